@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: tensor_split
+short_description: Write a split the way a program wants it
+version_added: 0.1.0
+description:
+  - Turns layer counts into the value of C(--tensor-split) of one program. llama-server wants commas, llama-bench
+    slashes, because to llama-bench a comma separates whole tests.
+  - Layer counts given as shares make llama.cpp place exactly these layers.
+positional: _input, program
+options:
+  _input:
+    description: One whole number per device, in llama.cpp's device order.
+    type: list
+    elements: int
+    required: true
+  program:
+    description: The program that reads it.
+    type: str
+    choices: [llama_bench, llama_fit_params, llama_server]
+    required: true
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Show the split for llama-server, here 45,36
+  ansible.builtin.debug:
+    msg: "--tensor-split {{ [45, 36] | homelab.mixed_gpu.tensor_split('llama_server') }}"
+"""
+
+RETURN = r"""
+_value:
+  description: The value of C(--tensor-split).
+  type: str
+"""
+
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _layer_split
+
+
+def tensor_split(layers: t.Any, program: str) -> str:
+    """Return the split as C(program) wants it; AnsibleFilterError for an unknown program or for what is no split."""
+    try:
+        return _layer_split.render_tensor_split(layers, program)
+    except ValueError as error:
+        raise AnsibleFilterError(f"tensor_split: {error}") from error
+
+
+class FilterModule:
+    """Filters that write splits."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        """Return the filters by name."""
+        return {"tensor_split": tensor_split}

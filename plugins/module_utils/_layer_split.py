@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Splits of a model over devices, in whole layers. Private to this collection. Pure functions only.
+
+A model of L repeating blocks has L + 1 slots: its blocks and, last, its output layer. A split is a tuple with one
+integer per device, in llama.cpp's device order, whose sum is L + 1. A device with 0 slots takes no part.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import typing as t
+
+Layers = tuple[int, ...]
+
+#: What stands between the shares in each program's `--tensor-split`. In llama-bench a comma separates whole tests.
+SEPARATORS: dict[str, str] = {"llama_bench": "/", "llama_fit_params": ",", "llama_server": ","}
+
+#: More splits than this are never listed: with many devices the grid is made coarser instead.
+MOST_SPLITS = 5000
+
+
+def _float32(value: float) -> float:
+    return struct.unpack("f", struct.pack("f", value))[0]
+
+
+def layers_from_shares(shares: t.Sequence[float], slots: int) -> Layers:
+    """Return how many of C(slots) slots each device gets from llama.cpp for these `--tensor-split` shares.
+
+    The rule is load_tensors of llama.cpp's src/llama-model.cpp with every layer offloaded: shares become cumulative
+    fractions, all in float32, and slot i goes to the first device whose cumulative fraction exceeds i / slots
+    (std::upper_bound). Raises ValueError when no share is positive or one is negative.
+    """
+    if slots < 1:
+        raise ValueError(f"a model has at least one slot, not {slots}")
+    if not shares or any(not math.isfinite(share) or share < 0 for share in shares) or not any(shares):
+        raise ValueError(f"shares must be zero or more, and one of them more than zero: {list(shares)}")
+    cumulative: list[float] = []
+    total = 0.0
+    for share in shares:
+        total = _float32(total + _float32(share))
+        cumulative.append(total)
+    limits = [_float32(value / total) for value in cumulative]
+    layers = [0] * len(limits)
+    for slot in range(slots):
+        position = _float32(slot / slots)
+        layers[next(device for device, limit in enumerate(limits) if limit > position)] += 1
+    return tuple(layers)
+
+
+def default_layers(free_mib: t.Sequence[int], slots: int) -> Layers:
+    """Return the split that llama.cpp makes when it is told none: by the devices' free memory, through the same rule.
+
+    llama.cpp reads bytes and we know MiB, which can move a slot only where a share falls on a slot's edge. Devices that
+    report no memory at all count as equal.
+    """
+    return layers_from_shares(free_mib if any(free_mib) else [1] * len(free_mib), slots)
+
+
+def enumerate_splits(slots: int, devices: int, most: int = MOST_SPLITS) -> list[Layers]:
+    """Return the splits that give every one of C(devices) devices at least one slot, fewest on the first device first.
+
+    Two devices have slots - 1 of them. Where there would be more than C(most), only every second, third... count of
+    each device but the last is listed.
+    """
+    if devices < 1 or slots < devices:
+        return []
+    step = 1
+    while math.comb(-(-slots // step) + devices - 2, devices - 1) > most:
+        step += 1
+    return list(_compositions(slots, devices, step))
+
+
+def _compositions(slots: int, devices: int, step: int) -> t.Iterator[Layers]:
+    if devices == 1:
+        yield (slots,)
+        return
+    for first in range(1, slots - devices + 2, step):
+        for rest in _compositions(slots - first, devices - 1, step):
+            yield (first, *rest)
+
+
+def single_device_splits(slots: int, devices: int) -> list[Layers]:
+    """Return the placements on one device alone, one per device."""
+    return [tuple(slots if other == device else 0 for other in range(devices)) for device in range(devices)]
+
+
+def output_device(layers: t.Sequence[int]) -> int:
+    """Return the index of the device that holds the output slot: the last one that has any slot."""
+    return max(device for device, count in enumerate(layers) if count)
+
+
+def split_name(layers: t.Sequence[int]) -> str:
+    """Return a split as people read it: C(20/13)."""
+    return "/".join(str(count) for count in layers)
+
+
+def load_label(layers: t.Sequence[int], load: int) -> str:
+    """Return the label of one load: C(20/13 load 1)."""
+    return f"{split_name(layers)} load {load}"
+
+
+def render_tensor_split(layers: t.Sequence[t.Any], program: str) -> str:
+    """Return C(layers) as the `--tensor-split` value of C(program), one of SEPARATORS.
+
+    Layer counts printed as shares give exactly these layers (see layers_from_shares). Raises ValueError for an unknown
+    program and for layers that are no split.
+    """
+    if program not in SEPARATORS:
+        raise ValueError(f"unknown program {program!r}: known are {', '.join(sorted(SEPARATORS))}")
+    if isinstance(layers, str) or not isinstance(layers, t.Sequence) or not layers:
+        raise ValueError(f"layers must be a list with one integer per device, not {layers!r}")
+    for count in layers:
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ValueError(f"layers must be whole numbers of zero or more, not {count!r}")
+    if not any(layers):
+        raise ValueError("layers must give at least one device a slot: all are 0")
+    return SEPARATORS[program].join(str(int(count)) for count in layers)

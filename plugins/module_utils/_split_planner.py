@@ -1,0 +1,735 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Plans which split of a model to measure next, and decides. Private to this collection. Pure functions only.
+
+One function, split_plan: the problem and all loads measured so far in, the next loads or the decision out, both as
+docs/data_formats.md describes them. It keeps no state: the loads are walked through in their order, and what was asked
+for after any of them follows from those before it, so a run that was broken off simply goes on.
+
+The way to a decision, with at most C(max_loads) loads:
+
+1. anchors: as many well separated splits as there are devices (for two, the ends of what memory allows), one load each;
+2. fit of the cost model, see _cost_model;
+3. confirmation: the predicted winner (A) and llama.cpp's own split (B; the best measured other one where that does not
+   fit or is the winner) get two loads each, in the order A B B A, counting what is already measured. After the first
+   load of each the fit is made anew. If it is off by more than 5 %, one more anchor between the others is measured,
+   and a better split may take A's place;
+4. two more loads, one of each, while the two cannot be told apart and loads are left.
+
+A split whose load fails is out, with its reason; out of memory also rules out every split with as many slots or more
+on the device that had the least room.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+import typing as t
+
+from . import _cost_model, _layer_split, _memory_plan
+from ._layer_split import Layers, split_name
+from ._split_problem import Candidate, Json, Load, Problem, read_loads, read_problem
+
+#: A fit that misses a measured split by more than this (percent), and by more than noise, is not trusted there.
+TRUSTED_RESIDUAL_PERCENT = 5.0
+
+#: Two splits count as equal only when 95 % of what is plausible lies within this many indifferences.
+EQUIVALENCE_FACTOR = 3.0
+
+WHAT_COUNTS = {"decode": "time per generated token", "prefill": "time per prompt", "request": "time per request"}
+
+
+# --- what the loads say ----------------------------------------------------------------------------------------------
+
+
+class Evidence:
+    """What a problem and some loads together say: which splits remain, the fit, and what each split costs."""
+
+    def __init__(self, problem: Problem, loads: t.Sequence[Load]) -> None:
+        self.problem = problem
+        self.loads = list(loads)
+        self.left = problem.max_loads - len(self.loads)
+        self.lost = next((load for load in loads if load.status == "device_lost"), None)
+        self.failed: dict[Layers, Load] = {load.layers: load for load in reversed(self.loads) if not load.ok}
+        self.ok: dict[Layers, list[Load]] = {}
+        for load in self.loads:
+            if load.ok:
+                self.ok.setdefault(load.layers, []).append(load)
+        self.candidates = self._remaining()
+        self.by_layers = {candidate.layers: candidate for candidate in self.candidates}
+        self._tolerances: dict[str, float] = {}
+        self._objectives: dict[Layers, float] = {}
+        self._fit()
+
+    def count(self, layers: Layers) -> int:
+        """Return how many loads of a split were measured."""
+        return len(self.ok.get(layers, ()))
+
+    def _remaining(self) -> list[Candidate]:
+        """Return the splits that fit and have not failed, nor need as much as one did where memory ran out."""
+        limits: list[tuple[int, int]] = []
+        for candidate in self.problem.fitting:
+            failure = self.failed.get(candidate.layers)
+            if failure is not None and failure.status == "out_of_memory":
+                tightest = min((left, d) for d, left in enumerate(candidate.headroom) if candidate.layers[d])[1]
+                limits.append((tightest, candidate.layers[tightest]))
+        return [
+            candidate
+            for candidate in self.problem.fitting
+            if candidate.layers not in self.failed
+            and all(candidate.layers[device] < count for device, count in limits)
+        ]
+
+    def _fit(self) -> None:
+        """Fit the model to the splits over all devices; to those on fewer devices only while there is nothing else."""
+        problem = self.problem
+        devices = len(problem.names)
+        whole = [layers for layers in self.ok if all(layers)]
+        self.points = whole if len(whole) >= devices else list(self.ok)
+        self.decode_fit: list[float] | None = None
+        self.prefill_fit: list[float] | None = None
+        self.residual: dict[str, float | None] = {"decode": None, "prefill": None}
+        if not self.anchored or not self.points:
+            return
+        # with as many coefficients as splits every residual is zero and says nothing
+        telling = len(self.points) > devices
+        if problem.decode_test is not None:
+            points = [(layers, self.measured("decode", layers)) for layers in self.points]
+            self.decode_fit = _cost_model.fit_decode(points)
+            if telling:
+                predicted = [_cost_model.decode_ms(self.decode_fit, layers) for layers, _ms in points]
+                self.residual["decode"] = _cost_model.residual_percent(predicted, [ms for _layers, ms in points])
+        if problem.prefill_test is not None:
+            batches = _cost_model.micro_batches(problem.prefill_test.n_prompt, problem.micro_batch)
+            points = [(layers, self.measured("prefill", layers)) for layers in self.points]
+            self.prefill_fit = _cost_model.fit_prefill(points, batches, self.decode_fit)
+            if telling:
+                predicted = [_cost_model.prefill_ms(self.prefill_fit, layers, batches) for layers, _ms in points]
+                self.residual["prefill"] = _cost_model.residual_percent(predicted, [ms for _layers, ms in points])
+
+    @functools.cached_property
+    def pool(self) -> list[Candidate]:
+        """The candidates that anchors are chosen from: those over all devices, unless there are too few of them."""
+        whole = [candidate for candidate in self.candidates if all(candidate.layers)]
+        return whole if len(whole) >= 2 else self.candidates
+
+    @functools.cached_property
+    def anchored(self) -> bool:
+        """Whether what was measured determines as many coefficients as measuring any further split could."""
+        measured = [layers for layers in self.ok if all(layers)]
+        if not all(all(candidate.layers) for candidate in self.pool):
+            measured = list(self.ok)
+        reachable = _cost_model.rank([*measured, *(candidate.layers for candidate in self.pool)])
+        return bool(self.ok) and _cost_model.rank(measured) >= reachable
+
+    def measured(self, kind: str, layers: Layers) -> float:
+        """Return the mean over loads of C(kind) (decode, prefill or objective) of a measured split."""
+        return statistics.fmean(self.load_means(kind, layers))
+
+    def load_means(self, kind: str, layers: Layers) -> list[float]:
+        """Return the mean of each load of a measured split."""
+        if kind == "objective":
+            return [self._objective(layers, load.decode, load.prefill) for load in self.ok[layers]]
+        return [value for load in self.ok[layers] if (value := getattr(load, kind)) is not None]
+
+    def predicted(self, kind: str, layers: Layers) -> float | None:
+        """Return what the fit says of C(kind), or None without a fit."""
+        if kind == "decode":
+            return None if self.decode_fit is None else _cost_model.decode_ms(self.decode_fit, layers)
+        if kind == "prefill":
+            if self.prefill_fit is None or self.problem.prefill_test is None:
+                return None
+            batches = _cost_model.micro_batches(self.problem.prefill_test.n_prompt, self.problem.micro_batch)
+            return _cost_model.prefill_ms(self.prefill_fit, layers, batches)
+        decode, prefill = self.predicted("decode", layers), self.predicted("prefill", layers)
+        if self.decode_fit is None and self.prefill_fit is None:
+            return None
+        return self._objective(layers, decode, prefill)
+
+    def _objective(self, layers: Layers, decode: float | None, prefill: float | None) -> float:
+        """Return the objective in ms: a prompt of its tokens, its generated tokens, or both, one after the other."""
+        problem = self.problem
+        total = 0.0
+        if problem.objective != "prefill" and decode is not None:
+            total += decode * problem.generated_tokens
+        if problem.objective != "decode" and prefill is not None and problem.prefill_test is not None:
+            total += prefill * _cost_model.prefill_scale(
+                self.prefill_fit, layers, problem.prefill_test.n_prompt, problem.prompt_tokens, problem.micro_batch
+            )
+        return total
+
+    @property
+    def objective_residual(self) -> float | None:
+        """The larger residual of what the objective is made of, in percent; None when unknown."""
+        kinds = ("decode", "prefill") if self.problem.objective == "request" else (self.problem.objective,)
+        return max((value for kind in kinds if (value := self.residual[kind]) is not None), default=None)
+
+    def value(self, kind: str, layers: Layers) -> float | None:
+        """Return what a split costs, as far as known: by a trusted fit, else by its own loads, else by any fit."""
+        residual = self.objective_residual if kind == "objective" else self.residual[kind]
+        trusted = layers in self.points and (residual is None or residual <= self.tolerance(kind))
+        predicted = self.predicted(kind, layers)
+        if layers in self.ok and self.load_means(kind, layers) and not (trusted and predicted is not None):
+            return self.measured(kind, layers)
+        return predicted
+
+    def tolerance(self, kind: str) -> float:
+        """Return the residual (percent) up to which a fit is trusted: what noise explains is no misfit."""
+        if kind not in self._tolerances:
+            spread, _degrees = _cost_model.pooled_spread(self.load_means(kind, layers) for layers in self.ok)
+            self._tolerances[kind] = max(TRUSTED_RESIDUAL_PERCENT, 200 * spread)
+        return self._tolerances[kind]
+
+    def objective(self, layers: Layers) -> float:
+        """Return the objective of a split; infinite when nothing is known of it."""
+        if layers not in self._objectives:
+            value = self.value("objective", layers)
+            self._objectives[layers] = float("inf") if value is None else value
+        return self._objectives[layers]
+
+    def best(self, among: t.Sequence[Candidate]) -> Candidate:
+        """Return the best of C(among): the fastest, or the roomiest of those that are practically as fast.
+
+        Of these one that is being confirmed stays the best, so that noise does not move the target. One device alone is
+        not given up for room: what is predicted for it contains a hop that it does not make.
+        """
+        fastest = min(among, key=lambda c: (self.objective(c.layers), c.layers))
+        if _single(fastest):
+            return fastest
+        limit = self.limit(among)
+        equal = [c for c in among if self.objective(c.layers) <= limit]
+        confirming = {load.layers for load in self.loads if load.purpose == "confirm"}
+        equal = [c for c in equal if c.layers in confirming] or equal
+        return min(equal, key=lambda c: (-_room(c), self.objective(c.layers), c.layers))
+
+    def limit(self, among: t.Iterable[Candidate]) -> float:
+        """Return the objective up to which a split is practically as fast as the fastest of C(among)."""
+        return min(self.objective(candidate.layers) for candidate in among) * (1 + self.problem.indifference)
+
+    def rival(self, winner: Candidate, among: t.Sequence[Candidate]) -> Candidate | None:
+        """Return what the winner is compared with: llama.cpp's own split, else the best measured other one."""
+        default = self.by_layers.get(self.problem.default)
+        if default is not None and default in among and default != winner:
+            return default
+        others = [c for c in among if c != winner and c.layers in self.ok]
+        return min(others, key=lambda c: (self.objective(c.layers), c.layers), default=None)
+
+    def compare(self, kind: str, layers: Layers, other: Layers) -> _cost_model.Comparison:
+        """Compare two measured splits; the noise between loads is pooled over all splits."""
+        spread = _cost_model.pooled_spread(self.load_means(kind, any_layers) for any_layers in self.ok)
+        return _cost_model.compare(self.load_means(kind, layers), self.load_means(kind, other), spread)
+
+
+def _room(candidate: Candidate) -> int:
+    """Return the smallest headroom of the devices in use."""
+    return min(left for left, count in zip(candidate.headroom, candidate.layers, strict=True) if count)
+
+
+def _single(candidate: Candidate) -> bool:
+    """Return whether a split uses one device alone."""
+    return sum(1 for count in candidate.layers if count) == 1
+
+
+# --- the next step ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """One load to be measured."""
+
+    layers: Layers
+    number: int
+    purpose: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What comes next: loads, a decision, or the reason why there is none."""
+
+    stage: str
+    why: str
+    loads: tuple[Wanted, ...] = ()
+    decision: Json | None = None
+
+
+def split_plan(problem: t.Any, loads: t.Any) -> Json:
+    """Return the plan for a problem and the loads measured so far, all as in docs/data_formats.md.
+
+    Pure and deterministic. Raises ValueError, naming the field, for a problem or loads that are not as described there.
+    """
+    checked = read_problem(problem)
+    measured = read_loads(checked, loads)
+    step: Step | None = None
+    for count in range(len(measured) + 1):
+        evidence = Evidence(checked, measured[:count])
+        if step is not None and step.loads:
+            done = {(load.layers, load.number) for load in measured[:count]}
+            open_loads = tuple(
+                wanted
+                for wanted in step.loads
+                if (wanted.layers, wanted.number) not in done and wanted.layers in evidence.by_layers
+            )
+            step = dataclasses.replace(step, loads=open_loads) if open_loads and evidence.lost is None else None
+        if step is None or not step.loads:
+            step = _next_step(evidence)
+    assert step is not None
+    if evidence.left < len(step.loads):
+        cut = dataclasses.replace(step, loads=step.loads[: max(0, evidence.left)])
+        step = cut if cut.loads else _next_step(evidence)
+    return {
+        "done": not step.loads,
+        "stage": step.stage,
+        "why": step.why,
+        "loads": [_load_out(checked, wanted) for wanted in step.loads],
+        "feasible": [
+            {"layers": list(c.layers), "mib": list(c.mib), "headroom_mib": list(c.headroom)}
+            for c in evidence.candidates
+        ],
+        "default_layers": list(checked.default),
+        "fit": _fit_out(evidence),
+        "decision": step.decision,
+    }
+
+
+def _next_step(evidence: Evidence) -> Step:
+    if evidence.lost is not None:
+        return Step("impossible", _why_lost(evidence.lost))
+    if not evidence.candidates:
+        return Step("impossible", _why_none(evidence))
+    if len(evidence.candidates) == 1:
+        only = evidence.candidates[0]
+        if not evidence.count(only.layers) and evidence.left > 0:
+            return Step("anchor", f"{_only(evidence)}: measure its speed", (_wanted(evidence, only, "single"),))
+    if evidence.left > 0 and not evidence.anchored:
+        anchors = _anchors(evidence)
+        if anchors:
+            wanted = tuple(_wanted(evidence, candidate, "anchor") for candidate in anchors)
+            return Step("anchor", _why_anchors(evidence, anchors), wanted)
+    measured = [candidate for candidate in evidence.candidates if evidence.count(candidate.layers)]
+    if not measured and evidence.left <= 0:
+        last = evidence.loads[-1]
+        return Step("impossible", f"none of {len(evidence.loads)} loads succeeded: {_failure(last)}")
+    if len(evidence.candidates) == 1:
+        return _decided(evidence, measured[0], None)
+    return _confirm(evidence, measured)
+
+
+def _confirm(evidence: Evidence, measured: list[Candidate]) -> Step:
+    """Return the loads that confirm the winner, or the decision."""
+    problem = evidence.problem
+    among = evidence.candidates
+    winner = evidence.best(among)
+    rival = evidence.rival(winner, among)
+    # with too few loads left for both, choose among what was measured, and of that among what was confirmed
+    confirmed = [candidate for candidate in measured if evidence.count(candidate.layers) >= 2]
+    for fewer in (measured, confirmed):
+        if fewer and _open_loads(evidence, winner, rival) > evidence.left:
+            among = fewer
+            winner = evidence.best(among)
+            rival = evidence.rival(winner, among)
+    first = [c for c in (winner, rival) if c is not None and not evidence.count(c.layers)]
+    if not first and evidence.left > _open_loads(evidence, winner, rival):
+        extra = _interior_anchor(evidence)
+        if extra is not None:
+            return Step(
+                "anchor",
+                f"the fit misses a measured split by {evidence.objective_residual:.1f} %: measure "
+                f"{split_name(extra.layers)} as well, far from the others",
+                (_wanted(evidence, extra, "anchor"),),
+            )
+    # A B, then B A
+    second = [c for c in (rival, winner) if c is not None and evidence.count(c.layers) < 2]
+    wanted = (first or second)[: max(0, evidence.left)]
+    if not wanted and rival is not None and evidence.left >= 2 and _verdict(evidence, winner, rival) == "inconclusive":
+        wanted = [winner, rival]
+    if not wanted:
+        return _decided(evidence, winner, rival)
+    why = _why_confirm(problem, evidence, winner, rival)
+    return Step("confirm", why, tuple(_wanted(evidence, candidate, "confirm") for candidate in wanted))
+
+
+def _open_loads(evidence: Evidence, winner: Candidate, rival: Candidate | None) -> int:
+    """Return how many loads are missing until both have two."""
+    return sum(max(0, 2 - evidence.count(c.layers)) for c in (winner, rival) if c is not None)
+
+
+def _wanted(evidence: Evidence, candidate: Candidate, purpose: str) -> Wanted:
+    return Wanted(candidate.layers, evidence.count(candidate.layers) + 1, purpose)
+
+
+def _anchors(evidence: Evidence) -> list[Candidate]:
+    """Return the splits that are still missing for a fit.
+
+    For each device it is the one with the most slots there; where these do not determine the fit, those farthest from
+    all chosen ones follow.
+    """
+    pool = evidence.pool
+    chosen = list(evidence.ok)
+    result: list[Candidate] = []
+    ends = [_end(pool, device) for device in range(len(evidence.problem.names))]
+    while True:
+        known = _cost_model.rank(chosen)
+        useful = [c for c in pool if _cost_model.rank([*chosen, c.layers]) > known]
+        if not useful:
+            return result
+        take = next((c for c in ends if c in useful), None)
+        if take is None:
+            take = max(useful, key=lambda c: (_distance(c.layers, chosen), _room(c), c.layers))
+        chosen.append(take.layers)
+        result.append(take)
+
+
+def _end(pool: t.Sequence[Candidate], device: int) -> Candidate:
+    """Return the split with the most slots on C(device)."""
+    return max(pool, key=lambda c: (c.layers[device], _room(c), c.layers))
+
+
+def _distance(layers: Layers, others: t.Iterable[Layers]) -> int:
+    """Return how many slots have to move, at least, to make C(layers) of one of C(others)."""
+    return min((sum(abs(a - b) for a, b in zip(layers, o, strict=True)) // 2 for o in others), default=0)
+
+
+def _interior_anchor(evidence: Evidence) -> Candidate | None:
+    """Return the further anchor that a poor fit asks for: of the good splits the farthest from the measured ones."""
+    residual = evidence.objective_residual
+    anchors = {load.layers for load in evidence.loads if load.ok and load.purpose == "anchor"}
+    if residual is None or residual <= evidence.tolerance("objective") or len(anchors) > len(evidence.problem.names):
+        return None
+    fresh = [c for c in evidence.pool if not evidence.count(c.layers)]
+    if not fresh:
+        return None
+    limit = 1.1 * min(evidence.objective(candidate.layers) for candidate in evidence.candidates)
+    near = [c for c in fresh if evidence.objective(c.layers) <= limit] or fresh
+    return max(near, key=lambda c: (_distance(c.layers, evidence.ok), -evidence.objective(c.layers), c.layers))
+
+
+# --- the decision ----------------------------------------------------------------------------------------------------
+
+
+def _verdict(evidence: Evidence, chosen: Candidate, rival: Candidate | None) -> str:
+    """Return faster, no_difference or inconclusive for two measured splits, by the 95 % interval between their loads.
+
+    faster: the interval excludes zero and the difference is more than the indifference, whichever of the two it
+    favours.
+    no_difference: the difference is at most the indifference, and the interval lies within three times that.
+    """
+    if rival is None or not evidence.count(chosen.layers) or not evidence.count(rival.layers):
+        return "inconclusive"
+    result = evidence.compare("objective", chosen.layers, rival.layers)
+    if result.low is None or result.high is None:
+        return "inconclusive"
+    indifference = 100 * evidence.problem.indifference
+    if abs(result.percent) > indifference and (result.low > 0 or result.high < 0):
+        return "faster"
+    widest = max(abs(result.low), abs(result.high))
+    if abs(result.percent) <= indifference and widest <= EQUIVALENCE_FACTOR * indifference:
+        return "no_difference"
+    return "inconclusive"
+
+
+def _decided(evidence: Evidence, winner: Candidate, rival: Candidate | None) -> Step:
+    """Return the decision between the winner and its rival."""
+    problem = evidence.problem
+    verdict = "only_choice" if len(evidence.candidates) == 1 else _verdict(evidence, winner, rival)
+    chosen, other = winner, rival
+    if rival is not None:
+        percent = evidence.compare("objective", winner.layers, rival.layers).percent
+        if verdict == "faster" and percent < 0:
+            chosen, other = rival, winner
+        # where loads cannot tell, room decides, unless the fit says that it costs more than the indifference
+        elif (
+            verdict != "faster"
+            and not _single(winner)
+            and evidence.objective(rival.layers) <= evidence.limit(evidence.candidates)
+        ):
+            chosen, other = sorted((winner, rival), key=lambda c: (-_room(c), evidence.objective(c.layers), c.layers))
+    default = evidence.by_layers.get(problem.default)
+    gain, interval = None, None
+    if default is not None and evidence.count(problem.default):
+        if default == chosen:
+            gain, interval = 0.0, [0.0, 0.0]
+        else:
+            result = evidence.compare("objective", chosen.layers, default.layers)
+            gain = round(result.percent, 2)
+            if result.low is not None and result.high is not None:
+                interval = [round(result.low, 2), round(result.high, 2)]
+    decode, prefill = (
+        evidence.measured(kind, chosen.layers) if evidence.load_means(kind, chosen.layers) else None
+        for kind in ("decode", "prefill")
+    )
+    why = _why_decided(evidence, chosen, other, verdict)
+    return Step(
+        "decided",
+        why,
+        decision={
+            "layers": list(chosen.layers),
+            "split_mode": "layer",
+            "single_device": _single(chosen),
+            "verdict": verdict,
+            "why": why,
+            "objective": {
+                "name": problem.objective,
+                "prompt_tokens": problem.prompt_tokens,
+                "generated_tokens": problem.generated_tokens,
+            },
+            "default_layers": None if default is None else list(problem.default),
+            "gain_over_default_percent": gain,
+            "gain_interval_percent": interval,
+            "decode_tokens_per_second": None if decode is None else round(1000 / decode, 3),
+            "prefill_tokens_per_second": (
+                None
+                if prefill is None or problem.prefill_test is None
+                else round(1000 * problem.prefill_test.n_prompt / prefill, 3)
+            ),
+            "best_by_objective": {kind: _best_by(evidence, kind) for kind in ("decode", "prefill")},
+            "mib": list(chosen.mib),
+            "headroom_mib": list(chosen.headroom),
+            "loads_used": len(evidence.loads),
+            "fit": _fit_out(evidence),
+            "table": _table(evidence),
+        },
+    )
+
+
+def _best_by(evidence: Evidence, kind: str) -> list[int] | None:
+    """Return the fastest split in C(kind) alone, as far as known; None when that was not measured."""
+    known = [(value, c.layers) for c in evidence.candidates if (value := evidence.value(kind, c.layers)) is not None]
+    return list(min(known)[1]) if known else None
+
+
+def _fit_out(evidence: Evidence) -> Json | None:
+    if evidence.decode_fit is None and evidence.prefill_fit is None:
+        return None
+    return {
+        "decode_ms_per_slot": _rounded(evidence.decode_fit),
+        "prefill_ms_per_slot": _rounded(evidence.prefill_fit),
+        "decode_residual_percent": _rounded(evidence.residual["decode"], 2),
+        "prefill_residual_percent": _rounded(evidence.residual["prefill"], 2),
+    }
+
+
+def _rounded(value: t.Any, digits: int = 5) -> t.Any:
+    if value is None:
+        return None
+    return [round(item, digits) for item in value] if isinstance(value, list) else round(value, digits)
+
+
+def _table(evidence: Evidence) -> list[Json]:
+    """Return one row per split that was tried, in order of layers."""
+    rows = []
+    for layers in sorted({load.layers for load in evidence.loads}):
+        failure = evidence.failed.get(layers)
+        rows.append(
+            {
+                "layers": list(layers),
+                "status": "ok" if failure is None else failure.status,
+                "reason": None if failure is None else failure.reason or None,
+                "loads": sum(1 for load in evidence.loads if load.layers == layers),
+                "decode_ms_per_token": _cell(evidence, "decode", layers),
+                "prefill_ms": _cell(evidence, "prefill", layers),
+                "objective_ms": _cell(evidence, "objective", layers),
+            }
+        )
+    return rows
+
+
+def _cell(evidence: Evidence, kind: str, layers: Layers) -> Json | None:
+    """Return mean, interval and prediction of a split, or None when C(kind) was not measured.
+
+    The interval is 95 %, from the noise between loads, pooled over splits; of a single load the range of its samples.
+    """
+    if not evidence.count(layers):
+        return None
+    means = evidence.load_means(kind, layers)
+    if not means:
+        return None
+    mean = statistics.fmean(means)
+    if len(means) > 1:
+        spread, degrees = _cost_model.pooled_spread(evidence.load_means(kind, other) for other in evidence.ok)
+        half = mean * spread * _cost_model.t_quantile_95(degrees) / len(means) ** 0.5
+        low, high = max(0.0, mean - half), mean + half
+    else:
+        low, high = _sample_range(evidence, kind, evidence.ok[layers][0])
+    return {
+        "mean": round(mean, 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "predicted": _rounded(evidence.predicted(kind, layers), 4),
+    }
+
+
+def _sample_range(evidence: Evidence, kind: str, load: Load) -> tuple[float, float]:
+    if kind == "objective":
+        low, high = (
+            evidence._objective(
+                load.layers,
+                pick(load.decode_samples) if load.decode_samples else None,
+                pick(load.prefill_samples) if load.prefill_samples else None,
+            )
+            for pick in (min, max)
+        )
+        return low, high
+    samples = getattr(load, f"{kind}_samples")
+    return min(samples), max(samples)
+
+
+def _load_out(problem: Problem, wanted: Wanted) -> Json:
+    return {
+        "label": _layer_split.load_label(wanted.layers, wanted.number),
+        "split_mode": "layer",
+        "layers": list(wanted.layers),
+        "load": wanted.number,
+        "purpose": wanted.purpose,
+        "tests": [dict(test) for test in problem.raw["tests"]],
+    }
+
+
+# --- sentences -------------------------------------------------------------------------------------------------------
+
+
+def _only(evidence: Evidence) -> str:
+    problem = evidence.problem
+    only = evidence.candidates[0]
+    used = [name for name, count in zip(problem.names, only.layers, strict=True) if count]
+    if len(problem.names) == 1:
+        return f"{used[0]} is the only device, so there is nothing to split"
+    if len(used) == 1:
+        return f"only {used[0]} alone has room for the model, so there is nothing to split"
+    return f"{split_name(only.layers)} is the only split that memory allows"
+
+
+def _failure(load: Load) -> str:
+    reason = f" ({load.reason.rstrip('.')})" if load.reason else ""
+    return f"{_layer_split.load_label(load.layers, load.number)} ended as {load.status}{reason}"
+
+
+def _why_lost(load: Load) -> str:
+    return (
+        f"a device was lost: {_failure(load)}; bring the device back (restart its ggml-rpc-server, or look for its "
+        "driver's errors in the kernel log) and run again: what was measured before is kept"
+    )
+
+
+def _why_none(evidence: Evidence) -> str:
+    problem = evidence.problem
+    if problem.fitting:
+        return (
+            f"every split that memory should allow failed; the last: {_failure(evidence.loads[-1])}; free the devices "
+            "or raise the reserve, and run again"
+        )
+    return _memory_plan.why_nothing_fits(
+        problem.raw["devices"], problem.memory.model, problem.memory.serving, problem.splits, problem.budgets
+    )
+
+
+def _why_anchors(evidence: Evidence, anchors: t.Sequence[Candidate]) -> str:
+    names = " and ".join(split_name(candidate.layers) for candidate in anchors)
+    failed = next((load for load in reversed(evidence.loads) if not load.ok), None)
+    before = f"{_failure(failed)}; " if failed is not None else ""
+    return (
+        f"{before}measure {names}, as far apart as memory allows, to learn what one slot costs on each of "
+        f"{', '.join(evidence.problem.names)}"
+    )
+
+
+def _why_confirm(problem: Problem, evidence: Evidence, winner: Candidate, rival: Candidate | None) -> str:
+    value = evidence.value("objective", winner.layers)
+    about = "" if value is None else f", {_duration(problem, value)},"
+    text = f"{split_name(winner.layers)} should be the best{about} of {len(evidence.candidates)} splits that fit"
+    if rival is None:
+        return f"{text}: measure it to confirm"
+    other = evidence.value("objective", rival.layers)
+    return (
+        f"{text}: confirm it against {_called(problem, rival)}"
+        + ("" if other is None else f" ({_duration(problem, other)})")
+        + ", in loads that take turns"
+    )
+
+
+def _duration(problem: Problem, ms: float) -> str:
+    if problem.objective == "decode":
+        return f"{ms / problem.generated_tokens:.2f} ms per token"
+    what = "prompt" if problem.objective == "prefill" else "request"
+    return f"{ms / 1000:.2f} s per {what}" if ms >= 1000 else f"{ms:.1f} ms per {what}"
+
+
+def _percent(value: float) -> str:
+    return f"{round(value, 1) + 0.0:.1f}"
+
+
+def _called(problem: Problem, candidate: Candidate) -> str:
+    name = split_name(candidate.layers)
+    return f"llama.cpp's default {name}" if candidate.layers == problem.default else name
+
+
+def _why_decided(evidence: Evidence, chosen: Candidate, other: Candidate | None, verdict: str) -> str:
+    """Return the one sentence that a person can check: where the slots are, why there, and how sure that is."""
+    problem = evidence.problem
+    name = split_name(chosen.layers)
+    if verdict == "only_choice":
+        return f"{name}: {_only(evidence)}"
+    if chosen.layers == problem.default:
+        name += ", llama.cpp's own default"
+    text = f"{name}: {_why_there(evidence, chosen)}"
+    if other is None:
+        return f"{text}; nothing else was measured to compare it with"
+    result = evidence.compare("objective", chosen.layers, other.layers)
+    loads = f"{evidence.count(chosen.layers)} and {evidence.count(other.layers)} loads"
+    against = _called(problem, other)
+    percent = _percent(result.percent)
+    what = WHAT_COUNTS[problem.objective]
+    if result.low is None or result.high is None:
+        return f"{text}; {percent} % less {what} than {against}, from too few loads to be sure ({loads})"
+    span = f"95 % interval {_percent(result.low)} to {_percent(result.high)} %, {loads}"
+    if verdict == "faster":
+        return f"{text}; {percent} % less {what} than {against} ({span})"
+    roomier = "it leaves more memory free" if _room(chosen) > _room(other) else "it leaves no less memory free"
+    if _room(chosen) < _room(other):
+        roomier = "the fit favours it"
+    if verdict == "no_difference":
+        return f"{text}; practically as fast as {against} ({percent} % less {what}, {span}), and {roomier}"
+    return (
+        f"{text}; its {what} could not be told from that of {against} (measured {percent} % less, {span}; the smallest "
+        f"effect visible was {result.smallest_visible:.1f} %), and {roomier}"
+    )
+
+
+def _why_there(evidence: Evidence, chosen: Candidate) -> str:
+    """Return what holds the chosen split where it is: memory, the balance of the stages, or room."""
+    problem = evidence.problem
+    used = [device for device, count in enumerate(chosen.layers) if count]
+    where = ", ".join(f"{chosen.layers[d]} of {problem.slots} slots on {problem.names[d]}" for d in used[:-1] or used)
+    if len(used) == 1:
+        return f"all {problem.slots} slots on {problem.names[used[0]]}, which has room for the whole model"
+    here = evidence.predicted("objective", chosen.layers)
+    for device in used:
+        for giver in used:
+            moved = list(chosen.layers)
+            moved[device] += 1
+            moved[giver] -= 1
+            layers = tuple(moved)
+            value = evidence.predicted("objective", layers)
+            if giver == device or layers in evidence.by_layers or here is None or value is None or value >= here:
+                continue
+            failure = evidence.failed.get(layers)
+            if failure is not None:
+                return f"{where}: the most that works, since {_failure(failure)}"
+            over = problem.memory.mib(layers)[device] - problem.budgets[device]
+            if over > 0:
+                return (
+                    f"{where}: the most that fits on {problem.names[device]}, one slot more would exceed its "
+                    f"{problem.budgets[device]} MiB by {over} MiB"
+                )
+    fastest = min((c for c in evidence.candidates), key=lambda c: (evidence.objective(c.layers), c.layers))
+    best = evidence.objective(fastest.layers)
+    if fastest != chosen and evidence.objective(chosen.layers) <= best * (1 + problem.indifference):
+        return (
+            f"{where}: within {100 * problem.indifference:g} % of {split_name(fastest.layers)}, the fastest by the "
+            f"fit, and {_room(chosen) - _room(fastest)} MiB roomier where it is tightest"
+        )
+    if problem.objective != "decode" and evidence.prefill_fit is not None:
+        stages = [cost * count for cost, count in zip(evidence.prefill_fit, chosen.layers, strict=True)]
+        if max(stages) - min(stages) <= max(evidence.prefill_fit) * 1.5:
+            return f"{where}: the point where the devices take equally long over a micro-batch"
+    return f"{where}: the best by the fit" if fastest == chosen else f"{where}: the best that was confirmed"

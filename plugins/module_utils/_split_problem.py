@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Checks what the split planner is given. Private to this collection. Pure functions only.
+
+The problem and the loads of docs/data_formats.md become typed, checked values; whatever is not as described there is a
+ValueError that names the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import typing as t
+
+from . import _layer_split, _memory_plan
+from ._layer_split import Layers
+
+OBJECTIVES = ("decode", "prefill", "request")
+STATUSES = ("ok", "out_of_memory", "crashed", "timed_out", "unreadable", "device_lost")
+
+Json = dict[str, t.Any]
+
+
+# --- reading the problem ---------------------------------------------------------------------------------------------
+
+
+def _field(where: str, holder: t.Any, key: str, kinds: type | tuple[type, ...], least: float | None = None) -> t.Any:
+    """Return holder[key] if it is of C(kinds) and at least C(least); else raise ValueError naming the field."""
+    if not isinstance(holder, t.Mapping):
+        raise ValueError(f"{where} must be a dict, not {type(holder).__name__}")
+    name = f"{where}.{key}"
+    if key not in holder:
+        raise ValueError(f"{name} is missing")
+    value = holder[key]
+    wanted = kinds if isinstance(kinds, tuple) else (kinds,)
+    if (isinstance(value, bool) and bool not in wanted) or not isinstance(value, wanted):
+        raise ValueError(f"{name} must be {' or '.join(_KIND_NAMES[kind] for kind in wanted)}, not {value!r}")
+    if least is not None and isinstance(value, (int, float)) and value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value!r}")
+    return value
+
+
+_KIND_NAMES: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    list: "a list",
+    dict: "a dict",
+    type(None): "null",
+}
+
+
+def _choice(where: str, value: t.Any, known: t.Iterable[str]) -> str:
+    names = list(known)
+    if value not in names:
+        raise ValueError(f"{where} must be one of {', '.join(names)}, not {value!r}")
+    return str(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Test:
+    """One test that every load runs."""
+
+    kind: str
+    n_prompt: int
+    n_gen: int
+    n_depth: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A split that memory allows."""
+
+    layers: Layers
+    mib: tuple[int, ...]
+    headroom: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A checked problem, with what follows from it alone."""
+
+    raw: t.Mapping[str, t.Any]
+    names: tuple[str, ...]
+    slots: int
+    budgets: tuple[int, ...]
+    memory: _memory_plan.MemoryPlan
+    splits: tuple[Layers, ...]
+    fitting: tuple[Candidate, ...]
+    default: Layers
+    objective: str
+    prompt_tokens: int
+    generated_tokens: int
+    tests: tuple[Test, ...]
+    decode_test: Test | None
+    prefill_test: Test | None
+    indifference: float
+    max_loads: int
+
+    @property
+    def micro_batch(self) -> int:
+        """Tokens of one micro-batch."""
+        return _memory_plan.micro_batch_tokens(self.memory.serving)
+
+
+def read_problem(raw: t.Any) -> Problem:
+    """Check a problem of docs/data_formats.md and work out its splits; raises ValueError naming the wrong field."""
+    if _field("problem", raw, "schema", int) != 1:
+        raise ValueError(f"problem.schema must be 1, not {raw['schema']!r}")
+    devices = _read_devices(_field("problem", raw, "devices", list))
+    model = _read_model(_field("problem", raw, "model", dict))
+    serving = _read_serving(_field("problem", raw, "serving", dict))
+    reserve = _field("problem", raw, "reserve_mib", int, 0)
+    modes = _field("problem", raw, "split_modes", list)
+    if list(modes) != ["layer"]:
+        raise ValueError(f"problem.split_modes must be ['layer'], the only mode known so far, not {modes!r}")
+    objective = _field("problem", raw, "objective", dict)
+    name = _choice("problem.objective.name", _field("problem.objective", objective, "name", str), OBJECTIVES)
+    prompt = _field("problem.objective", objective, "prompt_tokens", int, 0 if name == "decode" else 1)
+    generated = _field("problem.objective", objective, "generated_tokens", int, 0 if name == "prefill" else 1)
+    tests = _read_tests(_field("problem", raw, "tests", list))
+    by_kind = {kind: [test for test in tests if test.kind == kind] for kind in ("decode", "prefill")}
+    for kind in ("decode", "prefill"):
+        if name in (kind, "request") and not by_kind[kind]:
+            raise ValueError(f"problem.tests has no {kind} test, which the objective {name} needs")
+    slots = model["block_count"] + 1
+    memory = _memory_plan.MemoryPlan(model, serving)
+    budgets = _memory_plan.budgets_mib(devices, reserve)
+    splits = _layer_split.enumerate_splits(slots, len(devices))
+    default = _layer_split.default_layers([device["free_mib"] for device in devices], slots)
+    known = set(splits)
+    # a coarse grid of many devices may not contain llama.cpp's own choice
+    splits += [s for s in (default, *_layer_split.single_device_splits(slots, len(devices))) if s not in known]
+    splits = sorted(set(splits))
+    fitting = []
+    for layers in splits:
+        mib = memory.mib(layers)
+        headroom = _memory_plan.headroom_mib(mib, budgets)
+        if min(left for left, count in zip(headroom, layers, strict=True) if count) >= 0:
+            fitting.append(Candidate(layers, tuple(mib), tuple(headroom)))
+    return Problem(
+        raw=raw,
+        names=tuple(device["device"] for device in devices),
+        slots=slots,
+        budgets=tuple(budgets),
+        memory=memory,
+        splits=tuple(splits),
+        fitting=tuple(fitting),
+        default=default,
+        objective=name,
+        prompt_tokens=prompt,
+        generated_tokens=generated,
+        tests=tests,
+        # decoding follows the prompt, so the test at about that depth tells the most about it
+        decode_test=min(by_kind["decode"], key=lambda test: abs(test.n_depth - prompt), default=None),
+        prefill_test=min(
+            by_kind["prefill"], key=lambda test: (test.n_depth, abs(test.n_prompt - prompt)), default=None
+        ),
+        indifference=_field("problem", raw, "indifference", (int, float), 0),
+        max_loads=_field("problem", raw, "max_loads", int, 1),
+    )
+
+
+def _read_devices(devices: t.Sequence[t.Any]) -> list[Json]:
+    if not devices:
+        raise ValueError("problem.devices is empty: llama.cpp sees no device")
+    result = []
+    for index, device in enumerate(devices):
+        where = f"problem.devices[{index}]"
+        name, free = _field(where, device, "device", str), _field(where, device, "free_mib", int, 0)
+        budget = _field(where, {"budget_mib": None, **device}, "budget_mib", (int, type(None)), 0)
+        result.append({"device": name, "free_mib": free, "budget_mib": budget})
+    return result
+
+
+def _read_model(model: t.Mapping[str, t.Any]) -> t.Mapping[str, t.Any]:
+    where = "problem.model"
+    blocks = _field(where, model, "block_count", int, 1)
+    for key in ("block_bytes", "kv_k_elements_per_token", "kv_v_elements_per_token"):
+        values = _field(where, model, key, list)
+        if len(values) != blocks:
+            raise ValueError(f"{where}.{key} must have one number per block, {blocks}, not {len(values)}")
+        if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in values):
+            raise ValueError(f"{where}.{key} must hold whole numbers of zero or more")
+    for key in ("output_bytes", "vocabulary_size", "feed_forward_length", "head_count"):
+        _field(where, model, key, int, 0)
+    _field(where, model, "embedding_length", int, 1)
+    _field(where, model, "path", str)
+    _field(where, model, "name", (str, type(None)))
+    return model
+
+
+def _read_serving(serving: t.Mapping[str, t.Any]) -> t.Mapping[str, t.Any]:
+    where = "problem.serving"
+    for key in ("context_size", "parallel_slots", "batch_size", "micro_batch_size"):
+        _field(where, serving, key, int, 1)
+    _field(where, serving, "kv_unified", bool)
+    _choice(f"{where}.flash_attention", _field(where, serving, "flash_attention", str), ("on", "off", "auto"))
+    for key in ("cache_type_k", "cache_type_v"):
+        _choice(f"{where}.{key}", _field(where, serving, key, str), _memory_plan.CACHE_TYPES)
+    return serving
+
+
+def _read_tests(tests: t.Sequence[t.Any]) -> tuple[Test, ...]:
+    result = []
+    for index, test in enumerate(tests):
+        where = f"problem.tests[{index}]"
+        kind = _choice(f"{where}.kind", _field(where, test, "kind", str), ("prefill", "decode"))
+        result.append(
+            Test(
+                kind,
+                _field(where, test, "n_prompt", int, 1 if kind == "prefill" else 0),
+                _field(where, test, "n_gen", int, 1 if kind == "decode" else 0),
+                _field(where, test, "n_depth", int, 0),
+            )
+        )
+    return tuple(result)
+
+
+# --- reading the loads -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """One load, checked: where it stands, and what it measured."""
+
+    layers: Layers
+    number: int
+    purpose: str
+    status: str
+    reason: str
+    decode_samples: tuple[float, ...]  # ms per token
+    prefill_samples: tuple[float, ...]  # ms per prompt of the test
+
+    @property
+    def ok(self) -> bool:
+        """Whether it was measured."""
+        return self.status == "ok"
+
+    @property
+    def decode(self) -> float | None:
+        """Median ms per token: one disturbed repetition must not decide."""
+        return statistics.median(self.decode_samples) if self.decode_samples else None
+
+    @property
+    def prefill(self) -> float | None:
+        """Median ms per prompt of the test."""
+        return statistics.median(self.prefill_samples) if self.prefill_samples else None
+
+
+def read_loads(problem: Problem, loads: t.Any) -> list[Load]:
+    """Check the measured loads; raises ValueError naming the field that is wrong. A load given twice counts once."""
+    if not isinstance(loads, (list, tuple)):
+        raise ValueError(f"loads must be a list, not {type(loads).__name__}")
+    result: dict[tuple[Layers, int], Load] = {}
+    for index, load in enumerate(loads):
+        where = f"loads[{index}]"
+        _choice(f"{where}.split_mode", _field(where, load, "split_mode", str), ("layer",))
+        layers = tuple(_field(where, load, "layers", list))
+        if (
+            len(layers) != len(problem.names)
+            or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in layers)
+            or sum(layers) != problem.slots
+        ):
+            raise ValueError(
+                f"{where}.layers must be {len(problem.names)} whole numbers with sum {problem.slots}, "
+                f"not {list(layers)}"
+            )
+        number = _field(where, load, "load", int, 1)
+        status = _choice(f"{where}.status", _field(where, load, "status", str), STATUSES)
+        reason = load.get("reason") or ""
+        samples: dict[str, tuple[float, ...]] = {"decode": (), "prefill": ()}
+        if status == "ok":
+            results = _field(where, load, "results", list)
+            for kind, test in (("decode", problem.decode_test), ("prefill", problem.prefill_test)):
+                if test is not None:
+                    samples[kind] = _samples(f"{where}.results", results, test)
+                    if not samples[kind]:
+                        status, reason = "unreadable", f"it reports ok, but holds no {kind} result"
+        result.setdefault(
+            (layers, number),
+            Load(layers, number, str(load.get("purpose", "")), status, reason, samples["decode"], samples["prefill"]),
+        )
+    return list(result.values())
+
+
+def _samples(where: str, results: t.Sequence[t.Any], test: Test) -> tuple[float, ...]:
+    """Return the samples of one test: ms per token of a decode test, ms per prompt of a prefill test."""
+    values: list[float] = []
+    for index, result in enumerate(results):
+        if not isinstance(result, t.Mapping):
+            raise ValueError(f"{where}[{index}] must be a dict")
+        if all(result.get(key) == getattr(test, key) for key in ("kind", "n_prompt", "n_gen", "n_depth")):
+            for value in _field(f"{where}[{index}]", result, "samples_ms", list):
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                    raise ValueError(f"{where}[{index}].samples_ms must hold positive numbers, not {value!r}")
+                values.append(value / test.n_gen if test.kind == "decode" else float(value))
+    return tuple(values)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import typing as t
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ansible_collections.homelab.mixed_gpu.plugins.filter.split_plan import FilterModule, split_plan
+
+BLOCKS = 32
+
+
+def make_problem() -> dict[str, t.Any]:
+    return {
+        "schema": 1,
+        "devices": [{"device": name, "id": name, "free_mib": 400, "budget_mib": None} for name in ("RPC0", "RPC1")],
+        "model": {
+            "path": "/srv/models/sandbox.gguf", "name": "sandbox", "block_count": BLOCKS,
+            "block_bytes": [12 * 2**20] * BLOCKS, "output_bytes": 2**20, "embedding_length": 1024,
+            "vocabulary_size": 512, "feed_forward_length": 2816, "head_count": 8,
+            "kv_k_elements_per_token": [512] * BLOCKS, "kv_v_elements_per_token": [512] * BLOCKS,
+        },
+        "serving": {
+            "context_size": 2048, "parallel_slots": 1, "kv_unified": True, "batch_size": 2048, "micro_batch_size": 512,
+            "flash_attention": "on", "cache_type_k": "f16", "cache_type_v": "f16",
+        },
+        "reserve_mib": 0,
+        "split_modes": ["layer"],
+        "objective": {"name": "decode", "prompt_tokens": 0, "generated_tokens": 64},
+        "tests": [{"kind": "decode", "n_prompt": 0, "n_gen": 64, "n_depth": 0, "repetitions": 3}],
+        "indifference": 0.01,
+        "max_loads": 7,
+    }
+
+
+def test_it_is_the_planner() -> None:
+    plan = FilterModule().filters()["split_plan"](make_problem(), [])
+    assert [load["label"] for load in plan["loads"]] == ["22/11 load 1", "10/23 load 1"]
+
+
+def test_a_wrong_field_is_a_filter_error_that_names_it() -> None:
+    problem = make_problem()
+    problem["devices"][1]["free_mib"] = "much"
+    with pytest.raises(AnsibleFilterError, match=r"split_plan: problem.devices\[1\].free_mib must be a whole number"):
+        split_plan(problem, [])
+    with pytest.raises(AnsibleFilterError, match=r"split_plan: loads\[0\].split_mode is missing"):
+        split_plan(make_problem(), [{}])
+
+
+def test_in_a_play(tmp_path: pathlib.Path) -> None:
+    """Rounds as a play makes them, with templated and tagged values; the measurement is the sum that it should find."""
+    (tmp_path / "round.yml").write_text(
+        """
+- name: Ask the planner for the next loads
+  ansible.builtin.set_fact:
+    step: "{{ problem | homelab.mixed_gpu.split_plan(loads) }}"
+- name: Measure
+  ansible.builtin.set_fact:
+    loads: >-
+      {{ loads + [load | combine({'status': 'ok', 'reason': none, 'results': [
+           load.tests[0] | combine({'samples_ms': [64 * (0.5 * load.layers[0] + 0.9 * load.layers[1])]})]})] }}
+  loop: "{{ step.loads }}"
+  loop_control: {loop_var: load, label: "{{ load.label }}"}
+- name: Continue until decided
+  ansible.builtin.include_tasks: round.yml
+  when: not step.done
+""",
+        encoding="utf-8",
+    )
+    (tmp_path / "play.yml").write_text(
+        """
+- name: Plan in rounds
+  hosts: localhost
+  gather_facts: false
+  vars:
+    ansible_python_interpreter: "{{ ansible_playbook_python }}"
+    loads: []
+  tasks:
+    - name: Plan and measure in rounds
+      ansible.builtin.include_tasks: round.yml
+    - name: Keep the decision
+      ansible.builtin.copy:
+        content: "{{ step.decision | to_json }}"
+        dest: "{{ playbook_dir }}/decision.json"
+        mode: "0644"
+""",
+        encoding="utf-8",
+    )
+    (tmp_path / "vars.json").write_text(json.dumps({"problem": make_problem()}), encoding="utf-8")
+    collections = next(path for path in sys.path if pathlib.Path(path, "ansible_collections", "homelab").is_dir())
+    command = ["-m", "ansible", "playbook", "-i", "localhost,", "-c", "local", "-e", "@vars.json", "play.yml"]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": collections, "ANSIBLE_LOCAL_TEMP": str(tmp_path / "tmp")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    decision = json.loads((tmp_path / "decision.json").read_text(encoding="utf-8"))
+    assert (decision["layers"], decision["verdict"], decision["loads_used"]) == ([22, 11], "faster", 5)

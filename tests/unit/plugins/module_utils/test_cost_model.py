@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import pathlib
+import statistics
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _cost_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures" / "llama_bench"
+
+
+def recorded(name: str, slots: int, n_prompt: int) -> dict[tuple[int, int], float]:
+    """Return the best recorded time per split: ms per token for n_prompt 0, else ms per prompt."""
+    samples = collections.defaultdict(list)
+    for line in (FIXTURES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["n_prompt"] == n_prompt:
+            first = round(float(row["tensor_split"].split("/")[0]))
+            samples[first, slots - first] += [ns / 1e6 / max(1, row["n_gen"]) for ns in row["samples_ns"]]
+    return {layers: min(values) for layers, values in samples.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "slots", "anchors", "percent"),
+    [("h200_mps_pair", 25, ((22, 3), (4, 21)), 4.0), ("cpu_sleep_shim_3to1_decode", 33, ((32, 1), (1, 32)), 3.3)],
+)
+def test_two_splits_predict_the_decoding_of_all_others(
+    name: str, slots: int, anchors: tuple[tuple[int, int], ...], percent: float
+) -> None:
+    measured = {layers: ms for layers, ms in recorded(name, slots, 0).items() if all(layers)}
+    fit = _cost_model.fit_decode([(layers, measured[layers]) for layers in anchors])
+    predicted = [_cost_model.decode_ms(fit, layers) for layers in measured]
+    assert len(measured) > 5
+    assert _cost_model.residual_percent(predicted, list(measured.values())) <= percent
+
+
+def test_recorded_prefill_of_a_cpu_pair_finds_the_balance_point() -> None:
+    """pp256 in micro-batches of 32 on a busy machine: the fit of all recorded splits finds the optimum seen."""
+    measured = recorded("cpu_avx_pair", 33, 256)
+    fit = _cost_model.fit_prefill(list(measured.items()), 8)
+    splits = [(first, 33 - first) for first in range(34)]
+    best = min(splits, key=lambda layers: _cost_model.prefill_ms(fit, layers, 8))
+    assert min(measured, key=lambda layers: measured[layers]) in {(21, 12), (23, 10)}
+    assert 19 <= best[0] <= 23
+
+
+def test_recorded_prefill_that_cannot_overlap_is_reported() -> None:
+    """Two stages of one shared card: with 4 micro-batches the pipeline form is off, and the residual says so."""
+    measured = {layers: ms for layers, ms in recorded("h200_mps_pair", 25, 2048).items() if all(layers)}
+    fit = _cost_model.fit_prefill([(layers, measured[layers]) for layers in ((22, 3), (4, 21))], 4)
+    residual = _cost_model.residual_percent(
+        [_cost_model.prefill_ms(fit, layers, 4) for layers in measured], list(measured.values())
+    )
+    assert 5 < residual < 25
+
+
+costs = st.floats(0.1, 10)
+
+
+@given(st.lists(costs, min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_exact_decode_times_give_the_costs_back(slot_ms: list[float]) -> None:
+    devices = len(slot_ms)
+    splits = [tuple(20 if other == device else 3 for other in range(devices)) for device in range(devices)]
+    fit = _cost_model.fit_decode([(layers, _cost_model.decode_ms(slot_ms, layers)) for layers in splits])
+    assert fit == pytest.approx(slot_ms, rel=1e-4)
+
+
+@given(costs, costs, st.integers(1, 32))
+@settings(max_examples=60, deadline=None)
+def test_exact_prefill_times_give_the_costs_back(first: float, second: float, batches: int) -> None:
+    points = [(layers, _cost_model.prefill_ms((first, second), layers, batches)) for layers in ((30, 3), (5, 28))]
+    assert _cost_model.fit_prefill(points, batches) == pytest.approx([first, second], rel=1e-3)
+
+
+@given(st.lists(costs, min_size=3, max_size=3), st.sampled_from([1, 2, 8]))
+@settings(max_examples=25, deadline=None)
+def test_three_devices_are_predicted(slot_ms: list[float], batches: int) -> None:
+    splits = [(20, 3, 3), (3, 20, 3), (3, 3, 20)]
+    points = [(layers, _cost_model.prefill_ms(slot_ms, layers, batches)) for layers in splits]
+    fit = _cost_model.fit_prefill(points, batches, slot_ms)
+    assert _cost_model.residual_percent(
+        [_cost_model.prefill_ms(fit, layers, batches) for layers in splits], [ms for _layers, ms in points]
+    ) < 0.1
+
+
+def test_costs_are_never_negative() -> None:
+    fit = _cost_model.fit_decode([((30, 3), 10.0), ((3, 30), 200.0)])
+    assert min(fit) >= 0 and fit[1] > 3
+
+
+def test_what_the_splits_leave_open_is_the_mean() -> None:
+    """One device always has one slot: nothing tells what that costs, so it is taken as an average one."""
+    fit = _cost_model.fit_decode([((20, 12, 1), 30.0), ((10, 22, 1), 40.0)])
+    assert fit[2] == pytest.approx(statistics.fmean((30 / 33, 40 / 33)), rel=0.05)
+    assert [_cost_model.decode_ms(fit, layers) for layers in ((20, 12, 1), (10, 22, 1))] == pytest.approx([30, 40])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "micro_batch", "batches"), [(1, 512, 1), (512, 512, 1), (513, 512, 2), (1024, 512, 2), (700, 512, 2)]
+)
+def test_micro_batches(prompt: int, micro_batch: int, batches: int) -> None:
+    assert _cost_model.micro_batches(prompt, micro_batch) == batches
+
+
+def test_prefill_is_a_sum_for_one_micro_batch_and_the_slowest_stage_for_many() -> None:
+    assert _cost_model.prefill_ms((1.0, 3.0), (20, 10), 1) == 50
+    assert _cost_model.prefill_ms((1.0, 3.0), (20, 10), 1000) / 1000 == pytest.approx(30, rel=0.01)
+
+
+def test_scaling_to_another_prompt() -> None:
+    assert _cost_model.prefill_scale((1.0, 2.0), (20, 13), 1024, 1024, 512) == 1
+    assert _cost_model.prefill_scale(None, (20, 13), 1024, 4096, 512) == 4
+    # one stage: nothing overlaps, so twice the tokens take twice the time
+    assert _cost_model.prefill_scale((1.0, 2.0), (33, 0), 1024, 2048, 512) == pytest.approx(2)
+    # balanced stages hide the second behind the first: 9 steps instead of 3
+    assert _cost_model.prefill_scale((1.0, 1.0), (16, 16), 1024, 4096, 512) == pytest.approx(9 / 3)
+    # 300 of 512 tokens are a short micro-batch
+    assert _cost_model.prefill_scale((1.0, 1.0), (33, 0), 512, 300, 512) == pytest.approx(300 / 512)
+
+
+def test_rank() -> None:
+    assert _cost_model.rank([]) == 0
+    assert _cost_model.rank([(20, 13), (20, 13)]) == 1
+    assert _cost_model.rank([(20, 13), (13, 20)]) == 2
+    assert _cost_model.rank([(20, 12, 1), (12, 20, 1), (16, 16, 1)]) == 2
+    assert _cost_model.rank([(20, 12, 1), (12, 20, 1), (16, 15, 2)]) == 3
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"), [(1, 12.706), (2, 4.303), (5, 2.571), (10, 2.228), (11, 2.201), (30, 2.042), (1000, 1.962)]
+)
+def test_student_quantiles(degrees: int, quantile: float) -> None:
+    """Values of the NIST table, beyond the ten that the code holds as well."""
+    assert _cost_model.t_quantile_95(degrees) == pytest.approx(quantile, abs=0.001)
+
+
+def test_student_needs_a_degree_of_freedom() -> None:
+    with pytest.raises(ValueError, match="degree of freedom"):
+        _cost_model.t_quantile_95(0)
+
+
+def test_spread_is_pooled_within_splits() -> None:
+    deviation, degrees = _cost_model.pooled_spread([[100, 102], [50, 51], [7]])
+    assert degrees == 2
+    assert deviation == pytest.approx(math.log(1.02) / math.sqrt(2))
+    assert _cost_model.pooled_spread([[100], [50]]) == (0.0, 0)
+
+
+def test_comparison() -> None:
+    result = _cost_model.compare([90, 90], [100, 100], (0.01, 2))
+    assert result.percent == pytest.approx(10)
+    assert result.low is not None and result.high is not None and result.smallest_visible is not None
+    assert result.low < 10 < result.high
+    assert result.smallest_visible == pytest.approx(4.4, abs=0.1)
+    assert _cost_model.compare([90], [100], (0.0, 0)) == (pytest.approx(10), None, None, None)
