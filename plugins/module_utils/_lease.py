@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The measurement lease: who may use the devices. Private to this collection. Pure functions only.
+
+The lease is a transient systemd unit that conflicts with the servers; a small state file beside it names its owner.
+The unit is what counts: a state file without an active unit is a leftover.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import typing as t
+
+UNIT: t.Final = "mixed-gpu-lease.service"
+ACTIVE: t.Final = ("active", "activating", "reloading", "deactivating")
+#: States in which a service is wanted back after the lease.
+RUNNING: t.Final = ("active", "activating", "reloading")
+
+
+class LeaseError(ValueError):
+    """A state file that cannot be read; the message says why."""
+
+
+def unit_name(name: str) -> str:
+    """Return C(name) with C(.service) where it has no unit type."""
+    return name if re.search(r"\.[a-z]+$", name) else f"{name}.service"
+
+
+def new_state(owner: str, now: str, restart: t.Sequence[str]) -> dict[str, t.Any]:
+    """Return the state of a lease that begins now (UTC, C(2026-11-24T04:35:00Z))."""
+    return {"owner": owner, "acquired_at": now, "touched_at": now, "restart": sorted(set(restart))}
+
+
+def touched(state: t.Mapping[str, t.Any], now: str) -> dict[str, t.Any]:
+    """Return the state of a lease whose owner was at work just now."""
+    return {**state, "touched_at": now}
+
+
+def parse_state(text: str) -> dict[str, t.Any]:
+    """Return the lease state in C(text), or raise LeaseError."""
+    try:
+        data = json.loads(text)
+    except ValueError as exc:
+        raise LeaseError(f"it holds no JSON ({exc})") from exc
+    named = ("owner", "acquired_at", "touched_at")
+    if not isinstance(data, dict) or not all(isinstance(data.get(key), str) for key in named):
+        raise LeaseError("it does not name owner, acquired_at and touched_at")
+    restart = data.get("restart")
+    if not isinstance(restart, list) or not all(isinstance(name, str) for name in restart):
+        raise LeaseError("its restart is no list of units")
+    for key in ("acquired_at", "touched_at"):
+        _seconds(data[key])
+    return data
+
+
+def _seconds(stamp: str) -> float:
+    try:
+        return datetime.datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.UTC).timestamp()
+    except ValueError as exc:
+        raise LeaseError(f"{stamp!r} is no UTC time such as 2026-11-24T04:35:00Z") from exc
+
+
+def idle_seconds(state: t.Mapping[str, t.Any], now: str) -> float:
+    """Return for how long nobody touched the lease. A clock that was set back counts like one that was set forward."""
+    return abs(_seconds(now) - _seconds(state["touched_at"]))
+
+
+def decide(
+    active: bool, state: t.Mapping[str, t.Any] | None, owner: str, measuring: bool, idle_limit_seconds: float, now: str
+) -> str:
+    """Return what C(owner) may do: C(free), C(ours), C(wait) or C(take_over).
+
+    A lease is abandoned when nobody measures and it was not touched for C(idle_limit_seconds). One whose state cannot
+    be read (C(state) is None) is abandoned as soon as nobody measures: whoever took it cannot be asked or told.
+    """
+    if not active:
+        return "free"
+    if state is not None and state["owner"] == owner:
+        return "ours"
+    if measuring:
+        return "wait"
+    if state is not None and idle_seconds(state, now) < idle_limit_seconds:
+        return "wait"
+    return "take_over"
+
+
+def start_command(
+    systemd_run: str, systemctl: str, sleep: str, owner: str, conflicts: t.Sequence[str], restart: t.Sequence[str],
+    max_seconds: int,
+) -> list[str]:
+    """Return the command that starts the lease.
+
+    systemd stops what conflicts before the lease starts (Conflicts= with After=), ends the lease after C(max_seconds),
+    and however it ends starts again what ran before (ExecStopPost=). C(--no-block) because that start waits for the
+    lease to be gone.
+    """
+    properties = [f"Description=Measurement lease of {re.sub(r'[^ -~]', '?', owner).replace('%', '%%')}"]
+    for name in conflicts:
+        properties += [f"Conflicts={name}", f"After={name}"]
+    properties.append(f"RuntimeMaxSec={max_seconds}")
+    properties += [f"ExecStopPost={systemctl} --no-block start {name}" for name in sorted(set(restart))]
+    return [
+        systemd_run, "--quiet", "--collect", f"--unit={UNIT}",
+        *(part for value in properties for part in ("-p", value)),
+        sleep, "infinity",
+    ]
+
+
+def parse_properties(text: str) -> dict[str, str]:
+    """Return the properties of C(systemctl show); of a repeated one (ExecStopPost) all values, joined by newlines."""
+    result: dict[str, str] = {}
+    for line in text.splitlines():
+        name, equals, value = line.partition("=")
+        if equals:
+            result[name] = f"{result[name]}\n{value}" if name in result else value
+    return result
+
+
+def restart_of_unit(exec_stop_post: str) -> list[str]:
+    """Return the units that a running lease will start, from its own ExecStopPost property."""
+    return sorted(set(re.findall(r"argv\[\]=\S+ --no-block start (\S+) ;", exec_stop_post)))

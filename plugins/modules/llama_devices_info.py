@@ -1,0 +1,225 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: llama_devices_info
+short_description: List the devices that llama.cpp can put layers on
+version_added: 0.1.0
+description:
+  - Runs C(llama-bench --list-devices) and returns the devices in llama.cpp's own order, each with an id that stays
+    the same when the order changes.
+  - A CUDA device is known by its UUID (see O(cuda_uuids)), an RPC device by its endpoint, any other by llama.cpp's
+    name for it.
+  - A machine without any such device gives an empty list.
+  - This is an active probe. An RPC server serves one client at a time, so listing the devices while a server uses
+    them hangs, and ends that RPC server when the listing is given up. Hold the lease
+    (M(homelab.mixed_gpu.measurement_lease)) while it runs.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+    details:
+      - This action does not modify state. It asks the devices in check mode too.
+  diff_mode:
+    support: N/A
+    details:
+      - This action does not modify state.
+options:
+  llama_bench:
+    description: Path to the C(llama-bench) program.
+    type: path
+    default: /opt/llama.cpp/current/bin/llama-bench
+  rpc_endpoints:
+    description: Endpoints (C(host:port)) of the C(ggml-rpc-server) processes to use, in the order in which they
+      become RPC0, RPC1.
+    type: list
+    elements: str
+    default: []
+  cuda_uuids:
+    description:
+      - UUIDs of the visible CUDA devices in their order, so that C(CUDA0) gets the first as its id.
+      - Their number must be that of the CUDA devices. When empty, CUDA devices are known by llama.cpp's name.
+    type: list
+    elements: str
+    default: []
+  environment:
+    description: Environment variables for the program, such as C(CUDA_DEVICE_ORDER) and C(CUDA_VISIBLE_DEVICES).
+    type: dict
+    default: {}
+  budgets_mib:
+    description:
+      - Memory in MiB that may be planned on a device, by its id or llama.cpp's name. Fills C(budget_mib).
+    type: dict
+    default: {}
+  expected_order:
+    description: The ids that must be there, in this order. Anything else is an error that names both orders. Empty
+      means any.
+    type: list
+    elements: str
+    default: []
+  timeout_seconds:
+    description: Time after which the listing is given up and ended.
+    type: int
+    default: 60
+requirements:
+  - coreutils (C(timeout))
+seealso:
+  - module: homelab.mixed_gpu.split_benchmark
+  - module: homelab.mixed_gpu.measurement_lease
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: List two RPC devices of which the first may use 300 MiB
+  homelab.mixed_gpu.llama_devices_info:
+    rpc_endpoints: ["127.0.0.1:50052", "127.0.0.1:50053"]
+    budgets_mib:
+      "127.0.0.1:50052": 300
+  register: llama_devices
+
+- name: List two CUDA cards and insist on their order
+  homelab.mixed_gpu.llama_devices_info:
+    environment:
+      CUDA_DEVICE_ORDER: PCI_BUS_ID
+      CUDA_VISIBLE_DEVICES: GPU-11111111-1111-1111-1111-111111111111,GPU-22222222-2222-2222-2222-222222222222
+    cuda_uuids:
+      - GPU-11111111-1111-1111-1111-111111111111
+      - GPU-22222222-2222-2222-2222-222222222222
+    expected_order:
+      - GPU-11111111-1111-1111-1111-111111111111
+      - GPU-22222222-2222-2222-2222-222222222222
+"""
+
+RETURN = r"""
+devices:
+  description: The devices in llama.cpp's order.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    device:
+      description: llama.cpp's name, which its programs are told.
+      returned: always
+      type: str
+      sample: RPC0
+    id:
+      description: UUID of the card, RPC endpoint, or llama.cpp's name where there is nothing better. This is what is
+        stored.
+      returned: always
+      type: str
+      sample: 127.0.0.1:50052
+    backend:
+      description: Kind of device.
+      returned: always
+      type: str
+      sample: RPC
+    description:
+      description: What llama.cpp says about the device.
+      returned: always
+      type: str
+      sample: 127.0.0.1:50052
+    total_mib:
+      description: Memory of the device in MiB.
+      returned: always
+      type: int
+      sample: 24105
+    free_mib:
+      description: Free memory of the device in MiB.
+      returned: always
+      type: int
+      sample: 24105
+    budget_mib:
+      description: The device's entry of O(budgets_mib), or V(none).
+      returned: always
+      type: int
+      sample: 300
+"""
+
+import os
+import time
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _llama_bench
+
+
+def list_devices(module: AnsibleModule) -> list[dict[str, t.Any]]:
+    """Run llama-bench and return what it lists; ends the module with one sentence when it cannot."""
+    params = module.params
+    program = params["llama_bench"]
+    endpoints = params["rpc_endpoints"]
+    limit = params["timeout_seconds"]
+    if not os.path.isfile(program) or not os.access(program, os.X_OK):
+        module.fail_json(msg=f"There is no program {program}: install llama.cpp (role llama_cpp), or set llama_bench.")
+    command = [module.get_bin_path("timeout", required=True), "--signal=KILL", f"{limit}s"]
+    command += _llama_bench.list_devices_command(program, endpoints)
+    environment = {"GGML_NO_BACKTRACE": "1", **{name: str(value) for name, value in params["environment"].items()}}
+    started = time.monotonic()
+    rc, stdout, stderr = module.run_command(
+        command, environ_update=environment, expand_user_and_vars=False, errors="replace"
+    )
+    if rc != 0:
+        if rc in (-9, 137) and time.monotonic() - started >= limit:
+            if endpoints:
+                cure = (
+                    "an RPC server serves one client at a time, so stop whatever uses"
+                    f" {', '.join(endpoints)} (a llama-server?), then run this again"
+                )
+            else:
+                cure = "look at the kernel's messages about the cards (journalctl -k)"
+            module.fail_json(msg=f"{program} did not list the devices within {limit} seconds: {cure}.")
+        sentence = _llama_bench.explain_list_failure(rc, f"{stdout}\n{stderr}", endpoints)
+        module.fail_json(msg=f"The devices cannot be listed: {sentence}.", rc=rc, stderr=stderr[-4000:])
+    try:
+        devices = _llama_bench.parse_devices(stdout)
+    except _llama_bench.BenchError as exc:
+        module.fail_json(
+            msg=f"What {program} --list-devices printed cannot be read: {exc}; install the pinned llama.cpp.",
+            stdout=stdout[-4000:],
+        )
+    missing = _llama_bench.missing_endpoints(devices, endpoints)
+    if missing:
+        module.fail_json(
+            msg=f"The RPC endpoint {missing[0]} answers but offers no device: look at its ggml-rpc-server's journal."
+        )
+    return devices
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "llama_bench": {"type": "path", "default": "/opt/llama.cpp/current/bin/llama-bench"},
+            "rpc_endpoints": {"type": "list", "elements": "str", "default": []},
+            "cuda_uuids": {"type": "list", "elements": "str", "default": []},
+            "environment": {"type": "dict", "default": {}},
+            "budgets_mib": {"type": "dict", "default": {}},
+            "expected_order": {"type": "list", "elements": "str", "default": []},
+            "timeout_seconds": {"type": "int", "default": 60},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    if params["timeout_seconds"] < 1:
+        module.fail_json(msg=f"timeout_seconds is {params['timeout_seconds']}: give at least 1.")
+    doubled = sorted({name for name in params["rpc_endpoints"] if params["rpc_endpoints"].count(name) > 1})
+    if doubled:
+        module.fail_json(
+            msg=f"rpc_endpoints names {doubled[0]} more than once: llama.cpp makes one device of it, so name it once."
+        )
+    devices = list_devices(module)
+    try:
+        devices = _llama_bench.identify(devices, params["cuda_uuids"])
+        devices = _llama_bench.set_budgets(devices, params["budgets_mib"])
+        _llama_bench.check_order(devices, params["expected_order"])
+    except _llama_bench.BenchError as exc:
+        module.fail_json(msg=f"The devices do not fit what was given: {exc}.", devices=devices)
+    module.exit_json(changed=False, devices=devices)
+
+
+if __name__ == "__main__":
+    main()

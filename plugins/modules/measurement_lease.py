@@ -1,0 +1,360 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: measurement_lease
+short_description: Take and give back the exclusive use of the devices
+version_added: 0.1.0
+description:
+  - Only one thing uses the devices at a time. The lease is a transient systemd unit, C(mixed-gpu-lease.service), that
+    conflicts with the services in O(conflicts), so that systemd stops them while it is held.
+  - However the lease ends (released, expired, or its unit stopped by hand), systemd starts again those services that
+    were running when it was taken. After a reboot the lease is gone and enabled services start as usual.
+  - A second owner is refused, unless the first one abandoned the lease, as a killed play does. Abandoned means that
+    nothing is measuring (nobody holds O(lock_file)) and that nobody touched the lease for O(idle_seconds). The module
+    M(homelab.mixed_gpu.split_benchmark) touches it at the start and the end of each load, and so does taking it
+    again.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+    details:
+      - Does not wait in check mode.
+  diff_mode:
+    support: full
+options:
+  state:
+    description:
+      - V(present) takes the lease, or touches it when O(owner) has it already.
+      - V(absent) gives it back. A lease of somebody else is left alone.
+    type: str
+    choices: [present, absent]
+    default: present
+  owner:
+    description: Who takes the lease, as text that is the same within a run and different in any other, such as a
+      campaign.
+    type: str
+    required: true
+  conflicts:
+    description: Services that must not run while the lease is held. They need not exist.
+    type: list
+    elements: str
+    default: [llama-server.service]
+  max_seconds:
+    description: Time after which systemd ends the lease by itself.
+    type: int
+    default: 14400
+  wait_seconds:
+    description:
+      - How long to wait for another owner to give the lease back or abandon it.
+      - When giving it back, how long to wait for a measurement that still runs.
+    type: int
+    default: 60
+  idle_seconds:
+    description: A lease that nobody touched for this long, and under which nothing is measured, counts as abandoned.
+    type: int
+    default: 45
+  lease_file:
+    description: State file of the lease, with owner, times and the services to start again.
+    type: path
+    default: /run/mixed_gpu/lease.json
+  lock_file:
+    description: The lock that a running measurement holds, as in M(homelab.mixed_gpu.split_benchmark).
+    type: path
+    default: /var/lib/mixed_gpu/measurements/.lock
+requirements:
+  - systemd (C(systemctl), C(systemd-run))
+seealso:
+  - module: homelab.mixed_gpu.split_benchmark
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Measure under a lease
+  block:
+    - name: Take the lease
+      homelab.mixed_gpu.measurement_lease:
+        owner: "{{ example_campaign }}"
+
+    - name: Measure
+      ansible.builtin.include_tasks: measure.yml
+  always:
+    - name: Give the lease back
+      homelab.mixed_gpu.measurement_lease:
+        owner: "{{ example_campaign }}"
+        state: absent
+"""
+
+RETURN = r"""
+unit:
+  description: The unit that is the lease.
+  returned: success
+  type: str
+  sample: mixed-gpu-lease.service
+owner:
+  description: Who holds the lease now, or V(none) when nobody does.
+  returned: success
+  type: str
+acquired_at:
+  description: Since when the owner holds it (UTC), or V(none).
+  returned: success
+  type: str
+restart:
+  description: Services that start again when the lease ends, or that were started again when it was given back.
+  returned: success
+  type: list
+  elements: str
+taken_over_from:
+  description: Owner of the abandoned lease that was taken over, or V(none).
+  returned: success
+  type: str
+"""
+
+import os
+import time
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _lease, _state_files
+
+#: Stopping the unit only waits for a `sleep` to end; longer than this means that systemd itself is stuck.
+GONE_SECONDS = 30
+
+
+class MeasurementLease:
+    """The lease unit, its state file, and who may have it."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.params = module.params
+        self.owner: str = self.params["owner"]
+        self.conflicts = [_lease.unit_name(name) for name in self.params["conflicts"]]
+        self.file: str = self.params["lease_file"]
+        if not self.owner.strip():
+            module.fail_json(msg="owner is empty: give a text that names this run, such as its campaign.")
+        for name, least in (("max_seconds", 1), ("wait_seconds", 0), ("idle_seconds", 0)):
+            if self.params[name] < least:
+                module.fail_json(msg=f"{name} is {self.params[name]}: give at least {least}.")
+        self.systemctl = module.get_bin_path("systemctl", required=True)
+
+    # What is there
+
+    def show(self, unit: str) -> dict[str, str]:
+        rc, stdout, stderr = self.module.run_command(
+            [self.systemctl, "show", "-p", "ActiveState", "-p", "LoadState", "-p", "ExecStopPost", unit]
+        )
+        if rc != 0:
+            self.module.fail_json(
+                msg=f"systemd does not answer ({stderr.strip() or stdout.strip()}): the lease needs systemd."
+            )
+        return _lease.parse_properties(stdout)
+
+    def active(self) -> bool:
+        return self.show(_lease.UNIT).get("ActiveState") in _lease.ACTIVE
+
+    def read_state(self) -> dict[str, t.Any] | None:
+        """Return the state file's content, or None when it is missing or damaged."""
+        try:
+            text = _state_files.read_text(self.file)
+            return None if text is None else _lease.parse_state(text)
+        except _lease.LeaseError as exc:
+            self.module.warn(f"{self.file} is damaged: {exc}; the lease unit itself decides.")
+            return None
+        except OSError as exc:
+            self.module.fail_json(msg=f"{self.file} cannot be read ({exc.strerror}): run as root.")
+
+    def write_state(self, state: dict[str, t.Any]) -> None:
+        _state_files.write_text(self.file, _state_files.to_text(state), 0o644, self.module.atomic_move)
+
+    # Taking it
+
+    def acquire(self) -> dict[str, t.Any]:
+        """Take the lease, or touch it; waits for another owner and ends the module when that takes too long."""
+        deadline = time.monotonic() + self.params["wait_seconds"]
+        while True:
+            guard = self.guard()
+            try:
+                result, state = self.try_to_acquire()
+            finally:
+                if guard is not None:
+                    _state_files.release_lock(guard)
+            if result is not None:
+                return result
+            if self.module.check_mode:
+                return self.result(True, state, after="would wait for it")
+            if time.monotonic() >= deadline:
+                holder = f"{state['owner']} since {state['acquired_at']}" if state else "somebody unknown"
+                self.module.fail_json(
+                    msg=f"The devices are leased to {holder} (unit {_lease.UNIT}), and that did not change within"
+                    f" {self.params['wait_seconds']} seconds: wait until that run has ended, or end its lease with"
+                    f" 'systemctl stop {_lease.UNIT}'.",
+                    owner=state["owner"] if state else None, acquired_at=state["acquired_at"] if state else None,
+                )
+            time.sleep(1)
+
+    def guard(self) -> int | None:
+        """Lock the decision and the change that follows it against other runs of this module."""
+        if self.module.check_mode:
+            return None
+        guard = _state_files.take_lock(f"{self.file}.lock", GONE_SECONDS + self.params["wait_seconds"])
+        if guard is None:
+            self.module.fail_json(
+                msg=f"{self.file}.lock stays locked by another run of this module: look for it in the process list."
+            )
+        return guard
+
+    def try_to_acquire(self) -> tuple[dict[str, t.Any] | None, dict[str, t.Any] | None]:
+        """Return the result, or None and the state of the lease that is in the way."""
+        now = _state_files.utc_now()
+        properties = self.show(_lease.UNIT)
+        active = properties.get("ActiveState") in _lease.ACTIVE
+        state = self.read_state() if active else None
+        held, measuring = None, False
+        if active and os.path.exists(self.params["lock_file"]):
+            held = _state_files.take_lock(self.params["lock_file"], 0)
+            measuring = held is None
+        # While the lock is held here, no load of the old owner can begin.
+        try:
+            answer = _lease.decide(active, state, self.owner, measuring, self.params["idle_seconds"], now)
+            if answer == "wait" or properties.get("ActiveState") == "deactivating":
+                return None, state
+            if answer == "ours" and state is not None:
+                if not self.module.check_mode:
+                    self.write_state(_lease.touched(state, now))
+                return self.result(False, state), state
+            return self.take(answer == "take_over", state, properties, now), state
+        finally:
+            if held is not None:
+                _state_files.release_lock(held)
+
+    def take(
+        self, take_over: bool, old: dict[str, t.Any] | None, properties: dict[str, str], now: str
+    ) -> dict[str, t.Any]:
+        """Start the lease unit, in place of an abandoned one with C(take_over)."""
+        running = [name for name in self.conflicts if self.show(name).get("ActiveState") in _lease.RUNNING]
+        if take_over:
+            running += _lease.restart_of_unit(properties.get("ExecStopPost", "")) + (old["restart"] if old else [])
+        state = _lease.new_state(self.owner, now, running)
+        former = (old["owner"] if old else "unknown") if take_over else None
+        if not self.module.check_mode:
+            if take_over:
+                # This starts the services; the new lease stops them at once. Nothing is lost if we die in between.
+                self.stop_unit()
+            self.write_state(state)
+            self.start_unit(state["restart"])
+        return self.result(True, state, before=old, taken_over_from=former)
+
+    def start_unit(self, restart: list[str]) -> None:
+        run, sleep = (self.module.get_bin_path(name, required=True) for name in ("systemd-run", "sleep"))
+        command = _lease.start_command(
+            run, self.systemctl, sleep, self.owner, self.conflicts, restart, self.params["max_seconds"]
+        )
+        rc, stdout, stderr = self.module.run_command(command)
+        if rc != 0 or self.show(_lease.UNIT).get("ActiveState") != "active":
+            if os.path.exists(self.file):
+                os.unlink(self.file)
+            self.module.fail_json(
+                msg=f"systemd did not start the lease {_lease.UNIT} ({(stderr or stdout).strip() or 'it ended'}):"
+                " run as root, and look at the journal of that unit."
+            )
+
+    # Giving it back
+
+    def release(self) -> dict[str, t.Any]:
+        """Give the lease back, so that systemd starts what was running; a lease of another owner stays."""
+        guard = self.guard()
+        try:
+            state = self.read_state() if os.path.exists(self.file) else None
+            if not self.active():
+                leftover = state is not None and state["owner"] == self.owner
+                if leftover and not self.module.check_mode:
+                    os.unlink(self.file)
+                return self.result(False, None)
+            if state is None or state["owner"] != self.owner:
+                return self.result(False, state)
+            if not self.module.check_mode:
+                self.wait_for_measurement()
+                self.stop_unit()
+                os.unlink(self.file)
+            return self.result(True, None, before=state, restart=state["restart"])
+        finally:
+            if guard is not None:
+                _state_files.release_lock(guard)
+
+    def wait_for_measurement(self) -> None:
+        """Wait until nothing measures any more: a server that came back now would find the devices' memory taken."""
+        path = self.params["lock_file"]
+        if not os.path.exists(path):
+            return
+        lock = _state_files.take_lock(path, self.params["wait_seconds"])
+        if lock is None:
+            self.module.fail_json(
+                msg=f"A measurement still runs under this lease ({path} is locked): wait for it to end, or end its"
+                f" llama-bench; the lease ends by itself {self.params['max_seconds']} seconds after it was taken."
+            )
+        _state_files.release_lock(lock)
+
+    def stop_unit(self) -> None:
+        """Stop the lease unit and wait until it is gone, so that another one can take its name."""
+        rc, stdout, stderr = self.module.run_command([self.systemctl, "stop", _lease.UNIT])
+        deadline = time.monotonic() + GONE_SECONDS
+        while True:
+            properties = self.show(_lease.UNIT)
+            if properties.get("ActiveState") not in _lease.ACTIVE and properties.get("LoadState") != "loaded":
+                return
+            if time.monotonic() >= deadline:
+                self.module.fail_json(
+                    msg=f"The lease {_lease.UNIT} does not stop ({(stderr or stdout).strip() or f'exit status {rc}'}):"
+                    f" look at 'systemctl status {_lease.UNIT}'."
+                )
+            time.sleep(0.1)
+
+    # The answer
+
+    def result(
+        self, changed: bool, state: dict[str, t.Any] | None, before: dict[str, t.Any] | None = None,
+        taken_over_from: str | None = None, restart: list[str] | None = None, after: str | None = None,
+    ) -> dict[str, t.Any]:
+        names = restart if restart is not None else (state["restart"] if state else [])
+        result: dict[str, t.Any] = {
+            "changed": changed,
+            "unit": _lease.UNIT,
+            "owner": state["owner"] if state else None,
+            "acquired_at": state["acquired_at"] if state else None,
+            "restart": names,
+            "taken_over_from": taken_over_from,
+        }
+        if self.module._diff:
+            old = before if changed else state
+            result["diff"] = {
+                "before": {"owner": old["owner"] if old else None},
+                "after": {"owner": self.owner, "how": after} if after else {"owner": state["owner"] if state else None},
+            }
+        return result
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "owner": {"type": "str", "required": True},
+            "conflicts": {"type": "list", "elements": "str", "default": ["llama-server.service"]},
+            "max_seconds": {"type": "int", "default": 14400},
+            "wait_seconds": {"type": "int", "default": 60},
+            "idle_seconds": {"type": "int", "default": 45},
+            "lease_file": {"type": "path", "default": "/run/mixed_gpu/lease.json"},
+            "lock_file": {"type": "path", "default": "/var/lib/mixed_gpu/measurements/.lock"},
+        },
+        supports_check_mode=True,
+    )
+    lease = MeasurementLease(module)
+    module.exit_json(**(lease.acquire() if module.params["state"] == "present" else lease.release()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: split_record
+short_description: Keep the chosen splits in the host's custom facts
+version_added: 0.1.0
+description:
+  - Owns C(/etc/ansible/facts.d/mixed_gpu.fact), which later plays read as C(ansible_local.mixed_gpu). Nothing else
+    writes that file.
+  - The file has a schema number, the deployment that is served (C(active)), and one entry per deployment under
+    C(models).
+  - An entry that says the same as the recorded one, apart from C(recorded_at), changes nothing.
+  - Superseded entries are kept in O(history_dir).
+  - A file of an older schema is brought to the current one. A damaged file, or one of a newer schema, is an error and
+    left as it is.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+options:
+  state:
+    description:
+      - V(present) records O(entry) for O(deployment).
+      - V(absent) removes the deployment. The file goes with its last entry.
+    type: str
+    choices: [present, absent]
+    default: present
+  deployment:
+    description: Id of the deployment, that is a model with a serving profile.
+    type: str
+    required: true
+  entry:
+    description:
+      - The entry, as C(docs/data_formats.md) describes it. Without it the recorded entry stays, which is how another
+        deployment is made active.
+    type: dict
+  active:
+    description: Whether the deployment becomes the one that is served. With V(false) the served one stays as it is.
+    type: bool
+    default: true
+  path:
+    description: The fact file.
+    type: path
+    default: /etc/ansible/facts.d/mixed_gpu.fact
+  history_dir:
+    description: Directory for superseded entries, one JSON file each.
+    type: path
+    default: /var/lib/mixed_gpu/history
+  history_keep:
+    description: Number of superseded entries to keep per deployment; the oldest go first.
+    type: int
+    default: 20
+  lock_wait_seconds:
+    description: How long to wait for another run that is writing the file.
+    type: int
+    default: 30
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Record what was chosen
+  homelab.mixed_gpu.split_record:
+    deployment: llama-70b-c8192-np1-f16
+    entry: "{{ example_entry }}"
+
+- name: Serve another deployment that was tuned before
+  homelab.mixed_gpu.split_record:
+    deployment: qwen-32b-c16384-np1-f16
+
+- name: Forget a deployment
+  homelab.mixed_gpu.split_record:
+    deployment: llama-70b-c8192-np1-f16
+    state: absent
+"""
+
+RETURN = r"""
+record:
+  description: The whole record as it is now, or would be in check mode; V(none) when there is no file.
+  returned: success
+  type: dict
+path:
+  description: The fact file.
+  returned: success
+  type: str
+history_file:
+  description: File that keeps the entry that was superseded, or V(none).
+  returned: success
+  type: str
+"""
+
+import os
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _record, _state_files
+
+
+class SplitRecord:
+    """The fact file and the history beside it."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.params = module.params
+        self.path: str = self.params["path"]
+        self.entry: dict[str, t.Any] | None = None
+        for name in ("history_keep", "lock_wait_seconds"):
+            if self.params[name] < 0:
+                module.fail_json(msg=f"{name} is {self.params[name]}: give at least 0.")
+        try:
+            self.deployment = _record.check_deployment(self.params["deployment"])
+            if self.params["entry"] is not None:
+                self.entry = _record.check_entry(self.params["entry"])
+        except _record.RecordError as exc:
+            module.fail_json(msg=f"This cannot be recorded: {exc}.")
+
+    def run(self) -> dict[str, t.Any]:
+        """Return the result of the module, after writing what has to change."""
+        if self.module.check_mode:
+            return self.change()
+        directory = os.path.dirname(self.path)
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+        lock = _state_files.take_lock(directory, self.params["lock_wait_seconds"])
+        if lock is None:
+            self.module.fail_json(
+                msg=f"{directory} has been locked by another run for {self.params['lock_wait_seconds']} seconds: wait"
+                " for it to end."
+            )
+        try:
+            return self.change()
+        finally:
+            _state_files.release_lock(lock)
+
+    def read(self) -> tuple[str, _record.Record]:
+        """Return the file's text ("" where there is none) and its record; ends the module when it cannot be read."""
+        try:
+            text = _state_files.read_text(self.path)
+            return text or "", _record.empty() if text is None else _record.parse(text)
+        except _record.RecordError as exc:
+            self.module.fail_json(
+                msg=f"{self.path} cannot be used: {exc}; move it away (mv {self.path} {self.path}.old) and run the"
+                " tuning play again."
+            )
+        except OSError as exc:
+            self.module.fail_json(msg=f"{self.path} cannot be read ({exc.strerror}): run as root.")
+
+    def change(self) -> dict[str, t.Any]:
+        text, before = self.read()
+        try:
+            if self.params["state"] == "present":
+                now = _state_files.utc_now()
+                after = _record.with_entry(before, self.deployment, self.entry, self.params["active"], now)
+            else:
+                after = _record.without_entry(before, self.deployment)
+        except _record.RecordError as exc:
+            self.module.fail_json(msg=f"{self.path}: {exc}.")
+        gone = not after["models"]
+        wanted = "" if gone else _state_files.to_text(after)
+        changed = wanted != text
+        old = _record.superseded(before, after, self.deployment)
+        history_file = None
+        if changed and not self.module.check_mode:
+            # The history first: a crash in between repeats an entry there, and loses none.
+            history_file = self.keep(old) if old is not None else None
+            if gone:
+                os.unlink(self.path)
+            else:
+                _state_files.write_text(self.path, wanted, 0o644, self.module.atomic_move)
+        if not gone and os.path.exists(self.path):
+            changed = self.module.set_mode_if_different(self.path, 0o644, changed)
+        result: dict[str, t.Any] = {
+            "changed": changed,
+            "record": None if gone else after,
+            "path": self.path,
+            "history_file": history_file,
+        }
+        if self.module._diff:
+            result["diff"] = {"before_header": self.path, "after_header": self.path, "before": text, "after": wanted}
+        return result
+
+    def keep(self, entry: dict[str, t.Any]) -> str | None:
+        """Write a superseded entry to the history, remove the oldest, and return the new file if it is kept."""
+        directory = self.params["history_dir"]
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+        now = _state_files.utc_now()
+        path = os.path.join(directory, _record.history_name(self.deployment, now, os.listdir(directory)))
+        content = {"schema": _record.SCHEMA, "deployment": self.deployment, "superseded_at": now, "entry": entry}
+        _state_files.write_text(path, _state_files.to_text(content), 0o644, self.module.atomic_move)
+        for name in _record.to_prune(os.listdir(directory), self.deployment, self.params["history_keep"]):
+            os.unlink(os.path.join(directory, name))
+        return path if os.path.exists(path) else None
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "deployment": {"type": "str", "required": True},
+            "entry": {"type": "dict"},
+            "active": {"type": "bool", "default": True},
+            "path": {"type": "path", "default": "/etc/ansible/facts.d/mixed_gpu.fact"},
+            "history_dir": {"type": "path", "default": "/var/lib/mixed_gpu/history"},
+            "history_keep": {"type": "int", "default": 20},
+            "lock_wait_seconds": {"type": "int", "default": 30},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        module.exit_json(**SplitRecord(module).run())
+    except OSError as exc:
+        place = exc.filename or module.params["path"]
+        module.fail_json(msg=f"{place} cannot be written ({exc.strerror}): run as root, and make room there.")
+
+
+if __name__ == "__main__":
+    main()

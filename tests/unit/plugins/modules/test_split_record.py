@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.modules import split_record
+
+
+def entry(**changes):
+    return {
+        "model": {"id": "m"}, "serving": {"context_size": 2048}, "devices": [{"id": "a:1"}, {"id": "b:2"}],
+        "placement": [{"device": "a:1", "layers": 20}, {"device": "b:2", "layers": 13}], "split_mode": "layer",
+        "rpc_endpoints": ["a:1", "b:2"], "decision": {"layers": [20, 13]}, "fingerprint": "6f1c",
+        "fingerprint_parts": {"driver": None}, "campaign": "c1", **changes,
+    }
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "facts.d" / "mixed_gpu.fact"
+
+
+@pytest.fixture
+def run(path, tmp_path, capfd):
+    def _run(deployment="d", check=False, diff=False, **arguments):
+        arguments = {
+            "deployment": deployment, "path": str(path), "history_dir": str(_run.history), "lock_wait_seconds": 0,
+            **arguments, "_ansible_check_mode": check, "_ansible_diff": diff,
+        }
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            split_record.main()
+        return json.loads(capfd.readouterr().out)
+
+    _run.history = tmp_path / "history"
+    return _run
+
+
+def test_the_first_entry_makes_the_file(run, path):
+    result = run(entry=entry(), diff=True)
+    record = json.loads(path.read_text())
+    assert result["changed"] and result["record"] == record and result["history_file"] is None
+    assert record["schema"] == 1 and record["active"] == "d"
+    recorded_at = record["models"]["d"].pop("recorded_at")
+    assert recorded_at.endswith("Z") and record["models"]["d"] == entry()
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert os.listdir(path.parent) == ["mixed_gpu.fact"]
+    assert result["diff"]["before"] == "" and result["diff"]["after"] == path.read_text()
+
+
+def test_the_same_entry_again_changes_nothing(run, path):
+    run(entry=entry())
+    before = path.stat()
+    for again in (entry(), entry(recorded_at="2030-01-01T00:00:00Z")):
+        result = run(entry=again, diff=True)
+        assert not result["changed"] and result["diff"]["before"] == result["diff"]["after"]
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_check_mode_writes_nothing(run, path):
+    result = run(entry=entry(), check=True, diff=True)
+    assert result["changed"] and "d" in result["record"]["models"] and not path.parent.exists()
+    assert '"campaign": "c1"' in result["diff"]["after"]
+
+
+def test_a_superseded_entry_goes_to_the_history_which_is_pruned(run, path):
+    for count in range(5):
+        result = run(entry=entry(campaign=f"c{count}"), history_keep=3)
+    kept = [json.loads(name.read_text()) for name in sorted(run.history.iterdir())]
+    assert [old["entry"]["campaign"] for old in kept] == ["c1", "c2", "c3"]
+    assert kept[0]["schema"] == 1 and kept[0]["deployment"] == "d"
+    assert result["history_file"] == str(max(run.history.iterdir()))
+    assert run(entry=entry(campaign="c9"), history_keep=0)["history_file"] is None and not list(run.history.iterdir())
+    assert json.loads(path.read_text())["models"]["d"]["campaign"] == "c9"
+
+
+def test_one_of_several_deployments_is_active(run, path):
+    run("d", entry=entry())
+    assert run("e", entry=entry(), active=False)["record"]["active"] == "d"
+    assert run("e")["changed"] and not run("e")["changed"]
+    assert json.loads(path.read_text())["active"] == "e"
+    result = run("x")
+    assert result["failed"] and "no entry for x to make active (there are d, e)" in result["msg"]
+
+
+def test_entries_are_removed_and_the_file_with_the_last(run, path):
+    run("d", entry=entry())
+    run("e", entry=entry())
+    assert run("e", state="absent", check=True)["record"]["active"] is None
+    assert json.loads(path.read_text())["active"] == "e"
+    removed = run("e", state="absent")
+    assert removed["changed"] and list(removed["record"]["models"]) == ["d"] and removed["record"]["active"] is None
+    assert not run("e", state="absent")["changed"]
+    assert run("d", state="absent")["record"] is None and not path.exists()
+    assert not run("d", state="absent")["changed"]
+    assert len(list(run.history.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds no JSON"), ('{"schema": 1', "holds no JSON"), ("[1]", "a list instead of a dict"),
+        ('{"schema": 7, "models": {}}', "schema 7, and this version of the collection reads up to 1"),
+    ],
+)
+def test_a_damaged_or_newer_file_is_left_alone(run, path, text, words):
+    path.parent.mkdir()
+    path.write_text(text)
+    for state in ("present", "absent"):
+        result = run(entry=entry(), state=state)
+        assert result["failed"] and words in result["msg"] and "\n" not in result["msg"]
+        assert f"move it away (mv {path} {path}.old) and run the tuning play again" in result["msg"]
+    assert path.read_text() == text and not run.history.exists()
+
+
+def test_a_wrong_mode_is_put_right(run, path):
+    run(entry=entry())
+    path.chmod(0o600)
+    assert run(entry=entry())["changed"] and path.stat().st_mode & 0o777 == 0o644
+    assert not run(entry=entry())["changed"]
+
+
+def test_a_second_writer_waits_and_then_gives_up(run, path):
+    path.parent.mkdir()
+    lock = _state_files.take_lock(str(path.parent), 0)
+    result = run(entry=entry())
+    assert result["failed"] and "locked by another run" in result["msg"] and not path.exists()
+    _state_files.release_lock(lock)
+    assert run(entry=entry())["changed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"deployment": "../d", "entry": entry()}, "'../d' is no usable id"),
+        ({"entry": entry(placement=[])}, "entry.placement puts no layer on any device"),
+        ({"entry": {"model": {}}}, "entry.serving is missing or no dict"),
+        ({"entry": entry(), "history_keep": -1}, "history_keep is -1"),
+        ({}, "no entry for d to make active (there are none)"),
+    ],
+)
+def test_misuse_is_one_sentence(run, path, arguments, words):
+    result = run(**arguments)
+    assert result["failed"] and words in result["msg"] and "\n" not in result["msg"] and not path.exists()
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(run, path):
+    path.parent.write_text("a file where the directory should be")
+    result = run(entry=entry())
+    assert result["failed"] and "cannot be" in result["msg"] and str(path.parent) in result["msg"]
