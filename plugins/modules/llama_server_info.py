@@ -1,0 +1,312 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: llama_server_info
+short_description: Read where a running llama-server put its model
+version_added: 0.1.0
+description:
+  - Reads the journal of the current start of a llama-server unit and returns what the server itself reports, such as
+    layers and memory per device, context and pipelining.
+  - With O(deployment) it also compares that with the recorded plan.
+  - Asks only systemd, the journal and the public C(/health), never a device, so it does not disturb a server in use.
+    Note that C(/health) says nothing about RPC devices that have died.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+    details: This module changes nothing.
+  diff_mode:
+    support: N/A
+options:
+  unit:
+    description: Name of the unit.
+    type: str
+    default: llama-server.service
+  url:
+    description: Where the server listens.
+    type: str
+    default: http://127.0.0.1:8080
+  wait_seconds:
+    description: How long to wait for a server that is still loading. The state is returned in any case.
+    type: int
+    default: 0
+  deployment:
+    description: Entry of the host's facts (C(ansible_local.mixed_gpu.models[deployment])) to compare with.
+    type: dict
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Ask the running server where the model is
+  homelab.mixed_gpu.llama_server_info:
+    deployment: "{{ ansible_local.mixed_gpu.models[ansible_local.mixed_gpu.active] }}"
+  register: example_server
+
+- name: Stop when it is not where it was planned
+  ansible.builtin.assert:
+    that: example_server.deviations | length == 0
+    fail_msg: "{{ example_server.deviations | join(' ') }}"
+"""
+
+RETURN = r"""
+state:
+  description: One of V(absent), V(stopped), V(failed), V(restarting), V(loading) and V(ready).
+  returned: always
+  type: str
+  sample: ready
+pid:
+  description: Process of the server, V(0) when there is none.
+  returned: always
+  type: int
+automatic_restarts:
+  description: How often systemd restarted it since it was last started on purpose.
+  returned: always
+  type: int
+needs_reload:
+  description: Whether the unit file changed since systemd read it, so that the running server is not the described one.
+  returned: always
+  type: bool
+invocation_id:
+  description: systemd's name for this start of the unit.
+  returned: always
+  type: str
+last_lines:
+  description: The last lines of the journal of this start.
+  returned: always
+  type: list
+  elements: str
+server:
+  description: What the server says about itself, sizes in MiB.
+  returned: always
+  type: dict
+  contains:
+    complete:
+      description: Whether the journal holds the lines of this start; everything else is empty or V(none) if not.
+      type: bool
+      returned: always
+    build:
+      description: Build number and commit of llama.cpp.
+      type: str
+      returned: always
+      sample: 11312 (0c1e57098)
+    devices:
+      description: The devices in use, in order.
+      type: list
+      elements: dict
+      returned: always
+      contains:
+        device:
+          description: Name of llama.cpp.
+          type: str
+          returned: always
+          sample: RPC0
+        id:
+          description: Endpoint of an RPC device, else the name.
+          type: str
+          returned: always
+          sample: 127.0.0.1:50052
+        description:
+          description: What the device calls itself.
+          type: str
+          returned: always
+        pci_bus_id:
+          description: PCI bus address, V(none) where there is none.
+          type: str
+          returned: always
+        free_mib:
+          description: Free memory when the server started.
+          type: int
+          returned: always
+        layers:
+          description: Repeating blocks and output layer on this device, V(none) where the log does not tell.
+          type: int
+          returned: always
+        output:
+          description: Whether the output layer is on this device.
+          type: bool
+          returned: always
+        model_mib:
+          description: Weights.
+          type: float
+          returned: always
+        kv_mib:
+          description: KV cache and recurrent state.
+          type: float
+          returned: always
+        compute_mib:
+          description: Compute and output buffers.
+          type: float
+          returned: always
+        total_mib:
+          description: Sum of the three.
+          type: float
+          returned: always
+    host:
+      description: The same sizes for host memory.
+      type: dict
+      returned: always
+    layers_source:
+      description: V(log) when the log names each layer's device, V(kv_buffers) when the counts follow from KV buffers.
+      type: str
+      returned: always
+    layers_note:
+      description: Why the counts are not known.
+      type: str
+      returned: always
+    model_layers:
+      description: Repeating blocks and output layer of the model.
+      type: int
+      returned: always
+    offloaded_layers:
+      description: How many of them are on devices.
+      type: int
+      returned: always
+    host_layers:
+      description: How many of them are on the CPU.
+      type: int
+      returned: always
+    context_size:
+      description: Tokens over all slots.
+      type: int
+      returned: always
+    context_per_slot:
+      description: Tokens of one slot.
+      type: int
+      returned: always
+    slots:
+      description: Requests that are served at once.
+      type: int
+      returned: always
+    kv_unified:
+      description: Whether the slots share one KV cache.
+      type: bool
+      returned: always
+    batch_size:
+      description: Logical batch.
+      type: int
+      returned: always
+    micro_batch_size:
+      description: Physical batch.
+      type: int
+      returned: always
+    flash_attention:
+      description: V(on), V(off) or V(auto).
+      type: str
+      returned: always
+    cache_type_k:
+      description: Type of K in the cache.
+      type: str
+      returned: always
+    cache_type_v:
+      description: Type of V in the cache.
+      type: str
+      returned: always
+    pipeline_parallel:
+      description: Whether micro-batches are pipelined over the devices.
+      type: bool
+      returned: always
+    load_seconds:
+      description: From the start of the process to the loaded model.
+      type: float
+      returned: always
+deviations:
+  description: One sentence per difference between O(deployment) and the running server.
+  returned: when O(deployment) is given
+  type: list
+  elements: str
+"""
+
+import http.client
+import time
+import urllib.error
+import urllib.request
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _llama_server
+
+PROPERTIES = "LoadState,ActiveState,SubState,MainPID,NRestarts,NeedDaemonReload,InvocationID"
+POLL_SECONDS = 0.5
+LAST_LINES = 20
+
+
+def _health(url: str) -> int | None:
+    """Return the HTTP status of /health, or None when nobody answers."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{url}/health", timeout=5) as answer:
+            return answer.status
+    except urllib.error.HTTPError as exc:
+        return exc.code
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+
+
+def _properties(module: AnsibleModule) -> dict[str, str]:
+    systemctl = module.get_bin_path("systemctl", required=True)
+    rc, stdout, stderr = module.run_command([systemctl, "show", "-p", PROPERTIES, module.params["unit"]])
+    if rc != 0:
+        module.fail_json(
+            msg=f"systemd does not answer about {module.params['unit']} ({stderr.strip()}): this host must run systemd."
+        )
+    return _llama_server.unit_properties(stdout)
+
+
+def _journal(module: AnsibleModule, invocation: str) -> str:
+    """Return what one start of the unit printed, with what systemd says about that start."""
+    if not invocation:
+        return ""
+    journalctl = module.get_bin_path("journalctl", required=True)
+    of_this_start = [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"]
+    command = [journalctl, "--no-pager", "--quiet", "-o", "cat", *of_this_start]
+    rc, stdout, stderr = module.run_command(command)
+    if rc not in (0, 1):  # 1: no entries
+        module.fail_json(msg=f"The journal of {module.params['unit']} cannot be read ({stderr.strip()}): run as root.")
+    return stdout
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "unit": {"type": "str", "default": "llama-server.service"},
+            "url": {"type": "str", "default": "http://127.0.0.1:8080"},
+            "wait_seconds": {"type": "int", "default": 0},
+            "deployment": {"type": "dict"},
+        },
+        supports_check_mode=True,
+    )
+    deadline = time.monotonic() + module.params["wait_seconds"]
+    while True:
+        properties = _properties(module)
+        state = _llama_server.unit_state(properties, _health(module.params["url"].rstrip("/")))
+        if state not in ("loading", "restarting") or time.monotonic() >= deadline:
+            break
+        time.sleep(POLL_SECONDS)
+    invocation = properties.get("InvocationID", "")
+    text = _journal(module, invocation)
+    server = _llama_server.parse_load(text)
+    result = {
+        "changed": False,
+        "state": state,
+        "pid": int(properties.get("MainPID") or 0),
+        "automatic_restarts": int(properties.get("NRestarts") or 0),
+        "needs_reload": properties.get("NeedDaemonReload") == "yes",
+        "invocation_id": invocation,
+        "last_lines": text.splitlines()[-LAST_LINES:],
+        "server": server,
+    }
+    if module.params["deployment"] is not None:
+        try:
+            result["deviations"] = _llama_server.deviations(module.params["deployment"], server)
+        except (KeyError, TypeError, ValueError) as exc:
+            module.fail_json(msg=f"The recorded deployment is not complete ({exc}): run the tuning play again.")
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A server of this process answers as llama-server does, in the shape of recorded answers, and notes its requests."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import socket
+import threading
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_server_benchmark
+
+CONTEXT = 2048
+VOCABULARY = 512
+TESTS = [
+    {"name": "short", "prompt_tokens": 100, "generated_tokens": 16, "repetitions": 2},
+    {"name": "long", "prompt_tokens": 8192, "generated_tokens": 16},
+]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        answers = {
+            "/props": {"default_generation_settings": {"n_ctx": CONTEXT}, "total_slots": 1},
+            "/v1/models": {"object": "list", "data": [{"id": "bench", "meta": {"n_vocab": VOCABULARY}}]},
+        }
+        self.answer(answers[self.path])
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(body)
+        count, generated = len(body["prompt"]), body["n_predict"]
+        timings = {"cache_n": 0, "prompt_n": count, "prompt_ms": 10.0 * count}
+        timings.update(predicted_n=generated, predicted_ms=20.0 * (generated - 1))
+        self.answer({"content": "x", "timings": {**timings, **self.server.timings}})
+
+    def answer(self, body):
+        if self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
+            self.send_error(401)
+            return
+        if self.server.broken:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        data = self.server.raw or json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *dummy):
+        """Keep the output of the tests quiet."""
+
+
+@contextlib.contextmanager
+def running(key=None, broken=False, raw=None, timings=None):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.key, server.broken, server.raw, server.timings = [], key, broken, raw, timings or {}
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def run(capfd, **arguments):
+    with patch_module_args(arguments), pytest.raises(SystemExit):
+        llama_server_benchmark.main()
+    return json.loads(capfd.readouterr().out)
+
+
+def test_samples_are_those_of_the_server(capfd):
+    with running() as server:
+        result = run(capfd, url=server.url, tests=TESTS)
+    assert result["changed"]
+    assert not result["reused"]
+    assert result["result_path"] is None
+    assert result["context_per_slot"] == CONTEXT
+    short, too_long = result["tests"]
+    assert short["skipped_reason"] is None
+    assert short["samples"] == [
+        {
+            "ttft_ms": 1000.0,
+            "prompt_tokens_per_second": 100.0,
+            "decode_tokens_per_second": 50.0,
+            "generated_tokens": 16,
+        }
+    ] * 2
+    assert too_long["samples"] == []
+    assert too_long["skipped_reason"] == "needs 8208 tokens and a slot of this server has 2048"
+
+
+def test_prompts_are_exact_unique_and_not_cached(capfd):
+    with running() as server:
+        run(capfd, url=server.url, tests=TESTS)
+    warm_up, first, second = server.asked
+    assert len(warm_up["prompt"]) < len(first["prompt"]) == len(second["prompt"]) == 100
+    assert first["prompt"][:8] != second["prompt"][:8]
+    for body in server.asked:
+        assert body["cache_prompt"] is False
+        assert body["ignore_eos"] is True
+        assert all(0 <= token < VOCABULARY for token in body["prompt"])
+
+
+def test_second_run_measures_nothing(capfd, tmp_path):
+    with running() as server:
+        first = run(capfd, url=server.url, tests=TESTS, fingerprint="f", state_dir=str(tmp_path / "served"))
+        asked = len(server.asked)
+        second = run(capfd, url=server.url, tests=TESTS, fingerprint="f", state_dir=str(tmp_path / "served"))
+        assert len(server.asked) == asked
+        third = run(capfd, url=server.url, tests=TESTS, fingerprint="g", state_dir=str(tmp_path / "served"))
+        stored = str(tmp_path / "served")
+        forced = run(capfd, url=server.url, tests=TESTS, fingerprint="f", force=True, state_dir=stored)
+    assert (second["changed"], second["reused"]) == (False, True)
+    assert second["tests"] == first["tests"]
+    assert second["measured_at"] == first["measured_at"]
+    assert not third["reused"]
+    assert not forced["reused"]
+    assert forced["result_path"] == first["result_path"]
+    assert os.stat(first["result_path"]).st_mode & 0o777 == 0o644
+
+
+def test_check_mode_measures_nothing(capfd, tmp_path):
+    with running() as server:
+        arguments = {"url": server.url, "tests": TESTS, "fingerprint": "f", "state_dir": str(tmp_path)}
+        result = run(capfd, _ansible_check_mode=True, **arguments)
+        assert server.asked == []
+    assert result["changed"]
+    assert {test["skipped_reason"] for test in result["tests"]} == {"not measured in check mode"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_result_names_file_and_cure(capfd, tmp_path):
+    with running() as server:
+        arguments = {"url": server.url, "tests": TESTS, "fingerprint": "f", "state_dir": str(tmp_path)}
+        path = run(capfd, **arguments)["result_path"]
+        with open(path, "r+", encoding="utf-8") as handle:
+            handle.truncate(40)
+        result = run(capfd, **arguments)
+    assert result["failed"]
+    assert result["msg"].startswith(f"{path} is damaged")
+    assert "remove it" in result["msg"]
+
+
+def test_key_is_read_from_its_file(capfd, tmp_path):
+    key_file = tmp_path / "key"
+    key_file.write_text("# a comment\nsecret-key\n")
+    with running(key="secret-key") as server:
+        result = run(capfd, url=server.url, tests=TESTS[:1], api_key_file=str(key_file))
+        refused = run(capfd, url=server.url, tests=TESTS[:1], api_key="another")
+        without = run(capfd, url=server.url, tests=TESTS[:1], api_key_file=str(tmp_path / "absent"))
+    assert result["changed"]
+    assert "secret-key" not in json.dumps(result)
+    for failure in (refused, without):
+        assert "refuses the API key" in failure["msg"]
+
+
+def test_server_that_is_not_there(capfd):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        result = run(capfd, url=url, tests=TESTS)
+    assert result["failed"]
+    assert "cannot be reached" in result["msg"]
+    assert "is llama-server running?" in result["msg"]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        ({"broken": True}, "broke off"),
+        ({"raw": b"<html>"}, "gave no JSON"),
+        ({"raw": b"[]"}, "gave no JSON object"),
+        ({"raw": b"{}"}, "does not name the context"),
+        ({"timings": {"cache_n": 50, "prompt_n": 50}}, "took 50 from its cache"),
+        ({"timings": {"prompt_ms": None}}, "no usable timings"),
+    ],
+)
+def test_unusable_answers_are_one_sentence(capfd, behaviour, words):
+    with running(**behaviour) as server:
+        result = run(capfd, url=server.url, tests=TESTS)
+    assert result["failed"]
+    assert words in result["msg"]
+    assert "exception" not in result
+
+
+@pytest.mark.parametrize(
+    ("tests", "words"),
+    [
+        ([{**TESTS[0]}, {**TESTS[0]}], "short are there twice"),
+        ([{**TESTS[0], "prompt_tokens": 0}], "prompt_tokens is 0"),
+        ([{**TESTS[0], "repetitions": 0}], "repetitions is 0"),
+        ([{**TESTS[0], "generated_tokens": -1}], "generated_tokens is -1"),
+    ],
+)
+def test_unusable_tests_are_refused(capfd, tests, words):
+    result = run(capfd, url="http://127.0.0.1:1", tests=tests)
+    assert result["failed"]
+    assert words in result["msg"]

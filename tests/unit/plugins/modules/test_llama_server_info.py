@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""systemctl and journalctl are stood in for by programs that print what the real ones printed."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_server_info
+
+FIXTURES = pathlib.Path(__file__).parent.parent / "module_utils" / "fixtures" / "llama_server"
+PROPERTIES = """LoadState=loaded
+ActiveState={active}
+SubState={sub}
+MainPID=4711
+NRestarts=1
+NeedDaemonReload=no
+InvocationID=cf83e1357eefb8bdf1542850d66d8007
+"""
+NOBODY = "http://127.0.0.1:9"  # discard: nothing listens there
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    """Return a function that sets what systemctl and journalctl say."""
+
+    def program(name, text, rc=0):
+        (tmp_path / f"{name}.out").write_text(text)
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\necho \"$@\" > '{tmp_path}/{name}.asked'\ncat '{tmp_path}/{name}.out'\nexit {rc}\n")
+        path.chmod(0o755)
+
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    program.asked = lambda name: (tmp_path / f"{name}.asked").read_text()
+    return program
+
+
+def run(capfd, **arguments):
+    with patch_module_args(arguments), pytest.raises(SystemExit):
+        llama_server_info.main()
+    return json.loads(capfd.readouterr().out)
+
+
+def test_report_of_the_current_start(capfd, host):
+    host("systemctl", PROPERTIES.format(active="active", sub="running"))
+    host("journalctl", (FIXTURES / "b11312-rpc-20-13.txt").read_text())
+    result = run(capfd, url=NOBODY)
+    assert not result["changed"]
+    assert (result["state"], result["pid"], result["automatic_restarts"]) == ("loading", 4711, 1)
+    assert result["needs_reload"] is False
+    assert [device["layers"] for device in result["server"]["devices"]] == [20, 13]
+    assert len(result["last_lines"]) == 20
+    assert "_SYSTEMD_INVOCATION_ID=cf83e1357eefb8bdf1542850d66d8007" in host.asked("journalctl")
+    assert "deviations" not in result
+
+
+def test_failed_unit_is_reported_without_waiting(capfd, host):
+    host("systemctl", PROPERTIES.format(active="failed", sub="failed"))
+    host("journalctl", "error: invalid argument: --no-such-flag\n")
+    result = run(capfd, url=NOBODY, wait_seconds=600)
+    assert result["state"] == "failed"
+    assert result["last_lines"] == ["error: invalid argument: --no-such-flag"]
+    assert not result["server"]["complete"]
+
+
+def test_unit_that_never_ran_has_no_journal(capfd, host):
+    host("systemctl", "LoadState=not-found\nActiveState=inactive\nSubState=dead\nMainPID=0\nInvocationID=\n")
+    host("journalctl", "another unit's lines\n")
+    result = run(capfd, url=NOBODY)
+    assert (result["state"], result["pid"], result["last_lines"]) == ("absent", 0, [])
+
+
+def test_incomplete_deployment_is_one_sentence(capfd, host):
+    host("systemctl", PROPERTIES.format(active="active", sub="running"))
+    host("journalctl", (FIXTURES / "b11312-rpc-20-13.txt").read_text())
+    result = run(capfd, url=NOBODY, deployment={"model": {}})
+    assert result["failed"]
+    assert "run the tuning play again" in result["msg"]
+
+
+@pytest.mark.parametrize("program", ["systemctl", "journalctl"])
+def test_host_without_an_answer_is_one_sentence(capfd, host, program):
+    host("systemctl", PROPERTIES.format(active="active", sub="running"))
+    host("journalctl", "")
+    host(program, "", rc=4)
+    result = run(capfd, url=NOBODY)
+    assert result["failed"]
+    assert "llama-server.service" in result["msg"]
