@@ -1,0 +1,67 @@
+# Two commands do everything: `make demo` (the main job, no GPU needed) and `make test`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule bench gpu-test build requirements clean
+
+export MIXED_GPU_CACHE ?= $(HOME)/.cache/homelab-mixed-gpu
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# The lab makes namespaces, for which it needs root; an ordinary container engine (LAB_ENGINE) does not.
+AS_ROOT := $(if $(or $(LAB_ENGINE),$(filter 0,$(shell id -u))),,sudo -E env "PATH=$(PATH)" "HOME=$(HOME)")
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+venv:  ## make .venv with everything pinned
+	@requirements/venv.sh
+
+demo: venv  ## build, tune and serve a small model on a sandbox host with two unequal devices; no GPU needed
+	@$(AS_ROOT) tests/lab/demo.sh
+
+demo-clean: venv  ## remove the sandbox host and the lab; caches stay
+	@$(AS_ROOT) tests/lab/demo.sh clean
+
+test: lint units importer install-test molecule  ## everything CI runs
+
+lint: venv sanity docs  ## all static gates
+	ruff check .
+	cd .venv/collections && mypy --config-file ../../.mypy.ini -p ansible_collections.homelab.mixed_gpu.plugins
+	yamllint -s .
+	python tests/gates/argument_specs.py
+	ansible-lint --offline
+
+sanity: venv  ## ansible-test sanity on a copy under ansible_collections/
+	tests/gates/sanity.sh
+
+docs: venv  ## documentation and changelog gates
+	tests/gates/docs.sh
+
+units: venv  ## unit tests
+	python -m pytest tests/unit
+
+importer: venv  ## build the collection and run Galaxy's own importer on it
+	tests/gates/importer.sh
+
+install-test: venv  ## install the built tarball and run its playbooks by name
+	tests/gates/install.sh
+
+molecule: venv  ## the collection against real systemd hosts, without a GPU
+	$(AS_ROOT) tests/lab/molecule.sh $(SCENARIO)
+
+bench: venv  ## benchmarks: chosen split against an exhaustive sweep; writes docs/benchmarks.md
+	$(AS_ROOT) tests/bench/run.sh
+
+gpu-test: venv  ## the NVML probe and a CUDA build on a real NVIDIA card
+	python -m pytest -v tests/gpu
+
+build: venv  ## build/homelab-mixed_gpu-<version>.tar.gz
+	@mkdir -p build
+	ansible-galaxy collection build --force --output-path build
+
+requirements:  ## pin again after editing a .in file (needs uv)
+	for f in requirements/development requirements/galaxy_importer roles/host_python/files/requirements; do \
+	  uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	    --custom-compile-command "make requirements" $$f.in -o $$f.txt || exit 1; done
+
+clean: demo-clean  ## remove the sandbox, .venv and build products; caches stay
+	rm -rf .venv build reports .ansible .mypy_cache .ruff_cache
