@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Decisions of downloads: which files a model needs, what to ask a server for, what its answer means, what is recorded.
+
+Private to this collection. Pure functions only: the modules do the input and output.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import os
+import re
+import typing as t
+import urllib.parse
+from dataclasses import dataclass
+
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _gguf
+
+MANIFEST_SCHEMA = 1
+MAXIMUM_WAIT_SECONDS = 30.0
+RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_CONTENT_RANGE = re.compile(r"^bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)$")
+
+
+class DownloadError(Exception):
+    """A download that cannot go on, phrased for the operator in one sentence."""
+
+
+# ---- names and figures for people ----------------------------------------------------------------------------------
+
+
+def shown_url(url: str) -> str:
+    """Return a URL without what may be secret in it: user, password, query."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname or ""
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{host}{port}{parts.path}"
+
+
+def check_url(url: str) -> None:
+    """Raise DownloadError unless the URL is http or https, names a host, and its path ends in a file name."""
+    readable = re.sub(r"//[^/@]*@", "//", url.split("?", 1)[0])
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError as exc:
+        raise DownloadError(f"{readable} is no URL ({exc}): correct it.") from exc
+    if parts.scheme not in ("http", "https") or not host:
+        raise DownloadError(
+            f"{readable!r} is no http or https URL: give one, or name a file that is already on the host by its path."
+        )
+    if not os.path.basename(parts.path):
+        raise DownloadError(f"{shown_url(url)} names no file: give the whole URL of the file.")
+
+
+def size_text(n_bytes: float) -> str:
+    """Return a size as people read it: ``393 MiB``, ``39.6 GiB``."""
+    if n_bytes < 1 << 20:
+        return f"{n_bytes / 1024:.0f} KiB"
+    if n_bytes < 10 << 30:
+        return f"{n_bytes / (1 << 20):.0f} MiB"
+    return f"{n_bytes / (1 << 30):.1f} GiB"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as people read it: ``40 s``, ``12 min``, ``2 h 5 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def progress_line(what: str, done: int, total: int | None, bytes_per_second: float) -> str:
+    """Return one line of progress: bytes, share, rate and time left."""
+    rate = f"{size_text(bytes_per_second)}/s" if bytes_per_second > 0 else "stalled"
+    if not total:
+        return f"{what}: {size_text(done)}, {rate}"
+    line = f"{what}: {size_text(done)} of {size_text(total)} ({100 * done // total} %), {rate}"
+    if bytes_per_second > 0 and done < total:
+        line += f", {duration_text((total - done) / bytes_per_second)} left"
+    return line
+
+
+class Rate:
+    """Bytes per second over the last ``window_seconds``."""
+
+    def __init__(self, window_seconds: float = 10.0) -> None:
+        self._window = window_seconds
+        self._points: collections.deque[tuple[float, int]] = collections.deque()
+
+    def add(self, now: float, done: int) -> float:
+        """Take in how much was done at ``now`` (seconds, monotonic) and return the rate."""
+        if self._points and done < self._points[-1][1]:
+            self._points.clear()                      # began again
+        self._points.append((now, done))
+        while len(self._points) > 2 and now - self._points[0][0] > self._window:
+            self._points.popleft()
+        (first, start), (last, end) = self._points[0], self._points[-1]
+        return (end - start) / (last - first) if last > first else 0.0
+
+
+def wait_seconds(attempt: int, first_seconds: float, retry_after: str | None = None) -> float:
+    """Return the pause before the next attempt: doubling, at least what the server asks for, bounded."""
+    wait = first_seconds * 2 ** (attempt - 1)
+    if retry_after is not None and retry_after.isdigit():
+        wait = max(wait, float(retry_after))
+    return min(wait, MAXIMUM_WAIT_SECONDS)
+
+
+# ---- ranges ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What to do with a server's answer.
+
+    ``action``: ``write`` the body from ``offset`` on (0: begin again), ``complete`` (nothing is missing), ``discard``
+    what is there and ask again, ``retry`` later, or ``refuse`` for good. ``reason`` is set for the last three.
+    ``total``: size of the whole file, when the server names it.
+    """
+
+    action: str
+    offset: int = 0
+    total: int | None = None
+    reason: str = ""
+
+
+def part_state(url: str, sha256: str, headers: t.Mapping[str, str], total: int | None) -> dict[str, t.Any]:
+    """Return what is kept beside a partial file, so that a later run knows what it holds a part of."""
+    return {
+        "url": shown_url(url),
+        "sha256": sha256,
+        "etag": headers.get("ETag"),
+        "last_modified": headers.get("Last-Modified"),
+        "total_bytes": total,
+    }
+
+
+def can_resume(state: t.Any, sha256: str) -> bool:
+    """Whether a partial file may be continued: only if it was begun for the same content."""
+    return isinstance(state, dict) and state.get("sha256") == sha256
+
+
+def range_headers(url: str, offset: int, state: t.Mapping[str, t.Any]) -> dict[str, str]:
+    """Return the request headers that continue at ``offset``; none when there is nothing to continue.
+
+    If-Range makes the server send the whole file when it has changed. Weak ETags are not allowed there (RFC 9110,
+    13.1.5), and another server's validators mean nothing to this one; the final SHA-256 is the judge in any case.
+    """
+    if not offset:
+        return {}
+    headers = {"Range": f"bytes={offset}-"}
+    if state.get("url") == shown_url(url):
+        etag = state.get("etag")
+        validator = etag if etag and not etag.startswith("W/") else state.get("last_modified")
+        if validator:
+            headers["If-Range"] = validator
+    return headers
+
+
+def judge_answer(
+    url: str, status: int, headers: t.Mapping[str, str], offset: int, known_total: int | None = None
+) -> Answer:
+    """Decide what to do with a response to a request that continued at ``offset`` (0: asked for the whole file)."""
+    name = shown_url(url)
+    match = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
+    ranged_total = int(match[3]) if match and match[3] != "*" else None
+    if status == 200:
+        length = headers.get("Content-Length", "")
+        return Answer("write", 0, int(length) if length.isdigit() else None)
+    if status == 206:
+        if match is None or match[1] is None or int(match[1]) != offset:
+            return Answer("discard", reason=f"{name} answered with another range than the one asked for")
+        if known_total is not None and ranged_total is not None and known_total != ranged_total:
+            return Answer("discard", reason=f"{name} has changed its size")
+        return Answer("write", offset, ranged_total if ranged_total is not None else known_total)
+    if status == 416 and offset:
+        if ranged_total == offset:
+            return Answer("complete", offset, ranged_total)
+        return Answer("discard", reason=f"{name} cannot be continued at byte {offset}")
+    if status in RETRIED_STATUSES:
+        return Answer("retry", reason=f"{name} answered with HTTP status {status}")
+    cures = {
+        401: "it wants a login: choose a file that can be downloaded without one",
+        403: "access is refused: check the URL, and whether its licence must be accepted or its link has expired",
+        404: "there is no such file: check the URL",
+        410: "the file is gone: find its new URL",
+        416: "it refuses every range: check the URL, or the proxy in between",
+    }
+    cure = cures.get(status, "check the URL")
+    return Answer("refuse", reason=f"{name} answered with HTTP status {status}, {cure}.")
+
+
+# ---- manifests -------------------------------------------------------------------------------------------------------
+
+
+def manifest_name(path: str) -> str:
+    """Return the file name of the manifest of ``path`` (absolute): readable, and one for each path."""
+    return f"{os.path.basename(path)}-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+
+
+def manifest(
+    path: str, sha256: str, size_bytes: int, mtime_ns: int, inode: int, source: t.Mapping[str, t.Any]
+) -> dict[str, t.Any]:
+    """Return what is recorded about a file whose SHA-256 was computed."""
+    return {
+        "schema": MANIFEST_SCHEMA,
+        "path": path,
+        "sha256": sha256,
+        "size_bytes": size_bytes,
+        "mtime_ns": mtime_ns,
+        "inode": inode,
+        "source": dict(source),
+    }
+
+
+def describes(recorded: t.Any, size_bytes: int, mtime_ns: int, inode: int) -> bool:
+    """Whether a manifest still describes the file with these properties, so that its SHA-256 may be believed."""
+    if not isinstance(recorded, dict):
+        return False
+    seen = (recorded.get("schema"), recorded.get("size_bytes"), recorded.get("mtime_ns"), recorded.get("inode"))
+    return (
+        seen == (MANIFEST_SCHEMA, size_bytes, mtime_ns, inode)
+        and isinstance(recorded.get("sha256"), str)
+        and _SHA256.match(recorded["sha256"]) is not None
+    )
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+# What an entry of `llm_models` may be. A further kind (a repository shorthand, say) is one more key here, and one more
+# branch in model_files().
+KINDS = ("url", "shards", "path", "generate")
+
+
+def _name_in_url(url: str) -> str:
+    return urllib.parse.unquote(os.path.basename(urllib.parse.urlsplit(url).path))
+
+
+def check_sha256(value: str, owner: str) -> str:
+    """Return the SHA-256 in lower case, or raise DownloadError."""
+    value = value.lower()
+    if not _SHA256.match(value):
+        raise DownloadError(f"{owner} has the SHA-256 {value!r}, which is not 64 hexadecimal digits: correct it.")
+    return value
+
+
+def _remote_files(identifier: str, shards: t.Sequence[t.Mapping[str, t.Any]], directory: str) -> list[dict[str, t.Any]]:
+    files = []
+    for shard in shards:
+        url = shard.get("url") or ""
+        check_url(url)
+        if not shard.get("sha256"):
+            raise DownloadError(f"The model {identifier} has no sha256 for {shown_url(url)}: add it.")
+        name = _name_in_url(url)
+        if not name.endswith(".gguf") or "/" in name:
+            raise DownloadError(
+                f"The model {identifier} is to come from {shown_url(url)}, which is no .gguf file: correct it."
+            )
+        path = os.path.join(directory, identifier, name)
+        sha256 = check_sha256(shard["sha256"], f"The model {identifier}")
+        files.append({"kind": "url", "path": path, "url": url, "sha256": sha256})
+    paths = [file["path"] for file in files]
+    try:
+        expected = _gguf.shard_paths(paths[0])
+    except _gguf.GgufError as exc:
+        raise DownloadError(f"The model {identifier}: {exc}") from exc
+    if paths != expected:
+        missing = [os.path.basename(path) for path in expected if path not in paths]
+        raise DownloadError(
+            f"The files of the model {identifier} are not the shards of one model in order"
+            f"{' (' + ', '.join(missing) + ' missing)' if missing else ''}: list every shard once, from 00001 on."
+        )
+    return files
+
+
+def model_files(entries: t.Sequence[t.Mapping[str, t.Any]], directory: str) -> list[dict[str, t.Any]]:
+    """Return every file that the entries of ``llm_models`` need, in order.
+
+    Each has ``id``, ``kind`` (url, path or generate), ``path`` on the host, ``first`` (whether it is the model's first
+    file), ``url`` and ``sha256`` (None where there is none), and ``generate`` (options of random_gguf, or None).
+    Raises DownloadError on an entry that is not understood.
+    """
+    files: list[dict[str, t.Any]] = []
+    seen = set()
+    for entry in entries:
+        identifier = entry.get("id")
+        if not isinstance(identifier, str) or not re.match(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", identifier):
+            raise DownloadError(
+                f"An entry of llm_models has the id {identifier!r}: use letters, digits, dots, hyphens and underscores."
+            )
+        if identifier in seen:
+            raise DownloadError(f"Two entries of llm_models have the id {identifier}: rename one.")
+        seen.add(identifier)
+        unknown = sorted(set(entry) - {"id", "sha256", *KINDS})
+        if unknown:
+            raise DownloadError(
+                f"The model {identifier} has the unknown key {unknown[0]}: known are id, sha256, {', '.join(KINDS)}."
+            )
+        kinds = [kind for kind in KINDS if entry.get(kind) is not None]
+        if len(kinds) != 1:
+            given = " and ".join(kinds) or "none"
+            raise DownloadError(
+                f"The model {identifier} needs exactly one of {', '.join(KINDS)}, and has {given}: correct it."
+            )
+        kind = kinds[0]
+        sha256 = entry.get("sha256")
+        if sha256 is not None and kind not in ("url", "path"):
+            raise DownloadError(f"The model {identifier} has a sha256, which {kind} does not use: remove it.")
+        if kind == "url":
+            found = _remote_files(identifier, [entry], directory)
+        elif kind == "shards":
+            if not entry["shards"]:
+                raise DownloadError(f"The model {identifier} has an empty list of shards: fill it.")
+            found = _remote_files(identifier, entry["shards"], directory)
+        elif kind == "generate":
+            path = os.path.join(directory, identifier, f"{identifier}.gguf")
+            found = [{"kind": "generate", "path": path, "generate": dict(entry["generate"])}]
+        else:
+            path = entry["path"]
+            if not os.path.isabs(path):
+                raise DownloadError(f"The path {path} of the model {identifier} is not absolute: give the whole path.")
+            try:
+                paths = _gguf.shard_paths(os.path.normpath(path))
+            except _gguf.GgufError as exc:
+                raise DownloadError(f"The model {identifier}: {exc}") from exc
+            if sha256 is not None and len(paths) > 1:
+                raise DownloadError(
+                    f"The model {identifier} has {len(paths)} shards, and one sha256 cannot be that of all: remove it."
+                )
+            if sha256 is not None:
+                sha256 = check_sha256(sha256, f"The model {identifier}")
+            found = [{"kind": "path", "path": each, "sha256": sha256} for each in paths]
+        for index, file in enumerate(found):
+            empty = {"url": None, "sha256": None, "generate": None}
+            files.append({"id": identifier, "first": index == 0, **empty, **file})
+    return files
+
+
+def installed_models(results: t.Iterable[t.Mapping[str, t.Any]]) -> dict[str, dict[str, t.Any]]:
+    """Return ``{id: {path, sha256, size_bytes}}`` from the results of model_file, one per entry of model_files().
+
+    ``results``: dicts with ``item`` (the entry of model_files), ``present``, ``sha256``, ``size_bytes``. A model with a
+    file that is not there is left out. The SHA-256 of a model of several files is that of their hashes, one a line.
+    """
+    by_id: dict[str, list[t.Mapping[str, t.Any]]] = {}
+    for result in results:
+        by_id.setdefault(result["item"]["id"], []).append(result)
+    installed = {}
+    for identifier, files in by_id.items():
+        if not all(file.get("present") and file.get("sha256") for file in files):
+            continue
+        hashes = [file["sha256"] for file in files]
+        lines = "".join(f"{value}\n" for value in hashes)
+        installed[identifier] = {
+            "path": files[0]["item"]["path"],
+            "sha256": hashes[0] if len(hashes) == 1 else hashlib.sha256(lines.encode()).hexdigest(),
+            "size_bytes": sum(file["size_bytes"] for file in files),
+        }
+    return installed

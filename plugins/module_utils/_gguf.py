@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What a GGUF header means for memory, and the shape of random test models.
+
+Private to this collection. Pure functions only: files are read, and written, by the modules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import struct
+import typing as t
+
+# Part of the cache's key: raise it whenever describe() answers differently for the same file.
+DESCRIPTION_VERSION = 1
+
+MAGIC = b"GGUF"
+SUPPORTED_VERSIONS = (2, 3)
+PREAMBLE_BYTES = 24                       # magic, version, tensor count, key count
+
+# Architectures whose KV cache is head_count_kv x (key_length + value_length) elements in every block, and whose tensors
+# have the usual names. All others are described too, with a note.
+PLAIN_ARCHITECTURES = frozenset({
+    "llama", "apertus", "arcee", "baichuan", "bitnet", "bloom", "chameleon", "chatglm", "codeshell", "cohere2",
+    "command-r", "dbrx", "deci", "deepseek", "dots1", "ernie4_5", "ernie4_5-moe", "exaone", "exaone4", "falcon",
+    "gemma", "gemma2", "gemma3", "glm4", "gpt-oss", "gpt2", "gptj", "gptneox", "granite", "granitemoe", "grok",
+    "hunyuan-dense", "hunyuan-moe", "internlm2", "jais", "maincoder", "minicpm", "minimax-m2", "mistral3", "mpt",
+    "nemotron", "olmo", "olmo2", "olmoe", "openelm", "orion", "pangu-embedded", "phi2", "phi3", "phimoe", "plamo",
+    "qwen", "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "refact", "seed_oss",
+    "smollm3", "stablelm", "starcoder", "starcoder2", "xverse",
+})
+
+# Where llama.cpp puts the tensors that belong to no block (first component of the name).
+INPUT_TENSORS = frozenset({"token_embd", "position_embd", "token_types", "per_layer_token_embd"})     # host memory
+OUTPUT_TENSORS = frozenset({"output", "output_norm", "cls"})
+FIRST_BLOCK_TENSORS = frozenset({"token_embd_norm", "rope_freqs", "rope_factors_long", "rope_factors_short"})
+
+_SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf$")
+_BLOCK = re.compile(r"^blk\.([0-9]+)\.")
+
+
+class GgufError(Exception):
+    """A file that cannot be used, phrased for the operator in one sentence."""
+
+
+def shard_paths(path: str) -> list[str]:
+    """Return all files of the model that ``path`` belongs to, in order; just ``[path]`` for a model of one file.
+
+    Any shard may be given; names follow llama.cpp's ``<stem>-00001-of-00004.gguf``. Raises GgufError on impossible
+    numbers.
+    """
+    directory, name = os.path.split(path)
+    match = _SHARD.match(name)
+    if match is None:
+        return [path]
+    number, count = int(match["number"]), int(match["count"])
+    if not 1 <= number <= count:
+        raise GgufError(f"{path} is named as shard {number} of {count}, which cannot be: correct the file name.")
+    return [os.path.join(directory, f"{match['stem']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+
+
+def check_preamble(path: str, head: bytes) -> None:
+    """Raise GgufError unless ``head``, the first PREAMBLE_BYTES bytes of ``path``, start a GGUF that can be read."""
+    if head[:4] != MAGIC:
+        what = "is empty" if not head else f"starts with {head[:4]!r}, not with {MAGIC!r}"
+        raise GgufError(
+            f"{path} is no GGUF file (it {what}): download the model's .gguf file, or convert the model with llama.cpp."
+        )
+    if len(head) < PREAMBLE_BYTES:
+        raise GgufError(f"{path} ends after {len(head)} bytes, within the GGUF header: download it again.")
+    version = struct.unpack("<I", head[4:8])[0]
+    if version & 0xFFFF == 0:
+        raise GgufError(
+            f"{path} is a big-endian GGUF, which this host cannot use: download the little-endian file, "
+            "or convert it with gguf-convert-endian."
+        )
+    if version not in SUPPORTED_VERSIONS:
+        raise GgufError(
+            f"{path} has GGUF version {version}, and only versions {' and '.join(map(str, SUPPORTED_VERSIONS))} are "
+            "supported: download a current conversion of the model."
+        )
+
+
+def check_extent(path: str, size_bytes: int, extents: t.Iterable[tuple[str, int, int]]) -> None:
+    """Raise GgufError when tensor data reach beyond the end of the file.
+
+    ``extents``: (tensor name, offset from the start of the file, bytes).
+    """
+    end, last = 0, ""
+    for name, offset, n_bytes in extents:
+        if offset + n_bytes > end:
+            end, last = offset + n_bytes, name
+    if end > size_bytes:
+        raise GgufError(
+            f"{path} is truncated: its last tensor {last} ends at byte {end}, the file has {size_bytes}, so "
+            f"{end - size_bytes} bytes are missing: download it again."
+        )
+
+
+class _Header:
+    """The header's fields, read with messages that name the file."""
+
+    def __init__(self, path: str, architecture: str, fields: t.Mapping[str, t.Any]) -> None:
+        self.path, self.architecture, self.fields = path, architecture, fields
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """Return ``<architecture>.<key>``; of a list with one entry per block, the largest."""
+        value = self.fields.get(f"{self.architecture}.{key}", default)
+        if isinstance(value, (list, tuple)):
+            value = max(value, default=0)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise GgufError(
+                f"The header of {self.path} has no usable {self.architecture}.{key}: "
+                "it is damaged or not the first file of the model; download it again."
+            )
+        return value
+
+    def per_block(self, key: str, blocks: int, default: list[int]) -> list[int]:
+        """Return ``<architecture>.<key>`` as one integer per block."""
+        value = self.fields.get(f"{self.architecture}.{key}")
+        if value is None:
+            return default
+        if not isinstance(value, (list, tuple)):
+            return [self.integer(key)] * blocks
+        if len(value) < blocks:
+            raise GgufError(
+                f"The header of {self.path} has {len(value)} entries of {self.architecture}.{key} for {blocks} blocks: "
+                "it is damaged; download it again."
+            )
+        return [int(entry) for entry in value[:blocks]]
+
+
+def _notes(header: _Header) -> list[str]:
+    """One sentence for everything that makes the KV figures an estimate."""
+    notes = []
+    architecture = header.architecture
+
+    def positive(key: str) -> bool:
+        return header.integer(key, 0) > 0
+
+    if architecture not in PLAIN_ARCHITECTURES:
+        notes.append(
+            f"The architecture {architecture} is not known here: weights are counted by tensor name, "
+            "the KV cache as that of plain attention."
+        )
+    if positive("attention.sliding_window"):
+        notes.append(
+            f"Some blocks may use a sliding window of {header.integer('attention.sliding_window')} tokens: "
+            "their KV cache is counted for the whole context, which is more than llama.cpp needs."
+        )
+    if positive("attention.kv_lora_rank"):
+        notes.append(
+            "The model uses multi-head latent attention: its KV cache is counted as that of plain attention, "
+            "which differs from what llama.cpp allocates."
+        )
+    if positive("attention.shared_kv_layers"):
+        notes.append(
+            "Some blocks share their KV cache: it is counted for every block, which is more than llama.cpp needs."
+        )
+    recurrent = tuple(f"{architecture}.{part}." for part in ("ssm", "wkv", "shortconv"))
+    if any(key.startswith(recurrent) for key in header.fields):
+        notes.append("Some blocks are recurrent: the fixed state that they keep per sequence is not counted.")
+    if positive("nextn_predict_layers"):
+        notes.append("The last blocks only predict further tokens (MTP): they are counted like all others.")
+    return notes
+
+
+def describe(
+    fields: t.Mapping[str, t.Any],
+    tensors: t.Iterable[tuple[str, int]],
+    files: t.Sequence[tuple[str, int]],
+    token_count: int | None,
+    file_type: str | None,
+) -> dict[str, t.Any]:
+    """Return the ``model`` dict of docs/data_formats.md.
+
+    ``fields``: the header's keys and values as plain Python types, without the token lists. ``tensors``: (name, bytes)
+    of all shards. ``files``: (path, bytes) of all shards, in order. ``token_count``: length of the vocabulary, if it
+    has one. ``file_type``: name of the quantisation. Raises GgufError when the file is no language model.
+
+    Placement of tensors and tied embeddings follow llama.cpp's ``load_tensors``: without an ``output.weight`` the token
+    embedding is loaded a second time for the output slot. KV elements per token and block are
+    ``head_count_kv x key_length`` and ``head_count_kv x value_length``.
+    """
+    path = files[0][0]
+    architecture = fields.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture:
+        raise GgufError(f"{path} names no architecture: it is damaged or holds no model; download it again.")
+    kind = fields.get("general.type", "model")
+    if kind != "model" or architecture == "clip":
+        raise GgufError(
+            f"{path} is no language model (its type is {kind}, its architecture {architecture}): "
+            "name the model's own GGUF file."
+        )
+    header = _Header(path, architecture, fields)
+    blocks = header.integer("block_count")
+    embedding_length = header.integer("embedding_length")
+    notes = _notes(header)
+
+    block_bytes = [0] * blocks
+    output_bytes = input_bytes = token_embedding_bytes = 0
+    has_output = False
+    others: dict[str, int] = {}
+    for name, n_bytes in tensors:
+        block = _BLOCK.match(name)
+        head = name.split(".", 1)[0]
+        if block and int(block[1]) < blocks:
+            block_bytes[int(block[1])] += n_bytes
+        elif head in FIRST_BLOCK_TENSORS and blocks:
+            block_bytes[0] += n_bytes
+        elif head in OUTPUT_TENSORS:
+            output_bytes += n_bytes
+            has_output = has_output or name == "output.weight"
+        elif head in INPUT_TENSORS:
+            input_bytes += n_bytes
+            if name == "token_embd.weight":
+                token_embedding_bytes += n_bytes
+        else:
+            others[name] = n_bytes
+    if not has_output:
+        output_bytes += token_embedding_bytes
+    if others:
+        names = sorted(others)
+        notes.append(
+            f"{len(names)} tensors of {sum(others.values())} bytes belong to no known slot and are not counted "
+            f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})."
+        )
+    empty = [str(i) for i, n_bytes in enumerate(block_bytes) if n_bytes == 0]
+    if len(empty) == blocks:
+        raise GgufError(
+            f"{path} has no tensors for any of its {blocks} blocks: it holds a vocabulary only, or it is damaged; "
+            "download the model again."
+        )
+    if empty:
+        notes.append(f"{len(empty)} of the {blocks} blocks have no tensors (the first is {empty[0]}).")
+
+    head_count = header.per_block("attention.head_count", blocks, [0] * blocks)
+    head_count_kv = header.per_block("attention.head_count_kv", blocks, head_count)
+    heads = (head_count[0] or max(head_count)) if head_count else 0
+    natural = embedding_length // heads if heads else 0
+    key_length = header.integer("attention.key_length", natural)
+    value_length = header.integer("attention.value_length", natural)
+    if not heads:
+        notes.append("The header names no attention heads: no KV cache is counted.")
+
+    name = fields.get("general.name")
+    return {
+        "path": path,
+        "shards": [file for file, _size in files],
+        "size_bytes": sum(size for _file, size in files),
+        "name": name if isinstance(name, str) and name else os.path.basename(path),
+        "architecture": architecture,
+        "file_type": file_type,
+        "block_count": blocks,
+        "block_bytes": block_bytes,
+        "output_bytes": output_bytes,
+        "token_embedding_bytes": input_bytes,
+        "embedding_length": embedding_length,
+        "vocabulary_size": token_count or header.integer("vocab_size", 0),
+        "feed_forward_length": header.integer("feed_forward_length", 0),
+        "head_count": max(head_count, default=0),
+        "context_length_train": header.integer("context_length", 0),
+        "kv_k_elements_per_token": [count * key_length for count in head_count_kv],
+        "kv_v_elements_per_token": [count * value_length for count in head_count_kv],
+        "notes": notes,
+    }
+
+
+# ---- random models -------------------------------------------------------------------------------------------------
+
+RANDOM_VERSION = 1                        # raise it when the same parameters give another file
+PARAMETERS_KEY = "mixed_gpu.random_gguf.parameters"       # header key by which our own files are recognised
+MINIMUM_VOCABULARY = 3 + 256 + 1 + 94     # special tokens, bytes, word separator, printable ASCII
+
+# bytes per block of elements
+_STORAGE = {"f16": (2, 1), "q8_0": (34, 32), "q4_0": (18, 32)}
+
+
+def check_random_parameters(parameters: t.Mapping[str, t.Any]) -> None:
+    """Raise GgufError, in one sentence, when llama.cpp could not load a model of this shape."""
+    p = parameters
+    for key in ("blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "context_length"):
+        if p[key] < 1:
+            raise GgufError(f"{key} is {p[key]}: it must be at least 1.")
+    if p["embedding_length"] % p["head_count"] or (p["embedding_length"] // p["head_count"]) % 2:
+        raise GgufError(
+            f"embedding_length {p['embedding_length']} does not divide into {p['head_count']} heads of even length: "
+            "choose a multiple of twice head_count."
+        )
+    if p["head_count"] % p["head_count_kv"]:
+        raise GgufError(
+            f"head_count {p['head_count']} is no multiple of head_count_kv {p['head_count_kv']}: choose a divisor."
+        )
+    for key in ("embedding_length", "feed_forward_length"):
+        if p[key] % _STORAGE[p["type"]][1]:
+            raise GgufError(f"{key} {p[key]} does not suit {p['type']}, which needs a multiple of 32: choose one.")
+    if p["vocabulary_size"] < MINIMUM_VOCABULARY:
+        raise GgufError(
+            f"vocabulary_size {p['vocabulary_size']} is too small: byte tokens and ASCII need {MINIMUM_VOCABULARY}."
+        )
+
+
+def block_shapes(parameters: t.Mapping[str, t.Any]) -> dict[str, tuple[int, int]]:
+    """Return (rows, columns) of the matrices of one block, by llama.cpp's tensor name."""
+    width, hidden = parameters["embedding_length"], parameters["feed_forward_length"]
+    kv_width = width // parameters["head_count"] * parameters["head_count_kv"]
+    return {
+        "attn_q": (width, width),
+        "attn_k": (kv_width, width),
+        "attn_v": (kv_width, width),
+        "attn_output": (width, width),
+        "ffn_gate": (hidden, width),
+        "ffn_up": (hidden, width),
+        "ffn_down": (width, hidden),
+    }
+
+
+def random_model_bytes(parameters: t.Mapping[str, t.Any]) -> int:
+    """Return the bytes that a random model needs on disk: tensors, norms, and a margin for header and alignment."""
+    width, vocabulary, blocks = parameters["embedding_length"], parameters["vocabulary_size"], parameters["blocks"]
+    stored, per = _STORAGE[parameters["type"]]
+    per_block = sum(rows * columns for rows, columns in block_shapes(parameters).values())
+    elements = 2 * vocabulary * width + blocks * per_block
+    norms = 4 * width * (2 * blocks + 1)
+    return elements * stored // per + norms + 64 * vocabulary + 1024 * blocks + 65536
+
+
+def parameters_hash(parameters: t.Mapping[str, t.Any]) -> str:
+    """Return the SHA-256 that names a random model: of its parameters and of this recipe's version."""
+    canonical = json.dumps({**parameters, "recipe": RANDOM_VERSION}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def stored_parameters_hash(head: bytes) -> str | None:
+    """Find the parameters' hash in the first kilobytes of a random model; None when the file is not one of ours."""
+    key = PARAMETERS_KEY.encode()
+    value = re.search(re.escape(key) + rb"\x08\x00\x00\x00\x40\x00{7}([0-9a-f]{64})", head)     # type string, 64 bytes
+    return value[1].decode() if value else None

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Moves a module into the Python environment that the host_python role makes. Private to this collection."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import typing as t
+
+from ansible.module_utils.common.respawn import has_respawned, respawn_module
+
+DEFAULT = "/opt/mixed_gpu/venv/bin/python"
+
+
+def enter(libraries: t.Sequence[str], host_python: str) -> str | None:
+    """Make ``libraries`` importable, by running the module again with ``host_python`` where that is needed.
+
+    Returns None when they are, and one sentence with the reason when they cannot be. Does not return when the module
+    has moved: call it before anything is changed.
+    """
+    missing = []
+    for library in libraries:
+        try:
+            importlib.import_module(library)
+        except ImportError:
+            missing.append(library)
+    if not missing:
+        return None
+    names = " and ".join(missing)
+    if has_respawned():
+        return f"{host_python} has no {names}: run the homelab.mixed_gpu.host_python role to rebuild its environment."
+    if not os.access(host_python, os.X_OK):
+        return (
+            f"{names} cannot be imported and {host_python} does not exist: "
+            "run the homelab.mixed_gpu.host_python role first."
+        )
+    respawn_module(host_python)
+    return None

@@ -1,0 +1,289 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: gpu_facts
+short_description: Collect NVIDIA GPU facts through NVML
+version_added: 0.1.0
+description:
+  - Reads everything that NVIDIA's management library says about the cards of the host and returns it as host facts.
+  - A host without card, driver or C(nvidia-ml-py) is an answer (C(available) is V(false), with the reason), not a failure,
+    unless O(required=true).
+  - What a card, its driver or its library does not support is V(none).
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.facts
+attributes:
+  check_mode:
+    support: full
+    details:
+      - This action does not modify state.
+  diff_mode:
+    support: N/A
+    details:
+      - This action does not modify state.
+options:
+  host_python:
+    description:
+      - Python interpreter that has C(nvidia-ml-py), used when the one that runs this module lacks it.
+      - Role P(homelab.mixed_gpu.host_python#role) makes it.
+    type: path
+    default: /opt/mixed_gpu/venv/bin/python
+  required:
+    description: Fail, with cause and cure, when the cards cannot be read.
+    type: bool
+    default: false
+requirements:
+  - nvidia-ml-py >= 12.535.108, in the interpreter that runs the module or in O(host_python)
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Read the GPUs
+  homelab.mixed_gpu.gpu_facts:
+
+- name: Show them, or why there are none
+  ansible.builtin.debug:
+    msg: "{{ ansible_facts['mixed_gpu_gpus'].reason or ansible_facts['mixed_gpu_gpus'].gpus | map(attribute='name') }}"
+
+- name: Insist on working cards
+  homelab.mixed_gpu.gpu_facts:
+    required: true
+"""
+
+RETURN = r"""
+ansible_facts:
+  description: Facts added to the host.
+  returned: always
+  type: dict
+  contains:
+    mixed_gpu_gpus:
+      description: What NVML reports.
+      type: dict
+      returned: always
+      contains:
+        available:
+          description: Whether NVML works and every card that it counts could be read.
+          type: bool
+          returned: always
+        reason:
+          description: Cause and cure when not C(available), else V(none).
+          type: str
+          returned: always
+        driver_version:
+          description: Version of the loaded driver.
+          type: str
+          returned: always
+          sample: 580.95.05
+        cuda_driver_version:
+          description: Newest CUDA version that the driver supports.
+          type: str
+          returned: always
+          sample: "13.0"
+        gpus:
+          description: One entry per card that could be read, in PCI bus order, which is CUDA's order with C(CUDA_DEVICE_ORDER=PCI_BUS_ID).
+          type: list
+          elements: dict
+          returned: always
+          contains:
+            uuid:
+              description: The card's UUID; the key for whatever is stored about a card.
+              type: str
+              returned: always
+              sample: GPU-11111111-2222-3333-4444-555555555555
+            name:
+              description: Product name.
+              type: str
+              returned: always
+              sample: NVIDIA GeForce RTX 4090
+            pci_bus_id:
+              description: PCI domain, bus, device and function.
+              type: str
+              returned: always
+              sample: "00000000:01:00.0"
+            index:
+              description: NVML's index.
+              type: int
+              returned: always
+            compute_capability:
+              description: CUDA compute capability.
+              type: str
+              returned: always
+              sample: "8.9"
+            architecture:
+              description: Architecture name.
+              type: str
+              returned: always
+              sample: Ada
+            memory_total_mib:
+              description: All of the card's memory.
+              type: int
+              returned: always
+              sample: 24564
+            memory_free_mib:
+              description: Memory that nothing uses.
+              type: int
+              returned: always
+            memory_used_mib:
+              description: Memory in use; without C(memory_reserved_mib) where the driver tells that apart.
+              type: int
+              returned: always
+            memory_reserved_mib:
+              description: Memory that driver and firmware keep for themselves.
+              type: int
+              returned: always
+            memory_bus_width_bits:
+              description: Width of the memory bus.
+              type: int
+              returned: always
+              sample: 384
+            memory_bandwidth_gb_per_s:
+              description: Theoretical memory bandwidth at the highest memory clock, in 10^9 bytes per second.
+              type: float
+              returned: always
+              sample: 1008.1
+            bar1_total_mib:
+              description: Size of BAR1; at least the memory's size when resizable BAR is on, 256 when it is off.
+              type: int
+              returned: always
+            power_limit_watts:
+              description: Power limit now in force.
+              type: float
+              returned: always
+            power_limit_min_watts:
+              description: Lowest power limit that the card accepts.
+              type: float
+              returned: always
+            power_limit_max_watts:
+              description: Highest power limit that the card accepts.
+              type: float
+              returned: always
+            power_limit_default_watts:
+              description: Power limit after the driver is loaded.
+              type: float
+              returned: always
+            power_draw_watts:
+              description: Power drawn now.
+              type: float
+              returned: always
+            temperature_celsius:
+              description: Temperature of the GPU.
+              type: int
+              returned: always
+            clock_graphics_mhz:
+              description: Graphics clock now.
+              type: int
+              returned: always
+            clock_graphics_max_mhz:
+              description: Highest graphics clock.
+              type: int
+              returned: always
+            clock_sm_mhz:
+              description: Streaming multiprocessor clock now.
+              type: int
+              returned: always
+            clock_sm_max_mhz:
+              description: Highest streaming multiprocessor clock.
+              type: int
+              returned: always
+            clock_memory_mhz:
+              description: Memory clock now.
+              type: int
+              returned: always
+            clock_memory_max_mhz:
+              description: Highest memory clock.
+              type: int
+              returned: always
+            clock_video_mhz:
+              description: Video clock now.
+              type: int
+              returned: always
+            clock_video_max_mhz:
+              description: Highest video clock.
+              type: int
+              returned: always
+            pcie_generation:
+              description: PCIe generation of the link now; an idle card lowers it.
+              type: int
+              returned: always
+            pcie_generation_max:
+              description: Highest PCIe generation that card and slot support together.
+              type: int
+              returned: always
+            pcie_width:
+              description: PCIe lanes in use now.
+              type: int
+              returned: always
+            pcie_width_max:
+              description: Most PCIe lanes that card and slot support together.
+              type: int
+              returned: always
+            persistence_mode:
+              description: Whether the driver stays loaded, and with it power limits, when nothing uses the card.
+              type: bool
+              returned: always
+            throttle_reasons:
+              description: Names of what holds the clocks down now.
+              type: list
+              elements: str
+              returned: always
+              sample: [gpu_idle]
+            processes:
+              description: Processes that use the card, by pid.
+              type: list
+              elements: dict
+              returned: always
+              contains:
+                pid:
+                  description: Process id.
+                  type: int
+                  returned: always
+                name:
+                  description: Program.
+                  type: str
+                  returned: always
+                memory_mib:
+                  description: The card's memory that the process holds.
+                  type: int
+                  returned: always
+"""
+
+import importlib
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _host_python, _nvml
+
+
+def _loaded_version() -> str | None:
+    """Version of the NVIDIA kernel module that is loaded, if one is."""
+    try:
+        with open("/sys/module/nvidia/version", encoding="ascii") as handle:
+            return handle.read().strip()
+    except OSError:
+        return None
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "host_python": {"type": "path", "default": _host_python.DEFAULT},
+            "required": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    reason = _host_python.enter(["pynvml"], module.params["host_python"])
+    if reason is None:
+        facts = _nvml.probe(importlib.import_module("pynvml"), _loaded_version())
+    else:
+        facts = _nvml.unavailable(reason)
+    if module.params["required"] and not facts["available"]:
+        module.fail_json(msg=facts["reason"])
+    module.exit_json(changed=False, ansible_facts={"mixed_gpu_gpus": facts})
+
+
+if __name__ == "__main__":
+    main()

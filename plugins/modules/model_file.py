@@ -1,0 +1,572 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: model_file
+short_description: Put one large file on a host, once, and know its SHA-256
+version_added: 0.1.0
+description:
+  - Downloads a file, copies one that is already on the host, or takes in one where it lies.
+  - A download that was cut is continued. The file appears at O(path) only when its SHA-256 is right, and replaces what was there
+    in one step.
+  - A manifest of the file's SHA-256, size, modification time and inode makes the next run quick.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+    details:
+      - In check mode the server is asked for the size of a missing file, which is then not downloaded.
+  diff_mode:
+    support: full
+options:
+  path:
+    description:
+      - The file on the host.
+      - Without O(url) and O(source) it must be there already.
+    type: path
+    required: true
+  url:
+    description: Where to download the file, by http or https. Requires O(sha256).
+    type: str
+  source:
+    description: A file on the host to copy.
+    type: path
+  sha256:
+    description: SHA-256 that the file must have.
+    type: str
+  verify:
+    description:
+      - With V(manifest) the SHA-256 of a file that has not changed since it was recorded is believed.
+      - With V(full) the file is read and hashed in any case.
+    type: str
+    choices: [manifest, full]
+    default: manifest
+  missing_ok:
+    description: Without O(url) and O(source), whether a missing file is an answer (RV(present=false)) instead of a failure.
+    type: bool
+    default: false
+  reserve_mib:
+    description: MiB to leave free on the filesystem.
+    type: int
+    default: 256
+  attempts:
+    description: How many attempts in a row may bring nothing, or next to nothing, before the download is given up.
+    type: int
+    default: 5
+  retry_seconds:
+    description: Pause before the second attempt. It doubles with every further one, up to 30 seconds.
+    type: float
+    default: 1
+  timeout_seconds:
+    description: How long the server may stay silent.
+    type: int
+    default: 60
+  lock_wait_seconds:
+    description: How long to wait for another play that works on the same file.
+    type: int
+    default: 10
+  progress_log:
+    description: File on the host to which a line of progress is added every two seconds.
+    type: path
+  manifest_dir:
+    description: Directory of the manifests.
+    type: path
+    default: /var/lib/mixed_gpu/models
+  host_python:
+    description: Python interpreter with the C(requests) library, used when the module's own has no such library.
+    type: path
+    default: /opt/mixed_gpu/venv/bin/python
+requirements:
+  - requests >= 2.32, for downloads only (the P(homelab.mixed_gpu.host_python#role) role installs it)
+notes:
+  - The unfinished file is O(path) with C(.part) added, and C(.part.json) tells what it is a part of.
+  - A finished download with the wrong SHA-256 is kept as O(path) with C(.corrupt) added, and nothing is replaced.
+  - Certificate authorities are those of the system, or the bundle that the environment variable E(REQUESTS_CA_BUNDLE) names.
+seealso:
+  - module: homelab.mixed_gpu.gguf_info
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Download a model
+  homelab.mixed_gpu.model_file:
+    path: /var/lib/llm_models/example/example.gguf
+    url: https://models.example/example.gguf
+    sha256: 832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
+
+- name: Take in a file where it lies
+  homelab.mixed_gpu.model_file:
+    path: /srv/models/example.gguf
+
+- name: Read the whole file again to see whether it is still intact
+  homelab.mixed_gpu.model_file:
+    path: /srv/models/example.gguf
+    verify: full
+  check_mode: true
+"""
+
+RETURN = r"""
+path:
+  description: The file.
+  returned: success
+  type: str
+present:
+  description: Whether the file is there now, as asked for.
+  returned: success
+  type: bool
+sha256:
+  description: SHA-256 of the file at RV(path), or that it will have. V(none) when it is missing and none was given.
+  returned: success
+  type: str
+size_bytes:
+  description: Size of the file, or that it will have. V(none) when unknown.
+  returned: success
+  type: int
+missing_bytes:
+  description: Bytes that were still to be downloaded or copied. V(0) when nothing was, V(none) when unknown.
+  returned: success
+  type: int
+free_bytes:
+  description: Bytes that were free on the file's filesystem at the start, less O(reserve_mib).
+  returned: success
+  type: int
+resumed_bytes:
+  description: Bytes that were there from an earlier, unfinished download.
+  returned: success
+  type: int
+attempts:
+  description: Number of requests that a download took.
+  returned: success
+  type: int
+hashed:
+  description: Whether the file had to be read to know its SHA-256.
+  returned: success
+  type: bool
+"""
+
+import contextlib
+import errno
+import json
+import os
+import threading
+import time
+import typing as t
+import urllib.parse
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
+    _download,
+    _host_python,
+    _model_files,
+    _state_files,
+)
+
+PROGRESS_SECONDS = 2.0
+WORTHWHILE_BYTES = 8 << 20               # an attempt that brought this much does not count as failed
+SYSTEM_CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+
+
+class Progress:
+    """Adds a line to the log every two seconds, also while nothing arrives."""
+
+    def __init__(self, log: str | None) -> None:
+        self._log = log
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._rate = _download.Rate()
+        self.what, self.done, self.total = "", 0, 0
+        if log:
+            os.makedirs(os.path.dirname(os.path.abspath(log)), mode=0o755, exist_ok=True)
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+
+    def start(self, what: str, total: int | None, done: int = 0) -> None:
+        """Begin to count something else."""
+        self.what, self.total, self.done = what, total or 0, done
+        self._rate = _download.Rate()
+        self._rate.add(time.monotonic(), done)
+
+    def tick(self, done: int) -> None:
+        """Say how far it is."""
+        self.done = done
+
+    def say(self, line: str) -> None:
+        """Write one line."""
+        if self._log:
+            with open(self._log, "a", encoding="utf-8") as handle:
+                handle.write(f"{line}\n")
+
+    def _run(self) -> None:
+        while not self._stop.wait(PROGRESS_SECONDS):
+            if self.what:
+                rate = self._rate.add(time.monotonic(), self.done)
+                self.say(_download.progress_line(self.what, self.done, self.total, rate))
+
+    def close(self) -> None:
+        """Stop writing."""
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+
+
+def explain(exc: Exception, url: str) -> tuple[bool, str]:
+    """Return whether another attempt may help, and one clause that says what went wrong and what to do."""
+    import requests
+    import urllib3
+
+    host = urllib.parse.urlsplit(url).hostname
+    causes: list[BaseException] = []
+    pending: list[t.Any] = [exc]
+    while pending:                                       # requests wraps urllib3, which wraps the socket's error
+        cause = pending.pop()
+        if isinstance(cause, BaseException) and cause not in causes:
+            causes.append(cause)
+            pending += [*cause.args, getattr(cause, "reason", None), cause.__cause__]
+
+    def caused_by(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    detail = str(causes[-1]).strip() or type(causes[-1]).__name__
+    if caused_by(urllib3.exceptions.NameResolutionError):
+        return True, f"the name {host} cannot be resolved: check the host's network, its DNS, and the URL"
+    if isinstance(exc, requests.exceptions.ProxyError):
+        return True, f"the proxy cannot be used ({detail}): check the proxy variables of the environment"
+    if caused_by(requests.exceptions.SSLError, urllib3.exceptions.SSLError):
+        return False, f"TLS with {host} failed ({detail}): check the host's clock and its CA certificates"
+    if isinstance(exc, requests.exceptions.ConnectTimeout):
+        return True, f"{host} does not answer: check the network, the firewall, and the URL"
+    if isinstance(exc, requests.exceptions.Timeout) or caused_by(urllib3.exceptions.ReadTimeoutError):
+        return True, f"{host} fell silent: run the play again to continue"
+    if caused_by(urllib3.exceptions.NewConnectionError):
+        return True, f"{host} cannot be reached ({detail}): check the network, and whether the server runs"
+    if caused_by(urllib3.exceptions.ProtocolError, requests.exceptions.ConnectionError):
+        return True, f"{host} closed the connection early: run the play again to continue"
+    return False, f"the request failed ({detail}): check the URL"
+
+
+class File:
+    """One file that shall be on the host."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.params = module.params
+        self.path = os.path.abspath(self.params["path"])
+        self.part, self.part_state = f"{self.path}.part", f"{self.path}.part.json"
+        self.url, self.source = self.params["url"], self.params["source"]
+        self.manifest_file = _model_files.manifest_path(self.params["manifest_dir"], self.path)
+        self.recorded = _model_files.read_manifest(self.manifest_file, module.warn)
+        self.progress = Progress(None if module.check_mode else self.params["progress_log"])
+        self.name = os.path.basename(self.path)
+        self.result: dict[str, t.Any] = {
+            "changed": False, "path": self.path, "present": True, "sha256": None, "size_bytes": None, "missing_bytes": 0,
+            "free_bytes": self.free_bytes(), "resumed_bytes": 0, "attempts": 0, "hashed": False,
+        }
+
+    def fail(self, message: str) -> t.NoReturn:
+        """End with one sentence."""
+        self.progress.say(f"{self.name}: failed")
+        self.progress.close()
+        self.module.fail_json(msg=message)
+        raise AssertionError                             # for the type checker: fail_json does not return
+
+    def free_bytes(self) -> int:
+        """Return what may be written to the file's filesystem."""
+        return max(0, _model_files.free_space(self.path)[1] - (self.params["reserve_mib"] << 20))
+
+    def hash(self, path: str) -> str:
+        """Return the SHA-256 of a file, with progress."""
+        self.progress.start(f"{self.name}: checking SHA-256", os.path.getsize(path))
+        self.result["hashed"] = True
+        digest = _model_files.sha256(path, self.progress.tick)
+        self.progress.start("", 0)
+        return digest
+
+    def ensure(self) -> None:
+        """Do what is to be done, and fill in the result."""
+        wanted = self.params["sha256"]
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            self.fail(f"{self.path} is there and is no file: remove it, or choose another path.")
+        if os.path.exists(self.path):
+            believed = _model_files.believed_sha256(self.recorded, self.path)
+            digest = believed if believed and self.params["verify"] == "manifest" else self.hash(self.path)
+            if believed and digest != believed and wanted in (None, believed) and not (self.url or self.source):
+                self.fail(
+                    f"{self.path} is damaged: its SHA-256 was {believed} and is {digest}, though its size and time are "
+                    "unchanged: check the disk, and put the file there again."
+                )
+            if wanted is None and self.source:
+                wanted = self.hash_of_source()
+            if wanted in (None, digest):
+                self.result.update(sha256=digest, size_bytes=os.path.getsize(self.path))
+                if digest != believed:
+                    self.record(digest)
+                return
+            if not self.url and not self.source:
+                self.fail(
+                    f"{self.path} has the SHA-256 {digest}, and {wanted} was expected: "
+                    "put the right file there, or correct the sha256."
+                )
+            self.diff({"path": self.path, "sha256": digest}, wanted)
+        elif not self.url and not self.source:
+            if not self.params["missing_ok"]:
+                self.fail(f"{self.path} does not exist: put the file there, or give a url to download it from.")
+            self.result.update(present=False, sha256=wanted)
+            return
+        else:
+            self.diff({}, wanted)
+        self.result.update(changed=True, present=not self.module.check_mode, sha256=wanted)
+        if self.url:
+            self.download(wanted)
+        else:
+            self.copy(wanted)
+
+    def diff(self, before: dict[str, t.Any], wanted: str | None) -> None:
+        """Tell what changes."""
+        self.result["diff"] = {"before": before, "after": {"path": self.path, "sha256": wanted}}
+
+    def record(self, digest: str) -> None:
+        """Write the manifest of the file that is at its place."""
+        self.result["changed"] = True
+        if self.module.check_mode:
+            return
+        kind = "url" if self.url else "copy" if self.source else "local"
+        source = {"kind": kind, "from": _download.shown_url(self.url) if self.url else self.source or self.path}
+        _model_files.write_manifest(self.manifest_file, self.path, digest, source, self.module.atomic_move)
+
+    def need(self, n_bytes: int, what: str) -> None:
+        """Fail before the first byte unless there is room."""
+        free = self.free_bytes()
+        if n_bytes > free:
+            directory = _model_files.free_space(self.path)[0]
+            self.fail(
+                f"{directory} has {_download.size_text(free)} free (beyond the reserve of {self.params['reserve_mib']} "
+                f"MiB), and {what} needs {_download.size_text(n_bytes)}: free some space, or choose another directory."
+            )
+
+    def publish(self, wanted: str | None, origin: str) -> None:
+        """Check what was written and put it in its place in one step."""
+        digest = self.hash(self.part)
+        if wanted is not None and digest != wanted:
+            corrupt = f"{self.path}.corrupt"
+            os.replace(self.part, corrupt)
+            self.forget_part()
+            self.fail(
+                f"{origin} has the SHA-256 {digest}, and {wanted} was expected: nothing was replaced, and what came is "
+                f"kept as {corrupt}; correct the sha256, or find the right file."
+            )
+        os.chmod(self.part, 0o644)
+        with open(self.part, "rb") as handle:
+            os.fsync(handle.fileno())
+        self.module.atomic_move(self.part, self.path)
+        self.forget_part()
+        self.record(digest)
+        size_bytes = os.path.getsize(self.path)
+        self.result.update(sha256=digest, size_bytes=size_bytes)
+        self.progress.say(f"{self.name}: complete, {_download.size_text(size_bytes)}")
+
+    # ---- local files -------------------------------------------------------------------------------------------------
+
+    def hash_of_source(self) -> str | None:
+        """Return the SHA-256 of the file to copy, which decides whether the copy is current."""
+        if not os.path.isfile(self.source):
+            self.fail(f"{self.source} cannot be copied, since it is no file: correct the source.")
+        return self.hash(self.source)
+
+    def copy(self, wanted: str | None) -> None:
+        """Copy the source beside its place, check it, publish it."""
+        if not os.path.isfile(self.source):
+            self.fail(f"{self.source} cannot be copied, since it is no file: correct the source.")
+        size_bytes = os.path.getsize(self.source)
+        self.result.update(size_bytes=size_bytes, missing_bytes=size_bytes)
+        self.need(size_bytes, self.path)
+        if self.module.check_mode:
+            return
+        self.progress.start(f"{self.name}: copying", size_bytes)
+        os.makedirs(os.path.dirname(self.path), mode=0o755, exist_ok=True)
+        done = 0
+        with open(self.source, "rb") as reader, open(self.part, "wb") as writer:
+            while chunk := reader.read(_model_files.CHUNK_BYTES):
+                writer.write(chunk)
+                done += len(chunk)
+                self.progress.tick(done)
+        self.publish(wanted, self.source)
+
+    # ---- downloads ---------------------------------------------------------------------------------------------------
+
+    def forget_part(self) -> None:
+        """Remove the unfinished file and what is known about it."""
+        for path in (self.part, self.part_state):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def resumable(self, wanted: str) -> tuple[int, dict[str, t.Any]]:
+        """Return the size of an unfinished file that may be continued, and what is known about it."""
+        state = None
+        with contextlib.suppress(OSError, ValueError):
+            state = json.loads(_state_files.read_text(self.part_state) or "null")
+        if os.path.isfile(self.part) and _download.can_resume(state, wanted):
+            return os.path.getsize(self.part), state
+        return 0, {}
+
+    def session(self) -> t.Any:
+        """Return an HTTP session: no compression (ranges count stored bytes), the system's certificate authorities."""
+        import requests
+
+        session = requests.Session()
+        session.headers.update({"Accept-Encoding": "identity", "User-Agent": "homelab.mixed_gpu"})
+        if os.path.exists(SYSTEM_CA_BUNDLE):
+            session.verify = SYSTEM_CA_BUNDLE
+        return session
+
+    def download(self, wanted: str) -> None:
+        """Download in as many attempts as make sense, continuing where the last one stopped."""
+        name = _download.shown_url(self.url)
+        reason = _host_python.enter(["requests"], self.params["host_python"])
+        if reason and self.module.check_mode:
+            self.result["missing_bytes"] = None
+            self.module.warn(f"The size of {name} is unknown: {reason}")
+            return
+        if reason:
+            self.fail(f"{name} cannot be downloaded: {reason}")
+        import requests
+
+        session = self.session()
+        self.result["resumed_bytes"] = self.resumable(wanted)[0]
+        self.progress.say(f"{self.name}: asking {urllib.parse.urlsplit(self.url).hostname}")
+        failures, discarded = 0, 0
+        while True:
+            offset, state = self.resumable(wanted)
+            self.result["attempts"] += 1
+            retry_after = None
+            received = 0
+            try:
+                with session.get(
+                    self.url, stream=True, timeout=(min(15, self.params["timeout_seconds"]), self.params["timeout_seconds"]),
+                    headers=_download.range_headers(self.url, offset, state),
+                ) as response:
+                    answer = _download.judge_answer(
+                        self.url, response.status_code, response.headers, offset, state.get("total_bytes")
+                    )
+                    retry_after = response.headers.get("Retry-After")
+                    if answer.action == "write":
+                        received = self.receive(response, answer, wanted)
+                failure, again = answer.reason, answer.action == "retry"
+            except requests.exceptions.RequestException as exc:
+                again, clause = explain(exc, self.url)
+                failure = f"{name} cannot be downloaded: {clause}"
+                answer = _download.Answer("retry" if again else "refuse", reason=f"{failure}.")
+                received = self.resumable(wanted)[0] - offset
+            if answer.action in ("write", "complete"):
+                if self.module.check_mode:
+                    return
+                break
+            if answer.action == "discard" and not discarded:
+                discarded += 1
+                self.forget_part()
+                continue
+            if answer.action == "refuse":
+                self.fail(answer.reason)
+            failures = 1 if received >= WORTHWHILE_BYTES else failures + 1
+            if failures >= self.params["attempts"] or not again:
+                kept = self.resumable(wanted)[0]
+                tail = f"; {_download.size_text(kept)} are kept for the next run" if kept and not self.module.check_mode else ""
+                self.fail(f"{failure} ({self.result['attempts']} attempts{tail}).")
+            pause = _download.wait_seconds(failures, self.params["retry_seconds"], retry_after)
+            self.progress.start("", 0)
+            self.progress.say(f"{self.name}: {failure}; next attempt in {_download.duration_text(pause)}")
+            time.sleep(pause)
+        self.publish(wanted, name)
+
+    def receive(self, response: t.Any, answer: _download.Answer, wanted: str) -> int:
+        """Write the body of a response to the unfinished file and return the number of bytes. Raises what requests raises."""
+        kept = os.path.getsize(self.part) if os.path.isfile(self.part) else 0
+        total = answer.total
+        self.result["size_bytes"] = total
+        if self.result["missing_bytes"] == 0:
+            self.result["missing_bytes"] = None if total is None else total - answer.offset
+        if total is not None:
+            room = total - answer.offset
+            # what is thrown away because the server begins again makes room, too
+            self.need(max(0, room - (kept - answer.offset)), _download.shown_url(self.url))
+        if self.module.check_mode:
+            return 0
+        if answer.offset == 0:
+            self.result["resumed_bytes"] = 0
+        os.makedirs(os.path.dirname(self.path), mode=0o755, exist_ok=True)
+        state = _download.part_state(self.url, wanted, response.headers, total)
+        if answer.offset == 0:
+            self.forget_part()                           # never a state that speaks of older bytes
+        _state_files.write_text(self.part_state, _state_files.to_text(state), 0o644, self.module.atomic_move)
+        done = answer.offset
+        self.progress.start(f"{self.name}: downloading", total, done)
+        with open(self.part, "ab") as writer:
+            for chunk in response.iter_content(_model_files.CHUNK_BYTES):
+                writer.write(chunk)
+                done += len(chunk)
+                self.progress.tick(done)
+            writer.flush()
+            os.fsync(writer.fileno())
+        return done - answer.offset
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "url": {"type": "str"},
+            "source": {"type": "path"},
+            "sha256": {"type": "str"},
+            "verify": {"type": "str", "choices": ["manifest", "full"], "default": "manifest"},
+            "missing_ok": {"type": "bool", "default": False},
+            "reserve_mib": {"type": "int", "default": 256},
+            "attempts": {"type": "int", "default": 5},
+            "retry_seconds": {"type": "float", "default": 1},
+            "timeout_seconds": {"type": "int", "default": 60},
+            "lock_wait_seconds": {"type": "int", "default": 10},
+            "progress_log": {"type": "path"},
+            "manifest_dir": {"type": "path", "default": "/var/lib/mixed_gpu/models"},
+            "host_python": {"type": "path", "default": _host_python.DEFAULT},
+        },
+        mutually_exclusive=[("url", "source")],
+        required_by={"url": ["sha256"]},
+        supports_check_mode=True,
+    )
+    try:
+        if module.params["url"]:
+            _download.check_url(module.params["url"])
+        if module.params["sha256"]:
+            module.params["sha256"] = _download.check_sha256(module.params["sha256"], module.params["path"])
+    except _download.DownloadError as exc:
+        module.fail_json(msg=str(exc))
+    path = os.path.abspath(module.params["path"])
+    lock = None
+    file = None
+    try:
+        if not module.check_mode:
+            lock_file = f"{_model_files.manifest_path(module.params['manifest_dir'], path)}.lock"
+            lock = _state_files.take_lock(lock_file, module.params["lock_wait_seconds"])
+            if lock is None:
+                module.fail_json(
+                    msg=f"Another play is working on {path}: wait until it has ended, then run this one again to continue."
+                )
+        file = File(module)
+        file.ensure()
+    except OSError as exc:
+        full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+        cure = "the disk is full: free some space, then run the play again to continue" if full else "check the directory"
+        module.fail_json(msg=f"{path} cannot be put in place ({exc.strerror or exc}), {cure}.")
+    finally:
+        if file is not None:
+            file.progress.close()
+        if lock is not None:
+            _state_files.release_lock(lock)
+    module.exit_json(**file.result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _nvml
+
+BOX = [
+    {"uuid": "GPU-a", "name": "NVIDIA GeForce RTX 4090"},
+    {"uuid": "GPU-b", "name": "NVIDIA GeForce RTX 3090 Ti"},
+    {"uuid": "GPU-c", "name": "NVIDIA GeForce RTX 3090"},
+]
+
+
+@pytest.mark.parametrize(
+    ("expected", "missing"),
+    [
+        ([], []),
+        (["rtx 4090", "RTX 3090", "RTX 3090 Ti"], []),
+        (["RTX 3090 Ti", "RTX 3090 Ti"], ["RTX 3090 Ti"]),
+        (["RTX 3090", "RTX 3090"], []),
+        (["GPU-c", "RTX 3090"], []),
+        (["GPU-c", "GPU-d"], ["GPU-d"]),
+        (["RTX 4090", "RTX 4090"], ["RTX 4090"]),
+    ],
+)
+def test_every_card_satisfies_one_expectation(expected, missing):
+    assert _nvml.missing_gpus(expected, BOX) == missing
+
+
+@pytest.mark.parametrize(
+    ("clock_mhz", "bits", "bandwidth"),
+    [
+        (10501, 384, 1008.1),  # RTX 4090: NVIDIA states 1008 GB/s
+        (9751, 384, 936.1),  # RTX 3090: 936 GB/s
+        (2619, 5120, 3352.3),  # H100 SXM: 3.35 TB/s
+        (None, 384, None),
+        (10501, None, None),
+    ],
+)
+def test_bandwidth_follows_data_sheets(clock_mhz, bits, bandwidth):
+    assert _nvml.bandwidth_gb_per_s(clock_mhz, bits) == bandwidth
+
+
+def test_throttle_reasons_are_named():
+    assert _nvml.throttle_reasons(0) == []
+    assert _nvml.throttle_reasons(None) is None
+    assert _nvml.throttle_reasons(0x44) == ["sw_power_cap", "hw_thermal_slowdown"]
+    assert _nvml.throttle_reasons(0x8000) == ["unknown_0x8000"]
+
+
+def test_mismatch_names_the_loaded_version():
+    assert "560.35.03" in _nvml.explain(18, "", "560.35.03")
+
+
+def test_unknown_errors_keep_nvmls_own_words():
+    sentence = _nvml.explain(999, "Unknown Error")
+    assert "999" in sentence and "Unknown Error" in sentence and "nvidia-smi" in sentence
