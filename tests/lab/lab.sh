@@ -149,7 +149,7 @@ state() { inside "$ENGINE" inspect -f '{{.State.Status}}' "$1" 2>/dev/null || ec
 
 # One cache for all hosts but apt's, which locks its directory.
 create() {
-  local name=$1 dir options=() init=(/lib/systemd/systemd) _
+  local name=$1 dir options=() prepare="mount --make-rshared /" _   # LoadCredential= needs shared mounts
   up
   case $(state "$name") in
     running) return ;;
@@ -163,12 +163,12 @@ create() {
         options+=(--systemd=always)
       else
         options+=(--cgroupns=private --tmpfs=/run --tmpfs=/run/lock --env=container=docker --stop-signal=SIGRTMIN+3)
-        init=(sh -c "mount -o remount,rw /sys/fs/cgroup; exec /lib/systemd/systemd")
+        prepare="$prepare; mount -o remount,rw /sys/fs/cgroup"
       fi
       inside "$ENGINE" network inspect "${LAB_NETWORK:-mixed-gpu}" >/dev/null 2>&1 ||
         inside "$ENGINE" network create "${LAB_NETWORK:-mixed-gpu}" >/dev/null
       say "creating $name"
-      inside "$ENGINE" run -d --name "$name" "${options[@]}" "$(image_name)" "${init[@]}" >/dev/null
+      inside "$ENGINE" run -d --name "$name" "${options[@]}" "$(image_name)" sh -c "$prepare; exec /lib/systemd/systemd" >/dev/null
       # certificate authorities that this machine trusts beyond the usual ones (an intercepting proxy, say)
       if compgen -G '/usr/local/share/ca-certificates/*.crt' >/dev/null; then
         tar -C /usr/local/share/ca-certificates -c . |

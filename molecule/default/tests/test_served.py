@@ -1,0 +1,90 @@
+"""After the site playbook: what is installed, recorded and served."""
+
+from __future__ import annotations
+
+import json
+import re
+
+
+def _fact(host):
+    return json.loads(host.file("/etc/ansible/facts.d/mixed_gpu.fact").content_string)
+
+
+def _active(host):
+    fact = _fact(host)
+    return fact["models"][fact["active"]]
+
+
+def _completion(host, prompt="One, two,"):
+    body = json.dumps({"prompt": prompt, "n_predict": 4, "cache_prompt": False, "ignore_eos": True})
+    answer = host.run("curl -sS --max-time 60 http://127.0.0.1:8080/completion -d '%s'", json.loads(json.dumps(body)))
+    return json.loads(answer.stdout)
+
+
+def test_the_fact_is_readable_by_all_and_written_by_root(host):
+    file = host.file("/etc/ansible/facts.d/mixed_gpu.fact")
+    assert (file.user, file.mode) == ("root", 0o644)
+
+
+def test_every_slot_of_the_model_is_placed(host):
+    entry = _active(host)
+    assert sum(place["layers"] for place in entry["placement"]) == entry["model"]["block_count"] + 1
+
+
+def test_the_choice_rests_on_measurements(host):
+    entry = _active(host)
+    measured = [row for row in entry["decision"]["table"] if row["status"] == "ok"]
+    assert len(measured) >= 2
+    stored = host.run("ls /var/lib/mixed_gpu/measurements/*.json").stdout.split()
+    assert len(stored) >= entry["decision"]["loads_used"] > 0
+
+
+def test_the_chosen_split_respects_the_budgets(host):
+    entry = _active(host)
+    for device, mib in zip(entry["devices"], entry["decision"]["mib"], strict=True):
+        assert 0 < mib <= device["budget_mib"]
+
+
+def test_the_devices_are_two_builds_of_one_source(host):
+    fast, slow = (host.file(f"/opt/llama.cpp/{name}").linked_to for name in ("current", "slow"))
+    assert fast != slow
+    builds = [json.loads(host.file(f"{path}/build.json").content_string) for path in (fast, slow)]
+    assert builds[0]["version"] == builds[1]["version"]
+
+
+def test_the_server_is_told_the_recorded_split(host):
+    unit = host.file("/etc/systemd/system/llama-server.service").content_string
+    layers = [str(place["layers"]) for place in _active(host)["placement"]]
+    assert re.search(rf"-ts[ =]\"?{','.join(layers)}\b", unit)
+
+
+def test_services_run_and_are_enabled(host):
+    for name in ("llama-server", "ggml-rpc-server-fast", "ggml-rpc-server-slow"):
+        assert host.service(name).is_running
+        assert host.service(name).is_enabled
+
+
+def test_the_server_listens_on_loopback_only(host):
+    assert host.socket("tcp://127.0.0.1:8080").is_listening
+    assert not host.socket("tcp://0.0.0.0:8080").is_listening
+
+
+def test_a_completion_is_real(host):
+    timings = _completion(host)["timings"]
+    assert timings["predicted_n"] == 4
+    assert timings["prompt_n"] > 0
+
+
+def test_the_server_runs_as_nobody_special(host):
+    pid = host.run("systemctl show -p MainPID --value llama-server").stdout.strip()
+    assert host.file(f"/proc/{pid}").user != "root"
+
+
+def test_the_sandbox_of_the_unit_is_tight(host):
+    report = host.run("systemd-analyze security --no-pager llama-server.service").stdout
+    exposure = float(re.search(r"exposure level for llama-server.service: ([\d.]+)", report).group(1))
+    assert exposure <= 2.0
+
+
+def test_nothing_measures_any_more(host):
+    assert host.run("systemctl is-active mixed-gpu-lease.service").stdout.strip() != "active"
