@@ -17,7 +17,7 @@ def _active(host):
 
 def _completion(host, prompt="One, two,"):
     body = json.dumps({"prompt": prompt, "n_predict": 4, "cache_prompt": False, "ignore_eos": True})
-    answer = host.run("curl -sS --max-time 60 http://127.0.0.1:8080/completion -d '%s'", json.loads(json.dumps(body)))
+    answer = host.run("curl -sS --max-time 60 http://127.0.0.1:8080/completion -d %s", body)
     return json.loads(answer.stdout)
 
 
