@@ -65,7 +65,6 @@ import re
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _report
 
 # What is drawn in the left colour is shown in the two others: light and dark, both from the Okabe-Ito palette.
@@ -81,7 +80,7 @@ COLOURS: t.Final = {
 }
 INK, MUTED, GRID, BARRED, MEASURED, CHOSEN, DEFAULT, PAGE = (colours[0] for colours in COLOURS.values())
 
-SETTINGS: t.Final = {
+SETTINGS: t.Final[dict[t.Any, t.Any]] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "homelab.mixed_gpu",
     "font.family": "sans-serif",
@@ -108,6 +107,9 @@ SETTINGS: t.Final = {
     "legend.frameon": False,
     "figure.facecolor": "none",
 }
+
+#: A longer label of the vertical axis does not fit on one line.
+LABEL_CHARACTERS: t.Final = 40
 
 
 def split_chart(
@@ -227,7 +229,8 @@ def _draw_line(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str, feasible: 
     axes.set_xlim(span[0] - 0.5, span[1] + 0.5)
     axes.margins(y=0.12)
     axes.set_xlabel(f"layers on {first} (the rest of {sum(decision['layers'])} on {second})")
-    axes.set_ylabel(_report.axis_label(entry, panel))
+    label = _report.axis_label(entry, panel)
+    axes.set_ylabel(label.replace(", ", ",\n", 1) if len(label) > LABEL_CHARACTERS else label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
 
 
@@ -299,7 +302,8 @@ def _finish(svg: str, title: str) -> str:
     svg = re.sub(r'(\bxlink:href="#|url\(#)([^")]+)', rf"\1{prefix}-\2", svg)
     svg = re.sub(r"<style type=\"text/css\">\*\{", f'<style type="text/css">#{prefix} *{{', svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", svg)
-    for name, (drawn, dummy, dark) in COLOURS.items():
+    for name, colours in COLOURS.items():
+        drawn = colours[0]
         svg = svg.replace(f'fill="{drawn}"', f'style="fill: {drawn}"').replace(f": {drawn}", f": var(--{name})")
     light = ";".join(f"--{name}:{colours[1]}" for name, colours in COLOURS.items())
     dark = ";".join(f"--{name}:{colours[2]}" for name, colours in COLOURS.items())

@@ -8,11 +8,11 @@ name: split_report
 short_description: Render the report of a tuning as HTML
 version_added: 0.1.0
 description:
-  - Renders a Jinja page about one entry of C(ansible_local.mixed_gpu.models) with every value escaped, which the template
-    module of Ansible cannot do.
+  - Renders a Jinja page about one entry of C(ansible_local.mixed_gpu.models) with every value escaped, which the
+    template module of Ansible cannot do.
   - The page gets C(view) (texts and bar widths), C(charts) (SVG by name of the panel) and C(extra).
 requirements:
-  - matplotlib, on the controller
+  - matplotlib, on the controller, unless O(panels) is empty
 options:
   _input:
     description: One entry of C(ansible_local.mixed_gpu.models), see C(docs/data_formats.md).
@@ -35,9 +35,15 @@ options:
     elements: dict
   power:
     description:
-      - What the cards drew while the server generated, as C(readings), a list of C(uuid) and C(power_draw_watts), and the
-        C(tests) of the same run.
+      - What the cards drew while the server generated, as C(readings), a list of C(uuid) and C(power_draw_watts), and
+        the C(tests) of the same run.
     type: dict
+  panels:
+    description: The charts to draw. An empty list needs no matplotlib.
+    type: list
+    elements: str
+    choices: [decode, prefill, objective]
+    default: [decode, prefill, objective]
   extra:
     description: Further values for the page, for example the name of the host.
     type: dict
@@ -65,12 +71,11 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.homelab.mixed_gpu.plugins.filter.split_chart import split_chart
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _report
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
-
-from ansible_collections.homelab.mixed_gpu.plugins.filter.split_chart import split_chart
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _report
 
 
 def split_report(
@@ -80,6 +85,7 @@ def split_report(
     devices: t.Sequence[t.Mapping[str, t.Any]] | None = None,
     expectations: t.Sequence[t.Mapping[str, t.Any]] | None = None,
     power: t.Mapping[str, t.Any] | None = None,
+    panels: t.Sequence[str] = _report.QUANTITIES,
     extra: t.Mapping[str, t.Any] | None = None,
 ) -> str:
     """Return the page as text. Raises AnsibleFilterError for an entry or a template that cannot be read."""
@@ -87,7 +93,7 @@ def split_report(
         view = _report.report_view(entry, served, devices, expectations or (), power)
         charts = {
             panel: Markup(split_chart(entry, [panel]))
-            for panel in _report.QUANTITIES
+            for panel in panels
             if _report.has_points(entry, panel)
         }
     except (KeyError, TypeError, ValueError) as error:

@@ -9,8 +9,9 @@ short_description: Say in a few lines what was measured and chosen
 version_added: 0.1.0
 description:
   - Turns one entry of C(ansible_local.mixed_gpu.models) into lines of plain text for the end of a play.
-  - What was chosen and why, what it gains over llama.cpp's default split, memory per device, the measured splits, what the
-    running server delivers, and where to look further. At most 100 columns wide; addresses and paths are never broken.
+  - What was chosen and why, what it gains over llama.cpp's default split, memory per device, the measured splits, what
+    the running server delivers, and where to look further. At most 100 columns wide; addresses and paths are never
+    broken.
 options:
   _input:
     description: One entry of C(ansible_local.mixed_gpu.models), see C(docs/data_formats.md).
@@ -55,7 +56,6 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _report
 
 

@@ -317,6 +317,12 @@ def model_files(entries: t.Sequence[t.Mapping[str, t.Any]], directory: str) -> l
                 raise DownloadError(f"The model {identifier} has an empty list of shards: fill it.")
             found = _remote_files(identifier, entry["shards"], directory)
         elif kind == "generate":
+            strange = sorted(set(entry["generate"]) - set(_gguf.RANDOM_OPTIONS))
+            if strange:
+                raise DownloadError(
+                    f"The model {identifier} is to be generated with the unknown option {strange[0]}: known are "
+                    f"{', '.join(_gguf.RANDOM_OPTIONS)}."
+                )
             path = os.path.join(directory, identifier, f"{identifier}.gguf")
             found = [{"kind": "generate", "path": path, "generate": dict(entry["generate"])}]
         else:
@@ -343,21 +349,51 @@ def model_files(entries: t.Sequence[t.Mapping[str, t.Any]], directory: str) -> l
 def installed_models(results: t.Iterable[t.Mapping[str, t.Any]]) -> dict[str, dict[str, t.Any]]:
     """Return ``{id: {path, sha256, size_bytes}}`` from the results of model_file, one per entry of model_files().
 
-    ``results``: dicts with ``item`` (the entry of model_files), ``present``, ``sha256``, ``size_bytes``. A model with a
-    file that is not there is left out. The SHA-256 of a model of several files is that of their hashes, one a line.
+    ``results``: dicts with ``item`` (the entry of model_files), ``sha256``, ``size_bytes``. Of a model that is not
+    there yet it says what is known: the SHA-256 may be empty and the size None. The SHA-256 of a model of several files
+    is that of their hashes, one a line.
     """
     by_id: dict[str, list[t.Mapping[str, t.Any]]] = {}
     for result in results:
         by_id.setdefault(result["item"]["id"], []).append(result)
     installed = {}
     for identifier, files in by_id.items():
-        if not all(file.get("present") and file.get("sha256") for file in files):
-            continue
-        hashes = [file["sha256"] for file in files]
+        hashes = [file.get("sha256") or "" for file in files]
+        sizes = [file.get("size_bytes") for file in files]
         lines = "".join(f"{value}\n" for value in hashes)
+        whole = hashes[0] if len(hashes) == 1 else hashlib.sha256(lines.encode()).hexdigest()
         installed[identifier] = {
             "path": files[0]["item"]["path"],
-            "sha256": hashes[0] if len(hashes) == 1 else hashlib.sha256(lines.encode()).hexdigest(),
-            "size_bytes": sum(file["size_bytes"] for file in files),
+            "sha256": whole if all(hashes) else "",
+            "size_bytes": None if None in sizes else sum(size for size in sizes if size is not None),
         }
     return installed
+
+
+def pending_files(results: t.Iterable[t.Mapping[str, t.Any]]) -> list[dict[str, t.Any]]:
+    """Return the entries of model_files() that are not there yet, or were not recorded as they are, from a first look.
+
+    ``results`` as for installed_models(), with ``present``.
+    """
+    return [dict(result["item"]) for result in results if not (result.get("present") and result.get("sha256"))]
+
+
+def disk_shortfall(results: t.Iterable[t.Mapping[str, t.Any]]) -> str:
+    """Return one sentence when what is still missing does not fit on the disk all together, or an empty string.
+
+    ``results``: dicts with ``item``, ``missing_bytes`` (None when unknown) and ``free_bytes``. Files that the
+    collection puts on the host lie below one directory, hence on one filesystem.
+    """
+    missing = [result for result in results if result.get("missing_bytes")]
+    if not missing:
+        return ""
+    needed = sum(result["missing_bytes"] for result in missing)
+    free = min(result["free_bytes"] for result in missing)
+    if needed <= free:
+        return ""
+    names = sorted({result["item"]["id"] for result in missing})
+    return (
+        f"{os.path.dirname(os.path.dirname(missing[0]['item']['path']))} has {size_text(free)} free, and "
+        f"{', '.join(names)} still {'needs' if len(names) == 1 else 'need'} {size_text(needed)}: free "
+        f"{size_text(needed - free)}, or choose another directory."
+    )

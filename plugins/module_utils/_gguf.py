@@ -143,7 +143,7 @@ def _notes(header: _Header) -> list[str]:
 
     if architecture not in PLAIN_ARCHITECTURES:
         notes.append(
-            f"The architecture {architecture} is not known here: weights are counted by tensor name, "
+            f"The memory of the architecture {architecture} is not modelled here: weights are counted by tensor name, "
             "the KV cache as that of plain attention."
         )
     if positive("attention.sliding_window"):
@@ -174,12 +174,14 @@ def describe(
     files: t.Sequence[tuple[str, int]],
     token_count: int | None,
     file_type: str | None,
+    known_architectures: t.Collection[str] = (),
 ) -> dict[str, t.Any]:
     """Return the ``model`` dict of docs/data_formats.md.
 
     ``fields``: the header's keys and values as plain Python types, without the token lists. ``tensors``: (name, bytes)
     of all shards. ``files``: (path, bytes) of all shards, in order. ``token_count``: length of the vocabulary, if it
-    has one. ``file_type``: name of the quantisation. Raises GgufError when the file is no language model.
+    has one. ``file_type``: name of the quantisation. ``known_architectures``: those that llama.cpp has beside
+    PLAIN_ARCHITECTURES. Raises GgufError when the file is no language model, or one of an unknown architecture.
 
     Placement of tensors and tied embeddings follow llama.cpp's ``load_tensors``: without an ``output.weight`` the token
     embedding is loaded a second time for the output slot. KV elements per token and block are
@@ -194,6 +196,11 @@ def describe(
         raise GgufError(
             f"{path} is no language model (its type is {kind}, its architecture {architecture}): "
             "name the model's own GGUF file."
+        )
+    if architecture not in PLAIN_ARCHITECTURES and architecture not in known_architectures:
+        raise GgufError(
+            f"{path} is a model of the architecture {architecture!r}, which is unknown: choose another model, or, if "
+            "it is newer than this collection, update the collection with its gguf library and llama.cpp."
         )
     header = _Header(path, architecture, fields)
     blocks = header.integer("block_count")
@@ -246,12 +253,12 @@ def describe(
     if not heads:
         notes.append("The header names no attention heads: no KV cache is counted.")
 
-    name = fields.get("general.name")
+    title = fields.get("general.name")
     return {
         "path": path,
         "shards": [file for file, _size in files],
         "size_bytes": sum(size for _file, size in files),
-        "name": name if isinstance(name, str) and name else os.path.basename(path),
+        "name": title if isinstance(title, str) and title else os.path.basename(path),
         "architecture": architecture,
         "file_type": file_type,
         "block_count": blocks,
@@ -273,6 +280,10 @@ def describe(
 
 RANDOM_VERSION = 1                        # raise it when the same parameters give another file
 PARAMETERS_KEY = "mixed_gpu.random_gguf.parameters"       # header key by which our own files are recognised
+RANDOM_OPTIONS = (                        # the options of random_gguf that make the model
+    "blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "vocabulary_size",
+    "context_length", "type", "seed", "distinct_blocks",
+)
 MINIMUM_VOCABULARY = 3 + 256 + 1 + 94     # special tokens, bytes, word separator, printable ASCII
 
 # bytes per block of elements

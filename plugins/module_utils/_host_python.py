@@ -35,5 +35,4 @@ def enter(libraries: t.Sequence[str], host_python: str) -> str | None:
             f"{names} cannot be imported and {host_python} does not exist: "
             "run the homelab.mixed_gpu.host_python role first."
         )
-    respawn_module(host_python)
-    return None
+    return respawn_module(host_python)            # never returns

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Manifests, hashes and free space of model files on the host. Private to this collection. Standard library only.
 
-Shared by the two modules that put model files on a host (model_file, random_gguf), so that one reads what the other wrote.
+Shared by the two modules that put model files on a host (model_file, random_gguf): each reads what the other wrote.
 """
 
 from __future__ import annotations
@@ -18,12 +18,34 @@ CHUNK_BYTES = 1 << 20
 
 
 def free_space(path: str) -> tuple[str, int]:
-    """Return the nearest existing directory above ``path``, and the bytes that may still be written to its filesystem."""
+    """Return the nearest existing directory above ``path``, and the bytes that are free on its filesystem."""
     directory = os.path.dirname(path)
     while not os.path.isdir(directory):
         directory = os.path.dirname(directory)
     status = os.statvfs(directory)
     return directory, status.f_bavail * status.f_frsize
+
+
+def make_parents(path: str) -> None:
+    """Make the missing directories above ``path``, 0755 whatever the umask: the server's user reads them."""
+    missing = []
+    directory = os.path.dirname(path)
+    while not os.path.isdir(directory):
+        missing.append(directory)
+        directory = os.path.dirname(directory)
+    for directory in reversed(missing):
+        os.mkdir(directory)
+        os.chmod(directory, 0o755)
+
+
+def publish(part: str, path: str, move: t.Callable[[str, str], t.Any]) -> None:
+    """Put a finished, synced file in its place in one step. A new file is 0644, an old one keeps its mode."""
+    new = not os.path.exists(path)
+    with open(part, "rb") as handle:
+        os.fsync(handle.fileno())
+    move(part, path)
+    if new:
+        os.chmod(path, 0o644)             # AnsibleModule.atomic_move follows the umask
 
 
 def sha256(path: str, tick: t.Callable[[int], t.Any] | None = None) -> str:

@@ -11,7 +11,8 @@ import typing as t
 
 MIB = 1 << 20
 
-# nvmlReturn_t values that say that the card is gone, not that it lacks one datum: no external power, off the bus, needs a reset
+# nvmlReturn_t values that say that the card is gone, not that it lacks one datum:
+# no external power, off the bus, needs a reset
 _CARD_GONE = {8, 15, 16}
 
 # nvmlDeviceArchitecture_t
@@ -58,14 +59,17 @@ def explain(code: int, text: str, loaded_version: str | None = None) -> str:
     kernel = f" (kernel module {loaded_version})" if loaded_version else ""
     sentences = {
         4: "NVML refuses access to the NVIDIA driver (NVML error 4): run as root, or allow this user /dev/nvidia*.",
-        8: "An NVIDIA card lacks external power (NVML error 8): connect all of its power cables, then power-cycle the machine.",
+        8: (
+            "An NVIDIA card lacks external power (NVML error 8): connect all of its power cables, "
+            "then power-cycle the machine."
+        ),
         9: (
             "The NVIDIA kernel module is not loaded (NVML error 9): install the driver with role nvidia_driver, "
             "or reboot if it has just been installed; 'dmesg | grep -i nvidia' says why it does not load."
         ),
         12: (
-            "No NVIDIA driver: libnvidia-ml.so.1 cannot be loaded (NVML error 12): install the driver with role nvidia_driver, "
-            "or, in a container, give it the GPU."
+            "No NVIDIA driver: libnvidia-ml.so.1 cannot be loaded (NVML error 12): install the driver with role "
+            "nvidia_driver, or, in a container, give it the GPU."
         ),
         15: (
             "An NVIDIA card fell off the bus (NVML error 15): power-cycle the machine, check riser and power cables, "
@@ -73,15 +77,15 @@ def explain(code: int, text: str, loaded_version: str | None = None) -> str:
         ),
         16: "An NVIDIA card needs a reset (NVML error 16): stop what uses it and reboot.",
         17: (
-            "The operating system blocks the NVIDIA devices (NVML error 17): check the device policy of the unit or container "
-            "that this runs in."
+            "The operating system blocks the NVIDIA devices (NVML error 17): check the device policy of the unit or "
+            "container that this runs in."
         ),
         18: (
             f"The loaded NVIDIA kernel module{kernel} and the installed NVIDIA libraries are of different versions "
             "(NVML error 18): a driver upgrade is half done, reboot to finish it."
         ),
     }
-    return sentences.get(code, f"NVML answers error {code} ({text}): run 'nvidia-smi' on the host and see what it says.")
+    return sentences.get(code, f"NVML answers error {code} ({text}): see what 'nvidia-smi' on the host says.")
 
 
 def unavailable(reason: str) -> dict[str, t.Any]:
@@ -136,7 +140,9 @@ def _probe_cards(nvml: t.Any, loaded_version: str | None) -> dict[str, t.Any]:
         except nvml.NVMLError as error:
             problems.append(f"GPU {index}: {explain(error.value, str(error), loaded_version)}")
     if not gpus and not problems:
-        problems = ["The NVIDIA driver runs but lists no card: check that the card is seated and powered ('lspci -d 10de:')."]
+        problems = [
+            "The NVIDIA driver runs but lists no card: check that the card is seated and powered ('lspci -d 10de:')."
+        ]
     cuda = _ask(nvml, "nvmlSystemGetCudaDriverVersion_v2")
     return {
         "available": not problems,
@@ -149,7 +155,7 @@ def _probe_cards(nvml: t.Any, loaded_version: str | None) -> dict[str, t.Any]:
 
 
 def _ask(nvml: t.Any, function: str, *arguments: t.Any) -> t.Any:
-    """The answer, or None where card, driver or nvidia-ml-py do not have it. Raises _CardGoneError when the card is gone."""
+    """The answer, or None where card, driver or nvidia-ml-py do not have it; _CardGoneError when the card is gone."""
     try:
         return getattr(nvml, function)(*arguments)
     except nvml.NVMLError as error:

@@ -425,6 +425,7 @@ def memory_rows(entry: Json, server_devices: t.Sequence[Json] | None) -> list[di
     """Return per device, in MiB: planned, the loaded server's own model, KV and compute buffers, free when planned.
 
     C(limit_mib) is what the plan could use at most: the free memory, or the device's budget where that is smaller.
+    C(left_mib) is what of it the loaded server leaves free.
     """
     # The server numbers the CUDA cards that it is shown, so its names need not be those of the plan.
     serving_names = {device["id"]: device["device"] for device in _llama_server.used_devices(entry)}
@@ -440,6 +441,8 @@ def memory_rows(entry: Json, server_devices: t.Sequence[Json] | None) -> list[di
         known = [float(value) for value in parts.values() if value is not None]
         limits = [value for value in (device.get("free_mib"), device.get("budget_mib")) if value is not None]
         planned = decision["mib"][index] if decision.get("mib") else None
+        loaded_mib = sum(known) if known else None
+        limit_mib = min(limits) if limits else None
         rows.append(
             {
                 "device": device["device"],
@@ -448,12 +451,13 @@ def memory_rows(entry: Json, server_devices: t.Sequence[Json] | None) -> list[di
                 "loaded_layers": (seen or {}).get("layers"),
                 "planned_mib": planned,
                 "headroom_mib": decision["headroom_mib"][index] if decision.get("headroom_mib") else None,
-                "loaded_mib": sum(known) if known else None,
+                "loaded_mib": loaded_mib,
                 **parts,
                 "free_mib": device.get("free_mib"),
                 "budget_mib": device.get("budget_mib"),
                 "total_mib": device.get("total_mib"),
-                "limit_mib": min(limits) if limits else None,
+                "limit_mib": limit_mib,
+                "left_mib": limit_mib - loaded_mib if limit_mib is not None and loaded_mib is not None else None,
             }
         )
     return rows
@@ -470,6 +474,7 @@ def expectation_rows(
     An expectation has name, metric, low, high, unit, source, note, evidence (list of value, rig and source), and says
     what it is about: C(model), a regular expression for the model's id or name, and C(devices), one regular expression
     per device that must be there. What is about another model or other cards is kept, and marked as not applicable.
+    With C(comparable) false the two numbers stand side by side without a verdict.
     """
     names = [str(entry["model"].get(key) or "") for key in ("id", "name")]
     described = [device.get("description") or "" for device in entry["devices"]]
@@ -487,7 +492,7 @@ def expectation_rows(
             {
                 "value": value,
                 "applicable": reason is None,
-                "state": reason or _state(value, item.get("low"), item.get("high")),
+                "state": reason or _state(value, item),
             }
         )
         rows.append(row)
@@ -505,9 +510,12 @@ def _cards_match(patterns: t.Sequence[str], described: t.Sequence[str]) -> bool:
     return True
 
 
-def _state(value: float | None, low: float | None, high: float | None) -> str:
+def _state(value: float | None, item: Json) -> str:
+    low, high = item.get("low"), item.get("high")
     if value is None:
         return "not measured here"
+    if item.get("comparable") is False:
+        return "not comparable"
     if low is not None and value < low:
         return "below the expectation"
     if high is not None and value > high:
@@ -597,15 +605,15 @@ def summary_lines(
 
     memory = memory_rows(entry, server_devices)
     lines += ["", "Devices and memory (MiB)"]
-    head = ("", "layers", "planned", "loaded", "headroom", "usable")
+    head = ("", "layers", "planned", "loaded", "usable", "left")
     body = [
         (
             _cut(f"{row['device']} {row['description']}".strip(), 48),
             str(row["layers"]),
             mebibytes(row["planned_mib"]),
             mebibytes(row["loaded_mib"]),
-            mebibytes(row["headroom_mib"]),
             mebibytes(row["limit_mib"]),
+            mebibytes(row["left_mib"]),
         )
         for row in memory
     ]
@@ -718,9 +726,8 @@ def report_view(
     tiles = []
     decode = next((test for test in tests if test["decode_tokens_per_second"]), None)
     if decode:
-        tiles.append(
-            {"value": number(decode["decode_tokens_per_second"]["mean"]), "unit": "tok/s", "label": "served decode"}
-        )
+        label = f"served decode, after a {decode['prompt_tokens']} token prompt"
+        tiles.append({"value": number(decode["decode_tokens_per_second"]["mean"]), "unit": "tok/s", "label": label})
     elif decision.get("decode_tokens_per_second"):
         tiles.append(
             {"value": number(decision["decode_tokens_per_second"]), "unit": "tok/s", "label": "decode (bench)"}
@@ -730,20 +737,18 @@ def report_view(
         label = f"to the first token, {first['prompt_tokens']} token prompt"
         tiles.append({"value": number(first["ttft_ms"]["mean"]), "unit": "ms", "label": label})
     if decision.get("gain_over_default_percent") is not None and decision["verdict"] != "only_choice":
-        tiles.append(
-            {
-                "value": percent(decision["gain_over_default_percent"]),
-                "unit": "%",
-                "label": "less time than llama.cpp's default split",
-            }
+        label = "less time than llama.cpp's default split"
+        label += {"no_difference": ": no difference that matters", "inconclusive": ": not settled"}.get(
+            decision["verdict"], ""
         )
+        tiles.append({"value": percent(decision["gain_over_default_percent"]), "unit": "%", "label": label})
     if decision.get("headroom_mib"):
         tightest = min(zip(decision["headroom_mib"], entry["devices"], strict=True), key=lambda pair: pair[0])
         tiles.append(
             {
                 "value": mebibytes(tightest[0]),
                 "unit": "MiB",
-                "label": f"headroom on {tightest[1]['device']}, the tightest device",
+                "label": f"left beyond the reserve on {tightest[1]['device']}, as planned",
             }
         )
 
@@ -824,7 +829,7 @@ def report_view(
         if drawn
         else None,
         "expectations": [
-            {**row, "range": interval(row["low"], row["high"]), "value": number(row["value"])}
+            {**row, "range": f"{row['low']:g} to {row['high']:g}", "value": number(row["value"])}
             for row in expectation_rows(entry, tests, expectations, drawn)
         ],
         "serving": _flat(entry["serving"]),

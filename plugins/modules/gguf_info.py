@@ -226,8 +226,8 @@ def _read_shard(path: str, size_bytes: int) -> tuple[dict[str, t.Any], list[tupl
         ) from exc
     except (ValueError, LookupError, TypeError, OverflowError) as exc:
         raise _gguf.GgufError(
-            f"The header of {path} cannot be read ({exc}): the file of {size_bytes} bytes is cut off or damaged, or newer "
-            "than the gguf library; download it again, or run the homelab.mixed_gpu.host_python role to renew the library."
+            f"The header of {path} cannot be read ({exc}): the file of {size_bytes} bytes is cut off or damaged, or "
+            "newer than the gguf library; download it again, or update this collection and run its host_python role."
         ) from exc
     _gguf.check_extent(path, size_bytes, reader.extents)
     tokens = reader.get_field("tokenizer.ggml.tokens")
@@ -257,12 +257,10 @@ def _read(files: list[tuple[str, int, int]]) -> dict[str, t.Any]:
             f"The shards of {files[0][0]} hold {len(tensors)} tensors and should hold {declared}: "
             "they are not of one model; download them again."
         )
-    try:
-        file_type = gguf.LlamaFileType(fields.get("general.file_type")).name
-        file_type = file_type.removeprefix("MOSTLY_").removeprefix("ALL_")
-    except ValueError:
-        file_type = None
-    return _gguf.describe(fields, tensors, [file[:2] for file in files], token_count, file_type)
+    file_types = {int(kind): kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in gguf.LlamaFileType}
+    file_type = file_types.get(fields.get("general.file_type", -1))
+    known = set(gguf.MODEL_ARCH_NAMES.values())
+    return _gguf.describe(fields, tensors, [file[:2] for file in files], token_count, file_type, known)
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ short_description: Collect NVIDIA GPU facts through NVML
 version_added: 0.1.0
 description:
   - Reads everything that NVIDIA's management library says about the cards of the host and returns it as host facts.
-  - A host without card, driver or C(nvidia-ml-py) is an answer (C(available) is V(false), with the reason), not a failure,
-    unless O(required=true).
+  - A host without card, driver or C(nvidia-ml-py) is an answer (C(available) is V(false), with the reason), not a
+    failure, unless O(required=true).
   - What a card, its driver or its library does not support is V(none).
 extends_documentation_fragment:
   - homelab.mixed_gpu._attributes
@@ -85,7 +85,9 @@ ansible_facts:
           returned: always
           sample: "13.0"
         gpus:
-          description: One entry per card that could be read, in PCI bus order, which is CUDA's order with C(CUDA_DEVICE_ORDER=PCI_BUS_ID).
+          description:
+            - One entry per card that could be read, in PCI bus order, which is CUDA's order with
+              C(CUDA_DEVICE_ORDER=PCI_BUS_ID).
           type: list
           elements: dict
           returned: always

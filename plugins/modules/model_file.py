@@ -10,8 +10,8 @@ short_description: Put one large file on a host, once, and know its SHA-256
 version_added: 0.1.0
 description:
   - Downloads a file, copies one that is already on the host, or takes in one where it lies.
-  - A download that was cut is continued. The file appears at O(path) only when its SHA-256 is right, and replaces what was there
-    in one step.
+  - A download that was cut is continued. The file appears at O(path) only when its SHA-256 is right, and replaces what
+    was there in one step.
   - A manifest of the file's SHA-256, size, modification time and inode makes the next run quick.
 extends_documentation_fragment:
   - homelab.mixed_gpu._attributes
@@ -42,11 +42,14 @@ options:
     description:
       - With V(manifest) the SHA-256 of a file that has not changed since it was recorded is believed.
       - With V(full) the file is read and hashed in any case.
+      - With V(recorded) a file is never read, only looked up; RV(sha256=none) when it was never recorded or has changed
+        since. For a look at what a later task has to do, in check mode.
     type: str
-    choices: [manifest, full]
+    choices: [manifest, full, recorded]
     default: manifest
   missing_ok:
-    description: Without O(url) and O(source), whether a missing file is an answer (RV(present=false)) instead of a failure.
+    description:
+      - Without O(url) and O(source), whether a missing file is an answer (RV(present=false)) instead of a failure.
     type: bool
     default: false
   reserve_mib:
@@ -70,7 +73,7 @@ options:
     type: int
     default: 10
   progress_log:
-    description: File on the host to which a line of progress is added every two seconds.
+    description: File on the host that is emptied at the start, and then gets a line of progress every two seconds.
     type: path
   manifest_dir:
     description: Directory of the manifests.
@@ -85,7 +88,8 @@ requirements:
 notes:
   - The unfinished file is O(path) with C(.part) added, and C(.part.json) tells what it is a part of.
   - A finished download with the wrong SHA-256 is kept as O(path) with C(.corrupt) added, and nothing is replaced.
-  - Certificate authorities are those of the system, or the bundle that the environment variable E(REQUESTS_CA_BUNDLE) names.
+  - Certificate authorities are those of the system, or the bundle that the environment variable E(REQUESTS_CA_BUNDLE)
+    names.
 seealso:
   - module: homelab.mixed_gpu.gguf_info
 author:
@@ -120,7 +124,7 @@ present:
   returned: success
   type: bool
 sha256:
-  description: SHA-256 of the file at RV(path), or that it will have. V(none) when it is missing and none was given.
+  description: SHA-256 of the file at RV(path), or that it will have. V(none) when that is unknown.
   returned: success
   type: str
 size_bytes:
@@ -182,6 +186,8 @@ class Progress:
         self.what, self.done, self.total = "", 0, 0
         if log:
             os.makedirs(os.path.dirname(os.path.abspath(log)), mode=0o755, exist_ok=True)
+            with open(log, "w", encoding="utf-8"):
+                pass
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
 
@@ -263,8 +269,8 @@ class File:
         self.progress = Progress(None if module.check_mode else self.params["progress_log"])
         self.name = os.path.basename(self.path)
         self.result: dict[str, t.Any] = {
-            "changed": False, "path": self.path, "present": True, "sha256": None, "size_bytes": None, "missing_bytes": 0,
-            "free_bytes": self.free_bytes(), "resumed_bytes": 0, "attempts": 0, "hashed": False,
+            "changed": False, "path": self.path, "present": True, "sha256": None, "size_bytes": None,
+            "missing_bytes": 0, "free_bytes": self.free_bytes(), "resumed_bytes": 0, "attempts": 0, "hashed": False,
         }
 
     def fail(self, message: str) -> t.NoReturn:
@@ -293,7 +299,10 @@ class File:
             self.fail(f"{self.path} is there and is no file: remove it, or choose another path.")
         if os.path.exists(self.path):
             believed = _model_files.believed_sha256(self.recorded, self.path)
-            digest = believed if believed and self.params["verify"] == "manifest" else self.hash(self.path)
+            if believed is None and self.params["verify"] == "recorded":
+                self.result.update(size_bytes=os.path.getsize(self.path))
+                return
+            digest = believed if believed and self.params["verify"] != "full" else self.hash(self.path)
             if believed and digest != believed and wanted in (None, believed) and not (self.url or self.source):
                 self.fail(
                     f"{self.path} is damaged: its SHA-256 was {believed} and is {digest}, though its size and time are "
@@ -359,10 +368,7 @@ class File:
                 f"{origin} has the SHA-256 {digest}, and {wanted} was expected: nothing was replaced, and what came is "
                 f"kept as {corrupt}; correct the sha256, or find the right file."
             )
-        os.chmod(self.part, 0o644)
-        with open(self.part, "rb") as handle:
-            os.fsync(handle.fileno())
-        self.module.atomic_move(self.part, self.path)
+        _model_files.publish(self.part, self.path, self.module.atomic_move)
         self.forget_part()
         self.record(digest)
         size_bytes = os.path.getsize(self.path)
@@ -387,7 +393,7 @@ class File:
         if self.module.check_mode:
             return
         self.progress.start(f"{self.name}: copying", size_bytes)
-        os.makedirs(os.path.dirname(self.path), mode=0o755, exist_ok=True)
+        _model_files.make_parents(self.path)
         done = 0
         with open(self.source, "rb") as reader, open(self.part, "wb") as writer:
             while chunk := reader.read(_model_files.CHUNK_BYTES):
@@ -406,9 +412,9 @@ class File:
 
     def resumable(self, wanted: str) -> tuple[int, dict[str, t.Any]]:
         """Return the size of an unfinished file that may be continued, and what is known about it."""
-        state = None
+        state: dict[str, t.Any] = {}
         with contextlib.suppress(OSError, ValueError):
-            state = json.loads(_state_files.read_text(self.part_state) or "null")
+            state = json.loads(_state_files.read_text(self.part_state) or "{}")
         if os.path.isfile(self.part) and _download.can_resume(state, wanted):
             return os.path.getsize(self.part), state
         return 0, {}
@@ -438,15 +444,15 @@ class File:
         session = self.session()
         self.result["resumed_bytes"] = self.resumable(wanted)[0]
         self.progress.say(f"{self.name}: asking {urllib.parse.urlsplit(self.url).hostname}")
-        failures, discarded = 0, 0
+        silent = self.params["timeout_seconds"]
+        failures, discarded, furthest, restarted = 0, 0, self.result["resumed_bytes"], False
         while True:
             offset, state = self.resumable(wanted)
             self.result["attempts"] += 1
             retry_after = None
-            received = 0
             try:
                 with session.get(
-                    self.url, stream=True, timeout=(min(15, self.params["timeout_seconds"]), self.params["timeout_seconds"]),
+                    self.url, stream=True, timeout=(min(15, silent), silent),
                     headers=_download.range_headers(self.url, offset, state),
                 ) as response:
                     answer = _download.judge_answer(
@@ -454,13 +460,15 @@ class File:
                     )
                     retry_after = response.headers.get("Retry-After")
                     if answer.action == "write":
-                        received = self.receive(response, answer, wanted)
+                        if offset > answer.offset:
+                            restarted = True
+                            self.progress.say(f"{self.name}: the server does not continue, beginning again")
+                        self.receive(response, answer, wanted)
                 failure, again = answer.reason, answer.action == "retry"
             except requests.exceptions.RequestException as exc:
                 again, clause = explain(exc, self.url)
                 failure = f"{name} cannot be downloaded: {clause}"
                 answer = _download.Answer("retry" if again else "refuse", reason=f"{failure}.")
-                received = self.resumable(wanted)[0] - offset
             if answer.action in ("write", "complete"):
                 if self.module.check_mode:
                     return
@@ -471,10 +479,17 @@ class File:
                 continue
             if answer.action == "refuse":
                 self.fail(answer.reason)
-            failures = 1 if received >= WORTHWHILE_BYTES else failures + 1
+            kept = self.resumable(wanted)[0]
+            if kept >= furthest + WORTHWHILE_BYTES:
+                failures, furthest = 1, kept
+            else:
+                failures += 1
             if failures >= self.params["attempts"] or not again:
-                kept = self.resumable(wanted)[0]
-                tail = f"; {_download.size_text(kept)} are kept for the next run" if kept and not self.module.check_mode else ""
+                tail = ""
+                if restarted:
+                    tail = "; the server cannot continue a cut transfer and began again each time"
+                elif kept and not self.module.check_mode:
+                    tail = f"; {_download.size_text(kept)} are kept for the next run"
                 self.fail(f"{failure} ({self.result['attempts']} attempts{tail}).")
             pause = _download.wait_seconds(failures, self.params["retry_seconds"], retry_after)
             self.progress.start("", 0)
@@ -482,8 +497,8 @@ class File:
             time.sleep(pause)
         self.publish(wanted, name)
 
-    def receive(self, response: t.Any, answer: _download.Answer, wanted: str) -> int:
-        """Write the body of a response to the unfinished file and return the number of bytes. Raises what requests raises."""
+    def receive(self, response: t.Any, answer: _download.Answer, wanted: str) -> None:
+        """Write the body of a response to the unfinished file. Raises what requests raises."""
         kept = os.path.getsize(self.part) if os.path.isfile(self.part) else 0
         total = answer.total
         self.result["size_bytes"] = total
@@ -494,10 +509,10 @@ class File:
             # what is thrown away because the server begins again makes room, too
             self.need(max(0, room - (kept - answer.offset)), _download.shown_url(self.url))
         if self.module.check_mode:
-            return 0
+            return
         if answer.offset == 0:
             self.result["resumed_bytes"] = 0
-        os.makedirs(os.path.dirname(self.path), mode=0o755, exist_ok=True)
+        _model_files.make_parents(self.path)
         state = _download.part_state(self.url, wanted, response.headers, total)
         if answer.offset == 0:
             self.forget_part()                           # never a state that speaks of older bytes
@@ -511,7 +526,6 @@ class File:
                 self.progress.tick(done)
             writer.flush()
             os.fsync(writer.fileno())
-        return done - answer.offset
 
 
 def main() -> None:
@@ -521,7 +535,7 @@ def main() -> None:
             "url": {"type": "str"},
             "source": {"type": "path"},
             "sha256": {"type": "str"},
-            "verify": {"type": "str", "choices": ["manifest", "full"], "default": "manifest"},
+            "verify": {"type": "str", "choices": ["manifest", "full", "recorded"], "default": "manifest"},
             "missing_ok": {"type": "bool", "default": False},
             "reserve_mib": {"type": "int", "default": 256},
             "attempts": {"type": "int", "default": 5},
@@ -552,13 +566,15 @@ def main() -> None:
             lock = _state_files.take_lock(lock_file, module.params["lock_wait_seconds"])
             if lock is None:
                 module.fail_json(
-                    msg=f"Another play is working on {path}: wait until it has ended, then run this one again to continue."
+                    msg=f"Another play is working on {path}: wait until it has ended, then run this one again."
                 )
         file = File(module)
         file.ensure()
     except OSError as exc:
         full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
-        cure = "the disk is full: free some space, then run the play again to continue" if full else "check the directory"
+        cure = "check the directory"
+        if full:
+            cure = "the disk is full: free some space, then run the play again to continue"
         module.fail_json(msg=f"{path} cannot be put in place ({exc.strerror or exc}), {cure}.")
     finally:
         if file is not None:

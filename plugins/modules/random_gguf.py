@@ -134,11 +134,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
     _state_files,
 )
 
-_SHAPE = (
-    "blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "vocabulary_size",
-    "context_length", "type", "seed", "distinct_blocks",
-)
-
 LOCK_WAIT_SECONDS = 30                    # longer than any model of this kind takes to write
 
 CHAT_TEMPLATE = (
@@ -221,8 +216,6 @@ def _write(path: str, parameters: dict[str, t.Any], fingerprint: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with open(path, "rb") as handle:
-        os.fsync(handle.fileno())
 
 
 def main() -> None:
@@ -244,7 +237,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    parameters = {name: module.params[name] for name in _SHAPE}
+    parameters = {name: module.params[name] for name in _gguf.RANDOM_OPTIONS}
     path = os.path.abspath(module.params["path"])
     try:
         _gguf.check_random_parameters(parameters)
@@ -271,7 +264,7 @@ def main() -> None:
     if size_bytes is not None and made_of is None:
         module.fail_json(msg=f"{path} was not made by random_gguf and is left alone: remove it, or choose another.")
 
-    # A file of ours that was changed or moved since it was recorded is written again: only then it is known to be right.
+    # A file of ours that was changed since it was recorded is written again: only then it is known to be right.
     if made_of == fingerprint and recorded is not None and recorded.get("source") == source:
         digest = _model_files.believed_sha256(recorded, path)
         if digest is not None:
@@ -299,12 +292,11 @@ def main() -> None:
         lock = _state_files.take_lock(f"{manifest_file}.lock", LOCK_WAIT_SECONDS)
         if lock is None:
             module.fail_json(msg=f"Another play is making {path}: wait until it has ended, then run this one again.")
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        _model_files.make_parents(path)
         _write(part, parameters, fingerprint)
         digest = _model_files.sha256(part)
         size_bytes = os.path.getsize(part)
-        os.chmod(part, 0o644)
-        module.atomic_move(part, path)
+        _model_files.publish(part, path, module.atomic_move)
         _model_files.write_manifest(manifest_file, path, digest, source, module.atomic_move)
     except OSError as exc:
         module.fail_json(msg=f"{path} cannot be written ({exc.strerror or exc}): check the directory and its disk.")

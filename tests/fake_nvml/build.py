@@ -25,7 +25,7 @@ def build_library(directory: pathlib.Path) -> pathlib.Path:
 
 
 def environment(library: pathlib.Path, profile: str | None, text: str | None = None) -> dict[str, str]:
-    """The environment in which a new process sees the machine of profiles/<profile>.txt, or of the given description."""
+    """The environment in which a new process sees the machine of profiles/<profile>.txt, or of the given text."""
     description = HERE / "profiles" / f"{profile}.txt"
     if text is not None:
         description = library.parent / "profile.txt"

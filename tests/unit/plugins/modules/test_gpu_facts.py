@@ -36,7 +36,8 @@ def run(library):
         if directory is not None:
             variables["LD_LIBRARY_PATH"] = str(directory)
         done = subprocess.run(
-            [sys.executable, "-c", RUN, json.dumps(arguments)], env=variables, capture_output=True, text=True, check=False
+            [sys.executable, "-c", RUN, json.dumps(arguments)],
+            env=variables, capture_output=True, text=True, check=False,
         )
         assert "Traceback" not in done.stderr, done.stderr
         return json.loads(done.stdout)
@@ -106,7 +107,8 @@ def test_what_a_card_does_not_support_is_null(run):
     assert box["available"] and box["cuda_driver_version"] is None
     (card,) = box["gpus"]
     known = {name for name, value in card.items() if value is not None}
-    # without the second version of the memory query `used` counts what the driver reserves; graphics processes are readable
+    # without the second version of the memory query `used` counts what the driver reserves;
+    # graphics processes are readable
     assert known == {
         "uuid", "name", "pci_bus_id", "index", "memory_total_mib", "memory_free_mib", "memory_used_mib", "processes",
     }
@@ -158,7 +160,8 @@ def bare_python(tmp_path_factory):
 
 def _through_ansible(library, interpreter, host_python, profile="rtx4090_rtx3090"):
     ansible = shutil.which("ansible", path=os.path.dirname(sys.executable)) or shutil.which("ansible")
-    variables = environment(library, profile) | {"ANSIBLE_STDOUT_CALLBACK": "json", "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1"}
+    variables = environment(library, profile)
+    variables |= {"ANSIBLE_STDOUT_CALLBACK": "json", "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1"}
     variables.pop("PYTHONPATH", None)
     done = subprocess.run(
         [
