@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""summarise.py SWEEP.json OUTPUT.md: compare the split that was chosen with every split that fits, and write it down."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import statistics
+import sys
+import typing as t
+
+Row = dict[str, t.Any]
+
+
+def rows_of(sweep: t.Mapping[str, t.Any]) -> list[Row]:
+    """Return one row per split: tokens per second of each load (median of its samples) and the request's time in s."""
+    objective = sweep["entry"]["decision"]["objective"]
+    rows: dict[tuple[int, ...], Row] = {}
+    for load in sweep["loads"]:
+        row = rows.setdefault(
+            tuple(load["layers"]), {"layers": load["layers"], "decode": [], "prefill": [], "request": [], "status": []}
+        )
+        row["status"].append(load["status"])
+        if load["status"] != "ok":
+            continue
+        ms_per_token = {}
+        for result in load["results"]:
+            tokens = result["n_prompt"] if result["kind"] == "prefill" else result["n_gen"]
+            ms_per_token[result["kind"]] = statistics.median(result["samples_ms"]) / tokens
+        row["decode"].append(1000 / ms_per_token["decode"])
+        row["prefill"].append(1000 / ms_per_token["prefill"])
+        row["request"].append(
+            (objective["prompt_tokens"] * ms_per_token["prefill"] + objective["generated_tokens"] * ms_per_token["decode"])
+            / 1000
+        )
+    return [rows[key] for key in sorted(rows)]
+
+
+def text_of(sweep: t.Mapping[str, t.Any]) -> str:
+    """Return the page."""
+    entry = sweep["entry"]
+    decision = entry["decision"]
+    rows = rows_of(sweep)
+    good = [row for row in rows if row["decode"]]
+    chosen = next(row for row in good if row["layers"] == decision["layers"])
+    default = next((row for row in good if row["layers"] == decision["default_layers"]), None)
+
+    def mean(row: Row, key: str) -> float:
+        return statistics.fmean(row[key])
+
+    best_decode = max(good, key=lambda row: mean(row, "decode"))
+    best_request = min(good, key=lambda row: mean(row, "request"))
+    spread = statistics.median(
+        abs(row["decode"][0] - row["decode"][-1]) / mean(row, "decode") for row in good if len(row["decode"]) > 1
+    )
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench`. Is the split that the tuning chooses the best? Every split that memory allows is measured",
+        "twice, in opposite order, by the same program and tests that the tuning uses, and compared with the choice.",
+        "",
+        f"Measured {sweep['started'][:10]} on {sweep['cores']} cores of {sweep['cpu']}, the sandbox of `make demo`: two RPC"
+        f" devices, {entry['model']['id']}, {entry['model']['size_bytes'] / 2**20:.0f} MiB, {len(good)} splits that fit.",
+        "",
+        f"- The tuning chose **{'/'.join(map(str, decision['layers']))}** after {decision['loads_used']} loads;"
+        f" the sweep took {len(sweep['loads'])}.",
+        f"- Decode: {mean(chosen, 'decode'):.1f} tokens per second, **{mean(chosen, 'decode') / mean(best_decode, 'decode'):.3f}**"
+        f" of the best of the sweep ({mean(best_decode, 'decode'):.1f} at {'/'.join(map(str, best_decode['layers']))}).",
+        f"- A request of {decision['objective']['prompt_tokens']} + {decision['objective']['generated_tokens']} tokens:"
+        f" {mean(chosen, 'request'):.2f} s, {mean(best_request, 'request') / mean(chosen, 'request'):.3f} of the best's speed"
+        f" ({mean(best_request, 'request'):.2f} s at {'/'.join(map(str, best_request['layers']))}).",
+    ]
+    if default is not None:
+        lines.append(
+            f"- llama.cpp's default split {'/'.join(map(str, default['layers']))}: {mean(default, 'decode'):.1f} tokens per second,"
+            f" {mean(default, 'request'):.2f} s."
+        )
+    lines += [
+        f"- Two loads of one split differ by {100 * spread:.1f} % in decode (median over the splits): that is the noise of this machine.",
+        "",
+        "| split | decode tok/s (two loads) | prefill tok/s | request s | |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        name = "/".join(map(str, row["layers"]))
+        if not row["decode"]:
+            lines.append(f"| {name} | {', '.join(row['status'])} | | | |")
+            continue
+        marks = [
+            word
+            for word, other in (("chosen", chosen), ("default", default), ("best", best_request))
+            if other is not None and other["layers"] == row["layers"]
+        ]
+        lines.append(
+            f"| {name} | {' '.join(f'{value:.1f}' for value in row['decode'])} | {mean(row, 'prefill'):.0f}"
+            f" | {mean(row, 'request'):.2f} | {', '.join(marks)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(source: str, target: str) -> None:
+    """Read the sweep, write the page and say the result."""
+    sweep = json.loads(pathlib.Path(source).read_text(encoding="utf-8"))
+    text = text_of(sweep)
+    pathlib.Path(target).write_text(text, encoding="utf-8")
+    print("\n".join(line for line in text.splitlines() if line.startswith("- ")))
+    print(f"written to {target}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
