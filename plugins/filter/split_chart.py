@@ -78,7 +78,14 @@ COLOURS: t.Final = {
     "default": ("#070707", "#00795a", "#2bc79a"),
     "page": ("#080808", "#ffffff", "#16181c"),
 }
-INK, MUTED, GRID, BARRED, MEASURED, CHOSEN, DEFAULT, PAGE = (colours[0] for colours in COLOURS.values())
+INK: t.Final = COLOURS["ink"][0]
+MUTED: t.Final = COLOURS["muted"][0]
+GRID: t.Final = COLOURS["grid"][0]
+BARRED: t.Final = COLOURS["barred"][0]
+MEASURED: t.Final = COLOURS["measured"][0]
+CHOSEN: t.Final = COLOURS["chosen"][0]
+DEFAULT: t.Final = COLOURS["default"][0]
+PAGE: t.Final = COLOURS["page"][0]
 
 SETTINGS: t.Final[dict[t.Any, t.Any]] = {
     "svg.fonttype": "none",

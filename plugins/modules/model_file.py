@@ -87,7 +87,8 @@ requirements:
   - requests >= 2.32, for downloads only (the P(homelab.mixed_gpu.host_python#role) role installs it)
 notes:
   - The unfinished file is O(path) with C(.part) added, and C(.part.json) tells what it is a part of.
-  - A finished download with the wrong SHA-256 is kept as O(path) with C(.corrupt) added, and nothing is replaced.
+  - A finished download with the wrong SHA-256 is kept as O(path) with C(.corrupt) added, and nothing is replaced. The next
+    run uses it, if it has the SHA-256 that is asked for then, or removes it.
   - Certificate authorities are those of the system, or the bundle that the environment variable E(REQUESTS_CA_BUNDLE)
     names.
 seealso:
@@ -263,6 +264,7 @@ class File:
         self.params = module.params
         self.path = os.path.abspath(self.params["path"])
         self.part, self.part_state = f"{self.path}.part", f"{self.path}.part.json"
+        self.corrupt = f"{self.path}.corrupt"
         self.url, self.source = self.params["url"], self.params["source"]
         self.manifest_file = _model_files.manifest_path(self.params["manifest_dir"], self.path)
         self.recorded = _model_files.read_manifest(self.manifest_file, module.warn)
@@ -281,8 +283,9 @@ class File:
         raise AssertionError                             # for the type checker: fail_json does not return
 
     def free_bytes(self) -> int:
-        """Return what may be written to the file's filesystem."""
-        return max(0, _model_files.free_space(self.path)[1] - (self.params["reserve_mib"] << 20))
+        """Return what may be written to the file's filesystem. A corrupt file counts as free: a download removes it."""
+        corrupt = os.path.getsize(self.corrupt) if self.url and os.path.isfile(self.corrupt) else 0
+        return max(0, _model_files.free_space(self.path)[1] + corrupt - (self.params["reserve_mib"] << 20))
 
     def hash(self, path: str) -> str:
         """Return the SHA-256 of a file, with progress."""
@@ -361,12 +364,11 @@ class File:
         """Check what was written and put it in its place in one step."""
         digest = self.hash(self.part)
         if wanted is not None and digest != wanted:
-            corrupt = f"{self.path}.corrupt"
-            os.replace(self.part, corrupt)
+            os.replace(self.part, self.corrupt)
             self.forget_part()
             self.fail(
                 f"{origin} has the SHA-256 {digest}, and {wanted} was expected: nothing was replaced, and what came is "
-                f"kept as {corrupt}; correct the sha256, or find the right file."
+                f"kept as {self.corrupt}; correct the sha256, or find the right file."
             )
         _model_files.publish(self.part, self.path, self.module.atomic_move)
         self.forget_part()
@@ -441,6 +443,12 @@ class File:
             self.fail(f"{name} cannot be downloaded: {reason}")
         import requests
 
+        if os.path.isfile(self.corrupt) and not self.module.check_mode:
+            if self.hash(self.corrupt) == wanted:            # the file was right, and the sha256 is corrected now
+                os.replace(self.corrupt, self.part)
+                self.publish(wanted, name)
+                return
+            os.unlink(self.corrupt)
         session = self.session()
         self.result["resumed_bytes"] = self.resumable(wanted)[0]
         self.progress.say(f"{self.name}: asking {urllib.parse.urlsplit(self.url).hostname}")
@@ -558,6 +566,9 @@ def main() -> None:
     except _download.DownloadError as exc:
         module.fail_json(msg=str(exc))
     path = os.path.abspath(module.params["path"])
+    if module.params["url"] and not module.check_mode:
+        # before the lock, which this process keeps while another does its work; download() says it when this failed
+        _host_python.enter(["requests"], module.params["host_python"])
     lock = None
     file = None
     try:

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import html.parser
+import json
+import pathlib
+import re
+import sys
+import typing as t
+
+import pytest
+import yaml
+from ansible.errors import AnsibleFilterError
+from ansible_collections.homelab.mixed_gpu.plugins.filter.split_report import FilterModule
+
+ROOT = pathlib.Path(__file__).parents[4]
+PAGE = (ROOT / "roles/report/templates/report.html.j2").read_text(encoding="utf-8")
+CLAIMS = yaml.safe_load((ROOT / "roles/report/defaults/main.yml").read_text(encoding="utf-8"))["report_expectations"]
+EXTRA = {
+    "host": "box",
+    "url": "http://127.0.0.1:8080",
+    "state": "ready",
+    "served_at": "2026-11-24T04:45:00Z",
+    "power_reason": "there is no NVML to ask",
+    "chart": True,
+    "versions": [["llama.cpp that serves", "11312 (0c1e57098)"]],
+}
+
+
+def page(name: str, change: dict[str, t.Any] | None = None, **arguments: t.Any) -> str:
+    data = json.loads((ROOT / f"tests/fixtures/report/{name}.json").read_text(encoding="utf-8"))
+    data["entry"].update(change or {})
+    given = {"served": data["served"], "devices": data["devices"], "expectations": CLAIMS, "power": data.get("power")}
+    return FilterModule().filters()["split_report"](data["entry"], PAGE, **{**given, "extra": EXTRA, **arguments})
+
+
+class Nesting(html.parser.HTMLParser):
+    """Follows the elements and collects the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.mark.parametrize("name", ["sandbox", "mixed_70b", "three_devices"])
+def test_a_page_is_well_formed_and_needs_nothing_from_elsewhere(name: str) -> None:
+    text = page(name)
+    parser = Nesting()
+    parser.feed(text)
+    assert parser.open == []
+    assert text.count("<svg") == 3
+    assert not re.search(r"<(script|link|img|iframe)|@import|url\((?!#)|src=", text)
+
+
+def test_the_same_data_gives_the_same_page() -> None:
+    assert page("mixed_70b") == page("mixed_70b")
+
+
+def test_served_numbers_and_bench_numbers_stand_apart() -> None:
+    text = page("sandbox")
+    served = text[text.index("What a client gets") : text.index("Measured splits")]
+    bench = text[text.index("Measured splits") : text.index("Claimed and measured")]
+    assert "<b>6326</b>" in served and "needs 8064 tokens" in served and "llama-bench" not in served
+    assert "llama-bench" in bench and "6326" not in bench and "ran out of memory" in bench
+
+
+def test_claims_power_and_memory() -> None:
+    text = page("mixed_70b")
+    assert text.count("<td>not comparable</td>") == 1
+    assert "400 to 600 ms" in text and "<b>1395</b> ms" in text
+    assert "<b>516 W</b>" in text and "<b>29.8 J per token</b>" in text
+    assert "Not available: there is no NVML to ask." in page("sandbox")
+
+
+def test_a_server_that_does_not_run() -> None:
+    text = page("sandbox", served=None, devices=None, extra={**EXTRA, "state": "failed"})
+    assert "(state failed)" in text and "Not measured: no test was asked for" in text
+
+
+def test_what_a_model_calls_itself_is_no_markup() -> None:
+    data = {"model": {"id": "<img src=x>", "path": "/srv/<b>.gguf"}}
+    text = page("sandbox", data)
+    assert "&lt;img src=x&gt;" in text and "<img" not in text and "/srv/<b>" not in text
+
+
+def test_no_chart_needs_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    text = page("sandbox", panels=[], extra={**EXTRA, "chart": False})
+    assert "<svg" not in text and "Charts are switched off" in text
+    with pytest.raises(AnsibleFilterError, match="matplotlib is missing"):
+        page("sandbox")
+
+
+def test_only_one_device_was_possible() -> None:
+    data = json.loads((ROOT / "tests/fixtures/report/sandbox.json").read_text(encoding="utf-8"))["entry"]
+    decision = {
+        **data["decision"],
+        "layers": [33, 0],
+        "single_device": True,
+        "verdict": "only_choice",
+        "default_layers": None,
+        "gain_over_default_percent": None,
+        "gain_interval_percent": None,
+        "decode_tokens_per_second": None,
+        "prefill_tokens_per_second": None,
+        "fit": None,
+        "table": [],
+    }
+    placement = [{"device": "127.0.0.1:50052", "layers": 33}]
+    text = page("sandbox", {"decision": decision, "placement": placement}, served=None, devices=None)
+    assert "All 33 layers on RPC0." in text and "<svg" not in text
+
+
+def test_what_is_no_entry() -> None:
+    with pytest.raises(AnsibleFilterError, match="decision.* is missing.*run split_tuning again"):
+        FilterModule().filters()["split_report"]({}, PAGE)
+
+
+def test_a_template_that_asks_for_what_is_not_there() -> None:
+    data = json.loads((ROOT / "tests/fixtures/report/sandbox.json").read_text(encoding="utf-8"))["entry"]
+    with pytest.raises(AnsibleFilterError, match="cannot be rendered: .*colour"):
+        FilterModule().filters()["split_report"](data, "{{ view.colour }}", panels=[])
