@@ -90,7 +90,7 @@ def test_claims_power_and_memory() -> None:
 
 def test_a_server_that_does_not_run() -> None:
     text = page("sandbox", served=None, devices=None, extra={**EXTRA, "state": "failed"})
-    assert "(state failed)" in text and "Not measured: no test was asked for" in text
+    assert "(its state: failed)" in text and "Not measured: no test was asked for" in text
 
 
 def test_what_a_model_calls_itself_is_no_markup() -> None:

@@ -32,9 +32,8 @@ TENSORS = [
 
 
 def describe(changes=None, tensors=None, **arguments):
-    return _gguf.describe(
-        fields(**(changes or {})), TENSORS if tensors is None else tensors, [("/m.gguf", 2000)], 400, "Q8_0", **arguments
-    )
+    tensors = TENSORS if tensors is None else tensors
+    return _gguf.describe(fields(**(changes or {})), tensors, [("/m.gguf", 2000)], 400, "Q8_0", **arguments)
 
 
 def test_tensors_go_to_their_slots():

@@ -16,7 +16,8 @@ from ansible_collections.homelab.mixed_gpu.plugins.modules import gguf_info
 def run(tmp_path, capfd):
     def _run(path, check=False, **arguments):
         arguments = {"cache_dir": str(tmp_path / "cache"), **arguments}
-        with patch_module_args({"path": str(path), **arguments, "_ansible_check_mode": check}), pytest.raises(SystemExit):
+        arguments |= {"path": str(path), "_ansible_check_mode": check}
+        with patch_module_args(arguments), pytest.raises(SystemExit):
             gguf_info.main()
         return json.loads(capfd.readouterr().out)
 
