@@ -31,12 +31,20 @@ if [ -d /proc/self ]; then echo $(grep -lzsx -- {pattern} /proc/[0-9]*/cmdline |
 [ -n {log} ] && [ {log} -nt {job} ] && tail -c {bytes} -- {log} 2>/dev/null
 :"""
 
-# The wrapper puts the job into a process group of its own; its supervisor is not in that group.
+# The wrapper starts a session of its own, and all that the job starts is in it. Its process group would not do: the
+# wrapper moves itself there while the job is starting, so the job may stay behind in the old one.
 _KILL = """\
+session() {{ sed 's/.*) //' /proc/$1/stat | cut -d' ' -f4; }}
+members() {{ sed -n "s/^\\([0-9]*\\) (.*) [A-Za-z] -*[0-9]* -*[0-9]* $1 .*/\\1/p" /proc/[0-9]*/stat; }}
+own=$(session $$)
 for p in $(grep -lzsx -- {pattern} /proc/[0-9]*/cmdline | tr -dc '0-9\\n'); do
-  g=$(sed 's/.*) //' /proc/$p/stat | cut -d' ' -f3)
-  [ "$g" = "$p" ] && kill -s TERM -- -$g && echo stopped && sleep 2 && kill -s KILL -- -$g 2>/dev/null
-done
+  s=$(session $p)
+  [ -n "$s" ] && [ "$s" != "$own" ] || continue
+  kill -s TERM $(members $s)
+  echo stopped
+  sleep 2
+  kill -s KILL $(members $s)
+done 2>/dev/null
 :"""
 
 

@@ -76,7 +76,7 @@ def llama_cpp_build(wanted: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     except KeyError as exc:
         raise AnsibleFilterError(f"homelab.mixed_gpu.llama_cpp_build: the key {exc} is missing") from exc
     except _build.BuildError as exc:
-        raise AnsibleFilterError(f"llama.cpp cannot be built as asked: {exc}.") from exc
+        raise AnsibleFilterError(f"llama.cpp cannot be built as asked: {exc}.") from None  # Ansible would repeat it
 
 
 class FilterModule:

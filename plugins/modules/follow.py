@@ -51,7 +51,7 @@ options:
     type: float
     default: 15
   timeout_seconds:
-    description: After this many seconds the job's process group is stopped and the task fails.
+    description: After this many seconds the job is stopped with all processes that it started, and the task fails.
     type: float
     default: 7200
 author:

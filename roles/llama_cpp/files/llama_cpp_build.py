@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Build llama.cpp on this host, or remove builds that are no longer needed. Run by the role llama_cpp.
 
@@ -6,7 +5,8 @@ usage: llama_cpp_build.py check|build|prune  < job.json
 
 Everything that a person may want to read goes to the log that the job names. Stdout is one JSON object,
 {"changed": ...}. On failure the exit status is 1, and stderr is one sentence. All work is done under a lock; a build
-appears under its final name only when it is complete and has been run.
+appears under its final name only when it is complete and has been run. When the same build is under way already, for
+example since a play that was interrupted, this one waits for it and goes on from what it left.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ import urllib.request
 
 MIB = 1 << 20
 _DIRECTORY = re.compile(r".+-[0-9a-f]{12}\Z")
-_ERROR_LINE = re.compile(r"(error|fatal|not found|cannot|killed|no space)", re.IGNORECASE)
+_NINJA_LINE = re.compile(r"\[[0-9]+/[0-9]+ |FAILED: ")
+_ERROR = re.compile(r"\b(error|fatal)(:| at )", re.IGNORECASE)
+_TROUBLE = re.compile(r"(error|fatal|not found|cannot|killed|no space)", re.IGNORECASE)
 _VERSION = re.compile(r"build:? ([0-9]+), commit ([0-9A-Za-z]+)|version: ([0-9]+) \(([0-9A-Za-z]+)\)")
 # where distributions put programs that are not in PATH
 _HIDDEN_PROGRAM_DIRS = ("usr/libexec/*/llama/bin", "usr/lib/*/llama/bin", "usr/libexec/llama.cpp", "usr/lib/llama.cpp")
@@ -46,25 +48,41 @@ class Log:
     def __init__(self, path: pathlib.Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self.file = path.open("w", encoding="utf-8", errors="replace")
+        # without a buffer: what did not fit on a full disk must not fail again when the file is closed
+        self.file = path.open("wb", buffering=0)
 
     def say(self, text: str) -> None:
-        self.file.write(text + "\n")
-        self.file.flush()
+        self.file.write(text.encode("utf-8", errors="replace") + b"\n")
 
-    def last_error(self) -> str:
-        """Return the line that most probably says what went wrong."""
-        lines = [line.strip() for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines()]
-        lines = [line for line in lines if line]
-        telling = [line for line in lines[-200:] if _ERROR_LINE.search(line)]
-        # the first error explains those after it
-        return ((telling or lines[-1:] or ["nothing was printed"])[0])[:300]
+    def size_bytes(self) -> int:
+        return self.path.stat().st_size
+
+    def last_error(self, since_bytes: int) -> str:
+        """Return what most probably says what went wrong, of all that was written after the first `since_bytes`."""
+        with self.path.open("rb") as file:
+            file.seek(since_bytes)
+            text = file.read().decode("utf-8", errors="replace")
+        # ninja's lines name files, and those tell nothing, whatever words they contain
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not _NINJA_LINE.match(line)]
+        telling = [index for index, line in enumerate(lines) if _ERROR.search(line)]
+        telling = telling or [index for index, line in enumerate(lines) if _TROUBLE.search(line)]
+        if not telling:
+            return (lines[-1:] or ["nothing was printed"])[0][:300]
+        # the first error explains those after it; CMake puts its reason into the lines below
+        first = lines[telling[0]]
+        if first.startswith("CMake Error"):
+            first = " ".join(lines[telling[0] : telling[0] + 3]).partition(" Call Stack")[0]
+        return first[:300]
 
 
 class Lock:
-    """One build at a time on a host. Children inherit the lock: it is held until the last compiler has ended."""
+    """One build at a time on a host. Children inherit the lock: it is held until the last compiler has ended.
 
-    def __init__(self, path: pathlib.Path) -> None:
+    Who wants what the holder is making waits for it. Raises Failure, or LookupError with `give_way`, when the holder is
+    making something else.
+    """
+
+    def __init__(self, path: pathlib.Path, what: str, give_way: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = path.open("a+", encoding="utf-8")
         try:
@@ -72,12 +90,16 @@ class Lock:
         except BlockingIOError as exc:
             self.file.seek(0)
             holder = self.file.read().strip() or "an unknown process"
-            raise Failure(
-                f"another build of llama.cpp is under way on this host ({holder}, lock {path}); "
-                "wait until it has ended, then run the play again."
-            ) from exc
+            if give_way:
+                raise LookupError(holder) from exc
+            if not holder.startswith(f"{what},"):
+                raise Failure(
+                    f"another build of llama.cpp is under way on this host ({holder}, lock {path}); "
+                    "wait until it has ended, then run the play again."
+                ) from exc
+            fcntl.flock(self.file, fcntl.LOCK_EX)
         self.file.truncate(0)
-        self.file.write(f"process {os.getpid()}, since {_now()}\n")
+        self.file.write(f"{what}, process {os.getpid()}, since {_now()}\n")
         self.file.flush()
 
     def fileno(self) -> int:
@@ -92,6 +114,7 @@ def _run(argv: list[str], log: Log, lock: Lock, what: str, env: dict[str, str] |
     """Run a program with its output in the log. Raises Failure saying that `what` failed, and why."""
     log.say("$ " + " ".join(argv))
     log.say(what)
+    start = log.size_bytes()
     try:
         done = subprocess.run(
             argv,
@@ -105,7 +128,7 @@ def _run(argv: list[str], log: Log, lock: Lock, what: str, env: dict[str, str] |
     except OSError as exc:
         raise Failure(f"{what} failed: {argv[0]} cannot be run ({exc.strerror}); run the whole role.") from exc
     if done.returncode != 0:
-        raise Failure(f"{what} failed: {log.last_error()} (the whole log is {log.path}).")
+        raise Failure(f"{what} failed: {log.last_error(start)} (the whole log is {log.path}).")
 
 
 def _sha256(path: pathlib.Path) -> str:
@@ -238,7 +261,7 @@ def _fetch_archive(source: dict[str, t.Any], job: dict[str, t.Any], log: Log) ->
             )
         _move_into(part, archive)
     except (urllib.error.URLError, http.client.HTTPException, ValueError, OSError) as exc:
-        reason = getattr(exc, "reason", None) or exc
+        reason = exc if isinstance(exc, urllib.error.HTTPError) else getattr(exc, "reason", None) or exc
         raise Failure(f"{url} cannot be downloaded: {reason}; check llama_cpp_archive_url and the network.") from exc
     finally:
         part.unlink(missing_ok=True)
@@ -300,7 +323,10 @@ def _source_tree(job: dict[str, t.Any], record: dict[str, t.Any], log: Log, lock
         else:
             _unpack(_fetch_archive(source, job, log), tree, log, lock)
     if source["kind"] == "git":
-        head = subprocess.run(["git", "-C", str(tree), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        argv = ["git", "-C", str(tree), "rev-parse", "HEAD"]
+        head = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if head.returncode != 0:
+            raise Failure(f"git does not know which commit {tree} is; remove {tree.parent} and run the play again.")
         record["commit"] = head.stdout.strip()[:9]
     return tree
 
@@ -461,22 +487,23 @@ def _linked(prefix: pathlib.Path) -> set[str]:
 def prune(job: dict[str, t.Any], log: Log) -> list[str]:
     """Remove old builds and what building left behind; return the removed builds.
 
-    Of each named build `keep_builds` remain: the linked one, which always does, and the newest others.
+    Of each named build `keep_builds` remain: the linked one, which always does, then the one that was linked before
+    (in `previous`), then the newest others.
     """
     prefix, work = pathlib.Path(job["prefix"]), pathlib.Path(job["work"])
-    linked = _linked(prefix)
-    others: dict[str, list[tuple[str, pathlib.Path]]] = {}
+    linked, previous = _linked(prefix), set(job["previous"])
+    others: dict[str, list[tuple[bool, str, pathlib.Path]]] = {}
     for path in prefix.iterdir():
         if path.is_symlink() or not path.is_dir() or not _DIRECTORY.match(path.name) or path.name in linked:
             continue
         try:
             record = json.loads((path / "build.json").read_text(encoding="utf-8"))
-            others.setdefault(str(record["name"]), []).append((str(record["built_at"]), path))
+            others.setdefault(str(record["name"]), []).append((path.name in previous, str(record["built_at"]), path))
         except (OSError, ValueError, KeyError, TypeError):
             log.say(f"leaving {path} alone: it has no readable build.json")
     removed = []
     for builds in others.values():
-        for _built_at, path in sorted(builds, reverse=True)[max(job["keep_builds"] - 1, 0) :]:
+        for _previous, _built_at, path in sorted(builds, reverse=True)[max(job["keep_builds"] - 1, 0) :]:
             doomed = path.with_name(f".old-{path.name}")
             os.rename(path, doomed)
             shutil.rmtree(doomed, ignore_errors=True)
@@ -498,19 +525,25 @@ def main() -> int:
             check_resources(job)
             print(json.dumps({"changed": False}))
             return 0
-        lock = Lock(pathlib.Path(job["work"]) / "lock")
-        log = Log(pathlib.Path(job["log"]))
+        lock_path = pathlib.Path(job["work"]) / "lock"
         if action == "prune":
-            removed = prune(job, log)
+            try:
+                lock = Lock(lock_path, "prune", give_way=True)
+            except LookupError:
+                # whoever builds needs what is there, and prunes when it has finished
+                print(json.dumps({"changed": False, "removed": []}))
+                return 0
+            removed = prune(job, Log(pathlib.Path(job["log"])))
             print(json.dumps({"changed": bool(removed), "removed": removed}))
         else:
-            print(json.dumps({"changed": build(job, log, lock)}))
+            lock = Lock(lock_path, job["directory"])
+            print(json.dumps({"changed": build(job, Log(pathlib.Path(job["log"])), lock)}))
     except Failure as exc:
         print(exc, file=sys.stderr)
         return 1
     except OSError as exc:
-        what = f" {exc.filename}" if exc.filename else ""
-        print(f"building llama.cpp failed:{what} {exc.strerror}; correct that and run the play again.", file=sys.stderr)
+        reason = f"{exc.filename}: {exc.strerror}" if exc.filename else (exc.strerror or exc)
+        print(f"building llama.cpp failed: {reason}; correct that and run the play again.", file=sys.stderr)
         return 1
     finally:
         with contextlib.suppress(OSError):

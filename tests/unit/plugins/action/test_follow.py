@@ -72,6 +72,7 @@ def play(tmp_path):
             },
             capture_output=True,
             text=True,
+            check=False,
         )
         kept = tmp_path / "result.json"
         return done, json.loads(kept.read_text()) if kept.exists() else None
