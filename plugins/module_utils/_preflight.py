@@ -16,6 +16,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _nvml
 # Releases that are tested. Newer ones of the same distributions probably work, older ones lack Python 3.11.
 TESTED_RELEASES = {"debian": ["12", "13"], "ubuntu": ["24.04"]}
 OLDEST_PYTHON = (3, 11)
+WIDTH = 74  # Ansible's own output breaks lines beyond that
 SWAP_USED_MIB = 512  # more swap in use than this says that the host is short of memory
 
 Check = dict[str, t.Any]
@@ -25,8 +26,8 @@ def checks(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[C
     """All checks of one host, in the order in which they are shown.
 
     `host` is what the module host_info returns as `host`, with `gpus`, the fact mixed_gpu_gpus, or None where it could
-    not be asked. `wanted` holds port (int), memory_mib (int), disk ([{path, needed_mib}]), gpus_expected (UUIDs or parts
-    of names) and server_unit (the unit that may hold the port). Raises KeyError for a missing key.
+    not be asked. `wanted` holds port (int), memory_mib (int), disk ([{path, needed_mib}]), gpus_expected (UUIDs or
+    parts of names) and server_unit (the unit that may hold the port). Raises KeyError for a missing key.
     """
     found = [
         _operating_system(host["os"]),
@@ -50,7 +51,7 @@ def checks(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[C
 
 
 def table(found: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
-    """The checks as lines of text, at most 110 columns wide: verdict, name, what was seen, and below it the cure."""
+    """The checks as lines of text, at most WIDTH columns wide: verdict, name, what was seen, and below it the cure."""
     width = max((len(check["name"]) for check in found), default=0)
     lines = []
     for check in found:
@@ -58,7 +59,7 @@ def table(found: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
         text = check["detail"] if check["ok"] or check["cure"] is None else f"{check['detail']}; {check['cure']}"
         start = f"{verdict:<5}{check['name']:<{width}}  "
         lines += textwrap.wrap(
-            text, width=110, initial_indent=start, subsequent_indent=" " * len(start), break_long_words=False,
+            text, width=WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_long_words=False,
             break_on_hyphens=False,
         )
     return lines

@@ -67,7 +67,7 @@ def test_the_box_that_all_this_is_for_passes():
 @pytest.mark.parametrize(
     ("host", "name", "words"),
     [
-        ({"os": {"id": "debian", "version_id": "11", "pretty_name": "Debian GNU/Linux 11"}}, "operating system", "Debian"),
+        ({"os": {"id": "debian", "version_id": "11", "pretty_name": "Debian 11"}}, "operating system", "Debian 12"),
         ({"os": {"id": "ubuntu", "version_id": "22.04", "pretty_name": "Ubuntu 22.04"}}, "operating system", "24.04"),
         ({"os": {"id": "fedora", "version_id": "43", "pretty_name": "Fedora 43"}}, "operating system", "Ubuntu 24.04"),
         ({"os": {"id": None, "version_id": None, "pretty_name": None}}, "operating system", "unknown"),
@@ -171,10 +171,10 @@ def test_a_broken_driver_says_why():
 def test_table():
     lines = preflight_table(judge(uid=1000, swap_used_mib=4000))
     assert lines[0] == "ok   operating system     Ubuntu 24.04.3 LTS"
-    assert "FAIL root                 tasks run as user id 1000; set become to true, with a user that may use sudo" in lines
+    assert "FAIL root                 tasks run as user id 1000; set become to true," in lines
     (warning,) = [number for number, line in enumerate(lines) if line.startswith("warn swap")]
     assert lines[warning + 1].startswith(" " * 26) and lines[warning + 1].strip()
-    assert max(map(len, lines)) <= 110
+    assert max(map(len, lines)) <= 74
 
 
 def test_foreign_input_is_a_sentence():

@@ -52,7 +52,7 @@ def test_who_listens(run):
 
 def test_listener_lines():
     ours = 'LISTEN 0 512 127.0.0.1:8080 0.0.0.0:* users:(("llama-server",pid=71,fd=3)) cgroup:/system.slice/x-y.service'
-    shell = 'LISTEN 0 5 0.0.0.0:8080 0.0.0.0:* users:(("python3",pid=9,fd=3)) cgroup:/user.slice/user-0.slice/session-2.scope'
+    shell = 'LISTEN 0 5 0.0.0.0:8080 0.0.0.0:* users:(("python3",pid=9,fd=3)) cgroup:/user.slice/session-2.scope'
     hidden = "LISTEN 0 5 *:8080 *:* cgroup:unreachable:1a2"
     assert host_info.listeners("\n".join([ours, ours.replace("127.0.0.1", "[::1]"), shell, hidden])) == [
         {"pid": 71, "process": "llama-server", "unit": "x-y.service"},
@@ -70,7 +70,7 @@ def test_os_release():
 
 
 def test_memory():
-    text = "MemTotal:  2097152 kB\nMemAvailable: 1048576 kB\nSwapTotal: 4096 kB\nSwapFree: 1024 kB\nHugePages_Total: 0\n"
+    text = "MemTotal:  2097152 kB\nMemAvailable: 1048576 kB\nSwapTotal: 4096 kB\nSwapFree: 1024 kB\nHugePages: 0\n"
     assert host_info.memory(text) == {
         "memory_total_mib": 2048, "memory_available_mib": 1024, "swap_total_mib": 4, "swap_used_mib": 3
     }

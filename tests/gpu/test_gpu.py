@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""On a real NVIDIA card: the probe against nvidia-smi, the toolkit, and, with a build of llama.cpp, a whole tuning.
+
+MIXED_GPU_LLAMA_BIN names the directory of llama-bench and ggml-rpc-server, built with CUDA and RPC. Where there is no
+card, everything is skipped and says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.filter.split_plan import split_plan
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+NVCC = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+BIN = os.environ.get("MIXED_GPU_LLAMA_BIN", "")
+RUN = """
+import importlib, json, sys
+from ansible.module_utils.testing import patch_module_args
+module = importlib.import_module(f"ansible_collections.homelab.mixed_gpu.plugins.modules.{sys.argv[1]}")
+with patch_module_args(json.load(sys.stdin)):
+    module.main()
+"""
+SERVING = {
+    "context_size": 1024, "parallel_slots": 1, "kv_unified": True, "batch_size": 512, "micro_batch_size": 64,
+    "flash_attention": "on", "cache_type_k": "f16", "cache_type_v": "f16", "threads": 1, "poll": 0, "load_mode": "auto",
+    "gpu_layers": 99,
+}
+TESTS = [
+    {"kind": "prefill", "n_prompt": 128, "n_gen": 0, "n_depth": 0, "repetitions": 2},
+    {"kind": "decode", "n_prompt": 0, "n_gen": 16, "n_depth": 0, "repetitions": 2},
+]
+
+
+def module(name, **arguments):
+    """Run a module of the collection in a process of its own; what it returns."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, name], input=json.dumps(arguments), capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    result = json.loads(done.stdout)
+    assert not result.get("failed"), result["msg"]
+    return result
+
+
+@pytest.fixture(scope="session")
+def box():
+    facts = module("gpu_facts", host_python=sys.executable)["ansible_facts"]["mixed_gpu_gpus"]
+    if not facts["available"]:
+        pytest.skip(f"no NVIDIA card to test on: {facts['reason']}")
+    print(json.dumps(facts, indent=1))
+    return facts
+
+
+@pytest.fixture(scope="session")
+def llama_bin(box):
+    if not BIN:
+        pytest.skip("MIXED_GPU_LLAMA_BIN names no build of llama.cpp")
+    return BIN
+
+
+@pytest.fixture
+def environment(box):
+    uuids = ",".join(gpu["uuid"] for gpu in box["gpus"])
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": uuids}
+
+
+@pytest.fixture(scope="session")
+def model_path(llama_bin, tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("model") / "random.gguf")
+    module(
+        "random_gguf", path=path, blocks=16, embedding_length=1024, feed_forward_length=2816, type="q8_0",
+        host_python=sys.executable,
+    )
+    return path
+
+
+@pytest.fixture
+def rpc_endpoint(llama_bin):
+    """A second, slow device: this machine's CPU behind an RPC server."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [f"{llama_bin}/ggml-rpc-server", "-H", "127.0.0.1", "-p", str(port), "-d", "CPU", "-t", "4"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )
+    try:
+        # looked for in the table of listening sockets: a connection would occupy the server
+        for _attempt in range(100):
+            if f":{port:04X} 00000000:0000 0A" in pathlib.Path("/proc/net/tcp").read_text(encoding="ascii"):
+                break
+            assert server.poll() is None, "ggml-rpc-server ended"
+            time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_facts_agree_with_nvidia_smi(box):
+    if shutil.which("nvidia-smi") is None:
+        pytest.skip("no nvidia-smi to compare with")
+    keys = ["uuid", "name", "pci.bus_id", "memory.total", "compute_cap", "power.limit", "driver_version"]
+    query = ["nvidia-smi", f"--query-gpu={','.join(keys)}", "--format=csv,noheader,nounits"]
+    lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    ours = [
+        [
+            gpu["uuid"], gpu["name"], gpu["pci_bus_id"], str(gpu["memory_total_mib"]), gpu["compute_capability"],
+            f"{gpu['power_limit_watts']:.2f}", box["driver_version"],
+        ]
+        for gpu in box["gpus"]
+    ]
+    assert ours == sorted((line.split(", ") for line in lines), key=lambda values: values[2])
+
+
+def test_facts_are_plausible(box):
+    for gpu in box["gpus"]:
+        parts = gpu["memory_free_mib"] + gpu["memory_used_mib"] + gpu["memory_reserved_mib"]
+        assert abs(gpu["memory_total_mib"] - parts) <= 3  # each is rounded down
+        assert gpu["power_limit_min_watts"] <= gpu["power_limit_watts"] <= gpu["power_limit_max_watts"]
+        assert 0 < gpu["temperature_celsius"] < 110
+        assert gpu["architecture"] is not None
+        assert 100 < gpu["memory_bandwidth_gb_per_s"] < 20000
+        assert not [reason for reason in gpu["throttle_reasons"] if reason.startswith("unknown")]
+
+
+def test_bus_and_module_agree_with_nvml(box):
+    host = module("host_info")["host"]
+    assert [address[-10:].lower() for address in host["nvidia_pci"]] == [
+        gpu["pci_bus_id"][-10:].lower() for gpu in box["gpus"]
+    ]
+    assert host["nvidia_module_version"] == box["driver_version"]
+
+
+def test_cuda_answers(box):
+    assert ctypes.CDLL("libcuda.so.1").cuInit(0) == 0
+
+
+@pytest.mark.skipif(not os.access(NVCC, os.X_OK), reason="no nvcc on this machine")
+def test_a_compiled_program_runs(box, tmp_path):
+    source = ROOT / "roles/cuda_toolkit/files/check.cu"
+    subprocess.run([NVCC, "-o", str(tmp_path / "check"), str(source)], check=True)
+    subprocess.run([str(tmp_path / "check")], check=True)
+
+
+def test_llama_cpp_sees_the_cards_of_the_facts(box, llama_bin, environment):
+    uuids = [gpu["uuid"] for gpu in box["gpus"]]
+    listed = module(
+        "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment, cuda_uuids=uuids,
+        expected_order=uuids,
+    )
+    assert [device["description"] for device in listed["devices"]] == [gpu["name"] for gpu in box["gpus"]]
+    assert {device["backend"] for device in listed["devices"]} == {"CUDA"}
+
+
+def test_a_random_model_is_tuned_between_card_and_cpu(box, llama_bin, environment, model_path, rpc_endpoint, tmp_path):
+    environment = environment | {"CUDA_VISIBLE_DEVICES": box["gpus"][0]["uuid"]}
+    devices = module(
+        "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment,
+        cuda_uuids=[box["gpus"][0]["uuid"]], rpc_endpoints=[rpc_endpoint],
+    )["devices"]
+    model = module("gguf_info", path=model_path, host_python=sys.executable, cache_dir=str(tmp_path))["model"]
+    assert sorted(device["backend"] for device in devices) == ["CUDA", "RPC"]
+    card = next(number for number, device in enumerate(devices) if device["backend"] == "CUDA")
+    devices[card]["budget_mib"] = 320  # or the whole model would go there
+    problem = {
+        "schema": 1, "devices": devices, "model": model, "serving": SERVING, "reserve_mib": 16,
+        "split_modes": ["layer"],
+        "objective": {"name": "request", "prompt_tokens": 128, "generated_tokens": 64}, "tests": TESTS,
+        "indifference": 0.01, "max_loads": 7,
+    }
+    loads: list[dict] = []
+    plan = split_plan(problem, loads)
+    while not plan["done"]:
+        print(plan["stage"], plan["why"])
+        for load in plan["loads"]:
+            measured = module(
+                "split_benchmark", llama_bench=f"{llama_bin}/llama-bench", model_path=model_path, load=load,
+                devices=[device["device"] for device in devices], rpc_endpoints=[rpc_endpoint], serving=SERVING,
+                environment=environment, campaign="gpu-test", fingerprint="0" * 64, state_dir=str(tmp_path / "loads"),
+                lease_unit="", timeout_seconds=300,
+            )["load"]
+            assert measured["status"] == "ok", measured["reason"]
+            loads.append(measured)
+        plan = split_plan(problem, loads)
+    decision = plan["decision"]
+    print(json.dumps(decision, indent=1))
+    assert decision is not None, plan["why"]
+    assert sum(decision["layers"]) == model["block_count"] + 1
+    assert decision["layers"][card] == max(split["layers"][card] for split in plan["feasible"])
