@@ -87,8 +87,8 @@ requirements:
   - requests >= 2.32, for downloads only (the P(homelab.mixed_gpu.host_python#role) role installs it)
 notes:
   - The unfinished file is O(path) with C(.part) added, and C(.part.json) tells what it is a part of.
-  - A finished download with the wrong SHA-256 is kept as O(path) with C(.corrupt) added, and nothing is replaced. The next
-    run uses it, if it has the SHA-256 that is asked for then, or removes it.
+  - A finished download with the wrong SHA-256 is kept as O(path) with C(.corrupt) added, and nothing is replaced. The
+    next run uses it, if it has the SHA-256 that is asked for then, or removes it.
   - Certificate authorities are those of the system, or the bundle that the environment variable E(REQUESTS_CA_BUNDLE)
     names.
 seealso:
@@ -173,6 +173,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
 
 PROGRESS_SECONDS = 2.0
 WORTHWHILE_BYTES = 8 << 20               # an attempt that brought this much does not count as failed
+NETWORK_CHUNK_BYTES = 1 << 16           # what a cut can lose at most: requests drops an unfinished chunk
 SYSTEM_CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 
@@ -269,7 +270,6 @@ class File:
         self.manifest_file = _model_files.manifest_path(self.params["manifest_dir"], self.path)
         self.recorded = _model_files.read_manifest(self.manifest_file, module.warn)
         self.progress = Progress(None if module.check_mode else self.params["progress_log"])
-        self.name = os.path.basename(self.path)
         self.result: dict[str, t.Any] = {
             "changed": False, "path": self.path, "present": True, "sha256": None, "size_bytes": None,
             "missing_bytes": 0, "free_bytes": self.free_bytes(), "resumed_bytes": 0, "attempts": 0, "hashed": False,
@@ -277,7 +277,7 @@ class File:
 
     def fail(self, message: str) -> t.NoReturn:
         """End with one sentence."""
-        self.progress.say(f"{self.name}: failed")
+        self.progress.say("failed")
         self.progress.close()
         self.module.fail_json(msg=message)
         raise AssertionError                             # for the type checker: fail_json does not return
@@ -289,7 +289,7 @@ class File:
 
     def hash(self, path: str) -> str:
         """Return the SHA-256 of a file, with progress."""
-        self.progress.start(f"{self.name}: checking SHA-256", os.path.getsize(path))
+        self.progress.start("checking SHA-256", os.path.getsize(path))
         self.result["hashed"] = True
         digest = _model_files.sha256(path, self.progress.tick)
         self.progress.start("", 0)
@@ -375,7 +375,7 @@ class File:
         self.record(digest)
         size_bytes = os.path.getsize(self.path)
         self.result.update(sha256=digest, size_bytes=size_bytes)
-        self.progress.say(f"{self.name}: complete, {_download.size_text(size_bytes)}")
+        self.progress.say(f"complete, {_download.size_text(size_bytes)}")
 
     # ---- local files -------------------------------------------------------------------------------------------------
 
@@ -394,7 +394,7 @@ class File:
         self.need(size_bytes, self.path)
         if self.module.check_mode:
             return
-        self.progress.start(f"{self.name}: copying", size_bytes)
+        self.progress.start("copying", size_bytes)
         _model_files.make_parents(self.path)
         done = 0
         with open(self.source, "rb") as reader, open(self.part, "wb") as writer:
@@ -451,7 +451,7 @@ class File:
             os.unlink(self.corrupt)
         session = self.session()
         self.result["resumed_bytes"] = self.resumable(wanted)[0]
-        self.progress.say(f"{self.name}: asking {urllib.parse.urlsplit(self.url).hostname}")
+        self.progress.say(f"asking {urllib.parse.urlsplit(self.url).hostname}")
         silent = self.params["timeout_seconds"]
         failures, discarded, furthest, restarted = 0, 0, self.result["resumed_bytes"], False
         while True:
@@ -470,7 +470,7 @@ class File:
                     if answer.action == "write":
                         if offset > answer.offset:
                             restarted = True
-                            self.progress.say(f"{self.name}: the server does not continue, beginning again")
+                            self.progress.say("the server does not continue, beginning again")
                         self.receive(response, answer, wanted)
                 failure, again = answer.reason, answer.action == "retry"
             except requests.exceptions.RequestException as exc:
@@ -501,7 +501,7 @@ class File:
                 self.fail(f"{failure} ({self.result['attempts']} attempts{tail}).")
             pause = _download.wait_seconds(failures, self.params["retry_seconds"], retry_after)
             self.progress.start("", 0)
-            self.progress.say(f"{self.name}: {failure}; next attempt in {_download.duration_text(pause)}")
+            self.progress.say(f"next attempt in {_download.duration_text(pause)}: {failure}")
             time.sleep(pause)
         self.publish(wanted, name)
 
@@ -526,9 +526,9 @@ class File:
             self.forget_part()                           # never a state that speaks of older bytes
         _state_files.write_text(self.part_state, _state_files.to_text(state), 0o644, self.module.atomic_move)
         done = answer.offset
-        self.progress.start(f"{self.name}: downloading", total, done)
+        self.progress.start("downloading", total, done)
         with open(self.part, "ab") as writer:
-            for chunk in response.iter_content(_model_files.CHUNK_BYTES):
+            for chunk in response.iter_content(NETWORK_CHUNK_BYTES):
                 writer.write(chunk)
                 done += len(chunk)
                 self.progress.tick(done)

@@ -106,7 +106,7 @@ def test_downloads_once(run, path, server, tmp_path):
     assert result["changed"] and result["present"] and result["attempts"] == 1 and result["hashed"]
     assert (result["sha256"], result["size_bytes"], result["missing_bytes"]) == (SHA, len(DATA), len(DATA))
     assert path.read_bytes() == DATA and left(path) == ["m.gguf"]
-    assert log.read_text().splitlines() == ["m.gguf: asking 127.0.0.1", "m.gguf: complete, 20 MiB"]
+    assert log.read_text().splitlines() == ["asking 127.0.0.1", "complete, 20 MiB"]
     again = run(url=server.url, sha256=SHA)
     assert not again["changed"] and not again["hashed"] and again["sha256"] == SHA and again["missing_bytes"] == 0
     assert len(server.requests) == 1
