@@ -41,7 +41,6 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _layer_split
 
 

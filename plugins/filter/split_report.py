@@ -30,7 +30,7 @@ options:
     type: list
     elements: dict
   expectations:
-    description: Published expectations to compare with, see O(ansible-collection#role:homelab.mixed_gpu.report).
+    description: Published expectations to compare with, see the README of the role C(homelab.mixed_gpu.report).
     type: list
     elements: dict
   power:

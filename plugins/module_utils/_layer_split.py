@@ -127,4 +127,4 @@ def placement(devices: t.Sequence[t.Any], layers: t.Sequence[t.Any]) -> list[dic
     """
     if len(devices) != len(layers):
         raise ValueError(f"{len(layers)} layer counts do not belong to {len(devices)} devices")
-    return [{"device": str(device["id"]), "layers": int(count)} for device, count in zip(devices, layers)]
+    return [{"device": str(device["id"]), "layers": int(count)} for device, count in zip(devices, layers, strict=True)]

@@ -260,20 +260,19 @@ def split_plan(problem: t.Any, loads: t.Any) -> Json:
     """
     checked = read_problem(problem)
     measured = read_loads(checked, loads)
-    step: Step | None = None
-    for count in range(len(measured) + 1):
+    evidence = Evidence(checked, measured[:0])
+    step = _next_step(evidence)
+    for count in range(1, len(measured) + 1):
         evidence = Evidence(checked, measured[:count])
-        if step is not None and step.loads:
-            done = {(load.layers, load.number) for load in measured[:count]}
-            open_loads = tuple(
-                wanted
-                for wanted in step.loads
-                if (wanted.layers, wanted.number) not in done and wanted.layers in evidence.by_layers
-            )
-            step = dataclasses.replace(step, loads=open_loads) if open_loads and evidence.lost is None else None
-        if step is None or not step.loads:
-            step = _next_step(evidence)
-    assert step is not None
+        done = {(load.layers, load.number) for load in measured[:count]}
+        open_loads = tuple(
+            wanted
+            for wanted in step.loads
+            if evidence.lost is None
+            and (wanted.layers, wanted.number) not in done
+            and wanted.layers in evidence.by_layers
+        )
+        step = dataclasses.replace(step, loads=open_loads) if open_loads else _next_step(evidence)
     if evidence.left < len(step.loads):
         cut = dataclasses.replace(step, loads=step.loads[: max(0, evidence.left)])
         step = cut if cut.loads else _next_step(evidence)

@@ -318,8 +318,8 @@ def main() -> None:
                 "required": True,
                 "options": {
                     "name": {"type": "str", "required": True},
-                    "prompt_tokens": {"type": "int", "required": True},
-                    "generated_tokens": {"type": "int", "required": True},
+                    "prompt_tokens": {"type": "int", "required": True, "no_log": False},
+                    "generated_tokens": {"type": "int", "required": True, "no_log": False},
                     "repetitions": {"type": "int", "default": 3},
                 },
             },

@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""summarise.py SWEEP.json OUTPUT.md: compare the split that was chosen with every split that fits, and write it down."""
+"""summarise.py SWEEP.json OUTPUT.md: compare the chosen split with every split that fits, and write it down."""
 
 from __future__ import annotations
 
@@ -29,10 +28,11 @@ def rows_of(sweep: t.Mapping[str, t.Any]) -> list[Row]:
             ms_per_token[result["kind"]] = statistics.median(result["samples_ms"]) / tokens
         row["decode"].append(1000 / ms_per_token["decode"])
         row["prefill"].append(1000 / ms_per_token["prefill"])
-        row["request"].append(
-            (objective["prompt_tokens"] * ms_per_token["prefill"] + objective["generated_tokens"] * ms_per_token["decode"])
-            / 1000
+        request_ms = sum(
+            objective[tokens] * ms_per_token[kind]
+            for tokens, kind in (("prompt_tokens", "prefill"), ("generated_tokens", "decode"))
         )
+        row["request"].append(request_ms / 1000)
     return [rows[key] for key in sorted(rows)]
 
 
@@ -48,43 +48,50 @@ def text_of(sweep: t.Mapping[str, t.Any]) -> str:
     def mean(row: Row, key: str) -> float:
         return statistics.fmean(row[key])
 
+    def name(row: Row) -> str:
+        return "/".join(map(str, row["layers"]))
+
     best_decode = max(good, key=lambda row: mean(row, "decode"))
     best_request = min(good, key=lambda row: mean(row, "request"))
     spread = statistics.median(
         abs(row["decode"][0] - row["decode"][-1]) / mean(row, "decode") for row in good if len(row["decode"]) > 1
     )
+    objective = decision["objective"]
+    of_best_decode = mean(chosen, "decode") / mean(best_decode, "decode")
+    of_best_request = mean(best_request, "request") / mean(chosen, "request")
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench`. Is the split that the tuning chooses the best? Every split that memory allows is measured",
-        "twice, in opposite order, by the same program and tests that the tuning uses, and compared with the choice.",
+        "Written by `make bench`. Is the split that the tuning chooses the best? Every split that memory allows is",
+        "measured twice, in opposite order, by the program and the tests that the tuning uses, and compared with it.",
         "",
-        f"Measured {sweep['started'][:10]} on {sweep['cores']} cores of {sweep['cpu']}, the sandbox of `make demo`: two RPC"
-        f" devices, {entry['model']['id']}, {entry['model']['size_bytes'] / 2**20:.0f} MiB, {len(good)} splits that fit.",
+        f"Measured {sweep['started'][:10]} on {sweep['cores']} cores of {sweep['cpu']}, the sandbox of `make demo`:"
+        f" two RPC devices, {entry['model']['id']}, {entry['model']['size_bytes'] / 2**20:.0f} MiB,"
+        f" {len(good)} splits that fit.",
         "",
-        f"- The tuning chose **{'/'.join(map(str, decision['layers']))}** after {decision['loads_used']} loads;"
+        f"- The tuning chose **{name(chosen)}** after {decision['loads_used']} loads;"
         f" the sweep took {len(sweep['loads'])}.",
-        f"- Decode: {mean(chosen, 'decode'):.1f} tokens per second, **{mean(chosen, 'decode') / mean(best_decode, 'decode'):.3f}**"
-        f" of the best of the sweep ({mean(best_decode, 'decode'):.1f} at {'/'.join(map(str, best_decode['layers']))}).",
-        f"- A request of {decision['objective']['prompt_tokens']} + {decision['objective']['generated_tokens']} tokens:"
-        f" {mean(chosen, 'request'):.2f} s, {mean(best_request, 'request') / mean(chosen, 'request'):.3f} of the best's speed"
-        f" ({mean(best_request, 'request'):.2f} s at {'/'.join(map(str, best_request['layers']))}).",
+        f"- Decode: {mean(chosen, 'decode'):.1f} tokens per second, **{of_best_decode:.3f}** of the best of the sweep"
+        f" ({mean(best_decode, 'decode'):.1f} at {name(best_decode)}).",
+        f"- A request of {objective['prompt_tokens']} + {objective['generated_tokens']} tokens:"
+        f" {mean(chosen, 'request'):.2f} s, {of_best_request:.3f} of the best's speed"
+        f" ({mean(best_request, 'request'):.2f} s at {name(best_request)}).",
     ]
     if default is not None:
         lines.append(
-            f"- llama.cpp's default split {'/'.join(map(str, default['layers']))}: {mean(default, 'decode'):.1f} tokens per second,"
+            f"- llama.cpp's default split {name(default)}: {mean(default, 'decode'):.1f} tokens per second,"
             f" {mean(default, 'request'):.2f} s."
         )
     lines += [
-        f"- Two loads of one split differ by {100 * spread:.1f} % in decode (median over the splits): that is the noise of this machine.",
+        f"- Two loads of one split differ by {100 * spread:.1f} % in decode (median over the splits):"
+        " that is the noise of this machine.",
         "",
         "| split | decode tok/s (two loads) | prefill tok/s | request s | |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        name = "/".join(map(str, row["layers"]))
         if not row["decode"]:
-            lines.append(f"| {name} | {', '.join(row['status'])} | | | |")
+            lines.append(f"| {name(row)} | {', '.join(row['status'])} | | | |")
             continue
         marks = [
             word
@@ -92,7 +99,7 @@ def text_of(sweep: t.Mapping[str, t.Any]) -> str:
             if other is not None and other["layers"] == row["layers"]
         ]
         lines.append(
-            f"| {name} | {' '.join(f'{value:.1f}' for value in row['decode'])} | {mean(row, 'prefill'):.0f}"
+            f"| {name(row)} | {' '.join(f'{value:.1f}' for value in row['decode'])} | {mean(row, 'prefill'):.0f}"
             f" | {mean(row, 'request'):.2f} | {', '.join(marks)} |"
         )
     return "\n".join(lines) + "\n"

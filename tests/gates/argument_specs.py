@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Every role documents exactly what it defaults: defaults/main.yml and meta/argument_specs.yml have the same keys."""
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ def _load(path: pathlib.Path) -> dict[str, t.Any]:
 
 
 def disagreements(role: pathlib.Path) -> list[str]:
-    """One sentence per key that only one of the two files has, and per default that the specification states otherwise."""
+    """One sentence per key that only one of the two files has, and per default that they state unlike."""
     defaults = _load(role / "defaults/main.yml")
     specs = _load(role / "meta/argument_specs.yml")["argument_specs"]
     found = []
@@ -31,7 +30,9 @@ def disagreements(role: pathlib.Path) -> list[str]:
             stated, value = options[key].get("default"), defaults[key]
             templated = isinstance(value, str) and "{{" in value
             if stated is not None and not templated and stated != value:
-                found.append(f"{role.name}: {key} ({entry_point}) defaults to {value!r}, its documentation says {stated!r}")
+                found.append(
+                    f"{role.name}: {key} ({entry_point}) defaults to {value!r}, its documentation says {stated!r}"
+                )
     return found
 
 

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """A TCP forward for lab.sh: one process listens on 127.0.0.1, one short-lived process per connection reaches the host.
 
 forward.py listen PORT -- COMMAND...   run COMMAND for each connection, with the connection as its standard input

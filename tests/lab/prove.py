@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """prove.py URL: ask the served model for a completion through the official OpenAI client, as a user's program would."""
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import openai
 
 def main(url: str) -> int:
     """Return 0 when the server at url answers a chat request with real tokens, else 1 after one sentence."""
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none needed on the loopback address", max_retries=0, timeout=120)
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none needed on loopback", max_retries=0, timeout=120)
     try:
         model = client.models.list().data[0].id
         answer = client.chat.completions.create(
@@ -23,7 +22,8 @@ def main(url: str) -> int:
     if usage is None or usage.completion_tokens < 1:
         print(f"{url} answered without a single token: {answer}", file=sys.stderr)
         return 1
-    print(f"The OpenAI client got {usage.completion_tokens} tokens from {model} at {url} (random weights: {answer.choices[0].message.content!r}).")
+    text = answer.choices[0].message.content
+    print(f"The OpenAI client got {usage.completion_tokens} tokens from {model} at {url} (random weights: {text!r}).")
     return 0
 
 

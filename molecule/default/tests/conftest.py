@@ -29,14 +29,18 @@ class Controller:
 
     def play(self, *options: str, playbook: str = "homelab.mixed_gpu.site") -> subprocess.CompletedProcess[str]:
         """Run a playbook to its end and return what happened, output included."""
-        return subprocess.run(
-            self.command(*options, playbook=playbook), cwd=PROJECT, capture_output=True, text=True, timeout=1200, check=False
-        )
+        command = self.command(*options, playbook=playbook)
+        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=1200, check=False)
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         """Start the site playbook in a process group of its own and return at once."""
         return subprocess.Popen(
-            self.command(*options), cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            self.command(*options),
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
 
     def reboot(self) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong on a real machine: killed servers, reboots, changed and wrong variables, a play that dies while it measures."""
+"""What goes wrong on a real machine: killed servers, reboots, changed and wrong variables, a play that dies."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def test_after_all_this_nothing_has_to_be_changed(unchanged):
 
 
 def test_a_changed_variable_restarts_the_server_once(host, controller, unchanged):
-    before, restarts = _invocation(host), "journalctl -u llama-server --no-pager -o cat | grep -c 'Started llama-server'"
+    before = _invocation(host)
+    restarts = "journalctl -u llama-server --no-pager -o cat | grep -c 'Started llama-server'"
     started = int(host.run(restarts).stdout)
     done = controller.play("--extra-vars=llama_server_alias=renamed")
     assert done.returncode == 0, done.stdout[-4000:]
@@ -90,7 +91,7 @@ def test_a_play_that_is_killed_while_measuring_goes_on_where_it_was(host, contro
     finally:
         if play.poll() is None:
             os.killpg(play.pid, signal.SIGKILL)
-        output, _ = play.communicate()
+        output = play.communicate()[0]
     measured = stored() - before
     assert measured, output[-4000:]
     # a module that was measuring when its play died may still finish its load; what was stored stays untouched

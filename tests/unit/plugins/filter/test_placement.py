@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 from ansible.errors import AnsibleFilterError
-
 from ansible_collections.homelab.mixed_gpu.plugins.filter.placement import placement
 
 DEVICES = [{"id": "GPU-4090", "device": "CUDA0"}, {"id": "GPU-3090", "device": "CUDA1"}]

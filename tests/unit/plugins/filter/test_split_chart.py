@@ -8,7 +8,7 @@ import pathlib
 import re
 import sys
 import typing as t
-import xml.etree.ElementTree as ElementTree
+from xml.etree import ElementTree
 
 import pytest
 from ansible.errors import AnsibleFilterError

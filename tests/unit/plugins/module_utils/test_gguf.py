@@ -110,7 +110,8 @@ def test_no_byte_is_lost_or_counted_twice(blocks, block_count):
     counted = sum(model["block_bytes"]) + model["output_bytes"] + model["token_embedding_bytes"]
     uncounted = sum(size for block, size in blocks if block >= block_count)
     assert counted + uncounted == sum(size for _name, size in tensors)
-    assert any("belong to no known slot" in note for note in model["notes"]) == any(b >= block_count for b, _ in blocks)
+    said = any("belong to no known slot" in note for note in model["notes"])
+    assert said == any(block >= block_count for block, _size in blocks)
 
 
 def test_shards_are_found_from_any_of_them():

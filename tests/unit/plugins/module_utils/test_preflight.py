@@ -49,7 +49,8 @@ WANTED = {
 }
 
 
-def judge(gpus=GPUS, wanted=None, **host):
+def judge(gpus="the pair", wanted=None, **host):
+    gpus = GPUS if gpus == "the pair" else gpus
     return preflight_checks({**copy.deepcopy(HOST), **host}, {**WANTED, **(wanted or {})}, gpus)
 
 
