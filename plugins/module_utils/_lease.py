@@ -108,6 +108,12 @@ def start_command(
     ]
 
 
+def start_jobs(text: str) -> dict[str, str]:
+    """Return the number of the queued start or restart job of each unit, from C(systemctl list-jobs)."""
+    rows = (line.split() for line in text.splitlines())
+    return {row[1]: row[0] for row in rows if len(row) == 4 and row[0].isdigit() and row[2] in ("start", "restart")}
+
+
 def parse_properties(text: str) -> dict[str, str]:
     """Return the properties of C(systemctl show); of a repeated one (ExecStopPost) all values, joined by newlines."""
     result: dict[str, str] = {}

@@ -124,6 +124,8 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _lease, _
 
 #: Stopping the unit only waits for a `sleep` to end; longer than this means that systemd itself is stuck.
 GONE_SECONDS = 30
+#: Something else may queue the start of a service again between looking and starting the lease.
+START_TRIES = 5
 
 
 class MeasurementLease:
@@ -237,6 +239,7 @@ class MeasurementLease:
     ) -> dict[str, t.Any]:
         """Start the lease unit, in place of an abandoned one with C(take_over)."""
         running = [name for name in self.conflicts if self.show(name).get("ActiveState") in _lease.RUNNING]
+        running += self.start_jobs()
         if take_over:
             running += _lease.restart_of_unit(properties.get("ExecStopPost", "")) + (old["restart"] if old else [])
         state = _lease.new_state(self.owner, now, running)
@@ -249,15 +252,33 @@ class MeasurementLease:
             self.start_unit(state["restart"])
         return self.result(True, state, before=old, taken_over_from=former)
 
+    def start_jobs(self) -> dict[str, str]:
+        """Return the queued start jobs of the services in conflict; none where systemd cannot list them."""
+        stdout = self.module.run_command(
+            [self.systemctl, "list-jobs", "--no-legend", "--no-pager", "--plain", *self.conflicts]
+        )[1]
+        return _lease.start_jobs(stdout)
+
     def start_unit(self, restart: list[str]) -> None:
         run, sleep = (self.module.get_bin_path(name, required=True) for name in ("systemd-run", "sleep"))
         command = _lease.start_command(
             run, self.systemctl, sleep, self.owner, self.conflicts, restart, self.params["max_seconds"]
         )
-        rc, stdout, stderr = self.module.run_command(command)
+        cancelled: set[str] = set()
+        for _attempt in range(START_TRIES):
+            # systemd-run does not replace a queued start by the stop that the lease implies: it refuses
+            for unit, job in self.start_jobs().items():
+                self.module.run_command([self.systemctl, "cancel", job])
+                cancelled.add(unit)
+            rc, stdout, stderr = self.module.run_command(command)
+            if rc == 0 or "destructive" not in stderr:
+                break
+            time.sleep(1)
         if rc != 0 or self.show(_lease.UNIT).get("ActiveState") != "active":
             if os.path.exists(self.file):
                 os.unlink(self.file)
+            for unit in sorted(cancelled):
+                self.module.run_command([self.systemctl, "--no-block", "start", unit])
             self.module.fail_json(
                 msg=f"systemd did not start the lease {_lease.UNIT} ({(stderr or stdout).strip() or 'it ended'}):"
                 " run as root, and look at the journal of that unit."

@@ -30,7 +30,9 @@ class Controller:
     def play(self, *options: str, playbook: str = "homelab.mixed_gpu.site") -> subprocess.CompletedProcess[str]:
         """Run a playbook to its end and return what happened, output included."""
         command = self.command(*options, playbook=playbook)
-        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=1200, check=False)
+        return subprocess.run(
+            command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1200, check=False
+        )
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         """Start the site playbook in a process group of its own and return at once."""

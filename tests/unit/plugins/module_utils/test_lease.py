@@ -88,3 +88,8 @@ def test_unit_names_get_their_type():
     assert [_lease.unit_name(name) for name in ("llama-server", "a.socket", "b@1.2")] == [
         "llama-server.service", "a.socket", "b@1.2.service",
     ]
+
+
+def test_only_queued_starts_are_start_jobs():
+    listed = "71 llama-server.service start running\n72 other.service stop waiting\nNo jobs running.\n"
+    assert _lease.start_jobs(listed) == {"llama-server.service": "71"}

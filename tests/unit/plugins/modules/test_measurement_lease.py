@@ -27,6 +27,12 @@ show)
       echo "ExecStopPost={ path=/s ; argv[]=/s --no-block start $name ; ignore_errors=no ; pid=0 }"
     done < "$UNITS/$unit"
   else echo "LoadState=not-found"; echo "ActiveState=inactive"; fi ;;
+list-jobs)
+  for job in "$UNITS"/*.job; do
+    [ -e "$job" ] && name=${job##*/} && echo "71 ${name%.job} start running"
+  done; true ;;
+cancel)
+  rm "$UNITS/llama-server.service.job" ;;
 stop)
   while read -r name; do : > "$UNITS/$name"; done < "$UNITS/$unit"
   rm "$UNITS/$unit" ;;
@@ -34,6 +40,7 @@ esac
 """
 SYSTEMD_RUN = """#!/bin/sh
 [ -e "$UNITS/refuse" ] && { echo "Access denied" >&2; exit 1; }
+[ -e "$UNITS/llama-server.service.job" ] && { echo "Transaction for unit/start is destructive" >&2; exit 1; }
 : > "$UNITS/mixed-gpu-lease.service"
 for part; do
   case "$part" in
@@ -96,6 +103,14 @@ def test_a_running_server_stops_and_comes_back(run, units):
     assert released["changed"] and released["owner"] is None and released["restart"] == ["llama-server.service"]
     assert there(units) == ["llama-server.service"] and not run.file.exists()
     assert not run(state="absent")["changed"]
+
+
+def test_a_server_that_was_about_to_start_is_stopped_and_comes_back(run, units):
+    (units / "llama-server.service.job").touch()
+    assert run()["restart"] == ["llama-server.service"]
+    assert there(units) == ["mixed-gpu-lease.service"]
+    run(state="absent")
+    assert there(units) == ["llama-server.service"]
 
 
 def test_a_stopped_or_missing_server_stays_so(run, units):
