@@ -11,6 +11,8 @@ import typing as t
 import pytest
 
 PROJECT = pathlib.Path(__file__).resolve().parents[3]
+# where Molecule runs Ansible: the report of a play goes below the folder that it was started in
+HERE = PROJECT / "molecule" / "default"
 LAB = PROJECT / "tests" / "lab" / "lab.sh"
 
 
@@ -19,6 +21,7 @@ class Controller:
 
     host_name = os.environ["LAB_HOST"]
     engine = os.environ.get("LAB_ENGINE", "podman")
+    project = PROJECT
 
     def command(self, *options: str, playbook: str = "homelab.mixed_gpu.site") -> list[str]:
         """Return the command line of a playbook run with the scenario's inventory and variables."""
@@ -31,14 +34,14 @@ class Controller:
         """Run a playbook to its end and return what happened, output included."""
         command = self.command(*options, playbook=playbook)
         return subprocess.run(
-            command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1200, check=False
+            command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1200, check=False
         )
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         """Start the site playbook in a process group of its own and return at once."""
         return subprocess.Popen(
             self.command(*options),
-            cwd=PROJECT,
+            cwd=HERE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

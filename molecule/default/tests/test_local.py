@@ -1,0 +1,56 @@
+"""Ansible on the box itself: the built collection, installed there, with ansible_connection local."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+
+import pytest
+
+HOME = "/root/controller"
+
+
+@pytest.fixture(scope="module")
+def box(host, controller, tmp_path_factory):
+    """Put Ansible, the built collection and the scenario's inventory on the host; return its host."""
+    build = tmp_path_factory.mktemp("build")
+    subprocess.run(
+        ["ansible-galaxy", "collection", "build", "--output-path", str(build)],
+        cwd=controller.project,
+        check=True,
+        capture_output=True,
+    )
+    assert host.run(f"mkdir -p {HOME}").rc == 0
+    tarball = next(build.glob("*.tar.gz"))
+    for source in (
+        tarball,
+        controller.project / "inventories" / "sandbox",
+        controller.project / "molecule" / "default" / "variables.yml",
+    ):
+        target = f"{controller.host_name}:{HOME}/"
+        subprocess.run([controller.engine, "cp", str(source), target], check=True, capture_output=True)
+    # the report's chart is drawn on the controller, which is this host now
+    wanted = [f"{name}=={importlib.metadata.version(name)}" for name in ("ansible-core", "matplotlib")]
+    for command in (
+        f"/opt/mixed_gpu/venv/bin/python -m venv {HOME}/venv",
+        f"{HOME}/venv/bin/pip install -q --disable-pip-version-check {' '.join(wanted)}",
+        f"LC_ALL=C.UTF-8 {HOME}/venv/bin/ansible-galaxy collection install --offline -p {HOME}/collections"
+        f" {HOME}/{tarball.name}",
+    ):
+        done = host.run(command)
+        assert done.rc == 0, done.stdout + done.stderr
+    yield host
+    host.run(f"rm -rf {HOME}")
+
+
+def test_the_site_playbook_runs_on_the_box_itself_and_finds_nothing_to_change(box):
+    done = box.run(
+        f"cd {HOME} && LC_ALL=C.UTF-8 LAB_CONNECTION=local ANSIBLE_COLLECTIONS_PATH={HOME}/collections"
+        f" {HOME}/venv/bin/ansible-playbook -i sandbox -e @variables.yml homelab.mixed_gpu.site"
+    )
+    assert done.rc == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    # the report is new on this controller; on the host itself nothing changes
+    changed = re.findall(r"TASK \[([^\]]+)\] \**\nchanged:", done.stdout)
+    assert all(task.startswith("homelab.mixed_gpu.report") for task in changed), changed
+    assert box.file(f"{HOME}/reports/sandbox.html").exists
