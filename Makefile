@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` (the main job, no GPU needed) and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule bench gpu-test build requirements clean
+.PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule bench bench-planners bench-live gpu-test build requirements clean
 
 export MIXED_GPU_CACHE ?= $(HOME)/.cache/homelab-mixed-gpu
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -48,7 +48,12 @@ install-test: venv  ## install the built tarball and run its playbooks by name
 molecule: venv  ## the collection against real systemd hosts, without a GPU
 	$(AS_ROOT) tests/lab/molecule.sh $(SCENARIO)
 
-bench: venv  ## benchmarks: chosen split against an exhaustive sweep; writes docs/benchmarks.md
+bench: bench-planners bench-live  ## all benchmarks; each writes its section of docs/benchmarks.md
+
+bench-planners: venv  ## how good the planner is, on recorded and simulated pairs; a minute, no device, no root
+	tests/bench/planners.sh
+
+bench-live: venv  ## the chosen split against an exhaustive sweep on the sandbox
 	$(AS_ROOT) tests/bench/run.sh
 
 gpu-test: venv  ## the NVML probe and a CUDA build on a real NVIDIA card
@@ -59,7 +64,7 @@ build: venv  ## build/homelab-mixed_gpu-<version>.tar.gz
 	ansible-galaxy collection build --force --output-path build
 
 requirements:  ## pin again after editing a .in file (needs uv)
-	for f in requirements/development requirements/galaxy_importer roles/host_python/files/requirements; do \
+	for f in requirements/development requirements/benchmarks requirements/galaxy_importer roles/host_python/files/requirements; do \
 	  uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	    --custom-compile-command "make requirements" $$f.in -o $$f.txt || exit 1; done
 

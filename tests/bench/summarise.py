@@ -1,4 +1,4 @@
-"""summarise.py SWEEP.json OUTPUT.md: compare the chosen split with every split that fits, and write it down."""
+"""summarise.py SWEEP.json PAGE: compare the chosen split with every split that fits, and write that section."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import pathlib
 import statistics
 import sys
 import typing as t
+
+import page
 
 Row = dict[str, t.Any]
 
@@ -37,7 +39,7 @@ def rows_of(sweep: t.Mapping[str, t.Any]) -> list[Row]:
 
 
 def text_of(sweep: t.Mapping[str, t.Any]) -> str:
-    """Return the page."""
+    """Return the section."""
     entry = sweep["entry"]
     decision = entry["decision"]
     rows = rows_of(sweep)
@@ -60,10 +62,10 @@ def text_of(sweep: t.Mapping[str, t.Any]) -> str:
     of_best_decode = mean(chosen, "decode") / mean(best_decode, "decode")
     of_best_request = mean(best_request, "request") / mean(chosen, "request")
     lines = [
-        "# Benchmarks",
+        "## Live",
         "",
-        "Written by `make bench`. Is the split that the tuning chooses the best? Every split that memory allows is",
-        "measured twice, in opposite order, by the program and the tests that the tuning uses, and compared with it.",
+        "Written by `make bench-live`. Is the split that the tuning chooses the best? Every split that memory allows",
+        "is measured twice, in opposite order, by the program and the tests of the tuning, and compared with it.",
         "",
         f"Measured {sweep['started'][:10]} on {sweep['cores']} cores of {sweep['cpu']}, the sandbox of `make demo`:"
         f" two RPC devices, {entry['model']['id']}, {entry['model']['size_bytes'] / 2**20:.0f} MiB,"
@@ -106,10 +108,10 @@ def text_of(sweep: t.Mapping[str, t.Any]) -> str:
 
 
 def main(source: str, target: str) -> None:
-    """Read the sweep, write the page and say the result."""
+    """Read the sweep, write the section and say the result."""
     sweep = json.loads(pathlib.Path(source).read_text(encoding="utf-8"))
     text = text_of(sweep)
-    pathlib.Path(target).write_text(text, encoding="utf-8")
+    page.write_section(pathlib.Path(target), "live", text)
     print("\n".join(line for line in text.splitlines() if line.startswith("- ")))
     print(f"written to {target}")
 

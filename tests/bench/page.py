@@ -1,0 +1,49 @@
+"""The page of benchmarks: sections between markers, each written by its own command, so that none touches another's."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pathlib
+import platform
+import re
+
+TITLE = "# Benchmarks\n\nWritten by `make bench`, section by section: do not edit by hand.\n"
+
+#: The sections in the order of the page.
+SECTIONS = ("live", "planners")
+
+
+def machine() -> str:
+    """Return what this machine is: its cores and processor, and the Python that runs."""
+    name = platform.processor() or platform.machine()
+    try:
+        cpus = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        models = (line.split(":", 1)[1].strip() for line in cpus.splitlines() if line.startswith("model name"))
+        name = next(models, name)
+    except OSError:
+        pass
+    return f"{os.cpu_count()} cores of {name}, Python {platform.python_version()}"
+
+
+def today() -> str:
+    """Return the date of today in UTC."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def write_section(page: pathlib.Path, name: str, text: str) -> None:
+    """Put C(text) into section C(name) of the page and leave the other sections as they are.
+
+    A page without markers is none of ours and is replaced as a whole. Raises ValueError for an unknown section.
+    """
+    if name not in SECTIONS:
+        raise ValueError(f"unknown section {name!r}: known are {', '.join(SECTIONS)}")
+    before = page.read_text(encoding="utf-8") if page.exists() else ""
+    found = {
+        match[1]: match[2].strip("\n")
+        for match in re.finditer(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->", before, re.DOTALL)
+    }
+    found[name] = text.strip("\n")
+    parts = [f"<!-- begin {key} -->\n\n{found[key]}\n\n<!-- end {key} -->\n" for key in SECTIONS if key in found]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join([TITLE, *parts]), encoding="utf-8")

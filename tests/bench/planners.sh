@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Compare planners on recorded and simulated pairs, without any device. Writes its section of docs/benchmarks.md.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+stamp=.venv/benchmarks-$(sha256sum <requirements/benchmarks.txt | cut -c1-12)
+if [ ! -e "$stamp" ]; then
+  .venv/bin/python -m pip install -q --disable-pip-version-check --no-color --prefer-binary --require-hashes -r requirements/benchmarks.txt
+  rm -f .venv/benchmarks-*
+  touch "$stamp"
+fi
+PYTHONPATH=.venv/collections exec .venv/bin/python tests/bench/planners.py "$@" docs/benchmarks.md
