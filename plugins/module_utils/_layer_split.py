@@ -17,8 +17,9 @@ Layers = tuple[int, ...]
 #: What stands between the shares in each program's `--tensor-split`. In llama-bench a comma separates whole tests.
 SEPARATORS: dict[str, str] = {"llama_bench": "/", "llama_fit_params": ",", "llama_server": ","}
 
-#: More splits than this are never listed: with many devices the grid is made coarser instead.
-MOST_SPLITS = 5000
+#: More splits than this are never listed: with many devices the grid is made coarser instead, and _layer_search finds
+#: what lies between.
+MOST_SPLITS = 500
 
 
 def _float32(value: float) -> float:
