@@ -74,6 +74,12 @@ options:
     description: Fingerprint of the configuration, see P(homelab.mixed_gpu.fingerprint#filter).
     type: str
     required: true
+  reuse_failures:
+    description:
+      - Whether a stored load that ran out of memory, crashed or timed out is an answer too.
+      - Without, it is measured again, for a device that may have been repaired since.
+    type: bool
+    default: true
   state_dir:
     description: Directory that keeps one JSON file per load.
     type: path
@@ -303,7 +309,8 @@ class SplitBenchmark:
         except _llama_bench.BenchError as exc:
             self.set_aside(str(exc))
             return None
-        return stored if _llama_bench.reusable(stored, self.order.tests) else None
+        wanted = stored["status"] == "ok" or self.params["reuse_failures"]
+        return stored if wanted and _llama_bench.reusable(stored, self.order.tests) else None
 
     def set_aside(self, why: str) -> None:
         """Rename a damaged file, so that it can be looked at and the load is measured again."""
@@ -448,6 +455,7 @@ def main() -> None:
             "environment": {"type": "dict", "default": {}},
             "campaign": {"type": "str", "required": True},
             "fingerprint": {"type": "str", "required": True},
+            "reuse_failures": {"type": "bool", "default": True},
             "state_dir": {"type": "path", "default": "/var/lib/mixed_gpu/measurements"},
             "timeout_seconds": {"type": "int", "default": 1800},
             "lock_file": {"type": "path"},

@@ -39,6 +39,17 @@ def test_the_choice_rests_on_measurements(host):
     assert len(stored) >= entry["decision"]["loads_used"] > 0
 
 
+def test_each_device_was_measured_alone_and_the_fast_one_ranks_first(host):
+    entry = _active(host)
+    probed = {row["id"]: row for row in entry["device_probe"]["devices"]}
+    assert [device["id"] for device in entry["devices"]] == list(probed)
+    # the sandbox's inventory puts the build for this CPU on the first port
+    fast, slow = probed["127.0.0.1:50052"], probed["127.0.0.1:50053"]
+    assert (fast["status"], slow["status"]) == ("ok", "ok")
+    assert (fast["rank"], slow["rank"]) == (1, 2)
+    assert fast["bandwidth_gb_per_s"] > slow["bandwidth_gb_per_s"] > 0
+
+
 def test_the_chosen_split_respects_the_budgets(host):
     entry = _active(host)
     for device, mib in zip(entry["devices"], entry["decision"]["mib"], strict=True):
