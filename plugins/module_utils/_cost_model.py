@@ -7,11 +7,16 @@ Layer mode, single stream. With n_i slots on device i:
 - decode: the devices take turns, so one token takes t = sum(n_i * a_i), a_i in ms per slot and token. A hop between
   devices costs the same in every split that uses all devices, and so does the output layer on the last of them.
   Neither can be told apart from such splits: both are spread over the a_i, and the prediction for one device alone
-  contains them.
-- prefill: a prompt runs as m = ceil(prompt / micro-batch) micro-batches through a pipeline, so it takes
-  t = sum(n_i * c_i) + (m - 1) * max(n_i * c_i), c_i in ms per slot and micro-batch. This is the form
-  [sum + (m - 1) * max] / m with c_i for the whole prompt. Where stages cannot overlap it is off, and the residual says
-  so.
+  contains them, so it is too high by the hop. One device alone is therefore no point of a fit over all devices.
+- prefill: a prompt runs as m = ceil(prompt / micro-batch) micro-batches, c_i in ms per block and micro-batch, in one of
+  three forms. Here n_i counts the blocks, without the output slot: a prompt needs the output of its last token alone,
+  so that slot costs nothing. (On the recorded pair of an H200 with 24 blocks, a pipeline with the output slot as a
+  block misses by up to 10.0 %, without it by 2.4 %.)
+  pipeline  t = sum(n_i * c_i) + (m - 1) * max(n_i * c_i), what llama.cpp does on CUDA cards and over RPC. This is
+            [sum + (m - 1) * max] / m with c_i for the whole prompt;
+  serial    t = m * sum(n_i * c_i), where stages cannot overlap (pipelining off, or two devices that are one chip);
+  between   t = w * pipeline + (1 - w) * serial, with an overlap w from 0 to 1.
+  choose_prefill lets the data decide.
 """
 
 from __future__ import annotations
@@ -52,23 +57,47 @@ def micro_batches(prompt_tokens: int, micro_batch: int) -> int:
     return max(1, -(-prompt_tokens // micro_batch))
 
 
-def decode_ms(slot_ms: t.Sequence[float], layers: t.Sequence[int]) -> float:
+def decode_ms(slot_ms: t.Sequence[float], layers: t.Sequence[float]) -> float:
     """Return the predicted time of one token."""
     return sum(a * n for a, n in zip(slot_ms, layers, strict=True))
 
 
-def prefill_ms(slot_ms: t.Sequence[float], layers: t.Sequence[int], batches: int) -> float:
-    """Return the predicted time of a prompt of C(batches) micro-batches."""
-    stages = [c * n for c, n in zip(slot_ms, layers, strict=True)]
-    return sum(stages) + (batches - 1) * max(stages)
+def blocks(layers: t.Sequence[int]) -> tuple[int, ...]:
+    """Return the repeating blocks per device: the slots, less the output slot of the last device in use."""
+    last = max(device for device, count in enumerate(layers) if count)
+    return tuple(count - 1 if device == last else count for device, count in enumerate(layers))
+
+
+def stages_ms(slot_ms: t.Sequence[float], layers: t.Sequence[int]) -> list[float]:
+    """Return how long each device takes over one micro-batch of a prompt."""
+    return [cost * count for cost, count in zip(slot_ms, blocks(layers), strict=True)]
+
+
+def prefill_weights(batches: int, overlap: float = 1.0) -> tuple[float, float]:
+    """Return (a, b) of t = a * sum(stages) + b * max(stages), the time of C(batches) micro-batches at that overlap."""
+    return batches - overlap * (batches - 1), overlap * (batches - 1)
+
+
+def prefill_ms(
+    slot_ms: t.Sequence[float], layers: t.Sequence[int], batches: int, overlap: float = 1.0
+) -> float:
+    """Return the predicted time of a prompt of C(batches) micro-batches; C(overlap) 1 is a pipeline, 0 is serial."""
+    stages = stages_ms(slot_ms, layers)
+    of_sum, of_max = prefill_weights(batches, overlap)
+    return of_sum * sum(stages) + of_max * max(stages)
 
 
 def prefill_scale(
-    slot_ms: t.Sequence[float] | None, layers: t.Sequence[int], tested: int, asked: int, micro_batch: int
+    slot_ms: t.Sequence[float] | None,
+    layers: t.Sequence[int],
+    tested: int,
+    asked: int,
+    micro_batch: int,
+    overlap: float = 1.0,
 ) -> float:
     """Return the factor from the time of a prompt of C(tested) tokens to that of one of C(asked) tokens.
 
-    The pipeline form of both is compared, with micro-batches as full on average as each prompt makes them, so a split
+    The fitted form of both is compared, with micro-batches as full on average as each prompt makes them, so a split
     that is badly balanced pays more for a longer prompt. Without a fit it is the ratio of the tokens. Attention's own
     growth with the prompt is left out: measure a prompt of about the size that you ask for.
     """
@@ -78,11 +107,11 @@ def prefill_scale(
         return asked / tested
     tested_batches, asked_batches = micro_batches(tested, micro_batch), micro_batches(asked, micro_batch)
     fullness = (asked / asked_batches) / (tested / tested_batches)
-    before = prefill_ms(slot_ms, layers, tested_batches)
-    return fullness * prefill_ms(slot_ms, layers, asked_batches) / before if before > 0 else asked / tested
+    before = prefill_ms(slot_ms, layers, tested_batches, overlap)
+    return fullness * prefill_ms(slot_ms, layers, asked_batches, overlap) / before if before > 0 else asked / tested
 
 
-def fit_decode(points: t.Sequence[Point]) -> list[float]:
+def fit_decode(points: t.Sequence[tuple[t.Sequence[float], float]]) -> list[float]:
     """Return ms per slot and token of each device, from (layers, ms per token) of at least one split.
 
     Least squares of the relative errors, none below zero. What the splits leave open (fewer independent splits than
@@ -104,7 +133,9 @@ def fit_decode(points: t.Sequence[Point]) -> list[float]:
     return best[1] if best is not None else [mean] * devices
 
 
-def _least_squares(points: t.Sequence[Point], used: t.Sequence[int], mean: float) -> list[float] | None:
+def _least_squares(
+    points: t.Sequence[tuple[t.Sequence[float], float]], used: t.Sequence[int], mean: float
+) -> list[float] | None:
     """Solve for the devices in C(used), the others zero: deviations from the mean, with a slight pull towards it."""
     size = len(used)
     matrix = [[1e-9 if row == column else 0.0 for column in range(size)] for row in range(size)]
@@ -157,17 +188,25 @@ def rank(splits: t.Iterable[t.Sequence[int]]) -> int:
     return found
 
 
-def fit_prefill(points: t.Sequence[Point], batches: int, start: t.Sequence[float] | None = None) -> list[float]:
-    """Return ms per slot and micro-batch of each device, from (layers, ms per prompt of C(batches) micro-batches).
+def fit_prefill(
+    points: t.Sequence[Point], batches: int, start: t.Sequence[float] | None = None, overlap: float = 1.0
+) -> list[float]:
+    """Return ms per block and micro-batch of each device, from (layers, ms per prompt of C(batches) micro-batches).
+
+    Without overlap the form is linear, and fitted as decoding is.
 
     Least squares of the relative errors. Given the ratios between devices the common scale has a closed form, so only
     the logarithms of the ratios to the first device are searched: from a grid (two devices) or a few starts, among
     them C(start), then by steps that are halved until they are below 1e-7.
     """
+    if overlap <= 0:
+        return [value / batches for value in fit_decode([(blocks(layers), ms) for layers, ms in points])]
     devices = len(points[0][0])
+    if devices > 2:
+        return _fit_many(points, batches, overlap, start)
 
     def error_of(logs: t.Sequence[float]) -> float:
-        shape = _prefill_shape(logs, points, batches)
+        shape = _prefill_shape(logs, points, batches, overlap)
         scale = _scale(shape)
         # the slight pull settles what the splits leave open
         return sum((scale * value - 1) ** 2 for value in shape) + 1e-12 * sum(value * value for value in logs)
@@ -175,21 +214,158 @@ def fit_prefill(points: t.Sequence[Point], batches: int, start: t.Sequence[float
     span = math.log(_LARGEST_RATIO)
     starts = [[0.0] * (devices - 1)]
     if start is not None and min(start) > 0:
-        starts.append([_clamp(math.log(value / start[0]), span) for value in start[1:]])
+        starts.append([_clamp(math.log(value / start[0]), -span, span) for value in start[1:]])
     if devices == 2:
         starts += [[span * step / 40] for step in range(-40, 41)]
     else:
         for device in range(devices - 1):
             starts += [[sign * 1.1 if other == device else 0.0 for other in range(devices - 1)] for sign in (-1, 1)]
     ranked = sorted(starts, key=error_of)
-    logs = min((_descend(error_of, begin, span) for begin in ranked[:3]), key=error_of)
-    scale = _scale(_prefill_shape(logs, points, batches))
+    bounds = [(-span, span)] * (devices - 1)
+    logs = min((_descend(error_of, begin, bounds) for begin in ranked[:3]), key=error_of)
+    scale = _scale(_prefill_shape(logs, points, batches, overlap))
     return [scale * value for value in (1.0, *(math.exp(value) for value in logs))]
 
 
-def _prefill_shape(logs: t.Sequence[float], points: t.Sequence[Point], batches: int) -> list[float]:
+def _fit_many(
+    points: t.Sequence[Point], batches: int, overlap: float, start: t.Sequence[float] | None
+) -> list[float]:
+    """Return ms per block and micro-batch of three devices or more, where steps along axes would take seconds.
+
+    While the longest stage of each point stays the same device, the form is linear and solved as decoding is; from
+    there the longest stages are told anew, and so on (Gauss-Newton, with steps that are halved until they help).
+    """
+    devices = len(points[0][0])
+    of_sum, of_max = prefill_weights(batches, overlap)
+    held = [(blocks(layers), ms) for layers, ms in points]
+
+    def error_of(slot_ms: t.Sequence[float]) -> float:
+        return _squared_error([prefill_ms(slot_ms, layers, batches, overlap) for layers, _ms in points], points)
+
+    def solved(slot_ms: t.Sequence[float]) -> list[float]:
+        rows: list[tuple[list[float], float]] = []
+        for counts, ms in held:
+            longest = max(range(devices), key=lambda d: counts[d] * slot_ms[d])
+            rows.append(([n * (of_sum + of_max * (d == longest)) for d, n in enumerate(counts)], ms))
+        return fit_decode(rows)
+
+    begins = [[1.0] * devices]
+    if start is not None and min(start) > 0:
+        begins.insert(0, list(start))
+    begins += [[3.0 if other == device else 1.0 for other in range(devices)] for device in range(devices)]
+    best: tuple[float, list[float]] | None = None
+    for begin in begins:
+        here = solved(begin)
+        error = error_of(here)
+        for _turn in range(30):
+            aim = solved(here)
+            for step in (1.0, 0.5, 0.25, 0.1, 0.03, 0.01):
+                there = [a + step * (b - a) for a, b in zip(here, aim, strict=True)]
+                if (value := error_of(there)) < error * (1 - 1e-6):
+                    here, error = there, value
+                    break
+            else:
+                break
+        if best is None or error < best[0]:
+            best = error, here
+        if best[0] < 1e-12 * len(points):
+            break
+    return best[1] if best is not None else solved(begins[0])
+
+
+def _prefill_shape(logs: t.Sequence[float], points: t.Sequence[Point], batches: int, overlap: float) -> list[float]:
     ratios = [1.0, *(math.exp(value) for value in logs)]
-    return [prefill_ms(ratios, layers, batches) / ms for layers, ms in points]
+    return [prefill_ms(ratios, layers, batches, overlap) / ms for layers, ms in points]
+
+
+class PrefillFit(t.NamedTuple):
+    """A fitted prefill: its form and overlap, ms per block and micro-batch, largest residual in percent."""
+
+    form: str
+    overlap: float
+    slot_ms: list[float]
+    residual_percent: float | None
+
+
+def choose_prefill(
+    points: t.Sequence[Point], batches: int, noise: float, start: t.Sequence[float] | None = None
+) -> PrefillFit:
+    """Fit the simplest form of prefill that the points (layers, ms per prompt) support.
+
+    C(noise) is the relative standard deviation of one point. The forms are tried in the order pipeline, serial,
+    between, and a later one is taken when it lowers the sum of squared relative errors by more than 3.84 variances of
+    the noise: the 95 % quantile of chi-square with one degree of freedom, so the likelihood ratio test of one
+    coefficient more (Wilks), and for serial, which has as many as a pipeline, the price of leaving what llama.cpp is
+    known to do. With no more points than devices, or one micro-batch, all forms agree: it is called a pipeline. The
+    residual is None where the form has as many coefficients as there are points, so that it says nothing.
+    """
+    devices, count = len(points[0][0]), len(points)
+
+    def judged(form: str, overlap: float, slot_ms: list[float], coefficients: int) -> tuple[float, PrefillFit]:
+        predicted = [prefill_ms(slot_ms, layers, batches, overlap) for layers, _ms in points]
+        largest = residual_percent(predicted, [ms for _layers, ms in points]) if count > coefficients else None
+        return _squared_error(predicted, points), PrefillFit(form, overlap, slot_ms, largest)
+
+    best = judged("pipeline", 1.0, fit_prefill(points, batches, start), devices)
+    if count <= devices or batches == 1:
+        return best[1]
+    price = 3.84 * noise**2
+    serial = judged("serial", 0.0, fit_prefill(points, batches, start, 0.0), devices)
+    starts = [(best[1].slot_ms, 0.75), (serial[1].slot_ms, 0.25), (best[1].slot_ms, 0.5)]
+    if serial[0] < best[0] - price:
+        best = serial
+    if best[0] > price:
+        slot_ms, overlap = _fit_overlap(points, batches, starts)
+        between = judged("between", overlap, slot_ms, devices + 1)
+        if between[0] < best[0] - price:
+            best = between
+    return best[1]
+
+
+def _fit_overlap(
+    points: t.Sequence[Point], batches: int, starts: t.Sequence[tuple[t.Sequence[float], float]]
+) -> tuple[list[float], float]:
+    """Return (ms per block and micro-batch, overlap) by least squares, from C(starts) of the same shape."""
+    if len(points[0][0]) > 2:
+        return _fit_overlap_of_many(points, batches, starts)
+    span = math.log(_LARGEST_RATIO)
+
+    def error_of(values: t.Sequence[float]) -> float:
+        shape = _prefill_shape(values[:-1], points, batches, values[-1])
+        scale = _scale(shape)
+        return sum((scale * value - 1) ** 2 for value in shape) + 1e-12 * sum(value * value for value in values)
+
+    begins = [
+        [*(_clamp(math.log(value / slot_ms[0]), -span, span) for value in slot_ms[1:]), overlap]
+        for slot_ms, overlap in starts
+        if min(slot_ms) > 0
+    ] or [[0.0] * (len(points[0][0]) - 1) + [0.5]]
+    bounds = [(-span, span)] * (len(begins[0]) - 1) + [(0.0, 1.0)]
+    *logs, overlap = min((_descend(error_of, begin, bounds) for begin in begins), key=error_of)
+    scale = _scale(_prefill_shape(logs, points, batches, overlap))
+    return [scale * value for value in (1.0, *(math.exp(value) for value in logs))], overlap
+
+
+def _fit_overlap_of_many(
+    points: t.Sequence[Point], batches: int, starts: t.Sequence[tuple[t.Sequence[float], float]]
+) -> tuple[list[float], float]:
+    """Return what _fit_overlap does for three devices or more: the best of eleven overlaps, then golden sections."""
+    known: dict[float, tuple[float, list[float]]] = {}
+
+    def error_of(overlap: float) -> float:
+        if overlap not in known:
+            slot_ms = fit_prefill(points, batches, starts[0][0], overlap)
+            predicted = [prefill_ms(slot_ms, layers, batches, overlap) for layers, _ms in points]
+            known[overlap] = _squared_error(predicted, points), slot_ms
+        return known[overlap][0]
+
+    near = min((step / 10 for step in range(11)), key=error_of)
+    low, high, golden = max(0.0, near - 0.1), min(1.0, near + 0.1), (math.sqrt(5) - 1) / 2
+    while high - low > 0.01:
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        low, high = (low, right) if error_of(left) <= error_of(right) else (left, high)
+    overlap = min(known, key=lambda value: known[value][0])
+    return known[overlap][1], overlap
 
 
 def _scale(shape: t.Sequence[float]) -> float:
@@ -197,11 +373,15 @@ def _scale(shape: t.Sequence[float]) -> float:
     return sum(shape) / sum(value * value for value in shape)
 
 
-def _clamp(value: float, span: float) -> float:
-    return max(-span, min(span, value))
+def _clamp(value: float, low: float, high: float) -> float:
+    return max(low, min(high, value))
 
 
-def _descend(error_of: t.Callable[[t.Sequence[float]], float], begin: t.Sequence[float], span: float) -> list[float]:
+def _descend(
+    error_of: t.Callable[[t.Sequence[float]], float],
+    begin: t.Sequence[float],
+    bounds: t.Sequence[tuple[float, float]],
+) -> list[float]:
     """Walk downhill along the axes and their diagonals in steps that are halved when none helps."""
     axes = range(len(begin))
     moves = [tuple(sign if axis == other else 0 for other in axes) for axis in axes for sign in (-1, 1)]
@@ -213,16 +393,21 @@ def _descend(error_of: t.Callable[[t.Sequence[float]], float], begin: t.Sequence
     ]
     here, error, step = list(begin), error_of(begin), 0.25
     while step > 1e-7 and moves:
-        tries = [[_clamp(value + step * move, span) for value, move in zip(here, way, strict=True)] for way in moves]
-        best = min(tries, key=error_of)
-        if error_of(best) < error:
-            here, error = best, error_of(best)
+        tries = [
+            [_clamp(value + step * move, *bound) for value, move, bound in zip(here, way, bounds, strict=True)]
+            for way in moves
+        ]
+        best, least = min(((way, error_of(way)) for way in tries), key=lambda pair: pair[1])
+        if least < error:
+            here, error = best, least
         else:
             step /= 2
     return here
 
 
-def _squared_error(predicted: t.Sequence[float], points: t.Sequence[Point]) -> float:
+def _squared_error(
+    predicted: t.Sequence[float], points: t.Sequence[tuple[t.Sequence[float], float]]
+) -> float:
     return sum((value / ms - 1) ** 2 for value, (_layers, ms) in zip(predicted, points, strict=True))
 
 

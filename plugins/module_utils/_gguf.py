@@ -15,7 +15,7 @@ import struct
 import typing as t
 
 # Part of the cache's key: raise it whenever describe() answers differently for the same file.
-DESCRIPTION_VERSION = 1
+DESCRIPTION_VERSION = 2
 
 MAGIC = b"GGUF"
 SUPPORTED_VERSIONS = (2, 3)
@@ -32,6 +32,10 @@ PLAIN_ARCHITECTURES = frozenset({
     "qwen", "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "refact", "seed_oss",
     "smollm3", "stablelm", "starcoder", "starcoder2", "xverse",
 })
+
+# Architectures with a sliding window in some blocks -> pattern that holds when the header has none: of every so many
+# blocks the last one sees everything. From load_arch_hparams in llama.cpp's src/models (b11312).
+WINDOW_PATTERNS = {"cohere2": 4, "exaone4": 4, "gemma2": 2, "gemma3": 6, "gpt-oss": 2, "olmo2": 4}
 
 # Where llama.cpp puts the tensors that belong to no block (first component of the name).
 INPUT_TENSORS = frozenset({"token_embd", "position_embd", "token_types", "per_layer_token_embd"})     # host memory
@@ -146,7 +150,7 @@ def _notes(header: _Header) -> list[str]:
             f"The memory of the architecture {architecture} is not modelled here: weights are counted by tensor name, "
             "the KV cache as that of plain attention."
         )
-    if positive("attention.sliding_window"):
+    if positive("attention.sliding_window") and architecture not in WINDOW_PATTERNS:
         notes.append(
             f"Some blocks may use a sliding window of {header.integer('attention.sliding_window')} tokens: "
             "their KV cache is counted for the whole context, which is more than llama.cpp needs."
@@ -168,9 +172,26 @@ def _notes(header: _Header) -> list[str]:
     return notes
 
 
+def _windows(header: _Header, blocks: int) -> list[int]:
+    """Return, per block, the tokens that its attention looks back on; 0 where that is the whole context.
+
+    As in load_swa_pattern of llama.cpp: the header's pattern is one flag per block, or a number n, by which every n-th
+    block sees everything. gemma2 and exaone4 have a window of 4096 when the header names none.
+    """
+    architecture = header.architecture
+    window = header.integer("attention.sliding_window", 4096 if architecture in ("exaone4", "gemma2") else 0)
+    pattern = header.fields.get(f"{architecture}.attention.sliding_window_pattern")
+    if architecture not in WINDOW_PATTERNS or window <= 0 or (architecture == "exaone4" and blocks != 64):
+        return [0] * blocks
+    if isinstance(pattern, (list, tuple)) and len(pattern) >= blocks:
+        return [window if entry else 0 for entry in pattern[:blocks]]
+    every = pattern if isinstance(pattern, int) and not isinstance(pattern, bool) else WINDOW_PATTERNS[architecture]
+    return [window if every == 0 or block % every < every - 1 else 0 for block in range(blocks)]
+
+
 def describe(
     fields: t.Mapping[str, t.Any],
-    tensors: t.Iterable[tuple[str, int]],
+    tensors: t.Iterable[tuple[str, int] | tuple[str, int, int]],
     files: t.Sequence[tuple[str, int]],
     token_count: int | None,
     file_type: str | None,
@@ -178,14 +199,16 @@ def describe(
 ) -> dict[str, t.Any]:
     """Return the ``model`` dict of docs/data_formats.md.
 
-    ``fields``: the header's keys and values as plain Python types, without the token lists. ``tensors``: (name, bytes)
-    of all shards. ``files``: (path, bytes) of all shards, in order. ``token_count``: length of the vocabulary, if it
-    has one. ``file_type``: name of the quantisation. ``known_architectures``: those that llama.cpp has beside
-    PLAIN_ARCHITECTURES. Raises GgufError when the file is no language model, or one of an unknown architecture.
+    ``fields``: the header's keys and values as plain Python types, without the token lists. ``tensors``: (name, bytes,
+    elements) of all shards; without the elements nothing can be said about the work of a token. ``files``: (path,
+    bytes) of all shards, in order. ``token_count``: length of the vocabulary, if it has one. ``file_type``: name of the
+    quantisation. ``known_architectures``: those that llama.cpp has beside PLAIN_ARCHITECTURES. Raises GgufError when
+    the file is no language model, or one of an unknown architecture.
 
     Placement of tensors and tied embeddings follow llama.cpp's ``load_tensors``: without an ``output.weight`` the token
     embedding is loaded a second time for the output slot. KV elements per token and block are
-    ``head_count_kv x key_length`` and ``head_count_kv x value_length``.
+    ``head_count_kv x key_length`` and ``head_count_kv x value_length``. Of experts (tensors named ``*_exps``) a token
+    reads and uses ``expert_used_count`` of ``expert_count``.
     """
     path = files[0][0]
     architecture = fields.get("general.architecture")
@@ -207,15 +230,24 @@ def describe(
     embedding_length = header.integer("embedding_length")
     notes = _notes(header)
 
-    block_bytes = [0] * blocks
+    experts, experts_used = header.integer("expert_count", 0), header.integer("expert_used_count", 0)
+    block_bytes, read_bytes, block_weights = [0] * blocks, [0] * blocks, [0] * blocks
+    output_weights = 0
     output_bytes = input_bytes = token_embedding_bytes = 0
     has_output = False
     others: dict[str, int] = {}
-    for name, n_bytes in tensors:
+    for name, n_bytes, *more in tensors:
         block = _BLOCK.match(name)
         head = name.split(".", 1)[0]
+        elements = more[0] if more else 0
+        if name in ("output.weight", "token_embd.weight"):
+            output_weights = max(output_weights, elements)
         if block and int(block[1]) < blocks:
-            block_bytes[int(block[1])] += n_bytes
+            index = int(block[1])
+            share, whole = (experts_used, experts) if "_exps." in name and experts and experts_used else (1, 1)
+            block_bytes[index] += n_bytes
+            read_bytes[index] += n_bytes * share // whole
+            block_weights[index] += elements * share // whole
         elif head in FIRST_BLOCK_TENSORS and blocks:
             block_bytes[0] += n_bytes
         elif head in OUTPUT_TENSORS:
@@ -263,15 +295,22 @@ def describe(
         "file_type": file_type,
         "block_count": blocks,
         "block_bytes": block_bytes,
+        "block_read_bytes": read_bytes,
+        "block_weights": block_weights,
         "output_bytes": output_bytes,
+        "output_weights": output_weights,
         "token_embedding_bytes": input_bytes,
         "embedding_length": embedding_length,
         "vocabulary_size": token_count or header.integer("vocab_size", 0),
         "feed_forward_length": header.integer("feed_forward_length", 0),
+        "expert_feed_forward_length": header.integer("expert_feed_forward_length", 0),
+        "expert_count": experts,
+        "expert_used_count": experts_used,
         "head_count": max(head_count, default=0),
         "context_length_train": header.integer("context_length", 0),
         "kv_k_elements_per_token": [count * key_length for count in head_count_kv],
         "kv_v_elements_per_token": [count * value_length for count in head_count_kv],
+        "window_tokens": _windows(header, blocks),
         "notes": notes,
     }
 

@@ -4,8 +4,7 @@
 
 A device holds the weights of its blocks (and of the output layer, if it is the last one in use), the KV cache of its
 blocks, and a compute buffer. Weights and KV are exact. The compute buffer is an estimate that follows llama.cpp's own
-dry
-run (`llama-fit-params -fitp on`) closely, see compute_bytes. Not counted, and covered by the problem's reserve: the
+dry run (`llama-fit-params -fitp on`) closely, see compute_bytes. Not counted, and covered by the problem's reserve: the
 CUDA context and library workspaces beyond what the probing process already held.
 """
 
@@ -15,7 +14,7 @@ import dataclasses
 import itertools
 import typing as t
 
-from . import _layer_split
+from . import _layer_search, _layer_split
 
 MIB = 1024 * 1024
 
@@ -59,6 +58,20 @@ def context_cells(serving: t.Mapping[str, t.Any]) -> tuple[int, int]:
     return per_slot, per_slot * slots
 
 
+def window_cells(window: int, serving: t.Mapping[str, t.Any]) -> tuple[int, int]:
+    """Return what context_cells returns, for a block whose attention looks back on C(window) tokens; 0 means all.
+
+    As in llama_kv_cache_iswa of llama.cpp b11312 without `--swa-full`: the window, once per slot of a unified cache,
+    and a micro-batch, rounded up to 256; never more than the context.
+    """
+    seen, total = context_cells(serving)
+    if not window:
+        return seen, total
+    sequences = serving["parallel_slots"] if serving["kv_unified"] else 1
+    cells = _round_up(min(seen, window * sequences + micro_batch_tokens(serving)))
+    return cells, cells * (total // seen)
+
+
 def _round_up(tokens: int) -> int:
     return -(-tokens // CONTEXT_STEP) * CONTEXT_STEP
 
@@ -73,30 +86,41 @@ def flash_attention(serving: t.Mapping[str, t.Any]) -> bool:
     return serving["flash_attention"] != "off"
 
 
+def kv_bytes_per_token(model: t.Mapping[str, t.Any], serving: t.Mapping[str, t.Any]) -> list[int]:
+    """Return the bytes of K and V that one token has, per block."""
+    return [
+        row_bytes(k, serving["cache_type_k"]) + row_bytes(v, serving["cache_type_v"])
+        for k, v in zip(model["kv_k_elements_per_token"], model["kv_v_elements_per_token"], strict=True)
+    ]
+
+
 def compute_bytes(
     model: t.Mapping[str, t.Any], serving: t.Mapping[str, t.Any], layers: t.Sequence[int], device: int
 ) -> int:
     """Return the compute buffer of C(device) as llama.cpp's dry run counts it, in bytes.
 
-    Found by comparison with the dry run of llama.cpp b11312 over models of 0.4, 1 and 70 billion parameters,
-    micro-batches of 128 to 2048 tokens, contexts of 2048 to 32768, and one to three devices (recorded in
-    tests/fixtures/dry_run): it agrees within 3 % of what the device holds or 4 MiB. Per token of a micro-batch, in
-    float32 values, with H the embedding length, F the feed-forward length, V the vocabulary and E the K elements of a
-    token:
+    Found by comparison with the dry run of llama.cpp b11312 over models of 0.4 to 70 billion parameters, among them one
+    of experts and one with sliding windows, micro-batches of 128 to 2048 tokens, contexts of 1024 to 32768, and one to
+    three devices (recorded in tests/fixtures/dry_run): it agrees within 3 % of what the device holds or 4 MiB. Per
+    token of a micro-batch, in float32 values, with H the embedding length, F the feed-forward length, V the vocabulary,
+    E the K elements of a token, and u experts of width X in use:
 
     - what comes in, once per pipeline copy: H on the first device and on one that holds the output layer alone, 2 H on
       others (the two terms of a block's last sum cross the border one by one);
-    - the attention mask, per copy: one value of 2 bytes per visible token, 4 without flash attention;
-    - the largest of: a feed-forward step, 3 H + 3 F; attention without flash attention, one score per head and visible
-      token and 4 H + 8 E; the output layer, H + V. That counts an output for every token, as the dry run and
-      llama-bench do; a server with few slots needs less.
+    - the attention mask, per copy: one value of 2 bytes per visible token, 4 without flash attention; a second one
+      where blocks have a window;
+    - the largest of: a feed-forward step, 3 H + 3 F; a step of experts, 4 H + 3 u X, or, if that is more, the lesser of
+      4 H + 3 u X + u H and 5 H + 2 u H (an upper bound: it depends on how the buffers happen to be packed); attention
+      without flash attention, one score per head and visible token and 4 H + 8 E; the output layer, H + V. That counts
+      an output for every token, as the dry run and llama-bench do; a server with few slots needs less.
     """
     if not layers[device]:
         return 0
     last = device == _layer_split.output_device(layers)
     first = not any(layers[:device])
     has_blocks = layers[device] > 1 or not last
-    copies = PIPELINE_COPIES if len(layers) > 1 else 1
+    # a device without slots is not named to llama.cpp
+    copies = PIPELINE_COPIES if sum(1 for count in layers if count) > 1 else 1
     fused = flash_attention(serving)
     seen, _total = context_cells(serving)
     hidden = model["embedding_length"]
@@ -105,8 +129,15 @@ def compute_bytes(
     mask_bytes = 0
     if has_blocks:
         # a model of experts alone names no feed-forward length: four times the width is the usual one
-        steps.append(3 * hidden + 3 * (model["feed_forward_length"] or 4 * hidden))
-        mask_bytes = copies * seen * (2 if fused else 4)
+        forward = model["feed_forward_length"] or 4 * hidden
+        steps.append(3 * hidden + 3 * forward)
+        used = model.get("expert_used_count", 0)
+        if used:
+            wide, many = 3 * used * (model.get("expert_feed_forward_length") or forward), used * hidden
+            steps.append(4 * hidden + max(wide, min(wide + many, 2 * many + hidden)))
+        window = max(model.get("window_tokens", ()), default=0)
+        masked = seen + (window_cells(window, serving)[0] if window else 0)
+        mask_bytes = copies * masked * (2 if fused else 4)
         if not fused:
             steps.append(model["head_count"] * seen + 4 * hidden + 8 * max(model["kv_k_elements_per_token"], default=0))
     if last:
@@ -138,10 +169,10 @@ class MemoryPlan:
         self.model = model
         self.serving = serving
         self.weight_factor = weight_factor
-        _seen, cells = context_cells(serving)
+        windows = model.get("window_tokens") or [0] * model["block_count"]
         kv = [
-            cells * (row_bytes(k, serving["cache_type_k"]) + row_bytes(v, serving["cache_type_v"]))
-            for k, v in zip(model["kv_k_elements_per_token"], model["kv_v_elements_per_token"], strict=True)
+            window_cells(window, serving)[1] * token_bytes
+            for window, token_bytes in zip(windows, kv_bytes_per_token(model, serving), strict=True)
         ]
         # sums up to and including each slot, so that a split costs two look-ups per device
         self._weights = [0, *itertools.accumulate([*model["block_bytes"], model["output_bytes"]])]
@@ -149,19 +180,17 @@ class MemoryPlan:
 
     def devices(self, layers: t.Sequence[int]) -> list[DeviceMemory]:
         """Return what each device holds under C(layers)."""
-        result = []
-        start = 0
-        for device, count in enumerate(layers):
-            end = start + count
-            result.append(
-                DeviceMemory(
-                    int((self._weights[end] - self._weights[start]) * self.weight_factor),
-                    self._kv[end] - self._kv[start],
-                    compute_bytes(self.model, self.serving, layers, device),
-                )
-            )
-            start = end
-        return result
+        return [self.device(layers, device) for device in range(len(layers))]
+
+    def device(self, layers: t.Sequence[int], device: int) -> DeviceMemory:
+        """Return what one device holds under C(layers)."""
+        start = sum(layers[:device])
+        end = start + layers[device]
+        return DeviceMemory(
+            int((self._weights[end] - self._weights[start]) * self.weight_factor),
+            self._kv[end] - self._kv[start],
+            compute_bytes(self.model, self.serving, layers, device),
+        )
 
     def mib(self, layers: t.Sequence[int]) -> list[int]:
         """Return the MiB of each device under C(layers)."""
@@ -180,7 +209,9 @@ def headroom_mib(mib: t.Sequence[int], budgets: t.Sequence[int]) -> list[int]:
 
 
 def fits(plan: MemoryPlan, splits: t.Iterable[t.Sequence[int]], budgets: t.Sequence[int]) -> bool:
-    """Return whether any of C(splits) fits."""
+    """Return whether any of C(splits) fits; with more than two devices, whether any split at all does."""
+    if len(budgets) > 2:
+        return _layer_search.LayerSearch(plan, budgets, len(plan.model["block_bytes"]) + 1).feasible
     return any(min(headroom_mib(plan.mib(layers), budgets)) >= 0 for layers in splits)
 
 

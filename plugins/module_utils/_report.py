@@ -14,7 +14,7 @@ import re
 import statistics
 import typing as t
 
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _llama_server
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _cost_model, _llama_server
 
 Json = t.Mapping[str, t.Any]
 
@@ -137,11 +137,16 @@ def timing_of(entry: Json, row: Json, quantity: str) -> dict[str, float | None] 
 
 def objective_words(objective: Json) -> str:
     """Say in words what was optimised."""
-    if objective["name"] == "request":
-        return f"a request of {objective['prompt_tokens']} prompt and {objective['generated_tokens']} generated tokens"
-    return {"decode": "generating one token", "prefill": "reading a prompt"}.get(
-        objective["name"], str(objective["name"])
-    )
+    prompt, generated = objective["prompt_tokens"], objective["generated_tokens"]
+    words = {
+        "request": f"a request of {prompt} prompt and {generated} generated tokens",
+        "ttft": f"the first token after a prompt of {prompt} tokens",
+        "decode": "generating one token",
+        "agent": "generating one token for an agent",
+        "prefill": "reading a prompt",
+    }.get(objective["name"], str(objective["name"]))
+    depth = objective.get("depth_tokens")
+    return f"{words}, {depth} tokens deep in a conversation" if depth else words
 
 
 def axis_label(entry: Json, quantity: str) -> str:
@@ -203,11 +208,7 @@ def problem_words(error: Exception) -> str:
 
 
 def _modelled(entry: Json, quantity: str, layers: t.Sequence[int]) -> float | None:
-    """Return the fitted cost of a split in milliseconds, without its constant.
-
-    Decode is the sum over the devices; a prompt of m micro-batches is a pipeline: the sum of its stages, and m - 1
-    times the slowest.
-    """
+    """Return the fitted cost of a split in milliseconds, without its constant."""
     decision = entry["decision"]
     fit = decision.get("fit") or {}
     decode = fit.get("decode_ms_per_slot")
@@ -217,21 +218,22 @@ def _modelled(entry: Json, quantity: str, layers: t.Sequence[int]) -> float | No
     micro_batch = entry["serving"]["micro_batch_size"]
     if quantity == "prefill":
         tokens = prompt_tokens_of(entry)
-        return _prompt_ms(layers, prefill, tokens, micro_batch) if prefill and tokens else None
+        return _prompt_ms(layers, fit, tokens, micro_batch) if prefill and tokens else None
     objective = decision["objective"]
-    if objective["name"] != "request" or not prefill or not decode:
+    if objective["name"] not in ("request", "ttft") or not prefill or not decode:
         return None
-    prompt = _prompt_ms(layers, prefill, objective["prompt_tokens"], micro_batch)
-    return prompt + objective["generated_tokens"] * _decode_ms(layers, decode)
+    prompt = _prompt_ms(layers, fit, objective["prompt_tokens"], micro_batch)
+    return prompt + (1 if objective["name"] == "ttft" else objective["generated_tokens"]) * _decode_ms(layers, decode)
 
 
 def _decode_ms(layers: t.Sequence[int], costs: t.Sequence[float]) -> float:
     return sum(count * cost for count, cost in zip(layers, costs, strict=True))
 
 
-def _prompt_ms(layers: t.Sequence[int], costs: t.Sequence[float], tokens: int, micro_batch: int) -> float:
-    stages = [count * cost for count, cost in zip(layers, costs, strict=True)]
-    return sum(stages) + (math.ceil(tokens / micro_batch) - 1) * max(stages)
+def _prompt_ms(layers: t.Sequence[int], fit: Json, tokens: int, micro_batch: int) -> float:
+    overlap = fit.get("prefill_overlap")
+    batches = _cost_model.micro_batches(tokens, micro_batch)
+    return _cost_model.prefill_ms(fit["prefill_ms_per_slot"], layers, batches, 1.0 if overlap is None else overlap)
 
 
 def chart_line(entry: Json, quantity: str, span: tuple[int, int]) -> list[tuple[float, float]]:
@@ -463,6 +465,59 @@ def memory_rows(entry: Json, server_devices: t.Sequence[Json] | None) -> list[di
     return rows
 
 
+# --- each device alone ---
+
+
+def probe_rows(entry: Json) -> list[dict[str, t.Any]]:
+    """Return what the device probe found, as text, the fastest device first; empty where there was no probe."""
+    probe = entry.get("device_probe")
+    if not probe:
+        return []
+    described = {device["id"]: device_label(device) for device in entry["devices"]}
+    rows = sorted(probe["devices"], key=lambda row: row["rank"] or len(probe["devices"]) + 1)
+    return [
+        {
+            "device": described.get(row["id"], row["device"]),
+            "rank": DASH if row["rank"] is None else str(row["rank"]),
+            "ok": row["status"] == "ok",
+            "status": row["status"].replace("_", " "),
+            "reason": row["reason"] or "",
+            "decode": number((row["decode_ms_per_token"] or {}).get("median")),
+            "decode_range": interval(
+                (row["decode_ms_per_token"] or {}).get("low"), (row["decode_ms_per_token"] or {}).get("high")
+            ),
+            "bandwidth": number(row["bandwidth_gb_per_s"]),
+            "theoretical": number(row["theoretical_bandwidth_gb_per_s"]),
+            "prefill": number(row["prefill_tokens_per_second"]),
+        }
+        for row in rows
+    ]
+
+
+def probe_warning(entry: Json) -> str | None:
+    """Return the warning of the device probe about the order of the cards, or None."""
+    return (entry.get("device_probe") or {}).get("warning")
+
+
+def _probe_lines(entry: Json, width: int) -> list[str]:
+    """Return the part of the summary about each device alone."""
+    rows = probe_rows(entry)
+    if not rows:
+        return []
+    body = [("", "rank", "ms/token", "GB/s", "in theory", "prefill tok/s")]
+    body += [
+        (_cut(row["device"], 48), row["rank"], *(row[key] for key in ("decode", "bandwidth", "theoretical", "prefill")))
+        for row in rows
+    ]
+    lines = ["", "Each device alone (a small model of its own; says nothing about the split)"]
+    lines += [f"  {line}" for line in columns(body, right={1, 2, 3, 4, 5})]
+    for row in rows:
+        if not row["ok"]:
+            lines += _wrapped(f"{row['device']}: {row['status']}, {row['reason']}", width, "  ")
+    warning = probe_warning(entry)
+    return lines + (_wrapped(f"Warning: {warning}", width, "  ") if warning else [])
+
+
 # --- expectations ---
 
 
@@ -563,6 +618,7 @@ def table_rows(entry: Json) -> list[dict[str, t.Any]]:
                 "objective_range": interval(objective["low"], objective["high"]) if objective else DASH,
                 "chosen": list(row["layers"]) == list(decision["layers"]),
                 "default": list(row["layers"]) == list(decision.get("default_layers") or []),
+                "disturbed": len(row.get("disturbed_loads") or []),
             }
         )
     return rows
@@ -602,6 +658,11 @@ def summary_lines(
     lines += _wrapped(gain_words(decision), width, "  ")
     if decision.get("why"):
         lines += _wrapped(f"Why: {decision['why']}", width, "  ")
+    for advice in decision.get("advice") or []:
+        lines += _wrapped(f"Note: {advice}", width, "  ")
+    best = [f"{name} {vector(layers)}" for name, layers in (decision.get("best_by_objective") or {}).items() if layers]
+    if best and decision["verdict"] != "only_choice":
+        lines += _wrapped(f"Best split for each objective, as far as known: {'; '.join(best)}", width, "  ")
 
     memory = memory_rows(entry, server_devices)
     lines += ["", "Devices and memory (MiB)"]
@@ -618,6 +679,7 @@ def summary_lines(
         for row in memory
     ]
     lines += [f"  {line}" for line in columns([head, *body], right={1, 2, 3, 4, 5})]
+    lines += _probe_lines(entry, width)
 
     rows = table_rows(entry)
     if rows:
@@ -627,6 +689,8 @@ def summary_lines(
         body = []
         for row in rows:
             marks = [word for word, on in (("chosen", row["chosen"]), ("llama.cpp's default", row["default"])) if on]
+            if row["disturbed"]:
+                marks.append(f"{row['disturbed']} disturbed, set aside")
             if row["ok"]:
                 timing = row["decode"] if row["decode"] == DASH else f"{row['decode']} ({row['decode_range']})"
                 body.append((row["layers"], timing, row["rate"], row["prefill"], str(row["loads"]), ", ".join(marks)))
@@ -790,12 +854,14 @@ def report_view(
             }
             for row in memory
         ],
+        "probe": probe_rows(entry),
+        "probe_warning": probe_warning(entry),
         "loaded_known": any(row["loaded_mib"] is not None for row in memory),
         "table": table_rows(entry),
         "prompt_tokens": prompt_tokens_of(entry),
         "objective_name": decision["objective"]["name"],
         "best_by_objective": [
-            (name, vector(layers)) for name, layers in sorted((decision.get("best_by_objective") or {}).items())
+            (name, vector(layers)) for name, layers in (decision.get("best_by_objective") or {}).items() if layers
         ],
         "fit": [
             {
@@ -807,6 +873,12 @@ def report_view(
         ]
         if fit
         else [],
+        "prefill_form": {
+            "pipeline": "a pipeline",
+            "serial": "serial: the devices do not overlap",
+            "between": f"in between: the devices overlap by {number(100 * (fit.get('prefill_overlap') or 0))}%",
+        }.get(fit.get("prefill_form") or ""),
+        "advice": list(decision.get("advice") or []),
         "residuals": {key: percent(fit.get(f"{key}_residual_percent")) for key in ("decode", "prefill")},
         "served": [
             {

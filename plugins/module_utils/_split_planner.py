@@ -16,6 +16,11 @@ The way to a decision, with at most C(max_loads) loads:
    and a better split may take A's place;
 4. two more loads, one of each, while the two cannot be told apart and loads are left.
 
+Where all splits are practically equal by the fit, one load of the roomiest follows the anchors, and if the loads differ
+no more than that either, there is no difference worth having, and nothing more is measured (_equal_within).
+
+A split with a load that looks disturbed (_disturbance) is measured again first, at most C(repeat_disturbed) times.
+
 A split whose load fails is out, with its reason; out of memory also rules out every split with as many slots or more
 on the device that had the least room.
 """
@@ -24,12 +29,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import statistics
 import typing as t
 
-from . import _cost_model, _layer_split, _memory_plan
+from . import _cost_model, _disturbance, _layer_search, _layer_split, _memory_plan
 from ._layer_split import Layers, split_name
-from ._split_problem import Candidate, Json, Load, Problem, read_loads, read_problem
+from ._split_problem import Candidate, Json, Load, Problem, needed_kinds, read_loads, read_problem
 
 #: A fit that misses a measured split by more than this (percent), and by more than noise, is not trusted there.
 TRUSTED_RESIDUAL_PERCENT = 5.0
@@ -37,7 +43,19 @@ TRUSTED_RESIDUAL_PERCENT = 5.0
 #: Two splits count as equal only when 95 % of what is plausible lies within this many indifferences.
 EQUIVALENCE_FACTOR = 3.0
 
-WHAT_COUNTS = {"decode": "time per generated token", "prefill": "time per prompt", "request": "time per request"}
+#: How well a point is known (relative standard deviation) while no split has two loads: half of what is trusted.
+UNKNOWN_NOISE = TRUSTED_RESIDUAL_PERCENT / 200
+
+WHAT_COUNTS = {
+    "decode": "time per generated token",
+    "prefill": "time per prompt",
+    "ttft": "time to the first token",
+    "request": "time per request",
+    "agent": "time per generated token",
+}
+
+#: The objectives whose best splits are shown beside the chosen one.
+SHOWN_OBJECTIVES = ("decode", "prefill", "ttft", "request")
 
 
 # --- what the loads say ----------------------------------------------------------------------------------------------
@@ -56,39 +74,146 @@ class Evidence:
         for load in self.loads:
             if load.ok:
                 self.ok.setdefault(load.layers, []).append(load)
-        self.candidates = self._remaining()
-        self.by_layers = {candidate.layers: candidate for candidate in self.candidates}
+        self.measured_again = sum(1 for load in self.loads if load.purpose == "repeat")
+        #: Why a load is suspected of a disturbance, set aside or not.
+        self.suspects: dict[tuple[Layers, int], str] = {}
+        self.disturbed: dict[Layers, list[Load]] = {}
+        self.repeat = self._judge_loads()
+        self.caps = [problem.slots] * len(problem.names)
+        self.listed = self._remaining()
         self._tolerances: dict[str, float] = {}
         self._objectives: dict[Layers, float] = {}
+        self._ratios: dict[tuple[str, tuple[bool, ...]], float] = {}
         self._fit()
 
     def count(self, layers: Layers) -> int:
         """Return how many loads of a split were measured."""
         return len(self.ok.get(layers, ()))
 
+    def _judge_loads(self) -> tuple[Layers, str] | None:
+        """Set disturbed loads aside; return the split to measure again, with the reason, while that is allowed.
+
+        See _disturbance for when a load is suspected. It is set aside only after its split was measured once more, so
+        never more loads than were repeated and never the last one of a split. Only tests that count for the objective
+        are looked at.
+        """
+        problem = self.problem
+        doubts: dict[Layers, dict[int, _disturbance.Alarm]] = {}
+        for kind in problem.kinds:
+            loads = [load for measured in self.ok.values() for load in measured if load.samples(kind)]
+            scattered = _disturbance.scattered([load.samples(kind) for load in loads], problem.indifference)
+            odd = {id(loads[alarm.load]): alarm for alarm in scattered}
+            calm = {layers: [x for x in measured if id(x) not in odd] for layers, measured in self.ok.items()}
+            error = _disturbance.repetition_error(load.samples(kind) for each in calm.values() for load in each)
+            times = {
+                layers: [value for load in each if (value := getattr(load, kind)) is not None]
+                for layers, each in calm.items()
+            }
+            for layers, measured in self.ok.items():
+                alarms = {load.number: odd[id(load)] for load in measured if id(load) in odd}
+                others = _cost_model.pooled_spread(times[other] for other in times if other != layers)
+                far = _disturbance.far_from_twins(times[layers], others, error, problem.indifference)
+                if far is not None:
+                    alarms[calm[layers][far.load].number] = far
+                for number, alarm in alarms.items():
+                    known = doubts.setdefault(layers, {}).get(number)
+                    if known is None or alarm.probability < known.probability:
+                        doubts[layers][number] = alarm
+        wanted: tuple[Layers, str] | None = None
+        for layers, alarms in doubts.items():
+            ranked = sorted(alarms, key=lambda number: (alarms[number].probability, number))
+            repeated = sum(1 for load in self.ok[layers] if load.purpose == "repeat")
+            self.suspects.update({(layers, number): alarms[number].reason for number in ranked})
+            aside = {number for number in ranked[:repeated] if len(self.ok[layers]) > 1}
+            if aside:
+                self.disturbed[layers] = [load for load in self.ok[layers] if load.number in aside]
+                self.ok[layers] = [load for load in self.ok[layers] if load.number not in aside]
+            if len(ranked) > repeated and wanted is None:
+                number = ranked[repeated]
+                wanted = layers, f"{_layer_split.load_label(layers, number)} looks disturbed: {alarms[number].reason}"
+        allowed = self.left > 0 and self.measured_again < problem.repeat_disturbed
+        return wanted if allowed and self.lost is None else None
+
     def _remaining(self) -> list[Candidate]:
         """Return the splits that fit and have not failed, nor need as much as one did where memory ran out."""
-        limits: list[tuple[int, int]] = []
-        for candidate in self.problem.fitting:
+        fitting = {candidate.layers: candidate for candidate in self.problem.fitting}
+        for layers in (*self.ok, *self.failed):
+            # with more than two devices what was searched for and tried is not in the list
+            if layers not in fitting and (searched := self.problem.candidate(layers)) is not None:
+                fitting[layers] = searched
+        for candidate in fitting.values():
             failure = self.failed.get(candidate.layers)
             if failure is not None and failure.status == "out_of_memory":
                 tightest = min((left, d) for d, left in enumerate(candidate.headroom) if candidate.layers[d])[1]
-                limits.append((tightest, candidate.layers[tightest]))
-        return [
-            candidate
-            for candidate in self.problem.fitting
-            if candidate.layers not in self.failed
-            and all(candidate.layers[device] < count for device, count in limits)
-        ]
+                self.caps[tightest] = min(self.caps[tightest], candidate.layers[tightest] - 1)
+        return [fitting[layers] for layers in sorted(fitting) if self.remains(layers)]
+
+    def remains(self, layers: Layers) -> bool:
+        """Return whether a split that fits has not failed, nor needs as much as one did where memory ran out."""
+        return layers not in self.failed and all(n <= cap for n, cap in zip(layers, self.caps, strict=True))
+
+    @functools.cached_property
+    def by_layers(self) -> dict[Layers, Candidate]:
+        """The splits to choose from: those listed, and with more than two devices those that a search finds.
+
+        The list is coarse then. Of all splits that remain the search finds the best by the fit and the roomiest that is
+        practically as fast; their neighbours, one slot moved, come with them.
+        """
+        known = {candidate.layers: candidate for candidate in self.listed}
+        found: set[Layers] = set()
+        cost = self.cost("objective") if len(self.problem.names) > 2 else None
+        if cost is not None and (best := self.best_of_all(cost)) is not None:
+            limit = cost.ms(best) * (1 + self.problem.indifference / 2)
+            roomiest = self.problem.search.roomiest(cost, limit, self.caps, self.failed) or best
+            for split in (best, roomiest):
+                found.update((split, *_layer_search.moved_by_one(split)))
+        for layers in found - known.keys():
+            candidate = self.problem.candidate(layers)
+            if candidate is not None and self.remains(layers):
+                known[layers] = candidate
+        return {layers: known[layers] for layers in sorted(known)}
+
+    @functools.cached_property
+    def candidates(self) -> list[Candidate]:
+        """The splits to choose from, fewest slots on the first device first."""
+        return list(self.by_layers.values())
+
+    def best_of_all(self, cost: _layer_search.Cost) -> Layers | None:
+        """Return the split of the least cost among all that remain, listed or not."""
+        return self.problem.search.best(cost, self.caps, self.failed)
+
+    def cost(self, name: str) -> _layer_search.Cost | None:
+        """Return what the fit says of an objective as coefficients of the layers, or None without a fit.
+
+        It says the same of any split as predicted.
+        """
+        problem = self.problem
+        tokens, generated = problem.counted(problem.objective if name == "objective" else name)
+        slot_ms = block_ms = stage_ms = [0.0] * len(problem.names)
+        if generated and self.decode_fit is not None:
+            slot_ms = [generated * ms for ms in self.decode_fit]
+        if tokens and self.prefill_fit is not None and problem.prefill_test is not None:
+            batches = _cost_model.micro_batches(tokens, problem.micro_batch)
+            tested = _cost_model.micro_batches(problem.prefill_test.n_prompt, problem.micro_batch)
+            fullness = (tokens / batches) / (problem.prefill_test.n_prompt / tested)
+            of_sum, of_max = _cost_model.prefill_weights(batches, self.prefill_overlap)
+            block_ms = [fullness * of_sum * own for own in self.prefill_fit]
+            stage_ms = [fullness * of_max * own for own in self.prefill_fit]
+        known = any((*slot_ms, *block_ms, *stage_ms))
+        return _layer_search.Cost(tuple(slot_ms), tuple(block_ms), tuple(stage_ms)) if known else None
 
     def _fit(self) -> None:
-        """Fit the model to the splits over all devices; to those on fewer devices only while there is nothing else."""
+        """Fit the model to the splits over all devices; to those on fewer devices only where there are no others.
+
+        One device alone makes no hop, so what it measures says nothing about the splits that do.
+        """
         problem = self.problem
         devices = len(problem.names)
-        whole = [layers for layers in self.ok if all(layers)]
-        self.points = whole if len(whole) >= devices else list(self.ok)
+        self.points = [layers for layers in self.ok if all(layers) or not self.pool_is_whole]
         self.decode_fit: list[float] | None = None
         self.prefill_fit: list[float] | None = None
+        self.prefill_form: str | None = None
+        self.prefill_overlap = 1.0
         self.residual: dict[str, float | None] = {"decode": None, "prefill": None}
         if not self.anchored or not self.points:
             return
@@ -103,25 +228,32 @@ class Evidence:
         if problem.prefill_test is not None:
             batches = _cost_model.micro_batches(problem.prefill_test.n_prompt, problem.micro_batch)
             points = [(layers, self.measured("prefill", layers)) for layers in self.points]
-            self.prefill_fit = _cost_model.fit_prefill(points, batches, self.decode_fit)
-            if telling:
-                predicted = [_cost_model.prefill_ms(self.prefill_fit, layers, batches) for layers, _ms in points]
-                self.residual["prefill"] = _cost_model.residual_percent(predicted, [ms for _layers, ms in points])
+            spread, degrees = self.spread("prefill")
+            noise = max(problem.indifference, spread) if degrees else UNKNOWN_NOISE
+            fit = _cost_model.choose_prefill(points, batches, noise, self.decode_fit)
+            self.prefill_form, self.prefill_overlap, self.prefill_fit, self.residual["prefill"] = fit
+
+    def spread(self, kind: str) -> tuple[float, int]:
+        """Return the relative standard deviation between loads of C(kind), pooled over splits, and its degrees."""
+        return _cost_model.pooled_spread(self.load_means(kind, layers) for layers in self.ok)
 
     @functools.cached_property
     def pool(self) -> list[Candidate]:
         """The candidates that anchors are chosen from: those over all devices, unless there are too few of them."""
-        whole = [candidate for candidate in self.candidates if all(candidate.layers)]
-        return whole if len(whole) >= 2 else self.candidates
+        whole = [candidate for candidate in self.listed if all(candidate.layers)]
+        return whole if len(whole) >= 2 else self.listed
+
+    @functools.cached_property
+    def pool_is_whole(self) -> bool:
+        """Whether anchors are splits over all devices."""
+        return all(all(candidate.layers) for candidate in self.pool)
 
     @functools.cached_property
     def anchored(self) -> bool:
         """Whether what was measured determines as many coefficients as measuring any further split could."""
-        measured = [layers for layers in self.ok if all(layers)]
-        if not all(all(candidate.layers) for candidate in self.pool):
-            measured = list(self.ok)
+        measured = [layers for layers in self.ok if all(layers) or not self.pool_is_whole]
         reachable = _cost_model.rank([*measured, *(candidate.layers for candidate in self.pool)])
-        return bool(self.ok) and _cost_model.rank(measured) >= reachable
+        return bool(self.ok) and _cost_model.rank(measured) >= min(reachable, self.problem.max_anchors)
 
     def measured(self, kind: str, layers: Layers) -> float:
         """Return the mean over loads of C(kind) (decode, prefill or objective) of a measured split."""
@@ -134,36 +266,46 @@ class Evidence:
         return [value for load in self.ok[layers] if (value := getattr(load, kind)) is not None]
 
     def predicted(self, kind: str, layers: Layers) -> float | None:
-        """Return what the fit says of C(kind), or None without a fit."""
+        """Return what the fit says of C(kind) (decode, prefill of the tested prompt, objective); None without a fit."""
         if kind == "decode":
             return None if self.decode_fit is None else _cost_model.decode_ms(self.decode_fit, layers)
         if kind == "prefill":
             if self.prefill_fit is None or self.problem.prefill_test is None:
                 return None
             batches = _cost_model.micro_batches(self.problem.prefill_test.n_prompt, self.problem.micro_batch)
-            return _cost_model.prefill_ms(self.prefill_fit, layers, batches)
+            return _cost_model.prefill_ms(self.prefill_fit, layers, batches, self.prefill_overlap)
         decode, prefill = self.predicted("decode", layers), self.predicted("prefill", layers)
         if self.decode_fit is None and self.prefill_fit is None:
             return None
         return self._objective(layers, decode, prefill)
 
-    def _objective(self, layers: Layers, decode: float | None, prefill: float | None) -> float:
-        """Return the objective in ms: a prompt of its tokens, its generated tokens, or both, one after the other."""
+    def _objective(
+        self, layers: Layers, decode: float | None, prefill: float | None, name: str | None = None
+    ) -> float:
+        """Return an objective in ms, the problem's own by default: its prompt, then its generated tokens.
+
+        C(decode) is in ms per token, C(prefill) in ms per prompt of the test.
+        """
         problem = self.problem
+        prompt, generated = problem.counted(name or problem.objective)
         total = 0.0
-        if problem.objective != "prefill" and decode is not None:
-            total += decode * problem.generated_tokens
-        if problem.objective != "decode" and prefill is not None and problem.prefill_test is not None:
+        if generated and decode is not None:
+            total += decode * generated
+        if prompt and prefill is not None and problem.prefill_test is not None:
             total += prefill * _cost_model.prefill_scale(
-                self.prefill_fit, layers, problem.prefill_test.n_prompt, problem.prompt_tokens, problem.micro_batch
+                self.prefill_fit,
+                layers,
+                problem.prefill_test.n_prompt,
+                prompt,
+                problem.micro_batch,
+                self.prefill_overlap,
             )
         return total
 
     @property
     def objective_residual(self) -> float | None:
         """The larger residual of what the objective is made of, in percent; None when unknown."""
-        kinds = ("decode", "prefill") if self.problem.objective == "request" else (self.problem.objective,)
-        return max((value for kind in kinds if (value := self.residual[kind]) is not None), default=None)
+        return max((value for kind in self.problem.kinds if (value := self.residual[kind]) is not None), default=None)
 
     def value(self, kind: str, layers: Layers) -> float | None:
         """Return what a split costs, as far as known: by a trusted fit, else by its own loads, else by any fit."""
@@ -172,12 +314,31 @@ class Evidence:
         predicted = self.predicted(kind, layers)
         if layers in self.ok and self.load_means(kind, layers) and not (trusted and predicted is not None):
             return self.measured(kind, layers)
-        return predicted
+        return None if predicted is None else predicted * self._beyond_fit(kind, layers)
+
+    def _beyond_fit(self, kind: str, layers: Layers) -> float:
+        """Return how much longer splits over these devices take than the fit says; 1 where it was fitted to them.
+
+        A split that leaves a device out makes fewer hops, which the fit cannot know. What one of them shows holds for
+        those that use the same devices, or nearly so; otherwise each of these would look better than the measured one.
+        """
+        used = tuple(count > 0 for count in layers)
+        if (kind, used) in self._ratios:
+            return self._ratios[kind, used]
+        ratios: dict[int, list[float]] = {}
+        for other in self.ok:
+            predicted = self.predicted(kind, other)
+            if predicted and self.load_means(kind, other):
+                differing = sum(a != (b > 0) for a, b in zip(used, other, strict=True))
+                fitted = other in self.points
+                ratios.setdefault(differing, []).append(1.0 if fitted else self.measured(kind, other) / predicted)
+        self._ratios[kind, used] = statistics.fmean(ratios[min(ratios)]) if ratios else 1.0
+        return self._ratios[kind, used]
 
     def tolerance(self, kind: str) -> float:
         """Return the residual (percent) up to which a fit is trusted: what noise explains is no misfit."""
         if kind not in self._tolerances:
-            spread, _degrees = _cost_model.pooled_spread(self.load_means(kind, layers) for layers in self.ok)
+            spread, _degrees = self.spread(kind)
             self._tolerances[kind] = max(TRUSTED_RESIDUAL_PERCENT, 200 * spread)
         return self._tolerances[kind]
 
@@ -204,8 +365,11 @@ class Evidence:
         return min(equal, key=lambda c: (-_room(c), self.objective(c.layers), c.layers))
 
     def limit(self, among: t.Iterable[Candidate]) -> float:
-        """Return the objective up to which a split is practically as fast as the fastest of C(among)."""
-        return min(self.objective(candidate.layers) for candidate in among) * (1 + self.problem.indifference)
+        """Return the objective up to which a split may be taken for its room instead of the fastest of C(among).
+
+        That is half of the indifference: the other half is left for the error of the fit, which predicts both.
+        """
+        return min(self.objective(candidate.layers) for candidate in among) * (1 + self.problem.indifference / 2)
 
     def rival(self, winner: Candidate, among: t.Sequence[Candidate]) -> Candidate | None:
         """Return what the winner is compared with: llama.cpp's own split, else the best measured other one."""
@@ -217,8 +381,14 @@ class Evidence:
 
     def compare(self, kind: str, layers: Layers, other: Layers) -> _cost_model.Comparison:
         """Compare two measured splits; the noise between loads is pooled over all splits."""
-        spread = _cost_model.pooled_spread(self.load_means(kind, any_layers) for any_layers in self.ok)
-        return _cost_model.compare(self.load_means(kind, layers), self.load_means(kind, other), spread)
+        return _cost_model.compare(self.load_means(kind, layers), self.load_means(kind, other), self.spread(kind))
+
+    def value_of(self, name: str, layers: Layers) -> float | None:
+        """Return what a split costs (ms) by another objective, as far as known; None when a part of it is unknown."""
+        parts = {kind: self.value(kind, layers) for kind in needed_kinds(name)}
+        if any(value is None for value in parts.values()):
+            return None
+        return self._objective(layers, parts.get("decode"), parts.get("prefill"), name)
 
 
 def _room(candidate: Candidate) -> int:
@@ -270,7 +440,7 @@ def split_plan(problem: t.Any, loads: t.Any) -> Json:
             for wanted in step.loads
             if evidence.lost is None
             and (wanted.layers, wanted.number) not in done
-            and wanted.layers in evidence.by_layers
+            and evidence.remains(wanted.layers)
         )
         step = dataclasses.replace(step, loads=open_loads) if open_loads else _next_step(evidence)
     if evidence.left < len(step.loads):
@@ -296,14 +466,17 @@ def _next_step(evidence: Evidence) -> Step:
         return Step("impossible", _why_lost(evidence.lost))
     if not evidence.candidates:
         return Step("impossible", _why_none(evidence))
+    if evidence.repeat is not None and evidence.remains(evidence.repeat[0]):
+        layers, reason = evidence.repeat
+        return Step("repeat", f"{reason}; measure this split again", (_wanted(evidence, layers, "repeat"),))
     if len(evidence.candidates) == 1:
         only = evidence.candidates[0]
         if not evidence.count(only.layers) and evidence.left > 0:
-            return Step("anchor", f"{_only(evidence)}: measure its speed", (_wanted(evidence, only, "single"),))
+            return Step("anchor", f"{_only(evidence)}: measure its speed", (_wanted(evidence, only.layers, "single"),))
     if evidence.left > 0 and not evidence.anchored:
         anchors = _anchors(evidence)
         if anchors:
-            wanted = tuple(_wanted(evidence, candidate, "anchor") for candidate in anchors)
+            wanted = tuple(_wanted(evidence, candidate.layers, "anchor") for candidate in anchors)
             return Step("anchor", _why_anchors(evidence, anchors), wanted)
     measured = [candidate for candidate in evidence.candidates if evidence.count(candidate.layers)]
     if not measured and evidence.left <= 0:
@@ -311,7 +484,35 @@ def _next_step(evidence: Evidence) -> Step:
         return Step("impossible", f"none of {len(evidence.loads)} loads succeeded: {_failure(last)}")
     if len(evidence.candidates) == 1:
         return _decided(evidence, measured[0], None)
+    within = _equal_within(evidence)
+    if within is not None and evidence.left > 0 and math.isinf(within):
+        winner = evidence.best(evidence.candidates)
+        default = evidence.by_layers.get(evidence.problem.default, winner)
+        third = next((c for c in (winner, default) if not evidence.count(c.layers)), winner)
+        why = _why_confirm(evidence.problem, evidence, third, None)
+        return Step("confirm", why, (_wanted(evidence, third.layers, "confirm"),))
+    if within is not None and within <= 100 * EQUIVALENCE_FACTOR * evidence.problem.indifference:
+        winner = evidence.best(measured)
+        return _decided(evidence, winner, evidence.rival(winner, measured))
     return _confirm(evidence, measured)
+
+
+def _equal_within(evidence: Evidence) -> float | None:
+    """Return how far apart any two loads may be (percent, 95 %), if all splits that remain are practically equal.
+
+    None where the fit says that they are not, and where one of them makes no hop, which the fit does not know. The
+    loads of all splits are taken for loads of one: their scatter is the noise and what real difference there is, so the
+    interval of Student's t for the difference of two is too wide rather than too narrow. Infinite below three loads.
+    """
+    percent, _count = _range_percent(evidence)
+    if percent is None or percent > 100 * evidence.problem.indifference:
+        return None
+    if any(not all(candidate.layers) for candidate in evidence.candidates):
+        return None
+    logs = [math.log(value) for layers in evidence.ok for value in evidence.load_means("objective", layers)]
+    if len(logs) < 3:
+        return math.inf
+    return 100 * math.expm1(_cost_model.t_quantile_95(len(logs) - 1) * statistics.stdev(logs) * math.sqrt(2))
 
 
 def _confirm(evidence: Evidence, measured: list[Candidate]) -> Step:
@@ -320,13 +521,13 @@ def _confirm(evidence: Evidence, measured: list[Candidate]) -> Step:
     among = evidence.candidates
     winner = evidence.best(among)
     rival = evidence.rival(winner, among)
-    # with too few loads left for both, choose among what was measured, and of that among what was confirmed
-    confirmed = [candidate for candidate in measured if evidence.count(candidate.layers) >= 2]
-    for fewer in (measured, confirmed):
-        if fewer and _open_loads(evidence, winner, rival) > evidence.left:
-            among = fewer
-            winner = evidence.best(among)
-            rival = evidence.rival(winner, among)
+    # With too few loads left for both, the rival is one that is measured already; with none left for the winner, so is
+    # the winner. One load of the predicted winner tells more than a second one of a split that it should beat.
+    if _unmeasured(evidence, winner, rival) > evidence.left:
+        rival = evidence.rival(winner, [*measured, winner])
+    if _unmeasured(evidence, winner, rival) > evidence.left:
+        winner = evidence.best(measured)
+        rival = evidence.rival(winner, measured)
     first = [c for c in (winner, rival) if c is not None and not evidence.count(c.layers)]
     if not first and evidence.left > _open_loads(evidence, winner, rival):
         extra = _interior_anchor(evidence)
@@ -335,7 +536,7 @@ def _confirm(evidence: Evidence, measured: list[Candidate]) -> Step:
                 "anchor",
                 f"the fit misses a measured split by {evidence.objective_residual:.1f} %: measure "
                 f"{split_name(extra.layers)} as well, far from the others",
-                (_wanted(evidence, extra, "anchor"),),
+                (_wanted(evidence, extra.layers, "anchor"),),
             )
     # A B, then B A
     second = [c for c in (rival, winner) if c is not None and evidence.count(c.layers) < 2]
@@ -345,7 +546,12 @@ def _confirm(evidence: Evidence, measured: list[Candidate]) -> Step:
     if not wanted:
         return _decided(evidence, winner, rival)
     why = _why_confirm(problem, evidence, winner, rival)
-    return Step("confirm", why, tuple(_wanted(evidence, candidate, "confirm") for candidate in wanted))
+    return Step("confirm", why, tuple(_wanted(evidence, candidate.layers, "confirm") for candidate in wanted))
+
+
+def _unmeasured(evidence: Evidence, *arms: Candidate | None) -> int:
+    """Return how many of the splits have no load yet."""
+    return sum(1 for candidate in arms if candidate is not None and not evidence.count(candidate.layers))
 
 
 def _open_loads(evidence: Evidence, winner: Candidate, rival: Candidate | None) -> int:
@@ -353,8 +559,9 @@ def _open_loads(evidence: Evidence, winner: Candidate, rival: Candidate | None) 
     return sum(max(0, 2 - evidence.count(c.layers)) for c in (winner, rival) if c is not None)
 
 
-def _wanted(evidence: Evidence, candidate: Candidate, purpose: str) -> Wanted:
-    return Wanted(candidate.layers, evidence.count(candidate.layers) + 1, purpose)
+def _wanted(evidence: Evidence, layers: Layers, purpose: str) -> Wanted:
+    # a load that was set aside keeps its number
+    return Wanted(layers, 1 + sum(1 for load in evidence.loads if load.layers == layers), purpose)
 
 
 def _anchors(evidence: Evidence) -> list[Candidate]:
@@ -367,8 +574,12 @@ def _anchors(evidence: Evidence) -> list[Candidate]:
     chosen = list(evidence.ok)
     result: list[Candidate] = []
     ends = [_end(pool, device) for device in range(len(evidence.problem.names))]
+    if len(ends) > evidence.problem.max_anchors:
+        ends = [ends[device] for device in sorted(range(len(ends)), key=lambda d: -ends[d].layers[d])]
     while True:
         known = _cost_model.rank(chosen)
+        if known >= evidence.problem.max_anchors:
+            return result
         useful = [c for c in pool if _cost_model.rank([*chosen, c.layers]) > known]
         if not useful:
             return result
@@ -411,10 +622,14 @@ def _verdict(evidence: Evidence, chosen: Candidate, rival: Candidate | None) -> 
 
     faster: the interval excludes zero and the difference is more than the indifference, whichever of the two it
     favours.
-    no_difference: the difference is at most the indifference, and the interval lies within three times that.
+    no_difference: the difference is at most the indifference, and the interval lies within three times that; or all
+    splits are equal within three times that (_equal_within).
     """
     if rival is None or not evidence.count(chosen.layers) or not evidence.count(rival.layers):
         return "inconclusive"
+    within = _equal_within(evidence)
+    if within is not None and within <= 100 * EQUIVALENCE_FACTOR * evidence.problem.indifference:
+        return "no_difference"
     result = evidence.compare("objective", chosen.layers, rival.layers)
     if result.low is None or result.high is None:
         return "inconclusive"
@@ -436,7 +651,7 @@ def _decided(evidence: Evidence, winner: Candidate, rival: Candidate | None) -> 
         percent = evidence.compare("objective", winner.layers, rival.layers).percent
         if verdict == "faster" and percent < 0:
             chosen, other = rival, winner
-        # where loads cannot tell, room decides, unless the fit says that it costs more than the indifference
+        # where loads cannot tell, room decides, unless the fit says that it costs too much
         elif (
             verdict != "faster"
             and not _single(winner)
@@ -471,6 +686,7 @@ def _decided(evidence: Evidence, winner: Candidate, rival: Candidate | None) -> 
                 "name": problem.objective,
                 "prompt_tokens": problem.prompt_tokens,
                 "generated_tokens": problem.generated_tokens,
+                "depth_tokens": problem.depth_tokens,
             },
             "default_layers": None if default is None else list(problem.default),
             "gain_over_default_percent": gain,
@@ -481,7 +697,9 @@ def _decided(evidence: Evidence, winner: Candidate, rival: Candidate | None) -> 
                 if prefill is None or problem.prefill_test is None
                 else round(1000 * problem.prefill_test.n_prompt / prefill, 3)
             ),
-            "best_by_objective": {kind: _best_by(evidence, kind) for kind in ("decode", "prefill")},
+            "best_by_objective": {name: _best_by(evidence, name) for name in SHOWN_OBJECTIVES},
+            "range_percent": _rounded(_range_percent(evidence)[0], 2),
+            "advice": _advice(evidence, chosen),
             "mib": list(chosen.mib),
             "headroom_mib": list(chosen.headroom),
             "loads_used": len(evidence.loads),
@@ -491,10 +709,27 @@ def _decided(evidence: Evidence, winner: Candidate, rival: Candidate | None) -> 
     )
 
 
-def _best_by(evidence: Evidence, kind: str) -> list[int] | None:
-    """Return the fastest split in C(kind) alone, as far as known; None when that was not measured."""
-    known = [(value, c.layers) for c in evidence.candidates if (value := evidence.value(kind, c.layers)) is not None]
+def _best_by(evidence: Evidence, name: str) -> list[int] | None:
+    """Return the fastest split by another objective, as far as known; None when a part of it was not measured."""
+    among = list(evidence.by_layers)
+    cost = evidence.cost(name) if len(evidence.problem.names) > 2 else None
+    if cost is not None and (best := evidence.best_of_all(cost)) is not None:
+        among.append(best)
+    known = [(value, layers) for layers in among if (value := evidence.value_of(name, layers)) is not None]
     return list(min(known)[1]) if known else None
+
+
+def _range_percent(evidence: Evidence) -> tuple[float | None, int]:
+    """Return by how much the slowest split takes longer than the fastest, in percent, and of how many splits.
+
+    It is about all splits over as many devices as anchors have; unknown (None) without a fit that is trusted.
+    """
+    residual = evidence.objective_residual
+    known = [value for c in evidence.pool if (value := evidence.value("objective", c.layers)) is not None]
+    misfit = residual is not None and residual > evidence.tolerance("objective")
+    if len(known) < 2 or len(known) < len(evidence.pool) or misfit:
+        return None, len(known)
+    return 100 * (max(known) / min(known) - 1), len(known)
 
 
 def _fit_out(evidence: Evidence) -> Json | None:
@@ -503,6 +738,8 @@ def _fit_out(evidence: Evidence) -> Json | None:
     return {
         "decode_ms_per_slot": _rounded(evidence.decode_fit),
         "prefill_ms_per_slot": _rounded(evidence.prefill_fit),
+        "prefill_form": evidence.prefill_form,
+        "prefill_overlap": None if evidence.prefill_form is None else _rounded(evidence.prefill_overlap, 3),
         "decode_residual_percent": _rounded(evidence.residual["decode"], 2),
         "prefill_residual_percent": _rounded(evidence.residual["prefill"], 2),
     }
@@ -519,18 +756,32 @@ def _table(evidence: Evidence) -> list[Json]:
     rows = []
     for layers in sorted({load.layers for load in evidence.loads}):
         failure = evidence.failed.get(layers)
+        aside = evidence.disturbed.get(layers, ())
+        reason = _disturbances(evidence, layers) if failure is None else failure.reason
         rows.append(
             {
                 "layers": list(layers),
                 "status": "ok" if failure is None else failure.status,
-                "reason": None if failure is None else failure.reason or None,
+                "reason": reason or None,
                 "loads": sum(1 for load in evidence.loads if load.layers == layers),
+                "disturbed": bool(aside),
+                "disturbed_loads": [load.number for load in aside],
                 "decode_ms_per_token": _cell(evidence, "decode", layers),
                 "prefill_ms": _cell(evidence, "prefill", layers),
                 "objective_ms": _cell(evidence, "objective", layers),
             }
         )
     return rows
+
+
+def _disturbances(evidence: Evidence, layers: Layers) -> str:
+    """Return which loads of a split were suspected, why, and whether they were set aside; empty when none was."""
+    aside = {load.number for load in evidence.disturbed.get(layers, ())}
+    return "; ".join(
+        f"load {number} {'was set aside' if number in aside else 'looks disturbed, but counts'}: {reason}"
+        for (split, number), reason in sorted(evidence.suspects.items())
+        if split == layers
+    )
 
 
 def _cell(evidence: Evidence, kind: str, layers: Layers) -> Json | None:
@@ -545,7 +796,7 @@ def _cell(evidence: Evidence, kind: str, layers: Layers) -> Json | None:
         return None
     mean = statistics.fmean(means)
     if len(means) > 1:
-        spread, degrees = _cost_model.pooled_spread(evidence.load_means(kind, other) for other in evidence.ok)
+        spread, degrees = evidence.spread(kind)
         half = mean * spread * _cost_model.t_quantile_95(degrees) / len(means) ** 0.5
         low, high = max(0.0, mean - half), mean + half
     else:
@@ -569,7 +820,7 @@ def _sample_range(evidence: Evidence, kind: str, load: Load) -> tuple[float, flo
             for pick in (min, max)
         )
         return low, high
-    samples = getattr(load, f"{kind}_samples")
+    samples = load.samples(kind)
     return min(samples), max(samples)
 
 
@@ -635,7 +886,8 @@ def _why_anchors(evidence: Evidence, anchors: t.Sequence[Candidate]) -> str:
 def _why_confirm(problem: Problem, evidence: Evidence, winner: Candidate, rival: Candidate | None) -> str:
     value = evidence.value("objective", winner.layers)
     about = "" if value is None else f", {_duration(problem, value)},"
-    text = f"{split_name(winner.layers)} should be the best{about} of {len(evidence.candidates)} splits that fit"
+    count = len(evidence.candidates) if len(problem.names) <= 2 else problem.search.count()
+    text = f"{split_name(winner.layers)} should be the best{about} of {count} splits that fit"
     if rival is None:
         return f"{text}: measure it to confirm"
     other = evidence.value("objective", rival.layers)
@@ -647,9 +899,10 @@ def _why_confirm(problem: Problem, evidence: Evidence, winner: Candidate, rival:
 
 
 def _duration(problem: Problem, ms: float) -> str:
-    if problem.objective == "decode":
-        return f"{ms / problem.generated_tokens:.2f} ms per token"
-    what = "prompt" if problem.objective == "prefill" else "request"
+    prompt, generated = problem.counted(problem.objective)
+    if not prompt:
+        return f"{ms / generated:.2f} ms per token"
+    what = {"prefill": "prompt", "ttft": "first token"}.get(problem.objective, "request")
     return f"{ms / 1000:.2f} s per {what}" if ms >= 1000 else f"{ms:.1f} ms per {what}"
 
 
@@ -663,7 +916,21 @@ def _called(problem: Problem, candidate: Candidate) -> str:
 
 
 def _why_decided(evidence: Evidence, chosen: Candidate, other: Candidate | None, verdict: str) -> str:
-    """Return the one sentence that a person can check: where the slots are, why there, and how sure that is."""
+    """Return the one sentence that a person can check: where the slots are, why there, and how sure that is.
+
+    Where all splits that fit are about as fast, it says so.
+    """
+    text = _why_chosen(evidence, chosen, other, verdict)
+    percent, count = _range_percent(evidence)
+    limit = 100 * EQUIVALENCE_FACTOR * evidence.problem.indifference
+    if verdict == "only_choice" or percent is None or percent > limit:
+        return text
+    which = "that fit" if count == len(evidence.candidates) else "over all devices that fit"
+    which = which if len(evidence.problem.names) <= 2 else "looked at"
+    return f"{text}; the choice barely matters: all {count} splits {which} are within {percent:.1f} % of each other"
+
+
+def _why_chosen(evidence: Evidence, chosen: Candidate, other: Candidate | None, verdict: str) -> str:
     problem = evidence.problem
     name = split_name(chosen.layers)
     if verdict == "only_choice":
@@ -678,6 +945,10 @@ def _why_decided(evidence: Evidence, chosen: Candidate, other: Candidate | None,
     against = _called(problem, other)
     percent = _percent(result.percent)
     what = WHAT_COUNTS[problem.objective]
+    within = _equal_within(evidence)
+    if verdict == "no_difference" and within is not None and (result.low is None or result.high is None):
+        count = sum(len(arm) for arm in evidence.ok.values())
+        return f"{text}; in {count} loads any two splits took the same {what} within {within:.1f} % (95 %)"
     if result.low is None or result.high is None:
         return f"{text}; {percent} % less {what} than {against}, from too few loads to be sure ({loads})"
     span = f"95 % interval {_percent(result.low)} to {_percent(result.high)} %, {loads}"
@@ -722,13 +993,34 @@ def _why_there(evidence: Evidence, chosen: Candidate) -> str:
                 )
     fastest = min((c for c in evidence.candidates), key=lambda c: (evidence.objective(c.layers), c.layers))
     best = evidence.objective(fastest.layers)
-    if fastest != chosen and evidence.objective(chosen.layers) <= best * (1 + problem.indifference):
+    if fastest != chosen and evidence.objective(chosen.layers) <= best * (1 + problem.indifference / 2):
         return (
-            f"{where}: within {100 * problem.indifference:g} % of {split_name(fastest.layers)}, the fastest by the "
+            f"{where}: within {50 * problem.indifference:g} % of {split_name(fastest.layers)}, the fastest by the "
             f"fit, and {_room(chosen) - _room(fastest)} MiB roomier where it is tightest"
         )
-    if problem.objective != "decode" and evidence.prefill_fit is not None:
-        stages = [cost * count for cost, count in zip(evidence.prefill_fit, chosen.layers, strict=True)]
+    if "prefill" in problem.kinds and evidence.prefill_fit is not None and evidence.prefill_overlap > 0:
+        stages = _cost_model.stages_ms(evidence.prefill_fit, chosen.layers)
         if max(stages) - min(stages) <= max(evidence.prefill_fit) * 1.5:
             return f"{where}: the point where the devices take equally long over a micro-batch"
     return f"{where}: the best by the fit" if fastest == chosen else f"{where}: the best that was confirmed"
+
+
+def _advice(evidence: Evidence, chosen: Candidate) -> list[str]:
+    """Return what a person may want to know beside the decision: that one device alone would do."""
+    problem = evidence.problem
+    singles = [c for c in evidence.candidates if _single(c)]
+    if len(problem.names) == 1 or not singles:
+        return []
+    best = min(singles, key=lambda c: (evidence.objective(c.layers), c.layers))
+    name = problem.names[best.layers.index(problem.slots)]
+    if _single(chosen):
+        return [f"the whole model fits {name} alone and is best there: what else the host has is free for other work"]
+    here, there = evidence.objective(chosen.layers), evidence.objective(best.layers)
+    if float("inf") in (here, there):
+        return [f"the whole model also fits {name} alone, which was not measured"]
+    percent = 100 * (there / here - 1)
+    how = "measured" if evidence.count(best.layers) else "by the fit, which counts a hop that one device does not make"
+    what = f"{abs(percent):.1f} % {'more' if percent >= 0 else 'less'} {WHAT_COUNTS[problem.objective]} ({how})"
+    return [
+        f"the whole model also fits {name} alone: {what}, and what else the host has would be free for other work"
+    ]

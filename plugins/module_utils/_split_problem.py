@@ -12,10 +12,15 @@ import dataclasses
 import statistics
 import typing as t
 
-from . import _layer_split, _memory_plan
+from . import _layer_search, _layer_split, _memory_plan
 from ._layer_split import Layers
 
-OBJECTIVES = ("decode", "prefill", "request")
+OBJECTIVES = ("decode", "prefill", "ttft", "request", "agent")
+
+#: The agent preset: a conversation this many tokens deep in a warm cache, and an answer of this many.
+AGENT_DEPTH_TOKENS = 8192
+AGENT_GENERATED_TOKENS = 512
+
 STATUSES = ("ok", "out_of_memory", "crashed", "timed_out", "unreadable", "device_lost")
 
 Json = dict[str, t.Any]
@@ -86,22 +91,116 @@ class Problem:
     slots: int
     budgets: tuple[int, ...]
     memory: _memory_plan.MemoryPlan
+    search: _layer_search.LayerSearch
     splits: tuple[Layers, ...]
     fitting: tuple[Candidate, ...]
     default: Layers
     objective: str
     prompt_tokens: int
     generated_tokens: int
+    depth_tokens: int
     tests: tuple[Test, ...]
     decode_test: Test | None
     prefill_test: Test | None
     indifference: float
     max_loads: int
+    repeat_disturbed: int
+
+    def counted(self, name: str) -> tuple[int, int]:
+        """Return (prompt tokens, generated tokens) that an objective counts; ttft counts the first generated token.
+
+        An objective that the problem leaves empty (no prompt while decoding is asked for) counts what the tests run.
+        """
+        prompt = self.prompt_tokens or (self.prefill_test.n_prompt if self.prefill_test else 0)
+        generated = self.generated_tokens or (self.decode_test.n_gen if self.decode_test else 0)
+        return (
+            0 if name in ("decode", "agent") else prompt,
+            {"prefill": 0, "ttft": 1}.get(name, generated),
+        )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of test that the objective is made of."""
+        return needed_kinds(self.objective)
 
     @property
     def micro_batch(self) -> int:
         """Tokens of one micro-batch."""
         return _memory_plan.micro_batch_tokens(self.memory.serving)
+
+    @property
+    def max_anchors(self) -> int:
+        """How many anchors are measured at most: some loads must be left for what the fit predicts."""
+        return max(2, self.max_loads - 3)
+
+    def candidate(self, layers: Layers) -> Candidate | None:
+        """Return a split with its memory, or None where it does not fit."""
+        mib = self.memory.mib(layers)
+        headroom = _memory_plan.headroom_mib(mib, self.budgets)
+        if min(left for left, count in zip(headroom, layers, strict=True) if count) < 0:
+            return None
+        return Candidate(layers, tuple(mib), tuple(headroom))
+
+
+def needed_kinds(objective: str) -> tuple[str, ...]:
+    """Return the kinds of test that an objective is made of."""
+    return {"decode": ("decode",), "agent": ("decode",), "prefill": ("prefill",)}.get(objective, ("decode", "prefill"))
+
+
+def workload(objective: t.Any, bench: t.Any, serving: t.Any) -> Json:
+    """Return what is to be fast and what measures it: {objective, tests} of docs/data_formats.md.
+
+    C(objective) is {name, prompt_tokens, generated_tokens, depth_tokens}, C(bench) {prompt_tokens, generated_tokens,
+    repetitions}. The preset agent takes its own numbers, and the depth where one is given. All tests run at the depth
+    of the objective. Raises ValueError, with the remedy, for what does not fit the context.
+    """
+    name, prompt, generated, depth = _read_objective("objective", objective)
+    if name == "agent":
+        prompt, generated, depth = 0, AGENT_GENERATED_TOKENS, depth or AGENT_DEPTH_TOKENS
+    repetitions = _field("bench", bench, "repetitions", int, 1)
+    bench_prompt = _field("bench", bench, "prompt_tokens", int, 1)
+    bench_generated = _field("bench", bench, "generated_tokens", int, 1)
+    checked = {"name": name, "prompt_tokens": prompt, "generated_tokens": generated, "depth_tokens": depth}
+    tests = [
+        {"kind": "prefill", "n_prompt": bench_prompt, "n_gen": 0, "n_depth": depth, "repetitions": repetitions},
+        {"kind": "decode", "n_prompt": 0, "n_gen": bench_generated, "n_depth": depth, "repetitions": repetitions},
+    ]
+    _fits_context(depth, prompt, generated, _read_tests(tests), _read_serving(serving))
+    return {"objective": checked, "tests": tests}
+
+
+def _read_objective(where: str, objective: t.Any) -> tuple[str, int, int, int]:
+    """Return (name, prompt tokens, generated tokens, tokens in the cache before) of an objective."""
+    name = _choice(f"{where}.name", _field(where, objective, "name", str), OBJECTIVES)
+    prompt = _field(where, objective, "prompt_tokens", int, 0 if name in ("decode", "agent") else 1)
+    generated = _field(where, objective, "generated_tokens", int, 0 if name in ("prefill", "ttft") else 1)
+    depth = _field(where, {"depth_tokens": 0, **objective}, "depth_tokens", int, 0)
+    return name, prompt, generated, depth
+
+
+def _fits_context(
+    depth: int, prompt: int, generated: int, tests: t.Sequence[Test], serving: t.Mapping[str, t.Any]
+) -> None:
+    """Raise ValueError when a request at a depth, or a test there, needs more context than a request can have.
+
+    Without a depth nothing is refused: the split of a short context may be judged by a longer prompt.
+    """
+    if not depth:
+        return
+    room = serving["context_size"] // (1 if serving["kv_unified"] else serving["parallel_slots"])
+    has = f"a request can have {room} (context size {serving['context_size']})"
+    needed = depth + prompt + generated
+    if needed > room:
+        raise ValueError(
+            f"a depth of {depth} with {prompt} prompt and {generated} generated tokens needs a context of {needed} "
+            f"tokens, but {has}: raise the context size or lower the depth"
+        )
+    longest = max(test.n_depth + test.n_prompt + test.n_gen for test in tests)
+    if longest > room:
+        raise ValueError(
+            f"the longest test needs a context of {longest} tokens with its depth, but {has}: raise the context size, "
+            "or lower the depth or the tokens of the tests"
+        )
 
 
 def read_problem(raw: t.Any) -> Problem:
@@ -115,51 +214,55 @@ def read_problem(raw: t.Any) -> Problem:
     modes = _field("problem", raw, "split_modes", list)
     if list(modes) != ["layer"]:
         raise ValueError(f"problem.split_modes must be ['layer'], the only mode known so far, not {modes!r}")
-    objective = _field("problem", raw, "objective", dict)
-    name = _choice("problem.objective.name", _field("problem.objective", objective, "name", str), OBJECTIVES)
-    prompt = _field("problem.objective", objective, "prompt_tokens", int, 0 if name == "decode" else 1)
-    generated = _field("problem.objective", objective, "generated_tokens", int, 0 if name == "prefill" else 1)
+    name, prompt, generated, depth = _read_objective("problem.objective", _field("problem", raw, "objective", dict))
     tests = _read_tests(_field("problem", raw, "tests", list))
     by_kind = {kind: [test for test in tests if test.kind == kind] for kind in ("decode", "prefill")}
-    for kind in ("decode", "prefill"):
-        if name in (kind, "request") and not by_kind[kind]:
+    for kind in needed_kinds(name):
+        if not by_kind[kind]:
             raise ValueError(f"problem.tests has no {kind} test, which the objective {name} needs")
+    _fits_context(depth, prompt, generated, tests, serving)
     slots = model["block_count"] + 1
     memory = _memory_plan.MemoryPlan(model, serving)
     budgets = _memory_plan.budgets_mib(devices, reserve)
+    search = _layer_search.LayerSearch(memory, budgets, slots)
     splits = _layer_split.enumerate_splits(slots, len(devices))
     default = _layer_split.default_layers([device["free_mib"] for device in devices], slots)
     known = set(splits)
     # a coarse grid of many devices may not contain llama.cpp's own choice
     splits += [s for s in (default, *_layer_split.single_device_splits(slots, len(devices))) if s not in known]
+    if len(devices) > 2:
+        # nor the splits at the edges of what memory allows, or, where nothing fits, the one that comes nearest
+        whole = search.extremes()
+        splits += whole if len(whole) > 1 else [*whole, *search.extremes(whole=False)] or [search.nearest_miss()]
     splits = sorted(set(splits))
-    fitting = []
-    for layers in splits:
-        mib = memory.mib(layers)
-        headroom = _memory_plan.headroom_mib(mib, budgets)
-        if min(left for left, count in zip(headroom, layers, strict=True) if count) >= 0:
-            fitting.append(Candidate(layers, tuple(mib), tuple(headroom)))
-    return Problem(
+    problem = Problem(
         raw=raw,
         names=tuple(device["device"] for device in devices),
         slots=slots,
         budgets=tuple(budgets),
         memory=memory,
+        search=search,
         splits=tuple(splits),
-        fitting=tuple(fitting),
+        fitting=(),
         default=default,
         objective=name,
         prompt_tokens=prompt,
         generated_tokens=generated,
+        depth_tokens=depth,
         tests=tests,
         # decoding follows the prompt, so the test at about that depth tells the most about it
-        decode_test=min(by_kind["decode"], key=lambda test: abs(test.n_depth - prompt), default=None),
+        decode_test=min(by_kind["decode"], key=lambda test: abs(test.n_depth - depth - prompt), default=None),
         prefill_test=min(
-            by_kind["prefill"], key=lambda test: (test.n_depth, abs(test.n_prompt - prompt)), default=None
+            by_kind["prefill"],
+            key=lambda test: (abs(test.n_depth - depth), abs(test.n_prompt - prompt)),
+            default=None,
         ),
         indifference=_field("problem", raw, "indifference", (int, float), 0),
         max_loads=_field("problem", raw, "max_loads", int, 1),
+        repeat_disturbed=_field("problem", {"repeat_disturbed": 2, **raw}, "repeat_disturbed", int, 0),
     )
+    fitting = (problem.candidate(layers) for layers in splits)
+    return dataclasses.replace(problem, fitting=tuple(candidate for candidate in fitting if candidate is not None))
 
 
 def _read_devices(devices: t.Sequence[t.Any]) -> list[Json]:
@@ -237,6 +340,10 @@ class Load:
     def ok(self) -> bool:
         """Whether it was measured."""
         return self.status == "ok"
+
+    def samples(self, kind: str) -> tuple[float, ...]:
+        """Return the samples of C(kind), decode or prefill."""
+        return self.decode_samples if kind == "decode" else self.prefill_samples
 
     @property
     def decode(self) -> float | None:

@@ -114,6 +114,20 @@ model:
       type: list
       elements: int
       returned: success
+    block_read_bytes:
+      description: Bytes of weights that one token reads, per repeating block; of experts only those in use.
+      type: list
+      elements: int
+      returned: success
+    block_weights:
+      description: Weights that one token is multiplied with, per repeating block; of experts only those in use.
+      type: list
+      elements: int
+      returned: success
+    output_weights:
+      description: Weights of the output matrix.
+      type: int
+      returned: success
     output_bytes:
       description:
         - Bytes of the output slot.
@@ -136,6 +150,18 @@ model:
       description: Width of the feed-forward layer; the largest where it differs between blocks.
       type: int
       returned: success
+    expert_feed_forward_length:
+      description: Width of one expert, or 0.
+      type: int
+      returned: success
+    expert_count:
+      description: Number of experts, or 0.
+      type: int
+      returned: success
+    expert_used_count:
+      description: Number of experts that a token uses, or 0.
+      type: int
+      returned: success
     head_count:
       description: Number of attention heads; the largest where it differs between blocks.
       type: int
@@ -151,6 +177,11 @@ model:
       returned: success
     kv_v_elements_per_token:
       description: Elements of V per token, per block.
+      type: list
+      elements: int
+      returned: success
+    window_tokens:
+      description: Tokens that a block's attention looks back on, per block; 0 where that is the whole context.
       type: list
       elements: int
       returned: success
@@ -191,17 +222,18 @@ def _sizes(paths: list[str]) -> list[tuple[str, int, int]]:
     return found
 
 
-def _read_shard(path: str, size_bytes: int) -> tuple[dict[str, t.Any], list[tuple[str, int]], int | None]:
-    """Return (fields, [(tensor, bytes)], number of tokens) of one file."""
+def _read_shard(path: str, size_bytes: int) -> tuple[dict[str, t.Any], list[tuple[str, int, int]], int | None]:
+    """Return (fields, [(tensor, bytes, elements)], number of tokens) of one file."""
     import gguf
 
     class HeaderReader(gguf.GGUFReader):
         """Keeps where tensors lie instead of mapping them, so that a truncated file can say what it lacks."""
 
         extents: list[tuple[str, int, int]]
+        elements: list[int]
 
         def _build_tensors(self, start_offs: int, fields: list[gguf.ReaderField]) -> None:
-            self.extents = []
+            self.extents, self.elements = [], []
             for field in fields:
                 _length, name, _count, dimensions, raw_type, offset = field.parts
                 per_block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(int(raw_type[0]))]
@@ -210,6 +242,7 @@ def _read_shard(path: str, size_bytes: int) -> tuple[dict[str, t.Any], list[tupl
                     elements *= dimension
                 n_bytes = elements // per_block * block_bytes
                 self.extents.append((bytes(name).decode(), start_offs + int(offset[0]), n_bytes))
+                self.elements.append(elements)
 
     try:
         with open(path, "rb") as handle:
@@ -231,14 +264,16 @@ def _read_shard(path: str, size_bytes: int) -> tuple[dict[str, t.Any], list[tupl
         ) from exc
     _gguf.check_extent(path, size_bytes, reader.extents)
     tokens = reader.get_field("tokenizer.ggml.tokens")
-    return fields, [(name, n_bytes) for name, _offset, n_bytes in reader.extents], len(tokens.data) if tokens else None
+    sizes = zip(reader.extents, reader.elements, strict=True)
+    found = [(name, n_bytes, elements) for (name, _offset, n_bytes), elements in sizes]
+    return fields, found, len(tokens.data) if tokens else None
 
 
 def _read(files: list[tuple[str, int, int]]) -> dict[str, t.Any]:
     import gguf
 
     fields: dict[str, t.Any] = {}
-    tensors: list[tuple[str, int]] = []
+    tensors: list[tuple[str, int, int]] = []
     token_count = None
     for index, (path, size_bytes, _mtime) in enumerate(files):
         shard_fields, shard_tensors, shard_tokens = _read_shard(path, size_bytes)

@@ -136,3 +136,18 @@ def test_a_template_that_asks_for_what_is_not_there() -> None:
     data = json.loads((ROOT / "tests/fixtures/report/sandbox.json").read_text(encoding="utf-8"))["entry"]
     with pytest.raises(AnsibleFilterError, match="cannot be rendered: .*colour"):
         FilterModule().filters()["split_report"](data, "{{ view.colour }}", panels=[])
+
+
+def test_each_device_alone_is_on_the_page_when_it_was_measured() -> None:
+    entry = json.loads((ROOT / "tests/fixtures/report/mixed_70b.json").read_text(encoding="utf-8"))["entry"]
+    row = {
+        "status": "ok", "reason": None, "decode_ms_per_token": {"median": 1.2, "low": 1.1, "high": 1.3}, "rank": 1,
+        "bandwidth_gb_per_s": 835.0, "theoretical_bandwidth_gb_per_s": None, "prefill_tokens_per_second": 7000.0,
+    }
+    rows = [{**row, "device": device["device"], "id": device["id"]} for device in entry["devices"]]
+    rows[1] |= {"status": "out_of_memory", "reason": "too <small>", "rank": None}
+    html = page("mixed_70b", {"device_probe": {"devices": rows, "warning": "It looks swapped."}})
+    assert '<b>1.20</b> <span class="range">1.10 to 1.30</span></td><td class="n">835</td>' in html
+    assert "out of memory: too &lt;small&gt;" in html
+    assert "<b>It looks swapped.</b>" in html
+    assert "Each device alone" not in page("mixed_70b")

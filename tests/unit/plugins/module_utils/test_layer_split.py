@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import math
+import random
 import struct
 
+import numpy as np
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _layer_split
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 
@@ -19,6 +21,48 @@ def any_split(draw: st.DrawFn) -> tuple[int, ...]:
     cuts = sorted(draw(st.lists(st.integers(0, slots), min_size=devices - 1, max_size=devices - 1)))
     edges = [0, *cuts, slots]
     return tuple(high - low for low, high in zip(edges, edges[1:], strict=False))
+
+
+def by_llama_cpp(printed: str, slots: int) -> tuple[int, ...]:
+    """Return the layers by llama.cpp's code, retold with real float32: common/arg.cpp and load_tensors.
+
+    std::stof of each share, running sums, division by the last, std::upper_bound of slot / slots.
+    """
+    sums = np.cumsum(np.array([np.float32(share) for share in printed.split(",")]), dtype=np.float32)
+    splits = sums / sums[-1]
+    places = np.arange(slots, dtype=np.float32) / np.float32(slots)
+    assert splits.dtype == places.dtype == np.float32
+    return tuple(np.bincount(np.searchsorted(splits, places, side="right"), minlength=len(sums)).tolist())
+
+
+@pytest.mark.parametrize("slots", range(2, 130))
+def test_every_edge_between_devices_is_where_it_is_meant(slots: int) -> None:
+    """Of every split over any number of devices, for up to 128 blocks.
+
+    A device's end is a whole number of slots before it, whatever the split. If a fraction of each such number lies
+    above the place of the slot below it and not above its own, every slot of every split lies where it is meant.
+    """
+    for end in range(1, slots + 1):
+        assert by_llama_cpp(f"{end},{slots - end}", slots) == (end, slots - end)
+
+
+@pytest.mark.parametrize("slots", range(2, 130))
+@pytest.mark.parametrize("devices", range(1, 9))
+def test_printed_ratios_give_exactly_the_layers_meant(devices: int, slots: int) -> None:
+    luck = random.Random(1000 * devices + slots)
+    for _sample in range(8):
+        cuts = sorted(luck.randint(0, slots) for _cut in range(devices - 1))
+        layers = tuple(high - low for low, high in zip([0, *cuts], [*cuts, slots], strict=True))
+        printed = _layer_split.render_tensor_split(layers, "llama_server")
+        assert by_llama_cpp(printed, slots) == layers
+        assert _layer_split.layers_from_shares(layers, slots) == layers
+
+
+@given(st.lists(st.floats(0, 100, width=32), min_size=1, max_size=8), st.integers(2, 129))
+@settings(max_examples=500, deadline=None)
+def test_any_shares_are_rounded_as_llama_cpp_does(shares: list[float], slots: int) -> None:
+    assume(sum(shares) > 1e-3)
+    assert _layer_split.layers_from_shares(shares, slots) == by_llama_cpp(",".join(map(repr, shares)), slots)
 
 
 @given(any_split())

@@ -103,6 +103,51 @@ def test_one_device_holds_everything(sandbox: dict[str, t.Any]) -> None:
     assert _report.placement_words(entry) == "all 33 layers on RPC0"
 
 
+PROBED = {
+    "devices": [
+        {
+            "device": "CUDA0", "id": "GPU-11111111-2222-3333-4444-555555555555", "status": "ok", "reason": None,
+            "decode_ms_per_token": {"median": 1.5, "low": 1.48, "high": 1.52}, "bandwidth_gb_per_s": 668.2,
+            "theoretical_bandwidth_gb_per_s": 1008.1, "prefill_tokens_per_second": 9000.4, "rank": 2,
+        },
+        {
+            "device": "CUDA1", "id": "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa", "status": "ok", "reason": None,
+            "decode_ms_per_token": {"median": 1.2, "low": 1.19, "high": 1.21}, "bandwidth_gb_per_s": 835.0,
+            "theoretical_bandwidth_gb_per_s": 936.1, "prefill_tokens_per_second": 7000.0, "rank": 1,
+        },
+    ],
+    "warning": "CUDA0 should be the faster card.",
+}
+
+
+def test_each_device_alone_is_shown_the_fastest_first(mixed: dict[str, t.Any]) -> None:
+    lines = _report.summary_lines({**mixed["entry"], "device_probe": PROBED})
+    start = next(index for index, line in enumerate(lines) if line.startswith("Each device alone"))
+    assert [line.split() for line in lines[start + 2 : start + 5]] == [
+        ["CUDA1", "NVIDIA", "GeForce", "RTX", "3090", "1", "1.20", "835", "936", "7000"],
+        ["CUDA0", "NVIDIA", "GeForce", "RTX", "4090", "2", "1.50", "668", "1008", "9000"],
+        ["Warning:", "CUDA0", "should", "be", "the", "faster", "card."],
+    ]
+    assert max(map(len, lines)) <= 100
+
+
+def test_a_device_that_was_not_probed_says_why(mixed: dict[str, t.Any]) -> None:
+    nothing = {
+        "status": "skipped", "reason": "100 MiB are usable", "decode_ms_per_token": None, "bandwidth_gb_per_s": None,
+        "prefill_tokens_per_second": None, "rank": None,
+    }
+    devices = [{**PROBED["devices"][0], **nothing}, {**PROBED["devices"][1]}]
+    lines = _report.summary_lines({**mixed["entry"], "device_probe": {"devices": devices, "warning": None}})
+    assert "  CUDA0 NVIDIA GeForce RTX 4090: skipped, 100 MiB are usable" in lines
+    assert not [line for line in lines if "Warning" in line]
+
+
+def test_records_without_a_probe_show_none(mixed: dict[str, t.Any]) -> None:
+    for entry in (mixed["entry"], {**mixed["entry"], "device_probe": None}):
+        assert not [line for line in _report.summary_lines(entry) if "alone" in line]
+        assert _report.report_view(entry)["probe"] == []
+
+
 def test_memory_left_is_what_is_usable_less_what_is_loaded(sandbox: dict[str, t.Any]) -> None:
     rows = _report.memory_rows(sandbox["entry"], sandbox["devices"])
     # the budget of 300 MiB bounds it, not the 19876 MiB that are free

@@ -163,6 +163,15 @@ def test_a_failed_measurement_is_a_result(bench, mode, status, words, starts):
     assert again["load"]["status"] == (status if lasting else "ok")
 
 
+def test_a_stored_failure_is_measured_again_when_asked(bench):
+    assert bench("hang", timeout_seconds=1)["load"]["status"] == "timed_out"
+    assert bench()["load"]["status"] == "timed_out"
+    again = bench(reuse_failures=False)
+    assert again["changed"] and again["load"]["status"] == "ok"
+    # and what went well is not
+    assert bench(reuse_failures=False)["load"]["reused"]
+
+
 def test_garbage_before_the_rows_is_a_warning(bench):
     result = bench("warnings")
     assert result["load"]["status"] == "ok"

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: split_prediction
+short_description: Predict what each split would give, without measuring
+version_added: 0.1.0
+description:
+  - Returns the memory of every split that fits or nearly does, with the speed that memory bandwidth and published
+    prompt rates let expect.
+  - It is a prediction. It runs no benchmark, needs no lease, and where nothing is known of a device's speed it says so.
+positional: _input
+options:
+  _input:
+    description:
+      - What is asked - C(model), C(serving) and C(reserve_mib) as in a problem of C(docs/data_formats.md), and
+        C(objective) and C(bench) as P(homelab.mixed_gpu.split_workload#filter) takes them.
+      - C(model) may also be the name of a well-known shape, such as V(llama_3_3_70b_q4_k_m). An unknown one lists them.
+    type: dict
+    required: true
+  profile:
+    description:
+      - Cards by name instead of those of a host, in the order of the devices, such as V(rtx4090_rtx3090).
+      - An unknown one lists what is known.
+    type: str
+    default: ""
+  recorded:
+    description: Devices of an earlier tuning of the host. They win over O(gpus).
+    type: list
+    elements: dict
+    default: []
+  gpus:
+    description: The cards of the host, as C(gpus) of M(homelab.mixed_gpu.gpu_facts).
+    type: list
+    elements: dict
+    default: []
+  budgets_mib:
+    description: Memory that may be planned on a device, by its id or name.
+    type: dict
+    default: {}
+seealso:
+  - plugin: homelab.mixed_gpu.split_prediction_table
+    plugin_type: filter
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Show what two cards would do
+  ansible.builtin.debug:
+    msg: "{{ prediction | homelab.mixed_gpu.split_prediction_table }}"
+  vars:
+    prediction: "{{ question | homelab.mixed_gpu.split_prediction(profile='rtx4090_rtx3090') }}"
+"""
+
+RETURN = r"""
+_value:
+  description: The prediction, see C(docs/data_formats.md).
+  type: dict
+"""
+
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _split_prediction
+
+
+def split_prediction(
+    question: t.Any,
+    profile: str = "",
+    recorded: t.Sequence[t.Mapping[str, t.Any]] = (),
+    gpus: t.Sequence[t.Mapping[str, t.Any]] = (),
+    budgets_mib: t.Mapping[str, t.Any] | None = None,
+) -> dict[str, t.Any]:
+    """Return the prediction; AnsibleFilterError says what is wrong or unknown."""
+    if not isinstance(question, t.Mapping):
+        raise AnsibleFilterError(f"split_prediction: the question must be a dict, not {type(question).__name__}.")
+    try:
+        if profile:
+            devices = _split_prediction.profile_devices(profile)
+        else:
+            devices = _split_prediction.host_devices(recorded, gpus)
+        return _split_prediction.predict(question, _split_prediction.with_budgets(devices, budgets_mib or {}))
+    except ValueError as error:
+        raise AnsibleFilterError(f"split_prediction: {error}.") from error
+
+
+class FilterModule:
+    """Filters that predict."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        """Return the filters by name."""
+        return {"split_prediction": split_prediction}

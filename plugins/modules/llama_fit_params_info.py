@@ -1,0 +1,219 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: llama_fit_params_info
+short_description: Ask llama.cpp how much memory a split needs, without loading the model
+version_added: 0.1.0
+description:
+  - Runs C(llama-fit-params -fitp on) with the flags of the server and returns what it says each device would hold.
+  - Where O(model) is given too, the collection's own plan is compared with it.
+  - A missing program, a crash or output of another form is a result (RV(available=false) with RV(reason)), not a
+    failure, because the dry run only checks a plan.
+  - The dry run assumes an output for every token of a micro-batch, so it is an upper bound for the device that holds
+    the output layer. It prints nothing per device in tensor mode.
+  - This is an active probe. An RPC server serves one client at a time. Hold the lease
+    (M(homelab.mixed_gpu.measurement_lease)) while it runs.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+    details:
+      - This action does not modify state. It asks the devices in check mode too.
+  diff_mode:
+    support: N/A
+    details:
+      - This action does not modify state.
+options:
+  program:
+    description: Path to C(llama-fit-params).
+    type: path
+    default: /opt/llama.cpp/current/bin/llama-fit-params
+  model_path:
+    description: The GGUF file.
+    type: path
+    required: true
+  devices:
+    description: llama.cpp's names of the devices, in its order.
+    type: list
+    elements: str
+    required: true
+  layers:
+    description: Slots on each device.
+    type: list
+    elements: int
+    required: true
+  split_mode:
+    description: llama.cpp's split mode.
+    type: str
+    default: layer
+  serving:
+    description: The serving profile, see C(docs/data_formats.md).
+    type: dict
+    required: true
+  rpc_endpoints:
+    description: RPC endpoints, in the order in which they become RPC0, RPC1.
+    type: list
+    elements: str
+    default: []
+  environment:
+    description: Environment variables for the program.
+    type: dict
+    default: {}
+  model:
+    description: RV(homelab.mixed_gpu.gguf_info#module:model), to compare the plan with.
+    type: dict
+  timeout_seconds:
+    description: When to give up.
+    type: int
+    default: 60
+requirements:
+  - coreutils (C(timeout))
+seealso:
+  - module: homelab.mixed_gpu.gguf_info
+  - module: homelab.mixed_gpu.llama_devices_info
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Ask llama.cpp about 44 of 81 slots on the first card
+  homelab.mixed_gpu.llama_fit_params_info:
+    model_path: /srv/models/Llama-3.3-70B-Instruct-Q4_K_M.gguf
+    devices: [CUDA0, CUDA1]
+    layers: [44, 37]
+    serving: "{{ ansible_facts['ansible_local'].mixed_gpu.models['llama-70b-c8192-np1-f16-f16'].serving }}"
+  register: dry_run
+"""
+
+RETURN = r"""
+available:
+  description: Whether the dry run answered.
+  returned: success
+  type: bool
+reason:
+  description: Why RV(available=false), in one sentence, or V(none).
+  returned: success
+  type: str
+devices:
+  description: What each device would hold, in the order of O(devices). Empty when RV(available=false).
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    device:
+      description: llama.cpp's name.
+      returned: always
+      type: str
+    model_mib:
+      description: Weights, rounded down.
+      returned: always
+      type: int
+    kv_mib:
+      description: KV cache, rounded down.
+      returned: always
+      type: int
+    compute_mib:
+      description: Compute buffer, rounded down.
+      returned: always
+      type: int
+    mib:
+      description: All three.
+      returned: always
+      type: int
+dry_run:
+  description: The same in short, as it is recorded; V(none) when RV(available=false).
+  returned: success
+  type: dict
+  contains:
+    mib:
+      description: MiB of each device.
+      returned: always
+      type: list
+      elements: int
+    difference_mib:
+      description: What the collection's plan counts more, per device; V(none) without O(model).
+      returned: always
+      type: list
+      elements: int
+command:
+  description: The command.
+  returned: success
+  type: list
+  elements: str
+"""
+
+import os
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _dry_run
+
+
+def ask(module: AnsibleModule, command: list[str]) -> tuple[list[dict[str, t.Any]], str | None]:
+    """Return (devices, None), or ([], why there are none)."""
+    params = module.params
+    program, limit = params["program"], params["timeout_seconds"]
+    if not os.path.isfile(program) or not os.access(program, os.X_OK):
+        return [], f"there is no program {program}: install llama.cpp (role llama_cpp)"
+    environment = {"GGML_NO_BACKTRACE": "1", **{name: str(value) for name, value in params["environment"].items()}}
+    rc, stdout, stderr = module.run_command(
+        [module.get_bin_path("timeout", required=True), "--signal=KILL", f"{limit}s", *command],
+        environ_update=environment, expand_user_and_vars=False, errors="replace",
+    )
+    if rc in (-9, 137):
+        return [], f"{program} was ended after {limit} seconds or killed: see whether something else uses the devices"
+    if rc != 0:
+        return [], _dry_run.explain_failure(program, rc, stderr or stdout)
+    try:
+        return _dry_run.parse(stdout, params["devices"]), None
+    except _dry_run.DryRunError as exc:
+        return [], f"what {program} printed cannot be read: {exc}"
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "program": {"type": "path", "default": "/opt/llama.cpp/current/bin/llama-fit-params"},
+            "model_path": {"type": "path", "required": True},
+            "devices": {"type": "list", "elements": "str", "required": True},
+            "layers": {"type": "list", "elements": "int", "required": True},
+            "split_mode": {"type": "str", "default": "layer"},
+            "serving": {"type": "dict", "required": True},
+            "rpc_endpoints": {"type": "list", "elements": "str", "default": []},
+            "environment": {"type": "dict", "default": {}},
+            "model": {"type": "dict"},
+            "timeout_seconds": {"type": "int", "default": 60},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    if params["timeout_seconds"] < 1:
+        module.fail_json(msg=f"timeout_seconds is {params['timeout_seconds']}: give at least 1.")
+    try:
+        command = _dry_run.command(
+            params["program"], params["model_path"], params["devices"], params["layers"], params["serving"],
+            params["rpc_endpoints"], params["split_mode"],
+        )
+    except _dry_run.DryRunError as exc:
+        module.fail_json(msg=f"The dry run cannot be asked for: {exc}.")
+    devices, reason = ask(module, command)
+    dry_run = None
+    if reason is None:
+        mib = [entry["mib"] for entry in devices]
+        difference = None
+        if params["model"] is not None:
+            difference = _dry_run.compare(mib, params["model"], params["serving"], params["layers"])
+        dry_run = {"mib": mib, "difference_mib": difference}
+    module.exit_json(
+        changed=False, available=reason is None, reason=f"{reason}." if reason else None, devices=devices,
+        dry_run=dry_run, command=command,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""plan.yml through the real ansible-playbook: for cards by name, and for two cards that a stand-in for NVML reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import typing as t
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import build_library, environment
+from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def plan(tmp_path: pathlib.Path) -> t.Callable[..., tuple[int, str]]:
+    def _plan(
+        *words: str, inventory: str | None = None, variables: dict[str, str] | None = None
+    ) -> tuple[int, str]:
+        command = [str(pathlib.Path(sys.executable).parent / "ansible-playbook"), "homelab.mixed_gpu.plan"]
+        command += ["-i", inventory or str(tmp_path / "none.yml")]
+        command += ["-e", f"ansible_python_interpreter={sys.executable}"]
+        (tmp_path / "none.yml").write_text("all: {}\n")
+        env = {
+            **(variables or os.environ), "ANSIBLE_CONFIG": "", "ANSIBLE_HOME": str(tmp_path / "ansible"),
+            "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".venv/collections"), "ANSIBLE_LOCALHOST_WARNING": "false",
+            "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default", "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+            "HOME": str(tmp_path),
+        }
+        done = subprocess.run(
+            [*command, *words], capture_output=True, text=True, check=False, cwd=tmp_path, env=env, timeout=120
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    return _plan
+
+
+def test_for_cards_by_name_and_a_shape(plan: t.Callable[..., tuple[int, str]]) -> None:
+    rc, output = plan("-e", "mixed_gpu_profile=rtx4090_rtx3090", "-e", "model_shape=llama_3_3_70b_q4_k_m")
+    assert rc == 0, output
+    assert "PREDICTION, nothing was measured: Llama 3.3 70B Instruct Q4_K_M" in output
+    assert "43/38 is predicted to be the fastest of 6 splits that fit" in output
+    assert "changed=0" in output
+
+
+def test_for_cards_by_name_and_a_file(plan: t.Callable[..., tuple[int, str]], tmp_path: pathlib.Path) -> None:
+    record.header_only(tmp_path / "m.gguf", "gemma_3_27b_it_q4_k_m")
+    rc, output = plan(
+        "-e", "mixed_gpu_profile=rtx3090_rtx3060", "-e", f"model_gguf={tmp_path}/m.gguf",
+        "-e", "split_tuning_context_size=16384", "-e", "split_tuning_objective=decode",
+    )
+    assert rc == 0, output
+    assert "Gemma 3 27B it Q4_K_M" in output and "context 16384 tokens" in output
+    assert "63/0 is predicted to be the fastest" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["-e", "mixed_gpu_profile=rtx4090_voodoo2", "-e", "model_shape=llama_3_3_70b_q4_k_m"],
+            "known are rtx4090_rtx3090",
+        ),
+        (["-e", "mixed_gpu_profile=rtx4090", "-e", "model_shape=llama_9"], "known are gemma_3_27b_it_q4_k_m"),
+        (["-e", "mixed_gpu_profile=rtx4090"], "Nothing says which model to plan for"),
+    ],
+)
+def test_says_what_is_known(plan: t.Callable[..., tuple[int, str]], words: list[str], sentence: str) -> None:
+    rc, output = plan(*words)
+    assert rc == 2 and sentence in " ".join(output.split())
+
+
+def test_for_the_cards_of_a_host(plan: t.Callable[..., tuple[int, str]], tmp_path: pathlib.Path) -> None:
+    record.header_only(tmp_path / "m.gguf", "llama_3_3_70b_q4_k_m")
+    box = {
+        "ansible_connection": "local", "split_tuning_state_dir": str(tmp_path / "state"),
+        "split_tuning_model_id": "m", "llm_models": [{"id": "m", "path": str(tmp_path / "m.gguf")}],
+    }
+    (tmp_path / "hosts.json").write_text(json.dumps({"mixed_gpu": {"hosts": {"box": box}}}))
+    (tmp_path / "nvml").mkdir()
+    library = build_library(tmp_path / "nvml")
+    rc, output = plan(
+        inventory=str(tmp_path / "hosts.json"), variables=environment(library, "rtx4090_rtx3090")
+    )
+    assert rc == 0, output
+    assert "CUDA1 NVIDIA GeForce RTX 3090" in output and "NVML" in output
+    assert "43/38 is predicted to be the fastest of 6 splits that fit" in output

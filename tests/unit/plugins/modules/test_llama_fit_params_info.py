@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The module with programs that print what llama-fit-params b11312 printed, or misbehave."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _model_shapes
+from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_fit_params_info
+
+SERVING = {
+    "context_size": 8192, "parallel_slots": 1, "kv_unified": True, "batch_size": 2048, "micro_batch_size": 512,
+    "flash_attention": "on", "cache_type_k": "f16", "cache_type_v": "f16", "threads": 1, "poll": 0,
+    "load_mode": "auto", "gpu_layers": 99,
+}
+PRINTED = "CUDA0 21477 1408 312 \nCUDA1 18501 1152 426 \nHost 563 0 112 \n"
+
+
+@pytest.fixture
+def run(tmp_path, capfd):
+    def _run(script, **arguments):
+        program = tmp_path / "llama-fit-params"
+        if script is not None:
+            program.write_text(f"#!/bin/sh\n{script}\n")
+            program.chmod(0o755)
+        arguments = {
+            "program": str(program), "model_path": "/m.gguf", "devices": ["CUDA0", "CUDA1"], "layers": [44, 37],
+            "serving": SERVING, **arguments,
+        }
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            llama_fit_params_info.main()
+        return json.loads(capfd.readouterr().out)
+
+    return _run
+
+
+def test_tells_each_device_and_the_difference_to_the_plan(run, tmp_path):
+    log = tmp_path / "log"
+    result = run(
+        f'echo "$CUDA_DEVICE_ORDER $*" > {log}\ncat <<END\n{PRINTED}END',
+        model=_model_shapes.model("llama_3_3_70b_q4_k_m"), environment={"CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+    )
+    assert result["available"] and result["reason"] is None and not result["changed"]
+    assert result["devices"][0] == {
+        "device": "CUDA0", "model_mib": 21477, "kv_mib": 1408, "compute_mib": 312, "mib": 23197,
+    }
+    assert result["dry_run"] == {"mib": [23197, 20079], "difference_mib": [1, 2]}
+    assert log.read_text().startswith("PCI_BUS_ID -m /m.gguf -dev CUDA0,CUDA1 -sm layer -ts 44,37 -ngl 99 -c 8192 ")
+
+
+def test_compares_only_with_a_model(run):
+    assert run(f"cat <<END\n{PRINTED}END")["dry_run"] == {"mib": [23197, 20079], "difference_mib": None}
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (None, "there is no program"),
+        ("echo 'error: invalid argument: -fitp' >&2; exit 1", "ended with 1: error: invalid argument: -fitp."),
+        ("kill -ABRT $$", "llama-fit-params was ended by signal 6"),
+        ("echo all is well", "what it printed (all is well)."),
+        ("echo Meta'()' 39979 2560 266; echo Host 1 2 3", "speaks of Meta()"),
+        ("sleep 60", "was ended after 1 seconds or killed"),
+    ],
+)
+def test_what_went_wrong_is_a_result(run, script, words):
+    result = run(script, timeout_seconds=1)
+    assert not result.get("failed") and result["available"] is False
+    assert result["devices"] == [] and result["dry_run"] is None
+    assert words in result["reason"] and "\n" not in result["reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"layers": [81]}, "1 layer counts do not belong to 2 devices"),
+        ({"serving": {}}, "serving.gpu_layers is missing"),
+        ({"timeout_seconds": 0}, "give at least 1"),
+    ],
+)
+def test_what_cannot_be_asked_fails(run, arguments, words):
+    result = run("exit 0", **arguments)
+    assert result["failed"] and words in result["msg"]
