@@ -138,12 +138,12 @@ def order(rows: t.Sequence[Json]) -> tuple[str, str | None]:
     """
     known = [row for row in rows if row["status"] == "ok" and row["theoretical_bandwidth_gb_per_s"]]
     pairs = [
-        (one, other)
+        (one, slower)
         for one in known
-        for other in known
-        if one["theoretical_bandwidth_gb_per_s"] > (1 + EQUAL_WITHIN) * other["theoretical_bandwidth_gb_per_s"]
+        for slower in known
+        if one["theoretical_bandwidth_gb_per_s"] > (1 + EQUAL_WITHIN) * slower["theoretical_bandwidth_gb_per_s"]
     ]
-    wrong = [(one, other) for one, other in pairs if faster(other, one)]
+    wrong = [(one, slower) for one, slower in pairs if faster(slower, one)]
     if not wrong:
         return ("confirmed" if pairs else "unknown"), None
     one, other = min(wrong, key=lambda pair: float(pair[0]["bandwidth_gb_per_s"] / pair[1]["bandwidth_gb_per_s"]))

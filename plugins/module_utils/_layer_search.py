@@ -56,7 +56,6 @@ class DeviceMib(t.Protocol):
     @property
     def mib(self) -> int:
         """All of it in MiB."""
-        ...
 
 
 class Memory(t.Protocol):
@@ -64,7 +63,6 @@ class Memory(t.Protocol):
 
     def device(self, layers: t.Sequence[int], device: int) -> DeviceMib:
         """Return what one device holds under C(layers)."""
-        ...
 
 
 class LayerSearch:

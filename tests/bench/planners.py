@@ -267,7 +267,7 @@ def text_of(simulated: t.Sequence[Outcome], recorded: t.Sequence[Outcome], seed:
         "",
         "| bar | measured on the simulated pairs | |",
         "|---|---|---|",
-        *(f"| {bar} | {measured} | {'met' if met else '**missed**'} |" for bar, measured, met in bars(simulated)),
+        *(f"| {name} | {measured} | {'met' if met else '**missed**'} |" for name, measured, met in bars(simulated)),
         "",
         "Three loads can show that there is no difference worth having only where loads repeat within about 0.5 % (two",
         "degrees of freedom against an equivalence of 3 %); where they scatter more, more are needed to say so.",
@@ -344,8 +344,8 @@ def main() -> None:
         arguments.raw.write_text(json.dumps(rows), encoding="utf-8")
     text = text_of(simulated, recorded, arguments.seed, time.monotonic() - started)
     page.write_section(arguments.page, "planners", text)
-    for bar, measured, met in bars(simulated):
-        print(f"planners | {'met   ' if met else 'MISSED'} {bar}: {measured}")
+    for name, measured, met in bars(simulated):
+        print(f"planners | {'met   ' if met else 'MISSED'} {name}: {measured}")
     print(f"planners | written to {arguments.page}")
 
 

@@ -22,7 +22,7 @@ def box(host, controller, tmp_path_factory):
         capture_output=True,
     )
     assert host.run(f"mkdir -p {HOME}").rc == 0
-    tarball = next(build.glob("*.tar.gz"))
+    tarball = sorted(build.glob("*.tar.gz"))[0]
     for source in (
         tarball,
         controller.project / "inventories" / "sandbox",

@@ -29,11 +29,12 @@ GPUS = [
 
 
 def done(
-    *token_ms: float | str, noise: float = 0.005, devices: t.Sequence[dict[str, t.Any]] = DEVICES
+    *token_ms: float | str, noise: float = 0.005, devices: t.Sequence[dict[str, t.Any]] | None = None
 ) -> list[dict[str, t.Any]]:
     """The loads, completed: milliseconds per token of each device, or the status of its failure."""
     result = []
-    for load, took in zip(_device_probe.loads(devices, MODEL, TESTS, 512), token_ms, strict=True):
+    orders = _device_probe.loads(DEVICES if devices is None else devices, MODEL, TESTS, 512)
+    for load, took in zip(orders, token_ms, strict=True):
         load = {**load, "campaign": "c", "fingerprint": "f", "status": "ok", "reason": None, "results": []}
         if isinstance(took, str):
             load.update(status=took, reason="llama-bench was ended by SIGABRT (CUDA error)")
@@ -50,8 +51,11 @@ def done(
 
 
 def assess(
-    loads: list[dict[str, t.Any]], devices: list[dict[str, t.Any]] = DEVICES, gpus: list[dict[str, t.Any]] = GPUS
+    loads: list[dict[str, t.Any]],
+    devices: list[dict[str, t.Any]] | None = None,
+    gpus: list[dict[str, t.Any]] | None = None,
 ) -> dict[str, t.Any]:
+    devices, gpus = (DEVICES if devices is None else devices), (GPUS if gpus is None else gpus)
     return _device_probe.assess(loads, devices, MODEL, 512, gpus)
 
 

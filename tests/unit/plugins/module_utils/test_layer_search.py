@@ -42,7 +42,6 @@ def memory_plan(block_mib: t.Sequence[int], output_mib: int, flash_attention: st
     return _memory_plan.MemoryPlan(model, serving)
 
 
-
 def every_split(slots: int, devices: int) -> t.Iterator[Layers]:
     for cuts in itertools.combinations_with_replacement(range(slots + 1), devices - 1):
         edges = (0, *cuts, slots)
