@@ -27,7 +27,7 @@ cmake -S "$source" -B "$work/build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release
   -DCMAKE_CUDA_ARCHITECTURES="${CUDA_ARCHITECTURES:-native}" -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
   -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
   > "$work/cmake.log" 2>&1 || { tail -n 20 "$work/cmake.log"; exit 1; }
-cmake --build "$work/build" --parallel "${JOBS:-$(nproc)}" --target llama-bench ggml-rpc-server > "$work/build.log" 2>&1 ||
+cmake --build "$work/build" --parallel "${JOBS:-$(nproc)}" --target llama-bench ggml-rpc-server llama-fit-params > "$work/build.log" 2>&1 ||
   { tail -n 20 "$work/build.log"; exit 1; }
 echo "== built in $((SECONDS - began)) s"
 

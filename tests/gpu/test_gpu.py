@@ -19,6 +19,9 @@ import sys
 import time
 
 import pytest
+import yaml
+from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe import device_probe
+from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe_loads import device_probe_loads
 from ansible_collections.homelab.mixed_gpu.plugins.filter.split_plan import split_plan
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -199,3 +202,55 @@ def test_a_random_model_is_tuned_between_card_and_cpu(box, llama_bin, environmen
     assert decision is not None, plan["why"]
     assert sum(decision["layers"]) == model["block_count"] + 1
     assert decision["layers"][card] == max(split["layers"][card] for split in plan["feasible"])
+
+
+def test_the_default_device_probe_reads_weights_at_the_speed_of_the_card(box, llama_bin, environment, tmp_path):
+    defaults = yaml.safe_load((ROOT / "roles/split_tuning/defaults/main.yml").read_text(encoding="utf-8"))
+    default = {key.removeprefix("split_tuning_probe_"): value for key, value in defaults.items() if "_probe_" in key}
+    path = str(tmp_path / "probe.gguf")
+    shape = ("blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "type")
+    module("random_gguf", path=path, host_python=sys.executable, **{key: default[key] for key in shape})
+    model = module("gguf_info", path=path, host_python=sys.executable, cache_dir=str(tmp_path))["model"]
+    uuids = [gpu["uuid"] for gpu in box["gpus"]]
+    devices = module(
+        "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment, cuda_uuids=uuids,
+    )["devices"]
+    serving = SERVING | {"batch_size": 2048, "micro_batch_size": 512}
+    tests = [
+        {"kind": "prefill", "n_prompt": default["prompt_tokens"], "n_gen": 0},
+        {"kind": "decode", "n_prompt": 0, "n_gen": default["generated_tokens"]},
+    ]
+    tests = [test | {"n_depth": 0, "repetitions": default["repetitions"]} for test in tests]
+    loads = [
+        module(
+            "split_benchmark", llama_bench=f"{llama_bin}/llama-bench", model_path=path, load=load,
+            devices=[device["device"] for device in devices], serving=serving, environment=environment,
+            campaign="gpu-test", fingerprint="1" * 64, state_dir=str(tmp_path / "loads"), lease_unit="",
+            timeout_seconds=default["timeout_seconds"],
+        )["load"]
+        for load in device_probe_loads(devices, model, tests, 512)
+    ]
+    probed = device_probe(loads, devices, model, 512, box["gpus"])
+    print(json.dumps(probed, indent=1))
+    assert probed["failure"] is None
+    for row in probed["devices"]:
+        assert row["theoretical_bandwidth_gb_per_s"] is not None
+        assert 0 < row["bandwidth_gb_per_s"] <= 1.1 * row["theoretical_bandwidth_gb_per_s"]
+
+
+def test_the_plan_agrees_with_the_dry_run_on_the_card(box, llama_bin, environment, model_path, rpc_endpoint, tmp_path):
+    environment = environment | {"CUDA_VISIBLE_DEVICES": box["gpus"][0]["uuid"]}
+    devices = module(
+        "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment,
+        cuda_uuids=[box["gpus"][0]["uuid"]], rpc_endpoints=[rpc_endpoint],
+    )["devices"]
+    model = module("gguf_info", path=model_path, host_python=sys.executable, cache_dir=str(tmp_path))["model"]
+    answer = module(
+        "llama_fit_params_info", program=f"{llama_bin}/llama-fit-params", model_path=model_path,
+        devices=[device["device"] for device in devices], layers=[9, 8], serving=SERVING, rpc_endpoints=[rpc_endpoint],
+        environment=environment, model=model,
+    )
+    print(json.dumps(answer, indent=1))
+    assert answer["available"], answer["reason"]
+    dry = answer["dry_run"]
+    assert all(abs(more) <= max(256, 0.05 * mib) for more, mib in zip(dry["difference_mib"], dry["mib"], strict=True))
