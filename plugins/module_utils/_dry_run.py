@@ -11,23 +11,12 @@ from __future__ import annotations
 import re
 import typing as t
 
-from . import _layer_split, _memory_plan
+from . import _layer_split, _llama_bench, _memory_plan
 
 PARTS = ("model_mib", "kv_mib", "compute_mib")
 
-#: serving key -> flag, in the order of the command line; the slots are apart, see command.
-SERVING_FLAGS: t.Final = (
-    ("gpu_layers", "-ngl"),
-    ("context_size", "-c"),
-    ("batch_size", "-b"),
-    ("micro_batch_size", "-ub"),
-    ("flash_attention", "-fa"),
-    ("cache_type_k", "-ctk"),
-    ("cache_type_v", "-ctv"),
-    ("threads", "-t"),
-    ("poll", "--poll"),
-    ("load_mode", "-lm"),
-)
+#: serving key -> flag: those of llama-bench, and the context that it has not; the slots are apart, see command.
+SERVING_FLAGS: t.Final = (("context_size", "-c"), *_llama_bench.SERVING_FLAGS)
 
 _LINE = re.compile(r"^(\S.*?) (\d+) (\d+) (\d+) ?$")
 

@@ -163,7 +163,7 @@ class Evidence:
         found: set[Layers] = set()
         cost = self.cost("objective") if len(self.problem.names) > 2 else None
         if cost is not None and (best := self.best_of_all(cost)) is not None:
-            limit = cost.ms(best) * (1 + self.problem.indifference / 2)
+            limit = cost.ms(best) * (1 + self.problem.room_price)
             roomiest = self.problem.search.roomiest(cost, limit, self.caps, self.failed) or best
             for split in (best, roomiest):
                 found.update((split, *_layer_search.moved_by_one(split)))
@@ -365,11 +365,8 @@ class Evidence:
         return min(equal, key=lambda c: (-_room(c), self.objective(c.layers), c.layers))
 
     def limit(self, among: t.Iterable[Candidate]) -> float:
-        """Return the objective up to which a split may be taken for its room instead of the fastest of C(among).
-
-        That is half of the indifference: the other half is left for the error of the fit, which predicts both.
-        """
-        return min(self.objective(candidate.layers) for candidate in among) * (1 + self.problem.indifference / 2)
+        """Return the objective up to which a split may be taken for its room instead of the fastest of C(among)."""
+        return min(self.objective(candidate.layers) for candidate in among) * (1 + self.problem.room_price)
 
     def rival(self, winner: Candidate, among: t.Sequence[Candidate]) -> Candidate | None:
         """Return what the winner is compared with: llama.cpp's own split, else the best measured other one."""
@@ -993,9 +990,9 @@ def _why_there(evidence: Evidence, chosen: Candidate) -> str:
                 )
     fastest = min((c for c in evidence.candidates), key=lambda c: (evidence.objective(c.layers), c.layers))
     best = evidence.objective(fastest.layers)
-    if fastest != chosen and evidence.objective(chosen.layers) <= best * (1 + problem.indifference / 2):
+    if fastest != chosen and evidence.objective(chosen.layers) <= best * (1 + problem.room_price):
         return (
-            f"{where}: within {50 * problem.indifference:g} % of {split_name(fastest.layers)}, the fastest by the "
+            f"{where}: within {100 * problem.room_price:g} % of {split_name(fastest.layers)}, the fastest by the "
             f"fit, and {_room(chosen) - _room(fastest)} MiB roomier where it is tightest"
         )
     if "prefill" in problem.kinds and evidence.prefill_fit is not None and evidence.prefill_overlap > 0:

@@ -129,6 +129,14 @@ class Problem:
         return _memory_plan.micro_batch_tokens(self.memory.serving)
 
     @property
+    def room_price(self) -> float:
+        """How much slower, relatively, a split may be by the fit and still be taken for its room.
+
+        Half of the indifference: the other half is left for the error of the fit, which predicts both.
+        """
+        return self.indifference / 2
+
+    @property
     def max_anchors(self) -> int:
         """How many anchors are measured at most: some loads must be left for what the fit predicts."""
         return max(2, self.max_loads - 3)

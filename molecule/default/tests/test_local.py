@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-HOME = "/root/controller"
+HOME = "/opt/controller"
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ def test_asks_with_the_flags_of_the_server() -> None:
     words = _dry_run.command("fit", "m.gguf", ["RPC0", "RPC1", "RPC2"], [20, 0, 13], SERVING, ["a:1", "b:2", "c:3"])
     assert words == [
         "fit", "-m", "m.gguf", "--rpc", "a:1,b:2,c:3", "-dev", "RPC0,RPC2", "-sm", "layer", "-ts", "20,13",
-        "-ngl", "99", "-c", "8192", "-b", "2048", "-ub", "512", "-fa", "on", "-ctk", "f16", "-ctv", "q8_0", "-t", "1",
+        "-c", "8192", "-ngl", "99", "-b", "2048", "-ub", "512", "-fa", "on", "-ctk", "f16", "-ctv", "q8_0", "-t", "1",
         "--poll", "0", "-lm", "auto", "-np", "1", "-fit", "off", "-fitp", "on",
     ]
     deployment = {

@@ -48,7 +48,7 @@ def test_tells_each_device_and_the_difference_to_the_plan(run, tmp_path):
         "device": "CUDA0", "model_mib": 21477, "kv_mib": 1408, "compute_mib": 312, "mib": 23197,
     }
     assert result["dry_run"] == {"mib": [23197, 20079], "difference_mib": [1, 2]}
-    assert log.read_text().startswith("PCI_BUS_ID -m /m.gguf -dev CUDA0,CUDA1 -sm layer -ts 44,37 -ngl 99 -c 8192 ")
+    assert log.read_text().startswith("PCI_BUS_ID -m /m.gguf -dev CUDA0,CUDA1 -sm layer -ts 44,37 -c 8192 -ngl 99 ")
 
 
 def test_compares_only_with_a_model(run):
@@ -77,7 +77,7 @@ def test_what_went_wrong_is_a_result(run, script, words):
     ("arguments", "words"),
     [
         ({"layers": [81]}, "1 layer counts do not belong to 2 devices"),
-        ({"serving": {}}, "serving.gpu_layers is missing"),
+        ({"serving": {}}, "serving.context_size is missing"),
         ({"timeout_seconds": 0}, "give at least 1"),
     ],
 )
