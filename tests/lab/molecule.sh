@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export ANSIBLE_CONFIG=$PWD/ansible.cfg ANSIBLE_COLLECTIONS_PATH=$PWD/.venv/collections ANSIBLE_HOME=$PWD/.ansible
-export LAB_HOST=mixed-gpu-molecule MOLECULE_PROJECT_DIRECTORY=$PWD PY_COLORS=0 NO_COLOR=1 ANSIBLE_NOCOLOR=1
+export LAB_HOST=${LAB_HOST:-mixed-gpu-molecule} MOLECULE_PROJECT_DIRECTORY=$PWD PY_COLORS=0 NO_COLOR=1 ANSIBLE_NOCOLOR=1
 tests/lab/lab.sh up
 scenario=${1:-default}
 shift || true
