@@ -99,6 +99,10 @@ class Evidence:
         """All loads that were measured and not set aside."""
         return [load for loads in self.ok.values() for load in loads]
 
+    def next_number(self, layers: Layers) -> int:
+        """Return the number that the next load of a split has; one that was set aside keeps its own."""
+        return 1 + sum(1 for load in self.loads if load.layers == layers)
+
     def count(self, layers: Layers) -> int:
         """Return how many loads of a split were measured."""
         return len(self.ok.get(layers, ()))
@@ -472,6 +476,11 @@ def split_plan(problem: t.Any, loads: t.Any) -> Json:
 
     Pure and deterministic. Raises ValueError, naming the field, for a problem or loads that are not as described there.
     """
+    return plan_with_evidence(problem, loads)[0]
+
+
+def plan_with_evidence(problem: t.Any, loads: t.Any) -> tuple[Json, Evidence]:
+    """Return what split_plan returns, and what the loads say."""
     checked = read_problem(problem)
     measured = read_loads(checked, loads)
     evidence = Evidence(checked, measured[:0])
@@ -490,7 +499,7 @@ def split_plan(problem: t.Any, loads: t.Any) -> Json:
     if evidence.left < len(step.loads):
         cut = dataclasses.replace(step, loads=step.loads[: max(0, evidence.left)])
         step = cut if cut.loads else _next_step(evidence)
-    return {
+    plan = {
         "done": not step.loads,
         "stage": step.stage,
         "why": step.why,
@@ -503,6 +512,7 @@ def split_plan(problem: t.Any, loads: t.Any) -> Json:
         "fit": _fit_out(evidence),
         "decision": step.decision,
     }
+    return plan, evidence
 
 
 def _next_step(evidence: Evidence) -> Step:
@@ -682,8 +692,7 @@ def _open_loads(evidence: Evidence, winner: Candidate, rival: Candidate | None) 
 
 
 def _wanted(evidence: Evidence, layers: Layers, purpose: str) -> Wanted:
-    # a load that was set aside keeps its number
-    return Wanted(layers, 1 + sum(1 for load in evidence.loads if load.layers == layers), purpose)
+    return Wanted(layers, evidence.next_number(layers), purpose)
 
 
 def _anchors(evidence: Evidence) -> list[Candidate]:

@@ -222,8 +222,8 @@ def read_problem(raw: t.Any) -> Problem:
     serving = _read_serving(_field("problem", raw, "serving", dict))
     reserve = _field("problem", raw, "reserve_mib", int, 0)
     modes = _field("problem", raw, "split_modes", list)
-    if list(modes) != ["layer"]:
-        raise ValueError(f"problem.split_modes must be ['layer'], the only mode known so far, not {modes!r}")
+    if "layer" not in modes or not set(modes) <= {"layer", "tensor"}:
+        raise ValueError(f"problem.split_modes must be ['layer'] or ['layer', 'tensor'], not {modes!r}")
     name, prompt, generated, depth = _read_objective("problem.objective", _field("problem", raw, "objective", dict))
     tests = _read_tests(_field("problem", raw, "tests", list))
     by_kind = {kind: [test for test in tests if test.kind == kind] for kind in ("decode", "prefill")}
