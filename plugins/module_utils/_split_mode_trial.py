@@ -113,6 +113,15 @@ def judge_perplexity(
     return None
 
 
+def perplexities(reference: tuple[float, float] | None, candidate: tuple[float, float] | None) -> Json:
+    """Return {reference, candidate, difference_percent} for the record; null for what is no number."""
+    values = [None if known is None or not math.isfinite(known[0]) else known[0] for known in (reference, candidate)]
+    difference = None
+    if reference is not None and candidate is not None and None not in values:
+        difference = round(difference_percent(reference, candidate), 4)
+    return {"reference": values[0], "candidate": values[1], "difference_percent": difference}
+
+
 def difference_percent(reference: tuple[float, float], candidate: tuple[float, float]) -> float:
     """Return by how much a perplexity is above another one, in percent."""
     return 100 * (candidate[0] / reference[0] - 1)

@@ -321,14 +321,17 @@ def _tests(state: Measured) -> list[Json]:
 
 
 def _verdict(state: Measured) -> str:
-    """Return faster, slower or inconclusive for tensor mode, by the 95 % interval between loads."""
+    """Return faster, slower or inconclusive for tensor mode, by the 95 % interval between loads.
+
+    An experimental mode has to be faster by the indifference at least, with the whole interval.
+    """
     result = state.compare()
     if result is None:
         return "not_usable"
     limit = 100 * state.problem.indifference
     if result.low is None or result.high is None:
         return "slower" if result.percent < -100 * FAR_BEHIND else "inconclusive"
-    if result.percent > limit and result.low > 0:
+    if result.low > limit:
         return "faster"
     if result.high <= limit or result.percent < -100 * FAR_BEHIND:
         return "slower"

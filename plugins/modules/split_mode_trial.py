@@ -14,10 +14,10 @@ description:
   - A private C(llama-server) on loopback loads the model in each mode with the real context, and answers the same
     prompts greedily; the first token that differs is reported. C(llama-perplexity) measures how well each predicts
     the same text; more than O(perplexity_tolerance_percent) above the reference is a failed trial.
-  - Then the mode on trial answers prompts of many lengths for O(soak_seconds), and every now and then the first prompt
+  - Then the mode on trial answers prompts of many lengths for O(soak_seconds), and now and then the first prompt
     again, whose answer must not change.
-  - A refusal, a crash, a hang (killed at its time limit), too little memory or a wrong answer is a result, not a failure
-    of the task; the reason is in C(load.reason).
+  - A refusal, a crash, a hang (killed at its time limit), too little memory or a wrong answer is a result, not a
+    failure of the task; the reason is in C(load.reason).
   - The result is kept in the store of M(homelab.mixed_gpu.split_benchmark) under a key of its own, so the module is
     idempotent and an interrupted run resumes.
 extends_documentation_fragment:
@@ -342,14 +342,7 @@ class SplitModeTrial(_measuring.StoredLoad):
         except TrialError as end:
             raise TrialError(end.status, f"layer mode, the reference, failed: {end.reason}") from end
         after = self.perplexity(candidate, own, lock)
-        self.found["perplexity"] = {
-            "reference": None if before is None else before[0],
-            "candidate": None if after is None else after[0],
-            "difference_percent": (
-                None if before is None or after is None
-                else round(_split_mode_trial.difference_percent(before, after), 4)
-            ),
-        }  # fmt: skip
+        self.found["perplexity"] = _split_mode_trial.perplexities(before, after)
         with Server(self, candidate, own, lock) as server:
             mine = [server.answer(prompt, generated)["tokens"] for prompt in prompts]
             self.found["answers"] = _split_mode_trial.compare_answers(known, mine)

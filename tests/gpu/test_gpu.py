@@ -13,27 +13,17 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
 from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe import device_probe
 from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe_loads import device_probe_loads
-from ansible_collections.homelab.mixed_gpu.plugins.filter.split_plan import split_plan
+from conftest import module, rpc_server, tune
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NVCC = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-BIN = os.environ.get("MIXED_GPU_LLAMA_BIN", "")
-RUN = """
-import importlib, json, sys
-from ansible.module_utils.testing import patch_module_args
-module = importlib.import_module(f"ansible_collections.homelab.mixed_gpu.plugins.modules.{sys.argv[1]}")
-with patch_module_args(json.load(sys.stdin)):
-    module.main()
-"""
 SERVING = {
     "context_size": 1024, "parallel_slots": 1, "kv_unified": True, "batch_size": 512, "micro_batch_size": 64,
     "flash_attention": "on", "cache_type_k": "f16", "cache_type_v": "f16", "threads": 1, "poll": 0, "load_mode": "auto",
@@ -43,40 +33,6 @@ TESTS = [
     {"kind": "prefill", "n_prompt": 128, "n_gen": 0, "n_depth": 0, "repetitions": 2},
     {"kind": "decode", "n_prompt": 0, "n_gen": 16, "n_depth": 0, "repetitions": 2},
 ]
-
-
-def module(name, **arguments):
-    """Run a module of the collection in a process of its own; what it returns."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, name], input=json.dumps(arguments), capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    result = json.loads(done.stdout)
-    assert not result.get("failed"), result["msg"]
-    return result
-
-
-@pytest.fixture(scope="session")
-def box():
-    facts = module("gpu_facts", host_python=sys.executable)["ansible_facts"]["mixed_gpu_gpus"]
-    if not facts["available"]:
-        pytest.skip(f"no NVIDIA card to test on: {facts['reason']}")
-    print(json.dumps(facts, indent=1))
-    return facts
-
-
-@pytest.fixture(scope="session")
-def llama_bin(box):
-    if not BIN:
-        pytest.skip("MIXED_GPU_LLAMA_BIN names no build of llama.cpp")
-    return BIN
-
-
-@pytest.fixture
-def environment(box):
-    uuids = ",".join(gpu["uuid"] for gpu in box["gpus"])
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": uuids}
 
 
 @pytest.fixture(scope="session")
@@ -92,23 +48,8 @@ def model_path(llama_bin, tmp_path_factory):
 @pytest.fixture
 def rpc_endpoint(llama_bin):
     """A second, slow device: this machine's CPU behind an RPC server."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [f"{llama_bin}/ggml-rpc-server", "-H", "127.0.0.1", "-p", str(port), "-d", "CPU", "-t", "4"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )
-    try:
-        # looked for in the table of listening sockets: a connection would occupy the server
-        for _attempt in range(100):
-            if f":{port:04X} 00000000:0000 0A" in pathlib.Path("/proc/net/tcp").read_text(encoding="ascii"):
-                break
-            assert server.poll() is None, "ggml-rpc-server ended"
-            time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
+    with rpc_server(llama_bin, "-d", "CPU", "-t", "4") as endpoint:
+        yield endpoint
 
 
 def test_facts_agree_with_nvidia_smi(box):
@@ -183,20 +124,9 @@ def test_a_random_model_is_tuned_between_card_and_cpu(box, llama_bin, environmen
         "objective": {"name": "request", "prompt_tokens": 128, "generated_tokens": 64}, "tests": TESTS,
         "indifference": 0.01, "max_loads": 7,
     }
-    loads: list[dict] = []
-    plan = split_plan(problem, loads)
-    while not plan["done"]:
-        print(plan["stage"], plan["why"])
-        for load in plan["loads"]:
-            measured = module(
-                "split_benchmark", llama_bench=f"{llama_bin}/llama-bench", model_path=model_path, load=load,
-                devices=[device["device"] for device in devices], rpc_endpoints=[rpc_endpoint], serving=SERVING,
-                environment=environment, campaign="gpu-test", fingerprint="0" * 64, state_dir=str(tmp_path / "loads"),
-                lease_unit="", timeout_seconds=300,
-            )["load"]
-            assert measured["status"] == "ok", measured["reason"]
-            loads.append(measured)
-        plan = split_plan(problem, loads)
+    plan, _loads = tune(
+        llama_bin, problem, model_path, tmp_path / "loads", endpoints=[rpc_endpoint], environment=environment
+    )
     decision = plan["decision"]
     print(json.dumps(decision, indent=1))
     assert decision is not None, plan["why"]
