@@ -55,7 +55,7 @@ def parse(argv: t.Sequence[str], environment: t.Mapping[str, str]) -> Json | Non
     taken from `environment`, and so is what the command line sets before the program (`env NAME=value`, `docker -e`).
     """
     words = _flat(argv)
-    start = _program(words)
+    start = _program(words) if words else None
     if start is None:
         return None
     engine, position, serve = start

@@ -182,7 +182,8 @@ def judge(
 
     `gpus` are the host's cards in PCI order, of gpu_facts, or dicts with a name where there is no driver yet; `p2p` is
     whether they reach each other's memory. Tensor parallelism over unlike cards is not ok, and neither is a pipeline
-    over unlike cards whose layers are shared out evenly because nothing says otherwise.
+    over unlike cards whose layers are shared out evenly because nothing says otherwise. What was measured is said once,
+    of the first that it is about.
     """
     found = []
     for engine in engines:
@@ -190,7 +191,9 @@ def judge(
         tensor, stages = engine.get("tensor_parallel_size") or 1, engine.get("pipeline_parallel_size") or 1
         names = " and ".join(short_name(gpu) for gpu in cards)
         if tensor > 1 and unlike(cards):
-            detail = f"{where(engine)} splits each layer evenly over {names} (tensor parallel {tensor}); {MEASURED}"
+            told = any(MEASURED in each["detail"] for each in found)
+            detail = f"{where(engine)} splits each layer evenly over {names} (tensor parallel {tensor})"
+            detail += "" if told else f"; {MEASURED}"
         elif stages > 1 and unlike(cards) and not engine.get("layer_partition"):
             detail = f"{where(engine)} gives {names} as many layers each"
         else:

@@ -24,8 +24,9 @@ SWAP_USED_MIB = 512  # more swap in use than this says that the host is short of
 
 MIB = 1 << 20
 
-#: As the report names it. The figures are for an RTX 4090 and an RTX 3090.
-CLAIMS_SOURCE = "rule of thumb in guides for an RTX 4090 with a 3090"
+#: As the report names it.
+CLAIMS_SOURCE = "Rule of thumb in guides for an RTX 4090 and a 3090"
+PEAK_KEYS = ("peak_low_watts", "peak_high_watts")
 
 Check = dict[str, t.Any]
 Json = dict[str, t.Any]
@@ -63,7 +64,7 @@ def checks(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[C
         *_models(wanted["models"], known),
     ]
     disks = [_with_models(want, wanted["models"], known) for want in wanted["disk"]]
-    found += _disks(list(zip(host["disks"], disks, strict=True)))
+    found += _disks(list(zip(host["disks"], disks, strict=True))) + _slow_disk(host, wanted)
     found.append(_port(host["listeners"], wanted["port"], wanted["server_unit"]))
     found += hardware.binding(host, expected)
     found.append(hardware.expected_cards(host, expected))
@@ -169,6 +170,20 @@ def _with_models(want: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any], kno
     return {**want, "needed_mib": max(want["needed_mib"], sum(sizes))}
 
 
+def _models_disk(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> t.Mapping[str, t.Any] | None:
+    """The disk of the models' directory, where that was looked at."""
+    pairs = zip(host["disks"], wanted["disk"], strict=True)
+    return next((disk for disk, want in pairs if want["path"] == wanted["models"]["directory"]), None)
+
+
+def _slow_disk(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[Check]:
+    disk = _models_disk(host, wanted)
+    if disk is None or disk["medium"] != "disk" or not hardware.cards(host):
+        return []
+    cure = "put the models on an SSD: a spinning disk reads 40 GB in three to five minutes, at each load"
+    return [hardware.check("kind of disk", False, "warning", f"{disk['path']} lies on a spinning disk", cure)]
+
+
 def claims(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[Json]:
     """What guides say of such a box, beside what this one has: {name, claim, found, source}.
 
@@ -179,20 +194,14 @@ def claims(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[J
     if not known and not wanted["gpus_expected"]:
         return []
     budget = _power_budget.budget(known, wanted["psu_watts"], wanted["rest_of_machine_watts"])
-    disk = next(
-        (
-            disk for disk, want in zip(host["disks"], wanted["disk"], strict=True)
-            if want["path"] == wanted["models"]["directory"]
-        ),
-        None,
-    )
+    disk = _models_disk(host, wanted)
     widths = [gpu.get("pcie_width") for gpu in known]
     medium = {"nvme": "NVMe", "ssd": "SSD", "disk": "spinning disk", None: "kind unknown"}
     rows = {
         "power supply": ("1300 W", f"{wanted['psu_watts']} W" if wanted["psu_watts"] else "not known"),
         "peaks": (
-            "4090 600 W + 3090 450 W at once",
-            f"{budget['peak_low_watts']} to {budget['peak_high_watts']} W with the rest of the machine"
+            "600 + 450 W at once",
+            "{} to {} W, unverified".format(*(budget[key] - budget["rest_watts"] for key in PEAK_KEYS))
             if known and budget["peak_low_watts"] is not None else "not known",
         ),
         "memory": ("64 to 128 GB", f"{host['memory_total_mib'] * MIB / 1e9:.0f} GB"),
@@ -217,7 +226,7 @@ def claims_table(rows: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
     width = max(len(row["name"]) for row in rows)
     claim = max(len(row["claim"]) for row in rows)
     return [
-        f"What is said of such a box ({rows[0]['source']}), and this one:",
+        f"{rows[0]['source']}, and what is here:",
         *(f"     {row['name']:<{width}}  {row['claim']:<{claim}}  {row['found']}" for row in rows),
     ]
 
