@@ -74,12 +74,12 @@ def nvml_text(machine: t.Mapping[str, t.Any]) -> str | None:
     return None if text is None else (machine.get("nvml_more") or "") + text
 
 
-def build(machine: t.Mapping[str, t.Any], root: pathlib.Path) -> None:
-    """Write the machine's files below `root`."""
+def build(machine: t.Mapping[str, t.Any], root: pathlib.Path, at: pathlib.Path | None = None) -> None:
+    """Write the machine's files below `root`; links lead to `at`, where they will be, or to where they are."""
     for directory in ("proc", "sys/bus/pci/devices", "dev", "boot"):
         (root / directory).mkdir(parents=True, exist_ok=True)
     for number, (address, given) in enumerate(machine.get("pci", {}).items()):
-        card(root, number, address, {**CARD, **given})
+        card(root, at or root, number, address, {**CARD, **given})
     for path, text in machine.get("files", {}).items():
         write(root / path.lstrip("/"), text)
     for pid, process in machine.get("processes", {}).items():
@@ -95,10 +95,10 @@ def write(path: pathlib.Path, text: str) -> None:
     path.write_bytes(text.encode("latin-1"))
 
 
-def card(root: pathlib.Path, number: int, address: str, given: t.Mapping[str, t.Any]) -> None:
+def card(root: pathlib.Path, at: pathlib.Path, number: int, address: str, given: t.Mapping[str, t.Any]) -> None:
     """One card behind its own root port, as sysfs shows it."""
-    port = root / f"sys/devices/pci0000:00/0000:00:{number + 1:02x}.0"
-    here = port / address
+    place = f"sys/devices/pci0000:00/0000:00:{number + 1:02x}.0"
+    port, here = root / place, root / place / address
     start = 0x4000000000 * (number + 1)
     resource = ["0x00000000a0000000 0x00000000a0ffffff 0x0000000000040200"]
     resource.append(f"{start:#018x} {start + given['bar1_mib'] * MIB - 1:#018x} 0x000000000014220c")
@@ -112,11 +112,11 @@ def card(root: pathlib.Path, number: int, address: str, given: t.Mapping[str, t.
     write(port / "max_link_width", f"{given['slot_width']}\n")
     if given["iommu"]:
         write(root / f"sys/kernel/iommu_groups/{number}/type", f"{given['iommu']}\n")
-        (here / "iommu_group").symlink_to(root / f"sys/kernel/iommu_groups/{number}")
+        (here / "iommu_group").symlink_to(at / f"sys/kernel/iommu_groups/{number}")
     if given["driver"]:
         (root / "sys/bus/pci/drivers" / given["driver"]).mkdir(parents=True, exist_ok=True)
-        (here / "driver").symlink_to(root / "sys/bus/pci/drivers" / given["driver"])
-    (root / "sys/bus/pci/devices" / address).symlink_to(here)
+        (here / "driver").symlink_to(at / "sys/bus/pci/drivers" / given["driver"])
+    (root / "sys/bus/pci/devices" / address).symlink_to(at / place / address)
 
 
 def host(machine: t.Mapping[str, t.Any], root: pathlib.Path) -> dict[str, t.Any]:
