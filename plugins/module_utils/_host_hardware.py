@@ -71,13 +71,17 @@ def generation(speed: str | None) -> int | None:
     return GENERATIONS.get((speed or "").split(" ")[0])
 
 
-def bar_mib(text: str | None, number: int) -> int | None:
-    """Size of a base address register from a device's `resource` file, whose lines hold start, end and flags."""
-    lines = (text or "").splitlines()
-    if number >= len(lines):
-        return None
-    start, end = (int(word, 16) for word in lines[number].split()[:2])
-    return (end - start + 1) // MIB if end > start else None
+def aperture_mib(text: str | None) -> int | None:
+    """Size of the window to a card's memory from its `resource` file, whose lines hold start, end and flags.
+
+    It is the largest of the six base address registers: NVIDIA's BAR1, which is the kernel's region 1 on GeForce cards
+    and region 2 where BAR0 is a 64-bit one. What follows the six belongs to virtual functions.
+    """
+    sizes = [0]
+    for line in (text or "").splitlines()[:6]:
+        start, end = (int(word, 16) for word in line.split()[:2])
+        sizes.append((end - start + 1) // MIB if end > start else 0)
+    return max(sizes) or None
 
 
 def nvidia_devices(root: str = "") -> list[Json]:
@@ -97,7 +101,7 @@ def nvidia_devices(root: str = "") -> list[Json]:
             "width_max": _lanes(read(f"{here}/max_link_width")),
             "slot_generation_max": generation(read(f"{port}/max_link_speed")),
             "slot_width_max": _lanes(read(f"{port}/max_link_width")),
-            "bar1_mib": bar_mib(read(f"{here}/resource"), 1),
+            "bar1_mib": aperture_mib(read(f"{here}/resource")),
             "iommu": read(f"{here}/iommu_group/type"),
         })
     return found
@@ -185,4 +189,6 @@ def _whole_disk(device: str) -> str | None:
         device = os.path.dirname(device)
     if os.path.basename(device).startswith("nvme"):
         return "nvme"
+    if os.path.basename(device).startswith(("vd", "xvd")):
+        return None  # a virtual machine's; that it rotates is only a default
     return {"1": "disk", "0": "ssd"}.get(read(f"{device}/queue/rotational") or "")

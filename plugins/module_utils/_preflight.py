@@ -20,6 +20,7 @@ from . import _preflight_hardware as hardware
 TESTED_RELEASES = {"debian": ["12", "13"], "ubuntu": ["24.04"]}
 OLDEST_PYTHON = (3, 11)
 WIDTH = 74  # Ansible's own output breaks lines beyond that
+WIDEST_NAME = 24
 SWAP_USED_MIB = 512  # more swap in use than this says that the host is short of memory
 
 MIB = 1 << 20
@@ -232,15 +233,21 @@ def claims_table(rows: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
 
 
 def table(found: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
-    """The checks as lines of text, at most WIDTH columns wide: verdict, name, what was seen, and below it the cure."""
-    width = max((len(check["name"]) for check in found), default=0)
+    """The checks as lines of text, at most WIDTH columns wide: verdict, name, what was seen, and below it the cure.
+
+    Only a word that is longer than its column goes beyond that, such as the UUIDs of two cards in a row.
+    """
+    width = min(WIDEST_NAME, max((len(check["name"]) for check in found), default=0))
     lines = []
     for check in found:
         verdict = "ok" if check["ok"] else {"error": "FAIL", "warning": "warn"}.get(check["severity"], "note")
         text = check["detail"] if check["ok"] or check["cure"] is None else f"{check['detail']}; {check['cure']}"
-        start = f"{verdict:<5}{check['name']:<{width}}  "
+        start, indent = f"{verdict:<5}{check['name']:<{width}}  ", " " * (width + 7)
+        if len(check["name"]) > width:  # a deep path: the text begins below it
+            lines.append(start.rstrip())
+            start = indent
         lines += textwrap.wrap(
-            text, width=WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_long_words=False,
+            text, width=WIDTH, initial_indent=start, subsequent_indent=indent, break_long_words=False,
             break_on_hyphens=False,
         )
     return lines

@@ -299,7 +299,8 @@ def power(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[Ch
         return [check("power supply", True, "note", f"{detail}; ignored, as gpu_power_budget_policy says", None)]
     problem = {
         "exceeded": "more than the power supply gives: ", "peaks": "peaks beyond the power supply's rating: ",
-        "peaks_possible": "peaks may go beyond the power supply's rating: ", "unknown": "rating not known: ", "ok": "",
+        "peaks_possible": "peaks may go beyond the power supply's rating: ", "ok": "",
+        "unknown": "" if wanted["psu_watts"] else "rating not known: ",
     }[verdict]
     cure = ", ".join(budget["advice"]) or None
     return [check("power supply", verdict == "ok", severity, problem + detail, cure)]

@@ -238,7 +238,7 @@ host:
           type: int
           returned: always
         bar1_mib:
-          description: Size of BAR1; 256 where resizable BAR is off.
+          description: Size of the window to its memory (BAR1); 256 where resizable BAR is off.
           type: int
           returned: always
         iommu:

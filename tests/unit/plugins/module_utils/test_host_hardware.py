@@ -42,8 +42,19 @@ def test_a_card_of_which_the_kernel_says_little(tmp_path):
     (found,) = _host_hardware.nvidia_devices(str(tmp_path))
     for key in ("driver", "generation", "width", "slot_generation_max", "slot_width_max", "iommu"):
         assert found[key] is None
-    assert _host_hardware.bar_mib("", 1) is None
-    assert _host_hardware.bar_mib("0x0 0x0 0x0\n0x0 0x0 0x0\n", 1) is None
+    assert _host_hardware.aperture_mib("") is None
+    assert _host_hardware.aperture_mib("0x0 0x0 0x0\n0x0 0x0 0x0\n") is None
+
+
+def test_the_window_to_memory_is_region_1_or_2_and_never_a_virtual_functions():
+    def line(start, mib):
+        return f"{start:#x} {start + (mib << 20) - 1:#x} 0x14220c" if mib else "0x0 0x0 0x0"
+
+    geforce = [16, 256, 0, 32, 0, 0]
+    hopper = [16, 0, 131072, 0, 32, 0, 0, 4, 0, 262144]
+    for sizes, expected in ((geforce, 256), (hopper, 131072)):
+        text = "\n".join(line(number << 40, size) for number, size in enumerate(sizes, 1))
+        assert _host_hardware.aperture_mib(text) == expected
 
 
 def test_kernels_are_ordered_as_numbers(tmp_path):
@@ -105,6 +116,7 @@ def test_media(tmp_path):
     disk = block(tmp_path, "8:0", "sda", queue__rotational="1\n")
     part = block(tmp_path, "8:1", "sda/sda1", partition="1\n")
     block(tmp_path, "8:16", "sdb", queue__rotational="0\n")
+    block(tmp_path, "253:0", "vda", queue__rotational="1\n")
     crypt = block(tmp_path, "254:0", "dm-0")
     (crypt / "slaves").mkdir()
     (crypt / "slaves/nvme0n1").symlink_to(nvme)
@@ -115,7 +127,8 @@ def test_media(tmp_path):
     assert disk.exists()
     kinds = {number: _host_hardware.block_medium(number, root) for number in os.listdir(tmp_path / "sys/dev/block")}
     assert kinds == {
-        "259:0": "nvme", "259:2": "nvme", "8:0": "disk", "8:1": "disk", "8:16": "ssd", "254:0": "nvme", "9:0": "disk"
+        "259:0": "nvme", "259:2": "nvme", "8:0": "disk", "8:1": "disk", "8:16": "ssd", "254:0": "nvme", "9:0": "disk",
+        "253:0": None,
     }
     assert _host_hardware.block_medium("0:42", root) is None
 

@@ -349,6 +349,15 @@ def test_table():
     assert max(map(len, lines)) <= 74
 
 
+def test_a_deep_path_leaves_room_for_the_text():
+    deep = "/mnt/tank/very/deep/down/models"
+    disk = {**HOST["disks"][0], "path": deep}
+    lines = preflight_table(judge(disks=[disk], wanted={"disk": [{"path": deep, "needed_mib": 1}]}))
+    number = lines.index(f"ok   disk {deep}")
+    assert lines[number + 1] == f"{'':31}50000 MiB free on /; 1 MiB needed"
+    assert max(map(len, lines)) <= 74
+
+
 def test_foreign_input_is_a_sentence():
     with pytest.raises(AnsibleFilterError, match="host_info"):
         preflight_checks({"os": {}}, WANTED)
