@@ -55,7 +55,7 @@ def parse(argv: t.Sequence[str], environment: t.Mapping[str, str]) -> Json | Non
     taken from `environment`, and so is what the command line sets before the program (`env NAME=value`, `docker -e`).
     """
     words = _flat(argv)
-    start = _program(words) if words else None
+    start = _program(words)
     if start is None:
         return None
     engine, position, serve = start
@@ -188,7 +188,7 @@ def _flat(argv: t.Sequence[str]) -> list[str]:
 
 def _program(words: t.Sequence[str]) -> tuple[str, int, bool] | None:
     """(engine, position of its first argument, whether that may be the model) of the first engine in the words."""
-    for number, (word, following) in enumerate(zip(words, [*words[1:], ""], strict=True)):
+    for number, (word, following) in enumerate(zip(words, [*words[1:], ""], strict=False)):
         if os.path.basename(word) in ("vllm", "sglang") and following == "serve":
             return os.path.basename(word), number + 2, True
         if word == "-m":

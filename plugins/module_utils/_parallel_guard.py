@@ -185,7 +185,7 @@ def judge(
     over unlike cards whose layers are shared out evenly because nothing says otherwise. What was measured is said once,
     of the first that it is about.
     """
-    found = []
+    found: list[Json] = []
     for engine in engines:
         cards = visible(gpus, engine)
         tensor, stages = engine.get("tensor_parallel_size") or 1, engine.get("pipeline_parallel_size") or 1

@@ -16,6 +16,7 @@ import typing as t
 
 Json = dict[str, t.Any]
 
+
 class PolicyError(ValueError):
     """A policy or a number of watts that makes no sense; the message says which and what would."""
 

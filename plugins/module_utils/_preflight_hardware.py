@@ -203,12 +203,12 @@ def resizable_bar(host: t.Mapping[str, t.Any]) -> list[Check]:
     """Whether the whole memory of every card can be addressed over PCIe."""
     if not host["nvidia_devices"]:
         return []
-    bars = {device["address"][-10:].lower(): device["bar1_mib"] for device in host["nvidia_devices"]}
+    sizes = {device["address"][-10:].lower(): device["bar1_mib"] for device in host["nvidia_devices"]}
     words, off = [], False
     for gpu in cards(host):
-        bar = gpu.get("bar1_total_mib") or bars.get((gpu.get("pci_bus_id") or "")[-10:].lower())
-        off = off or (bar is not None and bar <= SMALL_BAR1_MIB)
-        words.append(f"{_parallel_guard.short_name(gpu)} {'unknown' if bar is None else f'{bar} MiB'}")
+        size = gpu.get("bar1_total_mib") or sizes.get((gpu.get("pci_bus_id") or "")[-10:].lower())
+        off = off or (size is not None and size <= SMALL_BAR1_MIB)
+        words.append(f"{_parallel_guard.short_name(gpu)} {'unknown' if size is None else f'{size} MiB'}")
     cure = (
         "switch on Above 4G Decoding and Resizable BAR in the firmware (an RTX 3090 may need a newer VBIOS); a layer"
         " split works without it, access from card to card wants it"
