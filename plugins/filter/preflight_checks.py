@@ -20,7 +20,8 @@ options:
       - C(port), C(server_unit) (the unit that may listen there), C(memory_mib), C(disk) (a list of dicts with C(path)
         and C(needed_mib), in the order of O(homelab.mixed_gpu.host_info#module:paths)), C(gpus_expected) (UUIDs
         or parts of names), C(models) (of P(homelab.mixed_gpu.preflight_models#filter)), C(psu_watts) (0 where it is not
-        known), C(rest_of_machine_watts) and C(power_budget_policy) (V(warn), V(fail) or V(ignore)).
+        known), C(rest_of_machine_watts), C(power_limits_watts) and C(locked_clocks_mhz) (what is to be set, by UUID or
+        end of the product name), and C(power_budget_policy) (V(warn), V(fail) or V(ignore)).
     type: dict
     required: true
   gpus:
@@ -51,6 +52,8 @@ EXAMPLES = r"""
       models: "{{ llm_models | homelab.mixed_gpu.preflight_models('/srv/models') }}"
       psu_watts: 1300
       rest_of_machine_watts: 200
+      power_limits_watts: {RTX 4090: 315}
+      locked_clocks_mhz: {}
       power_budget_policy: warn
 """
 

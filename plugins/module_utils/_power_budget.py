@@ -7,6 +7,12 @@ millisecond and more, so the sum of the limits in force, with the rest of the ma
 Peaks: for less than a millisecond a card draws more than its limit, whatever the limit is, so the peak does not shrink
 with it. Measured figures differ by board and load, so a peak is a range from the lowest to the highest that was found,
 and every figure says where it comes from and that nobody here has measured it.
+
+Sources beyond those of the figures: power limits act within about a millisecond, and a limit of 230 W did not keep a
+supply from tripping where locked clocks of 210 to 1550 MHz did (club-3090, issues 1019 and 814). Intel's ATX 3.0 design
+guide has a supply with a 12VHPWR connector stand 200 % of its rating for 100 microseconds, 180 % for 1 ms and 120 % for
+100 ms; older ones promise nothing beyond their rating. In a layer split the cards take turns while they generate and
+work together in a prompt; tensor parallelism puts the peaks of both at the same moment.
 """
 
 from __future__ import annotations
@@ -53,35 +59,33 @@ OTHER_SOURCE = "assumed from the ratios of peak to limit of an RTX 4090 and an R
 #: PCI device ids of cards whose driver is not there yet.
 DEVICE_IDS = {"0x2684": "NVIDIA GeForce RTX 4090", "0x2204": "NVIDIA GeForce RTX 3090"}
 
-SOURCES = {
-    "limits hold an average": (
-        "power limits act within about a millisecond; a limit of 230 W did not stop a power supply from tripping,"
-        " locked clocks of 210 to 1550 MHz did (club-3090, issues 1019 and 814)"
-    ),
-    "supplies": (
-        "Intel's ATX 3.0 design guide: a supply with a 12VHPWR connector stands 200 % of its rating for 100"
-        " microseconds, 180 % for 1 ms, 120 % for 100 ms; older ones promise nothing beyond their rating"
-    ),
-    "turns": (
-        "in a layer split the cards take turns while they generate, and work together in a prompt; tensor parallelism"
-        " puts the peaks of both at the same moment"
-    ),
-}
-
 
 def _peak(name: str) -> Peak | None:
     return next((peak for known, peak in PEAKS.items() if name.endswith(known)), None)
 
 
-def card(gpu: t.Mapping[str, t.Any]) -> Json:
-    """Return {name, limit_watts, default_watts, peak_low_watts, peak_high_watts, source} of one card.
+def for_card(gpu: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) -> t.Any:
+    """Return what `settings`, by UUID or by the end of the product name, say of a card, or None. UUIDs win."""
+    by_uuid = settings.get(gpu.get("uuid") or "")
+    name = gpu.get("name") or ""
+    return by_uuid if by_uuid is not None else next(
+        (value for key, value in settings.items() if key and name.endswith(key)), None
+    )
 
-    `gpu` is an entry of gpu_facts, or {name} alone. Watts are None where neither NVML nor PEAKS knows the card.
+
+def card(gpu: t.Mapping[str, t.Any], planned_watts: t.Any = None) -> Json:
+    """Return {name, limit_watts, planned, default_watts, peak_low_watts, peak_high_watts, source} of one card.
+
+    `gpu` is an entry of gpu_facts, or {name} alone. The limit is the one that the role gpu_power is to set, or the one
+    in force. Watts are None where neither NVML nor PEAKS knows the card. Raises PolicyError for a plan that is no
+    number.
     """
     name = gpu.get("name") or "unnamed card"
     known = _peak(name)
     default = gpu.get("power_limit_default_watts") or (known.limit_watts if known else None)
     limit = gpu.get("power_limit_enforced_watts") or gpu.get("power_limit_watts") or default
+    if planned_watts is not None:
+        limit = _watts(planned_watts, name)
     default = default or limit
     low = high = None
     if known:
@@ -94,17 +98,35 @@ def card(gpu: t.Mapping[str, t.Any]) -> Json:
     return {
         "name": name,
         "limit_watts": round(limit) if limit else None,
+        "planned": planned_watts is not None,
         "default_watts": round(default) if default else None,
         "peak_low_watts": low, "peak_high_watts": high, "source": known.source if known else OTHER_SOURCE,
     }
 
 
-def budget(gpus: t.Sequence[t.Mapping[str, t.Any]], psu_watts: int, rest_of_machine_watts: int) -> Json:
+def _watts(value: t.Any, name: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise PolicyError(f"the power limit of {name} is {value!r}: it must be a number of watts") from error
+
+
+def budget(
+    gpus: t.Sequence[t.Mapping[str, t.Any]],
+    psu_watts: int,
+    rest_of_machine_watts: int,
+    limits_watts: t.Mapping[str, t.Any] | None = None,
+    locked_clocks_mhz: t.Mapping[str, t.Any] | None = None,
+) -> Json:
     """Return what the cards and the rest of the machine need of a power supply.
 
     `gpus` are entries of gpu_facts, or dicts with a name. `psu_watts` is the supply's rating, 0 where it is not known.
+    `limits_watts` and `locked_clocks_mhz`, see for_card, are what the role gpu_power is to set: judging only what is in
+    force would stop a play before the role that cures it. Nobody published by how much a locked clock lowers peaks, so
+    where all clocks are locked the peaks are no more than possible.
+
     The result has cards (see card), rest_watts, psu_watts, steady_watts, peak_low_watts, peak_high_watts (all cards at
-    once), verdict and advice (sentences). The verdict is
+    once), locked, verdict and advice (sentences). The verdict is
 
     - exceeded: the limits in force add up to more than the supply's rating;
     - peaks: even the lowest of the figures for the peaks do;
@@ -116,7 +138,8 @@ def budget(gpus: t.Sequence[t.Mapping[str, t.Any]], psu_watts: int, rest_of_mach
     """
     if psu_watts < 0 or rest_of_machine_watts < 0:
         raise PolicyError("the watts of the power supply and of the rest of the machine must be zero or more")
-    cards = [card(gpu) for gpu in gpus]
+    cards = [card(gpu, for_card(gpu, limits_watts or {})) for gpu in gpus]
+    locked = bool(gpus) and all(for_card(gpu, locked_clocks_mhz or {}) for gpu in gpus)
     rest = rest_of_machine_watts
     steady = _sum(cards, "limit_watts", rest)
     low, high = _sum(cards, "peak_low_watts", rest), _sum(cards, "peak_high_watts", rest)
@@ -124,9 +147,11 @@ def budget(gpus: t.Sequence[t.Mapping[str, t.Any]], psu_watts: int, rest_of_mach
     if psu_watts and steady is not None and low is not None and high is not None:
         limits = (("exceeded", steady), ("peaks", low), ("peaks_possible", high))
         verdict = next((name for name, watts in limits if watts > psu_watts), "ok")
+        if locked and verdict == "peaks":
+            verdict = "peaks_possible"
     result = {
         "cards": cards, "rest_watts": rest, "psu_watts": psu_watts, "steady_watts": steady, "peak_low_watts": low,
-        "peak_high_watts": high, "verdict": verdict,
+        "peak_high_watts": high, "verdict": verdict, "locked": locked,
     }
     return {**result, "advice": _advice(result)}
 
@@ -157,8 +182,9 @@ def _advice(found: t.Mapping[str, t.Any]) -> list[str]:
             if left > 0
             else f"correct gpu_power_rest_of_machine_watts, which alone takes the {psu} W"
         )
+    if not found["locked"]:
+        advice.append("lock the clocks (gpu_power_locked_clocks_mhz: a lower power limit does not stop peaks)")
     advice += [
-        "lock the clocks (a lower power limit does not stop peaks, a lower clock does)",
         f"or use a supply of {rating_for(found['peak_high_watts'])} W, or one of ATX 3, which stands 200 % for 100"
         " microseconds",
     ]
@@ -170,12 +196,12 @@ def words(found: t.Mapping[str, t.Any]) -> str:
     unknown = [each["name"] for each in found["cards"] if each["limit_watts"] is None]
     if unknown:
         return f"the draw of {' and '.join(unknown)} is not known"
-    limits = " + ".join(str(each["limit_watts"]) for each in found["cards"])
+    limits = " + ".join(f"{each['limit_watts']}{' to be set' * each['planned']}" for each in found["cards"])
     of = f" of {found['psu_watts']} W" if found["psu_watts"] else ""
     return (
         f"steady {found['steady_watts']} W{of} (power limits {limits}, rest of the machine {found['rest_watts']}); for"
         f" less than a millisecond {found['peak_low_watts']} to {found['peak_high_watts']} W when all cards peak at"
-        " once (unverified figures, see the role's README)"
+        f" once{', less what the locked clocks take off' * found['locked']} (unverified figures, see the role's README)"
     )
 
 

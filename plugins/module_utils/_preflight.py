@@ -40,7 +40,8 @@ def checks(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[C
     not be asked, `engines`, what llm_engines_info found, or None, and `recorded`, the host fact mixed_gpu, or None.
     `wanted` holds port (int), memory_mib (int), disk ([{path, needed_mib}]), gpus_expected (UUIDs or parts of names),
     server_unit (the unit that may hold the port), models (see models), psu_watts (0 where it is not known),
-    rest_of_machine_watts and power_budget_policy (warn, fail or ignore). Raises KeyError for a missing key.
+    rest_of_machine_watts, power_limits_watts and locked_clocks_mhz (what is to be set, by UUID or end of the name), and
+    power_budget_policy (warn, fail or ignore). Raises KeyError for a missing key.
     """
     expected = wanted["gpus_expected"]
     known = _model_sizes(host, wanted["models"])

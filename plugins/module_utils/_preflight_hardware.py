@@ -291,7 +291,10 @@ def power(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[Ch
     known = cards(host)
     if not known:
         return []
-    budget = _power_budget.budget(known, wanted["psu_watts"], wanted["rest_of_machine_watts"])
+    budget = _power_budget.budget(
+        known, wanted["psu_watts"], wanted["rest_of_machine_watts"], wanted["power_limits_watts"],
+        wanted["locked_clocks_mhz"],
+    )
     detail, verdict = _power_budget.words(budget), budget["verdict"]
     policy = wanted["power_budget_policy"]
     severity = _power_budget.severity(verdict, policy)

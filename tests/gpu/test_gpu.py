@@ -157,7 +157,8 @@ def test_preflight_of_this_machine(box, tmp_path):
     wanted = {
         "port": 8080, "server_unit": "llama-server.service", "memory_mib": 2048, "gpus_expected": names,
         "disk": [{"path": str(tmp_path), "needed_mib": 1}], "models": preflight_models([], str(tmp_path)),
-        "psu_watts": 1, "rest_of_machine_watts": 0, "power_budget_policy": "warn",
+        "psu_watts": 1, "rest_of_machine_watts": 0, "power_limits_watts": {}, "locked_clocks_mhz": {},
+        "power_budget_policy": "warn",
     }
     program = tmp_path / "vllm"
     program.write_text("import time\ntime.sleep(60)\n")

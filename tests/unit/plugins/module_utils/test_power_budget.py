@@ -38,6 +38,24 @@ def test_a_power_limit_lowers_the_average_and_not_the_peaks():
     assert "a lower power limit does not stop peaks" in " ".join(after["advice"])
 
 
+def test_limits_and_clocks_that_are_to_be_set_count():
+    plan = {"RTX 4090": 315, "GPU-2": "280"}
+    slow = {**SLOW, "uuid": "GPU-2"}
+    assert budget([FAST, slow], 850, 200)["verdict"] == "exceeded"
+    found = budget([FAST, slow], 850, 200, plan)
+    assert (found["verdict"], found["steady_watts"]) == ("peaks", 795)
+    assert "315 to be set + 280 to be set" in words(found)
+    one = budget([FAST, slow], 850, 200, plan, {"RTX 4090": [210, 1550]})
+    assert (one["verdict"], one["locked"]) == ("peaks", False)
+    both = budget([FAST, slow], 850, 200, plan, {"RTX 4090": [210, 1550], "GPU-2": [210, 1550]})
+    assert (both["verdict"], both["locked"]) == ("peaks_possible", True)
+    assert "lock the clocks" not in " ".join(both["advice"]) and "locked clocks take off" in words(both)
+    # a limit that is to be set does not help what it does not reach
+    assert budget([FAST, slow], 700, 200, plan, plan)["verdict"] == "exceeded"
+    with pytest.raises(_power_budget.PolicyError, match="is 'low': it must be a number of watts"):
+        budget([FAST], 850, 200, {"RTX 4090": "low"})
+
+
 def test_a_raised_limit_raises_the_peaks_to_itself():
     card = _power_budget.card({**FAST, "power_limit_watts": 600.0})
     assert (card["limit_watts"], card["peak_low_watts"], card["peak_high_watts"]) == (600, 600, 600)

@@ -60,6 +60,8 @@ WANTED = {
     "models": preflight_models([], "/srv/models"),
     "psu_watts": 1600,
     "rest_of_machine_watts": 200,
+    "power_limits_watts": {},
+    "locked_clocks_mhz": {},
     "power_budget_policy": "warn",
 }
 
@@ -324,6 +326,9 @@ def test_policy_of_the_power_budget():
     assert bad(judge(wanted={"psu_watts": 850, "power_budget_policy": "fail"}))["power supply"]["severity"] == "error"
     ignored = named(judge(wanted={"psu_watts": 850, "power_budget_policy": "ignore"}), "power supply")
     assert ignored["ok"] and "ignored" in ignored["detail"]
+    planned = {"RTX 4090": 315, "GPU-2": 280, "RTX 3090": 999}
+    steady = named(judge(wanted={"psu_watts": 850, "power_limits_watts": planned}), "power supply")["detail"]
+    assert "steady 795 W of 850 W (power limits 315 to be set + 280 to be set" in steady
     assert "gpu_power_psu_watts" in bad(judge(wanted={"psu_watts": 0}))["power supply"]["cure"]
     with pytest.raises(AnsibleFilterError, match="one of warn, fail, ignore"):
         judge(wanted={"power_budget_policy": "perhaps"})
