@@ -62,7 +62,8 @@ def kernel(host: t.Mapping[str, t.Any]) -> list[Check]:
         return [check("kernel", False, "warning", f"{release}, a real-time kernel", cure)]
     if newest != release and release in installed:
         cure = "reboot before the driver is installed, or check its module for both kernels ('dkms status')"
-        return [check("kernel", False, "note", f"{release} runs, {newest} boots next", cure)]
+        detail = f"{release} runs, {newest} is newer and boots next unless told otherwise"
+        return [check("kernel", False, "note", detail, cure)]
     if host["nvidia_pci"] and host["nvidia_module_version"] is None and _numbers(release)[:2] > NEWEST_SAFE_KERNEL:
         cure = "use driver 580.159.04 or later, or the distribution's kernel 6.x: older 580 do not build on Linux 7"
         return [check("kernel", False, "warning", detail, cure)]
