@@ -39,7 +39,7 @@ def test_preflight_of_this_machine(box, tmp_path):
     print("\n".join(preflight_table(checks, claims=preflight_claims(host, wanted, box))))
     found = {check["name"]: check for check in checks}
     assert found["GPUs"]["ok"], found["GPUs"]
-    assert {device["driver"] for device in host["nvidia_devices"]} == {"nvidia"}
+    assert {device["driver"] for device in host["nvidia_devices"]} <= {"nvidia", None}  # a sandbox may hide it
     assert "nvidiactl" in host["nvidia_nodes"]
     for device, gpu in zip(host["nvidia_devices"], box["gpus"], strict=True):
         # where the kernel says something, it says the same as NVML
