@@ -107,11 +107,18 @@ def _placed(entry: t.Mapping[str, t.Any]) -> dict[str, int]:
 def _deployment(
     gpus: t.Sequence[t.Mapping[str, t.Any]], recorded: t.Any, layers: int | None
 ) -> t.Mapping[str, t.Any] | None:
-    """The recorded deployment over exactly these cards that fits best, or None. A damaged record counts as none."""
+    """The recorded deployment over exactly these cards that fits best, or None. A damaged record counts as none.
+
+    What does not add up to the model's slots is no layer split: in split mode tensor a placement holds shares.
+    """
     try:
         models = recorded["models"]
         entries = sorted(models.items(), key=lambda item: item[0] != recorded.get("active"))
-        able = [entry for _name, entry in entries if set(_placed(entry)) == {gpu["uuid"] for gpu in gpus}]
+        cards = {gpu["uuid"] for gpu in gpus}
+        able = [
+            entry for _name, entry in entries
+            if set(_placed(entry)) == cards and sum(_placed(entry).values()) == entry["model"]["block_count"] + 1
+        ]
         return next((entry for entry in able if entry["model"]["block_count"] == layers), able[0] if able else None)
     except (KeyError, TypeError, AttributeError):
         return None

@@ -50,6 +50,7 @@ def test_whole_layers_that_add_up(layers, record, cards):
     [
         None, "damaged", {}, {"models": {}}, {"models": {"m": {}}}, {"models": None},
         recorded(81, 0),  # on one card: no split to take over
+        recorded(5, 3),  # shares of split mode tensor
     ],
 )
 def test_without_a_record_bandwidth_decides(record):
