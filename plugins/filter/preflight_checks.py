@@ -18,13 +18,22 @@ options:
   wanted:
     description:
       - C(port), C(server_unit) (the unit that may listen there), C(memory_mib), C(disk) (a list of dicts with C(path)
-        and C(needed_mib), in the order of O(homelab.mixed_gpu.host_info#module:paths)), and C(gpus_expected) (UUIDs
-        or parts of names).
+        and C(needed_mib), in the order of O(homelab.mixed_gpu.host_info#module:paths)), C(gpus_expected) (UUIDs
+        or parts of names), C(models) (of P(homelab.mixed_gpu.preflight_models#filter)), C(psu_watts) (0 where it is not
+        known), C(rest_of_machine_watts), C(power_limits_watts) and C(locked_clocks_mhz) (what is to be set, by UUID or
+        end of the product name), and C(power_budget_policy) (V(warn), V(fail) or V(ignore)).
     type: dict
     required: true
   gpus:
     description: The fact C(mixed_gpu_gpus), or none where it could not be asked.
     type: dict
+  engines:
+    description: C(engines) of M(homelab.mixed_gpu.llm_engines_info), or none where nobody looked.
+    type: list
+    elements: dict
+  recorded:
+    description: The host fact C(mixed_gpu) (C(ansible_local.mixed_gpu)), or none.
+    type: raw
 author:
   - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
@@ -40,6 +49,12 @@ EXAMPLES = r"""
       memory_mib: 2048
       disk: [{path: /srv/models, needed_mib: 40000}]
       gpus_expected: [RTX 4090, RTX 3090]
+      models: "{{ llm_models | homelab.mixed_gpu.preflight_models('/srv/models') }}"
+      psu_watts: 1300
+      rest_of_machine_watts: 200
+      power_limits_watts: {RTX 4090: 315}
+      locked_clocks_mhz: {}
+      power_budget_policy: warn
 """
 
 RETURN = r"""
@@ -53,17 +68,21 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _preflight
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _power_budget, _preflight
 
 
 def preflight_checks(
     host: t.Mapping[str, t.Any],
     wanted: t.Mapping[str, t.Any],
     gpus: t.Mapping[str, t.Any] | None = None,
+    engines: t.Sequence[t.Mapping[str, t.Any]] | None = None,
+    recorded: t.Any = None,
 ) -> list[dict[str, t.Any]]:
     """Return the checks of a host. Raises AnsibleFilterError when `host` is not what host_info returns."""
     try:
-        return _preflight.checks({**host, "gpus": gpus}, wanted)
+        return _preflight.checks({**host, "gpus": gpus, "engines": engines, "recorded": recorded}, wanted)
+    except _power_budget.PolicyError as error:
+        raise AnsibleFilterError(f"preflight_checks: {error}.") from error
     except (KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(
             f"preflight_checks: the input is not what homelab.mixed_gpu.host_info returns as host ({error!r});"

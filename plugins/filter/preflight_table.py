@@ -15,6 +15,11 @@ options:
     type: list
     elements: dict
     required: true
+  claims:
+    description: What P(homelab.mixed_gpu.preflight_claims#filter) returns, to be shown below the checks.
+    type: list
+    elements: dict
+    default: []
 author:
   - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
@@ -38,10 +43,12 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _preflight
 
 
-def preflight_table(checks: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
+def preflight_table(
+    checks: t.Sequence[t.Mapping[str, t.Any]], claims: t.Sequence[t.Mapping[str, t.Any]] = ()
+) -> list[str]:
     """Return the checks as lines. Raises AnsibleFilterError when they are no checks."""
     try:
-        return _preflight.table(checks)
+        return [*_preflight.table(checks), *_preflight.claims_table(claims)]
     except (KeyError, TypeError) as error:
         raise AnsibleFilterError(
             f"preflight_table: the input is no list of checks ({error!r}); pass on host_preflight_checks."

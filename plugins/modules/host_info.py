@@ -29,6 +29,11 @@ options:
     type: list
     elements: path
     default: []
+  files:
+    description: Files whose size is asked for. They need not exist.
+    type: list
+    elements: path
+    default: []
   port:
     description: TCP port; which processes listen on it is asked with C(ss).
     type: int
@@ -68,6 +73,15 @@ host:
       description: Release of the running kernel.
       type: str
       returned: always
+    kernel_version:
+      description: Build of the running kernel, which names C(PREEMPT_RT) where it is one.
+      type: str
+      returned: always
+    kernels:
+      description: Releases of the kernels in C(/boot), oldest first.
+      type: list
+      elements: str
+      returned: always
     python_version:
       description: Version of the Python that runs this module.
       type: str
@@ -87,6 +101,15 @@ host:
       type: str
       returned: always
       sample: podman
+    hypervisor:
+      description: What this is a virtual machine of, or none on bare metal.
+      type: str
+      returned: always
+      sample: KVM or QEMU
+    secure_boot:
+      description: Whether UEFI Secure Boot is on; none where its variables cannot be read.
+      type: bool
+      returned: always
     memory_total_mib:
       description: Main memory.
       type: int
@@ -117,12 +140,34 @@ host:
           description: Where the file system that holds it, or will hold it, is mounted.
           type: str
           returned: always
+        medium:
+          description: V(nvme), V(ssd), V(disk) (it rotates), or none where it is no local disk.
+          type: str
+          returned: always
+        total_mib:
+          description: Size of that file system.
+          type: int
+          returned: always
         free_mib:
           description: Room on that file system, without what is reserved for root.
           type: int
           returned: always
         held_mib:
           description: Disk space of what lies below the path already.
+          type: int
+          returned: always
+    files:
+      description: One entry per path of O(files), in that order.
+      type: list
+      elements: dict
+      returned: always
+      contains:
+        path:
+          description: The path.
+          type: str
+          returned: always
+        size_bytes:
+          description: Size, or none where there is no such file.
           type: int
           returned: always
     listeners:
@@ -149,6 +194,63 @@ host:
       elements: str
       returned: always
       sample: ["0000:01:00.0", "0000:02:00.0"]
+    nvidia_devices:
+      description: One entry per address of C(nvidia_pci), from the kernel, so without any driver.
+      type: list
+      elements: dict
+      returned: always
+      contains:
+        address:
+          description: PCI address.
+          type: str
+          returned: always
+        device_id:
+          description: PCI device id.
+          type: str
+          returned: always
+          sample: "0x2684"
+        driver:
+          description: Kernel driver that holds the card, such as V(nvidia), V(nouveau) and V(vfio-pci), or none.
+          type: str
+          returned: always
+        generation:
+          description: PCIe generation of the link now, which an idle card lowers; none, as all below, where unknown.
+          type: int
+          returned: always
+        generation_max:
+          description: PCIe generation that the card is capable of.
+          type: int
+          returned: always
+        width:
+          description: PCIe lanes in use.
+          type: int
+          returned: always
+        width_max:
+          description: PCIe lanes that the card has.
+          type: int
+          returned: always
+        slot_generation_max:
+          description: PCIe generation that the slot is capable of.
+          type: int
+          returned: always
+        slot_width_max:
+          description: PCIe lanes that the slot has.
+          type: int
+          returned: always
+        bar1_mib:
+          description: Size of the window to its memory (BAR1); 256 where resizable BAR is off.
+          type: int
+          returned: always
+        iommu:
+          description: How the IOMMU treats the card - V(DMA), V(DMA-FQ), V(identity) - or none without one.
+          type: str
+          returned: always
+    nvidia_nodes:
+      description: NVIDIA's device files below C(/dev) through which a program reaches cards.
+      type: list
+      elements: str
+      returned: always
+      sample: [nvidia-uvm, nvidia0, nvidiactl]
     nvidia_module_version:
       description: Version of the loaded NVIDIA kernel module, or none.
       type: str
@@ -164,21 +266,12 @@ import platform
 import re
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _host_hardware
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._host_hardware import read
 
 MIB = 1 << 20
-NVIDIA_VENDOR = "0x10de"
-DISPLAY_CLASS = "0x03"  # VGA and 3D controllers; the cards' audio functions are of another class
 LISTENER = re.compile(r'\("(?P<process>[^"]+)",pid=(?P<pid>\d+)')
 UNIT = re.compile(r"cgroup:\S*?(?P<unit>[^/\s]+\.(?:service|scope))(?:\s|/|$)")
-
-
-def read(path: str) -> str | None:
-    """The stripped text of a file, or None where it cannot be read."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as handle:
-            return handle.read().strip()
-    except OSError:
-        return None
 
 
 def operating_system(text: str) -> dict[str, str | None]:
@@ -200,7 +293,12 @@ def memory(text: str) -> dict[str, int]:
     }
 
 
-def disk(path: str) -> dict[str, str | int]:
+def size(path: str) -> int | None:
+    """Bytes of a regular file, or None."""
+    return os.path.getsize(path) if os.path.isfile(path) else None
+
+
+def disk(path: str) -> dict[str, str | int | None]:
     """Room of the file system that holds the path, or its nearest existing parent."""
     there = os.path.abspath(path)
     while not os.path.exists(there):
@@ -212,6 +310,8 @@ def disk(path: str) -> dict[str, str | int]:
     return {
         "path": path,
         "mount_point": mount_point,
+        "medium": _host_hardware.medium(there),
+        "total_mib": room.f_blocks * room.f_frsize // MIB,
         "free_mib": room.f_bavail * room.f_frsize // MIB,
         "held_mib": _held(path) // MIB,
     }
@@ -243,20 +343,6 @@ def listeners(text: str) -> list[dict[str, str | int | None]]:
     return found
 
 
-def nvidia_pci(directory: str) -> list[str]:
-    """Addresses of NVIDIA's display controllers below a directory such as /sys/bus/pci/devices."""
-    try:
-        addresses = sorted(os.listdir(directory))
-    except OSError:
-        return []
-    return [
-        address
-        for address in addresses
-        if read(f"{directory}/{address}/vendor") == NVIDIA_VENDOR
-        and (read(f"{directory}/{address}/class") or "").startswith(DISPLAY_CLASS)
-    ]
-
-
 def container() -> str | None:
     """The kind of container, as systemd notes it, or as the environment of process 1 or a marker file says."""
     noted = read("/run/systemd/container")
@@ -273,6 +359,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "paths": {"type": "list", "elements": "path", "default": []},
+            "files": {"type": "list", "elements": "path", "default": []},
             "port": {"type": "int"},
         },
         supports_check_mode=True,
@@ -288,14 +375,21 @@ def main() -> None:
             "os": operating_system(read("/etc/os-release") or read("/usr/lib/os-release") or ""),
             "machine": platform.machine(),
             "kernel": platform.release(),
+            "kernel_version": platform.version(),
+            "kernels": _host_hardware.kernels(),
             "python_version": platform.python_version(),
             "uid": os.geteuid(),
             "init": read("/proc/1/comm"),
             "container": container(),
+            "hypervisor": _host_hardware.hypervisor(),
+            "secure_boot": _host_hardware.secure_boot(),
             **memory(read("/proc/meminfo") or ""),
             "disks": [disk(path) for path in module.params["paths"]],
+            "files": [{"path": path, "size_bytes": size(path)} for path in module.params["files"]],
             "listeners": found,
-            "nvidia_pci": nvidia_pci("/sys/bus/pci/devices"),
+            "nvidia_pci": _host_hardware.nvidia_pci(),
+            "nvidia_devices": _host_hardware.nvidia_devices(),
+            "nvidia_nodes": _host_hardware.nvidia_nodes(),
             "nvidia_module_version": read("/sys/module/nvidia/version"),
             "nouveau_loaded": os.path.isdir("/sys/module/nouveau"),
         },

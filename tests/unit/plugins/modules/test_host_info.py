@@ -38,7 +38,17 @@ def test_this_machine(run, tmp_path):
         assert os.path.ismount(disk["mount_point"])
         assert str(tmp_path).startswith(disk["mount_point"])
         assert disk["free_mib"] == pytest.approx(shutil.disk_usage(tmp_path).free >> 20, rel=0.2)
+        assert disk["total_mib"] == pytest.approx(shutil.disk_usage(tmp_path).total >> 20, rel=0.1)
+        assert disk["medium"] in ("nvme", "ssd", "disk", None)
     assert host["listeners"] is None
+    assert host["kernel"] == os.uname().release and host["kernel_version"] == os.uname().version
+    assert [device["address"] for device in host["nvidia_devices"]] == host["nvidia_pci"]
+
+
+def test_files(run, tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"x" * 1234)
+    asked = [str(tmp_path / "x.gguf"), str(tmp_path), str(tmp_path / "none")]
+    assert [file["size_bytes"] for file in run(files=asked)["files"]] == [1234, None, None]
 
 
 @pytest.mark.skipif(shutil.which("ss") is None, reason="needs ss (iproute2)")
@@ -74,18 +84,3 @@ def test_memory():
     assert host_info.memory(text) == {
         "memory_total_mib": 2048, "memory_available_mib": 1024, "swap_total_mib": 4, "swap_used_mib": 3
     }
-
-
-def test_cards_on_the_bus(tmp_path):
-    devices = {
-        "0000:02:00.0": ("0x10de", "0x030200"),
-        "0000:01:00.0": ("0x10de", "0x030000"),
-        "0000:01:00.1": ("0x10de", "0x040300"),  # the card's audio
-        "0000:00:02.0": ("0x8086", "0x030000"),
-    }
-    for address, (vendor, kind) in devices.items():
-        (tmp_path / address).mkdir()
-        (tmp_path / address / "vendor").write_text(f"{vendor}\n")
-        (tmp_path / address / "class").write_text(f"{kind}\n")
-    assert host_info.nvidia_pci(str(tmp_path)) == ["0000:01:00.0", "0000:02:00.0"]
-    assert host_info.nvidia_pci(str(tmp_path / "none")) == []
