@@ -319,7 +319,7 @@ def infeasible_bands(
 
 
 def placement_words(entry: Json) -> str:
-    """Say where the slots are: 45 of 81 layers on CUDA0 and 36 on CUDA1."""
+    """Say where the slots are: 45 of 81 layers on CUDA0 and 36 on CUDA1; in tensor mode, 5/8 of every layer on CUDA0."""
     decision = entry["decision"]
     slots = sum(decision["layers"])
     parts = [
@@ -327,6 +327,9 @@ def placement_words(entry: Json) -> str:
         for count, device in zip(decision["layers"], entry["devices"], strict=True)
         if count > 0
     ]
+    if decision["split_mode"] == "tensor":
+        shares = [part.replace(" on ", f"/{slots} on ", 1) for part in parts]
+        return f"of every layer {', '.join(shares[:-1])} and {shares[-1]} (split mode tensor)"
     if len(parts) == 1:
         return f"all {slots} layers {parts[0].split(' ', 1)[1]}"
     first = parts[0].replace(" on ", f" of {slots} layers on ", 1)
@@ -509,7 +512,7 @@ def _probe_lines(entry: Json, width: int) -> list[str]:
         (_cut(row["device"], 48), row["rank"], *(row[key] for key in ("decode", "bandwidth", "theoretical", "prefill")))
         for row in rows
     ]
-    lines = ["", "Each device alone (a small model of its own; says nothing about the split)"]
+    lines = ["", "Each device alone (a small model of its own; its ratios help to find the split)"]
     lines += [f"  {line}" for line in columns(body, right={1, 2, 3, 4, 5})]
     for row in rows:
         if not row["ok"]:
@@ -640,6 +643,22 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def later_stages(decision: Json) -> list[str]:
+    """Return a sentence each on the micro-batch and on split mode tensor, where these were measured or asked for."""
+    found = []
+    if (decision.get("micro_batches") or {}).get("loads"):
+        found.append(f"Micro-batch: {decision['micro_batches']['why']}")
+    tensor = decision.get("tensor")
+    if tensor:
+        trial = (tensor.get("trial") or {}).get("results") or [{}]
+        words = tensor["why"]
+        perplexity = trial[0].get("perplexity") or {}
+        if perplexity.get("difference_percent") is not None:
+            words += f"; its perplexity differs by {number(abs(perplexity['difference_percent']))} %"
+        found.append(f"Split mode tensor: {words}")
+    return found
+
+
 def summary_lines(
     entry: Json,
     served: Json | None = None,
@@ -660,6 +679,8 @@ def summary_lines(
         lines += _wrapped(f"Why: {decision['why']}", width, "  ")
     for advice in decision.get("advice") or []:
         lines += _wrapped(f"Note: {advice}", width, "  ")
+    for words in later_stages(decision):
+        lines += _wrapped(words, width, "  ")
     best = [f"{name} {vector(layers)}" for name, layers in (decision.get("best_by_objective") or {}).items() if layers]
     if best and decision["verdict"] != "only_choice":
         lines += _wrapped(f"Best split for each objective, as far as known: {'; '.join(best)}", width, "  ")
@@ -854,6 +875,7 @@ def report_view(
             }
             for row in memory
         ],
+        "later_stages": later_stages(decision),
         "probe": probe_rows(entry),
         "probe_warning": probe_warning(entry),
         "loaded_known": any(row["loaded_mib"] is not None for row in memory),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing as t
 
 from . import _memory_plan, _micro_batch_arm, _split_planner, _tensor_arm
-from ._layer_split import Layers
+from ._layer_split import Layers, split_name
 from ._split_planner import Evidence
 
 Json = dict[str, t.Any]
@@ -43,6 +43,10 @@ def split_plan(problem: t.Any, loads: t.Any) -> Json:
     return _tensor_stage(_micro_batch_stage(plan, evidence, later), evidence, later)
 
 
+def _called(decision: Json) -> str:
+    return split_name(decision["layers"])
+
+
 def _micro_batch_stage(plan: Json, evidence: Evidence, later: t.Sequence[Json]) -> Json:
     """Return the plan with the loads that the micro-batch asks for, or with the micro-batch in its decision."""
     decision = plan["decision"]
@@ -55,7 +59,7 @@ def _micro_batch_stage(plan: Json, evidence: Evidence, later: t.Sequence[Json]) 
             **plan,
             "done": False,
             "stage": "micro_batch",
-            "why": f"{decision['why']}. Now its micro-batch: measure {sizes} tokens in one load",
+            "why": f"{_called(decision)} is settled; now its micro-batch: {sizes} tokens in one load",
             "loads": [load],
             "decision": None,
         }
@@ -97,7 +101,7 @@ def _tensor_stage(plan: Json, evidence: Evidence, later: t.Sequence[Json]) -> Js
             **plan,
             "done": False,
             "stage": "tensor" if loads else "tensor_trial",
-            "why": f"{decision['why']}. Now split mode tensor: {labels}",
+            "why": f"{_called(decision)} is settled in layer mode; now split mode tensor: {labels}",
             "loads": loads,
             "trials": [trial] if trial is not None else [],
             "decision": None,
@@ -109,6 +113,9 @@ def _tensor_stage(plan: Json, evidence: Evidence, later: t.Sequence[Json]) -> Js
             layers=found["layers"],
             split_mode="tensor",
             single_device=False,
+            # these compare layer splits
+            gain_over_default_percent=None,
+            gain_interval_percent=None,
             environment=found["environment"],
             mib=found["mib"],
             headroom_mib=found["headroom_mib"],

@@ -374,6 +374,7 @@ def outcome(state: Measured) -> Json:
         "verdict": verdict,
         "why": _why(state, verdict),
         "layers": None if best is None else list(best[0]),
+        "layer_split": list(state.layers),
         "environment": {ENVIRONMENT: best[1]} if best is not None and best[1] else {},
         "less_percent": None if result is None else round(result.percent, 2),
         "interval_percent": (

@@ -106,6 +106,43 @@ def test_layers_are_counted(name, layers, output, source, host_layers, pipeline)
     assert load["pipeline_parallel"] is pipeline
 
 
+def tensor_deployment(first=3, second=1):
+    """The deployment of the recorded start in split mode tensor."""
+    deployment = rpc_deployment(first, second)
+    deployment["split_mode"] = "tensor"
+    deployment["environment"] = {"GGML_CUDA_ALLREDUCE": "internal"}
+    deployment["serving"] = {
+        **deployment["serving"], "context_size": 2048, "parallel_slots": 1, "batch_size": 512, "micro_batch_size": 64,
+        "cache_type_k": "f16", "cache_type_v": "f16", "kv_unified": True, "flash_attention": "on",
+    }
+    return deployment
+
+
+def test_split_mode_tensor_is_one_device_of_several():
+    load = _llama_server.parse_load(transcript("rpc-tensor-3-1"))
+    assert load["complete"]
+    assert load["tensor_devices"] == ["RPC0", "RPC1"]
+    assert [device["device"] for device in load["devices"]] == ["Meta()"]
+    assert (load["host_layers"], load["flash_attention"]) == (0, "on")
+    assert _llama_server.parse_load(transcript("rpc-20-13"))["tensor_devices"] == []
+
+
+def test_split_mode_tensor_is_served_and_verified():
+    deployment = tensor_deployment()
+    called = _llama_server.command(deployment, SETTINGS)
+    assert value_after(called["arguments"], "-sm") == "tensor"
+    assert value_after(called["arguments"], "-ts") == "3,1"
+    assert called["environment"]["GGML_CUDA_ALLREDUCE"] == "internal"
+    load = _llama_server.parse_load(transcript("rpc-tensor-3-1"))
+    assert _llama_server.deviations(deployment, load) == []
+    (other,) = _llama_server.deviations(deployment, {**load, "tensor_devices": ["RPC1", "RPC0"]})
+    assert "The server uses RPC1, RPC0; the facts say split mode tensor over RPC0, RPC1" in other
+    (layer,) = _llama_server.deviations(deployment, {**load, "tensor_devices": []})
+    assert "in layer mode" in layer
+    changed = {**deployment, "serving": {**deployment["serving"], "micro_batch_size": 128}}
+    assert "micro_batch_size is 64" in _llama_server.deviations(changed, load)[0]
+
+
 def test_buffers_are_told_apart_by_endpoint():
     load = _llama_server.parse_load(transcript("rpc-20-13"))
     fast, slow = load["devices"]
