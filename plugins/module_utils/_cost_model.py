@@ -55,6 +55,7 @@ class Prior(t.NamedTuple):
         centre = statistics.fmean(logs)
         return self.weight * sum((value - centre) ** 2 for value in logs)
 
+
 #: Student's t, two-sided 95 %, by degrees of freedom from 1 (NIST/SEMATECH e-Handbook of Statistical Methods,
 #: 1.3.6.7.2).
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)

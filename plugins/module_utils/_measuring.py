@@ -75,6 +75,11 @@ class StoredLoad:
         self.path = os.path.join(self.params["state_dir"], _llama_bench.file_name(self.key))
         self.build: str | None = None
 
+    def fail(self, message: str) -> t.NoReturn:
+        """End the module."""
+        self.module.fail_json(msg=message)
+        raise SystemExit(1)  # fail_json has not returned
+
     def check_programs(self) -> None:
         """End the module when a program or file that measuring needs is not there."""
         raise NotImplementedError
@@ -99,8 +104,8 @@ class StoredLoad:
         wait = self.params["lock_wait_seconds"]
         lock = _state_files.take_lock(lock_file, wait)
         if lock is None:
-            self.module.fail_json(
-                msg=f"Another measurement has held {lock_file} for {wait} seconds: wait for it to end (its llama-bench"
+            self.fail(
+                f"Another measurement has held {lock_file} for {wait} seconds: wait for it to end (its llama-bench"
                 " is in the process list), or end it, and run this again."
             )
         try:

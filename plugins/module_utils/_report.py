@@ -319,7 +319,7 @@ def infeasible_bands(
 
 
 def placement_words(entry: Json) -> str:
-    """Say where the slots are: 45 of 81 layers on CUDA0 and 36 on CUDA1; in tensor mode, 5/8 of every layer on CUDA0."""
+    """Say where the slots are: 45 of 81 layers on CUDA0 and 36 on CUDA1; in tensor mode, 5/8 of every layer on one."""
     decision = entry["decision"]
     slots = sum(decision["layers"])
     parts = [

@@ -423,12 +423,10 @@ def _more(less_percent: float) -> str:
 
 def _why(state: Measured, verdict: str) -> str:
     what = WHAT_COUNTS[state.problem.objective]
-    best = state.best
-    if best is None:
+    best, result = state.best, state.compare()
+    if best is None or result is None:
         reason = next((load.get("reason") or load["status"] for load in state.failed), "nothing was measured")
         return f"tensor mode is not usable here: {reason.rstrip('.')}"
-    result = state.compare()
-    assert result is not None
     name = f"tensor mode {split_name(best[0])}{f' with the {best[1]} allreduce' if best[1] else ''}"
     span = ""
     if result.low is not None and result.high is not None:

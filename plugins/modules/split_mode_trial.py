@@ -190,12 +190,9 @@ path:
   type: str
 """
 
-import contextlib
 import os
-import socket
 import statistics
 import subprocess
-import tempfile
 import time
 import typing as t
 
@@ -206,83 +203,10 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
     _measuring,
     _split_mode_trial,
 )
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._trial_server import Server, TrialError
 
-POLL_SECONDS = 0.25
 #: Every so many requests of the soak are the first prompt again.
 REPEAT_EVERY = 5
-
-
-class TrialError(Exception):
-    """The trial is over; carries status and reason."""
-
-    def __init__(self, status: str, reason: str) -> None:
-        super().__init__(reason)
-        self.status, self.reason = status, reason
-
-
-class Server:
-    """A private llama-server that ends with the block that uses it."""
-
-    def __init__(self, trial: SplitModeTrial, served: dict[str, t.Any], environment: dict[str, str], lock: int) -> None:
-        self.trial = trial
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.command, own = _split_mode_trial.server_command(trial.params["llama_server"], served, port)
-        self.client = _llama_client.Client(f"http://127.0.0.1:{port}", None, trial.params["request_timeout_seconds"])
-        self.mark = f"{os.getpid()}-{time.time_ns()}"
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
-        self.process = subprocess.Popen(
-            self.command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT, pass_fds=(lock,),
-            env={**os.environ, **own, **environment, _measuring.MARK: self.mark},
-        )  # fmt: skip
-
-    def __enter__(self) -> Server:
-        deadline = time.monotonic() + self.trial.params["load_timeout_seconds"]
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise TrialError(*_split_mode_trial.why_it_ended(self.process.returncode, self.text()))
-            with contextlib.suppress(_llama_client.ServerError):
-                self.client.ask("/health")
-                return self
-            time.sleep(POLL_SECONDS)
-        limit = self.trial.params["load_timeout_seconds"]
-        self.__exit__()
-        raise TrialError("hung", f"llama-server had not loaded the model after {limit} seconds and was ended")
-
-    def __exit__(self, *_exception: t.Any) -> None:
-        self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=20)
-        _measuring.kill_leftovers(self.mark)
-        self.process.wait()
-        self.log.close()
-
-    def text(self) -> str:
-        """Return what the server has printed."""
-        self.log.seek(0)
-        return self.log.read().decode(errors="replace")
-
-    def answer(self, prompt: t.Any, generated: int) -> dict[str, t.Any]:
-        """Return the greedy answer to a prompt (text or token ids); TrialError where there is none."""
-        body = {
-            "prompt": prompt, "n_predict": generated, "temperature": 0, "top_k": 1, "seed": 1, "ignore_eos": True,
-            "cache_prompt": False, "return_tokens": True, "stream": False,
-        }  # fmt: skip
-        try:
-            answer = self.client.ask("/completion", body)
-        except _llama_client.ServerError as error:
-            # a server that died needs a moment to be seen dead
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout=2)
-            if self.process.poll() is not None:
-                raise TrialError(*_split_mode_trial.why_it_ended(self.process.returncode, self.text())) from error
-            raise TrialError("hung", f"llama-server runs, but {error}") from error
-        if len(answer.get("tokens") or []) != generated:
-            raise TrialError(
-                "unstable", f"an answer has {len(answer.get('tokens') or [])} tokens instead of {generated}"
-            )
-        return answer
 
 
 class SplitModeTrial(_measuring.StoredLoad):
@@ -336,20 +260,27 @@ class SplitModeTrial(_measuring.StoredLoad):
         prompts = self.prompts(text)
         generated = self.params["generated_tokens"]
         try:
-            with Server(self, reference, environment, lock) as server:
+            with self.server(reference, environment, lock) as server:
                 known = [server.answer(prompt, generated)["tokens"] for prompt in prompts]
             before = self.perplexity(reference, environment, lock)
         except TrialError as end:
             raise TrialError(end.status, f"layer mode, the reference, failed: {end.reason}") from end
         after = self.perplexity(candidate, own, lock)
         self.found["perplexity"] = _split_mode_trial.perplexities(before, after)
-        with Server(self, candidate, own, lock) as server:
+        with self.server(candidate, own, lock) as server:
             mine = [server.answer(prompt, generated)["tokens"] for prompt in prompts]
             self.found["answers"] = _split_mode_trial.compare_answers(known, mine)
             reason = _split_mode_trial.judge_perplexity(before, after, self.params["perplexity_tolerance_percent"])
             if reason is not None:
                 raise TrialError("different", reason)
             self.soak(server, prompts[0], mine[0])
+
+    def server(self, served: dict[str, t.Any], environment: dict[str, str], lock: int) -> Server:
+        params = self.params
+        return Server(
+            params["llama_server"], served, environment, lock, params["load_timeout_seconds"],
+            params["request_timeout_seconds"],
+        )  # fmt: skip
 
     def deployment(self, part: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         params = self.params

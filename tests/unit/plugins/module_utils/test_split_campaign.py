@@ -19,7 +19,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
 )
 
 Json = dict[str, t.Any]
-Fate = t.Callable[[Json], str | None]
 
 BLOCKS = 32
 TEST_KEYS = ("kind", "n_prompt", "n_gen", "n_depth", "micro_batch_size")
@@ -91,13 +90,15 @@ class Devices:
         common = self.luck(self.noise)
         results = [
             {key: test[key] for key in TEST_KEYS if key in test}
-            | {"samples_ms": [self.test_ms(load, test) * common * self.luck(self.noise / 3) for _ in range(3)]}
+            | {"samples_ms": [self.test_ms(load, test) * common * self.luck(self.noise / 3) for dummy in range(3)]}
             for test in load["tests"]
         ]
         return {**load, "status": "ok", "reason": None, "results": results}
 
 
-def campaign(problem: Json, devices: Devices, fate: Fate = lambda item: None) -> tuple[Json, list[Json], list[Json]]:
+def campaign(
+    problem: Json, devices: Devices, fate: t.Callable[[Json], str | None] = lambda item: None
+) -> tuple[Json, list[Json], list[Json]]:
     """Plan and measure in rounds as the role does; return the last plan, everything measured, and all plans."""
     done: list[Json] = []
     plans: list[Json] = []
