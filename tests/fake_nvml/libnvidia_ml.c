@@ -139,8 +139,9 @@ static void set(int index, const char *name, const char *value)
     read_table(state_path(), &state);
     entry = find(&state, key);
     if (!value) {
-        if (entry)
-            *entry = state.entries[--state.count];
+        if (!entry)
+            return;
+        *entry = state.entries[--state.count];
     } else {
         if (!entry) {
             entry = &state.entries[state.count++];
