@@ -3,6 +3,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule bench bench-planners bench-live gpu-test build requirements clean
 
+# each on a host of its own, one after the other; SCENARIO=name runs one of them
+MOLECULE_SCENARIOS := default gpu_power
+
 export MIXED_GPU_CACHE ?= $(HOME)/.cache/homelab-mixed-gpu
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
@@ -46,7 +49,7 @@ install-test: venv  ## install the built tarball and run its playbooks by name
 	tests/gates/install.sh
 
 molecule: venv  ## the collection against real systemd hosts, without a GPU
-	$(AS_ROOT) tests/lab/molecule.sh $(SCENARIO)
+	set -e; for scenario in $(or $(SCENARIO),$(MOLECULE_SCENARIOS)); do $(AS_ROOT) tests/lab/molecule.sh $$scenario; done
 
 bench: bench-planners bench-live  ## all benchmarks; each writes its section of docs/benchmarks.md
 

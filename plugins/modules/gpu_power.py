@@ -65,6 +65,10 @@ deviations:
   type: list
   elements: str
   sample: ["power limit of NVIDIA GeForce RTX 3090 (GPU-1111) is 350 W, not 280 W"]
+found:
+  description: The O(settings) that bring all cards back to how they were before; locked clocks are not among them.
+  returned: success
+  type: dict
 """
 
 import importlib
@@ -107,7 +111,9 @@ def main() -> None:
             nvml.nvmlShutdown()
     except _gpu_power.PowerError as error:
         module.fail_json(msg=str(error))
-    result = {"changed": bool(deviations), "deviations": deviations}
+    result = {
+        "changed": bool(deviations), "deviations": deviations, "found": _gpu_power.found_settings(cards)
+    }  # fmt: skip
     if module._diff:
         result["diff"] = {"before": "".join(f"{line}\n" for line in deviations), "after": ""}
     module.exit_json(**result)

@@ -84,6 +84,14 @@ options:
     description: Directory that keeps one JSON file per load.
     type: path
     default: /var/lib/mixed_gpu/measurements
+  wrapper:
+    description:
+      - Command that is given the command line of C(llama-bench), runs it and passes its output on, such as a meter of
+        energy. What it adds to a row as C(energy) comes with that test's result.
+      - It must hand open files on to C(llama-bench), and end with its exit status.
+    type: list
+    elements: str
+    default: []
   timeout_seconds:
     description: Time after which C(llama-bench) and everything it started is killed.
     type: int
@@ -161,8 +169,8 @@ load:
       returned: when measured
       type: str
     results:
-      description: One entry per test with C(kind), C(n_prompt), C(n_gen), C(n_depth) and C(samples_ms). Empty unless
-        the status is V(ok).
+      description: One entry per test with C(kind), C(n_prompt), C(n_gen), C(n_depth) and C(samples_ms), and
+        C(energy) where O(wrapper) added it. Empty unless the status is V(ok).
       returned: when measured
       type: list
       elements: dict
@@ -429,7 +437,7 @@ class SplitBenchmark:
         try:
             # KILL, because timeout itself ends with its first child and would leave a grandchild that ignores TERM.
             rc, stdout, stderr = self.module.run_command(
-                [timeout, "--signal=KILL", f"{limit}s", *command],
+                [timeout, "--signal=KILL", f"{limit}s", *self.params["wrapper"], *command],
                 environ_update=environment, expand_user_and_vars=False, errors="replace", pass_fds=(lock,),
             )
         finally:
@@ -457,6 +465,7 @@ def main() -> None:
             "fingerprint": {"type": "str", "required": True},
             "reuse_failures": {"type": "bool", "default": True},
             "state_dir": {"type": "path", "default": "/var/lib/mixed_gpu/measurements"},
+            "wrapper": {"type": "list", "elements": "str", "default": []},
             "timeout_seconds": {"type": "int", "default": 1800},
             "lock_file": {"type": "path"},
             "lock_wait_seconds": {"type": "int", "default": 1800},
