@@ -399,13 +399,13 @@ def main(arguments: t.Sequence[str] | None = None) -> int:
         finally:
             pynvml.nvmlShutdown()
     except ImportError:
-        print("This Python has no nvidia-ml-py: run the role host_python.", file=sys.stderr)
+        sys.stderr.write("This Python has no nvidia-ml-py: run the role host_python.\n")
         return 1
     except PowerError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

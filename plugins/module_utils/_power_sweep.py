@@ -175,7 +175,7 @@ def choose(
     seen = {_key(points[index]["limits_watts"]): found for index, found in enumerate(costs) if found is not None}
     candidates = {key: (*found, True) for key, found in seen.items()}
     if not measured_only:
-        for key, found in _combinations(points, costs).items():
+        for key, found in _combinations(points, costs, base_ms, base_joules).items():
             candidates.setdefault(key, (*found, False))
     within = {key: found for key, found in candidates.items() if found[0] <= base_ms * (1 + tolerance_percent / 100)}
     best = min(within, key=lambda key: (within[key][1], within[key][0]))
@@ -207,11 +207,9 @@ def _key(limits: t.Mapping[str, float]) -> tuple[tuple[str, float], ...]:
 
 
 def _combinations(
-    points: t.Sequence[Point], costs: t.Sequence[tuple[float, float] | None]
+    points: t.Sequence[Point], costs: t.Sequence[tuple[float, float] | None], base_ms: float, base_joules: float
 ) -> dict[tuple[tuple[str, float], ...], tuple[float, float]]:
     """Milliseconds and joules of every combination of limits that were measured on one card at a time."""
-    assert costs[0] is not None
-    base_ms, base_joules = costs[0]
     base = points[0]["limits_watts"]
     effects: dict[str, dict[float, tuple[float, float]]] = {
         uuid: {float(watts): (0.0, 0.0)} for uuid, watts in base.items()

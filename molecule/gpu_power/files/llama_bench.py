@@ -1,4 +1,3 @@
-#!/opt/mixed_gpu/venv/bin/python
 """A stand-in for llama-bench on a host without a GPU: a pair whose cards take turns.
 
 The RTX 3090 gets slower below 300 W. The program takes the arguments that split_benchmark gives, and the time that it

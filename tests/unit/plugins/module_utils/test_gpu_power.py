@@ -27,8 +27,8 @@ def card(uuid, name, watts=350.0, **changes):
 BOX = [card("GPU-a", "RTX 4090", 450.0, power_limit_max_watts=600.0), card("GPU-b", "RTX 3090")]
 
 
-def resolve(limits=None, by_name=None, clocks=None, cards=BOX, persistence=True):
-    return _gpu_power.settings(cards, limits or {}, by_name or {}, clocks or {}, persistence)
+def resolve(limits=None, by_name=None, clocks=None, cards=None):
+    return _gpu_power.settings(cards or BOX, limits or {}, by_name or {}, clocks or {}, True)
 
 
 def test_a_uuid_goes_before_a_name():
