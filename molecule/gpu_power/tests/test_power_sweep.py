@@ -7,7 +7,7 @@ import os
 import signal
 
 import pytest
-from conftest import FAST, IN_FORCE, SCENARIO, SLOW, words
+from conftest import FAST, IN_FORCE, SLOW, words
 
 PLAYBOOK = "homelab.mixed_gpu.power_sweep"
 STORE = "/var/lib/mixed_gpu/measurements"
@@ -42,7 +42,7 @@ def test_a_sweep_recommends_and_leaves_everything_as_it_was(host, kept, controll
     assert done.returncode == 0, done.stdout[-4000:]
     assert kept() == IN_FORCE
     eventually(lambda: host.service("llama-server").is_running)
-    document = json.loads((SCENARIO / "reports" / "sandbox-power.json").read_text())
+    document = json.loads((controller.directory / "reports" / "sandbox-power.json").read_text())
     result = document["result"]
     # 315 W leave the RTX 4090 its 250 W; 245 W make the RTX 3090 22 % slower, which is more than 3 % of a token
     assert result["limits_watts"][SLOW] == 350 and result["measured"]
