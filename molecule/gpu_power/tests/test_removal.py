@@ -8,15 +8,6 @@ RULE = "/etc/udev/rules.d/72-mixed-gpu-power.rules"
 AS_FOUND = {"0.persistence_mode": "0", "1.persistence_mode": "0"}
 
 
-def test_a_card_that_is_no_longer_named_is_set_back_and_the_other_stays(kept, controller):
-    done = controller.play("--extra-vars={gpu_power_use_limits_by_name: false, gpu_power_locked_clocks_mhz: {}}")
-    assert done.returncode == 0, done.stdout[-3000:]
-    left = kept()
-    assert left["1.power_limit_milliwatts"] == "315000" and left["1.persistence_mode"] == "1"
-    assert "0.locked_clocks_mhz" not in left and left["0.persistence_mode"] == "0"
-    assert left.get("0.power_limit_milliwatts", "350000") == "350000"
-
-
 def test_taking_it_out_undoes_it(host, kept, controller):
     done = controller.play("--extra-vars={gpu_power_state: absent}")
     assert done.returncode == 0, done.stdout[-3000:]
