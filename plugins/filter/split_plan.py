@@ -15,6 +15,7 @@ description:
   - First come one load each of as many well separated splits as there are devices, from which the cost of one slot on
     each device is fitted. Then the predicted winner is measured against llama.cpp's own split, in loads that take
     turns. The verdict uses a 95 percent interval whose unit is the load.
+  - Then come the micro-batches of the chosen split and, where it is allowed, split mode tensor as a guarded trial.
 positional: _input, loads
 options:
   _input:
@@ -55,13 +56,18 @@ _value:
       description: Whether nothing is left to measure.
       type: bool
     stage:
-      description: V(anchor), V(confirm), V(decided) or V(impossible).
+      description:
+        - V(anchor), V(confirm), V(repeat), V(micro_batch), V(tensor), V(tensor_trial), V(decided) or V(impossible).
       type: str
     why:
       description: One sentence for the person who watches.
       type: str
     loads:
       description: What to measure next, in this order; empty when done.
+      type: list
+      elements: dict
+    trials:
+      description: What M(homelab.mixed_gpu.split_mode_trial) is to try next; its results belong among the loads.
       type: list
       elements: dict
     feasible:
@@ -83,13 +89,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _split_planner
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _split_campaign
 
 
 def split_plan(problem: t.Any, loads: t.Any) -> dict[str, t.Any]:
     """Return the plan for a problem and its loads; AnsibleFilterError names the field that is wrong."""
     try:
-        return _split_planner.split_plan(problem, loads)
+        return _split_campaign.split_plan(problem, loads)
     except ValueError as error:
         raise AnsibleFilterError(f"split_plan: {error}; docs/data_formats.md says what belongs there") from error
 

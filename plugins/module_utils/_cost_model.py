@@ -17,6 +17,10 @@ Layer mode, single stream. With n_i slots on device i:
   serial    t = m * sum(n_i * c_i), where stages cannot overlap (pipelining off, or two devices that are one chip);
   between   t = w * pipeline + (1 - w) * serial, with an overlap w from 0 to 1.
   choose_prefill lets the data decide.
+
+A Prior says what is known of the devices before: the device probe measures each alone with a small model. Only the
+ratios of its costs are used, as one more observation whose error is Prior.error; so it settles what too few splits
+leave open, and hardly moves what they determine well.
 """
 
 from __future__ import annotations
@@ -27,6 +31,29 @@ import statistics
 import typing as t
 
 Point = tuple[t.Sequence[int], float]
+
+
+class Prior(t.NamedTuple):
+    """What is known of the devices' costs per slot before a split is measured: their ratios, and how sure these are.
+
+    C(costs) has one positive number per device, in any unit; C(error) is the relative standard deviation of one of
+    them; C(noise) that of one measured split, which the prior is weighed against.
+    """
+
+    costs: t.Sequence[float]
+    error: float
+    noise: float
+
+    @property
+    def weight(self) -> float:
+        """How much a squared relative deviation from the prior counts, in squared relative errors of a split."""
+        return (self.noise / self.error) ** 2
+
+    def penalty(self, slot_ms: t.Sequence[float]) -> float:
+        """Return the weighed squared deviation of costs from the prior's ratios, their common scale left free."""
+        logs = [math.log(max(own, 1e-9) / cost) for own, cost in zip(slot_ms, self.costs, strict=True)]
+        centre = statistics.fmean(logs)
+        return self.weight * sum((value - centre) ** 2 for value in logs)
 
 #: Student's t, two-sided 95 %, by degrees of freedom from 1 (NIST/SEMATECH e-Handbook of Statistical Methods,
 #: 1.3.6.7.2).
@@ -111,18 +138,21 @@ def prefill_scale(
     return fullness * prefill_ms(slot_ms, layers, asked_batches, overlap) / before if before > 0 else asked / tested
 
 
-def fit_decode(points: t.Sequence[tuple[t.Sequence[float], float]]) -> list[float]:
+def fit_decode(points: t.Sequence[tuple[t.Sequence[float], float]], prior: Prior | None = None) -> list[float]:
     """Return ms per slot and token of each device, from (layers, ms per token) of at least one split.
 
     Least squares of the relative errors, none below zero. What the splits leave open (fewer independent splits than
-    devices) is set as near as possible to the common mean.
+    devices) is set as near as possible to the ratios of C(prior), or to a common mean without one.
     """
     devices = len(points[0][0])
-    mean = statistics.fmean(ms / sum(layers) for layers, ms in points)
+    shape = list(prior.costs) if prior is not None else [1.0] * devices
+    scale = statistics.fmean(ms / decode_ms(shape, layers) for layers, ms in points)
+    near = [scale * own for own in shape]
+    pull = max(1e-9, prior.weight) if prior is not None else 1e-9
     best: tuple[float, list[float]] | None = None
     for size in range(devices, 0, -1):
         for used in itertools.combinations(range(devices), size):
-            slot_ms = _least_squares(points, used, mean)
+            slot_ms = _least_squares(points, used, near, pull)
             if slot_ms is None or min(slot_ms) < 0:
                 continue
             error = _squared_error([decode_ms(slot_ms, layers) for layers, _ms in points], points)
@@ -130,18 +160,23 @@ def fit_decode(points: t.Sequence[tuple[t.Sequence[float], float]]) -> list[floa
                 best = (error, slot_ms)
         if best is not None and size == devices:
             break
-    return best[1] if best is not None else [mean] * devices
+    return best[1] if best is not None else near
 
 
 def _least_squares(
-    points: t.Sequence[tuple[t.Sequence[float], float]], used: t.Sequence[int], mean: float
+    points: t.Sequence[tuple[t.Sequence[float], float]], used: t.Sequence[int], near: t.Sequence[float], pull: float
 ) -> list[float] | None:
-    """Solve for the devices in C(used), the others zero: deviations from the mean, with a slight pull towards it."""
+    """Solve for the devices in C(used), the others zero: relative deviations from C(near), pulled towards their mean.
+
+    The mean itself is hardly pulled: the prior knows ratios, no scale.
+    """
     size = len(used)
-    matrix = [[1e-9 if row == column else 0.0 for column in range(size)] for row in range(size)]
+    matrix = [
+        [1e-9 * (row == column) + pull * ((row == column) - 1 / size) for column in range(size)] for row in range(size)
+    ]
     right = [0.0] * size
     for layers, ms in points:
-        row = [layers[device] * mean / ms for device in used]
+        row = [layers[device] * near[device] / ms for device in used]
         rest = 1.0 - sum(row)
         for i in range(size):
             right[i] += row[i] * rest
@@ -152,7 +187,7 @@ def _least_squares(
         return None
     result = [0.0] * len(points[0][0])
     for device, value in zip(used, solution, strict=True):
-        result[device] = mean * (1 + value)
+        result[device] = near[device] * (1 + value)
     return result
 
 
@@ -189,7 +224,11 @@ def rank(splits: t.Iterable[t.Sequence[int]]) -> int:
 
 
 def fit_prefill(
-    points: t.Sequence[Point], batches: int, start: t.Sequence[float] | None = None, overlap: float = 1.0
+    points: t.Sequence[Point],
+    batches: int,
+    start: t.Sequence[float] | None = None,
+    overlap: float = 1.0,
+    prior: Prior | None = None,
 ) -> list[float]:
     """Return ms per block and micro-batch of each device, from (layers, ms per prompt of C(batches) micro-batches).
 
@@ -200,16 +239,15 @@ def fit_prefill(
     them C(start), then by steps that are halved until they are below 1e-7.
     """
     if overlap <= 0:
-        return [value / batches for value in fit_decode([(blocks(layers), ms) for layers, ms in points])]
+        return [value / batches for value in fit_decode([(blocks(layers), ms) for layers, ms in points], prior)]
     devices = len(points[0][0])
     if devices > 2:
-        return _fit_many(points, batches, overlap, start)
+        return _fit_many(points, batches, overlap, start, prior)
 
     def error_of(logs: t.Sequence[float]) -> float:
         shape = _prefill_shape(logs, points, batches, overlap)
         scale = _scale(shape)
-        # the slight pull settles what the splits leave open
-        return sum((scale * value - 1) ** 2 for value in shape) + 1e-12 * sum(value * value for value in logs)
+        return sum((scale * value - 1) ** 2 for value in shape) + _pull(logs, prior)
 
     span = math.log(_LARGEST_RATIO)
     starts = [[0.0] * (devices - 1)]
@@ -227,8 +265,18 @@ def fit_prefill(
     return [scale * value for value in (1.0, *(math.exp(value) for value in logs))]
 
 
+def _pull(logs: t.Sequence[float], prior: Prior | None) -> float:
+    """Return what logarithms of ratios to the first device cost for being far from the prior, or slightly from 0."""
+    settled = 1e-12 * sum(value * value for value in logs)
+    return settled if prior is None else settled + prior.penalty([1.0, *(math.exp(value) for value in logs)])
+
+
 def _fit_many(
-    points: t.Sequence[Point], batches: int, overlap: float, start: t.Sequence[float] | None
+    points: t.Sequence[Point],
+    batches: int,
+    overlap: float,
+    start: t.Sequence[float] | None,
+    prior: Prior | None = None,
 ) -> list[float]:
     """Return ms per block and micro-batch of three devices or more, where steps along axes would take seconds.
 
@@ -247,9 +295,11 @@ def _fit_many(
         for counts, ms in held:
             longest = max(range(devices), key=lambda d: counts[d] * slot_ms[d])
             rows.append(([n * (of_sum + of_max * (d == longest)) for d, n in enumerate(counts)], ms))
-        return fit_decode(rows)
+        return fit_decode(rows, prior)
 
     begins = [[1.0] * devices]
+    if prior is not None:
+        begins.insert(0, list(prior.costs))
     if start is not None and min(start) > 0:
         begins.insert(0, list(start))
     begins += [[3.0 if other == device else 1.0 for other in range(devices)] for device in range(devices)]
@@ -288,7 +338,11 @@ class PrefillFit(t.NamedTuple):
 
 
 def choose_prefill(
-    points: t.Sequence[Point], batches: int, noise: float, start: t.Sequence[float] | None = None
+    points: t.Sequence[Point],
+    batches: int,
+    noise: float,
+    start: t.Sequence[float] | None = None,
+    prior: Prior | None = None,
 ) -> PrefillFit:
     """Fit the simplest form of prefill that the points (layers, ms per prompt) support.
 
@@ -296,26 +350,29 @@ def choose_prefill(
     between, and a later one is taken when it lowers the sum of squared relative errors by more than 3.84 variances of
     the noise: the 95 % quantile of chi-square with one degree of freedom, so the likelihood ratio test of one
     coefficient more (Wilks), and for serial, which has as many as a pipeline, the price of leaving what llama.cpp is
-    known to do. With no more points than devices, or one micro-batch, all forms agree: it is called a pipeline. The
-    residual is None where the form has as many coefficients as there are points, so that it says nothing.
+    known to do. A C(prior) counts as an observation of each ratio between devices. With no more observations than
+    devices, or one micro-batch, all forms agree: it is called a pipeline. The residual is None where the form has as
+    many coefficients as there are points, so that it says nothing.
     """
     devices, count = len(points[0][0]), len(points)
+    observations = count + (devices - 1 if prior is not None else 0)
 
     def judged(form: str, overlap: float, slot_ms: list[float], coefficients: int) -> tuple[float, PrefillFit]:
         predicted = [prefill_ms(slot_ms, layers, batches, overlap) for layers, _ms in points]
         largest = residual_percent(predicted, [ms for _layers, ms in points]) if count > coefficients else None
-        return _squared_error(predicted, points), PrefillFit(form, overlap, slot_ms, largest)
+        error = _squared_error(predicted, points) + (0.0 if prior is None else prior.penalty(slot_ms))
+        return error, PrefillFit(form, overlap, slot_ms, largest)
 
-    best = judged("pipeline", 1.0, fit_prefill(points, batches, start), devices)
-    if count <= devices or batches == 1:
+    best = judged("pipeline", 1.0, fit_prefill(points, batches, start, 1.0, prior), devices)
+    if observations <= devices or batches == 1:
         return best[1]
     price = 3.84 * noise**2
-    serial = judged("serial", 0.0, fit_prefill(points, batches, start, 0.0), devices)
+    serial = judged("serial", 0.0, fit_prefill(points, batches, start, 0.0, prior), devices)
     starts = [(best[1].slot_ms, 0.75), (serial[1].slot_ms, 0.25), (best[1].slot_ms, 0.5)]
     if serial[0] < best[0] - price:
         best = serial
     if best[0] > price:
-        slot_ms, overlap = _fit_overlap(points, batches, starts)
+        slot_ms, overlap = _fit_overlap(points, batches, starts, prior)
         between = judged("between", overlap, slot_ms, devices + 1)
         if between[0] < best[0] - price:
             best = between
@@ -323,17 +380,20 @@ def choose_prefill(
 
 
 def _fit_overlap(
-    points: t.Sequence[Point], batches: int, starts: t.Sequence[tuple[t.Sequence[float], float]]
+    points: t.Sequence[Point],
+    batches: int,
+    starts: t.Sequence[tuple[t.Sequence[float], float]],
+    prior: Prior | None = None,
 ) -> tuple[list[float], float]:
     """Return (ms per block and micro-batch, overlap) by least squares, from C(starts) of the same shape."""
     if len(points[0][0]) > 2:
-        return _fit_overlap_of_many(points, batches, starts)
+        return _fit_overlap_of_many(points, batches, starts, prior)
     span = math.log(_LARGEST_RATIO)
 
     def error_of(values: t.Sequence[float]) -> float:
         shape = _prefill_shape(values[:-1], points, batches, values[-1])
         scale = _scale(shape)
-        return sum((scale * value - 1) ** 2 for value in shape) + 1e-12 * sum(value * value for value in values)
+        return sum((scale * value - 1) ** 2 for value in shape) + _pull(values[:-1], prior)
 
     begins = [
         [*(_clamp(math.log(value / slot_ms[0]), -span, span) for value in slot_ms[1:]), overlap]
@@ -347,16 +407,20 @@ def _fit_overlap(
 
 
 def _fit_overlap_of_many(
-    points: t.Sequence[Point], batches: int, starts: t.Sequence[tuple[t.Sequence[float], float]]
+    points: t.Sequence[Point],
+    batches: int,
+    starts: t.Sequence[tuple[t.Sequence[float], float]],
+    prior: Prior | None = None,
 ) -> tuple[list[float], float]:
     """Return what _fit_overlap does for three devices or more: the best of eleven overlaps, then golden sections."""
     known: dict[float, tuple[float, list[float]]] = {}
 
     def error_of(overlap: float) -> float:
         if overlap not in known:
-            slot_ms = fit_prefill(points, batches, starts[0][0], overlap)
+            slot_ms = fit_prefill(points, batches, starts[0][0], overlap, prior)
             predicted = [prefill_ms(slot_ms, layers, batches, overlap) for layers, _ms in points]
-            known[overlap] = _squared_error(predicted, points), slot_ms
+            error = _squared_error(predicted, points) + (0.0 if prior is None else prior.penalty(slot_ms))
+            known[overlap] = error, slot_ms
         return known[overlap][0]
 
     near = min((step / 10 for step in range(11)), key=error_of)

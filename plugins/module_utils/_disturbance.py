@@ -115,6 +115,19 @@ def repetition_error(samples: t.Iterable[t.Sequence[float]]) -> float:
     return _MEDIAN_TO_MEAN * math.sqrt(variance / each)
 
 
+def with_expectation(deviation: float, degrees: int, error: float) -> tuple[float, int]:
+    """Return (relative standard deviation between loads, degrees of freedom) with what the repetitions let expect.
+
+    C(error) is the one of a load's median (repetition_error); loads differ by LOADS_TO_REPETITIONS times that, an
+    expectation that counts as PRIOR_DEGREES degrees. Without repetitions only what was seen counts.
+    """
+    if error <= 0:
+        return deviation, degrees
+    expected = LOADS_TO_REPETITIONS * error
+    pooled = PRIOR_DEGREES + degrees
+    return math.sqrt((PRIOR_DEGREES * expected**2 + degrees * deviation**2) / pooled), pooled
+
+
 def far_from_twins(
     times: t.Sequence[float], others: tuple[float, int], error: float, indifference: float
 ) -> Alarm | None:

@@ -15,7 +15,7 @@ import struct
 import typing as t
 
 # Part of the cache's key: raise it whenever describe() answers differently for the same file.
-DESCRIPTION_VERSION = 2
+DESCRIPTION_VERSION = 3
 
 MAGIC = b"GGUF"
 SUPPORTED_VERSIONS = (2, 3)
@@ -307,6 +307,8 @@ def describe(
         "expert_count": experts,
         "expert_used_count": experts_used,
         "head_count": max(head_count, default=0),
+        "head_count_kv": max(head_count_kv, default=0),
+        "key_length": key_length,
         "context_length_train": header.integer("context_length", 0),
         "kv_k_elements_per_token": [count * key_length for count in head_count_kv],
         "kv_v_elements_per_token": [count * value_length for count in head_count_kv],

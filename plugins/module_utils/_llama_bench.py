@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _fingerprint
 
 STORE_SCHEMA: t.Final = 1
-KEY_FIELDS: t.Final = ("fingerprint", "campaign", "split_mode", "layers", "load")
 STATUSES: t.Final = ("ok", "out_of_memory", "crashed", "timed_out", "unreadable", "device_lost")
+#: What a trial (split_mode_trial) may end as beyond that.
+TRIAL_STATUSES: t.Final = ("hung", "refused", "different", "unstable")
 #: A resumed run would only see these again; a lost device or unreadable output may be gone the next time.
 REUSABLE: t.Final = ("ok", "out_of_memory", "crashed", "timed_out")
 
@@ -38,7 +39,6 @@ SERVING_FLAGS: t.Final = (
 _ROW_FIELDS: t.Final = (
     ("gpu_layers", "n_gpu_layers"),
     ("batch_size", "n_batch"),
-    ("micro_batch_size", "n_ubatch"),
     ("cache_type_k", "type_k"),
     ("cache_type_v", "type_v"),
     ("threads", "n_threads"),
@@ -169,14 +169,14 @@ def describe(devices: t.Sequence[t.Mapping[str, t.Any]]) -> str:
 
 def explain_list_failure(rc: int, text: str, rpc_endpoints: t.Sequence[str]) -> str:
     """Return one sentence for a failed listing: the endpoint that does not answer, or the program's own words."""
-    lost = _device_lost(text)
+    lost = device_lost(text)
     if lost is not None:
         return lost
     misuse = explain_misuse(rc, text)
     if misuse is not None:
         return misuse
     tail = f" with the endpoints {', '.join(rpc_endpoints)}" if rpc_endpoints else ""
-    return f"llama-bench could not list the devices{tail}: it {_how_it_ended(rc)} ({_last_words(text)})"
+    return f"llama-bench could not list the devices{tail}: it {how_it_ended(rc)} ({last_words(text)})"
 
 
 # --- one load --------------------------------------------------------------------------------------------------------
@@ -225,6 +225,8 @@ def make_order(load: t.Mapping[str, t.Any], devices: t.Sequence[str], serving: t
         for field in ("n_prompt", "n_gen", "n_depth"):
             _whole(test.get(field), f"{field} of {where}")
         _whole(test.get("repetitions"), f"repetitions of {where}", 1)
+        if "micro_batch_size" in test:
+            _whole(test["micro_batch_size"], f"micro_batch_size of {where}", 1)
         if test["n_prompt"] == 0 and test["n_gen"] == 0:
             raise BenchError(f"{where} has n_prompt 0 and n_gen 0: it must process or generate at least one token")
     for field, flag in SERVING_FLAGS:
@@ -241,6 +243,11 @@ def make_order(load: t.Mapping[str, t.Any], devices: t.Sequence[str], serving: t
     )
 
 
+def micro_batch(test: t.Mapping[str, t.Any], serving: t.Mapping[str, t.Any]) -> t.Any:
+    """Return the micro-batch of a test: its own where it names one, else that of the serving profile."""
+    return test.get("micro_batch_size", serving.get("micro_batch_size"))
+
+
 def _joined(values: t.Iterable[t.Any]) -> str:
     return ",".join(str(value) for value in dict.fromkeys(values)) or "0"
 
@@ -250,12 +257,14 @@ def bench_command(llama_bench: str, model_path: str, order: Order, rpc_endpoints
 
     llama-bench runs every depth with every prompt and every generation length, and has one number of repetitions: rows
     that nobody asked for are dropped when the output is read, and the largest number of repetitions holds for all.
+    Micro-batches are run in the order in which the tests name them.
     Only what belongs to the model (file, split, devices) makes it load again, and that is the same for all tests.
     """
     tests = order.tests
     rpc = ["--rpc", ",".join(rpc_endpoints)] if rpc_endpoints else []
     split = ["-ts", "/".join(str(share) for share in order.shares)] if order.shares else []
-    flags = [part for field, flag in SERVING_FLAGS for part in (flag, str(order.serving[field]))]
+    values = {**order.serving, "micro_batch_size": _joined(micro_batch(test, order.serving) for test in tests)}
+    flags = [part for field, flag in SERVING_FLAGS for part in (flag, str(values[field]))]
     pairs = dict.fromkeys((test["n_prompt"], test["n_gen"]) for test in tests if test["n_prompt"] and test["n_gen"])
     return [
         llama_bench, "-m", model_path,
@@ -357,7 +366,13 @@ def _results(rows: t.Sequence[t.Mapping[str, t.Any]], order: Order) -> list[dict
     for test in order.tests:
         shape = tuple(test[field] for field in ("n_prompt", "n_gen", "n_depth"))
         name = f"the {test.get('kind')} test (n_prompt {shape[0]}, n_gen {shape[1]}, n_depth {shape[2]})"
-        matching = [row for row in rows if (row.get("n_prompt"), row.get("n_gen"), row.get("n_depth")) == shape]
+        wanted = micro_batch(test, order.serving)
+        matching = [
+            row
+            for row in rows
+            if (row.get("n_prompt"), row.get("n_gen"), row.get("n_depth")) == shape
+            and row.get("n_ubatch", wanted) == wanted
+        ]
         if not matching:
             raise BenchError(f"it printed no row for {name}")
         samples = _samples_ms(matching[0])
@@ -366,11 +381,13 @@ def _results(rows: t.Sequence[t.Mapping[str, t.Any]], order: Order) -> list[dict
         difference = _disagreement(matching[0], order)
         if difference is not None:
             raise BenchError(f"the row for {name} says {difference}")
+        own = {"micro_batch_size": wanted} if "micro_batch_size" in test else {}
         results.append({
             "kind": test.get("kind"),
             "n_prompt": shape[0],
             "n_gen": shape[1],
             "n_depth": shape[2],
+            **own,
             "samples_ms": samples,
         })
         if isinstance(matching[0].get("energy"), dict):  # not llama-bench's own: a wrapper that measures energy adds it
@@ -399,7 +416,8 @@ _SAYS_LITTLE = re.compile(r"^llama_bench: error: failed to|: failed to load mode
 _SOURCE_PLACE = re.compile(r"^\S+\.(?:c|cc|cpp|cu|cuh|h|hpp|m):\d+: ")
 
 
-def _out_of_memory(text: str) -> str | None:
+def out_of_memory(text: str) -> str | None:
+    """Return one sentence when what a program printed says that memory ran out, with device and size; else None."""
     lines = [line.strip() for line in text.splitlines() if _OUT_OF_MEMORY.search(line) and not _HARMLESS.search(line)]
     if not lines:
         return None
@@ -414,7 +432,8 @@ def _out_of_memory(text: str) -> str | None:
     return f"out of memory: {_clip(lines[0])}"
 
 
-def _device_lost(text: str) -> str | None:
+def device_lost(text: str) -> str | None:
+    """Return one sentence when what a program printed says that a device is gone, with what to do; else None."""
     match = _UNREACHABLE.search(text)
     if match:
         endpoint = next(group for group in match.groups() if group)
@@ -441,7 +460,7 @@ def _clip(text: str, limit: int = 240) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _last_words(text: str) -> str:
+def last_words(text: str) -> str:
     """Return the line of a failed program that says most: its last complaint, or else its last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and "[0x" not in line]
     complaints = [line for line in lines if re.search(r"error|fail|abort|assert|what\(\)|terminate", line, re.I)]
@@ -458,7 +477,8 @@ def _signal_number(rc: int) -> int | None:
     return rc - 128 if rc > 128 else None
 
 
-def _how_it_ended(rc: int) -> str:
+def how_it_ended(rc: int) -> str:
+    """Return in words how a process with this exit status ended."""
     number = _signal_number(rc)
     if number is None:
         return f"ended with exit status {rc}"
@@ -482,7 +502,7 @@ def explain_misuse(rc: int, text: str) -> str | None:
         return (f"llama-bench does not accept {match.group(1)} as it was given: this llama.cpp is older or newer than"
                 " the one that the collection was made for, so install the pinned version")
     if "error while loading shared libraries" in text or rc in (126, 127):
-        return f"llama-bench cannot be run ({_last_words(text)}): install llama.cpp again"
+        return f"llama-bench cannot be run ({last_words(text)}): install llama.cpp again"
     return None
 
 
@@ -498,13 +518,13 @@ def judge(rc: int, stdout: str, stderr: str, timed_out_after: int | None, order:
         return failed("timed_out", f"llama-bench was not done after {timed_out_after} seconds and was ended")
     if rc != 0:
         text = "\n".join([*strange, stderr])
-        memory = _out_of_memory(text)
+        memory = out_of_memory(text)
         if memory is not None:
             return failed("out_of_memory", memory)
-        lost = _device_lost(text)
+        lost = device_lost(text)
         if lost is not None:
             return failed("device_lost", lost)
-        return failed("crashed", f"llama-bench {_how_it_ended(rc)} ({_last_words(text)})", explained=False)
+        return failed("crashed", f"llama-bench {how_it_ended(rc)} ({last_words(text)})", explained=False)
     try:
         results = _results(rows, order)
     except BenchError as exc:
@@ -521,13 +541,16 @@ def judge(rc: int, stdout: str, stderr: str, timed_out_after: int | None, order:
 
 def load_key(fingerprint: str, campaign: str, load: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Return the key of one load, as docs/data_formats.md names it."""
-    return {
+    key = {
         "fingerprint": fingerprint,
         "campaign": campaign,
         "split_mode": load["split_mode"],
         "layers": list(load["layers"]),
         "load": load["load"],
     }
+    # only where they say something, so that loads of before keep their keys
+    more = {name: load[name] for name in ("environment", "reference", "micro_batch_size") if load.get(name)}
+    return {**key, **more}
 
 
 def file_name(key: t.Mapping[str, t.Any]) -> str:
@@ -560,7 +583,8 @@ def read_stored(text: str, key: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     if data.get("key") != dict(key):
         raise BenchError("it belongs to another load")
     load = data.get("load")
-    if not isinstance(load, dict) or load.get("status") not in STATUSES or not isinstance(load.get("results"), list):
+    known = (*STATUSES, *TRIAL_STATUSES)
+    if not isinstance(load, dict) or load.get("status") not in known or not isinstance(load.get("results"), list):
         raise BenchError("it holds no load with a status and results")
     if load["status"] == "ok" and not load["results"]:
         raise BenchError("it holds a load that is ok and has no results")
@@ -575,6 +599,6 @@ def reusable(stored: t.Mapping[str, t.Any], tests: t.Sequence[t.Mapping[str, t.A
         return True
 
     def shape(entry: t.Mapping[str, t.Any]) -> tuple[t.Any, ...]:
-        return tuple(entry.get(field) for field in ("kind", "n_prompt", "n_gen", "n_depth"))
+        return tuple(entry.get(field) for field in ("kind", "n_prompt", "n_gen", "n_depth", "micro_batch_size"))
 
     return {shape(test) for test in tests} <= {shape(result) for result in stored["results"]}

@@ -33,6 +33,7 @@ _BUFFER = re.compile(r": +(\S+) +(model|KV|RS|compute|output) buffer size = *([\
 _CACHE = re.compile(
     r": size = *([\d.]+) MiB \( *\d+ cells, *(\d+) layers,.*?\)(?:, K \((\w+)\): *[\d.]+ MiB, V \((\w+)\):)?"
 )
+_MEMBER = re.compile(r"llama_prepare_model_devices: - device \d+: (\S+)")
 _ASSIGNED = re.compile(r"load_tensors: layer +(\d+) assigned to device (\w+)")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 _CONTEXT = re.compile(r"llama_context: (\w+) += (\S+)$")
@@ -125,6 +126,7 @@ def command(deployment: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) 
     environment = {"GGML_NO_BACKTRACE": "1"}
     if cuda:
         environment.update(CUDA_DEVICE_ORDER="PCI_BUS_ID", CUDA_VISIBLE_DEVICES=",".join(cuda))
+    environment.update(deployment.get("environment") or {})
     nodes: list[str] = []
     for device in deployment["devices"]:
         nodes += [node for node in _DEVICE_NODES.get(device["backend"], []) if node not in nodes]
@@ -256,7 +258,8 @@ class _Cache:
 def parse_load(text: str) -> Json:
     """Read what llama-server logged while it loaded its model (C(-lv 4) or more).
 
-    Returns C(complete) (whether the load lines are there), C(build), C(devices) (one per device in use, in order:
+    Returns C(complete) (whether the load lines are there), C(build), C(tensor_devices) (in split mode tensor, where all
+    of them are one device "Meta()" to the rest of llama.cpp, their names in order), C(devices) (one per device in use:
     device, id, description, pci_bus_id, free_mib, layers, output, model_mib, kv_mib, compute_mib, total_mib), C(host)
     (the same three sizes for host memory), C(layers_source), C(layers_note), C(model_layers) and C(offloaded_layers)
     (repeating blocks and the output layer), C(host_layers), context_size, context_per_slot, slots, kv_unified,
@@ -269,6 +272,7 @@ def parse_load(text: str) -> Json:
     build = None
     devices: list[Json] = []
     assigned: dict[int, str] = {}
+    members: list[str] = []
     sizes: dict[str, dict[str, float]] = {}
     caches: list[_Cache] = []
     cache = _Cache()
@@ -300,6 +304,8 @@ def parse_load(text: str) -> Json:
         elif match := _DEVICE.search(line):
             device = dict(zip(("device", "description", "pci_bus_id"), match.groups(), strict=False))
             devices.append({**device, "free_mib": int(match[4])})
+        elif match := _MEMBER.search(line):
+            members.append(match[1])
         elif match := _ASSIGNED.search(line):
             assigned[int(match[1])] = match[2]
         elif match := _OFFLOADED.search(line):
@@ -343,6 +349,7 @@ def parse_load(text: str) -> Json:
         device["output"] = layers[device["device"]][1] if layers else None
     return {
         "complete": bool(devices) and offloaded is not None and bool(context),
+        "tensor_devices": members,
         "build": build,
         "devices": devices,
         "host": _sizes(host),
@@ -430,6 +437,12 @@ def deviations(deployment: t.Mapping[str, t.Any], load: t.Mapping[str, t.Any]) -
             f"only {load['offloaded_layers']} were offloaded; -ngl must be at least {load['model_layers']}."
         )
     planned = used_devices(deployment)
+    if deployment["split_mode"] == "tensor" and len(planned) > 1:
+        names = [device["device"] for device in planned]
+        if load["tensor_devices"] != names:
+            used = ", ".join(load["tensor_devices"]) or "one device at a time, in layer mode"
+            found.append(f"The server uses {used}; the facts say split mode tensor over {', '.join(names)}.")
+        return found + _serving_deviations(deployment["serving"], load)
     # a CUDA device is known to llama.cpp by its number alone; CUDA_VISIBLE_DEVICES ties the number to the uuid
     names = [device["device"] if device["backend"] == "CUDA" else device["id"] for device in planned]
     seen = [device["device"] if device["device"].startswith("CUDA") else device["id"] for device in load["devices"]]
@@ -449,7 +462,12 @@ def deviations(deployment: t.Mapping[str, t.Any], load: t.Mapping[str, t.Any]) -
             )
         elif layers != wanted:
             found.append(f"The server placed {layers} layers on {', '.join(seen)}; the facts say {wanted}.")
-    serving = deployment["serving"]
+    return found + _serving_deviations(deployment["serving"], load)
+
+
+def _serving_deviations(serving: t.Mapping[str, t.Any], load: t.Mapping[str, t.Any]) -> list[str]:
+    """Return one sentence per flag of the serving profile that the server says something else about."""
+    found = []
     slack = CONTEXT_STEP * (1 if serving["kv_unified"] else serving["parallel_slots"])
     if not serving["context_size"] <= load["context_size"] < serving["context_size"] + slack:
         found.append(f"The context has {load['context_size']} tokens; the facts say {serving['context_size']}.")

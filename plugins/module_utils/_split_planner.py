@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import statistics
 import typing as t
@@ -45,6 +46,13 @@ EQUIVALENCE_FACTOR = 3.0
 
 #: How well a point is known (relative standard deviation) while no split has two loads: half of what is trusted.
 UNKNOWN_NOISE = TRUSTED_RESIDUAL_PERCENT / 200
+
+#: How far a device's cost by the device probe may be off (relative standard deviation): the probe model is small, so
+#: launching its kernels counts for more, and its weights are of another type than the model's.
+PROBE_ERROR = 0.2
+
+#: What share of a token's time the hops between devices may be: splits over all devices cannot tell.
+HOP_DOUBT = 0.03
 
 WHAT_COUNTS = {
     "decode": "time per generated token",
@@ -85,6 +93,15 @@ class Evidence:
         self._objectives: dict[Layers, float] = {}
         self._ratios: dict[tuple[str, tuple[bool, ...]], float] = {}
         self._fit()
+
+    @property
+    def ok_loads(self) -> list[Load]:
+        """All loads that were measured and not set aside."""
+        return [load for loads in self.ok.values() for load in loads]
+
+    def next_number(self, layers: Layers) -> int:
+        """Return the number that the next load of a split has; one that was set aside keeps its own."""
+        return 1 + sum(1 for load in self.loads if load.layers == layers)
 
     def count(self, layers: Layers) -> int:
         """Return how many loads of a split were measured."""
@@ -221,17 +238,43 @@ class Evidence:
         telling = len(self.points) > devices
         if problem.decode_test is not None:
             points = [(layers, self.measured("decode", layers)) for layers in self.points]
-            self.decode_fit = _cost_model.fit_decode(points)
+            self.decode_fit = _cost_model.fit_decode(points, self.prior("decode"))
             if telling:
                 predicted = [_cost_model.decode_ms(self.decode_fit, layers) for layers, _ms in points]
                 self.residual["decode"] = _cost_model.residual_percent(predicted, [ms for _layers, ms in points])
         if problem.prefill_test is not None:
             batches = _cost_model.micro_batches(problem.prefill_test.n_prompt, problem.micro_batch)
             points = [(layers, self.measured("prefill", layers)) for layers in self.points]
-            spread, degrees = self.spread("prefill")
-            noise = max(problem.indifference, spread) if degrees else UNKNOWN_NOISE
-            fit = _cost_model.choose_prefill(points, batches, noise, self.decode_fit)
+            fit = _cost_model.choose_prefill(
+                points, batches, self.point_noise("prefill"), self.decode_fit, self.prior("prefill")
+            )
             self.prefill_form, self.prefill_overlap, self.prefill_fit, self.residual["prefill"] = fit
+
+    def noise(self, kind: str) -> tuple[float, int]:
+        """Return the relative standard deviation between loads of C(kind), and how many degrees of freedom that has.
+
+        Pooled over splits, and over what the repetitions within loads let expect.
+        """
+        return self.with_expectation(kind, *self.spread(kind))
+
+    def with_expectation(self, kind: str, spread: float, degrees: int) -> tuple[float, int]:
+        """Return a scatter of loads with what the repetitions within loads let expect, for a few degrees more."""
+        kinds = self.problem.kinds if kind == "objective" else (kind,)
+        errors = [
+            _disturbance.repetition_error(load.samples(part) for loads in self.ok.values() for load in loads)
+            for part in kinds
+        ]
+        return _disturbance.with_expectation(spread, degrees, max(errors))
+
+    def prior(self, kind: str) -> _cost_model.Prior | None:
+        """Return what the device probe says of the devices' costs in a test of C(kind); None without a probe."""
+        costs = self.problem.probed.get(kind)
+        return None if costs is None else _cost_model.Prior(costs, PROBE_ERROR, self.point_noise(kind))
+
+    def point_noise(self, kind: str) -> float:
+        """Return how well a point of a fit is known (relative standard deviation); no better than what is nothing."""
+        noise, degrees = self.noise(kind)
+        return max(self.problem.indifference, noise) if degrees else UNKNOWN_NOISE
 
     def spread(self, kind: str) -> tuple[float, int]:
         """Return the relative standard deviation between loads of C(kind), pooled over splits, and its degrees."""
@@ -308,12 +351,20 @@ class Evidence:
         return max((value for kind in self.problem.kinds if (value := self.residual[kind]) is not None), default=None)
 
     def value(self, kind: str, layers: Layers) -> float | None:
-        """Return what a split costs, as far as known: by a trusted fit, else by its own loads, else by any fit."""
+        """Return what a split costs, as far as known: by a trusted fit, else by its own loads, else by any fit.
+
+        One device alone makes no hop, so it takes no longer than a fit to splits that do says: where a load of it was
+        slower than that, it was unlucky.
+        """
         residual = self.objective_residual if kind == "objective" else self.residual[kind]
-        trusted = layers in self.points and (residual is None or residual <= self.tolerance(kind))
+        fits = residual is None or residual <= self.tolerance(kind)
         predicted = self.predicted(kind, layers)
-        if layers in self.ok and self.load_means(kind, layers) and not (trusted and predicted is not None):
-            return self.measured(kind, layers)
+        if layers in self.ok and self.load_means(kind, layers) and not (
+            fits and layers in self.points and predicted is not None
+        ):
+            measured = self.measured(kind, layers)
+            bounded = fits and predicted is not None and self.pool_is_whole and sum(map(bool, layers)) == 1
+            return min(measured, predicted) if bounded and predicted is not None else measured
         return None if predicted is None else predicted * self._beyond_fit(kind, layers)
 
     def _beyond_fit(self, kind: str, layers: Layers) -> float:
@@ -425,6 +476,11 @@ def split_plan(problem: t.Any, loads: t.Any) -> Json:
 
     Pure and deterministic. Raises ValueError, naming the field, for a problem or loads that are not as described there.
     """
+    return plan_with_evidence(problem, loads)[0]
+
+
+def plan_with_evidence(problem: t.Any, loads: t.Any) -> tuple[Json, Evidence]:
+    """Return what split_plan returns, and what the loads say."""
     checked = read_problem(problem)
     measured = read_loads(checked, loads)
     evidence = Evidence(checked, measured[:0])
@@ -443,7 +499,7 @@ def split_plan(problem: t.Any, loads: t.Any) -> Json:
     if evidence.left < len(step.loads):
         cut = dataclasses.replace(step, loads=step.loads[: max(0, evidence.left)])
         step = cut if cut.loads else _next_step(evidence)
-    return {
+    plan = {
         "done": not step.loads,
         "stage": step.stage,
         "why": step.why,
@@ -456,6 +512,7 @@ def split_plan(problem: t.Any, loads: t.Any) -> Json:
         "fit": _fit_out(evidence),
         "decision": step.decision,
     }
+    return plan, evidence
 
 
 def _next_step(evidence: Evidence) -> Step:
@@ -491,7 +548,67 @@ def _next_step(evidence: Evidence) -> Step:
     if within is not None and within <= 100 * EQUIVALENCE_FACTOR * evidence.problem.indifference:
         winner = evidence.best(measured)
         return _decided(evidence, winner, evidence.rival(winner, measured))
+    same = _as_good_as_default(evidence)
+    if same is not None and evidence.left > 0 and (len(evidence.ok_loads) < 3 or not evidence.count(same.layers)):
+        third = evidence.by_layers[evidence.problem.default] if evidence.count(same.layers) else same
+        return Step(
+            "confirm",
+            f"{split_name(same.layers)} should be as good as any and as llama.cpp's default: measure "
+            f"{split_name(third.layers)} to see whether the fit holds",
+            (_wanted(evidence, third.layers, "confirm"),),
+        )
+    if same is not None and evidence.count(same.layers):
+        default = evidence.by_layers[evidence.problem.default]
+        known = default != same and evidence.count(default.layers)
+        return _decided(evidence, same, default if known else None, "no_difference")
     return _confirm(evidence, measured)
+
+
+def _as_good_as_default(evidence: Evidence) -> Candidate | None:
+    """Return the split to take when llama.cpp's own is practically as fast as the best by the fit, else None.
+
+    The difference must be at most the indifference by a fit that is trusted, from loads that scatter no more than that,
+    and the two so near to each other that
+    even with every slot between them at the steepest step that the fit knows they are within EQUIVALENCE_FACTOR times
+    that: the fit knows steps much better than it knows where they change their sign. The roomier of the two is taken.
+    """
+    problem = evidence.problem
+    default = evidence.by_layers.get(problem.default)
+    residual = evidence.objective_residual
+    if (
+        default is None
+        or not all(problem.default)
+        or evidence.repeat is not None
+        or (residual is not None and residual > evidence.tolerance("objective"))
+        or any(_single(candidate) for candidate in evidence.candidates)
+        or evidence.point_noise("objective") > problem.indifference
+    ):
+        return None
+    winner = evidence.best(evidence.candidates)
+    best = min(evidence.objective(candidate.layers) for candidate in evidence.candidates)
+    percent = 100 * (evidence.objective(default.layers) / best - 1)
+    limit = 100 * problem.indifference
+    apart = _distance(winner.layers, [default.layers])
+    if not percent <= limit or apart * _steepest_percent(evidence, winner, default) > EQUIVALENCE_FACTOR * limit:
+        return None
+    return min(winner, default, key=lambda c: (-_room(c), evidence.objective(c.layers), c.layers))
+
+
+def _steepest_percent(evidence: Evidence, *splits: Candidate) -> float:
+    """Return the most that moving one slot changes the objective by the fit, in percent; infinite without a fit.
+
+    Of two devices between any neighbours that fit, else from one of C(splits).
+    """
+    if len(evidence.problem.names) == 2:
+        pairs = list(itertools.pairwise(candidate.layers for candidate in evidence.candidates))
+    else:
+        pairs = [(c.layers, other) for c in splits for other in _layer_search.moved_by_one(c.layers)]
+    steps = []
+    for one, other in pairs:
+        if all(one) and all(other):
+            before, after = evidence.predicted("objective", one), evidence.predicted("objective", other)
+            steps.append(100 * abs(after / before - 1) if before and after else math.inf)
+    return max(steps, default=math.inf)
 
 
 def _equal_within(evidence: Evidence) -> float | None:
@@ -499,7 +616,8 @@ def _equal_within(evidence: Evidence) -> float | None:
 
     None where the fit says that they are not, and where one of them makes no hop, which the fit does not know. The
     loads of all splits are taken for loads of one: their scatter is the noise and what real difference there is, so the
-    interval of Student's t for the difference of two is too wide rather than too narrow. Infinite below three loads.
+    interval of Student's t for the difference of two is too wide rather than too narrow. What the repetitions within
+    the loads let expect counts as well (_disturbance.with_expectation). Infinite below three loads.
     """
     percent, _count = _range_percent(evidence)
     if percent is None or percent > 100 * evidence.problem.indifference:
@@ -509,14 +627,15 @@ def _equal_within(evidence: Evidence) -> float | None:
     logs = [math.log(value) for layers in evidence.ok for value in evidence.load_means("objective", layers)]
     if len(logs) < 3:
         return math.inf
-    return 100 * math.expm1(_cost_model.t_quantile_95(len(logs) - 1) * statistics.stdev(logs) * math.sqrt(2))
+    deviation, degrees = evidence.with_expectation("objective", statistics.stdev(logs), len(logs) - 1)
+    return 100 * math.expm1(_cost_model.t_quantile_95(degrees) * deviation * math.sqrt(2))
 
 
 def _confirm(evidence: Evidence, measured: list[Candidate]) -> Step:
     """Return the loads that confirm the winner, or the decision."""
     problem = evidence.problem
     among = evidence.candidates
-    winner = evidence.best(among)
+    winner = _single_to_try(evidence) or evidence.best(among)
     rival = evidence.rival(winner, among)
     # With too few loads left for both, the rival is one that is measured already; with none left for the winner, so is
     # the winner. One load of the predicted winner tells more than a second one of a split that it should beat.
@@ -546,6 +665,22 @@ def _confirm(evidence: Evidence, measured: list[Candidate]) -> Step:
     return Step("confirm", why, tuple(_wanted(evidence, candidate.layers, "confirm") for candidate in wanted))
 
 
+def _single_to_try(evidence: Evidence) -> Candidate | None:
+    """Return the device that alone may well be the best, while that was not measured.
+
+    What the fit says of it contains a hop that it does not make, so it counts as better by HOP_DOUBT. Only where the
+    predicted best is a load that one could still afford to be wrong about.
+    """
+    singles = [c for c in evidence.candidates if _single(c)]
+    if any(evidence.count(c.layers) for c in singles) or evidence.left < 3:
+        return None
+    best = min(singles, key=lambda c: (evidence.objective(c.layers), c.layers), default=None)
+    limit = min(evidence.objective(c.layers) for c in evidence.candidates)
+    if best is None or evidence.objective(best.layers) * (1 - HOP_DOUBT) > limit:
+        return None
+    return best
+
+
 def _unmeasured(evidence: Evidence, *arms: Candidate | None) -> int:
     """Return how many of the splits have no load yet."""
     return sum(1 for candidate in arms if candidate is not None and not evidence.count(candidate.layers))
@@ -557,8 +692,7 @@ def _open_loads(evidence: Evidence, winner: Candidate, rival: Candidate | None) 
 
 
 def _wanted(evidence: Evidence, layers: Layers, purpose: str) -> Wanted:
-    # a load that was set aside keeps its number
-    return Wanted(layers, 1 + sum(1 for load in evidence.loads if load.layers == layers), purpose)
+    return Wanted(layers, evidence.next_number(layers), purpose)
 
 
 def _anchors(evidence: Evidence) -> list[Candidate]:
@@ -639,12 +773,14 @@ def _verdict(evidence: Evidence, chosen: Candidate, rival: Candidate | None) -> 
     return "inconclusive"
 
 
-def _decided(evidence: Evidence, winner: Candidate, rival: Candidate | None) -> Step:
-    """Return the decision between the winner and its rival."""
+def _decided(
+    evidence: Evidence, winner: Candidate, rival: Candidate | None, known_verdict: str | None = None
+) -> Step:
+    """Return the decision between the winner and its rival; without C(known_verdict) their loads give the verdict."""
     problem = evidence.problem
-    verdict = "only_choice" if len(evidence.candidates) == 1 else _verdict(evidence, winner, rival)
+    verdict = "only_choice" if len(evidence.candidates) == 1 else known_verdict or _verdict(evidence, winner, rival)
     chosen, other = winner, rival
-    if rival is not None:
+    if rival is not None and known_verdict is None:
         percent = evidence.compare("objective", winner.layers, rival.layers).percent
         if verdict == "faster" and percent < 0:
             chosen, other = rival, winner
@@ -935,6 +1071,13 @@ def _why_chosen(evidence: Evidence, chosen: Candidate, other: Candidate | None, 
     if chosen.layers == problem.default:
         name += ", llama.cpp's own default"
     text = f"{name}: {_why_there(evidence, chosen)}"
+    if other is None and verdict == "no_difference":
+        best = min(evidence.objective(candidate.layers) for candidate in evidence.candidates)
+        less = _percent(max(0.0, 100 * (1 - best / evidence.objective(chosen.layers))))
+        return (
+            f"{text}; by the fit, which {len(evidence.ok_loads)} loads bear out, nothing that fits takes more than "
+            f"{less} % less {WHAT_COUNTS[problem.objective]}"
+        )
     if other is None:
         return f"{text}; nothing else was measured to compare it with"
     result = evidence.compare("objective", chosen.layers, other.layers)
@@ -990,7 +1133,8 @@ def _why_there(evidence: Evidence, chosen: Candidate) -> str:
                 )
     fastest = min((c for c in evidence.candidates), key=lambda c: (evidence.objective(c.layers), c.layers))
     best = evidence.objective(fastest.layers)
-    if fastest != chosen and evidence.objective(chosen.layers) <= best * (1 + problem.room_price):
+    roomier = _room(chosen) > _room(fastest)
+    if fastest != chosen and roomier and evidence.objective(chosen.layers) <= best * (1 + problem.room_price):
         return (
             f"{where}: within {100 * problem.room_price:g} % of {split_name(fastest.layers)}, the fastest by the "
             f"fit, and {_room(chosen) - _room(fastest)} MiB roomier where it is tightest"
@@ -999,7 +1143,9 @@ def _why_there(evidence: Evidence, chosen: Candidate) -> str:
         stages = _cost_model.stages_ms(evidence.prefill_fit, chosen.layers)
         if max(stages) - min(stages) <= max(evidence.prefill_fit) * 1.5:
             return f"{where}: the point where the devices take equally long over a micro-batch"
-    return f"{where}: the best by the fit" if fastest == chosen else f"{where}: the best that was confirmed"
+    if fastest == chosen:
+        return f"{where}: the best by the fit"
+    return f"{where}: {'roomy, and near the best by the fit' if roomier else 'the best that was confirmed'}"
 
 
 def _advice(evidence: Evidence, chosen: Candidate) -> list[str]:

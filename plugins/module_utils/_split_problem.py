@@ -105,6 +105,8 @@ class Problem:
     indifference: float
     max_loads: int
     repeat_disturbed: int
+    #: kind of test -> what a small model alone on each device says of the devices' costs, in any unit
+    probed: t.Mapping[str, tuple[float, ...]]
 
     def counted(self, name: str) -> tuple[int, int]:
         """Return (prompt tokens, generated tokens) that an objective counts; ttft counts the first generated token.
@@ -132,9 +134,9 @@ class Problem:
     def room_price(self) -> float:
         """How much slower, relatively, a split may be by the fit and still be taken for its room.
 
-        Half of the indifference: the other half is left for the error of the fit, which predicts both.
+        A quarter of the indifference: the rest is left for the error of the fit, which predicts both.
         """
-        return self.indifference / 2
+        return self.indifference / 4
 
     @property
     def max_anchors(self) -> int:
@@ -220,8 +222,8 @@ def read_problem(raw: t.Any) -> Problem:
     serving = _read_serving(_field("problem", raw, "serving", dict))
     reserve = _field("problem", raw, "reserve_mib", int, 0)
     modes = _field("problem", raw, "split_modes", list)
-    if list(modes) != ["layer"]:
-        raise ValueError(f"problem.split_modes must be ['layer'], the only mode known so far, not {modes!r}")
+    if "layer" not in modes or not set(modes) <= {"layer", "tensor"}:
+        raise ValueError(f"problem.split_modes must be ['layer'] or ['layer', 'tensor'], not {modes!r}")
     name, prompt, generated, depth = _read_objective("problem.objective", _field("problem", raw, "objective", dict))
     tests = _read_tests(_field("problem", raw, "tests", list))
     by_kind = {kind: [test for test in tests if test.kind == kind] for kind in ("decode", "prefill")}
@@ -268,9 +270,30 @@ def read_problem(raw: t.Any) -> Problem:
         indifference=_field("problem", raw, "indifference", (int, float), 0),
         max_loads=_field("problem", raw, "max_loads", int, 1),
         repeat_disturbed=_field("problem", {"repeat_disturbed": 2, **raw}, "repeat_disturbed", int, 0),
+        probed=_read_probe(raw.get("device_probe"), len(devices)),
     )
     fitting = (problem.candidate(layers) for layers in splits)
     return dataclasses.replace(problem, fitting=tuple(candidate for candidate in fitting if candidate is not None))
+
+
+def _read_probe(probe: t.Any, devices: int) -> dict[str, tuple[float, ...]]:
+    """Return what each device costs by the device probe: ms per generated token, ms per prompt token.
+
+    Nothing when there is no probe, or it could not measure every device; ValueError when it is about other devices.
+    """
+    if probe is None:
+        return {}
+    where = "problem.device_probe"
+    entries = _field(where, probe, "devices", list)
+    if len(entries) != devices:
+        raise ValueError(f"{where}.devices must have one entry per device, {devices}, not {len(entries)}")
+    if any(_field(f"{where}.devices", entry, "status", str) != "ok" for entry in entries):
+        return {}
+    decode = tuple(float(_field(where, entry["decode_ms_per_token"], "median", (int, float))) for entry in entries)
+    speed = tuple(float(_field(where, entry, "prefill_tokens_per_second", (int, float))) for entry in entries)
+    if min(*decode, *speed) <= 0:
+        raise ValueError(f"{where}.devices must hold positive times and speeds")
+    return {"decode": decode, "prefill": tuple(1000 / value for value in speed)}
 
 
 def _read_devices(devices: t.Sequence[t.Any]) -> list[Json]:

@@ -166,6 +166,14 @@ model:
       description: Number of attention heads; the largest where it differs between blocks.
       type: int
       returned: success
+    head_count_kv:
+      description: Number of attention heads that have a K and a V of their own; the largest where it differs.
+      type: int
+      returned: success
+    key_length:
+      description: Elements of one head's K.
+      type: int
+      returned: success
     context_length_train:
       description: Tokens of context that the model was trained for.
       type: int

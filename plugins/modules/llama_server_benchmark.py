@@ -159,104 +159,34 @@ result_path:
   type: str
 """
 
-import http.client
-import json
 import os
 import secrets
 import typing as t
-import urllib.error
-import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _llama_server, _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_client import Client, ServerError
 
 WARM_UP = {"name": "warm-up", "prompt_tokens": 16, "generated_tokens": 4}
-ERROR_TEXT_CHARACTERS = 300
 
 
-class ServerError(Exception):
-    """One sentence about what the server did not do."""
-
-
-class Client:
-    """The server under test."""
-
-    def __init__(self, url: str, api_key: str | None, timeout_seconds: int) -> None:
-        self.url = url.rstrip("/")
-        self.headers = {"Content-Type": "application/json"}
-        if api_key:
-            self.headers["Authorization"] = f"Bearer {api_key}"
-        self.timeout_seconds = timeout_seconds
-        # a proxy of the environment is not what is to be measured
-        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def ask(self, path: str, body: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        """GET, or POST where there is a body, and return the JSON answer. Raises ServerError."""
-        where = f"{self.url}{path}"
-        try:
-            data = None if body is None else json.dumps(body).encode()
-            request = urllib.request.Request(where, data=data, headers=self.headers)
-            with self.opener.open(request, timeout=self.timeout_seconds) as answer:
-                parsed = json.load(answer)
-        except urllib.error.HTTPError as exc:
-            raise ServerError(self._http_error(where, exc)) from exc
-        except TimeoutError as exc:
-            raise ServerError(
-                f"{where} did not answer within {self.timeout_seconds} s: is the server busy with other requests?"
-            ) from exc
-        except (http.client.HTTPException, ConnectionResetError) as exc:
-            raise ServerError(
-                f"{where}: the server broke off ({exc}), so it probably died: see journalctl -u llama-server."
-            ) from exc
-        except urllib.error.URLError as exc:
-            raise ServerError(f"{where} cannot be reached ({exc.reason}): is llama-server running?") from exc
-        except ValueError as exc:
-            raise ServerError(f"{where} gave no JSON ({exc}): is it a llama-server?") from exc
-        if not isinstance(parsed, dict):
-            raise ServerError(f"{where} gave no JSON object: is it a llama-server?")
-        return parsed
-
-    def _http_error(self, where: str, error: urllib.error.HTTPError) -> str:
-        if error.code == 401:
-            return f"{where} refuses the API key: give the key in api_key or api_key_file."
-        if error.code == 503:
-            return f"{where} is still loading its model: wait until /health answers 200."
-        text = error.read(ERROR_TEXT_CHARACTERS).decode(errors="replace").strip()
-        return f"{where} answered {error.code}: {text}"
-
-    def context_per_slot(self) -> int:
-        """Return the tokens that one slot holds."""
-        try:
-            return int(self.ask("/props")["default_generation_settings"]["n_ctx"])
-        except (KeyError, TypeError, ValueError) as exc:
-            raise ServerError(f"{self.url}/props does not name the context of a slot: is it a llama-server?") from exc
-
-    def vocabulary_size(self) -> int:
-        """Return how many token ids the model has."""
-        try:
-            return int(self.ask("/v1/models")["data"][0]["meta"]["n_vocab"])
-        except (IndexError, KeyError, TypeError, ValueError) as exc:
-            raise ServerError(
-                f"{self.url}/v1/models does not name the size of the vocabulary: is it a llama-server?"
-            ) from exc
-
-    def measure(self, test: t.Mapping[str, t.Any], vocabulary_size: int) -> dict[str, t.Any]:
-        """Send one unique prompt and return the sample."""
-        answer = self.ask(
-            "/completion",
-            {
-                "prompt": _llama_server.prompt_tokens(test["prompt_tokens"], vocabulary_size, secrets.token_hex(8)),
-                "n_predict": test["generated_tokens"],
-                "ignore_eos": True,
-                "cache_prompt": False,
-                "temperature": 0,
-                "stream": False,
-            },
-        )
-        try:
-            return _llama_server.sample(answer.get("timings") or {}, test["prompt_tokens"])
-        except ValueError as exc:
-            raise ServerError(f"test {test['name']}: {exc}.") from exc
+def _sample(client: Client, test: t.Mapping[str, t.Any], vocabulary_size: int) -> dict[str, t.Any]:
+    """Send one unique prompt and return the sample."""
+    answer = client.ask(
+        "/completion",
+        {
+            "prompt": _llama_server.prompt_tokens(test["prompt_tokens"], vocabulary_size, secrets.token_hex(8)),
+            "n_predict": test["generated_tokens"],
+            "ignore_eos": True,
+            "cache_prompt": False,
+            "temperature": 0,
+            "stream": False,
+        },
+    )
+    try:
+        return _llama_server.sample(answer.get("timings") or {}, test["prompt_tokens"])
+    except ValueError as exc:
+        raise ServerError(f"test {test['name']}: {exc}.") from exc
 
 
 def _check_tests(module: AnsibleModule, tests: list[dict[str, t.Any]]) -> None:
@@ -297,11 +227,11 @@ def _measure(client: Client, tests: list[dict[str, t.Any]]) -> tuple[int, list[d
     context = client.context_per_slot()
     vocabulary_size = client.vocabulary_size()
     if _llama_server.does_not_fit(WARM_UP, context) is None:
-        client.measure(WARM_UP, vocabulary_size)
+        _sample(client, WARM_UP, vocabulary_size)
     measured = []
     for test in tests:
         reason = _llama_server.does_not_fit(test, context)
-        samples = [] if reason else [client.measure(test, vocabulary_size) for dummy in range(test["repetitions"])]
+        samples = [] if reason else [_sample(client, test, vocabulary_size) for dummy in range(test["repetitions"])]
         measured.append({**test, "skipped_reason": reason, "samples": samples})
     return context, measured
 

@@ -43,6 +43,7 @@ options:
       - It has C(label), C(split_mode), C(layers), C(load) and C(tests), each test with C(kind), C(n_prompt),
         C(n_gen), C(n_depth) and C(repetitions). All samples are kept; the largest number of repetitions holds for all
         tests of the process.
+      - A test may have a C(micro_batch_size) of its own, and a load an C(environment) that is added to O(environment).
       - Tests at different depths cost more than their sum, because C(llama-bench) runs every depth with every length.
     type: dict
     required: true
@@ -204,225 +205,63 @@ llama_cpp_build:
   type: str
 """
 
-import contextlib
 import os
-import signal
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _lease, _llama_bench, _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _llama_bench, _measuring
 
-#: Marks every process of one measurement, whatever process group or session it moved itself into.
-MARK = "MIXED_GPU_MEASUREMENT"
 #: A second, talkative run to learn why the first one failed is not worth starting for less.
 SHORTEST_DIAGNOSIS_SECONDS = 5
 
 
-def kill_leftovers(mark: str) -> None:
-    """Kill every process whose environment carries the mark, until none is left (a fork may happen in between)."""
-    wanted = f"{MARK}={mark}".encode()
-    for _attempt in range(20):
-        found = False
-        for name in os.listdir("/proc"):
-            if not name.isdigit():
-                continue
-            with contextlib.suppress(OSError):
-                with open(f"/proc/{name}/environ", "rb") as handle:
-                    ours = wanted in handle.read().split(b"\0")
-                if ours and not is_zombie(name):
-                    os.kill(int(name), signal.SIGKILL)
-                    found = True
-        if not found:
-            return
-        time.sleep(0.05)
-
-
-def is_zombie(pid: str) -> bool:
-    """Return whether the process has ended and only waits to be collected."""
-    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:
-        return handle.read().rpartition(")")[2].split()[0] == "Z"
-
-
-class SplitBenchmark:
-    """One load: look it up, or measure and store it."""
+class SplitBenchmark(_measuring.StoredLoad):
+    """One load of llama-bench."""
 
     def __init__(self, module: AnsibleModule) -> None:
-        self.module = module
-        self.params = module.params
-        self.load: dict[str, t.Any] = self.params["load"]
-        for name in ("timeout_seconds", "lock_wait_seconds"):
-            least = 1 if name == "timeout_seconds" else 0
-            if self.params[name] < least:
-                module.fail_json(msg=f"{name} is {self.params[name]}: give at least {least}.")
+        load = module.params["load"]
+        if module.params["timeout_seconds"] < 1:
+            module.fail_json(msg=f"timeout_seconds is {module.params['timeout_seconds']}: give at least 1.")
         try:
-            self.order = _llama_bench.make_order(self.load, self.params["devices"], self.params["serving"])
+            self.order = _llama_bench.make_order(load, module.params["devices"], module.params["serving"])
         except _llama_bench.BenchError as exc:
             module.fail_json(msg=f"This load cannot be measured: {exc}.")
-        self.key = _llama_bench.load_key(self.params["fingerprint"], self.params["campaign"], self.load)
-        self.path = os.path.join(self.params["state_dir"], _llama_bench.file_name(self.key))
-        self.build: str | None = None
+        super().__init__(module, load)
 
-    def run(self) -> dict[str, t.Any]:
-        """Return the result of the module."""
-        stored = self.look_up()
-        if stored is not None:
-            return self.reused(stored)
-        if self.module.check_mode:
-            return self.result(True, None)
-        self.check_programs()
-        lock_file = self.params["lock_file"] or os.path.join(self.params["state_dir"], ".lock")
-        wait = self.params["lock_wait_seconds"]
-        lock = _state_files.take_lock(lock_file, wait)
-        if lock is None:
-            self.module.fail_json(
-                msg=f"Another measurement has held {lock_file} for {wait} seconds: wait for it to end (its llama-bench"
-                " is in the process list), or end it, and run this again."
-            )
-        try:
-            # The holder of the lock may have been a killed play's measurement of this very load.
-            stored = self.look_up()
-            if stored is not None:
-                return self.reused(stored)
-            return self.result(True, self.measure(lock))
-        finally:
-            _state_files.release_lock(lock)
-
-    def reused(self, stored: dict[str, t.Any]) -> dict[str, t.Any]:
-        """Return the result for a stored load: today's words (label, purpose), the stored numbers."""
-        return self.result(False, {**stored, **self.load, "reused": True})
-
-    def result(self, changed: bool, load: dict[str, t.Any] | None) -> dict[str, t.Any]:
-        result: dict[str, t.Any] = {"changed": changed, "load": load, "path": self.path}
-        if changed and load is not None:
-            result["llama_cpp_build"] = self.build
-        if self.module._diff:
-            result["diff"] = {
-                "before_header": self.path, "after_header": self.path,
-                "before": {} if changed else load,
-                "after": load or {"label": self.load.get("label"), "status": "would be measured"},
-            }
-        return result
-
-    def look_up(self) -> dict[str, t.Any] | None:
-        """Return the stored load, or None where there is none of use; a damaged file is set aside."""
-        try:
-            text = _state_files.read_text(self.path)
-        except OSError as exc:
-            self.module.fail_json(msg=f"{self.path} cannot be read ({exc.strerror}): make it readable for this user.")
-        if text is None:
-            return None
-        try:
-            stored = _llama_bench.read_stored(text, self.key)
-        except _llama_bench.BenchError as exc:
-            self.set_aside(str(exc))
-            return None
-        wanted = stored["status"] == "ok" or self.params["reuse_failures"]
-        return stored if wanted and _llama_bench.reusable(stored, self.order.tests) else None
-
-    def set_aside(self, why: str) -> None:
-        """Rename a damaged file, so that it can be looked at and the load is measured again."""
-        if self.module.check_mode:
-            self.module.warn(f"{self.path} is damaged: {why}; it would be set aside and the load measured again.")
-            return
-        aside = f"{self.path}.damaged-{time.time_ns()}"
-        os.rename(self.path, aside)
-        self.module.warn(f"{self.path} is damaged: {why}; it is kept as {aside} and the load is measured again.")
+    def answers(self, stored: dict[str, t.Any]) -> bool:
+        return _llama_bench.reusable(stored, self.order.tests)
 
     def check_programs(self) -> None:
-        program, model = self.params["llama_bench"], self.params["model_path"]
-        if not os.path.isfile(program) or not os.access(program, os.X_OK):
-            self.module.fail_json(
-                msg=f"There is no program {program}: install llama.cpp (role llama_cpp), or set llama_bench."
-            )
-        if not os.path.isfile(model) or not os.access(model, os.R_OK):
-            self.module.fail_json(
-                msg=f"There is no readable model {model}: fetch it (role llm_models), or set model_path."
-            )
-
-    # The lease
-
-    def lease(self) -> str:
-        """Return what identifies the lease that is held now; ends the module when there is none, or somebody else's."""
-        unit = _lease.unit_name(self.params["lease_unit"])
-        systemctl = self.module.get_bin_path("systemctl", required=True)
-        command = [systemctl, "show", "-p", "ActiveState", "-p", "InvocationID", unit]
-        _rc, stdout, _stderr = self.module.run_command(command)
-        properties = _lease.parse_properties(stdout)
-        if properties.get("ActiveState") != "active":
-            self.no_lease(f"the measurement lease {unit} is {properties.get('ActiveState', 'unknown')}")
-        owner = self.params["lease_owner"]
-        if owner:
-            try:
-                text = _state_files.read_text(self.params["lease_file"])
-                found = _lease.parse_state(text)["owner"] if text is not None else "nobody"
-            except (_lease.LeaseError, OSError):
-                found = "nobody who can be read"
-            if found != owner:
-                self.no_lease(f"the measurement lease {unit} belongs to {found}, not to {owner}")
-        return properties.get("InvocationID", "")
-
-    def no_lease(self, what: str) -> None:
-        self.module.fail_json(
-            msg=f"No sample was kept for {self.load.get('label')}: {what}, so something else may use the devices; take"
-            " the lease (module measurement_lease) and run this again, what was measured before is reused."
+        self.need(
+            self.params["llama_bench"], "program", "install llama.cpp (role llama_cpp), or set llama_bench", os.X_OK
         )
-
-    def touch_lease(self) -> None:
-        """Say in the lease's state file that its owner is at work; other runs take over a lease that nobody touches."""
-        path = self.params["lease_file"]
-        with contextlib.suppress(_lease.LeaseError, OSError):
-            text = _state_files.read_text(path)
-            if text is not None:
-                state = _lease.touched(_lease.parse_state(text), _state_files.utc_now())
-                _state_files.write_text(path, _state_files.to_text(state), 0o644, self.module.atomic_move)
-
-    # Measuring
+        self.need(self.params["model_path"], "readable model", "fetch it (role llm_models), or set model_path")
 
     def measure(self, lock: int) -> dict[str, t.Any]:
-        """Measure and store the load, and return it. The caller holds the lock."""
-        leased = bool(self.params["lease_unit"])
-        before = ""
-        if leased:
-            before = self.lease()
-            self.touch_lease()
         command = _llama_bench.bench_command(
             self.params["llama_bench"], self.params["model_path"], self.order, self.params["rpc_endpoints"]
         )
-        started = time.monotonic()
-        verdict = self.run_bench(command, self.params["timeout_seconds"], lock)
-        wall_ms = round((time.monotonic() - started) * 1000)
-        remaining = self.params["timeout_seconds"] - int(time.monotonic() - started)
-        if not verdict.explained and remaining >= SHORTEST_DIAGNOSIS_SECONDS:
-            second = self.run_bench(_llama_bench.diagnosis_command(command), remaining, lock)
-            if second.status in ("out_of_memory", "device_lost", "crashed"):
-                verdict = second
-        if leased:
-            if self.lease() != before:
-                self.no_lease(f"the measurement lease {self.params['lease_unit']} was replaced by another meanwhile")
-            self.touch_lease()
-        load = {
-            **self.load,
-            "campaign": self.params["campaign"],
-            "fingerprint": self.params["fingerprint"],
-            "status": verdict.status,
-            "reason": verdict.reason,
-            "results": verdict.results,
-            "measured_at": _state_files.utc_now(),
-            "wall_ms": wall_ms,
-            "reused": False,
-        }
+        with self.leased():
+            started = time.monotonic()
+            verdict = self.run_bench(command, self.params["timeout_seconds"], lock)
+            wall_ms = round((time.monotonic() - started) * 1000)
+            remaining = self.params["timeout_seconds"] - int(time.monotonic() - started)
+            if not verdict.explained and remaining >= SHORTEST_DIAGNOSIS_SECONDS:
+                second = self.run_bench(_llama_bench.diagnosis_command(command), remaining, lock)
+                if second.status in ("out_of_memory", "device_lost", "crashed"):
+                    verdict = second
         for warning in verdict.warnings:
             self.module.warn(warning)
         self.build = verdict.build
-        stored = _llama_bench.stored_form(self.key, load, verdict.build, command, verdict.warnings)
-        try:
-            _state_files.write_text(self.path, _state_files.to_text(stored), 0o644, self.module.atomic_move)
-        except OSError as exc:
-            self.module.fail_json(
-                msg=f"The measurement cannot be stored as {self.path} ({exc.strerror}): make room there and run again."
-            )
-        return load
+        load = {
+            **self.load,
+            "status": verdict.status,
+            "reason": verdict.reason,
+            "results": verdict.results,
+            "wall_ms": wall_ms,
+        }
+        return self.store(load, command, verdict.warnings)
 
     def run_bench(self, command: list[str], limit: int, lock: int) -> _llama_bench.Verdict:
         """Run llama-bench for at most C(limit) seconds, with nothing of it left behind, and judge what it printed."""
@@ -430,7 +269,8 @@ class SplitBenchmark:
         environment = {
             "GGML_NO_BACKTRACE": "1",          # else an abort attaches a debugger
             **{name: str(value) for name, value in self.params["environment"].items()},
-            MARK: mark,
+            **{name: str(value) for name, value in (self.load.get("environment") or {}).items()},
+            _measuring.MARK: mark,
         }
         timeout = self.module.get_bin_path("timeout", required=True)
         started = time.monotonic()
@@ -441,7 +281,7 @@ class SplitBenchmark:
                 environ_update=environment, expand_user_and_vars=False, errors="replace", pass_fds=(lock,),
             )
         finally:
-            kill_leftovers(mark)
+            _measuring.kill_leftovers(mark)
         timed_out = rc in (-9, 137) and time.monotonic() - started >= limit
         misuse = None if timed_out or rc == 0 else _llama_bench.explain_misuse(rc, f"{stdout}\n{stderr}")
         if misuse is not None:
@@ -458,20 +298,9 @@ def main() -> None:
             "model_path": {"type": "path", "required": True},
             "load": {"type": "dict", "required": True},
             "devices": {"type": "list", "elements": "str", "required": True},
-            "rpc_endpoints": {"type": "list", "elements": "str", "default": []},
-            "serving": {"type": "dict", "required": True},
-            "environment": {"type": "dict", "default": {}},
-            "campaign": {"type": "str", "required": True},
-            "fingerprint": {"type": "str", "required": True},
-            "reuse_failures": {"type": "bool", "default": True},
-            "state_dir": {"type": "path", "default": "/var/lib/mixed_gpu/measurements"},
             "wrapper": {"type": "list", "elements": "str", "default": []},
             "timeout_seconds": {"type": "int", "default": 1800},
-            "lock_file": {"type": "path"},
-            "lock_wait_seconds": {"type": "int", "default": 1800},
-            "lease_unit": {"type": "str", "default": _lease.UNIT},
-            "lease_owner": {"type": "str", "default": ""},
-            "lease_file": {"type": "path", "default": "/run/mixed_gpu/lease.json"},
+            **_measuring.ARGUMENTS,
         },
         supports_check_mode=True,
     )

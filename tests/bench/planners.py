@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import copy
 import dataclasses
 import json
 import math
@@ -61,6 +62,13 @@ def ours(pair: Pair, chance: random.Random) -> Outcome:
     layers = None if decision["layers"] is None else tuple(decision["layers"])
     anchors = sum(purpose in ("anchor", "single") for purpose in purposes)
     return _outcome(pair, layers, len(loads), before_confirmation=before, anchors=anchors, verdict=decision["verdict"])
+
+
+def unprobed(pair: Pair, chance: random.Random) -> Outcome:
+    """The same without the device probe, as with split_tuning_probe false; a recorded pair has none anyway."""
+    bare = copy.copy(pair)
+    bare.problem = {key: value for key, value in pair.problem.items() if key != "device_probe"}
+    return ours(bare, chance)
 
 
 def default_split(pair: Pair) -> Layers:
@@ -126,6 +134,7 @@ def tpe(pair: Pair, chance: random.Random) -> Outcome:
 
 PLANNERS: dict[str, t.Callable[[Pair, random.Random], Outcome]] = {
     "this collection": ours,
+    "this collection, no device probe": unprobed,
     "llama.cpp's default (by memory)": by_memory,
     "llama.cpp --fit": fit,
     "the guide's four ratios": guide,
@@ -269,11 +278,15 @@ def text_of(simulated: t.Sequence[Outcome], recorded: t.Sequence[Outcome], seed:
         "|---|---|---|",
         *(f"| {name} | {measured} | {'met' if met else '**missed**'} |" for name, measured, met in bars(simulated)),
         "",
-        "Three loads can show that there is no difference worth having only where loads repeat within about 0.5 % (two",
-        "degrees of freedom against an equivalence of 3 %); where they scatter more, more are needed to say so.",
+        "Three loads can show that there is no difference worth having only where loads repeat within about 1 %; where",
+        "they scatter more, more are needed to say so.",
         "",
-        "Part of the regret is bought on purpose: of splits that are practically equal (within 0.5 % by the fit) this",
-        "collection takes the one that leaves the most memory free. Where its regret comes from, at noise up to 5 %:",
+        "The planner is told what the device probe found, which is off by up to 30 % of the faster device's time, and",
+        "by 5 % of each device's cost; what it does without, a row of its own shows.",
+        "",
+        "Part of the regret is bought on purpose: of splits that are practically equal (within 0.25 % by the fit)",
+        "this collection takes the one that leaves the most memory free. Where its regret comes from, at noise up to",
+        "5 %:",
         "",
         *traits_table(simulated),
         "",
@@ -329,7 +342,7 @@ def main() -> None:
     """Run all, write the section, and say whether the bars are met."""
     parser = argparse.ArgumentParser(description="Compare planners on recorded and simulated pairs of devices.")
     parser.add_argument("page", type=pathlib.Path, help="the page whose section is replaced")
-    parser.add_argument("--pairs", type=int, default=600, help="simulated pairs")
+    parser.add_argument("--pairs", type=int, default=1200, help="simulated pairs")
     parser.add_argument("--seed", type=int, default=1, help="seed of all luck")
     parser.add_argument("--raw", type=pathlib.Path, help="also write every outcome there, as JSON")
     arguments = parser.parse_args()

@@ -6,9 +6,10 @@
 # WHEELS  folder with wheels for this machine's Python: ansible-core, pytest, nvidia-ml-py, gguf, and what they need
 # SOURCE  llama.cpp's source tree, or a part of it that holds CMakeLists.txt, cmake, common, ggml, include, src, tools, vendor
 # WORK    where everything is made (default: a new directory below /tmp)
-# Environment: CUDA_ARCHITECTURES (default: the card's own), JOBS (default: all CPUs).
+# Environment: CUDA_ARCHITECTURES (default: the card's own), JOBS (default: all CPUs), TESTS (default: all of tests/gpu),
+# NCCL_ROOT (a folder with include/nccl.h and lib/libnccl.so, for split mode tensor between cards).
 set -euo pipefail
-[ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
 root=$(cd "$(dirname "$0")/../.." && pwd)
 wheels=$(realpath "$1") source=$(realpath "$2") work=${3:-$(mktemp -d /tmp/mixed-gpu-test.XXXXXX)}
 mkdir -p "$work/site" "$work/collections/ansible_collections/homelab"
@@ -25,9 +26,10 @@ command -v ninja >/dev/null && generator=(-G Ninja)
 began=$SECONDS
 cmake -S "$source" -B "$work/build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DGGML_CUDA=ON -DGGML_RPC=ON \
   -DCMAKE_CUDA_ARCHITECTURES="${CUDA_ARCHITECTURES:-native}" -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
+  -DGGML_CUDA_NCCL="$([ -n "${NCCL_ROOT:-}" ] && echo ON || echo OFF)" -DNCCL_ROOT="${NCCL_ROOT:-}" \
   -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
   > "$work/cmake.log" 2>&1 || { tail -n 20 "$work/cmake.log"; exit 1; }
-cmake --build "$work/build" --parallel "${JOBS:-$(nproc)}" --target llama-bench ggml-rpc-server llama-fit-params > "$work/build.log" 2>&1 ||
+cmake --build "$work/build" --parallel "${JOBS:-$(nproc)}" --target llama-bench llama-server llama-perplexity ggml-rpc-server llama-fit-params > "$work/build.log" 2>&1 ||
   { tail -n 20 "$work/build.log"; exit 1; }
 echo "== built in $((SECONDS - began)) s"
 
@@ -45,4 +47,4 @@ ANSIBLE_COLLECTIONS_PATH=$work/collections ANSIBLE_LOCALHOST_WARNING=0 \
 
 echo "== tests on the card"
 cd "$root"
-MIXED_GPU_LLAMA_BIN=$work/build/bin python3 -m pytest -v -rs -s -p no:cacheprovider tests/gpu
+MIXED_GPU_LLAMA_BIN=$work/build/bin python3 -m pytest -v -rs -s -p no:cacheprovider ${TESTS:-tests/gpu}

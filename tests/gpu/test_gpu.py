@@ -13,28 +13,17 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
 from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe import device_probe
 from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe_loads import device_probe_loads
-from ansible_collections.homelab.mixed_gpu.plugins.filter.split_plan import split_plan
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _power_sweep
+from conftest import module, rpc_server, tune
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NVCC = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-BIN = os.environ.get("MIXED_GPU_LLAMA_BIN", "")
-RUN = """
-import importlib, json, sys
-from ansible.module_utils.testing import patch_module_args
-module = importlib.import_module(f"ansible_collections.homelab.mixed_gpu.plugins.modules.{sys.argv[1]}")
-with patch_module_args(json.load(sys.stdin)):
-    module.main()
-"""
 SERVING = {
     "context_size": 1024, "parallel_slots": 1, "kv_unified": True, "batch_size": 512, "micro_batch_size": 64,
     "flash_attention": "on", "cache_type_k": "f16", "cache_type_v": "f16", "threads": 1, "poll": 0, "load_mode": "auto",
@@ -44,45 +33,6 @@ TESTS = [
     {"kind": "prefill", "n_prompt": 128, "n_gen": 0, "n_depth": 0, "repetitions": 2},
     {"kind": "decode", "n_prompt": 0, "n_gen": 16, "n_depth": 0, "repetitions": 2},
 ]
-
-
-def run(name, **arguments):
-    """Run a module of the collection in a process of its own; what it returns, also when it failed."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, name], input=json.dumps(arguments), capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return json.loads(done.stdout)
-
-
-def module(name, **arguments):
-    """As run, of a module that must not fail."""
-    result = run(name, **arguments)
-    assert not result.get("failed"), result["msg"]
-    return result
-
-
-@pytest.fixture(scope="session")
-def box():
-    facts = module("gpu_facts", host_python=sys.executable)["ansible_facts"]["mixed_gpu_gpus"]
-    if not facts["available"]:
-        pytest.skip(f"no NVIDIA card to test on: {facts['reason']}")
-    print(json.dumps(facts, indent=1))
-    return facts
-
-
-@pytest.fixture(scope="session")
-def llama_bin(box):
-    if not BIN:
-        pytest.skip("MIXED_GPU_LLAMA_BIN names no build of llama.cpp")
-    return BIN
-
-
-@pytest.fixture
-def environment(box):
-    uuids = ",".join(gpu["uuid"] for gpu in box["gpus"])
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": uuids}
 
 
 @pytest.fixture(scope="session")
@@ -98,23 +48,8 @@ def model_path(llama_bin, tmp_path_factory):
 @pytest.fixture
 def rpc_endpoint(llama_bin):
     """A second, slow device: this machine's CPU behind an RPC server."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [f"{llama_bin}/ggml-rpc-server", "-H", "127.0.0.1", "-p", str(port), "-d", "CPU", "-t", "4"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )
-    try:
-        # looked for in the table of listening sockets: a connection would occupy the server
-        for _attempt in range(100):
-            if f":{port:04X} 00000000:0000 0A" in pathlib.Path("/proc/net/tcp").read_text(encoding="ascii"):
-                break
-            assert server.poll() is None, "ggml-rpc-server ended"
-            time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
+    with rpc_server(llama_bin, "-d", "CPU", "-t", "4") as endpoint:
+        yield endpoint
 
 
 def test_facts_agree_with_nvidia_smi(box):
@@ -142,92 +77,6 @@ def test_facts_are_plausible(box):
         assert gpu["architecture"] is not None
         assert 100 < gpu["memory_bandwidth_gb_per_s"] < 20000
         assert not [reason for reason in gpu["throttle_reasons"] if reason.startswith("unknown")]
-
-
-def test_links_and_memory_correction_are_answers(box):
-    pairs = [(pair["a"], pair["b"]) for pair in box["p2p"]]
-    uuids = [gpu["uuid"] for gpu in box["gpus"]]
-    assert pairs == [(one, other) for number, one in enumerate(uuids) for other in uuids[number + 1 :]]
-    for pair in box["p2p"]:
-        assert {pair[name] for name in ("read", "write", "nvlink", "atomics", "pci")} <= {
-            None, "ok", "chipset_not_supported", "gpu_not_supported", "ioh_topology_not_supported",
-            "disabled_by_regkey", "not_supported", "unknown",
-        }  # fmt: skip
-    for gpu in box["gpus"]:
-        assert gpu["ecc_enabled"] in (None, True, False) and gpu["sampled"] is None
-        assert gpu["power_limit_enforced_watts"] <= gpu["power_limit_watts"] + 1
-        assert all(set(link) == {"link", "active"} for link in gpu["nvlink"] or [])
-
-
-def test_a_card_at_work_looks_different_from_one_at_rest(box, llama_bin, environment, model_path):
-    rest = module("gpu_facts", host_python=sys.executable, sample_seconds=1)["ansible_facts"]["mixed_gpu_gpus"]
-    load = subprocess.Popen(
-        [f"{llama_bin}/llama-bench", "-m", model_path, "-ngl", "99", "-p", "512", "-n", "256", "-r", "400"],
-        env=os.environ | environment | {"CUDA_VISIBLE_DEVICES": box["gpus"][0]["uuid"]},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while True:  # it loads CUDA and the model first
-            work = module("gpu_facts", host_python=sys.executable, sample_seconds=4)["ansible_facts"]["mixed_gpu_gpus"]
-            if work["gpus"][0]["sampled"]["utilization_gpu_percent"]["mean"] > 30 or time.monotonic() > deadline:
-                break
-        assert load.poll() is None, "llama-bench ended"
-    finally:
-        load.kill()
-        load.wait()
-    idle, busy = rest["gpus"][0]["sampled"], work["gpus"][0]["sampled"]
-    print(json.dumps({"rest": idle, "work": busy}, indent=1))
-    assert busy["count"] >= 8 and busy["seconds"] >= 4
-    assert busy["utilization_gpu_percent"]["mean"] > 30
-    assert busy["power_draw_watts"]["mean"] > idle["power_draw_watts"]["mean"]
-    assert busy["power_draw_watts"]["max"] <= 1.2 * box["gpus"][0]["power_limit_watts"]
-    for name in ("pcie_generation", "pcie_width"):
-        if busy[name] is not None:
-            assert busy[name]["max"] <= box["gpus"][0][f"{name}_max"]
-    assert work["xid_events"] in ([], None)
-
-
-def test_the_energy_of_generated_tokens_is_measured(box, llama_bin, environment, model_path, tmp_path):
-    card = box["gpus"][0]
-    environment = environment | {"CUDA_VISIBLE_DEVICES": card["uuid"]}
-    tests = [
-        {"kind": "prefill", "n_prompt": 2048, "n_gen": 0, "n_depth": 0, "repetitions": 20},
-        {"kind": "decode", "n_prompt": 0, "n_gen": 512, "n_depth": 0, "repetitions": 20},
-    ]
-    load = module(
-        "split_benchmark", llama_bench=f"{llama_bin}/llama-bench", model_path=model_path, devices=["CUDA0"],
-        load={"label": "energy", "split_mode": "layer", "layers": [17], "load": 1, "purpose": "power", "tests": tests},
-        serving=SERVING | {"batch_size": 2048, "micro_batch_size": 512}, environment=environment, campaign="gpu-test",
-        fingerprint="2" * 64, state_dir=str(tmp_path / "loads"), lease_unit="", timeout_seconds=300,
-        wrapper=[sys.executable, str(ROOT / "roles/power_sweep/files/energy_meter.py")],
-    )["load"]
-    assert load["status"] == "ok", load["reason"]
-    row = _power_sweep.row({"label": "energy", "limits_watts": {card["uuid"]: 0}, "loads": [load]})
-    print(json.dumps(row, indent=1))
-    watts = row["decode"]["watts"][card["uuid"]]
-    assert 10 < watts <= 1.1 * card["power_limit_watts"]
-    assert row["decode"]["source"] in ("counter", "power") and row["prefill"]["joules_per_token"] > 0
-
-
-def test_power_settings_are_checked_against_the_card_and_nothing_is_set(box):
-    card = box["gpus"][0]
-
-    def wanted(watts):
-        entry = {"uuid": card["uuid"], "power_limit_watts": watts, "locked_clocks_mhz": None, "persistence_mode": None}
-        return {"schema": 1, "cards": [entry]}
-
-    def ask(watts):
-        return run("gpu_power", settings=wanted(watts), host_python=sys.executable, _ansible_check_mode=True)
-
-    same, other, refused = ask(card["power_limit_watts"]), ask(card["power_limit_min_watts"]), ask(100000)
-    print(json.dumps([same, other, refused], indent=1))
-    assert same["changed"] is False
-    assert other["changed"] is (card["power_limit_min_watts"] != card["power_limit_watts"])
-    assert refused["failed"] and "takes power limits from" in refused["msg"]
-    after = module("gpu_facts", host_python=sys.executable)["ansible_facts"]["mixed_gpu_gpus"]["gpus"][0]
-    assert after["power_limit_watts"] == card["power_limit_watts"]
-    assert after["persistence_mode"] == card["persistence_mode"]
 
 
 def test_bus_and_module_agree_with_nvml(box):
@@ -275,20 +124,9 @@ def test_a_random_model_is_tuned_between_card_and_cpu(box, llama_bin, environmen
         "objective": {"name": "request", "prompt_tokens": 128, "generated_tokens": 64}, "tests": TESTS,
         "indifference": 0.01, "max_loads": 7,
     }
-    loads: list[dict] = []
-    plan = split_plan(problem, loads)
-    while not plan["done"]:
-        print(plan["stage"], plan["why"])
-        for load in plan["loads"]:
-            measured = module(
-                "split_benchmark", llama_bench=f"{llama_bin}/llama-bench", model_path=model_path, load=load,
-                devices=[device["device"] for device in devices], rpc_endpoints=[rpc_endpoint], serving=SERVING,
-                environment=environment, campaign="gpu-test", fingerprint="0" * 64, state_dir=str(tmp_path / "loads"),
-                lease_unit="", timeout_seconds=300,
-            )["load"]
-            assert measured["status"] == "ok", measured["reason"]
-            loads.append(measured)
-        plan = split_plan(problem, loads)
+    plan, _loads = tune(
+        llama_bin, problem, model_path, tmp_path / "loads", endpoints=[rpc_endpoint], environment=environment
+    )
     decision = plan["decision"]
     print(json.dumps(decision, indent=1))
     assert decision is not None, plan["why"]

@@ -31,7 +31,8 @@ def box(host, controller, tmp_path_factory):
         target = f"{controller.host_name}:{HOME}/"
         subprocess.run([controller.engine, "cp", str(source), target], check=True, capture_output=True)
     # the report's chart is drawn on the controller, which is this host now
-    wanted = [f"{name}=={importlib.metadata.version(name)}" for name in ("ansible-core", "matplotlib")]
+    packages = ("ansible-core", "matplotlib", "pytest", "hypothesis", "gguf", "numpy")
+    wanted = [f"{name}=={importlib.metadata.version(name)}" for name in packages]
     for command in (
         f"/opt/mixed_gpu/venv/bin/python -m venv {HOME}/venv",
         f"{HOME}/venv/bin/pip install -q --disable-pip-version-check {' '.join(wanted)}",
@@ -54,3 +55,24 @@ def test_the_site_playbook_runs_on_the_box_itself_and_finds_nothing_to_change(bo
     changed = re.findall(r"TASK \[([^\]]+)\] \**\nchanged:", done.stdout)
     assert all(task.startswith("homelab.mixed_gpu.report") for task in changed), changed
     assert box.file(f"{HOME}/reports/sandbox.html").exists
+
+
+def test_what_needs_the_real_llama_cpp_holds(box, controller):
+    """Unit tests that are skipped where no llama.cpp is: ratios, dry run, split mode tensor on the real programs."""
+    for name in ("tests", "LICENSE", "pyproject.toml"):
+        target = f"{controller.host_name}:{HOME}/{name}"
+        command = [controller.engine, "cp", str(controller.project / name), target]
+        subprocess.run(command, check=True, capture_output=True)
+    files = (
+        "module_utils/test_layer_split_live.py",
+        "module_utils/test_model_shapes.py",
+        "modules/test_split_mode_trial.py",
+    )
+    current = "/opt/llama.cpp/current/bin"
+    done = box.run(
+        f"cd {HOME} && LC_ALL=C.UTF-8 PYTHONPATH={HOME}/collections MIXED_GPU_LLAMA_BIN={current}"
+        f" MIXED_GPU_LLAMA_CPP_BIN={current} {HOME}/venv/bin/python -m pytest -q -rs"
+        f" {' '.join(f'tests/unit/plugins/{name}' for name in files)}"
+    )
+    assert done.rc == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "skipped" not in done.stdout, done.stdout[-2000:]

@@ -53,6 +53,37 @@ def test_recorded_prefill_of_a_cpu_pair_finds_the_balance_point() -> None:
     assert 19 <= best[0] <= 23
 
 
+def test_a_prior_settles_what_one_split_leaves_open() -> None:
+    prior = _cost_model.Prior((3.0, 9.0), 0.2, 0.02)
+    fit = _cost_model.fit_decode([((20, 12), 50.4)], prior)
+    assert fit[1] / fit[0] == pytest.approx(3.0, rel=1e-3)
+    assert _cost_model.decode_ms(fit, (20, 12)) == pytest.approx(50.4, rel=1e-3)
+
+
+def test_a_prior_hardly_moves_what_splits_determine() -> None:
+    """Two splits far apart say that the devices differ by 2.0; a prior of 3.0 changes that by a few percent at most."""
+    points = [((30, 3), 36.0), ((3, 30), 63.0)]
+    fit = _cost_model.fit_decode(points, _cost_model.Prior((1.0, 3.0), 0.2, 0.01))
+    assert fit == pytest.approx([1.0, 2.0], rel=0.03)
+    assert fit != pytest.approx([1.0, 2.0], rel=1e-6)
+
+
+@pytest.mark.parametrize(("form", "overlap"), [("pipeline", 1.0), ("serial", 0.0), ("between", 0.5)])
+@pytest.mark.parametrize("slot_ms", [(10.0, 25.0), (4.0, 7.0, 10.0)])
+def test_a_prior_tells_the_form_of_prefill_from_as_many_splits_as_devices(
+    form: str, overlap: float, slot_ms: tuple[float, ...]
+) -> None:
+    """The splits alone cannot: each form fits them exactly, with other costs. The last device is the longest stage."""
+    ends = [(20, 29), (5, 44)] if len(slot_ms) == 2 else [(10, 10, 29), (5, 20, 24), (20, 5, 24)]
+    points = [(layers, _cost_model.prefill_ms(slot_ms, layers, 8, overlap)) for layers in ends]
+    prior = _cost_model.Prior([1.05 * slot_ms[0], *slot_ms[1:]], 0.2, 0.01)
+    fit = _cost_model.choose_prefill(points, 8, 0.01, prior=prior)
+    assert fit.form == form
+    assert fit.overlap == pytest.approx(overlap, abs=0.15)
+    assert fit.slot_ms == pytest.approx(list(slot_ms), rel=0.1)
+    assert _cost_model.choose_prefill(points, 8, 0.01).form == "pipeline"
+
+
 def residual_over(measured: dict[tuple[int, int], float], fit: _cost_model.PrefillFit, batches: int) -> float:
     return _cost_model.residual_percent(
         [_cost_model.prefill_ms(fit.slot_ms, layers, batches, fit.overlap) for layers in measured],

@@ -518,6 +518,92 @@ def test_without_room_on_one_device_there_is_no_such_advice() -> None:
 # --- verdicts --------------------------------------------------------------------------------------------------------
 
 
+def probed(pair: Pair) -> Json:
+    """Return what the device probe says of a pair, 10 % off for the first device."""
+    off = [1.1, *[1.0] * (len(pair.decode) - 1)]
+    return {
+        "devices": [
+            {
+                "status": "ok",
+                "decode_ms_per_token": {"median": decode * factor},
+                "prefill_tokens_per_second": 1000 / (prefill * factor),
+            }
+            for decode, prefill, factor in zip(pair.decode, pair.prefill, off, strict=True)
+        ]
+    }
+
+
+def test_the_device_probe_tells_what_two_anchors_cannot() -> None:
+    """Stages that do not overlap: two anchors alone look like a pipeline, whose best split is another one."""
+
+    class Serial(Pair):
+        def prefill_ms(self, layers: t.Sequence[int], tokens: int) -> float:
+            return _cost_model.prefill_ms(self.prefill, layers, _cost_model.micro_batches(tokens, 512), 0.0)
+
+    pair = Serial((0.5, 0.6), (10.0, 11.5), noise=0.002)
+    problem = make_problem((480, 260), objective="prefill", prompt_tokens=4096)
+    problem["tests"][0]["n_prompt"] = 4096
+    _plan, _loads, plans = campaign(problem, pair)
+    assert plans[1]["fit"]["prefill_form"] == "pipeline"
+    plan, _loads, plans = campaign({**problem, "device_probe": probed(pair)}, pair)
+    after_anchors = plans[1]
+    assert after_anchors["fit"]["prefill_form"] == "serial"
+    assert pair.objective_ms(problem, plan["decision"]["layers"]) <= 1.005 * exhaustive(problem, pair, plan)
+
+
+def test_the_device_probe_stands_in_for_anchors_of_many_devices() -> None:
+    """Eight devices, seven loads: four anchors leave coefficients open, which the probe fills in."""
+    problem, pair = many(8, 3, "decode")
+    pair.noise = 0.0
+    without, with_probe = (
+        campaign(each, pair)[0]["decision"]["layers"] for each in (problem, {**problem, "device_probe": probed(pair)})
+    )
+    least = least_ms(problem, pair)
+    assert pair.objective_ms(problem, with_probe) <= 1.02 * least
+    assert pair.objective_ms(problem, with_probe) <= pair.objective_ms(problem, without)
+
+
+@pytest.mark.parametrize(
+    ("probe", "words"),
+    [
+        ({"devices": []}, "one entry per device, 2, not 0"),
+        ({"devices": [{"status": "ok"}, {}]}, "status is missing"),
+    ],
+)
+def test_a_device_probe_of_other_devices_is_refused(probe: Json, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        _split_planner.split_plan(make_problem(device_probe=probe), [])
+
+
+def test_a_device_that_was_not_probed_leaves_the_plan_without_a_prior() -> None:
+    pair = Pair((0.5, 1.0), (10.0, 20.0))
+    probe = probed(pair)
+    probe["devices"][1] = {"status": "skipped"}
+    problem = make_problem((300, 300))
+    assert campaign({**problem, "device_probe": probe}, pair)[0] == campaign(problem, pair)[0]
+
+
+def test_one_device_alone_is_tried_where_only_its_hop_speaks_against_it() -> None:
+    """The fit counts a hop for CUDA0 alone and prefers 32/1; measured once, the device alone is taken."""
+    pair = Pair((0.5, 0.52), (10.0, 10.0), hop=0.4)
+    plan, loads, _plans = campaign(make_problem(objective="decode"), pair)
+    assert plan["decision"]["single_device"]
+    assert len(loads) <= 7
+
+
+def test_a_default_as_good_as_the_best_ends_after_three_loads() -> None:
+    """Splits differ by more than the indifference end to end, but llama.cpp's own is as good as the best."""
+    pair = Pair((0.5, 0.56), (10.0, 11.0), noise=0.001)
+    problem = make_problem((300, 420), objective="decode")
+    plan, loads, _plans = campaign(problem, pair)
+    decision = plan["decision"]
+    assert decision["verdict"] == "no_difference"
+    assert len(loads) == 3
+    assert decision["range_percent"] > 1
+    assert "by the fit, which 3 loads bear out" in decision["why"]
+    assert pair.objective_ms(problem, decision["layers"]) <= 1.01 * exhaustive(problem, pair, plan)
+
+
 def test_equal_devices_get_the_roomier_split() -> None:
     problem = make_problem((520, 420), objective="decode")
     plan, _loads, _plans = campaign(problem, Pair((0.6, 0.6), (4, 4), noise=0.0005))

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What the modules that measure have in common: the store, the lock, the lease. Private to this collection.
+
+It acts on the host on behalf of a module (split_benchmark, split_mode_trial), which it is given: files of the store,
+the state of systemd units, processes. Nothing here decides anything about splits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+import typing as t
+
+from . import _lease, _llama_bench, _state_files
+
+#: Marks every process of one measurement, whatever process group or session it moved itself into.
+MARK = "MIXED_GPU_MEASUREMENT"
+
+#: Options that every measuring module has.
+ARGUMENTS: dict[str, dict[str, t.Any]] = {
+    "rpc_endpoints": {"type": "list", "elements": "str", "default": []},
+    "serving": {"type": "dict", "required": True},
+    "environment": {"type": "dict", "default": {}},
+    "campaign": {"type": "str", "required": True},
+    "fingerprint": {"type": "str", "required": True},
+    "reuse_failures": {"type": "bool", "default": True},
+    "state_dir": {"type": "path", "default": "/var/lib/mixed_gpu/measurements"},
+    "lock_file": {"type": "path"},
+    "lock_wait_seconds": {"type": "int", "default": 1800},
+    "lease_unit": {"type": "str", "default": _lease.UNIT},
+    "lease_owner": {"type": "str", "default": ""},
+    "lease_file": {"type": "path", "default": "/run/mixed_gpu/lease.json"},
+}
+
+
+def kill_leftovers(mark: str) -> None:
+    """Kill every process whose environment carries the mark, until none is left (a fork may happen in between)."""
+    wanted = f"{MARK}={mark}".encode()
+    for _attempt in range(20):
+        found = False
+        for name in os.listdir("/proc"):
+            if not name.isdigit():
+                continue
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{name}/environ", "rb") as handle:
+                    ours = wanted in handle.read().split(b"\0")
+                if ours and not is_zombie(name):
+                    os.kill(int(name), signal.SIGKILL)
+                    found = True
+        if not found:
+            return
+        time.sleep(0.05)
+
+
+def is_zombie(pid: str) -> bool:
+    """Return whether the process has ended and only waits to be collected."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:
+        return handle.read().rpartition(")")[2].split()[0] == "Z"
+
+
+class StoredLoad:
+    """One load: look it up, or measure and store it. Subclasses say how it is measured."""
+
+    def __init__(self, module: t.Any, load: dict[str, t.Any]) -> None:
+        """Take an AnsibleModule with the options of ARGUMENTS, and the load that is wanted."""
+        self.module = module
+        self.params = module.params
+        self.load = load
+        if self.params["lock_wait_seconds"] < 0:
+            module.fail_json(msg=f"lock_wait_seconds is {self.params['lock_wait_seconds']}: give at least 0.")
+        self.key = _llama_bench.load_key(self.params["fingerprint"], self.params["campaign"], load)
+        self.path = os.path.join(self.params["state_dir"], _llama_bench.file_name(self.key))
+        self.build: str | None = None
+
+    def check_programs(self) -> None:
+        """End the module when a program or file that measuring needs is not there."""
+        raise NotImplementedError
+
+    def answers(self, stored: dict[str, t.Any]) -> bool:
+        """Return whether a stored load answers what is asked now."""
+        raise NotImplementedError
+
+    def measure(self, lock: int) -> dict[str, t.Any]:
+        """Measure and store the load, and return it. The caller holds the lock."""
+        raise NotImplementedError
+
+    def run(self) -> dict[str, t.Any]:
+        """Return the result of the module."""
+        stored = self.look_up()
+        if stored is not None:
+            return self.reused(stored)
+        if self.module.check_mode:
+            return self.result(True, None)
+        self.check_programs()
+        lock_file = self.params["lock_file"] or os.path.join(self.params["state_dir"], ".lock")
+        wait = self.params["lock_wait_seconds"]
+        lock = _state_files.take_lock(lock_file, wait)
+        if lock is None:
+            self.module.fail_json(
+                msg=f"Another measurement has held {lock_file} for {wait} seconds: wait for it to end (its llama-bench"
+                " is in the process list), or end it, and run this again."
+            )
+        try:
+            # The holder of the lock may have been a killed play's measurement of this very load.
+            stored = self.look_up()
+            if stored is not None:
+                return self.reused(stored)
+            return self.result(True, self.measure(lock))
+        finally:
+            _state_files.release_lock(lock)
+
+    def reused(self, stored: dict[str, t.Any]) -> dict[str, t.Any]:
+        """Return the result for a stored load: today's words (label, purpose), the stored numbers."""
+        return self.result(False, {**stored, **self.load, "reused": True})
+
+    def result(self, changed: bool, load: dict[str, t.Any] | None) -> dict[str, t.Any]:
+        result: dict[str, t.Any] = {"changed": changed, "load": load, "path": self.path}
+        if changed and load is not None:
+            result["llama_cpp_build"] = self.build
+        if self.module._diff:
+            result["diff"] = {
+                "before_header": self.path, "after_header": self.path,
+                "before": {} if changed else load,
+                "after": load or {"label": self.load.get("label"), "status": "would be measured"},
+            }
+        return result
+
+    def look_up(self) -> dict[str, t.Any] | None:
+        """Return the stored load, or None where there is none of use; a damaged file is set aside."""
+        try:
+            text = _state_files.read_text(self.path)
+        except OSError as exc:
+            self.module.fail_json(msg=f"{self.path} cannot be read ({exc.strerror}): make it readable for this user.")
+        if text is None:
+            return None
+        try:
+            stored = _llama_bench.read_stored(text, self.key)
+        except _llama_bench.BenchError as exc:
+            self.set_aside(str(exc))
+            return None
+        wanted = stored["status"] == "ok" or self.params["reuse_failures"]
+        return stored if wanted and self.answers(stored) else None
+
+    def set_aside(self, why: str) -> None:
+        """Rename a damaged file, so that it can be looked at and the load is measured again."""
+        if self.module.check_mode:
+            self.module.warn(f"{self.path} is damaged: {why}; it would be set aside and the load measured again.")
+            return
+        aside = f"{self.path}.damaged-{time.time_ns()}"
+        os.rename(self.path, aside)
+        self.module.warn(f"{self.path} is damaged: {why}; it is kept as {aside} and the load is measured again.")
+
+    def need(self, path: str, what: str, remedy: str, mode: int = os.R_OK) -> None:
+        """End the module unless there is a file that can be read, or run where C(mode) is os.X_OK."""
+        if not os.path.isfile(path) or not os.access(path, mode):
+            self.module.fail_json(msg=f"There is no {what} {path}: {remedy}.")
+
+    @contextlib.contextmanager
+    def leased(self) -> t.Iterator[None]:
+        """Hold the caller to the lease: it must be there before and after, and be the same one."""
+        wanted = bool(self.params["lease_unit"])
+        before = ""
+        if wanted:
+            before = self.lease()
+            self.touch_lease()
+        yield
+        if wanted:
+            if self.lease() != before:
+                self.no_lease(f"the measurement lease {self.params['lease_unit']} was replaced by another meanwhile")
+            self.touch_lease()
+
+    def store(
+        self, load: dict[str, t.Any], command: t.Sequence[str], warnings: t.Sequence[str] = ()
+    ) -> dict[str, t.Any]:
+        """Write a finished load to the store, complete it, and return it."""
+        load = {
+            **load,
+            "campaign": self.params["campaign"],
+            "fingerprint": self.params["fingerprint"],
+            "measured_at": _state_files.utc_now(),
+            "reused": False,
+        }
+        stored = _llama_bench.stored_form(self.key, load, self.build, command, warnings)
+        try:
+            _state_files.write_text(self.path, _state_files.to_text(stored), 0o644, self.module.atomic_move)
+        except OSError as exc:
+            self.module.fail_json(
+                msg=f"The measurement cannot be stored as {self.path} ({exc.strerror}): make room there and run again."
+            )
+        return load
+
+    def lease(self) -> str:
+        """Return what identifies the lease that is held now; ends the module when there is none, or somebody else's."""
+        unit = _lease.unit_name(self.params["lease_unit"])
+        systemctl = self.module.get_bin_path("systemctl", required=True)
+        command = [systemctl, "show", "-p", "ActiveState", "-p", "InvocationID", unit]
+        _rc, stdout, _stderr = self.module.run_command(command)
+        properties = _lease.parse_properties(stdout)
+        if properties.get("ActiveState") != "active":
+            self.no_lease(f"the measurement lease {unit} is {properties.get('ActiveState', 'unknown')}")
+        owner = self.params["lease_owner"]
+        if owner:
+            try:
+                text = _state_files.read_text(self.params["lease_file"])
+                found = _lease.parse_state(text)["owner"] if text is not None else "nobody"
+            except (_lease.LeaseError, OSError):
+                found = "nobody who can be read"
+            if found != owner:
+                self.no_lease(f"the measurement lease {unit} belongs to {found}, not to {owner}")
+        return properties.get("InvocationID", "")
+
+    def no_lease(self, what: str) -> None:
+        self.module.fail_json(
+            msg=f"No sample was kept for {self.load.get('label')}: {what}, so something else may use the devices; take"
+            " the lease (module measurement_lease) and run this again, what was measured before is reused."
+        )
+
+    def touch_lease(self) -> None:
+        """Say in the lease's state file that its owner is at work; other runs take over a lease that nobody touches."""
+        path = self.params["lease_file"]
+        with contextlib.suppress(_lease.LeaseError, OSError):
+            text = _state_files.read_text(path)
+            if text is not None:
+                state = _lease.touched(_lease.parse_state(text), _state_files.utc_now())
+                _state_files.write_text(path, _state_files.to_text(state), 0o644, self.module.atomic_move)

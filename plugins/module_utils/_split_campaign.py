@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A whole tuning campaign: the layer split, then its micro-batch, then tensor mode. Private to this collection.
+
+One pure function, split_plan, over the same loads as the planner of layer splits (_split_planner), which never sees the
+loads of the two later stages: they neither count against its limit nor enter its fit.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from . import _memory_plan, _micro_batch_arm, _split_planner, _tensor_arm
+from ._layer_split import Layers
+from ._split_planner import Evidence
+
+Json = dict[str, t.Any]
+
+LATER_PURPOSES: t.Final = (
+    _micro_batch_arm.PURPOSE, _tensor_arm.PURPOSE, _tensor_arm.RIVAL_PURPOSE, _tensor_arm.TRIAL_PURPOSE
+)  # fmt: skip
+
+
+def split_plan(problem: t.Any, loads: t.Any) -> Json:
+    """Return the plan for a problem and everything measured so far, all as in docs/data_formats.md.
+
+    Pure and deterministic. Raises ValueError, naming the field, for a problem or loads that are not as described there.
+    """
+    if not isinstance(loads, (list, tuple)) or not all(isinstance(load, t.Mapping) for load in loads):
+        return {**_split_planner.split_plan(problem, loads), "trials": []}
+    later = [dict(load) for load in loads if load.get("purpose") in LATER_PURPOSES]
+    plan, evidence = _split_planner.plan_with_evidence(
+        problem, [load for load in loads if load.get("purpose") not in LATER_PURPOSES]
+    )
+    plan["trials"] = []
+    if plan["decision"] is None:
+        return plan
+    lost = next((load for load in later if load["status"] == "device_lost"), None)
+    if lost is not None:
+        reason = lost.get("reason")
+        why = f"a device was lost: {lost['label']} ended as device_lost ({reason}); bring it back and run again"
+        return {**plan, "done": True, "stage": "impossible", "why": why, "loads": [], "decision": None}
+    return _tensor_stage(_micro_batch_stage(plan, evidence, later), evidence, later)
+
+
+def _micro_batch_stage(plan: Json, evidence: Evidence, later: t.Sequence[Json]) -> Json:
+    """Return the plan with the loads that the micro-batch asks for, or with the micro-batch in its decision."""
+    decision = plan["decision"]
+    layers: Layers = tuple(decision["layers"])
+    own = [load for load in later if load["purpose"] == _micro_batch_arm.PURPOSE]
+    load = _micro_batch_arm.next_load(evidence, layers, own, evidence.next_number(layers) + len(own))
+    if load is not None:
+        sizes = ", ".join(str(test["micro_batch_size"]) for test in load["tests"])
+        return {
+            **plan,
+            "done": False,
+            "stage": "micro_batch",
+            "why": f"{decision['why']}. Now its micro-batch: measure {sizes} tokens in one load",
+            "loads": [load],
+            "decision": None,
+        }
+    found = _micro_batch_arm.outcome(evidence, layers, own)
+    size = found["micro_batch_size"]
+    decision = {**decision, "micro_batch_size": size, "micro_batches": found}
+    if size != evidence.problem.micro_batch:
+        serving = {**evidence.problem.memory.serving, "micro_batch_size": size}
+        mib = _memory_plan.MemoryPlan(evidence.problem.memory.model, serving).mib(layers)
+        row = next(row for row in found["sizes"] if row["micro_batch_size"] == size)
+        tested = evidence.problem.prefill_test
+        decision.update(
+            mib=mib,
+            headroom_mib=_memory_plan.headroom_mib(mib, evidence.problem.budgets),
+            why=f"{decision['why']}; {found['why']}",
+        )
+        if tested is not None and row["prefill_ms"]:
+            decision["prefill_tokens_per_second"] = round(1000 * tested.n_prompt / row["prefill_ms"], 3)
+    return {**plan, "decision": decision, "why": decision["why"]}
+
+
+def _tensor_stage(plan: Json, evidence: Evidence, later: t.Sequence[Json]) -> Json:
+    """Return the plan with what tensor mode asks for, or with what became of it in the decision."""
+    decision = plan["decision"]
+    if decision is None:
+        return plan
+    layers: Layers = tuple(decision["layers"])
+    why_not = _tensor_arm.wanted(evidence.problem, layers)
+    if why_not is not None:
+        asked = "tensor" in evidence.problem.raw["split_modes"]
+        found: Json | None = {"verdict": "not_tried", "why": f"tensor mode was not tried: {why_not}"} if asked else None
+        return {**plan, "decision": {**decision, "environment": {}, "tensor": found}}
+    state = _tensor_arm.Measured(evidence, layers, decision["micro_batch_size"], later)
+    loads = _tensor_arm.next_loads(state)
+    trial = None if loads else _tensor_arm.trial(state)
+    if loads or trial is not None:
+        labels = ", ".join(item["label"] for item in [*loads, *([trial] if trial is not None else [])])
+        return {
+            **plan,
+            "done": False,
+            "stage": "tensor" if loads else "tensor_trial",
+            "why": f"{decision['why']}. Now split mode tensor: {labels}",
+            "loads": loads,
+            "trials": [trial] if trial is not None else [],
+            "decision": None,
+        }
+    found = _tensor_arm.outcome(state)
+    decision = {**decision, "environment": {}, "tensor": found}
+    if found["verdict"] == "faster":
+        decision.update(
+            layers=found["layers"],
+            split_mode="tensor",
+            single_device=False,
+            environment=found["environment"],
+            mib=found["mib"],
+            headroom_mib=found["headroom_mib"],
+            decode_tokens_per_second=found["decode_tokens_per_second"],
+            prefill_tokens_per_second=found["prefill_tokens_per_second"],
+            why=f"{found['why']}. The best in layer mode: {decision['why']}",
+        )
+    elif found["verdict"] != "not_usable" or state.loads:
+        decision["why"] = f"{decision['why']}; {found['why']}"
+    return {**plan, "decision": decision, "why": decision["why"]}

@@ -1,0 +1,463 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: split_mode_trial
+short_description: Try whether a split mode gives the same answers and lasts
+version_added: 0.1.0
+description:
+  - llama.cpp's split mode C(tensor) is experimental. Before it may be served, this module compares it with a reference,
+    the chosen split in layer mode, and keeps it busy for a while.
+  - A private C(llama-server) on loopback loads the model in each mode with the real context, and answers the same
+    prompts greedily; the first token that differs is reported. C(llama-perplexity) measures how well each predicts
+    the same text; more than O(perplexity_tolerance_percent) above the reference is a failed trial.
+  - Then the mode on trial answers prompts of many lengths for O(soak_seconds), and now and then the first prompt
+    again, whose answer must not change.
+  - A refusal, a crash, a hang (killed at its time limit), too little memory or a wrong answer is a result, not a
+    failure of the task; the reason is in C(load.reason).
+  - The result is kept in the store of M(homelab.mixed_gpu.split_benchmark) under a key of its own, so the module is
+    idempotent and an interrupted run resumes.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+    details:
+      - Returns a stored result. Where there is none, RV(load) is V(none) and RV(ignore:changed) is V(true).
+  diff_mode:
+    support: full
+options:
+  llama_server:
+    description: Path to the C(llama-server) program.
+    type: path
+    default: /opt/llama.cpp/current/bin/llama-server
+  llama_perplexity:
+    description: Path to the C(llama-perplexity) program.
+    type: path
+    default: /opt/llama.cpp/current/bin/llama-perplexity
+  model_path:
+    description: Path to the GGUF model, of a split model its first shard.
+    type: path
+    required: true
+  trial:
+    description:
+      - What to try, an element of the C(trials) that P(homelab.mixed_gpu.split_plan#filter) returns, with C(label),
+        C(split_mode), C(layers), C(load), C(environment) and C(reference).
+    type: dict
+    required: true
+  devices:
+    description: The devices, as M(homelab.mixed_gpu.llama_devices_info) returns them.
+    type: list
+    elements: dict
+    required: true
+  text_file:
+    description: Text for prompts and perplexity; a few thousand words.
+    type: path
+    required: true
+  prompts:
+    description: How many prompts are answered in both modes.
+    type: int
+    default: 4
+  generated_tokens:
+    description: How many tokens each answer has.
+    type: int
+    default: 64
+  perplexity_context:
+    description: Context in which the perplexity is measured, in tokens.
+    type: int
+    default: 512
+  perplexity_chunks:
+    description: How many pieces of O(perplexity_context) tokens are measured.
+    type: int
+    default: 8
+  perplexity_tolerance_percent:
+    description: How much the perplexity may be above that of the reference.
+    type: float
+    default: 1.0
+  soak_seconds:
+    description: How long the mode on trial is kept busy.
+    type: int
+    default: 120
+  load_timeout_seconds:
+    description: Time after which loading the model, or measuring a perplexity, counts as a hang.
+    type: int
+    default: 900
+  request_timeout_seconds:
+    description: Time after which one answer counts as a hang.
+    type: int
+    default: 120
+  rpc_endpoints:
+    description: Endpoints of the RPC devices, in the order that gives them their names.
+    type: list
+    elements: str
+    default: []
+  serving:
+    description: The serving profile, see C(docs/data_formats.md).
+    type: dict
+    required: true
+  environment:
+    description: Environment variables for the programs, such as C(CUDA_DEVICE_ORDER) and C(CUDA_VISIBLE_DEVICES).
+    type: dict
+    default: {}
+  campaign:
+    description: Name of the campaign.
+    type: str
+    required: true
+  fingerprint:
+    description: Fingerprint of the configuration, see P(homelab.mixed_gpu.fingerprint#filter).
+    type: str
+    required: true
+  reuse_failures:
+    description: Whether a stored trial that failed is an answer too.
+    type: bool
+    default: true
+  state_dir:
+    description: Directory that keeps one JSON file per result.
+    type: path
+    default: /var/lib/mixed_gpu/measurements
+  lock_file:
+    description: File that is locked meanwhile. Defaults to C(.lock) in O(state_dir).
+    type: path
+  lock_wait_seconds:
+    description: How long to wait for another measurement on this host to end.
+    type: int
+    default: 1800
+  lease_unit:
+    description:
+      - Unit that must be active before and after, and be the same one. An empty string means that no lease is needed.
+    type: str
+    default: mixed-gpu-lease.service
+  lease_owner:
+    description: Owner that the lease must have. When empty, any owner will do.
+    type: str
+    default: ""
+  lease_file:
+    description: State file of M(homelab.mixed_gpu.measurement_lease), touched before and after.
+    type: path
+    default: /run/mixed_gpu/lease.json
+seealso:
+  - module: homelab.mixed_gpu.split_benchmark
+  - module: homelab.mixed_gpu.measurement_lease
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Try what the planner wants to be sure of
+  homelab.mixed_gpu.split_mode_trial:
+    model_path: /srv/models/example.gguf
+    trial: "{{ item }}"
+    devices: "{{ example_devices.devices }}"
+    serving: "{{ example_serving }}"
+    text_file: /var/lib/mixed_gpu/trial_text.txt
+    campaign: "2026-11-24T04:33:09Z"
+    fingerprint: "{{ example_parts | homelab.mixed_gpu.fingerprint }}"
+  loop: "{{ example_plan.trials }}"
+  loop_control:
+    label: "{{ item.label }}"
+  register: example_trial
+"""
+
+RETURN = r"""
+load:
+  description: The trial as it was given, completed by what was found. V(none) in check mode when it is not stored.
+  returned: success
+  type: dict
+  contains:
+    status:
+      description:
+        - V(ok), V(out_of_memory), V(refused), V(crashed), V(hung), V(different), V(unstable) or V(device_lost).
+      returned: when tried
+      type: str
+    reason:
+      description: One sentence when the status is not V(ok), else V(none).
+      returned: when tried
+      type: str
+    results:
+      description:
+        - One dict with C(answers) (C(tokens_compared), C(first_divergence), C(diverging_answers)), C(perplexity)
+          (C(reference), C(candidate), C(difference_percent)), C(soak) (C(seconds), C(requests), C(tokens),
+          C(decode_tokens_per_second)) as far as the trial came.
+      returned: when tried
+      type: list
+      elements: dict
+path:
+  description: File of the store that holds the result.
+  returned: success
+  type: str
+"""
+
+import contextlib
+import os
+import socket
+import statistics
+import subprocess
+import tempfile
+import time
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
+    _llama_client,
+    _llama_server,
+    _measuring,
+    _split_mode_trial,
+)
+
+POLL_SECONDS = 0.25
+#: Every so many requests of the soak are the first prompt again.
+REPEAT_EVERY = 5
+
+
+class TrialError(Exception):
+    """The trial is over; carries status and reason."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Server:
+    """A private llama-server that ends with the block that uses it."""
+
+    def __init__(self, trial: SplitModeTrial, served: dict[str, t.Any], environment: dict[str, str], lock: int) -> None:
+        self.trial = trial
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.command, own = _split_mode_trial.server_command(trial.params["llama_server"], served, port)
+        self.client = _llama_client.Client(f"http://127.0.0.1:{port}", None, trial.params["request_timeout_seconds"])
+        self.mark = f"{os.getpid()}-{time.time_ns()}"
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT, pass_fds=(lock,),
+            env={**os.environ, **own, **environment, _measuring.MARK: self.mark},
+        )  # fmt: skip
+
+    def __enter__(self) -> Server:
+        deadline = time.monotonic() + self.trial.params["load_timeout_seconds"]
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise TrialError(*_split_mode_trial.why_it_ended(self.process.returncode, self.text()))
+            with contextlib.suppress(_llama_client.ServerError):
+                self.client.ask("/health")
+                return self
+            time.sleep(POLL_SECONDS)
+        limit = self.trial.params["load_timeout_seconds"]
+        self.__exit__()
+        raise TrialError("hung", f"llama-server had not loaded the model after {limit} seconds and was ended")
+
+    def __exit__(self, *_exception: t.Any) -> None:
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=20)
+        _measuring.kill_leftovers(self.mark)
+        self.process.wait()
+        self.log.close()
+
+    def text(self) -> str:
+        """Return what the server has printed."""
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace")
+
+    def answer(self, prompt: t.Any, generated: int) -> dict[str, t.Any]:
+        """Return the greedy answer to a prompt (text or token ids); TrialError where there is none."""
+        body = {
+            "prompt": prompt, "n_predict": generated, "temperature": 0, "top_k": 1, "seed": 1, "ignore_eos": True,
+            "cache_prompt": False, "return_tokens": True, "stream": False,
+        }  # fmt: skip
+        try:
+            answer = self.client.ask("/completion", body)
+        except _llama_client.ServerError as error:
+            # a server that died needs a moment to be seen dead
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=2)
+            if self.process.poll() is not None:
+                raise TrialError(*_split_mode_trial.why_it_ended(self.process.returncode, self.text())) from error
+            raise TrialError("hung", f"llama-server runs, but {error}") from error
+        if len(answer.get("tokens") or []) != generated:
+            raise TrialError(
+                "unstable", f"an answer has {len(answer.get('tokens') or [])} tokens instead of {generated}"
+            )
+        return answer
+
+
+class SplitModeTrial(_measuring.StoredLoad):
+    """One trial."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        trial = module.params["trial"]
+        for key in ("label", "split_mode", "layers", "load", "reference"):
+            if key not in trial:
+                module.fail_json(msg=f"trial.{key} is missing: give an element of split_plan's trials.")
+        for name in ("prompts", "generated_tokens", "load_timeout_seconds", "request_timeout_seconds"):
+            if module.params[name] < 1:
+                module.fail_json(msg=f"{name} is {module.params[name]}: give at least 1.")
+        super().__init__(module, trial)
+        size = trial.get("micro_batch_size") or self.params["serving"]["micro_batch_size"]
+        self.serving = {**self.params["serving"], "micro_batch_size": size}
+        self.found: dict[str, t.Any] = {"kind": "trial"}
+
+    def answers(self, stored: dict[str, t.Any]) -> bool:
+        return bool(stored["status"] != "device_lost")
+
+    def check_programs(self) -> None:
+        remedy = "install llama.cpp with this target (role llama_cpp, llama_cpp_targets)"
+        for program in (self.params["llama_server"], self.params["llama_perplexity"]):
+            self.need(program, "program", remedy, os.X_OK)
+        self.need(self.params["model_path"], "readable model", "fetch it (role llm_models), or set model_path")
+        self.need(self.params["text_file"], "text", "set text_file to a text of some thousand words")
+
+    def measure(self, lock: int) -> dict[str, t.Any]:
+        status, reason = "ok", None
+        started = time.monotonic()
+        with self.leased():
+            try:
+                self.run_trial(lock)
+            except TrialError as end:
+                status, reason = end.status, end.reason
+        load = {
+            **self.load, "status": status, "reason": reason, "results": [self.found],
+            "wall_ms": round((time.monotonic() - started) * 1000),
+        }  # fmt: skip
+        return self.store(load, [])
+
+    def run_trial(self, lock: int) -> None:
+        """Run all parts, the ones that fail early first; raises TrialError."""
+        reference = self.deployment(self.load["reference"])
+        candidate = self.deployment(self.load)
+        environment = {name: str(value) for name, value in self.params["environment"].items()}
+        own = {**environment, **{name: str(value) for name, value in (self.load.get("environment") or {}).items()}}
+        with open(self.params["text_file"], encoding="utf-8", errors="replace") as handle:
+            text = handle.read()
+        prompts = self.prompts(text)
+        generated = self.params["generated_tokens"]
+        try:
+            with Server(self, reference, environment, lock) as server:
+                known = [server.answer(prompt, generated)["tokens"] for prompt in prompts]
+            before = self.perplexity(reference, environment, lock)
+        except TrialError as end:
+            raise TrialError(end.status, f"layer mode, the reference, failed: {end.reason}") from end
+        after = self.perplexity(candidate, own, lock)
+        self.found["perplexity"] = _split_mode_trial.perplexities(before, after)
+        with Server(self, candidate, own, lock) as server:
+            mine = [server.answer(prompt, generated)["tokens"] for prompt in prompts]
+            self.found["answers"] = _split_mode_trial.compare_answers(known, mine)
+            reason = _split_mode_trial.judge_perplexity(before, after, self.params["perplexity_tolerance_percent"])
+            if reason is not None:
+                raise TrialError("different", reason)
+            self.soak(server, prompts[0], mine[0])
+
+    def deployment(self, part: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+        params = self.params
+        return _split_mode_trial.deployment(
+            params["model_path"], params["devices"], part["layers"], part["split_mode"], self.serving,
+            params["rpc_endpoints"],
+        )  # fmt: skip
+
+    def prompts(self, text: str) -> list[str]:
+        """Return pieces of the text from all over it, each short enough for a small context."""
+        count = self.params["prompts"]
+        room = max(16, min(1000, self.serving["context_size"] // self.serving["parallel_slots"] // 2))
+        step = max(1, (len(text) - room) // count)
+        return [text[place : place + room] for place in range(0, step * count, step)]
+
+    def perplexity(
+        self, served: dict[str, t.Any], environment: dict[str, str], lock: int
+    ) -> tuple[float, float] | None:
+        """Return (perplexity, error) of the text in a mode; TrialError when the program hangs or ends badly."""
+        params = self.params
+        command = _split_mode_trial.perplexity_command(
+            params["llama_perplexity"], served, params["text_file"], params["perplexity_context"],
+            params["perplexity_chunks"],
+        )  # fmt: skip
+        _command, own = _split_mode_trial.server_command(params["llama_server"], served, 1)
+        mark = f"{os.getpid()}-{time.time_ns()}"
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(lock,),
+                env={**os.environ, **own, **environment, _measuring.MARK: mark}, check=False,
+                timeout=params["load_timeout_seconds"],
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            limit = params["load_timeout_seconds"]
+            raise TrialError("hung", f"llama-perplexity was not done after {limit} seconds and was ended") from error
+        finally:
+            _measuring.kill_leftovers(mark)
+        text = done.stdout.decode(errors="replace")
+        if done.returncode != 0:
+            raise TrialError(*_split_mode_trial.why_it_ended(done.returncode, text))
+        return _split_mode_trial.parse_perplexity(text)
+
+    def soak(self, server: Server, prompt: str, answer: t.Sequence[int]) -> None:
+        """Keep the server busy with prompts of many lengths; the first prompt's answer must stay what it was."""
+        client = server.client
+        try:
+            vocabulary, context = client.vocabulary_size(), client.context_per_slot()
+        except _llama_client.ServerError as error:
+            raise TrialError("unstable", str(error)) from error
+        generated = self.params["generated_tokens"]
+        speeds: list[float] = []
+        requests = tokens = 0
+        started = time.monotonic()
+        try:
+            while time.monotonic() - started < self.params["soak_seconds"]:
+                if requests % REPEAT_EVERY == 0:
+                    reply = server.answer(prompt, generated)
+                    place = _split_mode_trial.first_divergence(answer, reply["tokens"])
+                    if place is not None:
+                        raise TrialError(
+                            "unstable", f"the same prompt got another answer from token {place} on, after {requests} "
+                            "requests"
+                        )  # fmt: skip
+                else:
+                    length = _split_mode_trial.soak_prompt_tokens(
+                        requests, context, generated, self.serving["micro_batch_size"]
+                    )
+                    reply = server.answer(_llama_server.prompt_tokens(length, vocabulary, str(requests)), generated)
+                requests += 1
+                timings = reply.get("timings") or {}
+                tokens += int(timings.get("prompt_n", 0)) + int(timings.get("predicted_n", 0))
+                if timings.get("predicted_per_second"):
+                    speeds.append(float(timings["predicted_per_second"]))
+        finally:
+            self.found["soak"] = {
+                "seconds": round(time.monotonic() - started),
+                "requests": requests,
+                "tokens": tokens,
+                "decode_tokens_per_second": (
+                    {"min": round(min(speeds), 3), "median": round(statistics.median(speeds), 3),
+                     "max": round(max(speeds), 3)} if speeds else None
+                ),
+            }  # fmt: skip
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "llama_server": {"type": "path", "default": "/opt/llama.cpp/current/bin/llama-server"},
+            "llama_perplexity": {"type": "path", "default": "/opt/llama.cpp/current/bin/llama-perplexity"},
+            "model_path": {"type": "path", "required": True},
+            "trial": {"type": "dict", "required": True},
+            "devices": {"type": "list", "elements": "dict", "required": True},
+            "text_file": {"type": "path", "required": True},
+            "prompts": {"type": "int", "default": 4},
+            "generated_tokens": {"type": "int", "default": 64, "no_log": False},
+            "perplexity_context": {"type": "int", "default": 512},
+            "perplexity_chunks": {"type": "int", "default": 8},
+            "perplexity_tolerance_percent": {"type": "float", "default": 1.0},
+            "soak_seconds": {"type": "int", "default": 120},
+            "load_timeout_seconds": {"type": "int", "default": 900},
+            "request_timeout_seconds": {"type": "int", "default": 120},
+            **_measuring.ARGUMENTS,
+        },
+        supports_check_mode=True,
+    )
+    module.exit_json(**SplitModeTrial(module).run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Behaves, and misbehaves, like llama-server and llama-perplexity, for what the real ones cannot be made to do at will.
+
+FAKE_MODE says how, in split mode tensor only: ok, refuse, hang_load, hang_answer, die_answer, short, other_soak,
+out_of_memory, perplexity_high, perplexity_nan, perplexity_none, perplexity_hang. FAKE_REFERENCE=1: in layer mode, too.
+"""
+
+import http.server
+import json
+import os
+import sys
+import time
+
+arguments = sys.argv[1:]
+tensor = arguments[arguments.index("-sm") + 1] == "tensor"
+mode = os.environ["FAKE_MODE"] if tensor or os.environ.get("FAKE_REFERENCE") else "ok"
+with open(os.environ["FAKE_LOG"], "a", encoding="utf-8") as log:
+    log.write(" ".join([os.path.basename(sys.argv[0]), os.environ.get("GGML_CUDA_ALLREDUCE", "-"), *arguments]) + "\n")
+
+if "perplexity" in sys.argv[0]:
+    if mode == "perplexity_hang":
+        time.sleep(600)
+    value = {"perplexity_high": "7.0000", "perplexity_nan": "nan"}.get(mode, "5.0100" if tensor else "5.0000")
+    if mode != "perplexity_none":
+        print(f"Final estimate: PPL = {value} +/- 0.10000", file=sys.stderr)
+    sys.exit()
+
+if mode == "refuse":
+    print("0.00.1 E llama_model_load: error: LLAMA_SPLIT_MODE_TENSOR not implemented for architecture 'mamba'")
+    sys.exit(1)
+if mode == "out_of_memory":
+    where = "ggml_backend_cuda_buffer_type_alloc_buffer"
+    print(f"{where}: allocating 812.00 MiB on device 1: cudaMalloc failed: out of memory")
+    sys.exit(1)
+if mode == "hang_load":
+    time.sleep(600)
+
+answers = 0
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_words):
+        pass
+
+    def reply(self, data):
+        body = json.dumps(data).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        if self.path == "/props":
+            self.reply({"default_generation_settings": {"n_ctx": 512}})
+        elif self.path == "/v1/models":
+            self.reply({"data": [{"meta": {"n_vocab": 512}}]})
+        else:
+            self.reply({"status": "ok"})
+
+    def do_POST(self):
+        global answers
+        answers += 1
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        late = answers > 6
+        if mode == "hang_answer" and late:
+            time.sleep(600)
+        if mode == "die_answer" and late:
+            os.write(1, b"GGML_ASSERT(false) failed\n")
+            os.abort()
+        # the answer parts from layer mode's at the third token
+        tokens = [7, 8, 9 if tensor else 10, *range(20, 20 + asked["n_predict"] - 3)]
+        if mode == "short" and late:
+            tokens = tokens[:-1]
+        if mode == "other_soak" and late:
+            tokens[1] = 99
+        timings = {"prompt_n": 16, "predicted_n": len(tokens), "predicted_per_second": 20.0 + answers % 3}
+        self.reply({"tokens": tokens, "timings": timings})
+
+
+port = int(arguments[arguments.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The module on the real llama.cpp (where MIXED_GPU_LLAMA_BIN names it), and against programs that misbehave."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.modules import random_gguf, split_mode_trial
+
+PROJECT = pathlib.Path(__file__).parents[4]
+FAKE = PROJECT / "tests" / "unit" / "fixtures_bench" / "fake_llama_server.py"
+BIN = os.environ.get("MIXED_GPU_LLAMA_BIN", "")
+NEEDED = ("llama-server", "llama-perplexity", "ggml-rpc-server")
+REAL = bool(BIN) and all((pathlib.Path(BIN) / name).exists() for name in NEEDED)
+DEVICES = [
+    {"device": f"RPC{i}", "id": f"127.0.0.1:{50052 + i}", "backend": "RPC", "description": f"127.0.0.1:{50052 + i}",
+     "total_mib": 500, "free_mib": 500, "budget_mib": None}
+    for i in range(2)
+]  # fmt: skip
+SERVING = {
+    "context_size": 512, "parallel_slots": 1, "kv_unified": True, "batch_size": 512, "micro_batch_size": 64,
+    "flash_attention": "on", "cache_type_k": "f16", "cache_type_v": "f16", "threads": 1, "poll": 0,
+    "load_mode": "auto", "gpu_layers": 99,
+}  # fmt: skip
+TRIAL = {
+    "label": "trial of tensor 1/3", "split_mode": "tensor", "layers": [1, 3], "load": 1, "purpose": "tensor_trial",
+    "environment": {"GGML_CUDA_ALLREDUCE": "nccl"}, "micro_batch_size": 32,
+    "reference": {"split_mode": "layer", "layers": [10, 7]},
+}  # fmt: skip
+
+
+class Trial:
+    """Runs the module with fake programs; C(starts) are their command lines."""
+
+    def __init__(self, tmp_path, capfd):
+        self.capfd = capfd
+        for name in ("llama-server", "llama-perplexity"):
+            program = tmp_path / name
+            program.write_text(f"#!{sys.executable}\n{FAKE.read_text()}")
+            program.chmod(0o755)
+        self.model = tmp_path / "m.gguf"
+        self.model.write_bytes(b"GGUF")
+        self.here, self.log = tmp_path, tmp_path / "log"
+
+    def __call__(self, mode="ok", check=False, environment=None, **changes):
+        arguments = {
+            "llama_server": str(self.here / "llama-server"),
+            "llama_perplexity": str(self.here / "llama-perplexity"),
+            "model_path": str(self.model), "trial": TRIAL, "devices": DEVICES,
+            "rpc_endpoints": [device["id"] for device in DEVICES], "serving": SERVING, "campaign": "c",
+            "fingerprint": "f", "state_dir": str(self.here / "measurements"), "lock_wait_seconds": 0,
+            "lease_unit": "", "text_file": str(PROJECT / "LICENSE"), "prompts": 3, "generated_tokens": 8,
+            "soak_seconds": 1, "load_timeout_seconds": 20, "request_timeout_seconds": 3,
+            "environment": {"FAKE_MODE": mode, "FAKE_LOG": str(self.log), **(environment or {})},
+            **changes, "_ansible_check_mode": check,
+        }  # fmt: skip
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            split_mode_trial.main()
+        return json.loads(self.capfd.readouterr().out)
+
+    @property
+    def starts(self):
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+@pytest.fixture
+def trial(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(AnsibleModule, "warn", lambda self, warning: None)
+    return Trial(tmp_path, capfd)
+
+
+def left_over():
+    command = ["pgrep", "-f", "pytest-.*/llama-(server|perplexity)"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+
+
+def test_a_mode_that_passes(trial):
+    result = trial()
+    load = result["load"]
+    assert (load["status"], load["reason"], result["changed"]) == ("ok", None, True)
+    found = load["results"][0]
+    assert found["answers"] == {"tokens_compared": 24, "first_divergence": 2, "diverging_answers": 3}
+    assert found["perplexity"] == {"reference": 5.0, "candidate": 5.01, "difference_percent": 0.2}
+    assert found["soak"]["requests"] > 5
+    assert found["soak"]["decode_tokens_per_second"]["min"] >= 20
+    starts = trial.starts
+    programs = [line.split()[0] for line in starts]
+    assert programs == ["llama-server", "llama-perplexity", "llama-perplexity", "llama-server"]
+    assert all("-ub 32" in line for line in starts)
+    assert "-sm layer -ts 10,7" in starts[0] and "-sm tensor -ts 1,3" in starts[3]
+    assert [line.split()[1] for line in starts] == ["-", "-", "nccl", "nccl"]
+    assert "-c 512 -b 512" in starts[1] and "--chunks 8" in starts[1]
+    assert left_over() == []
+
+
+def test_a_finished_trial_is_not_repeated(trial):
+    first = trial()
+    again = trial()
+    assert (again["changed"], again["load"]["reused"], again["load"]["results"]) == (
+        False, True, first["load"]["results"]
+    )  # fmt: skip
+    assert len(trial.starts) == 4
+
+
+@pytest.mark.parametrize(
+    ("mode", "status", "words"),
+    [
+        ("refuse", "refused", "not implemented for architecture 'mamba'"),
+        ("out_of_memory", "out_of_memory", "812 MiB more were wanted on CUDA device 1"),
+        ("hang_answer", "hung", "did not answer within 3 s"),
+        ("die_answer", "crashed", "SIGABRT"),
+        ("short", "unstable", "7 tokens instead of 8"),
+        ("other_soak", "unstable", "the same prompt got another answer from token 1 on"),
+        ("perplexity_high", "different", "40.00 % above the 5.0000 of layer mode (1 % are tolerated)"),
+        ("perplexity_nan", "different", "its perplexity is nan"),
+        ("perplexity_none", "different", "the perplexity in the mode on trial could not be measured"),
+    ],
+)
+def test_a_mode_that_fails_is_a_result(trial, mode, status, words):
+    result = trial(mode)
+    assert result["load"]["status"] == status
+    assert words in result["load"]["reason"]
+    assert left_over() == []
+    assert trial(mode)["load"]["reused"]
+
+
+@pytest.mark.parametrize("mode", ["hang_load", "perplexity_hang"])
+def test_a_hang_is_killed_at_its_limit(trial, mode):
+    started = time.monotonic()
+    result = trial(mode, load_timeout_seconds=3)
+    assert (result["load"]["status"], time.monotonic() - started < 60) == ("hung", True)
+    assert "after 3 seconds and was ended" in result["load"]["reason"]
+    assert left_over() == []
+
+
+def test_a_reference_that_fails_is_told_apart(trial):
+    result = trial("refuse", environment={"FAKE_REFERENCE": "1"})
+    assert result["load"]["reason"].startswith("layer mode, the reference, failed: ")
+
+
+def test_check_mode_starts_nothing(trial):
+    result = trial(check=True)
+    assert (result["changed"], result["load"], trial.starts) == (True, None, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trial": {"label": "x"}}, "trial.split_mode is missing"),
+        ({"prompts": 0}, "prompts is 0"),
+        ({"llama_perplexity": "/nowhere/llama-perplexity"}, "llama_cpp_targets"),
+        ({"text_file": "/nowhere/text"}, "There is no text /nowhere/text"),
+    ],
+)
+def test_misuse_is_one_sentence(trial, changes, words):
+    result = trial(**changes)
+    assert result["failed"] and words in result["msg"] and not trial.starts
+
+
+@pytest.mark.skipif(not REAL, reason=f"MIXED_GPU_LLAMA_BIN names no directory with {', '.join(NEEDED)}")
+def test_tensor_mode_of_the_real_llama_cpp(trial, tmp_path):
+    model = tmp_path / "real.gguf"
+    shape = {"blocks": 4, "embedding_length": 256, "feed_forward_length": 512, "head_count": 8, "head_count_kv": 4}
+    random_gguf._write(
+        str(model),
+        {**shape, "vocabulary_size": 512, "context_length": 1024, "type": "q8_0", "seed": 1, "distinct_blocks": True},
+        "real",
+    )
+    ports = []
+    for _device in range(2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    endpoints = [f"127.0.0.1:{port}" for port in ports]
+    servers = [
+        subprocess.Popen(
+            [f"{BIN}/ggml-rpc-server", "-p", str(port), "-t", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for port in ports
+    ]
+    try:
+        time.sleep(2)
+        devices = [{**device, "id": at, "description": at} for device, at in zip(DEVICES, endpoints, strict=True)]
+        arguments = {
+            "llama_server": f"{BIN}/llama-server", "llama_perplexity": f"{BIN}/llama-perplexity",
+            "model_path": str(model), "devices": devices, "rpc_endpoints": endpoints, "soak_seconds": 5,
+            "load_timeout_seconds": 120, "request_timeout_seconds": 60,
+            "perplexity_context": 64, "perplexity_chunks": 2,
+        }  # fmt: skip
+        split = {**TRIAL, "environment": {}, "layers": [1, 3], "reference": {"split_mode": "layer", "layers": [3, 2]}}
+        load = trial(**arguments, trial=split)["load"]
+        assert (load["status"], load["reason"]) == ("ok", None)
+        found = load["results"][0]
+        assert found["answers"]["tokens_compared"] == 24
+        assert abs(found["perplexity"]["difference_percent"]) < 1
+        assert found["soak"]["requests"] >= 1
+        # what the real program refuses
+        refused = trial(**arguments, trial={**split, "load": 2}, serving={**SERVING, "flash_attention": "off"})["load"]
+        assert refused["status"] in ("refused", "crashed")
+        assert "flash_attn" in refused["reason"]
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
