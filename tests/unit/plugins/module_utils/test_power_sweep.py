@@ -209,7 +209,8 @@ def test_recorded_output_of_llama_bench_gets_its_energy():
         "joules": {FAST: 200 * seconds, SLOW: 100 * seconds},
         "source": {FAST: "counter", SLOW: "power"},
     }
-    serving = {field: row[name] for field, name in _llama_bench._ROW_FIELDS} | {"flash_attention": "auto"}
+    serving = {field: row[name] for field, name in _llama_bench._ROW_FIELDS}
+    serving |= {"flash_attention": "auto", "micro_batch_size": row["n_ubatch"]}
     shares = [int(float(share)) for share in row["tensor_split"].split("/")]
     devices = row["devices"].split("/")
     load = {
