@@ -390,6 +390,8 @@ def _results(rows: t.Sequence[t.Mapping[str, t.Any]], order: Order) -> list[dict
             **own,
             "samples_ms": samples,
         })
+        if isinstance(matching[0].get("energy"), dict):  # not llama-bench's own: a wrapper that measures energy adds it
+            results[-1]["energy"] = matching[0]["energy"]
     return results
 
 

@@ -7,7 +7,10 @@ The caller passes in nvidia-ml-py's module, so that nothing here needs it to be 
 
 from __future__ import annotations
 
+import itertools
 import typing as t
+
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _nvml_sampling
 
 MIB = 1 << 20
 
@@ -43,12 +46,23 @@ _THROTTLE_REASONS = {
     0x400: "reliability",
 }
 
+# nvmlGpuP2PStatus_t; 1 is spelled both ways in NVIDIA's own header
+_P2P_STATUS = {
+    0: "ok",
+    1: "chipset_not_supported",
+    2: "gpu_not_supported",
+    3: "ioh_topology_not_supported",
+    4: "disabled_by_regkey",
+    5: "not_supported",
+    6: "unknown",
+}
+# nvmlGpuP2PCapsIndex_t, as numbers: nvidia-ml-py's NVML_P2P_CAPS_INDEX_READ is a tuple by mistake
+_P2P_CAPABILITIES = {"read": 0, "write": 1, "nvlink": 2, "atomics": 3, "pci": 4}
+
+_NVLINK_MAX_LINKS = 18  # NVML_NVLINK_MAX_LINKS
+
 _CLOCKS = {"graphics": 0, "sm": 1, "memory": 2, "video": 3}  # nvmlClockType_t
 _NO_PROCESS_MEMORY = 0xFFFFFFFFFFFFFFFF  # NVML_VALUE_NOT_AVAILABLE
-
-
-class _CardGoneError(Exception):
-    """A card stopped answering while it was read."""
 
 
 def explain(code: int, text: str, loaded_version: str | None = None) -> str:
@@ -90,23 +104,29 @@ def explain(code: int, text: str, loaded_version: str | None = None) -> str:
 
 def unavailable(reason: str) -> dict[str, t.Any]:
     """The facts of a host whose cards cannot be asked, with one sentence that says why."""
-    return {"available": False, "reason": reason, "driver_version": None, "cuda_driver_version": None, "gpus": []}
+    return {
+        "available": False, "reason": reason, "driver_version": None, "cuda_driver_version": None, "gpus": [],
+        "p2p": [], "xid_events": [],
+    }  # fmt: skip
 
 
-def probe(nvml: t.Any, loaded_version: str | None = None) -> dict[str, t.Any]:
+def probe(
+    nvml: t.Any, loaded_version: str | None = None, sample_seconds: float = 0.0, sample_interval_ms: int = 200
+) -> dict[str, t.Any]:
     """Ask NVML for all cards; the result is `mixed_gpu_gpus` as gpu_facts documents it.
 
-    `nvml` is nvidia-ml-py's module. Never raises for what NVML answers: `reason` says what is wrong.
+    `nvml` is nvidia-ml-py's module. With `sample_seconds` above 0 the cards are also watched for that long, every
+    `sample_interval_ms`. Never raises for what NVML answers: `reason` says what is wrong.
     """
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
         return unavailable(explain(error.value, str(error), loaded_version))
     try:
-        return _probe_cards(nvml, loaded_version)
+        return _probe_cards(nvml, loaded_version, sample_seconds, sample_interval_ms)
     except nvml.NVMLError as error:
         return unavailable(explain(error.value, str(error), loaded_version))
-    except _CardGoneError as gone:
+    except _nvml_sampling.CardGoneError as gone:
         return unavailable(str(gone))
     finally:
         nvml.nvmlShutdown()
@@ -130,45 +150,74 @@ def missing_gpus(expected: list[str], gpus: list[dict[str, t.Any]]) -> list[str]
     return missing
 
 
-def _probe_cards(nvml: t.Any, loaded_version: str | None) -> dict[str, t.Any]:
-    gpus, problems = [], []
+def _probe_cards(
+    nvml: t.Any, loaded_version: str | None, sample_seconds: float, sample_interval_ms: int
+) -> dict[str, t.Any]:
+    found: list[tuple[dict[str, t.Any], t.Any]] = []  # facts and handle of each card that answers
+    problems: list[str] = []
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
-            gpus.append(_card(nvml, index))
-        except _CardGoneError as gone:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            found.append((_card(nvml, index, handle), handle))
+        except _nvml_sampling.CardGoneError as gone:
             problems.append(f"GPU {index}: {gone}")
         except nvml.NVMLError as error:
             problems.append(f"GPU {index}: {explain(error.value, str(error), loaded_version)}")
-    if not gpus and not problems:
+    if not found and not problems:
         problems = [
             "The NVIDIA driver runs but lists no card: check that the card is seated and powered ('lspci -d 10de:')."
         ]
+    # PCI bus order is what nvidia-smi and CUDA_DEVICE_ORDER=PCI_BUS_ID mean; NVML itself promises no order.
+    found.sort(key=lambda card: card[0]["pci_bus_id"] or "")
+    xid_events: list[dict[str, t.Any]] | None = []
+    if sample_seconds > 0:
+        handles = {facts["uuid"]: handle for facts, handle in found}
+        watch = _nvml_sampling.watch(nvml, _ask, handles, sample_seconds, sample_interval_ms)
+        xid_events = watch["xid_events"]
+        for facts, _handle in found:
+            facts["sampled"] = _nvml_sampling.summary(watch["cards"][facts["uuid"]], watch["seconds"], throttle_reasons)
+            if facts["uuid"] in watch["gone"]:
+                problems.append(f"GPU {facts['index']}: {watch['gone'][facts['uuid']]}")
     cuda = _ask(nvml, "nvmlSystemGetCudaDriverVersion_v2")
     return {
         "available": not problems,
         "reason": " ".join(problems) or None,
         "driver_version": _text(_ask(nvml, "nvmlSystemGetDriverVersion")),
         "cuda_driver_version": None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
-        # PCI bus order is what nvidia-smi and CUDA_DEVICE_ORDER=PCI_BUS_ID mean; NVML itself promises no order.
-        "gpus": sorted(gpus, key=lambda gpu: gpu["pci_bus_id"] or ""),
+        "gpus": [facts for facts, _handle in found],
+        "p2p": _p2p(nvml, found),
+        "xid_events": xid_events,
     }
 
 
+def _p2p(nvml: t.Any, found: t.Sequence[tuple[dict[str, t.Any], t.Any]]) -> list[dict[str, t.Any]]:
+    """What each pair of cards can do directly: one dict per pair, {a, b, read, write, nvlink, atomics, pci}."""
+    pairs = []
+    for (one, one_handle), (other, other_handle) in itertools.combinations(found, 2):
+        pair: dict[str, t.Any] = {"a": one["uuid"], "b": other["uuid"]}
+        for name, index in _P2P_CAPABILITIES.items():
+            try:
+                status = _ask(nvml, "nvmlDeviceGetP2PStatus", one_handle, other_handle, index)
+            except _nvml_sampling.CardGoneError:  # since it was read; what it said then stands
+                status = None
+            pair[name] = None if status is None else _P2P_STATUS.get(status, f"unknown_{status}")
+        pairs.append(pair)
+    return pairs
+
+
 def _ask(nvml: t.Any, function: str, *arguments: t.Any) -> t.Any:
-    """The answer, or None where card, driver or nvidia-ml-py do not have it; _CardGoneError when the card is gone."""
+    """The answer, or None where card, driver or nvidia-ml-py do not have it; CardGoneError when the card is gone."""
     try:
         return getattr(nvml, function)(*arguments)
     except nvml.NVMLError as error:
         if error.value in _CARD_GONE:
-            raise _CardGoneError(explain(error.value, str(error))) from error
+            raise _nvml_sampling.CardGoneError(explain(error.value, str(error))) from error
         return None
     except AttributeError:  # an older nvidia-ml-py
         return None
 
 
-def _card(nvml: t.Any, index: int) -> dict[str, t.Any]:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-
+def _card(nvml: t.Any, index: int, handle: t.Any) -> dict[str, t.Any]:
     def ask(name: str, *arguments: t.Any) -> t.Any:
         return _ask(nvml, name, handle, *arguments)
 
@@ -178,31 +227,35 @@ def _card(nvml: t.Any, index: int) -> dict[str, t.Any]:
     bar1 = ask("nvmlDeviceGetBAR1MemoryInfo")
     bus_width = ask("nvmlDeviceGetMemoryBusWidth")
     persistence = ask("nvmlDeviceGetPersistenceMode")
-    reasons = ask("nvmlDeviceGetCurrentClocksEventReasons")
-    if reasons is None:  # the name that drivers before 535 know
-        reasons = ask("nvmlDeviceGetCurrentClocksThrottleReasons")
+    ecc = ask("nvmlDeviceGetEccMode")
     facts: dict[str, t.Any] = {
         "uuid": _text(ask("nvmlDeviceGetUUID")),
         "name": _text(ask("nvmlDeviceGetName")),
         "pci_bus_id": None if pci is None else _text(pci.busId),
         "index": index,
+        "minor_number": ask("nvmlDeviceGetMinorNumber"),
         "compute_capability": None if capability is None else f"{capability[0]}.{capability[1]}",
         "architecture": _ARCHITECTURES.get(ask("nvmlDeviceGetArchitecture")),
         "power_limit_watts": _watts(ask("nvmlDeviceGetPowerManagementLimit")),
         "power_limit_min_watts": _watts(limits[0]),
         "power_limit_max_watts": _watts(limits[1]),
         "power_limit_default_watts": _watts(ask("nvmlDeviceGetPowerManagementDefaultLimit")),
+        "power_limit_enforced_watts": _watts(ask("nvmlDeviceGetEnforcedPowerLimit")),
         "power_draw_watts": _watts(ask("nvmlDeviceGetPowerUsage")),
         "temperature_celsius": ask("nvmlDeviceGetTemperature", 0),
         "pcie_generation": ask("nvmlDeviceGetCurrPcieLinkGeneration"),
         "pcie_generation_max": ask("nvmlDeviceGetMaxPcieLinkGeneration"),
+        "pcie_generation_device_max": ask("nvmlDeviceGetGpuMaxPcieLinkGeneration"),
         "pcie_width": ask("nvmlDeviceGetCurrPcieLinkWidth"),
         "pcie_width_max": ask("nvmlDeviceGetMaxPcieLinkWidth"),
         "memory_bus_width_bits": bus_width,
         "bar1_total_mib": None if bar1 is None else bar1.bar1Total // MIB,
         "persistence_mode": None if persistence is None else bool(persistence),
-        "throttle_reasons": throttle_reasons(reasons),
+        "ecc_enabled": None if ecc is None else bool(ecc[0]),
+        "nvlink": _nvlink(ask),
+        "throttle_reasons": throttle_reasons(_nvml_sampling.throttle_mask(ask)),
         "processes": _processes(nvml, ask),
+        "sampled": None,
     }
     for clock, clock_type in _CLOCKS.items():
         facts[f"clock_{clock}_mhz"] = ask("nvmlDeviceGetClockInfo", clock_type)
@@ -225,6 +278,16 @@ def throttle_reasons(mask: int | None) -> list[str] | None:
         return None
     bits = [1 << position for position in range(mask.bit_length()) if mask >> position & 1]
     return [_THROTTLE_REASONS.get(bit, f"unknown_{bit:#x}") for bit in bits]
+
+
+def _nvlink(ask: t.Callable[..., t.Any]) -> list[dict[str, t.Any]] | None:
+    """The card's NVLink links; None for a card that has none. A link without a bridge is there and not active."""
+    links = []
+    for link in range(_NVLINK_MAX_LINKS):
+        state = ask("nvmlDeviceGetNvLinkState", link)
+        if state is not None:
+            links.append({"link": link, "active": bool(state)})
+    return links or None
 
 
 def _memory(nvml: t.Any, ask: t.Callable[..., t.Any]) -> dict[str, int | None]:

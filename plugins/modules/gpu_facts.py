@@ -13,6 +13,8 @@ description:
   - A host without card, driver or C(nvidia-ml-py) is an answer (C(available) is V(false), with the reason), not a
     failure, unless O(required=true).
   - What a card, its driver or its library does not support is V(none).
+  - A card at rest says little of what it does at work, its PCIe link for example falls back to generation 1. With
+    O(sample_seconds) the cards are watched while something else uses them.
 extends_documentation_fragment:
   - homelab.mixed_gpu._attributes
   - homelab.mixed_gpu._attributes.facts
@@ -36,6 +38,16 @@ options:
     description: Fail, with cause and cure, when the cards cannot be read.
     type: bool
     default: false
+  sample_interval_ms:
+    description: Time between two looks at the cards while they are watched.
+    type: int
+    default: 200
+  sample_seconds:
+    description:
+      - For how long the cards are watched after they were read; V(0) does not watch them.
+      - Start the load before, or with C(async), and see that it lasts longer.
+    type: float
+    default: 0
 requirements:
   - nvidia-ml-py >= 12.535.108, in the interpreter that runs the module or in O(host_python)
 author:
@@ -49,6 +61,18 @@ EXAMPLES = r"""
 - name: Show them, or why there are none
   ansible.builtin.debug:
     msg: "{{ ansible_facts['mixed_gpu_gpus'].reason or ansible_facts['mixed_gpu_gpus'].gpus | map(attribute='name') }}"
+
+- name: Watch the cards for ten seconds while a server generates
+  homelab.mixed_gpu.gpu_facts:
+    sample_seconds: 10
+
+- name: Show links that were slower than card and slot allow
+  ansible.builtin.debug:
+    msg: "{{ item.name }} at {{ item.pci_bus_id }}: at most generation {{ item.sampled.pcie_generation.max }}"
+  loop: "{{ ansible_facts['mixed_gpu_gpus'].gpus }}"
+  loop_control:
+    label: "{{ item.uuid }}"
+  when: item.sampled.pcie_generation.max < item.pcie_generation_max
 
 - name: Insist on working cards
   homelab.mixed_gpu.gpu_facts:
@@ -84,6 +108,61 @@ ansible_facts:
           type: str
           returned: always
           sample: "13.0"
+        p2p:
+          description:
+            - What each pair of cards can do without a detour through the host's memory, one entry per pair.
+            - The values are V(ok), V(chipset_not_supported), V(gpu_not_supported), V(ioh_topology_not_supported),
+              V(disabled_by_regkey), V(not_supported) or V(unknown).
+          type: list
+          elements: dict
+          returned: always
+          contains:
+            a:
+              description: UUID of the card with the lower PCI bus number.
+              type: str
+              returned: always
+            b:
+              description: UUID of the other card.
+              type: str
+              returned: always
+            read:
+              description: Reading the other card's memory.
+              type: str
+              returned: always
+              sample: chipset_not_supported
+            write:
+              description: Writing to the other card's memory.
+              type: str
+              returned: always
+            nvlink:
+              description: The same over NVLink.
+              type: str
+              returned: always
+            atomics:
+              description: Atomic operations on the other card's memory.
+              type: str
+              returned: always
+            pci:
+              description: The same over PCIe.
+              type: str
+              returned: always
+        xid_events:
+          description:
+            - Errors that the driver reported (Xid) while the cards were watched, in the order of their coming.
+            - V(none) where they were watched and the driver does not report such events.
+          type: list
+          elements: dict
+          returned: always
+          contains:
+            uuid:
+              description: The card.
+              type: str
+              returned: always
+            xid:
+              description: Number of the error, see NVIDIA's list of Xid errors.
+              type: int
+              returned: always
+              sample: 79
         gpus:
           description:
             - One entry per card that could be read, in PCI bus order, which is CUDA's order with
@@ -109,6 +188,10 @@ ansible_facts:
               sample: "00000000:01:00.0"
             index:
               description: NVML's index.
+              type: int
+              returned: always
+            minor_number:
+              description: Number of the card's device node, C(/dev/nvidia0) for V(0).
               type: int
               returned: always
             compute_capability:
@@ -168,6 +251,10 @@ ansible_facts:
               description: Power limit after the driver is loaded.
               type: float
               returned: always
+            power_limit_enforced_watts:
+              description: Power limit that is enforced now; lower than the limit where something else caps the card.
+              type: float
+              returned: always
             power_draw_watts:
               description: Power drawn now.
               type: float
@@ -216,6 +303,10 @@ ansible_facts:
               description: Highest PCIe generation that card and slot support together.
               type: int
               returned: always
+            pcie_generation_device_max:
+              description: Highest PCIe generation of the card alone, in any slot.
+              type: int
+              returned: always
             pcie_width:
               description: PCIe lanes in use now.
               type: int
@@ -228,6 +319,76 @@ ansible_facts:
               description: Whether the driver stays loaded, and with it power limits, when nothing uses the card.
               type: bool
               returned: always
+            ecc_enabled:
+              description: Whether the memory's error correction is on; V(none) for a card that has none.
+              type: bool
+              returned: always
+            nvlink:
+              description: The card's NVLink links; V(none) for a card that has none.
+              type: list
+              elements: dict
+              returned: always
+              contains:
+                link:
+                  description: Number of the link.
+                  type: int
+                  returned: always
+                active:
+                  description: Whether it is in use, which takes a bridge and a card at its other end.
+                  type: bool
+                  returned: always
+            sampled:
+              description:
+                - What was seen while the card was watched; V(none) without O(sample_seconds).
+                - Every quantity is a dict of C(min), C(mean) and C(max), or V(none) where the card does not say.
+              type: dict
+              returned: always
+              contains:
+                count:
+                  description: How often the card was looked at.
+                  type: int
+                  returned: always
+                seconds:
+                  description: For how long it was watched.
+                  type: float
+                  returned: always
+                pcie_generation:
+                  description: PCIe generation of the link.
+                  type: dict
+                  returned: always
+                pcie_width:
+                  description: PCIe lanes in use.
+                  type: dict
+                  returned: always
+                power_draw_watts:
+                  description: Power drawn.
+                  type: dict
+                  returned: always
+                clock_sm_mhz:
+                  description: Streaming multiprocessor clock.
+                  type: dict
+                  returned: always
+                clock_memory_mhz:
+                  description: Memory clock.
+                  type: dict
+                  returned: always
+                temperature_celsius:
+                  description: Temperature of the GPU.
+                  type: dict
+                  returned: always
+                utilization_gpu_percent:
+                  description: Share of time in which the card computed.
+                  type: dict
+                  returned: always
+                utilization_memory_percent:
+                  description: Share of time in which its memory was read or written.
+                  type: dict
+                  returned: always
+                throttle_reasons:
+                  description: Names of all that held the clocks down at any look; V(none) where the card does not say.
+                  type: list
+                  elements: str
+                  returned: always
             throttle_reasons:
               description: Names of what holds the clocks down now.
               type: list
@@ -274,12 +435,19 @@ def main() -> None:
         argument_spec={
             "host_python": {"type": "path", "default": _host_python.DEFAULT},
             "required": {"type": "bool", "default": False},
+            "sample_interval_ms": {"type": "int", "default": 200},
+            "sample_seconds": {"type": "float", "default": 0},
         },
         supports_check_mode=True,
     )
+    seconds, interval_ms = module.params["sample_seconds"], module.params["sample_interval_ms"]
+    if not 0 <= seconds <= 3600:
+        module.fail_json(msg=f"sample_seconds is {seconds}: give 0, or up to an hour (3600).")
+    if interval_ms < 10:
+        module.fail_json(msg=f"sample_interval_ms is {interval_ms}: give at least 10, the cards answer no faster.")
     reason = _host_python.enter(["pynvml"], module.params["host_python"])
     if reason is None:
-        facts = _nvml.probe(importlib.import_module("pynvml"), _loaded_version())
+        facts = _nvml.probe(importlib.import_module("pynvml"), _loaded_version(), seconds, interval_ms)
     else:
         facts = _nvml.unavailable(reason)
     if module.params["required"] and not facts["available"]:

@@ -85,6 +85,14 @@ options:
     description: Directory that keeps one JSON file per load.
     type: path
     default: /var/lib/mixed_gpu/measurements
+  wrapper:
+    description:
+      - Command that is given the command line of C(llama-bench), runs it and passes its output on, such as a meter of
+        energy. What it adds to a row as C(energy) comes with that test's result.
+      - It must hand open files on to C(llama-bench), and end with its exit status.
+    type: list
+    elements: str
+    default: []
   timeout_seconds:
     description: Time after which C(llama-bench) and everything it started is killed.
     type: int
@@ -162,8 +170,8 @@ load:
       returned: when measured
       type: str
     results:
-      description: One entry per test with C(kind), C(n_prompt), C(n_gen), C(n_depth) and C(samples_ms). Empty unless
-        the status is V(ok).
+      description: One entry per test with C(kind), C(n_prompt), C(n_gen), C(n_depth) and C(samples_ms), and
+        C(energy) where O(wrapper) added it. Empty unless the status is V(ok).
       returned: when measured
       type: list
       elements: dict
@@ -269,7 +277,7 @@ class SplitBenchmark(_measuring.StoredLoad):
         try:
             # KILL, because timeout itself ends with its first child and would leave a grandchild that ignores TERM.
             rc, stdout, stderr = self.module.run_command(
-                [timeout, "--signal=KILL", f"{limit}s", *command],
+                [timeout, "--signal=KILL", f"{limit}s", *self.params["wrapper"], *command],
                 environ_update=environment, expand_user_and_vars=False, errors="replace", pass_fds=(lock,),
             )
         finally:
@@ -290,6 +298,7 @@ def main() -> None:
             "model_path": {"type": "path", "required": True},
             "load": {"type": "dict", "required": True},
             "devices": {"type": "list", "elements": "str", "required": True},
+            "wrapper": {"type": "list", "elements": "str", "default": []},
             "timeout_seconds": {"type": "int", "default": 1800},
             **_measuring.ARGUMENTS,
         },

@@ -66,6 +66,7 @@ def test_everything_about_one_card(run):
         "name": "NVIDIA GeForce RTX 4090",
         "pci_bus_id": "00000000:01:00.0",
         "index": 1,
+        "minor_number": 1,
         "compute_capability": "8.9",
         "architecture": "Ada",
         "memory_total_mib": 24564,
@@ -76,6 +77,7 @@ def test_everything_about_one_card(run):
         "power_limit_min_watts": 150.0,
         "power_limit_max_watts": 600.0,
         "power_limit_default_watts": 450.0,
+        "power_limit_enforced_watts": 430.0,
         "power_draw_watts": 448.9,
         "temperature_celsius": 71,
         "clock_graphics_mhz": 2520,
@@ -88,12 +90,16 @@ def test_everything_about_one_card(run):
         "clock_video_max_mhz": None,
         "pcie_generation": 4,
         "pcie_generation_max": 4,
+        "pcie_generation_device_max": 4,
         "pcie_width": 8,
         "pcie_width_max": 16,
         "memory_bus_width_bits": 384,
         "memory_bandwidth_gb_per_s": 1008.1,
         "bar1_total_mib": 32768,
         "persistence_mode": True,
+        "ecc_enabled": False,
+        "nvlink": None,
+        "sampled": None,
         "throttle_reasons": ["sw_power_cap", "sw_thermal_slowdown", "board_limit"],
         "processes": [
             {"pid": 900, "name": None, "memory_mib": 12},
@@ -113,6 +119,106 @@ def test_what_a_card_does_not_support_is_null(run):
         "uuid", "name", "pci_bus_id", "index", "memory_total_mib", "memory_free_mib", "memory_used_mib", "processes",
     }
     assert card["memory_used_mib"] == 140 and card["processes"] == []
+
+
+def test_swapped_slots_change_the_order_and_not_the_cards(run):
+    before, after = facts(run("rtx4090_rtx3090"))["gpus"], facts(run("swapped_slots"))["gpus"]
+    assert [gpu["uuid"] for gpu in after] == [gpu["uuid"] for gpu in reversed(before)]
+    assert [gpu["pci_bus_id"] for gpu in after] == [gpu["pci_bus_id"] for gpu in before]
+
+
+def test_links_between_unlike_cards(run):
+    box = facts(run("rtx4090_rtx3090"))
+    fast, slow = box["gpus"]
+    assert box["p2p"] == [{
+        "a": fast["uuid"], "b": slow["uuid"], "read": "chipset_not_supported", "write": "chipset_not_supported",
+        "nvlink": "ioh_topology_not_supported", "atomics": "chipset_not_supported", "pci": "chipset_not_supported",
+    }]  # fmt: skip
+    # an RTX 3090 has links without a bridge too, they are not active; error correction is what it does not have
+    assert slow["nvlink"] == [{"link": link, "active": False} for link in range(4)]
+    assert slow["ecc_enabled"] is None
+
+
+def test_links_between_bridged_cards(run):
+    box = facts(run("two_rtx3090_nvlink"))
+    (pair,) = box["p2p"]
+    assert (pair["read"], pair["write"], pair["nvlink"], pair["atomics"]) == ("ok",) * 4
+    assert all(gpu["nvlink"] == [{"link": link, "active": True} for link in range(4)] for gpu in box["gpus"])
+
+
+def test_three_cards_are_three_pairs(run):
+    box = facts(run("three_cards"))
+    names = {gpu["uuid"]: gpu["name"][-4:] for gpu in box["gpus"]}
+    assert [(names[pair["a"]], names[pair["b"]]) for pair in box["p2p"]] == [
+        ("4090", "3090"), ("4090", "3060"), ("3090", "3060"),
+    ]  # fmt: skip
+    assert box["gpus"][2]["pcie_width_max"] == 4
+
+
+def test_what_a_pair_does_not_answer_is_null(run):
+    text = "".join(f"{index}.uuid=GPU-{index}\n{index}.pci=0:0{index}:00\n" for index in (0, 1))
+    (pair,) = facts(run(None, text="system.count=2\n" + text))["p2p"]
+    assert pair == {
+        "a": "GPU-0", "b": "GPU-1", "read": None, "write": None, "nvlink": None, "atomics": None, "pci": None,
+    }  # fmt: skip
+
+
+def test_sampling_shows_what_a_card_does_at_work(run):
+    box = facts(run("under_load", sample_seconds=0.5, sample_interval_ms=50))
+    fast, slow = (gpu["sampled"] for gpu in box["gpus"])
+    assert box["available"] and box["xid_events"] == []
+    assert 5 <= fast["count"] <= 11 and 0.5 <= fast["seconds"] < 5
+    # at rest the link is of generation 1; the limit of 450 W caps what the card would draw
+    assert fast["pcie_generation"]["min"] == 1 and fast["pcie_generation"]["max"] == 4
+    assert fast["power_draw_watts"]["min"] == 100 and fast["power_draw_watts"]["max"] == 450
+    assert 100 < fast["power_draw_watts"]["mean"] < 450
+    assert fast["clock_sm_mhz"] == {"min": 2520, "mean": pytest.approx(2610, abs=60), "max": 2700}
+    assert fast["clock_memory_mhz"] == {"min": 10251, "mean": 10251, "max": 10251}
+    assert fast["temperature_celsius"]["max"] == 62
+    assert fast["utilization_gpu_percent"]["max"] == 60 and fast["utilization_memory_percent"]["min"] == 30
+    assert fast["throttle_reasons"] == ["sw_power_cap"]
+    # the other one does not say how busy its memory is, and then not how busy it is either: NVML gives both or none
+    assert slow["utilization_memory_percent"] is None
+    assert slow["pcie_generation"] == {"min": 4, "mean": 4, "max": 4}
+
+
+def test_without_sampling_there_is_nothing_sampled(run):
+    assert [gpu["sampled"] for gpu in facts(run("under_load"))["gpus"]] == [None, None]
+
+
+def test_errors_of_the_driver_are_seen_while_sampling(run):
+    box = facts(run("xid_events", sample_seconds=0.2, sample_interval_ms=50))
+    fast, slow = (gpu["uuid"] for gpu in box["gpus"])
+    assert box["available"] and box["xid_events"] == [{"uuid": slow, "xid": 31}, {"uuid": fast, "xid": 79}]
+
+
+def test_a_driver_without_events_is_sampled_all_the_same(run):
+    text = "system.count=1\n0.uuid=GPU-0\n0.pci=0:01:00\n0.temperature_celsius=40\n0.error.nvmlDeviceRegisterEvents=3\n"
+    box = facts(run(None, text=text, sample_seconds=0.2, sample_interval_ms=50))
+    assert box["xid_events"] is None
+    assert box["gpus"][0]["sampled"]["temperature_celsius"] == {"min": 40, "mean": 40, "max": 40}
+    assert box["gpus"][0]["sampled"]["throttle_reasons"] is None
+
+
+def test_a_card_that_is_lost_while_sampling_is_trouble(run):
+    box = facts(run("lost_under_load", sample_seconds=0.2, sample_interval_ms=50))
+    assert not box["available"] and "GPU 1: An NVIDIA card fell off the bus" in box["reason"]
+    fast, slow = box["gpus"]
+    assert box["xid_events"] == [{"uuid": slow["uuid"], "xid": 79}]
+    assert fast["sampled"]["count"] >= 2 and slow["sampled"]["count"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"sample_seconds": -1}, "sample_seconds is -1"),
+        ({"sample_seconds": 7200}, "up to an hour"),
+        ({"sample_interval_ms": 1}, "at least 10"),
+    ],
+)
+def test_senseless_sampling_is_refused(run, arguments, words):
+    result = run("under_load", **arguments)
+    assert result["failed"] and words in result["msg"]
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,10 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _lease, _state_files
 from ansible_collections.homelab.mixed_gpu.plugins.modules import split_benchmark
+from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import HERE, build_library, environment
 
 FAKE = pathlib.Path(__file__).parents[2] / "fixtures_bench" / "fake_llama_bench.py"
+METER = pathlib.Path(__file__).parents[4] / "roles" / "power_sweep" / "files" / "energy_meter.py"
 PREFILL = {"kind": "prefill", "n_prompt": 256, "n_gen": 0, "n_depth": 0, "repetitions": 2}
 DECODE = {"kind": "decode", "n_prompt": 0, "n_gen": 32, "n_depth": 0, "repetitions": 3}
 LOAD = {
@@ -49,13 +51,14 @@ class Bench:
         self.lease = {"lease_unit": ""}
         self.warnings = []
 
-    def __call__(self, mode="ok", check=False, diff=False, **changes):
+    def __call__(self, mode="ok", check=False, diff=False, more=None, **changes):
         arguments = {
             "llama_bench": str(self.program), "model_path": str(self.model), "load": LOAD, "devices": ["RPC0", "RPC1"],
             "rpc_endpoints": ["a:1", "b:2"], "serving": SERVING, "campaign": "c", "fingerprint": "f",
             "state_dir": str(self.state), "timeout_seconds": 60, "lock_wait_seconds": 0,
             "environment": {
                 "FAKE_MODE": mode, "FAKE_LOG": str(self.log), "FAKE_PIDS": str(self.pids), "FAKE_UNIT": str(self.unit),
+                **(more or {}),
             },
             **self.lease, **changes, "_ansible_check_mode": check, "_ansible_diff": diff,
         }
@@ -89,6 +92,31 @@ def test_one_process_measures_all_tests(bench):
     }
     assert isinstance(load["wall_ms"], int) and load["measured_at"].endswith("Z")
     assert result["diff"]["before"] == {} and result["diff"]["after"] == load
+
+
+@pytest.fixture
+def meter(tmp_path):
+    """The energy meter of the role power_sweep as a wrapper, and the environment in which it sees two cards."""
+    (tmp_path / "nvml").mkdir()
+    text = (HERE / "profiles" / "generating.txt").read_text()
+    variables = environment(build_library(tmp_path / "nvml"), None, text)
+    names = ("LD_LIBRARY_PATH", "FAKE_NVML_PROFILE")
+    return [sys.executable, str(METER)], {name: variables[name] for name in names}
+
+
+def test_a_wrapper_measures_energy(bench, meter):
+    wrapper, variables = meter
+    energy = bench(wrapper=wrapper, more=variables)["load"]["results"][1]["energy"]
+    assert energy["seconds"] == pytest.approx(0.96, abs=0.001) and len(energy["joules"]) == 2
+    assert set(energy["source"].values()) == {"counter"}
+    # with another key it is another measurement, without the wrapper there is no energy
+    assert "energy" not in bench(fingerprint="g")["load"]["results"][1]
+
+
+@pytest.mark.parametrize(("mode", "status"), [("out_of_memory", "out_of_memory"), ("segfault", "crashed")])
+def test_a_wrapper_hides_no_failure(bench, meter, mode, status):
+    wrapper, variables = meter
+    assert bench(mode, wrapper=wrapper, more=variables)["load"]["status"] == status
 
 
 def test_the_second_time_it_is_reused_without_the_program(bench):

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Watching cards through NVML while something uses them. Private to this collection.
+
+Reads the cards and the clock, and waits; the caller passes in nvidia-ml-py's module.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+import typing as t
+
+_CLOCK_SM, _CLOCK_MEMORY = 1, 2  # nvmlClockType_t
+_XID_CRITICAL_ERROR = 8  # nvmlEventTypeXidCriticalError
+_TIMEOUT = 10  # NVML_ERROR_TIMEOUT
+
+#: What is watched, in the order in which it is read. All but throttle_mask become {min, mean, max}.
+QUANTITIES: t.Final = (
+    "pcie_generation",
+    "pcie_width",
+    "power_draw_watts",
+    "clock_sm_mhz",
+    "clock_memory_mhz",
+    "temperature_celsius",
+    "utilization_gpu_percent",
+    "utilization_memory_percent",
+)
+
+#: Asks one NVML function; None where it is not supported, CardGoneError when the card is gone.
+Ask = t.Callable[..., t.Any]
+Reading = dict[str, t.Any]
+
+
+class CardGoneError(Exception):
+    """A card stopped answering; the text is a sentence with cause and cure."""
+
+
+def throttle_mask(ask: Ask) -> int | None:
+    """The bits of what holds the clocks down; `ask` knows its card."""
+    mask = ask("nvmlDeviceGetCurrentClocksEventReasons")
+    return ask("nvmlDeviceGetCurrentClocksThrottleReasons") if mask is None else mask  # its name before driver 535
+
+
+def watch(
+    nvml: t.Any, ask: Ask, handles: t.Mapping[str, t.Any], seconds: float, interval_ms: int
+) -> dict[str, t.Any]:
+    """Look at the cards every `interval_ms` for `seconds`, at least once, and collect Xid events meanwhile.
+
+    `handles` are NVML's by UUID; `ask(nvml, function, *arguments)` is _nvml's. Returns {cards: {uuid: [reading, ...]},
+    seconds: float, gone: {uuid: sentence}, xid_events: [{uuid, xid}] or None where the driver reports none}.
+    """
+    readings: dict[str, list[Reading]] = {uuid: [] for uuid in handles}
+    gone: dict[str, str] = {}
+    events = _register(nvml, handles)
+    xids: list[dict[str, t.Any]] = []
+    started = time.monotonic()
+    ends = started + seconds
+    try:
+        while True:
+            due = time.monotonic() + interval_ms / 1000
+            for uuid, handle in handles.items():
+                if uuid not in gone:
+                    try:
+                        readings[uuid].append(_read(nvml, ask, handle))
+                    except CardGoneError as error:
+                        gone[uuid] = str(error)
+            _wait(nvml, events, min(due, ends), handles, xids)
+            if time.monotonic() >= ends:
+                break
+    finally:
+        if events is not None:
+            nvml.nvmlEventSetFree(events)
+    return {
+        "cards": readings, "seconds": round(time.monotonic() - started, 2), "gone": gone,
+        "xid_events": None if events is None else xids,
+    }  # fmt: skip
+
+
+def summary(
+    readings: t.Sequence[Reading], seconds: float, names: t.Callable[[int | None], list[str] | None]
+) -> dict[str, t.Any]:
+    """`sampled` as gpu_facts documents it, of one card's readings. `names` gives the names of throttle bits."""
+    result: dict[str, t.Any] = {"count": len(readings), "seconds": seconds}
+    for quantity in QUANTITIES:
+        values = [reading[quantity] for reading in readings if reading[quantity] is not None]
+        result[quantity] = None
+        if values:
+            mean = round(sum(values) / len(values), 1)
+            result[quantity] = {"min": min(values), "mean": mean, "max": max(values)}
+    masks = [reading["throttle_mask"] for reading in readings if reading["throttle_mask"] is not None]
+    together = 0
+    for mask in masks:
+        together |= mask
+    result["throttle_reasons"] = names(together if masks else None)
+    return result
+
+
+def _read(nvml: t.Any, ask: Ask, handle: t.Any) -> Reading:
+    """One look at one card."""
+
+    def ask_card(function: str, *arguments: t.Any) -> t.Any:
+        return ask(nvml, function, handle, *arguments)
+
+    milliwatts = ask_card("nvmlDeviceGetPowerUsage")
+    utilization = ask_card("nvmlDeviceGetUtilizationRates")
+    return {
+        "pcie_generation": ask_card("nvmlDeviceGetCurrPcieLinkGeneration"),
+        "pcie_width": ask_card("nvmlDeviceGetCurrPcieLinkWidth"),
+        "power_draw_watts": None if milliwatts is None else round(milliwatts / 1000, 1),
+        "clock_sm_mhz": ask_card("nvmlDeviceGetClockInfo", _CLOCK_SM),
+        "clock_memory_mhz": ask_card("nvmlDeviceGetClockInfo", _CLOCK_MEMORY),
+        "temperature_celsius": ask_card("nvmlDeviceGetTemperature", 0),
+        "utilization_gpu_percent": None if utilization is None else utilization.gpu,
+        "utilization_memory_percent": None if utilization is None else utilization.memory,
+        "throttle_mask": throttle_mask(ask_card),
+    }
+
+
+def _register(nvml: t.Any, handles: t.Mapping[str, t.Any]) -> t.Any:
+    """An event set for the Xid errors of the cards, or None where no card reports them."""
+    try:
+        events = nvml.nvmlEventSetCreate()
+    except (nvml.NVMLError, AttributeError):
+        return None
+    registered = 0
+    for handle in handles.values():
+        try:
+            nvml.nvmlDeviceRegisterEvents(handle, _XID_CRITICAL_ERROR, events)
+            registered += 1
+        except (nvml.NVMLError, AttributeError):
+            continue
+    if registered:
+        return events
+    nvml.nvmlEventSetFree(events)
+    return None
+
+
+def _wait(
+    nvml: t.Any, events: t.Any, until: float, handles: t.Mapping[str, t.Any], xids: list[dict[str, t.Any]]
+) -> None:
+    """Wait until then, and append to `xids` what the driver reports in the meantime."""
+    # a lost card no longer tells its UUID, but its handle is known
+    by_address = {ctypes.cast(handle, ctypes.c_void_p).value: uuid for uuid, handle in handles.items()}
+    while (left := until - time.monotonic()) > 0:
+        if events is None:
+            time.sleep(left)
+            continue
+        try:
+            event = nvml.nvmlEventSetWait_v2(events, max(1, round(left * 1000)))
+        except nvml.NVMLError as error:
+            if error.value != _TIMEOUT:  # such as a lost card: the readings say so
+                time.sleep(max(0.0, until - time.monotonic()))
+            continue
+        if event.eventType & _XID_CRITICAL_ERROR:
+            address = ctypes.cast(event.device, ctypes.c_void_p).value
+            xids.append({"uuid": by_address.get(address), "xid": int(event.eventData)})
