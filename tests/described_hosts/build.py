@@ -11,6 +11,7 @@ A description holds
 - files: further files by path;
 - nvml: a description for tests/fake_nvml, or pair for pair.txt, before which nvml_more goes, since the first value
   counts; without it there is no environment that could ask;
+- sample_seconds: for how long the cards are watched;
 - processes: by pid, cmdline, environ and unit;
 - shown: output of `systemctl show`;
 - recorded: the host fact mixed_gpu;

@@ -17,9 +17,10 @@ from ansible_collections.homelab.mixed_gpu.tests.described_hosts import build
 from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import build_library, environment
 
 RUN = """
+import sys
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.modules import gpu_facts
-with patch_module_args({}):
+with patch_module_args({"sample_seconds": float(sys.argv[1])}):
     gpu_facts.main()
 """
 
@@ -29,10 +30,11 @@ def library(tmp_path_factory):
     return build_library(tmp_path_factory.mktemp("nvml"))
 
 
-def ask_nvml(library, text):
+def ask_nvml(library, text, sample_seconds):
     """The fact mixed_gpu_gpus, of the real module with the real nvidia-ml-py."""
     variables = environment(library, None, text) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", RUN], env=variables, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", RUN, str(sample_seconds)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     return json.loads(done.stdout)["ansible_facts"]["mixed_gpu_gpus"]
 
 
@@ -45,7 +47,7 @@ def test_machine(name, library, tmp_path):
     machine = build.description(name)
     build.build(machine, tmp_path)
     text = build.nvml_text(machine)
-    gpus = None if text is None else ask_nvml(library, text)
+    gpus = None if text is None else ask_nvml(library, text, machine.get("sample_seconds", 0))
     host, wanted = build.host(machine, tmp_path), build.wanted(machine)
     checks = preflight_checks(
         host, wanted, gpus, engines=build.engines(machine, tmp_path), recorded=machine.get("recorded")
