@@ -1,11 +1,12 @@
 # Two commands do everything: `make demo` (the main job, no GPU needed) and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule bench bench-planners bench-live gpu-test build requirements clean
+.PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule driver-dkms-test cuda-build-test bench bench-planners bench-live gpu-test build requirements clean
 
 export MIXED_GPU_CACHE ?= $(HOME)/.cache/homelab-mixed-gpu
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+MOLECULE_SCENARIOS := default nvidia_driver
 # The lab makes namespaces, for which it needs root; an ordinary container engine (LAB_ENGINE) does not.
 AS_ROOT := $(if $(or $(LAB_ENGINE),$(filter 0,$(shell id -u))),,sudo -E env "PATH=$(PATH)" "HOME=$(HOME)")
 
@@ -46,7 +47,13 @@ install-test: venv  ## install the built tarball and run its playbooks by name
 	tests/gates/install.sh
 
 molecule: venv  ## the collection against real systemd hosts, without a GPU
-	$(AS_ROOT) tests/lab/molecule.sh $(SCENARIO)
+	@for scenario in $(or $(SCENARIO),$(MOLECULE_SCENARIOS)); do $(AS_ROOT) tests/lab/molecule.sh $$scenario || exit 1; done
+
+driver-dkms-test: venv  ## Debian's real driver packages through the role, DKMS build included; 10 to 20 minutes
+	$(AS_ROOT) tests/lab/driver_dkms.sh
+
+cuda-build-test: venv  ## llama.cpp's CUDA backend compiled with the CUDA wheels, without a GPU; up to an hour
+	$(AS_ROOT) tests/lab/cuda_build.sh
 
 bench: bench-planners bench-live  ## all benchmarks; each writes its section of docs/benchmarks.md
 
