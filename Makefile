@@ -6,7 +6,7 @@ SHELL := /bin/bash
 export MIXED_GPU_CACHE ?= $(HOME)/.cache/homelab-mixed-gpu
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
-MOLECULE_SCENARIOS := default nvidia_driver
+MOLECULE_SCENARIOS := default nvidia_driver cuda_toolkit
 # The lab makes namespaces, for which it needs root; an ordinary container engine (LAB_ENGINE) does not.
 AS_ROOT := $(if $(or $(LAB_ENGINE),$(filter 0,$(shell id -u))),,sudo -E env "PATH=$(PATH)" "HOME=$(HOME)")
 

@@ -342,7 +342,7 @@ def _foreign(info: Table, branch: str, recorded: t.Container[str]) -> dict[str, 
 def choose(planned: Table, policies: Table, info: Table, request: Table) -> dict[str, t.Any]:
     """Decide which version of each missing package to install.
 
-    `policies` is what `parse_policy` returns for planned["missing"] and planned["main"].
+    `policies` is what `parse_policy` returns for planned["missing"], planned["main"] and the driver's installed packages.
     Returns {error, version, install: {name: version}, remove, downgrade}: `version` is that of the package that brings
     the kernel module, `remove` names packages of another driver that must go first in the same step.
     """
@@ -387,6 +387,11 @@ def choose(planned: Table, policies: Table, info: Table, request: Table) -> dict
         same = [other for other in entry["versions"] if upstream(other) == upstream(version)]
         # what follows the driver's version has it; persistenced of Debian, firmware and headers have their own
         install[name] = version if version in entry["versions"] else (same or entry["versions"])[0]
+    # whatever else of the driver is there follows: a metapackage may be content with any newer module
+    for name, entry in info["packages"].items():
+        offered = policies.get(name, {"versions": []})["versions"]
+        if is_driver(name, entry["source"]) and version in offered and entry["version"] != version:
+            install[name] = version
     remove = [
         name
         for name in info["packages"]

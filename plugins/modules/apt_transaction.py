@@ -126,7 +126,7 @@ class Transaction:
 
     def apt(self, words: list[str], simulate: bool) -> tuple[int, str, str]:
         options = [
-            "-q", "-y", "--no-install-recommends", "--allow-downgrades", "--allow-change-held-packages",
+            "-q", "-y", "--no-install-recommends", "--allow-downgrades", "--allow-change-held-packages", "--ignore-hold",
             "-o", f"DPkg::Lock::Timeout={self.params['lock_timeout_seconds']}",
             "-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold",
         ]  # fmt: skip
