@@ -8,17 +8,20 @@ name: cuda_toolkit_choice
 short_description: Decide where the CUDA toolkit comes from
 version_added: 0.1.0
 description:
-  - Checks a wish against driver, gcc and glibc of a host. A combination that cannot work is an error that names one that does.
+  - Checks a wish against driver, gcc and glibc of a host. A combination that cannot work is an error that names one
+    that does.
 positional: _input, system
 options:
   _input:
     description: >-
-      The wish, with C(source) (V(auto), V(existing), V(distribution), V(nvidia) or V(wheels)), C(version), C(wheels_version) and
+      The wish, with C(source) (V(auto), V(existing), V(distribution), V(nvidia) or V(wheels)), C(version),
+      C(wheels_version) and
       C(existing), the version of the toolkit that is there, or an empty text.
     type: dict
     required: true
   system:
-    description: C(system) (such as V(Debian 13)), C(gcc) (major version), C(glibc), C(driver) (loaded version, or an empty text).
+    description: C(system) (such as V(Debian 13)), C(gcc) (major version), C(glibc), C(driver) (loaded version, or an
+    empty text).
     type: dict
     required: true
 author:

@@ -8,7 +8,8 @@ name: nvidia_driver_choice
 short_description: Decide which versions of driver packages to install
 version_added: 0.1.0
 description:
-  - Judges what apt could install. A transitional package, another branch, a version that no source has, and a driver whose module is
+  - Judges what apt could install. A transitional package, another branch, a version that no source has, and a driver
+    whose module is
     known not to compile for the next kernel are refused, with the alternative named.
 positional: _input, info, request
 options:

@@ -31,7 +31,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: C(fetch) (V(name=version) each), C(folder) (named after the present driver) and C(folders) (those that stay).
+  description: C(fetch) (V(name=version) each), C(folder) (named after the present driver) and C(folders) (those that
+  stay).
   type: dict
 """
 
@@ -47,7 +48,8 @@ def nvidia_driver_kept(info: t.Mapping[str, t.Any], record: t.Mapping[str, t.Any
         return _driver_record.kept(record, info["packages"], info["kept"])
     except (KeyError, TypeError) as error:
         raise AnsibleFilterError(
-            f"nvidia_driver_kept: the input is not what nvidia_driver_info and nvidia_driver_record return ({error!r}); pass both on "
+            f"nvidia_driver_kept: the input is not what nvidia_driver_info and nvidia_driver_record return "
+            f"({error!r}); pass both on "
             "unchanged."
         ) from error
 

@@ -17,12 +17,14 @@ options:
     required: true
   request:
     description:
-      - C(system) (such as V(Debian 13)), C(branch), C(version), C(source), C(open_modules), C(signed_modules), and C(recorded), the
+      - C(system) (such as V(Debian 13)), C(branch), C(version), C(source), C(open_modules), C(signed_modules), and
+        C(recorded), the
         packages of the newest recorded state that the role made.
     type: dict
     required: true
   table:
-    description: What is known about C(systems) and C(branches), as the role P(homelab.mixed_gpu.nvidia_driver#role) has it.
+    description: What is known about C(systems) and C(branches), as the role P(homelab.mixed_gpu.nvidia_driver#role)
+    has it.
     type: dict
     required: true
 author:
@@ -38,7 +40,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - C(error) (one sentence, or empty), C(packages), C(headers), C(main), C(module), C(installed), C(foreign), C(missing), C(note).
+    - C(error) (one sentence, or empty), C(packages), C(headers), C(main), C(module), C(installed), C(foreign),
+      C(missing), C(note).
   type: dict
 """
 
@@ -56,7 +59,8 @@ def nvidia_driver_plan(
         return _driver_packages.plan(info, request, table)
     except (KeyError, TypeError) as error:
         raise AnsibleFilterError(
-            f"nvidia_driver_plan: the input is not what homelab.mixed_gpu.nvidia_driver_info returns ({error!r}); pass it on unchanged."
+            f"nvidia_driver_plan: the input is not what homelab.mixed_gpu.nvidia_driver_info returns ({error!r}); "
+            "pass it on unchanged."
         ) from error
 
 

@@ -60,7 +60,8 @@ def nvidia_driver_problems(
         return _driver_packages.problems(info, gpus, expected, pci)
     except (KeyError, TypeError) as error:
         raise AnsibleFilterError(
-            f"nvidia_driver_problems: the input is not what nvidia_driver_info and gpu_facts return ({error!r}); pass both on unchanged."
+            f"nvidia_driver_problems: the input is not what nvidia_driver_info and gpu_facts return ({error!r}); "
+            "pass both on unchanged."
         ) from error
 
 

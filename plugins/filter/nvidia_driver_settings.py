@@ -8,7 +8,8 @@ name: nvidia_driver_settings
 short_description: Work out what keeps an installed driver as it is
 version_added: 0.1.0
 description:
-  - Returns the holds to change, the text of apt's pin and of unattended-upgrades' blacklist, what the persistence daemon needs, and
+  - Returns the holds to change, the text of apt's pin and of unattended-upgrades' blacklist, what the persistence
+    daemon needs, and
     what Secure Boot makes of the kernel module.
 positional: _input, version, hold, hold_kernel
 options:
@@ -41,8 +42,10 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description: >-
-    C(hold) and C(unhold) (packages), C(held) (those that are held then), C(pin) and C(blacklist) (texts), C(dropin) (text, or empty), C(wants) (whether the
-    persistence daemon must be pulled in), C(secure_boot) (C(ok), C(detail), C(cure)), and C(built_problem) (one sentence, or empty).
+    C(hold) and C(unhold) (packages), C(held) (those that are held then), C(pin) and C(blacklist) (texts), C(dropin)
+    (text, or empty), C(wants) (whether the
+    persistence daemon must be pulled in), C(secure_boot) (C(ok), C(detail), C(cure)), and C(built_problem) (one
+    sentence, or empty).
   type: dict
 """
 
@@ -67,7 +70,8 @@ def nvidia_driver_settings(
         }
     except (KeyError, TypeError) as error:
         raise AnsibleFilterError(
-            f"nvidia_driver_settings: the input is not what homelab.mixed_gpu.nvidia_driver_info returns ({error!r}); pass it on "
+            f"nvidia_driver_settings: the input is not what homelab.mixed_gpu.nvidia_driver_info returns "
+            f"({error!r}); pass it on "
             "unchanged."
         ) from error
 

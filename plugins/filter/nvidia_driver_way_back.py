@@ -16,7 +16,8 @@ options:
     type: dict
     required: true
   info:
-    description: C(driver) as M(homelab.mixed_gpu.nvidia_driver_info) returns it, asked with C(policies) and C(kept_dir).
+    description: C(driver) as M(homelab.mixed_gpu.nvidia_driver_info) returns it, asked with C(policies) and
+    C(kept_dir).
     type: dict
     required: true
 author:
@@ -31,7 +32,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: C(error) (one sentence, or empty), C(install) (versions by package), C(files) (paths by package) and C(remove).
+  description: C(error) (one sentence, or empty), C(install) (versions by package), C(files) (paths by package) and
+  C(remove).
   type: dict
 """
 
@@ -52,7 +54,8 @@ def nvidia_driver_way_back(state: t.Mapping[str, t.Any], info: t.Mapping[str, t.
         return _driver_record.way_back(state, present, info["policies"], info["kept"])
     except (KeyError, TypeError) as error:
         raise AnsibleFilterError(
-            f"nvidia_driver_way_back: the input is not what nvidia_driver_record and nvidia_driver_info return ({error!r}); pass both "
+            f"nvidia_driver_way_back: the input is not what nvidia_driver_record and nvidia_driver_info return "
+            f"({error!r}); pass both "
             "on unchanged."
         ) from error
 

@@ -9,8 +9,10 @@ import typing as t
 
 Version = tuple[int, int]
 
-# Per CUDA release from which it holds: the newest gcc that crt/host_config.h accepts, and the first glibc whose headers clash with
-# crt/math_functions.h (None: none known). Read in the files of the releases named here; those between behave as the one before.
+# Per CUDA release from which it holds: the newest gcc that crt/host_config.h accepts, and the first glibc whose
+# headers clash with
+# crt/math_functions.h (None: none known). Read in the files of the releases named here; those between behave as the
+# one before.
 # 12.x: cospi, sinpi and rsqrt clash with glibc 2.41 (NVIDIA/cuda-samples#378). 13.0 to 13.3: rsqrt with glibc 2.42.
 COMPILERS: dict[Version, tuple[int, Version | None]] = {
     (12, 4): (13, (2, 41)),
@@ -19,9 +21,11 @@ COMPILERS: dict[Version, tuple[int, Version | None]] = {
     (13, 4): (16, None),
 }
 OLDEST: Version = min(COMPILERS)
-# The first driver branch that runs any release of a major version (CUDA compatibility guide, "minor version compatibility").
+# The first driver branch that runs any release of a major version (CUDA compatibility guide, "minor version
+# compatibility").
 DRIVERS = {12: 525, 13: 580}
-# Per system and source, the releases to name as good ones, best first. Debian's own is patched for its C library and brings g++-13.
+# Per system and source, the releases to name as good ones, best first. Debian's own is patched for its C library and
+# brings g++-13.
 OFFERS: dict[str, dict[str, tuple[str, ...]]] = {
     "Ubuntu 24.04": {"nvidia": ("13.0", "12.8", "12.6"), "wheels": ("13.0",)},
     "Debian 13": {"wheels": ("13.0",), "nvidia": ("13.0",), "distribution": ("12.4",)},
@@ -46,7 +50,8 @@ def parse(version: str) -> Version:
 def trouble(version: str, source: str, system: t.Mapping[str, t.Any]) -> str:
     """Return why a toolkit does not fit a system, without a full stop, or "" when nothing speaks against it.
 
-    `system` is {system (name and release), gcc (major of the compiler that nvcc would use, 0 for none known), glibc ("2.41", or "" for
+    `system` is {system (name and release), gcc (major of the compiler that nvcc would use, 0 for none known), glibc
+    ("2.41", or "" for
     not known), driver (version of the loaded driver, or "")}.
     """
     cuda = parse(version)
@@ -58,7 +63,10 @@ def trouble(version: str, source: str, system: t.Mapping[str, t.Any]) -> str:
         if system["gcc"] > gcc:
             return f"CUDA {version} takes gcc up to {gcc}, and this system has gcc {system['gcc']}"
         if clash and system["glibc"] and parse(system["glibc"]) >= clash:
-            return f"CUDA {version} does not compile with glibc {system['glibc']} (it clashes from {clash[0]}.{clash[1]} on)"
+            return (
+                f"CUDA {version} does not compile with glibc {system['glibc']} (it clashes from "
+                f"{clash[0]}.{clash[1]} on)"
+            )
     branch = DRIVERS.get(cuda[0])
     driver = re.match(r"[0-9]+", system["driver"])
     if branch and driver and int(driver[0]) < branch:
@@ -91,8 +99,10 @@ def advice(system: t.Mapping[str, t.Any]) -> str:
 def choose(request: t.Mapping[str, t.Any], system: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Decide where the toolkit comes from: {error, source, version}.
 
-    `request` is {source (auto, existing, distribution, nvidia or wheels), version (for nvidia), wheels_version, existing (version of the
-    toolkit that is there, or "")}. `source` is "none" where `auto` finds nothing for the system. `error` is "" or one sentence.
+    `request` is {source (auto, existing, distribution, nvidia or wheels), version (for nvidia), wheels_version,
+    existing (version of the
+    toolkit that is there, or "")}. `source` is "none" where `auto` finds nothing for the system. `error` is "" or
+    one sentence.
     """
     name, source = system["system"], request["source"]
     offers = OFFERS.get(name, {})
@@ -115,15 +125,20 @@ def choose(request: t.Mapping[str, t.Any], system: t.Mapping[str, t.Any]) -> dic
     decision = {"error": "", "source": source, "version": version}
     if source == "none":
         why = (
-            f"has no CUDA toolkit that runs with driver {system['driver']}" if offers else "is not known to the role cuda_toolkit"
+            f"has no CUDA toolkit that runs with driver {system['driver']}" if offers else "is not known to the role "
+                "cuda_toolkit"
         )
-        cure = advice(system) if offers else "install one yourself and set cuda_toolkit_root to it, or set cuda_toolkit_manage to false"
+        cure = advice(system) if offers else (
+            "install one yourself and set cuda_toolkit_root to it, or set "
+            "cuda_toolkit_manage to false"
+        )
         return {**decision, "error": f"{name} {why}: {cure}."}
     if source == "existing":
         if not version:
             return {
                 **decision,
-                "error": "cuda_toolkit_source is existing, but there is no nvcc that says its version below cuda_toolkit_root: correct "
+                "error": "cuda_toolkit_source is existing, but there is no nvcc that says its version below "
+                    "cuda_toolkit_root: correct "
                 f"cuda_toolkit_root, or {advice(system)}.",
             }
     elif source not in offers:
@@ -131,7 +146,8 @@ def choose(request: t.Mapping[str, t.Any], system: t.Mapping[str, t.Any]) -> dic
     try:
         problem = trouble(version, source, system)
     except ValueError:
-        return {**decision, "error": f'cuda_toolkit_version is "{version}", which is no version: set it to "13.0", for example.'}
+        sentence = f'cuda_toolkit_version is "{version}", which is no version: set it to "13.0", for example.'
+        return {**decision, "error": sentence}
     if problem:
         return {**decision, "error": f"{problem}: {advice(system)}."}
     return decision

@@ -39,7 +39,8 @@ _BLACKLISTED = (
 )  # fmt: skip
 _BLACKLISTED_KERNELS = ("linux-image-", "linux-headers-", "linux-generic", "linux-modules-")
 
-# Drivers whose kernel module is known not to compile. (branch, newest bad version, oldest bad kernel, open modules only,
+# Drivers whose kernel module is known not to compile. (branch, newest bad version, oldest bad kernel, open modules
+# only,
 # cure, source)
 _BAD_BUILDS = (
     ("550", "550.163.01-5", "6.12.97", True, "set nvidia_driver_open_modules to false",
@@ -99,7 +100,8 @@ def is_kernel_metapackage(name: str) -> bool:
 
 
 def parse_dpkg(text: str) -> dict[str, dict[str, t.Any]]:
-    """Return the packages of the driver, the kernel metapackages and dkms by name, as {version, source, arch, held, whole}.
+    """Return the packages of the driver, the kernel metapackages and dkms by name, as {version, source, arch, held,
+    whole}.
 
     `text` is what dpkg-query prints for ``DPKG_FORMAT``. A held package counts: its status abbreviation is hi, not ii.
     One that was left half installed counts as well, with `whole` false. Of several architectures the first is kept.
@@ -139,9 +141,9 @@ def parse_policy(text: str) -> dict[str, dict[str, t.Any]]:
             entry[stated[1].lower()] = "" if stated[2] == "(none)" else stated[2]
         elif listed := re.match(r"(?: \*\*\*|    ) (\S+) -?[0-9]+", line):
             version = listed[1]
-        elif (origin := re.match(r"        +-?[0-9]+ (\S+)", line)) and version:
-            if origin[1] != "/var/lib/dpkg/status" and version not in entry["versions"]:
-                entry["versions"].append(version)
+        elif version and (origin := re.match(r"        +-?[0-9]+ (\S+)", line)):
+            fetched = origin[1] != "/var/lib/dpkg/status"
+            entry["versions"] += [version] if fetched and version not in entry["versions"] else []
     return answers
 
 
@@ -197,7 +199,9 @@ def plan(info: Table, request: Table, table: Table) -> dict[str, t.Any]:
         )
     branch, exact = str(request["branch"]), str(request["version"])
     if not re.fullmatch(r"[0-9]{3}", branch):
-        return _error(f'nvidia_driver_branch is "{branch}", which is no driver branch; set it to three digits, such as 580.')
+        return _error(
+            f'nvidia_driver_branch is "{branch}", which is no driver branch; set it to three digits, such as 580.'
+        )
     if exact and branch_of(exact) != branch:
         return _error(
             f'nvidia_driver_version is "{exact}", which is not of branch {branch}: set nvidia_driver_branch to '
@@ -207,13 +211,15 @@ def plan(info: Table, request: Table, table: Table) -> dict[str, t.Any]:
     life = table["branches"].get(branch, {})
     if life.get("end_of_life") and branch not in kinds.get("maintained", []):
         return _error(
-            f"Driver branch {branch} is end of life ({life['end_of_life']}) and gets no fixes: set nvidia_driver_branch to "
+            f"Driver branch {branch} is end of life ({life['end_of_life']}) and gets no fixes: set "
+            "nvidia_driver_branch to "
             f'"{life["instead"]}"{_where(system, request, life["instead"])}.'
         )
     only = kinds.get("branches", [])
     if only and branch not in only:
         return _error(
-            f"{request['system']} has driver branch {' or '.join(only)} from the source {request['source']}, not {branch}: "
+            f"{request['system']} has driver branch {' or '.join(only)} from the source {request['source']}, not "
+            f"{branch}: "
             f'set nvidia_driver_branch to "{only[0]}"{_where(system, request, branch)}.'
         )
     if int(branch) < int(kinds.get("oldest", 0)):
@@ -267,7 +273,9 @@ def plan(info: Table, request: Table, table: Table) -> dict[str, t.Any]:
 
 
 def _headers(info: Table) -> list[str]:
-    """Headers of the kernel that boots next, and what brings those of later kernels along where their images come by themselves."""
+    """Headers of the kernel that boots next, and what brings those of later kernels along where their images come by
+    themselves.
+    """
     images = [name for name in info["packages"] if is_kernel_metapackage(name) and name.startswith("linux-image-")]
     return [f"linux-headers-{info['kernel_next']}", *(name.replace("-image-", "-headers-", 1) for name in images)]
 
@@ -301,7 +309,8 @@ def known_bad(version: str, kernel: str, open_modules: bool) -> str:
         ):
             kind = "open kernel module" if only_open else "kernel module"
             return (
-                f"The {kind} of driver {version} does not compile for kernel {kernel}, which boots next ({source}): {cure}"
+                f"The {kind} of driver {version} does not compile for kernel {kernel}, which boots next ({source}): "
+                f"{cure}"
             )
     return ""
 
@@ -322,19 +331,22 @@ def _foreign(info: Table, branch: str, recorded: t.Container[str]) -> dict[str, 
     for name, entry in others.items():
         if branch_of(entry["version"]) == branch:
             return {
-                "foreign": f"Driver {upstream(entry['version'])} ({name}) is of the wanted branch and from other packages than "
+                "foreign": f"Driver {upstream(entry['version'])} ({name}) is of the wanted branch and from other "
+                    "packages than "
                 "this role's: it is left as it is."
             }
     held = [name for name, entry in others.items() if entry["held"]]
     if held:
         return {
-            "error": f"{held[0]} (branch {branch_of(others[held[0]]['version'])}) was held by somebody else, and branch {branch} would "
+            "error": f"{held[0]} (branch {branch_of(others[held[0]]['version'])}) was held by somebody else, and "
+                f"branch {branch} would "
             f"replace it: run 'apt-mark unhold {' '.join(held)}', or set nvidia_driver_manage to false."
         }
     loaded = info["loaded_version"]
     if not others and loaded and branch_of(loaded) == branch:
         return {
-            "foreign": f"Driver {loaded} is loaded, of the wanted branch and from no package that is known: it is left as it is."
+            "foreign": f"Driver {loaded} is loaded, of the wanted branch and from no package that is known: it is "
+                "left as it is."
         }
     return {}
 
@@ -342,7 +354,8 @@ def _foreign(info: Table, branch: str, recorded: t.Container[str]) -> dict[str, 
 def choose(planned: Table, policies: Table, info: Table, request: Table) -> dict[str, t.Any]:
     """Decide which version of each missing package to install.
 
-    `policies` is what `parse_policy` returns for planned["missing"], planned["main"] and the driver's installed packages.
+    `policies` is what `parse_policy` returns for planned["missing"], planned["main"] and the driver's installed
+    packages.
     Returns {error, version, install: {name: version}, remove, downgrade}: `version` is that of the package that brings
     the kernel module, `remove` names packages of another driver that must go first in the same step.
     """
@@ -354,7 +367,8 @@ def choose(planned: Table, policies: Table, info: Table, request: Table) -> dict
         cure = planned["cure"]
         if headers == lacking:
             cure = (
-                f"kernel {info['kernel_next']} boots next and is not of the distribution's archive any more; install the archive's "
+                f"kernel {info['kernel_next']} boots next and is not of the distribution's archive any more; install "
+                "the archive's "
                 "kernel and reboot into it"
             )
         return _error(f"The host's apt sources do not have {', '.join(lacking)}: {cure}.")
@@ -362,20 +376,23 @@ def choose(planned: Table, policies: Table, info: Table, request: Table) -> dict
     fitting = [version for version in available if _satisfies(version, branch, exact)]
     if exact and not fitting:
         return _error(
-            f"The host's apt sources do not have {main} in version {exact}, only {', '.join(available) or 'none'}: choose one of "
+            f"The host's apt sources do not have {main} in version {exact}, only {', '.join(available) or 'none'}: "
+            "choose one of "
             "these, or go back to a version that was kept (playbook driver_rollback)."
         )
     newest = available[0] if available else ""
     # An old branch's name lives on as an empty package that depends on the next branch.
     if branch in main and not exact and branch_of(newest) != branch:
         return _error(
-            f"{main} is only a transitional package by now and would install branch {branch_of(newest)} ({newest}) instead of "
+            f"{main} is only a transitional package by now and would install branch {branch_of(newest)} ({newest}) "
+            "instead of "
             f'{branch}: set nvidia_driver_branch to "{branch_of(newest)}" if that will do.'
         )
     if not fitting:
         offered = sorted({branch_of(version) for version in available})
         return _error(
-            f"On {request['system']} the package {main} is of driver branch {' or '.join(offered)}, not of {branch}: set "
+            f"On {request['system']} the package {main} is of driver branch {' or '.join(offered)}, not of {branch}: "
+            "set "
             f'nvidia_driver_branch to "{offered[-1]}" if that will do.'
         )
     version = fitting[0]
@@ -453,7 +470,8 @@ def holds(packages: Table, hold: bool, hold_kernel: bool) -> dict[str, list[str]
 def persistence(unit: Table) -> dict[str, t.Any]:
     """Return what the persistence daemon needs: {dropin (text or ""), wants (bool)}.
 
-    `unit` is {load_state, static (no [Install]), exec_start}, both of the unit's own file, without drop-ins. Ubuntu's unit is static,
+    `unit` is {load_state, static (no [Install]), exec_start}, both of the unit's own file, without drop-ins.
+    Ubuntu's unit is static,
     so that it cannot be enabled, stops when unneeded, and is started with --no-persistence-mode.
     """
     if unit["load_state"] != "loaded":
@@ -479,14 +497,17 @@ def built_problem(info: Table, version: str) -> str:
         return ""
     if module:
         return (
-            f"The NVIDIA kernel module for kernel {kernel}, which boots next ({info['kernel_next_why']}), is {module['version']}, "
-            f"and the packages are {version}: read 'dkms status', remove the module that is left over, and run the play again."
+            f"The NVIDIA kernel module for kernel {kernel}, which boots next ({info['kernel_next_why']}), is "
+            f"{module['version']}, "
+            f"and the packages are {version}: read 'dkms status', remove the module that is left over, and run the "
+            "play again."
         )
     states = [line for line in info["dkms"] if line.startswith("nvidia") and f", {kernel}," in line]
     states = states or [line for line in info["dkms"] if line.startswith("nvidia")]
     said = f"dkms says '{'; '.join(states)}'" if states else "dkms knows nothing of it"
     return (
-        f"The NVIDIA kernel module {version} is not there for kernel {kernel}, which boots next ({info['kernel_next_why']}); "
+        f"The NVIDIA kernel module {version} is not there for kernel {kernel}, which boots next "
+        f"({info['kernel_next_why']}); "
         f"{said}: read /var/lib/dkms/nvidia*/*/build/make.log, then choose another nvidia_driver_branch or "
         "nvidia_driver_version, or boot and keep a kernel that this driver supports."
     )
@@ -509,8 +530,14 @@ def secure_boot(info: Table) -> dict[str, t.Any]:
     if not module["signer"]:
         detail = "Secure Boot is on and the module is not signed, so the kernel will not load it"
     else:
-        detail = f"Secure Boot is on and the key of {module['signer']} is not enrolled, so the kernel will not load the module"
-    importing = f"run 'mokutil --import {key}'" if key else "make a key (dkms does when it builds), import it with mokutil"
+        detail = (
+            f"Secure Boot is on and the key of {module['signer']} is not enrolled, so the kernel will not load "
+            "the module"
+        )
+    importing = f"run 'mokutil --import {key}'" if key else (
+        "make a key (dkms does when it builds), import it with "
+        "mokutil"
+    )
     cure = (
         f"{importing} as root, reboot, and choose 'Enroll MOK' at the machine's own screen (it cannot be done over the "
         "network); or set nvidia_driver_signed_modules to true on Ubuntu; or switch Secure Boot off in the firmware"
@@ -522,7 +549,8 @@ CUDA_ERRORS = {
     2: ("out of memory", "end what holds the memory of the cards (nvidia-smi lists it)"),
     3: (
         "not initialized",
-        "set nvidia_driver_uvm_disable_hmm to true (options nvidia_uvm uvm_disable_hmm=1: some kernels and open modules "
+        "set nvidia_driver_uvm_disable_hmm to true (options nvidia_uvm uvm_disable_hmm=1: some kernels and open "
+        "modules "
         "need it) and reboot",
     ),
     100: ("no device", "look whether CUDA_VISIBLE_DEVICES hides the cards, and read 'dmesg | grep -i nvrm'"),
@@ -540,7 +568,8 @@ def cuda_problem(cuinit: Table) -> str:
         return ""
     if cuinit["result"] is None:
         return (
-            f"The CUDA library could not be asked ({cuinit['detail']}): install the driver's library libcuda.so.1 of the "
+            f"The CUDA library could not be asked ({cuinit['detail']}): install the driver's library libcuda.so.1 of "
+            "the "
             "loaded module's version, then run the role nvidia_driver again."
         )
     name, cure = CUDA_ERRORS.get(cuinit["result"], ("see cuda.h", "reboot, and read 'dmesg | grep -i nvrm'"))
@@ -556,19 +585,22 @@ def problems(info: Table, gpus: Table, expected: t.Sequence[str], pci: t.Sequenc
     found = []
     if not info["loaded_version"]:
         return [
-            "The NVIDIA kernel module is not loaded: reboot; if that does not help, read 'modprobe nvidia' and 'dmesg | grep -i "
+            "The NVIDIA kernel module is not loaded: reboot; if that does not help, read 'modprobe nvidia' and 'dmesg "
+            "| grep -i "
             "nvidia', and look at Secure Boot ('mokutil --sb-state')."
         ]
     if not gpus["available"]:
         return [str(gpus["reason"])]
     if gpus["driver_version"] != info["loaded_version"]:
         found.append(
-            f"The loaded module is {info['loaded_version']} and the library {gpus['driver_version']}: reboot to end the "
+            f"The loaded module is {info['loaded_version']} and the library {gpus['driver_version']}: reboot to end "
+            "the "
             "half-done upgrade."
         )
     if len(gpus["gpus"]) != len(pci):
         found.append(
-            f"The PCI bus has {len(pci)} NVIDIA card(s) and NVML sees {len(gpus['gpus'])}: read 'dmesg | grep -i nvrm', check "
+            f"The PCI bus has {len(pci)} NVIDIA card(s) and NVML sees {len(gpus['gpus'])}: read 'dmesg | grep -i "
+            "nvrm', check "
             "power plugs and seating, and reboot."
         )
     free = list(gpus["gpus"])
@@ -577,7 +609,8 @@ def problems(info: Table, gpus: Table, expected: t.Sequence[str], pci: t.Sequenc
         card = next((card for card in free if want == card["uuid"] or want.lower() in card["name"].lower()), None)
         if card is None:
             there = ", ".join(f"{card['name']} {card['uuid']}" for card in gpus["gpus"]) or "none"
-            found.append(f"nvidia_driver_gpus_expected wants {want}, and NVML sees {there}: reseat the card or correct the list.")
+            found.append(f"nvidia_driver_gpus_expected wants {want}, and NVML sees {there}: reseat the card or "
+                "correct the list.")
         else:
             free.remove(card)
     if expected and free and not found:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The record of the drivers that a host had, and which one to go back to. Private to this collection. Pure functions only.
+"""The record of the drivers that a host had, and which one to go back to. Private to this collection. Pure functions
+only.
 
 record  = {schema: 1, states: [state, ...] (oldest first), rollback: null | rollback}
 state   = {recorded_at, reason (found | installed | rolled back), version, main, packages: {name: version},
@@ -54,7 +55,8 @@ def snapshot(
     """Return the state that a host is in, or None where it has no driver package.
 
     `info` is what nvidia_driver_info returns. Headers, dkms and kernel metapackages are not the driver's and are left
-    out; their holds are kept. `main` is the package whose version is the driver's, or "" when not known. `holds` are those
+    out; their holds are kept. `main` is the package whose version is the driver's, or "" when not known. `holds` are
+    those
     of now, where they changed since `info` was read.
     """
     packages = {
@@ -78,7 +80,8 @@ def snapshot(
         "version": version,
         "main": main,
         "packages": packages,
-        "holds": sorted(name for name, entry in info["packages"].items() if entry["held"]) if holds is None else sorted(holds),
+        "holds": sorted(name for name, entry in info["packages"].items() if entry["held"]) if holds is None else
+        sorted(holds),
         "pin": pin,
         "kernel_next": info["kernel_next"],
     }
@@ -114,7 +117,8 @@ def ours(record: Table) -> list[str]:
 def target(record: Table, present: t.Mapping[str, str], to: str) -> dict[str, t.Any] | None:
     """Return the state to go back to, or None when the host is there already.
 
-    `present` maps the driver's packages to their installed versions. `to` is a version of the driver, with or without its package revision,
+    `present` maps the driver's packages to their installed versions. `to` is a version of the driver, with or
+    without its package revision,
     or "" for the newest recorded state before the present one. A rollback that was broken off is gone on with, and one
     that was finished is not undone by asking again. Raises DriverRecordError with what is recorded.
     """
@@ -161,7 +165,8 @@ def way_back(
 ) -> dict[str, t.Any]:
     """Return {error, install: {name: version}, files: {name: path}, remove} that brings a host to a state.
 
-    `kept` maps packages to versions to paths of package files on the host. What neither apt's sources nor they have cannot
+    `kept` maps packages to versions to paths of package files on the host. What neither apt's sources nor they have
+    cannot
     be restored, and is an error before anything is touched. `policies` is what _driver_packages.parse_policy returns.
     """
     install: dict[str, str] = {}
@@ -179,8 +184,10 @@ def way_back(
             lost.append(f"{name} {version}")
     if lost:
         return {
-            "error": f"Driver {state['version']} cannot be restored: neither the apt sources nor the kept package files have "
-            f"{', '.join(lost[:4])}{' and others' if len(lost) > 4 else ''}; add a source that has them, or choose another version "
+            "error": f"Driver {state['version']} cannot be restored: neither the apt sources nor the kept package "
+                "files have "
+            f"{', '.join(lost[:4])}{' and others' if len(lost) > 4 else ''}; add a source that has them, or choose "
+            "another version "
             "with nvidia_driver_rollback_to.",
             "install": {},
             "files": {},

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Fingerprints of OpenPGP keys, so that a key can be pinned without gpg. Private to this collection. Pure functions only."""
+"""Fingerprints of OpenPGP keys, so that a key can be pinned without gpg. Private to this collection. Pure functions
+only.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ def _binary(data: bytes) -> bytes:
     """Return the packets of an armored or a binary key."""
     if not data.lstrip().startswith(b"-----BEGIN PGP PUBLIC KEY BLOCK-----"):
         return data
-    blocks = re.findall(rb"-----BEGIN PGP PUBLIC KEY BLOCK-----(.*?)-----END PGP PUBLIC KEY BLOCK-----", data, re.DOTALL)
+    blocks = re.findall(rb"-----BEGIN PGP PUBLIC KEY BLOCK-----(.*?)-----END PGP PUBLIC KEY BLOCK-----", data,
+    re.DOTALL)
     packets = b""
     for block in blocks:
         # headers end with an empty line; the last line may be a checksum

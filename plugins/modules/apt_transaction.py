@@ -9,7 +9,8 @@ module: apt_transaction
 short_description: Install, downgrade and remove packages in exact versions, in one step of apt
 version_added: 0.1.0
 description:
-  - Gives apt one command that installs O(install) in exactly these versions and removes O(remove), so that packages which replace
+  - Gives apt one command that installs O(install) in exactly these versions and removes O(remove), so that packages
+    which replace
     one another do so at once. Held packages and downgrades are allowed; other packages follow as apt's pins say.
   - The step is simulated first. When apt cannot do it, or would remove what it may not, nothing is changed.
 extends_documentation_fragment:
@@ -25,7 +26,8 @@ options:
     type: dict
     default: {}
   files:
-    description: For packages of O(install) that are not to come from apt's sources, the path of a package file on the host.
+    description: For packages of O(install) that are not to come from apt's sources, the path of a package file on
+    the host.
     type: dict
     default: {}
   remove:
@@ -34,7 +36,8 @@ options:
     elements: str
     default: []
   removable:
-    description: Regular expression of further packages that apt may remove, matched against the whole name. Empty means none.
+    description: Regular expression of further packages that apt may remove, matched against the whole name. Empty
+    means none.
     type: str
     default: ""
   lock_timeout_seconds:
@@ -126,7 +129,8 @@ class Transaction:
 
     def apt(self, words: list[str], simulate: bool) -> tuple[int, str, str]:
         options = [
-            "-q", "-y", "--no-install-recommends", "--allow-downgrades", "--allow-change-held-packages", "--ignore-hold",
+            "-q", "-y", "--no-install-recommends", "--allow-downgrades", "--allow-change-held-packages",
+            "--ignore-hold",
             "-o", f"DPkg::Lock::Timeout={self.params['lock_timeout_seconds']}",
             "-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold",
         ]  # fmt: skip
@@ -155,7 +159,8 @@ class Transaction:
         ]
         if lost:
             self.module.fail_json(
-                msg=f"apt would remove {', '.join(lost)} as well, so nothing was changed: remove them yourself first, if they are not "
+                msg=f"apt would remove {', '.join(lost)} as well, so nothing was changed: remove them yourself "
+                    "first, if they are not "
                 "needed."
             )
         result: dict[str, t.Any] = {"changed": True, "actions": actions}
@@ -167,7 +172,8 @@ class Transaction:
         if not self.module.check_mode:
             rc, out, err = self.apt(words, simulate=False)
             if rc != 0:
-                self.module.fail_json(msg=f"apt failed ({reason(out, err)}); its whole output is in /var/log/apt/term.log.")
+                self.module.fail_json(msg=f"apt failed ({reason(out, err)}); its whole output is in "
+                    "/var/log/apt/term.log.")
         return result
 
 

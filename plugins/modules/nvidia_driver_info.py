@@ -9,7 +9,8 @@ module: nvidia_driver_info
 short_description: Look at the NVIDIA driver of a host, installed or not
 version_added: 0.1.0
 description:
-  - Reads packages with their holds, the kernels in C(/boot) and which of them boots next, the kernel module of each, DKMS, Secure
+  - Reads packages with their holds, the kernels in C(/boot) and which of them boots next, the kernel module of each,
+    DKMS, Secure
     Boot, the persistence daemon's unit, and on request what apt could install and whether CUDA starts.
   - Needs nothing but Python and dpkg. What is missing on the host is empty in the answer, never a failure.
 extends_documentation_fragment:
@@ -64,7 +65,8 @@ driver:
   contains:
     packages:
       description:
-        - Packages of the driver, kernel metapackages, kernel headers and dkms, by name, each with C(version), C(source), C(arch) and
+        - Packages of the driver, kernel metapackages, kernel headers and dkms, by name, each with C(version),
+          C(source), C(arch) and
           C(held).
       type: dict
       returned: always
@@ -86,7 +88,8 @@ driver:
       elements: str
       returned: always
     modules:
-      description: For the running and the next kernel, C(version) and C(signer) of the NVIDIA module, or none where there is none.
+      description: For the running and the next kernel, C(version) and C(signer) of the NVIDIA module, or none where
+      there is none.
       type: dict
       returned: always
     dkms:
@@ -111,7 +114,8 @@ driver:
       type: dict
       returned: always
     persistence:
-      description: C(load_state), C(unit_file_state), C(static), C(exec_start) and C(active) of nvidia-persistenced.service.
+      description: C(load_state), C(unit_file_state), C(static), C(exec_start) and C(active) of
+      nvidia-persistenced.service.
       type: dict
       returned: always
     initramfs:
@@ -119,7 +123,8 @@ driver:
       type: dict
       returned: always
     policies:
-      description: Per package of O(policies), C(installed), C(candidate) and the C(versions) that can be fetched, newest first.
+      description: Per package of O(policies), C(installed), C(candidate) and the C(versions) that can be fetched,
+      newest first.
       type: dict
       returned: always
     kept:
@@ -270,7 +275,10 @@ class Host:
         rc, out, err = self.module.run_command(["timeout", "60", sys.executable, "-c", CUINIT])
         if rc == 0 and out.strip().isdigit():
             return {"result": int(out), "detail": ""}
-        detail = "it did not answer within 60 seconds" if rc == 124 else (err.strip().splitlines() or [f"exit status {rc}"])[-1]
+        detail = (
+            "it did not answer within 60 "
+            "seconds"
+        ) if rc == 124 else (err.strip().splitlines() or [f"exit status {rc}"])[-1]
         return {"result": None, "detail": detail}
 
 
@@ -300,7 +308,8 @@ def main() -> None:
             "kernel_running": platform.release(),
             "kernel_next": following,
             "kernel_next_why": why,
-            "modules": {kernel: host.kernel_module(kernel) for kernel in dict.fromkeys([platform.release(), following])},
+            "modules": {kernel: host.kernel_module(kernel) for kernel in dict.fromkeys([platform.release(),
+            following])},
             "dkms": host.ask("dkms", "status").splitlines(),
             "loaded_version": read("/sys/module/nvidia/version").strip(),
             "nouveau_loaded": os.path.isdir("/sys/module/nouveau"),

@@ -9,7 +9,8 @@ module: nvidia_driver_record
 short_description: Keep a record of the drivers that a host had, for going back
 version_added: 0.1.0
 description:
-  - Owns the file O(path), which has a schema number and the states that the host was in, oldest first. A state is the exact version of
+  - Owns the file O(path), which has a schema number and the states that the host was in, oldest first. A state is
+    the exact version of
     every package of the driver, the holds, and the pin.
   - A state with the packages of the newest one adds nothing.
   - A damaged record, or one of a newer schema, is an error and left as it is.
@@ -25,7 +26,8 @@ options:
     description:
       - V(read) only returns the record.
       - V(record) adds the present state. A host without a driver adds nothing.
-      - V(begin) chooses the state to go back to and notes that the way back has begun. V(finish) notes that it has ended.
+      - V(begin) chooses the state to go back to and notes that the way back has begun. V(finish) notes that it has
+        ended.
     type: str
     choices: [read, record, begin, finish]
     default: read
@@ -165,11 +167,13 @@ def main() -> None:
         if module.params["action"] == "begin" and "recorded" in str(exc):
             module.fail_json(msg=f"There is no driver to go back to: {exc}.")
         module.fail_json(
-            msg=f"{path} cannot be used: {exc}; move it away (mv {path} {path}.old) and run the play again: what is installed now is "
+            msg=f"{path} cannot be used: {exc}; move it away (mv {path} {path}.old) and run the play again: what is "
+                "installed now is "
             "recorded anew."
         )
     except OSError as exc:
-        module.fail_json(msg=f"{exc.filename or path} cannot be written ({exc.strerror}): run as root, and make room there.")
+        module.fail_json(msg=f"{exc.filename or path} cannot be written ({exc.strerror}): run as root, and make "
+            "room there.")
     finally:
         if lock is not None:
             _state_files.release_lock(lock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
 import subprocess
@@ -20,7 +21,8 @@ def root(host):
 
 def play(*variables):
     command = ["ansible-playbook", f"--inventory={HERE}/inventory.yml", str(HERE / "converge.yml"), *variables]
-    return subprocess.run(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False)
+    return subprocess.run(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    timeout=600, check=False)
 
 
 def ran(host, command):
@@ -35,9 +37,11 @@ def test_the_compiler_is_the_pinned_one(host, root):
 
 
 def test_a_program_for_both_cards_is_compiled_and_linked_against_the_driver(host, root):
-    ran(host, "mkdir -p /tmp/cuda && printf '%s' '#include <cuda.h>\n#include <cstdio>\n__global__ void k(int *x) { *x = 1; }\n"
+    ran(host, "mkdir -p /tmp/cuda && printf '%s' '#include <cuda.h>\n#include <cstdio>\n__global__ void k(int *x) { "
+        "*x = 1; }\n"
         "int main() { int n = 0; CUresult r = cuInit(0); CUmemAllocationProp p = {}; size_t g;\n"
-        "cuMemGetAllocationGranularity(&g, &p, CU_MEM_ALLOC_GRANULARITY_MINIMUM); k<<<1, 1>>>(&n); printf(\"%d\\n\", (int) r); }' > /tmp/cuda/a.cu")  # fmt: skip
+        "cuMemGetAllocationGranularity(&g, &p, CU_MEM_ALLOC_GRANULARITY_MINIMUM); k<<<1, 1>>>(&n); "
+        "printf(\"%d\\n\", (int) r); }' > /tmp/cuda/a.cu")  # fmt: skip
     flags = "-gencode=arch=compute_86,code=sm_86 -gencode=arch=compute_89,code=sm_89"
     ran(host, f"{root}/bin/nvcc {flags} -o /tmp/cuda/a /tmp/cuda/a.cu -L{root}/lib/stubs -lcuda")
     assert "NEEDED" in ran(host, "objdump -p /tmp/cuda/a | grep 'libcuda.so.1'")
@@ -51,12 +55,14 @@ def test_the_stub_says_that_it_is_one(host, root):
 
 
 def test_cmake_would_find_everything_by_its_plain_name(host, root):
-    for name in ("lib64/libcudart.so", "lib64/libcudart_static.a", "lib64/stubs/libcuda.so", "include/cuda_runtime.h", "include/cccl/cub/cub.cuh"):
+    for name in ("lib64/libcudart.so", "lib64/libcudart_static.a", "lib64/stubs/libcuda.so",
+    "include/cuda_runtime.h", "include/cccl/cub/cub.cuh"):
         assert host.file(f"{root}/{name}").exists, name
 
 
 def test_nothing_is_left_of_the_making(host):
-    assert ran(host, "ls -A /opt/mixed_gpu/cuda | grep -v -e '^13.0-' -e '^cuda_wheels.py$' -e '^wheels.log$' -e '^.lock$' || true") == ""
+    assert ran(host, "ls -A /opt/mixed_gpu/cuda | grep -v -e '^13.0-' -e '^cuda_wheels.py$' -e '^wheels.log$' -e "
+        "'^.lock$' || true") == ""
 
 
 @pytest.mark.parametrize(
@@ -68,7 +74,7 @@ def test_nothing_is_left_of_the_making(host):
     ],
 )
 def test_what_cannot_work_is_refused_with_what_can(host, variables, words):
-    if "12.4" in variables[-1] and "13" != host.system_info.release.split(".")[0]:
+    if "12.4" in variables[-1] and host.system_info.release.split(".")[0] != "13":
         pytest.skip("CUDA 12.4 works on this system")
     done = play(*variables)
     assert done.returncode == 2
@@ -76,7 +82,8 @@ def test_what_cannot_work_is_refused_with_what_can(host, variables, words):
 
 
 def test_a_damaged_hash_leaves_no_toolkit(host, root):
-    done = play("-e", "cuda_toolkit_wheels_dir=/opt/other", "-e", '{"__cuda_toolkit_requirements": "nvidia-cuda-crt==13.0.88 --hash=sha256:' + "0" * 64 + '"}')
+    wrong = json.dumps({"__cuda_toolkit_requirements": f"nvidia-cuda-crt==13.0.88 --hash=sha256:{'0' * 64}"})
+    done = play("-e", "cuda_toolkit_wheels_dir=/opt/other", "-e", wrong)
     assert done.returncode == 2
     text = " ".join(done.stdout.split())
     assert "could not be made out of wheels" in text and "check the host's network" in text, done.stdout[-3000:]

@@ -1,4 +1,5 @@
-"""The driver after the role: held against real upgrades, upgraded on purpose, and brought back. The tests build on one another, in this order."""
+"""The driver after the role: held against real upgrades, upgraded on purpose, and brought back. The tests build on "
+    "one another, in this order."""
 
 from __future__ import annotations
 
@@ -59,7 +60,7 @@ def upgradable(host):
     return set((found[1] or "").split())
 
 
-# --- after converge --------------------------------------------------------------------------------------------------
+# --- after converge ---
 
 
 def test_the_named_version_is_installed_and_its_module_is_there_for_the_next_kernel(host):
@@ -96,7 +97,7 @@ def test_the_record_has_the_driver_and_its_package_files_are_kept(host):
     assert len(kept) == len(OURS)
 
 
-# --- new versions appear -----------------------------------------------------------------------------------------------
+# --- new versions appear ---
 
 
 def test_a_real_dist_upgrade_leaves_driver_and_kernel_alone(host):
@@ -132,11 +133,12 @@ def test_unattended_upgrades_leave_it_alone_by_the_blacklist_alone(host):
     assert {"control", *OURS, "linux-image-generic"} <= with_nothing
 
 
-# --- refusals ------------------------------------------------------------------------------------------------------------
+# --- refusals ---
 
 
 def test_a_branch_at_its_end_is_refused_with_the_alternative(host, controller):
-    refused(controller.play(nvidia_driver_branch="560"), "Driver branch 560 is end of life", 'nvidia_driver_branch to "580"')
+    refused(controller.play(nvidia_driver_branch="560"), "Driver branch 560 is end of "
+        "life", 'nvidia_driver_branch to "580"')
     assert set(versions(host).values()) == {FIRST}
 
 
@@ -146,17 +148,17 @@ def test_a_transitional_package_is_refused(host, controller):
     assert set(versions(host).values()) == {FIRST}
 
 
-def test_a_version_that_no_source_has_is_refused_with_those_that_there_are(controller):
+def test_a_version_that_no_source_has_is_refused_with_those_that_there_are(host, controller):
     done = controller.play(nvidia_driver_version="580.65.06")
     refused(done, "580.65.06", SECOND)
 
 
-def test_users_get_no_driver_into_a_container(controller):
+def test_users_get_no_driver_into_a_container(host, controller):
     done = controller.play(**{"__nvidia_driver_stand_in": False})
     refused(done, "is a container", "nvidia_driver_manage to false")
 
 
-# --- upgrade, and back -----------------------------------------------------------------------------------------------------
+# --- upgrade, and back ---
 
 
 def test_a_module_that_does_not_compile_for_the_next_kernel_is_an_error(host, controller):
@@ -192,7 +194,7 @@ def test_the_rollback_restores_the_first_version_although_the_archive_has_lost_i
     assert record(host)["rollback"]["finished_at"] is not None
 
 
-def test_a_second_rollback_changes_nothing_and_so_does_the_role(controller):
+def test_a_second_rollback_changes_nothing_and_so_does_the_role(host, controller):
     assert recap(went_well(controller.play("homelab.mixed_gpu.driver_rollback")))["changed"] == 0
     assert recap(went_well(controller.play()))["changed"] == 0
 
@@ -217,11 +219,12 @@ def test_a_damaged_record_is_an_error_that_names_file_and_cure(host, controller)
     ran(host, f"mv /root/record.json {RECORD}")
 
 
-# --- NVIDIA's repository, and somebody else's driver ------------------------------------------------------------------------
+# --- NVIDIA's repository, and somebody else's driver ---
 
 
 def test_nvidias_repository_is_added_with_its_key_pinned_and_replaces_the_driver(host, controller):
-    ran(host, "/root/archive.sh nvidia && mv /etc/os-release /root/os-release.ubuntu && cp /root/os-release.image /etc/os-release")
+    ran(host, "/root/archive.sh nvidia && mv /etc/os-release /root/os-release.ubuntu && cp /root/os-release.image "
+        "/etc/os-release")
     source = {
         "nvidia_driver_source": "nvidia", "nvidia_driver_branch": "595", "nvidia_repository_url": "file:/srv/nvidia",
         "nvidia_repository_key_url": "file:///srv/nvidia/key.asc",
@@ -232,7 +235,8 @@ def test_nvidias_repository_is_added_with_its_key_pinned_and_replaces_the_driver
     assert not host.file("/etc/apt/keyrings/mixed_gpu-nvidia.asc").exists
     went_well(controller.play(**source, nvidia_repository_key_fingerprint=fingerprint))
     assert ran(host, "dpkg-query -W -f '${Version}' nvidia-kernel-open-dkms") == "595.71.05-1"
-    assert "580" not in ran(host, "dpkg-query -W -f '${db:Status-Status} ${Package}\n' 'nvidia-dkms*' | grep ^installed || true")
+    assert "580" not in ran(host, "dpkg-query -W -f '${db:Status-Status} ${Package}\n' 'nvidia-dkms*' | grep "
+        "^installed || true")
     assert ran(host, f"modinfo -k {NEW_KERNEL} -F version nvidia").strip() == "595.71.05"
     went_well(controller.play("homelab.mixed_gpu.driver_rollback"))
     assert set(versions(host).values()) == {SECOND}
@@ -240,11 +244,13 @@ def test_nvidias_repository_is_added_with_its_key_pinned_and_replaces_the_driver
 
 
 def test_a_driver_of_somebody_else_is_left_alone(host, controller):
-    ran(host, "rm -rf /var/lib/mixed_gpu/driver /etc/apt/preferences.d/mixed_gpu-nvidia; apt-mark unhold $(apt-mark showhold)")
+    ran(host, "rm -rf /var/lib/mixed_gpu/driver /etc/apt/preferences.d/mixed_gpu-nvidia; apt-mark unhold $(apt-mark "
+        "showhold)")
     ran(host, f"apt-get purge -y {' '.join(OURS)}")
     ran(host, "apt-get install -y nvidia-dkms-580-open && apt-mark hold nvidia-dkms-580-open")
     done = went_well(controller.play())
     assert "it is left as it is" in " ".join(done.stdout.split())
     assert recap(done)["changed"] == 0
     assert held(host) == {"nvidia-dkms-580-open"}
-    refused(controller.play(nvidia_driver_branch="610"), "nvidia-dkms-580-open (branch 580) was held by somebody else", "apt-mark unhold")
+    refused(controller.play(nvidia_driver_branch="610"), "nvidia-dkms-580-open (branch 580) was held by somebody "
+        "else", "apt-mark unhold")

@@ -3,8 +3,10 @@
 
 job = {prefix, name, requirements (text, hashed), record (what toolkit.json is to say)}
 
-The result is PREFIX/NAME: bin, include, lib, lib64, nvvm as in an ordinary toolkit, and nccl where it was asked for. It is made beside its
-place and renamed into it, so that what is there is complete. What the wheels lack is added: links without a version, which linkers look
+The result is PREFIX/NAME: bin, include, lib, lib64, nvvm as in an ordinary toolkit, and nccl where it was asked for.
+It is made beside its
+place and renamed into it, so that what is there is complete. What the wheels lack is added: links without a version,
+which linkers look
 for, and a stub of the driver's library, which is not there where no driver is. Prints {"changed": bool}.
 """
 
@@ -35,21 +37,24 @@ def run(command: list[str], what: str, cure: str) -> None:
     except OSError as exc:
         raise Failure(f"{what} failed ({command[0]}: {exc.strerror}): {cure}.") from exc
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if re.search("error", line, re.IGNORECASE)] or [f"exit status {done.returncode}"]
-        raise Failure(f"{what} failed ({lines[0].strip()[:400]}): {cure}.")
+        lines = [line.strip() for line in done.stderr.splitlines() if re.search("error", line, re.IGNORECASE)]
+        lines = lines or [f"exit status {done.returncode}"]
+        raise Failure(f"{what} failed ({lines[0][:400]}): {cure}.")
 
 
 def stub_source(header: str) -> str:
     """Return C that defines every function of the CUDA driver, to link against where no driver is installed.
 
-    Each answers 34 (CUDA_ERROR_STUB_LIBRARY), as those of NVIDIA's own stub do. cuda.h renames some (cuMemFree is cuMemFree_v2).
+    Each answers 34 (CUDA_ERROR_STUB_LIBRARY), as those of NVIDIA's own stub do. cuda.h renames some (cuMemFree is
+    cuMemFree_v2).
     """
     names = set(re.findall(r"CUDAAPI\s+(cu[A-Z]\w*)\s*\(", header))
     names |= set(re.findall(r"#\s*define\s+cu[A-Z]\w*\s+(?:__CUDA_API_\w+\()?(cu[A-Z]\w*)", header))
     # with a default stream per thread (__CUDA_API_PTSZ, __CUDA_API_PTDS) further ones
     names |= {f"{name}_{kind.lower()}" for kind, name in re.findall(r"__CUDA_API_(PTSZ|PTDS)\((cu[A-Z]\w*)\)", header)}
     if len(names) < 100:
-        raise Failure("cuda.h of the wheels declares next to no function: the wheels are not those that this release knows.")
+        raise Failure("cuda.h of the wheels declares next to no function: the wheels are not those that this "
+            "release knows.")
     return "".join(f"int {name}(void) {{ return 34; }}\n" for name in sorted(names))
 
 
@@ -74,8 +79,10 @@ def assemble(stage: pathlib.Path) -> None:
     stubs = stage / "lib" / "stubs"
     stubs.mkdir(exist_ok=True)
     source = stubs / "cuda.c"
-    source.write_text(stub_source((stage / "include" / "cuda.h").read_text(encoding="utf-8", errors="replace")), encoding="utf-8")
-    command = ["cc", "-shared", "-fPIC", "-w", "-fno-builtin", "-Wl,-soname,libcuda.so.1", "-o", str(stubs / "libcuda.so"), str(source)]
+    source.write_text(stub_source((stage / "include" / "cuda.h").read_text(encoding="utf-8", errors="replace")),
+    encoding="utf-8")
+    command = ["cc", "-shared", "-fPIC", "-w", "-fno-builtin", "-Wl,-soname,libcuda.so.1", "-o", str(stubs /
+    "libcuda.so"), str(source)]
     run(command, "compiling the stub of libcuda", "install g++")
     # the licences stay with what they cover
     licences = stage / "licences"
@@ -100,12 +107,15 @@ def make(job: dict[str, t.Any]) -> bool:
         try:
             (stage / "requirements.txt").write_text(job["requirements"], encoding="utf-8")
             pip = [
-                sys.executable, "-m", "pip", "install", "--require-hashes", "--no-deps", "--only-binary=:all:", "--no-compile", "--no-input",
-                "--disable-pip-version-check", "--progress-bar=off", "--target", str(stage / "site"), "-r", str(stage / "requirements.txt"),
+                sys.executable, "-m", "pip", "install", "--require-hashes", "--no-deps", "--only-binary=:all:",
+                "--no-compile", "--no-input",
+                "--disable-pip-version-check", "--progress-bar=off", "--target", str(stage / "site"), "-r", str(stage
+                / "requirements.txt"),
             ]  # fmt: skip
             run(pip, "fetching the wheels", "check the host's network, its disk, and its settings for pip")
             assemble(stage)
-            (stage / "toolkit.json").write_text(json.dumps(job["record"], indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            (stage / "toolkit.json").write_text(json.dumps(job["record"], indent=2, sort_keys=True) + "\n",
+            encoding="utf-8")
             os.sync()
             os.rename(stage, final)
         finally:

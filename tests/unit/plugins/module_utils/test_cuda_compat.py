@@ -40,14 +40,15 @@ def test_what_is_taken(system, wish, expected):
         # from the facts: gcc, glibc and driver, each with a way out that fits this very system
         (TRIXIE, {"source": "nvidia", "version": "12.8"}, ["glibc 2.41", "cuda_toolkit_source to wheels (CUDA 13.0)"]),
         (TRIXIE, {"source": "nvidia", "version": "12.4"}, ["gcc up to 13", "this system has gcc 14", "wheels"]),
-        ({**TRIXIE, "driver": "550.163.01"}, {"source": "wheels"}, ["needs driver 580", "550.163.01", "to distribution (CUDA 12.4)"]),
-        ({**UBUNTU, "driver": "570.211.01"}, {"source": "nvidia"}, ["needs driver 580", 'cuda_toolkit_version to "12.8"']),
+        ({**TRIXIE, "driver": "550.163.01"}, {"source": "wheels"}, ["needs driver 580", "to distribution (CUDA 12.4)"]),
+        ({**UBUNTU, "driver": "570.211.01"}, {"source": "nvidia"}, ["driver 580", 'cuda_toolkit_version to "12.8"']),
         ({**UBUNTU, "driver": "470.1"}, {}, ["driver 470.1", "newer driver"]),
         ({**UBUNTU, "gcc": 16}, {"source": "wheels"}, ["gcc up to 15", "gcc 16"]),
         (UBUNTU, {"existing": "11.8"}, ["older than 12.4", "cuda_toolkit_source to nvidia"]),
         ({**TRIXIE, "gcc": 14}, {"existing": "12.4"}, ["gcc up to 13"]),
         (UBUNTU, {"source": "existing"}, ["cuda_toolkit_root"]),
-        (UBUNTU, {"source": "distribution"}, ["Ubuntu 24.04 has no CUDA toolkit from the source distribution", "nvidia"]),
+        (UBUNTU, {"source": "distribution"}, ["Ubuntu 24.04 has no CUDA toolkit from the source "
+            "distribution", "nvidia"]),
         (UBUNTU, {"source": "nvidia", "version": "thirteen"}, ['is "thirteen", which is no version']),
         ({**UBUNTU, "system": "Fedora 43"}, {}, ["Fedora 43 is not known", "cuda_toolkit_root"]),
     ],

@@ -14,7 +14,8 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _driver_p
 
 ROOT = pathlib.Path(__file__).resolve().parents[4]
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "apt"
-TABLE = yaml.safe_load((ROOT / "roles/nvidia_driver/vars/main/systems.yml").read_text(encoding="utf-8"))["__nvidia_driver_table"]
+TABLE = yaml.safe_load((ROOT /
+"roles/nvidia_driver/vars/main/systems.yml").read_text(encoding="utf-8"))["__nvidia_driver_table"]
 KERNEL = "6.8.0-90-generic"
 
 
@@ -22,7 +23,8 @@ def info(packages=None, **changes):
     entry = {"version": "1", "source": "", "arch": "amd64", "held": False, "whole": True}
     given = {name: {**entry, **value} for name, value in (packages or {}).items()}
     return {
-        "packages": given, "kernel_running": KERNEL, "kernel_next": KERNEL, "kernel_next_why": "it is the newest in /boot",
+        "packages": given, "kernel_running": KERNEL, "kernel_next": KERNEL, "kernel_next_why": "it is the newest in "
+            "/boot",
         "modules": {KERNEL: None}, "dkms": [], "loaded_version": "", "secure_boot": False, "mok": {},
         "cuinit": {"result": 0, "detail": ""}, **changes,
     }  # fmt: skip
@@ -49,16 +51,18 @@ def choose(found, answers, **changes):
     return _driver_packages.choose(planned, answers, found, request(**changes))
 
 
-# --- versions and kernels -------------------------------------------------------------------------------------------------
+# --- versions and kernels ---
 
 VERSIONS = [
-    "1", "1.0", "1.10", "1.9", "1:0.5", "1.0~rc1", "1.0-1", "1.0-1~bpo13+1", "1.0-1ubuntu1", "1.0+dfsg", "1.0a", "6.8.0-90-generic",
-    "6.12.118+deb13-amd64", "6.12.97", "7.0", "580.95.05-0ubuntu0.24.04.1", "580.126.16", "580.105.08-0ubuntu1", "550.163.01-4~bpo13+1",
+    "1", "1.0", "1.10", "1.9", "1:0.5", "1.0~rc1", "1.0-1", "1.0-1~bpo13+1", "1.0-1ubuntu1", "1.0+dfsg", "1.0a",
+    "6.8.0-90-generic",
+    "6.12.118+deb13-amd64", "6.12.97", "7.0", "580.95.05-0ubuntu0.24.04.1", "580.126.16", "580.105.08-0ubuntu1",
+    "550.163.01-4~bpo13+1",
 ]  # fmt: skip
 
 
 @pytest.mark.skipif(shutil.which("dpkg") is None, reason="needs dpkg to compare with")
-@pytest.mark.parametrize(("one", "other"), itertools.combinations(VERSIONS, 2))
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(VERSIONS, 2)))
 def test_versions_are_ordered_as_dpkg_orders_them(one, other):
     less = subprocess.run(["dpkg", "--compare-versions", one, "lt", other], check=False).returncode == 0
     assert (_driver_packages.version_key(one) < _driver_packages.version_key(other)) is less
@@ -85,7 +89,7 @@ def test_without_a_kernel_in_boot_the_running_one_counts():
     assert _driver_packages.next_kernel([], "6.1.0")[0] == "6.1.0"
 
 
-# --- what dpkg and apt say ------------------------------------------------------------------------------------------------
+# --- what dpkg and apt say ---
 
 
 def test_held_half_installed_and_removed_packages_are_told_apart():
@@ -112,10 +116,15 @@ def test_held_half_installed_and_removed_packages_are_told_apart():
 def test_policy_lists_what_can_be_fetched_newest_first():
     found = policies("ubuntu2404-nvidia-repository")["nvidia-dkms-open"]
     assert found["installed"] == "610.43.02-1ubuntu1"
-    assert [version.split("-")[0] for version in found["versions"]] == ["615.71.09", "610.43.02", "595.71.05", "595.45.04"]
-    text = "a:\n  Installed: 2\n  Candidate: 2\n  Version table:\n *** 2 100\n        100 /var/lib/dpkg/status\n     1 500\n        500 file:/x ./ Packages\n"
+    assert [version.split("-")[0] for version in found["versions"]] == ["615.71.09", "610.43.02", "595.71.05",
+    "595.45.04"]
+    text = (
+        "a:\n  Installed: 2\n  Candidate: 2\n  Version table:\n *** 2 100\n        100 /var/lib/dpkg/status\n     "
+        "1 500\n        500 file:/x ./ Packages\n"
+    )
     assert _driver_packages.parse_policy(text)["a"]["versions"] == ["1"]
-    assert _driver_packages.parse_policy("a:\n  Installed: (none)\n  Candidate: (none)\n  Version table:\n")["a"]["candidate"] == ""
+    assert _driver_packages.parse_policy("a:\n  Installed: (none)\n  Candidate: (none)\n  Version "
+        "table:\n")["a"]["candidate"] == ""
 
 
 @pytest.mark.parametrize(
@@ -130,7 +139,7 @@ def test_kernel_metapackages(name, expected):
     assert _driver_packages.is_kernel_metapackage(name) is expected
 
 
-# --- decisions -------------------------------------------------------------------------------------------------------------
+# --- decisions ---
 
 
 def test_ubuntu_gets_the_compute_packages_of_the_branch_in_one_version():
@@ -161,7 +170,8 @@ def test_signed_modules_are_refused_where_nobody_signs():
 
 def test_nvidias_repository_has_other_names_from_590_on():
     assert plan(info(), source="nvidia", branch="580")["main"] == "nvidia-dkms-580-open"
-    assert plan(info(), source="nvidia", branch="595")["packages"] == ["nvidia-dkms-open", "libnvidia-compute", "nvidia-persistenced"]
+    assert plan(info(), source="nvidia", branch="595")["packages"] == ["nvidia-dkms-open", "libnvidia-compute",
+    "nvidia-persistenced"]
     assert plan(info(), source="nvidia", branch="595", open_modules=False)["main"] == "nvidia-dkms"
 
 
@@ -281,19 +291,21 @@ def test_somebody_elses_driver():
 
 
 def test_another_drivers_module_goes_in_the_same_step():
-    found = info({"nvidia-dkms-570": {"version": "570.1-0ubuntu1"}, "libnvidia-compute-570": {"version": "570.1-0ubuntu1"}})
+    found = info({"nvidia-dkms-570": {"version": "570.1-0ubuntu1"}, "libnvidia-compute-570": {"version":
+    "570.1-0ubuntu1"}})
     assert choose(found, policies("ubuntu2404-580-server-open"))["remove"] == ["nvidia-dkms-570"]
     mine = info({"nvidia-dkms-580-server-open": {"version": "580.95.05-1"}})
     changes = {"recorded": ["nvidia-dkms-580-server-open"]}
     assert choose(mine, policies("ubuntu2404-580-server-open"), **changes)["remove"] == []
 
 
-# --- settings ------------------------------------------------------------------------------------------------------------------
+# --- settings ---
 
 
 def test_holds_follow_the_wishes():
     packages = info({
-        "libnvidia-compute-580": {"held": True}, "nvidia-dkms-580-open": {}, "linux-image-generic": {}, "dkms": {}, f"linux-headers-{KERNEL}": {},
+        "libnvidia-compute-580": {"held": True}, "nvidia-dkms-580-open": {}, "linux-image-generic": {}, "dkms": {},
+        f"linux-headers-{KERNEL}": {},
     })["packages"]  # fmt: skip
     both = _driver_packages.holds(packages, True, True)
     assert both == {
@@ -301,7 +313,8 @@ def test_holds_follow_the_wishes():
         "held": ["libnvidia-compute-580", "linux-image-generic", "nvidia-dkms-580-open"],
     }  # fmt: skip
     assert _driver_packages.holds(packages, True, False)["hold"] == ["nvidia-dkms-580-open"]
-    assert _driver_packages.holds(packages, False, True) == {"hold": [], "unhold": ["libnvidia-compute-580"], "held": []}
+    assert _driver_packages.holds(packages, False, True) == {"hold": [], "unhold": ["libnvidia-compute-580"], "held":
+    []}
 
 
 def test_persistence_of_ubuntu_and_of_debian():
@@ -311,7 +324,10 @@ def test_persistence_of_ubuntu_and_of_debian():
     }  # fmt: skip
     needed = _driver_packages.persistence(ubuntu)
     assert needed["wants"]
-    assert "ExecStart=\nExecStart=/usr/bin/nvidia-persistenced --persistence-mode --user nvidia-persistenced --verbose\n" in needed["dropin"]
+    assert (
+        "ExecStart=\nExecStart=/usr/bin/nvidia-persistenced --persistence-mode --user nvidia-persistenced "
+        "--verbose\n"
+    ) in needed["dropin"]
     debian = {"load_state": "loaded", "static": False, "exec_start": "/usr/bin/nvidia-persistenced --user nvpd"}
     assert _driver_packages.persistence(debian) == {"dropin": "", "wants": False}
     assert _driver_packages.persistence({**debian, "load_state": "not-found"}) == {"dropin": "", "wants": False}
@@ -327,7 +343,8 @@ MODULE = {KERNEL: {"version": "580.95.05", "signer": ""}}
         ({"secure_boot": False}, True, "off"),
         ({"secure_boot": True, "modules": MODULE}, False, "not signed"),
         (
-            {"secure_boot": True, "modules": {KERNEL: {"version": "1", "signer": "host Secure Boot Module Signature key"}},
+            {"secure_boot": True, "modules": {KERNEL: {"version": "1", "signer": "host Secure Boot Module Signature "
+                "key"}},
              "mok": {"/var/lib/shim-signed/mok/MOK.der": "not enrolled"}},
             False, "mokutil --import /var/lib/shim-signed/mok/MOK.der",
         ),
@@ -336,7 +353,8 @@ MODULE = {KERNEL: {"version": "580.95.05", "signer": ""}}
              "mok": {"/var/lib/dkms/mok.pub": "enrolled"}},
             True, "is enrolled",
         ),
-        ({"secure_boot": True, "modules": {KERNEL: {"version": "1", "signer": "Canonical Ltd. Kernel Module Signing"}}}, True, "Canonical"),
+        ({"secure_boot": True, "modules": {KERNEL: {"version": "1", "signer": "Canonical Ltd. Kernel Module "
+            "Signing"}}}, True, "Canonical"),
     ],
 )  # fmt: skip
 def test_secure_boot_is_never_silent(changes, ok, words):
@@ -354,9 +372,10 @@ def test_the_module_of_the_next_kernel_is_what_counts():
     assert "dkms knows nothing of it" in _driver_packages.built_problem(info(), "580.95.05-1")
 
 
-# --- verdict ------------------------------------------------------------------------------------------------------------------------
+# --- verdict ---
 
-CARDS = [{"uuid": "GPU-1111", "name": "NVIDIA GeForce RTX 4090"}, {"uuid": "GPU-2222", "name": "NVIDIA GeForce RTX 3090"}]
+CARDS = [{"uuid": "GPU-1111", "name": "NVIDIA GeForce RTX 4090"}, {"uuid": "GPU-2222", "name": "NVIDIA GeForce RTX "
+    "3090"}]
 PCI = ["0000:01:00.0", "0000:02:00.0"]
 
 
