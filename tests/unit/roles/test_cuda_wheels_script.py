@@ -52,7 +52,8 @@ def test_what_the_wheels_lack_is_added(stage):
     assert (stage / "lib/libcudart.so").readlink() == pathlib.Path("libcudart.so.13")
     assert (stage / "nccl/lib/libnccl.so").readlink() == pathlib.Path("libnccl.so.2")
     assert (stage / "lib64").readlink() == pathlib.Path("lib")
-    symbols = subprocess.run(["nm", "-D", str(stage / "lib/stubs/libcuda.so")], capture_output=True, text=True, check=True).stdout
+    command = ["nm", "-D", str(stage / "lib/stubs/libcuda.so")]
+    symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for name in ("cuFunction199", "cuMemFree_v2", "cuMemcpyAsync_v2", "cuMemcpyAsync_v2_ptsz"):
         assert f" T {name}\n" in symbols
     assert not (stage / "site").exists()

@@ -56,7 +56,10 @@ def test_armored_and_binary_are_the_same_key(tmp_path):
         _openpgp.fingerprints(binary[:200])
 
 
-@pytest.mark.parametrize("data", [b"", b"<html>404</html>", b"\xc0", b"-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n!!\n-----END PGP PUBLIC KEY BLOCK-----"])
+BROKEN = b"-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n!!\n-----END PGP PUBLIC KEY BLOCK-----"
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>404</html>", b"\xc0", BROKEN])
 def test_what_is_no_key(data):
     with pytest.raises(AnsibleFilterError, match="cannot be read as a key"):
         openpgp_fingerprints.openpgp_fingerprints(base64.b64encode(data).decode())
