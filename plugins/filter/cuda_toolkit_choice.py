@@ -21,7 +21,7 @@ options:
     required: true
   system:
     description: C(system) (such as V(Debian 13)), C(gcc) (major version), C(glibc), C(driver) (loaded version, or an
-    empty text).
+      empty text).
     type: dict
     required: true
 author:

@@ -32,7 +32,7 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description: C(fetch) (V(name=version) each), C(folder) (named after the present driver) and C(folders) (those that
-  stay).
+    stay).
   type: dict
 """
 

@@ -24,7 +24,7 @@ options:
     required: true
   table:
     description: What is known about C(systems) and C(branches), as the role P(homelab.mixed_gpu.nvidia_driver#role)
-    has it.
+      has it.
     type: dict
     required: true
 author:

@@ -17,7 +17,7 @@ options:
     required: true
   info:
     description: C(driver) as M(homelab.mixed_gpu.nvidia_driver_info) returns it, asked with C(policies) and
-    C(kept_dir).
+      C(kept_dir).
     type: dict
     required: true
 author:
@@ -33,7 +33,7 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description: C(error) (one sentence, or empty), C(install) (versions by package), C(files) (paths by package) and
-  C(remove).
+    C(remove).
   type: dict
 """
 

@@ -27,7 +27,7 @@ options:
     default: {}
   files:
     description: For packages of O(install) that are not to come from apt's sources, the path of a package file on
-    the host.
+      the host.
     type: dict
     default: {}
   remove:
@@ -37,7 +37,7 @@ options:
     default: []
   removable:
     description: Regular expression of further packages that apt may remove, matched against the whole name. Empty
-    means none.
+      means none.
     type: str
     default: ""
   lock_timeout_seconds:

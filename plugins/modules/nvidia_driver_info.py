@@ -89,7 +89,7 @@ driver:
       returned: always
     modules:
       description: For the running and the next kernel, C(version) and C(signer) of the NVIDIA module, or none where
-      there is none.
+        there is none.
       type: dict
       returned: always
     dkms:
@@ -115,7 +115,7 @@ driver:
       returned: always
     persistence:
       description: C(load_state), C(unit_file_state), C(static), C(exec_start) and C(active) of
-      nvidia-persistenced.service.
+        nvidia-persistenced.service.
       type: dict
       returned: always
     initramfs:
@@ -124,7 +124,7 @@ driver:
       returned: always
     policies:
       description: Per package of O(policies), C(installed), C(candidate) and the C(versions) that can be fetched,
-      newest first.
+        newest first.
       type: dict
       returned: always
     kept:

@@ -42,7 +42,7 @@ cat > "$play" <<PLAY
 PLAY
 tests/lab/lab.sh create "$LAB_HOST"
 began=$SECONDS
-tests/lab/lab.sh run ansible-playbook -i molecule/cuda_toolkit/inventory.yml "$play"
+tests/lab/lab.sh run ansible-playbook -i molecule/cuda_toolkit/inventory/hosts.yml "$play"
 say "built in $((SECONDS - began)) s"
 library=$(inside sh -c 'ls /opt/llama.cpp/current/bin/libggml-cuda.so*' | head -n 1)
 code=$(inside sh -c "strings -a '$library' | grep -o 'sm_8[69]' | sort -u | tr '\n' ' '")

@@ -12,7 +12,7 @@ say() { printf 'driver-dkms | %s\n' "$*"; }
 die() { tail -n 60 "$log"; say "$*"; exit 1; }
 inside() { tests/lab/lab.sh run "${LAB_ENGINE:-podman}" exec "$LAB_HOST" "$@"; }
 role() {
-  tests/lab/lab.sh run ansible-playbook -i molecule/nvidia_driver/inventory.yml -e '{"__nvidia_driver_stand_in": true}' \
+  tests/lab/lab.sh run ansible-playbook -i molecule/nvidia_driver/inventory/hosts.yml -e '{"__nvidia_driver_stand_in": true}' \
     -e '{"nvidia_driver_branch": "550"}' "$@" molecule/nvidia_driver/converge.yml > "$log" 2>&1
 }
 

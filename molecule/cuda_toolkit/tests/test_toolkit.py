@@ -20,7 +20,7 @@ def root(host):
 
 
 def play(*variables):
-    command = ["ansible-playbook", f"--inventory={HERE}/inventory.yml", str(HERE / "converge.yml"), *variables]
+    command = ["ansible-playbook", f"--inventory={HERE}/inventory/hosts.yml", str(HERE / "converge.yml"), *variables]
     return subprocess.run(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     timeout=600, check=False)
 

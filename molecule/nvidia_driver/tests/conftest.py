@@ -19,7 +19,7 @@ class Controller:
     def play(self, playbook: str = "", **variables: object) -> subprocess.CompletedProcess[str]:
         """Run the scenario's playbook, or one of the collection, and return what happened, output included."""
         command = [
-            "ansible-playbook", f"--inventory={HERE}/inventory.yml",
+            "ansible-playbook", f"--inventory={HERE}/inventory/hosts.yml",
             f"--extra-vars={json.dumps({'__nvidia_driver_stand_in': True, **variables})}",
             playbook or str(HERE / "converge.yml"),
         ]  # fmt: skip
