@@ -125,12 +125,14 @@ def choose(request: t.Mapping[str, t.Any], system: t.Mapping[str, t.Any]) -> dic
     decision = {"error": "", "source": source, "version": version}
     if source == "none":
         why = (
-            f"has no CUDA toolkit that runs with driver {system['driver']}" if offers else "is not known to the role "
-                "cuda_toolkit"
+            f"has no CUDA toolkit that runs with driver {system['driver']}"
+            if offers
+            else "is not known to the role cuda_toolkit"
         )
-        cure = advice(system) if offers else (
-            "install one yourself and set cuda_toolkit_root to it, or set "
-            "cuda_toolkit_manage to false"
+        cure = (
+            advice(system)
+            if offers
+            else ("install one yourself and set cuda_toolkit_root to it, or set cuda_toolkit_manage to false")
         )
         return {**decision, "error": f"{name} {why}: {cure}."}
     if source == "existing":
@@ -138,7 +140,7 @@ def choose(request: t.Mapping[str, t.Any], system: t.Mapping[str, t.Any]) -> dic
             return {
                 **decision,
                 "error": "cuda_toolkit_source is existing, but there is no nvcc that says its version below "
-                    "cuda_toolkit_root: correct "
+                "cuda_toolkit_root: correct "
                 f"cuda_toolkit_root, or {advice(system)}.",
             }
     elif source not in offers:

@@ -119,9 +119,7 @@ def parse_dpkg(text: str) -> dict[str, dict[str, t.Any]]:
     }
 
 
-DPKG_FORMAT = (
-    "${db:Status-Want}\t${db:Status-Status}\t${Package}\t${Architecture}\t${Version}\t${source:Package}\n"
-)
+DPKG_FORMAT = "${db:Status-Want}\t${db:Status-Status}\t${Package}\t${Architecture}\t${Version}\t${source:Package}\n"
 
 
 def parse_policy(text: str) -> dict[str, dict[str, t.Any]]:
@@ -332,21 +330,21 @@ def _foreign(info: Table, branch: str, recorded: t.Container[str]) -> dict[str, 
         if branch_of(entry["version"]) == branch:
             return {
                 "foreign": f"Driver {upstream(entry['version'])} ({name}) is of the wanted branch and from other "
-                    "packages than "
+                "packages than "
                 "this role's: it is left as it is."
             }
     held = [name for name, entry in others.items() if entry["held"]]
     if held:
         return {
             "error": f"{held[0]} (branch {branch_of(others[held[0]]['version'])}) was held by somebody else, and "
-                f"branch {branch} would "
+            f"branch {branch} would "
             f"replace it: run 'apt-mark unhold {' '.join(held)}', or set nvidia_driver_manage to false."
         }
     loaded = info["loaded_version"]
     if not others and loaded and branch_of(loaded) == branch:
         return {
             "foreign": f"Driver {loaded} is loaded, of the wanted branch and from no package that is known: it is "
-                "left as it is."
+            "left as it is."
         }
     return {}
 
@@ -534,9 +532,8 @@ def secure_boot(info: Table) -> dict[str, t.Any]:
             f"Secure Boot is on and the key of {module['signer']} is not enrolled, so the kernel will not load "
             "the module"
         )
-    importing = f"run 'mokutil --import {key}'" if key else (
-        "make a key (dkms does when it builds), import it with "
-        "mokutil"
+    importing = (
+        f"run 'mokutil --import {key}'" if key else ("make a key (dkms does when it builds), import it with mokutil")
     )
     cure = (
         f"{importing} as root, reboot, and choose 'Enroll MOK' at the machine's own screen (it cannot be done over the "
@@ -609,8 +606,9 @@ def problems(info: Table, gpus: Table, expected: t.Sequence[str], pci: t.Sequenc
         card = next((card for card in free if want == card["uuid"] or want.lower() in card["name"].lower()), None)
         if card is None:
             there = ", ".join(f"{card['name']} {card['uuid']}" for card in gpus["gpus"]) or "none"
-            found.append(f"nvidia_driver_gpus_expected wants {want}, and NVML sees {there}: reseat the card or "
-                "correct the list.")
+            found.append(
+                f"nvidia_driver_gpus_expected wants {want}, and NVML sees {there}: reseat the card or correct the list."
+            )
         else:
             free.remove(card)
     if expected and free and not found:

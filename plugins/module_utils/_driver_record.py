@@ -80,8 +80,9 @@ def snapshot(
         "version": version,
         "main": main,
         "packages": packages,
-        "holds": sorted(name for name, entry in info["packages"].items() if entry["held"]) if holds is None else
-        sorted(holds),
+        "holds": sorted(name for name, entry in info["packages"].items() if entry["held"])
+        if holds is None
+        else sorted(holds),
         "pin": pin,
         "kernel_next": info["kernel_next"],
     }
@@ -125,11 +126,7 @@ def target(record: Table, present: t.Mapping[str, str], to: str) -> dict[str, t.
     states, rollback = record["states"], record["rollback"]
     known = ", ".join(dict.fromkeys(state["version"] for state in reversed(states))) or "nothing"
     if to:
-        named = [
-            state
-            for state in states
-            if to in (state["version"], _driver_packages.upstream(state["version"]))
-        ]
+        named = [state for state in states if to in (state["version"], _driver_packages.upstream(state["version"]))]
         if not named:
             raise DriverRecordError(f"version {to} was not recorded on this host, only {known}")
         chosen = named[-1]
@@ -185,7 +182,7 @@ def way_back(
     if lost:
         return {
             "error": f"Driver {state['version']} cannot be restored: neither the apt sources nor the kept package "
-                "files have "
+            "files have "
             f"{', '.join(lost[:4])}{' and others' if len(lost) > 4 else ''}; add a source that has them, or choose "
             "another version "
             "with nvidia_driver_rollback_to.",

@@ -20,8 +20,9 @@ def _binary(data: bytes) -> bytes:
     """Return the packets of an armored or a binary key."""
     if not data.lstrip().startswith(b"-----BEGIN PGP PUBLIC KEY BLOCK-----"):
         return data
-    blocks = re.findall(rb"-----BEGIN PGP PUBLIC KEY BLOCK-----(.*?)-----END PGP PUBLIC KEY BLOCK-----", data,
-    re.DOTALL)
+    blocks = re.findall(
+        rb"-----BEGIN PGP PUBLIC KEY BLOCK-----(.*?)-----END PGP PUBLIC KEY BLOCK-----", data, re.DOTALL
+    )
     packets = b""
     for block in blocks:
         # headers end with an empty line; the last line may be a checksum

@@ -160,7 +160,7 @@ class Transaction:
         if lost:
             self.module.fail_json(
                 msg=f"apt would remove {', '.join(lost)} as well, so nothing was changed: remove them yourself "
-                    "first, if they are not "
+                "first, if they are not "
                 "needed."
             )
         result: dict[str, t.Any] = {"changed": True, "actions": actions}
@@ -172,8 +172,9 @@ class Transaction:
         if not self.module.check_mode:
             rc, out, err = self.apt(words, simulate=False)
             if rc != 0:
-                self.module.fail_json(msg=f"apt failed ({reason(out, err)}); its whole output is in "
-                    "/var/log/apt/term.log.")
+                self.module.fail_json(
+                    msg=f"apt failed ({reason(out, err)}); its whole output is in /var/log/apt/term.log."
+                )
         return result
 
 

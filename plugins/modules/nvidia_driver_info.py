@@ -149,14 +149,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _driver_p
 
 SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 KEYS = ("/var/lib/shim-signed/mok/MOK.der", "/var/lib/dkms/mok.pub")
-CUINIT = """
-import ctypes, sys
-try:
-    library = ctypes.CDLL("libcuda.so.1")
-except OSError as exc:
-    sys.exit(str(exc))
-print(library.cuInit(0))
-"""
+CUINIT = "import ctypes; print(ctypes.CDLL('libcuda.so.1').cuInit(0))"
 
 
 def read(path: str) -> str:
@@ -179,9 +172,7 @@ class Host:
         program = self.module.get_bin_path(argv[0])
         if program is None:
             return ""
-        rc, out, _err = self.module.run_command(
-            [program, *argv[1:]], environ_update={"LC_ALL": "C.UTF-8"}
-        )
+        rc, out, _err = self.module.run_command([program, *argv[1:]], environ_update={"LC_ALL": "C.UTF-8"})
         return out if rc == 0 else ""
 
     def packages(self) -> dict[str, dict[str, t.Any]]:
@@ -275,10 +266,9 @@ class Host:
         rc, out, err = self.module.run_command(["timeout", "60", sys.executable, "-c", CUINIT])
         if rc == 0 and out.strip().isdigit():
             return {"result": int(out), "detail": ""}
-        detail = (
-            "it did not answer within 60 "
-            "seconds"
-        ) if rc == 124 else (err.strip().splitlines() or [f"exit status {rc}"])[-1]
+        if rc == 124:
+            return {"result": None, "detail": "it did not answer within 60 seconds"}
+        detail = (err.strip().splitlines() or [f"exit status {rc}"])[-1].removeprefix("OSError: ")
         return {"result": None, "detail": detail}
 
 
@@ -308,8 +298,9 @@ def main() -> None:
             "kernel_running": platform.release(),
             "kernel_next": following,
             "kernel_next_why": why,
-            "modules": {kernel: host.kernel_module(kernel) for kernel in dict.fromkeys([platform.release(),
-            following])},
+            "modules": {
+                kernel: host.kernel_module(kernel) for kernel in dict.fromkeys([platform.release(), following])
+            },
             "dkms": host.ask("dkms", "status").splitlines(),
             "loaded_version": read("/sys/module/nvidia/version").strip(),
             "nouveau_loaded": os.path.isdir("/sys/module/nouveau"),

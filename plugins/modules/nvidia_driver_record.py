@@ -168,12 +168,13 @@ def main() -> None:
             module.fail_json(msg=f"There is no driver to go back to: {exc}.")
         module.fail_json(
             msg=f"{path} cannot be used: {exc}; move it away (mv {path} {path}.old) and run the play again: what is "
-                "installed now is "
+            "installed now is "
             "recorded anew."
         )
     except OSError as exc:
-        module.fail_json(msg=f"{exc.filename or path} cannot be written ({exc.strerror}): run as root, and make "
-            "room there.")
+        module.fail_json(
+            msg=f"{exc.filename or path} cannot be written ({exc.strerror}): run as root, and make room there."
+        )
     finally:
         if lock is not None:
             _state_files.release_lock(lock)

@@ -204,8 +204,8 @@ def test_the_driver_role_in_check_mode_changes_nothing_and_ends_in_one_sentence(
     assert "Traceback" not in text and any(words in text for words in known), text
     assert module("nvidia_driver_info")["driver"]["loaded_version"] == box["driver_version"]
     assert rc == (2 if "is a container" in text or "is end of life" in text else 0), text
-    rc, text = play(tmp_path, "nvidia_driver", json.dumps({"nvidia_driver_branch": "560", "__nvidia_driver_stand_in":
-    True}))
+    ended = {"nvidia_driver_branch": "560", "__nvidia_driver_stand_in": True}
+    rc, text = play(tmp_path, "nvidia_driver", json.dumps(ended))
     assert rc == 2 and "Driver branch 560 is end of life" in text, text
 
 

@@ -21,8 +21,9 @@ def root(host):
 
 def play(*variables):
     command = ["ansible-playbook", f"--inventory={HERE}/inventory/hosts.yml", str(HERE / "converge.yml"), *variables]
-    return subprocess.run(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    timeout=600, check=False)
+    return subprocess.run(
+        command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False
+    )
 
 
 def ran(host, command):
@@ -55,14 +56,25 @@ def test_the_stub_says_that_it_is_one(host, root):
 
 
 def test_cmake_would_find_everything_by_its_plain_name(host, root):
-    for name in ("lib64/libcudart.so", "lib64/libcudart_static.a", "lib64/stubs/libcuda.so",
-    "include/cuda_runtime.h", "include/cccl/cub/cub.cuh"):
+    for name in (
+        "lib64/libcudart.so",
+        "lib64/libcudart_static.a",
+        "lib64/stubs/libcuda.so",
+        "include/cuda_runtime.h",
+        "include/cccl/cub/cub.cuh",
+    ):
         assert host.file(f"{root}/{name}").exists, name
 
 
 def test_nothing_is_left_of_the_making(host):
-    assert ran(host, "ls -A /opt/mixed_gpu/cuda | grep -v -e '^13.0-' -e '^cuda_wheels.py$' -e '^wheels.log$' -e "
-        "'^.lock$' || true") == ""
+    assert (
+        ran(
+            host,
+            "ls -A /opt/mixed_gpu/cuda | grep -v -e '^13.0-' -e '^cuda_wheels.py$' -e '^wheels.log$' -e "
+            "'^.lock$' || true",
+        )
+        == ""
+    )
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,9 @@ UNIT
 
 kernel() {
   local release=$1
-  # dkms takes a kernel without this directory for one that is being removed, and its modules.dep away
   mkdir -p "$tree/boot" "$tree/lib/modules/$release/kernel"
-  touch "$tree/lib/modules/$release/kernel/nothing"
+  # a module of its own: dkms takes a kernel without any for one that is being removed, and its modules.dep away
+  printf '.section .modinfo,"a"\n.asciz "license=GPL"\n' | as -o "$tree/lib/modules/$release/kernel/own.ko" -
   echo kernel > "$tree/boot/vmlinuz-$release"
   printf 'CONFIG_MODULES=y\nCONFIG_RD_GZIP=y\n' > "$tree/boot/config-$release"
   touch "$tree/lib/modules/$release/modules."{order,builtin,builtin.modinfo}

@@ -1,5 +1,5 @@
 """The driver after the role: held against real upgrades, upgraded on purpose, and brought back. The tests build on "
-    "one another, in this order."""
+"one another, in this order."""
 
 from __future__ import annotations
 
@@ -137,8 +137,9 @@ def test_unattended_upgrades_leave_it_alone_by_the_blacklist_alone(host):
 
 
 def test_a_branch_at_its_end_is_refused_with_the_alternative(host, controller):
-    refused(controller.play(nvidia_driver_branch="560"), "Driver branch 560 is end of "
-        "life", 'nvidia_driver_branch to "580"')
+    refused(
+        controller.play(nvidia_driver_branch="560"), "Driver branch 560 is end of life", 'nvidia_driver_branch to "580"'
+    )
     assert set(versions(host).values()) == {FIRST}
 
 
@@ -223,8 +224,11 @@ def test_a_damaged_record_is_an_error_that_names_file_and_cure(host, controller)
 
 
 def test_nvidias_repository_is_added_with_its_key_pinned_and_replaces_the_driver(host, controller):
-    ran(host, "/root/archive.sh nvidia && mv /etc/os-release /root/os-release.ubuntu && cp /root/os-release.image "
-        "/etc/os-release")
+    ran(
+        host,
+        "/root/archive.sh nvidia && mv /etc/os-release /root/os-release.ubuntu && cp /root/os-release.image "
+        "/etc/os-release",
+    )
     source = {
         "nvidia_driver_source": "nvidia", "nvidia_driver_branch": "595", "nvidia_repository_url": "file:/srv/nvidia",
         "nvidia_repository_key_url": "file:///srv/nvidia/key.asc",
@@ -235,8 +239,9 @@ def test_nvidias_repository_is_added_with_its_key_pinned_and_replaces_the_driver
     assert not host.file("/etc/apt/keyrings/mixed_gpu-nvidia.asc").exists
     went_well(controller.play(**source, nvidia_repository_key_fingerprint=fingerprint))
     assert ran(host, "dpkg-query -W -f '${Version}' nvidia-kernel-open-dkms") == "595.71.05-1"
-    assert "580" not in ran(host, "dpkg-query -W -f '${db:Status-Status} ${Package}\n' 'nvidia-dkms*' | grep "
-        "^installed || true")
+    assert "580" not in ran(
+        host, "dpkg-query -W -f '${db:Status-Status} ${Package}\n' 'nvidia-dkms*' | grep ^installed || true"
+    )
     assert ran(host, f"modinfo -k {NEW_KERNEL} -F version nvidia").strip() == "595.71.05"
     went_well(controller.play("homelab.mixed_gpu.driver_rollback"))
     assert set(versions(host).values()) == {SECOND}
@@ -244,13 +249,19 @@ def test_nvidias_repository_is_added_with_its_key_pinned_and_replaces_the_driver
 
 
 def test_a_driver_of_somebody_else_is_left_alone(host, controller):
-    ran(host, "rm -rf /var/lib/mixed_gpu/driver /etc/apt/preferences.d/mixed_gpu-nvidia; apt-mark unhold $(apt-mark "
-        "showhold)")
+    ran(
+        host,
+        "rm -rf /var/lib/mixed_gpu/driver /etc/apt/preferences.d/mixed_gpu-nvidia; apt-mark unhold $(apt-mark "
+        "showhold)",
+    )
     ran(host, f"apt-get purge -y {' '.join(OURS)}")
     ran(host, "apt-get install -y nvidia-dkms-580-open && apt-mark hold nvidia-dkms-580-open")
     done = went_well(controller.play())
     assert "it is left as it is" in " ".join(done.stdout.split())
     assert recap(done)["changed"] == 0
     assert held(host) == {"nvidia-dkms-580-open"}
-    refused(controller.play(nvidia_driver_branch="610"), "nvidia-dkms-580-open (branch 580) was held by somebody "
-        "else", "apt-mark unhold")
+    refused(
+        controller.play(nvidia_driver_branch="610"),
+        "nvidia-dkms-580-open (branch 580) was held by somebody else",
+        "apt-mark unhold",
+    )

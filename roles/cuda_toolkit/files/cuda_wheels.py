@@ -53,8 +53,9 @@ def stub_source(header: str) -> str:
     # with a default stream per thread (__CUDA_API_PTSZ, __CUDA_API_PTDS) further ones
     names |= {f"{name}_{kind.lower()}" for kind, name in re.findall(r"__CUDA_API_(PTSZ|PTDS)\((cu[A-Z]\w*)\)", header)}
     if len(names) < 100:
-        raise Failure("cuda.h of the wheels declares next to no function: the wheels are not those that this "
-            "release knows.")
+        raise Failure(
+            "cuda.h of the wheels declares next to no function: the wheels are not those that this release knows."
+        )
     return "".join(f"int {name}(void) {{ return 34; }}\n" for name in sorted(names))
 
 
@@ -79,10 +80,20 @@ def assemble(stage: pathlib.Path) -> None:
     stubs = stage / "lib" / "stubs"
     stubs.mkdir(exist_ok=True)
     source = stubs / "cuda.c"
-    source.write_text(stub_source((stage / "include" / "cuda.h").read_text(encoding="utf-8", errors="replace")),
-    encoding="utf-8")
-    command = ["cc", "-shared", "-fPIC", "-w", "-fno-builtin", "-Wl,-soname,libcuda.so.1", "-o", str(stubs /
-    "libcuda.so"), str(source)]
+    source.write_text(
+        stub_source((stage / "include" / "cuda.h").read_text(encoding="utf-8", errors="replace")), encoding="utf-8"
+    )
+    command = [
+        "cc",
+        "-shared",
+        "-fPIC",
+        "-w",
+        "-fno-builtin",
+        "-Wl,-soname,libcuda.so.1",
+        "-o",
+        str(stubs / "libcuda.so"),
+        str(source),
+    ]
     run(command, "compiling the stub of libcuda", "install g++")
     # the licences stay with what they cover
     licences = stage / "licences"
@@ -108,14 +119,14 @@ def make(job: dict[str, t.Any]) -> bool:
             (stage / "requirements.txt").write_text(job["requirements"], encoding="utf-8")
             pip = [
                 sys.executable, "-m", "pip", "install", "--require-hashes", "--no-deps", "--only-binary=:all:",
-                "--no-compile", "--no-input",
-                "--disable-pip-version-check", "--progress-bar=off", "--target", str(stage / "site"), "-r", str(stage
-                / "requirements.txt"),
+                "--no-compile", "--no-input", "--disable-pip-version-check", "--progress-bar=off",
+                "--target", str(stage / "site"), "-r", str(stage / "requirements.txt"),
             ]  # fmt: skip
             run(pip, "fetching the wheels", "check the host's network, its disk, and its settings for pip")
             assemble(stage)
-            (stage / "toolkit.json").write_text(json.dumps(job["record"], indent=2, sort_keys=True) + "\n",
-            encoding="utf-8")
+            (stage / "toolkit.json").write_text(
+                json.dumps(job["record"], indent=2, sort_keys=True) + "\n", encoding="utf-8"
+            )
             os.sync()
             os.rename(stage, final)
         finally:

@@ -47,8 +47,11 @@ def test_what_is_taken(system, wish, expected):
         (UBUNTU, {"existing": "11.8"}, ["older than 12.4", "cuda_toolkit_source to nvidia"]),
         ({**TRIXIE, "gcc": 14}, {"existing": "12.4"}, ["gcc up to 13"]),
         (UBUNTU, {"source": "existing"}, ["cuda_toolkit_root"]),
-        (UBUNTU, {"source": "distribution"}, ["Ubuntu 24.04 has no CUDA toolkit from the source "
-            "distribution", "nvidia"]),
+        (
+            UBUNTU,
+            {"source": "distribution"},
+            ["Ubuntu 24.04 has no CUDA toolkit from the source distribution", "nvidia"],
+        ),
         (UBUNTU, {"source": "nvidia", "version": "thirteen"}, ['is "thirteen", which is no version']),
         ({**UBUNTU, "system": "Fedora 43"}, {}, ["Fedora 43 is not known", "cuda_toolkit_root"]),
     ],

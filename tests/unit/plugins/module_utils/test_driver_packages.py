@@ -14,8 +14,9 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _driver_p
 
 ROOT = pathlib.Path(__file__).resolve().parents[4]
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "apt"
-TABLE = yaml.safe_load((ROOT /
-"roles/nvidia_driver/vars/main/systems.yml").read_text(encoding="utf-8"))["__nvidia_driver_table"]
+TABLE = yaml.safe_load((ROOT / "roles/nvidia_driver/vars/main/systems.yml").read_text(encoding="utf-8"))[
+    "__nvidia_driver_table"
+]
 KERNEL = "6.8.0-90-generic"
 
 
@@ -23,8 +24,8 @@ def info(packages=None, **changes):
     entry = {"version": "1", "source": "", "arch": "amd64", "held": False, "whole": True}
     given = {name: {**entry, **value} for name, value in (packages or {}).items()}
     return {
-        "packages": given, "kernel_running": KERNEL, "kernel_next": KERNEL, "kernel_next_why": "it is the newest in "
-            "/boot",
+        "packages": given, "kernel_running": KERNEL, "kernel_next": KERNEL,
+        "kernel_next_why": "it is the newest in /boot",
         "modules": {KERNEL: None}, "dkms": [], "loaded_version": "", "secure_boot": False, "mok": {},
         "cuinit": {"result": 0, "detail": ""}, **changes,
     }  # fmt: skip
@@ -116,15 +117,23 @@ def test_held_half_installed_and_removed_packages_are_told_apart():
 def test_policy_lists_what_can_be_fetched_newest_first():
     found = policies("ubuntu2404-nvidia-repository")["nvidia-dkms-open"]
     assert found["installed"] == "610.43.02-1ubuntu1"
-    assert [version.split("-")[0] for version in found["versions"]] == ["615.71.09", "610.43.02", "595.71.05",
-    "595.45.04"]
+    assert [version.split("-")[0] for version in found["versions"]] == [
+        "615.71.09",
+        "610.43.02",
+        "595.71.05",
+        "595.45.04",
+    ]
     text = (
         "a:\n  Installed: 2\n  Candidate: 2\n  Version table:\n *** 2 100\n        100 /var/lib/dpkg/status\n     "
         "1 500\n        500 file:/x ./ Packages\n"
     )
     assert _driver_packages.parse_policy(text)["a"]["versions"] == ["1"]
-    assert _driver_packages.parse_policy("a:\n  Installed: (none)\n  Candidate: (none)\n  Version "
-        "table:\n")["a"]["candidate"] == ""
+    assert (
+        _driver_packages.parse_policy("a:\n  Installed: (none)\n  Candidate: (none)\n  Version table:\n")["a"][
+            "candidate"
+        ]
+        == ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,8 +179,11 @@ def test_signed_modules_are_refused_where_nobody_signs():
 
 def test_nvidias_repository_has_other_names_from_590_on():
     assert plan(info(), source="nvidia", branch="580")["main"] == "nvidia-dkms-580-open"
-    assert plan(info(), source="nvidia", branch="595")["packages"] == ["nvidia-dkms-open", "libnvidia-compute",
-    "nvidia-persistenced"]
+    assert plan(info(), source="nvidia", branch="595")["packages"] == [
+        "nvidia-dkms-open",
+        "libnvidia-compute",
+        "nvidia-persistenced",
+    ]
     assert plan(info(), source="nvidia", branch="595", open_modules=False)["main"] == "nvidia-dkms"
 
 
@@ -260,8 +272,7 @@ def test_what_is_known_not_to_compile(version, kernel, open_modules, words):
 def test_a_known_bad_build_is_refused_before_it_is_tried():
     found = info(kernel_next="7.1.0-1-generic", modules={})
     answers = {
-        name: {"installed": "", "candidate": "580.142-1", "versions": ["580.142-1"]}
-        for name in plan(found)["missing"]
+        name: {"installed": "", "candidate": "580.142-1", "versions": ["580.142-1"]} for name in plan(found)["missing"]
     }
     assert "does not compile for kernel 7.1.0-1-generic" in choose(found, answers)["error"]
 
@@ -291,8 +302,9 @@ def test_somebody_elses_driver():
 
 
 def test_another_drivers_module_goes_in_the_same_step():
-    found = info({"nvidia-dkms-570": {"version": "570.1-0ubuntu1"}, "libnvidia-compute-570": {"version":
-    "570.1-0ubuntu1"}})
+    found = info(
+        {"nvidia-dkms-570": {"version": "570.1-0ubuntu1"}, "libnvidia-compute-570": {"version": "570.1-0ubuntu1"}}
+    )
     assert choose(found, policies("ubuntu2404-580-server-open"))["remove"] == ["nvidia-dkms-570"]
     mine = info({"nvidia-dkms-580-server-open": {"version": "580.95.05-1"}})
     changes = {"recorded": ["nvidia-dkms-580-server-open"]}
@@ -313,8 +325,11 @@ def test_holds_follow_the_wishes():
         "held": ["libnvidia-compute-580", "linux-image-generic", "nvidia-dkms-580-open"],
     }  # fmt: skip
     assert _driver_packages.holds(packages, True, False)["hold"] == ["nvidia-dkms-580-open"]
-    assert _driver_packages.holds(packages, False, True) == {"hold": [], "unhold": ["libnvidia-compute-580"], "held":
-    []}
+    assert _driver_packages.holds(packages, False, True) == {
+        "hold": [],
+        "unhold": ["libnvidia-compute-580"],
+        "held": [],
+    }
 
 
 def test_persistence_of_ubuntu_and_of_debian():
@@ -325,8 +340,7 @@ def test_persistence_of_ubuntu_and_of_debian():
     needed = _driver_packages.persistence(ubuntu)
     assert needed["wants"]
     assert (
-        "ExecStart=\nExecStart=/usr/bin/nvidia-persistenced --persistence-mode --user nvidia-persistenced "
-        "--verbose\n"
+        "ExecStart=\nExecStart=/usr/bin/nvidia-persistenced --persistence-mode --user nvidia-persistenced --verbose\n"
     ) in needed["dropin"]
     debian = {"load_state": "loaded", "static": False, "exec_start": "/usr/bin/nvidia-persistenced --user nvpd"}
     assert _driver_packages.persistence(debian) == {"dropin": "", "wants": False}
@@ -343,8 +357,7 @@ MODULE = {KERNEL: {"version": "580.95.05", "signer": ""}}
         ({"secure_boot": False}, True, "off"),
         ({"secure_boot": True, "modules": MODULE}, False, "not signed"),
         (
-            {"secure_boot": True, "modules": {KERNEL: {"version": "1", "signer": "host Secure Boot Module Signature "
-                "key"}},
+            {"secure_boot": True, "modules": {KERNEL: {"version": "1", "signer": "host Secure Boot key"}},
              "mok": {"/var/lib/shim-signed/mok/MOK.der": "not enrolled"}},
             False, "mokutil --import /var/lib/shim-signed/mok/MOK.der",
         ),
@@ -353,8 +366,7 @@ MODULE = {KERNEL: {"version": "580.95.05", "signer": ""}}
              "mok": {"/var/lib/dkms/mok.pub": "enrolled"}},
             True, "is enrolled",
         ),
-        ({"secure_boot": True, "modules": {KERNEL: {"version": "1", "signer": "Canonical Ltd. Kernel Module "
-            "Signing"}}}, True, "Canonical"),
+        ({"secure_boot": True, "modules": {KERNEL: {"version": "1", "signer": "Canonical Ltd."}}}, True, "Canonical"),
     ],
 )  # fmt: skip
 def test_secure_boot_is_never_silent(changes, ok, words):
@@ -374,9 +386,11 @@ def test_the_module_of_the_next_kernel_is_what_counts():
 
 # --- verdict ---
 
-CARDS = [{"uuid": "GPU-1111", "name": "NVIDIA GeForce RTX 4090"}, {"uuid": "GPU-2222", "name": "NVIDIA GeForce RTX "
-    "3090"}]
-PCI = ["0000:01:00.0", "0000:02:00.0"]
+CARDS = [
+    {"uuid": "GPU-1111", "name": "NVIDIA GeForce RTX 4090"},
+    {"uuid": "GPU-2222", "name": "NVIDIA GeForce RTX 3090"},
+]
+PCI = ("0000:01:00.0", "0000:02:00.0")
 
 
 def problems(expected=(), pci=PCI, gpus=None, **changes):

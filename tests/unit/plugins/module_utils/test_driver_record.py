@@ -77,8 +77,9 @@ def test_the_way_back_leads_to_a_named_version():
     for name in ("580.65.06", "580.65.06-1"):
         assert _driver_record.target(known, present(THIRD), name) == FIRST
     assert _driver_record.target(known, present(FIRST), "580.65.06") is None
-    with pytest.raises(_driver_record.DriverRecordError, match="570.1 was not recorded on this host, only "
-        "580.105.08-1, 580.95.05-1"):
+    with pytest.raises(
+        _driver_record.DriverRecordError, match="570.1 was not recorded on this host, only 580.105.08-1, 580.95.05-1"
+    ):
         _driver_record.target(known, present(THIRD), "570.1")
 
 
@@ -102,8 +103,10 @@ def test_a_rollback_that_was_broken_off_is_gone_on_with_and_one_that_ended_is_no
 
 
 def test_packages_come_from_the_sources_or_from_the_kept_files():
-    policies = {MAIN: {"versions": ["580.95.05-1", "580.65.06-1"]}, "libnvidia-compute-580-server": {"versions":
-    ["580.95.05-1"]}}
+    policies = {
+        MAIN: {"versions": ["580.95.05-1", "580.65.06-1"]},
+        "libnvidia-compute-580-server": {"versions": ["580.95.05-1"]},
+    }
     kept = {"libnvidia-compute-580-server": {"580.65.06-1": "/kept/lib.deb"}}
     now = {**present(SECOND), "nvidia-firmware-580-server": "580.95.05-1"}
     back = _driver_record.way_back(FIRST, now, policies, kept)
@@ -121,8 +124,8 @@ def test_the_present_driver_and_the_one_before_are_kept():
     packages = info("580.105.08-1")["packages"]
     wanted = _driver_record.kept(known, packages, {MAIN: {"580.105.08-1": "/x"}})
     assert wanted == {
-        "fetch": ["libnvidia-compute-580-server=580.105.08-1"], "folder": "580.105.08", "folders": ["580.105.08",
-        "580.95.05"],
+        "fetch": ["libnvidia-compute-580-server=580.105.08-1"], "folder": "580.105.08",
+        "folders": ["580.105.08", "580.95.05"],
     }  # fmt: skip
     assert _driver_record.kept(known, info("590.1-1")["packages"], {})["fetch"] == []
 
