@@ -54,7 +54,7 @@ def cuda_toolkit_choice(request: t.Mapping[str, t.Any], system: t.Mapping[str, t
     try:
         return _cuda_compat.choose(request, system)
     except (KeyError, TypeError) as error:
-        raise AnsibleFilterError(f"cuda_toolkit_choice: wish or system lack a key ({error!r}).") from error
+        raise AnsibleFilterError(f"cuda_toolkit_choice: wish or system lack a key ({error!r}).") from None
 
 
 class FilterModule:

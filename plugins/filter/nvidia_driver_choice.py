@@ -56,7 +56,7 @@ def nvidia_driver_choice(
     except (KeyError, TypeError) as error:
         raise AnsibleFilterError(
             f"nvidia_driver_choice: the input is no plan of nvidia_driver_plan ({error!r}); pass both on unchanged."
-        ) from error
+        ) from None
 
 
 class FilterModule:

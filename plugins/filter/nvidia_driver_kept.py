@@ -51,7 +51,7 @@ def nvidia_driver_kept(info: t.Mapping[str, t.Any], record: t.Mapping[str, t.Any
             f"nvidia_driver_kept: the input is not what nvidia_driver_info and nvidia_driver_record return "
             f"({error!r}); pass both on "
             "unchanged."
-        ) from error
+        ) from None
 
 
 class FilterModule:

@@ -61,7 +61,7 @@ def nvidia_driver_plan(
         raise AnsibleFilterError(
             f"nvidia_driver_plan: the input is not what homelab.mixed_gpu.nvidia_driver_info returns ({error!r}); "
             "pass it on unchanged."
-        ) from error
+        ) from None
 
 
 class FilterModule:

@@ -62,7 +62,7 @@ def nvidia_driver_problems(
         raise AnsibleFilterError(
             f"nvidia_driver_problems: the input is not what nvidia_driver_info and gpu_facts return ({error!r}); "
             "pass both on unchanged."
-        ) from error
+        ) from None
 
 
 class FilterModule:

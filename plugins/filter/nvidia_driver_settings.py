@@ -73,7 +73,7 @@ def nvidia_driver_settings(
             f"nvidia_driver_settings: the input is not what homelab.mixed_gpu.nvidia_driver_info returns "
             f"({error!r}); pass it on "
             "unchanged."
-        ) from error
+        ) from None
 
 
 class FilterModule:

@@ -57,7 +57,7 @@ def nvidia_driver_way_back(state: t.Mapping[str, t.Any], info: t.Mapping[str, t.
             f"nvidia_driver_way_back: the input is not what nvidia_driver_record and nvidia_driver_info return "
             f"({error!r}); pass both "
             "on unchanged."
-        ) from error
+        ) from None
 
 
 class FilterModule:

@@ -43,7 +43,7 @@ def openpgp_fingerprints(content: str) -> list[str]:
     try:
         return _openpgp.fingerprints(base64.b64decode(content))
     except (_openpgp.OpenPGPError, ValueError) as error:
-        raise AnsibleFilterError(f"openpgp_fingerprints: this cannot be read as a key: {error}.") from error
+        raise AnsibleFilterError(f"openpgp_fingerprints: this cannot be read as a key: {error}.") from None
 
 
 class FilterModule:
