@@ -91,14 +91,14 @@ def snapshot(
 def with_state(record: Table, state: Table | None, keep: int) -> dict[str, t.Any]:
     """Return the record with a state at its end. One of the same packages as the last replaces nothing but its reason.
 
-    A state that was found and then installed by the role is the role's from then on.
+    A state that was found and then installed by the role is the role's from then on; how it came about is not forgotten.
     """
     states = [dict(entry) for entry in record["states"]]
     if state is None:
         return {**record, "states": states}
     if states and states[-1]["packages"] == state["packages"]:
         same = dict(state, recorded_at=states[-1]["recorded_at"])
-        if state["reason"] == "found":
+        if states[-1]["reason"] != "found":
             same["reason"] = states[-1]["reason"]
         if same["reason"] == "found" or not same["main"]:
             same["main"] = states[-1]["main"] or same["main"]

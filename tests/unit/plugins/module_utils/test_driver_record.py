@@ -56,6 +56,9 @@ def test_the_same_packages_are_one_state_and_stay_the_roles_own():
     assert len(twice["states"]) == 1
     assert (twice["states"][0]["reason"], twice["states"][0]["main"]) == ("installed", MAIN)
     assert _driver_record.ours(twice) == sorted(FIRST["packages"])
+    # back again, and then installed as it is: the same state, told once
+    back = record(FIRST, SECOND, state("580.65.06-1", "rolled back"))
+    assert _driver_record.with_state(back, FIRST, 20) == back
     assert _driver_record.ours(record(state("580.65.06-1", "found"))) == []
     assert _driver_record.ours(_driver_record.empty()) == []
 
