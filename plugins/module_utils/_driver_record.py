@@ -91,7 +91,7 @@ def snapshot(
 def with_state(record: Table, state: Table | None, keep: int) -> dict[str, t.Any]:
     """Return the record with a state at its end. One of the same packages as the last replaces nothing but its reason.
 
-    A state that was found and then installed by the role is the role's from then on; how it came about is not forgotten.
+    A state that was found and then installed by the role is the role's from then on; how it came about is kept.
     """
     states = [dict(entry) for entry in record["states"]]
     if state is None:
