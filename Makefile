@@ -1,10 +1,10 @@
 # Two commands do everything: `make demo` (the main job, no GPU needed) and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule bench bench-planners bench-live gpu-test build requirements clean
+.PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule driver-dkms-test cuda-build-test bench bench-planners bench-live gpu-test build requirements clean
 
 # each on a host of its own, one after the other; SCENARIO=name runs one of them
-MOLECULE_SCENARIOS := default gpu_power preflight
+MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit
 
 export MIXED_GPU_CACHE ?= $(HOME)/.cache/homelab-mixed-gpu
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -50,6 +50,12 @@ install-test: venv  ## install the built tarball and run its playbooks by name
 
 molecule: venv  ## the collection against real systemd hosts, without a GPU
 	set -e; for scenario in $(or $(SCENARIO),$(MOLECULE_SCENARIOS)); do $(AS_ROOT) tests/lab/molecule.sh $$scenario; done
+
+driver-dkms-test: venv  ## Debian's real driver packages through the role, DKMS build included; 10 to 20 minutes
+	$(AS_ROOT) tests/lab/driver_dkms.sh
+
+cuda-build-test: venv  ## llama.cpp's CUDA backend compiled with the CUDA wheels, without a GPU; up to an hour
+	$(AS_ROOT) tests/lab/cuda_build.sh
 
 bench: bench-planners bench-live  ## all benchmarks; each writes its section of docs/benchmarks.md
 

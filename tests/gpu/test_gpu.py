@@ -20,6 +20,7 @@ import pytest
 import yaml
 from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe import device_probe
 from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe_loads import device_probe_loads
+from ansible_collections.homelab.mixed_gpu.plugins.filter.nvidia_driver_problems import nvidia_driver_problems
 from conftest import module, rpc_server, tune
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -89,6 +90,73 @@ def test_bus_and_module_agree_with_nvml(box):
 
 def test_cuda_answers(box):
     assert ctypes.CDLL("libcuda.so.1").cuInit(0) == 0
+
+
+def test_the_driver_is_proved_by_its_own_checks(box):
+    driver = module("nvidia_driver_info", cuda=True)["driver"]
+    print(json.dumps({key: value for key, value in driver.items() if key != "packages"}, indent=1))
+    assert driver["loaded_version"] == box["driver_version"]
+    assert driver["cuinit"] == {"result": 0, "detail": ""}
+    pci = module("host_info")["host"]["nvidia_pci"]
+    assert nvidia_driver_problems(driver, box, [gpu["uuid"] for gpu in box["gpus"]], pci) == []
+    assert nvidia_driver_problems(driver, box, [box["gpus"][0]["name"], "GPU-not-there"], pci) != []
+
+
+def test_cuda_that_is_hidden_is_said_so(box, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    driver = module("nvidia_driver_info", cuda=True)["driver"]
+    assert driver["cuinit"]["result"] == 100
+    (sentence,) = nvidia_driver_problems(driver, box, [], module("host_info")["host"]["nvidia_pci"])
+    assert "cuInit answers 100 (no device)" in sentence
+
+
+def play(tmp_path, role, *variables):
+    """Run a role of the collection on this machine in check mode; what it printed."""
+    playbook = tmp_path / "play.yml"
+    text = f"- hosts: localhost\n  connection: local\n  gather_facts: false\n  roles:\n    - homelab.mixed_gpu.{role}\n"
+    playbook.write_text(text, encoding="utf-8")
+    command = [
+        sys.executable, "-m", "ansible", "playbook", str(playbook), "-e",
+        f"ansible_python_interpreter={sys.executable}",
+        *(word for variable in variables for word in ("-e", variable)),
+    ]
+    environment = os.environ | {
+        "ANSIBLE_COLLECTIONS_PATH": os.pathsep.join(filter(None, sys.path)), "ANSIBLE_LOCALHOST_WARNING": "0",
+        "ANSIBLE_NOCOLOR": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    done = subprocess.run([*command, "--check"], capture_output=True, text=True, check=False, env=environment)
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+def test_the_driver_role_reports_what_it_does_not_manage(box, tmp_path):
+    rc, text = play(tmp_path, "nvidia_driver", '{"nvidia_driver_manage": false}')
+    assert rc == 0, text
+    assert box["driver_version"] in text and box["gpus"][0]["name"] in text
+
+
+def test_the_driver_role_in_check_mode_changes_nothing_and_ends_in_one_sentence(box, tmp_path):
+    branch = box["driver_version"].split(".")[0]
+    rc, text = play(tmp_path, "nvidia_driver", json.dumps({"nvidia_driver_branch": branch}))
+    print(text[-2000:])
+    # in a container, or with a branch at its end, it refuses; on a machine of its own it says what it would do, or
+    # leaves the driver alone
+    known = ("is a container", "is end of life", "it is left as it is", "Would install", "PLAY RECAP")
+    assert "Traceback" not in text and any(words in text for words in known), text
+    assert module("nvidia_driver_info")["driver"]["loaded_version"] == box["driver_version"]
+    assert rc == (2 if "is a container" in text or "is end of life" in text else 0), text
+    ended = {"nvidia_driver_branch": "560", "__nvidia_driver_stand_in": True}
+    rc, text = play(tmp_path, "nvidia_driver", json.dumps(ended))
+    assert rc == 2 and "Driver branch 560 is end of life" in text, text
+
+
+@pytest.mark.skipif(not os.access(NVCC, os.X_OK), reason="no nvcc on this machine")
+def test_the_toolkit_role_finds_what_is_there_and_what_fits(box, tmp_path):
+    root = str(pathlib.Path(NVCC).resolve().parents[1])
+    rc, text = play(tmp_path, "cuda_toolkit", f"cuda_toolkit_root={root}")
+    assert rc == 0, text
+    rc, text = play(tmp_path, "cuda_toolkit", "cuda_toolkit_root=/nowhere", "cuda_toolkit_source=existing")
+    assert rc == 2 and "correct cuda_toolkit_root" in text, text
 
 
 @pytest.mark.skipif(not os.access(NVCC, os.X_OK), reason="no nvcc on this machine")

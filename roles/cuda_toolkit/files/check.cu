@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 // Compiled to prove a toolkit, and run to prove it together with a driver: adds two vectors and checks the sum.
 #include <cstdio>
+#ifdef WITH_NCCL
+#include <nccl.h>
+#endif
 
 static __global__ void add(const float *a, const float *b, float *sum, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -10,6 +13,13 @@ static __global__ void add(const float *a, const float *b, float *sum, int n) {
 }
 
 int main() {
+#ifdef WITH_NCCL
+    int nccl = 0;
+    if (ncclGetVersion(&nccl) != ncclSuccess || nccl != NCCL_VERSION_CODE) {
+        fprintf(stderr, "NCCL %d answers, not %d\n", nccl, NCCL_VERSION_CODE);
+        return 1;
+    }
+#endif
     const int n = 1000;
     float *a, *b, *sum;
     cudaError_t error = cudaMallocManaged(&a, n * sizeof(float));

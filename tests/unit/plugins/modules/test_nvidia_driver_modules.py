@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.modules import (
+    apt_transaction,
+    nvidia_driver_info,
+    nvidia_driver_record,
+)
+
+SIMULATED = """\
+Reading package lists...
+The following packages will be REMOVED:
+  nvidia-dkms-570
+Remv nvidia-dkms-570 [570.1-0ubuntu1]
+Inst libnvidia-compute-580:amd64 [580.105.08-1] (580.95.05-1 NVIDIA:1.0/noble [amd64])
+Inst nvidia-dkms-580-open (580.95.05-1 NVIDIA:1.0/noble [amd64])
+Conf nvidia-dkms-580-open (580.95.05-1 NVIDIA:1.0/noble [amd64])
+"""
+
+
+@pytest.fixture
+def run(capsys):
+    def _run(module, **arguments):
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            module.main()
+        return json.loads(capsys.readouterr().out)
+
+    return _run
+
+
+@pytest.fixture
+def record(run, tmp_path):
+    def _record(action, version="", **arguments):
+        packages = {"nvidia-dkms-open": {"version": version, "source": "", "held": True}} if version else {}
+        driver = {"packages": packages, "kernel_next": "6.8.0-90-generic"}
+        return run(
+            nvidia_driver_record, action=action, driver=driver, path=str(tmp_path / "driver/record.json"),
+            pin_path=str(tmp_path / "pin"), **arguments,
+        )  # fmt: skip
+
+    return _record
+
+
+def test_this_machine(run):
+    wanted = {"cuda": True, "policies": ["coreutils"], "kept_dir": "/nowhere"}
+    driver = run(nvidia_driver_info, **wanted, _ansible_check_mode=True)["driver"]
+    assert driver["kernel_running"] == platform.release()
+    assert driver["kernel_next"] in [*driver["kernels"], platform.release()]
+    assert set(driver["modules"]) == {driver["kernel_running"], driver["kernel_next"]}
+    assert driver["loaded_version"] == "" or driver["loaded_version"][0].isdigit()
+    assert driver["cuinit"]["result"] is not None or driver["cuinit"]["detail"]
+    if shutil.which("apt-cache"):
+        assert driver["policies"]["coreutils"]["installed"]
+
+
+def test_kept_package_files_are_found_by_version(run, tmp_path):
+    (tmp_path / "580.95.05").mkdir()
+    (tmp_path / "580.95.05" / "libcuda1_1%3a580.95.05-1_amd64.deb").touch()
+    (tmp_path / "580.95.05" / "partial").touch()
+    kept = run(nvidia_driver_info, kept_dir=str(tmp_path))["driver"]["kept"]
+    assert kept == {"libcuda1": {"1:580.95.05-1": str(tmp_path / "580.95.05" / "libcuda1_1%3a580.95.05-1_amd64.deb")}}
+
+
+def test_a_driver_is_recorded_once_and_atomically(record, tmp_path):
+    path = tmp_path / "driver/record.json"
+    assert record("record", "580.65.06-1", _ansible_check_mode=True)["changed"]
+    assert not path.exists()
+    assert record("record", "580.65.06-1", main="nvidia-dkms-open", reason="installed")["changed"]
+    assert not record("record", "580.65.06-1", main="nvidia-dkms-open", reason="installed")["changed"]
+    assert (path.stat().st_mode & 0o777, sorted(os.listdir(path.parent))) == (0o644, ["lock", "record.json"])
+    assert record("read")["ours"] == ["nvidia-dkms-open"]
+    shown = record("record", "580.95.05-1", _ansible_diff=True, _ansible_check_mode=True)["diff"]
+    assert "580.95.05-1" in shown["after"] and "580.95.05-1" not in shown["before"]
+
+
+def test_there_and_back(record):
+    record("record", "580.65.06-1", main="nvidia-dkms-open", reason="installed")
+    begun = record("begin", "580.95.05-1")
+    assert begun["target"]["version"] == "580.65.06-1"
+    assert begun["record"]["rollback"]["finished_at"] is None
+    record("record", "580.65.06-1", main="nvidia-dkms-open", reason="rolled back")
+    assert record("finish")["record"]["rollback"]["finished_at"]
+    again = record("begin", "580.65.06-1")
+    assert (again["changed"], again["target"], again["state"]["version"]) == (False, None, "580.65.06-1")
+    named = record("begin", "580.65.06-1", to="570.1")
+    assert named["failed"] and "version 570.1 was not recorded" in named["msg"]
+
+
+def test_nothing_to_go_back_to(record):
+    assert "There is no driver to go back to" in record("begin", "580.65.06-1")["msg"]
+
+
+@pytest.mark.parametrize("text", ["{", '{"schema": 9}', '{"schema": 1, "states": 3, "rollback": null}'])
+def test_a_record_that_cannot_be_used_stays_as_it_is(record, tmp_path, text):
+    path = tmp_path / "driver/record.json"
+    path.parent.mkdir()
+    path.write_text(text, encoding="utf-8")
+    for action in ("read", "record", "begin"):
+        answer = record(action, "580.65.06-1")
+        assert answer["failed"] and str(path) in answer["msg"] and "move it away" in answer["msg"]
+    assert path.read_text(encoding="utf-8") == text
+
+
+def test_what_apt_would_do_is_understood():
+    assert apt_transaction.parse_simulation(SIMULATED) == [
+        {"action": "remove", "name": "nvidia-dkms-570", "from": "570.1-0ubuntu1", "to": ""},
+        {"action": "install", "name": "libnvidia-compute-580", "from": "580.105.08-1", "to": "580.95.05-1"},
+        {"action": "install", "name": "nvidia-dkms-580-open", "from": "", "to": "580.95.05-1"},
+    ]
+
+
+def test_why_apt_refuses_is_one_line():
+    out = "The following packages have unmet dependencies:\n a : Depends: b (= 2) but 1 is to be installed\n"
+    assert apt_transaction.reason(out, "E: Unable to correct problems, you have held broken packages.\n") == (
+        "a : Depends: b (= 2) but 1 is to be installed / Unable to correct problems, you have held broken packages."
+    )
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt")
+def test_a_package_that_is_not_there_changes_nothing(run):
+    answer = run(apt_transaction, remove=["no-such-package-at-all"])
+    assert (answer["changed"], answer["actions"]) == (False, [])
+    answer = run(apt_transaction, install={"no-such-package-at-all": "1"}, _ansible_check_mode=True)
+    assert answer["failed"] and "nothing was changed" in answer["msg"]
