@@ -105,7 +105,7 @@ class Rate:
 def wait_seconds(attempt: int, first_seconds: float, retry_after: str | None = None) -> float:
     """Return the pause before the next attempt: doubling, at least what the server asks for, bounded."""
     wait = first_seconds * 2 ** (attempt - 1)
-    if retry_after is not None and retry_after.isdigit():
+    if retry_after is not None and retry_after.isascii() and retry_after.isdigit():
         wait = max(wait, float(retry_after))
     return min(wait, MAXIMUM_WAIT_SECONDS)
 

@@ -19,7 +19,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _fingerpr
 STORE_SCHEMA: t.Final = 1
 STATUSES: t.Final = ("ok", "out_of_memory", "crashed", "timed_out", "unreadable", "device_lost")
 #: What a trial (split_mode_trial) may end as beyond that.
-TRIAL_STATUSES: t.Final = ("hung", "refused", "different", "unstable")
+TRIAL_STATUSES: t.Final = ("hung", "refused", "different", "unstable", "reference_failed")
 #: A resumed run would only see these again; a lost device or unreadable output may be gone the next time.
 REUSABLE: t.Final = ("ok", "out_of_memory", "crashed", "timed_out")
 

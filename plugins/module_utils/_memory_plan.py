@@ -221,21 +221,37 @@ def why_nothing_fits(
     serving: t.Mapping[str, t.Any],
     splits: t.Sequence[t.Sequence[int]],
     budgets: t.Sequence[int],
+    reserve_mib: int = 0,
 ) -> str:
-    """Return one sentence: how many MiB are missing, where, in the nearest split, and what would make it fit."""
+    """Return one sentence: how many MiB are missing, where, in the nearest split, and what would make it fit.
+
+    C(reserve_mib) is what the budgets leave free on every device, already taken off them.
+    """
     plan = MemoryPlan(model, serving)
     missing, layers = min(
         (sum(max(0, -left) for left in headroom_mib(plan.mib(layers), budgets)), tuple(layers)) for layers in splits
     )
+    kept = f", {reserve_mib} MiB of each kept free" if reserve_mib else ""
     lacks = [
         f"{device['device']} needs {used} MiB of its {budget} MiB"
         for device, used, budget, count in zip(devices, plan.mib(layers), budgets, layers, strict=True)
         if used > budget and count
     ]
     cures = _cures(model, serving, splits, budgets)
+    # the largest reserve with which something fits: budgets rise by what it is lowered
+    room = next(
+        (
+            reserve
+            for reserve in range(reserve_mib - 1, -1, -1)
+            if fits(plan, [layers], [budget + reserve_mib - reserve for budget in budgets])
+        ),
+        None,
+    )
+    if room is not None and len(budgets) <= 2:
+        cures.insert(0, f"a reserve of {room} MiB instead of {reserve_mib} (it covers what no plan can count)")
     return (
         f"{model['name'] or model['path']} does not fit: {missing} MiB are missing in the split that comes nearest, "
-        f"{_layer_split.split_name(layers)} ({', '.join(lacks)}); "
+        f"{_layer_split.split_name(layers)} ({', '.join(lacks)}{kept}); "
         + (
             f"it would fit with {', or with '.join(cures)}"
             if cures

@@ -77,8 +77,8 @@ def next_load(evidence: Evidence, layers: Layers, loads: t.Sequence[Json], numbe
     failed = [load for load in loads if load["status"] != "ok"]
     if failed:
         limit = min(max(_sizes_of(load)) for load in failed)
-        usable = [size for size in usable if size < limit or size == evidence.problem.micro_batch]
-    if len(usable) < 2 or len(good) >= LOADS or len(failed) >= LOADS:
+        usable = [size for size in usable if size < limit]
+    if evidence.problem.micro_batch not in usable or len(usable) < 2 or len(good) >= LOADS or len(failed) >= LOADS:
         return None
     if good and _best(evidence, layers, good) is None:
         return None

@@ -28,19 +28,58 @@ def split_plan(problem: t.Any, loads: t.Any) -> Json:
     """
     if not isinstance(loads, (list, tuple)) or not all(isinstance(load, t.Mapping) for load in loads):
         return {**_split_planner.split_plan(problem, loads), "trials": []}
-    later = [dict(load) for load in loads if load.get("purpose") in LATER_PURPOSES]
+    later = [_checked(f"loads[{index}]", load) for index, load in enumerate(loads) if _is_later(load)]
     plan, evidence = _split_planner.plan_with_evidence(
-        problem, [load for load in loads if load.get("purpose") not in LATER_PURPOSES]
+        problem, [load for load in loads if not _is_later(load)]
     )
+    _check_tensor(evidence.problem.raw.get("tensor"))
     plan["trials"] = []
     if plan["decision"] is None:
         return plan
-    lost = next((load for load in later if load["status"] == "device_lost"), None)
+    # a device that tensor mode brought down is a reason against tensor mode
+    lost = next(
+        (load for load in later if load["status"] == "device_lost" and load["split_mode"] == "layer"), None
+    )
     if lost is not None:
         reason = lost.get("reason")
         why = f"a device was lost: {lost['label']} ended as device_lost ({reason}); bring it back and run again"
         return {**plan, "done": True, "stage": "impossible", "why": why, "loads": [], "decision": None}
-    return _tensor_stage(_micro_batch_stage(plan, evidence, later), evidence, later)
+    longest_ms = max((load.get("wall_ms") or 0 for load in loads if load.get("split_mode") == "layer"), default=0)
+    return _tensor_stage(_micro_batch_stage(plan, evidence, later), evidence, later, longest_ms)
+
+
+def _is_later(load: t.Mapping[str, t.Any]) -> bool:
+    return load.get("purpose") in LATER_PURPOSES
+
+
+def _checked(where: str, load: t.Mapping[str, t.Any]) -> Json:
+    """Return a load of a later stage; ValueError names the field that is missing or wrong."""
+    for key, kind in (("split_mode", str), ("layers", list), ("load", int), ("status", str), ("results", list)):
+        if not isinstance(load.get(key), kind):
+            raise ValueError(f"{where}.{key} is missing or no {kind.__name__}")
+    if load["purpose"] != _tensor_arm.TRIAL_PURPOSE and not isinstance(load.get("tests"), list):
+        raise ValueError(f"{where}.tests is missing or no list")
+    return dict(load)
+
+
+def _check_tensor(settings: t.Any) -> None:
+    """Raise ValueError, naming the field, for settings of tensor mode that are none."""
+    if settings is None:
+        return
+    if not isinstance(settings, t.Mapping):
+        raise ValueError(f"problem.tensor must be a dict, not {type(settings).__name__}")
+    ways, most = settings.get("allreduce", []), settings.get("max_loads", _tensor_arm.MAX_LOADS)
+    if not isinstance(ways, list) or not all(isinstance(way, str) for way in ways):
+        raise ValueError(f"problem.tensor.allreduce must be a list of names, not {ways!r}")
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ValueError(f"problem.tensor.max_loads must be a whole number of at least 1, not {most!r}")
+
+
+def _gain(layer_percent: float | None, tensor_percent: float) -> float | None:
+    """Return how much less tensor mode takes than llama.cpp's default: layer mode's gain, and that over layer mode."""
+    if layer_percent is None:
+        return None
+    return round(100 - (100 - layer_percent) * (100 - tensor_percent) / 100, 2)
 
 
 def _called(decision: Json) -> str:
@@ -81,7 +120,7 @@ def _micro_batch_stage(plan: Json, evidence: Evidence, later: t.Sequence[Json]) 
     return {**plan, "decision": decision, "why": decision["why"]}
 
 
-def _tensor_stage(plan: Json, evidence: Evidence, later: t.Sequence[Json]) -> Json:
+def _tensor_stage(plan: Json, evidence: Evidence, later: t.Sequence[Json], longest_ms: float) -> Json:
     """Return the plan with what tensor mode asks for, or with what became of it in the decision."""
     decision = plan["decision"]
     if decision is None:
@@ -92,7 +131,7 @@ def _tensor_stage(plan: Json, evidence: Evidence, later: t.Sequence[Json]) -> Js
         asked = "tensor" in evidence.problem.raw["split_modes"]
         found: Json | None = {"verdict": "not_tried", "why": f"tensor mode was not tried: {why_not}"} if asked else None
         return {**plan, "decision": {**decision, "environment": {}, "tensor": found}}
-    state = _tensor_arm.Measured(evidence, layers, decision["micro_batch_size"], later)
+    state = _tensor_arm.Measured(evidence, layers, decision["micro_batch_size"], later, longest_ms)
     loads = _tensor_arm.next_loads(state)
     trial = None if loads else _tensor_arm.trial(state)
     if loads or trial is not None:
@@ -113,8 +152,12 @@ def _tensor_stage(plan: Json, evidence: Evidence, later: t.Sequence[Json]) -> Js
             layers=found["layers"],
             split_mode="tensor",
             single_device=False,
-            # these compare layer splits
-            gain_over_default_percent=None,
+            # what was said of layer splits holds for layer splits alone
+            verdict="faster",
+            advice=[],
+            best_by_objective={},
+            range_percent=None,
+            gain_over_default_percent=_gain(decision["gain_over_default_percent"], found["less_percent"]),
             gain_interval_percent=None,
             environment=found["environment"],
             mib=found["mib"],
@@ -123,6 +166,8 @@ def _tensor_stage(plan: Json, evidence: Evidence, later: t.Sequence[Json]) -> Js
             prefill_tokens_per_second=found["prefill_tokens_per_second"],
             why=f"{found['why']}. The best in layer mode: {decision['why']}",
         )
-    elif found["verdict"] != "not_usable" or state.loads:
+    else:
         decision["why"] = f"{decision['why']}; {found['why']}"
+        if state.trial is not None and state.trial["status"] == "reference_failed":
+            decision["advice"] = [*decision["advice"], f"look at this before you rely on it: {state.trial['reason']}"]
     return {**plan, "decision": decision, "why": decision["why"]}

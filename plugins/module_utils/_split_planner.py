@@ -752,12 +752,13 @@ def _verdict(evidence: Evidence, chosen: Candidate, rival: Candidate | None) -> 
     """Return faster, no_difference or inconclusive for two measured splits, by the 95 % interval between their loads.
 
     faster: the interval excludes zero and the difference is more than the indifference, whichever of the two it
-    favours.
+    favours; both have two loads at least.
     no_difference: the difference is at most the indifference, and the interval lies within three times that; or all
     splits are equal within three times that (_equal_within).
     """
     if rival is None or not evidence.count(chosen.layers) or not evidence.count(rival.layers):
         return "inconclusive"
+    single = min(evidence.count(chosen.layers), evidence.count(rival.layers)) < 2
     within = _equal_within(evidence)
     if within is not None and within <= 100 * EQUIVALENCE_FACTOR * evidence.problem.indifference:
         return "no_difference"
@@ -765,7 +766,7 @@ def _verdict(evidence: Evidence, chosen: Candidate, rival: Candidate | None) -> 
     if result.low is None or result.high is None:
         return "inconclusive"
     indifference = 100 * evidence.problem.indifference
-    if abs(result.percent) > indifference and (result.low > 0 or result.high < 0):
+    if not single and abs(result.percent) > indifference and (result.low > 0 or result.high < 0):
         return "faster"
     widest = max(abs(result.low), abs(result.high))
     if abs(result.percent) <= indifference and widest <= EQUIVALENCE_FACTOR * indifference:
@@ -1002,8 +1003,9 @@ def _why_none(evidence: Evidence) -> str:
             "or raise the reserve, and run again"
         )
     return _memory_plan.why_nothing_fits(
-        problem.raw["devices"], problem.memory.model, problem.memory.serving, problem.splits, problem.budgets
-    )
+        problem.raw["devices"], problem.memory.model, problem.memory.serving, problem.splits, problem.budgets,
+        problem.raw["reserve_mib"],
+    )  # fmt: skip
 
 
 def _why_anchors(evidence: Evidence, anchors: t.Sequence[Candidate]) -> str:
@@ -1083,24 +1085,24 @@ def _why_chosen(evidence: Evidence, chosen: Candidate, other: Candidate | None, 
     result = evidence.compare("objective", chosen.layers, other.layers)
     loads = f"{evidence.count(chosen.layers)} and {evidence.count(other.layers)} loads"
     against = _called(problem, other)
-    percent = _percent(result.percent)
+    less = f"{_percent(abs(result.percent))} % {'less' if result.percent >= 0 else 'more'}"
     what = WHAT_COUNTS[problem.objective]
     within = _equal_within(evidence)
     if verdict == "no_difference" and within is not None and (result.low is None or result.high is None):
         count = sum(len(arm) for arm in evidence.ok.values())
         return f"{text}; in {count} loads any two splits took the same {what} within {within:.1f} % (95 %)"
     if result.low is None or result.high is None:
-        return f"{text}; {percent} % less {what} than {against}, from too few loads to be sure ({loads})"
+        return f"{text}; {less} {what} than {against}, from too few loads to be sure ({loads})"
     span = f"95 % interval {_percent(result.low)} to {_percent(result.high)} %, {loads}"
     if verdict == "faster":
-        return f"{text}; {percent} % less {what} than {against} ({span})"
+        return f"{text}; {less} {what} than {against} ({span})"
     roomier = "it leaves more memory free" if _room(chosen) > _room(other) else "it leaves no less memory free"
     if _room(chosen) < _room(other):
         roomier = "the fit favours it"
     if verdict == "no_difference":
-        return f"{text}; practically as fast as {against} ({percent} % less {what}, {span}), and {roomier}"
+        return f"{text}; practically as fast as {against} ({less} {what}, {span}), and {roomier}"
     return (
-        f"{text}; its {what} could not be told from that of {against} (measured {percent} % less, {span}; the smallest "
+        f"{text}; its {what} could not be told from that of {against} (measured {less}, {span}; the smallest "
         f"effect visible was {result.smallest_visible:.1f} %), and {roomier}"
     )
 
@@ -1145,11 +1147,21 @@ def _why_there(evidence: Evidence, chosen: Candidate) -> str:
             return f"{where}: the point where the devices take equally long over a micro-batch"
     if fastest == chosen:
         return f"{where}: the best by the fit"
-    return f"{where}: {'roomy, and near the best by the fit' if roomier else 'the best that was confirmed'}"
+    return f"{where}: {'roomy, and near the best by the fit' if roomier else 'the best that was measured'}"
 
 
 def _advice(evidence: Evidence, chosen: Candidate) -> list[str]:
-    """Return what a person may want to know beside the decision: that one device alone would do."""
+    """Return what a person may want to know beside the decision: what was not understood, that one device would do."""
+    problem = evidence.problem
+    notes = [
+        f"the model was not understood in every part, so its memory may be counted wrongly: {str(note).rstrip('.')}"
+        for note in problem.memory.model.get("notes") or []
+    ]
+    return notes + _advice_of_one_device(evidence, chosen)
+
+
+def _advice_of_one_device(evidence: Evidence, chosen: Candidate) -> list[str]:
+    """Return whether one device alone would do, and what that costs or gains."""
     problem = evidence.problem
     singles = [c for c in evidence.candidates if _single(c)]
     if len(problem.names) == 1 or not singles:

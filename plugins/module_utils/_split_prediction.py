@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from . import _cost_model, _layer_split, _memory_plan, _model_shapes, _split_problem
+from . import _cost_model, _layer_search, _layer_split, _memory_plan, _model_shapes, _split_problem
 
 Json = dict[str, t.Any]
 
@@ -236,6 +236,31 @@ class _Speeds:
         return None if times is None else sum(times) + (batches - 1) * max(times)
 
 
+def _with_the_best(problem: _split_problem.Problem, speeds: _Speeds, devices: int) -> list[_layer_split.Layers]:
+    """Return the splits to show: beyond two devices, where only a grid is listed, with the best of all and its like.
+
+    The search takes all blocks for equally heavy; the times that are shown do not.
+    """
+    if devices <= 2:
+        return list(problem.splits)
+    whole = [tuple(problem.slots if other == index else 0 for other in range(devices)) for index in range(devices)]
+    decode = [speeds.decode_ms(layers) for layers in whole]
+    ttft = [speeds.ttft_ms(layers) for layers in whole]
+    prompt, generated = problem.counted(problem.objective)
+    if (generated and None in decode) or (prompt and None in ttft):
+        return list(problem.splits)
+    batches = _cost_model.micro_batches(prompt, problem.micro_batch) if prompt else 1
+    stage = [(ms or 0.0) / batches / (problem.slots - 1) if prompt else 0.0 for ms in ttft]
+    cost = _layer_search.Cost(
+        tuple(generated * (ms or 0.0) / problem.slots for ms in decode),
+        tuple(stage),
+        tuple((batches - 1) * ms for ms in stage),
+    )
+    best = problem.search.best(cost)
+    found = [] if best is None else [best, *_layer_search.moved_by_one(best)]
+    return sorted({*problem.splits, *found})
+
+
 def _divided(amounts: t.Sequence[float], rates: t.Sequence[float | None]) -> list[float] | None:
     result = []
     for amount, rate in zip(amounts, rates, strict=True):
@@ -308,7 +333,7 @@ def predict(question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, 
     free = _memory_plan.budgets_mib(devices, 0)
     speeds = _Speeds(problem, devices)
     rows = []
-    for layers in problem.splits:
+    for layers in _with_the_best(problem, speeds, len(devices)):
         mib = problem.memory.mib(layers)
         decode, ttft = speeds.decode_ms(layers), speeds.ttft_ms(layers)
         rows.append({
@@ -386,7 +411,10 @@ def _why(
     worst = max(row["objective_ms"] for row in pool if row["objective_ms"] is not None)
     span = 100 * (worst / best["objective_ms"] - 1)
     name = _layer_split.split_name(best["layers"])
-    sentence = f"{name} is predicted to be the fastest of {len(pool)} splits that fit"
+    count = len(pool)
+    if len(devices) > 2 and best["verdict"] == "fits":
+        count = problem.search.count()
+    sentence = f"{name} is predicted to be the fastest of {count} splits that fit"
     if best["verdict"] == "tight":
         sentence += f", none of which leaves {problem.raw['reserve_mib']} MiB free on every device"
     sentence += f"; the slowest of them takes {span:.1f} % longer {_PER[problem.objective]}"

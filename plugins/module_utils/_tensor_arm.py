@@ -12,8 +12,11 @@ output is compared with layer mode's and it has to last (module split_mode_trial
 1. the predicted best shares, one load for each way to add up (NCCL, the internal one); that is all where the better
    one is far behind layer mode;
 2. its neighbours on the grid;
-3. confirmation against the layer split, in loads that take turns: T L L T;
+3. confirmation against the layer split, in loads that take turns, L T T L; only these are compared, so that a drift
+   cancels;
 4. the trial.
+
+Whatever failed once (shares that ran out of memory, a way to add up that crashed or hung) cannot win any more.
 """
 
 from __future__ import annotations
@@ -41,6 +44,12 @@ FAR_BEHIND: t.Final = 0.10
 LISTED_DEVICES: t.Final = 3
 #: Loads that end without a result before the mode is given up.
 MAX_FAILURES: t.Final = 3
+#: Turns of one load of each mode that are needed before tensor mode may win.
+TURNS: t.Final = 2
+#: A load of tensor mode is ended as a hang after this many times the longest load of layer mode, and not before the
+#: seconds that follow.
+HANG_FACTOR: t.Final = 5
+LEAST_TIMEOUT_SECONDS: t.Final = 120
 #: How an allreduce is chosen, by llama.cpp's own names.
 ENVIRONMENT: t.Final = "GGML_CUDA_ALLREDUCE"
 
@@ -131,10 +140,23 @@ def headroom_mib(problem: Problem, shares: Layers) -> tuple[list[int], int]:
 class Measured:
     """The loads of tensor mode and of the layer split against it, and what they say."""
 
-    def __init__(self, evidence: Evidence, layers: Layers, micro_batch: int, loads: t.Sequence[Json]) -> None:
-        self.evidence, self.layers, self.micro_batch = evidence, layers, micro_batch
+    def __init__(
+        self,
+        evidence: Evidence,
+        layers: Layers,
+        micro_batch: int,
+        loads: t.Sequence[Json],
+        longest_ms: float | None = None,
+    ) -> None:
+        """Take what the layer splits say, the chosen one with its micro-batch, all loads of the later stages, and how
+        long the longest load of layer mode took (ms), where that is known."""
+        self.evidence, self.layers, self.micro_batch, self.longest_ms = evidence, layers, micro_batch, longest_ms
         self.problem = evidence.problem
         self.loads = [load for load in loads if load["purpose"] in (PURPOSE, RIVAL_PURPOSE)]
+        #: Loads of the layer split in any later stage, failures included: their numbers are taken.
+        self.numbers_taken = sum(
+            1 for load in loads if load["split_mode"] == "layer" and tuple(load["layers"]) == layers
+        )
         self.trial = next((load for load in reversed(loads) if load["purpose"] == TRIAL_PURPOSE), None)
         self.failed = [load for load in self.loads if load["purpose"] == PURPOSE and load["status"] != "ok"]
         settings = self.problem.raw.get("tensor") or {}
@@ -158,6 +180,11 @@ class Measured:
             for known, ms in ((self.decode, decode), (self.prefill, prefill)):
                 if ms is not None:
                     known.setdefault(key, []).append(ms)
+        self.bad_shares = {tuple(load["layers"]) for load in self.failed if load["status"] == "out_of_memory"}
+        self.bad_ways = {way_of(load) for load in self.failed if load["status"] != "out_of_memory"}
+        self.rival_failed = any(
+            load["purpose"] == RIVAL_PURPOSE and load["status"] != "ok" for load in self.loads
+        )
 
     def _read(self, load: Json) -> tuple[float | None, float | None]:
         # the shares have another sum than a split has slots; their results are read alike
@@ -199,8 +226,14 @@ class Measured:
 
     @property
     def best(self) -> tuple[Layers, str] | None:
-        """The fastest shares that were measured, with the way to add up."""
-        return min(self.times, key=lambda key: (self.mean(key), key), default=None)
+        """The fastest shares that were measured and never failed, with the way to add up."""
+        sound = [key for key in self.times if key[0] not in self.bad_shares and key[1] not in self.bad_ways]
+        return min(sound, key=lambda key: (self.mean(key), key), default=None)
+
+    @property
+    def turns(self) -> int:
+        """How many turns, one load of each mode, the best shares and the layer split have had."""
+        return 0 if self.best is None else min(len(self.times[self.best]) - 1, len(self.rival_times))
 
     @property
     def spread(self) -> tuple[float, int]:
@@ -210,9 +243,17 @@ class Measured:
         return _cost_model.pooled_spread(arm for arm in arms if arm)
 
     def compare(self) -> _cost_model.Comparison | None:
-        """Return how much less the best of tensor mode takes than the layer split; None while one was not measured."""
-        if self.best is None or not self.layer_times:
+        """Return how much less the best of tensor mode takes than the layer split; None where it was not measured.
+
+        From the loads that took turns as soon as there are enough of them; before that from all that is known, and
+        without an interval where the layer split was not measured at this micro-batch.
+        """
+        if self.best is None:
             return None
+        if self.turns >= TURNS:
+            return _cost_model.compare(self.times[self.best][1:], self.rival_times, self.spread)
+        if not self.layer_times:
+            return _cost_model.compare(self.times[self.best], [self.layer_ms], (0.0, 0))
         return _cost_model.compare(self.times[self.best], self.layer_times, self.spread)
 
 
@@ -225,7 +266,7 @@ def wanted(problem: Problem, layers: Layers) -> str | None:
     """Return why tensor mode is not tried, or None when it is to be."""
     if "tensor" not in problem.raw["split_modes"]:
         return "it is not among the split modes that are allowed"
-    if sum(1 for count in layers if count) < 2 and len(problem.names) < 2:
+    if len(problem.names) < 2:
         return "there is one device alone"
     if not _memory_plan.flash_attention(problem.memory.serving):
         return "it needs flash attention, which is off"
@@ -245,10 +286,8 @@ def next_loads(state: Measured) -> list[Json]:
     if state.trial is not None or state.left <= 0 or _hopeless(state):
         return []
     listed = candidates(problem, slot_ms)
-    bad = {tuple(load["layers"]) for load in state.failed if load["status"] == "out_of_memory"}
-    broken = {way_of(load) for load in state.failed if load["status"] != "out_of_memory"}
-    ways = [way for way in state.ways if way not in broken]
-    listed = [(ms, shares) for ms, shares in listed if shares not in bad]
+    ways = [way for way in state.ways if way not in state.bad_ways]
+    listed = [(ms, shares) for ms, shares in listed if shares not in state.bad_shares]
     if not ways or not listed:
         return []
     first = listed[0][1]
@@ -262,17 +301,14 @@ def next_loads(state: Measured) -> list[Json]:
         return []
     if fresh := _neighbour(state, best, [shares for _ms, shares in listed]):
         return [_load(state, fresh, best[1])]
-    pairs = min(len(state.times[best]) - 1, len(state.rival_times))
-    verdict = _verdict(state)
-    if pairs < 2 and state.left >= 2 and (pairs == 0 or verdict == "inconclusive"):
-        # T L, then L T: the first T was measured with the others
-        turn = [_load(state, best[0], best[1]), _rival(state)]
-        return turn if pairs else list(reversed(turn))
+    if state.turns < TURNS and state.left >= 2 and not state.rival_failed and _verdict(state) != "slower":
+        turn = [_rival(state), _load(state, best[0], best[1])]
+        return turn if state.turns == 0 else turn[::-1]
     return []
 
 
 def _hopeless(state: Measured) -> bool:
-    return len(state.failed) >= MAX_FAILURES or any(load["status"] == "device_lost" for load in state.loads)
+    return len(state.failed) >= MAX_FAILURES or any(load["status"] == "device_lost" for load in state.failed)
 
 
 def _neighbour(state: Measured, best: tuple[Layers, str], listed: t.Sequence[Layers]) -> Layers | None:
@@ -280,7 +316,7 @@ def _neighbour(state: Measured, best: tuple[Layers, str], listed: t.Sequence[Lay
     tried = {tuple(load["layers"]) for load in state.loads if load["purpose"] == PURPOSE}
     near = [shares for shares in listed if sum(abs(a - b) for a, b in zip(shares, best[0], strict=True)) == 2]
     fresh = [shares for shares in near if shares not in tried]
-    # one step beside the first guess; further steps only while they pay
+    # a step to each side of the first guess, no more
     return fresh[0] if fresh and len(tried) < 1 + 2 * (len(best[0]) - 1) else None
 
 
@@ -290,7 +326,7 @@ def _load(state: Measured, shares: Layers, way: str) -> Json:
         if load["purpose"] == PURPOSE and tuple(load["layers"]) == shares and way_of(load) == way
     )  # fmt: skip
     environment = {ENVIRONMENT: way} if way else {}
-    return {
+    load = {
         "label": f"tensor {split_name(shares)}{f' {way}' if way else ''} load {number}",
         "split_mode": "tensor",
         "layers": list(shares),
@@ -299,10 +335,13 @@ def _load(state: Measured, shares: Layers, way: str) -> Json:
         "environment": environment,
         "tests": _tests(state),
     }
+    if state.longest_ms:
+        load["timeout_seconds"] = max(LEAST_TIMEOUT_SECONDS, math.ceil(HANG_FACTOR * state.longest_ms / 1000))
+    return load
 
 
 def _rival(state: Measured) -> Json:
-    number = state.evidence.next_number(state.layers) + len(state.rival_times)
+    number = state.evidence.next_number(state.layers) + state.numbers_taken
     return {
         "label": _layer_split.load_label(state.layers, number),
         "split_mode": "layer",
@@ -331,7 +370,7 @@ def _verdict(state: Measured) -> str:
     limit = 100 * state.problem.indifference
     if result.low is None or result.high is None:
         return "slower" if result.percent < -100 * FAR_BEHIND else "inconclusive"
-    if result.low > limit:
+    if result.low > limit and state.turns >= TURNS:
         return "faster"
     if result.high <= limit or result.percent < -100 * FAR_BEHIND:
         return "slower"
@@ -434,8 +473,11 @@ def _why(state: Measured, verdict: str) -> str:
     if verdict == "slower":
         return f"{name} takes {abs(result.percent):.1f} % {_more(result.percent)} {what} than layer mode{span}"
     if verdict == "inconclusive":
-        return f"{name} could not be told from layer mode: {result.percent:.1f} % less {what}{span}; layer mode is kept"
+        difference = f"{abs(result.percent):.1f} % {_more(result.percent)} {what}"
+        return f"{name} could not be told from layer mode: {difference}{span}; layer mode is kept"
     if verdict == "rejected":
-        reason = "its trial was not run" if state.trial is None else state.trial.get("reason") or state.trial["status"]
+        reason = "its trial was not run"
+        if state.trial is not None:
+            reason = state.trial.get("reason") or state.trial["status"]
         return f"{name} takes {result.percent:.1f} % less {what}{span}, but is not trusted: {reason.rstrip('.')}"
     return f"{name} takes {result.percent:.1f} % less {what} than layer mode{span}, and passed its trial"

@@ -50,7 +50,9 @@ class Server:
         deadline = time.monotonic() + self.load_timeout_seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise TrialError(*_split_mode_trial.why_it_ended(self.process.returncode, self.text()))
+                text = self.text()
+                self.__exit__()
+                raise TrialError(*_split_mode_trial.why_it_ended(self.process.returncode, text))
             with contextlib.suppress(_llama_client.ServerError):
                 self.client.ask("/health")
                 return self

@@ -230,6 +230,9 @@ class SplitBenchmark(_measuring.StoredLoad):
         super().__init__(module, load)
 
     def answers(self, stored: dict[str, t.Any]) -> bool:
+        # a device that tensor mode brought down would be brought down again
+        if self.order.split_mode == "tensor" and stored["status"] == "device_lost":
+            return True
         return _llama_bench.reusable(stored, self.order.tests)
 
     def check_programs(self) -> None:
@@ -242,11 +245,12 @@ class SplitBenchmark(_measuring.StoredLoad):
         command = _llama_bench.bench_command(
             self.params["llama_bench"], self.params["model_path"], self.order, self.params["rpc_endpoints"]
         )
+        limit = min(self.params["timeout_seconds"], self.load.get("timeout_seconds") or self.params["timeout_seconds"])
         with self.leased():
             started = time.monotonic()
-            verdict = self.run_bench(command, self.params["timeout_seconds"], lock)
+            verdict = self.run_bench(command, limit, lock)
             wall_ms = round((time.monotonic() - started) * 1000)
-            remaining = self.params["timeout_seconds"] - int(time.monotonic() - started)
+            remaining = limit - int(time.monotonic() - started)
             if not verdict.explained and remaining >= SHORTEST_DIAGNOSIS_SECONDS:
                 second = self.run_bench(_llama_bench.diagnosis_command(command), remaining, lock)
                 if second.status in ("out_of_memory", "device_lost", "crashed"):
@@ -284,6 +288,8 @@ class SplitBenchmark(_measuring.StoredLoad):
             _measuring.kill_leftovers(mark)
         timed_out = rc in (-9, 137) and time.monotonic() - started >= limit
         misuse = None if timed_out or rc == 0 else _llama_bench.explain_misuse(rc, f"{stdout}\n{stderr}")
+        if misuse is not None and self.order.split_mode == "tensor":
+            return _llama_bench.Verdict("crashed", misuse, [], [], None, True)
         if misuse is not None:
             self.module.fail_json(
                 msg=f"{self.load.get('label')} cannot be measured: {misuse}.", rc=rc, stderr=stderr[-2000:]

@@ -169,7 +169,8 @@ load:
   contains:
     status:
       description:
-        - V(ok), V(out_of_memory), V(refused), V(crashed), V(hung), V(different), V(unstable) or V(device_lost).
+        - V(ok), V(out_of_memory), V(refused), V(crashed), V(hung), V(different), V(unstable), V(device_lost), or
+          V(reference_failed) when already the reference did not work.
       returned: when tried
       type: str
     reason:
@@ -217,7 +218,7 @@ class SplitModeTrial(_measuring.StoredLoad):
         for key in ("label", "split_mode", "layers", "load", "reference"):
             if key not in trial:
                 module.fail_json(msg=f"trial.{key} is missing: give an element of split_plan's trials.")
-        for name in ("prompts", "generated_tokens", "load_timeout_seconds", "request_timeout_seconds"):
+        for name in ("prompts", "generated_tokens", "soak_seconds", "load_timeout_seconds", "request_timeout_seconds"):
             if module.params[name] < 1:
                 module.fail_json(msg=f"{name} is {module.params[name]}: give at least 1.")
         super().__init__(module, trial)
@@ -264,7 +265,7 @@ class SplitModeTrial(_measuring.StoredLoad):
                 known = [server.answer(prompt, generated)["tokens"] for prompt in prompts]
             before = self.perplexity(reference, environment, lock)
         except TrialError as end:
-            raise TrialError(end.status, f"layer mode, the reference, failed: {end.reason}") from end
+            raise TrialError("reference_failed", f"layer mode, the reference, failed: {end.reason}") from end
         after = self.perplexity(candidate, own, lock)
         self.found["perplexity"] = _split_mode_trial.perplexities(before, after)
         with self.server(candidate, own, lock) as server:
@@ -332,7 +333,7 @@ class SplitModeTrial(_measuring.StoredLoad):
             raise TrialError("unstable", str(error)) from error
         generated = self.params["generated_tokens"]
         speeds: list[float] = []
-        requests = tokens = 0
+        requests = tokens = others = 0
         started = time.monotonic()
         try:
             while time.monotonic() - started < self.params["soak_seconds"]:
@@ -346,9 +347,10 @@ class SplitModeTrial(_measuring.StoredLoad):
                         )  # fmt: skip
                 else:
                     length = _split_mode_trial.soak_prompt_tokens(
-                        requests, context, generated, self.serving["micro_batch_size"]
+                        others, context, generated, self.serving["micro_batch_size"]
                     )
                     reply = server.answer(_llama_server.prompt_tokens(length, vocabulary, str(requests)), generated)
+                    others += 1
                 requests += 1
                 timings = reply.get("timings") or {}
                 tokens += int(timings.get("prompt_n", 0)) + int(timings.get("predicted_n", 0))
