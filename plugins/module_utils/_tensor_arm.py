@@ -13,7 +13,7 @@ output is compared with layer mode's and it has to last (module split_mode_trial
    one is far behind layer mode;
 2. its neighbours on the grid;
 3. confirmation against the layer split, in loads that take turns, L T T L; only these are compared, so that a drift
-   cancels;
+   cancels. More turns follow while it looks better and is not sure;
 4. the trial.
 
 Whatever failed once (shares that ran out of memory, a way to add up that crashed or hung) cannot win any more.
@@ -301,9 +301,14 @@ def next_loads(state: Measured) -> list[Json]:
         return []
     if fresh := _neighbour(state, best, [shares for _ms, shares in listed]):
         return [_load(state, fresh, best[1])]
-    if state.turns < TURNS and state.left >= 2 and not state.rival_failed and _verdict(state) != "slower":
+    verdict = _verdict(state)
+    open_turns = state.turns < TURNS and verdict != "slower"
+    if state.turns >= TURNS and verdict == "inconclusive":
+        result = state.compare()
+        open_turns = result is not None and result.percent > 100 * problem.indifference
+    if open_turns and state.left >= 2 and not state.rival_failed:
         turn = [_rival(state), _load(state, best[0], best[1])]
-        return turn if state.turns == 0 else turn[::-1]
+        return turn if state.turns % 2 == 0 else turn[::-1]
     return []
 
 

@@ -59,8 +59,10 @@ def test_the_site_playbook_runs_on_the_box_itself_and_finds_nothing_to_change(bo
 
 def test_what_needs_the_real_llama_cpp_holds(box, controller):
     """Unit tests that are skipped where no llama.cpp is: ratios, dry run, split mode tensor on the real programs."""
+    # the tests belong to no release, but know themselves as a part of the collection
+    collection = f"{HOME}/collections/ansible_collections/homelab/mixed_gpu"
     for name in ("tests", "LICENSE", "pyproject.toml"):
-        target = f"{controller.host_name}:{HOME}/{name}"
+        target = f"{controller.host_name}:{collection}/{name}"
         command = [controller.engine, "cp", str(controller.project / name), target]
         subprocess.run(command, check=True, capture_output=True)
     files = (
@@ -70,7 +72,7 @@ def test_what_needs_the_real_llama_cpp_holds(box, controller):
     )
     current = "/opt/llama.cpp/current/bin"
     done = box.run(
-        f"cd {HOME} && LC_ALL=C.UTF-8 PYTHONPATH={HOME}/collections MIXED_GPU_LLAMA_BIN={current}"
+        f"cd {collection} && LC_ALL=C.UTF-8 PYTHONPATH={HOME}/collections MIXED_GPU_LLAMA_BIN={current}"
         f" MIXED_GPU_LLAMA_CPP_BIN={current} {HOME}/venv/bin/python -m pytest -q -rs"
         f" {' '.join(f'tests/unit/plugins/{name}' for name in files)}"
     )
