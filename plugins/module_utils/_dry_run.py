@@ -93,6 +93,26 @@ def explain_failure(program: str, rc: int, output: str) -> str:
     return f"{program} {how}: {last[:300]}"
 
 
+#: How far plan and dry run may be apart on a device: the larger of the two counts.
+AGREES_WITHIN_MIB: t.Final = 256
+AGREES_WITHIN: t.Final = 0.05
+
+
+def disagreement(dry_run_mib: t.Sequence[int], difference_mib: t.Sequence[int], devices: t.Sequence[str]) -> str | None:
+    """Return one sentence where plan and dry run are farther apart than they should be, or None where they agree."""
+    apart = [
+        f"{device} by {more:+d} of {mib} MiB"
+        for device, mib, more in zip(devices, dry_run_mib, difference_mib, strict=True)
+        if abs(more) > max(AGREES_WITHIN_MIB, AGREES_WITHIN * mib)
+    ]
+    if not apart:
+        return None
+    return (
+        f"The memory plan is off from llama.cpp's dry run on {' and '.join(apart)}: believe the dry run, and raise "
+        "split_tuning_reserve_mib by the difference if the server does not load"
+    )
+
+
 def compare(
     dry_run_mib: t.Sequence[int],
     model: t.Mapping[str, t.Any],

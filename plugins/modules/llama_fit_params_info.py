@@ -194,6 +194,12 @@ def main() -> None:
     params = module.params
     if params["timeout_seconds"] < 1:
         module.fail_json(msg=f"timeout_seconds is {params['timeout_seconds']}: give at least 1.")
+    if params["split_mode"] == "tensor":
+        reason = (
+            "llama.cpp's dry run gives one sum for all devices in split mode tensor; its trial has loaded the real"
+            " context instead."
+        )
+        module.exit_json(changed=False, available=False, reason=reason, devices=[], dry_run=None, command=[])
     try:
         command = _dry_run.command(
             params["program"], params["model_path"], params["devices"], params["layers"], params["serving"],
@@ -208,6 +214,9 @@ def main() -> None:
         difference = None
         if params["model"] is not None:
             difference = _dry_run.compare(mib, params["model"], params["serving"], params["layers"])
+            apart = _dry_run.disagreement(mib, difference, params["devices"])
+            if apart is not None:
+                module.warn(f"{apart}.")
         dry_run = {"mib": mib, "difference_mib": difference}
     module.exit_json(
         changed=False, available=reason is None, reason=f"{reason}." if reason else None, devices=devices,

@@ -82,3 +82,16 @@ def test_tells_the_difference_to_our_plan() -> None:
     model = _model_shapes.model("llama_3_3_70b_q4_k_m")
     assert _dry_run.compare([23197, 20079], model, {**SERVING, "cache_type_v": "f16"}, [44, 37]) == [1, 2]
     assert _dry_run.compare([23000, 21000], model, {**SERVING, "cache_type_v": "f16"}, [44, 37]) == [198, -919]
+
+
+@pytest.mark.parametrize(
+    ("mib", "difference", "words"),
+    [
+        ([20000, 500], [-900, 200], None),
+        ([20000, 500], [1200, 0], "CUDA0 by +1200 of 20000 MiB"),
+        ([20000, 500], [0, -300], "CUDA1 by -300 of 500 MiB"),
+    ],
+)
+def test_a_plan_that_is_off_is_said_to_be(mib: list[int], difference: list[int], words: str | None) -> None:
+    sentence = _dry_run.disagreement(mib, difference, ["CUDA0", "CUDA1"])
+    assert (sentence is None) if words is None else (sentence is not None and words in sentence)
