@@ -412,7 +412,11 @@ _GONE = re.compile(
 )
 _INVALID_DEVICE = re.compile(r"error: invalid device: (\S+)")
 _INVALID_FLAG = re.compile(r"error: invalid parameter for argument: (\S+)")
-_SAYS_LITTLE = re.compile(r"^llama_bench: error: failed to|: failed to load model$|: [A-Z]+ error$")
+_SAYS_LITTLE = re.compile(
+    r"^llama_bench: error: failed to|: failed to (?:load model|create context(?: with model .*)?)$|: [A-Z]+ error$"
+)
+#: What llama-server and llama-perplexity put before an error: minutes.seconds.milliseconds.microseconds and E.
+_ERROR_LINE = r"^\d+\.\d{2}\.\d{3}\.\d{3} E "
 _SOURCE_PLACE = re.compile(r"^\S+\.(?:c|cc|cpp|cu|cuh|h|hpp|m):\d+: ")
 
 
@@ -463,11 +467,12 @@ def _clip(text: str, limit: int = 240) -> str:
 def last_words(text: str) -> str:
     """Return the line of a failed program that says most: its last complaint, or else its last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and "[0x" not in line]
-    complaints = [line for line in lines if re.search(r"error|fail|abort|assert|what\(\)|terminate", line, re.I)]
+    wanted = re.compile(_ERROR_LINE + r"|error|fail|abort|assert|what\(\)|terminate", re.IGNORECASE)
+    complaints = [line for line in lines if wanted.search(line)]
     # The last lines only say that loading failed; what llama.cpp said before them is the reason.
     reasons = [line for line in complaints if not _SAYS_LITTLE.search(line)]
     chosen = (reasons or complaints or lines or ["it printed nothing"])[-1]
-    return _clip(_SOURCE_PLACE.sub("", chosen))
+    return _clip(_SOURCE_PLACE.sub("", re.sub(_ERROR_LINE, "", chosen)))
 
 
 def _signal_number(rc: int) -> int | None:

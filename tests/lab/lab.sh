@@ -53,7 +53,8 @@ write_config() {
   [ "$nofile" = unlimited ] && nofile=1048576
   # podman lowers its own nproc limit to 32768; without CAP_SYS_RESOURCE a container cannot raise it again
   if [ "$nproc" = unlimited ] || [ "$nproc" -gt 32768 ]; then nproc=32768; fi
-  cat > "$CONTAINERS_CONF" <<CONF
+  # whole or not at all: another command of the lab may be reading them
+  cat > "$CONTAINERS_CONF.new" <<CONF
 [containers]
 pids_limit = 0
 default_ulimits = ["nofile=$nofile:$nofile", "nproc=$nproc:$nproc"]
@@ -66,12 +67,14 @@ tmp_dir = "$LAB_DIR/run/libpod"
 network_backend = "netavark"
 network_config_dir = "$LAB_DIR/networks"
 CONF
-  cat > "$CONTAINERS_STORAGE_CONF" <<CONF
+  mv "$CONTAINERS_CONF.new" "$CONTAINERS_CONF"
+  cat > "$CONTAINERS_STORAGE_CONF.new" <<CONF
 [storage]
 driver = "overlay"
 graphroot = "$LAB_DIR/storage"
 runroot = "$LAB_DIR/run"
 CONF
+  mv "$CONTAINERS_STORAGE_CONF.new" "$CONTAINERS_STORAGE_CONF"
 }
 
 alive() { [ -s "$LAB_DIR/pid" ] && kill -0 "$(cat "$LAB_DIR/pid")" 2>/dev/null; }
