@@ -195,11 +195,11 @@ def main() -> None:
     if params["timeout_seconds"] < 1:
         module.fail_json(msg=f"timeout_seconds is {params['timeout_seconds']}: give at least 1.")
     if params["split_mode"] == "tensor":
-        reason = (
+        known = (
             "llama.cpp's dry run gives one sum for all devices in split mode tensor; its trial has loaded the real"
             " context instead."
         )
-        module.exit_json(changed=False, available=False, reason=reason, devices=[], dry_run=None, command=[])
+        module.exit_json(changed=False, available=False, reason=known, devices=[], dry_run=None, command=[])
     try:
         command = _dry_run.command(
             params["program"], params["model_path"], params["devices"], params["layers"], params["serving"],
