@@ -72,13 +72,15 @@ def next_load(evidence: Evidence, layers: Layers, loads: t.Sequence[Json], numbe
     C(loads) are those measured so far with this purpose, C(number) the number that the next load of this split has.
     A load that failed is followed by one without its largest size.
     """
-    usable = sizes(evidence, layers).usable
+    usable, tested = sizes(evidence, layers).usable, evidence.problem.prefill_test
     good = [load for load in loads if load["status"] == "ok"]
     failed = [load for load in loads if load["status"] != "ok"]
     if failed:
         limit = min(max(_sizes_of(load)) for load in failed)
         usable = [size for size in usable if size < limit]
-    if evidence.problem.micro_batch not in usable or len(usable) < 2 or len(good) >= LOADS or len(failed) >= LOADS:
+    if tested is None or evidence.problem.micro_batch not in usable or len(usable) < 2:
+        return None
+    if len(good) >= LOADS or len(failed) >= LOADS:
         return None
     if good and _best(evidence, layers, good) is None:
         return None
@@ -86,7 +88,7 @@ def next_load(evidence: Evidence, layers: Layers, loads: t.Sequence[Json], numbe
     test = next(
         test
         for test in evidence.problem.raw["tests"]
-        if test["kind"] == "prefill" and test["n_prompt"] == evidence.problem.prefill_test.n_prompt  # type: ignore[union-attr]
+        if all(test[key] == getattr(tested, key) for key in ("kind", "n_prompt", "n_gen", "n_depth"))
     )
     return {
         "label": f"{split_name(layers)} micro-batches {', '.join(map(str, order))} load {number}",

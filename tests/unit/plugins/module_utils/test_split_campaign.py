@@ -186,6 +186,20 @@ def test_only_sizes_that_fit_are_tried() -> None:
     assert tried == {256, 512, 1024}
 
 
+def test_the_sizes_run_the_test_that_counts() -> None:
+    """Two prompts of one length at two depths: the objective is about the deeper one, which stands second."""
+    problem = make_problem("prefill", micro_batches=[256])
+    problem["serving"]["context_size"] = 4096
+    problem["objective"]["depth_tokens"] = 1024
+    problem["tests"].insert(1, {**problem["tests"][0], "n_depth": 1024})
+    for device in problem["devices"]:
+        device["free_mib"] = 640
+    _plan, loads, _plans = campaign(problem, Devices())
+    own = [load for load in loads if load["purpose"] == "micro_batch"]
+    assert own
+    assert {test["n_depth"] for load in own for test in load["tests"]} == {1024}
+
+
 def test_a_size_without_memory_is_not_tried() -> None:
     problem = make_problem("prefill", micro_batches=[1024])
     free = max(_split_campaign.split_plan(problem, [])["feasible"], key=lambda row: row["layers"][0])["mib"]
