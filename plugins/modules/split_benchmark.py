@@ -21,6 +21,7 @@ description:
     the store.
 extends_documentation_fragment:
   - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._measuring
 attributes:
   check_mode:
     support: full
@@ -52,39 +53,12 @@ options:
     type: list
     elements: str
     required: true
-  rpc_endpoints:
-    description: Endpoints of the RPC devices, in the order that gives them their names.
-    type: list
-    elements: str
-    default: []
   serving:
     description:
       - The serving profile. C(gpu_layers), C(batch_size), C(micro_batch_size), C(flash_attention), C(cache_type_k),
         C(cache_type_v), C(threads), C(poll) and C(load_mode) are used here, all of them required.
     type: dict
     required: true
-  environment:
-    description: Environment variables for the program, such as C(CUDA_DEVICE_ORDER) and C(CUDA_VISIBLE_DEVICES).
-    type: dict
-    default: {}
-  campaign:
-    description: Name of the campaign. Measurements of another campaign are never reused.
-    type: str
-    required: true
-  fingerprint:
-    description: Fingerprint of the configuration, see P(homelab.mixed_gpu.fingerprint#filter).
-    type: str
-    required: true
-  reuse_failures:
-    description:
-      - Whether a stored load that ran out of memory, crashed or timed out is an answer too.
-      - Without, it is measured again, for a device that may have been repaired since.
-    type: bool
-    default: true
-  state_dir:
-    description: Directory that keeps one JSON file per load.
-    type: path
-    default: /var/lib/mixed_gpu/measurements
   wrapper:
     description:
       - Command that is given the command line of C(llama-bench), runs it and passes its output on, such as a meter of
@@ -97,28 +71,6 @@ options:
     description: Time after which C(llama-bench) and everything it started is killed.
     type: int
     default: 1800
-  lock_file:
-    description: File that is locked while measuring. Defaults to C(.lock) in O(state_dir).
-    type: path
-  lock_wait_seconds:
-    description: How long to wait for another measurement on this host to end.
-    type: int
-    default: 1800
-  lease_unit:
-    description:
-      - Unit that must be active before and after the measurement, and be the same one; else the sample is discarded
-        and the task fails.
-      - An empty string means that no lease is needed.
-    type: str
-    default: mixed-gpu-lease.service
-  lease_owner:
-    description: Owner that the lease must have. When empty, any owner will do.
-    type: str
-    default: ""
-  lease_file:
-    description: State file of M(homelab.mixed_gpu.measurement_lease), touched before and after the measurement.
-    type: path
-    default: /run/mixed_gpu/lease.json
 requirements:
   - coreutils (C(timeout))
 notes:

@@ -22,6 +22,7 @@ description:
     idempotent and an interrupted run resumes.
 extends_documentation_fragment:
   - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._measuring
 attributes:
   check_mode:
     support: full
@@ -89,55 +90,6 @@ options:
     description: Time after which one answer counts as a hang.
     type: int
     default: 120
-  rpc_endpoints:
-    description: Endpoints of the RPC devices, in the order that gives them their names.
-    type: list
-    elements: str
-    default: []
-  serving:
-    description: The serving profile, see C(docs/data_formats.md).
-    type: dict
-    required: true
-  environment:
-    description: Environment variables for the programs, such as C(CUDA_DEVICE_ORDER) and C(CUDA_VISIBLE_DEVICES).
-    type: dict
-    default: {}
-  campaign:
-    description: Name of the campaign.
-    type: str
-    required: true
-  fingerprint:
-    description: Fingerprint of the configuration, see P(homelab.mixed_gpu.fingerprint#filter).
-    type: str
-    required: true
-  reuse_failures:
-    description: Whether a stored trial that failed is an answer too.
-    type: bool
-    default: true
-  state_dir:
-    description: Directory that keeps one JSON file per result.
-    type: path
-    default: /var/lib/mixed_gpu/measurements
-  lock_file:
-    description: File that is locked meanwhile. Defaults to C(.lock) in O(state_dir).
-    type: path
-  lock_wait_seconds:
-    description: How long to wait for another measurement on this host to end.
-    type: int
-    default: 1800
-  lease_unit:
-    description:
-      - Unit that must be active before and after, and be the same one. An empty string means that no lease is needed.
-    type: str
-    default: mixed-gpu-lease.service
-  lease_owner:
-    description: Owner that the lease must have. When empty, any owner will do.
-    type: str
-    default: ""
-  lease_file:
-    description: State file of M(homelab.mixed_gpu.measurement_lease), touched before and after.
-    type: path
-    default: /run/mixed_gpu/lease.json
 seealso:
   - module: homelab.mixed_gpu.split_benchmark
   - module: homelab.mixed_gpu.measurement_lease
