@@ -53,8 +53,9 @@ def watch(
 ) -> dict[str, t.Any]:
     """Look at the cards every `interval_ms` for `seconds`, at least once, and collect Xid events meanwhile.
 
-    With `ended` it stops at the next look after that is set. `handles` are NVML's by UUID; `ask(nvml, function, *arguments)` is _nvml's. Returns {cards: {uuid: [reading, ...]},
-    seconds: float, gone: {uuid: sentence}, xid_events: [{uuid, xid}] or None where the driver reports none}.
+    With `ended` it stops at the next look after that is set. `handles` are NVML's by UUID; `ask(nvml, function,
+    *arguments)` is _nvml's. Returns {cards: {uuid: [reading, ...]}, seconds: float, gone: {uuid: sentence}, xid_events:
+    [{uuid, xid}] or None where the driver reports none}.
     """
     readings: dict[str, list[Reading]] = {uuid: [] for uuid in handles}
     gone: dict[str, str] = {}

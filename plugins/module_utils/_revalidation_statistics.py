@@ -5,9 +5,9 @@ Pure functions only.
 
 The load is the unit: repetitions within one load share what that load got (placement, clocks, a neighbour), so two
 loads differ by more than their repetitions do. With y the logarithm of a load's median time per token, n0 loads of the
-baseline and n1 of today, the change is d = mean(y1) - mean(y0) and its interval d +- t * s * sqrt(1/n0 + 1/n1) (Student,
-both groups with the same variance), where s is pooled over both groups, and helped out by what the repetitions let
-expect while few loads are known (_disturbance.with_expectation).
+baseline and n1 of today, the change is d = mean(y1) - mean(y0) and its interval d +- t * s * sqrt(1/n0 + 1/n1)
+(Student, both groups with the same variance), where s is pooled over both groups, and helped out by what the
+repetitions let expect while few loads are known (_disturbance.with_expectation).
 
 regressed: the interval excludes zero and d exceeds the tolerance; improved: likewise below. ok: the interval ends below
 the tolerance, so that a slowdown of that size is excluded. Else inconclusive, and another load is worth it. Loads are

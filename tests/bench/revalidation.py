@@ -1,4 +1,6 @@
-"""How sure the verdicts of a revalidation are: simulated series with known slowdowns. Writes a section of docs/benchmarks.md.
+"""How sure the verdicts of a revalidation are: simulated series with known slowdowns.
+
+Writes its section of docs/benchmarks.md.
 
 A series is a baseline of some loads and a revalidation that adds loads until its verdict is clear or its limit is
 reached, as the role does. Noise is twofold: between loads, and between the repetitions within a load.
@@ -36,7 +38,8 @@ class Series:
         return [level * (1 + self.random.gauss(0, self.within)) for _repetition in range(REPETITIONS)]
 
     def baseline(self, tolerance_percent: float) -> list[list[float]]:
-        """Return a baseline as the tuning makes it: loads until the smallest visible slowdown is within the tolerance."""
+        """Return a baseline as the tuning makes it: loads until the smallest visible slowdown is within the"
+        " tolerance."""
         loads = [self.load() for _load in range(BASELINE_LOADS[0])]
         while len(loads) < BASELINE_LOADS[1]:
             visible = statistics.smallest_visible_percent(statistics.noise(loads), len(loads), MOST_LOADS)
@@ -46,7 +49,9 @@ class Series:
         return loads
 
 
-def revalidate(series: Series, slowdown_percent: float, tolerance_percent: float = TOLERANCE_PERCENT) -> tuple[str, int]:
+def revalidate(
+    series: Series, slowdown_percent: float, tolerance_percent: float = TOLERANCE_PERCENT
+) -> tuple[str, int]:
     """Return the verdict of one simulated revalidation, and its loads."""
     before = series.baseline(tolerance_percent)
     now: list[list[float]] = []
@@ -92,9 +97,12 @@ def main(page: str, runs: int = 2000) -> None:
     lines = [
         "## Revalidation",
         "",
-        "Written by `make bench-revalidation`, without any device. How often which verdict is given for a split that is slower by so"
-        f" much, {runs} simulated revalidations per row: a baseline of {BASELINE_LOADS[0]} to {BASELINE_LOADS[1]} loads (more until"
-        f" a slowdown within the tolerance could be seen), then up to {MOST_LOADS} loads of {REPETITIONS} repetitions, looked at one"
+        "Written by `make bench-revalidation`, without any device. How often which verdict is given for a split"
+        " that is slower by so"
+        f" much, {runs} simulated revalidations per row: a baseline of {BASELINE_LOADS[0]} to {BASELINE_LOADS[1]}"
+        " loads (more until"
+        f" a slowdown within the tolerance could be seen), then up to {MOST_LOADS} loads of {REPETITIONS}"
+        " repetitions, looked at one"
         f" by one; tolerance {TOLERANCE_PERCENT:g} %, noise within a load {WITHIN_PERCENT:g} %.",
         "",
         f"Simulated {pages.today()} on {pages.machine()}.",
