@@ -659,6 +659,37 @@ def _advice(verdict: str, moved: t.Sequence[Dict], retune: str | None, measured:
     return found
 
 
+def since(before: Dict | None, after: Dict) -> str | None:
+    """Return in one sentence what became of the speed from one baseline to the next, or None without a former one.
+
+    The split may be another: it is the speed of what is served. The interval is that of a revalidation.
+    """
+    if before is None:
+        return None
+    said = []
+    for key in _baseline.keys(after["loads"]):
+        old, new = _baseline.samples(before["loads"], key), _baseline.samples(after["loads"], key)
+        if old and new:
+            change = speed.compare(old, new, 0.0)
+            if change.verdict in ("regressed", "improved"):
+                said.append(f"{_baseline.test_name(key)} takes {_signed(change.percent)}")
+            else:
+                said.append(f"{_baseline.test_name(key)} is the same within noise ({change.percent:+.1f} %)")
+    moved = ", ".join(f"{c['part']} {c['before']} -> {c['now']}" for c in _named(before, after))
+    speeds_now = "; ".join(said) or "nothing comparable was measured"
+    return f"Against the baseline of {before['recorded_at']}: {speeds_now}. Changed since: {moved or 'nothing'}."
+
+
+def _named(before: Dict, after: Dict) -> list[Json]:
+    """Return the changes of two baselines' configurations that fit into a sentence."""
+    moved = changes(before["configuration"], after["configuration"])
+    for change in moved:
+        if change["part"] == "placement":
+            for name in ("before", "now"):
+                change[name] = "/".join(str(place["layers"]) for place in change[name] or [])
+    return moved
+
+
 def broken(host: str, deployment: str | None, at: str, reason: str) -> Json:
     """Return the C(revalidation) of a host on which revalidating itself failed."""
     return {

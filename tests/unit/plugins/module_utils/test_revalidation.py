@@ -422,6 +422,19 @@ def test_the_worst_of_ten_hosts_decides(observed):
     assert not _revalidation.together({})["accepted"]
 
 
+def test_a_new_tuning_says_what_became_of_the_speed():
+    first = baseline()
+    assert _revalidation.since(None, first) is None
+    later = baseline([load(number, decode=1.06, layers=[40, 41]) for number in (1, 2, 3)])
+    later["configuration"] = {
+        **later["configuration"], "driver_version": "580.105.08",
+        "placement": [{"device": FAST, "layers": 40}, {"device": SLOW, "layers": 41}],
+    }  # fmt: skip
+    said = _revalidation.since(first, later)
+    assert "decode takes 6.0 % more time" in said and "prefill is the same within noise" in said
+    assert "driver_version 580.95.05 -> 580.105.08" in said and "placement 44/37 -> 40/41" in said
+
+
 def test_the_table_says_everything_in_words(observed):
     observed["loads"] = [load(number, decode=1.1) for number in (1, 2)]
     observed["device_probe"] = probe(slow=1.25)
