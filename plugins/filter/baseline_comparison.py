@@ -47,7 +47,7 @@ def baseline_comparison(baseline: t.Any, before: t.Any) -> str | None:
         return _revalidation.since(before, baseline)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise AnsibleFilterError(f"baseline_comparison: {what}; docs/data_formats.md says what belongs there") from error
+        raise AnsibleFilterError(f"baseline_comparison: {what}") from error
 
 
 class FilterModule:

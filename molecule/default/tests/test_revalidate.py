@@ -1,4 +1,4 @@
-"""Revalidation on the tuned host: what stays, a device that really became slower, and what was swapped, replaced or cut off."""
+"""Revalidation on the tuned host: what stays, a device that really became slower, what was swapped, replaced or cut."""
 
 from __future__ import annotations
 
