@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A client of llama-server that explains what went wrong. Private to this collection. It talks HTTP, nothing else."""
+"""A client of llama-server that explains what went wrong. Private to this collection.
+
+It talks HTTP; read_api_key reads a file.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,21 @@ import typing as t
 import urllib.error
 import urllib.request
 
+from . import _state_files
+
 ERROR_TEXT_CHARACTERS = 300
 
 
 class ServerError(Exception):
     """One sentence about what the server did not do."""
+
+
+def read_api_key(given: str | None, path: str | None) -> str | None:
+    """Return the key that was given, else the first of the file; None where there is neither."""
+    if given or not path:
+        return given
+    lines = (_state_files.read_text(path) or "").splitlines()
+    return next((line for line in lines if line and not line.startswith("#")), None)
 
 
 class Client:
@@ -30,13 +43,19 @@ class Client:
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def ask(self, path: str, body: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        """GET, or POST where there is a body, and return the JSON answer. Raises ServerError."""
+        """GET, or POST where there is a body, and return the JSON object that is answered. Raises ServerError."""
+        parsed = self._fetch(path, body)
+        if not isinstance(parsed, dict):
+            raise ServerError(f"{self.url}{path} gave no JSON object: is it a llama-server?")
+        return parsed
+
+    def _fetch(self, path: str, body: dict[str, t.Any] | None = None) -> t.Any:
         where = f"{self.url}{path}"
         try:
             data = None if body is None else json.dumps(body).encode()
             request = urllib.request.Request(where, data=data, headers=self.headers)
             with self.opener.open(request, timeout=self.timeout_seconds) as answer:
-                parsed = json.load(answer)
+                return json.load(answer)
         except urllib.error.HTTPError as exc:
             raise ServerError(self._http_error(where, exc)) from exc
         except TimeoutError as exc:
@@ -51,9 +70,6 @@ class Client:
             raise ServerError(f"{where} cannot be reached ({exc.reason}): is llama-server running?") from exc
         except ValueError as exc:
             raise ServerError(f"{where} gave no JSON ({exc}): is it a llama-server?") from exc
-        if not isinstance(parsed, dict):
-            raise ServerError(f"{where} gave no JSON object: is it a llama-server?")
-        return parsed
 
     def _http_error(self, where: str, error: urllib.error.HTTPError) -> str:
         if error.code == 401:
@@ -62,6 +78,26 @@ class Client:
             return f"{where} is still loading its model: wait until /health answers 200."
         text = error.read(ERROR_TEXT_CHARACTERS).decode(errors="replace").strip()
         return f"{where} answered {error.code}: {text}"
+
+    def generate(self, prompt: list[int], count: int) -> dict[str, t.Any]:
+        """Have exactly C(count) tokens generated after a prompt that no cache may answer; return the server's timings."""
+        body = {
+            "prompt": prompt,
+            "n_predict": count,
+            "ignore_eos": True,
+            "cache_prompt": False,
+            "temperature": 0,
+            "stream": False,
+        }
+        return self.ask("/completion", body).get("timings") or {}
+
+    def busy_slots(self) -> int:
+        """Return how many requests the server handles now."""
+        slots = self._fetch("/slots")
+        try:
+            return sum(1 for slot in slots if slot["is_processing"])
+        except (KeyError, TypeError) as exc:
+            raise ServerError(f"{self.url}/slots does not say which slots are in use: is it a llama-server?") from exc
 
     def context_per_slot(self) -> int:
         """Return the tokens that one slot holds."""

@@ -43,9 +43,14 @@ def throttle_mask(ask: Ask) -> int | None:
 
 
 def watch(
-    nvml: t.Any, ask: Ask, handles: t.Mapping[str, t.Any], seconds: float, interval_ms: int
+    nvml: t.Any,
+    ask: Ask,
+    handles: t.Mapping[str, t.Any],
+    seconds: float,
+    interval_ms: int,
+    ended: t.Callable[[], bool] = lambda: False,
 ) -> dict[str, t.Any]:
-    """Look at the cards every `interval_ms` for `seconds`, at least once, and collect Xid events meanwhile.
+    """Look at the cards every `interval_ms` for `seconds` or until `ended`, at least once, and collect Xid events.
 
     `handles` are NVML's by UUID; `ask(nvml, function, *arguments)` is _nvml's. Returns {cards: {uuid: [reading, ...]},
     seconds: float, gone: {uuid: sentence}, xid_events: [{uuid, xid}] or None where the driver reports none}.
@@ -66,7 +71,7 @@ def watch(
                     except CardGoneError as error:
                         gone[uuid] = str(error)
             _wait(nvml, events, min(due, ends), handles, xids)
-            if time.monotonic() >= ends:
+            if time.monotonic() >= ends or ended():
                 break
     finally:
         if events is not None:
@@ -105,6 +110,7 @@ def _read(nvml: t.Any, ask: Ask, handle: t.Any) -> Reading:
     milliwatts = ask_card("nvmlDeviceGetPowerUsage")
     utilization = ask_card("nvmlDeviceGetUtilizationRates")
     return {
+        "at": time.monotonic(),
         "pcie_generation": ask_card("nvmlDeviceGetCurrPcieLinkGeneration"),
         "pcie_width": ask_card("nvmlDeviceGetCurrPcieLinkWidth"),
         "power_draw_watts": None if milliwatts is None else round(milliwatts / 1000, 1),
