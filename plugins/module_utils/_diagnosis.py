@@ -1,0 +1,747 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Whether a split works as its record says, and if not, which device is to blame. Private to this collection. Pure.
+
+What is expected comes from the record's fit (see _cost_model), with n_i slots and b_i blocks on device i:
+
+- decode, per token: device i works n_i * a_i ms of the token's T = sum(n_i * a_i), one after the other. So its
+  utilisation is its share n_i * a_i / T, and all shares together are 100 %: in a layer split no card is ever at 100 %.
+- prefill, per prompt of m micro-batches: device i works m * b_i * c_i ms of T = of_sum * sum(b_i * c_i) + of_max *
+  max(b_i * c_i) (_cost_model.prefill_weights). In a full pipeline the slower stage is busy nearly all the time, the
+  other one for the ratio of the stages.
+
+What is observed is how long each device was busy. The fit spreads over the devices what belongs to none of them (hops,
+launches, the host), so what is observed is spread too: with s_i the device's part of all busy time, its stage is
+scale * s_i with the scale for which T is the time that the server reports. For decoding that is T * s_i.
+
+A device's change is the mean over the blocks of a phase of ln(observed / expected). Its 95 % interval is Student's, plus
+in quadrature what the record itself does not know: the fit's residual, and the interval of the recorded split.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import typing as t
+
+from . import _card_findings, _cost_model, _layer_search, _split_problem
+from ._card_findings import finding
+
+Json = dict[str, t.Any]
+
+#: Fallbacks for records that do not tell.
+DECODE_TOKENS = 64
+PROMPT_TOKENS = 512
+
+#: A device that waits for a CPU for more than this part of its busy time shares it with somebody.
+WAITING_NOTE_PERCENT, WAITING_PROBLEM_PERCENT = 10.0, 40.0
+#: A device whose work is stretched so much more by waiting than another's is held up by itself, not by a busy machine.
+WAITS_ALONE_RATIO = 1.5
+#: A move that gains less than this is not worth a reload; as split_tuning_indifference.
+LEAST_GAIN = 0.01
+#: How far apart utilisations are when a rule of thumb calls one much higher, in percent points.
+MUCH_HIGHER_POINTS = 20.0
+
+
+# --- what to measure -------------------------------------------------------------------------------------------------
+
+
+def _tests(entry: Json) -> dict[str, Json]:
+    """Return the tests that the fit rests on, by kind; see _split_problem.read_problem."""
+    tests = (entry.get("fingerprint_parts") or {}).get("tests") or []
+    objective = entry["decision"]["objective"]
+    depth, prompt = objective.get("depth_tokens") or 0, objective["prompt_tokens"]
+    found = {}
+    for kind in ("decode", "prefill"):
+        of_kind = [test for test in tests if test["kind"] == kind]
+        if of_kind and kind == "decode":
+            found[kind] = min(of_kind, key=lambda test: abs(test["n_depth"] - depth - prompt))
+        elif of_kind:
+            found[kind] = min(
+                of_kind, key=lambda test: (abs(test["n_depth"] - depth), abs(test["n_prompt"] - prompt))
+            )
+    return found
+
+
+def context_of(serving: Json) -> int:
+    """Return the tokens that one request can have."""
+    return int(serving["context_size"] // (1 if serving["kv_unified"] else serving["parallel_slots"]))
+
+
+def phases(entry: Json, block_seconds: float) -> list[Json]:
+    """Return what llama_server_watch is to load the server with: the tests of the record, as far as they fit.
+
+    A decode request has one token of prompt, which costs what a generated one does, and lasts no longer than a block
+    where the record says how long a token takes.
+    """
+    tests, room = _tests(entry), context_of(entry["serving"])
+    generated = tests["decode"]["n_gen"] if "decode" in tests else DECODE_TOKENS
+    rate = entry["decision"].get("decode_tokens_per_second")
+    if rate:
+        generated = min(generated, max(4, round(rate * block_seconds)))
+    prompt = tests["prefill"]["n_prompt"] if "prefill" in tests else PROMPT_TOKENS
+    return [
+        {"kind": "decode", "prompt_tokens": 1, "generated_tokens": max(1, min(generated, room - 1))},
+        {"kind": "prefill", "prompt_tokens": max(1, min(prompt, room - 1)), "generated_tokens": 1},
+    ]
+
+
+# --- what is expected ------------------------------------------------------------------------------------------------
+
+
+class Expected(t.NamedTuple):
+    """What the record expects of one unit of work: a token of decoding, or a prompt."""
+
+    ms: float
+    busy_ms: tuple[float, ...]
+    of_sum: float
+    of_max: float
+    batches: int
+
+    def utilisation(self) -> list[float]:
+        """Return the share of time that each device is busy, from 0 to 1."""
+        return [min(1.0, busy / self.ms) for busy in self.busy_ms]
+
+
+def expected(entry: Json, kind: str, prompt_tokens: int) -> Expected | None:
+    """Return what the fit of a record expects, or None where there is none for layers."""
+    decision = entry["decision"]
+    layers, fit = decision["layers"], decision.get("fit")
+    if not fit or decision["split_mode"] != "layer" or not fit.get(f"{kind}_ms_per_slot"):
+        return None
+    costs = fit[f"{kind}_ms_per_slot"]
+    if kind == "decode":
+        busy = tuple(cost * count for cost, count in zip(costs, layers, strict=True))
+        return Expected(sum(busy), busy, 1.0, 0.0, 1) if sum(busy) > 0 else None
+    micro_batch = min(entry["serving"]["micro_batch_size"], entry["serving"]["batch_size"])
+    tested = _tests(entry).get("prefill", {}).get("n_prompt") or prompt_tokens
+    batches = _cost_model.micro_batches(prompt_tokens, micro_batch)
+    fullness = (prompt_tokens / batches) / (tested / _cost_model.micro_batches(tested, micro_batch))
+    overlap = fit.get("prefill_overlap", 1.0)
+    stages = [fullness * ms for ms in _cost_model.stages_ms(costs, layers)]
+    of_sum, of_max = _cost_model.prefill_weights(batches, overlap)
+    total = of_sum * sum(stages) + of_max * max(stages)
+    return Expected(total, tuple(batches * ms for ms in stages), of_sum, of_max, batches) if total > 0 else None
+
+
+def record_error(entry: Json, kind: str) -> float:
+    """Return the relative error of what the record expects of one more load, for a 95 % interval.
+
+    In quadrature the fit's largest residual and the noise between loads: the recorded split's interval h of n loads is
+    t * s / sqrt(n) wide, and a new load differs from their mean by t * s * sqrt(1 + 1/n) = h * sqrt(n + 1).
+    """
+    decision = entry["decision"]
+    residual = ((decision.get("fit") or {}).get(f"{kind}_residual_percent") or 0.0) / 100
+    key = "decode_ms_per_token" if kind == "decode" else "prefill_ms"
+    row = next((row for row in decision.get("table") or [] if row["layers"] == decision["layers"]), {})
+    cell = row.get(key)
+    if not cell:
+        return residual
+    loads = max(1, row["loads"] - len(row.get("disturbed_loads") or []))
+    return math.hypot(residual, (cell["high"] - cell["low"]) / 2 / cell["mean"] * math.sqrt(loads + 1))
+
+
+# --- what is observed ------------------------------------------------------------------------------------------------
+
+
+class Change(t.NamedTuple):
+    """How much more time something takes than recorded, in percent, with the verdict."""
+
+    percent: float | None
+    interval: tuple[float, float] | None
+    verdict: str
+
+
+def change(ratios: t.Sequence[float], error: float, tolerance_percent: float) -> Change:
+    """Return the change from observed/expected of each block; C(error) is the record's own relative error.
+
+    C(slower) and C(faster): the interval excludes zero and the change exceeds the tolerance. C(within_noise): the
+    interval includes zero, and something beyond the tolerance too, so nothing can be said. C(as_recorded): the rest.
+    With one block there is no interval, and nothing can be said.
+    """
+    if len(ratios) < 2:
+        percent = 100 * (ratios[0] - 1) if ratios else None
+        return Change(percent, None, "within_noise" if ratios else "not_seen")
+    logs = [math.log(ratio) for ratio in ratios]
+    mean = statistics.fmean(logs)
+    own = _cost_model.t_quantile_95(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    half = math.hypot(own, math.log1p(error))
+    percent, low, high = (100 * (math.exp(value) - 1) for value in (mean, mean - half, mean + half))
+    verdict = "as_recorded"
+    if low > 0 and percent > tolerance_percent:
+        verdict = "slower"
+    elif high < 0 and percent < -tolerance_percent:
+        verdict = "faster"
+    elif low <= 0 <= high and max(-low, high) > tolerance_percent:
+        verdict = "within_noise"
+    return Change(percent, (low, high), verdict)
+
+
+def attributed(ms: float, busy_ms: t.Sequence[float | None], model: Expected | None) -> list[float | None]:
+    """Return the time of each device by the fit's own accounts, so that they add up to C(ms) of a unit of work.
+
+    C(busy_ms) is None for a device that is not seen; of decoding a single one of those gets what is left. Without
+    C(model) devices are taken to take turns.
+    """
+    of_sum, of_max, batches = (model.of_sum, model.of_max, model.batches) if model else (1.0, 0.0, 1)
+    known = [value for value in busy_ms if value is not None]
+    if len(known) == len(busy_ms):
+        together = of_sum * sum(known) + of_max * max(known, default=0.0)
+        scale = batches * ms / together if together > 0 else 0.0
+        return [value * scale for value in known]
+    if of_max or len(busy_ms) - len(known) > 1:
+        return list(busy_ms)
+    return [max(0.0, ms - sum(known)) if value is None else value for value in busy_ms]
+
+
+def _units(phase: Json, block: Json) -> int:
+    """Return the units of work in a block: tokens of decoding, or prompts."""
+    return int(block["requests"] * (phase["generated_tokens"] if phase["kind"] == "decode" else 1))
+
+
+def observe(entry: Json, phase: Json, tolerance_percent: float) -> Json:
+    """Compare one phase of llama_server_watch with the record; see docs/data_formats.md, diagnosis."""
+    devices, layers = entry["devices"], entry["decision"]["layers"]
+    model = expected(entry, phase["kind"], phase["prompt_tokens"])
+    error = record_error(entry, phase["kind"])
+    ids = [device["id"] for device in devices]
+    blocks = []  # (ms per unit, wall per unit, busy per unit, waiting per unit, attributed)
+    for block in phase["blocks"]:
+        units = _units(phase, block)
+        spent = [block["devices"].get(key) for key in ids]
+        # a device without layers is no part of the server
+        busy = [
+            0.0 if not count else None if one is None else one["busy_ms"] / units
+            for one, count in zip(spent, layers, strict=True)
+        ]
+        waiting = [(one["waiting_ms"] / units if one else 0.0) for one in spent]
+        ms = block["ms"] / units
+        blocks.append((ms, block["wall_ms"] / units, busy, waiting, attributed(ms, busy, model)))
+    comparable = model is not None and not _depth(entry, phase["kind"])
+    whole = change([block[0] / model.ms for block in blocks] if model and comparable else [], error, tolerance_percent)
+    utilisation = model.utilisation() if model else [None] * len(ids)
+    rows = []
+    for index, device in enumerate(devices):
+        if not layers[index]:
+            continue
+        busy = [block[2][index] for block in blocks]
+        own = [block[4][index] for block in blocks]
+        seen = bool(blocks) and all(value is not None for value in busy)
+        known = [value for value in own if value is not None and value > 0]
+        wanted = model.busy_ms[index] if model else None
+        ratios = [value / wanted for value in known] if wanted and comparable and len(known) == len(own) else []
+        result = change(ratios, error, tolerance_percent)
+        mean = statistics.fmean(known) if known else None
+        total_busy = sum(value for value in busy if value is not None)
+        waited = sum(block[3][index] for block in blocks)
+        rows.append(
+            {
+                "device": device["device"],
+                "id": device["id"],
+                "layers": layers[index],
+                "seen": seen,
+                "ms": _rounded(mean, 4),
+                "expected_ms": _rounded(wanted, 4),
+                "ms_per_layer": _rounded(None if mean is None else mean / layers[index], 5),
+                "utilisation_percent": _rounded(
+                    100 * statistics.fmean(b[2][index] / b[1] for b in blocks) if seen else None, 1
+                ),
+                "expected_utilisation_percent": _rounded(
+                    None if utilisation[index] is None else 100 * utilisation[index], 1
+                ),
+                "waiting_percent": _rounded(100 * waited / total_busy if total_busy else None, 1),
+                **_change_out(result),
+            }
+        )
+    together = sum(row["ms"] or 0.0 for row in rows)
+    wanted_together = sum(row["expected_ms"] or 0.0 for row in rows)
+    for row in rows:
+        row["share_percent"] = _rounded(100 * row["ms"] / together if row["ms"] is not None and together else None, 1)
+        row["expected_share_percent"] = _rounded(
+            100 * row["expected_ms"] / wanted_together if row["expected_ms"] is not None and wanted_together else None, 1
+        )
+    ms = statistics.fmean(block[0] for block in blocks) if blocks else None
+    tokens = 1 if phase["kind"] == "decode" else phase["prompt_tokens"]
+    return {
+        "kind": phase["kind"],
+        "prompt_tokens": phase["prompt_tokens"],
+        "skipped_reason": phase["skipped_reason"],
+        "overlapped": phase["overlapped"],
+        "blocks": len(blocks),
+        "tokens_per_second": _rounded(1000 * tokens / ms if ms else None, 3),
+        "ms": _rounded(ms, 4),
+        "expected_ms": _rounded(model.ms if model else None, 4),
+        "depth_tokens": _depth(entry, phase["kind"]),
+        **_change_out(whole),
+        "devices": rows,
+    }
+
+
+def _depth(entry: Json, kind: str) -> int:
+    """Return the depth at which the record was measured: there attention takes time that a short request does not."""
+    return int((_tests(entry).get(kind) or {}).get("n_depth") or 0)
+
+
+def _change_out(result: Change) -> Json:
+    interval = None if result.interval is None else [round(value, 1) for value in result.interval]
+    return {"change_percent": _rounded(result.percent, 1), "interval_percent": interval, "verdict": result.verdict}
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+# --- advice in layers ------------------------------------------------------------------------------------------------
+
+
+def costs_now(entry: Json, observed: t.Sequence[Json]) -> tuple[list[float] | None, list[float] | None, bool]:
+    """Return ms per slot of decoding and of prefill as the cards are today, and whether that differs from the record.
+
+    Only what is clearly slower or faster than recorded is scaled; the rest stands as the tuning measured it. So does a
+    device that waits for a CPU: it is to get its CPU back, not fewer layers.
+    """
+    fit = entry["decision"].get("fit") or {}
+    costs: dict[str, list[float] | None] = {}
+    changed = False
+    for kind in ("decode", "prefill"):
+        recorded = fit.get(f"{kind}_ms_per_slot")
+        own = None if recorded is None else list(recorded)
+        phase = next((phase for phase in observed if phase["kind"] == kind), None)
+        for row in phase["devices"] if phase and own is not None else []:
+            waits = (row["waiting_percent"] or 0.0) >= WAITING_NOTE_PERCENT
+            if row["verdict"] in ("slower", "faster") and row["seen"] and not waits:
+                index = next(i for i, device in enumerate(entry["devices"]) if device["id"] == row["id"])
+                own[index] *= 1 + row["change_percent"] / 100
+                changed = True
+        costs[kind] = own
+    return costs["decode"], costs["prefill"], changed
+
+
+def workload(entry: Json, objective: str, decode: t.Sequence[float] | None, prefill: t.Sequence[float] | None) -> (
+    _layer_search.Cost | None
+):
+    """Return what an objective costs by layers; tokens come from the recorded objective, else from its tests."""
+    asked, tests = entry["decision"]["objective"], _tests(entry)
+    tested = tests.get("prefill", {}).get("n_prompt") or asked["prompt_tokens"] or PROMPT_TOKENS
+    prompt = 0 if objective in ("decode", "agent") else asked["prompt_tokens"] or tested
+    generated = {"prefill": 0, "ttft": 1}.get(objective, asked["generated_tokens"] or DECODE_TOKENS)
+    needed = _split_problem.needed_kinds(objective)
+    if ("decode" in needed and decode is None) or ("prefill" in needed and prefill is None):
+        return None
+    micro_batch = min(entry["serving"]["micro_batch_size"], entry["serving"]["batch_size"])
+    overlap = (entry["decision"].get("fit") or {}).get("prefill_overlap", 1.0)
+    return _layer_search.workload_cost(decode, prefill, prompt, generated, tested, micro_batch, overlap)
+
+
+def feasible(entry: Json) -> list[Json]:
+    """Return the rows {layers, mib, headroom_mib} of the splits that memory allows and that did not fail."""
+    failed = [row["layers"] for row in entry["decision"].get("table") or [] if row["status"] != "ok"]
+    return [row for row in entry.get("feasible") or [] if row["layers"] not in failed]
+
+
+def moves(here: t.Sequence[int], there: t.Sequence[int], names: t.Sequence[str]) -> list[Json]:
+    """Return how layers get from one split to the other: {layers, from, to} each, the largest heap first."""
+    giving = [[a - b, name] for a, b, name in zip(here, there, names, strict=True) if a > b]
+    taking = [[b - a, name] for a, b, name in zip(here, there, names, strict=True) if b > a]
+    found = []
+    while giving and taking:
+        giver, taker = max(giving, key=lambda one: one[0]), max(taking, key=lambda one: one[0])
+        count = min(giver[0], taker[0])
+        found.append({"layers": count, "from": giver[1], "to": taker[1]})
+        giver[0] -= count
+        taker[0] -= count
+        giving, taking = [one for one in giving if one[0]], [one for one in taking if one[0]]
+    return found
+
+
+def gain(entry: Json, cost: _layer_search.Cost, layers: t.Sequence[int], objective: str, changed: bool) -> float:
+    """Return how much less time the objective takes with C(layers) than now, as a part of now.
+
+    Where both were measured, and nothing has changed since, the measurement counts and not the fit.
+    """
+    now = entry["decision"]["layers"]
+    if objective == entry["decision"]["objective"]["name"] and not changed:
+        table = {tuple(row["layers"]): row.get("objective_ms") for row in entry["decision"].get("table") or []}
+        mine, other = table.get(tuple(now)), table.get(tuple(layers))
+        if mine and other:
+            return 1 - other["mean"] / mine["mean"]
+    return 1 - cost.ms(layers) / cost.ms(now)
+
+
+def least_gain(entry: Json, objective: str) -> float:
+    """Return the gain below which a move is not advised: the indifference, or the fit's residual if that is larger."""
+    fit = entry["decision"].get("fit") or {}
+    residuals = [fit.get(f"{kind}_residual_percent") or 0.0 for kind in _split_problem.needed_kinds(objective)]
+    return max(LEAST_GAIN, *(value / 100 for value in residuals))
+
+
+def advice(entry: Json, observed: t.Sequence[Json]) -> Json:
+    """Return which layers to move, or why none: {layers, moves, gains_percent, headroom_mib, why, others, costs}.
+
+    Every split of the record's feasible list is looked at, so the best of them is found; C(gains_percent) are speeds,
+    by objective. C(others) are splits that are better for decode or prefill alone.
+    """
+    decision = entry["decision"]
+    none: Json = {"layers": None, "moves": [], "gains_percent": {}, "headroom_mib": None, "others": [], "costs": "record"}
+    objective = decision["objective"]["name"]
+    if decision["split_mode"] != "layer":
+        return {**none, "why": "in split mode tensor all devices work on every layer: there are no layers to move"}
+    if sum(1 for count in decision["layers"] if count) == 1 and len(decision["layers"]) == 1:
+        return {**none, "why": "nothing to move: there is one device"}
+    rows = feasible(entry)
+    decode, prefill, changed = costs_now(entry, observed)
+    costs = "today" if changed else "record"
+    cost = workload(entry, objective, decode, prefill)
+    if not rows or cost is None:
+        what = "which splits fit" if cost is not None else "what a layer costs on each device"
+        return {**none, "why": f"nothing to say about layers: the record does not tell {what}; a retune records it"}
+    best = _best(entry, cost, rows, objective, changed)
+    found: Json = {**none, "costs": costs}
+    if best is None:
+        found["why"] = _why_nothing(entry, cost, rows, objective, changed)
+    else:
+        found.update(_move(entry, best, decode, prefill, changed))
+        found["why"] = _why_move(entry, found, objective, costs)
+    for other in ("decode", "prefill"):
+        own = workload(entry, other, decode, prefill)
+        row = _best(entry, own, rows, other, changed) if own is not None and other != objective else None
+        if row is not None and row["layers"] != found["layers"]:
+            found["others"].append({"objective": other, **_move(entry, row, decode, prefill, changed)})
+    return found
+
+
+def _best(
+    entry: Json, cost: _layer_search.Cost, rows: t.Sequence[Json], objective: str, changed: bool
+) -> Json | None:
+    """Return the row of the largest gain, the fewest layers moved among equals; None if it is not worth it."""
+    now = entry["decision"]["layers"]
+
+    def key(row: Json) -> tuple[float, int]:
+        far = sum(abs(a - b) for a, b in zip(row["layers"], now, strict=True))
+        return round(gain(entry, cost, row["layers"], objective, changed), 9), -far
+
+    best = max(rows, key=key)
+    worth = gain(entry, cost, best["layers"], objective, changed) > least_gain(entry, objective)
+    return best if worth and best["layers"] != now else None
+
+
+def _move(
+    entry: Json, row: Json, decode: t.Sequence[float] | None, prefill: t.Sequence[float] | None, changed: bool
+) -> Json:
+    names = [device["device"] for device in entry["devices"]]
+    gains = {}
+    for objective in dict.fromkeys(("decode", "prefill", entry["decision"]["objective"]["name"])):
+        cost = workload(entry, objective, decode, prefill)
+        if cost is not None:
+            less = gain(entry, cost, row["layers"], objective, changed)
+            gains[objective] = round(100 * (1 / (1 - less) - 1), 1)
+    return {
+        "layers": row["layers"],
+        "moves": moves(entry["decision"]["layers"], row["layers"], names),
+        "gains_percent": gains,
+        "headroom_mib": dict(zip(names, row["headroom_mib"], strict=True)),
+    }
+
+
+def moves_text(move: Json) -> str:
+    """Return a move as people say it: C(move 3 layers from CUDA1 to CUDA0: +1.9 % decode, fits with 410 MiB left)."""
+    steps = " and ".join(
+        f"{one['layers']} layer{'s' * (one['layers'] > 1)} from {one['from']} to {one['to']}" for one in move["moves"]
+    )
+    gains = ", ".join(f"{percent:+.1f} % {objective}" for objective, percent in move["gains_percent"].items())
+    takers = dict.fromkeys(one["to"] for one in move["moves"])
+    left = " and ".join(f"{move['headroom_mib'][name]} MiB left on {name}" for name in takers)
+    return f"move {steps}: {gains}; fits with {left}"
+
+
+def _why_move(entry: Json, move: Json, objective: str, costs: str) -> str:
+    basis = "with the devices as they are today" if costs == "today" else "by the record"
+    return (
+        f"{moves_text(move)}. {basis[0].upper()}{basis[1:]}, {'/'.join(map(str, move['layers']))} takes the least time per "
+        f"{_unit(objective)} of all splits that fit; a retune measures it"
+    )
+
+
+def _unit(objective: str) -> str:
+    return {"decode": "token", "agent": "token", "prefill": "prompt", "ttft": "first token"}.get(objective, objective)
+
+
+def _why_nothing(
+    entry: Json, cost: _layer_search.Cost, rows: t.Sequence[Json], objective: str, changed: bool
+) -> str:
+    """Return why the recorded split stays: what the best other one would gain, and what stops the way beyond."""
+    decision, names = entry["decision"], [device["device"] for device in entry["devices"]]
+    now = decision["layers"]
+    others = [row for row in rows if row["layers"] != now]
+    name = "/".join(map(str, now))
+    if not others:
+        return f"nothing to move: {name} is the only split that fits"
+    best = max(others, key=lambda row: gain(entry, cost, row["layers"], objective, changed))
+    less = gain(entry, cost, best["layers"], objective, changed)
+    other = "/".join(map(str, best["layers"]))
+    if less > 0:
+        reason = (
+            f"{other} would take {100 * less:.1f} % less time per {_unit(objective)}, which is within the "
+            f"{100 * least_gain(entry, objective):.1f} % that the record cannot tell apart"
+        )
+    else:
+        reason = f"of all that fit it takes the least time per {_unit(objective)} (next {other}, {-100 * less:.1f} % more)"
+    fits = {tuple(row["layers"]) for row in rows}
+    blocked = []
+    for beyond in _layer_search.moved_by_one(now):
+        if beyond not in fits and all(beyond) and cost.ms(beyond) < cost.ms(now):
+            taker = next(i for i, (a, b) in enumerate(zip(now, beyond, strict=True)) if b > a)
+            blocked.append(names[taker])
+    if blocked:
+        full = " and ".join(dict.fromkeys(blocked))
+        reason += f"; one layer more on {full} would be faster and does not fit"
+    return f"nothing to move: {name} is the best that fits, because {reason}" if less <= 0 else f"nothing to move: {reason}"
+
+
+# --- rules of thumb --------------------------------------------------------------------------------------------------
+
+
+def rules(entry: Json, observed: t.Sequence[Json], layer_advice: Json) -> list[Json]:
+    """Return what the usual rules of thumb for an RTX 4090 with an RTX 3090 say here, beside what was measured.
+
+    Each is {rule, says, measured, agrees, why}; C(agrees) is None where the rule does not apply. They are about two
+    devices; with more or fewer there are none.
+    """
+    decision = entry["decision"]
+    if len(decision["layers"]) != 2 or not all(decision["layers"]) or decision["split_mode"] != "layer":
+        return []
+    found = []
+    for phase in observed:
+        rule = _busier_gets_more(entry, phase, layer_advice)
+        if rule:
+            found.append(rule)
+    first, second = decision["layers"]
+    ratio = first / second
+    inside = 1.15 <= ratio <= 1.25
+    pair = [device["description"] for device in entry["devices"]]
+    applies = "4090" in pair[0] and "3090" in pair[1]
+    found.append(
+        {
+            "rule": "the RTX 4090 gets 1.15 to 1.25 times the layers (55 % of them)",
+            "says": "a ratio of 1.15 to 1.25" if applies else "nothing: it is about an RTX 4090 with an RTX 3090",
+            "measured": f"{first}/{second}, a ratio of {ratio:.2f} ({100 * first / (first + second):.0f} %)",
+            "agrees": inside if applies else None,
+            "why": "the ratio follows from memory and from what a layer costs on each device; only whole layers count",
+        }
+    )
+    decode = next((phase for phase in observed if phase["kind"] == "decode"), None)
+    if decode and all(row["ms_per_layer"] for row in decode["devices"]) and len(decode["devices"]) == 2:
+        fast, slow = sorted(decode["devices"], key=lambda row: row["ms_per_layer"])
+        waits = 100 - fast["share_percent"]
+        found.append(
+            {
+                "rule": "the faster card spends 30 % of its time waiting for the slower one",
+                "says": "30 % of waiting",
+                "measured": f"while a token is generated {fast['device']} waits {waits:.0f} % of the time, "
+                f"{slow['device']} {100 - slow['share_percent']:.0f} %",
+                "agrees": abs(waits - 30) <= 5,
+                "why": "they take turns, so each waits while the other works, whatever the split; more layers on the "
+                f"faster one save time because a layer takes {slow['ms_per_layer'] / fast['ms_per_layer']:.2f} times as "
+                f"long on {slow['device']}",
+            }
+        )
+    return found
+
+
+def _busier_gets_more(entry: Json, phase: Json, layer_advice: Json) -> Json | None:
+    """Return the rule "the card with the higher utilisation gets more layers", if utilisations are seen."""
+    rows = phase["devices"]
+    if len(rows) != 2 or any(row["utilisation_percent"] is None for row in rows):
+        return None
+    idle, busy = sorted(rows, key=lambda row: row["utilisation_percent"])
+    apart = busy["utilisation_percent"] - idle["utilisation_percent"]
+    seen = ", ".join(f"{row['device']} {row['utilisation_percent']:.0f} %" for row in rows)
+    expected_text = ", ".join(
+        f"{row['device']} {row['expected_utilisation_percent']:.0f} %"
+        for row in rows
+        if row["expected_utilisation_percent"] is not None
+    )
+    measured = f"{phase['kind']}: {seen}" + (f" (expected of this split: {expected_text})" if expected_text else "")
+    rule = "one card at 95 %, the other at 30 %: give the busier one more layers"
+    wants = {one["to"] for one in layer_advice["moves"]}
+    if apart < MUCH_HIGHER_POINTS:
+        says, agrees = f"nothing: they are {apart:.0f} points apart", None
+    else:
+        says = f"move layers from {idle['device']} to {busy['device']}"
+        agrees = busy["device"] in wants
+    if phase["kind"] == "decode":
+        why = (
+            "while a token is generated the cards take turns: utilisation is the share of time per token, which more layers "
+            "on a card raise further. What a layer costs on each card decides, and memory"
+        )
+    else:
+        why = "a prompt passes through both at once and the busier one sets the pace: more layers on it make it slower"
+    return {"rule": rule, "says": says, "measured": measured, "agrees": agrees, "why": why}
+
+
+# --- the whole -------------------------------------------------------------------------------------------------------
+
+
+def read_baseline(text: str) -> tuple[Json, list[Json]]:
+    """Return (C(configuration) of a baseline, findings about it); empty where there is no baseline or it is damaged."""
+    if not text:
+        return {}, []
+    try:
+        baseline = json.loads(text)
+        return dict(baseline["configuration"]), []
+    except (KeyError, TypeError, ValueError) as error:
+        detail = f"it is damaged ({error!r}), so power limits and links are not compared with it"
+        return {}, [finding("baseline", "baseline", "note", detail, "move it away; the next revalidation writes a new one")]
+
+
+def diagnose(entry: Json, watched: Json, server: Json, baseline: str, tolerance_percent: float) -> Json:
+    """Return the diagnosis of docs/data_formats.md, but for host, deployment and time.
+
+    C(entry) is a deployment of the host's record, C(watched) what llama_server_watch returned, C(server) what
+    llama_server_info did, C(baseline) the text of the host's baseline of this deployment or empty.
+    """
+    observed = [observe(entry, phase, tolerance_percent) for phase in watched["phases"]]
+    layer_advice = advice(entry, observed)
+    names = {device["id"]: device["device"] for device in entry["devices"]}
+    configuration, found = read_baseline(baseline)
+    before = {gpu["uuid"]: gpu for gpu in configuration.get("gpus") or []}
+    if server["state"] == "ready":
+        found += [finding("server", "placement", "problem", text, "run site") for text in server["deviations"]]
+    else:
+        detail = f"llama-server is {server['state']}, so nothing was sent: {' / '.join(server['last_lines'][-2:])}"
+        found.append(finding("server", "state", "problem", detail, "journalctl -u llama-server says why; site starts it"))
+    found += _device_findings(watched["devices"], observed)
+    for gpu in watched["gpus"]["gpus"]:
+        seen = {
+            phase["kind"]: phase["cards"][gpu["uuid"]] for phase in watched["phases"] if gpu["uuid"] in phase["cards"]
+        }
+        found += _card_findings.card(gpu, seen, before.get(gpu["uuid"]), names)
+    if watched["gpus"]["reason"] and (watched["gpus"]["gpus"] or _uses_cards(entry)):
+        found.append(finding("cards", "driver", "problem", watched["gpus"]["reason"], None))
+    journal = _card_findings.xid_lines(watched["kernel_lines"] or [])
+    found += _card_findings.xids(journal, watched["xid_events"], watched["gpus"]["gpus"], names)
+    for phase in watched["phases"]:
+        if phase["skipped_reason"] and not watched["busy"]:
+            found.append(finding("server", "load", "note", f"no {phase['kind']}: {phase['skipped_reason']}", None))
+    found.sort(key=lambda one: -_card_findings.SEVERITIES.index(one["severity"]))
+    verdict = _verdict(watched, observed, found)
+    return {
+        "schema": 1,
+        "verdict": verdict,
+        "summary": _summary(verdict, watched, observed, found),
+        "busy": watched["busy"],
+        "devices": watched["devices"],
+        "phases": observed,
+        "findings": found,
+        "xid_journal_read": watched["kernel_lines"] is not None,
+        "advice": layer_advice,
+        "rules": rules(entry, observed, layer_advice),
+        "cards": {phase["kind"]: phase["cards"] for phase in watched["phases"]},
+    }
+
+
+def _uses_cards(entry: Json) -> bool:
+    return any(device["backend"] == "CUDA" for device in entry["devices"])
+
+
+def _device_findings(devices: t.Sequence[Json], observed: t.Sequence[Json]) -> list[Json]:
+    """Return which device waits for a CPU, which is slower or faster than recorded, and which is not seen."""
+    found = _waiting_findings(devices, observed)
+    for device in devices:
+        name = device["device"]
+        if device["seen"] is None:
+            found.append(finding(name, "seen", "note", f"not seen: {device['reason']}", None))
+        rows = [(phase["kind"], row) for phase in observed for row in phase["devices"] if row["id"] == device["id"]]
+        for verdict, word, severity in (("slower", "more", "problem"), ("faster", "less", "note")):
+            shown = [
+                f"{abs(row['change_percent']):.0f} % {word} per {_unit(kind)} (95 % interval "
+                f"{row['interval_percent'][0]:+.0f} to {row['interval_percent'][1]:+.0f} %)"
+                for kind, row in rows
+                if row["verdict"] == verdict
+            ]
+            if shown:
+                detail = f"takes {' and '.join(shown)} than recorded"
+                cure = "see what else is said here of it; homelab.mixed_gpu.revalidate measures each device alone"
+                found.append(finding(name, verdict, severity, detail, cure if verdict == "slower" else None))
+    return found
+
+
+def _waiting_findings(devices: t.Sequence[Json], observed: t.Sequence[Json]) -> list[Json]:
+    """Return who waits for a CPU: a device by itself, or all of them on a machine that computes something else."""
+    waits: dict[str, dict[str, float]] = {}
+    for device in devices:
+        if device["seen"] == "process":
+            waits[device["id"]] = {
+                phase["kind"]: row["waiting_percent"]
+                for phase in observed
+                for row in phase["devices"]
+                if row["id"] == device["id"] and row["waiting_percent"] is not None
+            }
+    most = {key: max(by_kind.values(), default=0.0) for key, by_kind in waits.items()}
+    stretched = {key: 1 / max(0.01, 1 - percent / 100) for key, percent in most.items()}
+    least = min(stretched.values(), default=1.0)
+    found, together = [], []
+    for device in devices:
+        key, quota = device["id"], device["cpu_quota_percent"]
+        if key not in waits or (most[key] < WAITING_NOTE_PERCENT and quota is None):
+            continue
+        shown = ", ".join(f"{percent:.0f} % of its {kind}" for kind, percent in waits[key].items()) or "not measured"
+        severity = "problem" if most[key] >= WAITING_PROBLEM_PERCENT else "note"
+        detail = f"its process ({device['unit'] or device['pid']}) waits for a CPU, {shown}"
+        cure = "see with top what else computes there, and stop it, or give the device a CPU of its own (CPUAffinity)"
+        if quota is not None:
+            detail += f"; its unit has a CPU quota of {quota:g} %"
+            cure = f"systemctl cat {device['unit']} shows where CPUQuota is set: take it away"
+        elif len(waits) > 1 and stretched[key] < WAITS_ALONE_RATIO * least:
+            together.append((device, shown, severity))
+            continue
+        found.append(finding(device["device"], "waiting", severity, detail, cure))
+    if together:
+        shown = "; ".join(f"{device['device']} {text}" for device, text, _severity in together)
+        severity = "problem" if any(one == "problem" for _device, _text, one in together) else "note"
+        cure = "see with top what else computes on it, and run this again without that"
+        found.append(finding("the machine", "waiting", severity, f"its devices wait for a CPU: {shown}", cure))
+    return found
+
+
+def _verdict(watched: Json, observed: t.Sequence[Json], found: t.Sequence[Json]) -> str:
+    if any(one["severity"] == "problem" for one in found):
+        return "problem"
+    if watched["busy"]:
+        return "busy"
+    if not any(phase["blocks"] for phase in observed):
+        return "not_measured"
+    verdicts = {row["verdict"] for phase in observed for row in (phase, *phase["devices"])}
+    if "slower" in verdicts:
+        return "problem"
+    return "within_noise" if "within_noise" in verdicts else "ok"
+
+
+def _summary(verdict: str, watched: Json, observed: t.Sequence[Json], found: t.Sequence[Json]) -> str:
+    worst = [one for one in found if one["severity"] == "problem"]
+    if worst:
+        more = f" (and {len(worst) - 1} more)" if len(worst) > 1 else ""
+        return f"{worst[0]['subject']}: {worst[0]['detail']}{more}"
+    slow = next((phase for phase in observed if phase["verdict"] == "slower"), None)
+    if slow:
+        return (
+            f"{slow['kind']} takes {slow['change_percent']:.0f} % more time than recorded, and no device alone is to "
+            "blame: driver, build or the way between them; homelab.mixed_gpu.revalidate tells more"
+        )
+    if verdict == "busy":
+        return str(watched["busy"])
+    if verdict == "not_measured":
+        return "nothing was measured"
+    if verdict == "within_noise":
+        doubtful = [
+            f"{row['device']} {phase['kind']} ({row['interval_percent'][0]:+.0f} to {row['interval_percent'][1]:+.0f} %)"
+            for phase in observed
+            for row in phase["devices"]
+            if row["verdict"] == "within_noise" and row["interval_percent"]
+        ]
+        what = ", ".join(doubtful) or "too few undisturbed parts"
+        return f"nothing wrong to be seen, within noise: {what}"
+    if not any(row["expected_ms"] for phase in observed for row in phase["devices"]):
+        return "nothing wrong to be seen; the record has no fit to compare the devices with"
+    return "every device works as its record says"
