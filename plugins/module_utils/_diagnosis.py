@@ -14,8 +14,9 @@ What is observed is how long each device was busy. The fit spreads over the devi
 launches, the host), so what is observed is spread too: with s_i the device's part of all busy time, its stage is
 scale * s_i with the scale for which T is the time that the server reports. For decoding that is T * s_i.
 
-A device's change is the mean over the blocks of a phase of ln(observed / expected). Its 95 % interval is Student's, plus
-in quadrature what the record itself does not know: the fit's residual, and the interval of the recorded split.
+A device's change is the mean over the blocks of a phase of ln(observed / expected). Its interval is Student's of 99 %,
+because several devices are judged in two phases and 95 % each would blame one of them in every tenth run; plus in
+quadrature what the record itself does not know: the fit's residual, and the interval of the recorded split.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ WAITING_NOTE_PERCENT, WAITING_PROBLEM_PERCENT = 10.0, 40.0
 WAITS_ALONE_RATIO = 1.5
 #: A move that gains less than this is not worth a reload; as split_tuning_indifference.
 LEAST_GAIN = 0.01
+#: Student's t, two-sided 99 %, by degrees of freedom from 1 (NIST/SEMATECH e-Handbook of Statistical Methods,
+#: 1.3.6.7.2); the last one stands for more.
+_T_99 = (63.657, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.250, 3.169)
 #: How far apart utilisations are when a rule of thumb calls one much higher, in percent points.
 MUCH_HIGHER_POINTS = 20.0
 
@@ -126,7 +130,7 @@ def expected(entry: Json, kind: str, prompt_tokens: int) -> Expected | None:
 
 
 def record_error(entry: Json, kind: str) -> float:
-    """Return the relative error of what the record expects of one more load, for a 95 % interval.
+    """Return the relative error of what the record expects of one more load.
 
     In quadrature the fit's largest residual and the noise between loads: the recorded split's interval h of n loads is
     t * s / sqrt(n) wide, and a new load differs from their mean by t * s * sqrt(1 + 1/n) = h * sqrt(n + 1).
@@ -165,7 +169,7 @@ def change(ratios: t.Sequence[float], error: float, tolerance_percent: float) ->
         return Change(percent, None, "within_noise" if ratios else "not_seen")
     logs = [math.log(ratio) for ratio in ratios]
     mean = statistics.fmean(logs)
-    own = _cost_model.t_quantile_95(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    own = _T_99[min(len(logs) - 1, len(_T_99)) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
     half = math.hypot(own, math.log1p(error))
     percent, low, high = (100 * (math.exp(value) - 1) for value in (mean, mean - half, mean + half))
     verdict = "as_recorded"
@@ -369,11 +373,16 @@ def gain(entry: Json, cost: _layer_search.Cost, layers: t.Sequence[int], objecti
     return 1 - cost.ms(layers) / cost.ms(now)
 
 
-def least_gain(entry: Json, objective: str) -> float:
-    """Return the gain below which a move is not advised: the indifference, or the fit's residual if that is larger."""
-    fit = entry["decision"].get("fit") or {}
-    residuals = [fit.get(f"{kind}_residual_percent") or 0.0 for kind in _split_problem.needed_kinds(objective)]
-    return max(LEAST_GAIN, *(value / 100 for value in residuals))
+def least_gain(entry: Json, objective: str, cost: _layer_search.Cost) -> float:
+    """Return the gain below which a move is not advised: the indifference, or the fit's residual if that is larger.
+
+    That of an objective is made of those of its kinds, as their times make up its time now.
+    """
+    fit, now = entry["decision"].get("fit") or {}, entry["decision"]["layers"]
+    decode_part = sum(ms * count for ms, count in zip(cost.slot_ms, now, strict=True)) / cost.ms(now)
+    parts = {"decode": decode_part, "prefill": 1 - decode_part}
+    residuals = (part * (fit.get(f"{kind}_residual_percent") or 0.0) / 100 for kind, part in parts.items())
+    return max(LEAST_GAIN, sum(residuals))
 
 
 def advice(entry: Json, observed: t.Sequence[Json]) -> Json:
@@ -422,7 +431,7 @@ def _best(
         return round(gain(entry, cost, row["layers"], objective, changed), 9), -far
 
     best = max(rows, key=key)
-    worth = gain(entry, cost, best["layers"], objective, changed) > least_gain(entry, objective)
+    worth = gain(entry, cost, best["layers"], objective, changed) > least_gain(entry, objective, cost)
     return best if worth and best["layers"] != now else None
 
 
@@ -483,7 +492,7 @@ def _why_nothing(
     if less > 0:
         reason = (
             f"{other} would take {100 * less:.1f} % less time per {_unit(objective)}, which is within the "
-            f"{100 * least_gain(entry, objective):.1f} % that the record cannot tell apart"
+            f"{100 * least_gain(entry, objective, cost):.1f} % that the record cannot tell apart"
         )
     else:
         reason = f"of all that fit it takes the least time per {_unit(objective)} (next {other}, {-100 * less:.1f} % more)"
@@ -655,7 +664,7 @@ def _device_findings(devices: t.Sequence[Json], observed: t.Sequence[Json]) -> l
         rows = [(phase["kind"], row) for phase in observed for row in phase["devices"] if row["id"] == device["id"]]
         for verdict, word, severity in (("slower", "more", "problem"), ("faster", "less", "note")):
             shown = [
-                f"{abs(row['change_percent']):.0f} % {word} per {_unit(kind)} (95 % interval "
+                f"{abs(row['change_percent']):.0f} % {word} time per {_unit(kind)} (99 % interval "
                 f"{row['interval_percent'][0]:+.0f} to {row['interval_percent'][1]:+.0f} %)"
                 for kind, row in rows
                 if row["verdict"] == verdict
@@ -663,6 +672,8 @@ def _device_findings(devices: t.Sequence[Json], observed: t.Sequence[Json]) -> l
             if shown:
                 detail = f"takes {' and '.join(shown)} than recorded"
                 cure = "see what else is said here of it; homelab.mixed_gpu.revalidate measures each device alone"
+                if any((row["waiting_percent"] or 0.0) >= WAITING_NOTE_PERCENT for _kind, row in rows):
+                    severity, cure, detail = "note", None, f"{detail}, waiting for a CPU included"
                 found.append(finding(name, verdict, severity, detail, cure if verdict == "slower" else None))
     return found
 

@@ -61,7 +61,7 @@ def _phase(phase: Json) -> list[str]:
         head += f"; the record is of a depth of {phase['depth_tokens']} tokens, so times do not compare"
     if phase["overlapped"]:
         head += f"; {phase['overlapped']} parts left out, other requests came in between"
-    rows = [["", "layers", "busy", "expected", "share", "expected", "ms/layer", "time"]]
+    rows = [["", "layers", "busy", "exp.", "share", "exp.", "ms/layer", "time"]]
     rows += [
         [
             row["device"],
@@ -71,7 +71,7 @@ def _phase(phase: Json) -> list[str]:
             _percent(row["share_percent"]),
             _percent(row["expected_share_percent"]),
             _number(row["ms_per_layer"]),
-            _change(row) + ("" if row["seen"] else ", not seen" + (": what is left" if row["ms"] is not None else "")),
+            _change(row) + ("" if row["seen"] else ", not seen"),
         ]
         for row in phase["devices"]
     ]
@@ -83,7 +83,7 @@ def _change(row: Json) -> str:
     if row["change_percent"] is None:
         return word
     low_high = row["interval_percent"]
-    interval = f" ({low_high[0]:+.0f} to {low_high[1]:+.0f} %)" if low_high else ""
+    interval = f" ({low_high[0]:+.0f}..{low_high[1]:+.0f})" if low_high else ""
     return f"{row['change_percent']:+.0f} %{interval} {word}"
 
 
@@ -125,4 +125,6 @@ def _number(value: float | None) -> str:
 
 
 def _wrapped(text: str, first: str, rest: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+    kept = text.replace(" %", "\u00a0%")  # a number stays with its sign
+    lines = textwrap.wrap(kept, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+    return [line.replace("\u00a0", " ") for line in lines]
