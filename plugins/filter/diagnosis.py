@@ -8,8 +8,8 @@ name: diagnosis
 short_description: Judge what was seen of a server's devices
 version_added: 0.1.0
 description:
-  - Compares how busy each device was with what the record of the tuning expects of this split, names what is in the way,
-    and says which layers to move, if any.
+  - Compares how busy each device was with what the record of the tuning expects of this split, names what is in the
+    way, and says which layers to move, if any.
 options:
   _input:
     description: The deployment's entry in the host's facts.
@@ -61,8 +61,9 @@ def diagnosis(entry: Json, watched: Json, server: Json, baseline: str = "", tole
         return _diagnosis.diagnose(entry, watched, server, baseline, float(tolerance_percent))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(
-            f"homelab.mixed_gpu.diagnosis: {error!r}: give a deployment of the host's facts and what llama_server_watch and "
-            "llama_server_info returned; a record of before this release is brought up to date by running site"
+            f"homelab.mixed_gpu.diagnosis: {error!r}: give a deployment of the host's facts, and what "
+            "llama_server_watch and llama_server_info returned; a record of before this release is brought up to date "
+            "by running site"
         ) from error
 
 

@@ -30,7 +30,7 @@ author:
 EXAMPLES = r"""
 - name: Say what would be sent
   ansible.builtin.debug:
-    msg: "{{ ansible_local.mixed_gpu.models[ansible_local.mixed_gpu.active] | homelab.mixed_gpu.diagnosis_phases(8, 4) }}"
+    msg: "{{ example_entry | homelab.mixed_gpu.diagnosis_phases(8, 4) }}"
 """
 
 RETURN = r"""
@@ -52,8 +52,8 @@ def diagnosis_phases(entry: dict[str, t.Any], seconds: float, blocks: int) -> li
         return _diagnosis.phases(entry, float(seconds) / int(blocks))
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise AnsibleFilterError(
-            f"homelab.mixed_gpu.diagnosis_phases: {error!r}: give a deployment of the host's facts, and seconds and blocks "
-            "above 0"
+            f"homelab.mixed_gpu.diagnosis_phases: {error!r}: give a deployment of the host's facts, and seconds and "
+            "blocks above 0"
         ) from error
 
 

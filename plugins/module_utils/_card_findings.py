@@ -47,8 +47,8 @@ THROTTLES: dict[str, tuple[str, str, str | None]] = {
     ),
     "sw_thermal_slowdown": (
         "problem",
-        "the driver lowers its clocks because chip or memory are too hot; NVML does not show the memory's temperature of "
-        "GeForce cards, and GDDR6X of an RTX 3090 is hot long before the chip",
+        "the driver lowers its clocks because chip or memory are too hot; NVML does not show the memory's temperature "
+        "of GeForce cards, and GDDR6X of an RTX 3090 is hot long before the chip",
         "more air between the cards, a lower power limit (playbook power_sweep), on an RTX 3090 new thermal pads",
     ),
     "hw_thermal_slowdown": (
@@ -67,11 +67,11 @@ THROTTLES: dict[str, tuple[str, str, str | None]] = {
 
 #: Xid -> (severity, what it means, cure).
 XIDS: dict[int, tuple[str, str, str]] = {
-    8: ("problem", "the card stopped processing a program's work", "restart the program; it comes with 13 or 31 mostly"),
+    8: ("problem", "the card stopped processing a program's work", "restart the program, then see the Xid beside it"),
     13: (
         "note",
         "a program's kernel did something that is not allowed",
-        "restart the program; if llama-server causes it again and again, try another llama.cpp build, then test the memory",
+        "restart the program; if llama-server causes it again and again, try another llama.cpp build",
     ),
     31: (
         "note",
@@ -112,12 +112,14 @@ XIDS: dict[int, tuple[str, str, str]] = {
         "power-cycle the machine; try another driver, or with proprietary modules NVreg_EnableGpuFirmware=0",
     ),
     120: ("problem", "the card's own processor (GSP) failed", "power-cycle the machine; try another driver"),
-    140: ("problem", "errors of its memory that could not be corrected", "reboot; if it comes again the card is broken"),
+    140: ("problem", "errors of its memory could not be corrected", "reboot; if it comes again the card is broken"),
     143: ("problem", "the card could not be started", "power-cycle the machine; then power cables, riser and seating"),
     154: ("note", "the driver says how the card is to be recovered; the Xid before it says why", "do what it says"),
 }
 
-_XID_LINE = re.compile(r"^(?P<at>\S+).*?NVRM: Xid \((?:PCI:)?(?P<pci>[0-9a-fA-F:.]+)\): (?P<xid>\d+)(?:, )?(?P<text>.*)$")
+_XID_LINE = re.compile(
+    r"^(?P<at>\S+).*?NVRM: Xid \((?:PCI:)?(?P<pci>[0-9a-fA-F:.]+)\): (?P<xid>\d+)(?:, )?(?P<text>.*)$"
+)
 _PROGRAM = re.compile(r"\bname=([^,\s]+)")
 
 
@@ -142,7 +144,7 @@ def xid_lines(lines: t.Iterable[str]) -> list[Json]:
 
 
 def _bus(address: str | None) -> str:
-    """Return domain-less bus and device of a PCI address, in lower case: C(0000:01:00) and C(00000000:01:00.0) agree."""
+    """Return bus and device of a PCI address in lower case, so that C(0000:01:00) and C(00000000:01:00.0) agree."""
     return ":".join((address or "").lower().partition(".")[0].split(":")[-2:])
 
 
@@ -240,7 +242,7 @@ def _link(subject: str, gpu: Json, sampled: t.Sequence[Json], before: Json | Non
     if not sampled:
         return []
     worked = {**gpu, "sampled": _merged(sampled)}
-    host = {"hypervisor": None, "gpus": {"gpus": [worked]}, "nvidia_devices": []}
+    host: Json = {"hypervisor": None, "gpus": {"gpus": [worked]}, "nvidia_devices": []}
     (judged,) = _preflight_hardware.links(host)
     severity = "ok" if judged["ok"] else "problem" if judged["severity"] == "warning" else "note"
     found = [finding(subject, "link", severity, f"PCIe {judged['detail']}", judged["cure"])]

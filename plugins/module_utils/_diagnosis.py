@@ -26,7 +26,7 @@ import math
 import statistics
 import typing as t
 
-from . import _card_findings, _cost_model, _layer_search, _split_problem
+from . import _card_findings, _cost_model, _layer_search, _layer_split, _split_problem
 from ._card_findings import finding
 
 Json = dict[str, t.Any]
@@ -56,7 +56,7 @@ def _tests(entry: Json) -> dict[str, Json]:
     tests = (entry.get("fingerprint_parts") or {}).get("tests") or []
     objective = entry["decision"]["objective"]
     depth, prompt = objective.get("depth_tokens") or 0, objective["prompt_tokens"]
-    found = {}
+    found: dict[str, Json] = {}
     for kind in ("decode", "prefill"):
         of_kind = [test for test in tests if test["kind"] == kind]
         if of_kind and kind == "decode":
@@ -138,7 +138,7 @@ def record_error(entry: Json, kind: str) -> float:
     decision = entry["decision"]
     residual = ((decision.get("fit") or {}).get(f"{kind}_residual_percent") or 0.0) / 100
     key = "decode_ms_per_token" if kind == "decode" else "prefill_ms"
-    row = next((row for row in decision.get("table") or [] if row["layers"] == decision["layers"]), {})
+    row: Json = next((row for row in decision.get("table") or [] if row["layers"] == decision["layers"]), {})
     cell = row.get(key)
     if not cell:
         return residual
@@ -224,7 +224,7 @@ def observe(entry: Json, phase: Json, tolerance_percent: float) -> Json:
         blocks.append((ms, block["wall_ms"] / units, busy, waiting, attributed(ms, busy, model)))
     comparable = model is not None and not _depth(entry, phase["kind"])
     whole = change([block[0] / model.ms for block in blocks] if model and comparable else [], error, tolerance_percent)
-    utilisation = model.utilisation() if model else [None] * len(ids)
+    utilisation = model.utilisation() if model else None
     rows = []
     for index, device in enumerate(devices):
         if not layers[index]:
@@ -252,7 +252,7 @@ def observe(entry: Json, phase: Json, tolerance_percent: float) -> Json:
                     100 * statistics.fmean(b[2][index] / b[1] for b in blocks) if seen else None, 1
                 ),
                 "expected_utilisation_percent": _rounded(
-                    None if utilisation[index] is None else 100 * utilisation[index], 1
+                    None if utilisation is None else 100 * utilisation[index], 1
                 ),
                 "waiting_percent": _rounded(100 * waited / total_busy if total_busy else None, 1),
                 **_change_out(result),
@@ -261,10 +261,10 @@ def observe(entry: Json, phase: Json, tolerance_percent: float) -> Json:
     together = sum(row["ms"] or 0.0 for row in rows)
     wanted_together = sum(row["expected_ms"] or 0.0 for row in rows)
     for row in rows:
-        row["share_percent"] = _rounded(100 * row["ms"] / together if row["ms"] is not None and together else None, 1)
-        row["expected_share_percent"] = _rounded(
-            100 * row["expected_ms"] / wanted_together if row["expected_ms"] is not None and wanted_together else None, 1
-        )
+        for name, whole_ms in (("", together), ("expected_", wanted_together)):
+            own_ms = row[f"{name}ms"]
+            share = 100 * own_ms / whole_ms if own_ms is not None and whole_ms else None
+            row[f"{name}share_percent"] = _rounded(share, 1)
     ms = statistics.fmean(block[0] for block in blocks) if blocks else None
     tokens = 1 if phase["kind"] == "decode" else phase["prompt_tokens"]
     return {
@@ -312,9 +312,9 @@ def costs_now(entry: Json, observed: t.Sequence[Json]) -> tuple[list[float] | No
         recorded = fit.get(f"{kind}_ms_per_slot")
         own = None if recorded is None else list(recorded)
         phase = next((phase for phase in observed if phase["kind"] == kind), None)
-        for row in phase["devices"] if phase and own is not None else []:
+        for row in phase["devices"] if phase else []:
             waits = (row["waiting_percent"] or 0.0) >= WAITING_NOTE_PERCENT
-            if row["verdict"] in ("slower", "faster") and row["seen"] and not waits:
+            if own is not None and row["verdict"] in ("slower", "faster") and row["seen"] and not waits:
                 index = next(i for i, device in enumerate(entry["devices"]) if device["id"] == row["id"])
                 own[index] *= 1 + row["change_percent"] / 100
                 changed = True
@@ -322,9 +322,9 @@ def costs_now(entry: Json, observed: t.Sequence[Json]) -> tuple[list[float] | No
     return costs["decode"], costs["prefill"], changed
 
 
-def workload(entry: Json, objective: str, decode: t.Sequence[float] | None, prefill: t.Sequence[float] | None) -> (
-    _layer_search.Cost | None
-):
+def workload(
+    entry: Json, objective: str, decode: t.Sequence[float] | None, prefill: t.Sequence[float] | None
+) -> _layer_search.Cost | None:
     """Return what an objective costs by layers; tokens come from the recorded objective, else from its tests."""
     asked, tests = entry["decision"]["objective"], _tests(entry)
     tested = tests.get("prefill", {}).get("n_prompt") or asked["prompt_tokens"] or PROMPT_TOKENS
@@ -346,16 +346,14 @@ def feasible(entry: Json) -> list[Json]:
 
 def moves(here: t.Sequence[int], there: t.Sequence[int], names: t.Sequence[str]) -> list[Json]:
     """Return how layers get from one split to the other: {layers, from, to} each, the largest heap first."""
-    giving = [[a - b, name] for a, b, name in zip(here, there, names, strict=True) if a > b]
-    taking = [[b - a, name] for a, b, name in zip(here, there, names, strict=True) if b > a]
+    left = {name: a - b for a, b, name in zip(here, there, names, strict=True)}
     found = []
-    while giving and taking:
-        giver, taker = max(giving, key=lambda one: one[0]), max(taking, key=lambda one: one[0])
-        count = min(giver[0], taker[0])
-        found.append({"layers": count, "from": giver[1], "to": taker[1]})
-        giver[0] -= count
-        taker[0] -= count
-        giving, taking = [one for one in giving if one[0]], [one for one in taking if one[0]]
+    while any(left.values()):
+        giver, taker = max(left, key=lambda name: left[name]), min(left, key=lambda name: left[name])
+        count = min(left[giver], -left[taker])
+        found.append({"layers": count, "from": giver, "to": taker})
+        left[giver] -= count
+        left[taker] += count
     return found
 
 
@@ -392,7 +390,8 @@ def advice(entry: Json, observed: t.Sequence[Json]) -> Json:
     by objective. C(others) are splits that are better for decode or prefill alone.
     """
     decision = entry["decision"]
-    none: Json = {"layers": None, "moves": [], "gains_percent": {}, "headroom_mib": None, "others": [], "costs": "record"}
+    none: Json = {"layers": None, "moves": [], "gains_percent": {}, "headroom_mib": None, "others": []}
+    none["costs"] = "record"
     objective = decision["objective"]["name"]
     if decision["split_mode"] != "layer":
         return {**none, "why": "in split mode tensor all devices work on every layer: there are no layers to move"}
@@ -465,10 +464,11 @@ def moves_text(move: Json) -> str:
 
 
 def _why_move(entry: Json, move: Json, objective: str, costs: str) -> str:
-    basis = "with the devices as they are today" if costs == "today" else "by the record"
+    basis = "With the devices as they are today" if costs == "today" else "By the record"
+    name = _layer_split.split_name(move["layers"])
     return (
-        f"{moves_text(move)}. {basis[0].upper()}{basis[1:]}, {'/'.join(map(str, move['layers']))} takes the least time per "
-        f"{_unit(objective)} of all splits that fit; a retune measures it"
+        f"{moves_text(move)}. {basis}, {name} takes the least time per {_unit(objective)} of all splits that fit; "
+        "a retune measures it"
     )
 
 
@@ -483,19 +483,20 @@ def _why_nothing(
     decision, names = entry["decision"], [device["device"] for device in entry["devices"]]
     now = decision["layers"]
     others = [row for row in rows if row["layers"] != now]
-    name = "/".join(map(str, now))
+    name = _layer_split.split_name(now)
     if not others:
         return f"nothing to move: {name} is the only split that fits"
     best = max(others, key=lambda row: gain(entry, cost, row["layers"], objective, changed))
     less = gain(entry, cost, best["layers"], objective, changed)
-    other = "/".join(map(str, best["layers"]))
+    other = _layer_split.split_name(best["layers"])
     if less > 0:
         reason = (
             f"{other} would take {100 * less:.1f} % less time per {_unit(objective)}, which is within the "
             f"{100 * least_gain(entry, objective, cost):.1f} % that the record cannot tell apart"
         )
     else:
-        reason = f"of all that fit it takes the least time per {_unit(objective)} (next {other}, {-100 * less:.1f} % more)"
+        reason = f"{name} is the best that fits, because it takes the least time per {_unit(objective)}"
+        reason += f" (next {other}, {-100 * less:.1f} % more)"
     fits = {tuple(row["layers"]) for row in rows}
     blocked = []
     for beyond in _layer_search.moved_by_one(now):
@@ -505,7 +506,7 @@ def _why_nothing(
     if blocked:
         full = " and ".join(dict.fromkeys(blocked))
         reason += f"; one layer more on {full} would be faster and does not fit"
-    return f"nothing to move: {name} is the best that fits, because {reason}" if less <= 0 else f"nothing to move: {reason}"
+    return f"nothing to move: {reason}"
 
 
 # --- rules of thumb --------------------------------------------------------------------------------------------------
@@ -551,8 +552,8 @@ def rules(entry: Json, observed: t.Sequence[Json], layer_advice: Json) -> list[J
                 f"{slow['device']} {100 - slow['share_percent']:.0f} %",
                 "agrees": abs(waits - 30) <= 5,
                 "why": "they take turns, so each waits while the other works, whatever the split; more layers on the "
-                f"faster one save time because a layer takes {slow['ms_per_layer'] / fast['ms_per_layer']:.2f} times as "
-                f"long on {slow['device']}",
+                f"faster one save time because a layer takes {slow['ms_per_layer'] / fast['ms_per_layer']:.2f} times "
+                f"as long on {slow['device']}",
             }
         )
     return found
@@ -581,8 +582,8 @@ def _busier_gets_more(entry: Json, phase: Json, layer_advice: Json) -> Json | No
         agrees = busy["device"] in wants
     if phase["kind"] == "decode":
         why = (
-            "while a token is generated the cards take turns: utilisation is the share of time per token, which more layers "
-            "on a card raise further. What a layer costs on each card decides, and memory"
+            "while a token is generated the cards take turns: utilisation is the share of time per token, which more "
+            "layers on a card raise further. What a layer costs on each card decides, and memory"
         )
     else:
         why = "a prompt passes through both at once and the busier one sets the pace: more layers on it make it slower"
@@ -601,7 +602,8 @@ def read_baseline(text: str) -> tuple[Json, list[Json]]:
         return dict(baseline["configuration"]), []
     except (KeyError, TypeError, ValueError) as error:
         detail = f"it is damaged ({error!r}), so power limits and links are not compared with it"
-        return {}, [finding("baseline", "baseline", "note", detail, "move it away; the next revalidation writes a new one")]
+        cure = "move it away; the next revalidation writes a new one"
+        return {}, [finding("baseline", "baseline", "note", detail, cure)]
 
 
 def diagnose(entry: Json, watched: Json, server: Json, baseline: str, tolerance_percent: float) -> Json:
@@ -619,7 +621,8 @@ def diagnose(entry: Json, watched: Json, server: Json, baseline: str, tolerance_
         found += [finding("server", "placement", "problem", text, "run site") for text in server["deviations"]]
     else:
         detail = f"llama-server is {server['state']}, so nothing was sent: {' / '.join(server['last_lines'][-2:])}"
-        found.append(finding("server", "state", "problem", detail, "journalctl -u llama-server says why; site starts it"))
+        cure = "journalctl -u llama-server says why; site starts it"
+        found.append(finding("server", "state", "problem", detail, cure))
     found += _device_findings(watched["devices"], observed)
     for gpu in watched["gpus"]["gpus"]:
         seen = {
@@ -671,10 +674,11 @@ def _device_findings(devices: t.Sequence[Json], observed: t.Sequence[Json]) -> l
             ]
             if shown:
                 detail = f"takes {' and '.join(shown)} than recorded"
+                waits = any((row["waiting_percent"] or 0.0) >= WAITING_NOTE_PERCENT for _kind, row in rows)
+                if waits:
+                    severity, detail = "note", f"{detail}, waiting for a CPU included"
                 cure = "see what else is said here of it; homelab.mixed_gpu.revalidate measures each device alone"
-                if any((row["waiting_percent"] or 0.0) >= WAITING_NOTE_PERCENT for _kind, row in rows):
-                    severity, cure, detail = "note", None, f"{detail}, waiting for a CPU included"
-                found.append(finding(name, verdict, severity, detail, cure if verdict == "slower" else None))
+                found.append(finding(name, verdict, severity, detail, cure if severity == "problem" else None))
     return found
 
 
@@ -746,10 +750,11 @@ def _summary(verdict: str, watched: Json, observed: t.Sequence[Json], found: t.S
         return "nothing was measured"
     if verdict == "within_noise":
         doubtful = [
-            f"{row['device']} {phase['kind']} ({row['interval_percent'][0]:+.0f} to {row['interval_percent'][1]:+.0f} %)"
+            f"{row['device']} {phase['kind']} ({low:+.0f} to {high:+.0f} %)"
             for phase in observed
             for row in phase["devices"]
             if row["verdict"] == "within_noise" and row["interval_percent"]
+            for low, high in [row["interval_percent"]]
         ]
         what = ", ".join(doubtful) or "too few undisturbed parts"
         return f"nothing wrong to be seen, within noise: {what}"

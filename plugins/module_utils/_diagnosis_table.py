@@ -79,7 +79,7 @@ def _phase(phase: Json) -> list[str]:
 
 
 def _change(row: Json) -> str:
-    word = WORDS.get(row["verdict"], row["verdict"])
+    word = str(WORDS.get(row["verdict"], row["verdict"]))
     if row["change_percent"] is None:
         return word
     low_high = row["interval_percent"]

@@ -80,7 +80,7 @@ class Client:
         return f"{where} answered {error.code}: {text}"
 
     def generate(self, prompt: list[int], count: int) -> dict[str, t.Any]:
-        """Have exactly C(count) tokens generated after a prompt that no cache may answer; return the server's timings."""
+        """Have C(count) tokens generated after a prompt that no cache may answer; return the server's timings."""
         body = {
             "prompt": prompt,
             "n_predict": count,

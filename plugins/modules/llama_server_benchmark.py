@@ -261,10 +261,10 @@ def main() -> None:
         tests = [{**test, "skipped_reason": reason, "samples": []} for test in params["tests"]]
         nothing = {"context_per_slot": None, "measured_at": None}
         module.exit_json(changed=True, reused=False, result_path=path, tests=tests, **nothing)
-    key = read_api_key(params["api_key"], params["api_key_file"])
-    if key:
-        module.no_log_values.add(key)
-    client = Client(params["url"], key, params["timeout_seconds"])
+    api_key = read_api_key(params["api_key"], params["api_key_file"])
+    if api_key:
+        module.no_log_values.add(api_key)
+    client = Client(params["url"], api_key, params["timeout_seconds"])
     try:
         context, tests = _measure(client, params["tests"])
     except ServerError as exc:

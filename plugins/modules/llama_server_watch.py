@@ -186,11 +186,12 @@ phases:
           type: float
           returned: always
         devices:
-          description: By id. The time in which the device was busy, and of it the time in which it waited for a CPU, in ms.
+          description: By id. The time in which the device was busy, and of it that in which it waited for a CPU, in ms.
           type: dict
           returned: always
     cards:
-      description: By UUID, what gpu_facts calls C(sampled), and C(throttled_percent), the share of looks with each reason.
+      description:
+        - By UUID, what gpu_facts calls C(sampled), and C(throttled_percent), the share of looks with each reason.
       type: dict
       returned: always
 gpus:
@@ -431,8 +432,8 @@ def _wait_until_idle(client: Client, seconds: int) -> str | None:
     while requests := client.busy_slots():
         if time.monotonic() >= ends:
             return (
-                f"{client.url} was busy with {requests} other request{'s' * (requests > 1)} for {seconds} s, so nothing "
-                "was sent: run this again when nobody uses the server, or raise the time to wait"
+                f"{client.url} was busy with {requests} other request{'s' * (requests > 1)} for {seconds} s, so "
+                "nothing was sent: run this again when nobody uses the server, or raise the time to wait"
             )
         time.sleep(1)
     return None
@@ -480,7 +481,9 @@ def main() -> None:
         )
     nameless = [device for device in params["devices"] if not {"device", "id", "backend"} <= device.keys()]
     if nameless:
-        module.fail_json(msg=f"devices must have device, id and backend each, as in the host's record, not {nameless[0]}.")
+        module.fail_json(
+            msg=f"devices must have device, id and backend each, as in the host's record, not {nameless[0]}."
+        )
     reason = _host_python.enter(["pynvml"], params["host_python"])
     watcher = Watcher(module, reason if reason else importlib.import_module("pynvml"))
     busy = None

@@ -25,8 +25,17 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_client im
 from conftest import module, rpc_server, tune
 
 SERVING = {
-    "context_size": 4096, "parallel_slots": 1, "kv_unified": True, "batch_size": 2048, "micro_batch_size": 512,
-    "flash_attention": "on", "cache_type_k": "f16", "cache_type_v": "f16", "threads": 1, "poll": 0, "load_mode": "auto",
+    "context_size": 4096,
+    "parallel_slots": 1,
+    "kv_unified": True,
+    "batch_size": 2048,
+    "micro_batch_size": 512,
+    "flash_attention": "on",
+    "cache_type_k": "f16",
+    "cache_type_v": "f16",
+    "threads": 1,
+    "poll": 0,
+    "load_mode": "auto",
     "gpu_layers": 99,
 }
 TESTS = [
@@ -46,17 +55,30 @@ def model_of(tmp_path, **shape):
 def tuned(llama_bin, path, model, devices, environment, tmp_path, tests=tuple(TESTS), endpoints=(), objective=None):
     """Tune and return the entry that the role would record."""
     problem = {
-        "schema": 1, "devices": devices, "model": model, "serving": SERVING, "reserve_mib": 16, "split_modes": ["layer"],
-        "objective": objective or OBJECTIVE, "tests": list(tests), "indifference": 0.01, "max_loads": 7,
+        "schema": 1,
+        "devices": devices,
+        "model": model,
+        "serving": SERVING,
+        "reserve_mib": 16,
+        "split_modes": ["layer"],
+        "objective": objective or OBJECTIVE,
+        "tests": list(tests),
+        "indifference": 0.01,
+        "max_loads": 7,
     }
-    plan, _loads = tune(
-        llama_bin, problem, path, tmp_path / "loads", endpoints=endpoints, environment=environment
-    )
+    plan, _loads = tune(llama_bin, problem, path, tmp_path / "loads", endpoints=endpoints, environment=environment)
     assert plan["decision"] is not None, plan["why"]
     return {
-        "model": {"path": path, "id": "random"}, "serving": SERVING, "devices": devices, "split_mode": "layer",
-        "environment": {}, "rpc_endpoints": list(endpoints), "decision": plan["decision"], "feasible": plan["feasible"],
-        "placement": placement(devices, plan["decision"]["layers"]), "fingerprint_parts": {"tests": list(tests)},
+        "model": {"path": path, "id": "random"},
+        "serving": SERVING,
+        "devices": devices,
+        "split_mode": "layer",
+        "environment": {},
+        "rpc_endpoints": list(endpoints),
+        "decision": plan["decision"],
+        "feasible": plan["feasible"],
+        "placement": placement(devices, plan["decision"]["layers"]),
+        "fingerprint_parts": {"tests": list(tests)},
     }
 
 
@@ -71,8 +93,10 @@ def served(llama_bin, entry):
          "log_verbosity": 4, "extra_arguments": [], "allowed_networks": []},
     )  # fmt: skip
     server = subprocess.Popen(
-        [f"{llama_bin}/llama-server", *call["arguments"]], env=os.environ | call["environment"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [f"{llama_bin}/llama-server", *call["arguments"]],
+        env=os.environ | call["environment"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         client = Client(call["url"], None, 5)
@@ -91,8 +115,13 @@ def served(llama_bin, entry):
 def diagnosed(url, entry, seconds=8):
     """Watch and judge as the role does; print what its user sees."""
     watched = module(
-        "llama_server_watch", url=url, devices=entry["devices"], phases=diagnosis_phases(entry, seconds, 4),
-        seconds=seconds, journal_days=0, host_python=sys.executable,
+        "llama_server_watch",
+        url=url,
+        devices=entry["devices"],
+        phases=diagnosis_phases(entry, seconds, 4),
+        seconds=seconds,
+        journal_days=0,
+        host_python=sys.executable,
     )
     result = diagnosis(entry, watched, {"state": "ready", "deviations": [], "last_lines": []})
     print("\n".join(diagnosis_table(result)))
@@ -147,7 +176,10 @@ def test_one_card_and_a_slow_device(box, llama_bin, environment, tmp_path):
     tests = [TESTS[0] | {"n_prompt": 128}, TESTS[1] | {"n_gen": 16}]
     with rpc_server(llama_bin, "-d", "CPU", "-t", "4") as endpoint:
         devices = module(
-            "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment, cuda_uuids=[uuid],
+            "llama_devices_info",
+            llama_bench=f"{llama_bin}/llama-bench",
+            environment=environment,
+            cuda_uuids=[uuid],
             rpc_endpoints=[endpoint],
         )["devices"]
         card = next(number for number, device in enumerate(devices) if device["backend"] == "CUDA")

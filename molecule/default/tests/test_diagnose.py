@@ -44,7 +44,10 @@ def _rows(result, kind):
 
 def test_both_devices_are_seen_by_their_processes(usual):
     devices = {device["id"]: device for device in usual[0]["devices"]}
-    assert [devices[key]["unit"] for key in (FAST, SLOW)] == ["ggml-rpc-server-fast.service", "ggml-rpc-server-slow.service"]
+    assert [devices[key]["unit"] for key in (FAST, SLOW)] == [
+        "ggml-rpc-server-fast.service",
+        "ggml-rpc-server-slow.service",
+    ]
     assert {device["seen"] for device in devices.values()} == {"process"}
 
 
@@ -63,7 +66,9 @@ def test_the_advice_does_not_contradict_the_record(usual, host):
         assert advice["why"].startswith("nothing to move")
         return
     assert advice["layers"] in [row["layers"] for row in entry["feasible"]]
-    measured = {tuple(row["layers"]): row["objective_ms"] for row in entry["decision"]["table"] if row["status"] == "ok"}
+    measured = {
+        tuple(row["layers"]): row["objective_ms"] for row in entry["decision"]["table"] if row["status"] == "ok"
+    }
     now, other = (measured.get(tuple(layers)) for layers in (entry["decision"]["layers"], advice["layers"]))
     assert advice["costs"] == "today" or not (now and other) or other["mean"] < now["mean"]
 
@@ -88,11 +93,14 @@ def slowed(host):
     cpus = host.check_output(f"taskset -pc {pid}").rpartition(":")[2].strip()
     dropin = "/run/systemd/system/ggml-rpc-server-slow.service.d"
     cpu = cpus.partition(",")[0].partition("-")[0]
-    quota = f"mkdir -p {dropin} && printf '[Service]\\nCPUQuota=20%%\\n' > {dropin}/quota.conf && systemctl daemon-reload"
+    quota = (
+        f"mkdir -p {dropin} && printf '[Service]\\nCPUQuota=20%%\\n' > {dropin}/quota.conf && systemctl daemon-reload"
+    )
     assert host.run(quota).rc == 0
     assert host.run(f"taskset -apc {cpu} {pid}").rc == 0
     for job in ("one", "two"):
-        hog = f"systemd-run --collect --unit=hog-{job} -p CPUAffinity={cpu} -p RuntimeMaxSec=180 sh -c 'while :; do :; done'"
+        limits = f"-p CPUAffinity={cpu} -p RuntimeMaxSec=180"
+        hog = f"systemd-run --collect --unit=hog-{job} {limits} sh -c 'while :; do :; done'"
         assert host.run(hog).rc == 0
     yield
     host.run("systemctl stop hog-one hog-two")

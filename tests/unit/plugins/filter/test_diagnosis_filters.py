@@ -33,7 +33,7 @@ def test_phases_are_those_of_the_record():
 
 
 def test_wrong_input_is_one_sentence():
-    with pytest.raises(AnsibleFilterError, match="brought up to date by running site"):
+    with pytest.raises(AnsibleFilterError, match="brought up to date by"):
         diagnosis({}, RECORDED["watched"], READY)
     with pytest.raises(AnsibleFilterError, match="give what the filter diagnosis returned"):
         diagnosis_table({})

@@ -41,7 +41,9 @@ def test_a_healthy_card_has_nothing_that_anybody_must_know():
     assert {one["kind"] for one in found} == {"link", "power", "temperature", "memory"}
 
 
-@pytest.mark.parametrize("reason", sorted({n for bit in range(11) for n in _nvml.throttle_reasons(1 << bit)} - {"gpu_idle"}))
+@pytest.mark.parametrize(
+    "reason", sorted({n for bit in range(11) for n in _nvml.throttle_reasons(1 << bit)} - {"gpu_idle"})
+)
 def test_every_reason_that_nvml_has_is_explained(reason):
     one = worst(_card_findings.card(GPU, phases({reason: 30.0}), None, NAMES), "throttle")
     severity, meaning, cure = _card_findings.THROTTLES[reason]
@@ -73,8 +75,18 @@ def test_a_link_that_is_slow_or_got_slower(sampled, before, words):
 @pytest.mark.parametrize(
     ("gpu", "before", "severity", "words"),
     [
-        ({"power_limit_watts": 250.0, "power_limit_enforced_watts": 250.0}, {"power_limit_watts": 315}, "problem", "was 315 W"),
-        ({"power_limit_watts": 350.0, "power_limit_enforced_watts": 350.0}, {"power_limit_watts": 315}, "note", "was 315 W"),
+        (
+            {"power_limit_watts": 250.0, "power_limit_enforced_watts": 250.0},
+            {"power_limit_watts": 315},
+            "problem",
+            "was 315 W",
+        ),
+        (
+            {"power_limit_watts": 350.0, "power_limit_enforced_watts": 350.0},
+            {"power_limit_watts": 315},
+            "note",
+            "was 315 W",
+        ),
         ({"power_limit_watts": 315.0, "power_limit_enforced_watts": 315.0}, None, "note", "by default it is 450 W"),
         ({"power_limit_enforced_watts": 150.0}, None, "problem", "150 W are enforced"),
     ],
@@ -105,10 +117,10 @@ def test_what_the_card_does_not_say_is_no_finding():
 
 LINES = [
     "2026-11-20T08:00:01+01:00 box kernel: NVRM: loading NVIDIA UNIX Open Kernel Module",
-    "2026-11-21T19:22:11+01:00 box kernel: NVRM: Xid (PCI:0000:01:00): 31, pid=4711, name=llama-server, Ch 00000008, intr 0000",
-    "2026-11-22T19:22:11+01:00 box kernel: NVRM: Xid (PCI:0000:01:00): 31, pid=4712, name=llama-server, Ch 00000008, intr 0000",
-    "2026-11-23T20:15:42+01:00 box kernel: NVRM: Xid (PCI:0000:21:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off"
-    " the bus.",
+    "2026-11-21T19:22:11+01:00 box kernel: NVRM: Xid (PCI:0000:01:00): 31, pid=4711, name=llama-server, Ch 00000008",
+    "2026-11-22T19:22:11+01:00 box kernel: NVRM: Xid (PCI:0000:01:00): 31, pid=4712, name=llama-server, Ch 00000008",
+    "2026-11-23T20:15:42+01:00 box kernel: NVRM: Xid (PCI:0000:21:00): 79, pid='<unknown>', name=<unknown>, GPU has"
+    " fallen off the bus.",
     "2026-11-24T20:15:42+0100 box kernel: [ 12.3] NVRM: Xid (0000:41:00): 13, 0005 00000000 0000502d",
 ]
 
@@ -127,13 +139,18 @@ def test_kernel_lines_are_read():
 def test_xid_errors_belong_to_a_card_and_say_what_to_do():
     slow = {**GPU, "uuid": "GPU-slow", "name": "NVIDIA GeForce RTX 3090", "pci_bus_id": "00000000:21:00.0"}
     found = _card_findings.xids(
-        _card_findings.xid_lines(LINES), [{"uuid": "GPU-slow", "xid": 79}, {"uuid": "GPU-slow", "xid": 999}], [GPU, slow], NAMES
+        _card_findings.xid_lines(LINES),
+        [{"uuid": "GPU-slow", "xid": 79}, {"uuid": "GPU-slow", "xid": 999}],
+        [GPU, slow],
+        NAMES,
     )
     by_text = {(one["subject"], one["detail"].split()[1]): one for one in found}
     access = by_text["CUDA0 (RTX 4090)", "31"]
     assert "2 times, last at 2026-11-22T19:22:11+01:00 (by llama-server)" in access["detail"]
     fallen = by_text["RTX 3090", "79"]
-    assert fallen["severity"] == "problem" and "while it was watched, and in the journal at 2026-11-23" in fallen["detail"]
+    assert (
+        fallen["severity"] == "problem" and "while it was watched, and in the journal at 2026-11-23" in fallen["detail"]
+    )
     assert "power-cycle" in fallen["cure"]
     assert by_text["the card at 0000:41:00", "13"]["severity"] == "note"
     assert "catalog" in by_text["RTX 3090", "999"]["detail"]

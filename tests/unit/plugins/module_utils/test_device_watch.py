@@ -80,9 +80,9 @@ def test_the_busiest_thread_counts():
     [
         ("LISTEN 0 1 127.0.0.1:50053 0.0.0.0:* cgroup:/system.slice/ggml-rpc-server-slow.service\n",
          (None, "ggml-rpc-server-slow.service")),
-        ('LISTEN 0 1 127.0.0.1:50052 0.0.0.0:* users:(("ggml-rpc-server",pid=812,fd=5)) cgroup:/system.slice/rpc.service',
+        ('LISTEN 0 1 127.0.0.1:50052 0.0.0.0:* users:(("ggml-rpc",pid=812,fd=5)) cgroup:/system.slice/rpc.service',
          (812, "rpc.service")),
-        ('LISTEN 0 1 127.0.0.1:50052 0.0.0.0:* users:(("x",pid=812,fd=5)) cgroup:/user.slice/user-0.slice/session-1.scope',
+        ('LISTEN 0 1 127.0.0.1:50052 0.0.0.0:* users:(("x",pid=812,fd=5)) cgroup:/user.slice/session-1.scope',
          (812, None)),
         ("", (None, None)),
     ],
@@ -117,7 +117,8 @@ def test_reasons_by_how_often_they_were_seen():
 
 
 @pytest.mark.parametrize(
-    ("text", "percent"), [("infinity", None), ("", None), ("500ms", 50.0), ("1.500s", 150.0), ("2s", 200.0), ("50us", 0.0)]
+    ("text", "percent"),
+    [("infinity", None), ("", None), ("500ms", 50.0), ("1.500s", 150.0), ("2s", 200.0), ("50us", 0.0)],
 )
 def test_quotas_as_systemd_writes_them(text, percent):
     assert quota_percent(text) == percent

@@ -43,14 +43,24 @@ def watch(entry, blocks=4, seen_as="nvml", seed=1, **physics):
     rng = random.Random(seed)
     phases = [
         {
-            **phase, "skipped_reason": None, "overlapped": 0, "cards": {},
+            **phase,
+            "skipped_reason": None,
+            "overlapped": 0,
+            "cards": {},
             "blocks": [block(entry, phase, rng=rng, **physics) for _one in range(blocks)],
         }
         for phase in _diagnosis.phases(entry, 2.0)
     ]
     devices = [
-        {"device": device["device"], "id": device["id"], "seen": seen_as, "reason": None, "pid": 7, "unit": "rpc.service",
-         "cpu_quota_percent": None}
+        {
+            "device": device["device"],
+            "id": device["id"],
+            "seen": seen_as,
+            "reason": None,
+            "pid": 7,
+            "unit": "rpc.service",
+            "cpu_quota_percent": None,
+        }
         for device in entry["devices"]
     ]
     return {"busy": None, "devices": devices, "phases": phases, "gpus": NO_CARDS, "xid_events": [], "kernel_lines": []}
@@ -102,7 +112,10 @@ def test_cards_take_turns_at_a_token_and_the_slower_stage_is_busy_at_a_prompt():
 
 
 @given(
-    st.lists(st.floats(0.1, 100), min_size=2, max_size=4), st.floats(1, 1e4), st.integers(1, 8), st.floats(0, 1),
+    st.lists(st.floats(0.1, 100), min_size=2, max_size=4),
+    st.floats(1, 1e4),
+    st.integers(1, 8),
+    st.floats(0, 1),
 )
 def test_attributed_time_obeys_the_form_of_the_fit(busy, ms, batches, overlap):
     of_sum, of_max = _cost_model.prefill_weights(batches, overlap)
@@ -153,7 +166,9 @@ def test_time_that_belongs_to_no_device_is_spread_as_the_fit_spreads_it():
                 spent["busy_ms"] *= 0.8
     result = diagnose(PAIR, gaps)
     assert {own["verdict"] for phase in result["phases"] for own in phase["devices"]} == {"as_recorded"}
-    assert row(result, "decode", FAST)["utilisation_percent"] < row(result, "decode", FAST)["expected_utilisation_percent"]
+    assert (
+        row(result, "decode", FAST)["utilisation_percent"] < row(result, "decode", FAST)["expected_utilisation_percent"]
+    )
 
 
 def test_everything_slower_blames_no_device_alone():
@@ -361,14 +376,18 @@ def records(draw):
     name = draw(st.sampled_from(["decode", "prefill", "ttft", "request", "agent"]))
     prompt, generated = draw(st.integers(1, 4000)), draw(st.integers(1, 500))
     return {
-        "devices": [{"device": f"CUDA{i}", "id": f"GPU-{i}", "backend": "CUDA", "description": "x"} for i in range(devices)],
+        "devices": [
+            {"device": f"CUDA{i}", "id": f"GPU-{i}", "backend": "CUDA", "description": "x"} for i in range(devices)
+        ],
         "serving": {"micro_batch_size": draw(st.sampled_from([64, 512])), "batch_size": 2048, "context_size": 8192,
                     "parallel_slots": 1, "kv_unified": True},
         "fingerprint_parts": {"tests": [
             {"kind": "prefill", "n_prompt": prompt, "n_gen": 0, "n_depth": 0},
             {"kind": "decode", "n_prompt": 0, "n_gen": 32, "n_depth": 0},
         ]},
-        "feasible": [{"layers": one, "mib": [1] * devices, "headroom_mib": [10 + i for i in range(devices)]} for one in rows],
+        "feasible": [
+            {"layers": one, "mib": [1] * devices, "headroom_mib": [10 + i for i in range(devices)]} for one in rows
+        ],
         "decision": {
             "layers": draw(st.sampled_from(rows)), "split_mode": "layer", "table": [],
             "objective": {"name": name, "prompt_tokens": prompt, "generated_tokens": generated, "depth_tokens": 0},

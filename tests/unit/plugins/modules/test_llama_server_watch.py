@@ -97,10 +97,15 @@ def watch(library):
                 "url": f"http://127.0.0.1:{own.server_port}", "devices": DEVICES, "phases": PHASES, "seconds": 1.2, "blocks": 3,
                 "journal_days": 0, "sample_interval_ms": 20,
             }  # fmt: skip
-            variables = build.environment(library, profile, text) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            variables = build.environment(library, profile, text) | {
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path))
+            }
             done = subprocess.run(
                 [sys.executable, "-c", RUN, json.dumps(usual | arguments)],
-                env=variables, capture_output=True, text=True, check=False,
+                env=variables,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             assert "Traceback" not in done.stderr, done.stderr
             result = json.loads(done.stdout)
@@ -138,7 +143,9 @@ def test_cards_are_watched_while_the_server_works(watch, pair):
 
 def test_the_diagnosis_of_these_cards(watch, pair):
     entry = json.loads(
-        (pathlib.Path(__file__).resolve().parents[3] / "fixtures" / "report" / "mixed_70b.json").read_text(encoding="utf-8")
+        (pathlib.Path(__file__).resolve().parents[3] / "fixtures" / "report" / "mixed_70b.json").read_text(
+            encoding="utf-8"
+        )
     )["entry"]
     watched, _server = watch(None, text=pair)
     result = _diagnosis.diagnose(entry, watched, {"state": "ready", "deviations": []}, "", 10.0)
