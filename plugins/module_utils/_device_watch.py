@@ -13,12 +13,10 @@ counts as waiting.
 from __future__ import annotations
 
 import os
-import re
 import socket
 import typing as t
 
-_PROCESS = re.compile(r"\bpid=(\d+)")
-_UNIT = re.compile(r"([^/\s]+\.service)(?=/|\s|$)")
+from . import _host_hardware
 
 
 class Spent(t.NamedTuple):
@@ -52,16 +50,6 @@ def is_local(host: str) -> bool:
     return False
 
 
-def listener(text: str) -> tuple[int | None, str | None]:
-    """Return (process, systemd unit) of the first line of `ss -Hltnp --cgroup`; None for what it does not tell.
-
-    In a container the process can be hidden even from root, but not the control group.
-    """
-    line = text.strip().partition("\n")[0]
-    process, unit = _PROCESS.search(line), _UNIT.findall(line)
-    return int(process[1]) if process else None, str(unit[-1]) if unit else None
-
-
 def threads(pid: int, root: str = "/proc") -> dict[int, Spent]:
     """Return what each thread of a process has had so far; empty when it has ended.
 
@@ -74,11 +62,11 @@ def threads(pid: int, root: str = "/proc") -> dict[int, Spent]:
         return {}
     found = {}
     for name in names:
-        words = _read(os.path.join(directory, name, "schedstat")).split()
+        words = (_host_hardware.read(os.path.join(directory, name, "schedstat")) or "").split()
         if len(words) >= 2:
             found[int(name)] = Spent(int(words[0]), int(words[1]))
             continue
-        after_name = _read(os.path.join(directory, name, "stat")).rpartition(")")[2].split()
+        after_name = (_host_hardware.read(os.path.join(directory, name, "stat")) or "").rpartition(")")[2].split()
         if len(after_name) > 12:  # utime and stime, fields 14 and 15 of proc(5)
             ticks = int(after_name[11]) + int(after_name[12])
             found[int(name)] = Spent(ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK"), 0)
@@ -122,11 +110,3 @@ def throttled_percent(
         reason: round(100 * sum(1 for seen in looks if reason in seen) / len(looks), 1)
         for reason in sorted({reason for seen in looks for reason in seen})
     }
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as handle:
-            return handle.read()
-    except OSError:
-        return ""

@@ -218,6 +218,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
     _device_watch,
+    _host_hardware,
     _host_python,
     _llama_server,
     _nvml,
@@ -283,11 +284,14 @@ class Watcher:
         return {**seen, "seen": "process", "pid": pid, "unit": unit, "cpu_quota_percent": quota}
 
     def _listener(self, port: int) -> tuple[int | None, str | None]:
+        """Process and service that listen there; in a container the process can be hidden even from root."""
         ss = self.module.get_bin_path("ss")
         if ss is None:
             return None, None
         _rc, stdout, _stderr = self.module.run_command([ss, "-Hltnp", "--cgroup", f"sport = :{port}"])
-        return _device_watch.listener(stdout)
+        found: list[Json] = _host_hardware.listeners(stdout)
+        unit = found[0]["unit"] if found and str(found[0]["unit"]).endswith(".service") else None
+        return (found[0]["pid"] if found else None), unit
 
     def _properties(self, unit: str | None) -> dict[str, str]:
         systemctl = self.module.get_bin_path("systemctl")

@@ -75,22 +75,6 @@ def test_the_busiest_thread_counts():
     assert _device_watch.between(before, after) == spent(30, 40)
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("LISTEN 0 1 127.0.0.1:50053 0.0.0.0:* cgroup:/system.slice/ggml-rpc-server-slow.service\n",
-         (None, "ggml-rpc-server-slow.service")),
-        ('LISTEN 0 1 127.0.0.1:50052 0.0.0.0:* users:(("ggml-rpc",pid=812,fd=5)) cgroup:/system.slice/rpc.service',
-         (812, "rpc.service")),
-        ('LISTEN 0 1 127.0.0.1:50052 0.0.0.0:* users:(("x",pid=812,fd=5)) cgroup:/user.slice/session-1.scope',
-         (812, None)),
-        ("", (None, None)),
-    ],
-)  # fmt: skip
-def test_who_listens(line, expected):
-    assert _device_watch.listener(line) == expected
-
-
 def test_endpoints():
     assert _device_watch.endpoint("127.0.0.1:50052") == ("127.0.0.1", 50052)
     assert _device_watch.endpoint("[::1]:5") == ("::1", 5)

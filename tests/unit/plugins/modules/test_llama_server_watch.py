@@ -94,8 +94,8 @@ def watch(library):
     def run(profile, server=None, fails=False, text=None, **arguments):
         with serving(**(server or {})) as own:
             usual = {
-                "url": f"http://127.0.0.1:{own.server_port}", "devices": DEVICES, "phases": PHASES, "seconds": 1.2, "blocks": 3,
-                "journal_days": 0, "sample_interval_ms": 20,
+                "url": f"http://127.0.0.1:{own.server_port}", "devices": DEVICES, "phases": PHASES, "seconds": 1.2,
+                "blocks": 3, "journal_days": 0, "sample_interval_ms": 20,
             }  # fmt: skip
             variables = build.environment(library, profile, text) | {
                 "PYTHONPATH": os.pathsep.join(filter(None, sys.path))
