@@ -221,7 +221,8 @@ def observe(entry: Json, phase: Json, tolerance_percent: float) -> Json:
         ]
         waiting = [(one["waiting_ms"] / units if one else 0.0) for one in spent]
         ms = block["ms"] / units
-        blocks.append((ms, block["wall_ms"] / units, busy, waiting, attributed(ms, busy, model)))
+        own = attributed(ms, busy, model) if entry["decision"]["split_mode"] == "layer" else busy
+        blocks.append((ms, block["wall_ms"] / units, busy, waiting, own))
     comparable = model is not None and not _depth(entry, phase["kind"])
     whole = change([block[0] / model.ms for block in blocks] if model and comparable else [], error, tolerance_percent)
     utilisation = model.utilisation() if model else None
@@ -624,6 +625,7 @@ def diagnose(entry: Json, watched: Json, server: Json, baseline: str, tolerance_
         cure = "journalctl -u llama-server says why; site starts it"
         found.append(finding("server", "state", "problem", detail, cure))
     found += _device_findings(watched["devices"], observed)
+    found += _split_findings(observed)
     for gpu in watched["gpus"]["gpus"]:
         seen = {
             phase["kind"]: phase["cards"][gpu["uuid"]] for phase in watched["phases"] if gpu["uuid"] in phase["cards"]
@@ -682,6 +684,30 @@ def _device_findings(devices: t.Sequence[Json], observed: t.Sequence[Json]) -> l
     return found
 
 
+def _split_findings(observed: t.Sequence[Json]) -> list[Json]:
+    """Return which phase is slower or faster than recorded although no device alone is."""
+    found = []
+    for phase in observed:
+        if phase["verdict"] not in ("slower", "faster"):
+            continue
+        if any(row["verdict"] == phase["verdict"] for row in phase["devices"]):
+            continue
+        less, (low, high) = phase["verdict"] == "faster", phase["interval_percent"]
+        waits = any((row["waiting_percent"] or 0.0) >= WAITING_NOTE_PERCENT for row in phase["devices"])
+        word = "less" if less else "more"
+        detail = (
+            f"{phase['kind']} takes {abs(phase['change_percent']):.0f} % {word} time than recorded "
+            f"(99 % interval {low:+.0f} to {high:+.0f} %), and that is no device's alone"
+            + (", waiting for a CPU included" if waits else "")
+        )
+        cure = "homelab.mixed_gpu.revalidate says what changed since the baseline"
+        severity = "note" if less or waits else "problem"
+        found.append(
+            finding("the split", phase["verdict"], severity, detail, cure if severity == "problem" else None)
+        )
+    return found
+
+
 def _waiting_findings(devices: t.Sequence[Json], observed: t.Sequence[Json]) -> list[Json]:
     """Return who waits for a CPU: a device by itself, or all of them on a machine that computes something else."""
     waits: dict[str, dict[str, float]] = {}
@@ -728,8 +754,6 @@ def _verdict(watched: Json, observed: t.Sequence[Json], found: t.Sequence[Json])
     if not any(phase["blocks"] for phase in observed):
         return "not_measured"
     verdicts = {row["verdict"] for phase in observed for row in (phase, *phase["devices"])}
-    if "slower" in verdicts:
-        return "problem"
     return "within_noise" if "within_noise" in verdicts else "ok"
 
 
@@ -738,12 +762,6 @@ def _summary(verdict: str, watched: Json, observed: t.Sequence[Json], found: t.S
     if worst:
         more = f" (and {len(worst) - 1} more)" if len(worst) > 1 else ""
         return f"{worst[0]['subject']}: {worst[0]['detail']}{more}"
-    slow = next((phase for phase in observed if phase["verdict"] == "slower"), None)
-    if slow:
-        return (
-            f"{slow['kind']} takes {slow['change_percent']:.0f} % more time than recorded, and no device alone is to "
-            "blame: driver, build or the way between them; homelab.mixed_gpu.revalidate tells more"
-        )
     if verdict == "busy":
         return str(watched["busy"])
     if verdict == "not_measured":
@@ -758,6 +776,9 @@ def _summary(verdict: str, watched: Json, observed: t.Sequence[Json], found: t.S
         ]
         what = ", ".join(doubtful) or "too few undisturbed parts"
         return f"nothing wrong to be seen, within noise: {what}"
+    slow = [one for one in found if one["kind"] == "slower"]
+    if slow:
+        return f"nothing wrong with a device; {slow[0]['subject']} {slow[0]['detail']}"
     if not any(row["expected_ms"] for phase in observed for row in phase["devices"]):
         return "nothing wrong to be seen; the record has no fit to compare the devices with"
     return "every device works as its record says"

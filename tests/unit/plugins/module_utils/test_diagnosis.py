@@ -177,6 +177,17 @@ def test_everything_slower_blames_no_device_alone():
     assert result["phases"][0]["verdict"] == "slower"
 
 
+def test_time_that_is_lost_on_no_device_is_the_splits():
+    watched = watch(PAIR, noise=0.6, seed=3)  # nobody can tell who works how long
+    for one in watched["phases"][0]["blocks"]:
+        one["ms"] = 1.6 * _diagnosis.expected(PAIR, "decode", 1).ms * 4 * watched["phases"][0]["generated_tokens"]
+    result = diagnose(PAIR, watched)
+    (slower,) = found(result, "slower")
+    assert slower["subject"] == "the split"
+    assert "decode takes 60 % more time than recorded" in slower["detail"]
+    assert result["verdict"] == "problem"
+
+
 def test_noise_is_called_noise():
     result = diagnose(PAIR, watch(PAIR, noise=0.25))
     assert result["verdict"] == "within_noise"
