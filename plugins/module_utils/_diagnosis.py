@@ -528,19 +528,17 @@ def rules(entry: Json, observed: t.Sequence[Json], layer_advice: Json) -> list[J
         if rule:
             found.append(rule)
     first, second = decision["layers"]
-    ratio = first / second
-    inside = 1.15 <= ratio <= 1.25
     pair = [device["description"] for device in entry["devices"]]
-    applies = "4090" in pair[0] and "3090" in pair[1]
-    found.append(
-        {
-            "rule": "the RTX 4090 gets 1.15 to 1.25 times the layers (55 % of them)",
-            "says": "a ratio of 1.15 to 1.25" if applies else "nothing: it is about an RTX 4090 with an RTX 3090",
-            "measured": f"{first}/{second}, a ratio of {ratio:.2f} ({100 * first / (first + second):.0f} %)",
-            "agrees": inside if applies else None,
-            "why": "the ratio follows from memory and from what a layer costs on each device; only whole layers count",
-        }
-    )
+    if "4090" in pair[0] and "3090" in pair[1]:
+        found.append(
+            {
+                "rule": "the RTX 4090 gets 1.15 to 1.25 times the layers (55 % of them)",
+                "says": "a ratio of 1.15 to 1.25",
+                "measured": f"{first}/{second}, a ratio of {first / second:.2f} ({100 * first / (first + second):.0f} %)",
+                "agrees": 1.15 <= first / second <= 1.25,
+                "why": "the ratio follows from memory and from what a layer costs on each card; only whole layers count",
+            }
+        )
     decode = next((phase for phase in observed if phase["kind"] == "decode"), None)
     if decode and all(row["ms_per_layer"] for row in decode["devices"]) and len(decode["devices"]) == 2:
         fast, slow = sorted(decode["devices"], key=lambda row: row["ms_per_layer"])

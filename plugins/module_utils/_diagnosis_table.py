@@ -26,7 +26,8 @@ def table(result: Json) -> list[str]:
     """Return the lines of a diagnosis of docs/data_formats.md."""
     lines = _wrapped(f"{WORDS.get(result['verdict'], result['verdict'])}: {result['summary']}", "", "  ")
     for phase in result["phases"]:
-        lines += ["", *_phase(phase)]
+        if phase["skipped_reason"] is None or phase["skipped_reason"] != result["busy"]:
+            lines += ["", *_phase(phase)]
     cards = _cards(result)
     if cards:
         lines += ["", "Cards at work", *cards]
@@ -53,7 +54,7 @@ def table(result: Json) -> list[str]:
 def _phase(phase: Json) -> list[str]:
     unit = "token" if phase["kind"] == "decode" else f"prompt of {phase['prompt_tokens']} tokens"
     if phase["skipped_reason"] and not phase["blocks"]:
-        return [f"{phase['kind']}: {phase['skipped_reason']}"]
+        return _wrapped(f"{phase['kind']}: {phase['skipped_reason']}", "", "  ")
     head = f"{phase['kind']}: {_number(phase['ms'])} ms per {unit}, {_number(phase['tokens_per_second'])} tok/s"
     if phase["expected_ms"] is not None:
         head += f"; expected {_number(phase['expected_ms'])} ms, {_change(phase)}"

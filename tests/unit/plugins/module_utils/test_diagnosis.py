@@ -296,7 +296,9 @@ def test_a_server_elsewhere_than_planned_stopped_or_busy_is_said():
     busy["busy"] = "the server was busy"
     for phase in busy["phases"]:
         phase["skipped_reason"] = busy["busy"]
-    assert (diagnose(PAIR, busy)["verdict"], diagnose(PAIR, busy)["summary"]) == ("busy", "the server was busy")
+    result = diagnose(PAIR, busy)
+    assert (result["verdict"], result["summary"]) == ("busy", "the server was busy")
+    assert "\n".join(_diagnosis_table.table(result)).count("the server was busy") == 1
 
 
 def test_a_server_that_dies_meanwhile_is_a_problem():
@@ -474,5 +476,4 @@ def test_rules_about_ratio_and_waiting():
     assert waiting["agrees"] is False and "CUDA0 waits 49 %" in waiting["measured"]
     other = copy.deepcopy(PAIR)
     other["devices"][0]["description"] = "NVIDIA GeForce RTX 3060"
-    rule = next(rule for rule in diagnose(other, watch(other))["rules"] if "1.15" in rule["rule"])
-    assert rule["agrees"] is None
+    assert not [rule for rule in diagnose(other, watch(other))["rules"] if "1.15" in rule["rule"]]
