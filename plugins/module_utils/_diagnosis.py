@@ -530,13 +530,14 @@ def rules(entry: Json, observed: t.Sequence[Json], layer_advice: Json) -> list[J
     first, second = decision["layers"]
     pair = [device["description"] for device in entry["devices"]]
     if "4090" in pair[0] and "3090" in pair[1]:
+        ratio, percent = first / second, 100 * first / (first + second)
         found.append(
             {
                 "rule": "the RTX 4090 gets 1.15 to 1.25 times the layers (55 % of them)",
                 "says": "a ratio of 1.15 to 1.25",
-                "measured": f"{first}/{second}, a ratio of {first / second:.2f} ({100 * first / (first + second):.0f} %)",
-                "agrees": 1.15 <= first / second <= 1.25,
-                "why": "the ratio follows from memory and from what a layer costs on each card; only whole layers count",
+                "measured": f"{first}/{second}, a ratio of {ratio:.2f} ({percent:.0f} %)",
+                "agrees": 1.15 <= ratio <= 1.25,
+                "why": "the ratio follows from memory and what a layer costs on each card; only whole layers count",
             }
         )
     decode = next((phase for phase in observed if phase["kind"] == "decode"), None)
