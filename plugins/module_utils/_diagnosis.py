@@ -199,87 +199,90 @@ def attributed(ms: float, busy_ms: t.Sequence[float | None], model: Expected | N
     return [max(0.0, ms - sum(known)) if value is None else value for value in busy_ms]
 
 
-def _units(phase: Json, block: Json) -> int:
-    """Return the units of work in a block: tokens of decoding, or prompts."""
-    return int(block["requests"] * (phase["generated_tokens"] if phase["kind"] == "decode" else 1))
+class _Part(t.NamedTuple):
+    """One block of a phase, in ms per unit of work: a token, or a prompt. The lists have one entry per device."""
+
+    ms: float
+    wall_ms: float
+    busy_ms: list[float | None]
+    waiting_ms: list[float]
+    own_ms: list[float | None]
+
+
+def _parts(entry: Json, phase: Json, model: Expected | None) -> list[_Part]:
+    layers = entry["decision"]["layers"]
+    found = []
+    for block in phase["blocks"]:
+        units = block["requests"] * (phase["generated_tokens"] if phase["kind"] == "decode" else 1)
+        spent = [block["devices"].get(device["id"]) for device in entry["devices"]]
+        busy: list[float | None] = [
+            # a device without layers is no part of the server
+            0.0 if not count else None if one is None else one["busy_ms"] / units
+            for one, count in zip(spent, layers, strict=True)
+        ]
+        waiting = [one["waiting_ms"] / units if one else 0.0 for one in spent]
+        ms = block["ms"] / units
+        # in tensor mode all work at the same time: there is nothing to share out
+        own = attributed(ms, busy, model) if entry["decision"]["split_mode"] == "layer" else busy
+        found.append(_Part(ms, block["wall_ms"] / units, busy, waiting, own))
+    return found
 
 
 def observe(entry: Json, phase: Json, tolerance_percent: float) -> Json:
     """Compare one phase of llama_server_watch with the record; see docs/data_formats.md, diagnosis."""
-    devices, layers = entry["devices"], entry["decision"]["layers"]
-    model = expected(entry, phase["kind"], phase["prompt_tokens"])
-    error = record_error(entry, phase["kind"])
-    ids = [device["id"] for device in devices]
-    blocks = []  # (ms per unit, wall per unit, busy per unit, waiting per unit, attributed)
-    for block in phase["blocks"]:
-        units = _units(phase, block)
-        spent = [block["devices"].get(key) for key in ids]
-        # a device without layers is no part of the server
-        busy = [
-            0.0 if not count else None if one is None else one["busy_ms"] / units
-            for one, count in zip(spent, layers, strict=True)
-        ]
-        waiting = [(one["waiting_ms"] / units if one else 0.0) for one in spent]
-        ms = block["ms"] / units
-        own = attributed(ms, busy, model) if entry["decision"]["split_mode"] == "layer" else busy
-        blocks.append((ms, block["wall_ms"] / units, busy, waiting, own))
-    comparable = model is not None and not _depth(entry, phase["kind"])
-    whole = change([block[0] / model.ms for block in blocks] if model and comparable else [], error, tolerance_percent)
-    utilisation = model.utilisation() if model else None
+    kind, depth = phase["kind"], _depth(entry, phase["kind"])
+    model, error = expected(entry, kind, phase["prompt_tokens"]), record_error(entry, kind)
+    parts = _parts(entry, phase, model)
+    compared = model if not depth else None
+    whole = change([part.ms / compared.ms for part in parts] if compared else [], error, tolerance_percent)
+    # the busy time of a card leaves out what the fit puts into its layers: it compares only if all can be shared out
+    shared = all(busy is not None for part in parts for busy in part.busy_ms)
     rows = []
-    for index, device in enumerate(devices):
-        if not layers[index]:
-            continue
-        busy = [block[2][index] for block in blocks]
-        own = [block[4][index] for block in blocks]
-        seen = bool(blocks) and all(value is not None for value in busy)
-        known = [value for value in own if value is not None and value > 0]
-        wanted = model.busy_ms[index] if model else None
-        ratios = [value / wanted for value in known] if wanted and comparable and len(known) == len(own) else []
-        result = change(ratios, error, tolerance_percent)
-        mean = statistics.fmean(known) if known else None
-        total_busy = sum(value for value in busy if value is not None)
-        waited = sum(block[3][index] for block in blocks)
-        rows.append(
-            {
-                "device": device["device"],
-                "id": device["id"],
-                "layers": layers[index],
-                "seen": seen,
-                "ms": _rounded(mean, 4),
-                "expected_ms": _rounded(wanted, 4),
-                "ms_per_layer": _rounded(None if mean is None else mean / layers[index], 5),
-                "utilisation_percent": _rounded(
-                    100 * statistics.fmean(b[2][index] / b[1] for b in blocks) if seen else None, 1
-                ),
-                "expected_utilisation_percent": _rounded(
-                    None if utilisation is None else 100 * utilisation[index], 1
-                ),
-                "waiting_percent": _rounded(100 * waited / total_busy if total_busy else None, 1),
-                **_change_out(result),
-            }
-        )
-    together = sum(row["ms"] or 0.0 for row in rows)
-    wanted_together = sum(row["expected_ms"] or 0.0 for row in rows)
-    for row in rows:
-        for name, whole_ms in (("", together), ("expected_", wanted_together)):
+    for index, device in enumerate(entry["devices"]):
+        if entry["decision"]["layers"][index]:
+            row = _device_row(entry, index, parts, model)
+            own = [part.own_ms[index] for part in parts]
+            ratios = [ms / compared.busy_ms[index] for ms in own if ms] if compared and shared else []
+            result = change(ratios if len(ratios) == len(parts) else [], error, tolerance_percent)
+            rows.append({"device": device["device"], "id": device["id"], **row, **_change_out(result)})
+    for name in ("", "expected_"):
+        together = sum(row[f"{name}ms"] or 0.0 for row in rows)
+        for row in rows:
             own_ms = row[f"{name}ms"]
-            share = 100 * own_ms / whole_ms if own_ms is not None and whole_ms else None
-            row[f"{name}share_percent"] = _rounded(share, 1)
-    ms = statistics.fmean(block[0] for block in blocks) if blocks else None
-    tokens = 1 if phase["kind"] == "decode" else phase["prompt_tokens"]
+            row[f"{name}share_percent"] = _rounded(100 * own_ms / together if own_ms and together else None, 1)
+    ms = statistics.fmean(part.ms for part in parts) if parts else None
+    tokens = 1 if kind == "decode" else phase["prompt_tokens"]
     return {
-        "kind": phase["kind"],
-        "prompt_tokens": phase["prompt_tokens"],
-        "skipped_reason": phase["skipped_reason"],
-        "overlapped": phase["overlapped"],
-        "blocks": len(blocks),
+        **{key: phase[key] for key in ("kind", "prompt_tokens", "skipped_reason", "overlapped")},
+        "blocks": len(parts),
         "tokens_per_second": _rounded(1000 * tokens / ms if ms else None, 3),
         "ms": _rounded(ms, 4),
         "expected_ms": _rounded(model.ms if model else None, 4),
-        "depth_tokens": _depth(entry, phase["kind"]),
+        "depth_tokens": depth,
         **_change_out(whole),
         "devices": rows,
+    }
+
+
+def _device_row(entry: Json, index: int, parts: t.Sequence[_Part], model: Expected | None) -> Json:
+    """Return what was seen of one device and what is expected of it, without a verdict."""
+    layers = entry["decision"]["layers"][index]
+    busy = [part.busy_ms[index] for part in parts]
+    known = [ms for part in parts if (ms := part.own_ms[index]) is not None]
+    mean = statistics.fmean(known) if known else None
+    seen = bool(parts) and None not in busy
+    used = [ms / part.wall_ms for ms, part in zip(busy, parts, strict=True) if ms is not None]
+    total = sum(ms for ms in busy if ms is not None)
+    waited = sum(part.waiting_ms[index] for part in parts)
+    return {
+        "layers": layers,
+        "seen": seen,
+        "ms": _rounded(mean, 4),
+        "expected_ms": _rounded(model.busy_ms[index] if model else None, 4),
+        "ms_per_layer": _rounded(None if mean is None else mean / layers, 5),
+        "utilisation_percent": _rounded(100 * statistics.fmean(used) if seen else None, 1),
+        "expected_utilisation_percent": _rounded(100 * model.utilisation()[index] if model else None, 1),
+        "waiting_percent": _rounded(100 * waited / total if total else None, 1),
     }
 
 

@@ -284,6 +284,17 @@ def test_a_remote_device_is_not_seen_and_gets_what_is_left():
     assert remote["seen"] is False and remote["utilisation_percent"] is None
     assert remote["ms"] == pytest.approx(37 * 0.742, rel=0.01)
     assert row(result, "prefill", SLOW)["ms"] is None
+    # busy time leaves out gaps, so without the other's share nobody is compared; the whole is
+    assert {own["verdict"] for phase in result["phases"] for own in phase["devices"]} == {"not_seen"}
+    assert result["phases"][0]["verdict"] == "as_recorded"
+
+
+def test_in_tensor_mode_busy_times_are_told_as_they_are():
+    entry = copy.deepcopy(PAIR)
+    watched = watch(entry)
+    entry["decision"]["split_mode"] = "tensor"
+    decode = row(diagnose(entry, watched), "decode", FAST)
+    assert decode["ms"] == pytest.approx(44 * 0.655, abs=0.01) and decode["verdict"] == "not_seen"
 
 
 def test_a_server_elsewhere_than_planned_stopped_or_busy_is_said():
