@@ -7,7 +7,7 @@ from __future__ import annotations
 import textwrap
 import typing as t
 
-from . import _diagnosis, _report
+from . import _layer_advice, _report
 
 Json = dict[str, t.Any]
 
@@ -40,7 +40,7 @@ def table(result: Json) -> list[str]:
     advice = result["advice"]
     lines += ["", "Layers", *_wrapped(advice["why"], "  ", "  ")]
     for other in advice["others"]:
-        lines += _wrapped(f"for {other['objective']} alone: {_diagnosis.moves_text(other)}", "  ", "    ")
+        lines += _wrapped(f"for {other['objective']} alone: {_layer_advice.moves_text(other)}", "  ", "    ")
     if result["rules"]:
         lines += ["", "Rules of thumb, and what was measured"]
     for rule in result["rules"]:

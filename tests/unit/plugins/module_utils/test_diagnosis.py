@@ -11,7 +11,12 @@ import pathlib
 import random
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _cost_model, _diagnosis, _diagnosis_table
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
+    _cost_model,
+    _diagnosis,
+    _diagnosis_table,
+    _layer_advice,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,8 +71,8 @@ def watch(entry, blocks=4, seen_as="nvml", seed=1, **physics):
     return {"busy": None, "devices": devices, "phases": phases, "gpus": NO_CARDS, "xid_events": [], "kernel_lines": []}
 
 
-def diagnose(entry, watched, server=READY, baseline="", tolerance=10.0):
-    result = _diagnosis.diagnose(entry, watched, server, baseline, tolerance)
+def diagnose(entry, watched, server=None, baseline="", tolerance=10.0):
+    result = _diagnosis.diagnose(entry, watched, server or READY, baseline, tolerance)
     assert json.loads(json.dumps(result)) == result
     assert all(len(line) <= 100 for line in _diagnosis_table.table(result))
     return result
@@ -365,7 +370,7 @@ def certain(layers):
 
 
 def test_the_advice_reads_like_a_person_would_say_it():
-    result = _diagnosis.advice(certain([39, 42]), [])
+    result = _layer_advice.advice(certain([39, 42]), [])
     assert result["moves"] == [{"layers": 5, "from": "CUDA1", "to": "CUDA0"}]
     assert result["headroom_mib"] == {"CUDA0": 16, "CUDA1": 3660}
     assert result["why"].startswith("move 5 layers from CUDA1 to CUDA0: +0.8 % decode, +7.5 % prefill, +1.4 % request;")
@@ -375,7 +380,7 @@ def test_the_advice_reads_like_a_person_would_say_it():
 def test_a_split_that_failed_is_never_advised():
     entry = certain([39, 42])
     entry["decision"]["table"] = [{"layers": [44, 37], "status": "out_of_memory", "loads": 1, "objective_ms": None}]
-    assert _diagnosis.advice(entry, [])["layers"] == [43, 38]
+    assert _layer_advice.advice(entry, [])["layers"] == [43, 38]
 
 
 def test_what_was_measured_counts_more_than_the_fit():
@@ -384,7 +389,7 @@ def test_what_was_measured_counts_more_than_the_fit():
         {"layers": layers, "status": "ok", "loads": 2, "objective_ms": {"mean": mean}}
         for layers, mean in (([39, 42], 1000.0), ([44, 37], 1010.0), ([43, 38], 1010.0), ([42, 39], 1010.0))
     ]
-    advised = _diagnosis.advice(entry, [])["layers"]
+    advised = _layer_advice.advice(entry, [])["layers"]
     assert advised not in ([44, 37], [43, 38], [42, 39])
 
 
@@ -395,7 +400,7 @@ def records(draw):
     split = st.lists(st.integers(1, slots), min_size=devices - 1, max_size=devices - 1).map(
         lambda cuts: [b - a for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), slots], strict=True)]
     )
-    rows = draw(st.lists(split.filter(lambda one: all(one)), min_size=1, max_size=25, unique_by=tuple))
+    rows = draw(st.lists(split.filter(all), min_size=1, max_size=25, unique_by=tuple))
     cost = st.lists(st.floats(0.05, 20), min_size=devices, max_size=devices)
     name = draw(st.sampled_from(["decode", "prefill", "ttft", "request", "agent"]))
     prompt, generated = draw(st.integers(1, 4000)), draw(st.integers(1, 500))
@@ -448,7 +453,7 @@ def test_the_advice_is_the_best_of_all_that_fit_or_none_is_worth_it(entry):
     threshold = max(0.01, residual / 100)
     best = min(times.values())
     gained = 1 - best / times[tuple(now)]
-    result = _diagnosis.advice(entry, [])
+    result = _layer_advice.advice(entry, [])
     if gained <= threshold - 1e-9:
         assert result["layers"] is None and result["moves"] == []
         assert result["why"].startswith("nothing to move")
