@@ -14,9 +14,9 @@ What is observed is how long each device was busy. The fit spreads over the devi
 launches, the host), so what is observed is spread too: with s_i the device's part of all busy time, its stage is
 scale * s_i with the scale for which T is the time that the server reports. For decoding that is T * s_i.
 
-A device's change is the mean over the blocks of a phase of ln(observed / expected). Its interval is Student's of 99 %,
-because several devices are judged in two phases and 95 % each would blame one of them in every tenth run; plus in
-quadrature what the record itself does not know: the fit's residual, and the interval of the recorded split.
+A device's change is the mean over the blocks of a phase of ln(observed / expected). Its interval is Student's of 99 %:
+several devices are judged in two phases, and with 95 % up to 13 % of noisy runs of a healthy pair blame one. In
+quadrature it has what the record itself does not know: the fit's residual, and the interval of the recorded split.
 """
 
 from __future__ import annotations
