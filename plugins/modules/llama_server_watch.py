@@ -232,6 +232,8 @@ SEED = "homelab.mixed_gpu diagnosis"
 #: NVML's utilisation is that of its last sampling period, up to a second ago.
 CARD_SETTLE_SECONDS = 1.0
 LONGEST_WATCH_SECONDS = 3600.0
+#: A busy machine takes its time over HTTP, too.
+QUEUED_MS = 250.0
 QUOTA_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -399,9 +401,9 @@ class Watcher:
                 sent = time.monotonic()
                 took = _request(client, phase, prompt)
                 ms, requests = ms + took, requests + 1
-                # what the client waited beyond the server's own account, it waited behind somebody else
+                # what the client waited far beyond the server's own account, it waited behind somebody else
                 queued = (time.monotonic() - sent) * 1000 - took
-                alone = queued <= max(50.0, 0.1 * took) and client.busy_slots() == 0
+                alone = queued <= max(QUEUED_MS, 0.25 * took) and client.busy_slots() == 0
             end = time.monotonic()
             if alone:
                 block = {
