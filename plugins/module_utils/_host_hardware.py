@@ -24,6 +24,9 @@ GENERATIONS = {"2.5": 1, "5": 2, "5.0": 2, "8": 3, "8.0": 3, "16": 4, "16.0": 4,
 #: The variable that firmware reports Secure Boot in: four bytes of attributes, then 0 or 1 (UEFI specification 3.3).
 SECURE_BOOT = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 
+_LISTENER = re.compile(r'\("(?P<process>[^"]+)",pid=(?P<pid>\d+)')
+_UNIT = re.compile(r"cgroup:\S*?(?P<unit>[^/\s]+\.(?:service|scope))(?:\s|/|$)")
+
 #: Makers of virtual machines as they call themselves in DMI's sys_vendor.
 _VIRTUAL_VENDORS = {
     "QEMU": "KVM or QEMU", "KVM": "KVM or QEMU", "VMware, Inc.": "VMware", "innotek GmbH": "VirtualBox",
@@ -39,6 +42,21 @@ def read(path: str) -> str | None:
             return handle.read().strip()
     except OSError:
         return None
+
+
+def listeners(text: str) -> list[dict[str, str | int | None]]:
+    """One entry per line of `ss -Hltnp --cgroup`; a server that listens on IPv4 and IPv6 is one entry."""
+    found = []
+    for line in text.splitlines():
+        process, unit = _LISTENER.search(line), _UNIT.search(line)
+        entry: dict[str, str | int | None] = {
+            "pid": int(process["pid"]) if process else None,
+            "process": process["process"] if process else None,
+            "unit": unit["unit"] if unit else None,
+        }
+        if entry not in found:
+            found.append(entry)
+    return found
 
 
 def _names(directory: str) -> list[str]:

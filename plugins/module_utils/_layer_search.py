@@ -18,6 +18,7 @@ import heapq
 import itertools
 import typing as t
 
+from . import _cost_model
 from ._layer_split import Layers, output_device, single_device_splits
 
 _NEVER = float("-inf")
@@ -48,6 +49,36 @@ class Cost(t.NamedTuple):
         last = output_device(layers)
         stages = zip(layers, self.stage_ms, strict=True)
         return max((count - (device == last)) * ms for device, (count, ms) in enumerate(stages))
+
+
+def workload_cost(
+    decode_slot_ms: t.Sequence[float] | None,
+    prefill_slot_ms: t.Sequence[float] | None,
+    prompt_tokens: int,
+    generated_tokens: int,
+    tested_tokens: int,
+    micro_batch: int,
+    overlap: float,
+) -> Cost | None:
+    """Return what a fit says of a prompt and an answer as coefficients of the layers; None where it says nothing.
+
+    C(tested_tokens) is the prompt that the fit of prefill rests on: micro-batches are as full on average as each prompt
+    makes them (see _cost_model.prefill_scale).
+    """
+    known = decode_slot_ms or prefill_slot_ms
+    if not known:
+        return None
+    slot_ms = block_ms = stage_ms = [0.0] * len(known)
+    if generated_tokens and decode_slot_ms:
+        slot_ms = [generated_tokens * ms for ms in decode_slot_ms]
+    if prompt_tokens and prefill_slot_ms:
+        batches = _cost_model.micro_batches(prompt_tokens, micro_batch)
+        fullness = (prompt_tokens / batches) / (tested_tokens / _cost_model.micro_batches(tested_tokens, micro_batch))
+        of_sum, of_max = _cost_model.prefill_weights(batches, overlap)
+        block_ms = [fullness * of_sum * own for own in prefill_slot_ms]
+        stage_ms = [fullness * of_max * own for own in prefill_slot_ms]
+    counts = any((*slot_ms, *block_ms, *stage_ms))
+    return Cost(tuple(slot_ms), tuple(block_ms), tuple(stage_ms)) if counts else None
 
 
 class DeviceMib(t.Protocol):

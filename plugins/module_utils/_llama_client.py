@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A client of llama-server that explains what went wrong. Private to this collection. It talks HTTP, nothing else."""
+"""A client of llama-server that explains what went wrong. Private to this collection.
+
+It talks HTTP; read_api_key reads a file.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import json
 import typing as t
 import urllib.error
 import urllib.request
+
+from . import _state_files
 
 ERROR_TEXT_CHARACTERS = 300
 
@@ -21,9 +26,12 @@ class ServerOccupiedError(ServerError):
     """The server is there, and does something else: it loads its model, or does not come to answer."""
 
 
-def first_key(text: str | None) -> str | None:
-    """Return the first key of an API key file's text, or None where there is none."""
-    return next((line for line in (text or "").splitlines() if line and not line.startswith("#")), None)
+def read_api_key(given: str | None, path: str | None) -> str | None:
+    """Return the key that was given, else the first of the file; None where there is neither."""
+    if given or not path:
+        return given
+    lines = (_state_files.read_text(path) or "").splitlines()
+    return next((line for line in lines if line and not line.startswith("#")), None)
 
 
 class Client:
@@ -81,6 +89,22 @@ class Client:
         if not isinstance(slots, list) or not all(isinstance(s, dict) and "is_processing" in s for s in slots):
             raise ServerError(f"{self.url}/slots does not say what its slots do: is it a llama-server?")
         return slots
+
+    def generate(self, prompt: list[int], count: int) -> dict[str, t.Any]:
+        """Have C(count) tokens generated after a prompt that no cache may answer; return the server's timings."""
+        body = {
+            "prompt": prompt,
+            "n_predict": count,
+            "ignore_eos": True,
+            "cache_prompt": False,
+            "temperature": 0,
+            "stream": False,
+        }
+        return self.ask("/completion", body).get("timings") or {}
+
+    def busy_slots(self) -> int:
+        """Return how many requests the server handles now. Raises ServerError."""
+        return sum(1 for slot in self.slots() if slot["is_processing"])
 
     def context_per_slot(self) -> int:
         """Return the tokens that one slot holds."""

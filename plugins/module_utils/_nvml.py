@@ -114,19 +114,25 @@ def unavailable(reason: str) -> dict[str, t.Any]:
 
 
 def probe(
-    nvml: t.Any, loaded_version: str | None = None, sample_seconds: float = 0.0, sample_interval_ms: int = 200
+    nvml: t.Any,
+    loaded_version: str | None = None,
+    sample_seconds: float = 0.0,
+    sample_interval_ms: int = 200,
+    ended: t.Callable[[], bool] = lambda: False,
+    readings: dict[str, list[_nvml_sampling.Reading]] | None = None,
 ) -> dict[str, t.Any]:
     """Ask NVML for all cards; the result is `mixed_gpu_gpus` as gpu_facts documents it.
 
-    `nvml` is nvidia-ml-py's module. With `sample_seconds` above 0 the cards are also watched for that long, every
-    `sample_interval_ms`. Never raises for what NVML answers: `reason` says what is wrong.
+    `nvml` is nvidia-ml-py's module. With `sample_seconds` above 0 the cards are also watched for that long or until
+    `ended`, every `sample_interval_ms`; what is read of each goes into `readings`, by UUID. Never raises for what NVML
+    answers: `reason` says what is wrong.
     """
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
         return unavailable(explain(error.value, str(error), loaded_version))
     try:
-        return _probe_cards(nvml, loaded_version, sample_seconds, sample_interval_ms)
+        return _probe_cards(nvml, loaded_version, sample_seconds, sample_interval_ms, ended, readings)
     except nvml.NVMLError as error:
         return unavailable(explain(error.value, str(error), loaded_version))
     except _nvml_sampling.CardGoneError as gone:
@@ -159,7 +165,7 @@ def watched(nvml: t.Any, interval_ms: int = 500) -> t.Iterator[dict[str, t.Any]]
                     handle = nvml.nvmlDeviceGetHandleByIndex(index)
                     handles[str(_text(nvml.nvmlDeviceGetUUID(handle)))] = handle
             if handles:
-                seen.update(_nvml_sampling.watch(nvml, _ask, handles, _LONGEST_SECONDS, interval_ms, ended))
+                seen.update(_nvml_sampling.watch(nvml, _ask, handles, _LONGEST_SECONDS, interval_ms, ended.is_set))
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
@@ -193,7 +199,12 @@ def missing_gpus(expected: list[str], gpus: list[dict[str, t.Any]]) -> list[str]
 
 
 def _probe_cards(
-    nvml: t.Any, loaded_version: str | None, sample_seconds: float, sample_interval_ms: int
+    nvml: t.Any,
+    loaded_version: str | None,
+    sample_seconds: float,
+    sample_interval_ms: int,
+    ended: t.Callable[[], bool],
+    readings: dict[str, list[_nvml_sampling.Reading]] | None,
 ) -> dict[str, t.Any]:
     found: list[tuple[dict[str, t.Any], t.Any]] = []  # facts and handle of each card that answers
     problems: list[str] = []
@@ -214,7 +225,9 @@ def _probe_cards(
     xid_events: list[dict[str, t.Any]] | None = []
     if sample_seconds > 0:
         handles = {facts["uuid"]: handle for facts, handle in found}
-        watch = _nvml_sampling.watch(nvml, _ask, handles, sample_seconds, sample_interval_ms)
+        watch = _nvml_sampling.watch(nvml, _ask, handles, sample_seconds, sample_interval_ms, ended)
+        if readings is not None:
+            readings.update(watch["cards"])
         xid_events = watch["xid_events"]
         for facts, _handle in found:
             facts["sampled"] = _nvml_sampling.summary(watch["cards"][facts["uuid"]], watch["seconds"], throttle_reasons)

@@ -8,7 +8,6 @@ Reads the cards and the clock, and waits; the caller passes in nvidia-ml-py's mo
 from __future__ import annotations
 
 import ctypes
-import threading
 import time
 import typing as t
 
@@ -49,13 +48,12 @@ def watch(
     handles: t.Mapping[str, t.Any],
     seconds: float,
     interval_ms: int,
-    ended: threading.Event | None = None,
+    ended: t.Callable[[], bool] = lambda: False,
 ) -> dict[str, t.Any]:
-    """Look at the cards every `interval_ms` for `seconds`, at least once, and collect Xid events meanwhile.
+    """Look at the cards every `interval_ms` for `seconds` or until `ended`, at least once, and collect Xid events.
 
-    With `ended` it stops at the next look after that is set. `handles` are NVML's by UUID; `ask(nvml, function,
-    *arguments)` is _nvml's. Returns {cards: {uuid: [reading, ...]}, seconds: float, gone: {uuid: sentence}, xid_events:
-    [{uuid, xid}] or None where the driver reports none}.
+    `handles` are NVML's by UUID; `ask(nvml, function, *arguments)` is _nvml's. Returns {cards: {uuid: [reading, ...]},
+    seconds: float, gone: {uuid: sentence}, xid_events: [{uuid, xid}] or None where the driver reports none}.
     """
     readings: dict[str, list[Reading]] = {uuid: [] for uuid in handles}
     gone: dict[str, str] = {}
@@ -73,7 +71,7 @@ def watch(
                     except CardGoneError as error:
                         gone[uuid] = str(error)
             _wait(nvml, events, min(due, ends), handles, xids)
-            if time.monotonic() >= ends or (ended is not None and ended.is_set()):
+            if time.monotonic() >= ends or ended():
                 break
     finally:
         if events is not None:
@@ -112,6 +110,7 @@ def _read(nvml: t.Any, ask: Ask, handle: t.Any) -> Reading:
     milliwatts = ask_card("nvmlDeviceGetPowerUsage")
     utilization = ask_card("nvmlDeviceGetUtilizationRates")
     return {
+        "at": time.monotonic(),
         "pcie_generation": ask_card("nvmlDeviceGetCurrPcieLinkGeneration"),
         "pcie_width": ask_card("nvmlDeviceGetCurrPcieLinkWidth"),
         "power_draw_watts": None if milliwatts is None else round(milliwatts / 1000, 1),

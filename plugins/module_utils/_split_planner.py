@@ -206,18 +206,15 @@ class Evidence:
         """
         problem = self.problem
         tokens, generated = problem.counted(problem.objective if name == "objective" else name)
-        slot_ms = block_ms = stage_ms = [0.0] * len(problem.names)
-        if generated and self.decode_fit is not None:
-            slot_ms = [generated * ms for ms in self.decode_fit]
-        if tokens and self.prefill_fit is not None and problem.prefill_test is not None:
-            batches = _cost_model.micro_batches(tokens, problem.micro_batch)
-            tested = _cost_model.micro_batches(problem.prefill_test.n_prompt, problem.micro_batch)
-            fullness = (tokens / batches) / (problem.prefill_test.n_prompt / tested)
-            of_sum, of_max = _cost_model.prefill_weights(batches, self.prefill_overlap)
-            block_ms = [fullness * of_sum * own for own in self.prefill_fit]
-            stage_ms = [fullness * of_max * own for own in self.prefill_fit]
-        known = any((*slot_ms, *block_ms, *stage_ms))
-        return _layer_search.Cost(tuple(slot_ms), tuple(block_ms), tuple(stage_ms)) if known else None
+        return _layer_search.workload_cost(
+            self.decode_fit if generated else None,
+            self.prefill_fit if problem.prefill_test is not None else None,
+            tokens,
+            generated,
+            problem.prefill_test.n_prompt if problem.prefill_test is not None else tokens,
+            problem.micro_batch,
+            self.prefill_overlap,
+        )
 
     def _fit(self) -> None:
         """Fit the model to the splits over all devices; to those on fewer devices only where there are no others.

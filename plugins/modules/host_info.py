@@ -275,8 +275,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _host_har
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._host_hardware import read
 
 MIB = 1 << 20
-LISTENER = re.compile(r'\("(?P<process>[^"]+)",pid=(?P<pid>\d+)')
-UNIT = re.compile(r"cgroup:\S*?(?P<unit>[^/\s]+\.(?:service|scope))(?:\s|/|$)")
 
 
 def operating_system(text: str) -> dict[str, str | None]:
@@ -333,21 +331,6 @@ def _held(path: str) -> int:
     return blocks * 512
 
 
-def listeners(text: str) -> list[dict[str, str | int | None]]:
-    """One entry per line of `ss -Hltnp --cgroup`; a server that listens on IPv4 and IPv6 is one entry."""
-    found = []
-    for line in text.splitlines():
-        process, unit = LISTENER.search(line), UNIT.search(line)
-        entry: dict[str, str | int | None] = {
-            "pid": int(process["pid"]) if process else None,
-            "process": process["process"] if process else None,
-            "unit": unit["unit"] if unit else None,
-        }
-        if entry not in found:
-            found.append(entry)
-    return found
-
-
 def container() -> str | None:
     """The kind of container, as systemd notes it, or as the environment of process 1 or a marker file says."""
     noted = read("/run/systemd/container")
@@ -373,7 +356,7 @@ def main() -> None:
     found = None
     if port is not None and ss is not None:
         rc, out, _err = module.run_command([ss, "-Hltnp", "--cgroup", f"sport = :{port}"])
-        found = listeners(out) if rc == 0 else None
+        found = _host_hardware.listeners(out) if rc == 0 else None
     module.exit_json(
         changed=False,
         host={

@@ -165,26 +165,17 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _llama_server, _state_files
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_client import Client, ServerError, first_key
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_client import Client, ServerError, read_api_key
 
 WARM_UP = {"name": "warm-up", "prompt_tokens": 16, "generated_tokens": 4}
 
 
 def _sample(client: Client, test: t.Mapping[str, t.Any], vocabulary_size: int) -> dict[str, t.Any]:
     """Send one unique prompt and return the sample."""
-    answer = client.ask(
-        "/completion",
-        {
-            "prompt": _llama_server.prompt_tokens(test["prompt_tokens"], vocabulary_size, secrets.token_hex(8)),
-            "n_predict": test["generated_tokens"],
-            "ignore_eos": True,
-            "cache_prompt": False,
-            "temperature": 0,
-            "stream": False,
-        },
-    )
+    prompt = _llama_server.prompt_tokens(test["prompt_tokens"], vocabulary_size, secrets.token_hex(8))
+    timings = client.generate(prompt, test["generated_tokens"])
     try:
-        return _llama_server.sample(answer.get("timings") or {}, test["prompt_tokens"])
+        return _llama_server.sample(timings, test["prompt_tokens"])
     except ValueError as exc:
         raise ServerError(f"test {test['name']}: {exc}.") from exc
 
@@ -210,15 +201,6 @@ def _stored(module: AnsibleModule, path: str | None) -> dict[str, t.Any] | None:
         return _llama_server.read_result(text)
     except ValueError as exc:
         module.fail_json(msg=f"{path} is damaged ({exc}): remove it, then it is measured again.")
-
-
-def _api_key(module: AnsibleModule) -> str | None:
-    if module.params["api_key"] or not module.params["api_key_file"]:
-        return module.params["api_key"]
-    key = first_key(_state_files.read_text(module.params["api_key_file"]))
-    if key is not None:
-        module.no_log_values.add(key)
-    return key
 
 
 def _measure(client: Client, tests: list[dict[str, t.Any]]) -> tuple[int, list[dict[str, t.Any]]]:
@@ -279,7 +261,10 @@ def main() -> None:
         tests = [{**test, "skipped_reason": reason, "samples": []} for test in params["tests"]]
         nothing = {"context_per_slot": None, "measured_at": None}
         module.exit_json(changed=True, reused=False, result_path=path, tests=tests, **nothing)
-    client = Client(params["url"], _api_key(module), params["timeout_seconds"])
+    api_key = read_api_key(params["api_key"], params["api_key_file"])
+    if api_key:
+        module.no_log_values.add(api_key)
+    client = Client(params["url"], api_key, params["timeout_seconds"])
     try:
         context, tests = _measure(client, params["tests"])
     except ServerError as exc:

@@ -88,12 +88,12 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _busy, _host_python, _lease, _nvml, _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _busy, _host_python, _lease, _nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_client import (
     Client,
     ServerError,
     ServerOccupiedError,
-    first_key,
+    read_api_key,
 )
 
 POLL_SECONDS = 0.5
@@ -117,7 +117,7 @@ def lease(module: AnsibleModule) -> Answer | None:
 def slots(module: AnsibleModule) -> Answer:
     """The answer of the server; source is nothing where it does not tell."""
     params = module.params
-    key = first_key(_state_files.read_text(params["api_key_file"]))
+    key = read_api_key(None, params["api_key_file"])
     if key is not None:
         module.no_log_values.add(key)
     client = Client(params["url"], key, params["timeout_seconds"])
