@@ -23,7 +23,9 @@ CACHE = pathlib.Path(os.environ.get("MIXED_GPU_CACHE") or pathlib.Path.home() / 
 #: file -> sha256, and whether it is small enough to be fetched for a test
 WHEELS = {
     "exllamav2-0.3.2-py3-none-any.whl": ("7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e", True),
-    "vllm-0.33.0-cp38-abi3-manylinux_2_31_x86_64.whl": ("VLLMSHA", False),
+    "vllm-0.33.0-cp38-abi3-manylinux_2_28_x86_64.whl": (
+        "4b6bdec4ab269990bf70d45a3c1e94c3760a27064513760193b26d6f0da883aa", False,
+    ),
 }
 
 

@@ -39,6 +39,8 @@ ENGINES: t.Final = ("exllamav2", "exllamav3")
 _V2_CACHE: t.Final = {"FP16": ("f16", "f16"), "Q8": ("q8_0", "q8_0"), "Q6": ("q8_0", "q4_0"), "Q4": ("q4_0", "q4_0")}
 #: Both round prompts' chunks and the cache to pages of this many tokens.
 PAGE_TOKENS: t.Final = 256
+#: TabbyAPI's chunk_size where its settings name none: tokens of a prompt that go through the model at once.
+CHUNK_TOKENS: t.Final = 2048
 #: exllamav2's config.max_dq_size: elements that are dequantised at once.
 _DEQUANTISED: t.Final = 512 * 1024**2
 #: exllamav3's MAX_RECONSTRUCT_SLICE_N: columns of a matrix that are rebuilt in float16 at once.
@@ -73,8 +75,13 @@ def cache_types(engine: str, mode: str) -> tuple[str, str]:
     return f"exl3_q{match[1] or match[2]}", f"exl3_q{match[1] or match[3]}"
 
 
-def serving_profile(engine: str, context_size: int, cache_mode: str, chunk_size: int) -> Json:
-    """Return the serving profile (docs/data_formats.md) of an ExLlama. Raises ValueError naming what is wrong."""
+def serving_profile(
+    engine: str, context_size: int, cache_mode: str, chunk_size: int = CHUNK_TOKENS, flash_attention: bool = True
+) -> Json:
+    """Return the serving profile (docs/data_formats.md) of an ExLlama. Raises ValueError naming what is wrong.
+
+    C(flash_attention) is whether exllamav2 finds the package flash-attn; exllamav3 brings its own.
+    """
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}: known are {', '.join(ENGINES)}")
     for name, value in (("context_size", context_size), ("chunk_size", chunk_size)):
@@ -89,7 +96,7 @@ def serving_profile(engine: str, context_size: int, cache_mode: str, chunk_size:
         "kv_unified": True,
         "batch_size": chunk,
         "micro_batch_size": chunk,
-        "flash_attention": "on",
+        "flash_attention": "on" if flash_attention or engine == "exllamav3" else "off",
         "cache_mode": cache_mode,
         "cache_type_k": type_k,
         "cache_type_v": type_v,

@@ -141,3 +141,19 @@ def read_devices(stdout: str, cuda_uuids: t.Sequence[str]) -> list[Json]:
         {"device": f"CUDA{index}", "backend": "CUDA", "description": name, "total_mib": total, "free_mib": free}
         for index, (_uuid, name, total, free) in enumerate(cards)
     ]
+
+
+def recorded(loads: t.Sequence[t.Mapping[str, t.Any]], entry: t.Mapping[str, t.Any]) -> Json:
+    """Return what an entry of the host's facts says beyond when an ExLlama was tuned; nothing for llama.cpp.
+
+    That is the engine, the C(gpu_split_gb) with which the chosen layers were really placed, in the order of
+    C(entry.devices), and the memory of each card in that load. Raises ValueError when no load placed them.
+    """
+    engine = _exl_split.engine_of(entry["serving"])
+    if engine not in _exl_split.ENGINES:
+        return {}
+    layers = list(entry["decision"]["layers"])
+    for load in reversed(loads):
+        if load.get("status") == "ok" and list(load["layers"]) == layers and "gpu_split_gb" in load:
+            return {"engine": engine, "gpu_split_gb": load["gpu_split_gb"], "loaded": load["loaded"]}
+    raise ValueError(f"no load of {engine} placed the layers {layers}, so its gpu_split is not known")
