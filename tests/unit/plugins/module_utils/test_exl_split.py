@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import itertools
+import random
 import types
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.filter.split_plan import split_plan
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _exl_model, _exl_split, _memory_plan
 from ansible_collections.homelab.mixed_gpu.tests.exl_models import write_model
 from ansible_collections.homelab.mixed_gpu.tests.pinned_wheels import functions, wheel
@@ -237,3 +239,36 @@ def test_left_alone_exllama_fills_the_first_card():
     assert sum(layers) == 81 and memory.mib(layers)[0] <= budgets[0]
     more = (layers[0] + 1, layers[1] - 1)
     assert memory.mib(more)[0] > budgets[0]
+
+
+def test_the_planner_plans_exllama_as_it_plans_llama_cpp():
+    """A pair on which a slot costs 1 and 1.6 ms: the whole campaign, and the corner that decoding wants."""
+    model, serving = shape(), _exl_split.serving_profile("exllamav2", 8192, "Q8")
+    tests = [
+        {"kind": "prefill", "n_prompt": 1024, "n_gen": 0, "n_depth": 0, "repetitions": 2},
+        {"kind": "decode", "n_prompt": 0, "n_gen": 64, "n_depth": 0, "repetitions": 2},
+    ]
+    problem = {
+        "schema": 1, "model": model, "serving": serving, "reserve_mib": 512, "split_modes": ["layer"], "micro_batches": [],
+        "objective": {"name": "request", "prompt_tokens": 1024, "generated_tokens": 256}, "tests": tests,
+        "indifference": 0.01, "max_loads": 7,
+        "devices": [{"device": f"CUDA{card}", "id": f"GPU-{card}", "free_mib": 23700, "budget_mib": None} for card in (0, 1)],
+    }
+    luck = random.Random(7)
+    loads = []
+    plan = split_plan(problem, loads)
+    while not plan["done"]:
+        for load in plan["loads"]:
+            first, second = load["layers"]
+            token, prompt = first + 1.6 * second, 8 * first + 13 * second
+            results = [
+                {**tests[0], "samples_ms": [prompt * luck.uniform(0.998, 1.002) for _sample in range(2)]},
+                {**tests[1], "samples_ms": [64 * token * luck.uniform(0.998, 1.002) for _sample in range(2)]},
+            ]
+            loads.append({**load, "status": "ok", "reason": None, "results": results})
+        plan = split_plan(problem, loads)
+    decision = plan["decision"]
+    most = max(row["layers"][0] for row in plan["feasible"])
+    assert decision["layers"] == [most, 81 - most] == plan["default_layers"]
+    assert "ExLlamaV2's own default" in decision["why"] and "llama.cpp" not in decision["why"]
+    assert decision["micro_batch_size"] == serving["micro_batch_size"]
