@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Writes models in folders as ExLlama reads them: config.json and safetensors, with the standard library alone.
 
-EXL2 and EXL3 ones have tensors of the right names and sizes for planning, and no weights in them that make sense; float16
-ones can be loaded (their weights are random), which is what the tests on cards do.
+EXL2 and EXL3 ones have tensors of the right names and sizes for planning, and no weights that make sense; float16 ones
+can be loaded (their weights are random), which is what the tests on cards do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def n_bytes(kind: str, shape: Shape) -> int:
 
 
 def write_safetensors(path: pathlib.Path, tensors: dict[str, tuple[str, Shape]], fill: t.Callable[[str, int], bytes]):
-    """Write tensors of (dtype, shape); C(fill) gives the bytes of one. The header is padded to 8 as the format wants."""
+    """Write tensors of (dtype, shape); C(fill) gives the bytes of one. The header is padded to 8."""
     header, offset = {}, 0
     for name, (kind, shape) in tensors.items():
         end = offset + n_bytes(kind, shape)
@@ -57,8 +57,20 @@ def _linear(kind: str, key: str, columns: int, rows: int, bits: int) -> dict[str
     return {f"{key}.weight": ("F16", (rows, columns))}
 
 
-def write_model(folder, kind="f16", blocks=3, hidden=256, forward=512, heads=4, kv_heads=2, vocabulary=1024, bits=4,
-                tied=False, shards=1, seed=0):
+def write_model(
+    folder,
+    kind="f16",
+    blocks=3,
+    hidden=256,
+    forward=512,
+    heads=4,
+    kv_heads=2,
+    vocabulary=1024,
+    bits=4,
+    tied=False,
+    shards=1,
+    seed=0,
+):
     """Write a Llama model of C(kind) exl2, exl3 or f16 and return its tensors' bytes by name."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,10 +90,23 @@ def write_model(folder, kind="f16", blocks=3, hidden=256, forward=512, heads=4, 
     if not tied:
         tensors |= _linear(kind, "lm_head", hidden, vocabulary, 6 if kind != "f16" else bits)
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": forward,
-        "num_hidden_layers": blocks, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head,
-        "vocab_size": vocabulary, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "hidden_act": "silu", "tie_word_embeddings": tied, "torch_dtype": "float16", "bos_token_id": 1, "eos_token_id": 2,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": forward,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": tied,
+        "torch_dtype": "float16",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
     }
     if kind != "f16":
         config["quantization_config"] = {"quant_method": kind, "bits": float(bits), "head_bits": 6}

@@ -8,7 +8,7 @@ name: engine_comparison
 short_description: Show what was measured with each engine in one table
 version_added: 0.1.0
 description:
-  - Turns the host's facts into lines of plain text, one per recorded deployment, llama.cpp's and ExLlama's alike, sorted by
+  - Turns the host's facts into lines of plain text, one per recorded deployment, llama.cpp's and ExLlama's alike, by
     time per request where both have been measured by the same objective.
   - Weights differ between formats, so the bytes that a token reads stand beside its time. Nothing here says which
     quantisation answers better.

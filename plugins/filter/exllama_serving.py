@@ -52,7 +52,9 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _exl_split
 
 
-def exllama_serving(engine: t.Any, context_size: t.Any, cache_mode: t.Any, flash_attention: bool = True) -> dict[str, t.Any]:
+def exllama_serving(
+    engine: t.Any, context_size: t.Any, cache_mode: t.Any, flash_attention: bool = True
+) -> dict[str, t.Any]:
     """Return the profile; AnsibleFilterError naming what is wrong."""
     try:
         return _exl_split.serving_profile(engine, context_size, cache_mode, flash_attention=flash_attention)

@@ -275,7 +275,8 @@ def _draw_bars(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str) -> None:
         if point["layers"] == list(decision["layers"]):
             colour, label = CHOSEN, f"chosen ({_report.vector(decision['layers'])})"
         elif point["layers"] == list(decision.get("default_layers") or []):
-            colour, label, hatch = DEFAULT, f"{_report.engine_name(entry)}'s default ({_report.vector(decision['default_layers'])})", "//"
+            colour, hatch = DEFAULT, "//"
+            label = f"{_report.engine_name(entry)}'s default ({_report.vector(decision['default_layers'])})"
         low = point["low"] if point["low"] is not None else point["mean"]
         high = point["high"] if point["high"] is not None else point["mean"]
         axes.barh(

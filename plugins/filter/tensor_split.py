@@ -11,7 +11,7 @@ description:
   - Turns layer counts into the value of C(--tensor-split) of one program. llama-server wants commas, llama-bench
     slashes, because to llama-bench a comma separates whole tests.
   - Layer counts given as shares make llama.cpp place exactly these layers.
-  - For V(vllm) it is the value of C(VLLM_PP_LAYER_PARTITION), blocks per pipeline stage, which must add up to the model's
+  - For V(vllm) it is the value of C(VLLM_PP_LAYER_PARTITION), blocks per pipeline stage, which add up to the model's
     blocks. The output layer, a slot of its own in a split, comes off the last card, where vLLM has it too. A card
     without a block is refused.
 positional: _input, program

@@ -23,19 +23,21 @@ def rows(record: t.Mapping[str, t.Any]) -> list[Json]:
     for name, entry in record["models"].items():
         decision, objective = entry["decision"], entry["decision"]["objective"]
         decode, prefill = decision.get("decode_tokens_per_second"), decision.get("prefill_tokens_per_second")
-        found.append({
-            "deployment": name,
-            "active": name == record.get("active"),
-            "engine": _exl_split.engine_name(entry["serving"]),
-            "size_gib": entry["model"]["size_bytes"] / GIB,
-            "context": entry["serving"]["context_size"],
-            "layers": list(decision["layers"]),
-            "decode": decode,
-            "prefill": prefill,
-            "request_ms": _request_ms(objective, decode, prefill),
-            "objective": objective,
-            "loads": decision.get("loads_used"),
-        })
+        found.append(
+            {
+                "deployment": name,
+                "active": name == record.get("active"),
+                "engine": _exl_split.engine_name(entry["serving"]),
+                "size_gib": entry["model"]["size_bytes"] / GIB,
+                "context": entry["serving"]["context_size"],
+                "layers": list(decision["layers"]),
+                "decode": decode,
+                "prefill": prefill,
+                "request_ms": _request_ms(objective, decode, prefill),
+                "objective": objective,
+                "loads": decision.get("loads_used"),
+            }
+        )
     found.sort(key=lambda row: (row["request_ms"] is None, row["request_ms"] or 0.0, row["deployment"]))
     return [{**row, "same": row["objective"] == found[0]["objective"]} for row in found]
 
@@ -45,7 +47,9 @@ def _request_ms(objective: t.Mapping[str, t.Any], decode: float | None, prefill:
     prompt, generated = objective["prompt_tokens"], objective["generated_tokens"]
     if (prompt and not prefill) or (generated and not decode):
         return None
-    return 1000 * ((prompt / prefill if prompt and prefill else 0.0) + (generated / decode if generated and decode else 0.0))
+    return 1000 * (
+        (prompt / prefill if prompt and prefill else 0.0) + (generated / decode if generated and decode else 0.0)
+    )
 
 
 def lines(record: t.Mapping[str, t.Any]) -> list[str]:
@@ -57,8 +61,13 @@ def lines(record: t.Mapping[str, t.Any]) -> list[str]:
     head = ("", "engine", "GiB", "context", "layers", "decode tok/s", "prefill tok/s", "s per request", "loads", "")
     body = [
         (
-            row["deployment"], row["engine"], f"{row['size_gib']:.1f}", str(row["context"]), _report.vector(row["layers"]),
-            _report.number(row["decode"]), _report.number(row["prefill"]),
+            row["deployment"],
+            row["engine"],
+            f"{row['size_gib']:.1f}",
+            str(row["context"]),
+            _report.vector(row["layers"]),
+            _report.number(row["decode"]),
+            _report.number(row["prefill"]),
             _report.number(row["request_ms"] / 1000 if row["request_ms"] is not None and row["same"] else None),
             str(row["loads"] or _report.DASH),
             ", ".join(word for word, on in (("active", row["active"]), ("another objective", not row["same"])) if on),
@@ -73,7 +82,9 @@ def lines(record: t.Mapping[str, t.Any]) -> list[str]:
     engines = {row["engine"] for row in table}
     if len(engines) == 1:
         other = "exllamav2" if engines == {"llama.cpp"} else "llama_cpp"
-        result.append(f"Only {engines.pop()} was measured: run the site playbook with mixed_gpu_engine={other} to compare.")
+        result.append(
+            f"Only {engines.pop()} was measured: run the site playbook with mixed_gpu_engine={other} to compare."
+        )
     else:
         result.append("Files differ in size and quality; a smaller file is faster for that reason alone.")
     return result

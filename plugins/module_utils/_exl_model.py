@@ -75,8 +75,9 @@ def indexed_files(text: str, path: str) -> list[str]:
         raise ExlError(f"{path} cannot be read ({exc}): download it again.") from exc
 
 
-def describe(path: str, config: t.Mapping[str, t.Any], files: t.Sequence[tuple[str, int]],
-             tensors: t.Sequence[Tensor]) -> Json:
+def describe(
+    path: str, config: t.Mapping[str, t.Any], files: t.Sequence[tuple[str, int]], tensors: t.Sequence[Tensor]
+) -> Json:
     """Return the C(model) of docs/data_formats.md, with C(block_attention_bytes) beside it.
 
     C(config) is config.json, C(files) are the safetensors files with their bytes. Raises ExlError for a model that
@@ -100,7 +101,9 @@ def describe(path: str, config: t.Mapping[str, t.Any], files: t.Sequence[tuple[s
             " architecture is not known; download it again, or use a GGUF of this model."
         )
     if not parts.output and not parts.embedding:
-        raise ExlError(f"{path} has neither an output layer nor a token embedding: a file is missing; download it again.")
+        raise ExlError(
+            f"{path} has neither an output layer nor a token embedding: a file is missing; download it again."
+        )
     attention_weights = hidden * head_length * (2 * heads + 2 * kv_heads)
     weights = 0 if experts or not forward else attention_weights + 3 * hidden * forward
     share = used / experts if experts else 1.0

@@ -6,16 +6,16 @@ collection. Pure functions only.
 Neither engine is told layers. Both take gigabytes (2^30 bytes) per card and go through the model's modules in order,
 each to the first card, not before that of the module before, that has room for it:
 
-- exllamav2 0.3.2 adds up on paper (C(set_device_map) of model.py): a half block (attention, then feed-forward) goes to a
-  card while its weights, the largest scratch space there so far and the largest attention buffer there so far fit what is
-  left of the card's number, from which constants for rotary embedding, state and mask were taken first. The KV cache
-  does not count. fill_v2 is this rule.
-- exllamav3 1.6.5 loads for real (C(_load_autosplit) of model/model_ls.py): a block with its KV cache goes to a card until
-  PyTorch's allocations and the largest transient of a forward pass exceed the card's number.
+- exllamav2 0.3.2 adds up on paper (C(set_device_map) of model.py): half a block (attention, then feed-forward) goes to
+  a card while its weights, the largest scratch space there so far and the largest attention buffer there so far fit
+  what is left of the card's number, from which constants for rotary embedding, state and mask were taken first. The KV
+  cache does not count. fill_v2 is this rule.
+- exllamav3 1.6.5 loads for real (C(_load_autosplit) of model/model_ls.py): a block with its KV cache goes to a card
+  until PyTorch's allocations and the largest transient of a forward pass exceed the card's number.
 
 So a number must lie between what the layers meant for a card need and what one more would need. The middle is the
-safest: half a module (exllamav2) or half a block (exllamav3) to both sides. The worker reports what was really placed and
-moves a number that missed.
+safest: half a module (exllamav2) or half a block (exllamav3) to both sides. The worker reports what was really placed
+and moves a number that missed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def cache_types(engine: str, mode: str) -> tuple[str, str]:
         return _V2_CACHE[mode]
     match = re.fullmatch(r"(?:Q([468])|([2-8])\s*,\s*([2-8]))", mode)
     if mode != "FP16" and match is None:
-        raise ValueError(f"ExLlamaV3 has no cache mode {mode!r}: it has FP16, Q8, Q6, Q4, or bits of K and V such as 8,6")
+        raise ValueError(
+            f"ExLlamaV3 has no cache mode {mode!r}: it has FP16, Q8, Q6, Q4, or bits of K and V such as 8,6"
+        )
     if match is None:
         return "f16", "f16"
     return f"exl3_q{match[1] or match[2]}", f"exl3_q{match[1] or match[3]}"
@@ -157,7 +159,9 @@ def modules_v2(model: Mapping, serving: Mapping) -> list[Module]:
     """
     attention, feed_forward, head, buffer = _scratch_v2(model, serving)
     result = []
-    for slot, (whole, of_attention) in enumerate(zip(model["block_bytes"], model["block_attention_bytes"], strict=True)):
+    for slot, (whole, of_attention) in enumerate(
+        zip(model["block_bytes"], model["block_attention_bytes"], strict=True)
+    ):
         result.append(Module(slot, of_attention, attention, buffer))
         result.append(Module(slot, whole - of_attention, feed_forward, 0))
     norm = 2 * model["embedding_length"]
@@ -205,8 +209,8 @@ def compute_bytes(model: Mapping, serving: Mapping, layers: t.Sequence[int], dev
     """Return what a card needs beside weights and KV cache, in bytes.
 
     For exllamav2 what it reserves itself: constants, scratch space, attention buffer. For exllamav3 an estimate of the
-    largest transient, a chunk of a prompt in one block (values of float32 between matrices, and a matrix that is rebuilt
-    in float16), and the margin that it keeps beyond.
+    largest transient, a chunk of a prompt in one block (values of float32 between matrices, and a matrix that is
+    rebuilt in float16), and the margin that it keeps beyond.
     """
     if not layers[device]:
         return 0
@@ -221,7 +225,10 @@ def compute_bytes(model: Mapping, serving: Mapping, layers: t.Sequence[int], dev
 
 def _transient_v3(model: Mapping, serving: Mapping) -> int:
     chunk, hidden = serving["micro_batch_size"], model["embedding_length"]
-    wide, forward = model["head_count"] * model["key_length"], model["feed_forward_length"] or 4 * model["embedding_length"]
+    wide, forward = (
+        model["head_count"] * model["key_length"],
+        model["feed_forward_length"] or 4 * model["embedding_length"],
+    )
     keys = model["head_count_kv"] * model["key_length"]
     rebuilt = 2 * hidden * min(max(forward, wide), _REBUILT_COLUMNS)
     feed_forward = chunk * (4 * 2 * forward + 2 * forward + (4 + 2) * hidden)

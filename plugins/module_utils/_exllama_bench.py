@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Orders for roles/split_tuning/files/exllama_worker.py, and its answers. Private to this collection. Pure functions."""
+"""Orders for the role split_tuning's exllama_worker.py, and its answers. Private to this collection. Pure functions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def measure_order(
     if engine not in _exl_split.ENGINES:
         raise _llama_bench.BenchError(f"serving.engine is {engine!r}: it must be {' or '.join(_exl_split.ENGINES)}")
     if load.get("split_mode") != "layer":
-        raise _llama_bench.BenchError(f"split_mode of {label} is {load.get('split_mode')!r}: ExLlama is measured by layer")
+        raise _llama_bench.BenchError(
+            f"split_mode of {label} is {load.get('split_mode')!r}: ExLlama is measured by layer"
+        )
     _llama_bench.check_layers(load, len(devices))
     tests = _llama_bench.check_tests(load)
     try:
@@ -82,7 +84,7 @@ def judge(
 ) -> tuple[_llama_bench.Verdict, Json]:
     """Return the verdict over a finished worker, and what the load says beyond a load of llama-bench.
 
-    That is C(gpu_split_gb), C(tries), C(load_ms) and C(loaded), a list of cards with their memory; empty unless it is ok.
+    That is C(gpu_split_gb), C(tries), C(load_ms) and C(loaded), cards with their memory; empty unless it is ok.
     """
     name = _exl_split.NAMES[order["engine"]]
 
@@ -113,7 +115,9 @@ def judge(
                 raise ValueError(f"its {test['kind']} test does not hold {test['repetitions']} positive times")
         versions = ", ".join(f"{package} {version}" for package, version in answer["versions"].items())
         more = {
-            "gpu_split_gb": answer["gpu_split_gb"], "tries": answer["tries"], "load_ms": answer["load_ms"],
+            "gpu_split_gb": answer["gpu_split_gb"],
+            "tries": answer["tries"],
+            "load_ms": answer["load_ms"],
             "loaded": answer["devices"],
         }
         return _llama_bench.Verdict("ok", None, answer["results"], [], versions, True), more
@@ -132,7 +136,7 @@ def read_devices(stdout: str, cuda_uuids: t.Sequence[str]) -> list[Json]:
     except (KeyError, TypeError) as exc:
         raise _llama_bench.BenchError("ExLlama's worker did not answer with a list of cards") from exc
     named = [uuid for uuid, *_rest in cards]
-    if all(named) and named != list(cuda_uuids):              # older versions of PyTorch know no UUIDs
+    if all(named) and named != list(cuda_uuids):  # older versions of PyTorch know no UUIDs
         raise _llama_bench.BenchError(
             f"PyTorch sees {', '.join(named) or 'no card'} where {', '.join(cuda_uuids)} was expected: check"
             " CUDA_DEVICE_ORDER=PCI_BUS_ID and CUDA_VISIBLE_DEVICES"

@@ -14,8 +14,8 @@ import typing as t
 
 Layers = tuple[int, ...]
 
-#: What stands between the shares in each program's `--tensor-split`. In llama-bench a comma separates whole tests. vLLM's
-#: VLLM_PP_LAYER_PARTITION is no such share: see render_layer_partition.
+#: What stands between the shares in each program's `--tensor-split`. In llama-bench a comma separates whole tests.
+#: vLLM's VLLM_PP_LAYER_PARTITION is no such share: see render_layer_partition.
 SEPARATORS: dict[str, str] = {"llama_bench": "/", "llama_fit_params": ",", "llama_server": ",", "vllm": ","}
 
 #: More splits than this are never listed: with many devices the grid is made coarser instead, and _layer_search finds
@@ -125,17 +125,17 @@ def render_tensor_split(layers: t.Sequence[t.Any], program: str) -> str:
 def blocks_per_stage(layers: t.Sequence[int]) -> list[int]:
     """Return a split as vLLM counts it: the model's blocks per pipeline stage, without the output slot.
 
-    vLLM wants as many numbers as stages, adding up to the model's blocks (get_pp_indices of vllm/distributed/utils.py), and
-    keeps the output layer on the last stage, which is where the last slot is. Raises ValueError where a stage would have
-    no block: vLLM starts such a stage and it waits for nothing.
+    vLLM wants as many numbers as stages, adding up to the model's blocks (get_pp_indices of its distributed/utils.py),
+    and keeps the output layer on the last stage, which is where the last slot is. Raises ValueError where a stage would
+    have no block.
     """
     counts = list(layers)
     counts[-1] -= 1 if layers[-1] else 0
     empty = [index for index, count in enumerate(counts) if not count]
     if empty:
         raise ValueError(
-            f"{split_name(layers)} leaves stage {empty[0]} of vLLM no block: leave its card out of CUDA_VISIBLE_DEVICES and of the"
-            " split"
+            f"{split_name(layers)} leaves stage {empty[0]} of vLLM no block: leave its card out of CUDA_VISIBLE_DEVICES"
+            " and of the split"
         )
     return counts
 

@@ -164,7 +164,12 @@ class StoredLoad:
             self.module.fail_json(msg=f"There is no {what} {path}: {remedy}.")
 
     def run_limited(
-        self, command: t.Sequence[str], environment: t.Mapping[str, t.Any], limit: int, lock: int, data: str | None = None
+        self,
+        command: t.Sequence[str],
+        environment: t.Mapping[str, t.Any],
+        limit: int,
+        lock: int,
+        data: str | None = None,
     ) -> tuple[int, str, str, bool]:
         """Run a program for at most C(limit) seconds, with nothing of it left behind.
 

@@ -29,8 +29,8 @@ CACHE_TYPES: dict[str, tuple[int, int]] = {
     "iq4_nl": (32, 18),
     "q5_0": (32, 22),
     "q5_1": (32, 24),
-    # exllamav3's: 32 elements in so many bits each, and a scale of two bytes (cache/quant.py); exllamav2's Q8 and Q4 are as
-    # large as q8_0 and q4_0
+    # exllamav3's: 32 elements in so many bits each, and a scale of two bytes (cache/quant.py); exllamav2's Q8 and Q4
+    # are as large as q8_0 and q4_0
     **{f"exl3_q{bits}": (32, 4 * bits + 2) for bits in range(2, 9)},
 }
 

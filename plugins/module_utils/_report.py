@@ -441,7 +441,8 @@ def memory_rows(entry: Json, server_devices: t.Sequence[Json] | None) -> list[di
     # The server numbers the CUDA cards that it is shown, so its names need not be those of the plan.
     serving_names = {device["id"]: device["device"] for device in _llama_server.used_devices(entry)}
     loaded: dict[t.Any, Json] = {}
-    # of an ExLlama, what the card held in the load that was measured: weights, cache and scratch space are not told apart
+    # of an ExLlama, what the card held in the load that was measured: weights, cache and scratch space are not told
+    # apart
     measured = [
         {"id": device["id"], "model_mib": card["used_mib"]}
         for device, card in zip(entry["devices"], entry.get("loaded") or (), strict=False)
@@ -721,7 +722,8 @@ def summary_lines(
         head = ("layers", "decode ms/token", "tok/s", "prefill tok/s" if tokens else "prefill ms", "loads", "")
         body = []
         for row in rows:
-            marks = [word for word, on in (("chosen", row["chosen"]), (f"{engine_name(entry)}'s default", row["default"])) if on]
+            own = f"{engine_name(entry)}'s default"
+            marks = [word for word, on in (("chosen", row["chosen"]), (own, row["default"])) if on]
             if row["disturbed"]:
                 marks.append(f"{row['disturbed']} disturbed, set aside")
             if row["ok"]:

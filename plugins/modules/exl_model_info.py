@@ -9,9 +9,9 @@ module: exl_model_info
 short_description: Tell what an EXL2 or EXL3 model weighs, block by block
 version_added: 0.1.0
 description:
-  - Reads C(config.json) and the headers of the safetensors files in a folder and returns the same description of a model
-    as M(homelab.mixed_gpu.gguf_info), with the bytes of each block's attention beside it, because ExLlamaV2 places a
-    block in two halves.
+  - Reads C(config.json) and the headers of the safetensors files in a folder and returns the same description of a
+    model as M(homelab.mixed_gpu.gguf_info), with the bytes of each block's attention beside it, because ExLlamaV2
+    places a block in two halves.
   - Models in float16 are read too. What is not understood is said in C(model.notes), never miscounted in silence.
   - Nothing is cached, since headers are read in milliseconds.
 extends_documentation_fragment:

@@ -103,14 +103,23 @@ def main() -> None:
     if not os.access(params["python"], os.X_OK):
         module.fail_json(msg=f"There is no Python {params['python']}: install ExLlama (role exllamav2), or set python.")
     limit = f"{max(1, params['timeout_seconds'])}s"
-    command = [module.get_bin_path("timeout", required=True), "--signal=KILL", limit, params["python"], params["worker"]]
+    command = [
+        module.get_bin_path("timeout", required=True),
+        "--signal=KILL",
+        limit,
+        params["python"],
+        params["worker"],
+    ]
     rc, stdout, stderr = module.run_command(
-        command, data='{"action": "devices"}', expand_user_and_vars=False, errors="replace",
+        command,
+        data='{"action": "devices"}',
+        expand_user_and_vars=False,
+        errors="replace",
         environ_update={name: str(value) for name, value in params["environment"].items()},
     )
     if rc != 0:
         module.fail_json(
-            msg=f"PyTorch cannot list the cards: it {_llama_bench.how_it_ended(rc)} ({_llama_bench.last_words(stderr)}).",
+            msg=f"PyTorch cannot list the cards: {_llama_bench.how_it_ended(rc)} ({_llama_bench.last_words(stderr)}).",
             stderr=stderr[-4000:],
         )
     try:

@@ -11,7 +11,7 @@ chunk_size, cache (exllamav2: FP16, Q8, Q6, Q4; exllamav3: null or [bits of K, b
 The answer: status (ok | out_of_memory | misplaced), reason, and when ok: versions, layers as loaded, the gpu_split_gb
 that led there, tries, devices with their memory, and results. Anything else ends with a traceback and an exit status.
 
-The tests are ExLlama's own speed tests, test_inference.py (-ps, -s) of exllamav2 and eval/perf.py of exllamav3: a prompt
+The tests are ExLlama's own speed tests, test_inference.py (-ps, -s) of exllamav2, eval/perf.py of exllamav3: a prompt
 through the model without its logits, and single tokens with the most likely one brought back to the host.
 """
 
@@ -48,12 +48,14 @@ def devices():
         torch.zeros(1, device=f"cuda:{card}")
         properties = torch.cuda.get_device_properties(card)
         uuid = str(getattr(properties, "uuid", "") or "")
-        found.append({
-            "uuid": uuid if not uuid or uuid.startswith("GPU-") else f"GPU-{uuid}",
-            "name": properties.name,
-            "total_mib": properties.total_memory // 2**20,
-            "free_mib": free_mib(card),
-        })
+        found.append(
+            {
+                "uuid": uuid if not uuid or uuid.startswith("GPU-") else f"GPU-{uuid}",
+                "name": properties.name,
+                "total_mib": properties.total_memory // 2**20,
+                "free_mib": free_mib(card),
+            }
+        )
     return found
 
 
@@ -69,9 +71,9 @@ def corrected(split, wanted, found, block_gb):
     """
     for card, (want, have) in enumerate(zip(wanted, found, strict=True)):
         if want != have:
-            if not any(wanted[card + 1:]):
+            if not any(wanted[card + 1 :]):
                 return None
-            return [*split[:card], split[card] + (want - have) * block_gb, *split[card + 1:]]
+            return [*split[:card], split[card] + (want - have) * block_gb, *split[card + 1 :]]
     return None
 
 
@@ -104,11 +106,12 @@ class V2:
 
     def load(self):
         split = list(self.order["gpu_split_gb"])
-        for self.tries in range(1, PAPER_TRIES + 1):
+        for attempt in range(1, PAPER_TRIES + 1):
+            self.tries = attempt
             try:
                 self.model.load(split, lazy=True)
                 found = self.layers()
-            except AssertionError:                       # "Insufficient space in device allocation"
+            except AssertionError:  # "Insufficient space in device allocation"
                 found = None
             if found == self.order["layers"]:
                 break
@@ -159,7 +162,8 @@ class V3:
 
     def load(self):
         split = list(self.order["gpu_split_gb"])
-        for self.tries in range(1, self.order["tries"] + 1):
+        for attempt in range(1, self.order["tries"] + 1):
+            self.tries = attempt
             self.model.load(use_per_device=split, max_chunk_size=self.order["chunk_size"])
             found = self.layers()
             if found == self.order["layers"]:
@@ -175,8 +179,11 @@ class V3:
 
     def parameters(self, past):
         return {
-            "attn_mode": "flash_attn", "cache": self.cache, "past_len": past,
-            "batch_shape": (1, self.order["context_size"]), "recurrent_states": self.recurrent,
+            "attn_mode": "flash_attn",
+            "cache": self.cache,
+            "past_len": past,
+            "batch_shape": (1, self.order["context_size"]),
+            "recurrent_states": self.recurrent,
         }
 
     @contextlib.contextmanager
@@ -192,7 +199,7 @@ class V3:
         step = self.order["chunk_size"]
         with self.state(past):
             for start in range(0, ids.shape[-1], step):
-                self.model.prefill(ids[:, start:start + step], self.parameters(past + start))
+                self.model.prefill(ids[:, start : start + step], self.parameters(past + start))
 
     def generate(self, ids, past, count):
         token = ids[:, :1]
@@ -208,7 +215,7 @@ def sample(engine, ids, test):
     synchronize()
     started = time.perf_counter()
     if prompt:
-        engine.prompt(ids[:, past:past + prompt], past)
+        engine.prompt(ids[:, past : past + prompt], past)
     if test["n_gen"]:
         engine.generate(ids, past + prompt, test["n_gen"])
     synchronize()
@@ -228,7 +235,7 @@ def measure(order):
     results = []
     for test in order["tests"]:
         if test["n_depth"]:
-            engine.prompt(ids[:, :test["n_depth"]], 0)
+            engine.prompt(ids[:, : test["n_depth"]], 0)
         sample(engine, ids, {**test, "n_gen": min(test["n_gen"], WARM_UP_TOKENS)})
         own = {key: test[key] for key in ("kind", "n_prompt", "n_gen", "n_depth")}
         results.append({**own, "samples_ms": [sample(engine, ids, test) for _number in range(test["repetitions"])]})
@@ -265,7 +272,7 @@ def out_of_memory(error):
 
 def main():
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)                                        # what the engine prints must not mix with the answer
+    os.dup2(2, 1)  # what the engine prints must not mix with the answer
     order = json.load(sys.stdin)
     try:
         with torch.inference_mode():

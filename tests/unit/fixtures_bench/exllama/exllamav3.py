@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A stand-in for exllamav3: it places whole blocks by what they weigh here, with a transient that nobody planned for."""
+"""A stand-in for exllamav3: it places whole blocks by what they weigh here, with a transient of its own."""
 
 from __future__ import annotations
 

@@ -30,9 +30,14 @@ def row(lines, name):
 
 def test_both_engines_stand_in_one_table_the_quicker_first():
     decode = ENTRY["decision"]["decode_tokens_per_second"]
-    lines = engine_comparison(record(exl2=(
-        {"engine": "exllamav2", "cache_mode": "FP16"}, {"decode_tokens_per_second": 2 * decode, "layers": [50, 31]}
-    )))
+    lines = engine_comparison(
+        record(
+            exl2=(
+                {"engine": "exllamav2", "cache_mode": "FP16"},
+                {"decode_tokens_per_second": 2 * decode, "layers": [50, 31]},
+            )
+        )
+    )
     names = [line.split()[0] for line in lines if line.strip().startswith(("llama-q4", "exl2"))]
     assert names == ["exl2", "llama-q4"]
     assert row(lines, "exl2")[1] == "ExLlamaV2" and "50,31" in row(lines, "exl2")

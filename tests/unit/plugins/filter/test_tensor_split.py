@@ -22,7 +22,8 @@ def test_each_program_gets_its_own_form(program: str, text: str) -> None:
 
 
 def test_an_unknown_program_is_told_which_are_known() -> None:
-    with pytest.raises(AnsibleFilterError, match="'sglang': known are llama_bench, llama_fit_params, llama_server, vllm"):
+    known = "'sglang': known are llama_bench, llama_fit_params, llama_server, vllm"
+    with pytest.raises(AnsibleFilterError, match=known):
         tensor_split([45, 36], "sglang")
 
 

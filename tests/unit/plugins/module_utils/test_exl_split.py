@@ -19,17 +19,38 @@ from hypothesis import strategies as st
 MIB, GIB = 1024**2, 1024**3
 
 
-def shape(blocks=80, hidden=8192, forward=28672, heads=64, kv_heads=8, length=128, vocabulary=128256, bits=4.5, head_bits=6,
-          uneven=0):
+def shape(
+    blocks=80,
+    hidden=8192,
+    forward=28672,
+    heads=64,
+    kv_heads=8,
+    length=128,
+    vocabulary=128256,
+    bits=4.5,
+    head_bits=6,
+    uneven=0,
+):
     """A Llama of that shape, as _exl_model describes it; Llama 3.3 70B by default. C(uneven) bytes per block more."""
     attention = int(hidden * length * (2 * heads + 2 * kv_heads) * bits / 8) + 2 * hidden
     whole = attention + int(3 * hidden * forward * bits / 8) + 2 * hidden
     return {
-        "path": "m", "name": "m", "block_count": blocks, "block_bytes": [whole + number * uneven for number in range(blocks)],
-        "block_attention_bytes": [attention] * blocks, "output_bytes": hidden * vocabulary * head_bits // 8 + 2 * hidden,
-        "embedding_length": hidden, "feed_forward_length": forward, "expert_feed_forward_length": 0, "expert_count": 0,
-        "head_count": heads, "head_count_kv": kv_heads, "key_length": length, "vocabulary_size": vocabulary,
-        "kv_k_elements_per_token": [kv_heads * length] * blocks, "kv_v_elements_per_token": [kv_heads * length] * blocks,
+        "path": "m",
+        "name": "m",
+        "block_count": blocks,
+        "block_bytes": [whole + number * uneven for number in range(blocks)],
+        "block_attention_bytes": [attention] * blocks,
+        "output_bytes": hidden * vocabulary * head_bits // 8 + 2 * hidden,
+        "embedding_length": hidden,
+        "feed_forward_length": forward,
+        "expert_feed_forward_length": 0,
+        "expert_count": 0,
+        "head_count": heads,
+        "head_count_kv": kv_heads,
+        "key_length": length,
+        "vocabulary_size": vocabulary,
+        "kv_k_elements_per_token": [kv_heads * length] * blocks,
+        "kv_v_elements_per_token": [kv_heads * length] * blocks,
         "window_tokens": [0] * blocks,
     }
 
@@ -42,7 +63,7 @@ def placed(modules, cards, devices):
     """Slots per card: a block is where both halves are."""
     by_slot = {}
     for module, card in zip(modules, cards, strict=True):
-        if module.weights > 10**5 or module.scratch:       # not the norm, which is free to lie on either side
+        if module.weights > 10**5 or module.scratch:  # not the norm, which is free to lie on either side
             by_slot.setdefault(module.slot, set()).add(card)
     assert all(len(found) == 1 for found in by_slot.values()), by_slot
     return tuple(sum(found == {device} for found in by_slot.values()) for device in range(devices))
@@ -53,8 +74,13 @@ def problem(draw):
     blocks = draw(st.integers(2, 90))
     heads = draw(st.sampled_from([8, 32, 40, 64]))
     model = shape(
-        blocks, 128 * heads, 256 * draw(st.integers(4, 120)), heads, draw(st.sampled_from([heads, heads // 4, heads // 8])),
-        vocabulary=draw(st.sampled_from([32000, 128256])), bits=draw(st.sampled_from([2.2, 4.0, 4.5, 8.0, 16.0])),
+        blocks,
+        128 * heads,
+        256 * draw(st.integers(4, 120)),
+        heads,
+        draw(st.sampled_from([heads, heads // 4, heads // 8])),
+        vocabulary=draw(st.sampled_from([32000, 128256])),
+        bits=draw(st.sampled_from([2.2, 4.0, 4.5, 8.0, 16.0])),
         uneven=draw(st.integers(0, 2**18)),
     )
     devices = draw(st.integers(1, 4))
@@ -62,7 +88,11 @@ def problem(draw):
     layers = tuple(b - a for a, b in itertools.pairwise([0, *cuts, blocks + 1]))
     context = 256 * draw(st.integers(1, 128))
     mode = draw(st.sampled_from(["FP16", "Q8", "Q6", "Q4"]))
-    return model, _exl_split.serving_profile("exllamav2", context, mode, draw(st.sampled_from([256, 1024, 2048]))), layers
+    return (
+        model,
+        _exl_split.serving_profile("exllamav2", context, mode, draw(st.sampled_from([256, 1024, 2048]))),
+        layers,
+    )
 
 
 @given(problem())
@@ -89,16 +119,36 @@ class Borrowed:
     def __init__(self, model, serving, sizes):
         self.archive = wheel("exllamav2-0.3.2-py3-none-any.whl")
         self.config = types.SimpleNamespace(
-            head_dim=model["key_length"], max_seq_len=serving["context_size"], hidden_size=model["embedding_length"],
-            max_input_len=serving["micro_batch_size"], max_batch_size=1, max_attention_size=serving["micro_batch_size"] ** 2,
-            no_flash_attn=False, no_xformers=True, max_dq_size=512 * 1024**2, max_output_len=16, checkpoint_fused_mlp=False,
+            head_dim=model["key_length"],
+            max_seq_len=serving["context_size"],
+            hidden_size=model["embedding_length"],
+            max_input_len=serving["micro_batch_size"],
+            max_batch_size=1,
+            max_attention_size=serving["micro_batch_size"] ** 2,
+            no_flash_attn=False,
+            no_xformers=True,
+            max_dq_size=512 * 1024**2,
+            max_output_len=16,
+            checkpoint_fused_mlp=False,
         )
         self.sizes = sizes
         self.engine = types.SimpleNamespace(config=self.config)
         scope = {"has_flash_attn": True, "has_xformers": False}
-        sized = ("temp_state_size", "temp_q_size", "temp_k_size", "temp_v_size", "temp_dq_size", "temp_kv_size",
-                 "temp_attn_size", "temp_a_size", "temp_b_size", "temp_fwd_size", "scratch_space", "scratch_space_fixed",
-                 "weight_footprint")
+        sized = (
+            "temp_state_size",
+            "temp_q_size",
+            "temp_k_size",
+            "temp_v_size",
+            "temp_dq_size",
+            "temp_kv_size",
+            "temp_attn_size",
+            "temp_a_size",
+            "temp_b_size",
+            "temp_fwd_size",
+            "scratch_space",
+            "scratch_space_fixed",
+            "weight_footprint",
+        )
         self.linear = self.borrow("linear", "ExLlamaV2Linear", {*sized} - {"weight_footprint"}, scope)
         self.attention = self.borrow("attn", "ExLlamaV2Attention", sized, scope)
         self.mlp = self.borrow("mlp", "ExLlamaV2MLP", sized, scope)
@@ -113,15 +163,27 @@ class Borrowed:
             a, m = f"{key}.self_attn", f"{key}.mlp"
             self.modules += [
                 self.make(
-                    self.attention, num_attention_heads=model["head_count"], num_key_value_heads=model["head_count_kv"],
-                    head_dim=head, hidden_size=hidden, pre_layernorm=self.make(self.norm), post_layernorm=None, q_norm=None,
-                    k_norm=None, q_proj=self.matrix(f"{a}.q_proj", hidden, wide),
-                    k_proj=self.matrix(f"{a}.k_proj", hidden, narrow), v_proj=self.matrix(f"{a}.v_proj", hidden, narrow),
+                    self.attention,
+                    num_attention_heads=model["head_count"],
+                    num_key_value_heads=model["head_count_kv"],
+                    head_dim=head,
+                    hidden_size=hidden,
+                    pre_layernorm=self.make(self.norm),
+                    post_layernorm=None,
+                    q_norm=None,
+                    k_norm=None,
+                    q_proj=self.matrix(f"{a}.q_proj", hidden, wide),
+                    k_proj=self.matrix(f"{a}.k_proj", hidden, narrow),
+                    v_proj=self.matrix(f"{a}.v_proj", hidden, narrow),
                     o_proj=self.matrix(f"{a}.o_proj", wide, hidden),
                 ),
                 self.make(
-                    self.mlp, in_features=hidden, interm_features=forward, out_features=hidden,
-                    pre_layernorm=self.make(self.norm), post_layernorm=None,
+                    self.mlp,
+                    in_features=hidden,
+                    interm_features=forward,
+                    out_features=hidden,
+                    pre_layernorm=self.make(self.norm),
+                    post_layernorm=None,
                     gate_proj=self.matrix(f"{m}.gate_proj", hidden, forward),
                     up_proj=self.matrix(f"{m}.up_proj", hidden, forward),
                     down_proj=self.matrix(f"{m}.down_proj", forward, hidden),
@@ -148,12 +210,16 @@ class Borrowed:
     def cards(self, gpu_split):
         """The card of each module by set_device_map, or None where it finds no room."""
         scope = {
-            "ExLlamaV2Embedding": self.embedding, "ExLlamaV2Attention": self.attention,
-            "RopeStyle": types.SimpleNamespace(NONE=0), "ExLlamaV2DeviceContext": lambda *_arguments: None,
+            "ExLlamaV2Embedding": self.embedding,
+            "ExLlamaV2Attention": self.attention,
+            "RopeStyle": types.SimpleNamespace(NONE=0),
+            "ExLlamaV2DeviceContext": lambda *_arguments: None,
         }
         place = functions(self.archive, "exllamav2/model.py", {"set_device_map"}, scope, "ExLlamaV2")["set_device_map"]
         own = types.SimpleNamespace(
-            config=self.config, modules=self.modules, archparams=types.SimpleNamespace(rope_style=1),
+            config=self.config,
+            modules=self.modules,
+            archparams=types.SimpleNamespace(rope_style=1),
             set_cache_map=lambda: None,
         )
         try:
@@ -167,9 +233,18 @@ class Borrowed:
 @pytest.mark.parametrize("kv_heads", [2, 8])
 def test_exllamav2s_own_code_agrees(tmp_path, context, chunk, kv_heads):
     """For a model on disk and all its splits over two cards, and some over three."""
-    sizes = write_model(tmp_path / "m", "exl2", blocks=12, hidden=1024, forward=2816, heads=8, kv_heads=kv_heads, vocabulary=4096)
-    config = {"hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": kv_heads,
-              "intermediate_size": 2816, "vocab_size": 4096, "architectures": ["LlamaForCausalLM"]}
+    sizes = write_model(
+        tmp_path / "m", "exl2", blocks=12, hidden=1024, forward=2816, heads=8, kv_heads=kv_heads, vocabulary=4096
+    )
+    config = {
+        "hidden_size": 1024,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": 2816,
+        "vocab_size": 4096,
+        "architectures": ["LlamaForCausalLM"],
+    }
     tensors = [_exl_model.Tensor(*item) for item in sizes.items()]
     model = _exl_model.describe("m", config, [("m", sum(sizes.values()))], tensors)
     serving = _exl_split.serving_profile("exllamav2", context, "FP16", chunk)
@@ -199,19 +274,27 @@ def test_exllamav3_gets_half_a_block_to_both_sides_within_the_budget():
         least = (need[0].weights + need[0].kv + need[0].compute) / GIB - 0.25
         assert least <= split[0] <= 23000 / 1024 or least > 23000 / 1024
         assert split[0] == pytest.approx(min(least + block / 2 / GIB, max(least, 23000 / 1024)), abs=2e-6)
-        assert split[1] == pytest.approx(max(23500 / 1024, (need[1].weights + need[1].kv + need[1].compute) / GIB - 0.25))
+        assert split[1] == pytest.approx(
+            max(23500 / 1024, (need[1].weights + need[1].kv + need[1].compute) / GIB - 0.25)
+        )
 
 
 @pytest.mark.parametrize(
     ("engine", "mode", "bytes_of_32"),
     [
-        ("exllamav2", "FP16", 128), ("exllamav2", "Q8", 68), ("exllamav2", "Q6", 52), ("exllamav2", "Q4", 36),
-        ("exllamav3", "FP16", 128), ("exllamav3", "Q8", 68), ("exllamav3", "Q6", 52), ("exllamav3", "8,4", 52),
+        ("exllamav2", "FP16", 128),
+        ("exllamav2", "Q8", 68),
+        ("exllamav2", "Q6", 52),
+        ("exllamav2", "Q4", 36),
+        ("exllamav3", "FP16", 128),
+        ("exllamav3", "Q8", 68),
+        ("exllamav3", "Q6", 52),
+        ("exllamav3", "8,4", 52),
         ("exllamav3", "3, 2", 24),
     ],
 )
 def test_a_cache_mode_has_the_bytes_of_the_engines_tensors(engine, mode, bytes_of_32):
-    """ExLlamaV2Cache's shapes (cache.py: shape_wk, shape_wv, shape_s); CacheLayer_quant's (cache/quant.py: qshape_*)."""
+    """As shape_wk, shape_wv and shape_s of exllamav2's cache.py, and the qshape_* of exllamav3's cache/quant.py."""
     types_kv = _exl_split.cache_types(engine, mode)
     assert sum(_memory_plan.row_bytes(32, kind) for kind in types_kv) == bytes_of_32
 
@@ -249,10 +332,19 @@ def test_the_planner_plans_exllama_as_it_plans_llama_cpp():
         {"kind": "decode", "n_prompt": 0, "n_gen": 64, "n_depth": 0, "repetitions": 2},
     ]
     problem = {
-        "schema": 1, "model": model, "serving": serving, "reserve_mib": 512, "split_modes": ["layer"], "micro_batches": [],
-        "objective": {"name": "request", "prompt_tokens": 1024, "generated_tokens": 256}, "tests": tests,
-        "indifference": 0.01, "max_loads": 7,
-        "devices": [{"device": f"CUDA{card}", "id": f"GPU-{card}", "free_mib": 23700, "budget_mib": None} for card in (0, 1)],
+        "schema": 1,
+        "model": model,
+        "serving": serving,
+        "reserve_mib": 512,
+        "split_modes": ["layer"],
+        "micro_batches": [],
+        "objective": {"name": "request", "prompt_tokens": 1024, "generated_tokens": 256},
+        "tests": tests,
+        "indifference": 0.01,
+        "max_loads": 7,
+        "devices": [
+            {"device": f"CUDA{card}", "id": f"GPU-{card}", "free_mib": 23700, "budget_mib": None} for card in (0, 1)
+        ],
     }
     luck = random.Random(7)
     loads = []

@@ -39,7 +39,9 @@ def test_every_byte_is_counted_once_and_where_it_belongs(run, tmp_path, kind, sh
     )
     assert model["file_type"] == {"exl2": "EXL2 4.0bpw", "exl3": "EXL3 4.0bpw", "f16": "F16"}[kind]
     assert (model["block_count"], model["head_count_kv"], model["key_length"]) == (3, 2, 64)
-    assert model["kv_k_elements_per_token"] == [128] * 3 and model["block_weights"] == [256 * 64 * 12 + 3 * 256 * 512] * 3
+    assert (
+        model["kv_k_elements_per_token"] == [128] * 3 and model["block_weights"] == [256 * 64 * 12 + 3 * 256 * 512] * 3
+    )
     assert len(model["shards"]) == shards
 
 

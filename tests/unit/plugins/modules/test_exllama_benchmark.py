@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """split_benchmark and exllama_devices_info with ExLlama: the real worker in a process, on packages that stand in.
 
-What is tested is the conversation (orders, answers, corrections, ways to fail). That ExLlama itself does what the worker
-asks is tested on cards, in tests/gpu.
+What is tested is the conversation (orders, answers, corrections, ways to fail). That ExLlama itself does what the
+worker asks is tested on cards, in tests/gpu.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ TESTS = [
     {"kind": "decode", "n_prompt": 0, "n_gen": 16, "n_depth": 256, "repetitions": 3},
 ]
 LOAD = {
-    "label": "8/5 load 1", "split_mode": "layer", "layers": [8, 5], "load": 1, "purpose": "anchor", "tests": TESTS,
+    "label": "8/5 load 1",
+    "split_mode": "layer",
+    "layers": [8, 5],
+    "load": 1,
+    "purpose": "anchor",
+    "tests": TESTS,
 }
 DEVICES = [
     {"device": f"CUDA{card}", "id": f"GPU-{card + 1}", "free_mib": 22000, "budget_mib": None} for card in range(2)
@@ -64,19 +69,36 @@ def run(tmp_path, capfd, environment):
         planned = _exllama_bench.measure_order(LOAD, DEVICES, serving, model, 512)
         block = planned["block_gb"]
         overhead = planned["gpu_split_gb"][0] - (LOAD["layers"][0] + 0.25) * block
-        return answer_of(split_benchmark.main, {
-            "model_path": str(tmp_path / "m"), "load": LOAD, "devices": ["CUDA0", "CUDA1"], "serving": serving,
-            "campaign": "c", "fingerprint": "f", "state_dir": str(tmp_path / "state"), "lease_unit": "",
-            "timeout_seconds": 30,
-            "environment": {
-                **environment, "FAKE_MODE": mode, "FAKE_BLOCK_GB": str(block),
-                "FAKE_OVERHEAD_GB": str(overhead + overhead_blocks * block),
+        return answer_of(
+            split_benchmark.main,
+            {
+                "model_path": str(tmp_path / "m"),
+                "load": LOAD,
+                "devices": ["CUDA0", "CUDA1"],
+                "serving": serving,
+                "campaign": "c",
+                "fingerprint": "f",
+                "state_dir": str(tmp_path / "state"),
+                "lease_unit": "",
+                "timeout_seconds": 30,
+                "environment": {
+                    **environment,
+                    "FAKE_MODE": mode,
+                    "FAKE_BLOCK_GB": str(block),
+                    "FAKE_OVERHEAD_GB": str(overhead + overhead_blocks * block),
+                },
+                "exllama": {
+                    "python": sys.executable,
+                    "worker": str(WORKER),
+                    "model": model,
+                    "devices": DEVICES,
+                    "reserve_mib": 512,
+                },
+                "_ansible_check_mode": check,
+                **changes,
             },
-            "exllama": {
-                "python": sys.executable, "worker": str(WORKER), "model": model, "devices": DEVICES, "reserve_mib": 512,
-            },
-            "_ansible_check_mode": check, **changes,
-        }, capfd)
+            capfd,
+        )
 
     return _run
 
@@ -89,7 +111,10 @@ def test_one_process_measures_all_tests_with_the_layers_where_they_were_wanted(r
     assert [device["layers"] for device in load["loaded"]] == [8, 5]
     assert [len(test["samples_ms"]) for test in load["results"]] == [2, 3]
     assert {key: load["results"][1][key] for key in ("kind", "n_prompt", "n_gen", "n_depth")} == {
-        "kind": "decode", "n_prompt": 0, "n_gen": 16, "n_depth": 256,
+        "kind": "decode",
+        "n_prompt": 0,
+        "n_gen": 16,
+        "n_depth": 256,
     }
     assert result["llama_cpp_build"].startswith(engine) and "torch 2.9.0+cu128" in result["llama_cpp_build"]
     again = run(engine)
@@ -155,13 +180,21 @@ def test_what_makes_no_sense_fails_in_one_sentence(run, changes, words):
 
 def test_the_cards_come_in_the_form_that_the_planner_reads(capfd, environment):
     given = {
-        "python": sys.executable, "worker": str(WORKER), "cuda_uuids": ["GPU-1", "GPU-2"],
-        "environment": {**environment, "FAKE_BLOCK_GB": "1"}, "budgets_mib": {"GPU-2": 20000},
+        "python": sys.executable,
+        "worker": str(WORKER),
+        "cuda_uuids": ["GPU-1", "GPU-2"],
+        "environment": {**environment, "FAKE_BLOCK_GB": "1"},
+        "budgets_mib": {"GPU-2": 20000},
     }
     devices = answer_of(exllama_devices_info.main, given, capfd)["devices"]
     assert devices[1] == {
-        "device": "CUDA1", "backend": "CUDA", "description": "Card 1", "total_mib": 24576, "free_mib": 23552,
-        "id": "GPU-2", "budget_mib": 20000,
+        "device": "CUDA1",
+        "backend": "CUDA",
+        "description": "Card 1",
+        "total_mib": 24576,
+        "free_mib": 23552,
+        "id": "GPU-2",
+        "budget_mib": 20000,
     }
     swapped = answer_of(exllama_devices_info.main, {**given, "cuda_uuids": ["GPU-2", "GPU-1"]}, capfd)
     assert "PyTorch sees GPU-1, GPU-2 where GPU-2, GPU-1 was expected" in swapped["msg"]
