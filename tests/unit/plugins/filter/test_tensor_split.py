@@ -88,6 +88,12 @@ def test_vllm_gives_every_stage_the_blocks_of_its_card(vllm_with: t.Any) -> None
         assert [*sizes[:-1], sizes[-1] + 1] == list(layers) and ranges[0][0] == 0 and ranges[-1][1] == 80
 
 
+def test_an_example_is_what_is_recorded() -> None:
+    assert [tensor_split(layers, "vllm") for layers in ([36, 45], [44, 37], [10, 53, 2])] == [
+        partition for _blocks, partition, _result in RECORDED_PARTITIONS[:3]
+    ]
+
+
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6))
 def test_a_partition_has_a_number_per_stage_and_adds_up_to_the_blocks(blocks: list[int]) -> None:
     slots = [*blocks[:-1], blocks[-1] + 1]
