@@ -133,7 +133,7 @@ class Borrowed:
         )
         self.sizes = sizes
         self.engine = types.SimpleNamespace(config=self.config)
-        scope = {"has_flash_attn": True, "has_xformers": False}
+        scope = {"has_flash_attn": serving["flash_attention"] == "on", "has_xformers": False}
         sized = (
             "temp_state_size",
             "temp_q_size",
@@ -229,9 +229,11 @@ class Borrowed:
         return [module.card for module in self.modules[1:]]
 
 
-@pytest.mark.parametrize(("context", "chunk"), [(8192, 2048), (2048, 256), (32768, 1024)])
+@pytest.mark.parametrize(
+    ("context", "chunk", "flash"), [(8192, 2048, True), (8192, 1024, False), (2048, 256, True), (32768, 1024, True)]
+)
 @pytest.mark.parametrize("kv_heads", [2, 8])
-def test_exllamav2s_own_code_agrees(tmp_path, context, chunk, kv_heads):
+def test_exllamav2s_own_code_agrees(tmp_path, context, chunk, flash, kv_heads):
     """For a model on disk and all its splits over two cards, and some over three."""
     sizes = write_model(
         tmp_path / "m", "exl2", blocks=12, hidden=1024, forward=2816, heads=8, kv_heads=kv_heads, vocabulary=4096
@@ -247,7 +249,7 @@ def test_exllamav2s_own_code_agrees(tmp_path, context, chunk, kv_heads):
     }
     tensors = [_exl_model.Tensor(*item) for item in sizes.items()]
     model = _exl_model.describe("m", config, [("m", sum(sizes.values()))], tensors)
-    serving = _exl_split.serving_profile("exllamav2", context, "FP16", chunk)
+    serving = _exl_split.serving_profile("exllamav2", context, "FP16", chunk, flash)
     engine = Borrowed(model, serving, sizes)
     modules, constant = _exl_split.modules_v2(model, serving), _exl_split.constant_v2(model, serving)
     for layers in [(count, 13 - count) for count in range(14)] + [(1, 0, 12), (4, 4, 5), (0, 12, 1), (6, 7, 0)]:
