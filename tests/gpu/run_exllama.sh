@@ -8,14 +8,14 @@
 # WORK    where everything is made (default: build/exllama, which git ignores; what is compiled there is used again)
 #
 # The wheels, from a machine with a network (PyTorch, NumPy and Triton are those of this machine):
-#   pip download -d WHEELS --only-binary :all: --python-version 3.12 ansible-core pytest nvidia-ml-py gguf
+#   pip download -d WHEELS --only-binary :all: --python-version 3.12 ansible-core pytest nvidia-ml-py
 #   pip download -d WHEELS --no-deps exllamav2==0.3.2 exllamav3==1.6.5
-#   pip download -d WHEELS --no-deps --only-binary :all: --python-version 3.12 --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
-#     --platform manylinux2014_x86_64 pandas python-dateutil pytz tzdata six fastparquet cramjam fsspec packaging websockets regex rich \
-#     markdown-it-py mdurl pygments pillow ninja safetensors tokenizers huggingface-hub marisa-trie pydantic pydantic-core annotated-types \
-#     typing-inspection typing-extensions llguidance pyyaml
+#   pip download -d WHEELS --no-deps --only-binary :all: --python-version 3.12 --platform manylinux_2_31_x86_64 \
+#     --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 rich markdown-it-py mdurl \
+#     pygments pillow ninja safetensors tokenizers huggingface-hub marisa-trie pydantic pydantic-core annotated-types typing-inspection \
+#     typing-extensions llguidance pyyaml regex
 set -euo pipefail
-[ $# -ge 2 ] || { sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 2; }
 root=$(cd "$(dirname "$0")/../.." && pwd)
 wheels=$(realpath "$1") engine=$2 work=${3:-$root/build/exllama}
 mkdir -p "$work/site" "$work/collections/ansible_collections/homelab"
@@ -25,11 +25,10 @@ python3 -m pip install -q --no-index --no-compile --find-links "$wheels" --targe
   ansible-core pytest nvidia-ml-py
 python3 -m pip install -q --no-index --no-compile --no-deps --find-links "$wheels" --target "$work/site" --upgrade "$engine"
 # of what the engine needs, only what this machine lacks: another NumPy would not fit its PyTorch
-for package in pandas:pandas dateutil:python-dateutil pytz:pytz tzdata:tzdata six:six fastparquet:fastparquet cramjam:cramjam fsspec:fsspec \
-    packaging:packaging websockets:websockets regex:regex rich:rich markdown_it:markdown-it-py mdurl:mdurl pygments:pygments PIL:pillow \
-    ninja:ninja safetensors:safetensors tokenizers:tokenizers huggingface_hub:huggingface-hub marisa_trie:marisa-trie pydantic:pydantic \
-    pydantic_core:pydantic-core annotated_types:annotated-types typing_inspection:typing-inspection typing_extensions:typing-extensions \
-    llguidance:llguidance yaml:pyyaml; do
+for package in rich:rich markdown_it:markdown-it-py mdurl:mdurl pygments:pygments PIL:pillow ninja:ninja safetensors:safetensors \
+    tokenizers:tokenizers huggingface_hub:huggingface-hub marisa_trie:marisa-trie pydantic:pydantic pydantic_core:pydantic-core \
+    annotated_types:annotated-types typing_inspection:typing-inspection typing_extensions:typing-extensions llguidance:llguidance \
+    yaml:pyyaml regex:regex; do
   PYTHONPATH=$work/site python3 -c "import ${package%%:*}" 2>/dev/null ||
     python3 -m pip install -q --no-index --no-compile --no-deps --find-links "$wheels" --target "$work/site" "${package#*:}"
 done

@@ -96,7 +96,7 @@ def problem(draw):
 
 
 @given(problem())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_exllamav2_places_exactly_the_layers_meant(case):
     model, serving, layers = case
     split = share(model, serving, layers, [24000] * len(layers))
@@ -257,7 +257,7 @@ def test_exllamav2s_own_code_agrees(tmp_path, context, chunk, flash, kv_heads):
         assert placed(modules, cards, len(layers)) == layers
     # and every other number does what we say that it does
     seen = set()
-    for value in [number / 500 for number in range(100)]:
+    for value in [number / 500 for number in range(0, 100, 2)]:
         cards = engine.cards([value, 0.2, 20.0])
         assert _exl_split.fill_v2(modules, constant, [value, 0.2, 20.0]) == cards
         seen.add(tuple(cards))
