@@ -11,7 +11,7 @@ description:
   - Draws one entry of C(ansible_local.mixed_gpu.models) and returns an SVG image as text, ready to be put into an
     HTML page.
   - With two devices each panel shows a measured quantity over the number of layers on the first device, with error
-    bars, the fitted line, what does not fit in memory, llama.cpp's default split and the chosen one.
+    bars, the fitted line, what does not fit in memory, the engine's default split and the chosen one.
     With one device or more than two it shows one bar per measured split.
   - The same input gives the same text. Several charts can stand on one page, because their identifiers differ.
   - Colours follow the reader's light or dark preference and can be told apart by people who are colour-blind.
@@ -196,7 +196,7 @@ def _draw_line(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str, feasible: 
             [x for x, dummy in line], [y for dummy, y in line], color=MEASURED, linewidth=1.2, label="fitted", zorder=2
         )
     for layers, colour, marker, size, label in (
-        (decision.get("default_layers"), DEFAULT, "s", 8, "llama.cpp's default"),
+        (decision.get("default_layers"), DEFAULT, "s", 8, f"{_report.engine_name(entry)}'s default"),
         (decision["layers"], CHOSEN, "D", 8, "chosen"),
     ):
         marked = [point for point in measured if layers is not None and point["layers"] == list(layers)]
@@ -275,7 +275,8 @@ def _draw_bars(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str) -> None:
         if point["layers"] == list(decision["layers"]):
             colour, label = CHOSEN, f"chosen ({_report.vector(decision['layers'])})"
         elif point["layers"] == list(decision.get("default_layers") or []):
-            colour, label, hatch = DEFAULT, f"llama.cpp's default ({_report.vector(decision['default_layers'])})", "//"
+            colour, hatch = DEFAULT, "//"
+            label = f"{_report.engine_name(entry)}'s default ({_report.vector(decision['default_layers'])})"
         low = point["low"] if point["low"] is not None else point["mean"]
         high = point["high"] if point["high"] is not None else point["mean"]
         axes.barh(

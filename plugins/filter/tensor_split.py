@@ -11,17 +11,20 @@ description:
   - Turns layer counts into the value of C(--tensor-split) of one program. llama-server wants commas, llama-bench
     slashes, because to llama-bench a comma separates whole tests.
   - Layer counts given as shares make llama.cpp place exactly these layers.
+  - For V(vllm) it is the value of C(VLLM_PP_LAYER_PARTITION), blocks per pipeline stage, which add up to the model's
+    blocks. The output layer, a slot of its own in a split, comes off the last card, where vLLM has it too. A card
+    without a block is refused.
 positional: _input, program
 options:
   _input:
-    description: One whole number per device, in llama.cpp's device order.
+    description: One whole number per device, in the order in which the program counts its devices.
     type: list
     elements: int
     required: true
   program:
     description: The program that reads it.
     type: str
-    choices: [llama_bench, llama_fit_params, llama_server]
+    choices: [llama_bench, llama_fit_params, llama_server, vllm]
     required: true
 author:
   - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
@@ -31,11 +34,15 @@ EXAMPLES = r"""
 - name: Show the split for llama-server, here 45,36
   ansible.builtin.debug:
     msg: "--tensor-split {{ [45, 36] | homelab.mixed_gpu.tensor_split('llama_server') }}"
+
+- name: Show the same cards for vLLM, the 3090 first, here 36,44
+  ansible.builtin.debug:
+    msg: "VLLM_PP_LAYER_PARTITION={{ [36, 45] | homelab.mixed_gpu.tensor_split('vllm') }}"
 """
 
 RETURN = r"""
 _value:
-  description: The value of C(--tensor-split).
+  description: The value of C(--tensor-split), or of C(VLLM_PP_LAYER_PARTITION).
   type: str
 """
 

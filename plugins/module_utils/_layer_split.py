@@ -15,7 +15,8 @@ import typing as t
 Layers = tuple[int, ...]
 
 #: What stands between the shares in each program's `--tensor-split`. In llama-bench a comma separates whole tests.
-SEPARATORS: dict[str, str] = {"llama_bench": "/", "llama_fit_params": ",", "llama_server": ","}
+#: vLLM's VLLM_PP_LAYER_PARTITION is no such share: see render_layer_partition.
+SEPARATORS: dict[str, str] = {"llama_bench": "/", "llama_fit_params": ",", "llama_server": ",", "vllm": ","}
 
 #: More splits than this are never listed: with many devices the grid is made coarser instead, and _layer_search finds
 #: what lies between.
@@ -117,7 +118,26 @@ def render_tensor_split(layers: t.Sequence[t.Any], program: str) -> str:
             raise ValueError(f"layers must be whole numbers of zero or more, not {count!r}")
     if not any(layers):
         raise ValueError("layers must give at least one device a slot: all are 0")
-    return SEPARATORS[program].join(str(int(count)) for count in layers)
+    counts = blocks_per_stage(layers) if program == "vllm" else layers
+    return SEPARATORS[program].join(str(int(count)) for count in counts)
+
+
+def blocks_per_stage(layers: t.Sequence[int]) -> list[int]:
+    """Return a split as vLLM counts it: the model's blocks per pipeline stage, without the output slot.
+
+    vLLM wants as many numbers as stages, adding up to the model's blocks (get_pp_indices of its distributed/utils.py),
+    and keeps the output layer on the last stage, which is where the last slot is. Raises ValueError where a stage would
+    have no block.
+    """
+    counts = list(layers)
+    counts[-1] -= 1 if layers[-1] else 0
+    empty = [index for index, count in enumerate(counts) if not count]
+    if empty:
+        raise ValueError(
+            f"{split_name(layers)} leaves stage {empty[0]} of vLLM no block: leave its card out of CUDA_VISIBLE_DEVICES"
+            " and of the split"
+        )
+    return counts
 
 
 def placement(devices: t.Sequence[t.Any], layers: t.Sequence[t.Any]) -> list[dict[str, t.Any]]:

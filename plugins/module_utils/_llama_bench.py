@@ -199,22 +199,22 @@ def _whole(value: t.Any, what: str, minimum: int = 0) -> int:
     return int(value)
 
 
-def make_order(load: t.Mapping[str, t.Any], devices: t.Sequence[str], serving: t.Mapping[str, t.Any]) -> Order:
-    """Check a load of the planner against the devices and return the Order; raises BenchError naming the wrong field.
-
-    Devices without a layer are not named to llama.cpp at all: as C(-dev A/B -ts 33/0) B would still get buffers.
-    """
+def check_layers(load: t.Mapping[str, t.Any], devices: int) -> list[int]:
+    """Return the layers of a load, one number per device; raises BenchError when they, or its number, make no sense."""
     label = load.get("label", "the load")
     layers = load.get("layers")
-    if not isinstance(layers, (list, tuple)) or len(layers) != len(devices) or not devices:
-        raise BenchError(f"layers of {label} is {layers!r}: it must hold one number for each of {len(devices)} devices")
+    if not isinstance(layers, (list, tuple)) or len(layers) != devices or not devices:
+        raise BenchError(f"layers of {label} is {layers!r}: it must hold one number for each of {devices} devices")
     counts = [_whole(value, f"layers[{index}] of {label}") for index, value in enumerate(layers)]
     if sum(counts) == 0:
         raise BenchError(f"layers of {label} puts nothing on any device: give at least one slot")
     _whole(load.get("load"), f"load of {label}", 1)
-    split_mode = load.get("split_mode")
-    if not isinstance(split_mode, str) or not re.fullmatch(r"[a-z]+", split_mode):
-        raise BenchError(f"split_mode of {label} is {split_mode!r}: it must be a mode of llama.cpp such as layer")
+    return counts
+
+
+def check_tests(load: t.Mapping[str, t.Any]) -> tuple[t.Mapping[str, t.Any], ...]:
+    """Return the tests of a load; raises BenchError naming the field that is wrong."""
+    label = load.get("label", "the load")
     tests = load.get("tests")
     if not isinstance(tests, (list, tuple)) or not tests:
         raise BenchError(f"tests of {label} is {tests!r}: it must be a list with at least one test")
@@ -229,6 +229,20 @@ def make_order(load: t.Mapping[str, t.Any], devices: t.Sequence[str], serving: t
             _whole(test["micro_batch_size"], f"micro_batch_size of {where}", 1)
         if test["n_prompt"] == 0 and test["n_gen"] == 0:
             raise BenchError(f"{where} has n_prompt 0 and n_gen 0: it must process or generate at least one token")
+    return tuple(tests)
+
+
+def make_order(load: t.Mapping[str, t.Any], devices: t.Sequence[str], serving: t.Mapping[str, t.Any]) -> Order:
+    """Check a load of the planner against the devices and return the Order; raises BenchError naming the wrong field.
+
+    Devices without a layer are not named to llama.cpp at all: as C(-dev A/B -ts 33/0) B would still get buffers.
+    """
+    label = load.get("label", "the load")
+    counts = check_layers(load, len(devices))
+    split_mode = load.get("split_mode")
+    if not isinstance(split_mode, str) or not re.fullmatch(r"[a-z]+", split_mode):
+        raise BenchError(f"split_mode of {label} is {split_mode!r}: it must be a mode of llama.cpp such as layer")
+    tests = check_tests(load)
     for field, flag in SERVING_FLAGS:
         value = serving.get(field)
         if not isinstance(value, (str, int)) or isinstance(value, bool):
@@ -239,7 +253,7 @@ def make_order(load: t.Mapping[str, t.Any], devices: t.Sequence[str], serving: t
         shares=tuple(count for _name, count in used) if len(used) > 1 else (),
         split_mode=split_mode,
         serving=serving,
-        tests=tuple(tests),
+        tests=tests,
     )
 
 
@@ -350,14 +364,19 @@ def _disagreement(row: t.Mapping[str, t.Any], order: Order) -> str | None:
     return None
 
 
-def _samples_ms(row: t.Mapping[str, t.Any]) -> list[float] | None:
-    samples = row.get("samples_ns")
+def checked_samples(samples: t.Any) -> list[float] | None:
+    """Return samples when they are positive numbers and there is one at least, else None."""
     if not isinstance(samples, list) or not samples:
         return None
     for value in samples:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
             return None
-    return [value / 1e6 for value in samples]
+    return samples
+
+
+def _samples_ms(row: t.Mapping[str, t.Any]) -> list[float] | None:
+    samples = checked_samples(row.get("samples_ns"))
+    return None if samples is None else [value / 1e6 for value in samples]
 
 
 def _results(rows: t.Sequence[t.Mapping[str, t.Any]], order: Order) -> list[dict[str, t.Any]]:

@@ -163,6 +163,36 @@ class StoredLoad:
         if not os.path.isfile(path) or not os.access(path, mode):
             self.module.fail_json(msg=f"There is no {what} {path}: {remedy}.")
 
+    def run_limited(
+        self,
+        command: t.Sequence[str],
+        environment: t.Mapping[str, t.Any],
+        limit: int,
+        lock: int,
+        data: str | None = None,
+    ) -> tuple[int, str, str, bool]:
+        """Run a program for at most C(limit) seconds, with nothing of it left behind.
+
+        Returns its exit status, what it printed to both streams, and whether it ran into the limit.
+        """
+        mark = f"{os.getpid()}-{time.time_ns()}"
+        variables = {
+            **{name: str(value) for name, value in environment.items()},
+            **{name: str(value) for name, value in (self.load.get("environment") or {}).items()},
+            MARK: mark,
+        }
+        timeout = self.module.get_bin_path("timeout", required=True)
+        started = time.monotonic()
+        try:
+            # KILL, because timeout itself ends with its first child and would leave a grandchild that ignores TERM.
+            rc, stdout, stderr = self.module.run_command(
+                [timeout, "--signal=KILL", f"{limit}s", *command], environ_update=variables, data=data,
+                expand_user_and_vars=False, errors="replace", pass_fds=(lock,),
+            )
+        finally:
+            kill_leftovers(mark)
+        return rc, stdout, stderr, rc in (-9, 137) and time.monotonic() - started >= limit
+
     @contextlib.contextmanager
     def leased(self) -> t.Iterator[None]:
         """Hold the caller to the lease: it must be there before and after, and be the same one."""

@@ -14,7 +14,7 @@ import dataclasses
 import itertools
 import typing as t
 
-from . import _layer_search, _layer_split
+from . import _exl_split, _layer_search, _layer_split
 
 MIB = 1024 * 1024
 
@@ -29,6 +29,9 @@ CACHE_TYPES: dict[str, tuple[int, int]] = {
     "iq4_nl": (32, 18),
     "q5_0": (32, 22),
     "q5_1": (32, 24),
+    # exllamav3's: 32 elements in so many bits each, and a scale of two bytes (cache/quant.py); exllamav2's Q8 and Q4
+    # are as large as q8_0 and q4_0
+    **{f"exl3_q{bits}": (32, 4 * bits + 2) for bits in range(2, 9)},
 }
 
 #: GGML_SCHED_MAX_COPIES of llama.cpp's build: with pipelining every input of a device exists this many times.
@@ -116,6 +119,8 @@ def compute_bytes(
     """
     if not layers[device]:
         return 0
+    if _exl_split.engine_of(serving) in _exl_split.ENGINES:
+        return _exl_split.compute_bytes(model, serving, layers, device)
     last = device == _layer_split.output_device(layers)
     first = not any(layers[:device])
     has_blocks = layers[device] > 1 or not last
@@ -191,6 +196,10 @@ class MemoryPlan:
             self._kv[end] - self._kv[start],
             compute_bytes(self.model, self.serving, layers, device),
         )
+
+    def slot_bytes(self, slot: int) -> int:
+        """Return weights and KV cache of one slot."""
+        return self._weights[slot + 1] - self._weights[slot] + self._kv[slot + 1] - self._kv[slot]
 
     def mib(self, layers: t.Sequence[int]) -> list[int]:
         """Return the MiB of each device under C(layers)."""
@@ -274,7 +283,8 @@ def _cures(
             now = row_bytes(32, serving["cache_type_k"]) + row_bytes(32, serving["cache_type_v"])
             smaller = 2 * row_bytes(32, name) < now
             if smaller and fits(MemoryPlan(model, changed), splits, budgets):
-                cures.append(f"a {name} KV cache")
+                mode = name.partition("_")[0].upper()
+                cures.append(f"cache mode {mode}" if "cache_mode" in serving else f"a {name} KV cache")
                 break
     context = _round_up(serving["context_size"]) // 2
     while context >= 2 * CONTEXT_STEP:

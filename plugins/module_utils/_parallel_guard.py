@@ -163,7 +163,8 @@ def instead(
         "pipeline parallelism gives each card as many layers as suit it: "
         + " ".join(f"{key}={value}" for key, value in variables.items())
         + f" {command(engine['engine'], engine.get('model'), len(cards))}"
-        + f" ({names}, from {plan['source']}; the numbers must add up to the model's layers, here {plan['layers']})"
+        + f" ({names}, from {plan['source']}; the numbers must add up to the model's layers, here {plan['layers']}"
+        + ("; docs/vllm.md of the collection explains each word)" if engine["engine"] == "vllm" else ")")
     )
 
 

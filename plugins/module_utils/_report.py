@@ -14,7 +14,7 @@ import re
 import statistics
 import typing as t
 
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _cost_model, _llama_server
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _cost_model, _exl_split, _llama_server
 
 Json = t.Mapping[str, t.Any]
 
@@ -336,30 +336,36 @@ def placement_words(entry: Json) -> str:
     return ", ".join([first, *parts[1:-1]]) + f" and {parts[-1]}"
 
 
-def gain_words(decision: Json) -> str:
-    """Say in one sentence what the chosen split is worth against llama.cpp's own."""
+def engine_name(entry: Json) -> str:
+    """Return what people call the engine that an entry was measured with."""
+    return _exl_split.engine_name(entry.get("serving") or {})
+
+
+def gain_words(entry: Json) -> str:
+    """Say in one sentence what the chosen split is worth against the engine's own."""
+    decision, engine = entry["decision"], engine_name(entry)
     gain, bounds = decision.get("gain_over_default_percent"), decision.get("gain_interval_percent")
     default = decision.get("default_layers")
     if decision["verdict"] == "only_choice":
         return "It is the only split that was possible, so there is nothing to compare it with."
     if default is None:
-        return "llama.cpp's default split does not fit in memory here."
+        return f"{engine}'s default split does not fit in memory here."
     if list(default) == list(decision["layers"]):
-        return f"llama.cpp would have chosen the same split ({vector(default)})."
+        return f"{engine} would have chosen the same split ({vector(default)})."
     if gain is None:
-        return f"llama.cpp's default split ({vector(default)}) was not measured."
+        return f"{engine}'s default split ({vector(default)}) was not measured."
     within = f" (95% interval {percent(bounds[0])} to {percent(bounds[1])}%)" if bounds else ""
     if decision["verdict"] == "faster":
-        return f"It takes {percent(gain)}% less time than llama.cpp's default split {vector(default)}{within}."
+        return f"It takes {percent(gain)}% less time than {engine}'s default split {vector(default)}{within}."
     if decision["verdict"] == "no_difference":
-        return f"No difference that matters to llama.cpp's default split {vector(default)}: {percent(gain)}%{within}."
-    return f"Whether it beats llama.cpp's default split {vector(default)} is not settled: {percent(gain)}%{within}."
+        return f"No difference that matters to {engine}'s default split {vector(default)}: {percent(gain)}%{within}."
+    return f"Whether it beats {engine}'s default split {vector(default)} is not settled: {percent(gain)}%{within}."
 
 
 def verdict_words(entry: Json) -> str:
     """Return the sentence that the report opens with."""
     opening = placement_words(entry)
-    return f"{opening[0].upper()}{opening[1:]}. {gain_words(entry['decision'])}"
+    return f"{opening[0].upper()}{opening[1:]}. {gain_words(entry)}"
 
 
 # --- numbers of the running server ---
@@ -435,7 +441,13 @@ def memory_rows(entry: Json, server_devices: t.Sequence[Json] | None) -> list[di
     # The server numbers the CUDA cards that it is shown, so its names need not be those of the plan.
     serving_names = {device["id"]: device["device"] for device in _llama_server.used_devices(entry)}
     loaded: dict[t.Any, Json] = {}
-    for device in server_devices or []:
+    # of an ExLlama, what the card held in the load that was measured: weights, cache and scratch space are not told
+    # apart
+    measured = [
+        {"id": device["id"], "model_mib": card["used_mib"]}
+        for device, card in zip(entry["devices"], entry.get("loaded") or (), strict=False)
+    ]
+    for device in server_devices or measured:
         loaded.setdefault(device.get("id"), device)
         loaded.setdefault(device.get("device"), device)
     rows = []
@@ -674,7 +686,7 @@ def summary_lines(
     """
     decision = entry["decision"]
     lines = [_cut(f"{model_name(entry)}: {placement_words(entry)}", width)]
-    lines += _wrapped(gain_words(decision), width, "  ")
+    lines += _wrapped(gain_words(entry), width, "  ")
     if decision.get("why"):
         lines += _wrapped(f"Why: {decision['why']}", width, "  ")
     for advice in decision.get("advice") or []:
@@ -705,11 +717,13 @@ def summary_lines(
     rows = table_rows(entry)
     if rows:
         tokens = prompt_tokens_of(entry)
-        lines += ["", "Measured splits (llama-bench; lowest to highest in brackets)"]
+        measured_by = "llama-bench" if engine_name(entry) == "llama.cpp" else f"{engine_name(entry)}'s own speed test"
+        lines += ["", f"Measured splits ({measured_by}; lowest to highest in brackets)"]
         head = ("layers", "decode ms/token", "tok/s", "prefill tok/s" if tokens else "prefill ms", "loads", "")
         body = []
         for row in rows:
-            marks = [word for word, on in (("chosen", row["chosen"]), ("llama.cpp's default", row["default"])) if on]
+            own = f"{engine_name(entry)}'s default"
+            marks = [word for word, on in (("chosen", row["chosen"]), (own, row["default"])) if on]
             if row["disturbed"]:
                 marks.append(f"{row['disturbed']} disturbed, set aside")
             if row["ok"]:
@@ -822,7 +836,7 @@ def report_view(
         label = f"to the first token, {first['prompt_tokens']} token prompt"
         tiles.append({"value": number(first["ttft_ms"]["mean"]), "unit": "ms", "label": label})
     if decision.get("gain_over_default_percent") is not None and decision["verdict"] != "only_choice":
-        label = "less time than llama.cpp's default split"
+        label = f"less time than {engine_name(entry)}'s default split"
         label += {"no_difference": ": no difference that matters", "inconclusive": ": not settled"}.get(
             decision["verdict"], ""
         )
@@ -840,6 +854,7 @@ def report_view(
     fit = decision.get("fit") or {}
     return {
         "model": model_name(entry),
+        "engine": engine_name(entry),
         "verdict": decision["verdict"].replace("_", " "),
         "sentence": verdict_words(entry),
         "why": decision.get("why") or "",

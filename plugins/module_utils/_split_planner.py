@@ -10,7 +10,7 @@ The way to a decision, with at most C(max_loads) loads:
 
 1. anchors: as many well separated splits as there are devices (for two, the ends of what memory allows), one load each;
 2. fit of the cost model, see _cost_model;
-3. confirmation: the predicted winner (A) and llama.cpp's own split (B; the best measured other one where that does not
+3. confirmation: the predicted winner (A) and the engine's own split (B; the best measured other one where that does not
    fit or is the winner) get two loads each, in the order A B B A, counting what is already measured. After the first
    load of each the fit is made anew. If it is off by more than 5 %, one more anchor between the others is measured,
    and a better split may take A's place;
@@ -550,7 +550,7 @@ def _next_step(evidence: Evidence) -> Step:
         third = evidence.by_layers[evidence.problem.default] if evidence.count(same.layers) else same
         return Step(
             "confirm",
-            f"{split_name(same.layers)} should be as good as any and as llama.cpp's default: measure "
+            f"{split_name(same.layers)} should be as good as any and as {evidence.problem.engine}'s default: measure "
             f"{split_name(third.layers)} to see whether the fit holds",
             (_wanted(evidence, third.layers, "confirm"),),
         )
@@ -1044,7 +1044,7 @@ def _percent(value: float) -> str:
 
 def _called(problem: Problem, candidate: Candidate) -> str:
     name = split_name(candidate.layers)
-    return f"llama.cpp's default {name}" if candidate.layers == problem.default else name
+    return f"{problem.engine}'s default {name}" if candidate.layers == problem.default else name
 
 
 def _why_decided(evidence: Evidence, chosen: Candidate, other: Candidate | None, verdict: str) -> str:
@@ -1068,7 +1068,7 @@ def _why_chosen(evidence: Evidence, chosen: Candidate, other: Candidate | None, 
     if verdict == "only_choice":
         return f"{name}: {_only(evidence)}"
     if chosen.layers == problem.default:
-        name += ", llama.cpp's own default"
+        name += f", {problem.engine}'s own default"
     text = f"{name}: {_why_there(evidence, chosen)}"
     if other is None and verdict == "no_difference":
         best = min(evidence.objective(candidate.layers) for candidate in evidence.candidates)

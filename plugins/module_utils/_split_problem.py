@@ -12,7 +12,7 @@ import dataclasses
 import statistics
 import typing as t
 
-from . import _layer_search, _layer_split, _memory_plan
+from . import _exl_split, _layer_search, _layer_split, _memory_plan
 from ._layer_split import Layers
 
 OBJECTIVES = ("decode", "prefill", "ttft", "request", "agent")
@@ -107,6 +107,11 @@ class Problem:
     repeat_disturbed: int
     #: kind of test -> what a small model alone on each device says of the devices' costs, in any unit
     probed: t.Mapping[str, tuple[float, ...]]
+
+    @property
+    def engine(self) -> str:
+        """What people call the engine that is measured."""
+        return _exl_split.engine_name(self.raw["serving"])
 
     def counted(self, name: str) -> tuple[int, int]:
         """Return (prompt tokens, generated tokens) that an objective counts; ttft counts the first generated token.
@@ -236,7 +241,10 @@ def read_problem(raw: t.Any) -> Problem:
     budgets = _memory_plan.budgets_mib(devices, reserve)
     search = _layer_search.LayerSearch(memory, budgets, slots)
     splits = _layer_split.enumerate_splits(slots, len(devices))
-    default = _layer_split.default_layers([device["free_mib"] for device in devices], slots)
+    if _exl_split.engine_of(serving) == "llama_cpp":
+        default = _layer_split.default_layers([device["free_mib"] for device in devices], slots)
+    else:
+        default = _exl_split.own_split(memory, budgets, slots)
     known = set(splits)
     # a coarse grid of many devices may not contain llama.cpp's own choice
     splits += [s for s in (default, *_layer_split.single_device_splits(slots, len(devices))) if s not in known]
@@ -298,7 +306,7 @@ def _read_probe(probe: t.Any, devices: int) -> dict[str, tuple[float, ...]]:
 
 def _read_devices(devices: t.Sequence[t.Any]) -> list[Json]:
     if not devices:
-        raise ValueError("problem.devices is empty: llama.cpp sees no device")
+        raise ValueError("problem.devices is empty: the engine sees no device")
     result = []
     for index, device in enumerate(devices):
         where = f"problem.devices[{index}]"

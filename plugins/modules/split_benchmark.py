@@ -11,6 +11,8 @@ version_added: 0.1.0
 description:
   - Ensures that the host's store holds a measurement for one load, that is one C(llama-bench) process with one
     loading of the model and several tests in it.
+  - With C(engine) in O(serving) it is a process of ExLlamaV2 or ExLlamaV3 instead, measured the way their own speed
+    tests do, and the load says the C(gpu_split_gb) that placed the layers and the memory of each card.
   - The key of a load is O(fingerprint), O(campaign), split mode, layers and load number. A load that is in the store
     is not measured again, so the module is idempotent and an interrupted run resumes.
   - A split that runs out of memory, crashes or does not finish is a result, not a failure of the task; the reason is
@@ -35,7 +37,7 @@ options:
     type: path
     default: /opt/llama.cpp/current/bin/llama-bench
   model_path:
-    description: Path to the GGUF model, of a split model its first shard.
+    description: Path to the GGUF model, of a split model its first shard; for ExLlama the model's folder.
     type: path
     required: true
   load:
@@ -57,6 +59,8 @@ options:
     description:
       - The serving profile. C(gpu_layers), C(batch_size), C(micro_batch_size), C(flash_attention), C(cache_type_k),
         C(cache_type_v), C(threads), C(poll) and C(load_mode) are used here, all of them required.
+      - C(engine) says which engine measures, C(llama_cpp) where it is missing; for ExLlama the profile is that of
+        P(homelab.mixed_gpu.exllama_serving#filter).
     type: dict
     required: true
   host_python:
@@ -65,6 +69,31 @@ options:
         cards meanwhile. Without either nothing is watched.
     type: path
     default: /opt/mixed_gpu/venv/bin/python
+  exllama:
+    description: What an ExLlama needs beyond. Required with C(serving.engine) V(exllamav2) or V(exllamav3).
+    type: dict
+    suboptions:
+      python:
+        description: Python of the environment that ExLlama is installed in.
+        type: path
+        required: true
+      worker:
+        description: The program that loads and measures, C(files/exllama_worker.py) of the role split_tuning.
+        type: path
+        required: true
+      model:
+        description: The model, of M(homelab.mixed_gpu.exl_model_info).
+        type: dict
+        required: true
+      devices:
+        description: The cards, of M(homelab.mixed_gpu.exllama_devices_info).
+        type: list
+        elements: dict
+        required: true
+      reserve_mib:
+        description: Memory that is kept free on every card.
+        type: int
+        required: true
   wrapper:
     description:
       - Command that is given the command line of C(llama-bench), runs it and passes its output on, such as a meter of
@@ -148,6 +177,16 @@ load:
       description: The fingerprint.
       returned: when measured
       type: str
+    gpu_split_gb:
+      description: Of ExLlama, the gigabytes per card that placed the layers so.
+      returned: when ExLlama measured
+      type: list
+      elements: float
+    loaded:
+      description: Of ExLlama, each card with its C(layers), C(allocated_mib), C(peak_mib) and C(used_mib).
+      returned: when ExLlama measured
+      type: list
+      elements: dict
     measured_at:
       description: When the measurement ended (UTC).
       returned: when measured
@@ -165,19 +204,27 @@ path:
   returned: success
   type: str
 llama_cpp_build:
-  description: Build number and commit that C(llama-bench) printed, or V(none).
+  description: Build number and commit that C(llama-bench) printed, or the versions of ExLlama and PyTorch, or V(none).
   returned: when measured now
   type: str
 """
 
 import contextlib
 import importlib
+import json
 import os
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _host_python, _llama_bench, _measuring, _nvml
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
+    _exl_split,
+    _exllama_bench,
+    _host_python,
+    _llama_bench,
+    _measuring,
+    _nvml,
+)
 
 #: A second, talkative run to learn why the first one failed is not worth starting for less.
 SHORTEST_DIAGNOSIS_SECONDS = 5
@@ -188,8 +235,6 @@ class SplitBenchmark(_measuring.StoredLoad):
 
     def __init__(self, module: AnsibleModule) -> None:
         load = module.params["load"]
-        if module.params["timeout_seconds"] < 1:
-            module.fail_json(msg=f"timeout_seconds is {module.params['timeout_seconds']}: give at least 1.")
         try:
             self.order = _llama_bench.make_order(load, module.params["devices"], module.params["serving"])
         except _llama_bench.BenchError as exc:
@@ -245,24 +290,10 @@ class SplitBenchmark(_measuring.StoredLoad):
 
     def run_bench(self, command: list[str], limit: int, lock: int) -> _llama_bench.Verdict:
         """Run llama-bench for at most C(limit) seconds, with nothing of it left behind, and judge what it printed."""
-        mark = f"{os.getpid()}-{time.time_ns()}"
-        environment = {
-            "GGML_NO_BACKTRACE": "1",          # else an abort attaches a debugger
-            **{name: str(value) for name, value in self.params["environment"].items()},
-            **{name: str(value) for name, value in (self.load.get("environment") or {}).items()},
-            _measuring.MARK: mark,
-        }
-        timeout = self.module.get_bin_path("timeout", required=True)
-        started = time.monotonic()
-        try:
-            # KILL, because timeout itself ends with its first child and would leave a grandchild that ignores TERM.
-            rc, stdout, stderr = self.module.run_command(
-                [timeout, "--signal=KILL", f"{limit}s", *self.params["wrapper"], *command],
-                environ_update=environment, expand_user_and_vars=False, errors="replace", pass_fds=(lock,),
-            )
-        finally:
-            _measuring.kill_leftovers(mark)
-        timed_out = rc in (-9, 137) and time.monotonic() - started >= limit
+        environment = {"GGML_NO_BACKTRACE": "1", **self.params["environment"]}     # else an abort attaches a debugger
+        rc, stdout, stderr, timed_out = self.run_limited(
+            [*self.params["wrapper"], *command], environment, limit, lock
+        )
         misuse = None if timed_out or rc == 0 else _llama_bench.explain_misuse(rc, f"{stdout}\n{stderr}")
         if misuse is not None and self.order.split_mode == "tensor":
             return _llama_bench.Verdict("crashed", misuse, [], [], None, True)
@@ -271,6 +302,53 @@ class SplitBenchmark(_measuring.StoredLoad):
                 msg=f"{self.load.get('label')} cannot be measured: {misuse}.", rc=rc, stderr=stderr[-2000:]
             )
         return _llama_bench.judge(rc, stdout, stderr, limit if timed_out else None, self.order)
+
+
+class ExllamaBenchmark(_measuring.StoredLoad):
+    """One load of an ExLlama."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        load, given = module.params["load"], module.params["exllama"]
+        if given is None:
+            module.fail_json(msg=f"serving.engine is {module.params['serving']['engine']}: give exllama, too.")
+        try:
+            self.order = _exllama_bench.measure_order(
+                load, given["devices"], module.params["serving"], given["model"], given["reserve_mib"]
+            )
+        except _llama_bench.BenchError as exc:
+            module.fail_json(msg=f"This load cannot be measured: {exc}.")
+        super().__init__(module, load)
+
+    def answers(self, stored: dict[str, t.Any]) -> bool:
+        return _llama_bench.reusable(stored, self.order["tests"])
+
+    def check_programs(self) -> None:
+        given = self.params["exllama"]
+        self.need(given["python"], "Python", "install ExLlama (role exllamav2), or set exllama.python", os.X_OK)
+        self.need(given["worker"], "worker", "copy it from the role split_tuning, or set exllama.worker")
+        folder = self.order["model"]
+        self.need(f"{folder}/config.json", "readable model", "fetch it (role llm_models), or set model_path")
+
+    def measure(self, lock: int) -> dict[str, t.Any]:
+        command = [self.params["exllama"]["python"], self.params["exllama"]["worker"]]
+        limit = self.params["timeout_seconds"]
+        with self.leased():
+            started = time.monotonic()
+            rc, stdout, stderr, timed_out = self.run_limited(
+                [*self.params["wrapper"], *command], self.params["environment"], limit, lock, json.dumps(self.order)
+            )
+            wall_ms = round((time.monotonic() - started) * 1000)
+        verdict, more = _exllama_bench.judge(rc, stdout, stderr, limit if timed_out else None, self.order)
+        self.build = verdict.build
+        load = {
+            **self.load,
+            "status": verdict.status,
+            "reason": verdict.reason,
+            "results": verdict.results,
+            **more,
+            "wall_ms": wall_ms,
+        }
+        return self.store(load, command)
 
 
 def main() -> None:
@@ -283,11 +361,24 @@ def main() -> None:
             "host_python": {"type": "path", "default": _host_python.DEFAULT},
             "wrapper": {"type": "list", "elements": "str", "default": []},
             "timeout_seconds": {"type": "int", "default": 1800},
+            "exllama": {
+                "type": "dict",
+                "options": {
+                    "python": {"type": "path", "required": True},
+                    "worker": {"type": "path", "required": True},
+                    "model": {"type": "dict", "required": True},
+                    "devices": {"type": "list", "elements": "dict", "required": True},
+                    "reserve_mib": {"type": "int", "required": True},
+                },
+            },
             **_measuring.ARGUMENTS,
         },
         supports_check_mode=True,
     )
-    module.exit_json(**SplitBenchmark(module).run())
+    if module.params["timeout_seconds"] < 1:
+        module.fail_json(msg=f"timeout_seconds is {module.params['timeout_seconds']}: give at least 1.")
+    other = _exl_split.engine_of(module.params["serving"]) != "llama_cpp"
+    module.exit_json(**(ExllamaBenchmark if other else SplitBenchmark)(module).run())
 
 
 if __name__ == "__main__":

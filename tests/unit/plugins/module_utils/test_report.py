@@ -94,7 +94,7 @@ def test_without_a_list_of_feasible_splits_failures_bar_what_lies_beyond(sandbox
     ],
 )
 def test_the_gain_in_words(sandbox: dict[str, t.Any], change: dict[str, t.Any], words: str) -> None:
-    assert words in _report.gain_words({**sandbox["entry"]["decision"], **change})
+    assert words in _report.gain_words({"decision": {**sandbox["entry"]["decision"], **change}})
 
 
 def test_one_device_holds_everything(sandbox: dict[str, t.Any]) -> None:

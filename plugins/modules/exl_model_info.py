@@ -1,0 +1,140 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: exl_model_info
+short_description: Tell what an EXL2 or EXL3 model weighs, block by block
+version_added: 0.1.0
+description:
+  - Reads C(config.json) and the headers of the safetensors files in a folder and returns the same description of a
+    model as M(homelab.mixed_gpu.gguf_info), with the bytes of each block's attention beside it, because ExLlamaV2
+    places a block in two halves.
+  - Models in float16 are read too. What is not understood is said in C(model.notes), never miscounted in silence.
+  - Nothing is cached, since headers are read in milliseconds.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+    details:
+      - This action does not modify state.
+  diff_mode:
+    support: N/A
+    details:
+      - This action does not modify state.
+options:
+  path:
+    description: The folder of the model.
+    type: path
+    required: true
+seealso:
+  - module: homelab.mixed_gpu.gguf_info
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Read the model's headers
+  homelab.mixed_gpu.exl_model_info:
+    path: /srv/models/example-exl2
+  register: example_exl2
+"""
+
+RETURN = r"""
+available:
+  description: Whether the model could be read. V(false) only in check mode, when the folder is not there yet.
+  returned: success
+  type: bool
+reason:
+  description: Why RV(available=false), in one sentence, or V(none).
+  returned: success
+  type: str
+model:
+  description: As RV(homelab.mixed_gpu.gguf_info#module:model), with C(block_attention_bytes). V(none) when
+    RV(available=false).
+  returned: success
+  type: dict
+headers_sha256:
+  description:
+    - SHA-256 of the names and sizes of the files, their headers and C(config.json).
+    - Another quantisation or another model has another one; the weights themselves are not read.
+  returned: when available
+  type: str
+"""
+
+import hashlib
+import json
+import os
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _exl_model
+
+
+def _content(path: str) -> bytes:
+    try:
+        with open(path, "rb") as handle:
+            return handle.read()
+    except OSError as exc:
+        raise _exl_model.ExlError(f"{path} cannot be read ({exc.strerror}): check the path, or download it.") from exc
+
+
+def _header(path: str) -> tuple[bytes, int]:
+    """Return the header of a safetensors file and the file's size."""
+    try:
+        size = os.stat(path).st_size
+        with open(path, "rb") as handle:
+            length = _exl_model.header_length(path, handle.read(_exl_model.LENGTH_BYTES), size)
+            return handle.read(length), size
+    except OSError as exc:
+        raise _exl_model.ExlError(f"{path} cannot be read ({exc.strerror}): check the path, or download it.") from exc
+
+
+def read(folder: str) -> tuple[dict[str, t.Any], str]:
+    """Return the model in a folder and the hash of its headers. Raises ExlError."""
+    config_text = _content(f"{folder}/config.json")
+    try:
+        config = json.loads(config_text)
+    except ValueError as exc:
+        raise _exl_model.ExlError(f"{folder}/config.json is no JSON ({exc}): download it again.") from exc
+    if not isinstance(config, dict):
+        raise _exl_model.ExlError(f"{folder}/config.json holds no dict: download it again.")
+    index = f"{folder}/model.safetensors.index.json"
+    if os.path.exists(index):
+        names = _exl_model.indexed_files(_content(index).decode("utf-8", "replace"), index)
+    else:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
+    if not names:
+        raise _exl_model.ExlError(f"{folder} holds no safetensors file: name the folder of an EXL2 or EXL3 model.")
+    files, tensors = [], []
+    digest = hashlib.sha256(config_text)
+    for name in names:
+        text, size = _header(f"{folder}/{name}")
+        digest.update(f"\0{name}\0{size}\0".encode())
+        digest.update(text)
+        files.append((f"{folder}/{name}", size))
+        tensors += _exl_model.read_header(f"{folder}/{name}", text, size)
+    return _exl_model.describe(folder, config, files, tensors), digest.hexdigest()
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={"path": {"type": "path", "required": True}},
+        supports_check_mode=True,
+    )
+    folder = os.path.abspath(module.params["path"])
+    result: dict[str, t.Any] = {"changed": False, "available": True, "reason": None, "model": None}
+    if module.check_mode and not os.path.exists(folder):
+        module.exit_json(**{**result, "available": False, "reason": f"{folder} does not exist yet."})
+    try:
+        model, digest = read(folder)
+    except _exl_model.ExlError as exc:
+        module.fail_json(msg=str(exc))
+    module.exit_json(**{**result, "model": model, "headers_sha256": digest})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Load a model with ExLlama and measure it. Run by the collection with the Python of ExLlama's environment.
+
+It reads one order (JSON) from standard input and prints one answer (JSON); what the engine says goes to standard error.
+One process is one load of the model, with several tests.
+
+The order: action (devices | measure), and to measure: engine (exllamav2 | exllamav3), model (a folder), layers (wanted
+per card, in CUDA's order), gpu_split_gb, block_gb (what one block more moves a card's number), context_size,
+chunk_size, cache (exllamav2: FP16, Q8, Q6, Q4; exllamav3: null or [bits of K, bits of V]), tests, tries.
+
+The answer: status (ok | out_of_memory | misplaced), reason, and when ok: versions, layers as loaded, the gpu_split_gb
+that led there, tries, devices with their memory, and results. Anything else ends with a traceback and an exit status.
+
+The tests are ExLlama's own speed tests, test_inference.py (-ps, -s) of exllamav2, eval/perf.py of exllamav3: a prompt
+through the model without its logits, and single tokens with the most likely one brought back to the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.metadata
+import json
+import os
+import sys
+import time
+
+import torch
+
+#: Tokens that are generated, and not measured, before a test.
+WARM_UP_TOKENS = 8
+#: How often a misplaced split is corrected where nothing is loaded for it (exllamav2 decides on paper).
+PAPER_TRIES = 24
+
+
+class Misplaced(Exception):
+    """The engine does not put the layers where they are wanted."""
+
+
+def free_mib(card):
+    return torch.cuda.mem_get_info(card)[0] // 2**20
+
+
+def devices():
+    """The cards in CUDA's order; free memory with this process's context already on them."""
+    found = []
+    for card in range(torch.cuda.device_count()):
+        torch.zeros(1, device=f"cuda:{card}")
+        properties = torch.cuda.get_device_properties(card)
+        uuid = str(getattr(properties, "uuid", "") or "")
+        found.append(
+            {
+                "uuid": uuid if not uuid or uuid.startswith("GPU-") else f"GPU-{uuid}",
+                "name": properties.name,
+                "total_mib": properties.total_memory // 2**20,
+                "free_mib": free_mib(card),
+            }
+        )
+    return found
+
+
+def synchronize():
+    for card in range(torch.cuda.device_count()):
+        torch.cuda.synchronize(card)
+
+
+def corrected(split, wanted, found, block_gb):
+    """The split with the first card that is wrong moved by the blocks that it has too many or too few of.
+
+    Only the first: what lies on later cards follows from it. None where it is the last, which takes what is left.
+    """
+    for card, (want, have) in enumerate(zip(wanted, found, strict=True)):
+        if want != have:
+            if not any(wanted[card + 1 :]):
+                return None
+            return [*split[:card], split[card] + (want - have) * block_gb, *split[card + 1 :]]
+    return None
+
+
+class V2:
+    """exllamav2: gpu_split is a plan on paper, so it is corrected before anything is loaded."""
+
+    def __init__(self, order):
+        import exllamav2
+
+        self.order, self.package, self.tries = order, exllamav2, 0
+        config = exllamav2.ExLlamaV2Config(order["model"])
+        config.arch_compat_overrides()
+        # as TabbyAPI sets them: they decide the memory that is kept for scratch space
+        config.max_seq_len = order["context_size"]
+        config.max_input_len = order["chunk_size"]
+        config.max_attention_size = order["chunk_size"] ** 2
+        config.max_output_len = 16
+        self.model = exllamav2.ExLlamaV2(config)
+        self.vocabulary = config.vocab_size
+
+    def layers(self):
+        """Blocks and the output layer per card; a block whose halves part counts half on each."""
+        counts = [0.0] * len(self.order["layers"])
+        parts = [part for part in self.model.modules if getattr(part, "layer_idx", None) is not None]
+        blocks = len({part.layer_idx for part in parts})
+        for part in parts:
+            counts[part.device_idx] += blocks / len(parts)
+        counts[self.model.modules[self.model.head_layer_idx].device_idx] += 1
+        return [round(count, 3) for count in counts]
+
+    def load(self):
+        split = list(self.order["gpu_split_gb"])
+        for attempt in range(1, PAPER_TRIES + 1):
+            self.tries = attempt
+            try:
+                self.model.load(split, lazy=True)
+                found = self.layers()
+            except AssertionError:  # "Insufficient space in device allocation"
+                found = None
+            if found == self.order["layers"]:
+                break
+            better = found and corrected(split, self.order["layers"], found, self.order["block_gb"])
+            if not better:
+                raise Misplaced(f"exllamav2 makes {found or 'nothing'} of gpu_split {split}")
+            split = better
+        else:
+            raise Misplaced(f"exllamav2 makes {found} of gpu_split {split} after {PAPER_TRIES} corrections")
+        self.model.load(split)
+        suffix = {"FP16": "", "Q8": "_Q8", "Q6": "_Q6", "Q4": "_Q4"}[self.order["cache"]]
+        cache_class = getattr(self.package, f"ExLlamaV2Cache{suffix}")
+        self.cache = cache_class(self.model, max_seq_len=self.order["context_size"])
+        return split
+
+    def prompt(self, ids, past):
+        self.cache.current_seq_len = past
+        self.model.forward(ids, self.cache, preprocess_only=True)
+
+    def generate(self, ids, past, count):
+        self.cache.current_seq_len = past
+        token = ids[:, :1]
+        for _number in range(count):
+            logits = self.model.forward(token, self.cache)
+            token = torch.argmax(logits[0, -1]).cpu().reshape(1, 1).clamp(0, self.vocabulary - 1)
+
+
+class V3:
+    """exllamav3: where a block goes shows only when it is loaded, so a correction is another load."""
+
+    def __init__(self, order):
+        import exllamav3
+
+        self.order, self.tries, self.recurrent = order, 0, None
+        config = exllamav3.Config.from_directory(order["model"])
+        self.model = exllamav3.Model.from_config(config)
+        self.vocabulary = config.vocab_size
+        bits = order["cache"]
+        kind = {"layer_type": exllamav3.CacheLayer_quant, "k_bits": bits[0], "v_bits": bits[1]} if bits else {}
+        self.cache = exllamav3.Cache(self.model, max_num_tokens=order["context_size"], **kind)
+
+    def layers(self):
+        counts = [0] * len(self.order["layers"])
+        for module in self.model.modules:
+            if module.caps.get("logits_output") or getattr(module, "layer_idx", None) is not None:
+                counts[torch.device(module.device).index or 0] += 1
+        return counts
+
+    def load(self):
+        split = list(self.order["gpu_split_gb"])
+        for attempt in range(1, self.order["tries"] + 1):
+            self.tries = attempt
+            self.model.load(use_per_device=split, max_chunk_size=self.order["chunk_size"])
+            found = self.layers()
+            if found == self.order["layers"]:
+                return split
+            better = corrected(split, self.order["layers"], found, self.order["block_gb"])
+            self.model.unload()
+            gc.collect()
+            torch.cuda.empty_cache()
+            if not better:
+                break
+            split = better
+        raise Misplaced(f"exllamav3 makes {found} of gpu_split {split} at load {self.tries}")
+
+    def parameters(self, past):
+        return {
+            "attn_mode": "flash_attn",
+            "cache": self.cache,
+            "past_len": past,
+            "batch_shape": (1, self.order["context_size"]),
+            "recurrent_states": self.recurrent,
+        }
+
+    @contextlib.contextmanager
+    def state(self, past):
+        """A state for models that have one beside their KV cache."""
+        recurrent = self.model.caps.get("recurrent_states", False)
+        self.recurrent = [self.cache.get_test_state(past)] if recurrent else None
+        yield
+        if recurrent:
+            self.recurrent[0].free()
+
+    def prompt(self, ids, past):
+        step = self.order["chunk_size"]
+        with self.state(past):
+            for start in range(0, ids.shape[-1], step):
+                self.model.prefill(ids[:, start : start + step], self.parameters(past + start))
+
+    def generate(self, ids, past, count):
+        token = ids[:, :1]
+        with self.state(past):
+            for number in range(count):
+                logits = self.model.forward(token, self.parameters(past + number))
+                token = torch.argmax(logits[0, -1]).cpu().reshape(1, 1).clamp(0, self.vocabulary - 1)
+
+
+def sample(engine, ids, test):
+    """One sample of a test in milliseconds: its prompt, then its tokens, after what the cache already holds."""
+    past, prompt = test["n_depth"], test["n_prompt"]
+    synchronize()
+    started = time.perf_counter()
+    if prompt:
+        engine.prompt(ids[:, past : past + prompt], past)
+    if test["n_gen"]:
+        engine.generate(ids, past + prompt, test["n_gen"])
+    synchronize()
+    return (time.perf_counter() - started) * 1000
+
+
+def measure(order):
+    before = devices()
+    if len(before) != len(order["layers"]):
+        raise Misplaced(f"CUDA shows {len(before)} cards where {len(order['layers'])} were named")
+    engine = {"exllamav2": V2, "exllamav3": V3}[order["engine"]](order)
+    started = time.perf_counter()
+    split = engine.load()
+    load_ms = round((time.perf_counter() - started) * 1000)
+    torch.manual_seed(0)
+    ids = torch.randint(0, engine.vocabulary - 1, (1, order["context_size"]))
+    results = []
+    for test in order["tests"]:
+        if test["n_depth"]:
+            engine.prompt(ids[:, : test["n_depth"]], 0)
+        sample(engine, ids, {**test, "n_gen": min(test["n_gen"], WARM_UP_TOKENS)})
+        own = {key: test[key] for key in ("kind", "n_prompt", "n_gen", "n_depth")}
+        results.append({**own, "samples_ms": [sample(engine, ids, test) for _number in range(test["repetitions"])]})
+    layers = engine.layers()
+    return {
+        "status": "ok",
+        "reason": None,
+        "versions": {name: importlib.metadata.version(name) for name in (order["engine"], "torch")},
+        "layers": layers,
+        "gpu_split_gb": [round(share, 6) for share in split],
+        "tries": engine.tries,
+        "load_ms": load_ms,
+        "devices": [
+            {
+                **device,
+                "layers": layers[card],
+                "allocated_mib": torch.cuda.memory_allocated(card) // 2**20,
+                "peak_mib": torch.cuda.max_memory_allocated(card) // 2**20,
+                # of the whole card, beyond the context: kernels, and what PyTorch holds back
+                "used_mib": device["free_mib"] - free_mib(card),
+            }
+            for card, device in enumerate(before)
+        ],
+        "results": results,
+    }
+
+
+def out_of_memory(error):
+    words = str(error)
+    return type(error).__name__ == "OutOfMemoryError" or any(
+        known in words for known in ("out of memory", "Insufficient VRAM", "Insufficient space in device allocation")
+    )
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what the engine prints must not mix with the answer
+    order = json.load(sys.stdin)
+    try:
+        with torch.inference_mode():
+            answer = {"devices": devices()} if order["action"] == "devices" else measure(order)
+    except Misplaced as error:
+        answer = {"status": "misplaced", "reason": str(error)}
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        answer = {"status": "out_of_memory", "reason": (str(error).splitlines() or ["out of memory"])[0][:240]}
+    print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Other projects' wheels, of which tests run single functions to compare with. Fetched with pip, kept, checked.
+
+Nothing of them is installed, and none of their dependencies: a function's source is taken out of its file and executed
+with stand-ins for what it refers to.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import pathlib
+import subprocess
+import sys
+import typing as t
+import zipfile
+
+import pytest
+
+CACHE = pathlib.Path(os.environ.get("MIXED_GPU_CACHE") or pathlib.Path.home() / ".cache" / "homelab-mixed-gpu")
+#: file -> sha256, and whether it is small enough to be fetched for a test
+WHEELS = {
+    "exllamav2-0.3.2-py3-none-any.whl": ("7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e", True),
+    "vllm-0.33.0-cp38-abi3-manylinux_2_28_x86_64.whl": (
+        "4b6bdec4ab269990bf70d45a3c1e94c3760a27064513760193b26d6f0da883aa",
+        False,
+    ),
+}
+
+
+def wheel(file: str) -> zipfile.ZipFile:
+    """Open a wheel of the cache, fetched when it is small; skips the test where there is none."""
+    digest, small = WHEELS[file]
+    path = CACHE / "wheels" / file
+    if not path.exists() and small:
+        name, version = file.split("-")[:2]
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(path.parent), f"{name}=={version}"],
+            check=False,
+            capture_output=True,
+            timeout=120,
+        )
+    if not path.exists():
+        pytest.skip(f"{path} is not there, and nothing large is fetched for a test")
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest, f"{path} is another file: remove it"
+    return zipfile.ZipFile(path)
+
+
+def functions(
+    archive: zipfile.ZipFile, member: str, names: t.Container[str], scope: dict[str, t.Any], cls: str | None = None
+) -> dict[str, t.Any]:
+    """Return functions of a file (of a class in it) with C(scope) as their globals."""
+    tree: t.Any = ast.parse(archive.read(member))
+    if cls is not None:
+        tree = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls)
+    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
+    for node in found:
+        for argument in [*node.args.args, *node.args.kwonlyargs]:
+            argument.annotation = None
+        node.returns = None
+    exec(compile(ast.Module(found, []), member, "exec"), scope)  # noqa: S102
+    return {node.name: scope[node.name] for node in found}

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""split_benchmark and exllama_devices_info with ExLlama: the real worker in a process, on packages that stand in.
+
+What is tested is the conversation (orders, answers, corrections, ways to fail). That ExLlama itself does what the
+worker asks is tested on cards, in tests/gpu.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import sys
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _exl_split, _exllama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.modules import exl_model_info, exllama_devices_info, split_benchmark
+from ansible_collections.homelab.mixed_gpu.tests.exl_models import write_model
+
+ROOT = pathlib.Path(__file__).parents[4]
+WORKER = ROOT / "roles" / "split_tuning" / "files" / "exllama_worker.py"
+STAND_INS = ROOT / "tests" / "unit" / "fixtures_bench" / "exllama"
+BLOCKS = 12
+TESTS = [
+    {"kind": "prefill", "n_prompt": 1536, "n_gen": 0, "n_depth": 0, "repetitions": 2},
+    {"kind": "decode", "n_prompt": 0, "n_gen": 16, "n_depth": 256, "repetitions": 3},
+]
+LOAD = {
+    "label": "8/5 load 1",
+    "split_mode": "layer",
+    "layers": [8, 5],
+    "load": 1,
+    "purpose": "anchor",
+    "tests": TESTS,
+}
+DEVICES = [
+    {"device": f"CUDA{card}", "id": f"GPU-{card + 1}", "free_mib": 22000, "budget_mib": None} for card in range(2)
+]
+
+
+def answer_of(main, arguments, capfd):
+    with patch_module_args(arguments), pytest.raises(SystemExit):
+        main()
+    return json.loads(capfd.readouterr().out)
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """The stand-ins as an environment with versions; the size of a block is what the model's really is."""
+    packages = tmp_path / "packages"
+    shutil.copytree(STAND_INS, packages)
+    for name, version in (("torch", "2.9.0+cu128"), ("exllamav2", "0.3.2"), ("exllamav3", "1.6.5")):
+        info = packages / f"{name}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    return {"PYTHONPATH": str(packages), "FAKE_BLOCKS": str(BLOCKS)}
+
+
+@pytest.fixture
+def run(tmp_path, capfd, environment):
+    write_model(tmp_path / "m", "exl2", blocks=BLOCKS, hidden=1024, forward=2816, heads=8)
+    model = answer_of(exl_model_info.main, {"path": str(tmp_path / "m")}, capfd)["model"]
+
+    def _run(engine="exllamav2", mode="ok", overhead_blocks=0.0, check=False, cache_mode="Q8", **changes):
+        serving = _exl_split.serving_profile(engine, 2048, cache_mode, 1024)
+        # the stand-ins count blocks alone, so what is planned beyond is their overhead, and that much more
+        planned = _exllama_bench.measure_order(LOAD, DEVICES, serving, model, 512)
+        block = planned["block_gb"]
+        overhead = planned["gpu_split_gb"][0] - (LOAD["layers"][0] + 0.25) * block
+        return answer_of(
+            split_benchmark.main,
+            {
+                "model_path": str(tmp_path / "m"),
+                "load": LOAD,
+                "devices": ["CUDA0", "CUDA1"],
+                "serving": serving,
+                "campaign": "c",
+                "fingerprint": "f",
+                "state_dir": str(tmp_path / "state"),
+                "lease_unit": "",
+                "timeout_seconds": 30,
+                "environment": {
+                    **environment,
+                    "FAKE_MODE": mode,
+                    "FAKE_BLOCK_GB": str(block),
+                    "FAKE_OVERHEAD_GB": str(overhead + overhead_blocks * block),
+                },
+                "exllama": {
+                    "python": sys.executable,
+                    "worker": str(WORKER),
+                    "model": model,
+                    "devices": DEVICES,
+                    "reserve_mib": 512,
+                },
+                "_ansible_check_mode": check,
+                **changes,
+            },
+            capfd,
+        )
+
+    return _run
+
+
+@pytest.mark.parametrize("engine", ["exllamav2", "exllamav3"])
+def test_one_process_measures_all_tests_with_the_layers_where_they_were_wanted(run, engine):
+    result = run(engine)
+    load = result["load"]
+    assert (load["status"], load["reason"], load["tries"]) == ("ok", None, 1)
+    assert [device["layers"] for device in load["loaded"]] == [8, 5]
+    assert [len(test["samples_ms"]) for test in load["results"]] == [2, 3]
+    assert {key: load["results"][1][key] for key in ("kind", "n_prompt", "n_gen", "n_depth")} == {
+        "kind": "decode",
+        "n_prompt": 0,
+        "n_gen": 16,
+        "n_depth": 256,
+    }
+    assert result["llama_cpp_build"].startswith(engine) and "torch 2.9.0+cu128" in result["llama_cpp_build"]
+    again = run(engine)
+    assert again["load"]["reused"] and again["load"]["gpu_split_gb"] == load["gpu_split_gb"] and not again["changed"]
+
+
+@pytest.mark.parametrize("engine", ["exllamav2", "exllamav3"])
+@pytest.mark.parametrize("blocks", [1.0, -2.0])
+def test_a_split_that_missed_is_moved_until_it_hits(run, engine, blocks):
+    load = run(engine, overhead_blocks=blocks)["load"]
+    assert load["status"] == "ok" and load["tries"] == 2
+    assert [device["layers"] for device in load["loaded"]] == [8, 5]
+
+
+def test_memory_of_each_card_is_told(run):
+    loaded = run()["load"]["loaded"]
+    assert [device["uuid"] for device in loaded] == ["GPU-1", "GPU-2"]
+    assert loaded[0]["used_mib"] > loaded[1]["used_mib"] > 0 and loaded[0]["peak_mib"] == loaded[0]["allocated_mib"] + 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "status", "words"),
+    [
+        ("oom", "out_of_memory", "out of memory: CUDA out of memory. Tried to allocate 1.00 GiB"),
+        ("crash", "crashed", "ExLlamaV2 was ended by SIGABRT (RuntimeError: CUDA error: device-side assert triggered)"),
+    ],
+)
+def test_what_fails_is_a_result_with_its_reason(run, mode, status, words):
+    load = run(mode=mode)["load"]
+    assert (load["status"], load["reason"], load["results"]) == (status, words, [])
+    assert run(mode="ok")["load"]["reused"]
+
+
+def test_a_hanging_load_is_ended(run):
+    load = run(mode="hang", timeout_seconds=3)["load"]
+    assert load["status"] == "timed_out" and "not done after 3 seconds" in load["reason"]
+
+
+def test_a_card_that_is_not_there_is_told(run, environment):
+    environment["FAKE_UUIDS"] = "GPU-1"
+    load = run()["load"]
+    assert load["status"] == "crashed" and "CUDA shows 1 cards where 2 were named" in load["reason"]
+
+
+def test_check_mode_starts_nothing(run):
+    result = run(check=True)
+    assert result["changed"] and result["load"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"exllama": None}, "serving.engine is exllamav2: give exllama, too"),
+        ({"load": {**LOAD, "split_mode": "tensor"}}, "ExLlama is measured by layer"),
+        ({"load": {**LOAD, "layers": [8, 4]}}, "8/4 is no split of 13 slots over 2 cards"),
+        ({"load": {**LOAD, "layers": [8, 4, 1]}}, "one number for each of 2 devices"),
+        ({"load": {**LOAD, "tests": []}}, "it must be a list with at least one test"),
+    ],
+)
+def test_what_makes_no_sense_fails_in_one_sentence(run, changes, words):
+    assert words in run(**changes)["msg"]
+
+
+def test_the_cards_come_in_the_form_that_the_planner_reads(capfd, environment):
+    given = {
+        "python": sys.executable,
+        "worker": str(WORKER),
+        "cuda_uuids": ["GPU-1", "GPU-2"],
+        "environment": {**environment, "FAKE_BLOCK_GB": "1"},
+        "budgets_mib": {"GPU-2": 20000},
+    }
+    devices = answer_of(exllama_devices_info.main, given, capfd)["devices"]
+    assert devices[1] == {
+        "device": "CUDA1",
+        "backend": "CUDA",
+        "description": "Card 1",
+        "total_mib": 24576,
+        "free_mib": 23552,
+        "id": "GPU-2",
+        "budget_mib": 20000,
+    }
+    swapped = answer_of(exllama_devices_info.main, {**given, "cuda_uuids": ["GPU-2", "GPU-1"]}, capfd)
+    assert "PyTorch sees GPU-1, GPU-2 where GPU-2, GPU-1 was expected" in swapped["msg"]
+    nothing = answer_of(exllama_devices_info.main, {**given, "python": "/nowhere/python"}, capfd)
+    assert "There is no Python /nowhere/python: install ExLlama" in nothing["msg"]
+    broken = {**given, "environment": {"PYTHONPATH": "/nowhere"}}
+    assert "No module named 'torch'" in answer_of(exllama_devices_info.main, broken, capfd)["msg"]
