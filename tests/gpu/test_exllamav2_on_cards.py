@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""On a real card: the role's own script compiles the engines' extensions against the machine's PyTorch, and a random model generates.
+"""On a real card: ExLlama's extensions compiled by the role's own script, and a random model that generates.
 
 Run it with tests/gpu/exllama.sh, whose head says what to bring. MIXED_GPU_EXLLAMA_WHEELS is the folder with the wheels,
 MIXED_GPU_EXLLAMA_WORK where everything is made; what was compiled there is not compiled again. The model is a small
@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -24,8 +25,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 WHEELS = os.environ.get("MIXED_GPU_EXLLAMA_WHEELS", "")
 WORK = pathlib.Path(os.environ.get("MIXED_GPU_EXLLAMA_WORK", "/tmp/mixed-gpu-exllama"))
 PACKAGES = {
-    "v2": ("exllamav2", "0.3.2", ["exllamav2"]),
-    "v3": ("exllamav3", "1.6.5", ["exllamav3", "marisa-trie", "llguidance", "pydantic", "pydantic-core", "annotated-types", "typing-inspection"]),
+    "v2": ("exllamav2", "0.3.2", ()),
+    "v3": (
+        "exllamav3", "1.6.5",
+        ("marisa-trie", "llguidance", "pydantic", "pydantic-core", "annotated-types", "typing-inspection"),
+    ),
 }  # fmt: skip
 KNOWN_TO_BUILD = "exllamav2 0.3.2 and PyTorch 2.11.0 with nvcc 13.0 (the role's own pins)"
 PROMPT_TOKENS, NEW_TOKENS = 64, 32
@@ -38,7 +42,7 @@ MAKE_MODEL = """
 import json, pathlib, sys
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 folder = pathlib.Path(sys.argv[1])
 folder.mkdir(parents=True, exist_ok=True)
@@ -54,8 +58,10 @@ config = {
 torch.manual_seed(1)
 def weight(rows, columns):
     return (torch.randn(rows, columns) / columns ** 0.5).half()
-tensors = {"model.embed_tokens.weight": torch.randn(vocab, hidden).half(), "model.norm.weight": torch.ones(hidden).half(),
-           "lm_head.weight": weight(vocab, hidden)}
+tensors = {
+    "model.embed_tokens.weight": torch.randn(vocab, hidden).half(), "lm_head.weight": weight(vocab, hidden),
+    "model.norm.weight": torch.ones(hidden).half(),
+}
 for number in range(layers):
     name = f"model.layers.{number}."
     tensors |= {
@@ -69,87 +75,92 @@ for number in range(layers):
         name + "post_attention_layernorm.weight": torch.ones(hidden).half(),
     }
 save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, vocab)}
-tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+# bytes, and words that stand for themselves; engines try spaces and line breaks when they load a tokenizer
+words = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+words += [f"w{number}" for number in range(len(words), vocab)]
+tokenizer = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, []))
+tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+tokenizer.decoder = decoders.ByteLevel()
 tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
 tokenizer.save(str(folder / "tokenizer.json"))
-(folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}))
+special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+(folder / "tokenizer_config.json").write_text(json.dumps(special))
 """
 
 COMMON = """
 import json, sys, time
 import torch
-model_dir, prompt, new_tokens, out, split = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), sys.argv[4], json.loads(sys.argv[5])
+model_dir, prompt, new_tokens, out, split = (json.loads(word) for word in sys.argv[1:])
+ids = torch.tensor([prompt])
 def done(logits, tokens, **more):
     torch.save(logits.float().cpu(), out)
-    used = [torch.cuda.max_memory_allocated(card) // 2**20 for card in range(torch.cuda.device_count())]
-    print(json.dumps({"tokens": tokens, "peak_mib": used, **more}))
+    peak = [torch.cuda.max_memory_allocated(card) // 2**20 for card in range(torch.cuda.device_count())]
+    print(json.dumps({"tokens": tokens, "peak_mib": peak, **more}))
+def timed(work):
+    torch.cuda.synchronize()
+    began = time.monotonic()
+    result = work()
+    torch.cuda.synchronize()
+    return result, time.monotonic() - began
+def generate(generator, new_job):
+    generator.enqueue(new_job())
+    tokens = []
+    while generator.num_remaining_jobs():
+        for result in generator.iterate():
+            if "token_ids" in result:
+                tokens += result["token_ids"].flatten().tolist()
+    return tokens
 """
+#: Each loads the model, says the logits after the prompt, and generates; the second time counts.
 RUN = {
-    "reference": COMMON + """
+    "reference": """
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float16).cuda()
-ids = torch.tensor([prompt]).cuda()
 with torch.inference_mode():
-    logits = model(ids).logits[0, -1]
-    made = model.generate(ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
+    logits = model(ids.cuda()).logits[0, -1]
+    length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+    made = model.generate(ids.cuda(), **length, do_sample=False, pad_token_id=0)
 done(logits, made[0, len(prompt):].tolist())
 """,
-    "v2": COMMON + """
+    "v2": """
 from exllamav2 import ExLlamaV2, ExLlamaV2Cache, ExLlamaV2Config, ExLlamaV2Tokenizer
-from exllamav2.generator import ExLlamaV2DynamicGenerator, ExLlamaV2Sampler
+from exllamav2.generator import ExLlamaV2DynamicGenerator, ExLlamaV2DynamicJob, ExLlamaV2Sampler
 config = ExLlamaV2Config(model_dir)
 config.no_flash_attn = True
 model = ExLlamaV2(config)
-began = time.monotonic()
-model.load(split)
-loaded = time.monotonic() - began
-devices = sorted({module.device_idx for module in model.modules if module.device_idx is not None and module.device_idx >= 0})
+_nothing, load_seconds = timed(lambda: model.load(split))
+devices = sorted({module.device_idx for module in model.modules if (module.device_idx or 0) >= 0} - {None})
 cache = ExLlamaV2Cache(model, max_seq_len=1024)
-ids = torch.tensor([prompt])
 with torch.inference_mode():
     logits = model.forward(ids, cache)[0, -1]
 cache.current_seq_len = 0
 tokenizer = ExLlamaV2Tokenizer(config)
 generator = ExLlamaV2DynamicGenerator(model=model, cache=cache, tokenizer=tokenizer, paged=False, max_batch_size=1)
-text = " ".join(f"w{token}" for token in prompt)
-settings = ExLlamaV2Sampler.Settings.greedy()
-def generate():
-    return generator.generate(prompt=text, max_new_tokens=new_tokens, gen_settings=settings, add_bos=False, completion_only=True)
-generate()
-torch.cuda.synchronize()
-began = time.monotonic()
-said = generate()
-torch.cuda.synchronize()
-took = time.monotonic() - began
-done(logits, tokenizer.encode(said)[0].tolist(), load_seconds=round(loaded, 2), tokens_per_second=round(new_tokens / took, 1), devices=devices)
+greedy = ExLlamaV2Sampler.Settings.greedy()
+def new_job():
+    return ExLlamaV2DynamicJob(input_ids=ids, max_new_tokens=new_tokens, gen_settings=greedy)
+generate(generator, new_job)
+tokens, seconds = timed(lambda: generate(generator, new_job))
+done(logits, tokens, load_seconds=load_seconds, tokens_per_second=new_tokens / seconds, devices=devices)
 """,
-    "v3": COMMON + """
-from exllamav3 import Cache, Config, Generator, GreedySampler, Model, Tokenizer
+    "v3": """
+from exllamav3 import Cache, Config, Generator, GreedySampler, Job, Model, Tokenizer
 config = Config.from_directory(model_dir)
 model = Model.from_config(config)
 cache = Cache(model, max_num_tokens=1024)
-began = time.monotonic()
-model.load(use_per_device=split)
-loaded = time.monotonic() - began
-devices = sorted({str(module.device) for module in model.modules if module.device is not None})
+_nothing, load_seconds = timed(lambda: model.load(use_per_device=split))
+devices = sorted({str(module.device) for module in model.modules if "cuda" in str(module.device)})
 tokenizer = Tokenizer.from_config(config)
 with torch.inference_mode():
-    logits = model.forward(torch.tensor([prompt]), {"attn_mode": "flash_attn_nc"})[0, -1]
+    logits = model.forward(ids, {"attn_mode": "flash_attn_nc"})[0, -1]
 generator = Generator(model=model, cache=cache, tokenizer=tokenizer, max_batch_size=1)
-text = " ".join(f"w{token}" for token in prompt)
-def generate():
-    return generator.generate(prompt=text, max_new_tokens=new_tokens, sampler=GreedySampler(), add_bos=False, completion_only=True)
-generate()
-torch.cuda.synchronize()
-began = time.monotonic()
-said = generate()
-torch.cuda.synchronize()
-took = time.monotonic() - began
-done(logits, tokenizer.encode(said)[0].tolist(), load_seconds=round(loaded, 2), tokens_per_second=round(new_tokens / took, 1), devices=devices)
+def new_job():
+    return Job(input_ids=ids, max_new_tokens=new_tokens, sampler=GreedySampler())
+generate(generator, new_job)
+tokens, seconds = timed(lambda: generate(generator, new_job))
+done(logits, tokens, load_seconds=load_seconds, tokens_per_second=new_tokens / seconds, devices=devices)
 """,
-}  # fmt: skip
+}
 
 
 def clean():
@@ -158,23 +169,34 @@ def clean():
 
 
 def python(interpreter, program, *arguments):
-    done = subprocess.run(
-        [str(interpreter), "-c", program, *arguments], capture_output=True, text=True, check=False, env=clean(), cwd="/",
-    )  # fmt: skip
+    command = [str(interpreter), "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean(), cwd="/")
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
 
 @pytest.fixture(scope="module")
 def torch(box):
-    """What the machine's PyTorch is: {version, cuda, packages}."""
+    """What the machine's PyTorch is: {version, packages}."""
     if not WHEELS:
         pytest.skip("MIXED_GPU_EXLLAMA_WHEELS names no folder with the engines' wheels")
-    ask = "import json, pathlib, torch; print(json.dumps({'version': torch.__version__, 'cuda': torch.version.cuda, " \
-          "'packages': str(pathlib.Path(torch.__file__).parents[1])}))"  # fmt: skip
-    found = json.loads(python(sys.executable, ask))
-    print(json.dumps(found))
-    return found
+    ask = (
+        "import json, pathlib, torch; "
+        "print(json.dumps({'version': torch.__version__, 'packages': str(pathlib.Path(torch.__file__).parents[1])}))"
+    )
+    return json.loads(python(sys.executable, ask))
+
+
+@pytest.fixture(scope="module")
+def nvcc():
+    """What the machine's nvcc is: {version, root}; where it is called may be a wrapper's place."""
+    program = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+
+    def said(*options):
+        return subprocess.run([program, *options], capture_output=True, text=True, check=True)
+
+    top = re.search(r"^#\$ TOP=(.*)$", said("--dryrun", "-x", "cu", "-c", "/dev/null").stderr, re.MULTILINE)[1]
+    return {"version": re.search("release ([0-9.]+)", said("--version").stdout)[1], "root": os.path.realpath(top)}
 
 
 @pytest.fixture(scope="module")
@@ -184,81 +206,61 @@ def model(torch):
     return folder
 
 
-def built(engine, box, torch):
-    """The engine's environment beside the machine's PyTorch, its extension compiled by the role's script; its Python."""
-    package, version, wheels = PACKAGES[engine]
+def built(engine, box, torch, nvcc):
+    """Return the Python of an environment with the engine, its extension, and the machine's PyTorch."""
+    package, version, needs = PACKAGES[engine]
     venv = WORK / engine / "venv"
     if not (venv / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(venv)], check=True, env=clean())
-        site = pathlib.Path(
-            python(venv / "bin/python", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-        )
+        where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        site = pathlib.Path(python(venv / "bin/python", where).strip())
         (site / "torch_of_this_machine.pth").write_text(torch["packages"] + "\n", encoding="utf-8")
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--no-index",
-            "--no-deps",
-            "--find-links",
-            WHEELS,
-            "--target",
-            str(site),
-        ]
-        subprocess.run([*pip, *wheels], check=True, env=clean())
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--find-links", WHEELS]
+        subprocess.run([*pip, "--target", str(site), package, *needs], check=True, env=clean())
         (venv / "ready").touch()
-    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    architectures = sorted({gpu["compute_capability"] for gpu in box["gpus"]})
+    with_what = f"PyTorch {torch['version']} and nvcc {nvcc['version']} for"
+    record = {
+        "package": package, "module": f"{package}_ext", "torch": torch["version"], "nvcc": nvcc["version"],
+        "arch_list": ";".join(sorted({gpu["compute_capability"] for gpu in box["gpus"]})),
+    }  # fmt: skip
     job = {
-        "cuda_root": str(pathlib.Path(os.path.realpath(nvcc)).parents[1]), "jobs": os.cpu_count(), "ccache_dir": str(WORK / "ccache"),
+        "record": record, "cuda_root": nvcc["root"], "jobs": os.cpu_count(), "ccache_dir": str(WORK / "ccache"),
         "extension_script": str(ROOT / "roles/exllamav2/files/exllama_extension.py"),
-        "record": {
-            "package": package, "module": f"{package}_ext", "arch_list": ";".join(architectures), "torch": torch["version"],
-            "nvcc": said.partition("release ")[2].partition(",")[0],
-        },
     }  # fmt: skip
     log = exllama_release.Log(WORK / engine / "extension.log")
     began = time.monotonic()
     try:
         exllama_release.extension(job, venv, log)
     except exllama_release.Failure as exc:
-        pytest.fail(
-            f"{package} {version} does not compile with PyTorch {torch['version']} and nvcc {job['record']['nvcc']} for "
-            f"{job['record']['arch_list']}: {exc} What is known to compile: {KNOWN_TO_BUILD}.", pytrace=False,
-        )  # fmt: skip
-    print(
-        f"{package} {version}, PyTorch {torch['version']}, nvcc {job['record']['nvcc']}, {job['record']['arch_list']}: "
-        f"extension in {time.monotonic() - began:.0f} s with {job['jobs']} compilers"
-    )
+        said = f"{package} {version} does not compile with {with_what} {record['arch_list']}: {exc}"
+        pytest.fail(f"{said} What is known to compile: {KNOWN_TO_BUILD}.", pytrace=False)
+    took = f"{time.monotonic() - began:.0f} s with {job['jobs']} compilers"
+    print(f"{package} {version} with {with_what} {record['arch_list']}: extension in {took}")
     return venv / "bin/python"
 
 
 @pytest.mark.parametrize("engine", ["v2", "v3"])
-def test_a_random_model_is_split_as_told_and_says_what_transformers_says(engine, box, torch, model):
-    interpreter = built(engine, box, torch)
+def test_a_random_model_is_split_as_told_and_says_what_transformers_says(engine, box, torch, nvcc, model):
+    interpreter = built(engine, box, torch, nvcc)
     prompt = [3 + (number * 37) % 2000 for number in range(PROMPT_TOKENS)]
     cards = len(box["gpus"])
-    # the model has 0.23 GB; engines count scratch memory as well, so less than half of it in numbers would not fit
-    split = [0.5] * cards if cards == 1 else [0.28] + [2.0] * (cards - 1)
-    results, logits = {}, {}
+    # 0.19 GB of weights; the engines count their scratch memory (v2: 0.15 GB a card) as well
+    split = [1.0] if cards == 1 else [0.28] + [2.0] * (cards - 1)
+    said = {}
     for name, program in (("reference", sys.executable), (engine, interpreter)):
-        out = WORK / f"{name}.pt"
-        answer = python(
-            program, RUN[name], str(model), json.dumps(prompt), str(NEW_TOKENS), str(out), json.dumps(split)
-        )
-        results[name], logits[name] = json.loads(answer.splitlines()[-1]), str(out)
-    compare = "import sys, torch; a, b = (torch.load(path) for path in sys.argv[1:]); n = min(len(a), len(b)); " \
-              "print(torch.nn.functional.cosine_similarity(a[:n], b[:n], dim=0).item(), (a[:n].argmax() == b[:n].argmax()).item())"  # fmt: skip
-    similarity, same = python(sys.executable, compare, logits["reference"], logits[engine]).split()
-    print(
-        json.dumps(
-            {"split_gb": split, "similarity_of_logits": float(similarity), "same_first_token": same, **results[engine]}
-        )
+        given = [str(model), prompt, NEW_TOKENS, str(WORK / f"{name}.pt"), split]
+        answer = python(program, COMMON + RUN[name], *(json.dumps(value) for value in given))
+        said[name] = json.loads(answer.splitlines()[-1])
+    # an engine may pad the vocabulary
+    compare = (
+        "import sys, torch; a, b = (torch.load(path) for path in sys.argv[1:]); n = min(len(a), len(b)); "
+        "print(torch.nn.functional.cosine_similarity(a[:n], b[:n], dim=0).item())"
     )
-    assert len(results[engine]["tokens"]) >= NEW_TOKENS - 2  # an end-of-text token ends it sooner
-    assert float(similarity) > 0.99
-    assert len(results[engine]["devices"]) == min(cards, 2)
-    assert results[engine]["tokens"][0] == results["reference"]["tokens"][0] or same == "False"
+    similarity = float(python(sys.executable, compare, str(WORK / "reference.pt"), str(WORK / f"{engine}.pt")))
+    print(json.dumps({"split_gb": split, "similarity_of_logits": similarity, **said[engine]}))
+    print(json.dumps({"transformers": said["reference"]}))
+    assert similarity > 0.99
+    assert len(said[engine]["tokens"]) == NEW_TOKENS
+    # later ones may part: random weights give close races, and sums are added in another order
+    assert said[engine]["tokens"][0] == said["reference"]["tokens"][0]
+    assert len(said[engine]["devices"]) == min(cards, 2)

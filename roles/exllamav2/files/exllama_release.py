@@ -164,11 +164,17 @@ def extension(job: dict[str, t.Any], venv: pathlib.Path, log: Log) -> None:
     pathlib.Path(job["ccache_dir"]).mkdir(parents=True, exist_ok=True)
     objects.mkdir(exist_ok=True)
     nvcc = f"{job['cuda_root']}/bin/nvcc"
+    # NVIDIA's packages have libraries with a version only, and a linker looks for those without
+    links = objects / "links"
+    links.mkdir(exist_ok=True)
+    for runtime in [path for root in libraries for path in pathlib.Path(root).glob("*/lib/libcudart.so.*")]:
+        (links / "libcudart.so").unlink(missing_ok=True)
+        (links / "libcudart.so").symlink_to(runtime)
     env = {
         "CUDA_HOME": job["cuda_root"],
         # the toolkit out of wheels lacks headers that PyTorch includes (cusparse, cusolver); its own packages have them
         "CPATH": ":".join(str(path) for root in libraries for path in sorted(pathlib.Path(root).glob("*/include"))),
-        "LIBRARY_PATH": ":".join(str(path) for root in libraries for path in sorted(pathlib.Path(root).glob("*/lib"))),
+        "LIBRARY_PATH": str(links),
         "MAX_JOBS": str(job["jobs"]),
         "PYTORCH_NVCC": f"ccache {nvcc}" if shutil.which("ccache") else nvcc,
         "PATH": f"{venv}/bin:/usr/lib/ccache:{job['cuda_root']}/bin:{os.environ.get('PATH', '/usr/bin:/bin')}",
