@@ -28,6 +28,7 @@ WHEEL = f"exllamav2-{VERSION}-py3-none-any.whl"
 UNIT = "[Unit]\nDescription=Stand-in\n[Service]\n{}\n[Install]\nWantedBy=multi-user.target\n"
 # llama_server tests the record of llama.cpp; this is one of a split for the other engine
 FACT = f"""{{"schema": 1, "active": "", "models": {{"tuned": {{"engine": "exllamav2", "model": {{"id": "tiny-exl2"}},
+ "serving": {{"context_size": 4096, "cache_mode": "FP16"}},
  "devices": [{{"id": "{FAST}"}}, {{"id": "{SLOW}"}}], "gpu_split_gb": [20.5, 17.25]}}}}}}"""
 
 
@@ -62,7 +63,7 @@ def repository(work: pathlib.Path, bare: pathlib.Path) -> list[str]:
     identity = {
         f"GIT_{who}_{what}": "test@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
     }
-    env = os.environ | identity
+    env = os.environ | identity | {f"GIT_{who}_DATE": "2026-01-01T00:00:00Z" for who in ("AUTHOR", "COMMITTER")}
 
     def git(*words: str) -> str:
         return subprocess.run(

@@ -15,19 +15,12 @@ options:
     description: C(models) of the host's facts, C(ansible_local.mixed_gpu.models); may be empty.
     type: dict
     required: true
-  model_id:
-    description: The model, as the record names it.
-    type: str
-    required: true
-  gpus:
-    description: UUIDs of the cards to use, in order. Empty means those of the record, else all.
-    type: list
-    elements: str
-    required: true
-  split_gb:
-    description: Memory per card in GB, in the order of O(gpus). Empty means what is recorded, else automatic.
-    type: list
-    elements: float
+  wanted:
+    description:
+      - C(engine) (V(v2) or V(v3)), C(model_id), C(context_size) and C(cache_mode), which a record must have as well to
+        be used, C(gpus) (UUIDs in order; empty means those of the record, else all) and C(gpu_split_gb) (GB per card in
+        that order; empty means what is recorded, else automatic).
+    type: dict
     required: true
   known:
     description: UUIDs of the host's cards in PCI order.
@@ -41,7 +34,15 @@ author:
 EXAMPLES = r"""
 - name: Show how the model is split
   ansible.builtin.debug:
-    msg: "{{ {} | homelab.mixed_gpu.exllamav2_split('qwen-exl2', [], [20.5, 17.0], ['GPU-1', 'GPU-2']) }}"
+    msg: "{{ {} | homelab.mixed_gpu.exllamav2_split(wanted, ['GPU-1', 'GPU-2']) }}"
+  vars:
+    wanted:
+      engine: v2
+      model_id: qwen-exl2
+      context_size: 8192
+      cache_mode: FP16
+      gpus: []
+      gpu_split_gb: [20.5, 17.0]
 """
 
 RETURN = r"""
@@ -69,15 +70,11 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _exllama
 
 
 def exllamav2_split(
-    models: t.Mapping[str, t.Any],
-    model_id: str,
-    gpus: t.Sequence[str],
-    split_gb: t.Sequence[float],
-    known: t.Sequence[str],
+    models: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any], known: t.Sequence[str]
 ) -> dict[str, t.Any]:
     """Return the cards and the memory per card."""
     try:
-        return _exllama.split(models, model_id, gpus, split_gb, known)
+        return _exllama.split(models, wanted, known)
     except (KeyError, TypeError, AttributeError) as exc:
         raise AnsibleFilterError(
             f"homelab.mixed_gpu.exllamav2_split: the record is not as it should be ({exc})"

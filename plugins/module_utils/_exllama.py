@@ -167,56 +167,52 @@ def _compile_trouble(record: t.Mapping[str, t.Any]) -> str:
     return ""
 
 
-def split(
-    models: t.Mapping[str, t.Any],
-    model_id: str,
-    gpus: t.Sequence[str],
-    split_gb: t.Sequence[float],
-    known: t.Sequence[str],
-) -> dict[str, t.Any]:
+def split(models: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any], known: t.Sequence[str]) -> dict[str, t.Any]:
     """Decide on which cards a model goes, and how much of each it may use: {gpus, gpu_split_gb, source}.
 
-    `models` are the deployments of the host's facts, `gpus` and `split_gb` what the variables say, `known` the UUIDs of
-    the host's cards in PCI order. `source` is "variable", "record" (a deployment with engine "exllamav2" of that model,
-    with gpu_split_gb in the order of its devices), or "automatic", where the engine fills one card after the other.
-    Raises ExllamaError.
+    `models` are the deployments of the host's facts, `wanted` is {engine ("v2"), model_id, context_size, cache_mode,
+    gpus (UUIDs), gpu_split_gb}, `known` the UUIDs of the host's cards in PCI order. `source` is "variable", "record" (a
+    deployment of this engine and model with this context and cache, and its gpu_split_gb in the order of its devices),
+    or "automatic", where the engine fills one card after the other. Raises ExllamaError.
     """
-    chosen = list(gpus) or list(known)
+    gpus, model_id = list(wanted["gpus"]), wanted["model_id"]
+    chosen, split_gb = gpus or list(known), [float(size) for size in wanted["gpu_split_gb"]]
     strange = [uuid for uuid in chosen if uuid not in known]
     if strange:
         raise ExllamaError(
-            f"the card {strange[0]} of exllamav2_gpus is not in this host, which has "
-            f"{', '.join(known) or 'none'}; correct it"
+            f"the card {strange[0]} of exllamav2_gpus is not in this host, which has {', '.join(known) or 'none'}; "
+            "correct it"
         )
     if split_gb:
         if len(split_gb) != len(chosen):
             raise ExllamaError(
-                f"exllamav2_gpu_split_gb has {len(split_gb)} numbers for {len(chosen)} cards; give one per card, "
-                f"in the order of "
-                f"{', '.join(chosen)}"
+                f"exllamav2_gpu_split_gb has {len(split_gb)} numbers for {len(chosen)} cards; give one per card, in "
+                f"the order of {', '.join(chosen)}"
             )
         if min(split_gb) < 0 or max(split_gb) <= 0:
-            raise ExllamaError(
-                "exllamav2_gpu_split_gb leaves no card any memory; give numbers of GB, at least one above 0"
-            )
-        return {"gpus": chosen, "gpu_split_gb": [float(size) for size in split_gb], "source": "variable"}
+            raise ExllamaError("exllamav2_gpu_split_gb leaves no card any memory; give GB, at least one above 0")
+        return {"gpus": chosen, "gpu_split_gb": split_gb, "source": "variable"}
     for entry in models.values():
-        if entry.get("engine") != "exllamav2" or entry["model"]["id"] != model_id or not entry.get("gpu_split_gb"):
+        serving = entry.get("serving") or {}
+        if (
+            entry.get("engine") != f"exllama{wanted['engine']}"
+            or entry["model"]["id"] != model_id
+            or any(serving.get(name) != wanted[name] for name in ("context_size", "cache_mode"))
+            or not entry.get("gpu_split_gb")
+        ):
             continue
         recorded = dict(zip([device["id"] for device in entry["devices"]], entry["gpu_split_gb"], strict=True))
         missing = [uuid for uuid in recorded if uuid not in known]
         if missing:
             raise ExllamaError(
-                f"the recorded split of {model_id} is for the card {missing[0]}, which is not in this host: tune "
-                f"it again, or "
-                "set exllamav2_gpu_split_gb"
+                f"the recorded split of {model_id} is for the card {missing[0]}, which is not in this host: tune it "
+                "again, or set exllamav2_gpu_split_gb"
             )
-        order = list(gpus) or list(recorded)
+        order = gpus or list(recorded)
         if set(order) != set(recorded):
             raise ExllamaError(
-                f"the recorded split of {model_id} is for {', '.join(recorded)} and exllamav2_gpus names other "
-                f"cards: empty "
-                "exllamav2_gpus, or set exllamav2_gpu_split_gb"
+                f"the recorded split of {model_id} is for {', '.join(recorded)} and exllamav2_gpus names other cards: "
+                "empty exllamav2_gpus, or set exllamav2_gpu_split_gb"
             )
         return {"gpus": order, "gpu_split_gb": [float(recorded[uuid]) for uuid in order], "source": "record"}
     return {"gpus": chosen, "gpu_split_gb": [], "source": "automatic"}

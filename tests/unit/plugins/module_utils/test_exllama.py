@@ -13,12 +13,13 @@ FILES = pathlib.Path(__file__).resolve().parents[4] / "roles/exllamav2/files"
 COMMIT = "79126f904c2e00aece026b36bb70bbb87e4892b2"
 NVCC = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 13.0, V13.0.88\n"
 FAST, SLOW = "GPU-fast", "GPU-slow"
+SERVING = {"context_size": 8192, "cache_mode": "FP16", "chunk_size": 2048}
 RECORD = {
     "tuned": {
-        "engine": "exllamav2", "model": {"id": "m"},
+        "engine": "exllamav2", "model": {"id": "m"}, "serving": SERVING,
         "devices": [{"id": SLOW}, {"id": FAST}], "gpu_split_gb": [17, 20.5],
     },
-    "other": {"model": {"id": "m"}, "devices": [{"id": FAST}]},
+    "other": {"model": {"id": "m"}, "devices": [{"id": FAST}], "serving": SERVING},
 }  # fmt: skip
 
 
@@ -118,13 +119,16 @@ def test_architectures_are_written_as_torch_wants_them():
     assert _exllama.arch_list([120, "89", 86, 89]) == "8.6;8.9;12.0"
 
 
-def split(gpus=(), split_gb=(), known=(FAST, SLOW), models=RECORD, model_id="m"):
-    return _exllama.split(models, model_id, gpus, split_gb, known)
+def split(known=(FAST, SLOW), models=RECORD, **changed):
+    wanted = {
+        "engine": "v2", "model_id": "m", "context_size": 8192, "cache_mode": "FP16", "gpus": [], "gpu_split_gb": [],
+    }  # fmt: skip
+    return _exllama.split(models, wanted | changed, known)
 
 
 def test_a_given_split_comes_before_the_recorded_one():
-    assert split(split_gb=[20, 17.5]) == {"gpus": [FAST, SLOW], "gpu_split_gb": [20.0, 17.5], "source": "variable"}
-    assert split(gpus=[SLOW], split_gb=[20])["gpus"] == [SLOW]
+    assert split(gpu_split_gb=[20, 17.5]) == {"gpus": [FAST, SLOW], "gpu_split_gb": [20.0, 17.5], "source": "variable"}
+    assert split(gpus=[SLOW], gpu_split_gb=[20])["gpus"] == [SLOW]
 
 
 def test_the_recorded_split_follows_the_cards_not_their_places():
@@ -136,16 +140,20 @@ def test_the_recorded_split_follows_the_cards_not_their_places():
 def test_without_a_record_for_this_engine_the_engine_decides():
     automatic = {"gpus": [FAST, SLOW], "gpu_split_gb": [], "source": "automatic"}
     assert split(model_id="another") == automatic and split(models={}) == automatic
-    assert split(models={"other": RECORD["other"]}) == automatic
+    assert split(models={"other": RECORD["other"]}) == automatic and split(engine="v3") == automatic
+
+
+def test_a_split_for_another_context_or_cache_is_not_taken():
+    assert split(context_size=4096)["source"] == split(cache_mode="Q8")["source"] == "automatic"
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
         ({"gpus": ["GPU-x"]}, "GPU-x of exllamav2_gpus is not in this host, which has GPU-fast, GPU-slow"),
-        ({"split_gb": [20]}, "has 1 numbers for 2 cards"),
-        ({"split_gb": [0, 0]}, "leaves no card any memory"),
-        ({"split_gb": [-1, 20]}, "leaves no card any memory"),
+        ({"gpu_split_gb": [20]}, "has 1 numbers for 2 cards"),
+        ({"gpu_split_gb": [0, 0]}, "leaves no card any memory"),
+        ({"gpu_split_gb": [-1, 20]}, "leaves no card any memory"),
         ({"known": (FAST,)}, "is for the card GPU-slow, which is not in this host"),
         ({"gpus": [FAST]}, "exllamav2_gpus names other cards"),
     ],
