@@ -3,7 +3,7 @@
 #
 #   tests/gpu/exllama.sh WHEELS [WORK] [pytest options, such as -k v2]
 #
-# WHEELS  folder with wheels for this machine's Python (28 MB), for Python 3.12:
+# WHEELS  folder with wheels for this machine's Python, for Python 3.12:
 #           pip download --only-binary=:all: --python-version 3.12 --platform manylinux_2_31_x86_64 --platform manylinux_2_28_x86_64 \
 #             --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 -d WHEELS --no-deps \
 #             exllamav2==0.3.2 exllamav3==1.6.5 marisa-trie llguidance==1.9.1 pydantic==2.14.3 pydantic-core==2.50.4 \

@@ -50,20 +50,31 @@ code=$(inside sh -c "strings -a '$module' | grep -o 'sm_8[69]' | sort -u | tr '\
 [ "$code" = "sm_86 sm_89 " ] || die "$module has code for '$code', not for both cards"
 say "$module has code for $code"
 
-# The real server as the unit starts it, without a model: it must answer, want the key, and keep it out of its log.
+# The real server as the unit starts it and in the unit's sandbox, without a model: it must answer, want the key, and keep it out of its log.
+sandbox=$(sed -n '/^UMask=/,/^\[Install\]/{/^[A-Z][A-Za-z]*=[^{]*$/p}' roles/exllamav2/templates/exllama-server.service.j2)
 inside sh -c 'umask 077; mkdir -p /run/try; echo a-key-for-this-test > /run/try/key
   echo "{\"network\": {\"host\": \"127.0.0.1\", \"port\": 5000, \"disable_auth\": false}}" > /run/try/config'
 inside sh -c 'cat > /opt/exllama/try_server.py' < roles/exllamav2/files/exllama_server.py
-inside systemd-run --quiet --unit=exllama-try -p DynamicUser=yes -p RuntimeDirectory=exllama-try -p WorkingDirectory=/run/exllama-try \
-  -p LoadCredential=config.yml:/run/try/config -p LoadCredential=api_key:/run/try/key -p Environment=PYTHONDONTWRITEBYTECODE=1 \
-  -p Environment=HOME=/run/exllama-try "$release/venv/bin/python" /opt/exllama/try_server.py "$release/tabbyapi"
+inside sh -c 'cat > /run/systemd/system/exllama-server.service' <<UNIT
+[Service]
+ExecStart=$release/venv/bin/python /opt/exllama/try_server.py $release/tabbyapi
+LoadCredential=config.yml:/run/try/config
+LoadCredential=api_key:/run/try/key
+RuntimeDirectory=exllama-server
+WorkingDirectory=%t/exllama-server
+Environment=PYTHONDONTWRITEBYTECODE=1 NO_COLOR=1
+DynamicUser=yes
+$sandbox
+IPAddressAllow=localhost
+UNIT
+inside sh -c 'systemctl daemon-reload && systemctl restart exllama-server'
 status() { inside curl -s -o /dev/null -w '%{http_code}' "$@" || true; }
 for _ in $(seq 120); do [ "$(status http://127.0.0.1:5000/health)" = 200 ] && break; sleep 1; done
 answers="$(status http://127.0.0.1:5000/health) $(status http://127.0.0.1:5000/v1/models) $(status -H 'Authorization: Bearer a-key-for-this-test' http://127.0.0.1:5000/v1/models)"
-journal=$(inside journalctl --no-pager -u exllama-try)
+journal=$(inside journalctl --no-pager -u exllama-server)
 [ "$answers" = "200 401 200" ] || die "TabbyAPI answers $answers; its journal: $journal"
 grep -q 'API key is: (not shown)' <<< "$journal" || die "TabbyAPI says something else about its keys than before: $journal"
 grep -q 'a-key-for-this-test' <<< "$journal" && die "the key is in the journal"
-inside ls -A /run/private/exllama-try /run/exllama-try 2>/dev/null | grep -q logs && die "TabbyAPI writes a log file"
+inside ls -A /run/exllama-server/ | grep -q logs && die "TabbyAPI writes a log file"
 say "TabbyAPI $(inside git -c safe.directory='*' -C "$release/tabbyapi" rev-parse --short HEAD) runs, wants the key, and does not print it"
 [ -n "${KEEP_HOST:-}" ] || tests/lab/lab.sh destroy "$LAB_HOST"

@@ -31,6 +31,8 @@ _NINJA = re.compile(r"^\[(\d+/\d+)\] .*?([\w.+-]+\.(?:o|so))\b")
 _ERROR = re.compile(r"\b(error|fatal)\b(?! :)", re.IGNORECASE)
 _SAID = re.compile(r"\b(error|fatal|cannot|no space|killed|not found)\b", re.IGNORECASE)
 
+#: What one nvcc needs at most, for two architectures.
+MEMORY_PER_COMPILER_MIB = 2500
 #: Imports in the finished environment what the server will import, and says what it got.
 TRY = """
 import importlib, json, sys
@@ -64,17 +66,19 @@ class Log:
         self.file.write(text.rstrip("\n") + "\n")
 
 
-def run(command: list[str], log: Log, what: str, cure: str, env: dict[str, str] | None = None, **more: t.Any) -> None:
-    """Run a command, its output in the log. Raises Failure with the first line that names an error."""
+def run(command: list[str], log: Log, what: str, cure: str, env: dict[str, str] | None = None) -> None:
+    """Run a command, its output in the log. Raises Failure with the first line that names an error.
+
+    The command inherits the lock, so what outlives this script is waited for by the next.
+    """
     log.say(what)
     said: list[str] = []
     try:
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            errors="replace", env={**os.environ, **(env or {})}, **more,
+            errors="replace", env={**os.environ, **(env or {})}, close_fds=False,
         ) as child:  # fmt: skip
-            assert child.stdout is not None  # noqa: S101
-            for line in child.stdout:
+            for line in child.stdout or ():
                 said.append(line.strip())
                 found = _NINJA.match(line)
                 # ninja's own lines are whole commands: some thousand letters, of which the counter and the file tell
@@ -99,12 +103,8 @@ def checkout(url: str, commit: str, tree: pathlib.Path, log: Log) -> None:
 
     if (tree / ".git").is_dir() and head() == commit:
         # what somebody changed in it is not what was pinned
-        run(
-            ["git", "-C", str(tree), "reset", "--quiet", "--hard", commit],
-            log,
-            "checking the server's files",
-            "remove it",
-        )
+        git = ["git", "-C", str(tree), "reset", "--quiet", "--hard", commit]
+        run(git, log, "checking the server's files", f"remove {tree}")
         return
     shutil.rmtree(tree, ignore_errors=True)
     quiet = {"GIT_TERMINAL_PROMPT": "0"}
@@ -152,6 +152,14 @@ def environment(job: dict[str, t.Any], venv: pathlib.Path, log: Log) -> None:
     stamp.write_text(wanted, encoding="utf-8")
 
 
+def compilers(asked: int) -> int:
+    """Return how many compilers run at once: what was asked, or one per core as far as memory carries them."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        found = re.search(r"^MemAvailable:\s+([0-9]+) kB", file.read(), re.MULTILINE)
+    by_memory = int(found[1]) // 1024 // MEMORY_PER_COMPILER_MIB if found else 1
+    return asked or max(1, min(len(os.sched_getaffinity(0)), by_memory))
+
+
 def extension(job: dict[str, t.Any], venv: pathlib.Path, log: Log) -> None:
     """Compile the engine's extension into the environment, for exactly the architectures of the record."""
     record = job["record"]
@@ -175,7 +183,7 @@ def extension(job: dict[str, t.Any], venv: pathlib.Path, log: Log) -> None:
         # the toolkit out of wheels lacks headers that PyTorch includes (cusparse, cusolver); its own packages have them
         "CPATH": ":".join(str(path) for root in libraries for path in sorted(pathlib.Path(root).glob("*/include"))),
         "LIBRARY_PATH": str(links),
-        "MAX_JOBS": str(job["jobs"]),
+        "MAX_JOBS": str(compilers(job["jobs"])),
         "PYTORCH_NVCC": f"ccache {nvcc}" if shutil.which("ccache") else nvcc,
         "PATH": f"{venv}/bin:/usr/lib/ccache:{job['cuda_root']}/bin:{os.environ.get('PATH', '/usr/bin:/bin')}",
         "CCACHE_DIR": job["ccache_dir"],
@@ -228,6 +236,7 @@ def make(job: dict[str, t.Any]) -> bool:
     release = prefix / job["directory"]
     with (prefix / ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        os.set_inheritable(lock.fileno(), True)
         if (release / "build.json").exists():
             return False
         release.mkdir(mode=0o755, exist_ok=True)

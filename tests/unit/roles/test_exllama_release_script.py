@@ -16,6 +16,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -170,6 +171,23 @@ def test_a_failure_is_one_sentence_and_leaves_no_release(job, break_it, words):
     done = run("make", job)
     assert done.returncode == 1 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not (release(job) / "build.json").exists() and done.stdout == ""
+
+
+def test_what_a_killed_run_left_running_is_waited_for(job, tmp_path):
+    """The next run fails at once, but not before the first one's program has ended."""
+    slow, said = tmp_path / "python", tmp_path / "said"
+    slow.write_text(f"#!/bin/sh\necho begins >> {said}\nsleep 3\necho ends >> {said}\n", encoding="utf-8")
+    slow.chmod(0o755)
+    command = [sys.executable, str(FILES / "exllama_release.py"), "make"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as first:
+        first.stdin.write(json.dumps(job | {"interpreter": str(slow)}))
+        first.stdin.close()
+        while not said.exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        first.kill()
+    assert run("make", job | {"interpreter": "/nonexistent/python"}).returncode == 1
+    assert "ends" in said.read_text(encoding="utf-8")
 
 
 def make_releases(prefix, *names, unfinished=()):
