@@ -171,6 +171,9 @@ def extension(job: dict[str, t.Any], venv: pathlib.Path, log: Log) -> None:
         return
     pathlib.Path(job["ccache_dir"]).mkdir(parents=True, exist_ok=True)
     objects.mkdir(exist_ok=True)
+    # PyTorch waits for ever for a run that was killed and left its lock; ours says that there is none
+    for left in objects.rglob("lock"):
+        left.unlink()
     nvcc = f"{job['cuda_root']}/bin/nvcc"
     # NVIDIA's packages have libraries with a version only, and a linker looks for those without
     links = objects / "links"
