@@ -38,7 +38,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.allowed():
-            self.answer(200, {"choices": [{"text": "four"}], "usage": {"completion_tokens": asked["max_tokens"]}})
+            counted = asked.get("stream_options", {}).get("include_usage")
+            usage = {"completion_tokens": asked["max_tokens"]} if counted else None
+            self.answer(200, {"choices": [{"text": "four"}], "usage": usage})
         else:
             self.answer(401, {"detail": "Please provide an API key"})
 
