@@ -42,7 +42,7 @@ class GitOverHttp(http.server.BaseHTTPRequestHandler):
     root = ""
 
     def answer(self):
-        path, _, query = self.path.partition("?")
+        path, _sep, query = self.path.partition("?")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         env = os.environ | {
             "GIT_PROJECT_ROOT": self.root, "GIT_HTTP_EXPORT_ALL": "1", "REQUEST_METHOD": self.command,
@@ -52,7 +52,7 @@ class GitOverHttp(http.server.BaseHTTPRequestHandler):
             "GIT_PROTOCOL": self.headers.get("Git-Protocol") or "",
         }  # fmt: skip
         said = subprocess.run(["git", "http-backend"], input=body, env=env, capture_output=True, check=False).stdout
-        head, _, rest = said.partition(b"\r\n\r\n")
+        head, _sep, rest = said.partition(b"\r\n\r\n")
         fields = dict(line.split(": ", 1) for line in head.decode().splitlines())
         self.send_response(int(fields.pop("Status", "200 OK").split()[0]))
         for name, value in fields.items():
