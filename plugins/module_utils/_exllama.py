@@ -20,6 +20,8 @@ ENGINES = {"v2": ("exllamav2", "exllamav2_ext"), "v3": ("exllamav3", "exllamav3_
 OLDEST_ARCHITECTURE = {"v2": 60, "v3": 80}
 
 _PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)", re.MULTILINE)
+# a wheel by its address, whose name says its version
+_WHEEL = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)\s*@\s*\S*/[^/\s-]+-([^/\s-]+)-[^/\s]*\.whl", re.MULTILINE)
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _ARCHITECTURE = re.compile(r"[0-9]{2,3}\Z")
 _RELEASE = re.compile(r"release ([0-9]+\.[0-9]+)")
@@ -34,7 +36,8 @@ def pins(requirements: str) -> dict[str, str]:
 
     Where markers give a package several versions, the last one counts: they are newer versions for newer Pythons.
     """
-    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in _PIN.findall(requirements)}
+    found = [*_PIN.findall(requirements), *_WHEEL.findall(requirements)]
+    return {re.sub(r"[-_.]+", "-", name).lower(): version.replace("%2B", "+") for name, version in found}
 
 
 def torch_cuda(pinned: t.Mapping[str, str]) -> str:

@@ -58,6 +58,8 @@ def test_the_pins_are_read():
     text = "Torch==2.9.1 \\\n    --hash=sha256:0\nnumpy==2.4 ; python_version < '3' \\\n"
     text += "numpy==2.5 ; python_version >= '3'\n"
     assert _exllama.pins(text) == {"torch": "2.9.1", "numpy": "2.5"}
+    wheel = "https://example.com/v0.3.2/exllamav2-0.3.2%2Bcu128.torch2.9.0-cp312-cp312-linux_x86_64.whl"
+    assert _exllama.pins(f"exllamav2 @ {wheel} --hash=sha256:0\n") == {"exllamav2": "0.3.2+cu128.torch2.9.0"}
     assert _exllama.torch_cuda({"nvidia-cuda-runtime-cu12": "12.8.93"}) == "12.8"
     assert _exllama.torch_cuda({"torch": "2.2"}) == ""
 
