@@ -1,10 +1,10 @@
 # Two commands do everything: `make demo` (the main job, no GPU needed) and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule driver-dkms-test cuda-build-test bench bench-planners bench-revalidation bench-live gpu-test build requirements clean
+.PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule driver-dkms-test cuda-build-test exllamav2-build-test bench bench-planners bench-revalidation bench-live gpu-test build requirements clean
 
 # each on a host of its own, one after the other; SCENARIO=name runs one of them
-MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit
+MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit exllamav2
 
 export MIXED_GPU_CACHE ?= $(HOME)/.cache/homelab-mixed-gpu
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -13,7 +13,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 AS_ROOT := $(if $(or $(LAB_ENGINE),$(filter 0,$(shell id -u))),,sudo -E env "PATH=$(PATH)" "HOME=$(HOME)")
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 venv:  ## make .venv with everything pinned
 	@requirements/venv.sh
@@ -57,6 +57,9 @@ driver-dkms-test: venv  ## Debian's real driver packages through the role, DKMS 
 cuda-build-test: venv  ## llama.cpp's CUDA backend compiled with the CUDA wheels, without a GPU; up to an hour
 	$(AS_ROOT) tests/lab/cuda_build.sh
 
+exllamav2-build-test: venv  ## PyTorch and ExLlama's extension with the CUDA wheels, and the real TabbyAPI, without a GPU; up to an hour
+	$(AS_ROOT) tests/lab/exllama_build.sh
+
 bench: bench-planners bench-revalidation bench-live  ## all benchmarks; each writes its section of docs/benchmarks.md
 
 bench-planners: venv  ## how good the planner is, on recorded and simulated pairs; a minute, no device, no root
@@ -76,7 +79,8 @@ build: venv  ## build/homelab-mixed_gpu-<version>.tar.gz
 	ansible-galaxy collection build --force --output-path build
 
 requirements:  ## pin again after editing a .in file (needs uv)
-	for f in requirements/development requirements/benchmarks requirements/galaxy_importer roles/host_python/files/requirements; do \
+	for f in requirements/development requirements/benchmarks requirements/galaxy_importer roles/host_python/files/requirements \
+	  roles/exllamav2/files/requirements_v2 roles/exllamav2/files/requirements_v3; do \
 	  uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	    --custom-compile-command "make requirements" $$f.in -o $$f.txt || exit 1; done
 

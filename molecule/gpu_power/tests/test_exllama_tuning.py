@@ -1,4 +1,4 @@
-"""The role split_tuning with ExLlama's stand-ins: what it records, that it does so once, and that others leave it alone."""
+"""The role split_tuning with ExLlama's stand-ins: what it records, once, and that others leave it alone."""
 
 from __future__ import annotations
 

@@ -1,0 +1,122 @@
+"""Make what stands in for cards, engine, server and model.
+
+DIRECTORY/host.tar is for the test host, the rest of DIRECTORY for the controller.
+
+The engine is a wheel named exllamav2 that holds nothing but its two modules. The server is a repository with two
+commits whose main.py has TabbyAPI's manners: it reads config.yml and api_tokens.yml from the directory that it runs
+in, prints the keys into its log and opens a log file, and answers with the key only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+PROJECT = HERE.parents[1]
+FAST, SLOW = "GPU-11111111-2222-3333-4444-555555555555", "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa"
+# never to be mistaken for the real one
+VERSION = "0.3.2+stand.in"
+WHEEL = f"exllamav2-{VERSION}-py3-none-any.whl"
+UNIT = "[Unit]\nDescription=Stand-in\n[Service]\n{}\n[Install]\nWantedBy=multi-user.target\n"
+# llama_server tests the record of llama.cpp; this is one of a split for the other engine
+FACT = f"""{{"schema": 1, "active": "", "models": {{"tuned": {{"engine": "exllamav2", "model": {{"id": "tiny-exl2"}},
+ "serving": {{"context_size": 4096, "cache_mode": "FP16"}},
+ "devices": [{{"id": "{FAST}"}}, {{"id": "{SLOW}"}}], "gpu_split_gb": [20.5, 17.25]}}}}}}"""
+
+
+def wheel() -> bytes:
+    """Return the engine's wheel."""
+    files = {
+        "exllamav2/__init__.py": "",
+        "exllamav2_ext.py": "",
+        f"exllamav2-{VERSION}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: exllamav2\nVersion: {VERSION}\n",
+        f"exllamav2-{VERSION}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = f"exllamav2-{VERSION}.dist-info/RECORD"
+    files[record] = "".join(f"{name},,\n" for name in [*files, record])
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(zipfile.ZipInfo(name), text)
+    return packed.getvalue()
+
+
+def requirements(engine: bytes) -> str:
+    """Return the pinned set: the engine's stand-in, and loguru as the role pins it."""
+    pinned = (PROJECT / "roles/exllamav2/files/requirements_v2.txt").read_text(encoding="utf-8")
+    loguru = re.search(r"^loguru==.*(?:\n    --hash.*)+", pinned, re.MULTILINE)[0]
+    return (
+        f"--find-links /srv/wheels\nexllamav2=={VERSION} --hash=sha256:{hashlib.sha256(engine).hexdigest()}\n{loguru}\n"
+    )
+
+
+def repository(work: pathlib.Path, bare: pathlib.Path) -> list[str]:
+    """Make the server's repository at `bare`; return its two commits."""
+    identity = {
+        f"GIT_{who}_{what}": "test@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+    }
+    env = os.environ | identity | {f"GIT_{who}_DATE": "2026-01-01T00:00:00Z" for who in ("AUTHOR", "COMMITTER")}
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(work), *words], env=env, check=True, capture_output=True, text=True
+        ).stdout
+
+    work.mkdir(parents=True)
+    git("init", "--quiet", "--initial-branch=main")
+    commits = []
+    for number in ("1", "2"):
+        (work / "main.py").write_text(
+            (HERE / "server.py").read_text(encoding="utf-8").replace("NUMBER", number), encoding="utf-8"
+        )
+        for folder in ("templates", "sampler_overrides"):
+            (work / folder).mkdir(exist_ok=True)
+            (work / folder / "here").write_text("", encoding="utf-8")
+        git("add", ".")
+        git("commit", "--quiet", "-m", number)
+        commits.append(git("rev-parse", "HEAD").strip())
+    subprocess.run(["git", "clone", "--quiet", "--bare", str(work), str(bare)], check=True)
+    return commits
+
+
+def main() -> None:
+    out = pathlib.Path(sys.argv[1])
+    subprocess.run(["rm", "-rf", str(out)], check=True)
+    out.mkdir(parents=True)
+    engine = wheel()
+    (out / "requirements.txt").write_text(requirements(engine), encoding="utf-8")
+    for name, commit in zip(("first", "second"), repository(out / "work", out / "tabbyapi.git"), strict=True):
+        (out / name).write_text(commit, encoding="utf-8")
+    subprocess.run([sys.executable, str(PROJECT / "tests/fake_nvml/build.py"), str(out)], check=True)
+    profile = (PROJECT / "tests/fake_nvml/profiles/rtx4090_rtx3090.txt").read_text(encoding="utf-8")
+    files = {
+        "etc/fake_nvml/profile.txt": profile,
+        "etc/ansible/facts.d/mixed_gpu.fact": FACT,
+        "etc/systemd/system/llama-server.service": UNIT.format("ExecStart=/usr/bin/sleep infinity"),
+        "etc/systemd/system/git-daemon.service": UNIT.format(
+            "ExecStart=/usr/bin/git daemon --listen=127.0.0.1 --base-path=/srv/git --export-all\nUser=nobody\n"
+            "Environment=GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=*"
+        ),
+        "srv/models/tiny-exl2/config.json": "{}",
+        "opt/cuda-12.8/bin/nvcc": "#!/bin/sh\necho 'Cuda compilation tools, release 12.8, V12.8.93'\n",
+    }
+    with tarfile.open(out / "host.tar", "w") as tar:
+        tar.add(out / "libnvidia-ml.so.1", "usr/local/lib/libnvidia-ml.so.1")
+        tar.add(out / "tabbyapi.git", "srv/git/tabbyapi.git")
+        for name, content in {f"srv/wheels/{WHEEL}": engine, **files}.items():
+            data = content if isinstance(content, bytes) else content.encode()
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(data), 0o755 if name.endswith("nvcc") else 0o644
+            tar.addfile(entry, io.BytesIO(data))
+
+
+if __name__ == "__main__":
+    main()
