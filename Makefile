@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule driver-dkms-test cuda-build-test bench bench-planners bench-live gpu-test build requirements clean
 
 # each on a host of its own, one after the other; SCENARIO=name runs one of them
-MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit
+MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit models
 
 export MIXED_GPU_CACHE ?= $(HOME)/.cache/homelab-mixed-gpu
 export PATH := $(CURDIR)/.venv/bin:$(PATH)

@@ -21,7 +21,8 @@ options:
     type: str
     required: true
   answers:
-    description: Results of M(homelab.mixed_gpu.hub_files), looped over what P(homelab.mixed_gpu.hub_questions#filter) returned.
+    description:
+      - Results of M(homelab.mixed_gpu.hub_files), looped over what P(homelab.mixed_gpu.hub_questions#filter) returned.
     type: list
     elements: dict
     default: []

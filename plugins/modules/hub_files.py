@@ -57,6 +57,10 @@ options:
         used, with a warning.
     type: bool
     default: false
+  ask:
+    description: Whether the hub may be asked. Without, RV(available=false) when nothing is recorded.
+    type: bool
+    default: true
   endpoint:
     description:
       - Address of the hub, or of a mirror of it.
@@ -118,7 +122,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 available:
-  description: Whether the files are known. V(false) only in check mode, where the hub could not be asked yet.
+  description: Whether the files are known. V(false) where the hub must not be asked, or cannot be yet in check mode.
   returned: success
   type: bool
 reason:
@@ -182,13 +186,16 @@ class Question:
         if known:
             return self.result(known, "given")
         before = self.recorded(self.params["record_dir"])
-        if before and not self.params["update"]:
+        if before and not (self.params["update"] and self.params["ask"]):
             return self.result(before, "record")
         brought = None if self.params["update"] or not self.params["source_dir"] else self.recorded(
             self.params["source_dir"]
         )
         if brought:
             return self.keep(None, brought, "source_dir")
+        if not self.params["ask"]:
+            reason = "it was never asked for; run the role llm_models"
+            return {"changed": False, "available": False, "reason": reason, "endpoint": self.endpoint}
         failure = _host_python.enter(["huggingface_hub"], self.params["host_python"])
         if failure and self.module.check_mode and not before:
             return {"changed": False, "available": False, "reason": failure, "endpoint": self.endpoint}
@@ -302,6 +309,7 @@ def main() -> None:
             "sha256": {"type": "str"},
             "size_bytes": {"type": "int"},
             "update": {"type": "bool", "default": False},
+            "ask": {"type": "bool", "default": True},
             "endpoint": {"type": "str"},
             "token_file": {"type": "path", "no_log": False},
             "record_dir": {"type": "path", "default": "/var/lib/mixed_gpu/models/hub"},

@@ -3,8 +3,8 @@ huggingface_hub, `hf download` and this collection use, and that misbehaves when
 
 DIRECTORY/owner/name/REVISION/ has the files of a commit; a file `main` beside them names the commit of that branch, and
 a file `gated` makes the repository want the token "good". Large formats are "in LFS": they have a SHA-256 and are
-served by a redirect to a second port, as the hub does with its content network. Faults are a queue of dicts, each used by
-one request for content of a file; POST /_faults (a JSON list) replaces it:
+served by a redirect to a second port, as the hub does with its content network. Faults are a queue of dicts, each used
+by one request for content of a file; POST /_faults (a JSON list) replaces it:
 
     {"status": 429, "headers": {"Retry-After": "1"}}    answer with a status
     {"cut": 1000}                                       close the connection after so many bytes of the body

@@ -69,7 +69,7 @@ def hub(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[s
 
 
 @pytest.fixture
-def ask(hub: server.Hub, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> t.Callable[..., dict[str, t.Any]]:
+def ask(hub: server.Hub, tmp_path: pathlib.Path, capfd: t.Any) -> t.Callable[..., dict[str, t.Any]]:
     def _ask(check: bool = False, **arguments: t.Any) -> dict[str, t.Any]:
         arguments = {
             "repo": REPO, "endpoint": hub.url, "record_dir": str(tmp_path / "records"), "retry_seconds": 0,
@@ -171,7 +171,7 @@ def test_a_repository_without_gguf_is_a_folder_and_git_hashes_its_small_files(as
         ({"files": ["none.gguf"]}, "has no file none.gguf: it has the quants"),
         ({"files": ["Model-Q4_K_M.gguf", "README.md"]}, "mix GGUF with README.md"),
         ({"repo": "owner/none"}, "there is no repository owner/none, or it is private"),
-        ({"revision": "none"}, f"has no revision none: "),
+        ({"revision": "none"}, "has no revision none: "),
         ({"repo": "none"}, "'none' is no repository of the hub"),
         ({"quant": "Q4_K_M", "sha256": "0" * 64}, f"has the SHA-256 {SHA}, and {'0' * 64} was expected"),
         ({"endpoint": "ftp://host"}, "is no http or https URL"),
@@ -349,7 +349,7 @@ def test_a_busy_hub_is_asked_again_when_it_says(fetch: t.Any, hub: server.Hub, p
 def test_a_hub_that_stays_broken_leaves_what_came(fetch: t.Any, hub: server.Hub, path: pathlib.Path) -> None:
     hub.faults = [{"cut": 3 << 20}, *[{"status": 500}] * 9]
     failed = fetch(attempts=3)
-    assert "HTTP status 500" in failed["msg"] and "3072 KiB are kept" in failed["msg"] or "3 MiB are kept" in failed["msg"]
+    assert "HTTP status 500" in failed["msg"] and "3 MiB are kept" in failed["msg"]
     hub.faults = []
     assert fetch()["resumed_bytes"] == 3 << 20 and path.read_bytes() == DATA
 
@@ -415,7 +415,7 @@ def test_a_slow_drip_arrives_and_is_told(
     hub.faults = [{"rate": SIZE // 5}]
     assert fetch(progress_log=str(log), timeout_seconds=1)["attempts"] == 1 and path.read_bytes() == DATA
     lines = [line for line in log.read_text().splitlines() if line.startswith("downloading")]
-    assert len(lines) >= 2 and all(" of 10 MiB (" in line and "/s, " in line and line.endswith(" left") for line in lines)
+    assert len(lines) >= 2 and all(" of 10 MiB (" in line and line.endswith(" left") for line in lines)
 
 
 def test_a_small_file_is_known_by_its_git_hash(
@@ -453,7 +453,7 @@ def test_a_damaged_file_is_named_set_aside_and_fetched_again(fetch: t.Any, path:
     assert not fetch(verify="full")["changed"]
 
 
-def test_a_process_that_is_killed_is_continued(options: dict[str, t.Any], fetch: t.Any, hub: t.Any, path: t.Any) -> None:
+def test_a_process_that_is_killed_is_continued(options: t.Any, fetch: t.Any, hub: t.Any, path: t.Any) -> None:
     part = path.with_name(f"{path.name}.part")
     hub.faults = [{"rate": 2 << 20}]
     process = start(options)
@@ -499,7 +499,8 @@ def small_disk(tmp_path: pathlib.Path) -> t.Iterator[pathlib.Path]:
     """Return a mounted filesystem of 16 MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], capture_output=True, check=False)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
+    done = subprocess.run(mount, capture_output=True, check=False)
     if done.returncode:
         pytest.skip("mounting a tmpfs needs root; the Molecule scenario models does it, too")
     yield disk
