@@ -173,9 +173,9 @@ def record(
     if not names:
         raise HubError(f"{repo} has no files at {question['revision']}: correct the repository or the revision.")
     made = {
-        "schema": RECORD_SCHEMA, **{key: question[key] for key in ("repo", "revision", "files", "quant")},
-        "commit": commit, "format": format_, "files": [dict(by_name[name]) for name in names], "endpoint": endpoint,
-        "recorded_at": at,
+        "schema": RECORD_SCHEMA, "repo": repo, "revision": question["revision"],
+        "asked": {"files": list(question["files"]), "quant": question["quant"]}, "commit": commit, "format": format_,
+        "files": [dict(by_name[name]) for name in names], "endpoint": endpoint, "recorded_at": at,
     }  # fmt: skip
     problem = _damage(made)
     if problem:

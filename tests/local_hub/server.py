@@ -38,6 +38,7 @@ class Hub:
         self.directory = directory
         self.faults: list[dict[str, t.Any]] = []
         self.api_faults: list[dict[str, t.Any]] = []
+        self.sent_bytes = 0                # of contents
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self._hashes: dict[tuple[str, float, int], tuple[str, str]] = {}
         self._servers = [_Server(("127.0.0.1", wanted), Handler) for wanted in (port, 0)]
@@ -200,13 +201,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with path.open("rb") as handle:
             if not fault.get("wrong") and not fault.get("rate"):
                 self.wfile.flush()
-                self.connection.sendfile(handle, start, length)
+                self.server.hub.sent_bytes += self.connection.sendfile(handle, start, length)
                 return
             handle.seek(start)
             left, rate = length, fault.get("rate", 0)
             while left:
                 chunk = handle.read(min(left, max(1, rate // 10) if rate else _CHUNK))
                 left -= len(chunk)
+                self.server.hub.sent_bytes += len(chunk)
                 self.wfile.write(bytes(byte ^ 1 for byte in chunk) if fault.get("wrong") else chunk)
                 if rate:
                     time.sleep(len(chunk) / rate)
