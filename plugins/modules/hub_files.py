@@ -188,14 +188,13 @@ class Question:
         before = self.recorded(self.params["record_dir"])
         if before and not (self.params["update"] and self.params["ask"]):
             return self.result(before, "record")
-        brought = None if self.params["update"] or not self.params["source_dir"] else self.recorded(
-            self.params["source_dir"]
-        )
-        if brought:
-            return self.keep(None, brought, "source_dir")
         if not self.params["ask"]:
             reason = "it was never asked for; run the role llm_models"
             return {"changed": False, "available": False, "reason": reason, "endpoint": self.endpoint}
+        source_dir = self.params["source_dir"]
+        brought = self.recorded(source_dir) if source_dir and not self.params["update"] else None
+        if brought:
+            return self.keep(None, brought, "source_dir")
         failure = _host_python.enter(["huggingface_hub"], self.params["host_python"])
         if failure and self.module.check_mode and not before:
             return {"changed": False, "available": False, "reason": failure, "endpoint": self.endpoint}
@@ -217,13 +216,13 @@ class Question:
 
     def keep(self, before: dict[str, t.Any] | None, after: dict[str, t.Any], source: str) -> dict[str, t.Any]:
         """Record an answer, unless it says the same as the one before."""
-        same = before is not None and all(before[key] == after[key] for key in ("commit", "format", "files"))
-        if same:
+        if before is not None and all(before[key] == after[key] for key in ("commit", "format", "files")):
             return self.result(before, source)
+        result = self.result(after, source)
         if not self.module.check_mode:
             _state_files.write_text(self.record_file, _state_files.to_text(after), 0o644, self.module.atomic_move)
         shown = [{key: each[key] for key in ("commit", "files")} if each else {} for each in (before, after)]
-        return {**self.result(after, source), "changed": True, "diff": {"before": shown[0], "after": shown[1]}}
+        return {**result, "changed": True, "diff": {"before": shown[0], "after": shown[1]}}
 
     def result(self, found: t.Mapping[str, t.Any], source: str) -> dict[str, t.Any]:
         """Return what the module returns about an answer. Raises HubError when it is not the file that was expected."""

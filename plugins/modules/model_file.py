@@ -472,6 +472,8 @@ class File:
 
     def brought(self, wanted: str) -> str | None:
         """Return a file of source_dir with the wanted content, or None."""
+        if not os.path.isdir(self.params["source_dir"]):
+            self.fail(f"{self.params['source_dir']} is no directory: mount it, or correct the source_dir.")
         for path in _model_files.candidates(self.params["source_dir"], self.path, self.params["size_bytes"]):
             self.progress.say(f"looking at {path}")
             if self.hash(path).meets(wanted):

@@ -9,7 +9,7 @@ by one request for content of a file; POST /_faults (a JSON list) replaces it:
     {"status": 429, "headers": {"Retry-After": "1"}}    answer with a status
     {"cut": 1000}                                       close the connection after so many bytes of the body
     {"wrong": true}                                     other bytes of the right length
-    {"rate": 50000}                                     so many bytes a second
+    {"rate": 50000}                                     so many bytes a second, until the next POST
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Hub:
         self.faults: list[dict[str, t.Any]] = []
         self.api_faults: list[dict[str, t.Any]] = []
         self.sent_bytes = 0                # of contents
+        self.told = 0                      # how often faults were replaced by POST
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self._hashes: dict[tuple[str, float, int], tuple[str, str]] = {}
         self._servers = [_Server(("127.0.0.1", wanted), Handler) for wanted in (port, 0)]
@@ -101,6 +102,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.server.hub.faults = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.hub.told += 1
         self._answer(200, {}, b"{}")
 
     def do_HEAD(self) -> None:
@@ -204,13 +206,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.server.hub.sent_bytes += self.connection.sendfile(handle, start, length)
                 return
             handle.seek(start)
-            left, rate = length, fault.get("rate", 0)
+            left, rate, told = length, fault.get("rate", 0), self.server.hub.told
             while left:
                 chunk = handle.read(min(left, max(1, rate // 10) if rate else _CHUNK))
                 left -= len(chunk)
                 self.server.hub.sent_bytes += len(chunk)
                 self.wfile.write(bytes(byte ^ 1 for byte in chunk) if fault.get("wrong") else chunk)
-                if rate:
+                if rate and told == self.server.hub.told:
                     time.sleep(len(chunk) / rate)
 
     def _answer(self, status: int, headers: t.Mapping[str, str], body: bytes) -> None:

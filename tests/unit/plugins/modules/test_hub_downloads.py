@@ -182,8 +182,7 @@ def test_refusals_are_one_sentence_and_record_nothing(
 ) -> None:
     failed = ask(**question)
     assert failed["failed"] and sentence in failed["msg"] and "\n" not in failed["msg"], failed["msg"]
-    if "sha256" not in question:
-        assert not (tmp_path / "records").exists()
+    assert not (tmp_path / "records").exists()
 
 
 def test_a_hub_that_wants_to_write_elsewhere_is_refused() -> None:
@@ -231,6 +230,13 @@ def test_an_answer_of_another_host_is_taken_in(ask: t.Any, tmp_path: pathlib.Pat
     answer = ask(**gone)
     assert answer["changed"] and answer["source"] == "source_dir" and answer["files"][0]["sha256"] == SHA
     assert ask(**gone)["source"] == "record"
+
+
+def test_what_was_never_asked_for_is_no_failure_where_nobody_may_ask(ask: t.Any, hub: server.Hub) -> None:
+    answer = ask(quant="Q4_K_M", ask=False)
+    assert not answer["available"] and "never asked for" in answer["reason"] and hub.requests == []
+    ask(quant="Q4_K_M")
+    assert ask(quant="Q4_K_M", ask=False, update=True)["source"] == "record"
 
 
 def test_what_says_everything_is_not_asked_for(ask: t.Any, hub: server.Hub, tmp_path: pathlib.Path) -> None:
@@ -542,9 +548,11 @@ def test_files_are_taken_in_by_hash_whatever_their_name(
     assert result["changed"] and path.read_bytes() == DATA and hub.requests == [] and result["attempts"] == 0
     assert sorted(os.listdir(stick)) == ["aaa", "deep"] and not fetch(**gone)["changed"]
     path.unlink()
-    shutil.rmtree(stick)
+    (stick / "deep" / "old-name.bin").unlink()
     failed = fetch(**gone, attempts=1)
-    assert failed["failed"] and left(path) == []
+    assert "cannot be reached" in failed["msg"] and left(path) == []
+    shutil.rmtree(stick)
+    assert f"{stick} is no directory: mount it" in fetch(**gone)["msg"]
 
 
 def test_check_mode_asks_no_server_where_the_size_is_known(fetch: t.Any, hub: server.Hub, path: pathlib.Path) -> None:
