@@ -76,11 +76,12 @@ def duration_text(seconds: float) -> str:
 
 
 def progress_line(what: str, done: int, total: int | None, bytes_per_second: float) -> str:
-    """Return one line of progress: bytes, share, rate and time left."""
+    """Return one line of progress: bytes, share, rate and time left, short enough for a terminal of 80 columns."""
+    start = f"{what}: " if what else ""
     rate = f"{size_text(bytes_per_second)}/s" if bytes_per_second > 0 else "stalled"
     if not total:
-        return f"{what}: {size_text(done)}, {rate}"
-    line = f"{what}: {size_text(done)} of {size_text(total)} ({100 * done // total} %), {rate}"
+        return f"{start}{size_text(done)}, {rate}"
+    line = f"{start}{size_text(done)} of {size_text(total)} ({100 * done // total} %), {rate}"
     if bytes_per_second > 0 and done < total:
         line += f", {duration_text((total - done) / bytes_per_second)} left"
     return line

@@ -208,7 +208,8 @@ class Progress:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._rate = _download.Rate()
-        self.what, self.done, self.total = "", 0, 0
+        self.what: str | None = None                     # a download has no name, to be short
+        self.done, self.total = 0, 0
         if log:
             os.makedirs(os.path.dirname(os.path.abspath(log)), mode=0o755, exist_ok=True)
             with open(log, "w", encoding="utf-8"):
@@ -216,7 +217,7 @@ class Progress:
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
 
-    def start(self, what: str, total: int | None, done: int = 0) -> None:
+    def start(self, what: str | None, total: int | None, done: int = 0) -> None:
         """Begin to count something else."""
         self.what, self.total, self.done = what, total or 0, done
         self._rate = _download.Rate()
@@ -234,7 +235,7 @@ class Progress:
 
     def _run(self) -> None:
         while not self._stop.wait(PROGRESS_SECONDS):
-            if self.what:
+            if self.what is not None:
                 rate = self._rate.add(time.monotonic(), self.done)
                 self.say(_download.progress_line(self.what, self.done, self.total, rate))
 
@@ -326,7 +327,7 @@ class File:
         self.progress.start("checking SHA-256", os.path.getsize(path))
         self.result["hashed"] = True
         digest = _model_files.digest(path, bool(self.params["git_sha1"]), self.progress.tick)
-        self.progress.start("", 0)
+        self.progress.start(None, 0)
         return digest
 
     def ensure(self) -> None:
@@ -606,7 +607,7 @@ class File:
                     tail = f"; {_download.size_text(kept)} are kept for the next run"
                 self.fail(f"{failure} ({self.result['attempts']} attempts{tail}).")
             pause = _download.wait_seconds(failures, self.params["retry_seconds"], retry_after)
-            self.progress.start("", 0)
+            self.progress.start(None, 0)
             self.progress.say(f"next attempt in {_download.duration_text(pause)}: {failure}")
             time.sleep(pause)
         return self.publish(wanted, name)
@@ -632,7 +633,7 @@ class File:
             self.forget_part()                           # never a state that speaks of older bytes
         _state_files.write_text(self.part_state, _state_files.to_text(state), 0o644, self.module.atomic_move)
         done = answer.offset
-        self.progress.start("downloading", total, done)
+        self.progress.start("", total, done)
         with open(self.part, "ab") as writer:
             for chunk in response.iter_content(NETWORK_CHUNK_BYTES):
                 writer.write(chunk)

@@ -16,7 +16,7 @@ PART = f"{MODEL}.part"
 MIB = 1 << 20
 # until the hub is told otherwise: slow enough to be caught in the act on any machine
 SLOW = {"rate": MIB // 2}
-PROGRESS = r"\| Model-Q8_0.gguf: downloading: \d+ MiB of \d+ MiB \(\d+ %\), .*/s, .* left"
+PROGRESS = r"\| Model-Q8_0.gguf: \d+ MiB of \d+ MiB \(\d+ %\), .*/s, .* left"
 ONE = "--extra-vars=mixed_gpu_model=model"
 
 
