@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="downloads-") as name:
         home = pathlib.Path(name)
         origin = home / "hub" / REPO / COMMIT / NAME
@@ -112,8 +113,9 @@ def main() -> None:
         size_bytes = origin.stat().st_size
         rows = measure(tools(hub, sha256, size_bytes), hub, home / "got", options.rounds, size_bytes)
         hub.close()
-    page.write_section(options.page, "downloads", text(rows, options.mib, options.rounds))
-    print(text(rows, options.mib, options.rounds))
+    section = text(rows, options.mib, options.rounds, load)
+    page.write_section(options.page, "downloads", section)
+    print(section)
 
 
 def measure(
@@ -143,14 +145,15 @@ def measure(
     return rows
 
 
-def text(rows: t.Sequence[dict[str, t.Any]], mib: int, rounds: int) -> str:
+def text(rows: t.Sequence[dict[str, t.Any]], mib: int, rounds: int, load: float) -> str:
     """Return the section of the page."""
     lines = [
         "## Downloads", "",
         "Written by `make bench-downloads`. The same file from the same hub on loopback, in turns; each tool is a",
         "process of its own and ends with a file whose SHA-256 was compared. The line is then cut once at 90 % of the",
         "file, and each tool is started again until it is done; and once more with nothing to do.", "",
-        f"Run {page.today()} on {page.machine()}; {mib} MiB, median of {rounds} rounds.", "",
+        f"Run {page.today()} on {page.machine()}, load {load:.1f} before; {mib} MiB, median of {rounds} rounds.",
+        "",
         "| tool | s | MiB/s | lowest to highest s | with a cut: sent, in files | starts | nothing to do: s |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
