@@ -80,7 +80,7 @@ def test_a_play_that_is_killed_leaves_a_job_that_the_next_play_waits_for(host, c
     faults(SLOW)
     play = controller.start(ONE)
     try:
-        eventually(lambda: size(host, PART) > MIB // 2 or play.poll() is not None, 120)
+        eventually(lambda: size(host, PART) > MIB // 2 or play.poll() is not None, 300)
     finally:
         output = kill(play)
     assert not host.file(MODEL).exists, output[-4000:]
@@ -88,7 +88,7 @@ def test_a_play_that_is_killed_leaves_a_job_that_the_next_play_waits_for(host, c
     # it shows how far the other one is, and fetches nothing itself
     output = shows(play, PROGRESS)
     faults()
-    output += play.communicate(timeout=300)[0]
+    output += play.communicate(timeout=600)[0]
     assert play.returncode == 0 and re.search(PROGRESS, output) and changed(output) == 0, output[-4000:]
     assert same(host) and host.run("ls -A /srv/models/model").stdout.split() == ["Model-Q8_0.gguf"]
 
@@ -97,7 +97,7 @@ def test_a_reboot_in_mid_download_is_continued(host, controller, eventually, fau
     faults(SLOW)
     play = controller.start(ONE)
     try:
-        eventually(lambda: size(host, PART) > MIB // 2 or play.poll() is not None, 120)
+        eventually(lambda: size(host, PART) > MIB // 2 or play.poll() is not None, 300)
         controller.reboot()
     finally:
         output = kill(play)
@@ -114,7 +114,7 @@ def test_two_plays_at_once_fetch_it_once(host, controller, faults, gone):
     plays = [controller.start(ONE) for _each in range(2)]
     outputs = [shows(play, PROGRESS) for play in plays]
     faults()
-    outputs = [before + play.communicate(timeout=300)[0] for before, play in zip(outputs, plays, strict=True)]
+    outputs = [before + play.communicate(timeout=600)[0] for before, play in zip(outputs, plays, strict=True)]
     assert [play.returncode for play in plays] == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
     assert all(re.search(PROGRESS, output) for output in outputs)
     assert sorted(changed(output) for output in outputs) == [0, 1] and same(host)
@@ -141,9 +141,9 @@ def test_a_disk_that_fills_up_and_is_freed(host, controller, eventually, faults)
     faults(SLOW)
     play = controller.start(*on_small)
     try:
-        eventually(lambda: size(host, part) > MIB // 2 or play.poll() is not None, 120)
+        eventually(lambda: size(host, part) > MIB // 2 or play.poll() is not None, 300)
         host.run("dd if=/dev/zero of=%s bs=1M", filler)
-        output = play.communicate(timeout=120)[0]
+        output = play.communicate(timeout=600)[0]
     finally:
         kill(play)
     assert play.returncode == 2 and "the disk is full: free some space" in words(output), output[-4000:]
