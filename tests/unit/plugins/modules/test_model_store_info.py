@@ -87,7 +87,7 @@ def test_the_table_of_it(store: t.Any, call: t.Any, tmp_path: pathlib.Path) -> N
         for question in hub_questions.hub_questions(entries)
     ]
     lines = models_table.models_table(looks, answers, store())
-    rows = {line.split("  ")[0]: [cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines}
+    rows = {line.split("  ", 1)[0]: [cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines}
     assert rows["whole"][1:4] == ["complete", "3 MiB", "3 MiB"]
     half = ["half", "not asked for yet, 2 MiB unfinished, 1 MiB set aside", "3 MiB", "?", "a/b@main"]
     assert rows["half"] == half
