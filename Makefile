@@ -1,10 +1,10 @@
 # Two commands do everything: `make demo` (the main job, no GPU needed) and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule driver-dkms-test cuda-build-test exllamav2-build-test bench bench-planners bench-revalidation bench-live gpu-test build requirements clean
+.PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule driver-dkms-test cuda-build-test exllamav2-build-test bench bench-planners bench-revalidation bench-live bench-downloads gpu-test build requirements clean
 
 # each on a host of its own, one after the other; SCENARIO=name runs one of them
-MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit exllamav2
+MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit exllamav2 models
 
 export MIXED_GPU_CACHE ?= $(HOME)/.cache/homelab-mixed-gpu
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -60,7 +60,7 @@ cuda-build-test: venv  ## llama.cpp's CUDA backend compiled with the CUDA wheels
 exllamav2-build-test: venv  ## PyTorch and ExLlama's extension with the CUDA wheels, and the real TabbyAPI, without a GPU; up to an hour
 	$(AS_ROOT) tests/lab/exllama_build.sh
 
-bench: bench-planners bench-revalidation bench-live  ## all benchmarks; each writes its section of docs/benchmarks.md
+bench: bench-planners bench-revalidation bench-downloads bench-live  ## all benchmarks; each writes its section of docs/benchmarks.md
 
 bench-planners: venv  ## how good the planner is, on recorded and simulated pairs; a minute, no device, no root
 	tests/bench/planners.sh
@@ -70,6 +70,9 @@ bench-revalidation: venv  ## how sure the verdicts of a revalidation are, on sim
 
 bench-live: venv  ## the chosen split against an exhaustive sweep on the sandbox
 	$(AS_ROOT) tests/bench/run.sh
+
+bench-downloads: venv  ## a verified download beside hf download, get_url and curl, on loopback; some minutes, no root
+	tests/bench/downloads.sh
 
 gpu-test: venv  ## the NVML probe and a CUDA build on a real NVIDIA card
 	python -m pytest -v tests/gpu

@@ -183,4 +183,4 @@ class ActionModule(ActionBase):
             return
         host = self._task_vars.get("inventory_hostname", "")
         width = min(getattr(display, "columns", 79), _WIDEST)
-        display.display(_progress.fit(f"  {host} | {self._label}: {text}", width))
+        display.display(_progress.labelled(host, self._label, text, width))

@@ -9,7 +9,7 @@ short_description: List the files that models need
 version_added: 0.1.0
 description:
   - Checks the entries of the role P(homelab.mixed_gpu.llm_models#role) and returns one dict per file.
-positional: _input, directory
+positional: _input, directory, answers
 options:
   _input:
     description: The models, as the variable C(llm_models) lists them.
@@ -20,6 +20,12 @@ options:
     description: Directory on the host for models that are downloaded or generated.
     type: str
     required: true
+  answers:
+    description:
+      - Results of M(homelab.mixed_gpu.hub_files), looped over what P(homelab.mixed_gpu.hub_questions#filter) returned.
+    type: list
+    elements: dict
+    default: []
 author:
   - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
@@ -33,8 +39,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - One dict per file, with C(id), C(kind) (url, path or generate), C(path), C(first), C(url), C(sha256) and
-      C(generate).
+    - One dict per file, with C(id), C(kind) (url, path, generate or repo), C(path), C(first), C(model_path), C(gguf),
+      C(known), C(url), C(sha256), C(git_sha1), C(size_bytes) and C(generate).
   type: list
   elements: dict
 """
@@ -45,10 +51,10 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _download
 
 
-def model_files(entries: t.Any, directory: str) -> list[dict[str, t.Any]]:
+def model_files(entries: t.Any, directory: str, answers: t.Any = ()) -> list[dict[str, t.Any]]:
     """Return one dict per file; AnsibleFilterError with one sentence on an entry that is not understood."""
     try:
-        return _download.model_files(entries, directory)
+        return _download.model_files(entries, directory, answers)
     except _download.DownloadError as error:
         raise AnsibleFilterError(str(error)) from error
 

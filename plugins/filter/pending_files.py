@@ -9,7 +9,7 @@ short_description: List the files that are still to be fetched, generated or rec
 version_added: 0.1.0
 description:
   - Returns the files that a first look did not find as they shall be.
-positional: _input
+positional: _input, read_again
 options:
   _input:
     description:
@@ -18,6 +18,10 @@ options:
     type: list
     elements: dict
     required: true
+  read_again:
+    description: Whether to list also the files that can only be known by reading them.
+    type: bool
+    default: false
 author:
   - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """

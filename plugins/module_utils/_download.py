@@ -15,10 +15,12 @@ import typing as t
 import urllib.parse
 from dataclasses import dataclass
 
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _gguf
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _gguf, _hub, _model_catalogue
 
 MANIFEST_SCHEMA = 1
 MAXIMUM_WAIT_SECONDS = 30.0
+MAXIMUM_ASKED_WAIT_SECONDS = 600.0       # the hub counts requests over five minutes
+SYSTEM_CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
@@ -74,11 +76,12 @@ def duration_text(seconds: float) -> str:
 
 
 def progress_line(what: str, done: int, total: int | None, bytes_per_second: float) -> str:
-    """Return one line of progress: bytes, share, rate and time left."""
+    """Return one line of progress: bytes, share, rate and time left, short enough for a terminal of 80 columns."""
+    start = f"{what}: " if what else ""
     rate = f"{size_text(bytes_per_second)}/s" if bytes_per_second > 0 else "stalled"
     if not total:
-        return f"{what}: {size_text(done)}, {rate}"
-    line = f"{what}: {size_text(done)} of {size_text(total)} ({100 * done // total} %), {rate}"
+        return f"{start}{size_text(done)}, {rate}"
+    line = f"{start}{size_text(done)} of {size_text(total)} ({100 * done // total} %), {rate}"
     if bytes_per_second > 0 and done < total:
         line += f", {duration_text((total - done) / bytes_per_second)} left"
     return line
@@ -103,11 +106,11 @@ class Rate:
 
 
 def wait_seconds(attempt: int, first_seconds: float, retry_after: str | None = None) -> float:
-    """Return the pause before the next attempt: doubling, at least what the server asks for, bounded."""
-    wait = first_seconds * 2 ** (attempt - 1)
+    """Return the pause before the next attempt: doubling, at least what the server asks for, both bounded."""
+    wait = min(first_seconds * 2 ** (attempt - 1), MAXIMUM_WAIT_SECONDS)
     if retry_after is not None and retry_after.isascii() and retry_after.isdigit():
-        wait = max(wait, float(retry_after))
-    return min(wait, MAXIMUM_WAIT_SECONDS)
+        wait = max(wait, min(float(retry_after), MAXIMUM_ASKED_WAIT_SECONDS))
+    return wait
 
 
 # ---- ranges ----------------------------------------------------------------------------------------------------------
@@ -128,20 +131,23 @@ class Answer:
     reason: str = ""
 
 
-def part_state(url: str, sha256: str, headers: t.Mapping[str, str], total: int | None) -> dict[str, t.Any]:
-    """Return what is kept beside a partial file, so that a later run knows what it holds a part of."""
+def part_state(url: str, wanted: str, headers: t.Mapping[str, str], total: int | None) -> dict[str, t.Any]:
+    """Return what is kept beside a partial file, so that a later run knows what it holds a part of.
+
+    ``wanted``: SHA-256 of the whole content, or the SHA-1 of its git blob, which are of different lengths.
+    """
     return {
         "url": shown_url(url),
-        "sha256": sha256,
+        "sha256": wanted,
         "etag": headers.get("ETag"),
         "last_modified": headers.get("Last-Modified"),
         "total_bytes": total,
     }
 
 
-def can_resume(state: t.Any, sha256: str) -> bool:
+def can_resume(state: t.Any, wanted: str) -> bool:
     """Whether a partial file may be continued: only if it was begun for the same content."""
-    return isinstance(state, dict) and state.get("sha256") == sha256
+    return isinstance(state, dict) and state.get("sha256") == wanted
 
 
 def range_headers(url: str, offset: int, state: t.Mapping[str, t.Any]) -> dict[str, str]:
@@ -162,9 +168,17 @@ def range_headers(url: str, offset: int, state: t.Mapping[str, t.Any]) -> dict[s
 
 
 def judge_answer(
-    url: str, status: int, headers: t.Mapping[str, str], offset: int, known_total: int | None = None
+    url: str,
+    status: int,
+    headers: t.Mapping[str, str],
+    offset: int,
+    known_total: int | None = None,
+    token: bool = False,
 ) -> Answer:
-    """Decide what to do with a response to a request that continued at ``offset`` (0: asked for the whole file)."""
+    """Decide what to do with a response to a request that continued at ``offset`` (0: asked for the whole file).
+
+    ``token``: whether an access token was sent.
+    """
     name = shown_url(url)
     match = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
     ranged_total = int(match[3]) if match and match[3] != "*" else None
@@ -190,11 +204,36 @@ def judge_answer(
         410: "the file is gone: find its new URL",
         416: "it refuses every range: check the URL, or the proxy in between",
     }
-    cure = cures.get(status, "check the URL")
+    endpoint, repo = _hub.repo_page(url)
+    revision = url.split("/resolve/", 1)[-1].split("/", 1)[0]
+    code = headers.get("X-Error-Code", "")
+    refusal = _hub.refusal(endpoint, repo, revision, status, code, token) if repo and (code or token) else None
+    cure = refusal or cures.get(status, "check the URL")
     return Answer("refuse", reason=f"{name} answered with HTTP status {status}, {cure}.")
 
 
+def judge_size(answer: Answer, name: str, size_bytes: int | None) -> Answer:
+    """Refuse to write what cannot become the wanted file, whose size is known."""
+    if answer.action != "write" or None in (size_bytes, answer.total) or answer.total == size_bytes:
+        return answer
+    return Answer("refuse", reason=(
+        f"{name} has {answer.total} bytes, and {size_bytes} were expected: the server has another file by that name; "
+        "use another mirror, or correct the entry."
+    ))  # fmt: skip
+
+
 # ---- manifests -------------------------------------------------------------------------------------------------------
+
+
+class Digest(t.NamedTuple):
+    """Hashes of a file: SHA-256, and the SHA-1 that git gives it as a blob where that was asked for."""
+
+    sha256: str
+    git_sha1: str | None = None
+
+    def meets(self, wanted: str | None) -> bool:
+        """Whether this is the content with the hash ``wanted``; None is any content."""
+        return wanted in (None, self.sha256, self.git_sha1)
 
 
 def manifest_name(path: str) -> str:
@@ -203,13 +242,19 @@ def manifest_name(path: str) -> str:
 
 
 def manifest(
-    path: str, sha256: str, size_bytes: int, mtime_ns: int, inode: int, source: t.Mapping[str, t.Any]
+    path: str,
+    digest: Digest,
+    size_bytes: int,
+    mtime_ns: int,
+    inode: int,
+    source: t.Mapping[str, t.Any],
 ) -> dict[str, t.Any]:
-    """Return what is recorded about a file whose SHA-256 was computed."""
+    """Return what is recorded about a file whose hashes were computed."""
     return {
         "schema": MANIFEST_SCHEMA,
         "path": path,
-        "sha256": sha256,
+        "sha256": digest.sha256,
+        **({"git_sha1": digest.git_sha1} if digest.git_sha1 else {}),
         "size_bytes": size_bytes,
         "mtime_ns": mtime_ns,
         "inode": inode,
@@ -231,9 +276,9 @@ def describes(recorded: t.Any, size_bytes: int, mtime_ns: int, inode: int) -> bo
 
 # ---- models ----------------------------------------------------------------------------------------------------------
 
-# What an entry of `llm_models` may be. A further kind (a repository shorthand, say) is one more key here, and one more
-# branch in model_files().
-KINDS = ("url", "shards", "path", "generate")
+# What an entry of `llm_models` may be. A further kind is one more key here, and one more branch in model_files().
+KINDS = ("url", "shards", "path", "generate", "repo")
+HUB_KEYS = ("revision", "files", "quant", "size_bytes")
 
 
 def _name_in_url(url: str) -> str:
@@ -277,39 +322,106 @@ def _remote_files(identifier: str, shards: t.Sequence[t.Mapping[str, t.Any]], di
     return files
 
 
-def model_files(entries: t.Sequence[t.Mapping[str, t.Any]], directory: str) -> list[dict[str, t.Any]]:
+def entry_kind(entry: t.Mapping[str, t.Any]) -> tuple[str, dict[str, t.Any], str]:
+    """Return ``(id, entry, kind)`` of one entry of ``llm_models``, taken from the catalogue where it is only an id.
+
+    Raises DownloadError on an entry that is not understood.
+    """
+    identifier = entry.get("id")
+    if not isinstance(identifier, str) or not re.match(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", identifier):
+        raise DownloadError(
+            f"An entry of llm_models has the id {identifier!r}: use letters, digits, dots, hyphens and underscores."
+        )
+    unknown = sorted(set(entry) - {"id", "sha256", *KINDS, *HUB_KEYS})
+    if unknown:
+        raise DownloadError(
+            f"The model {identifier} has the unknown key {unknown[0]}: known are id, sha256, "
+            f"{', '.join([*KINDS, *HUB_KEYS])}."
+        )
+    given = {key: value for key, value in entry.items() if value is not None}
+    if set(given) == {"id"} and identifier in _model_catalogue.CATALOGUE:
+        given = {"id": identifier, **_model_catalogue.CATALOGUE[identifier].entry()}
+    kinds = [kind for kind in KINDS if kind in given]
+    if len(kinds) != 1:
+        words = " and ".join(kinds) or "none"
+        known = "" if kinds else f", or name one of the catalogue ({', '.join(sorted(_model_catalogue.CATALOGUE))})"
+        raise DownloadError(
+            f"The model {identifier} needs exactly one of {', '.join(KINDS)}, and has {words}: correct it{known}."
+        )
+    kind = kinds[0]
+    if "sha256" in given and kind not in ("url", "path", "repo"):
+        raise DownloadError(f"The model {identifier} has a sha256, which {kind} does not use: remove it.")
+    if "sha256" in given and kind != "url":
+        given["sha256"] = check_sha256(given["sha256"], f"The model {identifier}")
+    strange = [key for key in HUB_KEYS if key in given and kind != "repo"]
+    if strange:
+        raise DownloadError(f"The model {identifier} has {strange[0]}, which {kind} does not use: remove it.")
+    return identifier, given, kind
+
+
+def hub_questions(entries: t.Sequence[t.Mapping[str, t.Any]]) -> list[dict[str, t.Any]]:
+    """Return what is to be asked of the hub for the entries of ``llm_models``: id and options of hub_files.
+
+    Raises DownloadError on an entry that is not understood.
+    """
+    questions = []
+    for entry in entries:
+        identifier, given, kind = entry_kind(entry)
+        if kind == "repo":
+            question = {
+                "id": identifier, "repo": given["repo"], "revision": given.get("revision", "main"),
+                "files": list(given.get("files", [])), "quant": given.get("quant"), "sha256": given.get("sha256"),
+                "size_bytes": given.get("size_bytes"),
+            }  # fmt: skip
+            try:
+                _hub.check_request(question["repo"], question["revision"], question["files"], question["quant"])
+            except _hub.HubError as exc:
+                raise DownloadError(f"The model {identifier}: {exc}") from exc
+            questions.append(question)
+    return questions
+
+
+def _hub_model(
+    question: t.Mapping[str, t.Any], answer: t.Mapping[str, t.Any] | None, directory: str
+) -> list[dict[str, t.Any]]:
+    """Return the files of a repository: those of a model side by side, those of a folder as they lie in it."""
+    identifier = question["id"]
+    directory = os.path.join(directory, identifier)
+    if answer is None or not answer.get("available", True):
+        names = question["files"] if len(question["files"]) == 1 and not set(question["files"][0]) & set("*?[") else []
+        name = os.path.basename(names[0]) if names else f"{identifier}.gguf"
+        size_bytes = question["size_bytes"]
+        return [{"kind": "repo", "path": os.path.join(directory, name), "size_bytes": size_bytes, "known": False}]
+    folder = answer["format"] == "folder"
+    return [
+        {
+            "kind": "repo", "path": os.path.join(directory, file["name"] if folder else os.path.basename(file["name"])),
+            "url": file.get("url"), "sha256": file["sha256"], "git_sha1": file["git_sha1"],
+            "size_bytes": file["size_bytes"], "model_path": directory if folder else None, "gguf": not folder,
+        }
+        for file in answer["files"]
+    ]  # fmt: skip
+
+
+def model_files(
+    entries: t.Sequence[t.Mapping[str, t.Any]], directory: str, answers: t.Sequence[t.Mapping[str, t.Any]] = ()
+) -> list[dict[str, t.Any]]:
     """Return every file that the entries of ``llm_models`` need, in order.
 
-    Each has ``id``, ``kind`` (url, path or generate), ``path`` on the host, ``first`` (whether it is the model's first
-    file), ``url`` and ``sha256`` (None where there is none), and ``generate`` (options of random_gguf, or None).
-    Raises DownloadError on an entry that is not understood.
+    ``answers``: results of hub_files looped over hub_questions(). Each file has ``id``, ``kind`` (url, path, generate,
+    repo), ``path`` on the host, ``first`` (whether it is the model's first file), ``model_path`` (what an engine is
+    given: the first file, or the folder), ``gguf``, ``known`` (false while the hub was not asked: the path is a guess
+    then), ``url``, ``sha256``, ``git_sha1``, ``size_bytes`` and ``generate`` (options of random_gguf); None where there
+    is none. Raises DownloadError on an entry that is not understood.
     """
     files: list[dict[str, t.Any]] = []
     seen = set()
-    for entry in entries:
-        identifier = entry.get("id")
-        if not isinstance(identifier, str) or not re.match(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", identifier):
-            raise DownloadError(
-                f"An entry of llm_models has the id {identifier!r}: use letters, digits, dots, hyphens and underscores."
-            )
+    asked = {answer["item"]["id"]: answer for answer in answers}
+    for one in entries:
+        identifier, entry, kind = entry_kind(one)
         if identifier in seen:
             raise DownloadError(f"Two entries of llm_models have the id {identifier}: rename one.")
         seen.add(identifier)
-        unknown = sorted(set(entry) - {"id", "sha256", *KINDS})
-        if unknown:
-            raise DownloadError(
-                f"The model {identifier} has the unknown key {unknown[0]}: known are id, sha256, {', '.join(KINDS)}."
-            )
-        kinds = [kind for kind in KINDS if entry.get(kind) is not None]
-        if len(kinds) != 1:
-            given = " and ".join(kinds) or "none"
-            raise DownloadError(
-                f"The model {identifier} needs exactly one of {', '.join(KINDS)}, and has {given}: correct it."
-            )
-        kind = kinds[0]
-        sha256 = entry.get("sha256")
-        if sha256 is not None and kind not in ("url", "path"):
-            raise DownloadError(f"The model {identifier} has a sha256, which {kind} does not use: remove it.")
         if kind == "url":
             found = _remote_files(identifier, [entry], directory)
         elif kind == "shards":
@@ -325,25 +437,35 @@ def model_files(entries: t.Sequence[t.Mapping[str, t.Any]], directory: str) -> l
                 )
             path = os.path.join(directory, identifier, f"{identifier}.gguf")
             found = [{"kind": "generate", "path": path, "generate": dict(entry["generate"])}]
+        elif kind == "repo":
+            (question,) = hub_questions([entry])
+            answer = asked.get(identifier) or _hub.pinned(question, question["sha256"], question["size_bytes"])
+            found = _hub_model(question, answer, directory)
         else:
-            path = entry["path"]
-            if not os.path.isabs(path):
-                raise DownloadError(f"The path {path} of the model {identifier} is not absolute: give the whole path.")
-            try:
-                paths = _gguf.shard_paths(os.path.normpath(path))
-            except _gguf.GgufError as exc:
-                raise DownloadError(f"The model {identifier}: {exc}") from exc
-            if sha256 is not None and len(paths) > 1:
-                raise DownloadError(
-                    f"The model {identifier} has {len(paths)} shards, and one sha256 cannot be that of all: remove it."
-                )
-            if sha256 is not None:
-                sha256 = check_sha256(sha256, f"The model {identifier}")
-            found = [{"kind": "path", "path": each, "sha256": sha256} for each in paths]
+            found = _local_files(identifier, entry)
+        empty = {
+            "url": None, "sha256": None, "git_sha1": None, "size_bytes": None, "generate": None, "gguf": True,
+            "known": True,
+        }  # fmt: skip
         for index, file in enumerate(found):
-            empty = {"url": None, "sha256": None, "generate": None}
-            files.append({"id": identifier, "first": index == 0, **empty, **file})
+            path = file.get("model_path") or found[0]["path"]
+            files.append({"id": identifier, "first": index == 0, **empty, **file, "model_path": path})
     return files
+
+
+def _local_files(identifier: str, entry: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
+    path, sha256 = entry["path"], entry.get("sha256")
+    if not os.path.isabs(path):
+        raise DownloadError(f"The path {path} of the model {identifier} is not absolute: give the whole path.")
+    try:
+        paths = _gguf.shard_paths(os.path.normpath(path))
+    except _gguf.GgufError as exc:
+        raise DownloadError(f"The model {identifier}: {exc}") from exc
+    if sha256 is not None and len(paths) > 1:
+        raise DownloadError(
+            f"The model {identifier} has {len(paths)} shards, and one sha256 cannot be that of all: remove it."
+        )
+    return [{"kind": "path", "path": each, "sha256": sha256} for each in paths]
 
 
 def installed_models(results: t.Iterable[t.Mapping[str, t.Any]]) -> dict[str, dict[str, t.Any]]:
@@ -363,37 +485,44 @@ def installed_models(results: t.Iterable[t.Mapping[str, t.Any]]) -> dict[str, di
         lines = "".join(f"{value}\n" for value in hashes)
         whole = hashes[0] if len(hashes) == 1 else hashlib.sha256(lines.encode()).hexdigest()
         installed[identifier] = {
-            "path": files[0]["item"]["path"],
+            "path": files[0]["item"]["model_path"],
             "sha256": whole if all(hashes) else "",
             "size_bytes": None if None in sizes else sum(size for size in sizes if size is not None),
         }
     return installed
 
 
-def pending_files(results: t.Iterable[t.Mapping[str, t.Any]]) -> list[dict[str, t.Any]]:
+def pending_files(results: t.Iterable[t.Mapping[str, t.Any]], read_again: bool = False) -> list[dict[str, t.Any]]:
     """Return the entries of model_files() that are not there yet, or were not recorded as they are, from a first look.
 
-    ``results`` as for installed_models(), with ``present``.
+    ``results`` as for installed_models(), with ``present``. With ``read_again`` also those that can only be known by
+    reading them; models that were generated are none of them.
     """
-    return [dict(result["item"]) for result in results if not (result.get("present") and result.get("sha256"))]
+    return [
+        dict(item)
+        for item, result in ((result["item"], result) for result in results)
+        if item["known"]
+        and not (result.get("present") and result.get("sha256") and (not read_again or item["kind"] == "generate"))
+    ]
 
 
 def disk_shortfall(results: t.Iterable[t.Mapping[str, t.Any]]) -> str:
-    """Return one sentence when what is still missing does not fit on the disk all together, or an empty string.
+    """Return one sentence when what is still missing does not fit on its filesystem all together, or an empty string.
 
-    ``results``: dicts with ``item``, ``missing_bytes`` (None when unknown) and ``free_bytes``. Files that the
-    collection puts on the host lie below one directory, hence on one filesystem.
+    ``results``: dicts with ``item``, ``missing_bytes`` (None when unknown), ``free_bytes`` and ``filesystem``.
     """
-    missing = [result for result in results if result.get("missing_bytes")]
-    if not missing:
-        return ""
-    needed = sum(result["missing_bytes"] for result in missing)
-    free = min(result["free_bytes"] for result in missing)
-    if needed <= free:
-        return ""
-    names = sorted({result["item"]["id"] for result in missing})
-    return (
-        f"{os.path.dirname(os.path.dirname(missing[0]['item']['path']))} has {size_text(free)} free, and "
-        f"{', '.join(names)} still {'needs' if len(names) == 1 else 'need'} {size_text(needed)}: free "
-        f"{size_text(needed - free)}, or choose another directory."
-    )
+    by_filesystem: dict[str, list[t.Mapping[str, t.Any]]] = {}
+    for result in results:
+        if result.get("missing_bytes"):
+            by_filesystem.setdefault(result["filesystem"], []).append(result)
+    for filesystem, missing in by_filesystem.items():
+        needed = sum(result["missing_bytes"] for result in missing)
+        free = min(result["free_bytes"] for result in missing)
+        if needed > free:
+            names = sorted({result["item"]["id"] for result in missing})
+            return (
+                f"{filesystem} has {size_text(free)} free, and {', '.join(names)} still "
+                f"{'needs' if len(names) == 1 else 'need'} {size_text(needed)}: free {size_text(needed - free)}, or "
+                "choose another directory."
+            )
+    return ""

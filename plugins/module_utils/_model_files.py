@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import typing as t
 
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _download, _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _download, _hub, _state_files
 
 CHUNK_BYTES = 1 << 20
 
@@ -24,6 +25,14 @@ def free_space(path: str) -> tuple[str, int]:
         directory = os.path.dirname(directory)
     status = os.statvfs(directory)
     return directory, status.f_bavail * status.f_frsize
+
+
+def filesystem(path: str) -> str:
+    """Return where the filesystem is mounted that ``path`` is or will be on."""
+    directory = os.path.realpath(free_space(path)[0])
+    while not os.path.ismount(directory):
+        directory = os.path.dirname(directory)
+    return directory
 
 
 def make_parents(path: str) -> None:
@@ -48,16 +57,50 @@ def publish(part: str, path: str, move: t.Callable[[str, str], t.Any]) -> None:
         os.chmod(path, 0o644)             # AnsibleModule.atomic_move follows the umask
 
 
-def sha256(path: str, tick: t.Callable[[int], t.Any] | None = None) -> str:
-    """Return the SHA-256 of a file, calling ``tick`` with the bytes read so far."""
-    digest, done = hashlib.sha256(), 0
+def digest(path: str, git: bool = False, tick: t.Callable[[int], t.Any] | None = None) -> _download.Digest:
+    """Return the hashes of a file in one reading, calling ``tick`` with the bytes read so far.
+
+    ``git``: the SHA-1 of git's blob, too: of the word "blob", the size, a zero byte, and the content.
+    """
+    sha256, done = hashlib.sha256(), 0
+    sha1 = hashlib.sha1(f"blob {os.path.getsize(path)}\0".encode(), usedforsecurity=False) if git else None
     with open(path, "rb") as handle:
         while chunk := handle.read(CHUNK_BYTES):
-            digest.update(chunk)
+            sha256.update(chunk)
+            if sha1:
+                sha1.update(chunk)
             done += len(chunk)
             if tick:
                 tick(done)
-    return digest.hexdigest()
+    return _download.Digest(sha256.hexdigest(), sha1.hexdigest() if sha1 else None)
+
+
+def candidates(directory: str | None, path: str, size_bytes: int | None) -> list[str]:
+    """Return the files below ``directory`` that may have the content of ``path``, the likeliest first.
+
+    With a known size those of that size, else those of its name: nobody reads a whole disk for a guess.
+    """
+    found = []
+    for root, _directories, names in os.walk(directory or ""):
+        for name in names:
+            one = os.path.join(root, name)
+            named = name == os.path.basename(path)
+            if os.path.isfile(one) and (named if size_bytes is None else os.path.getsize(one) == size_bytes):
+                found.append((not named, one))
+    return [one for _other_name, one in sorted(found)]
+
+
+def read_token(path: str | None, url: str) -> str | None:
+    """Return the access token in a file, or None where there is none. Raises HubError when it must not be used."""
+    if not path or not os.path.exists(path):
+        return None
+    if stat.S_IMODE(os.stat(path).st_mode) & 0o077:
+        raise _hub.HubError(f"Others may read the token in {path}: chmod 600 {path}, and make a new token.")
+    token = (_state_files.read_text(path) or "").strip()
+    problem = _hub.token_problem(url) if token else None
+    if problem:
+        raise _hub.HubError(f"{problem} ({path}).")
+    return token or None
 
 
 def manifest_path(directory: str, path: str) -> str:
@@ -75,18 +118,19 @@ def read_manifest(file: str, warn: t.Callable[[str], t.Any]) -> dict[str, t.Any]
     return recorded if isinstance(recorded, dict) else None
 
 
-def believed_sha256(recorded: dict[str, t.Any] | None, path: str) -> str | None:
-    """Return the recorded SHA-256 of the file at ``path`` if the manifest still describes it."""
+def believed(recorded: dict[str, t.Any] | None, path: str, git: bool = False) -> _download.Digest | None:
+    """Return the recorded hashes of the file at ``path`` if the manifest still describes it, and has what is asked."""
     status = os.stat(path)
-    if recorded is not None and _download.describes(recorded, status.st_size, status.st_mtime_ns, status.st_ino):
-        return recorded["sha256"]
-    return None
+    if recorded is None or not _download.describes(recorded, status.st_size, status.st_mtime_ns, status.st_ino):
+        return None
+    sha1 = recorded.get("git_sha1") if git else None
+    return None if git and not sha1 else _download.Digest(recorded["sha256"], sha1)
 
 
 def write_manifest(
-    file: str, path: str, digest: str, source: t.Mapping[str, t.Any], move: t.Callable[[str, str], t.Any]
+    file: str, path: str, digest: _download.Digest, source: t.Mapping[str, t.Any], move: t.Callable[[str, str], t.Any]
 ) -> None:
-    """Record the SHA-256 that was just computed of the file at ``path``."""
+    """Record the hashes that were just computed of the file at ``path``."""
     status = os.stat(path)
     manifest = _download.manifest(path, digest, status.st_size, status.st_mtime_ns, status.st_ino, source)
     _state_files.write_text(file, _state_files.to_text(manifest), 0o644, move)

@@ -80,8 +80,9 @@ def models(entries: t.Sequence[t.Mapping[str, t.Any]], directory: str, sizes_mib
     """What the entries of llm_models mean for a host: {directory, problem, files, models}.
 
     `files` are all paths to look at; `models` has id, paths, kind and size_mib per model, where size_mib is what
-    `sizes_mib` gives by id, or what a well-known file of that name has, or None. `problem` is one sentence where an
-    entry is not understood; then nothing else is known. Raises ValueError for a size that is no whole number.
+    `sizes_mib` gives by id, or what the catalogue or a well-known file of that name has, or None. `problem` is one
+    sentence where an entry is not understood; then nothing else is known. Raises ValueError for a size that is no whole
+    number.
     """
     found: Json = {"directory": directory, "problem": None, "files": [], "models": []}
     try:
@@ -94,8 +95,11 @@ def models(entries: t.Sequence[t.Mapping[str, t.Any]], directory: str, sizes_mib
         given = sizes_mib.get(name)
         if given is not None and not str(given).isdigit():
             raise ValueError(f"the size of the model {name} is {given!r}: it must be a whole number of MiB")
-        size = _published_mib(posixpath.basename(first["path"])) if given is None else int(given)
         paths = [file["path"] for file in files if file["id"] == name]
+        sizes = [file["size_bytes"] for file in files if file["id"] == name]
+        size = int(given) if given is not None else _published_mib(posixpath.basename(first["path"]))
+        if given is None and None not in sizes:
+            size = round(sum(sizes) / MIB)
         found["models"].append({"id": name, "paths": paths, "kind": first["kind"], "size_mib": size})
     return found
 

@@ -11,6 +11,7 @@ import re
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _MINIMUM_WIDTH = 20
+_MINIMUM_LABEL = 12
 
 
 def newest_line(tail: str) -> str:
@@ -32,6 +33,15 @@ def fit(line: str, width: int) -> str:
         return line
     behind = (width - 3) // 3
     return f"{line[: width - 3 - behind]}...{line[-behind:]}"
+
+
+def labelled(host: str, label: str, line: str, width: int) -> str:
+    """Return a job's line with its host and label in `width` characters; the label gives way before the line does."""
+    room = width - len(f"  {host} | : {line}")
+    if len(label) > room:
+        room = max(room, _MINIMUM_LABEL)
+        label = label if len(label) <= room else f"{label[: room - 3]}..."
+    return fit(f"  {host} | {label}: {line}", width)
 
 
 @dataclasses.dataclass

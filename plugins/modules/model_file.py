@@ -30,7 +30,7 @@ options:
     type: path
     required: true
   url:
-    description: Where to download the file, by http or https. Requires O(sha256).
+    description: Where to download the file, by http or https. Requires O(sha256) or O(git_sha1).
     type: str
   source:
     description: A file on the host to copy.
@@ -38,10 +38,27 @@ options:
   sha256:
     description: SHA-256 that the file must have.
     type: str
+  git_sha1:
+    description: SHA-1 that the file must have as a blob of git, for files of which no SHA-256 is known.
+    type: str
+  size_bytes:
+    description:
+      - Size that the download must have. With it no server is asked in check mode, and a download with a wrong hash is
+        fetched once more in the same run.
+    type: int
+  source_dir:
+    description:
+      - Directory on the host to search for the file before it is downloaded. What has its hash is copied, whatever its
+        name.
+    type: path
+  token_file:
+    description: File on the host with an access token, which is sent to the host of O(url) alone. May be missing.
+    type: path
   verify:
     description:
       - With V(manifest) the SHA-256 of a file that has not changed since it was recorded is believed.
-      - With V(full) the file is read and hashed in any case.
+      - With V(full) the file is read and hashed in any case. One that is damaged is downloaded again if there is an
+        O(url).
       - With V(recorded) a file is never read, only looked up; RV(sha256=none) when it was never recorded or has changed
         since. For a look at what a later task has to do, in check mode.
     type: str
@@ -69,7 +86,7 @@ options:
     type: int
     default: 60
   lock_wait_seconds:
-    description: How long to wait for another play that works on the same file.
+    description: How long to wait for another play that works on the same file, for a download that outlived its play.
     type: int
     default: 10
   progress_log:
@@ -87,8 +104,9 @@ requirements:
   - requests >= 2.32, for downloads only (the P(homelab.mixed_gpu.host_python#role) role installs it)
 notes:
   - The unfinished file is O(path) with C(.part) added, and C(.part.json) tells what it is a part of.
-  - A finished download with the wrong SHA-256 is kept as O(path) with C(.corrupt) added, and nothing is replaced. The
-    next run uses it, if it has the SHA-256 that is asked for then, or removes it.
+  - A finished download with the wrong hash is kept as O(path) with C(.corrupt) added, and nothing is replaced. The
+    next run uses it, if it has the hash that is asked for then, or removes it.
+  - A file at O(path) that is not what was recorded of it is kept in the same way when the right one replaces it.
   - Certificate authorities are those of the system, or the bundle that the environment variable E(REQUESTS_CA_BUNDLE)
     names.
 seealso:
@@ -140,6 +158,10 @@ free_bytes:
   description: Bytes that were free on the file's filesystem at the start, less O(reserve_mib).
   returned: success
   type: int
+filesystem:
+  description: Where the file's filesystem is mounted.
+  returned: success
+  type: str
 resumed_bytes:
   description: Bytes that were there from an earlier, unfinished download.
   returned: success
@@ -156,6 +178,7 @@ hashed:
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import threading
@@ -167,6 +190,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
     _download,
     _host_python,
+    _hub,
     _model_files,
     _state_files,
 )
@@ -174,7 +198,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
 PROGRESS_SECONDS = 2.0
 WORTHWHILE_BYTES = 8 << 20               # an attempt that brought this much does not count as failed
 NETWORK_CHUNK_BYTES = 1 << 16           # what a cut can lose at most: requests drops an unfinished chunk
-SYSTEM_CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 
 class Progress:
@@ -185,7 +208,8 @@ class Progress:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._rate = _download.Rate()
-        self.what, self.done, self.total = "", 0, 0
+        self.what: str | None = None                     # a download has no name, to be short
+        self.done, self.total = 0, 0
         if log:
             os.makedirs(os.path.dirname(os.path.abspath(log)), mode=0o755, exist_ok=True)
             with open(log, "w", encoding="utf-8"):
@@ -193,7 +217,7 @@ class Progress:
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
 
-    def start(self, what: str, total: int | None, done: int = 0) -> None:
+    def start(self, what: str | None, total: int | None, done: int = 0) -> None:
         """Begin to count something else."""
         self.what, self.total, self.done = what, total or 0, done
         self._rate = _download.Rate()
@@ -211,7 +235,7 @@ class Progress:
 
     def _run(self) -> None:
         while not self._stop.wait(PROGRESS_SECONDS):
-            if self.what:
+            if self.what is not None:
                 rate = self._rate.add(time.monotonic(), self.done)
                 self.say(_download.progress_line(self.what, self.done, self.total, rate))
 
@@ -257,6 +281,12 @@ def explain(exc: Exception, url: str) -> tuple[bool, str]:
     return False, f"the request failed ({detail}): check the URL"
 
 
+def _authorise(token: str, request: t.Any) -> t.Any:
+    """Add the token to a request, in the way of requests' auth functions: an entry in .netrc then does not."""
+    request.headers["Authorization"] = f"Bearer {token}"
+    return request
+
+
 class File:
     """One file that shall be on the host."""
 
@@ -267,12 +297,17 @@ class File:
         self.part, self.part_state = f"{self.path}.part", f"{self.path}.part.json"
         self.corrupt = f"{self.path}.corrupt"
         self.url, self.source = self.params["url"], self.params["source"]
+        #: hash of the content that is wanted, and whether a hash comes from an index and not from somebody's keyboard
+        self.wanted: str | None = self.params["sha256"] or self.params["git_sha1"]
+        self.indexed = self.params["size_bytes"] is not None
+        self.set_aside = self.fetched_again = False
         self.manifest_file = _model_files.manifest_path(self.params["manifest_dir"], self.path)
         self.recorded = _model_files.read_manifest(self.manifest_file, module.warn)
         self.progress = Progress(None if module.check_mode else self.params["progress_log"])
         self.result: dict[str, t.Any] = {
             "changed": False, "path": self.path, "present": True, "sha256": None, "size_bytes": None,
             "missing_bytes": 0, "free_bytes": self.free_bytes(), "resumed_bytes": 0, "attempts": 0, "hashed": False,
+            "filesystem": _model_files.filesystem(self.path),
         }
 
     def fail(self, message: str) -> t.NoReturn:
@@ -287,53 +322,62 @@ class File:
         corrupt = os.path.getsize(self.corrupt) if self.url and os.path.isfile(self.corrupt) else 0
         return max(0, _model_files.free_space(self.path)[1] + corrupt - (self.params["reserve_mib"] << 20))
 
-    def hash(self, path: str) -> str:
-        """Return the SHA-256 of a file, with progress."""
+    def hash(self, path: str) -> _download.Digest:
+        """Return the hashes of a file, with progress."""
         self.progress.start("checking SHA-256", os.path.getsize(path))
         self.result["hashed"] = True
-        digest = _model_files.sha256(path, self.progress.tick)
-        self.progress.start("", 0)
+        digest = _model_files.digest(path, bool(self.params["git_sha1"]), self.progress.tick)
+        self.progress.start(None, 0)
         return digest
 
     def ensure(self) -> None:
         """Do what is to be done, and fill in the result."""
-        wanted = self.params["sha256"]
+        wanted = self.wanted
         if os.path.exists(self.path) and not os.path.isfile(self.path):
             self.fail(f"{self.path} is there and is no file: remove it, or choose another path.")
         if os.path.exists(self.path):
-            believed = _model_files.believed_sha256(self.recorded, self.path)
+            believed = _model_files.believed(self.recorded, self.path, bool(self.params["git_sha1"]))
             if believed is None and self.params["verify"] == "recorded":
                 self.result.update(size_bytes=os.path.getsize(self.path))
                 return
             digest = believed if believed and self.params["verify"] != "full" else self.hash(self.path)
-            if believed and digest != believed and wanted in (None, believed) and not (self.url or self.source):
+            damaged = believed is not None and digest != believed
+            if believed and damaged and believed.meets(wanted) and not (self.url or self.source):
                 self.fail(
-                    f"{self.path} is damaged: its SHA-256 was {believed} and is {digest}, though its size and time are "
-                    "unchanged: check the disk, and put the file there again."
+                    f"{self.path} is damaged: its SHA-256 was {believed.sha256} and is {digest.sha256}, though its "
+                    "size and time are unchanged: check the disk, and put the file there again."
                 )
             if wanted is None and self.source:
                 wanted = self.hash_of_source()
-            if wanted in (None, digest):
-                self.result.update(sha256=digest, size_bytes=os.path.getsize(self.path))
+            if digest.meets(wanted):
+                self.result.update(sha256=digest.sha256, size_bytes=os.path.getsize(self.path))
                 if digest != believed:
                     self.record(digest)
+                    if self.url and not self.module.check_mode:
+                        self.forget_part()               # of a play that was killed before it could record
                 return
             if not self.url and not self.source:
                 self.fail(
-                    f"{self.path} has the SHA-256 {digest}, and {wanted} was expected: "
+                    f"{self.path} has the SHA-256 {digest.sha256}, and {wanted} was expected: "
                     "put the right file there, or correct the sha256."
                 )
-            self.diff({"path": self.path, "sha256": digest}, wanted)
+            # what is here by our own doing is replaced; anything else might be the only copy
+            self.set_aside = damaged or believed is None
+            if self.set_aside and self.url:
+                state = "is damaged" if damaged else "is not the file that is asked for, and not from here"
+                self.module.warn(f"{self.path} {state} (its SHA-256 is {digest.sha256}): it is fetched again, and the "
+                                 f"file that was there is kept as {self.corrupt}.")  # fmt: skip
+            self.diff({"path": self.path, "sha256": digest.sha256}, wanted)
         elif not self.url and not self.source:
             if not self.params["missing_ok"]:
                 self.fail(f"{self.path} does not exist: put the file there, or give a url to download it from.")
-            self.result.update(present=False, sha256=wanted)
+            self.result.update(present=False, sha256=self.params["sha256"])
             return
         else:
             self.diff({}, wanted)
-        self.result.update(changed=True, present=not self.module.check_mode, sha256=wanted)
+        self.result.update(changed=True, present=not self.module.check_mode, sha256=self.params["sha256"])
         if self.url:
-            self.download(wanted)
+            self.download(wanted or "")
         else:
             self.copy(wanted)
 
@@ -341,7 +385,7 @@ class File:
         """Tell what changes."""
         self.result["diff"] = {"before": before, "after": {"path": self.path, "sha256": wanted}}
 
-    def record(self, digest: str) -> None:
+    def record(self, digest: _download.Digest) -> None:
         """Write the manifest of the file that is at its place."""
         self.result["changed"] = True
         if self.module.check_mode:
@@ -360,22 +404,41 @@ class File:
                 f"MiB), and {what} needs {_download.size_text(n_bytes)}: free some space, or choose another directory."
             )
 
-    def publish(self, wanted: str | None, origin: str) -> None:
-        """Check what was written and put it in its place in one step."""
+    def publish(self, wanted: str | None, origin: str) -> bool:
+        """Check what was written and put it in its place in one step. False: it was wrong, and is worth another try."""
         digest = self.hash(self.part)
-        if wanted is not None and digest != wanted:
+        if not digest.meets(wanted):
             os.replace(self.part, self.corrupt)
             self.forget_part()
-            self.fail(
-                f"{origin} has the SHA-256 {digest}, and {wanted} was expected: nothing was replaced, and what came is "
-                f"kept as {self.corrupt}; correct the sha256, or find the right file."
-            )
+            found = f"SHA-256 {digest.sha256}" if self.params["sha256"] else f"git SHA-1 {digest.git_sha1}"
+            said = f"{origin} has the {found}, and {wanted} was expected"
+            if self.url and self.indexed and not self.fetched_again:
+                self.fetched_again = True
+                self.module.warn(f"{said}: what came is kept as {self.corrupt}, and the file is fetched again.")
+                return False
+            again = " twice" if self.fetched_again else ""
+            cure = "the server or the way to it is at fault; run the play again later, or use another mirror"
+            if not self.indexed:
+                cure = "correct the sha256, or find the right file"
+            self.fail(f"{said}{again}: nothing was replaced, and what came is kept as {self.corrupt}; {cure}.")
+        if self.set_aside and os.path.exists(self.path):
+            self.keep_old()
         _model_files.publish(self.part, self.path, self.module.atomic_move)
         self.forget_part()
         self.record(digest)
         size_bytes = os.path.getsize(self.path)
-        self.result.update(sha256=digest, size_bytes=size_bytes)
+        self.result.update(sha256=digest.sha256, size_bytes=size_bytes)
         self.progress.say(f"complete, {_download.size_text(size_bytes)}")
+        return True
+
+    def keep_old(self) -> None:
+        """Give the file that is to be replaced a second name, so that there is a file at its place all the time."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.corrupt)
+        try:
+            os.link(self.path, self.corrupt)
+        except OSError:                                  # a filesystem without hard links
+            os.replace(self.path, self.corrupt)
 
     # ---- local files -------------------------------------------------------------------------------------------------
 
@@ -383,7 +446,7 @@ class File:
         """Return the SHA-256 of the file to copy, which decides whether the copy is current."""
         if not os.path.isfile(self.source):
             self.fail(f"{self.source} cannot be copied, since it is no file: correct the source.")
-        return self.hash(self.source)
+        return self.hash(self.source).sha256
 
     def copy(self, wanted: str | None) -> None:
         """Copy the source beside its place, check it, publish it."""
@@ -394,15 +457,29 @@ class File:
         self.need(size_bytes, self.path)
         if self.module.check_mode:
             return
-        self.progress.start("copying", size_bytes)
+        self.copy_bytes(self.source)
+        self.publish(wanted, self.source)
+
+    def copy_bytes(self, source: str) -> None:
+        """Copy a file to the unfinished file."""
+        self.progress.start("copying", os.path.getsize(source))
         _model_files.make_parents(self.path)
         done = 0
-        with open(self.source, "rb") as reader, open(self.part, "wb") as writer:
+        with open(source, "rb") as reader, open(self.part, "wb") as writer:
             while chunk := reader.read(_model_files.CHUNK_BYTES):
                 writer.write(chunk)
                 done += len(chunk)
                 self.progress.tick(done)
-        self.publish(wanted, self.source)
+
+    def brought(self, wanted: str) -> str | None:
+        """Return a file of source_dir with the wanted content, or None."""
+        if not os.path.isdir(self.params["source_dir"]):
+            self.fail(f"{self.params['source_dir']} is no directory: mount it, or correct the source_dir.")
+        for path in _model_files.candidates(self.params["source_dir"], self.path, self.params["size_bytes"]):
+            self.progress.say(f"looking at {path}")
+            if self.hash(path).meets(wanted):
+                return path
+        return None
 
     # ---- downloads ---------------------------------------------------------------------------------------------------
 
@@ -427,13 +504,36 @@ class File:
 
         session = requests.Session()
         session.headers.update({"Accept-Encoding": "identity", "User-Agent": "homelab.mixed_gpu"})
-        if os.path.exists(SYSTEM_CA_BUNDLE):
-            session.verify = SYSTEM_CA_BUNDLE
+        if os.path.exists(_download.SYSTEM_CA_BUNDLE):
+            session.verify = _download.SYSTEM_CA_BUNDLE
+        token = self.token()
+        if token:
+            # requests drops this header where a redirect leads to another host, as the hub's do
+            session.auth = functools.partial(_authorise, token)
         return session
 
+    def token(self) -> str | None:
+        """Return the access token, where there is one."""
+        try:
+            return _model_files.read_token(self.params["token_file"], self.url)
+        except _hub.HubError as exc:
+            self.fail(str(exc))
+
     def download(self, wanted: str) -> None:
-        """Download in as many attempts as make sense, continuing where the last one stopped."""
+        """Take the file from source_dir, or download it."""
         name = _download.shown_url(self.url)
+        if self.params["source_dir"] and not self.module.check_mode:
+            found = self.brought(wanted)
+            if found:
+                self.need(os.path.getsize(found), self.path)
+                self.copy_bytes(found)
+                if self.publish(wanted, found):
+                    return
+        if self.indexed:
+            missing = self.params["size_bytes"] - self.resumable(wanted)[0]
+            self.result.update(size_bytes=self.params["size_bytes"], missing_bytes=max(0, missing))
+            if self.module.check_mode:
+                return
         reason = _host_python.enter(["requests"], self.params["host_python"])
         if reason and self.module.check_mode:
             self.result["missing_bytes"] = None
@@ -441,14 +541,19 @@ class File:
             return
         if reason:
             self.fail(f"{name} cannot be downloaded: {reason}")
-        import requests
-
         if os.path.isfile(self.corrupt) and not self.module.check_mode:
-            if self.hash(self.corrupt) == wanted:            # the file was right, and the sha256 is corrected now
+            if self.hash(self.corrupt).meets(wanted):        # the file was right, and the sha256 is corrected now
                 os.replace(self.corrupt, self.part)
                 self.publish(wanted, name)
                 return
             os.unlink(self.corrupt)
+        while not self.transfer(wanted, name):
+            pass
+
+    def transfer(self, wanted: str, name: str) -> bool:
+        """Download in as many attempts as make sense, continuing where the last one stopped; then publish()."""
+        import requests
+
         session = self.session()
         self.result["resumed_bytes"] = self.resumable(wanted)[0]
         self.progress.say(f"asking {urllib.parse.urlsplit(self.url).hostname}")
@@ -464,8 +569,10 @@ class File:
                     headers=_download.range_headers(self.url, offset, state),
                 ) as response:
                     answer = _download.judge_answer(
-                        self.url, response.status_code, response.headers, offset, state.get("total_bytes")
-                    )
+                        self.url, response.status_code, response.headers, offset, state.get("total_bytes"),
+                        session.auth is not None,
+                    )  # fmt: skip
+                    answer = _download.judge_size(answer, name, self.params["size_bytes"])
                     retry_after = response.headers.get("Retry-After")
                     if answer.action == "write":
                         if offset > answer.offset:
@@ -479,7 +586,7 @@ class File:
                 answer = _download.Answer("retry" if again else "refuse", reason=f"{failure}.")
             if answer.action in ("write", "complete"):
                 if self.module.check_mode:
-                    return
+                    return True
                 break
             if answer.action == "discard" and not discarded:
                 discarded += 1
@@ -500,10 +607,10 @@ class File:
                     tail = f"; {_download.size_text(kept)} are kept for the next run"
                 self.fail(f"{failure} ({self.result['attempts']} attempts{tail}).")
             pause = _download.wait_seconds(failures, self.params["retry_seconds"], retry_after)
-            self.progress.start("", 0)
+            self.progress.start(None, 0)
             self.progress.say(f"next attempt in {_download.duration_text(pause)}: {failure}")
             time.sleep(pause)
-        self.publish(wanted, name)
+        return self.publish(wanted, name)
 
     def receive(self, response: t.Any, answer: _download.Answer, wanted: str) -> None:
         """Write the body of a response to the unfinished file. Raises what requests raises."""
@@ -526,7 +633,7 @@ class File:
             self.forget_part()                           # never a state that speaks of older bytes
         _state_files.write_text(self.part_state, _state_files.to_text(state), 0o644, self.module.atomic_move)
         done = answer.offset
-        self.progress.start("downloading", total, done)
+        self.progress.start("", total, done)
         with open(self.part, "ab") as writer:
             for chunk in response.iter_content(NETWORK_CHUNK_BYTES):
                 writer.write(chunk)
@@ -543,6 +650,10 @@ def main() -> None:
             "url": {"type": "str"},
             "source": {"type": "path"},
             "sha256": {"type": "str"},
+            "git_sha1": {"type": "str"},
+            "size_bytes": {"type": "int"},
+            "source_dir": {"type": "path"},
+            "token_file": {"type": "path", "no_log": False},
             "verify": {"type": "str", "choices": ["manifest", "full", "recorded"], "default": "manifest"},
             "missing_ok": {"type": "bool", "default": False},
             "reserve_mib": {"type": "int", "default": 256},
@@ -554,13 +665,14 @@ def main() -> None:
             "manifest_dir": {"type": "path", "default": "/var/lib/mixed_gpu/models"},
             "host_python": {"type": "path", "default": _host_python.DEFAULT},
         },
-        mutually_exclusive=[("url", "source")],
-        required_by={"url": ["sha256"]},
+        mutually_exclusive=[("url", "source"), ("sha256", "git_sha1")],
         supports_check_mode=True,
     )
     try:
         if module.params["url"]:
             _download.check_url(module.params["url"])
+            if not (module.params["sha256"] or module.params["git_sha1"]):
+                raise _download.DownloadError(f"{module.params['path']} has a url and no sha256: add it.")
         if module.params["sha256"]:
             module.params["sha256"] = _download.check_sha256(module.params["sha256"], module.params["path"])
     except _download.DownloadError as exc:

@@ -119,6 +119,10 @@ free_bytes:
   description: Bytes that were free on the file's filesystem.
   returned: success
   type: int
+filesystem:
+  description: Where the file's filesystem is mounted.
+  returned: success
+  type: str
 """
 
 import contextlib
@@ -250,7 +254,7 @@ def main() -> None:
     directory, free_bytes = _model_files.free_space(path)
     result: dict[str, t.Any] = {
         "changed": False, "path": path, "present": True, "sha256": None, "size_bytes": None, "missing_bytes": 0,
-        "free_bytes": free_bytes,
+        "free_bytes": free_bytes, "filesystem": _model_files.filesystem(path),
     }
     made_of, size_bytes = None, None
     try:
@@ -266,9 +270,9 @@ def main() -> None:
 
     # A file of ours that was changed since it was recorded is written again: only then it is known to be right.
     if made_of == fingerprint and recorded is not None and recorded.get("source") == source:
-        digest = _model_files.believed_sha256(recorded, path)
-        if digest is not None:
-            module.exit_json(**{**result, "sha256": digest, "size_bytes": size_bytes})
+        believed = _model_files.believed(recorded, path)
+        if believed is not None:
+            module.exit_json(**{**result, "sha256": believed.sha256, "size_bytes": size_bytes})
 
     needed = _gguf.random_model_bytes(parameters)
     result.update(changed=True, missing_bytes=needed)
@@ -294,7 +298,7 @@ def main() -> None:
             module.fail_json(msg=f"Another play is making {path}: wait until it has ended, then run this one again.")
         _model_files.make_parents(path)
         _write(part, parameters, fingerprint)
-        digest = _model_files.sha256(part)
+        digest = _model_files.digest(part)
         size_bytes = os.path.getsize(part)
         _model_files.publish(part, path, module.atomic_move)
         _model_files.write_manifest(manifest_file, path, digest, source, module.atomic_move)
@@ -305,7 +309,7 @@ def main() -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part)
             _state_files.release_lock(lock)
-    module.exit_json(**{**result, "sha256": digest, "size_bytes": size_bytes})
+    module.exit_json(**{**result, "sha256": digest.sha256, "size_bytes": size_bytes})
 
 
 if __name__ == "__main__":

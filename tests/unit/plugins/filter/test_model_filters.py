@@ -17,7 +17,7 @@ def test_what_the_role_does_with_a_look_at_one_model():
     (item,) = model_files.FilterModule().filters()["model_files"]([{"id": "a", "generate": {}}], "/srv/models")
     looks = [{
         "item": item, "present": False, "sha256": None, "size_bytes": None, "missing_bytes": 5 << 20,
-        "free_bytes": 1 << 20,
+        "free_bytes": 1 << 20, "filesystem": "/srv/models",
     }]
     assert pending_files.FilterModule().filters()["pending_files"](looks) == [item]
     assert installed_models.FilterModule().filters()["installed_models"](looks)["a"]["path"] == item["path"]
@@ -26,5 +26,5 @@ def test_what_the_role_does_with_a_look_at_one_model():
 
 
 def test_an_entry_that_is_not_understood_is_one_sentence():
-    with pytest.raises(AnsibleFilterError, match="exactly one of url, shards, path, generate"):
+    with pytest.raises(AnsibleFilterError, match="exactly one of url, shards, path, generate, repo"):
         model_files.model_files([{"id": "a"}], "/srv/models")

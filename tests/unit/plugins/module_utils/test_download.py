@@ -47,7 +47,8 @@ def test_rate_covers_a_window_and_starts_anew():
 
 @given(st.integers(1, 60), st.floats(0, 10), st.one_of(st.none(), st.text(), st.integers(0, 10**6).map(str)))
 def test_pauses_are_bounded(attempt, first, retry_after):
-    assert 0 <= _download.wait_seconds(attempt, first, retry_after) <= 30
+    assert 0 <= _download.wait_seconds(attempt, first) <= 30
+    assert 0 <= _download.wait_seconds(attempt, first, retry_after) <= 600
 
 
 def test_pauses_double_and_heed_the_server():
@@ -100,7 +101,7 @@ def test_only_the_same_content_is_continued_and_only_with_validators_of_the_same
 
 
 def test_a_manifest_describes_one_state_of_one_file():
-    recorded = _download.manifest("/m/x.gguf", SHA, 90, 1, 2, {"kind": "url"})
+    recorded = _download.manifest("/m/x.gguf", _download.Digest(SHA), 90, 1, 2, {"kind": "url"})
     assert _download.describes(recorded, 90, 1, 2)
     for changed in ((91, 1, 2), (90, 2, 2), (90, 1, 3)):
         assert not _download.describes(recorded, *changed)
@@ -145,7 +146,13 @@ def test_files_of_models():
         ([{}], "the id None"),
         ([{"id": "../a"}], "the id '../a'"),
         ([{"id": "a", "path": "/a"}, {"id": "a", "path": "/b"}], "Two entries .* a"),
-        ([{"id": "a", "repo": "x/y"}], "unknown key repo"),
+        ([{"id": "a", "repository": "x/y"}], "unknown key repository"),
+        ([{"id": "a", "repo": "x"}], "'x' is no repository of the hub"),
+        ([{"id": "a", "repo": "x/y", "files": ["a"], "quant": "Q4_K_M"}], "Both files and quant"),
+        ([{"id": "a", "repo": "x/y", "files": ["../a"]}], "leave its directory"),
+        ([{"id": "a", "repo": "x/y", "revision": "--x"}], "no revision of x/y"),
+        ([{"id": "a", "path": "/a", "quant": "Q4_K_M"}], "has quant, which path does not use"),
+        ([{"id": "a"}], "one of the catalogue .*qwen2_5_coder_32b_instruct_q8_0"),
         ([{"id": "a"}], "has none"),
         ([{"id": "a", "path": "/a", "url": "http://h/a.gguf"}], "has url and path"),
         ([{"id": "a", "url": "http://h/a.gguf"}], "no sha256"),
@@ -172,7 +179,8 @@ def test_entries_that_are_not_understood(entries, sentence):
 
 def look(identifier, path, present=True, sha256=SHA, size=10, missing=0, free=100):
     return {
-        "item": {"id": identifier, "path": path}, "present": present, "sha256": sha256, "size_bytes": size,
+        "item": {"id": identifier, "path": path, "model_path": path, "kind": "url", "known": True}, "filesystem": "/m",
+        "present": present, "sha256": sha256, "size_bytes": size,
         "missing_bytes": missing, "free_bytes": free,
     }
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _model_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _download, _model_files
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_sha256_tells_how_far_it_is(tmp_path):
     data = os.urandom(2 * _model_files.CHUNK_BYTES + 5)
     (tmp_path / "f").write_bytes(data)
     ticks = []
-    assert _model_files.sha256(str(tmp_path / "f"), ticks.append) == hashlib.sha256(data).hexdigest()
+    assert _model_files.digest(str(tmp_path / "f"), tick=ticks.append).sha256 == hashlib.sha256(data).hexdigest()
     assert ticks == [_model_files.CHUNK_BYTES, 2 * _model_files.CHUNK_BYTES, len(data)]
 
 
@@ -50,19 +50,20 @@ def test_a_recorded_hash_is_believed_until_the_file_changes(tmp_path):
         handle.write("one")
     file = _model_files.manifest_path(str(tmp_path / "manifests"), path)
     assert _model_files.read_manifest(file, warnings.append) is None
-    _model_files.write_manifest(file, path, "ab" * 32, {"kind": "local"}, os.rename)
+    digest = _download.Digest("ab" * 32)
+    _model_files.write_manifest(file, path, digest, {"kind": "local"}, os.rename)
     recorded = _model_files.read_manifest(file, warnings.append)
-    assert _model_files.believed_sha256(recorded, path) == "ab" * 32
+    assert _model_files.believed(recorded, path) == digest
     status = os.stat(path)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    assert _model_files.believed_sha256(recorded, path) is None
+    assert _model_files.believed(recorded, path) is None
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert _model_files.believed_sha256(recorded, path) == "ab" * 32
+    assert _model_files.believed(recorded, path) == digest
     os.rename(path, path + ".old")
     with open(path, "w") as handle:
         handle.write("two")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert _model_files.believed_sha256(recorded, path) is None    # another inode
+    assert _model_files.believed(recorded, path) is None    # another inode
     assert warnings == []
 
 

@@ -306,6 +306,8 @@ def test_sizes_of_models():
     assert list(bad(judge(wanted=models(url, m=65000)))) == [
         "memory for models", "disk /opt/llama.cpp", "disk /srv/models"
     ]
+    catalogue = models({"id": "qwen2_5_coder_32b_instruct_q8_0"})
+    assert "qwen2_5_coder_32b_instruct_q8_0 33208 MiB" in named(judge(wanted=catalogue), "memory for models")["detail"]
     there = judge(wanted=models(url), files=[{"path": "/srv/models/m/m.gguf", "size_bytes": 70000 << 20}])
     assert bad(there)["memory for models"]["severity"] == "warning"
     with pytest.raises(AnsibleFilterError, match="a whole number of MiB"):

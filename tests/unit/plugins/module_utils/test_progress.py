@@ -75,3 +75,11 @@ def test_ticker_never_stays_silent_longer_than_heartbeat_and_one_poll(polls):
         if ticker.tick(now, line) is not None:
             last = now
         assert now - last < 15
+
+
+def test_a_label_gives_way_before_the_line_does():
+    line = "12.3 GiB of 39.6 GiB (31 %), 45 MiB/s, 10 min left"
+    shown = _progress.labelled("sandbox", "Llama-3.3-70B-Instruct-Q4_K_M.gguf", line, 79)
+    assert shown == f"  sandbox | Llama-3.3-70...: {line}" and len(shown) <= 79
+    assert _progress.labelled("sandbox", "m.gguf", line, 79) == f"  sandbox | m.gguf: {line}"
+    assert len(_progress.labelled("sandbox", "m" * 99, "x" * 99, 79)) == 79

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What models use of a disk, and the table of it, from real files and manifests."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import typing as t
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.filter import hub_questions, models_table
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _download, _model_catalogue, _model_shapes
+from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file, model_store_info
+
+MIB = 1 << 20
+PINNED = {"id": "pinned", "repo": "owner/Model-GGUF", "revision": "a" * 40, "files": ["m.gguf"], "sha256": "1" * 64}
+
+
+@pytest.fixture
+def call(tmp_path: pathlib.Path, capfd: t.Any) -> t.Callable[..., dict[str, t.Any]]:
+    def _call(module: t.Any, **arguments: t.Any) -> dict[str, t.Any]:
+        with patch_module_args({"manifest_dir": str(tmp_path / "manifests"), **arguments}), pytest.raises(SystemExit):
+            module.main()
+        return json.loads(capfd.readouterr().out)
+
+    return _call
+
+
+@pytest.fixture
+def store(call: t.Any, tmp_path: pathlib.Path) -> t.Callable[..., dict[str, t.Any]]:
+    """Return a function that looks at a whole model, an unfinished one, and one that nobody asked for."""
+    for name, size in (("whole/m.gguf", 3), ("half/m.gguf.part", 2), ("half/m.gguf.corrupt", 1), ("older/x", 5)):
+        path = tmp_path / "models" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(size * MIB))
+    os.link(tmp_path / "models/whole/m.gguf", tmp_path / "models/whole/same.gguf")
+    assert call(model_file, path=str(tmp_path / "models/whole/m.gguf"))["changed"]
+
+    def _store() -> dict[str, t.Any]:
+        return call(model_store_info, path=str(tmp_path / "models"), fact_file=str(tmp_path / "fact"))
+
+    return _store
+
+
+def test_what_each_directory_uses(store: t.Any, tmp_path: pathlib.Path) -> None:
+    found = store()
+    assert not found["changed"] and [each["name"] for each in found["directories"]] == ["half", "older", "whole"]
+    half, older, whole = found["directories"]
+    assert whole["disk_bytes"] == 3 * MIB                # the second name of a file is no second file
+    sizes = (half["disk_bytes"], half["unfinished_bytes"], half["set_aside_bytes"], older["disk_bytes"])
+    assert sizes == (3 * MIB, 2 * MIB, MIB, 5 * MIB)
+    (manifest,) = whole["manifests"]
+    assert json.loads(pathlib.Path(manifest).read_text())["path"] == str(tmp_path / "models/whole/m.gguf")
+    assert 0 < found["free_bytes"] <= found["total_bytes"] == shutil.disk_usage(tmp_path).total
+    assert os.path.ismount(found["filesystem"]) and not any(each["served"] for each in found["directories"])
+
+
+def test_the_model_that_is_served_is_known_by_the_record(store: t.Any, tmp_path: pathlib.Path) -> None:
+    model = {"path": str(tmp_path / "models/whole/m.gguf")}
+    (tmp_path / "fact").write_text(json.dumps({"schema": 1, "active": "a", "models": {"a": {"model": model}}}))
+    assert [each["name"] for each in store()["directories"] if each["served"]] == ["whole"]
+    (tmp_path / "fact").write_text("{")
+    assert "so the served model is not known" in store()["msg"]
+
+
+def test_a_directory_that_is_not_there_uses_nothing(call: t.Any, tmp_path: pathlib.Path) -> None:
+    found = call(model_store_info, path=str(tmp_path / "none"), fact_file=str(tmp_path / "fact"))
+    assert found["directories"] == [] and found["free_bytes"] > 0
+
+
+def test_the_table_of_it(store: t.Any, call: t.Any, tmp_path: pathlib.Path) -> None:
+    entries = [
+        {"id": "whole", "path": str(tmp_path / "models/whole/m.gguf")}, {"id": "half", "repo": "a/b", "quant": "Q8_0"},
+        PINNED, {"id": "qwen2_5_coder_32b_instruct_q8_0"},
+    ]  # fmt: skip
+    items = _download.model_files(entries, str(tmp_path / "models"))
+    how = {"verify": "recorded", "missing_ok": True, "_ansible_check_mode": True}
+    looks = [{**call(model_file, path=item["path"], **how), "item": item} for item in items]
+    known = {"available": True, "commit": "a" * 40}
+    answers = [
+        {"item": question, **(known if question["id"] == "pinned" else {"available": False})}
+        for question in hub_questions.hub_questions(entries)
+    ]
+    lines = models_table.models_table(looks, answers, store())
+    rows = {line.split("  ", 1)[0]: [cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines}
+    assert rows["whole"][1:4] == ["complete", "3 MiB", "3 MiB"]
+    half = ["half", "not asked for yet, 2 MiB unfinished, 1 MiB set aside", "3 MiB", "?", "a/b@main"]
+    assert rows["half"] == half
+    assert rows["pinned"] == ["pinned", "missing", "0 KiB", "?", "owner/Model-GGUF@aaaaaaaa"]
+    assert rows["qwen2_5_coder_32b_instruct_q8_0"][1:4] == ["not asked for yet", "0 KiB", "32.4 GiB"]
+    assert rows["older"][1:4] == ["not in llm_models", "5 MiB", "-"]
+    offered = [name for name in _model_catalogue.CATALOGUE if name != "qwen2_5_coder_32b_instruct_q8_0"]
+    assert [line.split()[0] for line in lines[-len(offered):]] == offered
+
+
+def test_without_models_there_is_the_catalogue(call: t.Any, tmp_path: pathlib.Path) -> None:
+    empty = call(model_store_info, path=str(tmp_path / "none"), fact_file=str(tmp_path / "fact"))
+    lines = models_table.models_table([], [], empty)
+    assert lines[0].startswith("No models in llm_models") and len(lines) == 3 + len(_model_catalogue.CATALOGUE)
+    with pytest.raises(AnsibleFilterError, match="models_table"):
+        models_table.models_table([{}], [], empty)
+
+
+def test_the_catalogue_agrees_with_what_the_planner_knows() -> None:
+    for name, model in _model_catalogue.CATALOGUE.items():
+        (question,) = hub_questions.hub_questions([{"id": name}])
+        assert len(question["revision"]) == 40 and question["files"] == [model.file]
+        key = name.replace("_instruct", "")
+        if key in _model_shapes.SHAPES:
+            assert _model_shapes.SHAPES[key].blocks == model.layers
+            assert model.size_bytes / 1e9 == pytest.approx(_model_shapes.PUBLISHED_GB[key], abs=0.02)
+    with pytest.raises(AnsibleFilterError, match="one of the catalogue"):
+        hub_questions.hub_questions([{"id": "unheard_of"}])
