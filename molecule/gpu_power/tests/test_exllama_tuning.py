@@ -1,4 +1,4 @@
-"""The role split_tuning with ExLlama's stand-ins: what it records, once, and that others leave it alone."""
+"""The role split_tuning with ExLlama's stand-ins: what it records, once, and what others make of it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ DEPLOYMENT = "stand-in-exl2-exllamav2-c1024-Q8"
 
 @pytest.fixture(scope="module")
 def tuned(host, controller):
-    """Tune with the play, and give the record back as it was."""
-    before = host.file(FACT).content_string
+    """Tune with the play, and take the result out of the record again."""
     done = controller.play(playbook="exllama.yml")
     assert done.returncode == 0, done.stdout[-4000:]
     yield done
-    controller.play(playbook="restore_fact.yml")
-    assert json.loads(host.file(FACT).content_string)["active"] == json.loads(before)["active"]
+    assert controller.play(playbook="restore_fact.yml").returncode == 0
+    assert list(json.loads(host.file(FACT).content_string)["models"]) == ["m-c512"]
 
 
 def test_the_split_is_recorded_with_the_numbers_that_make_it(host, tuned, eventually):
