@@ -83,6 +83,7 @@ build: venv  ## build/homelab-mixed_gpu-<version>.tar.gz
 
 requirements:  ## pin again after editing a .in file (needs uv)
 	for f in requirements/development requirements/benchmarks requirements/galaxy_importer roles/host_python/files/requirements \
+	  roles/revalidation_timer/files/requirements \
 	  roles/exllamav2/files/requirements_v2 roles/exllamav2/files/requirements_v3; do \
 	  uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	    --custom-compile-command "make requirements" $$f.in -o $$f.txt || exit 1; done

@@ -73,7 +73,13 @@ def checks(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[C
     found += hardware.links(host) + hardware.resizable_bar(host) + hardware.iommu(host)
     found += hardware.power(host, wanted) + hardware.others_on_the_cards(host)
     found += hardware.tensor_parallel(host, host["engines"], host["recorded"])
+    found += _revalidation(host["revalidation"])
     return found
+
+
+def _revalidation(mark: t.Mapping[str, t.Any]) -> list[Check]:
+    """What _revalidation_mark.state says, where the host is marked."""
+    return [hardware.check("revalidation", False, "warning", mark["why"], mark["cure"])] if mark["needed"] else []
 
 
 def models(entries: t.Sequence[t.Mapping[str, t.Any]], directory: str, sizes_mib: t.Mapping[str, t.Any]) -> Json:

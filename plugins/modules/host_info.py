@@ -264,6 +264,10 @@ host:
       description: Whether the kernel module nouveau is loaded.
       type: bool
       returned: always
+    revalidation:
+      description: Whether the host needs revalidation, as M(homelab.mixed_gpu.revalidation_mark_info) returns it.
+      type: dict
+      returned: always
 """
 
 import os
@@ -271,7 +275,7 @@ import platform
 import re
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _host_hardware
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _host_hardware, _revalidation_mark
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._host_hardware import read
 
 MIB = 1 << 20
@@ -380,6 +384,7 @@ def main() -> None:
             "nvidia_devices": _host_hardware.nvidia_devices(),
             "nvidia_nodes": _host_hardware.nvidia_nodes(),
             "nvidia_module_version": read("/sys/module/nvidia/version"),
+            "revalidation": _revalidation_mark.state(read(_revalidation_mark.PATH)),
             "nouveau_loaded": os.path.isdir("/sys/module/nouveau"),
         },
     )

@@ -55,7 +55,7 @@ mark:
   type: dict
   sample:
     schema: 1
-    since: 2026-11-25T18:20:36Z
+    since: "2026-11-25T18:20:36Z"
     packages: [{name: nvidia-driver-580, from: 580.95.05-1, to: 580.105.08-1}]
 """
 

@@ -44,6 +44,7 @@ BASE: dict[str, t.Any] = {
         for path in ("/opt/llama.cpp", "/srv/models")
     ],
     "files": [], "listeners": [], "nvidia_module_version": None, "nouveau_loaded": False,
+    "revalidation": {"needed": False},
 }
 WANTED: dict[str, t.Any] = {
     "port": 8080, "server_unit": "llama-server.service", "memory_mib": 2048,

@@ -20,6 +20,7 @@ SERVING = {
     "gpu_layers": 99, "batch_size": 2048, "micro_batch_size": 512, "flash_attention": "on", "cache_type_k": "f16",
     "cache_type_v": "f16", "threads": 1, "poll": 0, "load_mode": "auto",
 }
+NO_SERVER = {"url": "http://127.0.0.1:9", "lease_unit": "", "host_python": sys.executable, "seconds": 2}
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,7 @@ def test_links_and_memory_correction_are_answers(box):
 
 def test_a_card_at_work_looks_different_from_one_at_rest(box, llama_bin, environment, model_path):
     rest = module("gpu_facts", host_python=sys.executable, sample_seconds=1)["ansible_facts"]["mixed_gpu_gpus"]
+    free = module("llama_server_busy_info", **NO_SERVER)
     load = subprocess.Popen(
         [f"{llama_bin}/llama-bench", "-m", model_path, "-ngl", "99", "-p", "512", "-n", "256", "-r", "400"],
         env=os.environ | environment | {"CUDA_VISIBLE_DEVICES": box["gpus"][0]["uuid"]},
@@ -60,6 +62,7 @@ def test_a_card_at_work_looks_different_from_one_at_rest(box, llama_bin, environ
             work = module("gpu_facts", host_python=sys.executable, sample_seconds=4)["ansible_facts"]["mixed_gpu_gpus"]
             if work["gpus"][0]["sampled"]["utilization_gpu_percent"]["mean"] > 30 or time.monotonic() > deadline:
                 break
+        used = module("llama_server_busy_info", **NO_SERVER)
         assert load.poll() is None, "llama-bench ended"
     finally:
         load.kill()
@@ -74,6 +77,9 @@ def test_a_card_at_work_looks_different_from_one_at_rest(box, llama_bin, environ
         if busy[name] is not None:
             assert busy[name]["max"] <= box["gpus"][0][f"{name}_max"]
     assert work["xid_events"] in ([], None)
+    # whoever uses a card, unattended measuring leaves it alone
+    assert (used["busy"], used["source"]) == (True, "cards") and box["gpus"][0]["uuid"] in used["why"]
+    assert free["source"] == "cards" and box["gpus"][0]["uuid"] not in free["why"]
 
 
 def test_the_energy_of_generated_tokens_is_measured(box, llama_bin, environment, model_path, tmp_path):

@@ -41,6 +41,7 @@ HOST = {
     "nvidia_nodes": ["nvidia-uvm", "nvidia0", "nvidia1", "nvidiactl"],
     "nvidia_module_version": "580.95.05",
     "nouveau_loaded": False,
+    "revalidation": {"needed": False},
 }
 GPUS = {
     "available": True,
@@ -189,6 +190,14 @@ def test_another_card_than_expected_is_an_error():
 def test_a_broken_driver_says_why():
     found = bad(judge(unavailable("A driver upgrade is half done, reboot to finish it.")))["GPUs"]
     assert (found["severity"], found["cure"]) == ("warning", "A driver upgrade is half done, reboot to finish it.")
+
+
+def test_a_changed_driver_is_shown_until_it_is_revalidated():
+    mark = {"needed": True, "why": "the driver changed at 2026-11-25T18:20:36Z (...)", "cure": "ansible-playbook x"}
+    assert bad(judge(revalidation=mark))["revalidation"] == {
+        "name": "revalidation", "ok": False, "severity": "warning", "detail": mark["why"], "cure": mark["cure"],
+    }
+    assert "revalidation" not in [check["name"] for check in judge()]
 
 
 def cards(**second):

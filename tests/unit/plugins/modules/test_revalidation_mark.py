@@ -12,7 +12,8 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _driver_packages, _revalidation_mark
 from ansible_collections.homelab.mixed_gpu.plugins.modules import revalidation_mark, revalidation_mark_info
 
-OLD, NEW = "580.95.05-0ubuntu0.24.04.1", "580.105.08-0ubuntu0.24.04.1"
+OLD = "580.95.05-0ubuntu0.24.04.1"
+NEW = "580.105.08-0ubuntu0.24.04.1"
 NAME = "nvidia-utils-580-server"
 LATER = "2026-11-25T18:20:36Z"
 
