@@ -106,7 +106,7 @@ def test_a_reboot_in_mid_download_is_continued(host, controller, eventually, fau
     faults()
     done = controller.play(ONE, "-v")
     assert done.returncode == 0, done.stdout[-4000:]
-    assert f'"resumed_bytes": {kept}' in done.stdout and same(host)
+    assert re.search(rf'resumed_bytes"?: {kept}\b', done.stdout) and same(host)
 
 
 def test_two_plays_at_once_fetch_it_once(host, controller, faults, gone):
@@ -150,7 +150,8 @@ def test_a_disk_that_fills_up_and_is_freed(host, controller, eventually, faults)
     assert not host.file("/srv/small/model/Model-Q8_0.gguf").exists
     faults()
     refused = controller.play(*on_small)
-    assert refused.returncode == 2 and "/srv/small has 0 KiB free, and model still needs" in words(refused.stdout)
+    assert refused.returncode == 2, refused.stdout[-4000:]
+    assert "/srv/small has 0 KiB free, and folder, model still need" in words(refused.stdout)
     host.run("rm %s", filler)
     done = controller.play(*on_small)
     assert done.returncode == 0 and same(host, "/srv/small/model/Model-Q8_0.gguf"), done.stdout[-4000:]
@@ -189,10 +190,12 @@ def test_the_list_and_removal(host, controller):
     host.run("mkdir -p /srv/models/older && head -c 5000000 /dev/zero > /srv/models/older/x")
     listed = controller.play("--extra-vars=mixed_gpu_models=list")
     assert listed.returncode == 0 and changed(listed.stdout) == 0, listed.stdout[-4000:]
-    lines = {line.split()[0].strip('"'): line for line in listed.stdout.splitlines() if line.split()}
-    assert "complete" in lines["model"] and "owner/Model-GGUF@11111111" in lines["model"]
-    assert "not in llm_models" in lines["older"] and "5 MiB" in lines["older"]
-    assert "39.6 GiB  80 layers  Llama 3.3 Community License" in lines["llama_3_3_70b_instruct_q4_k_m"]
+    for row in (
+        "model +complete +28 MiB +28 MiB +owner/Model-GGUF@11111111",
+        "older +not in llm_models +5 MiB +- +/srv/models/older",
+        "llama_3_3_70b_instruct_q4_k_m +39.6 GiB +80 layers +Llama 3.3 Community License",
+    ):  # fmt: skip
+        assert re.search(row, listed.stdout), row
     remove = "--extra-vars=mixed_gpu_models=remove"
     refused = controller.play(remove, "--extra-vars=mixed_gpu_model=none")
     assert refused.returncode == 2 and "has no model none: it has folder, model, older" in words(refused.stdout)
