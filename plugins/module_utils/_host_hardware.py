@@ -148,6 +148,12 @@ def secure_boot(root: str = "") -> bool | None:
     return bool(value[4]) if len(value) > 4 else None
 
 
+def firmware(root: str = "") -> str | None:
+    """Version and date of the mainboard's firmware, as DMI has them; None where the machine does not say."""
+    words = [read(f"{root}/sys/class/dmi/id/{name}") for name in ("bios_version", "bios_date")]
+    return " ".join(word.strip() for word in words if word and word.strip()) or None
+
+
 def hypervisor(root: str = "") -> str | None:
     """What this is a virtual machine of, or None on bare metal."""
     kind = read(f"{root}/sys/hypervisor/type")

@@ -17,6 +17,15 @@ class ServerError(Exception):
     """One sentence about what the server did not do."""
 
 
+class ServerOccupiedError(ServerError):
+    """The server is there, and does something else: it loads its model, or does not come to answer."""
+
+
+def first_key(text: str | None) -> str | None:
+    """Return the first key of an API key file's text, or None where there is none."""
+    return next((line for line in (text or "").splitlines() if line and not line.startswith("#")), None)
+
+
 class Client:
     """One llama-server."""
 
@@ -30,17 +39,23 @@ class Client:
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def ask(self, path: str, body: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        """GET, or POST where there is a body, and return the JSON answer. Raises ServerError."""
+        """GET, or POST where there is a body, and return the JSON object of the answer. Raises ServerError."""
+        parsed = self._ask(path, body)
+        if not isinstance(parsed, dict):
+            raise ServerError(f"{self.url}{path} gave no JSON object: is it a llama-server?")
+        return parsed
+
+    def _ask(self, path: str, body: dict[str, t.Any] | None = None) -> t.Any:
         where = f"{self.url}{path}"
         try:
             data = None if body is None else json.dumps(body).encode()
             request = urllib.request.Request(where, data=data, headers=self.headers)
             with self.opener.open(request, timeout=self.timeout_seconds) as answer:
-                parsed = json.load(answer)
+                return json.load(answer)
         except urllib.error.HTTPError as exc:
-            raise ServerError(self._http_error(where, exc)) from exc
+            raise self._http_error(where, exc) from exc
         except TimeoutError as exc:
-            raise ServerError(
+            raise ServerOccupiedError(
                 f"{where} did not answer within {self.timeout_seconds} s: is the server busy with other requests?"
             ) from exc
         except (http.client.HTTPException, ConnectionResetError) as exc:
@@ -51,17 +66,21 @@ class Client:
             raise ServerError(f"{where} cannot be reached ({exc.reason}): is llama-server running?") from exc
         except ValueError as exc:
             raise ServerError(f"{where} gave no JSON ({exc}): is it a llama-server?") from exc
-        if not isinstance(parsed, dict):
-            raise ServerError(f"{where} gave no JSON object: is it a llama-server?")
-        return parsed
 
-    def _http_error(self, where: str, error: urllib.error.HTTPError) -> str:
+    def _http_error(self, where: str, error: urllib.error.HTTPError) -> ServerError:
         if error.code == 401:
-            return f"{where} refuses the API key: give the key in api_key or api_key_file."
+            return ServerError(f"{where} refuses the API key: give the key in api_key or api_key_file.")
         if error.code == 503:
-            return f"{where} is still loading its model: wait until /health answers 200."
+            return ServerOccupiedError(f"{where} is still loading its model: wait until /health answers 200.")
         text = error.read(ERROR_TEXT_CHARACTERS).decode(errors="replace").strip()
-        return f"{where} answered {error.code}: {text}"
+        return ServerError(f"{where} answered {error.code}: {text}")
+
+    def slots(self) -> list[dict[str, t.Any]]:
+        """Return what each slot does, as /slots tells it. Raises ServerError."""
+        slots = self._ask("/slots")
+        if not isinstance(slots, list) or not all(isinstance(s, dict) and "is_processing" in s for s in slots):
+            raise ServerError(f"{self.url}/slots does not say what its slots do: is it a llama-server?")
+        return slots
 
     def context_per_slot(self) -> int:
         """Return the tokens that one slot holds."""

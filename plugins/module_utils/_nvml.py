@@ -7,7 +7,9 @@ The caller passes in nvidia-ml-py's module, so that nothing here needs it to be 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
 import typing as t
 
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _nvml_sampling
@@ -62,6 +64,7 @@ _P2P_CAPABILITIES = {"read": 0, "write": 1, "nvlink": 2, "atomics": 3, "pci": 4}
 _NVLINK_MAX_LINKS = 18  # NVML_NVLINK_MAX_LINKS
 
 _CLOCKS = {"graphics": 0, "sm": 1, "memory": 2, "video": 3}  # nvmlClockType_t
+_LONGEST_SECONDS = 86400.0
 _NO_PROCESS_MEMORY = 0xFFFFFFFFFFFFFFFF  # NVML_VALUE_NOT_AVAILABLE
 
 
@@ -130,6 +133,45 @@ def probe(
         return unavailable(str(gone))
     finally:
         nvml.nvmlShutdown()
+
+
+@contextlib.contextmanager
+def watched(nvml: t.Any, interval_ms: int = 500) -> t.Iterator[dict[str, t.Any]]:
+    """Watch all cards in a thread while the body runs.
+
+    The dict that it gives is filled at the end: by UUID what gpu_facts calls `sampled`. It stays empty where NVML does
+    not answer or there is no card: what is watched matters more than the watching.
+    """
+    found: dict[str, t.Any] = {}
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        yield found
+        return
+    ended = threading.Event()
+    seen: dict[str, t.Any] = {}
+
+    def look() -> None:
+        with contextlib.suppress(nvml.NVMLError):
+            handles = {}
+            for index in range(nvml.nvmlDeviceGetCount()):
+                with contextlib.suppress(nvml.NVMLError):
+                    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                    handles[str(_text(nvml.nvmlDeviceGetUUID(handle)))] = handle
+            if handles:
+                seen.update(_nvml_sampling.watch(nvml, _ask, handles, _LONGEST_SECONDS, interval_ms, ended))
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        watcher.join(timeout=10)
+        for uuid, readings in seen.get("cards", {}).items():
+            found[uuid] = _nvml_sampling.summary(readings, seen["seconds"], throttle_reasons)
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
 
 
 def missing_gpus(expected: list[str], gpus: list[dict[str, t.Any]]) -> list[str]:

@@ -8,6 +8,7 @@ Reads the cards and the clock, and waits; the caller passes in nvidia-ml-py's mo
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 import typing as t
 
@@ -43,12 +44,18 @@ def throttle_mask(ask: Ask) -> int | None:
 
 
 def watch(
-    nvml: t.Any, ask: Ask, handles: t.Mapping[str, t.Any], seconds: float, interval_ms: int
+    nvml: t.Any,
+    ask: Ask,
+    handles: t.Mapping[str, t.Any],
+    seconds: float,
+    interval_ms: int,
+    ended: threading.Event | None = None,
 ) -> dict[str, t.Any]:
     """Look at the cards every `interval_ms` for `seconds`, at least once, and collect Xid events meanwhile.
 
-    `handles` are NVML's by UUID; `ask(nvml, function, *arguments)` is _nvml's. Returns {cards: {uuid: [reading, ...]},
-    seconds: float, gone: {uuid: sentence}, xid_events: [{uuid, xid}] or None where the driver reports none}.
+    With `ended` it stops at the next look after that is set. `handles` are NVML's by UUID; `ask(nvml, function,
+    *arguments)` is _nvml's. Returns {cards: {uuid: [reading, ...]}, seconds: float, gone: {uuid: sentence}, xid_events:
+    [{uuid, xid}] or None where the driver reports none}.
     """
     readings: dict[str, list[Reading]] = {uuid: [] for uuid in handles}
     gone: dict[str, str] = {}
@@ -66,7 +73,7 @@ def watch(
                     except CardGoneError as error:
                         gone[uuid] = str(error)
             _wait(nvml, events, min(due, ends), handles, xids)
-            if time.monotonic() >= ends:
+            if time.monotonic() >= ends or (ended is not None and ended.is_set()):
                 break
     finally:
         if events is not None:

@@ -77,6 +77,11 @@ host:
       description: Build of the running kernel, which names C(PREEMPT_RT) where it is one.
       type: str
       returned: always
+    firmware:
+      description: Version and date of the mainboard's firmware (BIOS), V(none) where the machine does not say.
+      type: str
+      returned: always
+      sample: F12 01/07/2026
     kernels:
       description: Releases of the kernels in C(/boot), oldest first.
       type: list
@@ -377,6 +382,7 @@ def main() -> None:
             "kernel": platform.release(),
             "kernel_version": platform.version(),
             "kernels": _host_hardware.kernels(),
+            "firmware": _host_hardware.firmware(),
             "python_version": platform.python_version(),
             "uid": os.geteuid(),
             "init": read("/proc/1/comm"),

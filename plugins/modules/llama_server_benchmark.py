@@ -165,7 +165,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _llama_server, _state_files
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_client import Client, ServerError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_client import Client, ServerError, first_key
 
 WARM_UP = {"name": "warm-up", "prompt_tokens": 16, "generated_tokens": 4}
 
@@ -215,12 +215,10 @@ def _stored(module: AnsibleModule, path: str | None) -> dict[str, t.Any] | None:
 def _api_key(module: AnsibleModule) -> str | None:
     if module.params["api_key"] or not module.params["api_key_file"]:
         return module.params["api_key"]
-    text = _state_files.read_text(module.params["api_key_file"])
-    keys = [line for line in (text or "").splitlines() if line and not line.startswith("#")]
-    if not keys:
-        return None
-    module.no_log_values.add(keys[0])
-    return keys[0]
+    key = first_key(_state_files.read_text(module.params["api_key_file"]))
+    if key is not None:
+        module.no_log_values.add(key)
+    return key
 
 
 def _measure(client: Client, tests: list[dict[str, t.Any]]) -> tuple[int, list[dict[str, t.Any]]]:

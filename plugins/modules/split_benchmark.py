@@ -59,6 +59,12 @@ options:
         C(cache_type_v), C(threads), C(poll) and C(load_mode) are used here, all of them required.
     type: dict
     required: true
+  host_python:
+    description:
+      - Python interpreter that has C(nvidia-ml-py), used when the one that runs this module lacks it, to watch the
+        cards meanwhile. Without either nothing is watched.
+    type: path
+    default: /opt/mixed_gpu/venv/bin/python
   wrapper:
     description:
       - Command that is given the command line of C(llama-bench), runs it and passes its output on, such as a meter of
@@ -127,6 +133,13 @@ load:
       returned: when measured
       type: list
       elements: dict
+    conditions:
+      description:
+        - What NVML said of each card meanwhile, by UUID, as C(sampled) of M(homelab.mixed_gpu.gpu_facts). Clocks,
+          temperature, power, utilisation, PCIe link and throttle reasons.
+        - Empty where there is no card.
+      returned: when measured
+      type: dict
     campaign:
       description: The campaign.
       returned: when measured
@@ -157,12 +170,14 @@ llama_cpp_build:
   type: str
 """
 
+import contextlib
+import importlib
 import os
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _llama_bench, _measuring
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _host_python, _llama_bench, _measuring, _nvml
 
 #: A second, talkative run to learn why the first one failed is not worth starting for less.
 SHORTEST_DIAGNOSIS_SECONDS = 5
@@ -180,6 +195,13 @@ class SplitBenchmark(_measuring.StoredLoad):
         except _llama_bench.BenchError as exc:
             module.fail_json(msg=f"This load cannot be measured: {exc}.")
         super().__init__(module, load)
+        # before anything is changed: it may move this module into the other interpreter
+        unwatched = _host_python.enter(["pynvml"], module.params["host_python"])
+        self.nvml = importlib.import_module("pynvml") if unwatched is None else None
+
+    def watched(self) -> contextlib.AbstractContextManager[dict[str, t.Any]]:
+        """Watch the cards meanwhile; the dict has their conditions at the end, and is empty without any."""
+        return contextlib.nullcontext({}) if self.nvml is None else _nvml.watched(self.nvml)
 
     def answers(self, stored: dict[str, t.Any]) -> bool:
         # a device that tensor mode brought down would be brought down again
@@ -200,7 +222,8 @@ class SplitBenchmark(_measuring.StoredLoad):
         limit = min(self.params["timeout_seconds"], self.load.get("timeout_seconds") or self.params["timeout_seconds"])
         with self.leased():
             started = time.monotonic()
-            verdict = self.run_bench(command, limit, lock)
+            with self.watched() as conditions:
+                verdict = self.run_bench(command, limit, lock)
             wall_ms = round((time.monotonic() - started) * 1000)
             remaining = limit - int(time.monotonic() - started)
             if not verdict.explained and remaining >= SHORTEST_DIAGNOSIS_SECONDS:
@@ -215,6 +238,7 @@ class SplitBenchmark(_measuring.StoredLoad):
             "status": verdict.status,
             "reason": verdict.reason,
             "results": verdict.results,
+            "conditions": conditions,
             "wall_ms": wall_ms,
         }
         return self.store(load, command, verdict.warnings)
@@ -256,6 +280,7 @@ def main() -> None:
             "model_path": {"type": "path", "required": True},
             "load": {"type": "dict", "required": True},
             "devices": {"type": "list", "elements": "str", "required": True},
+            "host_python": {"type": "path", "default": _host_python.DEFAULT},
             "wrapper": {"type": "list", "elements": "str", "default": []},
             "timeout_seconds": {"type": "int", "default": 1800},
             **_measuring.ARGUMENTS,

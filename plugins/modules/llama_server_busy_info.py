@@ -1,0 +1,184 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: llama_server_busy_info
+short_description: Say whether somebody uses the server or its devices now
+version_added: 0.1.0
+description:
+  - Watches for O(seconds), and disturbs nobody. The devices are busy when the measurement lease is held, when a slot of
+    llama-server (C(/slots)) works on a request or did so meanwhile, when the server loads its model or is too busy to
+    answer, or when a card computes for whomever (NVML).
+  - A server that is down, and a card that does not say how much it computes, are no sign of use.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+    details: This module changes nothing.
+  diff_mode:
+    support: N/A
+options:
+  url:
+    description: Where the server listens.
+    type: str
+    default: http://127.0.0.1:8080
+  api_key_file:
+    description: File on the host with the server's API key. It need not exist.
+    type: path
+    default: /etc/mixed_gpu/llama-server.key
+  seconds:
+    description: How long to watch the slots, and then the cards.
+    type: float
+    default: 5
+  busy_percent:
+    description: A card that computes for this share of the time is in use. A desktop alone takes a few percent.
+    type: float
+    default: 20
+  lease_unit:
+    description: Unit of the lease. Empty means that the caller holds it, so that it is no sign of use.
+    type: str
+    default: mixed-gpu-lease.service
+  timeout_seconds:
+    description: A server that does not answer C(/slots) for this long is busy; it does so between two batches.
+    type: int
+    default: 30
+  host_python:
+    description: Python of the host with nvidia-ml-py. Without, cards are not asked.
+    type: path
+    default: /opt/mixed_gpu/venv/bin/python
+seealso:
+  - module: homelab.mixed_gpu.measurement_lease
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Ask whether somebody uses the server
+  homelab.mixed_gpu.llama_server_busy_info:
+  register: example_use
+
+- name: Leave it alone
+  ansible.builtin.meta: end_host
+  when: example_use.busy
+"""
+
+RETURN = r"""
+busy:
+  description: Whether somebody uses the server or its devices.
+  returned: success
+  type: bool
+why:
+  description: Who or what does, or what said that nobody does, in words.
+  returned: success
+  type: str
+  sample: llama-server is answering 1 request in 4 slots
+source:
+  description: What told; V(nothing) when neither server nor cards could.
+  returned: success
+  type: str
+  choices: [lease, slots, server, cards, nothing]
+"""
+
+import importlib
+import time
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _busy, _host_python, _lease, _nvml, _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_client import (
+    Client,
+    ServerError,
+    ServerOccupiedError,
+    first_key,
+)
+
+POLL_SECONDS = 0.5
+CARDS_INTERVAL_MS = 200
+
+Answer = dict[str, t.Any]
+
+
+def lease(module: AnsibleModule) -> Answer | None:
+    """The answer when somebody holds the lease."""
+    unit = module.params["lease_unit"]
+    systemctl = module.get_bin_path("systemctl")
+    if not unit or systemctl is None:
+        return None
+    stdout = module.run_command([systemctl, "show", "-p", "ActiveState", unit])[1]
+    if _lease.parse_properties(stdout).get("ActiveState") not in _lease.ACTIVE:
+        return None
+    return {"busy": True, "why": f"the devices are leased for a measurement ({unit})", "source": "lease"}
+
+
+def slots(module: AnsibleModule) -> Answer:
+    """The answer of the server; source is nothing where it does not tell."""
+    params = module.params
+    key = first_key(_state_files.read_text(params["api_key_file"]))
+    if key is not None:
+        module.no_log_values.add(key)
+    client = Client(params["url"], key, params["timeout_seconds"])
+    looks = []
+    ends = time.monotonic() + params["seconds"]
+    try:
+        while True:
+            looks.append(client.slots())
+            why = _busy.of_slots(looks)
+            if why is not None or time.monotonic() >= ends:
+                break
+            time.sleep(POLL_SECONDS)
+    except ServerOccupiedError as exc:
+        return {"busy": True, "why": str(exc), "source": "server"}
+    except ServerError as exc:
+        return {"busy": False, "why": str(exc), "source": "nothing"}
+    return {"busy": why is not None, "why": why or "no slot of llama-server is in use", "source": "slots"}
+
+
+def cards(module: AnsibleModule) -> Answer:
+    """The answer of the cards; source is nothing where they do not tell."""
+    # at least one look
+    seconds = max(module.params["seconds"], CARDS_INTERVAL_MS / 1000)
+    facts = _nvml.probe(importlib.import_module("pynvml"), None, seconds, CARDS_INTERVAL_MS)
+    why = _busy.of_cards(facts["gpus"], module.params["busy_percent"])
+    if why is not None:
+        return {"busy": True, "why": why, "source": "cards"}
+    if not _busy.can_tell(facts["gpus"]):
+        why = facts["reason"] or "the cards do not say how much they compute"
+        return {"busy": False, "why": why, "source": "nothing"}
+    return {"busy": False, "why": "no card computes", "source": "cards"}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "default": "http://127.0.0.1:8080"},
+            "api_key_file": {"type": "path", "default": "/etc/mixed_gpu/llama-server.key", "no_log": False},
+            "seconds": {"type": "float", "default": 5},
+            "busy_percent": {"type": "float", "default": 20},
+            "lease_unit": {"type": "str", "default": _lease.UNIT},
+            "timeout_seconds": {"type": "int", "default": 30},
+            "host_python": {"type": "path", "default": _host_python.DEFAULT},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    if not 0 <= params["seconds"] <= 3600:
+        module.fail_json(msg=f"seconds is {params['seconds']}: give 0, or up to an hour (3600).")
+    no_nvml = _host_python.enter(["pynvml"], params["host_python"])
+    try:
+        answer = lease(module) or slots(module)
+        if not answer["busy"]:
+            seen = cards(module) if no_nvml is None else {"busy": False, "why": no_nvml, "source": "nothing"}
+            if seen["busy"] or answer["source"] == "nothing":
+                nothing = f"nothing says that the devices are in use: {answer['why']}"
+                answer = {**answer, "why": nothing} if seen["source"] == "nothing" else seen
+    except OSError as exc:
+        module.fail_json(msg=f"{params['api_key_file']} cannot be read ({exc.strerror}): run as root.")
+    module.exit_json(changed=False, **answer)
+
+
+if __name__ == "__main__":
+    main()

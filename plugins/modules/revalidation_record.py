@@ -1,0 +1,216 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: revalidation_record
+short_description: Keep the baseline of a recorded split, and what became of it
+version_added: 0.1.0
+description:
+  - Owns the baseline that revalidations compare with, one file per deployment in C(baselines), and the history of
+    revalidations in C(revalidations), both below O(state_dir). Both are written whole or not at all.
+  - Without O(baseline), O(completion) and O(revalidation) it only reads.
+  - A baseline that is replaced is kept in C(baselines/history); the oldest of both histories go first.
+  - A damaged baseline is an error, and left as it is, unless O(baseline) replaces it; then it is kept beside the new
+    one.
+  - The history of revalidations is a log, so appending to it counts as no change.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+options:
+  deployment:
+    description: Id of the deployment, that is a model with a serving profile.
+    type: str
+    required: true
+  baseline:
+    description: The new baseline, from P(homelab.mixed_gpu.baseline_record#filter).
+    type: dict
+  completion:
+    description:
+      - What a loaded server says, to complete the baseline that is there. What that already holds stays.
+    type: dict
+    suboptions:
+      entry:
+        description: Entry of the host's facts, whose planned memory is put beside what is reported.
+        type: dict
+        required: true
+      server:
+        description: C(server) of M(homelab.mixed_gpu.llama_server_info).
+        type: dict
+        required: true
+      served:
+        description: C(tests) of M(homelab.mixed_gpu.llama_server_benchmark).
+        type: list
+        elements: dict
+  revalidation:
+    description: What P(homelab.mixed_gpu.revalidation#filter) returned, for the history.
+    type: dict
+  state_dir:
+    description: Directory of this collection's state.
+    type: path
+    default: /var/lib/mixed_gpu
+  keep:
+    description: Number of old baselines, and of revalidations, to keep per deployment.
+    type: int
+    default: 50
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Read the baseline
+  homelab.mixed_gpu.revalidation_record:
+    deployment: llama-70b-c8192-np1-f16
+  register: example_record
+
+- name: Replace it
+  homelab.mixed_gpu.revalidation_record:
+    deployment: llama-70b-c8192-np1-f16
+    baseline: "{{ example_baseline }}"
+"""
+
+RETURN = r"""
+baseline:
+  description: The baseline as it is now, V(none) where there is none.
+  returned: always
+  type: dict
+path:
+  description: Its file.
+  returned: always
+  type: str
+history_file:
+  description: Where the replaced baseline is kept, V(none) when none was replaced.
+  returned: always
+  type: str
+revalidation_file:
+  description: File of the history that was written, V(none) without O(revalidation).
+  returned: always
+  type: str
+"""
+
+import contextlib
+import os
+import time
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _baseline, _fingerprint, _record, _state_files
+
+
+class RevalidationRecord:
+    """The baseline of one deployment and the history of its revalidations."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        try:
+            self.deployment = _record.check_deployment(module.params["deployment"])
+        except _record.RecordError as exc:
+            module.fail_json(msg=f"This cannot be recorded: {exc}.")
+        self.directory = os.path.join(module.params["state_dir"], "baselines")
+        self.path = os.path.join(self.directory, f"{self.deployment}.json")
+
+    def run(self) -> dict[str, t.Any]:
+        """Return the result of the module, after writing what has to change."""
+        text = _state_files.read_text(self.path)
+        before = self.read(text)
+        after = self.wanted(before)
+        new = "" if after is None else _state_files.to_text(after)
+        changed = after is not None and new != text
+        history_file = None
+        if changed and not self.module.check_mode:
+            os.makedirs(self.directory, mode=0o755, exist_ok=True)
+            if before is not None and after is not None and before["recorded_at"] != after["recorded_at"]:
+                history_file = self.keep("baselines/history", str(before["recorded_at"]), before)
+            elif before is None and text is not None:
+                os.rename(self.path, f"{self.path}.damaged-{time.time_ns()}")
+            _state_files.write_text(self.path, new, 0o644, self.module.atomic_move)
+        revalidation_file = None
+        if self.module.params["revalidation"] is not None and not self.module.check_mode:
+            data = _fingerprint.plain(self.module.params["revalidation"], "revalidation")
+            revalidation_file = self.keep("revalidations", _state_files.utc_now(), data)
+        result: dict[str, t.Any] = {
+            "changed": changed,
+            "baseline": after,
+            "path": self.path,
+            "history_file": history_file,
+            "revalidation_file": revalidation_file,
+        }
+        if self.module._diff:
+            header = {"before_header": self.path, "after_header": self.path}
+            result["diff"] = {**header, "before": text or "", "after": new or text or ""}
+        return result
+
+    def read(self, text: str | None) -> dict[str, t.Any] | None:
+        """Return the baseline that is there; a damaged one ends the module unless it is about to be replaced."""
+        if text is None:
+            return None
+        try:
+            return _baseline.parse(text)
+        except _baseline.BaselineError as exc:
+            if self.module.params["baseline"] is None:
+                self.module.fail_json(
+                    msg=f"{self.path} cannot be used: {exc}; move it away (mv {self.path} {self.path}.old), make a"
+                    " new baseline with playbook revalidate and -e accept=true."
+                )
+            return None
+
+    def wanted(self, before: dict[str, t.Any] | None) -> dict[str, t.Any] | None:
+        """Return the baseline as it shall be."""
+        after = before
+        try:
+            if self.module.params["baseline"] is not None:
+                after = _baseline.check(self.module.params["baseline"])
+            completion = self.module.params["completion"]
+            if completion is not None and after is not None:
+                seen = _baseline.memory(completion["entry"], completion["server"])
+                after = _baseline.check(_baseline.complete(after, seen, completion["served"]))
+        except (ValueError, KeyError) as exc:
+            self.module.fail_json(msg=f"This is no baseline: {exc}.")
+        return after
+
+    def keep(self, name: str, stamp: str, data: t.Any) -> str | None:
+        """Write a file into a history, remove the oldest, and return its path if it is kept."""
+        directory = os.path.join(self.module.params["state_dir"], name)
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+        path = os.path.join(directory, _record.history_name(self.deployment, stamp, os.listdir(directory)))
+        _state_files.write_text(path, _state_files.to_text(data), 0o644, self.module.atomic_move)
+        for old in _record.to_prune(os.listdir(directory), self.deployment, self.module.params["keep"]):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(directory, old))
+        return path if os.path.exists(path) else None
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "deployment": {"type": "str", "required": True},
+            "baseline": {"type": "dict"},
+            "completion": {
+                "type": "dict",
+                "options": {
+                    "entry": {"type": "dict", "required": True},
+                    "server": {"type": "dict", "required": True},
+                    "served": {"type": "list", "elements": "dict"},
+                },
+            },
+            "revalidation": {"type": "dict"},
+            "state_dir": {"type": "path", "default": "/var/lib/mixed_gpu"},
+            "keep": {"type": "int", "default": 50},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        module.exit_json(**RevalidationRecord(module).run())
+    except OSError as exc:
+        place = exc.filename or module.params["state_dir"]
+        module.fail_json(msg=f"{place} cannot be read or written ({exc.strerror}): run as root, and make room there.")
+
+
+if __name__ == "__main__":
+    main()
