@@ -148,36 +148,37 @@ def opening(record: Table, component: str, version: str, on_resume: str) -> dict
     return result
 
 
-def decide(record: Table, present: Table, planned: Table | None, on_resume: str) -> dict[str, t.Any]:
+def decide(record: Table, present: Table | None, planned: Table | None, on_resume: str) -> dict[str, t.Any]:
     """Return what to do next: {do, sentence}.
 
-    `present` is what the host has, `planned` what was asked for, or None where `opening` asked for no plan. `do` is
+    `present` is what the host has, `planned` what was asked for; None where `opening` asked for no plan. `do` is
     C(begin), C(install) (go on forwards), C(keep) (only what is left to write down), C(roll_back), C(nothing), or
     C(refuse) with the reason as the sentence.
     """
     upgrade = record["under_way"]
     if upgrade is None:
-        if planned is None:
+        if planned is None or present is None:
             raise UpgradeError("nothing is under way, and nothing was planned")
         if same_place(present, planned):
-            return {"do": "nothing", "sentence": f"Nothing to upgrade: {present['version']} is what this host has."}
+            sentence = f"Nothing to upgrade: {present['version']} is what is asked for, and what this host has."
+            return {"do": "nothing", "sentence": sentence}
         return {"do": "begin", "sentence": f"Upgrading from {present['version']} to {planned['version']}."}
     if upgrade["stage"] in ("rolling_back", "proving"):
-        return {"do": "roll_back", "sentence": f"{_stopped(upgrade)}. Going on with that."}
+        return {"do": "roll_back", "sentence": "Going on with that."}
     if on_resume == "rollback":
         if upgrade["stage"] == "keeping":
             return {
                 "do": "refuse",
                 "sentence": f"{_stopped(upgrade)}. It was accepted, so there is nothing to roll back: run upgrade with "
-                f"-e component={upgrade['component']}, and then upgrade to {upgrade['from']['version']} if you want that.",
+                f"-e component={upgrade['component']}, then upgrade to {upgrade['from']['version']} if you want that.",
             }
-        return {"do": "roll_back", "sentence": f"{_stopped(upgrade)}. Rolling back."}
+        return {"do": "roll_back", "sentence": "Rolling back."}
     if planned is None or not same_place(planned, upgrade["to"]):
         other = "nothing" if planned is None else _place_name(planned, upgrade["to"])
         return {"do": "refuse", "sentence": f"{_stopped(upgrade)}. Asked for now is {other}: {_ways_out(upgrade)}."}
-    if upgrade["stage"] == "keeping" and same_place(present, upgrade["to"]):
-        return {"do": "keep", "sentence": f"{_stopped(upgrade)}. Going on with that."}
-    return {"do": "install", "sentence": f"{_stopped(upgrade)}. Going on from there."}
+    if upgrade["stage"] == "keeping" and present is not None and same_place(present, upgrade["to"]):
+        return {"do": "keep", "sentence": "Going on with that."}
+    return {"do": "install", "sentence": "Going on from there."}
 
 
 def _place_name(place: Table, other: Table) -> str:
@@ -261,7 +262,7 @@ def summary(upgrade: Table) -> str:
     if upgrade["outcome"] == "rolled_back":
         return f"{name} was rolled back: {new}, and {origin} is in use again, as before ({_verdict(verdicts['back'])})."
     return (
-        f"{name} was rolled back and this host is NOT as before: {new}, and with {origin}, which is in use again, it is "
+        f"{name} was rolled back and this host is NOT as before: {new}, and with {origin}, in use again, it is "
         f"{_verdict(verdicts['back'])}; find out what else changed with the playbook diagnose, then run revalidate."
     )
 

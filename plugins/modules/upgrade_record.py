@@ -43,10 +43,12 @@ options:
     choices: [continue, rollback]
     default: continue
   present:
-    description: What the host has, as C(version) and C(builds), for V(decide) and V(begin).
+    description:
+      - What the host has, as C(version) and C(builds), for V(decide) and V(begin). For V(decide) it may be missing, as
+        O(planned), where V(open) asks for no plan.
     type: dict
   planned:
-    description: What is asked for, likewise. For V(decide) it may be missing where V(open) asks for no plan.
+    description: What is asked for, likewise.
     type: dict
   asked:
     description: How it was asked for, as C(version) and C(sha256), for V(begin).
@@ -97,15 +99,17 @@ record:
   returned: success
   type: dict
 opening:
-  description: For V(open). C(error) (empty, or one sentence), C(component), C(version), C(sha256), C(plan), C(sentence).
+  description:
+    - C(error) (empty, or one sentence), C(component), C(version) and C(sha256) that count, C(plan) (whether to look at
+      the host) and C(sentence) (where an upgrade stopped).
   returned: action is open
   type: dict
 step:
-  description: For V(decide). C(do) (V(begin), V(install), V(keep), V(roll_back), V(nothing) or V(refuse)) and C(sentence).
+  description: C(do) (V(begin), V(install), V(keep), V(roll_back), V(nothing) or V(refuse)) and C(sentence).
   returned: action is decide
   type: dict
 summary:
-  description: For V(finish), how the upgrade ended, in one sentence.
+  description: How the upgrade ended, in one sentence.
   returned: action is finish
   type: str
 """
@@ -177,7 +181,6 @@ def main() -> None:
             "keep": {"type": "int", "default": 20},
         },
         required_if=[
-            ("action", "decide", ("present",)),
             ("action", "begin", ("present", "planned", "verdict")),
             ("action", "advance", ("stage",)),
             ("action", "finish", ("outcome",)),

@@ -115,7 +115,10 @@ def test_a_driver_that_the_role_installs_meanwhile_ends_a_rollback_that_was_brok
     # what the role finds as it was, and what it does after a rollback that ended, changes nothing
     assert _driver_record.overtaken(begun, _driver_record.with_state(begun, SECOND, 20), "later") == begun
     ended = _driver_record.finish(begun, NOW)
-    assert _driver_record.overtaken(ended, _driver_record.with_state(ended, THIRD, 20), "x")["rollback"] == ended["rollback"]
+    assert (
+        _driver_record.overtaken(ended, _driver_record.with_state(ended, THIRD, 20), "x")["rollback"]
+        == ended["rollback"]
+    )
     assert _driver_record.overtaken(_driver_record.empty(), known, "later") == known
 
 
