@@ -251,6 +251,8 @@ def _under_way(record: Table) -> Table:
 def summary(upgrade: Table) -> str:
     """Return how an upgrade ended, in one sentence with both verdicts where it was rolled back."""
     origin, target, verdicts = upgrade["from"]["version"], upgrade["to"]["version"], upgrade["verdicts"]
+    if origin == target:
+        origin, target = f"the build of before ({origin})", "the other build"
     name = _capital(describe(upgrade))
     if upgrade["outcome"] == "kept":
         return f"{name} is done: {_verdict(verdicts['after'])}."
@@ -258,17 +260,20 @@ def summary(upgrade: Table) -> str:
         return f"{name} failed before anything was changed ({_trimmed(upgrade['why'])}); {origin} is in use as before."
     new = f"{target} was not accepted ({_verdict(verdicts['after'])})"
     if verdicts["after"] is None:
-        new = f"{target} was given up ({_trimmed(upgrade['why']) or 'a rollback was asked for'})"
+        new = f"{target} was given up (a rollback was asked for)"
     if upgrade["outcome"] == "rolled_back":
         return f"{name} was rolled back: {new}, and {origin} is in use again, as before ({_verdict(verdicts['back'])})."
     return (
-        f"{name} was rolled back and this host is NOT as before: {new}, and with {origin}, in use again, it is "
-        f"{_verdict(verdicts['back'])}; find out what else changed with the playbook diagnose, then run revalidate."
+        f"{name} was rolled back and this host is NOT proved to be as before: {new}, and with {origin} in use again it "
+        f"is {_verdict(verdicts['back'])}; find out what else changed with the playbook diagnose, then run revalidate."
     )
 
 
 def _verdict(verdict: Table | None) -> str:
-    return "not revalidated" if verdict is None else f"{verdict['verdict']}: {_trimmed(verdict['summary'])}"
+    if verdict is None:
+        return "not revalidated"
+    said = _trimmed(verdict["summary"])
+    return said if said.startswith(verdict["verdict"]) else f"{verdict['verdict']}: {said}"
 
 
 def _trimmed(text: str | None) -> str:

@@ -9,7 +9,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _upgrade
 
 NOW, LATER = "2026-11-25T12:00:00Z", "2026-11-25T13:00:00Z"
 OK = {"verdict": "ok", "accepted": True, "summary": "as on 2026-11-24."}
-SLOW = {"verdict": "regressed", "accepted": False, "summary": "decode takes 41.0 % more time."}
+SLOW = {"verdict": "regressed", "accepted": False, "summary": "regressed: decode: 41.0 % more time."}
 OLD = {"version": "b11312", "builds": {"main": "b11312-0a", "slow": "b11312-0b"}}
 NEW = {"version": "b11400", "builds": {"main": "b11400-1a", "slow": "b11400-1b"}}
 OTHER = {"version": "b11500", "builds": {"main": "b11500-2a", "slow": "b11500-2b"}}
@@ -147,9 +147,9 @@ def test_one_upgrade_at_a_time():
     ("stage", "outcome", "verdict", "why", "words"),
     [
         ("keeping", "kept", None, None, ["is done", "ok: as on 2026-11-24"]),
-        ("installing", "untouched", None, "no compiler.", ["before anything was changed (no compiler)", "b11312 is in"]),
-        ("proving", "rolled_back", OK, None, ["regressed: decode takes 41.0 % more time)", "as before (ok: as on"]),
-        ("proving", "broken", SLOW, None, ["NOT as before", "not accepted (regressed:", "it is regressed:"]),
+        ("installing", "untouched", None, "no compiler.", ["anything was changed (no compiler)", "b11312 is in"]),
+        ("proving", "rolled_back", OK, None, ["(regressed: decode: 41.0 % more time)", "before (ok: as on"]),
+        ("proving", "broken", SLOW, None, ["NOT proved", "accepted (regressed: decode", "is regressed:"]),
     ],
 )  # fmt: skip
 def test_the_end_is_told_in_one_sentence(stage, outcome, verdict, why, words):
@@ -163,6 +163,17 @@ def test_the_end_is_told_in_one_sentence(stage, outcome, verdict, why, words):
         if _upgrade.OUTCOMES[other] != stage:
             with pytest.raises(_upgrade.UpgradeError, match=f"does not end as {other}"):
                 _upgrade.finish(at(stage), other, LATER, 20)
+
+
+def test_two_builds_of_one_version_are_told_apart():
+    record = _upgrade.begin(_upgrade.empty(), "llama_cpp", OLD, {**NEW, "version": "b11312"}, ASKED, OK, NOW)
+    for stage in ("revalidating", "rolling_back", "proving"):
+        record = _upgrade.advance(record, stage, NOW, SLOW if stage == "rolling_back" else None)
+    told = _upgrade.summary(_upgrade.finish(record, "rolled_back", NOW, 20, OK)["finished"][0])
+    assert told.startswith(
+        "The upgrade of llama.cpp from b11312 to another build of it was rolled back: the other build "
+    )
+    assert "and the build of before (b11312) is in use again" in told
 
 
 def test_a_rollback_that_was_asked_for_says_so():
