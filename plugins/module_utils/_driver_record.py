@@ -163,13 +163,11 @@ def overtaken(before: Table, after: Table, now: str) -> dict[str, t.Any]:
     A rollback that was broken off is not gone on with then: it has ended where the host is at its aim, and else is
     forgotten, or the next rollback would lead past the driver that was installed meanwhile.
     """
-    rollback, packages = (
-        after["rollback"],
-        [record["states"][-1]["packages"] for record in (before, after) if record["states"]],
-    )
-    if rollback is None or rollback["finished_at"] is not None or (len(packages) == 2 and packages[0] == packages[1]):
+    rollback = after["rollback"]
+    was, now_is = ([state["packages"] for state in record["states"][-1:]] for record in (before, after))
+    if rollback is None or rollback["finished_at"] is not None or now_is == was:
         return dict(after)
-    if packages[-1] == rollback["to"]["packages"]:
+    if now_is == [rollback["to"]["packages"]]:
         return finish(after, now)
     return {**after, "rollback": None}
 

@@ -88,10 +88,12 @@ def same_place(one: Table, other: Table) -> bool:
 
 def describe(upgrade: Table) -> str:
     """Return C(the upgrade of llama.cpp from b11312 to b11313)."""
-    ends = f"from {upgrade['from']['version']} to {upgrade['to']['version']}"
-    if upgrade["from"]["version"] == upgrade["to"]["version"]:
-        ends = f"from {upgrade['from']['version']} to another build of it"
-    return f"the upgrade of {NAMES[upgrade['component']]} {ends}"
+    return f"the upgrade of {NAMES[upgrade['component']]} {_ends(upgrade['from'], upgrade['to'])}"
+
+
+def _ends(origin: Table, target: Table) -> str:
+    same = origin["version"] == target["version"]
+    return f"from {origin['version']} to {'another build of it' if same else target['version']}"
 
 
 def _stopped(upgrade: Table) -> str:
@@ -162,7 +164,7 @@ def decide(record: Table, present: Table | None, planned: Table | None, on_resum
         if same_place(present, planned):
             sentence = f"Nothing to upgrade: {present['version']} is what is asked for, and what this host has."
             return {"do": "nothing", "sentence": sentence}
-        return {"do": "begin", "sentence": f"Upgrading from {present['version']} to {planned['version']}."}
+        return {"do": "begin", "sentence": f"Upgrading {_ends(present, planned)}."}
     if upgrade["stage"] in ("rolling_back", "proving"):
         return {"do": "roll_back", "sentence": "Going on with that."}
     if on_resume == "rollback":
