@@ -31,7 +31,7 @@ STAGES: t.Final = {
 NEXT: t.Final = {
     "installing": ("revalidating", "rolling_back"),
     "revalidating": ("keeping", "rolling_back"),
-    "keeping": ("revalidating",),
+    "keeping": ("revalidating", "rolling_back"),
     "rolling_back": ("proving",),
     "proving": ("rolling_back",),
 }
@@ -212,24 +212,18 @@ def begin(
     return {**record, "under_way": upgrade}
 
 
-def advance(
-    record: Table, stage: str, now: str, verdict: Table | None = None, why: str | None = None
-) -> dict[str, t.Any]:
-    """Return the record with its upgrade in a stage. The stage that it is in already changes nothing but what is told.
+def advance(record: Table, stage: str, now: str, verdict: Table | None = None) -> dict[str, t.Any]:
+    """Return the record with its upgrade in a stage. The stage that it is in already changes nothing but the verdict.
 
-    `verdict` is that on the new version, when it is known; `why` why it is rolled back. Raises UpgradeError for a
-    stage that the present one does not lead to.
+    `verdict` is that on the new version, when it is known. Raises UpgradeError for a stage that the present one does
+    not lead to.
     """
     upgrade = _under_way(record)
     if stage != upgrade["stage"] and stage not in NEXT[upgrade["stage"]]:
         raise UpgradeError(f"{describe(upgrade)} is at {upgrade['stage']}, which does not lead to {stage}")
-    verdicts = dict(upgrade["verdicts"])
-    if verdict is not None:
-        verdicts["after"] = dict(verdict)
-    changed = {**upgrade, "stage": stage, "verdicts": verdicts, "why": why or upgrade["why"]}
-    if stage != upgrade["stage"]:
-        changed["stage_at"] = now
-    return {**record, "under_way": changed}
+    verdicts = upgrade["verdicts"] if verdict is None else {**upgrade["verdicts"], "after": dict(verdict)}
+    stage_at = now if stage != upgrade["stage"] else upgrade["stage_at"]
+    return {**record, "under_way": {**upgrade, "stage": stage, "stage_at": stage_at, "verdicts": verdicts}}
 
 
 def finish(

@@ -68,7 +68,7 @@ options:
         the new version, for V(finish) of the version that was brought back.
     type: dict
   why:
-    description: Why the upgrade is rolled back, or failed.
+    description: Why the new version could not be installed, for V(finish) with V(untouched).
     type: str
   path:
     description: The record.
@@ -135,7 +135,7 @@ def changed_record(params: t.Mapping[str, t.Any], before: dict[str, t.Any]) -> d
             now,
         )
     if params["action"] == "advance":
-        return _upgrade.advance(before, params["stage"], now, params["verdict"], params["why"])
+        return _upgrade.advance(before, params["stage"], now, params["verdict"])
     if params["action"] == "finish":
         return _upgrade.finish(before, params["outcome"], now, params["keep"], params["verdict"], params["why"])
     return before
