@@ -18,9 +18,9 @@ ASKED = {"version": "b11400", "sha256": ""}
 BACK = ("rolling_back", "proving")
 
 
-def at(stage, asked=ASKED):
+def at(stage, asked=None):
     """A record of an upgrade that was interrupted in this stage."""
-    record = _upgrade.begin(_upgrade.empty(), "llama_cpp", OLD, NEW, asked, OK, NOW)
+    record = _upgrade.begin(_upgrade.empty(), "llama_cpp", OLD, NEW, asked or ASKED, OK, NOW)
     ways = {
         "installing": [],
         "revalidating": ["revalidating"],
