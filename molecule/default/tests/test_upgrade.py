@@ -1,4 +1,4 @@
-"""An upgrade of llama.cpp: judged by a measurement, rolled back when it is slower, gone on with when it was killed."""
+"""An upgrade of llama.cpp is judged by a measurement, and rolled back when it is slower. More in molecule/upgrade."""
 
 from __future__ import annotations
 
@@ -50,27 +50,4 @@ def test_a_slower_build_is_rolled_back_and_the_next_host_is_not_touched(host, up
     # both verdicts in one sentence
     assert re.search(r"was not accepted \(regressed .*\), and .* is in use again, as before \(", lab.said(done))
     assert "sandbox" in recap(done) and "second" not in recap(done), recap(done)
-    assert upgrades.serves(before)
-
-
-def test_a_killed_upgrade_refuses_another_and_goes_on_to_be_kept(upgrades):
-    before = upgrades.links()
-    upgrades.kill_at("revalidating", lab.EQUAL)
-    other = upgrades.run(component="driver")
-    assert other.returncode == 2
-    assert "It comes before the driver: finish that first, with -e component=llama_cpp" in lab.said(other), other.stdout
-    # without the options of then, what is asked for is what was there before
-    plain = upgrades.run()
-    assert plain.returncode == 2 and "Asked for now is another build of b11312" in lab.said(plain), plain.stdout
-    done = upgrades.run(lab.EQUAL)
-    assert done.returncode == 0, done.stdout[-6000:]
-    assert "it stopped while the new version was being revalidated" in lab.said(done)
-    assert (upgrades.stage(), upgrades.last()["outcome"]) == ("", "kept")
-    now = upgrades.links()
-    assert now["slow"] != before["slow"] and now["current"] == before["current"]
-    assert upgrades.serves(now)
-    # the build before is still there, so this builds nothing, and leaves the host as it was found
-    back = upgrades.run()
-    assert back.returncode == 0, back.stdout[-6000:]
-    assert "compile | Start the build" not in back.stdout
     assert upgrades.serves(before)

@@ -8,6 +8,29 @@ from ansible_collections.homelab.mixed_gpu.tests.lab import upgrades as lab
 CONTINUE, ROLLBACK = ("--extra-vars=upgrade_on_resume=continue", "--extra-vars=upgrade_on_resume=rollback")
 
 
+def test_a_killed_upgrade_refuses_another_and_goes_on_to_be_kept(upgrades):
+    before = upgrades.links()
+    upgrades.kill_at("revalidating", lab.EQUAL)
+    other = upgrades.run(component="driver")
+    assert other.returncode == 2
+    assert "It comes before the driver: finish that first, with -e component=llama_cpp" in lab.said(other), other.stdout
+    # without the options of then, what is asked for is what was there before
+    plain = upgrades.run()
+    assert plain.returncode == 2 and "Asked for now is another build of b11312" in lab.said(plain), plain.stdout
+    done = upgrades.run(lab.EQUAL)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "it stopped while the new version was being revalidated" in lab.said(done)
+    assert (upgrades.stage(), upgrades.last()["outcome"]) == ("", "kept")
+    now = upgrades.links()
+    assert now["slow"] != before["slow"] and now["current"] == before["current"]
+    assert upgrades.serves(now)
+    # the build before is still there, so this builds nothing, and leaves the host as it was found
+    back = upgrades.run()
+    assert back.returncode == 0, back.stdout[-6000:]
+    assert "compile | Start the build" not in back.stdout
+    assert upgrades.serves(before)
+
+
 @pytest.fixture
 def target(upgrades):
     """Options for the one of two equal builds that the host does not have in use, and the links that it leads to."""
