@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` (the main job, no GPU needed) and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule driver-dkms-test cuda-build-test upgrade-test bench bench-planners bench-live gpu-test build requirements clean
+.PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule driver-dkms-test cuda-build-test upgrade-test bench bench-planners bench-revalidation bench-live gpu-test build requirements clean
 
 # each on a host of its own, one after the other; SCENARIO=name runs one of them
 MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit
@@ -60,10 +60,13 @@ cuda-build-test: venv  ## llama.cpp's CUDA backend compiled with the CUDA wheels
 upgrade-test: venv  ## upgrades that are killed at each stage, new versions, the driver; half an hour
 	$(AS_ROOT) tests/lab/molecule.sh upgrade
 
-bench: bench-planners bench-live  ## all benchmarks; each writes its section of docs/benchmarks.md
+bench: bench-planners bench-revalidation bench-live  ## all benchmarks; each writes its section of docs/benchmarks.md
 
 bench-planners: venv  ## how good the planner is, on recorded and simulated pairs; a minute, no device, no root
 	tests/bench/planners.sh
+
+bench-revalidation: venv  ## how sure the verdicts of a revalidation are, on simulated series; two minutes, no device, no root
+	PYTHONPATH=.venv/collections python tests/bench/revalidation.py docs/benchmarks.md
 
 bench-live: venv  ## the chosen split against an exhaustive sweep on the sandbox
 	$(AS_ROOT) tests/bench/run.sh

@@ -221,83 +221,86 @@ def _under_load(loads: t.Iterable[Dict], uuid: str, quantity: str) -> float | No
     return max(seen, default=None)
 
 
+def _by_card(
+    name: str, fell: t.Mapping[str, str], rose: t.Sequence[str], same: t.Sequence[str], cure: str
+) -> Json | None:
+    """Return a check over cards; C(fell) says by UUID what became worse, and stays with the check for the"
+    " explanation."""
+    if fell:
+        return _check(name, "regressed", f"{'; '.join(fell.values())}: {cure}", cards=dict(fell))
+    if rose or same:
+        return _check(name, "improved" if rose else "ok", "; ".join([*rose, *same]))
+    return None
+
+
 def links(observed: Dict) -> Json | None:
     """PCIe links under load against the baseline's; without a load the width alone, since idle links slow down."""
     baseline = observed["baseline"]
-    if not baseline or not observed["gpus"].get("gpus"):
-        return None
-    fell, same = [], []
-    known = {card["uuid"]: card for card in baseline["configuration"]["gpus"]}
-    for card in observed["gpus"]["gpus"]:
+    known = {card["uuid"]: card for card in baseline["configuration"]["gpus"]} if baseline else {}
+    fell: dict[str, str] = {}
+    same = []
+    for card in observed["gpus"].get("gpus", []):
         uuid = card["uuid"]
-        if uuid not in known:
-            continue
         for name, words in (("pcie_generation", "generation"), ("pcie_width", "lanes")):
-            old, new = _under_load(baseline["loads"], uuid, name), _under_load(observed["loads"], uuid, name)
-            if name == "pcie_width" and (old is None or new is None):
+            old = _under_load(baseline["loads"], uuid, name) if uuid in known else None
+            new = _under_load(observed["loads"], uuid, name)
+            if name == "pcie_width" and uuid in known and (old is None or new is None):
                 old, new = known[uuid].get(name), card.get(name)
             if old is None or new is None:
                 continue
-            text = f"{card['name']}: {words} {new:g}"
             if new < old:
-                fell.append(f"{text}, was {old:g}")
+                fell[uuid] = f"{fell[uuid]}, " if uuid in fell else f"{card['name']}: "
+                fell[uuid] += f"{words} {new:g}, was {old:g}"
             else:
-                same.append(text)
-    if fell:
-        return _check(
-            "links",
-            "regressed",
-            f"{'; '.join(fell)}: reseat the card or its riser, and look at the firmware's slot settings",
-        )
-    return _check("links", "ok", "; ".join(same)) if same else None
+                same.append(f"{card['name']}: {words} {new:g}")
+    return _by_card("links", fell, [], same, "reseat the card or its riser, and look at the firmware's slot settings")
 
 
 def power(observed: Dict) -> Json | None:
     """Power limits against the baseline's."""
     baseline = observed["baseline"]
-    if not baseline or not observed["gpus"].get("gpus"):
-        return None
-    known = {card["uuid"]: card.get("power_limit_watts") for card in baseline["configuration"]["gpus"]}
-    verdicts, said = [], []
-    for card in observed["gpus"]["gpus"]:
+    known = (
+        {card["uuid"]: card.get("power_limit_watts") for card in baseline["configuration"]["gpus"]} if baseline else {}
+    )
+    fell: dict[str, str] = {}
+    rose, same = [], []
+    for card in observed["gpus"].get("gpus", []):
         old, new = known.get(card["uuid"]), card.get("power_limit_watts")
         if old is None or new is None:
             continue
-        verdicts.append("regressed" if new < old - 0.5 else "improved" if new > old + 0.5 else "ok")
-        said.append(f"{card['name']} {new:g} W" + (f", was {old:g} W" if verdicts[-1] != "ok" else ""))
-    if not said:
-        return None
-    cure = (
-        ": the driver forgets limits when it is loaded anew; run site, which sets them"
-        if "regressed" in verdicts
-        else ""
+        if abs(new - old) <= 0.5:
+            same.append(f"{card['name']} {new:g} W")
+        elif new < old:
+            fell[card["uuid"]] = f"{card['name']} {new:g} W, was {old:g} W"
+        else:
+            rose.append(f"{card['name']} {new:g} W, was {old:g} W")
+    return _by_card(
+        "power limits", fell, rose, same, "a driver forgets limits when it is loaded anew; run site, which sets them"
     )
-    return _check("power limits", worst(verdicts), "; ".join(said) + cure)
 
 
 def throttling(observed: Dict) -> Json | None:
     """What held the clocks down while today's loads ran, and did not in the baseline's."""
-    baseline = observed["baseline"]
-    names = {card["uuid"]: card["name"] for card in observed["gpus"].get("gpus", [])}
+    before = observed["baseline"]["loads"] if observed["baseline"] else []
 
     def reasons(loads: t.Iterable[Dict], uuid: str) -> set[str]:
         own = [((load.get("conditions") or {}).get(uuid) or {}).get("throttle_reasons") or [] for load in loads]
         return {reason for one in own for reason in one if reason in THROTTLED}
 
-    watched = [uuid for uuid in names if any(uuid in (load.get("conditions") or {}) for load in observed["loads"])]
-    if not watched:
-        return None
-    new = {
-        uuid: reasons(observed["loads"], uuid) - reasons(baseline["loads"] if baseline else [], uuid)
-        for uuid in watched
-    }
-    hot = {uuid: _under_load(observed["loads"], uuid, "temperature_celsius") for uuid in watched}
-    said = [f"{names[uuid]}: {', '.join(sorted(found))} at {hot[uuid]} C" for uuid, found in new.items() if found]
-    if said:
-        return _check(
-            "throttling", "regressed", f"{'; '.join(said)}: clean and cool the card, or lower its power limit"
-        )
-    return _check("throttling", "ok", "; ".join(f"{names[uuid]} at most {hot[uuid]} C" for uuid in watched))
+    fell: dict[str, str] = {}
+    same = []
+    for card in observed["gpus"].get("gpus", []):
+        uuid = card["uuid"]
+        if not any(uuid in (load.get("conditions") or {}) for load in observed["loads"]):
+            continue
+        hot = _under_load(observed["loads"], uuid, "temperature_celsius")
+        at = "" if hot is None else f" at up to {hot:g} C"
+        new = sorted(reasons(observed["loads"], uuid) - reasons(before, uuid))
+        if new:
+            fell[uuid] = f"{card['name']}: {', '.join(new)}{at}"
+        else:
+            same.append(f"{card['name']}{at}")
+    return _by_card("throttling", fell, [], same, "clean and cool the card, or lower its power limit")
 
 
 # --- speeds ----------------------------------------------------------------------------------------------------------
@@ -485,9 +488,7 @@ def device_changes(before: Dict | None, now: Dict | None) -> list[Json]:
     return found
 
 
-def explain(
-    checks: t.Sequence[Dict], moved: t.Sequence[Dict], devices: t.Sequence[Json], observed: Dict
-) -> Json | None:
+def explain(checks: t.Sequence[Dict], moved: t.Sequence[Dict], devices: t.Sequence[Json]) -> Json | None:
     """Say why a speed regressed, from each device alone: the split alone is one equation and cannot say which card."""
     slow = [c["name"] for c in checks if c["verdict"] == "regressed" and "change_percent" in c]
     if not slow:
@@ -497,7 +498,7 @@ def explain(
     ]
     named = ", ".join(f"{c['part']} {c['before']} -> {c['now']}" for c in software)
     for device in devices:
-        device["hints"] = _hints(device["id"], checks, observed)
+        device["hints"] = _hints(device["id"], checks)
     known = [device for device in devices if device["decode_change_percent"] is not None]
     slower = [device for device in known if device["slower"]]
     undo = _undo(software)
@@ -545,18 +546,9 @@ def explain(
     return {**result, "cause": "neither", "detail": detail, "next": [*undo, _DIAGNOSE]}
 
 
-def _hints(uuid: str, checks: t.Sequence[Dict], observed: Dict) -> list[str]:
+def _hints(uuid: str, checks: t.Sequence[Dict]) -> list[str]:
     """Return what other checks say about one card."""
-    names = {card["uuid"]: card["name"] for card in observed["gpus"].get("gpus", [])}
-    name = names.get(uuid)
-    return [
-        f"{check['name']}: {check['detail']}"
-        for check in checks
-        if check["name"] in ("links", "power limits", "throttling")
-        and check["verdict"] == "regressed"
-        and name
-        and name in check["detail"]
-    ]
+    return [f"{check['name']}: {check['cards'][uuid]}" for check in checks if uuid in check.get("cards", {})]
 
 
 def _undo(software: t.Sequence[Dict]) -> list[str]:
@@ -637,7 +629,7 @@ def judge(observed: Dict, settings: Dict) -> Json:
         "summary": _summary(verdict, found, baseline),
         "changes": moved,
         "checks": found,
-        "explanation": explain(found, moved, devices, observed),
+        "explanation": explain(found, moved, devices),
         "retune": retune,
         "advice": _advice(verdict, moved, retune, bool(observed["loads"])),
     }
@@ -665,6 +657,37 @@ def _advice(verdict: str, moved: t.Sequence[Dict], retune: str | None, measured:
     if retune:
         found.append(f"{retune[0].upper()}{retune[1:]}.")
     return found
+
+
+def since(before: Dict | None, after: Dict) -> str | None:
+    """Return in one sentence what became of the speed from one baseline to the next, or None without a former one.
+
+    The split may be another: it is the speed of what is served. The interval is that of a revalidation.
+    """
+    if before is None:
+        return None
+    said = []
+    for key in _baseline.keys(after["loads"]):
+        old, new = _baseline.samples(before["loads"], key), _baseline.samples(after["loads"], key)
+        if old and new:
+            change = speed.compare(old, new, 0.0)
+            if change.verdict in ("regressed", "improved"):
+                said.append(f"{_baseline.test_name(key)} takes {_signed(change.percent)}")
+            else:
+                said.append(f"{_baseline.test_name(key)} is the same within noise ({change.percent:+.1f} %)")
+    moved = ", ".join(f"{c['part']} {c['before']} -> {c['now']}" for c in _named(before, after))
+    speeds_now = "; ".join(said) or "nothing comparable was measured"
+    return f"Against the baseline of {before['recorded_at']}: {speeds_now}. Changed since: {moved or 'nothing'}."
+
+
+def _named(before: Dict, after: Dict) -> list[Json]:
+    """Return the changes of two baselines' configurations that fit into a sentence."""
+    moved = changes(before["configuration"], after["configuration"])
+    for change in moved:
+        if change["part"] == "placement":
+            for name in ("before", "now"):
+                change[name] = "/".join(str(place["layers"]) for place in change[name] or [])
+    return moved
 
 
 def broken(host: str, deployment: str | None, at: str, reason: str) -> Json:

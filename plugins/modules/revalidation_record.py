@@ -80,6 +80,10 @@ baseline:
   description: The baseline as it is now, V(none) where there is none.
   returned: always
   type: dict
+previous:
+  description: The baseline as it was before, V(none) where there was none or it was damaged.
+  returned: always
+  type: dict
 path:
   description: Its file.
   returned: always
@@ -137,6 +141,7 @@ class RevalidationRecord:
         result: dict[str, t.Any] = {
             "changed": changed,
             "baseline": after,
+            "previous": before,
             "path": self.path,
             "history_file": history_file,
             "revalidation_file": revalidation_file,

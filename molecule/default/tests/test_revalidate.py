@@ -1,0 +1,131 @@
+"""Revalidation on the tuned host: what stays, a device that really became slower, what was swapped, replaced or cut."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+
+import pytest
+
+PLAYBOOK = "homelab.mixed_gpu.revalidate"
+SLOW = "127.0.0.1:50053"
+UNIT = "/etc/systemd/system/llama-server.service"
+
+
+@pytest.fixture
+def revalidate(controller, tmp_path):
+    """Run the playbook and return (exit code, the host's result or None, output)."""
+
+    def run(*options):
+        file = tmp_path / "revalidation.json"
+        file.unlink(missing_ok=True)
+        done = controller.play(f"--extra-vars=revalidate_report={file}", *options, playbook=PLAYBOOK)
+        report = json.loads(file.read_text()) if file.exists() else None
+        assert report is None or report["accepted"] == (done.returncode == 0)
+        return done.returncode, report and report["hosts"]["sandbox"], done.stdout
+
+    return run
+
+
+def _checks(result):
+    return {check["name"]: check for check in result["checks"]}
+
+
+def _baseline(host):
+    fact = json.loads(host.file("/etc/ansible/facts.d/mixed_gpu.fact").content_string)
+    return f"/var/lib/mixed_gpu/baselines/{fact['active']}.json"
+
+
+@contextlib.contextmanager
+def _kept(host, path):
+    """Bring a file back afterwards, with its times: manifests believe those."""
+    assert host.run(f"cp -a {path} {path}.kept").rc == 0
+    try:
+        yield
+    finally:
+        assert host.run(f"cat {path}.kept > {path} && touch -r {path}.kept {path} && rm {path}.kept").rc == 0
+
+
+def test_the_tuning_left_a_baseline_that_the_server_completed(host):
+    baseline = json.loads(host.file(_baseline(host)).content_string)
+    assert baseline["schema"] == 1 and baseline["reason"] == "tuned" and len(baseline["loads"]) == 3
+    assert {row["id"] for row in baseline["memory"]} == {"127.0.0.1:50052", SLOW}
+    assert all(row["loaded_mib"] > 0 for row in baseline["memory"])
+    assert all(test["samples"] for test in baseline["served"])
+    assert baseline["configuration"]["kernel"] and baseline["smallest_visible_percent"]["decode"] > 0
+
+
+def test_an_unchanged_host_is_fine_and_stays_as_it_is(host, revalidate):
+    before = host.run("systemctl show -p InvocationID llama-server").stdout
+    for _run in range(2):
+        code, result, output = revalidate()
+        assert (code, result["verdict"], result["measured"], result["changes"]) == (0, "ok", False, []), output[-3000:]
+        assert re.search(r"changed=0 ", output)
+    assert host.run("systemctl show -p InvocationID llama-server").stdout == before
+    history = host.run("ls /var/lib/mixed_gpu/revalidations").stdout.split()
+    assert len(history) >= 2
+
+
+def test_a_device_that_became_slower_is_found_and_named(host, revalidate, eventually):
+    limit = "systemctl set-property --runtime ggml-rpc-server-slow.service CPUQuota=%s"
+    assert host.run(limit % "12%").rc == 0
+    try:
+        code, result, output = revalidate()
+    finally:
+        host.run(limit % "")
+    assert (code, result["verdict"], result["measured"]) == (2, "regressed", True), output[-4000:]
+    speed = _checks(result)["decode"]
+    assert speed["verdict"] == "regressed" and speed["interval_percent"][0] > 0
+    why = result["explanation"]
+    assert why["cause"] == "one_device", why
+    assert [device["id"] for device in why["devices"] if device["slower"]] == [SLOW]
+    assert result["retune"] and "retune=true" in result["retune"]
+    # the server is back, and the host as good as before
+    eventually(lambda: revalidate()[0] == 0, 180)
+
+
+def test_layers_on_the_wrong_devices_are_found(host, revalidate):
+    there = "sed -E -i 's/127.0.0.1:50052,127.0.0.1:50053/127.0.0.1:50053,127.0.0.1:50052/' " + UNIT
+    restart = "systemctl daemon-reload && systemctl restart llama-server"
+    with _kept(host, UNIT):
+        assert host.run(f"{there} && {restart}").rc == 0
+        host.run("curl -s --retry 30 --retry-all-errors --retry-delay 1 -f http://127.0.0.1:8080/health")
+        code, result, output = revalidate()
+    assert host.run(restart).rc == 0
+    host.run("curl -s --retry 30 --retry-all-errors --retry-delay 1 -f http://127.0.0.1:8080/health")
+    assert (code, result["verdict"]) == (2, "broken"), output[-3000:]
+    placement = _checks(result)["placement"]
+    assert placement["verdict"] == "broken" and "127.0.0.1:50053, 127.0.0.1:50052" in placement["detail"]
+
+
+def test_a_replaced_model_is_found_and_not_measured(host, revalidate):
+    fact = json.loads(host.file("/etc/ansible/facts.d/mixed_gpu.fact").content_string)
+    path = fact["models"][fact["active"]]["model"]["path"]
+    with _kept(host, path):
+        assert host.run(f"echo other >> {path}").rc == 0
+        code, result, _output = revalidate("--extra-vars=revalidate_measure=true")
+    assert (code, result["verdict"], result["measured"]) == (2, "broken", False)
+    assert "was replaced" in _checks(result)["model"]["detail"]
+
+
+def test_a_truncated_baseline_is_a_clear_error(host, revalidate):
+    with _kept(host, _baseline(host)):
+        assert host.run(f"truncate -s 900 {_baseline(host)}").rc == 0
+        code, result, _output = revalidate()
+    assert (code, result["verdict"]) == (2, "broken")
+    assert "no whole JSON" in result["summary"] and "accept=true" in result["summary"]
+
+
+def test_a_new_baseline_is_made_only_when_it_is_asked_for(host, controller, revalidate):
+    old = json.loads(host.file(_baseline(host)).content_string)
+    code, result, output = revalidate("--extra-vars=accept=true")
+    assert (code, result["accepted"], result["measured"]) == (0, True, True), output[-4000:]
+    new = json.loads(host.file(_baseline(host)).content_string)
+    assert new["reason"] == "accepted" and new["recorded_at"] > old["recorded_at"] and len(new["loads"]) >= 3
+    assert new["memory"] and new["served"] and new["device_probe"]["model_path"]
+    kept = host.run("ls /var/lib/mixed_gpu/baselines/history").stdout.split()
+    assert kept
+    # the split counts as measured in this configuration: site has nothing to tune
+    done = controller.play()
+    assert done.returncode == 0 and re.search(r"changed=0 ", done.stdout), done.stdout[-3000:]

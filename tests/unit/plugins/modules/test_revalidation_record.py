@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.modules import revalidation_record
+from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils.test_revalidation import (
+    ENTRY,
+    baseline,
+    served,
+    server,
+)
+
+
+@pytest.fixture
+def run(tmp_path, capfd):
+    def _run(check=False, diff=False, **arguments):
+        arguments = {
+            "deployment": "d", "state_dir": str(tmp_path), **arguments,
+            "_ansible_check_mode": check, "_ansible_diff": diff,
+        }  # fmt: skip
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            revalidation_record.main()
+        return json.loads(capfd.readouterr().out)
+
+    return _run
+
+
+def test_without_a_baseline_there_is_none(run, tmp_path):
+    result = run()
+    assert not result["changed"] and result["baseline"] is None and not list(tmp_path.iterdir())
+
+
+def test_a_baseline_is_written_once(run, tmp_path):
+    assert run(baseline=baseline(), check=True)["changed"] and not list(tmp_path.iterdir())
+    first = run(baseline=baseline(), diff=True)
+    assert first["changed"] and first["diff"]["before"] == "" and first["history_file"] is None
+    file = tmp_path / "baselines" / "d.json"
+    assert json.loads(file.read_text()) == first["baseline"] == run()["baseline"]
+    assert file.stat().st_mode & 0o777 == 0o644
+    assert not run(baseline=baseline())["changed"]
+
+
+def test_a_replaced_baseline_is_kept_and_the_oldest_go(run, tmp_path):
+    for number in range(5):
+        result = run(baseline=baseline(recorded_at=f"2026-11-2{number}T10:00:00Z"), keep=2)
+    assert result["history_file"].endswith("d@20261123T100000Z-000.json")
+    kept = sorted((tmp_path / "baselines" / "history").iterdir())
+    assert [json.loads(file.read_text())["recorded_at"][:10] for file in kept] == ["2026-11-22", "2026-11-23"]
+
+
+def test_what_the_loaded_server_says_completes_it_once(run):
+    run(baseline=baseline(memory=None, served=None))
+    completion = {"entry": ENTRY, "server": server()["server"], "served": served()}
+    result = run(completion=completion)
+    assert result["changed"] and result["history_file"] is None
+    assert result["baseline"]["memory"][0]["loaded_mib"] == 22880.0 and len(result["baseline"]["served"]) == 2
+    later = {**completion, "server": server(loaded=(1.0, 1.0))["server"]}
+    assert not run(completion=later)["changed"]
+
+
+def test_a_damaged_baseline_is_an_error_until_it_is_replaced(run, tmp_path):
+    file = tmp_path / "baselines" / "d.json"
+    run(baseline=baseline())
+    text = file.read_text()
+    file.write_text(text[: len(text) // 2])
+    result = run()
+    assert result["failed"] and "no whole JSON" in result["msg"] and "-e accept=true" in result["msg"]
+    assert file.read_text() == text[: len(text) // 2]
+    assert run(baseline=baseline())["changed"] and file.read_text() == text
+    assert [name for name in file.parent.iterdir() if ".damaged-" in name.name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"baseline": {"schema": 1}}, "missing"),
+        ({"baseline": {"schema": 3}}, "schema 3"),
+        ({"deployment": "../x"}, "no usable id"),
+    ],
+)
+def test_what_is_none_is_refused(run, tmp_path, arguments, words):
+    result = run(**arguments)
+    assert result["failed"] and words in result["msg"] and not list(tmp_path.iterdir())
+
+
+def test_revalidations_are_appended_and_pruned_and_are_no_change(run, tmp_path):
+    for number in range(4):
+        result = run(revalidation={"schema": 1, "verdict": "ok", "number": number}, keep=3)
+    assert not result["changed"]
+    kept = sorted((tmp_path / "revalidations").iterdir())
+    assert [json.loads(file.read_text())["number"] for file in kept] == [1, 2, 3]
+    assert run(revalidation={"schema": 1}, check=True)["revalidation_file"] is None and len(kept) == 3
