@@ -57,7 +57,7 @@ driver-dkms-test: venv  ## Debian's real driver packages through the role, DKMS 
 cuda-build-test: venv  ## llama.cpp's CUDA backend compiled with the CUDA wheels, without a GPU; up to an hour
 	$(AS_ROOT) tests/lab/cuda_build.sh
 
-upgrade-test: venv  ## upgrades that are killed at each stage, new versions, the driver; half an hour
+upgrade-test: venv  ## upgrades that are killed at each stage, new versions, the driver; the longest of all suites
 	$(AS_ROOT) tests/lab/molecule.sh upgrade
 
 bench: bench-planners bench-revalidation bench-live  ## all benchmarks; each writes its section of docs/benchmarks.md
