@@ -215,13 +215,14 @@ def test_a_rollback_whose_packages_are_gone_is_refused_before_anything_changes(h
 
 
 def test_a_rollback_that_is_broken_off_stays_under_way(host, controller):
+    # the archive has lost the first version, so that only the kept file can be used
     kept = f"/var/lib/mixed_gpu/driver/packages/580.95.05/nvidia-utils-580-server_{FIRST}_amd64.deb"
     ran(host, f"mv {kept} /root/kept.deb && head -c 100 /root/kept.deb > {kept}")
     assert controller.play("homelab.mixed_gpu.driver_rollback").returncode != 0
     ran(host, f"mv /root/kept.deb {kept}")
     assert set(versions(host).values()) == {SECOND}
     rollback = record(host)["rollback"]
-    # and the next test but one, whose role installs another driver, goes back to the second and not on to this
+    # a later test, whose role installs another driver, goes back to the second then, and not on to this
     assert (rollback["to"]["version"], rollback["finished_at"]) == (FIRST, None)
     assert recap(went_well(controller.play(nvidia_driver_version=SECOND)))["changed"] == 0
     assert record(host)["rollback"]["finished_at"] is None
