@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` (the main job, no GPU needed) and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule driver-dkms-test cuda-build-test exllamav2-build-test bench bench-planners bench-revalidation bench-live bench-downloads gpu-test build requirements clean
+.PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench bench-planners bench-revalidation bench-live bench-downloads gpu-test build requirements clean
 
 # each on a host of its own, one after the other; SCENARIO=name runs one of them
 MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit exllamav2 models
@@ -56,6 +56,9 @@ driver-dkms-test: venv  ## Debian's real driver packages through the role, DKMS 
 
 cuda-build-test: venv  ## llama.cpp's CUDA backend compiled with the CUDA wheels, without a GPU; up to an hour
 	$(AS_ROOT) tests/lab/cuda_build.sh
+
+upgrade-test: venv  ## upgrades that are killed at each stage, new versions, the driver; the longest of all suites
+	$(AS_ROOT) tests/lab/molecule.sh upgrade
 
 exllamav2-build-test: venv  ## PyTorch and ExLlama's extension with the CUDA wheels, and the real TabbyAPI, without a GPU; up to an hour
 	$(AS_ROOT) tests/lab/exllama_build.sh

@@ -157,6 +157,21 @@ def finish(record: Table, now: str) -> dict[str, t.Any]:
     return {**record, "rollback": {**record["rollback"], "finished_at": now}}
 
 
+def overtaken(before: Table, after: Table, now: str) -> dict[str, t.Any]:
+    """Return a record to which the role added a state that it installed by itself, not on a way back.
+
+    A rollback that was broken off is not gone on with then: it has ended where the host is at its aim, and else is
+    forgotten, or the next rollback would lead past the driver that was installed meanwhile.
+    """
+    rollback = after["rollback"]
+    was, now_is = ([state["packages"] for state in record["states"][-1:]] for record in (before, after))
+    if rollback is None or rollback["finished_at"] is not None or now_is == was:
+        return dict(after)
+    if now_is == [rollback["to"]["packages"]]:
+        return finish(after, now)
+    return {**after, "rollback": None}
+
+
 def way_back(
     state: Table, present: t.Mapping[str, str], policies: Table, kept: t.Mapping[str, t.Mapping[str, str]]
 ) -> dict[str, t.Any]:

@@ -25,7 +25,8 @@ options:
   action:
     description:
       - V(read) only returns the record.
-      - V(record) adds the present state. A host without a driver adds nothing.
+      - V(record) adds the present state. A host without a driver adds nothing. One that was V(installed) and is new
+        ends a rollback that was broken off.
       - V(begin) chooses the state to go back to and notes that the way back has begun. V(finish) notes that it has
         ended.
     type: str
@@ -39,7 +40,7 @@ options:
     type: str
     default: ""
   reason:
-    description: How the present state came about.
+    description: How the present state came about. V(rolled back) also for what a rollback left half done.
     type: str
     choices: [found, installed, rolled back]
     default: found
@@ -117,6 +118,8 @@ def change(module: AnsibleModule) -> dict[str, t.Any]:
         state = _driver_record.snapshot(params["driver"], params["main"], pin, params["reason"], now, params["holds"])
         after = _driver_record.with_state(before, state, params["keep"])
         present = state["packages"] if state else {}
+        if params["action"] == "record" and params["reason"] == "installed":
+            after = _driver_record.overtaken(before, after, now)
         if params["action"] == "begin":
             target = _driver_record.target(after, present, params["to"])
             if target is not None:

@@ -214,6 +214,20 @@ def test_a_rollback_whose_packages_are_gone_is_refused_before_anything_changes(h
     ran(host, "mv /root/kept /var/lib/mixed_gpu/driver/packages/580.95.05")
 
 
+def test_a_rollback_that_is_broken_off_stays_under_way(host, controller):
+    # the archive has lost the first version, so that only the kept file can be used
+    kept = f"/var/lib/mixed_gpu/driver/packages/580.95.05/nvidia-utils-580-server_{FIRST}_amd64.deb"
+    ran(host, f"mv {kept} /root/kept.deb && head -c 100 /root/kept.deb > {kept}")
+    assert controller.play("homelab.mixed_gpu.driver_rollback").returncode != 0
+    ran(host, f"mv /root/kept.deb {kept}")
+    assert set(versions(host).values()) == {SECOND}
+    rollback = record(host)["rollback"]
+    # a later test, whose role installs another driver, goes back to the second then, and not on to this
+    assert (rollback["to"]["version"], rollback["finished_at"]) == (FIRST, None)
+    assert recap(went_well(controller.play(nvidia_driver_version=SECOND)))["changed"] == 0
+    assert record(host)["rollback"]["finished_at"] is None
+
+
 def test_a_damaged_record_is_an_error_that_names_file_and_cure(host, controller):
     ran(host, f"cp {RECORD} /root/record.json && echo '{{' > {RECORD}")
     refused(controller.play(), f"{RECORD} cannot be used", "mv ")
@@ -243,6 +257,7 @@ def test_nvidias_repository_is_added_with_its_key_pinned_and_replaces_the_driver
         host, "dpkg-query -W -f '${db:Status-Status} ${Package}\n' 'nvidia-dkms*' | grep ^installed || true"
     )
     assert ran(host, f"modinfo -k {NEW_KERNEL} -F version nvidia").strip() == "595.71.05"
+    assert record(host)["rollback"] is None
     went_well(controller.play("homelab.mixed_gpu.driver_rollback"))
     assert set(versions(host).values()) == {SECOND}
     ran(host, "cp /root/os-release.ubuntu /etc/os-release; rm /etc/apt/sources.list.d/mixed_gpu-nvidia.sources")

@@ -484,14 +484,28 @@ def _linked(prefix: pathlib.Path) -> set[str]:
     return {os.path.basename(os.path.realpath(path)) for path in prefix.iterdir() if path.is_symlink()}
 
 
+def _upgrading(record: pathlib.Path) -> set[str]:
+    """Return the builds that an upgrade which is under way leads from and to (docs/data_formats.md, upgrade)."""
+    try:
+        upgrade = json.loads(record.read_text(encoding="utf-8"))["under_way"]
+        return {build for end in ("from", "to") for build in upgrade[end]["builds"].values()} if upgrade else set()
+    except FileNotFoundError:
+        return set()
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise Failure(
+            f"{record} is damaged, so it is unknown which builds an upgrade needs, and none was removed; move it away "
+            f"(mv {record} {record}.old) and run the play again."
+        ) from exc
+
+
 def prune(job: dict[str, t.Any], log: Log) -> list[str]:
     """Remove old builds and what building left behind; return the removed builds.
 
     Of each named build `keep_builds` remain: the linked one, which always does, then the one that was linked before
-    (in `previous`), then the newest others.
+    (in `previous`), then the newest others. Those of an upgrade that is under way remain, too.
     """
     prefix, work = pathlib.Path(job["prefix"]), pathlib.Path(job["work"])
-    linked, previous = _linked(prefix), set(job["previous"])
+    linked, previous = _linked(prefix) | _upgrading(pathlib.Path(job["upgrade_record"])), set(job["previous"])
     others: dict[str, list[tuple[bool, str, pathlib.Path]]] = {}
     for path in prefix.iterdir():
         if path.is_symlink() or not path.is_dir() or not _DIRECTORY.match(path.name) or path.name in linked:

@@ -92,6 +92,7 @@ def job(tmp_path, site):
         "jobs": 1,
         "keep_builds": 2,
         "previous": [],
+        "upgrade_record": str(tmp_path / "upgrade.json"),
         "disk_mib": 1,
         "download_mib": 1,
         "memory_mib": 1,
@@ -342,3 +343,23 @@ def test_prune_keeps_the_linked_and_the_previous_or_newest_other_of_each_name(jo
     assert {path.name for path in prefix.iterdir()} == before - set(gone)
     assert not (prefix / ".work/tree-1").exists()
     assert json.loads(run("prune", job).stdout) == {"changed": False, "removed": []}
+
+
+def test_prune_keeps_what_an_upgrade_leads_from_and_to(job):
+    prefix, record = pathlib.Path(job["prefix"]), pathlib.Path(job["upgrade_record"])
+    builds = [f"b7-{number:012x}" for number in range(1, 5)]
+    for number, name in enumerate(builds, 1):
+        (prefix / name).mkdir(parents=True)
+        (prefix / name / "build.json").write_text(json.dumps({"name": "main", "built_at": f"2026-01-0{number}"}))
+    (prefix / "current").symlink_to(builds[3])
+    (prefix / ".work").mkdir()
+    job = {**job, "keep_builds": 1}
+    ends = {"from": {"builds": {"main": builds[0]}}, "to": {"builds": {"main": builds[1]}}}
+    record.write_text(json.dumps({"under_way": ends}))
+    assert json.loads(run("prune", job).stdout)["removed"] == [builds[2]]
+    record.write_text("{")
+    damaged = run("prune", job)
+    assert damaged.returncode == 1 and f"{record} is damaged" in damaged.stderr and f"mv {record}" in damaged.stderr
+    assert (prefix / builds[0]).exists()
+    record.write_text(json.dumps({"under_way": None}))
+    assert sorted(json.loads(run("prune", job).stdout)["removed"]) == builds[:2]

@@ -105,6 +105,30 @@ def test_a_rollback_that_was_broken_off_is_gone_on_with_and_one_that_ended_is_no
     assert present(_driver_record.target(upgraded, present(THIRD), "")) == present(FIRST)
 
 
+def test_a_driver_that_the_role_installs_meanwhile_ends_a_rollback_that_was_broken_off():
+    known = record(FIRST, SECOND)
+    begun = _driver_record.begin(known, FIRST, "580.95.05-1", NOW)
+    other = _driver_record.with_state(begun, THIRD, 20)
+    overtaken = _driver_record.overtaken(begun, other, "later")
+    assert overtaken["rollback"] is None
+    assert present(_driver_record.target(overtaken, present(THIRD), "")) == present(SECOND)
+    # what the role finds as it was, and what it does after a rollback that ended, changes nothing
+    assert _driver_record.overtaken(begun, _driver_record.with_state(begun, SECOND, 20), "later") == begun
+    ended = _driver_record.finish(begun, NOW)
+    assert (
+        _driver_record.overtaken(ended, _driver_record.with_state(ended, THIRD, 20), "x")["rollback"]
+        == ended["rollback"]
+    )
+    assert _driver_record.overtaken(_driver_record.empty(), known, "later") == known
+
+
+def test_a_rollback_that_the_role_completed_has_ended_and_is_not_undone():
+    begun = _driver_record.begin(record(FIRST, SECOND), FIRST, "580.95.05-1", NOW)
+    there = _driver_record.overtaken(begun, _driver_record.with_state(begun, FIRST, 20), "later")
+    assert there["rollback"]["finished_at"] == "later"
+    assert _driver_record.target(there, present(FIRST), "") is None
+
+
 def test_packages_come_from_the_sources_or_from_the_kept_files():
     policies = {
         MAIN: {"versions": ["580.95.05-1", "580.65.06-1"]},

@@ -94,6 +94,16 @@ def test_there_and_back(record):
     assert named["failed"] and "version 570.1 was not recorded" in named["msg"]
 
 
+def test_a_rollback_that_was_broken_off_is_not_gone_on_with_past_what_was_installed_meanwhile(record):
+    for version in ("580.65.06-1", "580.95.05-1"):
+        record("record", version, main="nvidia-dkms-open", reason="installed")
+    assert record("begin", "580.95.05-1")["target"]["version"] == "580.65.06-1"
+    # what it left half done is no driver that the role installed
+    assert record("record", "580.65.06-1", main="", reason="rolled back")["record"]["rollback"] is not None
+    assert record("record", "580.105.08-1", main="nvidia-dkms-open", reason="installed")["record"]["rollback"] is None
+    assert record("begin", "580.105.08-1", to="580.95.05")["target"]["version"] == "580.95.05-1"
+
+
 def test_nothing_to_go_back_to(record):
     assert "There is no driver to go back to" in record("begin", "580.65.06-1")["msg"]
 

@@ -1,0 +1,214 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: upgrade_record
+short_description: Keep the record of a host's upgrades, and say what comes next
+version_added: 0.1.0
+description:
+  - Owns the file O(path), which has a schema number, the upgrade that is under way, and those that have ended.
+  - A damaged record, or one of a newer schema, is an error and left as it is.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+options:
+  action:
+    description:
+      - V(open) says what is under way, and whether what is asked for can go together with it. V(decide) says what to do
+        next. Both only read.
+      - V(begin) notes that an upgrade has begun, V(advance) that it is in another O(stage), V(finish) that it has
+        ended with O(outcome).
+    type: str
+    choices: [open, decide, begin, advance, finish]
+    default: open
+  component:
+    description: What is to be upgraded. Empty, for V(open), means what is under way.
+    type: str
+    choices: ["", driver, llama_cpp]
+    default: ""
+  version:
+    description: Version that is asked for, for V(open). Empty where the variables of the role say it.
+    type: str
+    default: ""
+  on_resume:
+    description: What becomes of an upgrade that was interrupted.
+    type: str
+    choices: [continue, rollback]
+    default: continue
+  present:
+    description:
+      - What the host has, as C(version) and C(builds), for V(decide) and V(begin). For V(decide) it may be missing, as
+        O(planned), where V(open) asks for no plan.
+    type: dict
+  planned:
+    description: What is asked for, likewise.
+    type: dict
+  asked:
+    description: How it was asked for, as C(version) and C(sha256), for V(begin).
+    type: dict
+    default: {}
+  stage:
+    description: Stage, for V(advance).
+    type: str
+    choices: [installing, revalidating, keeping, rolling_back, proving]
+  outcome:
+    description: How the upgrade ended, for V(finish).
+    type: str
+    choices: [kept, rolled_back, broken, untouched]
+  verdict:
+    description:
+      - C(verdict), C(accepted) and C(summary) of a revalidation. For V(begin) of the state before, for V(advance) of
+        the new version, for V(finish) of the version that was brought back.
+    type: dict
+  why:
+    description: Why the new version could not be installed, for V(finish) with V(untouched).
+    type: str
+  path:
+    description: The record.
+    type: path
+    default: /var/lib/mixed_gpu/upgrade.json
+  keep:
+    description: Number of ended upgrades to keep.
+    type: int
+    default: 20
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: See what is under way
+  homelab.mixed_gpu.upgrade_record:
+  register: example_upgrades
+
+- name: Note that the new version is installed
+  homelab.mixed_gpu.upgrade_record:
+    action: advance
+    stage: revalidating
+"""
+
+RETURN = r"""
+record:
+  description: The record as it is now, or would be in check mode.
+  returned: success
+  type: dict
+opening:
+  description:
+    - C(error) (empty, or one sentence), C(component), C(version) and C(sha256) that count, C(plan) (whether to look at
+      the host) and C(sentence) (where an upgrade stopped).
+  returned: action is open
+  type: dict
+step:
+  description: C(do) (V(begin), V(install), V(keep), V(roll_back), V(nothing) or V(refuse)) and C(sentence).
+  returned: action is decide
+  type: dict
+summary:
+  description: How the upgrade ended, in one sentence.
+  returned: action is finish
+  type: str
+"""
+
+import os
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _state_files, _upgrade
+
+
+def changed_record(params: t.Mapping[str, t.Any], before: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Return the record as the action leaves it."""
+    now = _state_files.utc_now()
+    if params["action"] == "begin":
+        return _upgrade.begin(
+            before,
+            params["component"],
+            params["present"],
+            params["planned"],
+            params["asked"],
+            params["verdict"],
+            now,
+        )
+    if params["action"] == "advance":
+        return _upgrade.advance(before, params["stage"], now, params["verdict"])
+    if params["action"] == "finish":
+        return _upgrade.finish(before, params["outcome"], now, params["keep"], params["verdict"], params["why"])
+    return before
+
+
+def run(module: AnsibleModule) -> dict[str, t.Any]:
+    """Return the module's result, after writing what has to change."""
+    params, path = module.params, module.params["path"]
+    text = _state_files.read_text(path)
+    before = _upgrade.empty() if text is None else _upgrade.parse(text)
+    after = changed_record(params, before)
+    wanted = _state_files.to_text(after)
+    changed = after != before
+    if changed and not module.check_mode:
+        _state_files.write_text(path, wanted, 0o644, module.atomic_move)
+    result: dict[str, t.Any] = {"changed": changed, "record": after}
+    if params["action"] == "open":
+        result["opening"] = _upgrade.opening(before, params["component"], params["version"], params["on_resume"])
+    elif params["action"] == "decide":
+        result["step"] = _upgrade.decide(before, params["present"], params["planned"], params["on_resume"])
+    elif params["action"] == "finish":
+        result["summary"] = _upgrade.summary(after["finished"][-1])
+    if module._diff:
+        result["diff"] = {"before_header": path, "after_header": path, "before": text or "", "after": wanted}
+    return result
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "action": {"type": "str", "choices": ["open", "decide", "begin", "advance", "finish"], "default": "open"},
+            "component": {"type": "str", "choices": ["", *_upgrade.COMPONENTS], "default": ""},
+            "version": {"type": "str", "default": ""},
+            "on_resume": {"type": "str", "choices": ["continue", "rollback"], "default": "continue"},
+            "present": {"type": "dict"},
+            "planned": {"type": "dict"},
+            "asked": {"type": "dict", "default": {}},
+            "stage": {"type": "str", "choices": list(_upgrade.STAGES)},
+            "outcome": {"type": "str", "choices": list(_upgrade.OUTCOMES)},
+            "verdict": {"type": "dict"},
+            "why": {"type": "str"},
+            "path": {"type": "path", "default": "/var/lib/mixed_gpu/upgrade.json"},
+            "keep": {"type": "int", "default": 20},
+        },
+        required_if=[
+            ("action", "begin", ("present", "planned", "verdict")),
+            ("action", "advance", ("stage",)),
+            ("action", "finish", ("outcome",)),
+        ],
+        supports_check_mode=True,
+    )
+    path = module.params["path"]
+    lock = None
+    try:
+        if module.params["action"] not in ("open", "decide") and not module.check_mode:
+            # a file beside the record: the record itself is replaced
+            lock = _state_files.take_lock(os.path.join(os.path.dirname(path), ".upgrade.lock"), 30)
+            if lock is None:
+                module.fail_json(msg=f"{path} has been locked by another run for 30 seconds: wait for it to end.")
+        module.exit_json(**run(module))
+    except _upgrade.UpgradeError as exc:
+        module.fail_json(
+            msg=f"{path} cannot be used: {exc}; if another play is upgrading this host, let it end, else move the file "
+            f"away (mv {path} {path}.old) and run upgrade again: it begins with what is installed now."
+        )
+    except OSError as exc:
+        module.fail_json(
+            msg=f"{exc.filename or path} cannot be written ({exc.strerror}): run as root, and make room there."
+        )
+    finally:
+        if lock is not None:
+            _state_files.release_lock(lock)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.modules import upgrade_record
+
+OK = {"verdict": "ok", "accepted": True, "summary": "as before"}
+OLD, NEW = ({"version": version, "builds": {}} for version in ("580.95.05-1", "580.105.08-1"))
+BEGUN = {"component": "driver", "present": OLD, "planned": NEW, "asked": {"version": "580.105.08"}, "verdict": OK}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state" / "upgrade.json"
+
+
+@pytest.fixture
+def run(path, capfd):
+    def _run(action, **arguments):
+        with patch_module_args({"action": action, "path": str(path), **arguments}), pytest.raises(SystemExit):
+            upgrade_record.main()
+        return json.loads(capfd.readouterr().out)
+
+    return _run
+
+
+def test_the_whole_way(run, path):
+    assert run("open", component="driver")["opening"]["plan"]
+    assert not path.exists()
+    assert run("decide", present=OLD, planned=NEW)["step"]["do"] == "begin"
+    assert run("begin", **BEGUN)["changed"]
+    assert (path.stat().st_mode & 0o777, sorted(os.listdir(path.parent))) == (0o644, [".upgrade.lock", "upgrade.json"])
+    assert run("open")["opening"]["version"] == "580.105.08"
+    assert run("advance", stage="revalidating")["changed"]
+    assert not run("advance", stage="revalidating")["changed"]
+    assert run("decide", present=NEW, planned=NEW)["step"]["do"] == "install"
+    shown = run("advance", stage="keeping", verdict=OK, _ansible_check_mode=True, _ansible_diff=True)
+    assert shown["changed"] and '"keeping"' in shown["diff"]["after"] and '"keeping"' not in path.read_text()
+    run("advance", stage="keeping", verdict=OK)
+    done = run("finish", outcome="kept")
+    assert done["summary"].startswith("The upgrade of the driver from 580.95.05-1 to 580.105.08-1 is done")
+    assert json.loads(path.read_text()) == done["record"]
+    assert run("open", component="driver", on_resume="rollback")["opening"]["sentence"] == ""
+
+
+def test_what_makes_no_sense_is_refused_and_leaves_the_file(run, path):
+    run("begin", **BEGUN)
+    before = path.read_text()
+    for action, arguments in (("begin", BEGUN), ("advance", {"stage": "proving"}), ("finish", {"outcome": "kept"})):
+        assert f"mv {path}" in run(action, **arguments)["msg"]
+    assert path.read_text() == before
+
+
+def test_a_damaged_record_names_file_and_cure(run, path):
+    path.parent.mkdir()
+    path.write_text("{")
+    message = run("open")["msg"]
+    assert f"{path} cannot be used: it is no JSON" in message and f"mv {path} {path}.old" in message
+    assert path.read_text() == "{"
+
+
+def test_two_runs_do_not_write_at_once(run, path, monkeypatch):
+    path.parent.mkdir()
+    monkeypatch.setattr(_state_files, "POLL_SECONDS", 0.01)
+    taken = _state_files.take_lock
+    monkeypatch.setattr(_state_files, "take_lock", lambda lock, seconds: taken(lock, 0.05))
+    lock = taken(str(path.parent / ".upgrade.lock"), 0)
+    assert "locked by another run" in run("begin", **BEGUN)["msg"]
+    _state_files.release_lock(lock)
+    assert run("begin", **BEGUN)["changed"]
+
+
+def test_a_record_that_cannot_be_written_says_why(run, path):
+    path.parent.parent.joinpath("state").write_text("a file in the way")
+    assert "run as root" in run("begin", **BEGUN)["msg"]
