@@ -108,6 +108,8 @@ def options(
         chosen["CUDAToolkit_ROOT"] = root
         chosen["CMAKE_CUDA_COMPILER"] = f"{root}/bin/nvcc"
         chosen["CMAKE_CUDA_ARCHITECTURES"] = ";".join(architectures)
+        # CMake leaves out what nvcc itself searches; without it neither ld nor the programs find a toolkit of wheels
+        chosen["CMAKE_INSTALL_RPATH"] = f"$ORIGIN;{root}/lib64;{root}/lib"
     for option, value in extra.items():
         if not _OPTION.match(option):
             raise BuildError(f"{option!r} is no name of a CMake option; write it without -D, such as GGML_CUDA_GRAPHS")

@@ -49,9 +49,9 @@ def _kept(host, path):
 
 @contextlib.contextmanager
 def _braked(host, unit):
-    """Let a service run for a sixth of the time: stopped and continued, since a test host need not have CPU quotas."""
-    pid = f"$(systemctl show -p MainPID --value {unit})"
-    turn = f"kill -STOP {pid}; sleep 0.1; kill -CONT {pid}; sleep 0.02"
+    """Let a service run for a tenth of the time: stopped and continued, since a test host need not have CPU quotas."""
+    pid = host.run(f"systemctl show -p MainPID --value {unit}").stdout.strip()
+    turn = f"kill -STOP {pid}; sleep 0.2; kill -CONT {pid}; sleep 0.02"
     brake = f"systemd-run --quiet --collect --unit=test-brake sh -c 'while :; do {turn}; done'"
     assert host.run(brake).rc == 0
     try:
