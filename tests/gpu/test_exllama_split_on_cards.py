@@ -59,7 +59,7 @@ def cards(box):
 
 @pytest.fixture(scope="module")
 def variables(cards):
-    found = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(cards)}
+    found = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(cards), "EXLLAMA_NO_SDPA": "1"}
     flash = subprocess.run([PYTHON, "-c", "import flash_attn"], capture_output=True, check=False).returncode == 0
     return found if flash else {**found, "EXLLAMA_NO_FLASH_ATTN": "1"}
 

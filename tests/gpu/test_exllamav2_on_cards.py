@@ -126,7 +126,7 @@ done(logits, made[0, len(prompt):].tolist())
 from exllamav2 import ExLlamaV2, ExLlamaV2Cache, ExLlamaV2Config, ExLlamaV2Tokenizer
 from exllamav2.generator import ExLlamaV2DynamicGenerator, ExLlamaV2DynamicJob, ExLlamaV2Sampler
 config = ExLlamaV2Config(model_dir)
-config.no_flash_attn = True
+config.no_flash_attn = config.no_sdpa = True        # as exllama-server.service has it
 model = ExLlamaV2(config)
 _nothing, load_seconds = timed(lambda: model.load(split))
 devices = sorted({module.device_idx for module in model.modules if (module.device_idx or 0) >= 0} - {None})
