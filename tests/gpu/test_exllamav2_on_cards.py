@@ -31,7 +31,9 @@ PACKAGES = {
         ("marisa-trie", "llguidance", "pydantic", "pydantic-core", "annotated-types", "typing-inspection"),
     ),
 }  # fmt: skip
-KNOWN_TO_BUILD = "exllamav2 0.3.2 and PyTorch 2.11.0 with nvcc 13.0 (the role's own pins)"
+KNOWN_TO_BUILD = (
+    "exllamav2 0.3.2 with PyTorch 2.9.0 and nvcc 12.8 (its own wheels); the role pins PyTorch 2.11.0 and nvcc 13"
+)
 PROMPT_TOKENS, NEW_TOKENS = 64, 32
 
 SPEC = importlib.util.spec_from_file_location("exllama_release", ROOT / "roles/exllamav2/files/exllama_release.py")
