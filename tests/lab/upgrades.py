@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import typing as t
@@ -86,6 +87,20 @@ class Upgrades:
             and running == [links["current"], links["current"], links["slow"]]
             and '"predicted_n":2' in answer.stdout
         )
+
+
+def fleet(directory: pathlib.Path) -> str:
+    """Return the option that puts a second host behind the first. Whoever touches it finds that it cannot be reached."""
+    inventory = directory / "fleet.yml"
+    inventory.write_text(
+        "mixed_gpu: {hosts: {second: {ansible_connection: ssh, ansible_host: 127.0.0.1, ansible_port: 9}}}\n"
+    )
+    return f"--inventory={inventory}"
+
+
+def recap(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the end of the output in one line."""
+    return " ".join(done.stdout.rsplit("PLAY RECAP", 1)[-1].split())
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:
