@@ -90,7 +90,7 @@ class Upgrades:
 
 
 def fleet(directory: pathlib.Path) -> str:
-    """Return the option that puts a second host behind the first. Whoever touches it finds that it cannot be reached."""
+    """Return the option that puts a second host behind the first, which nobody can reach."""
     inventory = directory / "fleet.yml"
     inventory.write_text(
         "mixed_gpu: {hosts: {second: {ansible_connection: ssh, ansible_host: 127.0.0.1, ansible_port: 9}}}\n"
