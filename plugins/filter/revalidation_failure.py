@@ -12,8 +12,8 @@ description:
 positional: _input
 options:
   _input:
-    description: What failed, in one sentence.
-    type: str
+    description: What failed, as text or as C(ansible_failed_result).
+    type: raw
     required: true
   host:
     description: Name of the host.
@@ -48,7 +48,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _revalida
 def revalidation_failure(reason: t.Any, host: str, at: str) -> dict[str, t.Any]:
     """Return the revalidation; AnsibleFilterError names the field that is wrong."""
     try:
-        return _revalidation.broken(host, None, at, str(reason))
+        return _revalidation.broken(host, None, at, _revalidation.failure_text(reason))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise AnsibleFilterError(f"revalidation_failure: {what}") from error

@@ -17,6 +17,8 @@ Check = dict[str, t.Any]
 
 #: Programs that this collection runs on a card.
 OWN_PROGRAMS = ("llama-server", "ggml-rpc-server", "llama-bench")
+#: Where the role exllamav2 puts its Python.
+OWN_DIRECTORY = "/opt/exllama/"
 #: A desktop's share of a card is below this; more is somebody's work.
 OTHERS_MIB = 1024
 #: 10^9 bytes per second of one lane in one direction, by generation, from the PCIe base specifications.
@@ -276,8 +278,9 @@ def others_on_the_cards(host: t.Mapping[str, t.Any]) -> list[Check]:
     held, most = [], 0
     for gpu in gpus["gpus"]:
         for process in gpu.get("processes") or []:
-            name = (process["name"] or "a process").rsplit("/", 1)[-1]
-            if name not in OWN_PROGRAMS:
+            path = process["name"] or "a process"
+            name = path.rsplit("/", 1)[-1]
+            if name not in OWN_PROGRAMS and not path.startswith(OWN_DIRECTORY):
                 size = process["memory_mib"] or 0
                 most = max(most, size)
                 held.append(f"{name} (pid {process['pid']}) {size} MiB of the {_parallel_guard.short_name(gpu)}")

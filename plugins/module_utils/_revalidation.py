@@ -32,6 +32,8 @@ THROTTLED: t.Final = ("hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown
 #: A device alone that takes this much more time than in the baseline is slower. Its probe is one load: two loads of
 #: one device differ by more than their repetitions do.
 DEVICE_TOLERANCE_PERCENT: t.Final = 3.0
+#: The same for prompts, of which a load has fewer samples.
+DEVICE_PREFILL_TOLERANCE_PERCENT: t.Final = 6.0
 #: Memory that a driver or an engine may need more than before without a word, MiB.
 MEMORY_SLACK_MIB: t.Final = 64
 
@@ -146,6 +148,13 @@ def placement(observed: Dict) -> Json | None:
     state = observed["server"]
     if state["state"] != "ready":
         return None
+    if state.get("server", {}).get("complete") is False:
+        return _check(
+            "placement",
+            "inconclusive",
+            "the journal no longer holds where the server put its layers: restart llama-server.service and run this"
+            " again, or measure, which restarts it (-e revalidate_measure=true)",
+        )
     found = state.get("deviations") or []
     if found:
         return _check("placement", "broken", f"{' '.join(found)} Run site, which puts the recorded split back")
@@ -158,7 +167,21 @@ def completion(observed: Dict) -> Json | None:
     answer = observed["completion"]
     if observed["server"]["state"] != "ready" or answer is None:
         return None
+    if not answer["ok"] and observed["busy"]["busy"]:
+        return _check(
+            "completion", "inconclusive", f"the server is busy ({observed['busy']['why']}): {answer['detail']}"
+        )
     return _check("completion", "ok" if answer["ok"] else "broken", answer["detail"])
+
+
+def alone(observed: Dict) -> Json | None:
+    """Does each device work alone, with the small model?"""
+    probed = observed["device_probe"]
+    if not probed:
+        return None
+    if probed.get("failure"):
+        return _check("devices alone", "broken", probed["failure"])
+    return _check("devices alone", "ok", probed["summary"]) if probed.get("summary") else None
 
 
 def model(observed: Dict) -> Json:
@@ -201,7 +224,9 @@ def memory(observed: Dict, reserve_mib: int) -> Json | None:
                 verdict, words = "regressed", f"{words}, less than the reserve of {reserve_mib}"
         verdicts.append(verdict)
         said.append(words)
-    return _check("memory", worst(verdicts), "; ".join(said)) if said else None
+    if not said:
+        return _check("memory", "ok", "the server does not say what each device holds (split mode tensor)")
+    return _check("memory", worst(verdicts), "; ".join(said))
 
 
 def _less_than_before(left: float, old: Dict, reserve_mib: int) -> bool:
@@ -331,6 +356,8 @@ def suspicion(observed: Dict, tolerance_percent: float) -> str | None:
     """Return why the serving instance's own timings are not enough, or None when they are."""
     if observed["baseline"] is None:
         return "there is no baseline"
+    if observed["server"]["state"] == "ready" and observed["server"]["server"].get("complete") is False:
+        return "the journal no longer holds where the server put its layers"
     compared = served(observed)
     kinds = {name.split(" ")[0] for name, _percent in compared}
     if not {"decode", "prefill"} <= kinds:
@@ -342,10 +369,11 @@ def suspicion(observed: Dict, tolerance_percent: float) -> str | None:
 def speeds(observed: Dict, tolerance_percent: float) -> list[Json]:
     """Return a check per test: from today's loads where there are any, else from the serving instance's timings."""
     baseline = observed["baseline"]
-    if observed["loads"]:
-        return _measured(baseline["loads"] if baseline else [], observed["loads"], tolerance_percent)
+    # what was measured until then would say too much
     if observed.get("failure"):
         return [_check("speed", "broken", observed["failure"])]
+    if observed["loads"]:
+        return _measured(baseline["loads"] if baseline else [], observed["loads"], tolerance_percent)
     compared = served(observed)
     found = []
     for name, percent in compared:
@@ -379,6 +407,8 @@ def _measured(before: t.Sequence[Dict], now: t.Sequence[Dict], tolerance_percent
         aside = speed.set_aside(old, new)
         calm = [samples for place, samples in enumerate(new) if place not in aside]
         change = speed.compare(old, calm, tolerance_percent)
+        if len(calm) < speed.LEAST_LOADS:
+            change = change._replace(verdict="inconclusive")
         interval = None if change.low is None or change.high is None else [round(change.low, 2), round(change.high, 2)]
         tokens = key[2] or key[1]
         rates = [1000 * tokens / statistics.fmean(speed.medians(group)) for group in (old, calm)]
@@ -407,19 +437,16 @@ def next_load(entry: Dict, before: t.Sequence[Dict], now: t.Sequence[Dict], limi
     become
     a baseline, which wants more of them (_baseline.LEAST_LOADS, and a slowdown of the tolerance visible).
     """
-    done = len(now)
-    if any(load["status"] != "ok" for load in now) or done >= limits["most_loads"]:
+    done, most, tolerance = len(now), int(limits["most_loads"]), float(limits["tolerance_percent"])
+    if any(load["status"] != "ok" for load in now) or done >= most:
         return None
     least = max(int(limits["least_loads"]), speed.LEAST_LOADS)
-    clear = done >= least and (
-        not before
-        or all(c["verdict"] not in ("inconclusive",) for c in _measured(before, now, limits["tolerance_percent"]))
+    clear = done >= least and not any(
+        check["verdict"] == "inconclusive" for check in (_measured(before, now, tolerance) if before else [])
     )
     if limits.get("baseline") and clear:
-        visible = _baseline.visible_percent(now, limits["most_loads"]).values()
-        clear = done >= _baseline.LEAST_LOADS and all(
-            v is not None and v <= limits["tolerance_percent"] for v in visible
-        )
+        visible = _baseline.visible_percent(now, most).values()
+        clear = done >= _baseline.LEAST_LOADS and all(value is not None and value <= tolerance for value in visible)
     if clear:
         return None
     layers = [place["layers"] for place in entry["placement"]]
@@ -482,7 +509,8 @@ def device_changes(before: Dict | None, now: Dict | None) -> list[Json]:
             "id": row["id"],
             "decode_change_percent": None if decode is None else round(decode, 2),
             "prefill_change_percent": None if prefill is None else round(prefill, 2),
-            "slower": bool(apart and decode is not None and decode > DEVICE_TOLERANCE_PERCENT),
+            "slower": bool(apart and decode is not None and decode > DEVICE_TOLERANCE_PERCENT)
+            or bool(prefill is not None and prefill > DEVICE_PREFILL_TOLERANCE_PERCENT),
             "hints": [],
         })  # fmt: skip
     return found
@@ -509,7 +537,11 @@ def explain(checks: t.Sequence[Dict], moved: t.Sequence[Dict], devices: t.Sequen
             **result, "cause": "unknown", "detail": "no device was measured alone, so it is unknown which one is slower"
             + (f"; what changed: {named}" if named else ""), "next": [_DIAGNOSE, *undo],
         }  # fmt: skip
-    each = "; ".join(f"{d['device']} alone takes {_signed(d['decode_change_percent'])} per token" for d in known)
+    each = "; ".join(
+        f"{d['device']} alone takes {_signed(d['decode_change_percent'])} per token and"
+        f" {_signed(d['prefill_change_percent'])} per prompt"
+        for d in known
+    )
     if only_prefill and not slower:
         detail = (
             f"only prompts are slower, generating is not ({each}): a kernel for large batches, flash"
@@ -572,16 +604,18 @@ def moved_optimum(devices: t.Sequence[Dict], tolerance_percent: float) -> str | 
     known = [d for d in devices if d["decode_change_percent"] is not None]
     if len(known) < 2:
         return None
-    low = min(known, key=lambda d: float(d["decode_change_percent"]))
-    high = max(known, key=lambda d: float(d["decode_change_percent"]))
-    ratio = 100 * ((1 + high["decode_change_percent"] / 100) / (1 + low["decode_change_percent"] / 100) - 1)
-    if ratio <= tolerance_percent:
-        return None
-    return (
-        f"{high['device']} became {ratio:.1f} % slower against {low['device']}, so another split may be the best"
-        " now: measure with"
-        " -e retune=true"
-    )
+    for field, words, tolerance in (
+        ("decode_change_percent", "in generating", max(tolerance_percent, DEVICE_TOLERANCE_PERCENT)),
+        ("prefill_change_percent", "in prompts", max(tolerance_percent, DEVICE_PREFILL_TOLERANCE_PERCENT)),
+    ):
+        low, high = (pick(known, key=lambda d: float(d[field])) for pick in (min, max))
+        ratio = 100 * ((1 + high[field] / 100) / (1 + low[field] / 100) - 1)
+        if ratio > tolerance:
+            return (
+                f"{high['device']} became {ratio:.1f} % slower against {low['device']} {words}, so another split may be"
+                " the best now: measure with -e retune=true"
+            )
+    return None
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
@@ -602,6 +636,7 @@ def judge(observed: Dict, settings: Dict) -> Json:
         placement(observed),
         completion(observed),
         model(observed),
+        alone(observed),
         memory(observed, int(settings["reserve_mib"])),
         links(observed),
         power(observed),
@@ -609,6 +644,10 @@ def judge(observed: Dict, settings: Dict) -> Json:
         *speeds(observed, tolerance),
     ]
     found = [check for check in checks if check is not None]
+    slower = any(check["verdict"] == "regressed" and "change_percent" in check for check in found)
+    for check in found:
+        if check["name"] == "throttling" and check["verdict"] == "regressed" and not slower:
+            check.update(verdict="ok", detail=f"{check['detail']}; no speed fell by it")
     if baseline is None:
         found.append(
             _check("baseline", "inconclusive", "there is none to compare with; -e accept=true measures and records one")
@@ -631,7 +670,7 @@ def judge(observed: Dict, settings: Dict) -> Json:
         "checks": found,
         "explanation": explain(found, moved, devices),
         "retune": retune,
-        "advice": _advice(verdict, moved, retune, bool(observed["loads"])),
+        "advice": _advice(verdict, moved, retune, observed),
     }
 
 
@@ -643,8 +682,13 @@ def _summary(verdict: str, checks: t.Sequence[Dict], baseline: Dict | None) -> s
     return f"{verdict}{since}: {'; '.join(said)}"
 
 
-def _advice(verdict: str, moved: t.Sequence[Dict], retune: str | None, measured: bool) -> list[str]:
+def _advice(verdict: str, moved: t.Sequence[Dict], retune: str | None, observed: Dict) -> list[str]:
     found = []
+    measured = bool(observed["loads"])
+    if measured and "model_path" not in (observed["entry"].get("device_probe") or {}):
+        found.append(
+            "The record does not say how each device was measured alone, so that was not repeated: -e retune=true."
+        )
     if moved and verdict in ("ok", "improved"):
         what = ", ".join(change["part"] for change in moved)
         found.append(
@@ -688,6 +732,17 @@ def _named(before: Dict, after: Dict) -> list[Json]:
             for name in ("before", "now"):
                 change[name] = "/".join(str(place["layers"]) for place in change[name] or [])
     return moved
+
+
+def failure_text(result: t.Any) -> str:
+    """Return what a failed task says, in one text; of a loop, what its first failed item says."""
+    if not isinstance(result, t.Mapping):
+        return str(result)
+    for item in result.get("results") or []:
+        if isinstance(item, t.Mapping) and item.get("failed"):
+            return failure_text(item)
+    words = result.get("msg") or "it failed without a word"
+    return " ".join(str(word) for word in words) if isinstance(words, (list, tuple)) else str(words)
 
 
 def broken(host: str, deployment: str | None, at: str, reason: str) -> Json:

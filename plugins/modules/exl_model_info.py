@@ -102,21 +102,30 @@ def read(folder: str) -> tuple[dict[str, t.Any], str]:
         raise _exl_model.ExlError(f"{folder}/config.json is no JSON ({exc}): download it again.") from exc
     if not isinstance(config, dict):
         raise _exl_model.ExlError(f"{folder}/config.json holds no dict: download it again.")
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
     index = f"{folder}/model.safetensors.index.json"
     if os.path.exists(index):
-        names = _exl_model.indexed_files(_content(index).decode("utf-8", "replace"), index)
-    else:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
+        indexed = _exl_model.indexed_files(_content(index).decode("utf-8", "replace"), index)
+        # an index none of whose files is there is that of the model before it was quantised; the engines read no index
+        names = sorted({*names, *(indexed if set(indexed) & set(names) else [])})
     if not names:
         raise _exl_model.ExlError(f"{folder} holds no safetensors file: name the folder of an EXL2 or EXL3 model.")
     files, tensors = [], []
+    owners: dict[str, str] = {}
     digest = hashlib.sha256(config_text)
     for name in names:
         text, size = _header(f"{folder}/{name}")
         digest.update(f"\0{name}\0{size}\0".encode())
         digest.update(text)
         files.append((f"{folder}/{name}", size))
-        tensors += _exl_model.read_header(f"{folder}/{name}", text, size)
+        own = _exl_model.read_header(f"{folder}/{name}", text, size)
+        for tensor in own:
+            if owners.setdefault(tensor.name, name) != name:
+                raise _exl_model.ExlError(
+                    f"{folder} holds {tensor.name} twice, in {owners[tensor.name]} and in {name}: files of another"
+                    " revision lie there; move the folder away and fetch the model again."
+                )
+        tensors += own
     return _exl_model.describe(folder, config, files, tensors), digest.hexdigest()
 
 

@@ -182,6 +182,11 @@ class Question:
         """Return the module's result. Raises HubError and DownloadError."""
         _hub.check_request(*self.asked.values())
         _download.check_url(f"{self.endpoint}/x")
+        if "@" in self.endpoint.partition("://")[2].partition("/")[0]:
+            raise _download.DownloadError(
+                "The hub's address has a user or a password in it, which would be recorded for all to read: leave it"
+                " out."
+            )
         known = _hub.pinned(self.asked, self.params["sha256"], self.params["size_bytes"])
         if known:
             return self.result(known, "given")

@@ -264,7 +264,8 @@ def explain(exc: Exception, url: str) -> tuple[bool, str]:
         return any(isinstance(cause, kinds) for cause in causes)
 
     detail = str(causes[-1]).strip() or type(causes[-1]).__name__
-    if caused_by(urllib3.exceptions.NameResolutionError):
+    unresolved = getattr(urllib3.exceptions, "NameResolutionError", None)  # since urllib3 2
+    if unresolved is not None and caused_by(unresolved):
         return True, f"the name {host} cannot be resolved: check the host's network, its DNS, and the URL"
     if isinstance(exc, requests.exceptions.ProxyError):
         return True, f"the proxy cannot be used ({detail}): check the proxy variables of the environment"
@@ -641,6 +642,11 @@ class File:
                 self.progress.tick(done)
             writer.flush()
             os.fsync(writer.fileno())
+        # urllib3 before 2 says nothing of a connection that was cut
+        if total is not None and done < total:
+            import requests
+
+            raise requests.exceptions.ConnectionError(f"the connection ended after {done} of {total} bytes")
 
 
 def main() -> None:

@@ -162,7 +162,7 @@ def main() -> None:
         directories: list[dict[str, t.Any]] = [
             {
                 "name": name, "path": os.path.join(path, name), **disk_bytes(os.path.join(path, name)),
-                "served": (served or "").startswith(f"{path}/{name}/"), "manifests": manifests.get(name, []),
+                "served": f"{served or ''}/".startswith(f"{path}/{name}/"), "manifests": manifests.get(name, []),
             }
             for name in names
         ]  # fmt: skip

@@ -247,7 +247,7 @@ def test_a_measured_regression_of_one_card(observed):
     why = result["explanation"]
     assert why["cause"] == "one_device" and "CUDA1" in why["detail"]
     assert [device["slower"] for device in why["devices"]] == [False, True]
-    assert "CUDA1 became 15.0 % slower against CUDA0" in result["retune"]
+    assert "CUDA1 became 15.0 % slower against CUDA0 in generating" in result["retune"]
 
 
 @pytest.mark.parametrize(
@@ -394,6 +394,69 @@ def test_links_limits_and_heat_are_named_with_the_card(observed):
     assert "sw_thermal_slowdown at up to 66 C" in checks["throttling"]["detail"]
     hints = result["explanation"]["devices"][1]["hints"]
     assert len(hints) == 3 and not result["explanation"]["devices"][0]["hints"]
+
+
+def test_a_card_whose_prompts_alone_became_slower_is_named(observed):
+    observed["loads"] = [load(number, prefill=1.4) for number in (1, 2)]
+    now = probe()
+    now["devices"][0]["prefill_tokens_per_second"] /= 1.8
+    observed["device_probe"] = now
+    observed["gpus"]["gpus"][0]["power_limit_watts"] = 200.0
+    result, checks = judged(observed)
+    assert checks["decode"]["verdict"] == "ok" and checks["prefill"]["verdict"] == "regressed"
+    why = result["explanation"]
+    assert why["cause"] == "one_device" and "power limits: NVIDIA GeForce RTX 4090 200 W" in why["detail"]
+    assert "CUDA0 became 80.0 % slower against CUDA1 in prompts" in result["retune"]
+
+
+def test_heat_that_cost_nothing_is_no_regression(observed):
+    observed["loads"] = [load(number) for number in (1, 2)]
+    observed["loads"][1]["conditions"][SLOW]["throttle_reasons"] = ["sw_thermal_slowdown"]
+    result, checks = judged(observed)
+    assert result["verdict"] == "ok" and "no speed fell by it" in checks["throttling"]["detail"]
+
+
+def test_what_ended_measuring_counts_more_than_what_was_measured(observed):
+    observed["loads"], observed["failure"] = [load(1)], "the lease was replaced"
+    result, checks = judged(observed)
+    assert result["verdict"] == "broken" and "the lease was replaced" in checks["speed"]["detail"]
+    observed["failure"] = None
+    assert judged(observed)[1]["decode"]["verdict"] == "inconclusive"
+
+
+def test_a_rotated_journal_is_no_fault_of_the_split(observed):
+    observed["server"]["server"]["complete"] = False
+    observed["server"]["deviations"] = ["The journal does not hold the lines of its start."]
+    result, checks = judged(observed)
+    assert (result["verdict"], checks["placement"]["verdict"]) == ("inconclusive", "inconclusive")
+    assert "journal" in _revalidation.step(observed, LIMITS)["suspicion"]
+
+
+def test_a_busy_server_that_does_not_answer_is_not_broken(observed):
+    observed["completion"] = {"ok": False, "detail": "no answer within 600 s"}
+    observed["busy"] = {"busy": True, "why": "4 requests"}
+    assert judged(observed)[1]["completion"]["verdict"] == "inconclusive"
+
+
+def test_a_device_that_fails_alone_is_broken(observed):
+    observed["loads"] = [load(number) for number in (1, 2)]
+    observed["device_probe"] = {**probe(), "failure": "CUDA1 failed alone: Xid 79"}
+    result, checks = judged(observed)
+    assert result["verdict"] == "broken" and "Xid 79" in checks["devices alone"]["detail"]
+
+
+def test_limits_from_a_command_line_are_texts(observed):
+    texts = {"tolerance_percent": "3", "least_loads": "2", "most_loads": "2", "baseline": False}
+    assert _revalidation.step(observed, texts)["load"]["load"] == 1
+    observed["loads"] = [load(1), load(2)]
+    assert _revalidation.step(observed, texts)["load"] is None
+
+
+def test_of_a_failed_loop_its_first_failed_item_speaks():
+    looped = {"msg": "One or more items failed", "results": [{"failed": False}, {"failed": True, "msg": "no room"}]}
+    assert _revalidation.failure_text(looped) == "no room"
+    assert _revalidation.failure_text({"msg": ["a", "b"]}) == "a b" and _revalidation.failure_text("x") == "x"
+    assert "without a word" in _revalidation.failure_text({})
 
 
 def test_without_a_baseline_there_is_no_verdict_but_a_way_to_one(observed):

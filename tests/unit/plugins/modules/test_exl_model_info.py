@@ -103,3 +103,20 @@ def test_check_mode_waits_for_a_folder_that_is_not_there_yet(run, tmp_path):
     result = run(tmp_path / "none", check=True)
     assert result["available"] is False and "does not exist yet" in result["reason"]
     assert "cannot be read" in run(tmp_path / "none")["msg"]
+
+
+def test_an_index_of_the_model_before_it_was_quantised_is_not_believed(run, tmp_path):
+    folder = tmp_path / "m"
+    sizes = write_model(folder, "exl2", blocks=3)
+    index = {"weight_map": {name: "model-00001-of-00002.safetensors" for name in sizes}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert run(folder)["model"]["block_count"] == 3
+
+
+def test_two_revisions_in_one_folder_are_refused(run, tmp_path):
+    folder = tmp_path / "m"
+    write_model(folder, "exl2", blocks=3)
+    (file,) = folder.glob("*.safetensors")
+    (folder / "output-00001-of-00002.safetensors").write_bytes(file.read_bytes())
+    result = run(folder)
+    assert result["failed"] and "twice" in result["msg"] and "another revision" in result["msg"]
