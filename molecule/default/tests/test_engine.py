@@ -44,7 +44,7 @@ def test_starting_one_engine_stops_the_other_and_the_role_switches_back(host, co
     ("variables", "words"),
     [
         ("mixed_gpu_engine=sglang", 'mixed_gpu_engine is "sglang", and there are two engines: set it to llama_cpp'),
-        ("mixed_gpu_engine=exllamav2", "exllamav2_model_id names no model"),
+        ("mixed_gpu_engine=exllamav2", "exllamav2_model_id names no entry of llm_models"),
     ],
 )
 def test_a_choice_that_cannot_be_is_refused_before_anything_is_done(host, controller, variables, words):
