@@ -14,6 +14,7 @@ speeds. C(observed) is what the role `revalidate` saw:
 
 from __future__ import annotations
 
+import math
 import statistics
 import typing as t
 
@@ -488,31 +489,39 @@ def step(observed: Dict, limits: Dict) -> Json:
 
 
 def device_changes(before: Dict | None, now: Dict | None) -> list[Json]:
-    """Compare two device probes: per device how much more time it takes alone, in percent; None where unknown."""
+    """Compare two device probes: per device how much more time it takes alone, in percent; None where unknown.
+
+    C(slower) is a device beyond its tolerance whose slowdown is at least half of the worst one's (in logarithms): where
+    one card fell far behind, what a busy machine costs all of them is not its cause.
+    """
     if not before or not now:
         return []
     known = {row["id"]: row for row in before["devices"]}
     found = []
+    amounts = []
     for row in now["devices"]:
         old = known.get(row["id"])
         decode = prefill = None
+        amount = 0.0
         if old is not None and old["status"] == "ok" and row["status"] == "ok":
             decode = 100 * (row["decode_ms_per_token"]["median"] / old["decode_ms_per_token"]["median"] - 1)
             prefill = 100 * (old["prefill_tokens_per_second"] / row["prefill_tokens_per_second"] - 1)
-        apart = (
-            decode is not None
-            and old is not None
-            and row["decode_ms_per_token"]["low"] > old["decode_ms_per_token"]["high"]
-        )
+            apart = row["decode_ms_per_token"]["low"] > old["decode_ms_per_token"]["high"]
+            if apart and decode > DEVICE_TOLERANCE_PERCENT:
+                amount = math.log1p(decode / 100)
+            if prefill > DEVICE_PREFILL_TOLERANCE_PERCENT:
+                amount = max(amount, math.log1p(prefill / 100))
+        amounts.append(amount)
         found.append({
             "device": row["device"],
             "id": row["id"],
             "decode_change_percent": None if decode is None else round(decode, 2),
             "prefill_change_percent": None if prefill is None else round(prefill, 2),
-            "slower": bool(apart and decode is not None and decode > DEVICE_TOLERANCE_PERCENT)
-            or bool(prefill is not None and prefill > DEVICE_PREFILL_TOLERANCE_PERCENT),
+            "slower": False,
             "hints": [],
         })  # fmt: skip
+    for device, amount in zip(found, amounts, strict=True):
+        device["slower"] = amount > 0 and amount >= max(amounts) / 2
     return found
 
 

@@ -409,6 +409,15 @@ def test_a_card_whose_prompts_alone_became_slower_is_named(observed):
     assert "CUDA0 became 80.0 % slower against CUDA1 in prompts" in result["retune"]
 
 
+def test_one_card_far_behind_is_the_cause_although_all_are_a_little_slower(observed):
+    observed["loads"] = [load(number, decode=2.5, prefill=2.0) for number in (1, 2)]
+    observed["device_probe"] = probe(fast=1.1, slow=6.0)
+    why = judged(observed)[0]["explanation"]
+    assert why["cause"] == "one_device" and [device["slower"] for device in why["devices"]] == [False, True]
+    observed["device_probe"] = probe(fast=1.12, slow=1.15)
+    assert judged(observed)[0]["explanation"]["cause"] == "all_devices"
+
+
 def test_heat_that_cost_nothing_is_no_regression(observed):
     observed["loads"] = [load(number) for number in (1, 2)]
     observed["loads"][1]["conditions"][SLOW]["throttle_reasons"] = ["sw_thermal_slowdown"]
