@@ -52,6 +52,14 @@ def endpoint_host(endpoint: str) -> str:
     return endpoint.rpartition(":")[0]
 
 
+def url(host: str, port: int | str) -> str:
+    """Return where a server that binds to C(host) is reached on its own host."""
+    reachable = "127.0.0.1" if host in ("0.0.0.0", "::", "[::]", "localhost") else host
+    if ":" in reachable and not reachable.startswith("["):
+        reachable = f"[{reachable}]"
+    return f"http://{reachable}:{port}"
+
+
 def unit_quote(argument: str) -> str:
     """Return one argument as systemd's ExecStart= reads it: no specifier, no variable, one word."""
     text = argument.replace("%", "%%").replace("$", "$$")
@@ -135,10 +143,6 @@ def command(deployment: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) 
     local = is_loopback(settings["host"]) and all(is_loopback(endpoint_host(endpoint)) for endpoint in endpoints)
     if local or networks:
         networks = ["localhost", *networks]
-    host = settings["host"]
-    reachable = "127.0.0.1" if host in ("0.0.0.0", "::", "[::]", "localhost") else host
-    if ":" in reachable and not reachable.startswith("["):
-        reachable = f"[{reachable}]"
     return {
         "arguments": words,
         "environment": environment,
@@ -146,7 +150,7 @@ def command(deployment: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) 
         "local": local,
         "networks": networks,
         "layers": [device["layers"] for device in devices],
-        "url": f"http://{reachable}:{settings['port']}",
+        "url": url(settings["host"], settings["port"]),
     }
 
 

@@ -149,35 +149,18 @@ def watched(nvml: t.Any, interval_ms: int = 500) -> t.Iterator[dict[str, t.Any]]
     not answer or there is no card: what is watched matters more than the watching.
     """
     found: dict[str, t.Any] = {}
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:
-        yield found
-        return
     ended = threading.Event()
-    seen: dict[str, t.Any] = {}
-
-    def look() -> None:
-        with contextlib.suppress(nvml.NVMLError):
-            handles = {}
-            for index in range(nvml.nvmlDeviceGetCount()):
-                with contextlib.suppress(nvml.NVMLError):
-                    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-                    handles[str(_text(nvml.nvmlDeviceGetUUID(handle)))] = handle
-            if handles:
-                seen.update(_nvml_sampling.watch(nvml, _ask, handles, _LONGEST_SECONDS, interval_ms, ended.is_set))
-
-    watcher = threading.Thread(target=look, daemon=True)
+    said: list[dict[str, t.Any]] = []
+    watcher = threading.Thread(
+        target=lambda: said.append(probe(nvml, None, _LONGEST_SECONDS, interval_ms, ended.is_set)), daemon=True
+    )
     watcher.start()
     try:
         yield found
     finally:
         ended.set()
         watcher.join(timeout=10)
-        for uuid, readings in seen.get("cards", {}).items():
-            found[uuid] = _nvml_sampling.summary(readings, seen["seconds"], throttle_reasons)
-        with contextlib.suppress(nvml.NVMLError):
-            nvml.nvmlShutdown()
+        found.update({gpu["uuid"]: gpu["sampled"] for facts in said for gpu in facts["gpus"]})
 
 
 def missing_gpus(expected: list[str], gpus: list[dict[str, t.Any]]) -> list[str]:

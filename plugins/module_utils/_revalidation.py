@@ -8,7 +8,7 @@ speeds. C(observed) is what the role `revalidate` saw:
 
   at, host, deployment, entry (of the fact), baseline (or None), configuration (of today, as _baseline.configuration),
   gpus (mixed_gpu_gpus), server (llama_server_info), completion ({ok, detail}), served (tests, or None),
-  busy ({busy, why}), model ({path, exists, sha256}), loads (of today), lease_devices (seen under the lease, or []),
+  busy ({busy, why}), model ({path, exists, sha256}), loads (of today),
   device_probe (of today, or None), failure (what ended measuring, or None)
 """
 

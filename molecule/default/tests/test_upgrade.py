@@ -24,7 +24,7 @@ def test_nothing_to_upgrade_changes_nothing_and_the_next_host_has_its_turn(host,
     done = upgrades.run(fleet)
     assert "Nothing to upgrade: b11312 is what is asked for" in lab.said(done), done.stdout[-4000:]
     assert re.search(r"sandbox : ok=\d+ changed=0 unreachable=0 failed=0", lab.recap(done)), lab.recap(done)
-    # the next test would notice, then, if the second host were touched
+    # it was its turn, and it cannot be reached
     assert done.returncode == 4, lab.recap(done)
     assert re.search(r"second : ok=\d+ changed=0 unreachable=1", lab.recap(done)), lab.recap(done)
     assert host.run(state).stdout == before

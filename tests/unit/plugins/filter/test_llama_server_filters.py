@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.filter import llama_server_command, llama_server_shortfalls
+from ansible_collections.homelab.mixed_gpu.plugins.filter import (
+    llama_server_command,
+    llama_server_shortfalls,
+    llama_server_url,
+)
 
 DEPLOYMENT = {
     "model": {"id": "x", "path": "/srv/my models/x.gguf"},
@@ -80,3 +84,14 @@ def test_card_without_room_is_returned():
 def test_unusable_facts_are_one_sentence():
     with pytest.raises(AnsibleFilterError, match="llama_server_shortfalls"):
         shortfalls(DEPLOYMENT, ["no card"])
+
+
+@pytest.mark.parametrize(
+    ("host", "where"),
+    [
+        ("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1"), ("192.168.1.5", "192.168.1.5"),
+        ("fd00::5", "[fd00::5]"),
+    ],
+)
+def test_a_server_is_asked_where_it_listens(host, where):
+    assert llama_server_url.FilterModule().filters()["llama_server_url"](host, 8080) == f"http://{where}:8080"

@@ -3,8 +3,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _nvml
+from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import build_library, environment
+
+WATCH = """
+import json, time
+import pynvml
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _nvml
+with _nvml.watched(pynvml, 20) as found:
+    time.sleep(0.3)
+print(json.dumps(found))
+"""
 
 BOX = [
     {"uuid": "GPU-a", "name": "NVIDIA GeForce RTX 4090"},
@@ -57,3 +72,28 @@ def test_mismatch_names_the_loaded_version():
 def test_unknown_errors_keep_nvmls_own_words():
     sentence = _nvml.explain(999, "Unknown Error")
     assert "999" in sentence and "Unknown Error" in sentence and "nvidia-smi" in sentence
+
+
+@pytest.fixture
+def watched(tmp_path):
+    def _watched(profile):
+        variables = environment(build_library(tmp_path), profile)
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        done = subprocess.run([sys.executable, "-c", WATCH], env=variables, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return _watched
+
+
+def test_the_cards_are_watched_while_something_else_runs(watched):
+    found = watched("under_load")
+    assert len(found) == 2
+    for sampled in found.values():
+        assert sampled["count"] > 3 and sampled["temperature_celsius"]["max"] > 0
+        assert isinstance(sampled["throttle_reasons"], list)
+
+
+@pytest.mark.parametrize("profile", ["no_driver", "no_card"])
+def test_without_cards_nothing_is_watched_and_nothing_fails(watched, profile):
+    assert watched(profile) == {}

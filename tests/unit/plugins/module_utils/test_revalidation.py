@@ -113,7 +113,7 @@ def observed():
         "at": "2026-11-25T10:00:00Z", "host": "box", "deployment": "d", "entry": ENTRY, "baseline": baseline(),
         "configuration": _baseline.configuration(ENTRY, "b1", GPUS, HOST), "gpus": GPUS, "server": server(),
         "completion": {"ok": True, "detail": "fine"}, "served": served(), "busy": {"busy": False, "why": ""},
-        "model": {"path": ENTRY["model"]["path"], "exists": True, "sha256": "a" * 64}, "loads": [], "lease_devices": [],
+        "model": {"path": ENTRY["model"]["path"], "exists": True, "sha256": "a" * 64}, "loads": [],
         "device_probe": None, "failure": None,
     })  # fmt: skip
 
