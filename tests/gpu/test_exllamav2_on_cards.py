@@ -149,7 +149,7 @@ done(logits, tokens, load_seconds=load_seconds, tokens_per_second=new_tokens / s
 from exllamav3 import Cache, Config, Generator, GreedySampler, Job, Model, Tokenizer
 config = Config.from_directory(model_dir)
 model = Model.from_config(config)
-cache = Cache(model, max_num_tokens=1024)
+cache = Cache(model, max_num_tokens=2048)        # as much as load tries at once
 _nothing, load_seconds = timed(lambda: model.load(use_per_device=split))
 devices = sorted({str(module.device) for module in model.modules if "cuda" in str(module.device)})
 tokenizer = Tokenizer.from_config(config)
