@@ -2,7 +2,8 @@
 
 DIRECTORY/host.tar is for the test host, the rest of DIRECTORY for the controller.
 
-The engine is a wheel named exllamav2 that holds nothing but its two modules. The server is a repository with two
+The engine is a wheel named exllamav2 that has the module which the unit tests use, and one of a PyTorch for it. The hub
+has a model of 12 blocks in EXL2's form, with weights that mean nothing. The server is a repository with two
 commits whose main.py has TabbyAPI's manners: it reads config.yml and api_tokens.yml from the directory that it runs
 in, prints the keys into its log and opens a log file, and answers with the key only.
 """
@@ -10,6 +11,7 @@ in, prints the keys into its log and opens a log file, and answers with the key 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import os
 import pathlib
@@ -23,8 +25,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 FAST, SLOW = "GPU-11111111-2222-3333-4444-555555555555", "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa"
 # never to be mistaken for the real one
-VERSION = "0.3.2+stand.in"
-WHEEL = f"exllamav2-{VERSION}-py3-none-any.whl"
+VERSIONS = {"exllamav2": "0.3.2+stand.in", "torch": "2.11.0+cu130.stand.in"}
+PACKAGES = PROJECT / "tests/unit/fixtures_bench/exllama"
 UNIT = "[Unit]\nDescription=Stand-in\n[Service]\n{}\n[Install]\nWantedBy=multi-user.target\n"
 # llama_server tests the record of llama.cpp; this is one of a split for the other engine
 FACT = f"""{{"schema": 1, "active": "", "models": {{"tuned": {{"engine": "exllamav2", "model": {{"id": "tiny-exl2"}},
@@ -32,30 +34,51 @@ FACT = f"""{{"schema": 1, "active": "", "models": {{"tuned": {{"engine": "exllam
  "devices": [{{"id": "{FAST}"}}, {{"id": "{SLOW}"}}], "gpu_split_gb": [20.5, 17.25]}}}}}}"""
 
 
-def wheel() -> bytes:
-    """Return the engine's wheel."""
+def wheel(name: str, module: str) -> bytes:
+    """Return the wheel of a package that stands in, with the text of its module."""
+    info = f"{name}-{VERSIONS[name]}.dist-info"
     files = {
-        "exllamav2/__init__.py": "",
-        "exllamav2_ext.py": "",
-        f"exllamav2-{VERSION}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: exllamav2\nVersion: {VERSION}\n",
-        f"exllamav2-{VERSION}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{name}.py": module,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {VERSIONS[name]}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    record = f"exllamav2-{VERSION}.dist-info/RECORD"
-    files[record] = "".join(f"{name},,\n" for name in [*files, record])
+    if name == "exllamav2":
+        files["exllamav2_ext.py"] = ""
+    record = f"{info}/RECORD"
+    files[record] = "".join(f"{file},,\n" for file in [*files, record])
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
-        for name, text in files.items():
-            archive.writestr(zipfile.ZipInfo(name), text)
+        for file, text in files.items():
+            archive.writestr(zipfile.ZipInfo(file), text)
     return packed.getvalue()
 
 
-def requirements(engine: bytes) -> str:
-    """Return the pinned set: the engine's stand-in, and loguru as the role pins it."""
+def wheel_name(name: str) -> str:
+    """Return the file name of a package's wheel."""
+    return f"{name}-{VERSIONS[name]}-py3-none-any.whl"
+
+
+def requirements(wheels: dict[str, bytes]) -> str:
+    """Return the pinned set: what stands in, and what the role pins and they import."""
     pinned = (PROJECT / "roles/exllamav2/files/requirements_v2.txt").read_text(encoding="utf-8")
-    loguru = re.search(r"^loguru==.*(?:\n    --hash.*)+", pinned, re.MULTILINE)[0]
-    return (
-        f"--find-links /srv/wheels\nexllamav2=={VERSION} --hash=sha256:{hashlib.sha256(engine).hexdigest()}\n{loguru}\n"
+    # NumPy more than once, for Pythons of different age
+    real = re.findall(r"^(?:loguru|numpy)==.*(?:\n    --hash.*)+", pinned, re.MULTILINE)
+    own = [
+        f"{name}=={VERSIONS[name]} --hash=sha256:{hashlib.sha256(content).hexdigest()}"
+        for name, content in wheels.items()
+    ]
+    return "\n".join(["--find-links /srv/wheels", *own, *real, ""])
+
+
+def hub(directory: pathlib.Path) -> None:
+    """Make the hub's repository owner/Tiny-exl2, one commit with a model of 4 bits a weight."""
+    spec = importlib.util.spec_from_file_location("exl_models", PROJECT / "tests/exl_models.py")
+    exl_models = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(exl_models)
+    exl_models.write_model(
+        directory / "owner/Tiny-exl2" / ("3" * 40), "exl2", blocks=12, hidden=512, forward=1408, heads=4
     )
+    (directory / "owner/Tiny-exl2/main").write_text("3" * 40, encoding="utf-8")
 
 
 def repository(work: pathlib.Path, bare: pathlib.Path) -> list[str]:
@@ -91,8 +114,9 @@ def main() -> None:
     out = pathlib.Path(sys.argv[1])
     subprocess.run(["rm", "-rf", str(out)], check=True)
     out.mkdir(parents=True)
-    engine = wheel()
-    (out / "requirements.txt").write_text(requirements(engine), encoding="utf-8")
+    wheels = {name: wheel(name, (PACKAGES / f"{name}.py").read_text(encoding="utf-8")) for name in VERSIONS}
+    (out / "requirements.txt").write_text(requirements(wheels), encoding="utf-8")
+    hub(out / "hub")
     for name, commit in zip(("first", "second"), repository(out / "work", out / "tabbyapi.git"), strict=True):
         (out / name).write_text(commit, encoding="utf-8")
     subprocess.run([sys.executable, str(PROJECT / "tests/fake_nvml/build.py"), str(out)], check=True)
@@ -105,13 +129,17 @@ def main() -> None:
             "ExecStart=/usr/bin/git daemon --listen=127.0.0.1 --base-path=/srv/git --export-all\nUser=nobody\n"
             "Environment=GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=*"
         ),
+        "etc/systemd/system/hub.service": UNIT.format("ExecStart=/usr/bin/python3 /srv/hub.py /srv/hub --port 8099"),
         "srv/models/tiny-exl2/config.json": "{}",
         "opt/cuda-12.8/bin/nvcc": "#!/bin/sh\necho 'Cuda compilation tools, release 12.8, V12.8.93'\n",
     }
     with tarfile.open(out / "host.tar", "w") as tar:
         tar.add(out / "libnvidia-ml.so.1", "usr/local/lib/libnvidia-ml.so.1")
         tar.add(out / "tabbyapi.git", "srv/git/tabbyapi.git")
-        for name, content in {f"srv/wheels/{WHEEL}": engine, **files}.items():
+        tar.add(out / "hub", "srv/hub")
+        tar.add(PROJECT / "tests/local_hub/server.py", "srv/hub.py")
+        files |= {f"srv/wheels/{wheel_name(name)}": content for name, content in wheels.items()}
+        for name, content in files.items():
             data = content if isinstance(content, bytes) else content.encode()
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(data), 0o755 if name.endswith("nvcc") else 0o644

@@ -12,7 +12,7 @@ from . import _exl_split, _llama_bench, _memory_plan
 Json = dict[str, t.Any]
 
 #: How often the worker may load a model again to correct where exllamav3 put it.
-LOADS_TO_CORRECT = 4
+LOADS_TO_CORRECT = 6
 
 
 def measure_order(

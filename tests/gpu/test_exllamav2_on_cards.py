@@ -32,7 +32,7 @@ PACKAGES = {
     ),
 }  # fmt: skip
 KNOWN_TO_BUILD = (
-    "exllamav2 0.3.2 with PyTorch 2.9.0 and nvcc 12.8 (its own wheels); the role pins PyTorch 2.11.0 and nvcc 13"
+    "exllamav2 0.3.2 and exllamav3 1.6.5 with PyTorch 2.11.0 and nvcc 13.0, as the role pins them"
 )
 PROMPT_TOKENS, NEW_TOKENS = 64, 32
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # ExLlama for real as far as a machine without a card goes: PyTorch from PyPI, the engine's extension compiled with the toolkit that the role
 # cuda_toolkit makes out of NVIDIA's wheels, for an RTX 3090 and an RTX 4090, and the real TabbyAPI started without a model, as the unit starts it.
-# 4 GB to fetch, 16 GB of disk; half an hour on two idle cores for v2, several hours for v3. ccache makes the next time short.
+# 4 GB to fetch, 16 GB of disk; a quarter to half an hour on two idle cores for v2, several hours for v3. ccache makes the next time short.
 #
 # Environment: EXLLAMA_ENGINE=v2|v3; EXLLAMA_SERVER_GIT, TabbyAPI's repository where its own cannot be reached: a URL, or a bare repository here.
 set -euo pipefail
@@ -41,7 +41,8 @@ began=$SECONDS
 run_play
 say "installed and compiled in $((SECONDS - began)) s"
 began=$SECONDS
-run_play | tee /dev/stderr | grep -q 'changed=0 ' || die "a second run changes something"
+second=$(run_play | tee >(cat >&2))
+grep -q 'changed=0 ' <<< "$second" || die "a second run changes something"
 say "second run: $((SECONDS - began)) s, nothing changed"
 
 release=$(inside readlink -f "/opt/exllama/$engine/current")

@@ -260,13 +260,25 @@ def make(job: dict[str, t.Any]) -> bool:
     return True
 
 
+def running(prefix: pathlib.Path) -> set[str]:
+    """Return the names of the releases that command lines of running processes name."""
+    found = set()
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended
+            for word in path.read_bytes().split(b"\0"):
+                parents = pathlib.Path(os.fsdecode(word)).parents
+                found |= {parent.name for parent in parents if parent.parent == prefix}
+    return found
+
+
 def prune(job: dict[str, t.Any]) -> bool:
     """Remove old and unfinished releases; return whether any was removed.
 
-    `keep_releases` remain: the one in use, the one before, then the newest.
+    `keep_releases` remain: the one in use, the one before, then the newest; and whatever a process still runs from,
+    such as a server that was not restarted yet.
     """
     prefix = pathlib.Path(job["prefix"])
-    in_use = os.path.basename(os.path.realpath(prefix / "current"))
+    in_use = {os.path.basename(os.path.realpath(prefix / "current"))} | running(prefix)
     with (prefix / ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         others = []
@@ -274,7 +286,7 @@ def prune(job: dict[str, t.Any]) -> bool:
             if (
                 path.is_symlink()
                 or not path.is_dir()
-                or path.name == in_use
+                or path.name in in_use
                 or not re.search(r"-[0-9a-f]{12}\Z", path.name)
             ):
                 continue

@@ -62,17 +62,25 @@ def synchronize():
         torch.cuda.synchronize(card)
 
 
-def corrected(split, wanted, found, block_gb):
-    """The split with the first card that is wrong moved by the blocks that it has too many or too few of.
+def corrected(tried, wanted, block_gb):
+    """The next split to try after those tried, [(split, found)] with the latest last; None where no number can help.
 
-    Only the first: what lies on later cards follows from it. None where it is the last, which takes what is left.
+    The first card that is wrong is moved, since what lies on later cards follows from it: by the blocks that it has too
+    many or too few of, and halfway between once one number is known to be too small and one too large (the output
+    layer can be far smaller than a block, and a step of whole blocks leaps over it). The last card takes what is left.
     """
-    for card, (want, have) in enumerate(zip(wanted, found, strict=True)):
-        if want != have:
-            if not any(wanted[card + 1 :]):
-                return None
-            return [*split[:card], split[card] + (want - have) * block_gb, *split[card + 1 :]]
-    return None
+    split, found = tried[-1]
+    card = next((card for card, (want, have) in enumerate(zip(wanted, found, strict=True)) if want != have), None)
+    if card is None or not any(wanted[card + 1 :]):
+        return None
+    alike = [(shares[card], layers[card]) for shares, layers in tried if shares[:card] == split[:card]]
+    too_small = [share for share, layers in alike if layers < wanted[card]]
+    too_large = [share for share, layers in alike if layers > wanted[card]]
+    if too_small and too_large:
+        share = (max(too_small) + min(too_large)) / 2
+    else:
+        share = split[card] + (wanted[card] - found[card]) * block_gb
+    return [*split[:card], share, *split[card + 1 :]]
 
 
 class V2:
@@ -103,7 +111,7 @@ class V2:
         return [round(count, 3) for count in counts]
 
     def load(self):
-        split = list(self.order["gpu_split_gb"])
+        split, tried = list(self.order["gpu_split_gb"]), []
         for attempt in range(1, PAPER_TRIES + 1):
             self.tries = attempt
             try:
@@ -113,7 +121,8 @@ class V2:
                 found = None
             if found == self.order["layers"]:
                 break
-            better = found and corrected(split, self.order["layers"], found, self.order["block_gb"])
+            tried += [(split, found)] if found else []
+            better = found and corrected(tried, self.order["layers"], self.order["block_gb"])
             if not better:
                 raise Misplaced(f"exllamav2 makes {found or 'nothing'} of gpu_split {split}")
             split = better
@@ -159,14 +168,15 @@ class V3:
         return counts
 
     def load(self):
-        split = list(self.order["gpu_split_gb"])
+        split, tried = list(self.order["gpu_split_gb"]), []
         for attempt in range(1, self.order["tries"] + 1):
             self.tries = attempt
             self.model.load(use_per_device=split, max_chunk_size=self.order["chunk_size"])
             found = self.layers()
             if found == self.order["layers"]:
                 return split
-            better = corrected(split, self.order["layers"], found, self.order["block_gb"])
+            tried.append((split, found))
+            better = corrected(tried, self.order["layers"], self.order["block_gb"])
             self.model.unload()
             gc.collect()
             torch.cuda.empty_cache()

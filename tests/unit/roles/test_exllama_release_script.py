@@ -80,10 +80,10 @@ def repository(tmp_path_factory):
 
 @pytest.fixture
 def job(tmp_path, repository):
-    wheel = stand_in.wheel()
+    wheel = stand_in.wheel("exllamav2", "")
     (tmp_path / "wheels").mkdir()
-    (tmp_path / "wheels" / stand_in.WHEEL).write_bytes(wheel)
-    pinned = f"--no-index\n--find-links {tmp_path}/wheels\nexllamav2=={stand_in.VERSION} "
+    (tmp_path / "wheels" / stand_in.wheel_name("exllamav2")).write_bytes(wheel)
+    pinned = f"--no-index\n--find-links {tmp_path}/wheels\nexllamav2=={stand_in.VERSIONS['exllamav2']} "
     pinned += f"--hash=sha256:{hashlib.sha256(wheel).hexdigest()}\n"
     prefix = tmp_path / "v2"
     prefix.mkdir()
@@ -212,6 +212,21 @@ def test_old_releases_go_but_not_the_one_before(tmp_path, keep, previous, left):
     assert done.returncode == 0, done.stderr
     found = {path.name for path in tmp_path.iterdir() if path.name != ".lock"}
     assert found == {name[letter] for letter in left} | {"other", "current"}
+
+
+def test_a_release_that_a_server_still_runs_from_stays(tmp_path):
+    old, new = "0.3.2-aaaaaaaaaaaa", "0.3.2-bbbbbbbbbbbb"
+    make_releases(tmp_path, old, new)
+    (tmp_path / "current").symlink_to(new)
+    (tmp_path / old / "server.py").write_text("print('up', flush=True); input()", encoding="utf-8")
+    job = {"prefix": str(tmp_path), "keep_releases": 1, "previous": ""}
+    command = [sys.executable, str(tmp_path / old / "server.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        server.stdout.readline()
+        assert json.loads(run("prune", job).stdout) == {"changed": False}
+        server.communicate("\n")
+    assert json.loads(run("prune", job).stdout) == {"changed": True}
+    assert not (tmp_path / old).exists()
 
 
 def test_the_starter_gives_the_server_its_files_and_nobody_else_the_keys(tmp_path):

@@ -11,6 +11,7 @@ import torch
 
 BLOCKS = int(os.environ["FAKE_BLOCKS"])
 BLOCK_GB = float(os.environ["FAKE_BLOCK_GB"])
+HEAD_GB = float(os.environ.get("FAKE_HEAD_GB", "0"))
 TRANSIENT_GB = float(os.environ.get("FAKE_OVERHEAD_GB", "0"))
 
 
@@ -42,7 +43,7 @@ class Model:
         assert max_chunk_size == 1024
         card, left = 0, [share - TRANSIENT_GB for share in use_per_device]
         for module in self.modules[1:]:
-            size = BLOCK_GB if module.layer_idx is not None else 0
+            size = BLOCK_GB if module.layer_idx is not None else HEAD_GB
             while size > left[card]:
                 card += 1
                 if card == len(left):

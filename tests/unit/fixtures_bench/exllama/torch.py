@@ -49,6 +49,7 @@ def device(name):
     return types.SimpleNamespace(index=int(str(name).partition(":")[2] or 0))
 
 
+version = types.SimpleNamespace(cuda="13.0")
 inference_mode = contextlib.nullcontext
 #: bytes on each card, which the engines' stand-ins add to
 used = [0] * len(UUIDS)

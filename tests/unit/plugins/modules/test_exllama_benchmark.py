@@ -129,6 +129,15 @@ def test_a_split_that_missed_is_moved_until_it_hits(run, engine, blocks):
     assert [device["layers"] for device in load["loaded"]] == [8, 5]
 
 
+def test_an_output_layer_far_smaller_than_a_block_is_found_between_two_blocks(run, environment):
+    environment["FAKE_HEAD_GB"] = "0.002"
+    load = run("exllamav3", overhead_blocks=-0.7, load={**LOAD, "layers": [12, 1]})["load"]
+    assert load["status"] == "ok", load["reason"]
+    # a step of a block leaps from 13/0 to 11/2 and back
+    assert load["tries"] > 2
+    assert [device["layers"] for device in load["loaded"]] == [12, 1]
+
+
 def test_memory_of_each_card_is_told(run):
     loaded = run()["load"]["loaded"]
     assert [device["uuid"] for device in loaded] == ["GPU-1", "GPU-2"]

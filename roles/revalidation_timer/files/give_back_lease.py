@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""End the lease that this run of mixed-gpu-revalidate.service left behind, so that the server comes back at once.
+
+systemd calls it after every run (ExecStopPost). A run that came to its end has given its lease back; one that was
+stopped, or took longer than its limit, has not. Another owner's lease is left alone: the owner's name holds the
+invocation of the run (systemd.exec(5), $INVOCATION_ID).
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+for directory in pathlib.Path(__file__).parents:
+    if directory.name == "ansible_collections":
+        sys.path.insert(0, str(directory.parent))
+
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _lease  # noqa: E402
+
+STATE = pathlib.Path("/run/mixed_gpu/lease.json")
+
+
+def main() -> int:
+    """Return what systemctl returned, or 0 where there is nothing to end."""
+    run = os.environ.get("INVOCATION_ID", "")
+    try:
+        owner = _lease.parse_state(STATE.read_text(encoding="utf-8"))["owner"]
+    except (OSError, _lease.LeaseError):
+        return 0
+    if not run or run not in owner:
+        return 0
+    print(f"<5>stopped before it was done: ending {_lease.UNIT}, so that the server starts again", flush=True)
+    return subprocess.run(["systemctl", "stop", _lease.UNIT], check=False).returncode
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
