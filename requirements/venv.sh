@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make .venv: pinned Python packages, and a collections folder in which this checkout is homelab.mixed_gpu.
-# Also holds the connection plugins that the lab needs, out of the pinned PyPI bundle "ansible" (Galaxy is not needed).
+# Also holds the connection plugin that the lab needs, out of the pinned PyPI bundle "ansible" (Galaxy is not needed).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -34,7 +34,7 @@ import pathlib
 import sys
 import zipfile
 
-wanted = ("containers/podman", "community/docker", "community/library_inventory_filtering_v1")
+wanted = ("community/docker", "community/library_inventory_filtering_v1")
 with zipfile.ZipFile(sys.argv[2]) as wheel:
     prefixes = tuple(f"ansible_collections/{name}/" for name in wanted)
     members = [name for name in wheel.namelist() if name.startswith(prefixes)]

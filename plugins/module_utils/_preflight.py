@@ -73,13 +73,13 @@ def checks(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[C
     found += hardware.links(host) + hardware.resizable_bar(host) + hardware.iommu(host)
     found += hardware.power(host, wanted) + hardware.others_on_the_cards(host)
     found += hardware.tensor_parallel(host, host["engines"], host["recorded"])
-    found += _revalidation(host["revalidation"])
+    found += _pending("revalidation", host["revalidation"]) + _pending("upgrade", host["upgrade"])
     return found
 
 
-def _revalidation(mark: t.Mapping[str, t.Any]) -> list[Check]:
-    """What _revalidation_mark.state says, where the host is marked."""
-    return [hardware.check("revalidation", False, "warning", mark["why"], mark["cure"])] if mark["needed"] else []
+def _pending(name: str, found: t.Mapping[str, t.Any]) -> list[Check]:
+    """What _revalidation_mark.state or _upgrade.unfinished says, where something is to be done."""
+    return [hardware.check(name, False, "warning", found["why"], found["cure"])] if found["needed"] else []
 
 
 def models(entries: t.Sequence[t.Mapping[str, t.Any]], directory: str, sizes_mib: t.Mapping[str, t.Any]) -> Json:

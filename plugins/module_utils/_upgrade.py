@@ -17,6 +17,7 @@ import json
 import typing as t
 
 SCHEMA: t.Final = 1
+PATH: t.Final = "/var/lib/mixed_gpu/upgrade.json"
 COMPONENTS: t.Final = ("driver", "llama_cpp")
 NAMES: t.Final = {"driver": "the driver", "llama_cpp": "llama.cpp"}
 #: What a host does in each stage, in words that follow "it stopped while".
@@ -101,6 +102,17 @@ def _stopped(upgrade: Table) -> str:
         f"{_capital(describe(upgrade))} of {upgrade['started_at']} is under way: it stopped while "
         f"{STAGES[upgrade['stage']]} (since {upgrade['stage_at']})"
     )
+
+
+def unfinished(text: str | None) -> dict[str, t.Any]:
+    """Return {needed, why, cure} of a record's text: whether somebody has to end an upgrade, and how."""
+    try:
+        upgrade = None if text is None else parse(text)["under_way"]
+    except UpgradeError as exc:
+        return {"needed": True, "why": f"the record of upgrades is damaged: {exc}", "cure": f"move {PATH} away"}
+    if upgrade is None:
+        return {"needed": False, "why": "", "cure": ""}
+    return {"needed": True, "why": _stopped(upgrade), "cure": _ways_out(upgrade)}
 
 
 def _capital(text: str) -> str:

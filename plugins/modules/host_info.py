@@ -268,6 +268,10 @@ host:
       description: Whether the host needs revalidation, as M(homelab.mixed_gpu.revalidation_mark_info) returns it.
       type: dict
       returned: always
+    upgrade:
+      description: Whether somebody has to end an upgrade (C(needed)), in what state it is (C(why)), and how (C(cure)).
+      type: dict
+      returned: always
 """
 
 import os
@@ -275,7 +279,11 @@ import platform
 import re
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _host_hardware, _revalidation_mark
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
+    _host_hardware,
+    _revalidation_mark,
+    _upgrade,
+)
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._host_hardware import read
 
 MIB = 1 << 20
@@ -385,6 +393,7 @@ def main() -> None:
             "nvidia_nodes": _host_hardware.nvidia_nodes(),
             "nvidia_module_version": read("/sys/module/nvidia/version"),
             "revalidation": _revalidation_mark.state(read(_revalidation_mark.PATH)),
+            "upgrade": _upgrade.unfinished(read(_upgrade.PATH)),
             "nouveau_loaded": os.path.isdir("/sys/module/nouveau"),
         },
     )

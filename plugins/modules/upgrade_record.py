@@ -177,7 +177,7 @@ def main() -> None:
             "outcome": {"type": "str", "choices": list(_upgrade.OUTCOMES)},
             "verdict": {"type": "dict"},
             "why": {"type": "str"},
-            "path": {"type": "path", "default": "/var/lib/mixed_gpu/upgrade.json"},
+            "path": {"type": "path", "default": _upgrade.PATH},
             "keep": {"type": "int", "default": 20},
         },
         required_if=[

@@ -30,6 +30,13 @@ private() { [ -z "${LAB_ENGINE:-}" ]; }
 say() { printf 'lab | %s\n' "$*"; }
 die() { printf 'lab: %s\n' "$*" >&2; exit 1; }
 
+# The connection plugin of community.docker works with podman, too, and sends a module in one step (pipelining), which that of
+# containers.podman does not: it looks for a program named docker.
+if [ "$ENGINE" = podman ]; then
+  mkdir -p "$LAB_DIR/bin" && ln -sfn "$(command -v podman || echo /usr/bin/podman)" "$LAB_DIR/bin/docker"
+  export PATH=$LAB_DIR/bin:$PATH
+fi
+
 if private; then
   export CONTAINERS_CONF=$LAB_DIR/containers.conf CONTAINERS_STORAGE_CONF=$LAB_DIR/storage.conf
   [ "$(id -u)" = 0 ] || die "the private lab needs root (mount and network namespaces): run it through sudo, or set LAB_ENGINE"

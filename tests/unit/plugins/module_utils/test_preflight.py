@@ -42,6 +42,7 @@ HOST = {
     "nvidia_module_version": "580.95.05",
     "nouveau_loaded": False,
     "revalidation": {"needed": False},
+    "upgrade": {"needed": False},
 }
 GPUS = {
     "available": True,
@@ -192,12 +193,13 @@ def test_a_broken_driver_says_why():
     assert (found["severity"], found["cure"]) == ("warning", "A driver upgrade is half done, reboot to finish it.")
 
 
-def test_a_changed_driver_is_shown_until_it_is_revalidated():
-    mark = {"needed": True, "why": "the driver changed at 2026-11-25T18:20:36Z (...)", "cure": "ansible-playbook x"}
-    assert bad(judge(revalidation=mark))["revalidation"] == {
-        "name": "revalidation", "ok": False, "severity": "warning", "detail": mark["why"], "cure": mark["cure"],
+@pytest.mark.parametrize("name", ["revalidation", "upgrade"])
+def test_what_is_left_to_be_done_is_shown_until_it_is_done(name):
+    found = {"needed": True, "why": "the driver changed at 2026-11-25T18:20:36Z (...)", "cure": "ansible-playbook x"}
+    assert bad(judge(**{name: found}))[name] == {
+        "name": name, "ok": False, "severity": "warning", "detail": found["why"], "cure": found["cure"],
     }
-    assert "revalidation" not in [check["name"] for check in judge()]
+    assert name not in [check["name"] for check in judge()]
 
 
 def cards(**second):

@@ -49,6 +49,19 @@ def test_what_is_there_already_is_nothing_to_upgrade():
     assert _upgrade.decide(_upgrade.empty(), OLD, {**OLD, "builds": {"main": "b11312-ff"}}, "continue")["do"] == "begin"
 
 
+@pytest.mark.parametrize("stage", _upgrade.STAGES)
+def test_everybody_is_told_of_an_upgrade_that_nobody_ended(stage):
+    found = _upgrade.unfinished(json.dumps(at(stage)))
+    assert found["needed"] and _upgrade.STAGES[stage] in found["why"]
+    assert "-e component=llama_cpp" in found["cure"]
+
+
+def test_nobody_is_told_of_none():
+    assert not _upgrade.unfinished(None)["needed"] and not _upgrade.unfinished(json.dumps(_upgrade.empty()))["needed"]
+    damaged = _upgrade.unfinished("{")
+    assert damaged["needed"] and "damaged" in damaged["why"]
+
+
 def test_nothing_asked_and_nothing_under_way_is_an_error():
     assert "-e component=driver" in _upgrade.opening(_upgrade.empty(), "", "", "continue")["error"]
 
