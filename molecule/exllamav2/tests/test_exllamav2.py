@@ -165,7 +165,8 @@ def test_a_restart_that_a_killed_play_left_out_is_made_up_for(host, controller):
 
 def test_verify_alone_notices_a_server_that_has_another_key(host, controller, tmp_path):
     playbook = tmp_path / "verify.yml"
-    play = {"hosts": "mixed_gpu", "gather_facts": False, "tasks": [
+    variables = {"exllamav2_model_path": "/srv/models/tiny-exl2"}
+    play = {"hosts": "mixed_gpu", "gather_facts": False, "vars": variables, "tasks": [
         {"ansible.builtin.import_role": {"name": "homelab.mixed_gpu.exllamav2", "tasks_from": "verify"}}]}  # fmt: skip
     playbook.write_text(json.dumps([play]), encoding="utf-8")
     assert changed(controller.play(playbook=str(playbook))) == 0
