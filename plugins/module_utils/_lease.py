@@ -94,12 +94,15 @@ def start_command(
 
     systemd stops what conflicts before the lease starts (Conflicts= with After=), ends the lease after C(max_seconds),
     and however it ends starts again what ran before (ExecStopPost=). C(--no-block) because that start waits for the
-    lease to be gone.
+    lease to be gone. These starts do not count against the units' StartLimitBurst=, which is for servers that crash
+    (reset-failed clears the count).
     """
     properties = [f"Description=Measurement lease of {re.sub(r'[^ -~]', '?', owner).replace('%', '%%')}"]
     for name in conflicts:
         properties += [f"Conflicts={name}", f"After={name}"]
     properties.append(f"RuntimeMaxSec={max_seconds}")
+    if restart:
+        properties.append(f"ExecStopPost=-{systemctl} reset-failed {' '.join(sorted(set(restart)))}")
     properties += [f"ExecStopPost={systemctl} --no-block start {name}" for name in sorted(set(restart))]
     return [
         systemd_run, "--quiet", "--collect", f"--unit={UNIT}",

@@ -65,6 +65,7 @@ def test_only_what_ran_is_started_again():
         "Description=Measurement lease of c 50%%",
         "Conflicts=a.service", "After=a.service", "Conflicts=b.service", "After=b.service",
         "RuntimeMaxSec=600",
+        "ExecStopPost=-/sc reset-failed b.service",
         "ExecStopPost=/sc --no-block start b.service",
     ]
 

@@ -45,7 +45,7 @@ SYSTEMD_RUN = """#!/bin/sh
 for part; do
   case "$part" in
   Conflicts=*) rm -f "$UNITS/${part#Conflicts=}" ;;
-  ExecStopPost=*) echo "${part##* }" >> "$UNITS/mixed-gpu-lease.service" ;;
+  ExecStopPost=*start*) echo "${part##* }" >> "$UNITS/mixed-gpu-lease.service" ;;
   esac
 done
 """
