@@ -6,12 +6,38 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
+import tempfile
 import time
 import typing as t
 
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Play(subprocess.Popen[str]):
+    """A playbook in a process group of its own. Its output goes to a file: a pipe that nobody reads would stop it."""
+
+    def __init__(self, command: t.Sequence[str], directory: pathlib.Path) -> None:
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the play)
+        super().__init__(
+            command, cwd=directory, stdout=self.output, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+
+    def said(self) -> str:
+        """Return what it has said until now."""
+        # without moving the offset, which is the play's as well
+        return os.pread(self.output.fileno(), os.fstat(self.output.fileno()).st_size, 0).decode()
+
+    def shows(self, pattern: str, seconds: float = 600) -> None:
+        """Wait until it has said something that matches, or has ended."""
+        eventually(lambda: self.poll() is not None or re.search(pattern, self.said()) is not None, seconds)
+
+    def finish(self, seconds: float | None = None) -> str:
+        """Wait for its end, and return what it said."""
+        self.wait(seconds)
+        return self.said()
 
 
 class Controller:
@@ -33,18 +59,15 @@ class Controller:
             f"--extra-vars=@{self.directory}/variables.yml", playbook or self.playbook, *options,
         ]  # fmt: skip
 
-    def start(self, *options: str, playbook: str = "") -> subprocess.Popen[str]:
-        """Start a playbook in a process group of its own and return at once."""
-        return subprocess.Popen(
-            self.command(*options, playbook=playbook), cwd=self.directory, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
+    def start(self, *options: str, playbook: str = "") -> Play:
+        """Start a playbook and return at once."""
+        return Play(self.command(*options, playbook=playbook), self.directory)
 
     def play(self, *options: str, playbook: str = "") -> subprocess.CompletedProcess[str]:
         """Run a playbook to its end and return what happened, output included."""
         process = self.start(*options, playbook=playbook)
         try:
-            output = process.communicate(timeout=1200)[0]
+            output = process.finish(1200)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

@@ -50,7 +50,7 @@ class Upgrades:
         finally:
             if play.poll() is None:
                 os.killpg(play.pid, signal.SIGKILL)
-            output = play.communicate()[0]
+            output = play.finish()
         assert self.stage() == stage, output[-6000:]
 
     def record(self) -> dict[str, t.Any]:

@@ -91,7 +91,7 @@ def test_a_play_that_is_killed_while_measuring_goes_on_where_it_was(host, contro
     finally:
         if play.poll() is None:
             os.killpg(play.pid, signal.SIGKILL)
-        output = play.communicate()[0]
+        output = play.finish()
     measured = stored() - before
     assert measured, output[-4000:]
     # a module that was measuring when its play died may still finish its load; what was stored stays untouched

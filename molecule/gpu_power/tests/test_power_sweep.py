@@ -27,7 +27,7 @@ def test_a_sweep_that_is_killed_leaves_the_limits_as_they_were(host, kept, contr
     finally:
         if play.poll() is None:
             os.killpg(play.pid, signal.SIGKILL)
-        output = play.communicate()[0]
+        output = play.finish()
     assert kept()["0.power_limit_milliwatts"] == "245000", output[-3000:]
     # what happens by itself when the lease expires
     eventually(lambda: host.run("flock -n %s/.lock true", STORE).rc == 0)

@@ -44,17 +44,7 @@ def kill(play: t.Any) -> str:
     """Kill a play with all its processes on the controller and return what it said."""
     if play.poll() is None:
         os.killpg(play.pid, signal.SIGKILL)
-    return play.communicate()[0]
-
-
-def shows(play: t.Any, pattern: str) -> str:
-    """Read what a play says until a line matches, or it ends, and return all of it."""
-    lines = []
-    for line in play.stdout:
-        lines.append(line)
-        if re.search(pattern, line):
-            break
-    return "".join(lines)
+    return play.finish()
 
 
 @pytest.fixture
@@ -86,9 +76,9 @@ def test_a_play_that_is_killed_leaves_a_job_that_the_next_play_waits_for(host, c
     assert not host.file(MODEL).exists, output[-4000:]
     play = controller.start(ONE)
     # it shows how far the other one is, and fetches nothing itself
-    output = shows(play, PROGRESS)
+    play.shows(PROGRESS)
     faults()
-    output += play.communicate(timeout=600)[0]
+    output = play.finish(600)
     assert play.returncode == 0 and re.search(PROGRESS, output) and changed(output) == 0, output[-4000:]
     assert same(host) and host.run("ls -A /srv/models/model").stdout.split() == ["Model-Q8_0.gguf"]
 
@@ -112,9 +102,10 @@ def test_a_reboot_in_mid_download_is_continued(host, controller, eventually, fau
 def test_two_plays_at_once_fetch_it_once(host, controller, faults, gone):
     faults(SLOW)
     plays = [controller.start(ONE) for _each in range(2)]
-    outputs = [shows(play, PROGRESS) for play in plays]
+    for play in plays:
+        play.shows(PROGRESS)
     faults()
-    outputs = [before + play.communicate(timeout=600)[0] for before, play in zip(outputs, plays, strict=True)]
+    outputs = [play.finish(600) for play in plays]
     assert [play.returncode for play in plays] == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
     assert all(re.search(PROGRESS, output) for output in outputs)
     assert sorted(changed(output) for output in outputs) == [0, 1] and same(host)
@@ -143,7 +134,7 @@ def test_a_disk_that_fills_up_and_is_freed(host, controller, eventually, faults)
     try:
         eventually(lambda: size(host, part) > MIB // 2 or play.poll() is not None, 300)
         host.run("dd if=/dev/zero of=%s bs=1M", filler)
-        output = play.communicate(timeout=600)[0]
+        output = play.finish(600)
     finally:
         kill(play)
     assert play.returncode == 2 and "the disk is full: free some space" in words(output), output[-4000:]

@@ -104,7 +104,7 @@ def driver_upgrade_with(host, upgrades, slower, ends):
         lab_controller.eventually(lambda: upgrades.stage() == ends or play.poll() is not None, 1200)
         if play.poll() is None:
             restore(host)
-        output = play.communicate(timeout=1200)[0]
+        output = play.finish(1200)
     finally:
         if play.poll() is None:
             os.killpg(play.pid, signal.SIGKILL)
