@@ -164,8 +164,7 @@ def _compile_trouble(record: t.Mapping[str, t.Any]) -> str:
     if listed[0] < oldest:
         return (
             f"a card has compute capability {listed[0] / 10:.1f}, and {record['package']} needs "
-            f"{oldest / 10:.1f} or later; leave "
-            "that card out of exllamav2_gpus."
+            f"{oldest / 10:.1f} or later; name the other cards in exllamav2_gpus."
         )
     return ""
 

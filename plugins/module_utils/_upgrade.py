@@ -71,7 +71,8 @@ def _is_upgrade(upgrade: t.Any) -> bool:
     return (
         isinstance(upgrade, dict)
         and upgrade.get("component") in COMPONENTS
-        and upgrade.get("stage") in STAGES
+        and upgrade.get("stage") in list(STAGES)
+        and all(isinstance(upgrade.get(name), str) for name in ("started_at", "stage_at"))
         and isinstance(upgrade.get("verdicts"), dict)
         and all(_is_place(upgrade.get(end)) for end in ("from", "to"))
         and isinstance(upgrade["to"].get("asked"), dict)
@@ -97,9 +98,9 @@ def _ends(origin: Table, target: Table) -> str:
     return f"from {origin['version']} to {'another build of it' if same else target['version']}"
 
 
-def _stopped(upgrade: Table) -> str:
+def _stopped(upgrade: Table, how: str = "it stopped") -> str:
     return (
-        f"{_capital(describe(upgrade))} of {upgrade['started_at']} is under way: it stopped while "
+        f"{_capital(describe(upgrade))} of {upgrade['started_at']} is under way: {how} while "
         f"{STAGES[upgrade['stage']]} (since {upgrade['stage_at']})"
     )
 
@@ -112,7 +113,8 @@ def unfinished(text: str | None) -> dict[str, t.Any]:
         return {"needed": True, "why": f"the record of upgrades is damaged: {exc}", "cure": f"move {PATH} away"}
     if upgrade is None:
         return {"needed": False, "why": "", "cure": ""}
-    return {"needed": True, "why": _stopped(upgrade), "cure": _ways_out(upgrade)}
+    why = _stopped(upgrade, "another play is at work, or it stopped")
+    return {"needed": True, "why": why, "cure": f"with the playbook homelab.mixed_gpu.upgrade {_ways_out(upgrade)}"}
 
 
 def _capital(text: str) -> str:
@@ -128,10 +130,10 @@ def _ways_out(upgrade: Table) -> str:
     variables = "" if asked.get("version") else ", with the inventory's variables as they were then"
     if upgrade["stage"] in ("rolling_back", "proving"):
         return f"run upgrade with -e component={upgrade['component']} and without a version to finish that first"
-    return (
-        f"finish that first, with {given}{variables}, or go back with "
-        f"-e component={upgrade['component']} -e upgrade_on_resume=rollback"
-    )
+    finish = f"finish that first, with {given}{variables}"
+    if upgrade["stage"] == "keeping":  # it was accepted, so there is nothing to go back from
+        return finish
+    return f"{finish}, or go back with -e component={upgrade['component']} -e upgrade_on_resume=rollback"
 
 
 def opening(record: Table, component: str, version: str, on_resume: str) -> dict[str, t.Any]:

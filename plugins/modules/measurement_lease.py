@@ -12,7 +12,8 @@ description:
   - Only one thing uses the devices at a time. The lease is a transient systemd unit, C(mixed-gpu-lease.service), that
     conflicts with the services in O(conflicts), so that systemd stops them while it is held.
   - However the lease ends (released, expired, or its unit stopped by hand), systemd starts again those services that
-    were running when it was taken. After a reboot the lease is gone and enabled services start as usual.
+    were running when it was taken. These starts do not count against their C(StartLimitBurst=). After a reboot the
+    lease is gone and enabled services start as usual.
   - A second owner is refused, unless the first one abandoned the lease, as a killed play does. Abandoned means that
     nothing is measuring (nobody holds O(lock_file)) and that nobody touched the lease for O(idle_seconds). The module
     M(homelab.mixed_gpu.split_benchmark) touches it at the start and the end of each load, and so does taking it

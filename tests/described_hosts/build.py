@@ -45,6 +45,7 @@ BASE: dict[str, t.Any] = {
     ],
     "files": [], "listeners": [], "nvidia_module_version": None, "nouveau_loaded": False,
     "revalidation": {"needed": False},
+    "upgrade": {"needed": False},
 }
 WANTED: dict[str, t.Any] = {
     "port": 8080, "server_unit": "llama-server.service", "memory_mib": 2048,

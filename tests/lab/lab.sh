@@ -33,7 +33,8 @@ die() { printf 'lab: %s\n' "$*" >&2; exit 1; }
 # The connection plugin of community.docker works with podman, too, and sends a module in one step (pipelining), which that of
 # containers.podman does not: it looks for a program named docker.
 if [ "$ENGINE" = podman ]; then
-  mkdir -p "$LAB_DIR/bin" && ln -sfn "$(command -v podman || echo /usr/bin/podman)" "$LAB_DIR/bin/docker"
+  podman=$(command -v podman || echo /usr/bin/podman)
+  [ "$(readlink "$LAB_DIR/bin/docker")" = "$podman" ] || { mkdir -p "$LAB_DIR/bin" && ln -sfn "$podman" "$LAB_DIR/bin/docker"; }
   export PATH=$LAB_DIR/bin:$PATH
 fi
 

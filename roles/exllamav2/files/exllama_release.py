@@ -278,15 +278,15 @@ def prune(job: dict[str, t.Any]) -> bool:
     such as a server that was not restarted yet.
     """
     prefix = pathlib.Path(job["prefix"])
-    in_use = {os.path.basename(os.path.realpath(prefix / "current"))} | running(prefix)
     with (prefix / ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        in_use = os.path.basename(os.path.realpath(prefix / "current"))
         others = []
         for path in prefix.iterdir():
             if (
                 path.is_symlink()
                 or not path.is_dir()
-                or path.name in in_use
+                or path.name == in_use
                 or not re.search(r"-[0-9a-f]{12}\Z", path.name)
             ):
                 continue
@@ -294,7 +294,10 @@ def prune(job: dict[str, t.Any]) -> bool:
             made = (path / "build.json").stat().st_mtime if complete else 0
             others.append((complete, path.name == job["previous"], made, path))
         complete_ones = [entry[3] for entry in sorted(others, reverse=True) if entry[0]]
-        doomed = complete_ones[max(job["keep_releases"] - 1, 0) :] + [entry[3] for entry in others if not entry[0]]
+        superfluous = complete_ones[max(job["keep_releases"] - 1, 0) :]
+        superfluous += [entry[3] for entry in others if not entry[0]]
+        needed = running(prefix)
+        doomed = [path for path in superfluous if path.name not in needed]
         for path in doomed:
             # without build.json it is unfinished, whatever becomes of the rest
             (path / "build.json").unlink(missing_ok=True)

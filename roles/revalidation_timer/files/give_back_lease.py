@@ -18,21 +18,35 @@ for directory in pathlib.Path(__file__).parents:
     if directory.name == "ansible_collections":
         sys.path.insert(0, str(directory.parent))
 
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _lease  # noqa: E402
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _lease, _state_files  # noqa: E402
 
-STATE = pathlib.Path("/run/mixed_gpu/lease.json")
+STATE = os.environ.get("MIXED_GPU_LEASE_FILE", "/run/mixed_gpu/lease.json")
+LOCK = os.environ.get("MIXED_GPU_LOCK_FILE", "/var/lib/mixed_gpu/measurements/.lock")
+#: Less than the 90 seconds after which systemd kills this program.
+WAIT_SECONDS = 60
+
+
+def ours(run: str) -> bool:
+    """Whether this run owns the lease, and it still is one."""
+    try:
+        owner = _lease.parse_state(_state_files.read_text(STATE) or "")["owner"]
+    except (OSError, _lease.LeaseError):
+        return False
+    active = subprocess.run(["systemctl", "is-active", "--quiet", _lease.UNIT], check=False).returncode == 0
+    return active and run in owner.split()
 
 
 def main() -> int:
     """Return what systemctl returned, or 0 where there is nothing to end."""
     run = os.environ.get("INVOCATION_ID", "")
-    try:
-        owner = _lease.parse_state(STATE.read_text(encoding="utf-8"))["owner"]
-    except (OSError, _lease.LeaseError):
-        return 0
-    if not run or run not in owner:
+    if not run or not ours(run):
         return 0
     print(f"<5>stopped before it was done: ending {_lease.UNIT}, so that the server starts again", flush=True)
+    # what measured may still hold the devices' memory; systemd is ending it
+    if os.path.exists(LOCK):
+        lock = _state_files.take_lock(LOCK, WAIT_SECONDS)
+        if lock is not None:
+            _state_files.release_lock(lock)
     return subprocess.run(["systemctl", "stop", _lease.UNIT], check=False).returncode
 
 

@@ -127,7 +127,7 @@ class V2:
                 raise Misplaced(f"exllamav2 makes {found or 'nothing'} of gpu_split {split}")
             split = better
         else:
-            raise Misplaced(f"exllamav2 makes {found} of gpu_split {split} after {PAPER_TRIES} corrections")
+            raise Misplaced(f"exllamav2 makes {found} of gpu_split {tried[-1][0]} after {PAPER_TRIES} corrections")
         self.model.load(split)
         suffix = {"FP16": "", "Q8": "_Q8", "Q6": "_Q6", "Q4": "_Q4"}[self.order["cache"]]
         cache_class = getattr(self.package, f"ExLlamaV2Cache{suffix}")
@@ -183,7 +183,7 @@ class V3:
             if not better:
                 break
             split = better
-        raise Misplaced(f"exllamav3 makes {found} of gpu_split {split} at load {self.tries}")
+        raise Misplaced(f"exllamav3 makes {found} of gpu_split {tried[-1][0]} at load {self.tries}")
 
     def parameters(self, past):
         return {

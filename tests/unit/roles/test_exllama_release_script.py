@@ -214,19 +214,26 @@ def test_old_releases_go_but_not_the_one_before(tmp_path, keep, previous, left):
     assert found == {name[letter] for letter in left} | {"other", "current"}
 
 
-def test_a_release_that_a_server_still_runs_from_stays(tmp_path):
-    old, new = "0.3.2-aaaaaaaaaaaa", "0.3.2-bbbbbbbbbbbb"
-    make_releases(tmp_path, old, new)
-    (tmp_path / "current").symlink_to(new)
+@pytest.mark.parametrize(
+    ("keep", "previous", "left"), [(1, "", {"a", "c"}), (2, "a", {"a", "c"}), (2, "", {"a", "b", "c"})]
+)
+def test_a_release_that_a_server_still_runs_from_stays(tmp_path, keep, previous, left):
+    name = {letter: f"0.3.2-{letter * 12}" for letter in "abc"}
+    make_releases(tmp_path, *name.values())
+    (tmp_path / "current").symlink_to(name["c"])
+    old = name["a"]
     (tmp_path / old / "server.py").write_text("print('up', flush=True); input()", encoding="utf-8")
-    job = {"prefix": str(tmp_path), "keep_releases": 1, "previous": ""}
+    job = {"prefix": str(tmp_path), "keep_releases": keep, "previous": name.get(previous, "")}
     command = [sys.executable, str(tmp_path / old / "server.py")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         server.stdout.readline()
-        assert json.loads(run("prune", job).stdout) == {"changed": False}
+        assert run("prune", job).returncode == 0
+        assert {letter for letter in name if (tmp_path / name[letter]).exists()} == left
         server.communicate("\n")
-    assert json.loads(run("prune", job).stdout) == {"changed": True}
-    assert not (tmp_path / old).exists()
+    # what was spared for the server alone goes when it is over
+    expected = {"changed": previous != "a" and "a" in left}
+    assert json.loads(run("prune", job).stdout) == expected
+    assert (tmp_path / old).exists() != expected["changed"]
 
 
 def test_the_starter_gives_the_server_its_files_and_nobody_else_the_keys(tmp_path):

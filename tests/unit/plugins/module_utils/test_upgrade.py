@@ -53,7 +53,12 @@ def test_what_is_there_already_is_nothing_to_upgrade():
 def test_everybody_is_told_of_an_upgrade_that_nobody_ended(stage):
     found = _upgrade.unfinished(json.dumps(at(stage)))
     assert found["needed"] and _upgrade.STAGES[stage] in found["why"]
-    assert "-e component=llama_cpp" in found["cure"]
+    assert "homelab.mixed_gpu.upgrade" in found["cure"] and "-e component=llama_cpp" in found["cure"]
+    assert ("upgrade_on_resume=rollback" in found["cure"]) == (stage in ("installing", "revalidating"))
+    for name in ("started_at", "stage_at", "stage"):
+        record = at(stage)
+        record["under_way"][name] = None
+        assert "damaged" in _upgrade.unfinished(json.dumps(record))["why"]
 
 
 def test_nobody_is_told_of_none():
@@ -98,8 +103,9 @@ def test_another_component_is_refused_with_the_cure(stage, on_resume):
     if stage in BACK:
         assert error.endswith("run upgrade with -e component=llama_cpp and without a version to finish that first.")
     else:
-        assert "-e component=llama_cpp -e version=b11400, or go back with" in error
-        assert error.endswith("-e upgrade_on_resume=rollback.")
+        assert "finish that first, with -e component=llama_cpp -e version=b11400" in error
+        # what was accepted is not gone back from
+        assert error.endswith("-e upgrade_on_resume=rollback.") == (stage != "keeping")
 
 
 @pytest.mark.parametrize("stage", _upgrade.STAGES)
