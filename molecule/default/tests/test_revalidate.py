@@ -70,12 +70,14 @@ def test_the_tuning_left_a_baseline_that_the_server_completed(host):
     assert baseline["configuration"]["kernel"] and baseline["smallest_visible_percent"]["decode"] > 0
 
 
-def test_an_unchanged_host_is_fine_and_stays_as_it_is(host, revalidate):
+def test_an_unchanged_host_is_fine_and_stays_as_it_is(host, controller, revalidate):
     before = host.run("systemctl show -p InvocationID llama-server").stdout
     for _run in range(2):
         code, result, output = revalidate()
         assert (code, result["verdict"], result["measured"], result["changes"]) == (0, "ok", False, []), output[-3000:]
         assert re.search(r"changed=0 ", output)
+    checked = controller.play("--check", playbook="homelab.mixed_gpu.revalidate")
+    assert checked.returncode == 0, checked.stdout[-3000:]
     assert host.run("systemctl show -p InvocationID llama-server").stdout == before
     history = host.run("ls /var/lib/mixed_gpu/revalidations").stdout.split()
     assert len(history) >= 2
@@ -109,12 +111,14 @@ def test_layers_on_the_wrong_devices_are_found(host, revalidate):
     assert placement["verdict"] == "broken" and "127.0.0.1:50053, 127.0.0.1:50052" in placement["detail"]
 
 
-def test_a_replaced_model_is_found_and_not_measured(host, revalidate):
+def test_a_replaced_model_is_found_and_not_measured(host, controller, revalidate):
     fact = json.loads(host.file("/etc/ansible/facts.d/mixed_gpu.fact").content_string)
     path = fact["models"][fact["active"]]["model"]["path"]
     with _kept(host, path):
         assert host.run(f"echo other >> {path}").rc == 0
         code, result, _output = revalidate("--extra-vars=revalidate_measure=true")
+        checked = controller.play("--check", playbook="homelab.mixed_gpu.revalidate")
+    assert checked.returncode == 2 and "was replaced" in checked.stdout, checked.stdout[-3000:]
     assert (code, result["verdict"], result["measured"]) == (2, "broken", False)
     assert "was replaced" in _checks(result)["model"]["detail"]
 

@@ -68,6 +68,25 @@ def test_a_second_run_of_site_changes_nothing(site):
     assert done.returncode == 0 and re.search(r"changed=0 ", done.stdout), done.stdout[-6000:]
 
 
+def test_the_cards_of_the_inventory_are_tuned_and_served_in_their_order(host, site):
+    environment = SITE["split_tuning_environment"] | {"FAKE_UUIDS": f"{SLOW},{FAST}", "FAKE_BLOCK_MS": "1.5,0.5"}
+    swapped = {"exllamav2_gpus": [SLOW, FAST], "split_tuning_environment": environment}
+    done = site(f"--extra-vars={json.dumps(swapped)}")
+    assert done.returncode == 0, done.stdout[-6000:]
+    fact = json.loads(host.file(FACT).content_string)
+    tuned = fact["models"][fact["active"]]
+    assert [device["id"] for device in tuned["devices"]] == [SLOW, FAST]
+    assert tuned["decision"]["layers"][0] < tuned["decision"]["layers"][1]
+    unit = host.run("systemctl show -p Environment exllama-server").stdout
+    assert f"CUDA_VISIBLE_DEVICES={SLOW},{FAST}" in unit
+
+
+def test_a_card_that_is_not_there_is_refused(site):
+    refused = site('--extra-vars={"exllamav2_gpus": ["GPU-0"]}')
+    said = " ".join(refused.stdout.split())
+    assert refused.returncode == 2 and "GPU-0" in said and FAST in said, refused.stdout[-4000:]
+
+
 def test_a_split_in_the_inventory_is_refused_rather_than_ignored(site):
     refused = site('--extra-vars={"exllamav2_gpu_split_gb": [18, 20]}')
     assert refused.returncode == 2

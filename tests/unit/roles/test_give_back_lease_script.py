@@ -14,9 +14,8 @@ import time
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _lease, _state_files
 
-ROOT = pathlib.Path(__file__).parents[3]
 # as it is installed: inside a collection
-PROGRAM = ".venv/collections/ansible_collections/homelab/mixed_gpu/roles/revalidation_timer/files/give_back_lease.py"
+PROGRAM = pathlib.Path(_lease.__file__).parents[2] / "roles/revalidation_timer/files/give_back_lease.py"
 RUN = "0123456789abcdef0123456789abcdef"
 NOW = "2026-11-26T03:00:00Z"
 
@@ -37,7 +36,7 @@ def give_back(tmp_path):
             "INVOCATION_ID": invocation, "MIXED_GPU_LEASE_FILE": str(tmp_path / "lease.json"),
             "MIXED_GPU_LOCK_FILE": str(tmp_path / "lock"), "PATH": f"{systemctl.parent}:{os.environ['PATH']}",
         }  # fmt: skip
-        command = [sys.executable, str(ROOT / PROGRAM)]
+        command = [sys.executable, str(PROGRAM)]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         asked = tmp_path / "asked"
