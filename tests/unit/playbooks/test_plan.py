@@ -4,41 +4,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import typing as t
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import build_library, environment
 from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
-
 
 @pytest.fixture
-def plan(tmp_path: pathlib.Path) -> t.Callable[..., tuple[int, str]]:
-    def _plan(
-        *words: str, inventory: str | None = None, variables: dict[str, str] | None = None
-    ) -> tuple[int, str]:
-        command = [str(pathlib.Path(sys.executable).parent / "ansible-playbook"), "homelab.mixed_gpu.plan"]
-        command += ["-i", inventory or str(tmp_path / "none.yml")]
-        command += ["-e", f"ansible_python_interpreter={sys.executable}"]
-        (tmp_path / "none.yml").write_text("all: {}\n")
-        env = {
-            **(variables or os.environ), "ANSIBLE_CONFIG": "", "ANSIBLE_HOME": str(tmp_path / "ansible"),
-            "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".venv/collections"), "ANSIBLE_LOCALHOST_WARNING": "false",
-            "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default", "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
-            "HOME": str(tmp_path),
-        }
-        done = subprocess.run(
-            [*command, *words], capture_output=True, text=True, check=False, cwd=tmp_path, env=env, timeout=120
-        )
-        return done.returncode, done.stdout + done.stderr
-
-    return _plan
+def plan(playbook: t.Callable[..., tuple[int, str]]) -> t.Callable[..., tuple[int, str]]:
+    return functools.partial(playbook, "homelab.mixed_gpu.plan")
 
 
 def test_for_cards_by_name_and_a_shape(plan: t.Callable[..., tuple[int, str]]) -> None:
