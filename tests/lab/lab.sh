@@ -13,6 +13,12 @@
 # ordinary container engine instead of the private lab.
 set -euo pipefail
 
+# What starts here stays: it must not keep a file of the caller open, such as the lock of `flock FILE make demo`.
+for fd in "/proc/$$/fd"/*; do
+  fd=${fd##*/}
+  case $fd in 0|1|2|255) ;; *) eval "exec $fd>&-" ;; esac
+done
+
 CACHE=${MIXED_GPU_CACHE:-$HOME/.cache/homelab-mixed-gpu}
 LAB_DIR=${LAB_DIR:-$CACHE/lab}
 ENGINE=${LAB_ENGINE:-podman}
@@ -85,7 +91,9 @@ CONF
   mv "$CONTAINERS_STORAGE_CONF.new" "$CONTAINERS_STORAGE_CONF"
 }
 
-alive() { [ -s "$LAB_DIR/pid" ] && kill -0 "$(cat "$LAB_DIR/pid")" 2>/dev/null; }
+# $1: file with a process id, $2: how its command line must read, since after a reboot the id may be that of another program
+runs() { [ -s "$1" ] && tr '\0' ' ' 2>/dev/null < "/proc/$(cat "$1")/cmdline" | grep -q -- "$2"; }
+alive() { runs "$LAB_DIR/pid" 'sleep infinity'; }
 
 # $1: file that must become non-empty within ten seconds
 await_file() {
@@ -205,7 +213,7 @@ connect() {
 
 forward() {
   local name=$1 port=$2 host_port=$3 file=$LAB_DIR/forwards/$1-$2
-  [ -s "$file" ] && kill -0 "$(cat "$file")" 2>/dev/null && return
+  runs "$file" "forward.py listen $port " && return
   setsid python3 "$(dirname "${BASH_SOURCE[0]}")/forward.py" listen "$port" -- "${BASH_SOURCE[0]}" connect "$name" "$host_port" \
     </dev/null >"$LAB_DIR/forward-$name-$port.log" 2>&1 &
   echo $! > "$file"
@@ -219,8 +227,7 @@ forward() {
 stop_forwards() {
   local file
   for file in "$LAB_DIR/forwards/$1"-*; do
-    [ -s "$file" ] || continue
-    kill "$(cat "$file")" 2>/dev/null || true
+    if runs "$file" 'forward.py listen '; then kill "$(cat "$file")"; fi
     rm -f "$file"
   done
 }
