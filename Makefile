@@ -33,6 +33,7 @@ lint: venv sanity docs  ## all static gates
 	cd .venv/collections && mypy --config-file ../../.mypy.ini -p ansible_collections.homelab.mixed_gpu.plugins
 	yamllint -s .
 	python tests/gates/argument_specs.py
+	python tests/gates/rooms.py
 	python tests/gates/variable_kinds.py
 	ansible-lint --offline
 

@@ -12,7 +12,7 @@ import typing as t
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _progress
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import progress
 
 display = Display()
 
@@ -61,7 +61,7 @@ def _read_look(stdout: str) -> _Look | None:
     lines = stdout.replace("\r\n", "\n").split("\n", 2)
     if len(lines) < 3:
         return None
-    return _Look(lines[0].strip(), lines[1].strip(), _progress.newest_line(lines[2]))
+    return _Look(lines[0].strip(), lines[1].strip(), progress.newest_line(lines[2]))
 
 
 def _wrapper_pattern(jid: str) -> str:
@@ -112,7 +112,7 @@ class ActionModule(ActionBase):
     def _wait(self, poll_seconds: float, heartbeat_seconds: float, timeout_seconds: float) -> dict[str, t.Any]:
         """Return the job's own result. A job that runs too long is stopped; one that died is said to have died."""
         started = time.monotonic()
-        ticker = _progress.Ticker(started, heartbeat_seconds, _QUIET_SECONDS)
+        ticker = progress.Ticker(started, heartbeat_seconds, _QUIET_SECONDS)
         seen = ""
         without_process = lost = 0
         while True:
@@ -146,7 +146,7 @@ class ActionModule(ActionBase):
     def _failure(self, sentence: str, last_line: str) -> dict[str, t.Any]:
         sentence = f"{self._label}: {sentence}"
         if last_line and not self._task.no_log:
-            sentence += f" Its last line was: {_progress.fit(last_line, _WIDEST)}"
+            sentence += f" Its last line was: {progress.fit(last_line, _WIDEST)}"
         return {"failed": True, "changed": True, "rc": 1, "stdout": "", "stderr": "", "msg": sentence}
 
     def _look(self) -> _Look | None:
@@ -183,4 +183,4 @@ class ActionModule(ActionBase):
             return
         host = self._task_vars.get("inventory_hostname", "")
         width = min(getattr(display, "columns", 79), _WIDEST)
-        display.display(_progress.labelled(host, self._label, text, width))
+        display.display(progress.labelled(host, self._label, text, width))

@@ -38,13 +38,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _revalidation
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import verdict
 
 
 def baseline_comparison(baseline: t.Any, before: t.Any) -> str | None:
     """Return the sentence; AnsibleFilterError names the field that is wrong."""
     try:
-        return _revalidation.since(before, baseline)
+        return verdict.since(before, baseline)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise AnsibleFilterError(f"baseline_comparison: {what}") from error

@@ -50,13 +50,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _baseline
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines
 
 
 def baseline_record(entry: t.Any, configuration: t.Any, loads: t.Any, about: t.Any) -> dict[str, t.Any]:
     """Return the baseline; AnsibleFilterError names the field that is wrong."""
     try:
-        return _baseline.build(entry, configuration, loads, about)
+        return baselines.build(entry, configuration, loads, about)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise AnsibleFilterError(f"baseline_record: {what}; docs/data_formats.md says what belongs there") from error

@@ -55,7 +55,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _baseline
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines
 
 
 def baseline_step(
@@ -63,7 +63,7 @@ def baseline_step(
 ) -> dict[str, t.Any]:
     """Return how the baseline goes on; AnsibleFilterError names the field that is wrong."""
     try:
-        return _baseline.step(problem, decision, loads, most_loads, tolerance_percent)
+        return baselines.step(problem, decision, loads, most_loads, tolerance_percent)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise AnsibleFilterError(f"baseline_step: {what}; docs/data_formats.md says what belongs there") from error

@@ -46,13 +46,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _cuda_compat
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import cuda_compat
 
 
 def cuda_toolkit_choice(request: t.Mapping[str, t.Any], system: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Return the choice. Raises AnsibleFilterError for a wish or a system that lacks a key."""
     try:
-        return _cuda_compat.choose(request, system)
+        return cuda_compat.choose(request, system)
     except (KeyError, TypeError) as error:
         raise AnsibleFilterError(f"cuda_toolkit_choice: wish or system lack a key ({error!r}).") from None
 

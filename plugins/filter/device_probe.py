@@ -89,7 +89,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _device_probe
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import probe_stage
 
 
 def device_probe(
@@ -97,7 +97,7 @@ def device_probe(
 ) -> dict[str, t.Any]:
     """Return the ranked devices; AnsibleFilterError says which field does not belong there."""
     try:
-        return _device_probe.assess(measured, devices, model, reserve_mib, gpus)
+        return probe_stage.assess(measured, devices, model, reserve_mib, gpus)
     except (KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise AnsibleFilterError(f"device_probe: {what}; docs/data_formats.md says what belongs there") from error

@@ -53,13 +53,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _device_probe
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import probe_stage
 
 
 def device_probe_loads(devices: t.Any, model: t.Any, tests: t.Any, reserve_mib: int) -> list[dict[str, t.Any]]:
     """Return one load per device; AnsibleFilterError says which field does not belong there."""
     try:
-        return _device_probe.loads(devices, model, tests, reserve_mib)
+        return probe_stage.loads(devices, model, tests, reserve_mib)
     except (KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise AnsibleFilterError(f"device_probe_loads: {what}; docs/data_formats.md says what belongs there") from error

@@ -50,7 +50,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _diagnosis
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import findings
 
 Json = dict[str, t.Any]
 
@@ -58,7 +58,7 @@ Json = dict[str, t.Any]
 def diagnosis(entry: Json, watched: Json, server: Json, baseline: str = "", tolerance_percent: float = 10.0) -> Json:
     """Return the diagnosis; AnsibleFilterError when an input is not what it is said to be."""
     try:
-        return _diagnosis.diagnose(entry, watched, server, baseline, float(tolerance_percent))
+        return findings.diagnose(entry, watched, server, baseline, float(tolerance_percent))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(
             f"homelab.mixed_gpu.diagnosis: {error!r}: give a deployment of the host's facts, and what "

@@ -43,13 +43,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _diagnosis
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import findings
 
 
 def diagnosis_phases(entry: dict[str, t.Any], seconds: float, blocks: int) -> list[dict[str, t.Any]]:
     """Return the phases; AnsibleFilterError when the input is no entry."""
     try:
-        return _diagnosis.phases(entry, float(seconds) / int(blocks))
+        return findings.phases(entry, float(seconds) / int(blocks))
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise AnsibleFilterError(
             f"homelab.mixed_gpu.diagnosis_phases: {error!r}: give a deployment of the host's facts, and seconds and "

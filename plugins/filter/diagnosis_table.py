@@ -34,13 +34,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _diagnosis_table
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import findings_table
 
 
 def diagnosis_table(diagnosis: dict[str, t.Any]) -> list[str]:
     """Return the lines; AnsibleFilterError when the input is no diagnosis."""
     try:
-        return _diagnosis_table.table(diagnosis)
+        return findings_table.table(diagnosis)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(
             f"homelab.mixed_gpu.diagnosis_table: {error!r}: give what the filter diagnosis returned"

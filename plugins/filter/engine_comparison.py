@@ -37,13 +37,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _engine_comparison
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import engines
 
 
 def engine_comparison(record: t.Any) -> list[str]:
     """Return the table as lines; AnsibleFilterError when the input is no record."""
     try:
-        return _engine_comparison.lines(record)
+        return engines.lines(record)
     except (KeyError, TypeError, AttributeError) as error:
         raise AnsibleFilterError(
             f"engine_comparison: the input is no fact mixed_gpu ({error!r}): run the site playbook, which writes it."

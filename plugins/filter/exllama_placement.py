@@ -40,13 +40,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _exllama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench
 
 
 def exllama_placement(loads: t.Any, entry: t.Any) -> dict[str, t.Any]:
     """Return what is added to an entry; AnsibleFilterError when no load placed the chosen layers."""
     try:
-        return _exllama_bench.recorded(loads, entry)
+        return exllama_bench.recorded(loads, entry)
     except (KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(f"exllama_placement: {error}") from error
 

@@ -49,7 +49,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _exl_split
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import exl_split
 
 
 def exllama_serving(
@@ -57,7 +57,7 @@ def exllama_serving(
 ) -> dict[str, t.Any]:
     """Return the profile; AnsibleFilterError naming what is wrong."""
     try:
-        return _exl_split.serving_profile(engine, context_size, cache_mode, flash_attention=flash_attention)
+        return exl_split.serving_profile(engine, context_size, cache_mode, flash_attention=flash_attention)
     except ValueError as error:
         raise AnsibleFilterError(f"exllama_serving: {error}") from error
 

@@ -59,18 +59,18 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _exllama
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_plan
 
 
 def exllamav2_release(wanted: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Return the planned release."""
     try:
-        return _exllama.plan(**wanted)
+        return exllama_plan.plan(**wanted)
     except TypeError as exc:
         raise AnsibleFilterError(f"homelab.mixed_gpu.exllamav2_release: {exc}") from exc
     except KeyError as exc:
         raise AnsibleFilterError(f"homelab.mixed_gpu.exllamav2_release: the key {exc} is missing") from exc
-    except _exllama.ExllamaError as exc:
+    except exllama_plan.ExllamaError as exc:
         raise AnsibleFilterError(f"ExLlama cannot be installed as asked: {exc}.") from None  # Ansible would repeat it
 
 

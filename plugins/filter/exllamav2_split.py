@@ -66,7 +66,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _exllama
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_plan
 
 
 def exllamav2_split(
@@ -74,12 +74,12 @@ def exllamav2_split(
 ) -> dict[str, t.Any]:
     """Return the cards and the memory per card."""
     try:
-        return _exllama.split(models, wanted, known)
+        return exllama_plan.split(models, wanted, known)
     except (KeyError, TypeError, AttributeError) as exc:
         raise AnsibleFilterError(
             f"homelab.mixed_gpu.exllamav2_split: the record is not as it should be ({exc})"
         ) from exc
-    except _exllama.ExllamaError as exc:
+    except exllama_plan.ExllamaError as exc:
         raise AnsibleFilterError(f"The model cannot be split as asked: {exc}.") from None
 
 

@@ -35,14 +35,14 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _fingerprint
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fingerprints
 
 
 def fingerprint(parts: t.Mapping[str, t.Any]) -> str:
     """Return the fingerprint of the parts."""
     try:
-        return _fingerprint.fingerprint(parts)
-    except _fingerprint.FingerprintError as exc:
+        return fingerprints.fingerprint(parts)
+    except fingerprints.FingerprintError as exc:
         raise AnsibleFilterError(f"homelab.mixed_gpu.fingerprint: {exc}") from exc
 
 

@@ -62,7 +62,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _gpu_power
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import power_limits
 
 
 def gpu_power_settings(
@@ -72,10 +72,10 @@ def gpu_power_settings(
 ) -> dict[str, t.Any]:
     """Return {settings, problems}; AnsibleFilterError when what was given has another form."""
     try:
-        wanted = _gpu_power.settings(
+        wanted = power_limits.settings(
             gpus, limits_watts or {}, limits_by_name_watts or {}, locked_clocks_mhz or {}, persistence
         )
-        return {"settings": wanted, "problems": _gpu_power.problems(wanted, gpus)}
+        return {"settings": wanted, "problems": power_limits.problems(wanted, gpus)}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(
             f"homelab.mixed_gpu.gpu_power_settings: {error!r}: give the gpus of gpu_facts, and dicts by UUID or name"

@@ -48,13 +48,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _baseline
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines
 
 
 def host_configuration(entry: t.Any, build: str, gpus: t.Any, host: t.Any) -> dict[str, t.Any]:
     """Return the configuration; AnsibleFilterError names the field that is wrong."""
     try:
-        return _baseline.configuration(entry, build, gpus, host)
+        return baselines.configuration(entry, build, gpus, host)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise AnsibleFilterError(f"host_configuration: {what}; docs/data_formats.md says what belongs there") from error

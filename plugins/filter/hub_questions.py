@@ -36,14 +36,14 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _download
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import transfer
 
 
 def hub_questions(entries: t.Any) -> list[dict[str, t.Any]]:
     """Return one dict per repository; AnsibleFilterError with one sentence on an entry that is not understood."""
     try:
-        return _download.hub_questions(entries)
-    except _download.DownloadError as error:
+        return transfer.hub_questions(entries)
+    except transfer.DownloadError as error:
         raise AnsibleFilterError(str(error)) from error
 
 

@@ -64,18 +64,18 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _build
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import build_plan
 
 
 def llama_cpp_build(wanted: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Return the planned build."""
     try:
-        return _build.plan(**wanted)
+        return build_plan.plan(**wanted)
     except TypeError as exc:
         raise AnsibleFilterError(f"homelab.mixed_gpu.llama_cpp_build: {exc}") from exc
     except KeyError as exc:
         raise AnsibleFilterError(f"homelab.mixed_gpu.llama_cpp_build: the key {exc} is missing") from exc
-    except _build.BuildError as exc:
+    except build_plan.BuildError as exc:
         raise AnsibleFilterError(f"llama.cpp cannot be built as asked: {exc}.") from None  # Ansible would repeat it
 
 

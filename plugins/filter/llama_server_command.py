@@ -81,20 +81,20 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _llama_server
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
 
 
 def llama_server_command(deployment: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Return how a deployment is served."""
     try:
-        result = _llama_server.command(deployment, settings)
+        result = llama_server.command(deployment, settings)
     except KeyError as exc:
         raise AnsibleFilterError(
             f"homelab.mixed_gpu.llama_server_command: the deployment has no {exc}: run the tuning play again"
         ) from exc
     except (TypeError, ValueError) as exc:
         raise AnsibleFilterError(f"homelab.mixed_gpu.llama_server_command: {exc}: run the tuning play again") from exc
-    return {**result, "exec_start": [_llama_server.unit_quote(word) for word in result["arguments"]]}
+    return {**result, "exec_start": [llama_server.unit_quote(word) for word in result["arguments"]]}
 
 
 class FilterModule:

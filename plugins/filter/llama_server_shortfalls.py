@@ -73,7 +73,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _llama_server
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
 
 
 def llama_server_shortfalls(
@@ -81,7 +81,7 @@ def llama_server_shortfalls(
 ) -> list[dict[str, t.Any]]:
     """Return the cards that the plan does not fit on now."""
     try:
-        return _llama_server.memory_shortfalls(deployment, gpus, own_pids)
+        return llama_server.memory_shortfalls(deployment, gpus, own_pids)
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise AnsibleFilterError(
             f"homelab.mixed_gpu.llama_server_shortfalls: {exc}: run the tuning play again"

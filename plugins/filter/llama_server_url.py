@@ -38,7 +38,7 @@ _value:
 
 import typing as t
 
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _llama_server
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
 
 
 class FilterModule:
@@ -46,4 +46,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return the filters by name."""
-        return {"llama_server_url": _llama_server.url}
+        return {"llama_server_url": llama_server.url}

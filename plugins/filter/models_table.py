@@ -47,13 +47,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _model_table
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_table
 
 
 def models_table(results: t.Any, answers: t.Any, store: t.Any) -> list[str]:
     """Return the lines; AnsibleFilterError when the input is something else."""
     try:
-        return _model_table.table(results, answers, store)
+        return model_table.table(results, answers, store)
     except (AttributeError, KeyError, TypeError) as error:
         raise AnsibleFilterError(f"models_table: {error!r}: give the results that its documentation names.") from error
 

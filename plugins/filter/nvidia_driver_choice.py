@@ -44,7 +44,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _driver_packages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_packages
 
 
 def nvidia_driver_choice(
@@ -52,7 +52,7 @@ def nvidia_driver_choice(
 ) -> dict[str, t.Any]:
     """Return the choice. Raises AnsibleFilterError when the input is not a plan and what nvidia_driver_info returns."""
     try:
-        return _driver_packages.choose(plan, info["policies"], info, request)
+        return driver_packages.choose(plan, info["policies"], info, request)
     except (KeyError, TypeError) as error:
         raise AnsibleFilterError(
             f"nvidia_driver_choice: the input is no plan of nvidia_driver_plan ({error!r}); pass both on unchanged."

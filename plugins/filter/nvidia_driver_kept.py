@@ -39,13 +39,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _driver_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_record
 
 
 def nvidia_driver_kept(info: t.Mapping[str, t.Any], record: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Return what to keep. Raises AnsibleFilterError when the input is not what the modules return."""
     try:
-        return _driver_record.kept(record, info["packages"], info["kept"])
+        return driver_record.kept(record, info["packages"], info["kept"])
     except (KeyError, TypeError) as error:
         raise AnsibleFilterError(
             f"nvidia_driver_kept: the input is not what nvidia_driver_info and nvidia_driver_record return "

@@ -48,7 +48,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _driver_packages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_packages
 
 
 def nvidia_driver_plan(
@@ -56,7 +56,7 @@ def nvidia_driver_plan(
 ) -> dict[str, t.Any]:
     """Return the plan. Raises AnsibleFilterError when the input is not what nvidia_driver_info returns."""
     try:
-        return _driver_packages.plan(info, request, table)
+        return driver_packages.plan(info, request, table)
     except (KeyError, TypeError) as error:
         raise AnsibleFilterError(
             f"nvidia_driver_plan: the input is not what homelab.mixed_gpu.nvidia_driver_info returns ({error!r}); "

@@ -49,7 +49,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _driver_packages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_packages
 
 
 def nvidia_driver_problems(
@@ -57,7 +57,7 @@ def nvidia_driver_problems(
 ) -> list[str]:
     """Return the problems. Raises AnsibleFilterError when the input is not what the modules return."""
     try:
-        return _driver_packages.problems(info, gpus, expected, pci)
+        return driver_packages.problems(info, gpus, expected, pci)
     except (KeyError, TypeError) as error:
         raise AnsibleFilterError(
             f"nvidia_driver_problems: the input is not what nvidia_driver_info and gpu_facts return ({error!r}); "

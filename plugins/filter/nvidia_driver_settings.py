@@ -52,7 +52,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _driver_packages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_packages
 
 
 def nvidia_driver_settings(
@@ -61,12 +61,12 @@ def nvidia_driver_settings(
     """Return the settings. Raises AnsibleFilterError when the input is not what nvidia_driver_info returns."""
     try:
         return {
-            **_driver_packages.holds(info["packages"], hold, hold_kernel),
-            **_driver_packages.persistence(info["persistence"]),
-            "pin": _driver_packages.pin(version),
-            "blacklist": _driver_packages.blacklist(hold_kernel),
-            "secure_boot": _driver_packages.secure_boot(info),
-            "built_problem": _driver_packages.built_problem(info, version),
+            **driver_packages.holds(info["packages"], hold, hold_kernel),
+            **driver_packages.persistence(info["persistence"]),
+            "pin": driver_packages.pin(version),
+            "blacklist": driver_packages.blacklist(hold_kernel),
+            "secure_boot": driver_packages.secure_boot(info),
+            "built_problem": driver_packages.built_problem(info, version),
         }
     except (KeyError, TypeError) as error:
         raise AnsibleFilterError(

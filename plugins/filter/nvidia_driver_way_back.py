@@ -40,7 +40,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _driver_packages, _driver_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_packages, driver_record
 
 
 def nvidia_driver_way_back(state: t.Mapping[str, t.Any], info: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -49,9 +49,9 @@ def nvidia_driver_way_back(state: t.Mapping[str, t.Any], info: t.Mapping[str, t.
         present = {
             name: entry["version"]
             for name, entry in info["packages"].items()
-            if _driver_packages.is_driver(name, entry["source"])
+            if driver_packages.is_driver(name, entry["source"])
         }
-        return _driver_record.way_back(state, present, info["policies"], info["kept"])
+        return driver_record.way_back(state, present, info["policies"], info["kept"])
     except (KeyError, TypeError) as error:
         raise AnsibleFilterError(
             f"nvidia_driver_way_back: the input is not what nvidia_driver_record and nvidia_driver_info return "

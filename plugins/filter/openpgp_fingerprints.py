@@ -35,14 +35,14 @@ import base64
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _openpgp
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import openpgp
 
 
 def openpgp_fingerprints(content: str) -> list[str]:
     """Return the fingerprints. Raises AnsibleFilterError for what is no key."""
     try:
-        return _openpgp.fingerprints(base64.b64decode(content))
-    except (_openpgp.OpenPGPError, ValueError) as error:
+        return openpgp.fingerprints(base64.b64decode(content))
+    except (openpgp.OpenPGPError, ValueError) as error:
         raise AnsibleFilterError(f"openpgp_fingerprints: this cannot be read as a key: {error}.") from None
 
 

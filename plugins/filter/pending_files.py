@@ -41,7 +41,7 @@ _value:
 
 import typing as t
 
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _download
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import transfer
 
 
 class FilterModule:
@@ -49,4 +49,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return the filters by name."""
-        return {"pending_files": _download.pending_files}
+        return {"pending_files": transfer.pending_files}

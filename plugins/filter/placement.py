@@ -41,13 +41,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _layer_split
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import layer_split
 
 
 def placement(devices: t.Any, layers: t.Any) -> list[dict[str, t.Any]]:
     """Return the split by device id; AnsibleFilterError when devices and layers do not belong together."""
     try:
-        return _layer_split.placement(devices, layers)
+        return layer_split.placement(devices, layers)
     except (KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(f"placement: {error}") from error
 

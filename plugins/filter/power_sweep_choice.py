@@ -81,7 +81,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _power_sweep
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import power_sweep
 
 
 def power_sweep_choice(
@@ -90,8 +90,8 @@ def power_sweep_choice(
 ) -> dict[str, t.Any]:
     """Return the recommendation; AnsibleFilterError where the first point was not measured."""
     try:
-        points = _power_sweep.group(measurements)
-        return _power_sweep.choose(points, gpus, objective, tolerance_percent, measured_only)
+        points = power_sweep.group(measurements)
+        return power_sweep.choose(points, gpus, objective, tolerance_percent, measured_only)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(f"homelab.mixed_gpu.power_sweep_choice: {error}: run the sweep again") from error
 

@@ -52,7 +52,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _power_sweep
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import power_sweep
 
 
 def power_sweep_plan(
@@ -61,7 +61,7 @@ def power_sweep_plan(
 ) -> list[dict[str, t.Any]]:
     """Return the points to measure; AnsibleFilterError when the cards do not take what was asked for."""
     try:
-        return _power_sweep.plan(gpus, fractions, limits_watts or {})
+        return power_sweep.plan(gpus, fractions, limits_watts or {})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(f"homelab.mixed_gpu.power_sweep_plan: {error}: correct the limits to sweep") from error
 

@@ -39,13 +39,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _power_sweep
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import power_sweep
 
 
 def power_sweep_table(choice: t.Mapping[str, t.Any], gpus: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
     """Return the lines; AnsibleFilterError when the input is no choice."""
     try:
-        return _power_sweep.table(choice, gpus)
+        return power_sweep.table(choice, gpus)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(
             f"homelab.mixed_gpu.power_sweep_table: {error!r}: give what power_sweep_choice returned"

@@ -68,7 +68,8 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _power_budget, _preflight
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import power_budget
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import host_checks
 
 
 def preflight_checks(
@@ -80,8 +81,8 @@ def preflight_checks(
 ) -> list[dict[str, t.Any]]:
     """Return the checks of a host. Raises AnsibleFilterError when `host` is not what host_info returns."""
     try:
-        return _preflight.checks({**host, "gpus": gpus, "engines": engines, "recorded": recorded}, wanted)
-    except _power_budget.PolicyError as error:
+        return host_checks.checks({**host, "gpus": gpus, "engines": engines, "recorded": recorded}, wanted)
+    except power_budget.PolicyError as error:
         raise AnsibleFilterError(f"preflight_checks: {error}.") from error
     except (KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(

@@ -43,7 +43,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _preflight
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import host_checks
 
 
 def preflight_claims(
@@ -51,7 +51,7 @@ def preflight_claims(
 ) -> list[dict[str, t.Any]]:
     """Return the claims. Raises AnsibleFilterError when `host` is not what host_info returns."""
     try:
-        return _preflight.claims({**host, "gpus": gpus}, wanted)
+        return host_checks.claims({**host, "gpus": gpus}, wanted)
     except (KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(
             f"preflight_claims: the input is not what homelab.mixed_gpu.host_info returns as host ({error!r});"

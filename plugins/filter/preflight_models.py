@@ -47,7 +47,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _preflight
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import host_checks
 
 
 def preflight_models(
@@ -55,7 +55,7 @@ def preflight_models(
 ) -> dict[str, t.Any]:
     """Return the models. Raises AnsibleFilterError for a size that is no whole number of MiB."""
     try:
-        return _preflight.models(entries, directory, sizes_mib or {})
+        return host_checks.models(entries, directory, sizes_mib or {})
     except ValueError as error:
         raise AnsibleFilterError(f"preflight_models: {error}.") from error
 

@@ -40,7 +40,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _preflight
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import host_checks
 
 
 def preflight_table(
@@ -48,7 +48,7 @@ def preflight_table(
 ) -> list[str]:
     """Return the checks as lines. Raises AnsibleFilterError when they are no checks."""
     try:
-        return [*_preflight.table(checks), *_preflight.claims_table(claims)]
+        return [*host_checks.table(checks), *host_checks.claims_table(claims)]
     except (KeyError, TypeError) as error:
         raise AnsibleFilterError(
             f"preflight_table: the input is no list of checks ({error!r}); pass on host_preflight_checks."

@@ -42,13 +42,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _revalidation
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import verdict
 
 
 def revalidation(observed: t.Any, settings: t.Any) -> dict[str, t.Any]:
     """Return the revalidation; AnsibleFilterError names the field that is wrong."""
     try:
-        return _revalidation.judge(observed, settings)
+        return verdict.judge(observed, settings)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise AnsibleFilterError(f"revalidation: {what}; docs/data_formats.md says what belongs there") from error

@@ -42,13 +42,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _revalidation
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import verdict
 
 
 def revalidation_failure(reason: t.Any, host: str, at: str) -> dict[str, t.Any]:
     """Return the revalidation; AnsibleFilterError names the field that is wrong."""
     try:
-        return _revalidation.broken(host, None, at, _revalidation.failure_text(reason))
+        return verdict.broken(host, None, at, verdict.failure_text(reason))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise AnsibleFilterError(f"revalidation_failure: {what}") from error

@@ -39,13 +39,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _revalidation
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import verdict
 
 
 def revalidation_report(hosts: t.Any, unreachable: t.Any) -> dict[str, t.Any]:
     """Return the report; AnsibleFilterError names the field that is wrong."""
     try:
-        return _revalidation.together(hosts, unreachable)
+        return verdict.together(hosts, unreachable)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise AnsibleFilterError(

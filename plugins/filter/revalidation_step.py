@@ -41,13 +41,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _revalidation
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import verdict
 
 
 def revalidation_step(observed: t.Any, limits: t.Any) -> dict[str, t.Any]:
     """Return what is to be done next; AnsibleFilterError names the field that is wrong."""
     try:
-        return _revalidation.step(observed, limits)
+        return verdict.step(observed, limits)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise AnsibleFilterError(f"revalidation_step: {what}; docs/data_formats.md says what belongs there") from error

@@ -35,13 +35,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _revalidation
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import verdict
 
 
 def revalidation_table(result: t.Any) -> list[str]:
     """Return the lines; AnsibleFilterError names the field that is wrong."""
     try:
-        return _revalidation.table(result)
+        return verdict.table(result)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise AnsibleFilterError(f"revalidation_table: {what}; docs/data_formats.md says what belongs there") from error

@@ -65,7 +65,7 @@ import re
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _report
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import report_page
 
 # What is drawn in the left colour is shown in the two others: light and dark, both from the Okabe-Ito palette.
 COLOURS: t.Final = {
@@ -133,11 +133,11 @@ def split_chart(
             "split_chart: the input has no decision; give it one entry of ansible_local.mixed_gpu.models, recorded by"
             " split_tuning."
         )
-    unknown = [panel for panel in panels if panel not in _report.QUANTITIES]
+    unknown = [panel for panel in panels if panel not in report_page.QUANTITIES]
     if unknown or not panels:
         raise AnsibleFilterError(
             f"split_chart: unknown panel {', '.join(map(str, unknown)) or '(none)'};"
-            f" choose from {', '.join(_report.QUANTITIES)}."
+            f" choose from {', '.join(report_page.QUANTITIES)}."
         )
     try:
         import matplotlib
@@ -176,8 +176,8 @@ def split_chart(
 
 
 def _title(entry: t.Mapping[str, t.Any], panels: t.Sequence[str]) -> str:
-    words = [_report.axis_label(entry, panel).partition(",")[0] for panel in panels]
-    return f"{_report.model_name(entry)}: measured {' and '.join(words)} by split"
+    words = [report_page.axis_label(entry, panel).partition(",")[0] for panel in panels]
+    return f"{report_page.model_name(entry)}: measured {' and '.join(words)} by split"
 
 
 def _draw_line(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str, feasible: t.Sequence[t.Any] | None) -> None:
@@ -185,27 +185,27 @@ def _draw_line(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str, feasible: 
     from matplotlib.ticker import MaxNLocator
 
     decision = entry["decision"]
-    span = _report.chart_span(entry, feasible)
-    points = _report.chart_points(entry, panel)
+    span = report_page.chart_span(entry, feasible)
+    points = report_page.chart_points(entry, panel)
     measured = [point for point in points if point["mean"] is not None]
     if measured:
         _draw_points(axes, measured, MEASURED, "o", 6, "measured (lowest to highest)")
-    line = _report.chart_line(entry, panel, span)
+    line = report_page.chart_line(entry, panel, span)
     if line:
         axes.plot(
             [x for x, dummy in line], [y for dummy, y in line], color=MEASURED, linewidth=1.2, label="fitted", zorder=2
         )
     for layers, colour, marker, size, label in (
-        (decision.get("default_layers"), DEFAULT, "s", 8, f"{_report.engine_name(entry)}'s default"),
+        (decision.get("default_layers"), DEFAULT, "s", 8, f"{report_page.engine_name(entry)}'s default"),
         (decision["layers"], CHOSEN, "D", 8, "chosen"),
     ):
         marked = [point for point in measured if layers is not None and point["layers"] == list(layers)]
         if marked:
-            _draw_points(axes, marked, colour, marker, size, f"{label} ({_report.vector(layers)})")
+            _draw_points(axes, marked, colour, marker, size, f"{label} ({report_page.vector(layers)})")
         elif layers is not None:
-            words = f"{label} ({_report.vector(layers)}), no value"
+            words = f"{label} ({report_page.vector(layers)}), no value"
             axes.axvline(layers[0], color=colour, linestyle="--", linewidth=1.4, label=words, zorder=1.5)
-    for start, end in _report.infeasible_bands(entry, span, feasible):
+    for start, end in report_page.infeasible_bands(entry, span, feasible):
         axes.axvspan(
             start,
             end,
@@ -236,7 +236,7 @@ def _draw_line(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str, feasible: 
     axes.set_xlim(span[0] - 0.5, span[1] + 0.5)
     axes.margins(y=0.12)
     axes.set_xlabel(f"layers on {first} (the rest of {sum(decision['layers'])} on {second})")
-    label = _report.axis_label(entry, panel)
+    label = report_page.axis_label(entry, panel)
     axes.set_ylabel(label.replace(", ", ",\n", 1) if len(label) > LABEL_CHARACTERS else label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
 
@@ -266,17 +266,17 @@ def _draw_points(
 def _draw_bars(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str) -> None:
     """Draw one bar per measured split, in order of the table, so that any number of devices can be shown."""
     decision = entry["decision"]
-    points = _report.chart_points(entry, panel)
+    points = report_page.chart_points(entry, panel)
     for index, point in enumerate(points):
         if point["mean"] is None:
             axes.text(0, index, f" {point['status'].replace('_', ' ')}", va="center", fontsize=9)
             continue
         colour, label, hatch = MEASURED, "measured (lowest to highest)", None
         if point["layers"] == list(decision["layers"]):
-            colour, label = CHOSEN, f"chosen ({_report.vector(decision['layers'])})"
+            colour, label = CHOSEN, f"chosen ({report_page.vector(decision['layers'])})"
         elif point["layers"] == list(decision.get("default_layers") or []):
             colour, hatch = DEFAULT, "//"
-            label = f"{_report.engine_name(entry)}'s default ({_report.vector(decision['default_layers'])})"
+            label = f"{report_page.engine_name(entry)}'s default ({report_page.vector(decision['default_layers'])})"
         low = point["low"] if point["low"] is not None else point["mean"]
         high = point["high"] if point["high"] is not None else point["mean"]
         axes.barh(
@@ -295,9 +295,9 @@ def _draw_bars(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str) -> None:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center")
     axes.grid(visible=False, axis="y")
     axes.set_ylim(len(points) - 0.4, -0.6)
-    axes.set_yticks(range(len(points)), [_report.vector(point["layers"]) for point in points])
+    axes.set_yticks(range(len(points)), [report_page.vector(point["layers"]) for point in points])
     axes.set_ylabel(f"layers on {', '.join(device['device'] for device in entry['devices'])}")
-    axes.set_xlabel(_report.axis_label(entry, panel))
+    axes.set_xlabel(report_page.axis_label(entry, panel))
     axes.margins(x=0.08)
 
 

@@ -89,13 +89,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _split_campaign
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import stages
 
 
 def split_plan(problem: t.Any, loads: t.Any) -> dict[str, t.Any]:
     """Return the plan for a problem and its loads; AnsibleFilterError names the field that is wrong."""
     try:
-        return _split_campaign.split_plan(problem, loads)
+        return stages.split_plan(problem, loads)
     except ValueError as error:
         raise AnsibleFilterError(f"split_plan: {error}; docs/data_formats.md says what belongs there") from error
 

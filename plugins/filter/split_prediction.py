@@ -64,7 +64,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _split_prediction
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import predictor
 
 
 def split_prediction(
@@ -78,11 +78,8 @@ def split_prediction(
     if not isinstance(question, t.Mapping):
         raise AnsibleFilterError(f"split_prediction: the question must be a dict, not {type(question).__name__}.")
     try:
-        if profile:
-            devices = _split_prediction.profile_devices(profile)
-        else:
-            devices = _split_prediction.host_devices(recorded, gpus)
-        return _split_prediction.predict(question, _split_prediction.with_budgets(devices, budgets_mib or {}))
+        devices = predictor.profile_devices(profile) if profile else predictor.host_devices(recorded, gpus)
+        return predictor.predict(question, predictor.with_budgets(devices, budgets_mib or {}))
     except ValueError as error:
         raise AnsibleFilterError(f"split_prediction: {error}.") from error
 

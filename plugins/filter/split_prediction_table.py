@@ -35,13 +35,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _split_prediction
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import predictor
 
 
 def split_prediction_table(prediction: t.Mapping[str, t.Any]) -> list[str]:
     """Return the prediction as lines. Raises AnsibleFilterError when it is none."""
     try:
-        return _split_prediction.table(prediction)
+        return predictor.table(prediction)
     except (KeyError, TypeError) as error:
         raise AnsibleFilterError(
             f"split_prediction_table: the input is no prediction ({error!r}); pass on what split_prediction returns."

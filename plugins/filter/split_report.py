@@ -72,7 +72,7 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.homelab.mixed_gpu.plugins.filter.split_chart import split_chart
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _report
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import report_page
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
@@ -85,21 +85,21 @@ def split_report(
     devices: t.Sequence[t.Mapping[str, t.Any]] | None = None,
     expectations: t.Sequence[t.Mapping[str, t.Any]] | None = None,
     power: t.Mapping[str, t.Any] | None = None,
-    panels: t.Sequence[str] = _report.QUANTITIES,
+    panels: t.Sequence[str] = report_page.QUANTITIES,
     extra: t.Mapping[str, t.Any] | None = None,
 ) -> str:
     """Return the page as text. Raises AnsibleFilterError for an entry or a template that cannot be read."""
     try:
-        view = _report.report_view(entry, served, devices, expectations or (), power)
+        view = report_page.report_view(entry, served, devices, expectations or (), power)
         charts = {
             panel: Markup(split_chart(entry, [panel]))
             for panel in panels
-            if _report.has_points(entry, panel)
+            if report_page.has_points(entry, panel)
         }
     except (KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(
-            f"split_report: the input is no entry of ansible_local.mixed_gpu.models ({_report.problem_words(error)});"
-            " run split_tuning again to record one."
+            f"split_report: the input is no entry of ansible_local.mixed_gpu.models"
+            f" ({report_page.problem_words(error)}); run split_tuning again to record one."
         ) from error
     environment = SandboxedEnvironment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True

@@ -56,7 +56,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _report
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import report_page
 
 
 def split_summary(
@@ -69,11 +69,11 @@ def split_summary(
 ) -> list[str]:
     """Return the summary of a recorded entry as lines. Raises AnsibleFilterError when the entry is no such entry."""
     try:
-        return _report.summary_lines(entry, served, devices, url, report, more or ())
+        return report_page.summary_lines(entry, served, devices, url, report, more or ())
     except (KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(
-            f"split_summary: the input is no entry of ansible_local.mixed_gpu.models ({_report.problem_words(error)});"
-            " run split_tuning again to record one."
+            f"split_summary: the input is no entry of ansible_local.mixed_gpu.models"
+            f" ({report_page.problem_words(error)}); run split_tuning again to record one."
         ) from error
 
 

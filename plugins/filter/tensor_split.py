@@ -49,13 +49,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _layer_split
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import layer_split
 
 
 def tensor_split(layers: t.Any, program: str) -> str:
     """Return the split as C(program) wants it; AnsibleFilterError for an unknown program or for what is no split."""
     try:
-        return _layer_split.render_tensor_split(layers, program)
+        return layer_split.render_tensor_split(layers, program)
     except ValueError as error:
         raise AnsibleFilterError(f"tensor_split: {error}") from error
 

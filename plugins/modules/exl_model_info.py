@@ -71,7 +71,7 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _exl_model
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import exl_model
 
 
 def _content(path: str) -> bytes:
@@ -79,7 +79,7 @@ def _content(path: str) -> bytes:
         with open(path, "rb") as handle:
             return handle.read()
     except OSError as exc:
-        raise _exl_model.ExlError(f"{path} cannot be read ({exc.strerror}): check the path, or download it.") from exc
+        raise exl_model.ExlError(f"{path} cannot be read ({exc.strerror}): check the path, or download it.") from exc
 
 
 def _header(path: str) -> tuple[bytes, int]:
@@ -87,10 +87,10 @@ def _header(path: str) -> tuple[bytes, int]:
     try:
         size = os.stat(path).st_size
         with open(path, "rb") as handle:
-            length = _exl_model.header_length(path, handle.read(_exl_model.LENGTH_BYTES), size)
+            length = exl_model.header_length(path, handle.read(exl_model.LENGTH_BYTES), size)
             return handle.read(length), size
     except OSError as exc:
-        raise _exl_model.ExlError(f"{path} cannot be read ({exc.strerror}): check the path, or download it.") from exc
+        raise exl_model.ExlError(f"{path} cannot be read ({exc.strerror}): check the path, or download it.") from exc
 
 
 def read(folder: str) -> tuple[dict[str, t.Any], str]:
@@ -99,17 +99,17 @@ def read(folder: str) -> tuple[dict[str, t.Any], str]:
     try:
         config = json.loads(config_text)
     except ValueError as exc:
-        raise _exl_model.ExlError(f"{folder}/config.json is no JSON ({exc}): download it again.") from exc
+        raise exl_model.ExlError(f"{folder}/config.json is no JSON ({exc}): download it again.") from exc
     if not isinstance(config, dict):
-        raise _exl_model.ExlError(f"{folder}/config.json holds no dict: download it again.")
+        raise exl_model.ExlError(f"{folder}/config.json holds no dict: download it again.")
     names = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
     index = f"{folder}/model.safetensors.index.json"
     if os.path.exists(index):
-        indexed = _exl_model.indexed_files(_content(index).decode("utf-8", "replace"), index)
+        indexed = exl_model.indexed_files(_content(index).decode("utf-8", "replace"), index)
         # an index none of whose files is there is that of the model before it was quantised; the engines read no index
         names = sorted({*names, *(indexed if set(indexed) & set(names) else [])})
     if not names:
-        raise _exl_model.ExlError(f"{folder} holds no safetensors file: name the folder of an EXL2 or EXL3 model.")
+        raise exl_model.ExlError(f"{folder} holds no safetensors file: name the folder of an EXL2 or EXL3 model.")
     files, tensors = [], []
     owners: dict[str, str] = {}
     digest = hashlib.sha256(config_text)
@@ -118,15 +118,15 @@ def read(folder: str) -> tuple[dict[str, t.Any], str]:
         digest.update(f"\0{name}\0{size}\0".encode())
         digest.update(text)
         files.append((f"{folder}/{name}", size))
-        own = _exl_model.read_header(f"{folder}/{name}", text, size)
+        own = exl_model.read_header(f"{folder}/{name}", text, size)
         for tensor in own:
             if owners.setdefault(tensor.name, name) != name:
-                raise _exl_model.ExlError(
+                raise exl_model.ExlError(
                     f"{folder} holds {tensor.name} twice, in {owners[tensor.name]} and in {name}: files of another"
                     " revision lie there; move the folder away and fetch the model again."
                 )
         tensors += own
-    return _exl_model.describe(folder, config, files, tensors), digest.hexdigest()
+    return exl_model.describe(folder, config, files, tensors), digest.hexdigest()
 
 
 def main() -> None:
@@ -140,7 +140,7 @@ def main() -> None:
         module.exit_json(**{**result, "available": False, "reason": f"{folder} does not exist yet."})
     try:
         model, digest = read(folder)
-    except _exl_model.ExlError as exc:
+    except exl_model.ExlError as exc:
         module.fail_json(msg=str(exc))
     module.exit_json(**{**result, "model": model, "headers_sha256": digest})
 

@@ -84,7 +84,8 @@ devices:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _exllama_bench, _llama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
 
 
 def main() -> None:
@@ -119,13 +120,13 @@ def main() -> None:
     )
     if rc != 0:
         module.fail_json(
-            msg=f"PyTorch cannot list the cards: {_llama_bench.how_it_ended(rc)} ({_llama_bench.last_words(stderr)}).",
+            msg=f"PyTorch cannot list the cards: {llama_bench.how_it_ended(rc)} ({llama_bench.last_words(stderr)}).",
             stderr=stderr[-4000:],
         )
     try:
-        devices = _llama_bench.identify(_exllama_bench.read_devices(stdout, params["cuda_uuids"]), params["cuda_uuids"])
-        devices = _llama_bench.set_budgets(devices, params["budgets_mib"])
-    except _llama_bench.BenchError as exc:
+        devices = llama_bench.identify(exllama_bench.read_devices(stdout, params["cuda_uuids"]), params["cuda_uuids"])
+        devices = llama_bench.set_budgets(devices, params["budgets_mib"])
+    except llama_bench.BenchError as exc:
         module.fail_json(msg=f"The cards do not fit what was given: {exc}.")
     module.exit_json(changed=False, devices=devices)
 

@@ -207,7 +207,8 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _gguf, _host_python, _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_file
 
 # Long, and nothing in them matters for memory but the number of tokens.
 _TOKEN_LISTS = ("tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type", "tokenizer.ggml.merges")
@@ -221,11 +222,11 @@ def _sizes(paths: list[str]) -> list[tuple[str, int, int]]:
             status = os.stat(path)
         except OSError as exc:
             whole = f", shard {paths.index(path) + 1} of {len(paths)}," if len(paths) > 1 else ""
-            raise _gguf.GgufError(
+            raise gguf_file.GgufError(
                 f"{path}{whole} cannot be read ({exc.strerror}): check the path, or download the file."
             ) from exc
         if not os.path.isfile(path):
-            raise _gguf.GgufError(f"{path} is no file: name the GGUF file itself.")
+            raise gguf_file.GgufError(f"{path} is no file: name the GGUF file itself.")
         found.append((path, status.st_size, status.st_mtime_ns))
     return found
 
@@ -254,7 +255,7 @@ def _read_shard(path: str, size_bytes: int) -> tuple[dict[str, t.Any], list[tupl
 
     try:
         with open(path, "rb") as handle:
-            _gguf.check_preamble(path, handle.read(_gguf.PREAMBLE_BYTES))
+            gguf_file.check_preamble(path, handle.read(gguf_file.PREAMBLE_BYTES))
         reader = HeaderReader(path)
         fields = {
             key: field.contents()
@@ -262,15 +263,15 @@ def _read_shard(path: str, size_bytes: int) -> tuple[dict[str, t.Any], list[tupl
             if key not in _TOKEN_LISTS and not key.startswith("GGUF.")
         }
     except OSError as exc:
-        raise _gguf.GgufError(
+        raise gguf_file.GgufError(
             f"{path} cannot be read ({exc.strerror or exc}): check its permissions and its disk."
         ) from exc
     except (ValueError, LookupError, TypeError, OverflowError) as exc:
-        raise _gguf.GgufError(
+        raise gguf_file.GgufError(
             f"The header of {path} cannot be read ({exc}): the file of {size_bytes} bytes is cut off or damaged, or "
             "newer than the gguf library; download it again, or update this collection and run its host_python role."
         ) from exc
-    _gguf.check_extent(path, size_bytes, reader.extents)
+    gguf_file.check_extent(path, size_bytes, reader.extents)
     tokens = reader.get_field("tokenizer.ggml.tokens")
     sizes = zip(reader.extents, reader.elements, strict=True)
     found = [(name, n_bytes, elements) for (name, _offset, n_bytes), elements in sizes]
@@ -290,20 +291,20 @@ def _read(files: list[tuple[str, int, int]]) -> dict[str, t.Any]:
         tensors += shard_tensors
     count = fields.get("split.count", 1)
     if isinstance(count, int) and count > 1 and count != len(files):
-        raise _gguf.GgufError(
+        raise gguf_file.GgufError(
             f"{files[0][0]} is one of {count} shards, and its name does not tell where the others are: "
             f"keep llama.cpp's names (NAME-00001-of-{count:05d}.gguf)."
         )
     declared = fields.get("split.tensors.count")
     if isinstance(declared, int) and count > 1 and declared != len(tensors):
-        raise _gguf.GgufError(
+        raise gguf_file.GgufError(
             f"The shards of {files[0][0]} hold {len(tensors)} tensors and should hold {declared}: "
             "they are not of one model; download them again."
         )
     file_types = {int(kind): kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in gguf.LlamaFileType}
     file_type = file_types.get(fields.get("general.file_type", -1))
     known = set(gguf.MODEL_ARCH_NAMES.values())
-    return _gguf.describe(fields, tensors, [file[:2] for file in files], token_count, file_type, known)
+    return gguf_file.describe(fields, tensors, [file[:2] for file in files], token_count, file_type, known)
 
 
 def main() -> None:
@@ -311,37 +312,37 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "required": True},
             "cache_dir": {"type": "path", "default": "/var/lib/mixed_gpu/gguf_cache"},
-            "host_python": {"type": "path", "default": _host_python.DEFAULT},
+            "host_python": {"type": "path", "default": host_python.DEFAULT},
         },
         supports_check_mode=True,
     )
     result: dict[str, t.Any] = {"changed": False, "available": True, "reason": None, "cached": False, "model": None}
     try:
-        paths = _gguf.shard_paths(os.path.abspath(module.params["path"]))
+        paths = gguf_file.shard_paths(os.path.abspath(module.params["path"]))
         if module.check_mode and not os.path.exists(paths[0]):
             module.exit_json(**{**result, "available": False, "reason": f"{paths[0]} does not exist yet."})
         files = _sizes(paths)
-        key = {"description": _gguf.DESCRIPTION_VERSION, "files": [list(file) for file in files]}
+        key = {"description": gguf_file.DESCRIPTION_VERSION, "files": [list(file) for file in files]}
         name = hashlib.sha256(paths[0].encode()).hexdigest()
         cache = os.path.join(module.params["cache_dir"], f"{name}.json")
         cached = None
         with contextlib.suppress(OSError, ValueError):       # a cache: what cannot be read is made again
-            cached = json.loads(_state_files.read_text(cache) or "null")
+            cached = json.loads(json_file.read_text(cache) or "null")
         if isinstance(cached, dict) and cached.get("key") == key and isinstance(cached.get("model"), dict):
             module.exit_json(**{**result, "cached": True, "model": cached["model"]})
 
-        reason = _host_python.enter(["gguf", "numpy"], module.params["host_python"])
+        reason = host_python.enter(["gguf", "numpy"], module.params["host_python"])
         if reason and module.check_mode:
             module.exit_json(**{**result, "available": False, "reason": reason})
         if reason:
             module.fail_json(msg=f"{paths[0]} cannot be read: {reason}")
         model = _read(files)
-    except _gguf.GgufError as exc:
+    except gguf_file.GgufError as exc:
         module.fail_json(msg=str(exc))
     if not module.check_mode:
         with contextlib.suppress(OSError):                   # without a cache the next call is slower, nothing else
-            text = _state_files.to_text({"key": key, "model": model})
-            _state_files.write_text(cache, text, 0o644, module.atomic_move)
+            text = json_file.to_text({"key": key, "model": model})
+            json_file.write_text(cache, text, 0o644, module.atomic_move)
     module.exit_json(**{**result, "model": model})
 
 

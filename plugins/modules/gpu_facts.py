@@ -418,7 +418,8 @@ ansible_facts:
 import importlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _host_python, _nvml
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
 
 
 def _loaded_version() -> str | None:
@@ -433,7 +434,7 @@ def _loaded_version() -> str | None:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "host_python": {"type": "path", "default": _host_python.DEFAULT},
+            "host_python": {"type": "path", "default": host_python.DEFAULT},
             "required": {"type": "bool", "default": False},
             "sample_interval_ms": {"type": "int", "default": 200},
             "sample_seconds": {"type": "float", "default": 0},
@@ -445,11 +446,11 @@ def main() -> None:
         module.fail_json(msg=f"sample_seconds is {seconds}: give 0, or up to an hour (3600).")
     if interval_ms < 10:
         module.fail_json(msg=f"sample_interval_ms is {interval_ms}: give at least 10, the cards answer no faster.")
-    reason = _host_python.enter(["pynvml"], module.params["host_python"])
+    reason = host_python.enter(["pynvml"], module.params["host_python"])
     if reason is None:
-        facts = _nvml.probe(importlib.import_module("pynvml"), _loaded_version(), seconds, interval_ms)
+        facts = nvml.probe(importlib.import_module("pynvml"), _loaded_version(), seconds, interval_ms)
     else:
-        facts = _nvml.unavailable(reason)
+        facts = nvml.unavailable(reason)
     if module.params["required"] and not facts["available"]:
         module.fail_json(msg=facts["reason"])
     module.exit_json(changed=False, ansible_facts={"mixed_gpu_gpus": facts})

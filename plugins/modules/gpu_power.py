@@ -74,7 +74,8 @@ found:
 import importlib
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _gpu_power, _host_python
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import power_limits
 
 
 def main() -> None:
@@ -82,37 +83,37 @@ def main() -> None:
         argument_spec={
             "settings": {"type": "dict", "required": True},
             "record": {"type": "path"},
-            "host_python": {"type": "path", "default": _host_python.DEFAULT},
+            "host_python": {"type": "path", "default": host_python.DEFAULT},
         },
         supports_check_mode=True,
     )
     wanted = module.params["settings"]
-    if wanted.get("schema") != _gpu_power.SCHEMA or not isinstance(wanted.get("cards"), list):
-        module.fail_json(msg=f"settings is not of schema {_gpu_power.SCHEMA}: take it from gpu_power_settings.")
-    reason = _host_python.enter(["pynvml"], module.params["host_python"])
+    if wanted.get("schema") != power_limits.SCHEMA or not isinstance(wanted.get("cards"), list):
+        module.fail_json(msg=f"settings is not of schema {power_limits.SCHEMA}: take it from gpu_power_settings.")
+    reason = host_python.enter(["pynvml"], module.params["host_python"])
     if reason is not None:
         module.fail_json(msg=reason)
     nvml = importlib.import_module("pynvml")
     path = module.params["record"]
     try:
-        _gpu_power.open_nvml(nvml)
+        power_limits.open_nvml(nvml)
         try:
-            record = _gpu_power.read_settings(path) if path else None
-            cards = _gpu_power.read_cards(nvml)
-            wrong = _gpu_power.problems(wanted, cards)
+            record = power_limits.read_settings(path) if path else None
+            cards = power_limits.read_cards(nvml)
+            wrong = power_limits.problems(wanted, cards)
             if wrong:
                 module.fail_json(msg=" ".join(wrong))
-            deviations = _gpu_power.deviations(wanted, cards, record)
+            deviations = power_limits.deviations(wanted, cards, record)
             if deviations and not module.check_mode:
-                new = _gpu_power.apply(nvml, wanted, record)
+                new = power_limits.apply(nvml, wanted, record)
                 if path:
-                    _gpu_power.write_record(path, new)
+                    power_limits.write_record(path, new)
         finally:
             nvml.nvmlShutdown()
-    except _gpu_power.PowerError as error:
+    except power_limits.PowerError as error:
         module.fail_json(msg=str(error))
     result = {
-        "changed": bool(deviations), "deviations": deviations, "found": _gpu_power.found_settings(cards)
+        "changed": bool(deviations), "deviations": deviations, "found": power_limits.found_settings(cards)
     }  # fmt: skip
     if module._diff:
         result["diff"] = {"before": "".join(f"{line}\n" for line in deviations), "after": ""}

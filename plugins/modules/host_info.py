@@ -279,12 +279,10 @@ import platform
 import re
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
-    _host_hardware,
-    _revalidation_mark,
-    _upgrade,
-)
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._host_hardware import read
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_mark
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware.host_hardware import read
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import upgrade_stages
 
 MIB = 1 << 20
 
@@ -325,7 +323,7 @@ def disk(path: str) -> dict[str, str | int | None]:
     return {
         "path": path,
         "mount_point": mount_point,
-        "medium": _host_hardware.medium(there),
+        "medium": host_hardware.medium(there),
         "total_mib": room.f_blocks * room.f_frsize // MIB,
         "free_mib": room.f_bavail * room.f_frsize // MIB,
         "held_mib": _held(path) // MIB,
@@ -368,7 +366,7 @@ def main() -> None:
     found = None
     if port is not None and ss is not None:
         rc, out, _err = module.run_command([ss, "-Hltnp", "--cgroup", f"sport = :{port}"])
-        found = _host_hardware.listeners(out) if rc == 0 else None
+        found = host_hardware.listeners(out) if rc == 0 else None
     module.exit_json(
         changed=False,
         host={
@@ -376,24 +374,24 @@ def main() -> None:
             "machine": platform.machine(),
             "kernel": platform.release(),
             "kernel_version": platform.version(),
-            "kernels": _host_hardware.kernels(),
-            "firmware": _host_hardware.firmware(),
+            "kernels": host_hardware.kernels(),
+            "firmware": host_hardware.firmware(),
             "python_version": platform.python_version(),
             "uid": os.geteuid(),
             "init": read("/proc/1/comm"),
             "container": container(),
-            "hypervisor": _host_hardware.hypervisor(),
-            "secure_boot": _host_hardware.secure_boot(),
+            "hypervisor": host_hardware.hypervisor(),
+            "secure_boot": host_hardware.secure_boot(),
             **memory(read("/proc/meminfo") or ""),
             "disks": [disk(path) for path in module.params["paths"]],
             "files": [{"path": path, "size_bytes": size(path)} for path in module.params["files"]],
             "listeners": found,
-            "nvidia_pci": _host_hardware.nvidia_pci(),
-            "nvidia_devices": _host_hardware.nvidia_devices(),
-            "nvidia_nodes": _host_hardware.nvidia_nodes(),
+            "nvidia_pci": host_hardware.nvidia_pci(),
+            "nvidia_devices": host_hardware.nvidia_devices(),
+            "nvidia_nodes": host_hardware.nvidia_nodes(),
             "nvidia_module_version": read("/sys/module/nvidia/version"),
-            "revalidation": _revalidation_mark.state(read(_revalidation_mark.PATH)),
-            "upgrade": _upgrade.unfinished(read(_upgrade.PATH)),
+            "revalidation": driver_mark.state(read(driver_mark.PATH)),
+            "upgrade": upgrade_stages.unfinished(read(upgrade_stages.PATH)),
             "nouveau_loaded": os.path.isdir("/sys/module/nouveau"),
         },
     )

@@ -158,13 +158,8 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
-    _download,
-    _host_python,
-    _hub,
-    _model_files,
-    _state_files,
-)
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import hub_api, model_files, transfer
 
 
 class Question:
@@ -173,21 +168,21 @@ class Question:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.params = module.params
-        self.endpoint = (self.params["endpoint"] or os.environ.get("HF_ENDPOINT") or _hub.OFFICIAL).rstrip("/")
+        self.endpoint = (self.params["endpoint"] or os.environ.get("HF_ENDPOINT") or hub_api.OFFICIAL).rstrip("/")
         self.asked = {key: self.params[key] for key in ("repo", "revision", "files", "quant")}
-        self.name = _hub.record_name(*self.asked.values())
+        self.name = hub_api.record_name(*self.asked.values())
         self.record_file = os.path.join(self.params["record_dir"], self.name)
 
     def answer(self) -> dict[str, t.Any]:
         """Return the module's result. Raises HubError and DownloadError."""
-        _hub.check_request(*self.asked.values())
-        _download.check_url(f"{self.endpoint}/x")
+        hub_api.check_request(*self.asked.values())
+        transfer.check_url(f"{self.endpoint}/x")
         if "@" in self.endpoint.partition("://")[2].partition("/")[0]:
-            raise _download.DownloadError(
+            raise transfer.DownloadError(
                 "The hub's address has a user or a password in it, which would be recorded for all to read: leave it"
                 " out."
             )
-        known = _hub.pinned(self.asked, self.params["sha256"], self.params["size_bytes"])
+        known = hub_api.pinned(self.asked, self.params["sha256"], self.params["size_bytes"])
         if known:
             return self.result(known, "given")
         before = self.recorded(self.params["record_dir"])
@@ -200,7 +195,7 @@ class Question:
         brought = self.recorded(source_dir) if source_dir and not self.params["update"] else None
         if brought:
             return self.keep(None, brought, "source_dir")
-        failure = _host_python.enter(["huggingface_hub"], self.params["host_python"])
+        failure = host_python.enter(["huggingface_hub"], self.params["host_python"])
         if failure and self.module.check_mode and not before:
             return {"changed": False, "available": False, "reason": failure, "endpoint": self.endpoint}
         after = None
@@ -211,13 +206,13 @@ class Question:
         if before:
             self.module.warn(f"The recorded answer about {self.asked['repo']} is used: {failure}")
             return self.result(before, "record")
-        raise _hub.HubError(f"{self.asked['repo']} cannot be looked up: {failure}")
+        raise hub_api.HubError(f"{self.asked['repo']} cannot be looked up: {failure}")
 
     def recorded(self, directory: str) -> dict[str, t.Any] | None:
         """Return the recorded answer in a directory, or None."""
         path = os.path.join(directory, self.name)
-        text = _state_files.read_text(path)
-        return None if text is None else _hub.read_record(text, path)
+        text = json_file.read_text(path)
+        return None if text is None else hub_api.read_record(text, path)
 
     def keep(self, before: dict[str, t.Any] | None, after: dict[str, t.Any], source: str) -> dict[str, t.Any]:
         """Record an answer, unless it says the same as the one before."""
@@ -225,7 +220,7 @@ class Question:
             return self.result(before, source)
         result = self.result(after, source)
         if not self.module.check_mode:
-            _state_files.write_text(self.record_file, _state_files.to_text(after), 0o644, self.module.atomic_move)
+            json_file.write_text(self.record_file, json_file.to_text(after), 0o644, self.module.atomic_move)
         shown = [{key: each[key] for key in ("commit", "files")} if each else {} for each in (before, after)]
         return {**result, "changed": True, "diff": {"before": shown[0], "after": shown[1]}}
 
@@ -235,25 +230,25 @@ class Question:
         if wanted and [file["sha256"] for file in files] != [wanted]:
             has = "has several files" if len(files) > 1 else f"has the SHA-256 {files[0]['sha256']}"
             where = f"{self.asked['repo']} at {found['commit']}"
-            raise _hub.HubError(f"{where} {has}, and {wanted} was expected: correct or remove the sha256.")
+            raise hub_api.HubError(f"{where} {has}, and {wanted} was expected: correct or remove the sha256.")
         return {
             "changed": False, "available": True, "reason": None, "source": source, "endpoint": self.endpoint,
             "commit": found["commit"], "format": found["format"],
             "files": [
-                {**file, "url": _hub.file_url(self.endpoint, found["repo"], found["commit"], file["name"])}
+                {**file, "url": hub_api.file_url(self.endpoint, found["repo"], found["commit"], file["name"])}
                 for file in files
             ],
         }
 
     def ask(self) -> tuple[dict[str, t.Any] | None, str]:
         """Ask the hub. Returns the record, or None and one sentence. Raises HubError when asking again cannot help."""
-        if os.path.exists(_download.SYSTEM_CA_BUNDLE):   # as model_file: what the host trusts
-            os.environ.setdefault("SSL_CERT_FILE", _download.SYSTEM_CA_BUNDLE)
+        if os.path.exists(transfer.SYSTEM_CA_BUNDLE):   # as model_file: what the host trusts
+            os.environ.setdefault("SSL_CERT_FILE", transfer.SYSTEM_CA_BUNDLE)
         os.environ.pop("HF_HUB_OFFLINE", None)
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-        token = _model_files.read_token(self.params["token_file"], self.endpoint)
+        token = model_files.read_token(self.params["token_file"], self.endpoint)
         # False, or the library would look for a token in the home directory
         hub = huggingface_hub.HfApi(endpoint=self.endpoint, token=token or False)
         repo, revision = self.asked["repo"], self.asked["revision"]
@@ -271,10 +266,10 @@ class Question:
                     }
                     for file in info.siblings or []
                 ]
-                made = _hub.record(self.asked, info.sha or "", every, self.endpoint, _state_files.utc_now())
+                made = hub_api.record(self.asked, info.sha or "", every, self.endpoint, json_file.utc_now())
                 if info.gated:
                     # its list is public, its files are not: find out before anything else is done
-                    url = _hub.file_url(self.endpoint, repo, made["commit"], made["files"][0]["name"])
+                    url = hub_api.file_url(self.endpoint, repo, made["commit"], made["files"][0]["name"])
                     huggingface_hub.get_hf_file_metadata(
                         url, token=token or False, timeout=self.params["timeout_seconds"], endpoint=self.endpoint
                     )
@@ -282,11 +277,11 @@ class Question:
             except HfHubHTTPError as exc:
                 status = exc.response.status_code
                 retry_after = exc.response.headers.get("Retry-After")
-                if status not in _download.RETRIED_STATUSES:
+                if status not in transfer.RETRIED_STATUSES:
                     code = exc.response.headers.get("X-Error-Code", "")
-                    clause = _hub.refusal(self.endpoint, repo, revision, status, code, token is not None)
+                    clause = hub_api.refusal(self.endpoint, repo, revision, status, code, token is not None)
                     said = clause or f"{self.endpoint} answered with HTTP status {status}: check the repository's name"
-                    raise _hub.HubError(f"{repo} cannot be looked up: {said}.") from exc
+                    raise hub_api.HubError(f"{repo} cannot be looked up: {said}.") from exc
                 failure = f"{self.endpoint} answered with HTTP status {status}"
                 if status == 429:
                     failure += " (too many requests: wait some minutes; with a token the limit is higher)"
@@ -299,7 +294,7 @@ class Question:
             except (ValueError, KeyError, TypeError) as exc:
                 failure = f"{self.endpoint} gave an answer that is not understood ({exc!r}): check the hub's address"
             if attempt < self.params["attempts"]:
-                time.sleep(_download.wait_seconds(attempt, self.params["retry_seconds"], retry_after))
+                time.sleep(transfer.wait_seconds(attempt, self.params["retry_seconds"], retry_after))
         return None, f"{failure} ({self.params['attempts']} attempts)."
 
 
@@ -321,15 +316,15 @@ def main() -> None:
             "attempts": {"type": "int", "default": 5},
             "retry_seconds": {"type": "float", "default": 1},
             "timeout_seconds": {"type": "int", "default": 30},
-            "host_python": {"type": "path", "default": _host_python.DEFAULT},
+            "host_python": {"type": "path", "default": host_python.DEFAULT},
         },
         supports_check_mode=True,
     )
     try:
         if module.params["sha256"]:
-            module.params["sha256"] = _download.check_sha256(module.params["sha256"], module.params["repo"])
+            module.params["sha256"] = transfer.check_sha256(module.params["sha256"], module.params["repo"])
         result = Question(module).answer()
-    except (_hub.HubError, _download.DownloadError) as exc:
+    except (hub_api.HubError, transfer.DownloadError) as exc:
         module.fail_json(msg=str(exc))
     except OSError as exc:
         module.fail_json(msg=f"{exc.filename or module.params['record_dir']} cannot be used: {exc.strerror or exc}.")

@@ -145,7 +145,7 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _llama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
 
 
 def list_devices(module: AnsibleModule) -> list[dict[str, t.Any]]:
@@ -157,7 +157,7 @@ def list_devices(module: AnsibleModule) -> list[dict[str, t.Any]]:
     if not os.path.isfile(program) or not os.access(program, os.X_OK):
         module.fail_json(msg=f"There is no program {program}: install llama.cpp (role llama_cpp), or set llama_bench.")
     command = [module.get_bin_path("timeout", required=True), "--signal=KILL", f"{limit}s"]
-    command += _llama_bench.list_devices_command(program, endpoints)
+    command += llama_bench.list_devices_command(program, endpoints)
     environment = {"GGML_NO_BACKTRACE": "1", **{name: str(value) for name, value in params["environment"].items()}}
     started = time.monotonic()
     rc, stdout, stderr = module.run_command(
@@ -173,16 +173,16 @@ def list_devices(module: AnsibleModule) -> list[dict[str, t.Any]]:
             else:
                 cure = "look at the kernel's messages about the cards (journalctl -k)"
             module.fail_json(msg=f"{program} did not list the devices within {limit} seconds: {cure}.")
-        sentence = _llama_bench.explain_list_failure(rc, f"{stdout}\n{stderr}", endpoints)
+        sentence = llama_bench.explain_list_failure(rc, f"{stdout}\n{stderr}", endpoints)
         module.fail_json(msg=f"The devices cannot be listed: {sentence}.", rc=rc, stderr=stderr[-4000:])
     try:
-        devices = _llama_bench.parse_devices(stdout)
-    except _llama_bench.BenchError as exc:
+        devices = llama_bench.parse_devices(stdout)
+    except llama_bench.BenchError as exc:
         module.fail_json(
             msg=f"What {program} --list-devices printed cannot be read: {exc}; install the pinned llama.cpp.",
             stdout=stdout[-4000:],
         )
-    missing = _llama_bench.missing_endpoints(devices, endpoints)
+    missing = llama_bench.missing_endpoints(devices, endpoints)
     if missing:
         module.fail_json(
             msg=f"The RPC endpoint {missing[0]} answers but offers no device: look at its ggml-rpc-server's journal."
@@ -213,10 +213,10 @@ def main() -> None:
         )
     devices = list_devices(module)
     try:
-        devices = _llama_bench.identify(devices, params["cuda_uuids"])
-        devices = _llama_bench.set_budgets(devices, params["budgets_mib"])
-        _llama_bench.check_order(devices, params["expected_order"])
-    except _llama_bench.BenchError as exc:
+        devices = llama_bench.identify(devices, params["cuda_uuids"])
+        devices = llama_bench.set_budgets(devices, params["budgets_mib"])
+        llama_bench.check_order(devices, params["expected_order"])
+    except llama_bench.BenchError as exc:
         module.fail_json(msg=f"The devices do not fit what was given: {exc}.", devices=devices)
     module.exit_json(changed=False, devices=devices)
 

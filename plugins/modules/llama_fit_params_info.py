@@ -151,7 +151,7 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _dry_run
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import fit_params
 
 
 def ask(module: AnsibleModule, command: list[str]) -> tuple[list[dict[str, t.Any]], str | None]:
@@ -168,10 +168,10 @@ def ask(module: AnsibleModule, command: list[str]) -> tuple[list[dict[str, t.Any
     if rc in (-9, 137):
         return [], f"{program} was ended after {limit} seconds or killed: see whether something else uses the devices"
     if rc != 0:
-        return [], _dry_run.explain_failure(program, rc, stderr or stdout)
+        return [], fit_params.explain_failure(program, rc, stderr or stdout)
     try:
-        return _dry_run.parse(stdout, params["devices"]), None
-    except _dry_run.DryRunError as exc:
+        return fit_params.parse(stdout, params["devices"]), None
+    except fit_params.DryRunError as exc:
         return [], f"what {program} printed cannot be read: {exc}"
 
 
@@ -201,11 +201,11 @@ def main() -> None:
         )
         module.exit_json(changed=False, available=False, reason=known, devices=[], dry_run=None, command=[])
     try:
-        command = _dry_run.command(
+        command = fit_params.command(
             params["program"], params["model_path"], params["devices"], params["layers"], params["serving"],
             params["rpc_endpoints"], params["split_mode"],
         )
-    except _dry_run.DryRunError as exc:
+    except fit_params.DryRunError as exc:
         module.fail_json(msg=f"The dry run cannot be asked for: {exc}.")
     devices, reason = ask(module, command)
     dry_run = None
@@ -213,8 +213,8 @@ def main() -> None:
         mib = [entry["mib"] for entry in devices]
         difference = None
         if params["model"] is not None:
-            difference = _dry_run.compare(mib, params["model"], params["serving"], params["layers"])
-            apart = _dry_run.disagreement(mib, difference, params["devices"])
+            difference = fit_params.compare(mib, params["model"], params["serving"], params["layers"])
+            apart = fit_params.disagreement(mib, difference, params["devices"])
             if apart is not None:
                 module.warn(f"{apart}.")
         dry_run = {"mib": mib, "difference_mib": difference}

@@ -164,18 +164,23 @@ import secrets
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _llama_server, _state_files
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_client import Client, ServerError, read_api_key
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
+    Client,
+    ServerError,
+    read_api_key,
+)
 
 WARM_UP = {"name": "warm-up", "prompt_tokens": 16, "generated_tokens": 4}
 
 
 def _sample(client: Client, test: t.Mapping[str, t.Any], vocabulary_size: int) -> dict[str, t.Any]:
     """Send one unique prompt and return the sample."""
-    prompt = _llama_server.prompt_tokens(test["prompt_tokens"], vocabulary_size, secrets.token_hex(8))
+    prompt = llama_server.prompt_tokens(test["prompt_tokens"], vocabulary_size, secrets.token_hex(8))
     timings = client.generate(prompt, test["generated_tokens"])
     try:
-        return _llama_server.sample(timings, test["prompt_tokens"])
+        return llama_server.sample(timings, test["prompt_tokens"])
     except ValueError as exc:
         raise ServerError(f"test {test['name']}: {exc}.") from exc
 
@@ -194,11 +199,11 @@ def _check_tests(module: AnsibleModule, tests: list[dict[str, t.Any]]) -> None:
 def _stored(module: AnsibleModule, path: str | None) -> dict[str, t.Any] | None:
     if path is None:
         return None
-    text = _state_files.read_text(path)
+    text = json_file.read_text(path)
     if text is None:
         return None
     try:
-        return _llama_server.read_result(text)
+        return llama_server.read_result(text)
     except ValueError as exc:
         module.fail_json(msg=f"{path} is damaged ({exc}): remove it, then it is measured again.")
 
@@ -206,11 +211,11 @@ def _stored(module: AnsibleModule, path: str | None) -> dict[str, t.Any] | None:
 def _measure(client: Client, tests: list[dict[str, t.Any]]) -> tuple[int, list[dict[str, t.Any]]]:
     context = client.context_per_slot()
     vocabulary_size = client.vocabulary_size()
-    if _llama_server.does_not_fit(WARM_UP, context) is None:
+    if llama_server.does_not_fit(WARM_UP, context) is None:
         _sample(client, WARM_UP, vocabulary_size)
     measured = []
     for test in tests:
-        reason = _llama_server.does_not_fit(test, context)
+        reason = llama_server.does_not_fit(test, context)
         samples = [] if reason else [_sample(client, test, vocabulary_size) for dummy in range(test["repetitions"])]
         measured.append({**test, "skipped_reason": reason, "samples": samples})
     return context, measured
@@ -244,7 +249,7 @@ def main() -> None:
     _check_tests(module, params["tests"])
     path = None
     if params["fingerprint"]:
-        key = _llama_server.result_key(params["fingerprint"], params["tests"])
+        key = llama_server.result_key(params["fingerprint"], params["tests"])
         path = os.path.join(params["state_dir"], f"{key}.json")
     stored = None if params["force"] else _stored(module, path)
     if stored is not None:
@@ -269,11 +274,11 @@ def main() -> None:
         context, tests = _measure(client, params["tests"])
     except ServerError as exc:
         module.fail_json(msg=str(exc))
-    result = {"tests": tests, "context_per_slot": context, "measured_at": _state_files.utc_now()}
+    result = {"tests": tests, "context_per_slot": context, "measured_at": json_file.utc_now()}
     if path is not None:
-        stored = {**result, "schema": _llama_server.RESULT_SCHEMA, "fingerprint": params["fingerprint"]}
+        stored = {**result, "schema": llama_server.RESULT_SCHEMA, "fingerprint": params["fingerprint"]}
         try:
-            _state_files.write_text(path, _state_files.to_text(stored), 0o644, module.atomic_move)
+            json_file.write_text(path, json_file.to_text(stored), 0o644, module.atomic_move)
         except OSError as exc:
             module.fail_json(msg=f"{path} cannot be written ({exc.strerror}): make room, or choose another state_dir.")
     module.exit_json(changed=True, reused=False, result_path=path, **result)

@@ -88,13 +88,15 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _busy, _host_python, _lease, _nvml
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_client import (
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
     Client,
     ServerError,
     ServerOccupiedError,
     read_api_key,
 )
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import busy, lease_unit
 
 POLL_SECONDS = 0.5
 CARDS_INTERVAL_MS = 200
@@ -109,7 +111,7 @@ def lease(module: AnsibleModule) -> Answer | None:
     if not unit or systemctl is None:
         return None
     stdout = module.run_command([systemctl, "show", "-p", "ActiveState", unit])[1]
-    if _lease.parse_properties(stdout).get("ActiveState") not in _lease.ACTIVE:
+    if lease_unit.parse_properties(stdout).get("ActiveState") not in lease_unit.ACTIVE:
         return None
     return {"busy": True, "why": f"the devices are leased for a measurement ({unit})", "source": "lease"}
 
@@ -126,7 +128,7 @@ def slots(module: AnsibleModule) -> Answer:
     try:
         while True:
             looks.append(client.slots())
-            why = _busy.of_slots(looks)
+            why = busy.of_slots(looks)
             if why is not None or time.monotonic() >= ends:
                 break
             time.sleep(POLL_SECONDS)
@@ -141,11 +143,11 @@ def cards(module: AnsibleModule) -> Answer:
     """The answer of the cards; source is nothing where they do not tell."""
     # at least one look
     seconds = max(module.params["seconds"], CARDS_INTERVAL_MS / 1000)
-    facts = _nvml.probe(importlib.import_module("pynvml"), None, seconds, CARDS_INTERVAL_MS)
-    why = _busy.of_cards(facts["gpus"], module.params["busy_percent"])
+    facts = nvml.probe(importlib.import_module("pynvml"), None, seconds, CARDS_INTERVAL_MS)
+    why = busy.of_cards(facts["gpus"], module.params["busy_percent"])
     if why is not None:
         return {"busy": True, "why": why, "source": "cards"}
-    if not _busy.can_tell(facts["gpus"]):
+    if not busy.can_tell(facts["gpus"]):
         why = facts["reason"] or "the cards do not say how much they compute"
         return {"busy": False, "why": why, "source": "nothing"}
     return {"busy": False, "why": "no card computes", "source": "cards"}
@@ -158,16 +160,16 @@ def main() -> None:
             "api_key_file": {"type": "path", "default": "/etc/mixed_gpu/llama-server.key", "no_log": False},
             "seconds": {"type": "float", "default": 5},
             "busy_percent": {"type": "float", "default": 20},
-            "lease_unit": {"type": "str", "default": _lease.UNIT},
+            "lease_unit": {"type": "str", "default": lease_unit.UNIT},
             "timeout_seconds": {"type": "int", "default": 30},
-            "host_python": {"type": "path", "default": _host_python.DEFAULT},
+            "host_python": {"type": "path", "default": host_python.DEFAULT},
         },
         supports_check_mode=True,
     )
     params = module.params
     if not 0 <= params["seconds"] <= 3600:
         module.fail_json(msg=f"seconds is {params['seconds']}: give 0, or up to an hour (3600).")
-    no_nvml = _host_python.enter(["pynvml"], params["host_python"])
+    no_nvml = host_python.enter(["pynvml"], params["host_python"])
     try:
         answer = lease(module) or slots(module)
         if not answer["busy"]:

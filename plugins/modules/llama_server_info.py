@@ -228,7 +228,7 @@ import urllib.error
 import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _llama_server
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
 
 PROPERTIES = "LoadState,ActiveState,SubState,MainPID,NRestarts,NeedDaemonReload,InvocationID"
 POLL_SECONDS = 0.5
@@ -254,7 +254,7 @@ def _properties(module: AnsibleModule) -> dict[str, str]:
         module.fail_json(
             msg=f"systemd does not answer about {module.params['unit']} ({stderr.strip()}): this host must run systemd."
         )
-    return _llama_server.unit_properties(stdout)
+    return llama_server.unit_properties(stdout)
 
 
 def _journal(module: AnsibleModule, invocation: str) -> str:
@@ -283,13 +283,13 @@ def main() -> None:
     deadline = time.monotonic() + module.params["wait_seconds"]
     while True:
         properties = _properties(module)
-        state = _llama_server.unit_state(properties, _health(module.params["url"].rstrip("/")))
+        state = llama_server.unit_state(properties, _health(module.params["url"].rstrip("/")))
         if state not in ("loading", "restarting") or time.monotonic() >= deadline:
             break
         time.sleep(POLL_SECONDS)
     invocation = properties.get("InvocationID", "")
     text = _journal(module, invocation)
-    server = _llama_server.parse_load(text)
+    server = llama_server.parse_load(text)
     result = {
         "changed": False,
         "state": state,
@@ -302,7 +302,7 @@ def main() -> None:
     }
     if module.params["deployment"] is not None:
         try:
-            result["deviations"] = _llama_server.deviations(module.params["deployment"], server)
+            result["deviations"] = llama_server.deviations(module.params["deployment"], server)
         except (KeyError, TypeError, ValueError) as exc:
             module.fail_json(msg=f"The recorded deployment is not complete ({exc}): run the tuning play again.")
     module.exit_json(**result)

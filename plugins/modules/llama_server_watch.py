@@ -216,15 +216,15 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
-    _device_watch,
-    _host_hardware,
-    _host_python,
-    _llama_server,
-    _nvml,
-    _nvml_sampling,
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware, nvml, nvml_sampling
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
+    Client,
+    ServerError,
+    read_api_key,
 )
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_client import Client, ServerError, read_api_key
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import device_watch
 
 Json = dict[str, t.Any]
 
@@ -254,13 +254,13 @@ class Watcher:
         self.nvml = nvml
         self.gpus = self.ask_cards()
         self.devices = [self._device(device) for device in module.params["devices"]]
-        self.readings: dict[str, list[_nvml_sampling.Reading]] = {}
+        self.readings: dict[str, list[nvml_sampling.Reading]] = {}
         self.xid_events: list[Json] | None = [] if self.gpus["available"] else None
 
     def ask_cards(self, **watching: t.Any) -> Json:
         if isinstance(self.nvml, str):
-            return _nvml.unavailable(self.nvml)
-        return _nvml.probe(self.nvml, None, **watching)
+            return nvml.unavailable(self.nvml)
+        return nvml.probe(self.nvml, None, **watching)
 
     def _device(self, device: Json) -> Json:
         seen: Json = {"device": device["device"], "id": device["id"], "seen": None, "reason": None, "pid": None,
@@ -272,10 +272,10 @@ class Watcher:
         if device["backend"] != "RPC":
             return {**seen, "reason": f"nothing tells how busy a device of backend {device['backend']} is"}
         try:
-            host, port = _device_watch.endpoint(device["id"])
+            host, port = device_watch.endpoint(device["id"])
         except ValueError as error:
             return {**seen, "reason": str(error)}
-        if not _device_watch.is_local(host):
+        if not device_watch.is_local(host):
             return {**seen, "reason": "it is on another host"}
         pid, unit = self._listener(port)
         properties = self._properties(unit)
@@ -291,7 +291,7 @@ class Watcher:
         if ss is None:
             return None, None
         _rc, stdout, _stderr = self.module.run_command([ss, "-Hltnp", "--cgroup", f"sport = :{port}"])
-        found: list[Json] = _host_hardware.listeners(stdout)
+        found: list[Json] = host_hardware.listeners(stdout)
         unit = found[0]["unit"] if found and str(found[0]["unit"]).endswith(".service") else None
         return (found[0]["pid"] if found else None), unit
 
@@ -302,27 +302,27 @@ class Watcher:
         _rc, stdout, _stderr = self.module.run_command(
             [systemctl, "show", "-p", "MainPID,CPUQuotaPerSecUSec", unit]
         )
-        return _llama_server.unit_properties(stdout)
+        return llama_server.unit_properties(stdout)
 
-    def snapshot(self) -> dict[str, dict[int, _device_watch.Spent]]:
+    def snapshot(self) -> dict[str, dict[int, device_watch.Spent]]:
         """What the threads of each process have had so far."""
         return {
-            device["id"]: _device_watch.threads(device["pid"])
+            device["id"]: device_watch.threads(device["pid"])
             for device in self.devices
             if device["seen"] == "process"
         }
 
-    def spent(self, before: dict[str, dict[int, _device_watch.Spent]]) -> dict[str, Json]:
+    def spent(self, before: dict[str, dict[int, device_watch.Spent]]) -> dict[str, Json]:
         """What each process did since then."""
         found: dict[str, Json] = {}
         for key, after in self.snapshot().items():
-            spent = _device_watch.between(before[key], after)
+            spent = device_watch.between(before[key], after)
             found[key] = {"busy_ms": round(sum(spent) / 1e6, 3), "waiting_ms": round(spent.waiting_ns / 1e6, 3)}
         return found
 
     def run(self, phase: Json, client: Client, vocabulary_size: int, context: int) -> Json:
         """Load the server with one phase and return what is seen."""
-        result: Json = {**phase, "skipped_reason": _llama_server.does_not_fit(phase, context), "overlapped": 0,
+        result: Json = {**phase, "skipped_reason": llama_server.does_not_fit(phase, context), "overlapped": 0,
                         "blocks": [], "cards": {}}  # fmt: skip
         if result["skipped_reason"]:
             return result
@@ -335,7 +335,7 @@ class Watcher:
         began: float | None = None
         spans: list[tuple[float, float]] = []
         try:
-            prompt = _llama_server.prompt_tokens(phase["prompt_tokens"], vocabulary_size, SEED)
+            prompt = llama_server.prompt_tokens(phase["prompt_tokens"], vocabulary_size, SEED)
             self._warm_up(client, phase, prompt)
             began = time.monotonic()
             self._blocks(client, phase, prompt, result, spans)
@@ -359,7 +359,7 @@ class Watcher:
         ids = {device["id"] for device in self.devices}
         return {
             uuid: {"busy_ms": round(percent / 100 * (end - start) * 1000, 3), "waiting_ms": 0.0}
-            for uuid, percent in _device_watch.cards_between(self.readings, start, end).items()
+            for uuid, percent in device_watch.cards_between(self.readings, start, end).items()
             if uuid in ids and percent is not None
         }
 
@@ -375,8 +375,8 @@ class Watcher:
         found = {}
         for uuid, all_rows in self.readings.items():
             rows = [row for row in all_rows if began <= row["at"] <= over]
-            sampled = _nvml_sampling.summary(rows, round(over - began, 2), _nvml.throttle_reasons)
-            throttled = _device_watch.throttled_percent(rows, _nvml.throttle_reasons)
+            sampled = nvml_sampling.summary(rows, round(over - began, 2), nvml.throttle_reasons)
+            throttled = device_watch.throttled_percent(rows, nvml.throttle_reasons)
             found[uuid] = {"sampled": sampled, "throttled_percent": throttled}
         return found
 
@@ -426,7 +426,7 @@ def _request(client: Client, phase: Json, prompt: list[int]) -> float:
     """Send the prompt and return what the server says that the answer took, in ms."""
     timings = client.generate(prompt, phase["generated_tokens"])
     try:
-        _llama_server.sample(timings, phase["prompt_tokens"])
+        llama_server.sample(timings, phase["prompt_tokens"])
         return float(timings["prompt_ms"]) + float(timings["predicted_ms"])
     except (KeyError, TypeError, ValueError) as exc:
         raise ServerError(f"{phase['kind']}: {exc}.") from exc
@@ -475,7 +475,7 @@ def main() -> None:
             "sample_interval_ms": {"type": "int", "default": 100},
             "journal_days": {"type": "int", "default": 7},
             "timeout_seconds": {"type": "int", "default": 300},
-            "host_python": {"type": "path", "default": _host_python.DEFAULT},
+            "host_python": {"type": "path", "default": host_python.DEFAULT},
         },
         supports_check_mode=True,
     )
@@ -490,7 +490,7 @@ def main() -> None:
         module.fail_json(
             msg=f"devices must have device, id and backend each, as in the host's record, not {nameless[0]}."
         )
-    reason = _host_python.enter(["pynvml"], params["host_python"])
+    reason = host_python.enter(["pynvml"], params["host_python"])
     watcher = Watcher(module, reason if reason else importlib.import_module("pynvml"))
     busy = None
     phases = []

@@ -105,7 +105,7 @@ import re
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _engine_commands
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import engine_commands
 
 Json = dict[str, t.Any]
 
@@ -154,12 +154,12 @@ def processes(root: str = "") -> list[Json]:
             continue
         unit = UNIT.findall(read(f"{here}/cgroup") or "")
         known = {"pid": int(name), "unit": unit[-1] if unit else None, "active": True}
-        titled = _engine_commands.title(command[0])
+        titled = engine_commands.title(command[0])
         if titled is not None:
             workers.append({**NOTHING, **titled, **known})
             continue
         environment = dict(pair.split("=", 1) for pair in words(f"{here}/environ") if "=" in pair)
-        engine = _engine_commands.parse(command, environment)
+        engine = engine_commands.parse(command, environment)
         if engine is not None:
             try:
                 directory = os.readlink(f"{here}/cwd")
@@ -196,7 +196,7 @@ def completed(engine: Json, directory: str, environment: t.Mapping[str, str], ro
     """An engine with what its configuration file and its model's config.json add; the command line wins."""
     path = engine.pop("config", None)
     if path:
-        more = _engine_commands.config(read(root + os.path.join(directory, path)) or "")
+        more = engine_commands.config(read(root + os.path.join(directory, path)) or "")
         engine = {**engine, **{key: value for key, value in more.items() if engine[key] is None}}
     engine["hidden_layers"] = hidden_layers(engine["model"], directory, environment, root)
     return engine
@@ -251,12 +251,12 @@ def _names_an_engine(path: str) -> bool:
 def services(shown: str, root: str = "") -> list[Json]:
     """Engines among the services that `systemctl show` printed."""
     found = []
-    for unit in _engine_commands.units(shown):
+    for unit in engine_commands.units(shown):
         environment = dict(unit["environment"])
         for path in unit["environment_files"]:
-            environment.update(_engine_commands.environment_file(read(root + path) or ""))
+            environment.update(engine_commands.environment_file(read(root + path) or ""))
         for command in unit["commands"]:
-            engine = _engine_commands.parse(command, environment) or _script(command, unit, environment, root)
+            engine = engine_commands.parse(command, environment) or _script(command, unit, environment, root)
             if engine is not None:
                 engine = completed(engine, unit["directory"], environment, root)
                 found.append({**NOTHING, **engine, "unit": unit["id"], "active": unit["active"]})
@@ -270,7 +270,7 @@ def _script(command: t.Sequence[str], unit: Json, environment: t.Mapping[str, st
         if os.path.basename(word) in SHELLS or word.startswith("-"):
             continue
         text = read(root + os.path.join(unit["directory"], word))
-        return _engine_commands.script(text, environment) if text and text.startswith("#!") else None
+        return engine_commands.script(text, environment) if text and text.startswith("#!") else None
     return None
 
 

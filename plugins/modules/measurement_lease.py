@@ -121,7 +121,8 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _lease, _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import lease_unit
 
 #: Stopping the unit only waits for a `sleep` to end; longer than this means that systemd itself is stuck.
 GONE_SECONDS = 30
@@ -136,7 +137,7 @@ class MeasurementLease:
         self.module = module
         self.params = module.params
         self.owner: str = self.params["owner"]
-        self.conflicts = [_lease.unit_name(name) for name in self.params["conflicts"]]
+        self.conflicts = [lease_unit.unit_name(name) for name in self.params["conflicts"]]
         self.file: str = self.params["lease_file"]
         if not self.owner.strip():
             module.fail_json(msg="owner is empty: give a text that names this run, such as its campaign.")
@@ -155,24 +156,24 @@ class MeasurementLease:
             self.module.fail_json(
                 msg=f"systemd does not answer ({stderr.strip() or stdout.strip()}): the lease needs systemd."
             )
-        return _lease.parse_properties(stdout)
+        return lease_unit.parse_properties(stdout)
 
     def active(self) -> bool:
-        return self.show(_lease.UNIT).get("ActiveState") in _lease.ACTIVE
+        return self.show(lease_unit.UNIT).get("ActiveState") in lease_unit.ACTIVE
 
     def read_state(self) -> dict[str, t.Any] | None:
         """Return the state file's content, or None when it is missing or damaged."""
         try:
-            text = _state_files.read_text(self.file)
-            return None if text is None else _lease.parse_state(text)
-        except _lease.LeaseError as exc:
+            text = json_file.read_text(self.file)
+            return None if text is None else lease_unit.parse_state(text)
+        except lease_unit.LeaseError as exc:
             self.module.warn(f"{self.file} is damaged: {exc}; the lease unit itself decides.")
             return None
         except OSError as exc:
             self.module.fail_json(msg=f"{self.file} cannot be read ({exc.strerror}): run as root.")
 
     def write_state(self, state: dict[str, t.Any]) -> None:
-        _state_files.write_text(self.file, _state_files.to_text(state), 0o644, self.module.atomic_move)
+        json_file.write_text(self.file, json_file.to_text(state), 0o644, self.module.atomic_move)
 
     # Taking it
 
@@ -185,7 +186,7 @@ class MeasurementLease:
                 result, state = self.try_to_acquire()
             finally:
                 if guard is not None:
-                    _state_files.release_lock(guard)
+                    json_file.release_lock(guard)
             if result is not None:
                 return result
             if self.module.check_mode:
@@ -193,9 +194,9 @@ class MeasurementLease:
             if time.monotonic() >= deadline:
                 holder = f"{state['owner']} since {state['acquired_at']}" if state else "somebody unknown"
                 self.module.fail_json(
-                    msg=f"The devices are leased to {holder} (unit {_lease.UNIT}), and that did not change within"
+                    msg=f"The devices are leased to {holder} (unit {lease_unit.UNIT}), and that did not change within"
                     f" {self.params['wait_seconds']} seconds: wait until that run has ended, or end its lease with"
-                    f" 'systemctl stop {_lease.UNIT}'.",
+                    f" 'systemctl stop {lease_unit.UNIT}'.",
                     owner=state["owner"] if state else None, acquired_at=state["acquired_at"] if state else None,
                 )
             time.sleep(1)
@@ -204,7 +205,7 @@ class MeasurementLease:
         """Lock the decision and the change that follows it against other runs of this module."""
         if self.module.check_mode:
             return None
-        guard = _state_files.take_lock(f"{self.file}.lock", GONE_SECONDS + self.params["wait_seconds"])
+        guard = json_file.take_lock(f"{self.file}.lock", GONE_SECONDS + self.params["wait_seconds"])
         if guard is None:
             self.module.fail_json(
                 msg=f"{self.file}.lock stays locked by another run of this module: look for it in the process list."
@@ -213,37 +214,37 @@ class MeasurementLease:
 
     def try_to_acquire(self) -> tuple[dict[str, t.Any] | None, dict[str, t.Any] | None]:
         """Return the result, or None and the state of the lease that is in the way."""
-        now = _state_files.utc_now()
-        properties = self.show(_lease.UNIT)
-        active = properties.get("ActiveState") in _lease.ACTIVE
+        now = json_file.utc_now()
+        properties = self.show(lease_unit.UNIT)
+        active = properties.get("ActiveState") in lease_unit.ACTIVE
         state = self.read_state() if active else None
         held, measuring = None, False
         if active and os.path.exists(self.params["lock_file"]):
-            held = _state_files.take_lock(self.params["lock_file"], 0)
+            held = json_file.take_lock(self.params["lock_file"], 0)
             measuring = held is None
         # While the lock is held here, no load of the old owner can begin.
         try:
-            answer = _lease.decide(active, state, self.owner, measuring, self.params["idle_seconds"], now)
+            answer = lease_unit.decide(active, state, self.owner, measuring, self.params["idle_seconds"], now)
             if answer == "wait" or properties.get("ActiveState") == "deactivating":
                 return None, state
             if answer == "ours" and state is not None:
                 if not self.module.check_mode:
-                    self.write_state(_lease.touched(state, now))
+                    self.write_state(lease_unit.touched(state, now))
                 return self.result(False, state), state
             return self.take(answer == "take_over", state, properties, now), state
         finally:
             if held is not None:
-                _state_files.release_lock(held)
+                json_file.release_lock(held)
 
     def take(
         self, take_over: bool, old: dict[str, t.Any] | None, properties: dict[str, str], now: str
     ) -> dict[str, t.Any]:
         """Start the lease unit, in place of an abandoned one with C(take_over)."""
-        running = [name for name in self.conflicts if self.show(name).get("ActiveState") in _lease.RUNNING]
+        running = [name for name in self.conflicts if self.show(name).get("ActiveState") in lease_unit.RUNNING]
         running += self.start_jobs()
         if take_over:
-            running += _lease.restart_of_unit(properties.get("ExecStopPost", "")) + (old["restart"] if old else [])
-        state = _lease.new_state(self.owner, now, running)
+            running += lease_unit.restart_of_unit(properties.get("ExecStopPost", "")) + (old["restart"] if old else [])
+        state = lease_unit.new_state(self.owner, now, running)
         former = (old["owner"] if old else "unknown") if take_over else None
         if not self.module.check_mode:
             if take_over:
@@ -258,11 +259,11 @@ class MeasurementLease:
         stdout = self.module.run_command(
             [self.systemctl, "list-jobs", "--no-legend", "--no-pager", "--plain", *self.conflicts]
         )[1]
-        return _lease.start_jobs(stdout)
+        return lease_unit.start_jobs(stdout)
 
     def start_unit(self, restart: list[str]) -> None:
         run, sleep = (self.module.get_bin_path(name, required=True) for name in ("systemd-run", "sleep"))
-        command = _lease.start_command(
+        command = lease_unit.start_command(
             run, self.systemctl, sleep, self.owner, self.conflicts, restart, self.params["max_seconds"]
         )
         cancelled: set[str] = set()
@@ -275,13 +276,13 @@ class MeasurementLease:
             if rc == 0 or "destructive" not in stderr:
                 break
             time.sleep(1)
-        if rc != 0 or self.show(_lease.UNIT).get("ActiveState") != "active":
+        if rc != 0 or self.show(lease_unit.UNIT).get("ActiveState") != "active":
             if os.path.exists(self.file):
                 os.unlink(self.file)
             for unit in sorted(cancelled):
                 self.module.run_command([self.systemctl, "--no-block", "start", unit])
             self.module.fail_json(
-                msg=f"systemd did not start the lease {_lease.UNIT} ({(stderr or stdout).strip() or 'it ended'}):"
+                msg=f"systemd did not start the lease {lease_unit.UNIT} ({(stderr or stdout).strip() or 'it ended'}):"
                 " run as root, and look at the journal of that unit."
             )
 
@@ -306,33 +307,34 @@ class MeasurementLease:
             return self.result(True, None, before=state, restart=state["restart"])
         finally:
             if guard is not None:
-                _state_files.release_lock(guard)
+                json_file.release_lock(guard)
 
     def wait_for_measurement(self) -> None:
         """Wait until nothing measures any more: a server that came back now would find the devices' memory taken."""
         path = self.params["lock_file"]
         if not os.path.exists(path):
             return
-        lock = _state_files.take_lock(path, self.params["wait_seconds"])
+        lock = json_file.take_lock(path, self.params["wait_seconds"])
         if lock is None:
             self.module.fail_json(
                 msg=f"A measurement still runs under this lease ({path} is locked): wait for it to end, or end its"
                 f" llama-bench; the lease ends by itself {self.params['max_seconds']} seconds after it was taken."
             )
-        _state_files.release_lock(lock)
+        json_file.release_lock(lock)
 
     def stop_unit(self) -> None:
         """Stop the lease unit and wait until it is gone, so that another one can take its name."""
-        rc, stdout, stderr = self.module.run_command([self.systemctl, "stop", _lease.UNIT])
+        rc, stdout, stderr = self.module.run_command([self.systemctl, "stop", lease_unit.UNIT])
         deadline = time.monotonic() + GONE_SECONDS
         while True:
-            properties = self.show(_lease.UNIT)
-            if properties.get("ActiveState") not in _lease.ACTIVE and properties.get("LoadState") != "loaded":
+            properties = self.show(lease_unit.UNIT)
+            if properties.get("ActiveState") not in lease_unit.ACTIVE and properties.get("LoadState") != "loaded":
                 return
             if time.monotonic() >= deadline:
                 self.module.fail_json(
-                    msg=f"The lease {_lease.UNIT} does not stop ({(stderr or stdout).strip() or f'exit status {rc}'}):"
-                    f" look at 'systemctl status {_lease.UNIT}'."
+                    msg=f"The lease {lease_unit.UNIT} does not stop"
+                    f" ({(stderr or stdout).strip() or f'exit status {rc}'}):"
+                    f" look at 'systemctl status {lease_unit.UNIT}'."
                 )
             time.sleep(0.1)
 
@@ -345,7 +347,7 @@ class MeasurementLease:
         names = restart if restart is not None else (state["restart"] if state else [])
         result: dict[str, t.Any] = {
             "changed": changed,
-            "unit": _lease.UNIT,
+            "unit": lease_unit.UNIT,
             "owner": state["owner"] if state else None,
             "acquired_at": state["acquired_at"] if state else None,
             "restart": names,

@@ -187,13 +187,8 @@ import typing as t
 import urllib.parse
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
-    _download,
-    _host_python,
-    _hub,
-    _model_files,
-    _state_files,
-)
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import hub_api, model_files, transfer
 
 PROGRESS_SECONDS = 2.0
 WORTHWHILE_BYTES = 8 << 20               # an attempt that brought this much does not count as failed
@@ -207,7 +202,7 @@ class Progress:
         self._log = log
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._rate = _download.Rate()
+        self._rate = transfer.Rate()
         self.what: str | None = None                     # a download has no name, to be short
         self.done, self.total = 0, 0
         if log:
@@ -220,7 +215,7 @@ class Progress:
     def start(self, what: str | None, total: int | None, done: int = 0) -> None:
         """Begin to count something else."""
         self.what, self.total, self.done = what, total or 0, done
-        self._rate = _download.Rate()
+        self._rate = transfer.Rate()
         self._rate.add(time.monotonic(), done)
 
     def tick(self, done: int) -> None:
@@ -237,7 +232,7 @@ class Progress:
         while not self._stop.wait(PROGRESS_SECONDS):
             if self.what is not None:
                 rate = self._rate.add(time.monotonic(), self.done)
-                self.say(_download.progress_line(self.what, self.done, self.total, rate))
+                self.say(transfer.progress_line(self.what, self.done, self.total, rate))
 
     def close(self) -> None:
         """Stop writing."""
@@ -302,13 +297,13 @@ class File:
         self.wanted: str | None = self.params["sha256"] or self.params["git_sha1"]
         self.indexed = self.params["size_bytes"] is not None
         self.set_aside = self.fetched_again = False
-        self.manifest_file = _model_files.manifest_path(self.params["manifest_dir"], self.path)
-        self.recorded = _model_files.read_manifest(self.manifest_file, module.warn)
+        self.manifest_file = model_files.manifest_path(self.params["manifest_dir"], self.path)
+        self.recorded = model_files.read_manifest(self.manifest_file, module.warn)
         self.progress = Progress(None if module.check_mode else self.params["progress_log"])
         self.result: dict[str, t.Any] = {
             "changed": False, "path": self.path, "present": True, "sha256": None, "size_bytes": None,
             "missing_bytes": 0, "free_bytes": self.free_bytes(), "resumed_bytes": 0, "attempts": 0, "hashed": False,
-            "filesystem": _model_files.filesystem(self.path),
+            "filesystem": model_files.filesystem(self.path),
         }
 
     def fail(self, message: str) -> t.NoReturn:
@@ -321,13 +316,13 @@ class File:
     def free_bytes(self) -> int:
         """Return what may be written to the file's filesystem. A corrupt file counts as free: a download removes it."""
         corrupt = os.path.getsize(self.corrupt) if self.url and os.path.isfile(self.corrupt) else 0
-        return max(0, _model_files.free_space(self.path)[1] + corrupt - (self.params["reserve_mib"] << 20))
+        return max(0, model_files.free_space(self.path)[1] + corrupt - (self.params["reserve_mib"] << 20))
 
-    def hash(self, path: str) -> _download.Digest:
+    def hash(self, path: str) -> transfer.Digest:
         """Return the hashes of a file, with progress."""
         self.progress.start("checking SHA-256", os.path.getsize(path))
         self.result["hashed"] = True
-        digest = _model_files.digest(path, bool(self.params["git_sha1"]), self.progress.tick)
+        digest = model_files.digest(path, bool(self.params["git_sha1"]), self.progress.tick)
         self.progress.start(None, 0)
         return digest
 
@@ -337,7 +332,7 @@ class File:
         if os.path.exists(self.path) and not os.path.isfile(self.path):
             self.fail(f"{self.path} is there and is no file: remove it, or choose another path.")
         if os.path.exists(self.path):
-            believed = _model_files.believed(self.recorded, self.path, bool(self.params["git_sha1"]))
+            believed = model_files.believed(self.recorded, self.path, bool(self.params["git_sha1"]))
             if believed is None and self.params["verify"] == "recorded":
                 self.result.update(size_bytes=os.path.getsize(self.path))
                 return
@@ -386,23 +381,23 @@ class File:
         """Tell what changes."""
         self.result["diff"] = {"before": before, "after": {"path": self.path, "sha256": wanted}}
 
-    def record(self, digest: _download.Digest) -> None:
+    def record(self, digest: transfer.Digest) -> None:
         """Write the manifest of the file that is at its place."""
         self.result["changed"] = True
         if self.module.check_mode:
             return
         kind = "url" if self.url else "copy" if self.source else "local"
-        source = {"kind": kind, "from": _download.shown_url(self.url) if self.url else self.source or self.path}
-        _model_files.write_manifest(self.manifest_file, self.path, digest, source, self.module.atomic_move)
+        source = {"kind": kind, "from": transfer.shown_url(self.url) if self.url else self.source or self.path}
+        model_files.write_manifest(self.manifest_file, self.path, digest, source, self.module.atomic_move)
 
     def need(self, n_bytes: int, what: str) -> None:
         """Fail before the first byte unless there is room."""
         free = self.free_bytes()
         if n_bytes > free:
-            directory = _model_files.free_space(self.path)[0]
+            directory = model_files.free_space(self.path)[0]
             self.fail(
-                f"{directory} has {_download.size_text(free)} free (beyond the reserve of {self.params['reserve_mib']} "
-                f"MiB), and {what} needs {_download.size_text(n_bytes)}: free some space, or choose another directory."
+                f"{directory} has {transfer.size_text(free)} free (beyond the reserve of {self.params['reserve_mib']} "
+                f"MiB), and {what} needs {transfer.size_text(n_bytes)}: free some space, or choose another directory."
             )
 
     def publish(self, wanted: str | None, origin: str) -> bool:
@@ -424,12 +419,12 @@ class File:
             self.fail(f"{said}{again}: nothing was replaced, and what came is kept as {self.corrupt}; {cure}.")
         if self.set_aside and os.path.exists(self.path):
             self.keep_old()
-        _model_files.publish(self.part, self.path, self.module.atomic_move)
+        model_files.publish(self.part, self.path, self.module.atomic_move)
         self.forget_part()
         self.record(digest)
         size_bytes = os.path.getsize(self.path)
         self.result.update(sha256=digest.sha256, size_bytes=size_bytes)
-        self.progress.say(f"complete, {_download.size_text(size_bytes)}")
+        self.progress.say(f"complete, {transfer.size_text(size_bytes)}")
         return True
 
     def keep_old(self) -> None:
@@ -464,10 +459,10 @@ class File:
     def copy_bytes(self, source: str) -> None:
         """Copy a file to the unfinished file."""
         self.progress.start("copying", os.path.getsize(source))
-        _model_files.make_parents(self.path)
+        model_files.make_parents(self.path)
         done = 0
         with open(source, "rb") as reader, open(self.part, "wb") as writer:
-            while chunk := reader.read(_model_files.CHUNK_BYTES):
+            while chunk := reader.read(model_files.CHUNK_BYTES):
                 writer.write(chunk)
                 done += len(chunk)
                 self.progress.tick(done)
@@ -476,7 +471,7 @@ class File:
         """Return a file of source_dir with the wanted content, or None."""
         if not os.path.isdir(self.params["source_dir"]):
             self.fail(f"{self.params['source_dir']} is no directory: mount it, or correct the source_dir.")
-        for path in _model_files.candidates(self.params["source_dir"], self.path, self.params["size_bytes"]):
+        for path in model_files.candidates(self.params["source_dir"], self.path, self.params["size_bytes"]):
             self.progress.say(f"looking at {path}")
             if self.hash(path).meets(wanted):
                 return path
@@ -494,8 +489,8 @@ class File:
         """Return the size of an unfinished file that may be continued, and what is known about it."""
         state: dict[str, t.Any] = {}
         with contextlib.suppress(OSError, ValueError):
-            state = json.loads(_state_files.read_text(self.part_state) or "{}")
-        if os.path.isfile(self.part) and _download.can_resume(state, wanted):
+            state = json.loads(json_file.read_text(self.part_state) or "{}")
+        if os.path.isfile(self.part) and transfer.can_resume(state, wanted):
             return os.path.getsize(self.part), state
         return 0, {}
 
@@ -505,8 +500,8 @@ class File:
 
         session = requests.Session()
         session.headers.update({"Accept-Encoding": "identity", "User-Agent": "homelab.mixed_gpu"})
-        if os.path.exists(_download.SYSTEM_CA_BUNDLE):
-            session.verify = _download.SYSTEM_CA_BUNDLE
+        if os.path.exists(transfer.SYSTEM_CA_BUNDLE):
+            session.verify = transfer.SYSTEM_CA_BUNDLE
         token = self.token()
         if token:
             # requests drops this header where a redirect leads to another host, as the hub's do
@@ -516,13 +511,13 @@ class File:
     def token(self) -> str | None:
         """Return the access token, where there is one."""
         try:
-            return _model_files.read_token(self.params["token_file"], self.url)
-        except _hub.HubError as exc:
+            return model_files.read_token(self.params["token_file"], self.url)
+        except hub_api.HubError as exc:
             self.fail(str(exc))
 
     def download(self, wanted: str) -> None:
         """Take the file from source_dir, or download it."""
-        name = _download.shown_url(self.url)
+        name = transfer.shown_url(self.url)
         if self.params["source_dir"] and not self.module.check_mode:
             found = self.brought(wanted)
             if found:
@@ -535,7 +530,7 @@ class File:
             self.result.update(size_bytes=self.params["size_bytes"], missing_bytes=max(0, missing))
             if self.module.check_mode:
                 return
-        reason = _host_python.enter(["requests"], self.params["host_python"])
+        reason = host_python.enter(["requests"], self.params["host_python"])
         if reason and self.module.check_mode:
             self.result["missing_bytes"] = None
             self.module.warn(f"The size of {name} is unknown: {reason}")
@@ -548,10 +543,10 @@ class File:
                 self.publish(wanted, name)
                 return
             os.unlink(self.corrupt)
-        while not self.transfer(wanted, name):
+        while not self.transfer_parts(wanted, name):
             pass
 
-    def transfer(self, wanted: str, name: str) -> bool:
+    def transfer_parts(self, wanted: str, name: str) -> bool:
         """Download in as many attempts as make sense, continuing where the last one stopped; then publish()."""
         import requests
 
@@ -567,13 +562,13 @@ class File:
             try:
                 with session.get(
                     self.url, stream=True, timeout=(min(15, silent), silent),
-                    headers=_download.range_headers(self.url, offset, state),
+                    headers=transfer.range_headers(self.url, offset, state),
                 ) as response:
-                    answer = _download.judge_answer(
+                    answer = transfer.judge_answer(
                         self.url, response.status_code, response.headers, offset, state.get("total_bytes"),
                         session.auth is not None,
                     )  # fmt: skip
-                    answer = _download.judge_size(answer, name, self.params["size_bytes"])
+                    answer = transfer.judge_size(answer, name, self.params["size_bytes"])
                     retry_after = response.headers.get("Retry-After")
                     if answer.action == "write":
                         if offset > answer.offset:
@@ -584,7 +579,7 @@ class File:
             except requests.exceptions.RequestException as exc:
                 again, clause = explain(exc, self.url)
                 failure = f"{name} cannot be downloaded: {clause}"
-                answer = _download.Answer("retry" if again else "refuse", reason=f"{failure}.")
+                answer = transfer.Answer("retry" if again else "refuse", reason=f"{failure}.")
             if answer.action in ("write", "complete"):
                 if self.module.check_mode:
                     return True
@@ -605,15 +600,15 @@ class File:
                 if restarted:
                     tail = "; the server cannot continue a cut transfer and began again each time"
                 elif kept and not self.module.check_mode:
-                    tail = f"; {_download.size_text(kept)} are kept for the next run"
+                    tail = f"; {transfer.size_text(kept)} are kept for the next run"
                 self.fail(f"{failure} ({self.result['attempts']} attempts{tail}).")
-            pause = _download.wait_seconds(failures, self.params["retry_seconds"], retry_after)
+            pause = transfer.wait_seconds(failures, self.params["retry_seconds"], retry_after)
             self.progress.start(None, 0)
-            self.progress.say(f"next attempt in {_download.duration_text(pause)}: {failure}")
+            self.progress.say(f"next attempt in {transfer.duration_text(pause)}: {failure}")
             time.sleep(pause)
         return self.publish(wanted, name)
 
-    def receive(self, response: t.Any, answer: _download.Answer, wanted: str) -> None:
+    def receive(self, response: t.Any, answer: transfer.Answer, wanted: str) -> None:
         """Write the body of a response to the unfinished file. Raises what requests raises."""
         kept = os.path.getsize(self.part) if os.path.isfile(self.part) else 0
         total = answer.total
@@ -623,16 +618,16 @@ class File:
         if total is not None:
             room = total - answer.offset
             # what is thrown away because the server begins again makes room, too
-            self.need(max(0, room - (kept - answer.offset)), _download.shown_url(self.url))
+            self.need(max(0, room - (kept - answer.offset)), transfer.shown_url(self.url))
         if self.module.check_mode:
             return
         if answer.offset == 0:
             self.result["resumed_bytes"] = 0
-        _model_files.make_parents(self.path)
-        state = _download.part_state(self.url, wanted, response.headers, total)
+        model_files.make_parents(self.path)
+        state = transfer.part_state(self.url, wanted, response.headers, total)
         if answer.offset == 0:
             self.forget_part()                           # never a state that speaks of older bytes
-        _state_files.write_text(self.part_state, _state_files.to_text(state), 0o644, self.module.atomic_move)
+        json_file.write_text(self.part_state, json_file.to_text(state), 0o644, self.module.atomic_move)
         done = answer.offset
         self.progress.start("", total, done)
         with open(self.part, "ab") as writer:
@@ -669,30 +664,30 @@ def main() -> None:
             "lock_wait_seconds": {"type": "int", "default": 10},
             "progress_log": {"type": "path"},
             "manifest_dir": {"type": "path", "default": "/var/lib/mixed_gpu/models"},
-            "host_python": {"type": "path", "default": _host_python.DEFAULT},
+            "host_python": {"type": "path", "default": host_python.DEFAULT},
         },
         mutually_exclusive=[("url", "source"), ("sha256", "git_sha1")],
         supports_check_mode=True,
     )
     try:
         if module.params["url"]:
-            _download.check_url(module.params["url"])
+            transfer.check_url(module.params["url"])
             if not (module.params["sha256"] or module.params["git_sha1"]):
-                raise _download.DownloadError(f"{module.params['path']} has a url and no sha256: add it.")
+                raise transfer.DownloadError(f"{module.params['path']} has a url and no sha256: add it.")
         if module.params["sha256"]:
-            module.params["sha256"] = _download.check_sha256(module.params["sha256"], module.params["path"])
-    except _download.DownloadError as exc:
+            module.params["sha256"] = transfer.check_sha256(module.params["sha256"], module.params["path"])
+    except transfer.DownloadError as exc:
         module.fail_json(msg=str(exc))
     path = os.path.abspath(module.params["path"])
     if module.params["url"] and not module.check_mode:
         # before the lock, which this process keeps while another does its work; download() says it when this failed
-        _host_python.enter(["requests"], module.params["host_python"])
+        host_python.enter(["requests"], module.params["host_python"])
     lock = None
     file = None
     try:
         if not module.check_mode:
-            lock_file = f"{_model_files.manifest_path(module.params['manifest_dir'], path)}.lock"
-            lock = _state_files.take_lock(lock_file, module.params["lock_wait_seconds"])
+            lock_file = f"{model_files.manifest_path(module.params['manifest_dir'], path)}.lock"
+            lock = json_file.take_lock(lock_file, module.params["lock_wait_seconds"])
             if lock is None:
                 module.fail_json(
                     msg=f"Another play is working on {path}: wait until it has ended, then run this one again."
@@ -709,7 +704,7 @@ def main() -> None:
         if file is not None:
             file.progress.close()
         if lock is not None:
-            _state_files.release_lock(lock)
+            json_file.release_lock(lock)
     module.exit_json(**file.result)
 
 

@@ -103,11 +103,9 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
-    _model_files,
-    _record,
-    _state_files,
-)
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 
 
 def disk_bytes(directory: str) -> dict[str, int]:
@@ -131,12 +129,12 @@ def disk_bytes(directory: str) -> dict[str, int]:
 
 def served_path(module: AnsibleModule) -> str | None:
     """Return the path of the active deployment's model, or None."""
-    text = _state_files.read_text(module.params["fact_file"])
+    text = json_file.read_text(module.params["fact_file"])
     if text is None:
         return None
     try:
-        record = _record.parse(text)
-    except _record.RecordError as exc:
+        record = fact_record.parse(text)
+    except fact_record.RecordError as exc:
         module.fail_json(msg=f"{module.params['fact_file']} cannot be read, so the served model is not known: {exc}")
     return record["models"].get(record["active"], {}).get("model", {}).get("path")
 
@@ -154,7 +152,7 @@ def main() -> None:
     served = served_path(module)
     manifests: dict[str, list[str]] = {}
     for file in sorted(glob.glob(os.path.join(glob.escape(module.params["manifest_dir"]), "*.json"))):
-        of = (_model_files.read_manifest(file, module.warn) or {}).get("path")
+        of = (model_files.read_manifest(file, module.warn) or {}).get("path")
         if isinstance(of, str) and of.startswith(f"{path}/"):
             manifests.setdefault(of[len(path) + 1 :].split("/", 1)[0], []).append(file)
     try:
@@ -166,12 +164,12 @@ def main() -> None:
             }
             for name in names
         ]  # fmt: skip
-        directory, free_bytes = _model_files.free_space(os.path.join(path, "x"))
+        directory, free_bytes = model_files.free_space(os.path.join(path, "x"))
         status = os.statvfs(directory)
     except OSError as exc:
         module.fail_json(msg=f"{exc.filename or path} cannot be looked at: {exc.strerror or exc}.")
     module.exit_json(
-        changed=False, path=path, filesystem=_model_files.filesystem(os.path.join(path, "x")), free_bytes=free_bytes,
+        changed=False, path=path, filesystem=model_files.filesystem(os.path.join(path, "x")), free_bytes=free_bytes,
         total_bytes=status.f_blocks * status.f_frsize, directories=directories,
     )  # fmt: skip
 

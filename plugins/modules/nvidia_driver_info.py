@@ -145,7 +145,7 @@ import typing as t
 import urllib.parse
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _driver_packages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_packages
 
 SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 KEYS = ("/var/lib/shim-signed/mok/MOK.der", "/var/lib/dkms/mok.pub")
@@ -176,7 +176,7 @@ class Host:
         return out if rc == 0 else ""
 
     def packages(self) -> dict[str, dict[str, t.Any]]:
-        return _driver_packages.parse_dpkg(self.ask("dpkg-query", "-W", "-f", _driver_packages.DPKG_FORMAT))
+        return driver_packages.parse_dpkg(self.ask("dpkg-query", "-W", "-f", driver_packages.DPKG_FORMAT))
 
     def kernels(self) -> list[str]:
         try:
@@ -184,7 +184,7 @@ class Host:
         except OSError:
             return []
         found = [name.split("-", 1)[1] for name in names if re.match(r"vmlinu[xz]-[0-9]", name)]
-        return sorted(found, key=_driver_packages.version_key)
+        return sorted(found, key=driver_packages.version_key)
 
     def next_kernel(self, kernels: list[str]) -> tuple[str, str]:
         settings = read("/etc/default/grub")
@@ -195,7 +195,7 @@ class Host:
         settings += "".join("\n" + read(f"/etc/default/grub.d/{part}") for part in parts if part.endswith(".cfg"))
         default = re.findall(r"^\s*GRUB_DEFAULT=[\"']?([^\"'\n]*)", settings, re.MULTILINE)
         environment = read("/boot/grub/grubenv")
-        return _driver_packages.next_kernel(kernels, platform.release(), (default or [""])[-1], environment)
+        return driver_packages.next_kernel(kernels, platform.release(), (default or [""])[-1], environment)
 
     def kernel_module(self, kernel: str) -> dict[str, str] | None:
         for name in self.module.params["modules"]:
@@ -308,7 +308,7 @@ def main() -> None:
             "mok": host.mok(),
             "persistence": host.persistence(),
             "initramfs": host.initramfs(following),
-            "policies": _driver_packages.parse_policy(host.ask("apt-cache", "policy", *wanted)) if wanted else {},
+            "policies": driver_packages.parse_policy(host.ask("apt-cache", "policy", *wanted)) if wanted else {},
             "kept": host.kept(),
             "cuinit": host.cuinit(),
         },

@@ -103,39 +103,40 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _driver_record, _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_record
 
 
 def change(module: AnsibleModule) -> dict[str, t.Any]:
     """Return the module's result, after writing what has to change."""
     params, path = module.params, module.params["path"]
-    text = _state_files.read_text(path)
-    before = _driver_record.empty() if text is None else _driver_record.parse(text)
-    after, target, now = dict(before), None, _state_files.utc_now()
+    text = json_file.read_text(path)
+    before = driver_record.empty() if text is None else driver_record.parse(text)
+    after, target, now = dict(before), None, json_file.utc_now()
     present: dict[str, str] = {}
     if params["action"] in ("record", "begin"):
-        pin = _state_files.read_text(params["pin_path"]) or ""
-        state = _driver_record.snapshot(params["driver"], params["main"], pin, params["reason"], now, params["holds"])
-        after = _driver_record.with_state(before, state, params["keep"])
+        pin = json_file.read_text(params["pin_path"]) or ""
+        state = driver_record.snapshot(params["driver"], params["main"], pin, params["reason"], now, params["holds"])
+        after = driver_record.with_state(before, state, params["keep"])
         present = state["packages"] if state else {}
         if params["action"] == "record" and params["reason"] == "installed":
-            after = _driver_record.overtaken(before, after, now)
+            after = driver_record.overtaken(before, after, now)
         if params["action"] == "begin":
-            target = _driver_record.target(after, present, params["to"])
+            target = driver_record.target(after, present, params["to"])
             if target is not None:
-                after = _driver_record.begin(after, target, state["version"] if state else "", now)
+                after = driver_record.begin(after, target, state["version"] if state else "", now)
     elif params["action"] == "finish":
-        after = _driver_record.finish(before, now)
-    wanted = _state_files.to_text(after)
+        after = driver_record.finish(before, now)
+    wanted = json_file.to_text(after)
     changed = after != before
     if changed and not module.check_mode:
-        _state_files.write_text(path, wanted, 0o644, module.atomic_move)
+        json_file.write_text(path, wanted, 0o644, module.atomic_move)
     result = {
         "changed": changed,
         "record": after,
         "target": target,
-        "state": target or _driver_record.state_of(after, present),
-        "ours": _driver_record.ours(before),
+        "state": target or driver_record.state_of(after, present),
+        "ours": driver_record.ours(before),
     }
     if module._diff:
         result["diff"] = {"before_header": path, "after_header": path, "before": text or "", "after": wanted}
@@ -148,7 +149,7 @@ def main() -> None:
             "action": {"type": "str", "choices": ["read", "record", "begin", "finish"], "default": "read"},
             "driver": {"type": "dict"},
             "main": {"type": "str", "default": ""},
-            "reason": {"type": "str", "choices": list(_driver_record.REASONS), "default": "found"},
+            "reason": {"type": "str", "choices": list(driver_record.REASONS), "default": "found"},
             "holds": {"type": "list", "elements": "str"},
             "to": {"type": "str", "default": ""},
             "pin_path": {"type": "path", "default": "/etc/apt/preferences.d/mixed_gpu-nvidia"},
@@ -162,11 +163,11 @@ def main() -> None:
     lock = None
     try:
         if module.params["action"] != "read" and not module.check_mode:
-            lock = _state_files.take_lock(os.path.join(os.path.dirname(path), "lock"), 30)
+            lock = json_file.take_lock(os.path.join(os.path.dirname(path), "lock"), 30)
             if lock is None:
                 module.fail_json(msg=f"{path} has been locked by another run for 30 seconds: wait for it to end.")
         module.exit_json(**change(module))
-    except _driver_record.DriverRecordError as exc:
+    except driver_record.DriverRecordError as exc:
         if module.params["action"] == "begin" and "recorded" in str(exc):
             module.fail_json(msg=f"There is no driver to go back to: {exc}.")
         module.fail_json(
@@ -180,7 +181,7 @@ def main() -> None:
         )
     finally:
         if lock is not None:
-            _state_files.release_lock(lock)
+            json_file.release_lock(lock)
 
 
 if __name__ == "__main__":

@@ -130,13 +130,8 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
-    _download,
-    _gguf,
-    _host_python,
-    _model_files,
-    _state_files,
-)
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_file, model_files, transfer
 
 LOCK_WAIT_SECONDS = 30                    # longer than any model of this kind takes to write
 
@@ -168,7 +163,7 @@ def _write(path: str, parameters: dict[str, t.Any], fingerprint: str) -> None:
     stored = gguf.GGMLQuantizationType[parameters["type"].upper()]
     width, vocabulary = parameters["embedding_length"], parameters["vocabulary_size"]
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_string(_gguf.PARAMETERS_KEY, fingerprint)           # early in the file, where it is looked for
+    writer.add_string(gguf_file.PARAMETERS_KEY, fingerprint)           # early in the file, where it is looked for
     writer.add_name(f"Random llama {parameters['blocks']}x{width}")
     writer.add_block_count(parameters["blocks"])
     writer.add_context_length(parameters["context_length"])
@@ -202,7 +197,7 @@ def _write(path: str, parameters: dict[str, t.Any], fingerprint: str) -> None:
         return gguf.quants.quantize(values, stored)
 
     def block() -> dict[str, t.Any]:
-        return {name: matrix(rows, columns) for name, (rows, columns) in _gguf.block_shapes(parameters).items()}
+        return {name: matrix(rows, columns) for name, (rows, columns) in gguf_file.block_shapes(parameters).items()}
 
     norm = numpy.ones(width, dtype=numpy.float32)
     writer.add_tensor("token_embd.weight", matrix(vocabulary, width, scale=1.0), raw_dtype=stored)
@@ -237,29 +232,29 @@ def main() -> None:
             "seed": {"type": "int", "default": 0},
             "distinct_blocks": {"type": "bool", "default": False},
             "manifest_dir": {"type": "path", "default": "/var/lib/mixed_gpu/models"},
-            "host_python": {"type": "path", "default": _host_python.DEFAULT},
+            "host_python": {"type": "path", "default": host_python.DEFAULT},
         },
         supports_check_mode=True,
     )
-    parameters = {name: module.params[name] for name in _gguf.RANDOM_OPTIONS}
+    parameters = {name: module.params[name] for name in gguf_file.RANDOM_OPTIONS}
     path = os.path.abspath(module.params["path"])
     try:
-        _gguf.check_random_parameters(parameters)
-    except _gguf.GgufError as exc:
+        gguf_file.check_random_parameters(parameters)
+    except gguf_file.GgufError as exc:
         module.fail_json(msg=f"No random model {path}: {exc}")
-    fingerprint = _gguf.parameters_hash(parameters)
+    fingerprint = gguf_file.parameters_hash(parameters)
     source = {"kind": "generated", "parameters_sha256": fingerprint}
-    manifest_file = _model_files.manifest_path(module.params["manifest_dir"], path)
-    recorded = _model_files.read_manifest(manifest_file, module.warn)
-    directory, free_bytes = _model_files.free_space(path)
+    manifest_file = model_files.manifest_path(module.params["manifest_dir"], path)
+    recorded = model_files.read_manifest(manifest_file, module.warn)
+    directory, free_bytes = model_files.free_space(path)
     result: dict[str, t.Any] = {
         "changed": False, "path": path, "present": True, "sha256": None, "size_bytes": None, "missing_bytes": 0,
-        "free_bytes": free_bytes, "filesystem": _model_files.filesystem(path),
+        "free_bytes": free_bytes, "filesystem": model_files.filesystem(path),
     }
     made_of, size_bytes = None, None
     try:
         with open(path, "rb") as handle:
-            made_of = _gguf.stored_parameters_hash(handle.read(4096))
+            made_of = gguf_file.stored_parameters_hash(handle.read(4096))
             size_bytes = os.fstat(handle.fileno()).st_size
     except FileNotFoundError:
         pass
@@ -270,45 +265,45 @@ def main() -> None:
 
     # A file of ours that was changed since it was recorded is written again: only then it is known to be right.
     if made_of == fingerprint and recorded is not None and recorded.get("source") == source:
-        believed = _model_files.believed(recorded, path)
+        believed = model_files.believed(recorded, path)
         if believed is not None:
             module.exit_json(**{**result, "sha256": believed.sha256, "size_bytes": size_bytes})
 
-    needed = _gguf.random_model_bytes(parameters)
+    needed = gguf_file.random_model_bytes(parameters)
     result.update(changed=True, missing_bytes=needed)
     if module._diff:
         before = {"parameters_sha256": made_of} if made_of else {}
         result["diff"] = {"before": before, "after": {"parameters_sha256": fingerprint, **parameters}}
     if needed > free_bytes:
         module.fail_json(
-            msg=f"{directory} has {_download.size_text(free_bytes)} free, and {path} needs "
-            f"{_download.size_text(needed)}: free some space, or ask for a smaller model.",
+            msg=f"{directory} has {transfer.size_text(free_bytes)} free, and {path} needs "
+            f"{transfer.size_text(needed)}: free some space, or ask for a smaller model.",
         )
     if module.check_mode:
         module.exit_json(**{**result, "present": False})
 
-    reason = _host_python.enter(["gguf", "numpy"], module.params["host_python"])
+    reason = host_python.enter(["gguf", "numpy"], module.params["host_python"])
     if reason:
         module.fail_json(msg=f"{path} cannot be made: {reason}")
     part = f"{path}.part"
     lock = None
     try:
-        lock = _state_files.take_lock(f"{manifest_file}.lock", LOCK_WAIT_SECONDS)
+        lock = json_file.take_lock(f"{manifest_file}.lock", LOCK_WAIT_SECONDS)
         if lock is None:
             module.fail_json(msg=f"Another play is making {path}: wait until it has ended, then run this one again.")
-        _model_files.make_parents(path)
+        model_files.make_parents(path)
         _write(part, parameters, fingerprint)
-        digest = _model_files.digest(part)
+        digest = model_files.digest(part)
         size_bytes = os.path.getsize(part)
-        _model_files.publish(part, path, module.atomic_move)
-        _model_files.write_manifest(manifest_file, path, digest, source, module.atomic_move)
+        model_files.publish(part, path, module.atomic_move)
+        model_files.write_manifest(manifest_file, path, digest, source, module.atomic_move)
     except OSError as exc:
         module.fail_json(msg=f"{path} cannot be written ({exc.strerror or exc}): check the directory and its disk.")
     finally:
         if lock is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part)
-            _state_files.release_lock(lock)
+            json_file.release_lock(lock)
     module.exit_json(**{**result, "sha256": digest.sha256, "size_bytes": size_bytes})
 
 

@@ -63,30 +63,31 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _revalidation_mark, _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_mark
 
 
 def change(module: AnsibleModule) -> dict[str, t.Any]:
     """Return the module's result, after writing what has to change."""
     path = module.params["path"]
-    text = _state_files.read_text(path)
+    text = json_file.read_text(path)
     try:
-        before = None if text is None else _revalidation_mark.parse(text)
-    except _revalidation_mark.MarkError:
+        before = None if text is None else driver_mark.parse(text)
+    except driver_mark.MarkError:
         before = None  # what it said is lost; a new one takes its place
     after = None
     if module.params["state"] == "present":
-        now = _state_files.utc_now()
-        fresh = {"schema": _revalidation_mark.SCHEMA, "since": now, "packages": []}
+        now = json_file.utc_now()
+        fresh = {"schema": driver_mark.SCHEMA, "since": now, "packages": []}
         packages = module.params["packages"]
-        after = _revalidation_mark.merged(before, packages, now) if packages else before or fresh
-    wanted = "" if after is None else _state_files.to_text(after)
+        after = driver_mark.merged(before, packages, now) if packages else before or fresh
+    wanted = "" if after is None else json_file.to_text(after)
     changed = (text is None) != (after is None) or after != before
     if changed and not module.check_mode:
         if after is None:
             os.unlink(path)
         else:
-            _state_files.write_text(path, wanted, 0o644, module.atomic_move)
+            json_file.write_text(path, wanted, 0o644, module.atomic_move)
     result = {"changed": changed, "mark": after}
     if module._diff:
         result["diff"] = {"before_header": path, "after_header": path, "before": text or "", "after": wanted}
@@ -98,7 +99,7 @@ def main() -> None:
         argument_spec={
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "packages": {"type": "list", "elements": "dict", "default": []},
-            "path": {"type": "path", "default": _revalidation_mark.PATH},
+            "path": {"type": "path", "default": driver_mark.PATH},
         },
         supports_check_mode=True,
     )

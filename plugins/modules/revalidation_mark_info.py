@@ -65,20 +65,21 @@ cure:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _revalidation_mark, _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_mark
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "path": {"type": "path", "default": _revalidation_mark.PATH},
+            "path": {"type": "path", "default": driver_mark.PATH},
             "warn": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )
     path = module.params["path"]
     try:
-        state = _revalidation_mark.state(_state_files.read_text(path))
+        state = driver_mark.state(json_file.read_text(path))
     except OSError as exc:
         module.fail_json(msg=f"{path} cannot be read ({exc.strerror}): run as root, or remove what is in its place.")
     if state["needed"] and module.params["warn"]:

@@ -104,7 +104,9 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _baseline, _fingerprint, _record, _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fingerprints, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 
 
 class RevalidationRecord:
@@ -113,18 +115,18 @@ class RevalidationRecord:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         try:
-            self.deployment = _record.check_deployment(module.params["deployment"])
-        except _record.RecordError as exc:
+            self.deployment = fact_record.check_deployment(module.params["deployment"])
+        except fact_record.RecordError as exc:
             module.fail_json(msg=f"This cannot be recorded: {exc}.")
         self.directory = os.path.join(module.params["state_dir"], "baselines")
         self.path = os.path.join(self.directory, f"{self.deployment}.json")
 
     def run(self) -> dict[str, t.Any]:
         """Return the result of the module, after writing what has to change."""
-        text = _state_files.read_text(self.path)
+        text = json_file.read_text(self.path)
         before = self.read(text)
         after = self.wanted(before)
-        new = "" if after is None else _state_files.to_text(after)
+        new = "" if after is None else json_file.to_text(after)
         changed = after is not None and new != text
         history_file = None
         if changed and not self.module.check_mode:
@@ -133,11 +135,11 @@ class RevalidationRecord:
                 history_file = self.keep("baselines/history", str(before["recorded_at"]), before)
             elif before is None and text is not None:
                 os.rename(self.path, f"{self.path}.damaged-{time.time_ns()}")
-            _state_files.write_text(self.path, new, 0o644, self.module.atomic_move)
+            json_file.write_text(self.path, new, 0o644, self.module.atomic_move)
         revalidation_file = None
         if self.module.params["revalidation"] is not None and not self.module.check_mode:
-            data = _fingerprint.plain(self.module.params["revalidation"], "revalidation")
-            revalidation_file = self.keep("revalidations", _state_files.utc_now(), data)
+            data = fingerprints.plain(self.module.params["revalidation"], "revalidation")
+            revalidation_file = self.keep("revalidations", json_file.utc_now(), data)
         result: dict[str, t.Any] = {
             "changed": changed,
             "baseline": after,
@@ -156,8 +158,8 @@ class RevalidationRecord:
         if text is None:
             return None
         try:
-            return _baseline.parse(text)
-        except _baseline.BaselineError as exc:
+            return baselines.parse(text)
+        except baselines.BaselineError as exc:
             if self.module.params["baseline"] is None:
                 self.module.fail_json(
                     msg=f"{self.path} cannot be used: {exc}; move it away (mv {self.path} {self.path}.old), make a"
@@ -170,11 +172,11 @@ class RevalidationRecord:
         after = before
         try:
             if self.module.params["baseline"] is not None:
-                after = _baseline.check(self.module.params["baseline"])
+                after = baselines.check(self.module.params["baseline"])
             completion = self.module.params["completion"]
             if completion is not None and after is not None:
-                seen = _baseline.memory(completion["entry"], completion["server"])
-                after = _baseline.check(_baseline.complete(after, seen, completion["served"]))
+                seen = baselines.memory(completion["entry"], completion["server"])
+                after = baselines.check(baselines.complete(after, seen, completion["served"]))
         except (ValueError, KeyError) as exc:
             self.module.fail_json(msg=f"This is no baseline: {exc}.")
         return after
@@ -183,9 +185,9 @@ class RevalidationRecord:
         """Write a file into a history, remove the oldest, and return its path if it is kept."""
         directory = os.path.join(self.module.params["state_dir"], name)
         os.makedirs(directory, mode=0o755, exist_ok=True)
-        path = os.path.join(directory, _record.history_name(self.deployment, stamp, os.listdir(directory)))
-        _state_files.write_text(path, _state_files.to_text(data), 0o644, self.module.atomic_move)
-        for old in _record.to_prune(os.listdir(directory), self.deployment, self.module.params["keep"]):
+        path = os.path.join(directory, fact_record.history_name(self.deployment, stamp, os.listdir(directory)))
+        json_file.write_text(path, json_file.to_text(data), 0o644, self.module.atomic_move)
+        for old in fact_record.to_prune(os.listdir(directory), self.deployment, self.module.params["keep"]):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(directory, old))
         return path if os.path.exists(path) else None

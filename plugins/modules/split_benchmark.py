@@ -217,42 +217,40 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
-    _exl_split,
-    _exllama_bench,
-    _host_python,
-    _llama_bench,
-    _measuring,
-    _nvml,
-)
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import run
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import exl_split
 
 #: A second, talkative run to learn why the first one failed is not worth starting for less.
 SHORTEST_DIAGNOSIS_SECONDS = 5
 
 
-class SplitBenchmark(_measuring.StoredLoad):
+class SplitBenchmark(run.StoredLoad):
     """One load of llama-bench."""
 
     def __init__(self, module: AnsibleModule) -> None:
         load = module.params["load"]
         try:
-            self.order = _llama_bench.make_order(load, module.params["devices"], module.params["serving"])
-        except _llama_bench.BenchError as exc:
+            self.order = llama_bench.make_order(load, module.params["devices"], module.params["serving"])
+        except llama_bench.BenchError as exc:
             module.fail_json(msg=f"This load cannot be measured: {exc}.")
         super().__init__(module, load)
         # before anything is changed: it may move this module into the other interpreter
-        unwatched = _host_python.enter(["pynvml"], module.params["host_python"])
+        unwatched = host_python.enter(["pynvml"], module.params["host_python"])
         self.nvml = importlib.import_module("pynvml") if unwatched is None else None
 
     def watched(self) -> contextlib.AbstractContextManager[dict[str, t.Any]]:
         """Watch the cards meanwhile; the dict has their conditions at the end, and is empty without any."""
-        return contextlib.nullcontext({}) if self.nvml is None else _nvml.watched(self.nvml)
+        return contextlib.nullcontext({}) if self.nvml is None else nvml.watched(self.nvml)
 
     def answers(self, stored: dict[str, t.Any]) -> bool:
         # a device that tensor mode brought down would be brought down again
         if self.order.split_mode == "tensor" and stored["status"] == "device_lost":
             return True
-        return _llama_bench.reusable(stored, self.order.tests)
+        return llama_bench.reusable(stored, self.order.tests)
 
     def check_programs(self) -> None:
         self.need(
@@ -261,7 +259,7 @@ class SplitBenchmark(_measuring.StoredLoad):
         self.need(self.params["model_path"], "readable model", "fetch it (role llm_models), or set model_path")
 
     def measure(self, lock: int) -> dict[str, t.Any]:
-        command = _llama_bench.bench_command(
+        command = llama_bench.bench_command(
             self.params["llama_bench"], self.params["model_path"], self.order, self.params["rpc_endpoints"]
         )
         limit = min(self.params["timeout_seconds"], self.load.get("timeout_seconds") or self.params["timeout_seconds"])
@@ -272,7 +270,7 @@ class SplitBenchmark(_measuring.StoredLoad):
             wall_ms = round((time.monotonic() - started) * 1000)
             remaining = limit - int(time.monotonic() - started)
             if not verdict.explained and remaining >= SHORTEST_DIAGNOSIS_SECONDS:
-                second = self.run_bench(_llama_bench.diagnosis_command(command), remaining, lock)
+                second = self.run_bench(llama_bench.diagnosis_command(command), remaining, lock)
                 if second.status in ("out_of_memory", "device_lost", "crashed"):
                     verdict = second
         for warning in verdict.warnings:
@@ -288,23 +286,23 @@ class SplitBenchmark(_measuring.StoredLoad):
         }
         return self.store(load, command, verdict.warnings)
 
-    def run_bench(self, command: list[str], limit: int, lock: int) -> _llama_bench.Verdict:
+    def run_bench(self, command: list[str], limit: int, lock: int) -> llama_bench.Verdict:
         """Run llama-bench for at most C(limit) seconds, with nothing of it left behind, and judge what it printed."""
         environment = {"GGML_NO_BACKTRACE": "1", **self.params["environment"]}     # else an abort attaches a debugger
         rc, stdout, stderr, timed_out = self.run_limited(
             [*self.params["wrapper"], *command], environment, limit, lock
         )
-        misuse = None if timed_out or rc == 0 else _llama_bench.explain_misuse(rc, f"{stdout}\n{stderr}")
+        misuse = None if timed_out or rc == 0 else llama_bench.explain_misuse(rc, f"{stdout}\n{stderr}")
         if misuse is not None and self.order.split_mode == "tensor":
-            return _llama_bench.Verdict("crashed", misuse, [], [], None, True)
+            return llama_bench.Verdict("crashed", misuse, [], [], None, True)
         if misuse is not None:
             self.module.fail_json(
                 msg=f"{self.load.get('label')} cannot be measured: {misuse}.", rc=rc, stderr=stderr[-2000:]
             )
-        return _llama_bench.judge(rc, stdout, stderr, limit if timed_out else None, self.order)
+        return llama_bench.judge(rc, stdout, stderr, limit if timed_out else None, self.order)
 
 
-class ExllamaBenchmark(_measuring.StoredLoad):
+class ExllamaBenchmark(run.StoredLoad):
     """One load of an ExLlama."""
 
     def __init__(self, module: AnsibleModule) -> None:
@@ -312,15 +310,15 @@ class ExllamaBenchmark(_measuring.StoredLoad):
         if given is None:
             module.fail_json(msg=f"serving.engine is {module.params['serving']['engine']}: give exllama, too.")
         try:
-            self.order = _exllama_bench.measure_order(
+            self.order = exllama_bench.measure_order(
                 load, given["devices"], module.params["serving"], given["model"], given["reserve_mib"]
             )
-        except _llama_bench.BenchError as exc:
+        except llama_bench.BenchError as exc:
             module.fail_json(msg=f"This load cannot be measured: {exc}.")
         super().__init__(module, load)
 
     def answers(self, stored: dict[str, t.Any]) -> bool:
-        return _llama_bench.reusable(stored, self.order["tests"])
+        return llama_bench.reusable(stored, self.order["tests"])
 
     def check_programs(self) -> None:
         given = self.params["exllama"]
@@ -338,7 +336,7 @@ class ExllamaBenchmark(_measuring.StoredLoad):
                 [*self.params["wrapper"], *command], self.params["environment"], limit, lock, json.dumps(self.order)
             )
             wall_ms = round((time.monotonic() - started) * 1000)
-        verdict, more = _exllama_bench.judge(rc, stdout, stderr, limit if timed_out else None, self.order)
+        verdict, more = exllama_bench.judge(rc, stdout, stderr, limit if timed_out else None, self.order)
         self.build = verdict.build
         load = {
             **self.load,
@@ -358,7 +356,7 @@ def main() -> None:
             "model_path": {"type": "path", "required": True},
             "load": {"type": "dict", "required": True},
             "devices": {"type": "list", "elements": "str", "required": True},
-            "host_python": {"type": "path", "default": _host_python.DEFAULT},
+            "host_python": {"type": "path", "default": host_python.DEFAULT},
             "wrapper": {"type": "list", "elements": "str", "default": []},
             "timeout_seconds": {"type": "int", "default": 1800},
             "exllama": {
@@ -371,13 +369,13 @@ def main() -> None:
                     "reserve_mib": {"type": "int", "required": True},
                 },
             },
-            **_measuring.ARGUMENTS,
+            **run.ARGUMENTS,
         },
         supports_check_mode=True,
     )
     if module.params["timeout_seconds"] < 1:
         module.fail_json(msg=f"timeout_seconds is {module.params['timeout_seconds']}: give at least 1.")
-    other = _exl_split.engine_of(module.params["serving"]) != "llama_cpp"
+    other = exl_split.engine_of(module.params["serving"]) != "llama_cpp"
     module.exit_json(**(ExllamaBenchmark if other else SplitBenchmark)(module).run())
 
 

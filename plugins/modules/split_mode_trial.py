@@ -150,19 +150,15 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import (
-    _llama_client,
-    _llama_server,
-    _measuring,
-    _split_mode_trial,
-)
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._trial_server import Server, TrialError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_client, llama_server, mode_trial
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import Server, TrialError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import run
 
 #: Every so many requests of the soak are the first prompt again.
 REPEAT_EVERY = 5
 
 
-class SplitModeTrial(_measuring.StoredLoad):
+class SplitModeTrial(run.StoredLoad):
     """One trial."""
 
     def __init__(self, module: AnsibleModule) -> None:
@@ -219,11 +215,11 @@ class SplitModeTrial(_measuring.StoredLoad):
         except TrialError as end:
             raise TrialError("reference_failed", f"layer mode, the reference, failed: {end.reason}") from end
         after = self.perplexity(candidate, own, lock)
-        self.found["perplexity"] = _split_mode_trial.perplexities(before, after)
+        self.found["perplexity"] = mode_trial.perplexities(before, after)
         with self.server(candidate, own, lock) as server:
             mine = [server.answer(prompt, generated)["tokens"] for prompt in prompts]
-            self.found["answers"] = _split_mode_trial.compare_answers(known, mine)
-            reason = _split_mode_trial.judge_perplexity(before, after, self.params["perplexity_tolerance_percent"])
+            self.found["answers"] = mode_trial.compare_answers(known, mine)
+            reason = mode_trial.judge_perplexity(before, after, self.params["perplexity_tolerance_percent"])
             if reason is not None:
                 raise TrialError("different", reason)
             self.soak(server, prompts[0], mine[0])
@@ -237,7 +233,7 @@ class SplitModeTrial(_measuring.StoredLoad):
 
     def deployment(self, part: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         params = self.params
-        return _split_mode_trial.deployment(
+        return mode_trial.deployment(
             params["model_path"], params["devices"], part["layers"], part["split_mode"], self.serving,
             params["rpc_endpoints"],
         )  # fmt: skip
@@ -254,34 +250,34 @@ class SplitModeTrial(_measuring.StoredLoad):
     ) -> tuple[float, float] | None:
         """Return (perplexity, error) of the text in a mode; TrialError when the program hangs or ends badly."""
         params = self.params
-        command = _split_mode_trial.perplexity_command(
+        command = mode_trial.perplexity_command(
             params["llama_perplexity"], served, params["text_file"], params["perplexity_context"],
             params["perplexity_chunks"],
         )  # fmt: skip
-        _command, own = _split_mode_trial.server_command(params["llama_server"], served, 1)
+        _command, own = mode_trial.server_command(params["llama_server"], served, 1)
         mark = f"{os.getpid()}-{time.time_ns()}"
         try:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(lock,),
-                env={**os.environ, **own, **environment, _measuring.MARK: mark}, check=False,
+                env={**os.environ, **own, **environment, run.MARK: mark}, check=False,
                 timeout=params["load_timeout_seconds"],
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             limit = params["load_timeout_seconds"]
             raise TrialError("hung", f"llama-perplexity was not done after {limit} seconds and was ended") from error
         finally:
-            _measuring.kill_leftovers(mark)
+            run.kill_leftovers(mark)
         text = done.stdout.decode(errors="replace")
         if done.returncode != 0:
-            raise TrialError(*_split_mode_trial.why_it_ended(done.returncode, text))
-        return _split_mode_trial.parse_perplexity(text)
+            raise TrialError(*mode_trial.why_it_ended(done.returncode, text))
+        return mode_trial.parse_perplexity(text)
 
     def soak(self, server: Server, prompt: str, answer: t.Sequence[int]) -> None:
         """Keep the server busy with prompts of many lengths; the first prompt's answer must stay what it was."""
         client = server.client
         try:
             vocabulary, context = client.vocabulary_size(), client.context_per_slot()
-        except _llama_client.ServerError as error:
+        except llama_client.ServerError as error:
             raise TrialError("unstable", str(error)) from error
         generated = self.params["generated_tokens"]
         speeds: list[float] = []
@@ -291,17 +287,17 @@ class SplitModeTrial(_measuring.StoredLoad):
             while time.monotonic() - started < self.params["soak_seconds"]:
                 if requests % REPEAT_EVERY == 0:
                     reply = server.answer(prompt, generated)
-                    place = _split_mode_trial.first_divergence(answer, reply["tokens"])
+                    place = mode_trial.first_divergence(answer, reply["tokens"])
                     if place is not None:
                         raise TrialError(
                             "unstable", f"the same prompt got another answer from token {place} on, after {requests} "
                             "requests"
                         )  # fmt: skip
                 else:
-                    length = _split_mode_trial.soak_prompt_tokens(
+                    length = mode_trial.soak_prompt_tokens(
                         others, context, generated, self.serving["micro_batch_size"]
                     )
-                    reply = server.answer(_llama_server.prompt_tokens(length, vocabulary, str(requests)), generated)
+                    reply = server.answer(llama_server.prompt_tokens(length, vocabulary, str(requests)), generated)
                     others += 1
                 requests += 1
                 timings = reply.get("timings") or {}
@@ -337,7 +333,7 @@ def main() -> None:
             "soak_seconds": {"type": "int", "default": 120},
             "load_timeout_seconds": {"type": "int", "default": 900},
             "request_timeout_seconds": {"type": "int", "default": 120},
-            **_measuring.ARGUMENTS,
+            **run.ARGUMENTS,
         },
         supports_check_mode=True,
     )

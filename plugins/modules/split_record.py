@@ -100,7 +100,8 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _record, _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 
 
 class SplitRecord:
@@ -115,10 +116,10 @@ class SplitRecord:
             if self.params[name] < 0:
                 module.fail_json(msg=f"{name} is {self.params[name]}: give at least 0.")
         try:
-            self.deployment = _record.check_deployment(self.params["deployment"])
+            self.deployment = fact_record.check_deployment(self.params["deployment"])
             if self.params["entry"] is not None:
-                self.entry = _record.check_entry(self.params["entry"])
-        except _record.RecordError as exc:
+                self.entry = fact_record.check_entry(self.params["entry"])
+        except fact_record.RecordError as exc:
             module.fail_json(msg=f"This cannot be recorded: {exc}.")
 
     def run(self) -> dict[str, t.Any]:
@@ -127,7 +128,7 @@ class SplitRecord:
             return self.change()
         directory = os.path.dirname(self.path)
         os.makedirs(directory, mode=0o755, exist_ok=True)
-        lock = _state_files.take_lock(directory, self.params["lock_wait_seconds"])
+        lock = json_file.take_lock(directory, self.params["lock_wait_seconds"])
         if lock is None:
             self.module.fail_json(
                 msg=f"{directory} has been locked by another run for {self.params['lock_wait_seconds']} seconds: wait"
@@ -136,14 +137,14 @@ class SplitRecord:
         try:
             return self.change()
         finally:
-            _state_files.release_lock(lock)
+            json_file.release_lock(lock)
 
-    def read(self) -> tuple[str, _record.Record]:
+    def read(self) -> tuple[str, fact_record.Record]:
         """Return the file's text ("" where there is none) and its record; ends the module when it cannot be read."""
         try:
-            text = _state_files.read_text(self.path)
-            return text or "", _record.empty() if text is None else _record.parse(text)
-        except _record.RecordError as exc:
+            text = json_file.read_text(self.path)
+            return text or "", fact_record.empty() if text is None else fact_record.parse(text)
+        except fact_record.RecordError as exc:
             self.module.fail_json(
                 msg=f"{self.path} cannot be used: {exc}; move it away (mv {self.path} {self.path}.old) and run the"
                 " tuning play again."
@@ -155,16 +156,16 @@ class SplitRecord:
         text, before = self.read()
         try:
             if self.params["state"] == "present":
-                now = _state_files.utc_now()
-                after = _record.with_entry(before, self.deployment, self.entry, self.params["active"], now)
+                now = json_file.utc_now()
+                after = fact_record.with_entry(before, self.deployment, self.entry, self.params["active"], now)
             else:
-                after = _record.without_entry(before, self.deployment)
-        except _record.RecordError as exc:
+                after = fact_record.without_entry(before, self.deployment)
+        except fact_record.RecordError as exc:
             self.module.fail_json(msg=f"{self.path}: {exc}.")
         gone = not after["models"]
-        wanted = "" if gone else _state_files.to_text(after)
+        wanted = "" if gone else json_file.to_text(after)
         changed = wanted != text
-        old = _record.superseded(before, after, self.deployment)
+        old = fact_record.superseded(before, after, self.deployment)
         history_file = None
         if changed and not self.module.check_mode:
             # The history first: a crash in between repeats an entry there, and loses none.
@@ -172,7 +173,7 @@ class SplitRecord:
             if gone:
                 os.unlink(self.path)
             else:
-                _state_files.write_text(self.path, wanted, 0o644, self.module.atomic_move)
+                json_file.write_text(self.path, wanted, 0o644, self.module.atomic_move)
         if not gone and os.path.exists(self.path):
             changed = self.module.set_mode_if_different(self.path, 0o644, changed)
         result: dict[str, t.Any] = {
@@ -189,11 +190,11 @@ class SplitRecord:
         """Write a superseded entry to the history, remove the oldest, and return the new file if it is kept."""
         directory = self.params["history_dir"]
         os.makedirs(directory, mode=0o755, exist_ok=True)
-        now = _state_files.utc_now()
-        path = os.path.join(directory, _record.history_name(self.deployment, now, os.listdir(directory)))
-        content = {"schema": _record.SCHEMA, "deployment": self.deployment, "superseded_at": now, "entry": entry}
-        _state_files.write_text(path, _state_files.to_text(content), 0o644, self.module.atomic_move)
-        for name in _record.to_prune(os.listdir(directory), self.deployment, self.params["history_keep"]):
+        now = json_file.utc_now()
+        path = os.path.join(directory, fact_record.history_name(self.deployment, now, os.listdir(directory)))
+        content = {"schema": fact_record.SCHEMA, "deployment": self.deployment, "superseded_at": now, "entry": entry}
+        json_file.write_text(path, json_file.to_text(content), 0o644, self.module.atomic_move)
+        for name in fact_record.to_prune(os.listdir(directory), self.deployment, self.params["history_keep"]):
             os.unlink(os.path.join(directory, name))
         return path if os.path.exists(path) else None
 

@@ -118,14 +118,15 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _state_files, _upgrade
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import upgrade_stages
 
 
 def changed_record(params: t.Mapping[str, t.Any], before: dict[str, t.Any]) -> dict[str, t.Any]:
     """Return the record as the action leaves it."""
-    now = _state_files.utc_now()
+    now = json_file.utc_now()
     if params["action"] == "begin":
-        return _upgrade.begin(
+        return upgrade_stages.begin(
             before,
             params["component"],
             params["present"],
@@ -135,29 +136,29 @@ def changed_record(params: t.Mapping[str, t.Any], before: dict[str, t.Any]) -> d
             now,
         )
     if params["action"] == "advance":
-        return _upgrade.advance(before, params["stage"], now, params["verdict"])
+        return upgrade_stages.advance(before, params["stage"], now, params["verdict"])
     if params["action"] == "finish":
-        return _upgrade.finish(before, params["outcome"], now, params["keep"], params["verdict"], params["why"])
+        return upgrade_stages.finish(before, params["outcome"], now, params["keep"], params["verdict"], params["why"])
     return before
 
 
 def run(module: AnsibleModule) -> dict[str, t.Any]:
     """Return the module's result, after writing what has to change."""
     params, path = module.params, module.params["path"]
-    text = _state_files.read_text(path)
-    before = _upgrade.empty() if text is None else _upgrade.parse(text)
+    text = json_file.read_text(path)
+    before = upgrade_stages.empty() if text is None else upgrade_stages.parse(text)
     after = changed_record(params, before)
-    wanted = _state_files.to_text(after)
+    wanted = json_file.to_text(after)
     changed = after != before
     if changed and not module.check_mode:
-        _state_files.write_text(path, wanted, 0o644, module.atomic_move)
+        json_file.write_text(path, wanted, 0o644, module.atomic_move)
     result: dict[str, t.Any] = {"changed": changed, "record": after}
     if params["action"] == "open":
-        result["opening"] = _upgrade.opening(before, params["component"], params["version"], params["on_resume"])
+        result["opening"] = upgrade_stages.opening(before, params["component"], params["version"], params["on_resume"])
     elif params["action"] == "decide":
-        result["step"] = _upgrade.decide(before, params["present"], params["planned"], params["on_resume"])
+        result["step"] = upgrade_stages.decide(before, params["present"], params["planned"], params["on_resume"])
     elif params["action"] == "finish":
-        result["summary"] = _upgrade.summary(after["finished"][-1])
+        result["summary"] = upgrade_stages.summary(after["finished"][-1])
     if module._diff:
         result["diff"] = {"before_header": path, "after_header": path, "before": text or "", "after": wanted}
     return result
@@ -167,17 +168,17 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "action": {"type": "str", "choices": ["open", "decide", "begin", "advance", "finish"], "default": "open"},
-            "component": {"type": "str", "choices": ["", *_upgrade.COMPONENTS], "default": ""},
+            "component": {"type": "str", "choices": ["", *upgrade_stages.COMPONENTS], "default": ""},
             "version": {"type": "str", "default": ""},
             "on_resume": {"type": "str", "choices": ["continue", "rollback"], "default": "continue"},
             "present": {"type": "dict"},
             "planned": {"type": "dict"},
             "asked": {"type": "dict", "default": {}},
-            "stage": {"type": "str", "choices": list(_upgrade.STAGES)},
-            "outcome": {"type": "str", "choices": list(_upgrade.OUTCOMES)},
+            "stage": {"type": "str", "choices": list(upgrade_stages.STAGES)},
+            "outcome": {"type": "str", "choices": list(upgrade_stages.OUTCOMES)},
             "verdict": {"type": "dict"},
             "why": {"type": "str"},
-            "path": {"type": "path", "default": _upgrade.PATH},
+            "path": {"type": "path", "default": upgrade_stages.PATH},
             "keep": {"type": "int", "default": 20},
         },
         required_if=[
@@ -192,11 +193,11 @@ def main() -> None:
     try:
         if module.params["action"] not in ("open", "decide") and not module.check_mode:
             # a file beside the record: the record itself is replaced
-            lock = _state_files.take_lock(os.path.join(os.path.dirname(path), ".upgrade.lock"), 30)
+            lock = json_file.take_lock(os.path.join(os.path.dirname(path), ".upgrade.lock"), 30)
             if lock is None:
                 module.fail_json(msg=f"{path} has been locked by another run for 30 seconds: wait for it to end.")
         module.exit_json(**run(module))
-    except _upgrade.UpgradeError as exc:
+    except upgrade_stages.UpgradeError as exc:
         module.fail_json(
             msg=f"{path} cannot be used: {exc}; if another play is upgrading this host, let it end, else move the file "
             f"away (mv {path} {path}.old) and run upgrade again: it begins with what is installed now."
@@ -207,7 +208,7 @@ def main() -> None:
         )
     finally:
         if lock is not None:
-            _state_files.release_lock(lock)
+            json_file.release_lock(lock)
 
 
 if __name__ == "__main__":

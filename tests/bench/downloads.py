@@ -22,7 +22,7 @@ import time
 import typing as t
 
 import page
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _hub
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import hub_api
 from ansible_collections.homelab.mixed_gpu.tests.local_hub import server
 
 REPO, COMMIT, NAME = "owner/Model-GGUF", "1" * 40, "Model-Q8_0.gguf"
@@ -47,7 +47,7 @@ class Tool:
 
 def tools(hub: server.Hub, sha256: str, size_bytes: int) -> list[Tool]:
     """Return the tools to compare; each puts the file below the directory that it is given."""
-    url = _hub.file_url(hub.url, REPO, COMMIT, NAME)
+    url = hub_api.file_url(hub.url, REPO, COMMIT, NAME)
     python = [sys.executable, "-c", MODULE]
 
     def ours(directory: pathlib.Path) -> list[tuple[list[str], str]]:

@@ -22,7 +22,7 @@ import typing as t
 import optuna
 import page
 import simulated_pair
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _layer_split, _memory_plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import layer_split, memory_plan
 from simulated_pair import Layers, Pair, RecordedPair
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "llama_bench"
@@ -74,7 +74,7 @@ def unprobed(pair: Pair, chance: random.Random) -> Outcome:
 def default_split(pair: Pair) -> Layers:
     """Return llama.cpp's own split, by free memory."""
     free = [device["free_mib"] for device in pair.problem["devices"]]
-    return _layer_split.default_layers(free, pair.problem["model"]["block_count"] + 1)
+    return layer_split.default_layers(free, pair.problem["model"]["block_count"] + 1)
 
 
 def by_memory(pair: Pair, _chance: random.Random) -> Outcome:
@@ -84,7 +84,7 @@ def by_memory(pair: Pair, _chance: random.Random) -> Outcome:
 def fit(pair: Pair, _chance: random.Random) -> Outcome:
     """llama.cpp's --fit: its default while every device keeps its margin, else the last device is filled first."""
     problem = pair.problem
-    memory = _memory_plan.MemoryPlan(problem["model"], problem["serving"])
+    memory = memory_plan.MemoryPlan(problem["model"], problem["serving"])
     free = [device["free_mib"] for device in problem["devices"]]
     layers: Layers | None = default_split(pair)
     if not _within(memory, layers, free):
@@ -94,7 +94,7 @@ def fit(pair: Pair, _chance: random.Random) -> Outcome:
     return _outcome(pair, layers, 0)
 
 
-def _within(memory: _memory_plan.MemoryPlan, layers: t.Any, free: t.Sequence[int]) -> bool:
+def _within(memory: memory_plan.MemoryPlan, layers: t.Any, free: t.Sequence[int]) -> bool:
     return all(
         not count or used <= limit - FIT_MARGIN_MIB
         for used, limit, count in zip(memory.mib(layers), free, layers, strict=True)
@@ -108,7 +108,7 @@ def guide(pair: Pair, chance: random.Random) -> Outcome:
     first, second = pair.true_ms(max(pair.feasible)), pair.true_ms(min(pair.feasible))
     best: tuple[float, Layers] | None = None
     for ratio in GUIDE_RATIOS:
-        layers = _layer_split.layers_from_shares((ratio, 1.0) if first <= second else (1.0, ratio), slots)
+        layers = layer_split.layers_from_shares((ratio, 1.0) if first <= second else (1.0, ratio), slots)
         ms = pair.measured_ms(layers, chance)
         if ms is not None and (best is None or ms < best[0]):
             best = (ms, layers)

@@ -28,7 +28,7 @@ import typing as t
 
 import yaml
 from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_models import preflight_models
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _host_hardware
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware
 from ansible_collections.homelab.mixed_gpu.plugins.modules import llm_engines_info
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -126,12 +126,12 @@ def host(machine: t.Mapping[str, t.Any], root: pathlib.Path) -> dict[str, t.Any]
     """What host_info says of the machine below `root`."""
     return {
         **BASE,
-        "kernels": _host_hardware.kernels(str(root)),
-        "hypervisor": _host_hardware.hypervisor(str(root)),
-        "secure_boot": _host_hardware.secure_boot(str(root)),
-        "nvidia_pci": _host_hardware.nvidia_pci(str(root)),
-        "nvidia_devices": _host_hardware.nvidia_devices(str(root)),
-        "nvidia_nodes": _host_hardware.nvidia_nodes(str(root)),
+        "kernels": host_hardware.kernels(str(root)),
+        "hypervisor": host_hardware.hypervisor(str(root)),
+        "secure_boot": host_hardware.secure_boot(str(root)),
+        "nvidia_pci": host_hardware.nvidia_pci(str(root)),
+        "nvidia_devices": host_hardware.nvidia_devices(str(root)),
+        "nvidia_nodes": host_hardware.nvidia_nodes(str(root)),
         **machine.get("host", {}),
     }
 

@@ -22,7 +22,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.filter.diagnosis_phases impor
 from ansible_collections.homelab.mixed_gpu.plugins.filter.diagnosis_table import diagnosis_table
 from ansible_collections.homelab.mixed_gpu.plugins.filter.llama_server_command import llama_server_command
 from ansible_collections.homelab.mixed_gpu.plugins.filter.placement import placement
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_client import Client, ServerError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import Client, ServerError
 from conftest import module, rpc_server, tune
 
 SERVING = {

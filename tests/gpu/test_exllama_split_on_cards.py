@@ -17,7 +17,8 @@ import sys
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.filter.exllama_serving import exllama_serving
 from ansible_collections.homelab.mixed_gpu.plugins.filter.split_plan import split_plan
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _exllama_bench, _memory_plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import memory_plan
 from ansible_collections.homelab.mixed_gpu.tests.exl_models import write_model
 from conftest import module
 
@@ -99,7 +100,7 @@ def measure(model, serving, devices, variables, tmp_path):
                 "python": PYTHON, "worker": str(WORKER), "model": model, "devices": using, "reserve_mib": RESERVE_MIB,
             }, **changes,
         )["load"]  # fmt: skip
-        planned = _memory_plan.MemoryPlan(model, serving).mib(load["layers"])
+        planned = memory_plan.MemoryPlan(model, serving).mib(load["layers"])
         told = {key: measured.get(key) for key in ("status", "reason", "gpu_split_gb", "tries", "load_ms", "wall_ms")}
         print(f"{load['label']} {serving['engine']} {serving['cache_mode']}: {json.dumps(told)}", flush=True)
         for card, mib in zip(measured.get("loaded", []), planned, strict=False):
@@ -126,7 +127,7 @@ def test_the_layers_lie_where_they_were_meant(measure, model, serving, engine, l
     assert [card["layers"] for card in measured["loaded"]] == list(layers)
     # exllamav2 decides on paper, so the number must be right at once; exllamav3 may be corrected
     assert measured["tries"] == 1 or engine == "exllamav3"
-    planned = _memory_plan.MemoryPlan(model, serving).mib(layers)
+    planned = memory_plan.MemoryPlan(model, serving).mib(layers)
     for card, mib, count in zip(measured["loaded"], planned, layers, strict=True):
         assert not count or card["used_mib"] <= mib + RESERVE_MIB, "the plan counts less than the engine takes"
     decode, prefill = (result["samples_ms"] for result in reversed(measured["results"]))
@@ -135,7 +136,7 @@ def test_the_layers_lie_where_they_were_meant(measure, model, serving, engine, l
 
 def test_a_campaign_decides_and_its_numbers_place_the_same_layers_again(measure, model, serving, devices, variables):
     """Neither card may hold everything; then the recorded gpu_split goes to a fresh process, as to a server."""
-    whole = sum(_memory_plan.MemoryPlan(model, serving).mib((BLOCKS, 1)))
+    whole = sum(memory_plan.MemoryPlan(model, serving).mib((BLOCKS, 1)))
     small = [{**device, "budget_mib": RESERVE_MIB + whole * 3 // 4} for device in devices]
     problem = {
         "schema": 1, "devices": small, "model": model, "serving": serving, "reserve_mib": RESERVE_MIB,
@@ -151,8 +152,8 @@ def test_a_campaign_decides_and_its_numbers_place_the_same_layers_again(measure,
     print(f"{plan['stage']}: {plan['why']}", flush=True)
     decision = plan["decision"]
     assert decision and sum(decision["layers"]) == BLOCKS + 1 and 0 < decision["layers"][0] <= BLOCKS
-    recorded = _exllama_bench.recorded(loads, {"serving": serving, "decision": decision})
-    order = _exllama_bench.measure_order(load_of(decision["layers"]), small, serving, model, RESERVE_MIB)
+    recorded = exllama_bench.recorded(loads, {"serving": serving, "decision": decision})
+    order = exllama_bench.measure_order(load_of(decision["layers"]), small, serving, model, RESERVE_MIB)
     order |= {"gpu_split_gb": recorded["gpu_split_gb"], "tries": 1, "tests": []}
     again = subprocess.run(
         [PYTHON, str(WORKER)], input=json.dumps(order), capture_output=True, text=True, check=False,

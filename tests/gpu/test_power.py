@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _power_sweep
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import power_sweep
 from conftest import module
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -97,7 +97,7 @@ def test_the_energy_of_generated_tokens_is_measured(box, llama_bin, environment,
         wrapper=[sys.executable, str(ROOT / "roles/power_sweep/files/energy_meter.py")],
     )["load"]
     assert load["status"] == "ok", load["reason"]
-    row = _power_sweep.row({"label": "energy", "limits_watts": {card["uuid"]: 0}, "loads": [load]})
+    row = power_sweep.row({"label": "energy", "limits_watts": {card["uuid"]: 0}, "loads": [load]})
     print(json.dumps(row, indent=1))
     watts = row["decode"]["watts"][card["uuid"]]
     assert 10 < watts <= 1.1 * card["power_limit_watts"]

@@ -66,8 +66,8 @@ def test_what_needs_the_real_llama_cpp_holds(box, controller):
         command = [controller.engine, "cp", str(controller.project / name), target]
         subprocess.run(command, check=True, capture_output=True)
     files = (
-        "module_utils/test_layer_split_live.py",
-        "module_utils/test_model_shapes.py",
+        "module_utils/_split/test_layer_split_live.py",
+        "module_utils/_models/test_model_shapes.py",
         "modules/test_split_mode_trial.py",
     )
     current = "/opt/llama.cpp/current/bin"

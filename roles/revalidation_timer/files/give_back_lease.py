@@ -18,7 +18,8 @@ for directory in pathlib.Path(__file__).parents:
     if directory.name == "ansible_collections":
         sys.path.insert(0, str(directory.parent))
 
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _lease, _state_files  # noqa: E402
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import lease_unit
 
 STATE = os.environ.get("MIXED_GPU_LEASE_FILE", "/run/mixed_gpu/lease.json")
 LOCK = os.environ.get("MIXED_GPU_LOCK_FILE", "/var/lib/mixed_gpu/measurements/.lock")
@@ -29,10 +30,10 @@ WAIT_SECONDS = 60
 def ours(run: str) -> bool:
     """Whether this run owns the lease, and it still is one."""
     try:
-        owner = _lease.parse_state(_state_files.read_text(STATE) or "")["owner"]
-    except (OSError, _lease.LeaseError):
+        owner = lease_unit.parse_state(json_file.read_text(STATE) or "")["owner"]
+    except (OSError, lease_unit.LeaseError):
         return False
-    active = subprocess.run(["systemctl", "is-active", "--quiet", _lease.UNIT], check=False).returncode == 0
+    active = subprocess.run(["systemctl", "is-active", "--quiet", lease_unit.UNIT], check=False).returncode == 0
     return active and run in owner.split()
 
 
@@ -41,13 +42,13 @@ def main() -> int:
     run = os.environ.get("INVOCATION_ID", "")
     if not run or not ours(run):
         return 0
-    print(f"<5>stopped before it was done: ending {_lease.UNIT}, so that the server starts again", flush=True)
+    print(f"<5>stopped before it was done: ending {lease_unit.UNIT}, so that the server starts again", flush=True)
     # what measured may still hold the devices' memory; systemd is ending it
     if os.path.exists(LOCK):
-        lock = _state_files.take_lock(LOCK, WAIT_SECONDS)
+        lock = json_file.take_lock(LOCK, WAIT_SECONDS)
         if lock is not None:
-            _state_files.release_lock(lock)
-    return subprocess.run(["systemctl", "stop", _lease.UNIT], check=False).returncode
+            json_file.release_lock(lock)
+    return subprocess.run(["systemctl", "stop", lease_unit.UNIT], check=False).returncode
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ for directory in pathlib.Path(__file__).parents:
     if directory.name == "ansible_collections":
         sys.path.insert(0, str(directory.parent))
 
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _revalidation_mark, _unattended  # noqa: E402
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_mark
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import unattended
 
 DEBUG, NOTICE, ERROR = 7, 5, 3
 
@@ -55,7 +56,7 @@ def write(path: pathlib.Path, data: t.Any) -> None:
     new.replace(path)
 
 
-def write_metrics(path: str, state: _unattended.State | None, mark_needed: bool, now: str) -> None:
+def write_metrics(path: str, state: unattended.State | None, mark_needed: bool, now: str) -> None:
     """Write what is known as a file for node_exporter's textfile collector."""
     registry = CollectorRegistry()
     labels = ["host", "deployment"]
@@ -64,11 +65,11 @@ def write_metrics(path: str, state: _unattended.State | None, mark_needed: bool,
         mark_needed
     )
     tried = Gauge(f"{prefix}_last_try_timestamp_seconds", "Last start that was due, skipped or not.", registry=registry)
-    tried.set(_unattended.timestamp(now))
+    tried.set(unattended.timestamp(now))
     if state is not None:
         done = Gauge(f"{prefix}_timestamp_seconds", "End of the last revalidation.", registry=registry)
-        done.set(_unattended.timestamp(state["finished_at"]))
-        verdict = Enum(f"{prefix}_verdict", "Verdict.", labels, states=_unattended.VERDICTS, registry=registry)
+        done.set(unattended.timestamp(state["finished_at"]))
+        verdict = Enum(f"{prefix}_verdict", "Verdict.", labels, states=unattended.VERDICTS, registry=registry)
         accepted = Gauge(f"{prefix}_accepted", "Whether the verdict is an accepted one.", labels, registry=registry)
         measured = Gauge(
             f"{prefix}_measured", "Whether the split was measured, or the server's own timings were enough.", labels,
@@ -105,7 +106,7 @@ def play(given: argparse.Namespace, report: pathlib.Path, busy: pathlib.Path) ->
     return process.returncode, lines
 
 
-def revalidate(given: argparse.Namespace, directory: pathlib.Path) -> tuple[int, dict[str, _unattended.Outcome] | None]:
+def revalidate(given: argparse.Namespace, directory: pathlib.Path) -> tuple[int, dict[str, unattended.Outcome] | None]:
     """Return the exit status and the outcomes; None where all hosts were busy."""
     report, busy = directory / "report.json", directory / "busy.json"
     for path in (report, busy):
@@ -118,11 +119,11 @@ def revalidate(given: argparse.Namespace, directory: pathlib.Path) -> tuple[int,
     if skipped and len(skipped) == len(uses):
         return 0, None
     try:
-        return status, _unattended.outcomes(read(report))
-    except _unattended.UnattendedError as exc:
-        why = f"ansible-playbook ended with status {status} ({_unattended.why_failed(lines)}), and {exc}"
+        return status, unattended.outcomes(read(report))
+    except unattended.UnattendedError as exc:
+        why = f"ansible-playbook ended with status {status} ({unattended.why_failed(lines)}), and {exc}"
         idle = [name for name in uses if name not in skipped] or [given.host]
-        return status or 1, {name: _unattended.failed(why) for name in idle}
+        return status or 1, {name: unattended.failed(why) for name in idle}
 
 
 def main() -> int:
@@ -131,24 +132,24 @@ def main() -> int:
     parser.add_argument("--inventory", required=True)
     parser.add_argument("--host", required=True, help="name to report under when not even the play could start")
     parser.add_argument("--state", required=True, type=pathlib.Path, help="directory that keeps what was found last")
-    parser.add_argument("--mark", default=_revalidation_mark.PATH)
+    parser.add_argument("--mark", default=driver_mark.PATH)
     parser.add_argument("--metrics", default="", help="file for node_exporter's textfile collector")
     parser.add_argument("--every-hours", type=float, default=0, help="when started by a timer, do nothing before")
     parser.add_argument("--measure", action="store_true", help="always measure, under the lease")
     given = parser.parse_args()
     given.state.mkdir(parents=True, exist_ok=True)
     state_file = given.state / "state.json"
-    state, now = _unattended.parse_state(read(state_file)), utc_now()
+    state, now = unattended.parse_state(read(state_file)), utc_now()
     if os.environ.get("TRIGGER_UNIT"):
-        is_due, why = _unattended.due(state, marked(given.mark), given.every_hours, now)
+        is_due, why = unattended.due(state, marked(given.mark), given.every_hours, now)
         say(DEBUG, f"{'due' if is_due else 'not due'}: {why}")
         if not is_due:
             return 0
     status, hosts = revalidate(given, given.state)
     if hosts is not None:
         for name, outcome in hosts.items():
-            say(*_unattended.line(name, outcome))
-        state = _unattended.new_state(hosts, utc_now())
+            say(*unattended.line(name, outcome))
+        state = unattended.new_state(hosts, utc_now())
         write(state_file, state)
     if given.metrics:
         try:
@@ -160,7 +161,7 @@ def main() -> int:
 
 def marked(path: str) -> dict[str, t.Any]:
     """What the mark says."""
-    return _revalidation_mark.state(read(pathlib.Path(path)))
+    return driver_mark.state(read(pathlib.Path(path)))
 
 
 def utc_now() -> str:

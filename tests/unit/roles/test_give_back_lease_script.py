@@ -12,10 +12,11 @@ import sys
 import time
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _lease, _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import lease_unit
 
 # as it is installed: inside a collection
-PROGRAM = pathlib.Path(_lease.__file__).parents[2] / "roles/revalidation_timer/files/give_back_lease.py"
+PROGRAM = pathlib.Path(lease_unit.__file__).parents[3] / "roles/revalidation_timer/files/give_back_lease.py"
 RUN = "0123456789abcdef0123456789abcdef"
 NOW = "2026-11-26T03:00:00Z"
 
@@ -30,7 +31,7 @@ def give_back(tmp_path):
     (tmp_path / "active").touch()
 
     def run(owner, invocation=RUN, text=None):
-        state = json.dumps(_lease.new_state(owner, NOW, ["llama-server.service"])) if text is None else text
+        state = json.dumps(lease_unit.new_state(owner, NOW, ["llama-server.service"])) if text is None else text
         (tmp_path / "lease.json").write_text(state, encoding="utf-8")
         env = os.environ | {
             "INVOCATION_ID": invocation, "MIXED_GPU_LEASE_FILE": str(tmp_path / "lease.json"),
@@ -46,7 +47,7 @@ def give_back(tmp_path):
 
 
 def test_its_own_lease_is_ended(give_back):
-    assert give_back(f"revalidation of sandbox {NOW} {RUN}") == f"stop {_lease.UNIT}\n"
+    assert give_back(f"revalidation of sandbox {NOW} {RUN}") == f"stop {lease_unit.UNIT}\n"
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,6 @@ def test_what_still_measures_is_waited_for(give_back, tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as measuring:
         measuring.stdout.readline()
         began = time.monotonic()
-        assert give_back(f"revalidation of sandbox {NOW} {RUN}") == f"stop {_lease.UNIT}\n"
+        assert give_back(f"revalidation of sandbox {NOW} {RUN}") == f"stop {lease_unit.UNIT}\n"
         assert measuring.poll() is not None and time.monotonic() - began > 1
-    assert _state_files.take_lock(str(tmp_path / "lock"), 0) is not None
+    assert json_file.take_lock(str(tmp_path / "lock"), 0) is not None

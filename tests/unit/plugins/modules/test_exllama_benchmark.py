@@ -15,7 +15,8 @@ import sys
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _exl_split, _exllama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import exl_split
 from ansible_collections.homelab.mixed_gpu.plugins.modules import exl_model_info, exllama_devices_info, split_benchmark
 from ansible_collections.homelab.mixed_gpu.tests.exl_models import write_model
 
@@ -64,9 +65,9 @@ def run(tmp_path, capfd, environment):
     model = answer_of(exl_model_info.main, {"path": str(tmp_path / "m")}, capfd)["model"]
 
     def _run(engine="exllamav2", mode="ok", overhead_blocks=0.0, check=False, cache_mode="Q8", **changes):
-        serving = _exl_split.serving_profile(engine, 2048, cache_mode, 1024)
+        serving = exl_split.serving_profile(engine, 2048, cache_mode, 1024)
         # the stand-ins count blocks alone, so what is planned beyond is their overhead, and that much more
-        planned = _exllama_bench.measure_order(LOAD, DEVICES, serving, model, 512)
+        planned = exllama_bench.measure_order(LOAD, DEVICES, serving, model, 512)
         block = planned["block_gb"]
         overhead = planned["gpu_split_gb"][0] - (LOAD["layers"][0] + 0.25) * block
         return answer_of(

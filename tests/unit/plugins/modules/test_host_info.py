@@ -9,7 +9,7 @@ import socket
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _host_hardware
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware
 from ansible_collections.homelab.mixed_gpu.plugins.modules import host_info
 
 
@@ -65,7 +65,7 @@ def test_listener_lines():
     ours = 'LISTEN 0 512 127.0.0.1:8080 0.0.0.0:* users:(("llama-server",pid=71,fd=3)) cgroup:/system.slice/x-y.service'
     shell = 'LISTEN 0 5 0.0.0.0:8080 0.0.0.0:* users:(("python3",pid=9,fd=3)) cgroup:/user.slice/session-2.scope'
     hidden = "LISTEN 0 5 *:8080 *:* cgroup:unreachable:1a2"
-    assert _host_hardware.listeners("\n".join([ours, ours.replace("127.0.0.1", "[::1]"), shell, hidden])) == [
+    assert host_hardware.listeners("\n".join([ours, ours.replace("127.0.0.1", "[::1]"), shell, hidden])) == [
         {"pid": 71, "process": "llama-server", "unit": "x-y.service"},
         {"pid": 9, "process": "python3", "unit": "session-2.scope"},
         {"pid": None, "process": None, "unit": None},

@@ -22,7 +22,7 @@ import typing as t
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _download, _hub
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import hub_api, transfer
 from ansible_collections.homelab.mixed_gpu.plugins.modules import hub_files, model_file
 from ansible_collections.homelab.mixed_gpu.tests.local_hub import server
 
@@ -90,7 +90,7 @@ def path(tmp_path: pathlib.Path) -> pathlib.Path:
 @pytest.fixture
 def options(hub: server.Hub, path: pathlib.Path, tmp_path: pathlib.Path) -> dict[str, t.Any]:
     return {
-        "path": str(path), "url": _hub.file_url(hub.url, REPO, FIRST, "Model-Q4_K_M.gguf"), "sha256": SHA,
+        "path": str(path), "url": hub_api.file_url(hub.url, REPO, FIRST, "Model-Q4_K_M.gguf"), "sha256": SHA,
         "size_bytes": SIZE, "manifest_dir": str(tmp_path / "manifests"), "retry_seconds": 0, "reserve_mib": 0,
         "lock_wait_seconds": 0, "timeout_seconds": 5,
     }  # fmt: skip
@@ -198,8 +198,8 @@ def test_refusals_are_one_sentence_and_record_nothing(
 def test_a_hub_that_wants_to_write_elsewhere_is_refused() -> None:
     question = {"repo": REPO, "revision": "main", "files": [], "quant": None}
     file = {"name": "../../etc/passwd", "size_bytes": 1, "sha256": SHA, "git_sha1": None}
-    with pytest.raises(_hub.HubError, match="would leave its directory"):
-        _hub.record(question, FIRST, [file], "https://hub", "now")
+    with pytest.raises(hub_api.HubError, match="would leave its directory"):
+        hub_api.record(question, FIRST, [file], "https://hub", "now")
 
 
 def test_a_branch_is_resolved_once_and_moves_only_when_that_is_asked_for(
@@ -387,7 +387,7 @@ def test_a_hub_that_keeps_sending_wrong_bytes_replaces_nothing(
     hub.faults = [{"wrong": True}] * 2
     newer = hashlib.sha256(NEWER).hexdigest()
     put(hub.directory, REPO, SECOND, {"Model-Q4_K_M.gguf": NEWER})
-    moved = {"url": _hub.file_url(hub.url, REPO, SECOND, "Model-Q4_K_M.gguf"), "sha256": newer}
+    moved = {"url": hub_api.file_url(hub.url, REPO, SECOND, "Model-Q4_K_M.gguf"), "sha256": newer}
     failed = fetch(**moved)
     assert failed["failed"] and "twice: nothing was replaced" in failed["msg"] and "another mirror" in failed["msg"]
     assert path.read_bytes() == DATA and left(path) == [path.name, f"{path.name}.corrupt"]
@@ -578,11 +578,11 @@ def test_entries_become_files_with_the_hubs_answers(ask: t.Any) -> None:
         {"id": "m", "repo": REPO, "quant": "Q8_0"}, {"id": "e", "repo": "owner/Model-exl2", "revision": "4.0bpw"},
         {"id": "llama_3_3_70b_instruct_q4_k_m"}, {"id": "later", "repo": REPO, "quant": "Q4_K_M"},
     ]  # fmt: skip
-    questions = _download.hub_questions(entries)
+    questions = transfer.hub_questions(entries)
     answers = []
     for question in questions[:2]:
         answers.append({**ask(**{key: value for key, value in question.items() if key != "id"}), "item": question})
-    files = _download.model_files(entries, "/m", answers)
+    files = transfer.model_files(entries, "/m", answers)
     assert [file["path"] for file in files] == [
         "/m/m/Model-Q8_0-00001-of-00002.gguf", "/m/m/Model-Q8_0-00002-of-00002.gguf", "/m/e/config.json",
         "/m/e/output-00001-of-00002.safetensors", "/m/e/output-00002-of-00002.safetensors", "/m/e/sub/tokenizer.json",

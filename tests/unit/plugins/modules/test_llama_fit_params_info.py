@@ -8,7 +8,7 @@ import json
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _model_shapes
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
 from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_fit_params_info
 
 SERVING = {
@@ -41,7 +41,7 @@ def test_tells_each_device_and_the_difference_to_the_plan(run, tmp_path):
     log = tmp_path / "log"
     result = run(
         f'echo "$CUDA_DEVICE_ORDER $*" > {log}\ncat <<END\n{PRINTED}END',
-        model=_model_shapes.model("llama_3_3_70b_q4_k_m"), environment={"CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+        model=model_shapes.model("llama_3_3_70b_q4_k_m"), environment={"CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
     )
     assert result["available"] and result["reason"] is None and not result["changed"]
     assert result["devices"][0] == {

@@ -13,7 +13,7 @@ import sys
 import threading
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _busy
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import busy
 from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import HERE, build_library, environment
 
 RUN = """
@@ -146,4 +146,4 @@ def test_a_senseless_time_is_one_sentence(run):
 
 def test_a_slot_that_keeps_its_last_task_is_idle():
     look = [{**IDLE, "id_task": 3}]
-    assert _busy.of_slots([look, look]) is None
+    assert busy.of_slots([look, look]) is None

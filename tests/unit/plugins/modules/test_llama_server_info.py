@@ -11,7 +11,7 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_server_info
 
-FIXTURES = pathlib.Path(__file__).parent.parent / "module_utils" / "fixtures" / "llama_server"
+FIXTURES = pathlib.Path(__file__).parent.parent / "module_utils" / "_llama_cpp" / "fixtures" / "llama_server"
 PROPERTIES = """LoadState=loaded
 ActiveState={active}
 SubState={sub}

@@ -16,7 +16,7 @@ import threading
 import time
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _diagnosis
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import findings
 from ansible_collections.homelab.mixed_gpu.tests.fake_nvml import build
 
 FAST, SLOW = "GPU-11111111-2222-3333-4444-555555555555", "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa"
@@ -148,7 +148,7 @@ def test_the_diagnosis_of_these_cards(watch, pair):
         )
     )["entry"]
     watched, _server = watch(None, text=pair)
-    result = _diagnosis.diagnose(entry, watched, {"state": "ready", "deviations": []}, "", 10.0)
+    result = findings.diagnose(entry, watched, {"state": "ready", "deviations": []}, "", 10.0)
     kinds = {(one["subject"], one["kind"], one["severity"]) for one in result["findings"]}
     assert ("CUDA1 (RTX 3090)", "throttle", "note") in kinds
     assert ("CUDA0 (RTX 4090)", "link", "ok") in kinds

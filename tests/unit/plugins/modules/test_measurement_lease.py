@@ -13,7 +13,7 @@ import os
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.modules import measurement_lease
 
 #: A unit is active when $UNITS/<name> exists; the lease's file holds what to start when it stops.
@@ -151,10 +151,10 @@ def test_an_abandoned_one_is_taken_over_with_its_services(run, units):
 def test_one_that_measures_is_not_abandoned(run):
     run()
     long_ago(run)
-    lock = _state_files.take_lock(str(run.lock), 0)
+    lock = json_file.take_lock(str(run.lock), 0)
     assert run("B")["failed"]
     assert "A measurement still runs under this lease" in run(state="absent")["msg"]
-    _state_files.release_lock(lock)
+    json_file.release_lock(lock)
     assert run("B")["taken_over_from"] == "A"
 
 

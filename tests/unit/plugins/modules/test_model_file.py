@@ -12,7 +12,7 @@ import threading
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file
 
 DATA = os.urandom((20 << 20) + 12345)
@@ -273,9 +273,9 @@ def test_check_mode_downloads_nothing(run, path, server):
 def test_two_plays_do_not_write_one_file(run, path, server, tmp_path):
     run(url=server.url, sha256=SHA)
     (lock_file,) = (tmp_path / "manifests").glob("*.lock")
-    lock = _state_files.take_lock(str(lock_file), 0)
+    lock = json_file.take_lock(str(lock_file), 0)
     failed = run(url=server.url, sha256=SHA)
-    _state_files.release_lock(lock)
+    json_file.release_lock(lock)
     assert failed["failed"] and "Another play is working" in failed["msg"]
 
 

@@ -14,7 +14,7 @@ import pytest
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.filter import hub_questions, models_table
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _download, _model_catalogue, _model_shapes
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import catalogue, model_shapes, transfer
 from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file, model_store_info
 
 MIB = 1 << 20
@@ -78,7 +78,7 @@ def test_the_table_of_it(store: t.Any, call: t.Any, tmp_path: pathlib.Path) -> N
         {"id": "whole", "path": str(tmp_path / "models/whole/m.gguf")}, {"id": "half", "repo": "a/b", "quant": "Q8_0"},
         PINNED, {"id": "qwen2_5_coder_32b_instruct_q8_0"},
     ]  # fmt: skip
-    items = _download.model_files(entries, str(tmp_path / "models"))
+    items = transfer.model_files(entries, str(tmp_path / "models"))
     how = {"verify": "recorded", "missing_ok": True, "_ansible_check_mode": True}
     looks = [{**call(model_file, path=item["path"], **how), "item": item} for item in items]
     known = {"available": True, "commit": "a" * 40}
@@ -94,25 +94,25 @@ def test_the_table_of_it(store: t.Any, call: t.Any, tmp_path: pathlib.Path) -> N
     assert rows["pinned"] == ["pinned", "missing", "0 KiB", "?", "owner/Model-GGUF@aaaaaaaa"]
     assert rows["qwen2_5_coder_32b_instruct_q8_0"][1:4] == ["not asked for yet", "0 KiB", "32.4 GiB"]
     assert rows["older"][1:4] == ["not in llm_models", "5 MiB", "-"]
-    offered = [name for name in _model_catalogue.CATALOGUE if name != "qwen2_5_coder_32b_instruct_q8_0"]
+    offered = [name for name in catalogue.CATALOGUE if name != "qwen2_5_coder_32b_instruct_q8_0"]
     assert [line.split()[0] for line in lines[-len(offered):]] == offered
 
 
 def test_without_models_there_is_the_catalogue(call: t.Any, tmp_path: pathlib.Path) -> None:
     empty = call(model_store_info, path=str(tmp_path / "none"), fact_file=str(tmp_path / "fact"))
     lines = models_table.models_table([], [], empty)
-    assert lines[0].startswith("No models in llm_models") and len(lines) == 3 + len(_model_catalogue.CATALOGUE)
+    assert lines[0].startswith("No models in llm_models") and len(lines) == 3 + len(catalogue.CATALOGUE)
     with pytest.raises(AnsibleFilterError, match="models_table"):
         models_table.models_table([{}], [], empty)
 
 
 def test_the_catalogue_agrees_with_what_the_planner_knows() -> None:
-    for name, model in _model_catalogue.CATALOGUE.items():
+    for name, model in catalogue.CATALOGUE.items():
         (question,) = hub_questions.hub_questions([{"id": name}])
         assert len(question["revision"]) == 40 and question["files"] == [model.file]
         key = name.replace("_instruct", "")
-        if key in _model_shapes.SHAPES:
-            assert _model_shapes.SHAPES[key].blocks == model.layers
-            assert model.size_bytes / 1e9 == pytest.approx(_model_shapes.PUBLISHED_GB[key], abs=0.02)
+        if key in model_shapes.SHAPES:
+            assert model_shapes.SHAPES[key].blocks == model.layers
+            assert model.size_bytes / 1e9 == pytest.approx(model_shapes.PUBLISHED_GB[key], abs=0.02)
     with pytest.raises(AnsibleFilterError, match="one of the catalogue"):
         hub_questions.hub_questions([{"id": "unheard_of"}])

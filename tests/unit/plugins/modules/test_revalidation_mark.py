@@ -9,7 +9,7 @@ import json
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _driver_packages, _revalidation_mark
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_mark, driver_packages
 from ansible_collections.homelab.mixed_gpu.plugins.modules import revalidation_mark, revalidation_mark_info
 
 OLD = "580.95.05-0ubuntu0.24.04.1"
@@ -20,7 +20,7 @@ LATER = "2026-11-25T18:20:36Z"
 
 def dpkg(*packages):
     """What dpkg-query prints, of (name, version, source)."""
-    assert _driver_packages.DPKG_FORMAT.count("\t") == 5
+    assert driver_packages.DPKG_FORMAT.count("\t") == 5
     return "".join(
         f"install\tinstalled\t{name}\tamd64\t{version}\t{source}\n" for name, version, source in packages
     )
@@ -32,8 +32,8 @@ def apt(tmp_path):
     mark, seen = tmp_path / "lib" / "mark.json", tmp_path / "lib" / "seen.json"
 
     def _apt(before, after, now=LATER):
-        assert _revalidation_mark.hook("before", str(mark), str(seen), dpkg(*before), now) is None
-        return _revalidation_mark.hook("after", str(mark), str(seen), dpkg(*after), now)
+        assert driver_mark.hook("before", str(mark), str(seen), dpkg(*before), now) is None
+        return driver_mark.hook("after", str(mark), str(seen), dpkg(*after), now)
 
     _apt.mark, _apt.seen = mark, seen
     return _apt
@@ -51,7 +51,7 @@ def run(capfd, module, **arguments):
 
 def test_an_upgrade_marks_the_host_also_where_nothing_was_known(apt):
     news = apt(driver(OLD), driver(NEW))
-    assert NAME in news and _revalidation_mark.CURE in news
+    assert NAME in news and driver_mark.CURE in news
     assert json.loads(apt.mark.read_text()) == {
         "schema": 1, "since": LATER, "packages": [{"name": NAME, "from": OLD, "to": NEW}]
     }
@@ -122,7 +122,7 @@ def test_marking_and_taking_it_away(capfd, tmp_path):
 
 def test_words():
     def said(*packages):
-        return _revalidation_mark.sentence({"schema": 1, "since": LATER, "packages": list(packages)})
+        return driver_mark.sentence({"schema": 1, "since": LATER, "packages": list(packages)})
 
     assert "(a 1 -> 2)" in said({"name": "a", "from": "1", "to": "2"})
     both = said({"name": "a", "from": None, "to": "2"}, {"name": "b", "from": "1", "to": None})

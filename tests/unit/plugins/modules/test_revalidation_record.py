@@ -8,7 +8,7 @@ import json
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.modules import revalidation_record
-from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils.test_revalidation import (
+from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._revalidation.test_verdict import (
     ENTRY,
     baseline,
     served,

@@ -14,7 +14,8 @@ import time
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _lease, _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import lease_unit
 from ansible_collections.homelab.mixed_gpu.plugins.modules import split_benchmark
 from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import HERE, build_library, environment
 
@@ -232,9 +233,9 @@ def test_what_a_finished_program_leaves_behind_is_killed(bench):
     assert bench("leaves_child")["load"]["status"] == "ok"
     pids = bench.pids.read_text().split()
     assert len(pids) == 1 and not alive(pids[0])
-    lock = _state_files.take_lock(str(bench.state / ".lock"), 0)
+    lock = json_file.take_lock(str(bench.state / ".lock"), 0)
     assert lock is not None
-    _state_files.release_lock(lock)
+    json_file.release_lock(lock)
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "cut"])
@@ -259,22 +260,22 @@ def test_the_store_is_whole_and_says_what_it_is(bench):
 
 
 def test_a_measurement_that_goes_on_is_an_error_after_the_wait(bench):
-    lock = _state_files.take_lock(str(bench.state / ".lock"), 0)
+    lock = json_file.take_lock(str(bench.state / ".lock"), 0)
     result = bench()
     assert result["failed"] and "Another measurement has held" in result["msg"] and not bench.starts
-    _state_files.release_lock(lock)
+    json_file.release_lock(lock)
 
 
 def test_an_orphan_is_waited_for_and_its_result_reused(bench):
     path = pathlib.Path(bench()["path"])
     content = path.read_text()
     path.unlink()
-    lock = _state_files.take_lock(str(bench.state / ".lock"), 0)
+    lock = json_file.take_lock(str(bench.state / ".lock"), 0)
 
     def orphan():
         time.sleep(0.5)
         path.write_text(content)
-        _state_files.release_lock(lock)
+        json_file.release_lock(lock)
 
     thread = threading.Thread(target=orphan)
     thread.start()
@@ -322,13 +323,13 @@ def leased(bench, tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     state = tmp_path / "lease.json"
-    state.write_text(json.dumps(_lease.new_state("A", "2026-01-01T00:00:00Z", [])))
+    state.write_text(json.dumps(lease_unit.new_state("A", "2026-01-01T00:00:00Z", [])))
     bench.lease = {"lease_unit": "mixed-gpu-lease", "lease_owner": "A", "lease_file": str(state)}
     return bench
 
 
 def touched_at(bench):
-    return _lease.parse_state(pathlib.Path(bench.lease["lease_file"]).read_text())["touched_at"]
+    return lease_unit.parse_state(pathlib.Path(bench.lease["lease_file"]).read_text())["touched_at"]
 
 
 def test_under_a_lease_it_measures_and_touches_it(leased):

@@ -8,7 +8,7 @@ import os
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.modules import split_record
 
 
@@ -127,10 +127,10 @@ def test_a_wrong_mode_is_put_right(run, path):
 
 def test_a_second_writer_waits_and_then_gives_up(run, path):
     path.parent.mkdir()
-    lock = _state_files.take_lock(str(path.parent), 0)
+    lock = json_file.take_lock(str(path.parent), 0)
     result = run(entry=entry())
     assert result["failed"] and "locked by another run" in result["msg"] and not path.exists()
-    _state_files.release_lock(lock)
+    json_file.release_lock(lock)
     assert run(entry=entry())["changed"]
 
 

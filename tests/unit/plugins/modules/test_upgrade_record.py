@@ -7,7 +7,7 @@ import os
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils import _state_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.modules import upgrade_record
 
 OK = {"verdict": "ok", "accepted": True, "summary": "as before"}
@@ -67,12 +67,12 @@ def test_a_damaged_record_names_file_and_cure(run, path):
 
 def test_two_runs_do_not_write_at_once(run, path, monkeypatch):
     path.parent.mkdir()
-    monkeypatch.setattr(_state_files, "POLL_SECONDS", 0.01)
-    taken = _state_files.take_lock
-    monkeypatch.setattr(_state_files, "take_lock", lambda lock, seconds: taken(lock, 0.05))
+    monkeypatch.setattr(json_file, "POLL_SECONDS", 0.01)
+    taken = json_file.take_lock
+    monkeypatch.setattr(json_file, "take_lock", lambda lock, seconds: taken(lock, 0.05))
     lock = taken(str(path.parent / ".upgrade.lock"), 0)
     assert "locked by another run" in run("begin", **BEGUN)["msg"]
-    _state_files.release_lock(lock)
+    json_file.release_lock(lock)
     assert run("begin", **BEGUN)["changed"]
 
 

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Orders for the role split_tuning's exllama_worker.py, and its answers. Private to this collection. Pure functions."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+
+from .._llama_cpp import llama_bench
+from .._split import exl_split, memory_plan
+
+Json = dict[str, t.Any]
+
+#: How often the worker may load a model again to correct where exllamav3 put it.
+LOADS_TO_CORRECT = 6
+
+
+def measure_order(
+    load: t.Mapping[str, t.Any],
+    devices: t.Sequence[t.Mapping[str, t.Any]],
+    serving: t.Mapping[str, t.Any],
+    model: t.Mapping[str, t.Any],
+    reserve_mib: int,
+) -> Json:
+    """Return what the worker is told for a load of the planner. Raises _llama_bench.BenchError naming a wrong field.
+
+    C(devices), C(serving) and C(model) are those of docs/data_formats.md; C(reserve_mib) is kept free on every card.
+    """
+    label = load.get("label", "the load")
+    engine = exl_split.engine_of(serving)
+    if engine not in exl_split.ENGINES:
+        raise llama_bench.BenchError(f"serving.engine is {engine!r}: it must be {' or '.join(exl_split.ENGINES)}")
+    if load.get("split_mode") != "layer":
+        raise llama_bench.BenchError(
+            f"split_mode of {label} is {load.get('split_mode')!r}: ExLlama is measured by layer"
+        )
+    llama_bench.check_layers(load, len(devices))
+    tests = llama_bench.check_tests(load)
+    try:
+        memory = memory_plan.MemoryPlan(model, serving)
+        budgets = memory_plan.budgets_mib(devices, reserve_mib)
+        split = exl_split.gpu_split_gb(model, serving, memory, load["layers"], budgets)
+        cache = _cache(engine, serving)
+    except KeyError as exc:
+        raise llama_bench.BenchError(f"model or serving of {label} has no {exc}") from exc
+    except ValueError as exc:
+        raise llama_bench.BenchError(str(exc)) from exc
+    blocks = model["block_count"]
+    whole = sum(model["block_bytes"]) if engine == "exllamav2" else sum(map(memory.slot_bytes, range(blocks)))
+    return {
+        "action": "measure",
+        "engine": engine,
+        "model": model["path"],
+        "layers": list(load["layers"]),
+        "gpu_split_gb": split,
+        "block_gb": whole / blocks / exl_split.GIB,
+        "context_size": serving["context_size"],
+        "chunk_size": serving["micro_batch_size"],
+        "cache": cache,
+        "tests": [dict(test) for test in tests],
+        "tries": LOADS_TO_CORRECT,
+    }
+
+
+def _cache(engine: str, serving: t.Mapping[str, t.Any]) -> t.Any:
+    """Return the cache in the worker's words: exllamav2's mode, or exllamav3's bits of K and V, None for float16."""
+    if engine == "exllamav2":
+        return serving["cache_mode"]
+    kinds = exl_split.cache_types(engine, serving["cache_mode"])
+    return None if kinds[0] == "f16" else [int(kind.removeprefix("exl3_q")) for kind in kinds]
+
+
+def read_answer(stdout: str) -> Json | None:
+    """Return the worker's answer, or None where there is none to be read."""
+    try:
+        answer = json.loads(stdout)
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def judge(
+    rc: int, stdout: str, stderr: str, timed_out_after: int | None, order: t.Mapping[str, t.Any]
+) -> tuple[llama_bench.Verdict, Json]:
+    """Return the verdict over a finished worker, and what the load says beyond a load of llama-bench.
+
+    That is C(gpu_split_gb), C(tries), C(load_ms) and C(loaded), cards with their memory; empty unless it is ok.
+    """
+    name = exl_split.NAMES[order["engine"]]
+
+    def failed(status: str, reason: str) -> tuple[llama_bench.Verdict, Json]:
+        return llama_bench.Verdict(status, reason, [], [], None, True), {}
+
+    if timed_out_after is not None:
+        return failed("timed_out", f"{name} was not done after {timed_out_after} seconds and was ended")
+    answer = read_answer(stdout)
+    if rc != 0 or answer is None:
+        memory = llama_bench.out_of_memory(stderr)
+        if memory is not None:
+            return failed("out_of_memory", memory)
+        lost = llama_bench.device_lost(stderr)
+        if lost is not None:
+            return failed("device_lost", lost)
+        return failed("crashed", f"{name} {llama_bench.how_it_ended(rc)} ({llama_bench.last_words(stderr)})")
+    if answer.get("status") == "out_of_memory":
+        return failed("out_of_memory", f"out of memory: {answer.get('reason')}")
+    if answer.get("status") == "misplaced":
+        return failed("crashed", f"{answer.get('reason')}, where {order['layers']} was wanted")
+    try:
+        if answer["layers"] != order["layers"]:
+            raise ValueError(f"it placed {answer['layers']} instead of {order['layers']}")
+        for test, result in zip(order["tests"], answer["results"], strict=True):
+            samples = llama_bench.checked_samples(result["samples_ms"])
+            if samples is None or len(samples) < test["repetitions"]:
+                raise ValueError(f"its {test['kind']} test does not hold {test['repetitions']} positive times")
+        versions = ", ".join(f"{package} {version}" for package, version in answer["versions"].items())
+        more = {
+            "gpu_split_gb": answer["gpu_split_gb"],
+            "tries": answer["tries"],
+            "load_ms": answer["load_ms"],
+            "loaded": answer["devices"],
+        }
+        return llama_bench.Verdict("ok", None, answer["results"], [], versions, True), more
+    except (KeyError, TypeError, ValueError) as exc:
+        return failed("unreadable", f"{name}'s worker ended well but its answer cannot be used ({exc})")
+
+
+def read_devices(stdout: str, cuda_uuids: t.Sequence[str]) -> list[Json]:
+    """Return the cards of the worker's answer in the form of llama.cpp's devices, without ids.
+
+    Raises _llama_bench.BenchError when it cannot be read, or when PyTorch names other cards than C(cuda_uuids).
+    """
+    answer = read_answer(stdout) or {}
+    try:
+        cards = [(card["uuid"], card["name"], card["total_mib"], card["free_mib"]) for card in answer["devices"]]
+    except (KeyError, TypeError) as exc:
+        raise llama_bench.BenchError("ExLlama's worker did not answer with a list of cards") from exc
+    named = [uuid for uuid, *_rest in cards]
+    if all(named) and named != list(cuda_uuids):  # older versions of PyTorch know no UUIDs
+        raise llama_bench.BenchError(
+            f"PyTorch sees {', '.join(named) or 'no card'} where {', '.join(cuda_uuids)} was expected: check"
+            " CUDA_DEVICE_ORDER=PCI_BUS_ID and CUDA_VISIBLE_DEVICES"
+        )
+    return [
+        {"device": f"CUDA{index}", "backend": "CUDA", "description": name, "total_mib": total, "free_mib": free}
+        for index, (_uuid, name, total, free) in enumerate(cards)
+    ]
+
+
+def recorded(loads: t.Sequence[t.Mapping[str, t.Any]], entry: t.Mapping[str, t.Any]) -> Json:
+    """Return what an entry of the host's facts says beyond when an ExLlama was tuned; nothing for llama.cpp.
+
+    That is the engine, the C(gpu_split_gb) with which the chosen layers were really placed, in the order of
+    C(entry.devices), and the memory of each card in that load. Raises ValueError when no load placed them.
+    """
+    engine = exl_split.engine_of(entry["serving"])
+    if engine not in exl_split.ENGINES:
+        return {}
+    layers = list(entry["decision"]["layers"])
+    for load in reversed(loads):
+        if load.get("status") == "ok" and list(load["layers"]) == layers and "gpu_split_gb" in load:
+            return {"engine": engine, "gpu_split_gb": load["gpu_split_gb"], "loaded": load["loaded"]}
+    raise ValueError(f"no load of {engine} placed the layers {layers}, so its gpu_split is not known")

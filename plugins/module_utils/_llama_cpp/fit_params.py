@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""llama.cpp's own memory estimate, `llama-fit-params -fitp on`. Private to this collection. Pure functions only.
+
+It prints one line per device, `NAME model context compute` in whole MiB (rounded down), and a last one for the host,
+without loading the model (tools/fit-params and common/fit.cpp of llama.cpp b11312).
+"""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+from .._split import layer_split, memory_plan
+from . import llama_bench
+
+PARTS = ("model_mib", "kv_mib", "compute_mib")
+
+#: serving key -> flag: those of llama-bench, and the context that it has not; the slots are apart, see command.
+SERVING_FLAGS: t.Final = (("context_size", "-c"), *llama_bench.SERVING_FLAGS)
+
+_LINE = re.compile(r"^(\S.*?) (\d+) (\d+) (\d+) ?$")
+
+
+class DryRunError(ValueError):
+    """Something that was asked for, or printed, makes no sense; the message is one sentence without a full stop."""
+
+
+def command(
+    program: str,
+    model_path: str,
+    devices: t.Sequence[str],
+    layers: t.Sequence[int],
+    serving: t.Mapping[str, t.Any],
+    rpc_endpoints: t.Sequence[str] = (),
+    split_mode: str = "layer",
+) -> list[str]:
+    """Return the command that asks llama.cpp about C(layers) on C(devices), with the flags of the server.
+
+    Devices without a slot are left out, as the server leaves them out. The program has no `-kvu`: a unified cache is
+    asked for as one slot of the whole context, which is what it is. Raises DryRunError where the two lists do not
+    belong together or a serving flag is missing.
+    """
+    if len(devices) != len(layers):
+        raise DryRunError(f"{len(layers)} layer counts do not belong to {len(devices)} devices")
+    if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in layers) or not any(layers):
+        raise DryRunError(f"layers must be whole numbers of zero or more, at least one of them more: {list(layers)}")
+    missing = [key for key, _flag in SERVING_FLAGS if key not in serving]
+    missing += [key for key in ("parallel_slots", "kv_unified") if key not in serving]
+    if missing:
+        raise DryRunError(f"serving.{missing[0]} is missing")
+    used = [(name, count) for name, count in zip(devices, layers, strict=True) if count]
+    words = [program, "-m", model_path]
+    if rpc_endpoints:
+        words += ["--rpc", ",".join(rpc_endpoints)]            # before -dev, which knows registered devices only
+    words += ["-dev", ",".join(name for name, _count in used)]
+    words += ["-sm", "none" if len(used) == 1 else split_mode]
+    if len(used) > 1:
+        words += ["-ts", layer_split.render_tensor_split([count for _name, count in used], "llama_fit_params")]
+    words += [part for key, flag in SERVING_FLAGS for part in (flag, str(serving[key]))]
+    words += ["-np", str(1 if serving["kv_unified"] else serving["parallel_slots"])]
+    return [*words, "-fit", "off", "-fitp", "on"]
+
+
+def parse(text: str, devices: t.Sequence[str]) -> list[dict[str, t.Any]]:
+    """Return model, KV and compute MiB of each of C(devices), in their order; zeros for one that has no part.
+
+    Raises DryRunError when the program printed something else, for instance tensor mode's single line `Meta()`.
+    """
+    found: dict[str, list[int]] = {}
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        if match is not None:
+            found[match[1]] = [int(value) for value in match.groups()[1:]]
+    host = found.pop("Host", None)
+    if host is None or not found:
+        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing")
+        raise DryRunError(f"there are no lines of the form 'DEVICE model KV compute' in what it printed ({last[:200]})")
+    strange = [name for name in found if name not in devices]
+    if strange:
+        raise DryRunError(f"it speaks of {strange[0]}, which is none of the devices ({', '.join(devices)})")
+    result = []
+    for name in devices:
+        values = found.get(name, [0, 0, 0])
+        entry: dict[str, t.Any] = {"device": name, **dict(zip(PARTS, values, strict=True))}
+        result.append({**entry, "mib": sum(values)})
+    return result
+
+
+def explain_failure(program: str, rc: int, output: str) -> str:
+    """Return one sentence, without a full stop, for a run that did not end well."""
+    how = f"was ended by signal {-rc}" if rc < 0 else f"ended with {rc}"
+    last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "it said nothing")
+    return f"{program} {how}: {last[:300]}"
+
+
+#: How far plan and dry run may be apart on a device: the larger of the two counts.
+AGREES_WITHIN_MIB: t.Final = 256
+AGREES_WITHIN: t.Final = 0.05
+
+
+def disagreement(dry_run_mib: t.Sequence[int], difference_mib: t.Sequence[int], devices: t.Sequence[str]) -> str | None:
+    """Return one sentence where plan and dry run are farther apart than they should be, or None where they agree."""
+    apart = [
+        f"{device} by {more:+d} of {mib} MiB"
+        for device, mib, more in zip(devices, dry_run_mib, difference_mib, strict=True)
+        if abs(more) > max(AGREES_WITHIN_MIB, AGREES_WITHIN * mib)
+    ]
+    if not apart:
+        return None
+    return (
+        f"The memory plan is off from llama.cpp's dry run on {' and '.join(apart)}: believe the dry run, and raise "
+        "split_tuning_reserve_mib by the difference if the server does not load"
+    )
+
+
+def compare(
+    dry_run_mib: t.Sequence[int],
+    model: t.Mapping[str, t.Any],
+    serving: t.Mapping[str, t.Any],
+    layers: t.Sequence[int],
+) -> list[int]:
+    """Return, per device, what our plan counts more (or, below zero, less) than the dry run, in MiB.
+
+    Both are upper bounds on the device of the output slot: they count an output for every token of a micro-batch.
+    """
+    planned = memory_plan.MemoryPlan(model, serving).mib(layers)
+    return [ours - theirs for ours, theirs in zip(planned, dry_run_mib, strict=True)]

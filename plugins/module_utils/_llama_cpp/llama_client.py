@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A client of llama-server that explains what went wrong. Private to this collection.
+
+It talks HTTP; read_api_key reads a file.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import typing as t
+import urllib.error
+import urllib.request
+
+from .._base import json_file
+
+ERROR_TEXT_CHARACTERS = 300
+
+
+class ServerError(Exception):
+    """One sentence about what the server did not do."""
+
+
+class ServerOccupiedError(ServerError):
+    """The server is there, and does something else: it loads its model, or does not come to answer."""
+
+
+def read_api_key(given: str | None, path: str | None) -> str | None:
+    """Return the key that was given, else the first of the file; None where there is neither."""
+    if given or not path:
+        return given
+    lines = (json_file.read_text(path) or "").splitlines()
+    return next((line for line in lines if line and not line.startswith("#")), None)
+
+
+class Client:
+    """One llama-server."""
+
+    def __init__(self, url: str, api_key: str | None, timeout_seconds: int) -> None:
+        self.url = url.rstrip("/")
+        self.headers = {"Content-Type": "application/json"}
+        if api_key:
+            self.headers["Authorization"] = f"Bearer {api_key}"
+        self.timeout_seconds = timeout_seconds
+        # a proxy of the environment is not what is to be measured
+        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def ask(self, path: str, body: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        """GET, or POST where there is a body, and return the JSON object of the answer. Raises ServerError."""
+        parsed = self._ask(path, body)
+        if not isinstance(parsed, dict):
+            raise ServerError(f"{self.url}{path} gave no JSON object: is it a llama-server?")
+        return parsed
+
+    def _ask(self, path: str, body: dict[str, t.Any] | None = None) -> t.Any:
+        where = f"{self.url}{path}"
+        try:
+            data = None if body is None else json.dumps(body).encode()
+            request = urllib.request.Request(where, data=data, headers=self.headers)
+            with self.opener.open(request, timeout=self.timeout_seconds) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as exc:
+            raise self._http_error(where, exc) from exc
+        except TimeoutError as exc:
+            raise ServerOccupiedError(
+                f"{where} did not answer within {self.timeout_seconds} s: is the server busy with other requests?"
+            ) from exc
+        except (http.client.HTTPException, ConnectionResetError) as exc:
+            raise ServerError(
+                f"{where}: the server broke off ({exc}), so it probably died: see journalctl -u llama-server."
+            ) from exc
+        except urllib.error.URLError as exc:
+            raise ServerError(f"{where} cannot be reached ({exc.reason}): is llama-server running?") from exc
+        except ValueError as exc:
+            raise ServerError(f"{where} gave no JSON ({exc}): is it a llama-server?") from exc
+
+    def _http_error(self, where: str, error: urllib.error.HTTPError) -> ServerError:
+        if error.code == 401:
+            return ServerError(f"{where} refuses the API key: give the key in api_key or api_key_file.")
+        if error.code == 503:
+            return ServerOccupiedError(f"{where} is still loading its model: wait until /health answers 200.")
+        text = error.read(ERROR_TEXT_CHARACTERS).decode(errors="replace").strip()
+        return ServerError(f"{where} answered {error.code}: {text}")
+
+    def slots(self) -> list[dict[str, t.Any]]:
+        """Return what each slot does, as /slots tells it. Raises ServerError."""
+        slots = self._ask("/slots")
+        if not isinstance(slots, list) or not all(isinstance(s, dict) and "is_processing" in s for s in slots):
+            raise ServerError(f"{self.url}/slots does not say what its slots do: is it a llama-server?")
+        return slots
+
+    def generate(self, prompt: list[int], count: int) -> dict[str, t.Any]:
+        """Have C(count) tokens generated after a prompt that no cache may answer; return the server's timings."""
+        body = {
+            "prompt": prompt,
+            "n_predict": count,
+            "ignore_eos": True,
+            "cache_prompt": False,
+            "temperature": 0,
+            "stream": False,
+        }
+        return self.ask("/completion", body).get("timings") or {}
+
+    def busy_slots(self) -> int:
+        """Return how many requests the server handles now. Raises ServerError."""
+        return sum(1 for slot in self.slots() if slot["is_processing"])
+
+    def context_per_slot(self) -> int:
+        """Return the tokens that one slot holds."""
+        try:
+            return int(self.ask("/props")["default_generation_settings"]["n_ctx"])
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ServerError(f"{self.url}/props does not name the context of a slot: is it a llama-server?") from exc
+
+    def vocabulary_size(self) -> int:
+        """Return how many token ids the model has."""
+        try:
+            return int(self.ask("/v1/models")["data"][0]["meta"]["n_vocab"])
+        except (IndexError, KeyError, TypeError, ValueError) as exc:
+            raise ServerError(
+                f"{self.url}/v1/models does not name the size of the vocabulary: is it a llama-server?"
+            ) from exc

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A private llama-server for a trial. Private to this collection. It starts a process and talks HTTP to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import tempfile
+import time
+import typing as t
+
+from .._measuring import run
+from . import llama_client, mode_trial
+
+POLL_SECONDS = 0.25
+
+
+class TrialError(Exception):
+    """The trial is over; carries status and reason."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Server:
+    """A private llama-server that ends with the block that uses it."""
+
+    def __init__(
+        self, program: str, served: t.Mapping[str, t.Any], environment: t.Mapping[str, str], lock: int,
+        load_timeout_seconds: int, request_timeout_seconds: int,
+    ) -> None:  # fmt: skip
+        """Start C(program) for a deployment; C(lock) is a descriptor that it inherits, to hold the lock as well."""
+        self.load_timeout_seconds = load_timeout_seconds
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.command, own = mode_trial.server_command(program, served, port)
+        self.client = llama_client.Client(f"http://127.0.0.1:{port}", None, request_timeout_seconds)
+        self.mark = f"{os.getpid()}-{time.time_ns()}"
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT, pass_fds=(lock,),
+            env={**os.environ, **own, **environment, run.MARK: self.mark},
+        )  # fmt: skip
+
+    def __enter__(self) -> Server:
+        deadline = time.monotonic() + self.load_timeout_seconds
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                text = self.text()
+                self.__exit__()
+                raise TrialError(*mode_trial.why_it_ended(self.process.returncode, text))
+            with contextlib.suppress(llama_client.ServerError):
+                self.client.ask("/health")
+                return self
+            time.sleep(POLL_SECONDS)
+        self.__exit__()
+        raise TrialError(
+            "hung", f"llama-server had not loaded the model after {self.load_timeout_seconds} seconds and was ended"
+        )
+
+    def __exit__(self, *_exception: t.Any) -> None:
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=20)
+        run.kill_leftovers(self.mark)
+        self.process.wait()
+        self.log.close()
+
+    def text(self) -> str:
+        """Return what the server has printed."""
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace")
+
+    def answer(self, prompt: t.Any, generated: int) -> dict[str, t.Any]:
+        """Return the greedy answer to a prompt (text or token ids); TrialError where there is none."""
+        body = {
+            "prompt": prompt, "n_predict": generated, "temperature": 0, "top_k": 1, "seed": 1, "ignore_eos": True,
+            "cache_prompt": False, "return_tokens": True, "stream": False,
+        }  # fmt: skip
+        try:
+            answer = self.client.ask("/completion", body)
+        except llama_client.ServerError as error:
+            # a server that died needs a moment to be seen dead
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=2)
+            if self.process.poll() is not None:
+                raise TrialError(*mode_trial.why_it_ended(self.process.returncode, self.text())) from error
+            raise TrialError("hung", f"llama-server runs, but {error}") from error
+        if len(answer.get("tokens") or []) != generated:
+            raise TrialError(
+                "unstable", f"an answer has {len(answer.get('tokens') or [])} tokens instead of {generated}"
+            )
+        return answer

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What the modules that measure have in common: the store, the lock, the lease. Private to this collection.
+
+It acts on the host on behalf of a module (split_benchmark, split_mode_trial), which it is given: files of the store,
+the state of systemd units, processes. Nothing here decides anything about splits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+import typing as t
+
+from .._base import json_file
+from .._llama_cpp import llama_bench
+from . import lease_unit
+
+#: Marks every process of one measurement, whatever process group or session it moved itself into.
+MARK = "MIXED_GPU_MEASUREMENT"
+
+#: Options that every measuring module has.
+ARGUMENTS: dict[str, dict[str, t.Any]] = {
+    "rpc_endpoints": {"type": "list", "elements": "str", "default": []},
+    "serving": {"type": "dict", "required": True},
+    "environment": {"type": "dict", "default": {}},
+    "campaign": {"type": "str", "required": True},
+    "fingerprint": {"type": "str", "required": True},
+    "reuse_failures": {"type": "bool", "default": True},
+    "state_dir": {"type": "path", "default": "/var/lib/mixed_gpu/measurements"},
+    "lock_file": {"type": "path"},
+    "lock_wait_seconds": {"type": "int", "default": 1800},
+    "lease_unit": {"type": "str", "default": lease_unit.UNIT},
+    "lease_owner": {"type": "str", "default": ""},
+    "lease_file": {"type": "path", "default": "/run/mixed_gpu/lease.json"},
+}
+
+
+def kill_leftovers(mark: str) -> None:
+    """Kill every process whose environment carries the mark, until none is left (a fork may happen in between)."""
+    wanted = f"{MARK}={mark}".encode()
+    for _attempt in range(20):
+        found = False
+        for name in os.listdir("/proc"):
+            if not name.isdigit():
+                continue
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{name}/environ", "rb") as handle:
+                    ours = wanted in handle.read().split(b"\0")
+                if ours and not is_zombie(name):
+                    os.kill(int(name), signal.SIGKILL)
+                    found = True
+        if not found:
+            return
+        time.sleep(0.05)
+
+
+def is_zombie(pid: str) -> bool:
+    """Return whether the process has ended and only waits to be collected."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:
+        return handle.read().rpartition(")")[2].split()[0] == "Z"
+
+
+class StoredLoad:
+    """One load: look it up, or measure and store it. Subclasses say how it is measured."""
+
+    def __init__(self, module: t.Any, load: dict[str, t.Any]) -> None:
+        """Take an AnsibleModule with the options of ARGUMENTS, and the load that is wanted."""
+        self.module = module
+        self.params = module.params
+        self.load = load
+        if self.params["lock_wait_seconds"] < 0:
+            module.fail_json(msg=f"lock_wait_seconds is {self.params['lock_wait_seconds']}: give at least 0.")
+        self.key = llama_bench.load_key(self.params["fingerprint"], self.params["campaign"], load)
+        self.path = os.path.join(self.params["state_dir"], llama_bench.file_name(self.key))
+        self.build: str | None = None
+
+    def fail(self, message: str) -> t.NoReturn:
+        """End the module."""
+        self.module.fail_json(msg=message)
+        raise SystemExit(1)  # fail_json has not returned
+
+    def check_programs(self) -> None:
+        """End the module when a program or file that measuring needs is not there."""
+        raise NotImplementedError
+
+    def answers(self, stored: dict[str, t.Any]) -> bool:
+        """Return whether a stored load answers what is asked now."""
+        raise NotImplementedError
+
+    def measure(self, lock: int) -> dict[str, t.Any]:
+        """Measure and store the load, and return it. The caller holds the lock."""
+        raise NotImplementedError
+
+    def run(self) -> dict[str, t.Any]:
+        """Return the result of the module."""
+        stored = self.look_up()
+        if stored is not None:
+            return self.reused(stored)
+        if self.module.check_mode:
+            return self.result(True, None)
+        self.check_programs()
+        lock_file = self.params["lock_file"] or os.path.join(self.params["state_dir"], ".lock")
+        wait = self.params["lock_wait_seconds"]
+        lock = json_file.take_lock(lock_file, wait)
+        if lock is None:
+            self.fail(
+                f"Another measurement has held {lock_file} for {wait} seconds: wait for it to end (its llama-bench"
+                " is in the process list), or end it, and run this again."
+            )
+        try:
+            # The holder of the lock may have been a killed play's measurement of this very load.
+            stored = self.look_up()
+            if stored is not None:
+                return self.reused(stored)
+            return self.result(True, self.measure(lock))
+        finally:
+            json_file.release_lock(lock)
+
+    def reused(self, stored: dict[str, t.Any]) -> dict[str, t.Any]:
+        """Return the result for a stored load: today's words (label, purpose), the stored numbers."""
+        return self.result(False, {**stored, **self.load, "reused": True})
+
+    def result(self, changed: bool, load: dict[str, t.Any] | None) -> dict[str, t.Any]:
+        result: dict[str, t.Any] = {"changed": changed, "load": load, "path": self.path}
+        if changed and load is not None:
+            result["llama_cpp_build"] = self.build
+        if self.module._diff:
+            result["diff"] = {
+                "before_header": self.path, "after_header": self.path,
+                "before": {} if changed else load,
+                "after": load or {"label": self.load.get("label"), "status": "would be measured"},
+            }
+        return result
+
+    def look_up(self) -> dict[str, t.Any] | None:
+        """Return the stored load, or None where there is none of use; a damaged file is set aside."""
+        try:
+            text = json_file.read_text(self.path)
+        except OSError as exc:
+            self.module.fail_json(msg=f"{self.path} cannot be read ({exc.strerror}): make it readable for this user.")
+        if text is None:
+            return None
+        try:
+            stored = llama_bench.read_stored(text, self.key)
+        except llama_bench.BenchError as exc:
+            self.set_aside(str(exc))
+            return None
+        wanted = stored["status"] == "ok" or self.params["reuse_failures"]
+        return stored if wanted and self.answers(stored) else None
+
+    def set_aside(self, why: str) -> None:
+        """Rename a damaged file, so that it can be looked at and the load is measured again."""
+        if self.module.check_mode:
+            self.module.warn(f"{self.path} is damaged: {why}; it would be set aside and the load measured again.")
+            return
+        aside = f"{self.path}.damaged-{time.time_ns()}"
+        os.rename(self.path, aside)
+        self.module.warn(f"{self.path} is damaged: {why}; it is kept as {aside} and the load is measured again.")
+
+    def need(self, path: str, what: str, remedy: str, mode: int = os.R_OK) -> None:
+        """End the module unless there is a file that can be read, or run where C(mode) is os.X_OK."""
+        if not os.path.isfile(path) or not os.access(path, mode):
+            self.module.fail_json(msg=f"There is no {what} {path}: {remedy}.")
+
+    def run_limited(
+        self,
+        command: t.Sequence[str],
+        environment: t.Mapping[str, t.Any],
+        limit: int,
+        lock: int,
+        data: str | None = None,
+    ) -> tuple[int, str, str, bool]:
+        """Run a program for at most C(limit) seconds, with nothing of it left behind.
+
+        Returns its exit status, what it printed to both streams, and whether it ran into the limit.
+        """
+        mark = f"{os.getpid()}-{time.time_ns()}"
+        variables = {
+            **{name: str(value) for name, value in environment.items()},
+            **{name: str(value) for name, value in (self.load.get("environment") or {}).items()},
+            MARK: mark,
+        }
+        timeout = self.module.get_bin_path("timeout", required=True)
+        started = time.monotonic()
+        try:
+            # KILL, because timeout itself ends with its first child and would leave a grandchild that ignores TERM.
+            rc, stdout, stderr = self.module.run_command(
+                [timeout, "--signal=KILL", f"{limit}s", *command], environ_update=variables, data=data,
+                expand_user_and_vars=False, errors="replace", pass_fds=(lock,),
+            )
+        finally:
+            kill_leftovers(mark)
+        return rc, stdout, stderr, rc in (-9, 137) and time.monotonic() - started >= limit
+
+    @contextlib.contextmanager
+    def leased(self) -> t.Iterator[None]:
+        """Hold the caller to the lease: it must be there before and after, and be the same one."""
+        wanted = bool(self.params["lease_unit"])
+        before = ""
+        if wanted:
+            before = self.lease()
+            self.touch_lease()
+        yield
+        if wanted:
+            if self.lease() != before:
+                self.no_lease(f"the measurement lease {self.params['lease_unit']} was replaced by another meanwhile")
+            self.touch_lease()
+
+    def store(
+        self, load: dict[str, t.Any], command: t.Sequence[str], warnings: t.Sequence[str] = ()
+    ) -> dict[str, t.Any]:
+        """Write a finished load to the store, complete it, and return it."""
+        load = {
+            **load,
+            "campaign": self.params["campaign"],
+            "fingerprint": self.params["fingerprint"],
+            "measured_at": json_file.utc_now(),
+            "reused": False,
+        }
+        stored = llama_bench.stored_form(self.key, load, self.build, command, warnings)
+        try:
+            json_file.write_text(self.path, json_file.to_text(stored), 0o644, self.module.atomic_move)
+        except OSError as exc:
+            self.module.fail_json(
+                msg=f"The measurement cannot be stored as {self.path} ({exc.strerror}): make room there and run again."
+            )
+        return load
+
+    def lease(self) -> str:
+        """Return what identifies the lease that is held now; ends the module when there is none, or somebody else's."""
+        unit = lease_unit.unit_name(self.params["lease_unit"])
+        systemctl = self.module.get_bin_path("systemctl", required=True)
+        command = [systemctl, "show", "-p", "ActiveState", "-p", "InvocationID", unit]
+        _rc, stdout, _stderr = self.module.run_command(command)
+        properties = lease_unit.parse_properties(stdout)
+        if properties.get("ActiveState") != "active":
+            self.no_lease(f"the measurement lease {unit} is {properties.get('ActiveState', 'unknown')}")
+        owner = self.params["lease_owner"]
+        if owner:
+            try:
+                text = json_file.read_text(self.params["lease_file"])
+                found = lease_unit.parse_state(text)["owner"] if text is not None else "nobody"
+            except (lease_unit.LeaseError, OSError):
+                found = "nobody who can be read"
+            if found != owner:
+                self.no_lease(f"the measurement lease {unit} belongs to {found}, not to {owner}")
+        return properties.get("InvocationID", "")
+
+    def no_lease(self, what: str) -> None:
+        self.module.fail_json(
+            msg=f"No sample was kept for {self.load.get('label')}: {what}, so something else may use the devices; take"
+            " the lease (module measurement_lease) and run this again, what was measured before is reused."
+        )
+
+    def touch_lease(self) -> None:
+        """Say in the lease's state file that its owner is at work; other runs take over a lease that nobody touches."""
+        path = self.params["lease_file"]
+        with contextlib.suppress(lease_unit.LeaseError, OSError):
+            text = json_file.read_text(path)
+            if text is not None:
+                state = lease_unit.touched(lease_unit.parse_state(text), json_file.utc_now())
+                json_file.write_text(path, json_file.to_text(state), 0o644, self.module.atomic_move)

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What the Hugging Face hub's answers mean: which files are a model, what is recorded of them, what a refusal asks for.
+
+Private to this collection. Pure functions only, standard library only: the modules do the input and output.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import typing as t
+import urllib.parse
+
+from . import gguf_file
+
+RECORD_SCHEMA = 1
+OFFICIAL = "https://huggingface.co"
+#: Of a repository that is taken as a folder, what says nothing about the model.
+LEFT_OUT = (".gitattributes",)
+
+_REPO = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
+_REVISION = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._/+-]*$")
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_QUANT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_HASHES = {"sha256": re.compile(r"^[0-9a-f]{64}$"), "git_sha1": re.compile(r"^[0-9a-f]{40}$")}
+_NAMED_QUANT = re.compile(r"(?:^|[-._/])((?:UD-)?(?:IQ|Q|TQ|MXFP)\d\w*|BF16|F16|FP16|F32)(?=[-./]|$)", re.IGNORECASE)
+
+
+class HubError(Exception):
+    """Something about a repository that stops a download, phrased for the operator in one sentence."""
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a whole commit hash, which always names the same files."""
+    return _COMMIT.match(revision) is not None
+
+
+def check_request(repo: str, revision: str, patterns: t.Sequence[str], quant: str | None) -> None:
+    """Raise HubError unless a repository's files can be asked for in these words."""
+    if not _REPO.match(repo):
+        raise HubError(f"{repo!r} is no repository of the hub: write owner/name, as the head of its page shows it.")
+    if not _REVISION.match(revision):
+        raise HubError(f"{revision!r} is no revision of {repo}: give a branch, a tag, or a commit hash.")
+    if patterns and quant:
+        raise HubError(f"Both files and quant are given for {repo}: give one of them.")
+    if quant and not _QUANT.match(quant):
+        raise HubError(f"{quant!r} is no quant name such as Q4_K_M: correct the quant of {repo}.")
+    for pattern in patterns:
+        check_name(pattern, repo)
+
+
+def check_name(name: str, repo: str) -> str:
+    """Return the name of a file in a repository, or raise HubError where it would leave the model's directory."""
+    parts = name.split("/")
+    if not name.isprintable() or "\\" in name or any(part in ("", ".", "..") for part in parts):
+        raise HubError(f"{repo} has a file by the name {name!r}, which would leave its directory: it is not fetched.")
+    return name
+
+
+def file_url(endpoint: str, repo: str, commit: str, name: str) -> str:
+    """Return where the hub at ``endpoint`` serves a file of a commit."""
+    return f"{endpoint.rstrip('/')}/{repo}/resolve/{urllib.parse.quote(commit, safe='')}/{urllib.parse.quote(name)}"
+
+
+def repo_page(url: str) -> tuple[str, str]:
+    """Return ``(endpoint, owner/name)`` of an URL that file_url() made, or empty strings for another URL."""
+    parts = urllib.parse.urlsplit(url.split("/resolve/", 1)[0])
+    repo = parts.path.strip("/")
+    if "/resolve/" not in url or not _REPO.match("/".join(repo.split("/")[-2:])):
+        return "", ""
+    owner_name = "/".join(repo.split("/")[-2:])
+    prefix = f"/{repo}"[: -len(owner_name) - 1]
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{prefix}", owner_name
+
+
+# ---- which files -----------------------------------------------------------------------------------------------------
+
+
+def _models(names: t.Iterable[str], every: t.Collection[str], repo: str) -> list[list[str]]:
+    """Group GGUF files into models: one file each, or all shards in order. Raises HubError when a shard is missing."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        try:
+            shards = gguf_file.shard_paths(name)
+        except gguf_file.GgufError as exc:
+            raise HubError(f"{repo}: {exc}") from exc
+        missing = [shard for shard in shards if shard not in every]
+        if missing:
+            raise HubError(f"{repo} lacks {missing[0]}, a part of {name}: choose another revision or repository.")
+        found.setdefault(shards[0], shards)
+    return list(found.values())
+
+
+def _is_projector(name: str) -> bool:
+    return os.path.basename(name).lower().startswith("mmproj")
+
+
+def select(every: t.Collection[str], patterns: t.Sequence[str], quant: str | None, repo: str) -> tuple[str, list[str]]:
+    """Return ``(format, names)`` of the files that are asked for: ``gguf``, one model, or ``folder``.
+
+    ``every``: all names in the repository. ``patterns``: names, or shell patterns over the whole name. ``quant``: as in
+    the files' names, in any case. Without both it is the only GGUF model of the repository, or the whole repository
+    where it has none. One shard stands for all of its model. Raises HubError, with what there is to choose from.
+    """
+    ggufs = [name for name in every if name.endswith(".gguf")]
+    if quant:
+        named = re.compile(rf"(?:^|[-._/]){re.escape(quant)}(?=[-./]|$)", re.IGNORECASE)
+        chosen = [name for name in ggufs if named.search(name.removesuffix(".gguf")) and not _is_projector(name)]
+        what = f"quant {quant}"
+    elif patterns:
+        chosen = []
+        for pattern in patterns:
+            matched = [name for name in every if fnmatch.fnmatchcase(name, pattern)]
+            if not matched:
+                raise HubError(f"{repo} has no file {pattern}: {_choice(ggufs or every)}.")
+            chosen += matched
+        if not any(name.endswith(".gguf") for name in chosen):
+            return "folder", sorted(set(chosen))
+        strange = next((name for name in chosen if not name.endswith(".gguf")), None)
+        if strange:
+            raise HubError(f"The files of {repo} mix GGUF with {strange}: make two entries of them.")
+        what = "files"
+    elif not ggufs:
+        return "folder", sorted(name for name in every if name not in LEFT_OUT)
+    else:
+        chosen = [name for name in ggufs if not _is_projector(name)]
+        what = "repository"
+    models = _models(chosen, set(every), repo)
+    if len(models) == 1:
+        return "gguf", models[0]
+    if not models:
+        raise HubError(f"{repo} has no GGUF file of {what}: {_choice(ggufs)}.")
+    firsts = ", ".join(model[0] for model in models[:6]) + (", ..." if len(models) > 6 else "")
+    raise HubError(f"{repo} has {len(models)} models of that {what} ({firsts}): name one with quant or files.")
+
+
+def _choice(names: t.Collection[str]) -> str:
+    quants = sorted({match[1].upper() for name in names for match in _NAMED_QUANT.finditer(name.removesuffix(".gguf"))})
+    if quants:
+        return f"it has the quants {', '.join(quants)}"
+    shown = sorted(names)[:10]
+    return f"it has {', '.join(shown)}{', ...' if len(names) > len(shown) else ''}" if shown else "it is empty"
+
+
+# ---- what is recorded ------------------------------------------------------------------------------------------------
+
+
+def record_name(repo: str, revision: str, patterns: t.Sequence[str], quant: str | None) -> str:
+    """Return the file name of the record of a question: readable, and one for each question."""
+    question = json.dumps([repo, revision, sorted(patterns), (quant or "").lower()])
+    return f"{repo.replace('/', '--')}-{hashlib.sha256(question.encode()).hexdigest()[:12]}.hub.json"
+
+
+def record(
+    question: t.Mapping[str, t.Any], commit: str, every: t.Sequence[t.Mapping[str, t.Any]], endpoint: str, at: str
+) -> dict[str, t.Any]:
+    """Return what is recorded of the hub's answer. Raises HubError where it does not fit the question.
+
+    ``question``: dict with repo, revision, files, quant. ``every``: all files of the commit, dicts with name,
+    size_bytes, sha256 (None for a file outside of LFS) and git_sha1 (None for a file in LFS).
+    """
+    repo = question["repo"]
+    by_name = {check_name(file["name"], repo): file for file in every}
+    format_, names = select(by_name, question["files"], question["quant"], repo)
+    if not names:
+        raise HubError(f"{repo} has no files at {question['revision']}: correct the repository or the revision.")
+    made = {
+        "schema": RECORD_SCHEMA, "repo": repo, "revision": question["revision"],
+        "asked": {"files": list(question["files"]), "quant": question["quant"]}, "commit": commit, "format": format_,
+        "files": [dict(by_name[name]) for name in names], "endpoint": endpoint, "recorded_at": at,
+    }  # fmt: skip
+    problem = _damage(made)
+    if problem:
+        raise HubError(f"The hub at {endpoint} says nothing that can be used of {repo} ({problem}): use another one.")
+    return made
+
+
+def _damage(found: t.Any) -> str:
+    """Say what is wrong with a record, or return an empty string."""
+    if not isinstance(found, dict) or found.get("schema") != RECORD_SCHEMA:
+        return "it is of another schema"
+    if not isinstance(found.get("commit"), str) or not is_commit(found["commit"]):
+        return "no commit"
+    if found.get("format") not in ("gguf", "folder") or not isinstance(found.get("files"), list) or not found["files"]:
+        return "no files"
+    for file in found["files"]:
+        try:
+            check_name(file["name"], "it")
+            known = [key for key, like in _HASHES.items() if file[key] is not None and like.match(file[key])]
+            if not known or not isinstance(file["size_bytes"], int):
+                return f"no hash or size of {file['name']}"
+        except (HubError, KeyError, TypeError, AttributeError):
+            return "a file is not understood"
+    return ""
+
+
+def read_record(text: str, path: str) -> dict[str, t.Any]:
+    """Return a record from its text. Raises HubError with the cure when it is damaged."""
+    try:
+        found = json.loads(text)
+    except ValueError as exc:
+        found, problem = None, str(exc)
+    else:
+        problem = _damage(found)
+    if found is None or problem:
+        raise HubError(f"{path} is damaged ({problem}): remove it, and the hub is asked again.")
+    return found
+
+
+def pinned(question: t.Mapping[str, t.Any], sha256: str | None, size_bytes: int | None) -> dict[str, t.Any] | None:
+    """Return the answer to a question that contains it: one file of a commit with its SHA-256; else None."""
+    files = question["files"]
+    if not (sha256 and is_commit(question["revision"]) and len(files) == 1) or set(files[0]) & set("*?["):
+        return None
+    file = {"name": files[0], "size_bytes": size_bytes, "sha256": sha256, "git_sha1": None}
+    return {**question, "commit": question["revision"], "format": "gguf" if files[0].endswith(".gguf") else "folder",
+            "files": [file]}  # fmt: skip
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+def token_problem(endpoint: str) -> str | None:
+    """Say why a token must not be sent to an endpoint, or return None."""
+    parts = urllib.parse.urlsplit(endpoint)
+    if parts.scheme == "https" or parts.hostname in ("127.0.0.1", "::1", "localhost"):
+        return None
+    return f"{endpoint} has no TLS, and a token sent there could be read by others: use https, or remove the token"
+
+
+def refusal(endpoint: str, repo: str, revision: str, status: int, code: str, token: bool) -> str | None:
+    """Return what a refusal of the hub means and asks for, in one clause; None when nothing is known beyond the status.
+
+    ``code`` is its header X-Error-Code, ``token`` whether one was sent.
+    """
+    page = f"{endpoint}/{repo}"
+    if code == "GatedRepo" and not token:
+        return (
+            f"{repo} is gated: log in at {page}, accept its terms there, make a token that may read gated repositories "
+            f"at {endpoint}/settings/tokens, and put it into llm_models_hub_token (in ansible-vault)"
+        )
+    if code == "GatedRepo":
+        return (
+            f"the account of the token has no access to {repo} yet: log in at {page} with it and accept the terms "
+            "(some owners then have to agree), and see that the token may read gated repositories"
+        )
+    if status == 401 and token:
+        return f"the token is not accepted: make a new one at {endpoint}/settings/tokens for llm_models_hub_token"
+    if code == "RevisionNotFound":
+        return f"{repo} has no revision {revision}: {page}/tree/main lists its branches and tags"
+    if code == "EntryNotFound":
+        return f"{repo} has no such file at {revision}: see {page}/tree/{revision}"
+    if code == "RepoNotFound" or status in (401, 404):
+        return (
+            f"there is no repository {repo}, or it is private: check the name, or put a token that may read it into "
+            "llm_models_hub_token (in ansible-vault)"
+        )
+    if status == 403:
+        return f"access to {repo} is refused: see {page}, and whether the token may read it"
+    return None

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
+
+
+def test_nothing_moves_when_the_libraries_are_there():
+    assert host_python.enter(["json", "os.path"], "/nonexistent") is None
+
+
+def test_a_missing_environment_is_one_sentence_with_the_role_that_makes_it():
+    reason = host_python.enter(["json", "no_such_library", "nor_this"], "/nonexistent/python")
+    assert reason == (
+        "no_such_library and nor_this cannot be imported and /nonexistent/python does not exist: "
+        "run the homelab.mixed_gpu.host_python role first."
+    )
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory):
+    """An interpreter without any library."""
+    directory = tmp_path_factory.mktemp("bare")
+    venv.create(directory, with_pip=False, symlinks=True)
+    return str(directory / "bin" / "python")
+
+
+def _gguf_info(interpreter, host_python, path, check=False):
+    """Run the module as Ansible does, in an interpreter that has no gguf library."""
+    ansible = shutil.which("ansible", path=os.path.dirname(sys.executable)) or shutil.which("ansible")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [
+            ansible, "localhost", "-i", "localhost,", "-c", "local", "-e", f"ansible_python_interpreter={interpreter}",
+            *(["--check"] if check else []), "-m", "homelab.mixed_gpu.gguf_info",
+            "-a", f"path={path} cache_dir={path}.cache host_python={host_python}",
+        ],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, " ".join((done.stdout + done.stderr).replace('"', "").split())     # in any output format
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + bytes(30))
+    return path
+
+
+def test_the_module_runs_again_in_the_environment(bare_python, model):
+    _code, output = _gguf_info(bare_python, sys.executable, model)
+    assert "big-endian" in output                  # what only the second run, with the library, can have read
+
+
+def test_an_environment_without_the_library_is_said_not_entered_for_ever(bare_python, model):
+    code, output = _gguf_info(bare_python, bare_python, model)
+    assert code != 0 and "has no gguf and numpy" in output and "Traceback" not in output
+
+
+def test_check_mode_goes_on_without_the_environment(bare_python, model):
+    code, output = _gguf_info(bare_python, "/nonexistent/python", model, check=True)
+    assert code == 0 and "available: false" in output and "host_python role first" in output

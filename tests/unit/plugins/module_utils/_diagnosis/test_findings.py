@@ -1,0 +1,491 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Diagnoses of made-up and recorded runs; the advice against all splits that fit, one by one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pathlib
+import random
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import findings, findings_table, split_advice
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import cost_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+FIXTURES = pathlib.Path(__file__).resolve().parents[4] / "fixtures"
+PAIR = json.loads((FIXTURES / "report" / "mixed_70b.json").read_text(encoding="utf-8"))["entry"]
+FAST, SLOW = (device["id"] for device in PAIR["devices"])
+READY = {"state": "ready", "deviations": [], "last_lines": []}
+NO_CARDS = {"available": False, "reason": None, "gpus": []}
+
+
+def block(entry, phase, stretch=(1.0, 1.0), waiting=(0.0, 0.0), noise=0.0, rng=None, lost=0.0, seen=None):
+    """One block of a phase as the physics has it: each device's time times its stretch, and what belongs to none."""
+    rng = rng or random.Random(1)
+    model = findings.expected(entry, phase["kind"], phase["prompt_tokens"])
+    own = [ms * s * math.exp(rng.gauss(0, noise)) for ms, s in zip(model.busy_ms, stretch, strict=True)]
+    stages = [ms / model.batches for ms in own]
+    unit_ms = model.of_sum * sum(stages) + model.of_max * max(stages) + lost
+    units = 4 * (phase["generated_tokens"] if phase["kind"] == "decode" else 1)
+    devices = {
+        device["id"]: {"busy_ms": ms * units, "waiting_ms": ms * units * wait}
+        for device, ms, wait in zip(entry["devices"], own, waiting, strict=True)
+        if seen is None or device["id"] in seen
+    }
+    return {"requests": 4, "ms": unit_ms * units, "wall_ms": unit_ms * units * 1.01, "devices": devices}
+
+
+def watch(entry, blocks=4, seen_as="nvml", seed=1, **physics):
+    """What llama_server_watch returns of such a server."""
+    rng = random.Random(seed)
+    phases = [
+        {
+            **phase,
+            "skipped_reason": None,
+            "overlapped": 0,
+            "cards": {},
+            "blocks": [block(entry, phase, rng=rng, **physics) for _one in range(blocks)],
+        }
+        for phase in findings.phases(entry, 2.0)
+    ]
+    devices = [
+        {
+            "device": device["device"],
+            "id": device["id"],
+            "seen": seen_as,
+            "reason": None,
+            "pid": 7,
+            "unit": "rpc.service",
+            "cpu_quota_percent": None,
+        }
+        for device in entry["devices"]
+    ]
+    return {"busy": None, "devices": devices, "phases": phases, "gpus": NO_CARDS, "xid_events": [], "kernel_lines": []}
+
+
+def diagnose(entry, watched, server=None, baseline="", tolerance=10.0):
+    result = findings.diagnose(entry, watched, server or READY, baseline, tolerance)
+    assert json.loads(json.dumps(result)) == result
+    assert all(len(line) <= 100 for line in findings_table.table(result))
+    return result
+
+
+def found(result, kind):
+    return [one for one in result["findings"] if one["kind"] == kind]
+
+
+def row(result, kind, device):
+    (phase,) = [phase for phase in result["phases"] if phase["kind"] == kind]
+    return next(own for own in phase["devices"] if own["id"] == device)
+
+
+# --- expectations ---
+
+
+def test_phases_are_the_tests_of_the_record_and_fit_the_context():
+    assert findings.phases(PAIR, 2.0) == [
+        {"kind": "decode", "prompt_tokens": 1, "generated_tokens": 35},  # two seconds at 17.7 tokens per second
+        {"kind": "prefill", "prompt_tokens": 1024, "generated_tokens": 1},
+    ]
+    small = {**PAIR, "serving": {**PAIR["serving"], "context_size": 64}}
+    assert [phase["prompt_tokens"] + phase["generated_tokens"] for phase in findings.phases(small, 60.0)] == [64, 64]
+    slots = {**PAIR["serving"], "kv_unified": False, "parallel_slots": 4}
+    assert findings.phases({**PAIR, "serving": slots}, 60.0)[1]["prompt_tokens"] == 1024
+    assert findings.context_of(slots) == 2048
+
+
+def test_cards_take_turns_at_a_token_and_the_slower_stage_is_busy_at_a_prompt():
+    decode = findings.expected(PAIR, "decode", 1)
+    assert decode.ms == pytest.approx(44 * 0.655 + 37 * 0.742)
+    assert sum(decode.utilisation()) == pytest.approx(1.0)
+    assert decode.utilisation()[0] == pytest.approx(44 * 0.655 / decode.ms)
+    prefill = findings.expected(PAIR, "prefill", 1024)  # two micro-batches; the output slot is no work
+    stages = [44 * 7.9, 36 * 14.2]
+    assert prefill.ms == pytest.approx(sum(stages) + max(stages))
+    assert prefill.utilisation() == pytest.approx([2 * stage / prefill.ms for stage in stages])
+    long = findings.expected(PAIR, "prefill", 64 * 512)
+    assert long.utilisation()[1] > 0.98
+    assert long.utilisation()[0] == pytest.approx(stages[0] / stages[1], abs=0.02)
+
+
+@given(
+    st.lists(st.floats(0.1, 100), min_size=2, max_size=4),
+    st.floats(1, 1e4),
+    st.integers(1, 8),
+    st.floats(0, 1),
+)
+def test_attributed_time_obeys_the_form_of_the_fit(busy, ms, batches, overlap):
+    of_sum, of_max = cost_model.prefill_weights(batches, overlap)
+    model = findings.Expected(1.0, (1.0,) * len(busy), of_sum, of_max, batches)
+    stages = [own / batches for own in findings.attributed(ms, busy, model)]
+    assert of_sum * sum(stages) + of_max * max(stages) == pytest.approx(ms)
+    assert [stage / stages[0] for stage in stages] == pytest.approx([own / busy[0] for own in busy])
+
+
+def test_what_is_left_is_the_only_device_that_is_not_seen():
+    assert findings.attributed(50.0, [30.0, None], None) == [30.0, 20.0]
+    assert findings.attributed(50.0, [30.0, None, None], None) == [30.0, None, None]
+    pipeline = findings.expected(PAIR, "prefill", 1024)
+    assert findings.attributed(50.0, [30.0, None], pipeline) == [30.0, None]
+
+
+# --- verdicts ---
+
+
+def test_a_server_that_works_as_recorded_is_ok_and_keeps_its_layers():
+    result = diagnose(PAIR, watch(PAIR, noise=0.003))
+    assert result["verdict"] == "ok"
+    assert [one for one in result["findings"] if one["severity"] != "ok"] == []
+    assert row(result, "decode", FAST)["share_percent"] == pytest.approx(51.2, abs=1)
+    assert row(result, "decode", SLOW)["ms_per_layer"] > row(result, "decode", FAST)["ms_per_layer"]
+    assert result["advice"]["moves"] == []
+    assert result["advice"]["why"].startswith("nothing to move: 44/37 is the best that fits")
+    assert "one layer more on CUDA0 would be faster and does not fit" in result["advice"]["why"]
+
+
+def test_the_slowed_device_is_named_and_the_other_is_not():
+    result = diagnose(PAIR, watch(PAIR, stretch=(1.0, 1.4), noise=0.005))
+    assert result["verdict"] == "problem"
+    (slower,) = found(result, "slower")
+    assert slower["subject"] == "CUDA1"
+    assert "per token" in slower["detail"] and "per prompt" in slower["detail"]
+    assert row(result, "decode", SLOW)["change_percent"] == pytest.approx(40, abs=2)
+    assert row(result, "decode", FAST)["verdict"] == "as_recorded"
+    assert result["advice"]["costs"] == "today"
+
+
+def test_time_that_belongs_to_no_device_is_spread_as_the_fit_spreads_it():
+    """The fit's cost of a layer contains hops and launches; a card whose utilisation leaves them out is not faster."""
+    gaps = watch(PAIR, noise=0.003)
+    for phase in gaps["phases"]:
+        for one in phase["blocks"]:
+            for spent in one["devices"].values():
+                spent["busy_ms"] *= 0.8
+    result = diagnose(PAIR, gaps)
+    assert {own["verdict"] for phase in result["phases"] for own in phase["devices"]} == {"as_recorded"}
+    assert (
+        row(result, "decode", FAST)["utilisation_percent"] < row(result, "decode", FAST)["expected_utilisation_percent"]
+    )
+
+
+def test_everything_slower_blames_no_device_alone():
+    result = diagnose(PAIR, watch(PAIR, stretch=(1.3, 1.3)))
+    assert {one["subject"] for one in found(result, "slower")} == {"CUDA0", "CUDA1"}
+    assert result["phases"][0]["verdict"] == "slower"
+
+
+def test_time_that_is_lost_on_no_device_is_the_splits():
+    watched = watch(PAIR, noise=0.6, seed=3)  # nobody can tell who works how long
+    for one in watched["phases"][0]["blocks"]:
+        one["ms"] = 1.6 * findings.expected(PAIR, "decode", 1).ms * 4 * watched["phases"][0]["generated_tokens"]
+    result = diagnose(PAIR, watched)
+    (slower,) = found(result, "slower")
+    assert slower["subject"] == "the split"
+    assert "decode takes 60 % more time than recorded" in slower["detail"]
+    assert result["verdict"] == "problem"
+
+
+def test_noise_is_called_noise():
+    result = diagnose(PAIR, watch(PAIR, noise=0.25))
+    assert result["verdict"] == "within_noise"
+    assert "within noise" in result["summary"]
+    assert found(result, "slower") == []
+    assert result["advice"]["costs"] == "record"
+
+
+def test_one_block_says_nothing():
+    result = diagnose(PAIR, watch(PAIR, blocks=1, stretch=(1.0, 3.0)))
+    assert result["verdict"] == "within_noise"
+    assert row(result, "decode", SLOW)["interval_percent"] is None
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.03, 0.1, 0.3])
+def test_false_alarms_are_rare_however_noisy_it_is(noise):
+    watched = (watch(PAIR, seed=seed, noise=noise) for seed in range(150))
+    results = ([findings.observe(PAIR, phase, 10.0) for phase in one["phases"]] for one in watched)
+    alarms = sum(
+        "slower" in {own["verdict"] for phase in phases for own in (phase, *phase["devices"])} for phases in results
+    )
+    assert alarms <= 6  # 4 %
+
+
+def test_a_quarter_on_one_device_is_found_at_the_usual_noise():
+    hits = 0
+    for seed in range(100):
+        phase = watch(PAIR, seed=seed, stretch=(1.0, 1.25), noise=0.03)["phases"][0]
+        verdicts = {own["device"]: own["verdict"] for own in findings.observe(PAIR, phase, 10.0)["devices"]}
+        hits += verdicts["CUDA1"] == "slower" and verdicts["CUDA0"] != "slower"
+    assert hits >= 95
+
+
+@pytest.mark.parametrize(
+    ("ratios", "error", "verdict"),
+    [
+        ([1.0, 1.01, 0.99], 0.0, "as_recorded"),
+        ([1.3, 1.31, 1.29], 0.0, "slower"),
+        ([0.7, 0.71, 0.69], 0.0, "faster"),
+        ([1.3, 1.31, 1.29], 0.4, "within_noise"),  # the record itself is not better known
+        ([1.05, 1.051, 1.049], 0.0, "as_recorded"),  # sure, and less than the tolerance
+        ([0.5, 2.0, 1.0], 0.0, "within_noise"),
+        ([1.5], 0.0, "within_noise"),
+        ([], 0.0, "not_seen"),
+    ],
+)
+def test_verdicts(ratios, error, verdict):
+    assert findings.change(ratios, error, 10.0).verdict == verdict
+
+
+def test_the_records_own_noise_counts():
+    entry = copy.deepcopy(PAIR)
+    entry["decision"]["fit"]["decode_residual_percent"] = 60.0
+    result = diagnose(entry, watch(entry, stretch=(1.0, 1.4)))
+    assert row(result, "decode", SLOW)["verdict"] == "within_noise"
+
+
+# --- causes ---
+
+
+def test_a_device_that_waits_for_a_cpu_is_named_and_not_told_to_give_layers_away():
+    watched = watch(PAIR, seen_as="process", stretch=(1.0, 3.0), waiting=(0.02, 0.67))
+    result = diagnose(PAIR, watched)
+    (waiting,) = found(result, "waiting")
+    assert (waiting["subject"], waiting["severity"]) == ("CUDA1", "problem")
+    assert "67 % of its decode" in waiting["detail"] and "rpc.service" in waiting["detail"]
+    assert "waiting for a CPU included" in found(result, "slower")[0]["detail"]
+    assert result["summary"].startswith("CUDA1: its process")
+    assert result["advice"]["costs"] == "record"
+
+
+def test_a_busy_machine_is_no_fault_of_a_device():
+    watched = watch(PAIR, seen_as="process", stretch=(3.0, 3.0), waiting=(0.67, 0.7))
+    result = diagnose(PAIR, watched)
+    (waiting,) = found(result, "waiting")
+    assert waiting["subject"] == "the machine"
+    assert [one for one in found(result, "slower") if one["severity"] == "problem"] == []
+
+
+def test_a_cpu_quota_is_found_even_if_nothing_waits():
+    watched = watch(PAIR, seen_as="process")
+    watched["devices"][1]["cpu_quota_percent"] = 50.0
+    (waiting,) = found(diagnose(PAIR, watched), "waiting")
+    assert waiting["subject"] == "CUDA1" and "CPU quota of 50 %" in waiting["detail"]
+    assert "CPUQuota" in waiting["cure"]
+
+
+def test_a_remote_device_is_not_seen_and_gets_what_is_left():
+    watched = watch(PAIR, seen=[FAST])
+    watched["devices"][1].update(seen=None, reason="it is on another host")
+    result = diagnose(PAIR, watched)
+    assert found(result, "seen")[0]["detail"] == "not seen: it is on another host"
+    remote = row(result, "decode", SLOW)
+    assert remote["seen"] is False and remote["utilisation_percent"] is None
+    assert remote["ms"] == pytest.approx(37 * 0.742, rel=0.01)
+    assert row(result, "prefill", SLOW)["ms"] is None
+    # busy time leaves out gaps, so without the other's share nobody is compared; the whole is
+    assert {own["verdict"] for phase in result["phases"] for own in phase["devices"]} == {"not_seen"}
+    assert result["phases"][0]["verdict"] == "as_recorded"
+
+
+def test_in_tensor_mode_busy_times_are_told_as_they_are():
+    entry = copy.deepcopy(PAIR)
+    watched = watch(entry)
+    entry["decision"]["split_mode"] = "tensor"
+    decode = row(diagnose(entry, watched), "decode", FAST)
+    assert decode["ms"] == pytest.approx(44 * 0.655, abs=0.01) and decode["verdict"] == "not_seen"
+
+
+def test_a_server_elsewhere_than_planned_stopped_or_busy_is_said():
+    placed = {**READY, "deviations": ["The server placed [40, 41] layers; the facts say [44, 37]."]}
+    assert "placed" in found(diagnose(PAIR, watch(PAIR), placed), "placement")[0]["detail"]
+    nothing = {**watch(PAIR), "phases": []}
+    stopped = diagnose(PAIR, nothing, {"state": "failed", "last_lines": ["out of memory"]})
+    assert stopped["verdict"] == "problem" and "out of memory" in stopped["summary"]
+    busy = watch(PAIR, blocks=0)
+    busy["busy"] = "the server was busy"
+    for phase in busy["phases"]:
+        phase["skipped_reason"] = busy["busy"]
+    result = diagnose(PAIR, busy)
+    assert (result["verdict"], result["summary"]) == ("busy", "the server was busy")
+    assert "\n".join(findings_table.table(result)).count("the server was busy") == 1
+
+
+def test_a_server_that_dies_meanwhile_is_a_problem():
+    watched = watch(PAIR, blocks=0)
+    for phase in watched["phases"]:
+        phase["skipped_reason"] = "http://127.0.0.1:8080/completion: the server broke off"
+    assert "broke off" in found(diagnose(PAIR, watched), "load")[0]["detail"]
+
+
+def test_a_record_of_depth_is_not_compared_with_short_requests():
+    entry = copy.deepcopy(PAIR)
+    for test in entry["fingerprint_parts"]["tests"]:
+        test["n_depth"] = 4096
+    result = diagnose(entry, watch(entry, stretch=(0.5, 0.5)))
+    assert {own["verdict"] for phase in result["phases"] for own in phase["devices"]} == {"not_seen"}
+    assert result["phases"][0]["depth_tokens"] == 4096
+
+
+def test_without_a_fit_or_in_tensor_mode_there_is_an_answer():
+    entry = copy.deepcopy(PAIR)
+    watched = watch(entry)
+    entry["decision"]["fit"] = None
+    result = diagnose(entry, watched)
+    assert result["verdict"] == "ok" and "no fit" in result["summary"]
+    assert "the record does not tell" in result["advice"]["why"]
+    entry["decision"]["split_mode"] = "tensor"
+    assert "no layers to move" in diagnose(entry, watched)["advice"]["why"]
+
+
+def test_a_damaged_baseline_is_said_and_stops_nothing():
+    (said,) = found(diagnose(PAIR, watch(PAIR), baseline='{"schema": 1'), "baseline")
+    assert "damaged" in said["detail"]
+
+
+def test_a_real_run_on_a_busy_machine():
+    recorded = json.loads((FIXTURES / "diagnosis" / "sandbox_on_a_busy_machine.json").read_text(encoding="utf-8"))
+    result = diagnose(recorded["entry"], recorded["watched"])
+    fast, slow = (device["id"] for device in recorded["entry"]["devices"])
+    assert row(result, "prefill", slow)["ms_per_layer"] > row(result, "prefill", fast)["ms_per_layer"]
+    assert found(result, "waiting")[0]["subject"] in ("the machine", "RPC0", "RPC1")
+    assert [one for one in found(result, "slower") if one["severity"] == "problem"] == []
+
+
+# --- advice ---
+
+
+def certain(layers):
+    """The pair's record with another split, and a fit without error."""
+    entry = copy.deepcopy(PAIR)
+    entry["decision"].update(layers=layers, table=[])
+    entry["decision"]["fit"].update(decode_residual_percent=0.1, prefill_residual_percent=0.1)
+    return entry
+
+
+def test_the_advice_reads_like_a_person_would_say_it():
+    result = split_advice.advice(certain([39, 42]), [])
+    assert result["moves"] == [{"layers": 5, "from": "CUDA1", "to": "CUDA0"}]
+    assert result["headroom_mib"] == {"CUDA0": 16, "CUDA1": 3660}
+    assert result["why"].startswith("move 5 layers from CUDA1 to CUDA0: +0.8 % decode, +7.5 % prefill, +1.4 % request;")
+    assert "16 MiB left on CUDA0" in result["why"]
+
+
+def test_a_split_that_failed_is_never_advised():
+    entry = certain([39, 42])
+    entry["decision"]["table"] = [{"layers": [44, 37], "status": "out_of_memory", "loads": 1, "objective_ms": None}]
+    assert split_advice.advice(entry, [])["layers"] == [43, 38]
+
+
+def test_what_was_measured_counts_more_than_the_fit():
+    entry = certain([39, 42])
+    entry["decision"]["table"] = [
+        {"layers": layers, "status": "ok", "loads": 2, "objective_ms": {"mean": mean}}
+        for layers, mean in (([39, 42], 1000.0), ([44, 37], 1010.0), ([43, 38], 1010.0), ([42, 39], 1010.0))
+    ]
+    advised = split_advice.advice(entry, [])["layers"]
+    assert advised not in ([44, 37], [43, 38], [42, 39])
+
+
+@st.composite
+def records(draw):
+    devices = draw(st.integers(2, 3))
+    slots = draw(st.integers(devices + 1, 30))
+    split = st.lists(st.integers(1, slots), min_size=devices - 1, max_size=devices - 1).map(
+        lambda cuts: [b - a for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), slots], strict=True)]
+    )
+    rows = draw(st.lists(split.filter(all), min_size=1, max_size=25, unique_by=tuple))
+    cost = st.lists(st.floats(0.05, 20), min_size=devices, max_size=devices)
+    name = draw(st.sampled_from(["decode", "prefill", "ttft", "request", "agent"]))
+    prompt, generated = draw(st.integers(1, 4000)), draw(st.integers(1, 500))
+    return {
+        "devices": [
+            {"device": f"CUDA{i}", "id": f"GPU-{i}", "backend": "CUDA", "description": "x"} for i in range(devices)
+        ],
+        "serving": {"micro_batch_size": draw(st.sampled_from([64, 512])), "batch_size": 2048, "context_size": 8192,
+                    "parallel_slots": 1, "kv_unified": True},
+        "fingerprint_parts": {"tests": [
+            {"kind": "prefill", "n_prompt": prompt, "n_gen": 0, "n_depth": 0},
+            {"kind": "decode", "n_prompt": 0, "n_gen": 32, "n_depth": 0},
+        ]},
+        "feasible": [
+            {"layers": one, "mib": [1] * devices, "headroom_mib": [10 + i for i in range(devices)]} for one in rows
+        ],
+        "decision": {
+            "layers": draw(st.sampled_from(rows)), "split_mode": "layer", "table": [],
+            "objective": {"name": name, "prompt_tokens": prompt, "generated_tokens": generated, "depth_tokens": 0},
+            "fit": {"decode_ms_per_slot": draw(cost), "prefill_ms_per_slot": draw(cost),
+                    "prefill_overlap": draw(st.sampled_from([0.0, 0.4, 1.0])),
+                    "decode_residual_percent": draw(st.sampled_from([None, 0.5, 8.0])),
+                    "prefill_residual_percent": draw(st.sampled_from([None, 2.0]))},
+        },
+    }  # fmt: skip
+
+
+def objective_ms(entry, layers):
+    """The objective's time, straight from the forms of _cost_model."""
+    fit, asked = entry["decision"]["fit"], entry["decision"]["objective"]
+    name, batch = asked["name"], entry["serving"]["micro_batch_size"]
+    batches = cost_model.micro_batches(asked["prompt_tokens"], batch)
+    prefill = cost_model.prefill_ms(fit["prefill_ms_per_slot"], layers, batches, fit["prefill_overlap"])
+    token = cost_model.decode_ms(fit["decode_ms_per_slot"], layers)
+    generated = asked["generated_tokens"] * token
+    return {"decode": generated, "agent": generated, "prefill": prefill, "ttft": prefill + token}.get(
+        name, prefill + generated
+    )
+
+
+@given(records())
+def test_the_advice_is_the_best_of_all_that_fit_or_none_is_worth_it(entry):
+    now = entry["decision"]["layers"]
+    times = {tuple(row["layers"]): objective_ms(entry, row["layers"]) for row in entry["feasible"]}
+    name = entry["decision"]["objective"]["name"]
+    fit = entry["decision"]["fit"]
+    tokens = {"prefill": 0, "ttft": 1}.get(name, entry["decision"]["objective"]["generated_tokens"])
+    part = tokens * cost_model.decode_ms(fit["decode_ms_per_slot"], now) / times[tuple(now)]
+    residual = part * (fit["decode_residual_percent"] or 0) + (1 - part) * (fit["prefill_residual_percent"] or 0)
+    threshold = max(0.01, residual / 100)
+    best = min(times.values())
+    gained = 1 - best / times[tuple(now)]
+    result = split_advice.advice(entry, [])
+    if gained <= threshold - 1e-9:
+        assert result["layers"] is None and result["moves"] == []
+        assert result["why"].startswith("nothing to move")
+    elif gained >= threshold + 1e-9:
+        assert times[tuple(result["layers"])] == pytest.approx(best)
+        moved = list(now)
+        for step in result["moves"]:
+            moved[int(step["from"][-1])] -= step["layers"]
+            moved[int(step["to"][-1])] += step["layers"]
+        assert moved == result["layers"]
+        assert result["gains_percent"][name] == pytest.approx(100 * (times[tuple(now)] / best - 1), abs=0.06)
+
+
+# --- rules of thumb ---
+
+
+def test_where_the_rule_of_thumb_says_the_opposite_both_are_shown():
+    """A 3090 that is busier has too many layers, not too few: the rule would give it more."""
+    entry = copy.deepcopy(PAIR)
+    entry["decision"].update(layers=[37, 44])
+    entry["decision"]["fit"]["decode_ms_per_slot"] = [0.4, 1.1]
+    result = diagnose(entry, watch(entry))
+    decode = next(rule for rule in result["rules"] if rule["measured"].startswith("decode"))
+    assert decode["says"] == "move layers from CUDA0 to CUDA1"
+    assert decode["agrees"] is False
+    assert "take turns" in decode["why"]
+    assert result["advice"]["moves"][0]["to"] == "CUDA0"
+    text = " ".join(" ".join(findings_table.table(result)).split())
+    assert "says otherwise" in text and "move 7 layers from CUDA1 to CUDA0" in text
+
+
+def test_rules_about_ratio_and_waiting():
+    by_rule = {rule["rule"][:20]: rule for rule in diagnose(PAIR, watch(PAIR))["rules"]}
+    assert by_rule["the RTX 4090 gets 1."]["agrees"] is True  # 44/37 = 1.19
+    waiting = by_rule["the faster card spen"]
+    assert waiting["agrees"] is False and "CUDA0 waits 49 %" in waiting["measured"]
+    other = copy.deepcopy(PAIR)
+    other["devices"][0]["description"] = "NVIDIA GeForce RTX 3060"
+    assert not [rule for rule in diagnose(other, watch(other))["rules"] if "1.15" in rule["rule"]]

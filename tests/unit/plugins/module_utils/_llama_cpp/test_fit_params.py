@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import fit_params, llama_server
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
+
+SERVING = {
+    "context_size": 8192, "parallel_slots": 1, "kv_unified": True, "batch_size": 2048, "micro_batch_size": 512,
+    "flash_attention": "on", "cache_type_k": "f16", "cache_type_v": "q8_0", "threads": 1, "poll": 0,
+    "load_mode": "auto", "gpu_layers": 99,
+}
+PRINTED = "RPC0 21477 1408 312 \nRPC1 18501 1152 426 \nHost 563 0 112 \n"       # llama-fit-params b11312
+
+
+def test_asks_with_the_flags_of_the_server() -> None:
+    words = fit_params.command("fit", "m.gguf", ["RPC0", "RPC1", "RPC2"], [20, 0, 13], SERVING, ["a:1", "b:2", "c:3"])
+    assert words == [
+        "fit", "-m", "m.gguf", "--rpc", "a:1,b:2,c:3", "-dev", "RPC0,RPC2", "-sm", "layer", "-ts", "20,13",
+        "-c", "8192", "-ngl", "99", "-b", "2048", "-ub", "512", "-fa", "on", "-ctk", "f16", "-ctv", "q8_0", "-t", "1",
+        "--poll", "0", "-lm", "auto", "-np", "1", "-fit", "off", "-fitp", "on",
+    ]
+    deployment = {
+        "model": {"path": "m.gguf"}, "serving": SERVING, "split_mode": "layer", "rpc_endpoints": ["a:1", "b:2", "c:3"],
+        "devices": [{"device": f"RPC{index}", "id": str(index), "backend": "RPC"} for index in range(3)],
+        "placement": [{"device": str(index), "layers": count} for index, count in enumerate((20, 0, 13))],
+    }
+    settings = {
+        "cache_ram_mib": 0, "alias": "m", "host": "127.0.0.1", "port": 8080, "cors_origins": "localhost",
+        "log_verbosity": 4, "extra_arguments": [], "allowed_networks": [],
+    }
+    served = llama_server.command(deployment, settings)["arguments"]
+    for flag in ("-dev", "-sm", "-ts", "-ngl", "-c", "-b", "-ub", "-fa", "-ctk", "-ctv", "-t", "--poll", "-lm", "-fit"):
+        assert words[words.index(flag) + 1] == served[served.index(flag) + 1], flag
+
+
+def test_one_device_needs_no_vector_and_slots_of_their_own_are_told() -> None:
+    serving = {**SERVING, "parallel_slots": 4, "kv_unified": False}
+    words = fit_params.command("fit", "m", ["CUDA0", "CUDA1"], [0, 33], serving)
+    assert "-ts" not in words and words[words.index("-dev") + 1] == "CUDA1" and words[words.index("-sm") + 1] == "none"
+    assert words[words.index("-np") + 1] == "4"
+
+
+@pytest.mark.parametrize(
+    ("layers", "serving", "sentence"),
+    [
+        ([20], SERVING, "1 layer counts do not belong to 2 devices"),
+        ([0, 0], SERVING, "at least one of them more"),
+        ([-1, 34], SERVING, "whole numbers of zero or more"),
+        ([20, 13], {key: value for key, value in SERVING.items() if key != "poll"}, "serving.poll is missing"),
+    ],
+)
+def test_refuses_what_makes_no_command(layers: list[int], serving: dict, sentence: str) -> None:
+    with pytest.raises(fit_params.DryRunError, match=sentence):
+        fit_params.command("fit", "m", ["A", "B"], layers, serving)
+
+
+def test_reads_what_the_program_prints() -> None:
+    assert fit_params.parse("a warning of the loader\n" + PRINTED, ["RPC0", "RPC1"]) == [
+        {"device": "RPC0", "model_mib": 21477, "kv_mib": 1408, "compute_mib": 312, "mib": 23197},
+        {"device": "RPC1", "model_mib": 18501, "kv_mib": 1152, "compute_mib": 426, "mib": 20079},
+    ]
+    assert fit_params.parse(PRINTED, ["RPC0", "RPC1", "RPC2"])[2]["mib"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "no lines of the form .* \\(nothing\\)"),
+        ("Host 4 0 26\n", "no lines of the form"),
+        ("segmentation fault\n", "\\(segmentation fault\\)"),
+        ("Meta() 39979 2560 266\nHost 563 0 112\n", "Meta\\(\\), which is none of the devices \\(RPC0, RPC1\\)"),
+    ],
+)
+def test_says_what_it_cannot_read(text: str, sentence: str) -> None:
+    with pytest.raises(fit_params.DryRunError, match=sentence):
+        fit_params.parse(text, ["RPC0", "RPC1"])
+
+
+def test_tells_the_difference_to_our_plan() -> None:
+    model = model_shapes.model("llama_3_3_70b_q4_k_m")
+    assert fit_params.compare([23197, 20079], model, {**SERVING, "cache_type_v": "f16"}, [44, 37]) == [1, 2]
+    assert fit_params.compare([23000, 21000], model, {**SERVING, "cache_type_v": "f16"}, [44, 37]) == [198, -919]
+
+
+@pytest.mark.parametrize(
+    ("mib", "difference", "words"),
+    [
+        ([20000, 500], [-900, 200], None),
+        ([20000, 500], [1200, 0], "CUDA0 by +1200 of 20000 MiB"),
+        ([20000, 500], [0, -300], "CUDA1 by -300 of 500 MiB"),
+    ],
+)
+def test_a_plan_that_is_off_is_said_to_be(mib: list[int], difference: list[int], words: str | None) -> None:
+    sentence = fit_params.disagreement(mib, difference, ["CUDA0", "CUDA1"])
+    assert (sentence is None) if words is None else (sentence is not None and words in sentence)

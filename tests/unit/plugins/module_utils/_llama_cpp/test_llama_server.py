@@ -1,0 +1,561 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The transcripts under fixtures/llama_server were recorded from llama-server b11312 with two RPC servers on CPUs.
+
+The lv5 one holds what -lv 5 adds about layers; its several thousand other debug lines were taken out.
+"""
+
+from __future__ import annotations
+
+import copy
+import pathlib
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
+
+FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "llama_server"
+FAST, SLOW = "127.0.0.1:50052", "127.0.0.1:50053"
+
+SERVING = {
+    "context_size": 2048,
+    "parallel_slots": 1,
+    "kv_unified": True,
+    "batch_size": 512,
+    "micro_batch_size": 128,
+    "flash_attention": "on",
+    "cache_type_k": "f16",
+    "cache_type_v": "f16",
+    "threads": 1,
+    "poll": 0,
+    "load_mode": "auto",
+    "gpu_layers": 99,
+}
+SETTINGS = {
+    "host": "127.0.0.1",
+    "port": 8080,
+    "alias": "bench",
+    "cache_ram_mib": 0,
+    "cors_origins": "localhost",
+    "log_verbosity": 4,
+    "extra_arguments": [],
+    "allowed_networks": [],
+}
+
+
+def transcript(name):
+    return (FIXTURES / f"b11312-{name}.txt").read_text()
+
+
+def rpc_deployment(fast=20, slow=13, **serving):
+    devices = [
+        {"device": f"RPC{index}", "id": ident, "backend": "RPC", "description": ident, "total_mib": 24105}
+        for index, ident in enumerate((FAST, SLOW))
+    ]
+    return {
+        "model": {"id": "bench", "path": "/srv/models/bench.gguf", "sha256": "0" * 64},
+        "serving": {**SERVING, **serving},
+        "devices": devices,
+        "placement": [{"device": FAST, "layers": fast}, {"device": SLOW, "layers": slow}],
+        "split_mode": "layer",
+        "rpc_endpoints": [FAST, SLOW],
+        "decision": {"mib": [329, 202]},
+    }
+
+
+def cuda_deployment():
+    """Two of the three cards of a box: its CUDA0 is not used."""
+    cards = (("CUDA1", "GPU-aaaa", "NVIDIA GeForce RTX 4090"), ("CUDA2", "GPU-bbbb", "NVIDIA GeForce RTX 3090"))
+    deployment = rpc_deployment(44, 37)
+    deployment["devices"] = [
+        {"device": name, "id": uuid, "backend": "CUDA", "description": text, "total_mib": 24080, "free_mib": 23660}
+        for name, uuid, text in cards
+    ]
+    deployment["placement"] = [{"device": "GPU-aaaa", "layers": 44}, {"device": "GPU-bbbb", "layers": 37}]
+    deployment["rpc_endpoints"] = []
+    deployment["decision"] = {"mib": [23197, 20079]}
+    return deployment
+
+
+def value_after(words, flag):
+    return words[words.index(flag) + 1]
+
+
+# --- the log
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "output", "source", "host_layers", "pipeline"),
+    [
+        pytest.param("rpc-20-13", [20, 13], [False, True], "kv_buffers", 0, True, id="b11312 -lv 4, 20/13"),
+        pytest.param("rpc-20-13-lv5", [20, 13], [False, True], "log", 0, True, id="b11312 -lv 5, 20/13"),
+        pytest.param("rpc-32-1", [32, 1], [False, True], "kv_buffers", 0, True, id="only the output layer on RPC1"),
+        pytest.param("block-on-cpu", [20, 12], [False, True], "kv_buffers", 1, False, id="-ngl 32 of 33"),
+        pytest.param("single-device", [33], [True], "kv_buffers", 0, False, id="-sm none"),
+        pytest.param("two-slots-q8", [20, 13], [False, True], "kv_buffers", 0, True, id="two slots, q8_0 cache"),
+    ],
+)
+def test_layers_are_counted(name, layers, output, source, host_layers, pipeline):
+    load = llama_server.parse_load(transcript(name))
+    assert load["complete"]
+    assert load["build"] == "11312 (0c1e57098)"
+    assert [device["layers"] for device in load["devices"]] == layers
+    assert [device["output"] for device in load["devices"]] == output
+    assert load["layers_source"] == source
+    assert load["host_layers"] == host_layers
+    assert load["model_layers"] == 33
+    assert load["pipeline_parallel"] is pipeline
+
+
+def tensor_deployment(first=3, second=1):
+    """The deployment of the recorded start in split mode tensor."""
+    deployment = rpc_deployment(first, second)
+    deployment["split_mode"] = "tensor"
+    deployment["environment"] = {"GGML_CUDA_ALLREDUCE": "internal"}
+    deployment["serving"] = {
+        **deployment["serving"], "context_size": 2048, "parallel_slots": 1, "batch_size": 512, "micro_batch_size": 64,
+        "cache_type_k": "f16", "cache_type_v": "f16", "kv_unified": True, "flash_attention": "on",
+    }
+    return deployment
+
+
+def test_split_mode_tensor_is_one_device_of_several():
+    load = llama_server.parse_load(transcript("rpc-tensor-3-1"))
+    assert load["complete"]
+    assert load["tensor_devices"] == ["RPC0", "RPC1"]
+    assert [device["device"] for device in load["devices"]] == ["Meta()"]
+    assert (load["host_layers"], load["flash_attention"]) == (0, "on")
+    assert llama_server.parse_load(transcript("rpc-20-13"))["tensor_devices"] == []
+
+
+def test_split_mode_tensor_is_served_and_verified():
+    deployment = tensor_deployment()
+    called = llama_server.command(deployment, SETTINGS)
+    assert value_after(called["arguments"], "-sm") == "tensor"
+    assert value_after(called["arguments"], "-ts") == "3,1"
+    assert called["environment"]["GGML_CUDA_ALLREDUCE"] == "internal"
+    load = llama_server.parse_load(transcript("rpc-tensor-3-1"))
+    assert llama_server.deviations(deployment, load) == []
+    (other,) = llama_server.deviations(deployment, {**load, "tensor_devices": ["RPC1", "RPC0"]})
+    assert "The server uses RPC1, RPC0; the facts say split mode tensor over RPC0, RPC1" in other
+    (layer,) = llama_server.deviations(deployment, {**load, "tensor_devices": []})
+    assert "in layer mode" in layer
+    changed = {**deployment, "serving": {**deployment["serving"], "micro_batch_size": 128}}
+    assert "micro_batch_size is 64" in llama_server.deviations(changed, load)[0]
+
+
+def test_buffers_are_told_apart_by_endpoint():
+    load = llama_server.parse_load(transcript("rpc-20-13"))
+    fast, slow = load["devices"]
+    sizes = ("model_mib", "kv_mib", "compute_mib", "total_mib")
+    assert (fast["device"], fast["id"], fast["pci_bus_id"], fast["free_mib"]) == ("RPC0", FAST, None, 24105)
+    assert [fast[size] for size in sizes] == [239.22, 80.0, 9.63, 328.85]
+    assert [slow[size] for size in sizes] == [144.07, 48.0, 9.63, 201.7]
+    assert load["host"] == {"model_mib": 0.53, "kv_mib": 0.0, "compute_mib": 4.51, "total_mib": 5.04}
+
+
+def test_context_is_read():
+    load = llama_server.parse_load(transcript("two-slots-q8"))
+    assert (load["context_size"], load["context_per_slot"], load["slots"]) == (4096, 2048, 2)
+    assert load["kv_unified"] is False
+    assert (load["batch_size"], load["micro_batch_size"], load["flash_attention"]) == (512, 128, "on")
+    assert (load["cache_type_k"], load["cache_type_v"]) == ("q8_0", "q8_0")
+    assert load["load_seconds"] == 0.683
+
+
+def test_journal_without_the_prefix_of_the_log_says_the_same():
+    plain = "\n".join(line.partition(" I ")[2] or line for line in transcript("rpc-20-13").splitlines())
+    load = llama_server.parse_load(plain)
+    assert load.pop("load_seconds") is None
+    expected = llama_server.parse_load(transcript("rpc-20-13"))
+    expected.pop("load_seconds")
+    assert load == expected
+
+
+def test_cuda_lines_are_read():
+    text = transcript("rpc-20-13")
+    for number, endpoint, card in ((0, FAST, "4090"), (1, SLOW, "3090")):
+        text = text.replace(
+            f"using device RPC{number} ({endpoint}) (unknown id)",
+            f"using device CUDA{number} (NVIDIA GeForce RTX {card}) (0000:0{number + 1}:00.0)",
+        ).replace(f"RPC0[{endpoint}]", f"CUDA{number}")
+    load = llama_server.parse_load(text)
+    first = load["devices"][0]
+    assert (first["id"], first["pci_bus_id"]) == ("CUDA0", "0000:01:00.0")
+    assert first["description"] == "NVIDIA GeForce RTX 4090"
+    assert [(device["layers"], device["model_mib"]) for device in load["devices"]] == [(20, 239.22), (13, 144.07)]
+
+
+def test_layers_of_two_caches_add_up():
+    """A model with sliding windows has two caches, each with some of the layers."""
+    before, size, after = transcript("rpc-20-13").partition("0.00.251.882 I llama_kv_cache: size")
+    assert size
+    second = [
+        "llama_kv_cache: RPC0[127.0.0.1:50052] KV buffer size =    20.00 MiB",
+        "llama_kv_cache: RPC0[127.0.0.1:50053] KV buffer size =    12.00 MiB",
+        "llama_kv_cache: size =   32.00 MiB (   512 cells,  16 layers,  1/1 seqs), K (f16):   16 MiB, V (f16): 16 MiB",
+    ]
+    text = before + size + after.replace("32 layers", "16 layers", 1)
+    text = text.replace("llama_context: pipeline", "\n".join(["x", *second, "llama_context: pipeline"]))
+    load = llama_server.parse_load(text)
+    assert [device["layers"] for device in load["devices"]] == [20, 13]
+    assert load["devices"][0]["kv_mib"] == 100.0
+
+
+def test_layers_of_unequal_size_are_not_guessed():
+    text = transcript("rpc-20-13").replace("KV buffer size =    80.00", "KV buffer size =    81.70")
+    load = llama_server.parse_load(text)
+    assert [device["layers"] for device in load["devices"]] == [None, None]
+    assert load["layers_source"] is None
+    assert load["layers_note"] == "the layers of the KV cache are not all of one size"
+
+
+def test_layers_without_a_cache_are_not_guessed():
+    text = transcript("rpc-20-13").replace(" 32 layers,  1/1 seqs", " 30 layers,  1/1 seqs")
+    assert llama_server.parse_load(text)["layers_source"] is None
+
+
+@pytest.mark.parametrize("text", ["", "error: invalid argument: --no-such-flag", "\x00\x01 garbage buffer size = MiB"])
+def test_log_of_no_load_is_incomplete(text):
+    load = llama_server.parse_load(text)
+    assert not load["complete"]
+    assert load["devices"] == []
+    assert load["layers_source"] is None
+
+
+def test_every_beginning_of_a_log_is_read_without_error():
+    lines = transcript("rpc-20-13").splitlines()
+    complete = [llama_server.parse_load("\n".join(lines[:count]))["complete"] for count in range(len(lines) + 1)]
+    assert not complete[0]
+    assert complete[-1]
+
+
+# --- plan and server
+
+
+def deviations(name, deployment):
+    return llama_server.deviations(deployment, llama_server.parse_load(transcript(name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "deployment"),
+    [
+        ("rpc-20-13", rpc_deployment()),
+        ("rpc-20-13-lv5", rpc_deployment()),
+        ("rpc-32-1", rpc_deployment(32, 1)),
+        ("single-device", rpc_deployment(0, 33)),
+        (
+            "two-slots-q8",
+            rpc_deployment(
+                context_size=4000, parallel_slots=2, kv_unified=False, cache_type_k="q8_0", cache_type_v="q8_0"
+            ),
+        ),
+        ("rpc-20-13", rpc_deployment(flash_attention="auto", batch_size=512, context_size=1900)),
+    ],
+)
+def test_server_as_planned_has_no_deviation(name, deployment):
+    assert deviations(name, deployment) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "deployment", "words"),
+    [
+        ("rpc-20-13", rpc_deployment(19, 14), ["[20, 13]", "[19, 14]"]),
+        ("rpc-20-13", rpc_deployment(33, 0), [f"uses the devices {FAST}, {SLOW}"]),
+        ("block-on-cpu", rpc_deployment(), ["1 of 33 layers are on the CPU", "at least 33"]),
+        ("rpc-20-13", rpc_deployment(context_size=8192), ["2048 tokens", "8192"]),
+        ("rpc-20-13", rpc_deployment(context_size=1024), ["2048 tokens", "1024"]),
+        ("rpc-20-13", rpc_deployment(parallel_slots=4), ["parallel_slots is 1; the facts say 4"]),
+        ("rpc-20-13", rpc_deployment(kv_unified=False), ["kv_unified is True; the facts say False"]),
+        ("rpc-20-13", rpc_deployment(flash_attention="off"), ["flash_attention is on; the facts say off"]),
+        ("rpc-20-13", rpc_deployment(micro_batch_size=256), ["micro_batch_size is 128; the facts say 256"]),
+        ("rpc-20-13", rpc_deployment(cache_type_k="q8_0"), ["cache_type_k is f16; the facts say q8_0"]),
+    ],
+)
+def test_deviation_is_named(name, deployment, words):
+    text = " ".join(deviations(name, deployment))
+    assert all(word in text for word in words), text
+
+
+def test_swapped_devices_are_a_deviation():
+    deployment = rpc_deployment()
+    deployment["devices"].reverse()
+    assert "uses the devices" in deviations("rpc-20-13", deployment)[0]
+
+
+def test_lost_journal_is_a_deviation_with_a_cure():
+    (sentence,) = llama_server.deviations(rpc_deployment(), llama_server.parse_load(""))
+    assert "restart llama-server.service" in sentence
+
+
+def test_uncounted_layers_are_a_deviation_with_a_cure():
+    text = transcript("rpc-20-13").replace("KV buffer size =    80.00", "KV buffer size =    81.70")
+    (sentence,) = llama_server.deviations(rpc_deployment(), llama_server.parse_load(text))
+    assert "llama_server_log_verbosity to 5" in sentence
+
+
+def test_other_card_under_the_same_number_is_a_deviation():
+    text = transcript("rpc-20-13")
+    for number, endpoint, card in ((0, FAST, "3090"), (1, SLOW, "4090")):
+        name = f"using device CUDA{number} (NVIDIA GeForce RTX {card})"
+        text = text.replace(f"using device RPC{number} ({endpoint})", name)
+        text = text.replace(f"RPC0[{endpoint}]", f"CUDA{number}")
+    deployment = cuda_deployment()
+    deployment["placement"] = [{"device": "GPU-aaaa", "layers": 20}, {"device": "GPU-bbbb", "layers": 13}]
+    found = llama_server.deviations(deployment, llama_server.parse_load(text))
+    assert found == [
+        "CUDA0 is NVIDIA GeForce RTX 3090; the facts say NVIDIA GeForce RTX 4090.",
+        "CUDA1 is NVIDIA GeForce RTX 4090; the facts say NVIDIA GeForce RTX 3090.",
+    ]
+
+
+# --- the command line
+
+
+def test_every_flag_that_decides_memory_or_speed_is_set():
+    result = llama_server.command(rpc_deployment(), SETTINGS)
+    words = result["arguments"]
+    expected = {
+        "-m": "/srv/models/bench.gguf",
+        "--rpc": f"{FAST},{SLOW}",
+        "-dev": "RPC0,RPC1",
+        "-sm": "layer",
+        "-ts": "20,13",
+        "-ngl": "99",
+        "-fit": "off",
+        "-c": "2048",
+        "-np": "1",
+        "-b": "512",
+        "-ub": "128",
+        "-fa": "on",
+        "-ctk": "f16",
+        "-ctv": "f16",
+        "-t": "1",
+        "--poll": "0",
+        "-lm": "auto",
+        "--cache-ram": "0",
+        "--host": "127.0.0.1",
+        "--port": "8080",
+        "-a": "bench",
+        "-lv": "4",
+    }
+    assert {flag: value_after(words, flag) for flag in expected} == expected
+    assert "-kvu" in words
+    assert "-no-kvu" not in words
+    assert words.index("--rpc") < words.index("-dev"), "llama-server knows RPC devices only after --rpc"
+    assert result["environment"] == {"GGML_NO_BACKTRACE": "1"}
+    assert result["device_nodes"] == []
+    assert result["local"]
+    assert result["networks"] == ["localhost"]
+    assert result["url"] == "http://127.0.0.1:8080"
+
+
+def test_cards_are_chosen_by_uuid_and_renumbered():
+    result = llama_server.command(cuda_deployment(), SETTINGS)
+    assert value_after(result["arguments"], "-dev") == "CUDA0,CUDA1"
+    assert "--rpc" not in result["arguments"]
+    assert result["environment"]["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa,GPU-bbbb"
+    assert result["environment"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert result["device_nodes"] == ["char-nvidia*"]
+
+
+def test_device_without_layers_is_not_named():
+    deployment = cuda_deployment()
+    deployment["placement"] = [{"device": "GPU-aaaa", "layers": 0}, {"device": "GPU-bbbb", "layers": 81}]
+    words = llama_server.command(deployment, SETTINGS)["arguments"]
+    assert value_after(words, "-dev") == "CUDA1"
+    assert value_after(words, "-sm") == "none"
+    assert "-ts" not in words
+
+
+@pytest.mark.parametrize(
+    ("host", "endpoints", "allowed", "networks"),
+    [
+        ("127.0.0.1", [FAST, SLOW], [], ["localhost"]),
+        ("0.0.0.0", [FAST, SLOW], [], []),
+        ("0.0.0.0", [FAST, SLOW], ["192.168.1.0/24"], ["localhost", "192.168.1.0/24"]),
+        ("127.0.0.1", [FAST, "192.168.1.7:50052"], [], []),
+        ("127.0.0.1", [FAST, SLOW], ["192.168.1.0/24"], ["localhost", "192.168.1.0/24"]),
+    ],
+)
+def test_networks_are_filtered_where_they_are_known(host, endpoints, allowed, networks):
+    deployment = {**rpc_deployment(), "rpc_endpoints": endpoints}
+    result = llama_server.command(deployment, {**SETTINGS, "host": host, "allowed_networks": allowed})
+    assert result["networks"] == networks
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8080"),
+        ("0.0.0.0", "http://127.0.0.1:8080"),
+        ("192.168.1.7", "http://192.168.1.7:8080"),
+        ("::1", "http://[::1]:8080"),
+    ],
+)
+def test_url_is_reachable_from_the_host(host, url):
+    assert llama_server.command(rpc_deployment(), {**SETTINGS, "host": host})["url"] == url
+
+
+def test_placement_on_unknown_device_is_refused():
+    deployment = rpc_deployment()
+    deployment["placement"][1]["device"] = "127.0.0.1:1"
+    with pytest.raises(ValueError, match="127.0.0.1:1, which is not among the recorded devices"):
+        llama_server.command(deployment, SETTINGS)
+
+
+def test_incomplete_deployment_is_refused():
+    deployment = rpc_deployment()
+    del deployment["placement"], deployment["serving"]
+    with pytest.raises(ValueError, match="no serving, placement"):
+        llama_server.command(deployment, SETTINGS)
+
+
+def test_empty_placement_is_refused():
+    with pytest.raises(ValueError, match="gives no device any layer"):
+        llama_server.command(rpc_deployment(0, 0), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("word", "quoted"),
+    [
+        ("-ts", "-ts"),
+        ("20,13", "20,13"),
+        ("/srv/my models/x.gguf", '"/srv/my models/x.gguf"'),
+        ("/srv/100%/x.gguf", "/srv/100%%/x.gguf"),
+        ("$HOME", "$$HOME"),
+        ('a"b\\c', '"a\\"b\\\\c"'),
+        ("", '""'),
+    ],
+)
+def test_unit_quote(word, quoted):
+    assert llama_server.unit_quote(word) == quoted
+
+
+# --- memory
+
+
+def gpus(first_free, second_free, first_processes=()):
+    return [
+        {"uuid": "GPU-aaaa", "memory_free_mib": first_free, "processes": list(first_processes)},
+        {"uuid": "GPU-bbbb", "memory_free_mib": second_free, "processes": None},
+        {"uuid": "GPU-cccc", "memory_free_mib": 0, "processes": []},
+    ]
+
+
+def test_room_on_all_cards_is_no_shortfall():
+    assert llama_server.memory_shortfalls(cuda_deployment(), gpus(23197, 24000)) == []
+
+
+def test_shortfall_names_the_process_in_the_way():
+    blender = {"pid": 71, "name": "/usr/bin/blender", "memory_mib": 3000}
+    (row,) = llama_server.memory_shortfalls(cuda_deployment(), gpus(20660, 24000, [blender]))
+    assert (row["id"], row["needed_mib"], row["free_mib"], row["missing_mib"]) == ("GPU-aaaa", 23197, 20660, 2537)
+    assert "2537 MiB are missing; in the way: /usr/bin/blender (pid 71, 3000 MiB)" in row["sentence"]
+
+
+def test_own_memory_counts_as_free():
+    own = {"pid": 5, "name": "llama-server", "memory_mib": 23100}
+    assert llama_server.memory_shortfalls(cuda_deployment(), gpus(560, 24000, [own]), [5]) == []
+    assert len(llama_server.memory_shortfalls(cuda_deployment(), gpus(560, 24000, [own]), [])) == 1
+
+
+def test_unknown_own_memory_is_not_held_against_the_plan():
+    own = {"pid": 5, "name": "llama-server", "memory_mib": None}
+    assert llama_server.memory_shortfalls(cuda_deployment(), gpus(560, 24000, [own]), [5]) == []
+
+
+def test_absent_card_is_a_shortfall():
+    (row,) = llama_server.memory_shortfalls(cuda_deployment(), gpus(24000, 24000)[:1])
+    assert row["id"] == "GPU-bbbb"
+    assert "does not list it" in row["sentence"]
+
+
+def test_rpc_devices_are_left_out():
+    assert llama_server.memory_shortfalls(rpc_deployment(), []) == []
+
+
+# --- systemd
+
+
+@pytest.mark.parametrize(
+    ("properties", "health", "state"),
+    [
+        ("LoadState=not-found\nActiveState=inactive\nSubState=dead", None, "absent"),
+        ("LoadState=loaded\nActiveState=inactive\nSubState=dead", None, "stopped"),
+        ("LoadState=loaded\nActiveState=failed\nSubState=failed", None, "failed"),
+        ("LoadState=loaded\nActiveState=activating\nSubState=auto-restart", None, "restarting"),
+        ("LoadState=loaded\nActiveState=active\nSubState=running", None, "loading"),
+        ("LoadState=loaded\nActiveState=active\nSubState=running", 503, "loading"),
+        ("LoadState=loaded\nActiveState=active\nSubState=running", 200, "ready"),
+        ("LoadState=loaded\nActiveState=failed\nSubState=failed", 200, "failed"),
+    ],
+)
+def test_unit_state(properties, health, state):
+    assert llama_server.unit_state(llama_server.unit_properties(properties), health) == state
+
+
+# --- measuring
+
+# recorded: 4 prompt tokens, 16 generated
+TIMINGS = {
+    "cache_n": 0,
+    "prompt_n": 4,
+    "prompt_ms": 99.454,
+    "prompt_per_token_ms": 24.8635,
+    "prompt_per_second": 40.21959901059787,
+    "predicted_n": 16,
+    "predicted_ms": 320.505,
+    "predicted_per_token_ms": 21.367,
+    "predicted_per_second": 46.801141947863535,
+}
+
+
+def test_sample_agrees_with_the_rates_of_the_server():
+    sample = llama_server.sample(TIMINGS, 4)
+    assert sample["ttft_ms"] == 99.454
+    assert sample["prompt_tokens_per_second"] == pytest.approx(TIMINGS["prompt_per_second"], abs=1e-3)
+    assert sample["decode_tokens_per_second"] == pytest.approx(TIMINGS["predicted_per_second"], abs=1e-3)
+    assert sample["generated_tokens"] == 16
+
+
+def test_single_token_has_no_decode_speed():
+    sample = llama_server.sample({**TIMINGS, "predicted_n": 1, "predicted_ms": 0.001}, 4)
+    assert sample["decode_tokens_per_second"] is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"cache_n": 3, "prompt_n": 1}, {"prompt_n": 5}, {"prompt_ms": 0}, {"predicted_n": 0}, {"prompt_ms": None}],
+)
+def test_unusable_timings_are_refused(change):
+    with pytest.raises(ValueError, match="server|timings"):
+        llama_server.sample({**TIMINGS, **change}, 4)
+
+
+@pytest.mark.parametrize("vocabulary_size", [2, 512, 128256])
+def test_prompts_are_valid_exact_and_unique(vocabulary_size):
+    first = llama_server.prompt_tokens(1000, vocabulary_size, "a")
+    assert len(first) == 1000
+    assert all(0 <= token < vocabulary_size for token in first)
+    assert first == llama_server.prompt_tokens(1000, vocabulary_size, "a")
+    if vocabulary_size > 2:
+        assert first[:8] != llama_server.prompt_tokens(1000, vocabulary_size, "b")[:8]
+
+
+def test_a_test_fits_exactly_or_is_explained():
+    test = {"prompt_tokens": 2000, "generated_tokens": 48}
+    assert llama_server.does_not_fit(test, 2048) is None
+    assert llama_server.does_not_fit(test, 2047) == "needs 2048 tokens and a slot of this server has 2047"
+
+
+def test_key_depends_on_configuration_and_tests():
+    tests = [{"name": "a", "prompt_tokens": 1}]
+    key = llama_server.result_key("f", tests)
+    assert key == llama_server.result_key("f", copy.deepcopy(tests))
+    assert len({key, llama_server.result_key("g", tests), llama_server.result_key("f", [])}) == 3
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2, "tests": []}', '{"schema": 1}', '{"schema": 1, "te'])
+def test_damaged_result_is_refused(text):
+    with pytest.raises(ValueError):
+        llama_server.read_result(text)

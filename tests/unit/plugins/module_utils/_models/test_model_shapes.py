@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The catalogue of shapes, and our memory plan against llama.cpp's dry run on header-only GGUFs of those shapes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import typing as t
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import memory_plan
+from ansible_collections.homelab.mixed_gpu.plugins.modules import gguf_info
+from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
+
+RECORDED = json.loads(
+    (pathlib.Path(__file__).parents[4] / "fixtures" / "dry_run" / "shapes_b11312.json").read_text(encoding="utf-8")
+)
+LIVE = os.environ.get("MIXED_GPU_LLAMA_CPP_BIN", "")
+
+
+@pytest.mark.parametrize("name", model_shapes.known())
+def test_has_the_size_of_the_published_file(name: str) -> None:
+    model = model_shapes.model(name)
+    assert model["size_bytes"] / 1e9 == pytest.approx(model_shapes.PUBLISHED_GB[name], rel=0.003)
+    assert model["notes"] == [] and model["file_type"] == "Q4_K_M"
+
+
+def test_an_unknown_shape_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="no model shape 'gpt-9'; known are gemma_3_27b_it_q4_k_m, llama_3_1_8b"):
+        model_shapes.model("gpt-9")
+
+
+@pytest.mark.parametrize("name", model_shapes.known())
+def test_the_file_reads_as_the_shape_says(name: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "m.gguf"
+    record.header_only(path, name)
+    assert path.stat().st_blocks * 512 < 1_000_000
+    read = gguf_info._read([(str(path), path.stat().st_size, 0)])
+    expected = model_shapes.model(name)
+    for apart in ("path", "shards", "size_bytes"):
+        del read[apart], expected[apart]
+    assert read == expected
+
+
+def test_experts_count_by_their_use() -> None:
+    model = model_shapes.model("qwen3_30b_a3b_q4_k_m")
+    active = sum(model["block_weights"]) + model["output_weights"]
+    assert active == pytest.approx(3.0e9, rel=0.02)              # the model card: 3.3 billion with the token embedding
+    assert sum(model["block_read_bytes"]) < 0.1 * sum(model["block_bytes"])
+
+
+def test_every_sixth_block_of_gemma_3_sees_everything() -> None:
+    windows = model_shapes.model("gemma_3_27b_it_q4_k_m")["window_tokens"]
+    assert [index for index, window in enumerate(windows) if not window] == list(range(5, 62, 6))
+    assert set(windows) == {0, 1024}
+
+
+def compare(row: dict[str, t.Any], mib: list[list[int]]) -> None:
+    serving = {**record.BASE, **row["serving"]}
+    planned = memory_plan.MemoryPlan(model_shapes.model(row["shape"]), serving).devices(row["layers"])
+    for memory, (weights, kv, compute) in zip(planned, mib, strict=True):
+        # the dry run prints whole MiB, rounded down
+        assert weights <= memory.weights / memory_plan.MIB < weights + 1
+        assert kv <= memory.kv / memory_plan.MIB < kv + 1
+        total = weights + kv + compute
+        assert abs(memory.mib - total) <= max(0.01 * total, 4)
+
+
+def row_id(row: dict[str, t.Any]) -> str:
+    return "-".join([row["shape"], *map(str, row["layers"]), *map(str, row["serving"].values())])
+
+
+@pytest.mark.parametrize("row", RECORDED, ids=row_id)
+def test_the_plan_agrees_with_the_recorded_dry_run(row: dict[str, t.Any]) -> None:
+    compare(row, row["mib"])
+
+
+@pytest.mark.skipif(not LIVE, reason="MIXED_GPU_LLAMA_CPP_BIN names no directory with llama-fit-params")
+def test_the_plan_agrees_with_the_real_dry_run(tmp_path: pathlib.Path) -> None:
+    with record.rpc_servers(pathlib.Path(LIVE), 2) as endpoints:
+        for name, changes, splits in record.QUESTIONS:
+            path = tmp_path / f"{name}.gguf"
+            if not path.exists():
+                record.header_only(path, name)
+            for layers in splits:
+                row = {"shape": name, "serving": changes, "layers": layers}
+                compare(row, record.ask(pathlib.Path(LIVE), path, layers, {**record.BASE, **changes}, endpoints))

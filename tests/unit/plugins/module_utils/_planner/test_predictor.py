@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import json
+import pathlib
+import typing as t
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import predictor
+
+RECORDED = json.loads(
+    (pathlib.Path(__file__).parents[4] / "fixtures" / "dry_run" / "shapes_b11312.json").read_text(encoding="utf-8")
+)
+SERVING = {
+    "context_size": 8192, "parallel_slots": 1, "kv_unified": True, "batch_size": 2048, "micro_batch_size": 512,
+    "flash_attention": "on", "cache_type_k": "f16", "cache_type_v": "f16",
+}
+LLAMA = "llama_3_3_70b_q4_k_m"
+
+
+def ask(model: t.Any = LLAMA, profile: str = "rtx4090_rtx3090", **changes: t.Any) -> dict[str, t.Any]:
+    objective = {
+        "name": changes.pop("name", "request"), "prompt_tokens": changes.pop("prompt", 1024),
+        "generated_tokens": changes.pop("generated", 256), "depth_tokens": changes.pop("depth", 0),
+    }
+    question = {
+        "model": model, "serving": {**SERVING, **changes}, "reserve_mib": 512, "objective": objective,
+        "bench": {"prompt_tokens": 1024, "generated_tokens": 64, "repetitions": 1},
+    }
+    return predictor.predict(question, predictor.profile_devices(profile))
+
+
+def by_first(prediction: dict[str, t.Any]) -> dict[int, dict[str, t.Any]]:
+    return {row["layers"][0]: row for row in prediction["rows"]}
+
+
+def test_llama_70b_on_a_4090_and_a_3090() -> None:
+    """The shared facts: 37 to 44 blocks on the 4090 go into free memory, 45 is marginal, 46 is too much."""
+    rows = by_first(ask())
+    verdicts = {first: row["verdict"] for first, row in rows.items()}
+    assert verdicts == {
+        35: "no", 36: "marginal", 37: "tight", **dict.fromkeys(range(38, 44), "fits"), 44: "tight", 45: "marginal",
+        46: "no",
+    }
+    dry_runs = {
+        row["layers"][0]: [sum(parts) for parts in row["mib"]]
+        for row in RECORDED
+        if row["shape"] == LLAMA and not row["serving"] and row["layers"][1]
+    }
+    assert set(dry_runs) >= {37, 44, 45, 46}
+    for first, mib in dry_runs.items():
+        assert rows[first]["mib"] == pytest.approx(mib, abs=2)
+
+
+def test_the_best_is_a_corner_for_decoding_and_the_reserve_stays_free() -> None:
+    prediction = ask(name="decode", prompt=0)
+    assert prediction["best"]["layers"] == [43, 38] and prediction["best"]["verdict"] == "fits"
+    assert prediction["default_layers"] == [41, 40]
+    speeds = [row["decode_tokens_per_second"] for row in prediction["rows"]]
+    assert speeds == sorted(speeds)
+    # two cards of one kind give what was published of them: that is where the numbers come from
+    published = {"rtx3090_rtx3090": 16.29, "rtx4090_rtx4090": 19.06}
+    for profile, value in published.items():
+        rows = ask(profile=profile, name="decode", prompt=0, generated=1)["rows"]
+        assert all(row["decode_tokens_per_second"] == pytest.approx(value, rel=0.005) for row in rows)
+
+
+def test_prefill_of_equal_cards_is_what_was_published() -> None:
+    for profile, value in {"rtx3090_rtx3090": 394, "rtx4090_rtx4090": 905}.items():
+        row = by_first(ask(profile=profile, name="prefill", context_size=4096))[40]
+        assert row["prefill_tokens_per_second"] == pytest.approx(value, rel=0.02)
+        assert row["ttft_ms"] == pytest.approx(1024 / value * 1000, rel=0.02)
+
+
+def test_a_prompt_of_many_micro_batches_goes_to_the_balance_point() -> None:
+    short = ask("qwen2_5_coder_32b_q4_k_m", name="ttft", prompt=512)["best"]["layers"]
+    long = ask("qwen2_5_coder_32b_q4_k_m", name="ttft", prompt=8000)["best"]["layers"]
+    assert short == [65, 0]                       # one micro-batch: nothing overlaps
+    assert 40 < long[0] < 50                      # 92.9 : 40.5 of 64 blocks
+
+
+def test_a_model_that_fits_one_card_is_said_to() -> None:
+    prediction = ask("qwen2_5_coder_32b_q4_k_m")
+    assert prediction["best"]["layers"] == [65, 0]
+    assert prediction["why"].endswith("the model fits on CUDA0 (NVIDIA GeForce RTX 4090) alone")
+
+
+def test_experts_are_read_by_their_use_and_windows_by_their_length() -> None:
+    moe, dense = ask("qwen3_30b_a3b_q4_k_m", "rtx3090"), ask("qwen2_5_coder_32b_q4_k_m", "rtx3090")
+    ratio = moe["best"]["decode_tokens_per_second"] / dense["best"]["decode_tokens_per_second"]
+    assert ratio == pytest.approx(10, rel=0.1)
+    gemma = model_shapes.model("gemma_3_27b_it_q4_k_m")
+    flat = {**gemma, "window_tokens": [0] * 62}
+    near, far = (predictor.slot_bytes_read(gemma, SERVING, depth) for depth in (1024, 8192))
+    assert [b - a for a, b in zip(near, far, strict=True)][4:7] == [0, 7168 * 8192, 0]
+    assert sum(predictor.slot_bytes_read(flat, SERVING, 8192)) > sum(far)
+
+
+def test_what_does_not_fit_says_what_would() -> None:
+    prediction = ask(profile="rtx3090_rtx3060")
+    assert prediction["best"] is None and prediction["rows"] == []
+    assert "MiB are missing in the split that comes nearest" in prediction["why"]
+    lines = predictor.table(prediction)
+    assert sum(line.startswith("Llama 3.3 70B Instruct does not fit") for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"profile": "rtx4090_gtx970"}, "no hardware profile 'rtx4090_gtx970'; known are rtx4090_rtx3090, "),
+        ({"model": "llama_9"}, "known are gemma_3_27b_it_q4_k_m"),
+        ({"model": {"block_count": 1}}, "problem.model.block_bytes is missing"),
+        ({"cache_type_k": "q3"}, "problem.serving.cache_type_k must be one of"),
+        ({"name": "agent", "context_size": 4096}, "raise the context size"),
+    ],
+)
+def test_what_cannot_be_asked(changes: dict[str, t.Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ask(**changes)
+
+
+def test_numbers_may_come_as_text() -> None:
+    told = ask(context_size="16384", parallel_slots="2", kv_unified="False", prompt="2048")
+    assert told["rows"] == ask(context_size=16384, parallel_slots=2, kv_unified=False, prompt=2048)["rows"]
+    assert told["serving"]["kv_unified"] is False
+
+
+def test_the_devices_of_a_host() -> None:
+    gpus = [
+        {"uuid": uuid, "name": f"NVIDIA {name}", "memory_total_mib": total, "memory_bandwidth_gb_per_s": bandwidth}
+        for uuid, name, total, bandwidth in (
+            ("GPU-a", "GeForce RTX 4090", 24564, 1008.1), ("GPU-b", "Thing", 16000, 500.0)
+        )
+    ]
+    first, second = predictor.host_devices([], gpus)
+    assert (first["device"], first["id"], first["free_mib"], first["fraction"]) == ("CUDA0", "GPU-a", 23633, 0.793)
+    assert (second["free_mib"], second["fraction"], second["prefill_tflops"]) == (15360, 0.73, None)
+    recorded = [
+        {"device": "CUDA0", "id": "GPU-b", "description": "NVIDIA Thing", "free_mib": 15000, "budget_mib": None},
+        {"device": "RPC0", "id": "host:1", "description": "host:1", "free_mib": 8000, "budget_mib": None},
+    ]
+    third, fourth = predictor.host_devices(recorded, gpus)
+    assert (third["free_mib"], third["bandwidth_gb_per_s"]) == (15000, 500.0)
+    assert fourth["bandwidth_gb_per_s"] is None and fourth["sources"] == []
+    (limited,) = predictor.with_budgets([third], {"GPU-b": "9000", "GPU-elsewhere": 1})
+    assert limited["budget_mib"] == 9000
+    with pytest.raises(ValueError, match="the budget of CUDA0 is 'much'"):
+        predictor.with_budgets([third], {"CUDA0": "much"})
+
+
+def test_without_a_speed_there_is_memory_and_a_reason() -> None:
+    devices = predictor.host_devices(
+        [{"device": f"RPC{i}", "id": f"h:{i}", "description": f"h:{i}", "free_mib": 20000} for i in (0, 1)], []
+    )
+    question = {
+        "model": "qwen2_5_coder_32b_q4_k_m", "serving": SERVING, "reserve_mib": 512,
+        "objective": {"name": "request", "prompt_tokens": 1024, "generated_tokens": 256},
+        "bench": {"prompt_tokens": 1024, "generated_tokens": 64, "repetitions": 1},
+    }
+    prediction = predictor.predict(question, devices)
+    assert prediction["best"] is None
+    assert prediction["feasible_splits"] == sum(row["verdict"] in ("fits", "tight") for row in prediction["rows"]) > 20
+    assert prediction["why"].endswith("the memory bandwidth of RPC0, RPC1 is not known")
+    assert any(" -  " in line for line in predictor.table(prediction))
+    with pytest.raises(ValueError, match="there are no devices"):
+        predictor.predict(question, [])
+
+
+def test_the_table_says_that_it_is_a_prediction_and_where_numbers_come_from() -> None:
+    lines = predictor.table(ask())
+    assert lines[0] == "PREDICTION, nothing was measured: Llama 3.3 70B Instruct Q4_K_M"
+    (best,) = [line for line in lines if line.endswith(", best")]
+    assert best.split()[:5] == ["43/38", "22706", "(+927)", "20573", "(+3409)"]
+    assert len({len(line.split("  ")[0]) for line in lines if "MiB free" in line}) == 1
+    for card in ("4090", "3090"):
+        for number in ("free", "bandwidth", "decode", "prefill"):
+            assert any(line.startswith(f"NVIDIA GeForce RTX {card}: {number}: ") for line in lines)
+
+
+def test_every_number_of_every_card_has_a_source() -> None:
+    for card in predictor.CARDS.values():
+        assert [source.split(":")[0] for source in card.sources] == ["free", "bandwidth", "decode", "prefill"]
+    for name in predictor.PROFILES:
+        assert len(predictor.profile_devices(name)) == 2
+
+
+def test_eight_cards() -> None:
+    prediction = ask(profile="_".join(["rtx3060"] * 8))
+    assert prediction["best"] is not None and len(prediction["rows"]) <= predictor.MOST_ROWS
+    assert prediction["best"] in prediction["rows"]

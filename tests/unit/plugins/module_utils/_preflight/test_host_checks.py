@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Described machines, and what preflight says of them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_checks import preflight_checks
+from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_claims import preflight_claims
+from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_models import preflight_models
+from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_table import preflight_table
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware.nvml import unavailable
+
+HOST = {
+    "os": {"id": "ubuntu", "version_id": "24.04", "pretty_name": "Ubuntu 24.04.3 LTS"},
+    "machine": "x86_64",
+    "kernel": "6.8.0-87-generic",
+    "kernel_version": "#88-Ubuntu SMP PREEMPT_DYNAMIC",
+    "kernels": ["6.8.0-87-generic"],
+    "container": None,
+    "hypervisor": None,
+    "secure_boot": False,
+    "files": [],
+    "python_version": "3.12.3",
+    "uid": 0,
+    "init": "systemd",
+    "memory_total_mib": 64000,
+    "memory_available_mib": 60000,
+    "swap_total_mib": 8192,
+    "swap_used_mib": 0,
+    "disks": [
+        {"path": path, "mount_point": "/", "medium": "nvme", "total_mib": 900000, "free_mib": 50000, "held_mib": 0}
+        for path in ("/opt/llama.cpp", "/srv/models")
+    ],
+    "listeners": [],
+    "nvidia_pci": ["0000:01:00.0", "0000:02:00.0"],
+    "nvidia_devices": [],
+    "nvidia_nodes": ["nvidia-uvm", "nvidia0", "nvidia1", "nvidiactl"],
+    "nvidia_module_version": "580.95.05",
+    "nouveau_loaded": False,
+    "revalidation": {"needed": False},
+    "upgrade": {"needed": False},
+}
+GPUS = {
+    "available": True,
+    "reason": None,
+    "driver_version": "580.95.05",
+    "gpus": [
+        {"uuid": "GPU-1", "name": "NVIDIA GeForce RTX 4090"},
+        {"uuid": "GPU-2", "name": "NVIDIA GeForce RTX 3090"},
+    ],
+}
+WANTED = {
+    "port": 8080,
+    "server_unit": "llama-server.service",
+    "memory_mib": 2048,
+    "disk": [{"path": "/opt/llama.cpp", "needed_mib": 3072}, {"path": "/srv/models", "needed_mib": 41000}],
+    "gpus_expected": [],
+    "models": preflight_models([], "/srv/models"),
+    "psu_watts": 1600,
+    "rest_of_machine_watts": 200,
+    "power_limits_watts": {},
+    "locked_clocks_mhz": {},
+    "power_budget_policy": "warn",
+}
+
+
+def judge(gpus="the pair", wanted=None, **host):
+    gpus = GPUS if gpus == "the pair" else gpus
+    return preflight_checks({**copy.deepcopy(HOST), **host}, {**WANTED, **(wanted or {})}, gpus)
+
+
+def bad(checks):
+    return {check["name"]: check for check in checks if not check["ok"]}
+
+
+def named(checks, name):
+    return next(check for check in checks if check["name"] == name)
+
+
+def test_the_box_that_all_this_is_for_passes():
+    checks = judge(wanted={"gpus_expected": ["RTX 3090", "RTX 4090"]})
+    assert bad(checks) == {}
+    assert all(check["cure"] is None for check in checks)
+    assert named(checks, "GPUs")["detail"] == "NVIDIA GeForce RTX 4090, NVIDIA GeForce RTX 3090; driver 580.95.05"
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "words"),
+    [
+        ({"os": {"id": "debian", "version_id": "11", "pretty_name": "Debian 11"}}, "operating system", "Debian 12"),
+        ({"os": {"id": "ubuntu", "version_id": "22.04", "pretty_name": "Ubuntu 22.04"}}, "operating system", "24.04"),
+        ({"os": {"id": "fedora", "version_id": "43", "pretty_name": "Fedora 43"}}, "operating system", "Ubuntu 24.04"),
+        ({"os": {"id": None, "version_id": None, "pretty_name": None}}, "operating system", "unknown"),
+        ({"machine": "aarch64"}, "architecture", "x86_64"),
+        ({"python_version": "3.10.12"}, "Python", "ansible_python_interpreter"),
+        ({"uid": 1000}, "root", "become"),
+        ({"init": "tini"}, "systemd", "tini"),
+        ({"memory_total_mib": 1900}, "memory", "1900 MiB"),
+    ],
+)
+def test_what_cannot_work_is_an_error_with_its_cure(host, name, words):
+    found = bad(judge(**host))
+    assert list(found) == [name]
+    assert found[name]["severity"] == "error"
+    assert words in f"{found[name]['detail']}; {found[name]['cure']}"
+
+
+@pytest.mark.parametrize(("system", "version"), [("debian", "14"), ("ubuntu", "24.10"), ("ubuntu", "26.04")])
+def test_a_newer_release_is_a_warning(system, version):
+    found = bad(judge(os={"id": system, "version_id": version, "pretty_name": "new"}))
+    assert found["operating system"]["severity"] == "warning"
+
+
+@pytest.mark.parametrize("version", ["3.11.2", "3.13.5", "3.14.0rc1"])
+def test_python_versions_are_compared_as_numbers(version):
+    assert bad(judge(python_version=version)) == {}
+
+
+def disks(free, opt_held=0, models_held=0, models_mount="/"):
+    both = {"medium": "ssd", "total_mib": 100000, "free_mib": free}
+    return [
+        {"path": "/opt/llama.cpp", "mount_point": "/", "held_mib": opt_held, **both},
+        {"path": "/srv/models", "mount_point": models_mount, "held_mib": models_held, **both},
+    ]
+
+
+def test_paths_on_one_file_system_share_its_room():
+    assert bad(judge(disks=disks(44072))) == {}
+    found = bad(judge(disks=disks(44071)))
+    assert list(found) == ["disk /opt/llama.cpp", "disk /srv/models"]
+    assert "44072 MiB with what the other paths need there" in found["disk /srv/models"]["detail"]
+    assert "free 1 MiB on /," in found["disk /srv/models"]["cure"]
+    assert bad(judge(disks=disks(44071, models_mount="/srv"))) == {}
+
+
+def test_what_is_there_already_counts():
+    assert bad(judge(disks=disks(200, opt_held=3100, models_held=41000))) == {}
+    assert list(bad(judge(disks=disks(200, opt_held=3100, models_held=40000)))) == ["disk /srv/models"]
+
+
+def test_port():
+    ours = {"pid": 7, "process": "llama-server", "unit": "llama-server.service"}
+    nginx = {"pid": 8, "process": "nginx", "unit": "nginx.service"}
+    hidden = {"pid": None, "process": None, "unit": None}
+    assert bad(judge(listeners=[ours])) == {}
+    found = bad(judge(listeners=[ours, nginx]))
+    assert found["port 8080"]["severity"] == "error"
+    assert found["port 8080"]["detail"] == "taken by nginx (pid 8) of nginx.service"
+    assert "llama_server_port" in found["port 8080"]["cure"]
+    assert bad(judge(listeners=[hidden]))["port 8080"]["detail"] == "taken by a process"
+    assert bad(judge(listeners=None))["port 8080"]["severity"] == "note"
+
+
+def test_swap_in_use_is_a_warning():
+    assert bad(judge(swap_used_mib=512)) == {}
+    assert bad(judge(swap_used_mib=4000))["swap"]["severity"] == "warning"
+
+
+def test_no_card_is_fine_unless_one_is_expected():
+    none = {"nvidia_pci": [], "nvidia_module_version": None}
+    assert bad(judge(None, **none)) == {}
+    found = bad(judge(None, {"gpus_expected": ["RTX 4090"]}, **none))["GPUs"]
+    assert (found["severity"], found["detail"]) == ("error", "0 NVIDIA cards on the PCI bus, 1 expected (RTX 4090)")
+
+
+@pytest.mark.parametrize(("nouveau", "words"), [(False, "no NVIDIA driver is loaded"), (True, "nouveau holds them")])
+def test_a_missing_driver_is_a_warning_because_a_role_installs_it(nouveau, words):
+    checks = judge(None, {"gpus_expected": ["4090", "3090"]}, nvidia_module_version=None, nouveau_loaded=nouveau)
+    found = bad(checks)["GPUs"]
+    assert (found["severity"], words in found["detail"]) == ("warning", True)
+    assert "nvidia_driver" in found["cure"]
+
+
+def test_cards_are_counted_before_their_names_can_be_read():
+    checks = judge(None, {"gpus_expected": ["4090", "3090"]})
+    assert bad(checks) == {}
+    assert "2 NVIDIA cards on the PCI bus, driver 580.95.05 is loaded" in named(checks, "GPUs")["detail"]
+    assert bad(judge(None, {"gpus_expected": ["4090"] * 3}))["GPUs"]["severity"] == "error"
+
+
+def test_another_card_than_expected_is_an_error():
+    found = bad(judge(wanted={"gpus_expected": ["RTX 4090", "RTX 4090"]}))["GPUs"]
+    assert found["severity"] == "error"
+    assert "missing is RTX 4090" in found["cure"]
+
+
+def test_a_broken_driver_says_why():
+    found = bad(judge(unavailable("A driver upgrade is half done, reboot to finish it.")))["GPUs"]
+    assert (found["severity"], found["cure"]) == ("warning", "A driver upgrade is half done, reboot to finish it.")
+
+
+@pytest.mark.parametrize("name", ["revalidation", "upgrade"])
+def test_what_is_left_to_be_done_is_shown_until_it_is_done(name):
+    found = {"needed": True, "why": "the driver changed at 2026-11-25T18:20:36Z (...)", "cure": "ansible-playbook x"}
+    assert bad(judge(**{name: found}))[name] == {
+        "name": name, "ok": False, "severity": "warning", "detail": found["why"], "cure": found["cure"],
+    }
+    assert name not in [check["name"] for check in judge()]
+
+
+def cards(**second):
+    base = {"pcie_width": 8, "pcie_generation": 1, "pcie_generation_max": 4, "pcie_generation_device_max": 4}
+    return {**GPUS, "gpus": [{**gpu, **base, "pci_bus_id": f"00000000:0{number}:00.0"} | (second if number == 2 else {})
+                             for number, gpu in enumerate(GPUS["gpus"], 1)]}
+
+
+def sampled(generation, width=8, busy=99):
+    quantities = {"pcie_generation": generation, "pcie_width": width, "utilization_gpu_percent": busy}
+    ranges = {key: {"min": 0, "mean": 1, "max": value} for key, value in quantities.items()}
+    return {"count": 9, "seconds": 2.0, **ranges}
+
+
+SECOND = "PCIe 00:02:00.0"
+
+
+@pytest.mark.parametrize(
+    ("card", "severity", "words"),
+    [
+        ({"pcie_width": 4}, "warning", "x4"),
+        ({"pcie_width": 1}, "warning", "2.0 GB/s at most"),
+        ({"sampled": sampled(1)}, "warning", "generation 1 under load, 4 possible"),
+        ({"sampled": sampled(4, width=2)}, "warning", "x2, generation 4"),
+        ({"pcie_generation_max": 3}, "note", "the card could do 4"),
+        ({"pcie_generation_max": 2, "sampled": sampled(2)}, "warning", "x8, generation 2"),
+    ],
+)
+def test_a_slot_that_is_slower_than_it_could_be(card, severity, words):
+    found = bad(judge(cards(**card)))
+    assert list(found) == [SECOND]
+    assert found[SECOND]["severity"] == severity
+    assert words in found[SECOND]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("card", "words"),
+    [
+        ({}, "now unknown (an idle card lowers it)"),
+        ({"sampled": None}, "now unknown"),
+        ({"sampled": sampled(1, busy=0)}, "now unknown"),  # watched, but nothing ran
+        ({"sampled": {"pcie_generation": None, "utilization_gpu_percent": None}}, "now unknown"),
+        ({"sampled": sampled(4)}, "x8, generation 4: enough"),
+        ({"pcie_generation": 4}, "x8, generation 4: enough"),
+        ({"pcie_width": 16, "pcie_generation": 4}, "x16, generation 4"),
+        ({"pcie_width": None}, "unknown: neither driver nor kernel says"),
+        ({"pcie_generation": None, "pcie_generation_max": None}, "generation unknown"),
+    ],
+)
+def test_an_idle_or_unknown_link_is_no_warning(card, words):
+    checks = judge(cards(**card))
+    assert bad(checks) == {}
+    assert words in named(checks, SECOND)["detail"]
+
+
+def test_slots_of_a_virtual_machine_are_not_judged():
+    devices = [{"address": "0000:02:00.0", "iommu": None, "bar1_mib": None, "driver": "nvidia", "device_id": "0x2204"}]
+    checks = judge(cards(pcie_width=1), hypervisor="KVM or QEMU", nvidia_devices=devices)
+    assert bad(checks) == {}
+    assert "real slots" in named(checks, "PCIe")["detail"]
+
+
+def devices(*iommu):
+    return [
+        {"address": f"0000:0{number}:00.0", "iommu": kind, "bar1_mib": 32768, "driver": "nvidia", "device_id": "0x2684"}
+        for number, kind in enumerate(iommu, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "read", "ok", "words"),
+    [
+        (("DMA-FQ", "DMA-FQ"), "ok", False, "peer-to-peer"),
+        (("DMA", "identity"), "ok", False, "peer-to-peer"),
+        (("identity", "identity"), "ok", True, "passes through"),
+        (("DMA", "DMA"), "chipset_not_supported", True, "cards do not reach each other"),
+        (("DMA", "DMA"), None, True, "on (DMA)"),
+        ((None, None), "ok", True, "off"),
+    ],
+)
+def test_an_iommu_matters_to_cards_that_reach_each_other(kinds, read, ok, words):
+    gpus = {**GPUS, "p2p": [{"a": "GPU-1", "b": "GPU-2", "read": read}] if read else []}
+    found = named(judge(gpus, nvidia_devices=devices(*kinds)), "IOMMU")
+    assert (found["ok"], words in found["detail"]) == (ok, True)
+    assert ok or "iommu=pt" in found["cure"]
+
+
+def test_a_driver_makes_secure_boot_a_fact_of_no_concern():
+    assert bad(judge(secure_boot=True)) == {}
+    assert "mokutil" in bad(judge(None, secure_boot=True, nvidia_module_version=None))["Secure Boot"]["cure"]
+    assert "cannot be read" in named(judge(secure_boot=None), "Secure Boot")["detail"]
+
+
+@pytest.mark.parametrize(("kernel", "ok"), [("6.14.0-1-generic", True), ("7.0.0-1-generic", False), ("7.1.2", False)])
+def test_kernels_that_older_drivers_do_not_build_for(kernel, ok):
+    checks = judge(None, kernel=kernel, kernels=[kernel], nvidia_module_version=None)
+    assert named(checks, "kernel")["ok"] is ok
+    assert named(judge(kernel=kernel, kernels=[kernel]), "kernel")["ok"]
+
+
+def models(*entries, **sizes):
+    return {"models": preflight_models(list(entries), "/srv/models", sizes)}
+
+
+def test_a_wrong_entry_of_llm_models_is_found_before_anything_is_built():
+    found = bad(judge(wanted=models({"id": "m", "url": "https://x.org/m.gguf", "sha256": ""})))["models"]
+    assert (found["severity"], found["cure"]) == ("error", "add it")
+    assert "The model m has no sha256 for https://x.org/m.gguf" in found["detail"]
+
+
+def test_sizes_of_models():
+    sha = "0" * 64
+    url = {"id": "m", "url": "https://x.org/m.gguf", "sha256": sha}
+    assert "m of unknown size" in named(judge(wanted=models(url)), "memory for models")["detail"]
+    assert list(bad(judge(wanted=models(url, m=65000)))) == [
+        "memory for models", "disk /opt/llama.cpp", "disk /srv/models"
+    ]
+    catalogue = models({"id": "qwen2_5_coder_32b_instruct_q8_0"})
+    assert "qwen2_5_coder_32b_instruct_q8_0 33208 MiB" in named(judge(wanted=catalogue), "memory for models")["detail"]
+    there = judge(wanted=models(url), files=[{"path": "/srv/models/m/m.gguf", "size_bytes": 70000 << 20}])
+    assert bad(there)["memory for models"]["severity"] == "warning"
+    with pytest.raises(AnsibleFilterError, match="a whole number of MiB"):
+        models(url, m="40 GB")
+
+
+def test_shards_count_together():
+    names = [f"/data/m-0000{number}-of-00002.gguf" for number in (1, 2)]
+    wanted = models({"id": "m", "path": names[0]})
+    sizes = [{"path": name, "size_bytes": 20 << 30} for name in names]
+    assert "m 40960 MiB" in named(judge(wanted=wanted, files=sizes), "memory for models")["detail"]
+    sizes[1]["size_bytes"] = None
+    assert bad(judge(wanted=wanted, files=sizes))["models"]["severity"] == "error"
+
+
+def test_policy_of_the_power_budget():
+    assert bad(judge(wanted={"psu_watts": 850}))["power supply"]["severity"] == "warning"
+    assert bad(judge(wanted={"psu_watts": 850, "power_budget_policy": "fail"}))["power supply"]["severity"] == "error"
+    ignored = named(judge(wanted={"psu_watts": 850, "power_budget_policy": "ignore"}), "power supply")
+    assert ignored["ok"] and "ignored" in ignored["detail"]
+    planned = {"RTX 4090": 315, "GPU-2": 280, "RTX 3090": 999}
+    steady = named(judge(wanted={"psu_watts": 850, "power_limits_watts": planned}), "power supply")["detail"]
+    assert "steady 795 W of 850 W (power limits 315 to be set + 280 to be set" in steady
+    assert "gpu_power_psu_watts" in bad(judge(wanted={"psu_watts": 0}))["power supply"]["cure"]
+    with pytest.raises(AnsibleFilterError, match="one of warn, fail, ignore"):
+        judge(wanted={"power_budget_policy": "perhaps"})
+
+
+def test_claims_stand_beside_what_is_here_and_judge_nothing():
+    rows = {row["name"]: row for row in preflight_claims(HOST, {**WANTED, "psu_watts": 0}, GPUS)}
+    assert (rows["power supply"]["claim"], rows["power supply"]["found"]) == ("1300 W", "not known")
+    assert rows["peaks"]["found"] == "950 to 1170 W, unverified"
+    assert rows["disk"]["found"] == "0.9 TB, NVMe"
+    assert all("guides" in row["source"] for row in rows.values())
+    lines = preflight_table([], claims=list(rows.values()))
+    assert len(lines) == 6 and max(map(len, lines)) <= 74
+    assert preflight_claims(HOST, WANTED, None) == [] == preflight_table([])
+
+
+def test_table():
+    lines = preflight_table(judge(uid=1000, swap_used_mib=4000))
+    assert lines[0] == "ok   operating system     Ubuntu 24.04.3 LTS"
+    assert "FAIL root                 tasks run as user id 1000; set become to true," in lines
+    (warning,) = [number for number, line in enumerate(lines) if line.startswith("warn swap")]
+    assert lines[warning + 1].startswith(" " * 26) and lines[warning + 1].strip()
+    assert max(map(len, lines)) <= 74
+
+
+def test_a_deep_path_leaves_room_for_the_text():
+    deep = "/mnt/tank/very/deep/down/models"
+    disk = {**HOST["disks"][0], "path": deep}
+    lines = preflight_table(judge(disks=[disk], wanted={"disk": [{"path": deep, "needed_mib": 1}]}))
+    number = lines.index(f"ok   disk {deep}")
+    assert lines[number + 1] == f"{'':31}50000 MiB free on /; 1 MiB needed"
+    assert max(map(len, lines)) <= 74
+
+
+def test_foreign_input_is_a_sentence():
+    with pytest.raises(AnsibleFilterError, match="host_info"):
+        preflight_checks({"os": {}}, WANTED)
+    with pytest.raises(AnsibleFilterError, match="host_info"):
+        preflight_checks(HOST, {**WANTED, "disk": []}, GPUS)
+    with pytest.raises(AnsibleFilterError, match="host_info"):
+        preflight_claims({}, {**WANTED, "gpus_expected": ["RTX 4090"]}, GPUS)
+    with pytest.raises(AnsibleFilterError, match="host_preflight_checks"):
+        preflight_table([{"name": "x"}])

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import tensor_parallel_check
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight.tensor_parallel_check import judge, partition
+
+FAST = {
+    "uuid": "GPU-1111", "name": "NVIDIA GeForce RTX 4090", "compute_capability": "8.9",
+    "memory_bandwidth_gb_per_s": 1008.1, "memory_total_mib": 24564,
+}
+SLOW = {
+    "uuid": "GPU-2222", "name": "NVIDIA GeForce RTX 3090", "compute_capability": "8.6",
+    "memory_bandwidth_gb_per_s": 936.1, "memory_total_mib": 24576,
+}
+PAIR = [FAST, SLOW]
+VLLM = {"engine": "vllm", "pid": 7, "unit": "v.service", "active": True, "model": "m", "tensor_parallel_size": 2}
+
+
+def recorded(fast, slow, blocks=80, name="m"):
+    placement = [{"device": "GPU-1111", "layers": fast}, {"device": "GPU-2222", "layers": slow}]
+    return {"models": {name: {"model": {"id": name, "block_count": blocks}, "placement": placement}}, "active": name}
+
+
+def test_a_recorded_split_gives_its_slots_and_the_last_stage_has_the_output():
+    assert partition([FAST, SLOW], recorded(43, 38), 80)["counts"] == [43, 37]
+    assert partition([SLOW, FAST], recorded(43, 38), 80)["counts"] == [38, 42]
+    assert "measured here for m" in partition(PAIR, recorded(43, 38), 80)["source"]
+
+
+def test_the_deployment_with_as_many_layers_wins_over_the_active_one():
+    both = recorded(43, 38)
+    both["models"].update(recorded(40, 25, 64, "other")["models"])
+    assert partition(PAIR, both, 64)["counts"] == [40, 24]
+    assert partition(PAIR, both)["counts"] == [43, 37]
+
+
+@pytest.mark.parametrize("layers", [None, 1 + 1, 32, 48, 61, 62, 64, 80, 126])
+@pytest.mark.parametrize("record", [None, recorded(43, 38), recorded(80, 1), recorded(1, 80)])
+@pytest.mark.parametrize("cards", [PAIR, PAIR[::-1]])
+def test_whole_layers_that_add_up(layers, record, cards):
+    found = partition(cards, record, layers)
+    assert sum(found["counts"]) == found["layers"] == (layers or 80)
+    assert min(found["counts"]) >= 1
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        None, "damaged", {}, {"models": {}}, {"models": {"m": {}}}, {"models": None},
+        recorded(81, 0),  # on one card: no split to take over
+        recorded(5, 3),  # shares of split mode tensor
+    ],
+)
+def test_without_a_record_bandwidth_decides(record):
+    found = partition(PAIR, record, 80)
+    # as _split_prediction expects of the two: 1008.1 x 0.793 to 936.1 x 0.730 of 81 slots
+    assert found["counts"] == [44, 36]
+    assert "bandwidth, not measured" in found["source"]
+
+
+def test_cards_of_unknown_speed_share_evenly_and_it_says_so():
+    cards = [{"uuid": f"GPU-{number}", "name": name, "memory_total_mib": 8192} for number, name in enumerate("ab")]
+    found = partition(cards, None, 10)
+    assert (found["counts"], found["source"]) == ([6, 4], "nothing: their speed is not known")
+
+
+def test_more_cards_than_layers():
+    with pytest.raises(ValueError, match="2 layers do not give each of 3 cards one"):
+        partition([*PAIR, {**FAST, "uuid": "GPU-3333"}], None, 2)
+
+
+def test_tensor_parallelism_on_unlike_cards_is_a_warning_with_a_way_out():
+    (found,) = judge([VLLM], PAIR, recorded(43, 38))
+    assert not found["ok"]
+    assert "vLLM (v.service, pid 7)" in found["detail"] and "claim of guides" in found["detail"]
+    for words in (
+        "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=GPU-2222,GPU-1111 VLLM_PP_LAYER_PARTITION=38,42",
+        "NCCL_P2P_DISABLE=1 vllm serve m --tensor-parallel-size 1 --pipeline-parallel-size 2",
+        "--disable-custom-all-reduce",
+        "38 on the RTX 3090, 42 on the RTX 4090",
+    ):
+        assert words in found["cure"]
+    assert "NCCL_P2P_DISABLE" not in judge([VLLM], PAIR, None, p2p=True)[0]["cure"]
+
+
+def test_sglang_has_its_own_words():
+    (found,) = judge([{**VLLM, "engine": "sglang", "pid": None, "active": False}], PAIR)
+    assert "SGLang (v.service, not running)" in found["detail"]
+    assert "SGLANG_PP_LAYER_PARTITION=" in found["cure"]
+    assert "python -m sglang.launch_server --model-path m --tp-size 1 --pp-size 2" in found["cure"]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"tensor_parallel_size": None}, {"tensor_parallel_size": 1}, {"visible_devices": "GPU-1111"},
+        {"visible_devices": "GPU-22"}, {"visible_devices": "1", "device_order": "PCI_BUS_ID"},
+        {"tensor_parallel_size": 1, "pipeline_parallel_size": 2, "layer_partition": "30,18"},
+    ],
+)
+def test_what_is_fine(engine):
+    (found,) = judge([{**VLLM, **engine}], PAIR)
+    assert (found["ok"], found["cure"]) == (True, None)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"visible_devices": "0,1"}, {"visible_devices": "1"},  # without an order that number is either card
+        {"visible_devices": "GPU-2222,GPU-1111"}, {"visible_devices": "all"},
+    ],
+)
+def test_what_may_use_both(engine):
+    assert not judge([{**VLLM, **engine}], PAIR)[0]["ok"]
+
+
+def test_an_even_pipeline_over_unlike_cards_is_told():
+    (found,) = judge([{**VLLM, "tensor_parallel_size": 1, "pipeline_parallel_size": 2}], PAIR)
+    assert not found["ok"] and "as many layers each" in found["detail"]
+
+
+def test_like_cards_and_names_without_a_driver():
+    assert judge([VLLM], [FAST, {**FAST, "uuid": "GPU-3333"}])[0]["ok"]
+    assert not judge([VLLM], [{"name": "NVIDIA GeForce RTX 4090"}, {"name": "NVIDIA GeForce RTX 3090"}])[0]["ok"]
+    assert judge([], PAIR) == []
+
+
+def test_what_was_measured_is_said_once():
+    found = judge([VLLM, {**VLLM, "unit": "w.service"}], PAIR)
+    assert [tensor_parallel_check.MEASURED in each["detail"] for each in found] == [True, False]

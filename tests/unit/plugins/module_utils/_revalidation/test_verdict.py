@@ -1,0 +1,521 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Baselines and verdicts, on a described pair of cards: each thing that can go wrong, once."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines, verdict
+
+FAST, SLOW = "GPU-1111", "GPU-2222"
+PREFILL = {"kind": "prefill", "n_prompt": 1024, "n_gen": 0, "n_depth": 0, "repetitions": 3}
+DECODE = {"kind": "decode", "n_prompt": 0, "n_gen": 64, "n_depth": 0, "repetitions": 3}
+NAMED = ("kind", "n_prompt", "n_gen", "n_depth")
+SETTINGS = {"tolerance_percent": 3.0, "reserve_mib": 512, "accept": ["ok", "improved"]}
+LIMITS = {"tolerance_percent": 3.0, "least_loads": 2, "most_loads": 6, "baseline": False}
+
+
+def load(number, decode=1.0, prefill=1.0, **more):
+    """One load; C(decode) and C(prefill) are factors on the usual times."""
+    wobble = (0.0, 0.002, -0.001, 0.001, -0.002, 0.0015)[number % 6]
+
+    def samples(ms):
+        return [ms * (1 + wobble + jitter) for jitter in (0.0, 0.001, -0.001)]
+
+    return {
+        "label": f"44/37 load {number}", "split_mode": "layer", "layers": [44, 37], "load": number,
+        "purpose": "confirm",
+        "environment": {}, "status": "ok", "reason": None,
+        "results": [
+            {**{key: PREFILL[key] for key in NAMED}, "samples_ms": samples(2000 * prefill)},
+            {**{key: DECODE[key] for key in NAMED}, "samples_ms": samples(3600 * decode)},
+        ],
+        "conditions": {
+            uuid: {
+                "pcie_generation": {"min": 1, "mean": 3, "max": 4}, "pcie_width": {"min": 8, "mean": 8, "max": 8},
+                "temperature_celsius": {"min": 40, "mean": 60, "max": 66}, "throttle_reasons": ["sw_power_cap"],
+            }
+            for uuid in (FAST, SLOW)
+        },
+        **more,
+    }  # fmt: skip
+
+
+def probe(fast=1.0, slow=1.0):
+    def row(device, uuid, ms):
+        return {
+            "device": device, "id": uuid, "status": "ok", "reason": None,
+            "decode_ms_per_token": {"median": ms, "low": ms * 0.998, "high": ms * 1.002},
+            "prefill_tokens_per_second": 9000 / ms,
+        }  # fmt: skip
+
+    return {"devices": [row("CUDA0", FAST, 1.3 * fast), row("CUDA1", SLOW, 1.5 * slow)]}
+
+
+ENTRY = {
+    "model": {"id": "m", "path": "/srv/models/m.gguf", "sha256": "a" * 64},
+    "serving": {"context_size": 8192, "micro_batch_size": 512},
+    "devices": [
+        {"device": "CUDA0", "id": FAST, "backend": "CUDA", "description": "NVIDIA GeForce RTX 4090"},
+        {"device": "CUDA1", "id": SLOW, "backend": "CUDA", "description": "NVIDIA GeForce RTX 3090"},
+    ],
+    "placement": [{"device": FAST, "layers": 44}, {"device": SLOW, "layers": 37}],
+    "split_mode": "layer", "environment": {}, "rpc_endpoints": [],
+    "decision": {"layers": [44, 37], "mib": [22900, 20100], "micro_batch_size": 512, "fit": None, "table": []},
+    "fingerprint": "f", "fingerprint_parts": {"tests": [PREFILL, DECODE], "environment": {}}, "campaign": "c",
+    "recorded_at": "2026-11-20T10:00:00Z", "device_probe": probe(),
+}  # fmt: skip
+GPUS = {
+    "available": True, "reason": None, "driver_version": "580.95.05", "cuda_driver_version": "13.0",
+    "gpus": [
+        {"uuid": FAST, "name": "NVIDIA GeForce RTX 4090", "pci_bus_id": "01", "power_limit_watts": 450.0,
+         "pcie_generation_max": 4, "pcie_width": 8, "memory_total_mib": 24564},
+        {"uuid": SLOW, "name": "NVIDIA GeForce RTX 3090", "pci_bus_id": "02", "power_limit_watts": 350.0,
+         "pcie_generation_max": 4, "pcie_width": 8, "memory_total_mib": 24576},
+    ],
+}  # fmt: skip
+HOST = {"kernel": "6.8.0-90-generic", "firmware": "F12"}
+
+
+def server(loaded=(22880.0, 20080.0), free=(23700, 23900), **more):
+    devices = [
+        {"device": f"CUDA{place}", "id": f"CUDA{place}", "total_mib": mib, "free_mib": left}
+        for place, (mib, left) in enumerate(zip(loaded, free, strict=True))
+    ]
+    return {
+        "state": "ready", "needs_reload": False, "automatic_restarts": 0, "last_lines": ["listening"], "deviations": [],
+        "server": {"complete": True, "devices": devices}, **more,
+    }  # fmt: skip
+
+
+def served(decode=1.0, prefill=1.0):
+    prompt = [{"prompt_tokens_per_second": 500 / prefill, "decode_tokens_per_second": None}] * 3
+    generation = [{"prompt_tokens_per_second": 90, "decode_tokens_per_second": 17.8 / decode}] * 3
+    return [{"name": "prompt", "samples": prompt}, {"name": "generation", "samples": generation}]
+
+
+def baseline(loads=None, **more):
+    now = baselines.configuration(ENTRY, "b1", GPUS, HOST)
+    loads = [load(number) for number in range(1, 5)] if loads is None else loads
+    about = {"deployment": "d", "reason": "tuned", "at": "2026-11-20T10:00:00Z", "most_loads": 6}
+    made = baselines.build(ENTRY, now, loads, about)
+    return {**baselines.complete(made, baselines.memory(ENTRY, server()["server"]), served()), **more}
+
+
+@pytest.fixture
+def observed():
+    """A host on which all is as it was."""
+    return copy.deepcopy({
+        "at": "2026-11-25T10:00:00Z", "host": "box", "deployment": "d", "entry": ENTRY, "baseline": baseline(),
+        "configuration": baselines.configuration(ENTRY, "b1", GPUS, HOST), "gpus": GPUS, "server": server(),
+        "completion": {"ok": True, "detail": "fine"}, "served": served(), "busy": {"busy": False, "why": ""},
+        "model": {"path": ENTRY["model"]["path"], "exists": True, "sha256": "a" * 64}, "loads": [],
+        "device_probe": None, "failure": None,
+    })  # fmt: skip
+
+
+def judged(observed, **settings):
+    result = verdict.judge(observed, {**SETTINGS, **settings})
+    return result, {check["name"]: check for check in result["checks"]}
+
+
+# --- the baseline ----------------------------------------------------------------------------------------------------
+
+
+def problem(**more):
+    return {"tests": [PREFILL, DECODE], "serving": {"micro_batch_size": 512}, **more}
+
+
+def test_a_baseline_takes_the_loads_of_the_tuning_and_asks_for_more():
+    loads = [load(1), load(2), load(1, layers=[40, 41]), load(3, status="crashed", results=[], reason="no")]
+    step = baselines.step(problem(), ENTRY["decision"], loads, 6, 3.0)
+    assert not step["done"] and len(step["reference"]) == 2
+    (asked,) = step["loads"]
+    assert (asked["load"], asked["layers"], asked["purpose"], asked["tests"]) == (
+        4,
+        [44, 37],
+        "baseline",
+        [PREFILL, DECODE],
+    )
+    done = baselines.step(problem(), ENTRY["decision"], [*loads, load(4, purpose="baseline")], 6, 3.0)
+    assert done["done"] and not done["loads"] and len(done["reference"]) == 3
+    assert set(done["smallest_visible_percent"]) == {"decode", "prefill"} and "can see a slowdown" in done["why"]
+
+
+def test_a_noisy_split_is_repeated_until_the_limit():
+    loads = [load(number, decode=1 + 0.05 * (number % 2)) for number in range(1, 6)]
+    step = baselines.step(problem(), ENTRY["decision"], loads, 6, 3.0)
+    assert not step["done"] and "decode" in step["why"]
+    assert baselines.step(problem(), ENTRY["decision"], [*loads, load(6)], 6, 3.0)["done"]
+
+
+def test_a_baseline_is_measured_as_the_split_is_served():
+    decision = {**ENTRY["decision"], "micro_batch_size": 256}
+    step = baselines.step(problem(), decision, [load(1), load(2), load(3)], 6, 3.0)
+    assert not step["reference"] and step["loads"][0]["load"] == 4
+    assert [test.get("micro_batch_size") for test in step["loads"][0]["tests"]] == [256, None]
+    small = load(4, purpose="micro_batch")
+    small["results"][0]["micro_batch_size"] = 256
+    small["results"].append({**load(1)["results"][0], "micro_batch_size": 1024})
+    (reference,) = baselines.step(problem(), decision, [small], 6, 3.0)["reference"]
+    assert [result["kind"] for result in reference["results"]] == ["prefill", "decode"]
+    assert all("micro_batch_size" not in result for result in reference["results"])
+
+
+def test_disturbed_loads_other_modes_and_trials_are_left_out():
+    decision = {**ENTRY["decision"], "table": [{"layers": [44, 37], "disturbed_loads": [2]}]}
+    loads = [
+        load(1),
+        load(2),
+        load(3, split_mode="tensor"),
+        load(4, environment={"A": "1"}),
+        load(5, purpose="tensor_trial"),
+    ]
+    assert [own["load"] for own in baselines.step(problem(), decision, loads, 6, 3.0)["reference"]] == [1]
+
+
+def test_a_split_that_fails_when_it_is_repeated_ends_the_baseline():
+    failed = load(3, status="out_of_memory", reason="no room", results=[], purpose="baseline")
+    step = baselines.step(problem(), ENTRY["decision"], [load(1), load(2), failed], 6, 3.0)
+    assert step["done"] and "no room" in step["why"] and len(step["reference"]) == 2
+    with pytest.raises(ValueError, match="at least one load"):
+        baselines.step(problem(), ENTRY["decision"], [], 0, 3.0)
+
+
+def test_a_baseline_survives_its_file_and_a_truncated_one_is_named():
+    text = json.dumps(baseline())
+    assert baselines.parse(text) == json.loads(text)
+    for cut, words in (
+        (text[: len(text) // 2], "no whole JSON"),
+        ("[]", "a list instead"),
+        ('{"schema": 2}', "schema 2"),
+    ):
+        with pytest.raises(baselines.BaselineError, match=words):
+            baselines.parse(cut)
+    for field in ("loads", "memory", "configuration"):
+        less = {key: value for key, value in baseline().items() if key != field}
+        with pytest.raises(baselines.BaselineError, match=field):
+            baselines.check(less)
+
+
+def test_memory_is_that_of_the_devices_in_use():
+    assert baselines.memory(ENTRY, server()["server"]) == [
+        {"id": FAST, "planned_mib": 22900, "loaded_mib": 22880.0, "free_mib": 23700},
+        {"id": SLOW, "planned_mib": 20100, "loaded_mib": 20080.0, "free_mib": 23900},
+    ]
+    assert baselines.memory(ENTRY, {"complete": False, "devices": []}) is None
+    first = baseline(memory=None, served=None)
+    assert baselines.complete(first, [{"id": FAST}], None)["memory"] == [{"id": FAST}]
+    assert baselines.complete(baseline(), [{"id": "other"}], [])["memory"] == baseline()["memory"]
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_changed(observed):
+    result, checks = judged(observed)
+    assert (result["verdict"], result["accepted"], result["measured"], result["changes"]) == ("ok", True, False, [])
+    assert {"cards", "server", "placement", "completion", "model", "memory", "power limits", "links"} <= set(checks)
+    assert {check["verdict"] for check in checks.values()} == {"ok"}
+    assert result["explanation"] is None and not result["advice"] and "holds" in result["summary"]
+
+
+def test_the_timings_of_the_serving_instance_raise_suspicion(observed):
+    assert verdict.step(observed, LIMITS)["suspicion"] is None
+    observed["served"] = served(decode=1.08)
+    assert "decode (generation) takes 8.0 % more time" in verdict.step(observed, LIMITS)["suspicion"]
+    result, checks = judged(observed)
+    assert result["verdict"] == "inconclusive" and not result["accepted"]
+    assert checks["decode (generation)"]["change_percent"] == pytest.approx(8.0)
+    assert any("revalidate_measure=true" in words for words in result["advice"])
+    observed["served"] = None
+    assert "cannot be compared" in verdict.step(observed, LIMITS)["suspicion"]
+
+
+def test_a_measured_regression_of_one_card(observed):
+    observed["loads"] = [load(number, decode=1.08, prefill=1.05) for number in (1, 2, 3)]
+    observed["device_probe"] = probe(slow=1.15)
+    result, checks = judged(observed)
+    assert (checks["decode"]["verdict"], checks["prefill"]["verdict"], result["verdict"]) == ("regressed",) * 3
+    assert checks["decode"]["change_percent"] == pytest.approx(8.0, abs=0.5)
+    low, high = checks["decode"]["interval_percent"]
+    assert low < 8 < high and low > 3
+    why = result["explanation"]
+    assert why["cause"] == "one_device" and "CUDA1" in why["detail"]
+    assert [device["slower"] for device in why["devices"]] == [False, True]
+    assert "CUDA1 became 15.0 % slower against CUDA0 in generating" in result["retune"]
+
+
+@pytest.mark.parametrize(
+    ("now", "decode", "prefill", "cause"),
+    [
+        (probe(1.1, 1.1), 1.1, 1.1, "all_devices"),
+        (probe(), 1.1, 1.0, "neither"),
+        (probe(), 1.0, 1.1, "prefill_only"),
+        (probe(fast=1.2), 1.1, 1.1, "one_device"),
+        (None, 1.1, 1.1, "unknown"),
+    ],
+)
+def test_what_each_device_alone_says_about_the_cause(observed, now, decode, prefill, cause):
+    observed["loads"] = [load(number, decode=decode, prefill=prefill) for number in (1, 2, 3)]
+    observed["device_probe"] = now
+    observed["configuration"]["driver_version"] = "580.105.08"
+    result, _checks = judged(observed)
+    assert result["verdict"] == "regressed" and result["explanation"]["cause"] == cause
+    assert "580.95.05 -> 580.105.08" in result["explanation"]["detail"]
+    assert "driver_rollback" in " ".join(result["explanation"]["next"])
+
+
+def test_faster_is_improved_and_noise_is_inconclusive(observed):
+    observed["loads"] = [load(number, decode=0.9) for number in (1, 2, 3)]
+    assert judged(observed)[0]["verdict"] == "improved"
+    observed["loads"] = [load(1, decode=1.04), load(2, decode=0.99), load(3, decode=1.09)]
+    result, checks = judged(observed)
+    assert result["verdict"] == "inconclusive" and "smallest slowdown" in checks["decode"]["detail"]
+    assert judged(observed, accept=["inconclusive"])[0]["accepted"]
+
+
+def test_loads_are_asked_for_until_the_verdict_is_clear(observed):
+    asked = []
+    for number in itertools.count(1):
+        following = verdict.step(observed, LIMITS)["load"]
+        if following is None:
+            break
+        asked.append(following)
+        observed["loads"].append(load(number, decode=1.1))
+    assert [one["load"] for one in asked] == [1, 2]
+    assert asked[0]["tests"] == [PREFILL, DECODE] and asked[0]["layers"] == [44, 37]
+    observed["loads"] = []
+    more = {**LIMITS, "baseline": True}
+    for number in itertools.count(1):
+        if verdict.step(observed, more)["load"] is None:
+            break
+        observed["loads"].append(load(number))
+    assert len(observed["loads"]) == baselines.LEAST_LOADS
+    observed["loads"] = [load(number, decode=1 + 0.1 * (number % 2)) for number in range(1, 7)]
+    assert verdict.step(observed, LIMITS)["load"] is None
+
+
+def test_a_split_that_no_longer_loads_is_broken(observed):
+    observed["loads"] = [load(1, status="out_of_memory", reason="CUDA1 lacks 300 MiB", results=[])]
+    result, checks = judged(observed)
+    assert result["verdict"] == "broken" and "CUDA1 lacks 300 MiB" in checks["speed"]["detail"]
+    assert verdict.step(observed, LIMITS)["load"] is None
+    observed["loads"], observed["failure"] = [], "the lease was lost"
+    assert judged(observed)[1]["speed"]["verdict"] == "broken"
+
+
+def test_a_lost_card_is_named_and_nothing_is_measured(observed):
+    observed["gpus"]["gpus"].pop()
+    observed["configuration"] = baselines.configuration(ENTRY, "b1", observed["gpus"], HOST)
+    result, checks = judged(observed)
+    assert (
+        checks["cards"]["verdict"] == "broken"
+        and SLOW in checks["cards"]["detail"]
+        and "RTX 3090" in checks["cards"]["detail"]
+    )
+    assert {"part": f"card {SLOW}", "before": "NVIDIA GeForce RTX 3090", "now": None} in result["changes"]
+    assert SLOW in verdict.step(observed, LIMITS)["blocked"]
+    observed["gpus"] = {"available": False, "reason": "no driver", "gpus": []}
+    assert "no driver" in judged(observed)[1]["cards"]["detail"]
+
+
+def test_cards_that_swapped_their_slots_are_seen_and_are_no_fault(observed):
+    observed["gpus"]["gpus"].reverse()
+    for card, bus in zip(observed["gpus"]["gpus"], ("01", "02"), strict=True):
+        card["pci_bus_id"] = bus
+    observed["configuration"] = baselines.configuration(ENTRY, "b1", observed["gpus"], HOST)
+    result, checks = judged(observed)
+    assert "another order" in checks["cards"]["detail"] and result["verdict"] == "ok"
+    assert {"order of the cards", f"pci_bus_id of {FAST}", f"pci_bus_id of {SLOW}"} == {
+        c["part"] for c in result["changes"]
+    }
+    assert "accept=true" in result["advice"][0]
+
+
+def test_a_server_with_layers_elsewhere_is_broken(observed):
+    observed["server"]["deviations"] = ["The server placed [37, 44] layers on CUDA0, CUDA1; the facts say [44, 37]."]
+    result, checks = judged(observed)
+    assert result["verdict"] == "broken" and "[37, 44]" in checks["placement"]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "words"),
+    [
+        ({"state": "failed", "last_lines": ["out of memory"]}, "server", "out of memory"),
+        ({"needs_reload": True}, "server", "unit changed"),
+    ],
+)
+def test_a_server_that_does_not_run_as_described(observed, change, name, words):
+    observed["server"].update(change)
+    result, checks = judged(observed)
+    assert result["verdict"] == "broken" and words in checks[name]["detail"]
+
+
+def test_an_answer_that_fails_and_a_replaced_model(observed):
+    observed["completion"] = {"ok": False, "detail": "HTTP 500"}
+    assert judged(observed)[1]["completion"]["verdict"] == "broken"
+    observed["model"]["sha256"] = "b" * 64
+    assert "bbbbbbbbbbbb" in judged(observed)[1]["model"]["detail"]
+    assert "was replaced" in verdict.step(observed, LIMITS)["blocked"]
+    observed["model"]["exists"] = False
+    assert "not there" in judged(observed)[1]["model"]["detail"]
+
+
+def test_a_driver_that_takes_a_gigabyte_more(observed):
+    observed["server"] = server(free=(23700, 20300))
+    result, checks = judged(observed)
+    assert result["verdict"] == "regressed" and "less than the reserve" in checks["memory"]["detail"]
+    observed["server"] = server(free=(23700, 20000))
+    assert "does not fit" in judged(observed)[1]["memory"]["detail"]
+    observed["server"] = server(loaded=(22880.0, 21200.0))
+    assert "1120 more than before" in judged(observed)[1]["memory"]["detail"]
+    # a box that had as little when it was tuned is as it was
+    tight = server(loaded=(23300.0, 20080.0))
+    observed["server"], observed["baseline"]["memory"] = tight, baselines.memory(ENTRY, tight["server"])
+    assert judged(observed)[1]["memory"]["verdict"] == "ok"
+
+
+def test_links_limits_and_heat_are_named_with_the_card(observed):
+    observed["loads"] = [load(number, decode=1.1) for number in (1, 2)]
+    observed["device_probe"] = probe(slow=1.25)
+    for own in observed["loads"]:
+        own["conditions"][SLOW]["pcie_generation"]["max"] = 1
+        own["conditions"][SLOW]["throttle_reasons"] = ["sw_thermal_slowdown"]
+    observed["gpus"]["gpus"][1]["power_limit_watts"] = 200.0
+    observed["configuration"] = baselines.configuration(ENTRY, "b1", observed["gpus"], HOST)
+    result, checks = judged(observed)
+    assert "generation 1, was 4" in checks["links"]["detail"]
+    assert "200 W, was 350 W" in checks["power limits"]["detail"]
+    assert "sw_thermal_slowdown at up to 66 C" in checks["throttling"]["detail"]
+    hints = result["explanation"]["devices"][1]["hints"]
+    assert len(hints) == 3 and not result["explanation"]["devices"][0]["hints"]
+
+
+def test_a_card_whose_prompts_alone_became_slower_is_named(observed):
+    observed["loads"] = [load(number, prefill=1.4) for number in (1, 2)]
+    now = probe()
+    now["devices"][0]["prefill_tokens_per_second"] /= 1.8
+    observed["device_probe"] = now
+    observed["gpus"]["gpus"][0]["power_limit_watts"] = 200.0
+    result, checks = judged(observed)
+    assert checks["decode"]["verdict"] == "ok" and checks["prefill"]["verdict"] == "regressed"
+    why = result["explanation"]
+    assert why["cause"] == "one_device" and "power limits: NVIDIA GeForce RTX 4090 200 W" in why["detail"]
+    assert "CUDA0 became 80.0 % slower against CUDA1 in prompts" in result["retune"]
+
+
+def test_one_card_far_behind_is_the_cause_although_all_are_a_little_slower(observed):
+    observed["loads"] = [load(number, decode=2.5, prefill=2.0) for number in (1, 2)]
+    observed["device_probe"] = probe(fast=1.1, slow=6.0)
+    why = judged(observed)[0]["explanation"]
+    assert why["cause"] == "one_device" and [device["slower"] for device in why["devices"]] == [False, True]
+    observed["device_probe"] = probe(fast=1.12, slow=1.15)
+    assert judged(observed)[0]["explanation"]["cause"] == "all_devices"
+
+
+def test_heat_that_cost_nothing_is_no_regression(observed):
+    observed["loads"] = [load(number) for number in (1, 2)]
+    observed["loads"][1]["conditions"][SLOW]["throttle_reasons"] = ["sw_thermal_slowdown"]
+    result, checks = judged(observed)
+    assert result["verdict"] == "ok" and "no speed fell by it" in checks["throttling"]["detail"]
+
+
+def test_what_ended_measuring_counts_more_than_what_was_measured(observed):
+    observed["loads"], observed["failure"] = [load(1)], "the lease was replaced"
+    result, checks = judged(observed)
+    assert result["verdict"] == "broken" and "the lease was replaced" in checks["speed"]["detail"]
+    observed["failure"] = None
+    assert judged(observed)[1]["decode"]["verdict"] == "inconclusive"
+
+
+def test_a_rotated_journal_is_no_fault_of_the_split(observed):
+    observed["server"]["server"]["complete"] = False
+    observed["server"]["deviations"] = ["The journal does not hold the lines of its start."]
+    result, checks = judged(observed)
+    assert (result["verdict"], checks["placement"]["verdict"]) == ("inconclusive", "inconclusive")
+    assert "journal" in verdict.step(observed, LIMITS)["suspicion"]
+
+
+def test_a_busy_server_that_does_not_answer_is_not_broken(observed):
+    observed["completion"] = {"ok": False, "detail": "no answer within 600 s"}
+    observed["busy"] = {"busy": True, "why": "4 requests"}
+    assert judged(observed)[1]["completion"]["verdict"] == "inconclusive"
+
+
+def test_a_device_that_fails_alone_is_broken(observed):
+    observed["loads"] = [load(number) for number in (1, 2)]
+    observed["device_probe"] = {**probe(), "failure": "CUDA1 failed alone: Xid 79"}
+    result, checks = judged(observed)
+    assert result["verdict"] == "broken" and "Xid 79" in checks["devices alone"]["detail"]
+
+
+def test_limits_from_a_command_line_are_texts(observed):
+    texts = {"tolerance_percent": "3", "least_loads": "2", "most_loads": "2", "baseline": False}
+    assert verdict.step(observed, texts)["load"]["load"] == 1
+    observed["loads"] = [load(1), load(2)]
+    assert verdict.step(observed, texts)["load"] is None
+
+
+def test_of_a_failed_loop_its_first_failed_item_speaks():
+    looped = {"msg": "One or more items failed", "results": [{"failed": False}, {"failed": True, "msg": "no room"}]}
+    assert verdict.failure_text(looped) == "no room"
+    assert verdict.failure_text({"msg": ["a", "b"]}) == "a b" and verdict.failure_text("x") == "x"
+    assert "without a word" in verdict.failure_text({})
+
+
+def test_without_a_baseline_there_is_no_verdict_but_a_way_to_one(observed):
+    observed["baseline"] = None
+    result, checks = judged(observed)
+    assert result["verdict"] == "inconclusive" and "accept=true" in checks["baseline"]["detail"]
+    following = verdict.step(observed, {**LIMITS, "baseline": True})
+    assert following["blocked"] is None and following["load"]["load"] == 1
+    assert "no baseline" in verdict.step(observed, LIMITS)["blocked"]
+
+
+def test_the_worst_of_ten_hosts_decides(observed):
+    recorded = {}
+    for number in range(10):
+        result = copy.deepcopy(judged(observed)[0])
+        recorded[f"box{number}"] = {**result, "host": f"box{number}"}
+    together = verdict.together(recorded)
+    assert together["accepted"] and together["verdict"] == "ok" and len(together["hosts"]) == 10
+    observed["loads"] = [load(number, decode=1.1) for number in (1, 2)]
+    recorded["box7"] = judged(observed)[0]
+    together = verdict.together(recorded)
+    assert not together["accepted"] and together["verdict"] == "regressed"
+    assert verdict.together(recorded, ["box10"])["verdict"] == "broken"
+    recorded["box8"] = verdict.broken("box8", None, "now", "no record")
+    assert verdict.together(recorded)["verdict"] == "broken"
+    assert not verdict.together({})["accepted"]
+
+
+def test_a_new_tuning_says_what_became_of_the_speed():
+    first = baseline()
+    assert verdict.since(None, first) is None
+    later = baseline([load(number, decode=1.06, layers=[40, 41]) for number in (1, 2, 3)])
+    later["configuration"] = {
+        **later["configuration"], "driver_version": "580.105.08",
+        "placement": [{"device": FAST, "layers": 40}, {"device": SLOW, "layers": 41}],
+    }  # fmt: skip
+    said = verdict.since(first, later)
+    assert "decode takes 6.1 % more time" in said and "prefill is the same within noise" in said
+    assert "driver_version 580.95.05 -> 580.105.08" in said and "placement 44/37 -> 40/41" in said
+
+
+def test_the_table_says_everything_in_words(observed):
+    observed["loads"] = [load(number, decode=1.1) for number in (1, 2)]
+    observed["device_probe"] = probe(slow=1.25)
+    observed["configuration"]["kernel"] = "6.8.0-101-generic"
+    lines = "\n".join(verdict.table(judged(observed)[0]))
+    for words in (
+        "box: REGRESSED (not accepted)",
+        "changed: kernel: 6.8.0-90-generic -> 6.8.0-101-generic",
+        "why: CUDA1",
+        "next: ",
+    ):
+        assert words in lines

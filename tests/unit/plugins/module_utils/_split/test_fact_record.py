@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+
+NOW = "2026-11-24T04:40:00Z"
+
+
+def entry(**changes):
+    return {
+        "model": {"id": "m", "path": "/m.gguf"},
+        "serving": {"context_size": 2048},
+        "devices": [{"id": "GPU-a", "device": "CUDA0"}, {"id": "GPU-b", "device": "CUDA1"}],
+        "placement": [{"device": "GPU-a", "layers": 20}, {"device": "GPU-b", "layers": 13}],
+        "split_mode": "layer",
+        "rpc_endpoints": [],
+        "decision": {"layers": [20, 13]},
+        "fingerprint": "6f1c",
+        "fingerprint_parts": {"driver": "580"},
+        "campaign": "c",
+        **changes,
+    }
+
+
+def recorded(*names, active=None):
+    models = {name: entry(recorded_at="2026-01-01T00:00:00Z") for name in names}
+    return {"schema": 1, "active": active, "models": models}
+
+
+def test_what_is_written_is_read_again():
+    record = fact_record.with_entry(fact_record.empty(), "d", entry(), True, NOW)
+    assert record["models"]["d"]["recorded_at"] == NOW
+    assert fact_record.parse(json.dumps(record)) == record
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no JSON"),
+        ('{"schema": 1, "models": {', "no JSON"),
+        ("[]", "a list instead of a dict"),
+        ('{"models": {}}', "schema is None"),
+        ('{"schema": true, "models": {}}', "schema is True"),
+        ('{"schema": 2, "models": {}}', "has schema 2, and this version of the collection reads up to 1"),
+        ('{"schema": 0, "models": {}}', "has schema 0, which this version of the collection cannot bring to 1"),
+        ('{"schema": 1, "models": []}', "models is no dict"),
+        ('{"schema": 1, "models": {"d": 3}}', "models is no dict"),
+        ('{"schema": 1, "active": "d", "models": {}}', "active deployment 'd' has no entry"),
+    ],
+)
+def test_a_damaged_or_newer_file_is_named(text, words):
+    with pytest.raises(fact_record.RecordError, match=words):
+        fact_record.parse(text)
+
+
+def test_older_schemas_migrate_step_by_step():
+    steps = {
+        1: lambda record: {**record, "models": record.pop("entries")},
+        2: lambda record: {**record, "active": None},
+    }
+    migrated = fact_record.migrate({"schema": 1, "entries": {"d": {}}}, steps, 3)
+    assert migrated["schema"] == 3 and migrated["models"] == {"d": {}} and migrated["active"] is None
+
+
+def test_the_same_entry_changes_nothing_whenever_it_was_recorded():
+    before = recorded("d", active="d")
+    assert fact_record.with_entry(before, "d", entry(), True, NOW) == before
+    assert fact_record.with_entry(before, "d", entry(recorded_at=NOW), True, NOW) == before
+
+
+def test_another_entry_replaces_it_and_the_old_one_is_history():
+    before = recorded("d", "e", active="e")
+    after = fact_record.with_entry(before, "d", entry(campaign="new"), False, NOW)
+    assert after["active"] == "e" and after["models"]["d"]["campaign"] == "new"
+    assert after["models"]["e"] == before["models"]["e"]
+    assert fact_record.superseded(before, after, "d") == before["models"]["d"]
+    assert fact_record.superseded(before, after, "e") is None
+    assert before == recorded("d", "e", active="e")
+
+
+def test_making_active_needs_an_entry():
+    assert fact_record.with_entry(recorded("d", "e", active="e"), "d", None, True, NOW)["active"] == "d"
+    with pytest.raises(fact_record.RecordError, match=r"no entry for x to make active \(there are d, e\)"):
+        fact_record.with_entry(recorded("d", "e"), "x", None, True, NOW)
+
+
+def test_removing_the_active_one_leaves_none_active():
+    assert fact_record.without_entry(recorded("d", "e", active="d"), "d") == recorded("e", active=None)
+    assert fact_record.without_entry(recorded("d", "e", active="d"), "e") == recorded("d", active="d")
+    assert fact_record.without_entry(recorded("d", active="d"), "x") == recorded("d", active="d")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"serving": None}, "entry.serving is missing or no dict"),
+        ({"fingerprint": 3}, "entry.fingerprint is missing or no str"),
+        ({"placement": [{"device": "CUDA0", "layers": 33}]}, r"placement\[0\] names no device .*GPU-a, GPU-b"),
+        ({"placement": [{"device": "GPU-a", "layers": "33"}]}, r"placement\[0\].layers is '33'"),
+        ({"placement": [{"device": "GPU-a", "layers": True}]}, r"placement\[0\].layers is True"),
+        ({"placement": []}, "puts no layer on any device"),
+        ({"placement": [{"device": "GPU-a", "layers": 0}]}, "puts no layer on any device"),
+        ({"decision": {"gain": float("nan")}}, "entry.decision.gain is nan"),
+    ],
+)
+def test_an_entry_that_makes_no_sense_is_named(changes, words):
+    with pytest.raises(fact_record.RecordError, match=words):
+        fact_record.check_entry(entry(**changes))
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a b", ".hidden", "a/b", "x" * 201])
+def test_a_deployment_has_to_be_a_file_name(name):
+    with pytest.raises(fact_record.RecordError, match="no usable id"):
+        fact_record.check_deployment(name)
+
+
+def test_history_names_sort_by_age_and_only_the_own_ones_are_pruned():
+    names = []
+    for now in ("2026-11-24T04:40:00Z", "2026-11-24T04:40:00Z", "2026-11-24T04:41:00Z"):
+        names.append(fact_record.history_name("d", now, names))
+    assert names == sorted(set(names)) and len(names) == 3
+    others = ["d-long@20260101T000000Z-000.json", "notes.txt"]
+    assert fact_record.to_prune(names + others, "d", 1) == names[:2]
+    assert fact_record.to_prune(names + others, "d", 3) == []
+    assert fact_record.to_prune(names, "d", 0) == names

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The split rule against llama.cpp itself. Needs its programs: MIXED_GPU_LLAMA_BIN names their directory."""
+
+from __future__ import annotations
+
+import collections
+import os
+import pathlib
+import random
+import re
+import socket
+import subprocess
+import time
+import typing as t
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import layer_split
+from ansible_collections.homelab.mixed_gpu.plugins.modules import random_gguf
+
+BIN = os.environ.get("MIXED_GPU_LLAMA_BIN", "")
+PROGRAMS = ("llama-bench", "ggml-rpc-server")
+ABSENT = [name for name in PROGRAMS if not (pathlib.Path(BIN) / name).is_file()]
+
+pytestmark = pytest.mark.skipif(
+    not BIN or bool(ABSENT),
+    reason=f"MIXED_GPU_LLAMA_BIN names no directory with {', '.join(ABSENT) or 'llama.cpp programs'}",
+)
+
+DEVICES = 4
+BLOCKS = 20
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def endpoints() -> t.Iterator[list[str]]:
+    """Start devices on the CPU; yield where they listen."""
+    ports = [free_port() for _device in range(DEVICES)]
+    servers = [
+        subprocess.Popen(
+            [f"{BIN}/ggml-rpc-server", "-H", "127.0.0.1", "-p", str(port), "-t", "1"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for port in ports
+    ]
+    try:
+        until = time.monotonic() + 30
+        while not all(map(answers, ports)):
+            assert time.monotonic() < until, "the RPC servers did not come up in 30 seconds"
+            time.sleep(0.1)
+        yield [f"127.0.0.1:{port}" for port in ports]
+    finally:
+        for server in servers:
+            server.terminate()
+        for server in servers:
+            server.wait(10)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = str(tmp_path_factory.mktemp("models") / "tiny.gguf")
+    shape = {"blocks": BLOCKS, "embedding_length": 64, "feed_forward_length": 128, "head_count": 2, "head_count_kv": 2}
+    random_gguf._write(
+        path,
+        {**shape, "vocabulary_size": 512, "context_length": 256, "type": "f16", "seed": 1, "distinct_blocks": False},
+        "tiny",
+    )
+    return path
+
+
+def placed(model: str, endpoints: list[str], shares: str) -> list[int]:
+    """Return how many slots each device gets, as llama-bench says while it loads."""
+    result = subprocess.run(
+        [f"{BIN}/llama-bench", "-m", model, "--rpc", ",".join(endpoints), "-ngl", "99", "-ts", shares,
+         "-p", "0", "-n", "1", "-r", "1", "-t", "1", "-v"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )
+    text = result.stdout + result.stderr
+    assert result.returncode == 0, text[-2000:]
+    # the list is printed more than once when a dry run precedes the load: each slot counts once
+    slots = dict(re.findall(r"layer +(\d+) assigned to device (\w+)", text))
+    assert set(map(int, slots)) == set(range(BLOCKS + 1)), text[-2000:]
+    counts = collections.Counter(slots.values())
+    assert set(counts) <= {f"RPC{device}" for device in range(DEVICES)}
+    return [counts[f"RPC{device}"] for device in range(DEVICES)]
+
+
+def some_splits() -> list[tuple[int, ...]]:
+    luck = random.Random(3)
+    splits = [(21, 0, 0, 0), (0, 0, 0, 21), (0, 10, 0, 11), (1, 1, 1, 18), (6, 5, 5, 5)]
+    for _sample in range(7):
+        cuts = sorted(luck.randrange(BLOCKS + 2) for _device in range(DEVICES - 1))
+        splits.append(tuple(high - low for low, high in zip([0, *cuts], [*cuts, BLOCKS + 1], strict=True)))
+    return splits
+
+
+@pytest.mark.parametrize("layers", some_splits(), ids=layer_split.split_name)
+def test_llama_cpp_places_the_layers_that_the_shares_mean(
+    model: str, endpoints: list[str], layers: tuple[int, ...]
+) -> None:
+    shares = layer_split.render_tensor_split(layers, "llama_bench")
+    assert placed(model, endpoints, shares) == list(layers)
+
+
+@pytest.mark.parametrize("shares", ["1/1/1/1", "1.2/1/0.7/0.3", "24/16/12/8", "0.31/0.29/0.2/0.2"])
+def test_llama_cpp_rounds_any_shares_as_the_rule_says(model: str, endpoints: list[str], shares: str) -> None:
+    values = [float(share) for share in shares.split("/")]
+    assert placed(model, endpoints, shares) == list(layer_split.layers_from_shares(values, BLOCKS + 1))
