@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` (the main job, no GPU needed) and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-clean test lint units sanity docs importer install-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench bench-planners bench-revalidation bench-live bench-downloads gpu-test build requirements clean
+.PHONY: help venv demo demo-check demo-clean test lint units sanity docs importer install-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench bench-planners bench-revalidation bench-live bench-downloads gpu-test build requirements clean
 
 # each on a host of its own, one after the other; SCENARIO=name runs one of them
 MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit
@@ -20,7 +20,11 @@ help:  ## show this list
 venv:  ## make .venv with everything pinned
 	@requirements/venv.sh
 
-demo: venv  ## build, tune and serve a small model on a sandbox host with two unequal devices; no GPU needed
+demo-check:
+	@$(if $(AS_ROOT),command -v sudo >/dev/null || { echo "demo: the lab needs root and sudo is not installed: run make demo as root" >&2; exit 1; };) \
+	  $(AS_ROOT) tests/lab/demo.sh check >/dev/null
+
+demo: demo-check venv  ## build, tune and serve a small model on a sandbox host with two unequal devices; no GPU needed
 	@$(AS_ROOT) tests/lab/demo.sh
 
 demo-clean: venv  ## remove the sandbox host and the lab; caches stay

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The main job on a host made for it: site.yml on a container with systemd and two llama.cpp devices of unequal speed.
 #   demo.sh         build, tune, serve and prove; again: change nothing
+#   demo.sh check   check what it needs of this machine, and print the port that it will use
 #   demo.sh clean   remove the host; the lab too, when this was its only host
-# MIXED_GPU_DEMO_PORT (8080) is the port on 127.0.0.1 of this machine that reaches the server.
+# MIXED_GPU_DEMO_PORT is the port on 127.0.0.1 of this machine that reaches the server: 8080 or the next free one when unset.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 lab=tests/lab/lab.sh
-port=${MIXED_GPU_DEMO_PORT:-8080}
 export LAB_HOST=mixed-gpu-sandbox
 
 if [ "${1:-}" = clean ]; then
@@ -17,9 +17,11 @@ if [ "${1:-}" = clean ]; then
 fi
 
 started=$SECONDS
+port=$("${PYTHON:-python3}" tests/lab/demo_check.py)
+[ "${1:-}" != check ] || { echo "$port"; exit; }
 "$lab" create "$LAB_HOST"
+"$lab" forward "$LAB_HOST" "$port" 8080   # now, so that nobody else takes the port meanwhile
 "$lab" run ansible-playbook -i inventories/sandbox homelab.mixed_gpu.site "$@"
-"$lab" forward "$LAB_HOST" "$port" 8080
 echo
 python tests/lab/prove.py "http://127.0.0.1:$port"
 echo

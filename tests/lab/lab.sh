@@ -16,7 +16,7 @@ set -euo pipefail
 # What starts here stays: it must not keep a file of the caller open, such as the lock of `flock FILE make demo`.
 for fd in "/proc/$$/fd"/*; do
   fd=${fd##*/}
-  case $fd in 0|1|2|255) ;; *) eval "exec $fd>&-" ;; esac
+  case $fd in 0|1|2|255) ;; *) exec {fd}>&- ;; esac
 done
 
 CACHE=${MIXED_GPU_CACHE:-$HOME/.cache/homelab-mixed-gpu}
