@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` (the main job, no GPU needed) and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-check demo-clean test lint units sanity docs importer install-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench bench-planners bench-revalidation bench-live bench-downloads gpu-test build requirements clean
+.PHONY: help venv demo demo-check demo-clean test lint units sanity docs importer install-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench bench-planners bench-revalidation bench-live bench-downloads gpu-test build picture requirements clean
 
 # each on a host of its own, one after the other; SCENARIO=name runs one of them
 MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit
@@ -94,6 +94,9 @@ gpu-test: venv  ## the NVML probe and a CUDA build on a real NVIDIA card
 build: venv  ## build/homelab-mixed_gpu-<version>.tar.gz
 	@mkdir -p build
 	ansible-galaxy collection build --force --output-path build
+
+picture: venv  ## draw docs/images/rooms.svg from the imports
+	python tests/gates/rooms_picture.py --write
 
 requirements:  ## pin again after editing a .in file (needs uv)
 	for f in requirements/development requirements/benchmarks requirements/galaxy_importer roles/host_python/files/requirements \

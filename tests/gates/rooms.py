@@ -36,7 +36,7 @@ MAY_IMPORT: t.Final[dict[str, set[str]]] = {
 }
 
 
-def _imported(node: ast.AST, room: str) -> t.Iterator[str]:
+def imported(node: ast.AST, room: str) -> t.Iterator[str]:
     """Yield what an import statement of a file in `room` imports, as a dotted path below module_utils."""
     if isinstance(node, ast.Import):
         yield from (alias.name.removeprefix(f"{PACKAGE}.") for alias in node.names if alias.name.startswith(PACKAGE))
@@ -60,7 +60,7 @@ def problems(path: pathlib.Path, room: str) -> list[str]:
     """Return one sentence per import of one file that the table does not allow; `room` is "" outside module_utils."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        for name in _imported(node, room):
+        for name in imported(node, room):
             target, _dot, file = name.partition(".")
             where = f"{path}:{getattr(node, 'lineno', 0)}"
             if not file:

@@ -28,7 +28,7 @@ echo
 cat reports/sandbox.txt
 cat <<TEXT
 
-It runs, and stays: http://127.0.0.1:$port (a chat page in a browser; the OpenAI API under /v1)
+It runs, and stays: http://127.0.0.1:$port (the OpenAI API under /v1)
 Report            reports/sandbox.html
 Look around       tests/lab/lab.sh run ${LAB_ENGINE:-podman} exec -it $LAB_HOST bash
 Remove            make demo-clean
