@@ -133,9 +133,9 @@ def served_path(module: AnsibleModule) -> str | None:
     if text is None:
         return None
     try:
-        record = fact_record.parse(text)
+        record = fact_record.parse(text, module.params["fact_file"])
     except fact_record.RecordError as exc:
-        module.fail_json(msg=f"{module.params['fact_file']} cannot be read, so the served model is not known: {exc}")
+        module.fail_json(msg=f"It is not known which model is served: {exc}.")
     return record["models"].get(record["active"], {}).get("model", {}).get("path")
 
 

@@ -6,17 +6,16 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: split_record
-short_description: Keep the chosen splits in the host's custom facts
+short_description: Read and write the chosen splits in the host's custom facts
 version_added: 0.1.0
 description:
-  - Owns C(/etc/ansible/facts.d/mixed_gpu.fact), which later plays read as C(ansible_local.mixed_gpu). Nothing else
-    writes that file.
+  - Owns C(/etc/ansible/facts.d/mixed_gpu.fact). Nothing else writes that file, and the roles of this collection read
+    it with O(state=query) alone. Other plays can read it as C(ansible_local.mixed_gpu), too.
   - The file has a schema number, the deployment that is served (C(active)), and one entry per deployment under
     C(models).
   - An entry that says the same as the recorded one, apart from C(recorded_at), changes nothing.
   - Superseded entries are kept in O(history_dir).
-  - A file of an older schema is brought to the current one. A damaged file, or one of a newer schema, is an error and
-    left as it is.
+  - A damaged file, or one of another schema, is an error and left as it is.
 extends_documentation_fragment:
   - homelab.mixed_gpu._attributes
 attributes:
@@ -29,13 +28,24 @@ options:
     description:
       - V(present) records O(entry) for O(deployment).
       - V(absent) removes the deployment. The file goes with its last entry.
+      - V(query) changes nothing and returns the entry of O(deployment), or of the active deployment.
     type: str
-    choices: [present, absent]
+    choices: [present, absent, query]
     default: present
   deployment:
-    description: Id of the deployment, that is a model with a serving profile.
+    description:
+      - Id of the deployment, that is a model with a serving profile. With O(state=query) it may be empty, which means
+        the active one.
     type: str
-    required: true
+    default: ""
+  engine:
+    description: With O(state=query), the engine of which a deployment is needed. V(exllama) is either generation.
+    type: str
+    choices: [llama_cpp, exllama]
+  required:
+    description: With O(state=query), whether the module fails when the deployment is not available.
+    type: bool
+    default: false
   entry:
     description:
       - The entry, as C(docs/data_formats.md) describes it. Without it the recorded entry stays, which is how another
@@ -75,15 +85,51 @@ EXAMPLES = r"""
   homelab.mixed_gpu.split_record:
     deployment: qwen-32b-c16384-np1-f16
 
-- name: Forget a deployment
+- name: Read the active deployment
+  homelab.mixed_gpu.split_record:
+    state: query
+  register: example_recorded
+
+- name: Remove a deployment
   homelab.mixed_gpu.split_record:
     deployment: llama-70b-c8192-np1-f16
     state: absent
 """
 
 RETURN = r"""
+available:
+  description: Whether the deployment is recorded, and of O(engine).
+  returned: when O(state=query)
+  type: bool
+deployment:
+  description: Id of the deployment that was asked for, or of the active one; V(none) when there is neither.
+  returned: when O(state=query)
+  type: str
+entry:
+  description: Its entry, V(none) when it is not available.
+  returned: when O(state=query)
+  type: dict
+engine:
+  description: The engine that it was tuned with, V(none) when it is not recorded.
+  returned: when O(state=query)
+  type: str
+active:
+  description: Id of the deployment that is served, or V(none).
+  returned: when O(state=query)
+  type: str
+deployments:
+  description: Ids of all recorded deployments.
+  returned: when O(state=query)
+  type: list
+  elements: str
+why:
+  description: Why the deployment is not available, with the cure; V(none) when it is.
+  returned: when O(state=query)
+  type: str
 record:
-  description: The whole record as it is now, or would be in check mode; V(none) when there is no file.
+  description:
+    - The whole record as it is now, or would be in check mode; V(none) when there is no file.
+    - With O(state=query) it is an empty record when there is no file.
   returned: success
   type: dict
 path:
@@ -92,7 +138,7 @@ path:
   type: str
 history_file:
   description: File that keeps the entry that was superseded, or V(none).
-  returned: success
+  returned: when O(state=present) or O(state=absent)
   type: str
 """
 
@@ -116,7 +162,9 @@ class SplitRecord:
             if self.params[name] < 0:
                 module.fail_json(msg=f"{name} is {self.params[name]}: give at least 0.")
         try:
-            self.deployment = fact_record.check_deployment(self.params["deployment"])
+            self.deployment = self.params["deployment"]
+            if self.params["state"] != "query":
+                fact_record.check_deployment(self.deployment)
             if self.params["entry"] is not None:
                 self.entry = fact_record.check_entry(self.params["entry"])
         except fact_record.RecordError as exc:
@@ -124,6 +172,8 @@ class SplitRecord:
 
     def run(self) -> dict[str, t.Any]:
         """Return the result of the module, after writing what has to change."""
+        if self.params["state"] == "query":
+            return self.query()
         if self.module.check_mode:
             return self.change()
         directory = os.path.dirname(self.path)
@@ -143,14 +193,19 @@ class SplitRecord:
         """Return the file's text ("" where there is none) and its record; ends the module when it cannot be read."""
         try:
             text = json_file.read_text(self.path)
-            return text or "", fact_record.empty() if text is None else fact_record.parse(text)
+            return text or "", fact_record.empty() if text is None else fact_record.parse(text, self.path)
         except fact_record.RecordError as exc:
-            self.module.fail_json(
-                msg=f"{self.path} cannot be used: {exc}; move it away (mv {self.path} {self.path}.old) and run the"
-                " tuning play again."
-            )
+            self.module.fail_json(msg=f"{exc}.")
         except OSError as exc:
             self.module.fail_json(msg=f"{self.path} cannot be read ({exc.strerror}): run as root.")
+
+    def query(self) -> dict[str, t.Any]:
+        """Return the entry that was asked for; ends the module when it is required and not available."""
+        _text, record = self.read()
+        found = fact_record.find(record, self.path, self.deployment, self.params["engine"] or "")
+        if self.params["required"] and not found["available"]:
+            self.module.fail_json(msg=f"{found['why']}.")
+        return {"changed": False, "path": self.path, "record": record, **found}
 
     def change(self) -> dict[str, t.Any]:
         text, before = self.read()
@@ -202,8 +257,10 @@ class SplitRecord:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "deployment": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["present", "absent", "query"], "default": "present"},
+            "deployment": {"type": "str", "default": ""},
+            "engine": {"type": "str", "choices": ["llama_cpp", "exllama"]},
+            "required": {"type": "bool", "default": False},
             "entry": {"type": "dict"},
             "active": {"type": "bool", "default": True},
             "path": {"type": "path", "default": "/etc/ansible/facts.d/mixed_gpu.fact"},

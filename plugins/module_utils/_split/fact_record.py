@@ -12,12 +12,10 @@ import re
 import typing as t
 
 from .._base import fingerprints
+from . import exl_split
 
 SCHEMA: t.Final = 1
 Record = dict[str, t.Any]
-Migration = t.Callable[[Record], Record]
-#: Schema number -> function that returns the same record in the next schema. Schema 1 is the first: none yet.
-MIGRATIONS: dict[int, Migration] = {}
 #: What every entry holds, and of which type.
 ENTRY_FIELDS: t.Final[tuple[tuple[str, type], ...]] = (
     ("model", dict),
@@ -33,6 +31,23 @@ ENTRY_FIELDS: t.Final[tuple[tuple[str, type], ...]] = (
 )
 
 
+#: What the reader of a deployment can ask for -> its name in sentences, and the value of mixed_gpu_engine.
+ENGINE_WORDS: t.Final = {"llama_cpp": "llama.cpp", "exllama": "ExLlama"}
+SITE_ENGINES: t.Final = {"llama_cpp": "llama_cpp", "exllama": "exllamav2"}
+
+
+class Found(t.TypedDict):
+    """The answer of find: the entry, or C(why) there is none to be used."""
+
+    available: bool
+    deployment: str | None
+    entry: dict[str, t.Any] | None
+    engine: str | None
+    active: str | None
+    deployments: list[str]
+    why: str | None
+
+
 class RecordError(ValueError):
     """A record or an entry that makes no sense; the message says what and where."""
 
@@ -42,38 +57,72 @@ def empty() -> Record:
     return {"schema": SCHEMA, "active": None, "models": {}}
 
 
-def migrate(record: Record, migrations: t.Mapping[int, Migration] | None = None, current: int = SCHEMA) -> Record:
-    """Return the record in the current schema, step by step. Raises RecordError for a newer or an unknown schema."""
-    steps = MIGRATIONS if migrations is None else migrations
-    schema = record.get("schema")
-    if isinstance(schema, bool) or not isinstance(schema, int):
-        raise RecordError(f"its schema is {schema!r}, which is no number")
-    if schema > current:
-        raise RecordError(f"it has schema {schema}, and this version of the collection reads up to {current}")
-    while schema < current:
-        if schema not in steps:
-            raise RecordError(f"it has schema {schema}, which this version of the collection cannot bring to {current}")
-        record = {**steps[schema](record), "schema": schema + 1}
-        schema += 1
-    return record
+def parse(text: str, path: str) -> Record:
+    """Return the record in C(text), the content of the file C(path).
 
-
-def parse(text: str) -> Record:
-    """Return the record in C(text), migrated to the current schema. Raises RecordError when it is damaged or newer."""
+    Raises RecordError, naming the file and the cure, when the text is damaged or of another schema.
+    """
     try:
-        data = json.loads(text)
+        return _checked(text)
+    except RecordError as exc:
+        raise RecordError(
+            f"{path} cannot be used: {exc}. Move it away (mv {path} {path}.old) and run the site playbook again:"
+            " the measurements are kept and reused"
+        ) from exc
+
+
+def _checked(text: str) -> Record:
+    try:
+        record = json.loads(text)
     except ValueError as exc:
         raise RecordError(f"it holds no JSON ({exc})") from exc
-    if not isinstance(data, dict):
-        raise RecordError(f"it holds a {type(data).__name__} instead of a dict")
-    record = migrate(data)
+    if not isinstance(record, dict):
+        raise RecordError(f"it holds a {type(record).__name__} instead of a dict")
+    schema = record.get("schema")
+    if isinstance(schema, bool) or schema != SCHEMA:
+        raise RecordError(f"its schema is {schema!r}, and this release reads schema {SCHEMA}")
     models = record.get("models")
     if not isinstance(models, dict) or not all(isinstance(entry, dict) for entry in models.values()):
         raise RecordError("its models is no dict of entries")
     active = record.get("active")
     if active is not None and active not in models:
         raise RecordError(f"its active deployment {active!r} has no entry under models")
-    return record
+    return t.cast(Record, record)
+
+
+def find(record: Record, path: str, deployment: str = "", engine: str = "") -> Found:
+    """Return the entry of C(deployment), or of the active one when the name is empty.
+
+    C(engine) is C(llama_cpp), C(exllama) (either of its generations), or empty for any. C(path) is the fact file, for
+    the sentence C(why).
+    """
+    models, active = record["models"], record["active"]
+    name = deployment or active or ""
+    known = ", ".join(sorted(models)) or "nothing"
+    entry = models.get(name)
+    tuned_with = exl_split.engine_of(entry.get("serving") or {}) if entry else None
+    why = None
+    if not models:
+        why = f"{path} records no deployment: run the site playbook, which measures and records a split"
+    elif not name:
+        why = f"{path} names no active deployment and holds {known}: run the site playbook, or name a deployment"
+    elif entry is None:
+        why = f"the deployment {name} is not in {path}, which holds {known}: tune it first, or correct its name"
+    elif engine and not str(tuned_with).startswith(engine):
+        why = (
+            f"the deployment {name} was tuned with {exl_split.engine_name(entry['serving'])}, and a deployment of"
+            f" {ENGINE_WORDS[engine]} is needed here: run the site playbook with mixed_gpu_engine"
+            f" {SITE_ENGINES[engine]}, or name another deployment"
+        )
+    return {
+        "available": why is None,
+        "deployment": name or None,
+        "entry": entry if why is None else None,
+        "engine": tuned_with,
+        "active": active,
+        "deployments": sorted(models),
+        "why": why,
+    }
 
 
 def check_deployment(deployment: str) -> str:

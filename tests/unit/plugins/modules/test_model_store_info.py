@@ -65,7 +65,7 @@ def test_the_model_that_is_served_is_known_by_the_record(store: t.Any, tmp_path:
     (tmp_path / "fact").write_text(json.dumps({"schema": 1, "active": "a", "models": {"a": {"model": model}}}))
     assert [each["name"] for each in store()["directories"] if each["served"]] == ["whole"]
     (tmp_path / "fact").write_text("{")
-    assert "so the served model is not known" in store()["msg"]
+    assert "It is not known which model is served" in store()["msg"]
 
 
 def test_a_directory_that_is_not_there_uses_nothing(call: t.Any, tmp_path: pathlib.Path) -> None:

@@ -105,17 +105,37 @@ def test_entries_are_removed_and_the_file_with_the_last(run, path):
     ("text", "words"),
     [
         ("", "holds no JSON"), ('{"schema": 1', "holds no JSON"), ("[1]", "a list instead of a dict"),
-        ('{"schema": 7, "models": {}}', "schema 7, and this version of the collection reads up to 1"),
+        ('{"schema": 7, "models": {}}', "schema is 7, and this release reads schema 1"),
     ],
 )
-def test_a_damaged_or_newer_file_is_left_alone(run, path, text, words):
+def test_a_damaged_file_or_another_schema_is_left_alone(run, path, text, words):
     path.parent.mkdir()
     path.write_text(text)
-    for state in ("present", "absent"):
+    for state in ("present", "absent", "query"):
         result = run(entry=entry(), state=state)
         assert result["failed"] and words in result["msg"] and "\n" not in result["msg"]
-        assert f"move it away (mv {path} {path}.old) and run the tuning play again" in result["msg"]
+        assert f"Move it away (mv {path} {path}.old) and run the site playbook again" in result["msg"]
     assert path.read_text() == text and not run.history.exists()
+
+
+def test_a_query_returns_the_entry_and_changes_nothing(run, path):
+    run("d", entry=entry())
+    run("e", entry=entry(campaign="c2"))
+    before = path.stat()
+    found = run("", state="query", required=True, engine="llama_cpp")
+    assert not found["changed"] and found["available"] and found["deployment"] == found["active"] == "e"
+    assert found["entry"] == found["record"]["models"]["e"] and found["deployments"] == ["d", "e"]
+    assert run("d", state="query", check=True)["entry"]["campaign"] == "c1"
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_query_of_what_is_not_recorded_fails_where_it_is_required(run, path):
+    found = run("", state="query")
+    assert not found["available"] and found["record"]["models"] == {} and f"{path} records no" in found["why"]
+    assert run("", state="query", required=True)["msg"] == f"{found['why']}."
+    run("d", entry=entry())
+    wrong = run("", state="query", engine="exllama", required=True)
+    assert wrong["failed"] and "d was tuned with llama.cpp" in wrong["msg"] and "exllamav2" in wrong["msg"]
 
 
 def test_a_wrong_mode_is_put_right(run, path):
@@ -138,6 +158,7 @@ def test_a_second_writer_waits_and_then_gives_up(run, path):
     ("arguments", "words"),
     [
         ({"deployment": "../d", "entry": entry()}, "'../d' is no usable id"),
+        ({"deployment": "", "state": "absent"}, "'' is no usable id"),
         ({"entry": entry(placement=[])}, "entry.placement puts no layer on any device"),
         ({"entry": {"model": {}}}, "entry.serving is missing or no dict"),
         ({"entry": entry(), "history_keep": -1}, "history_keep is -1"),

@@ -35,7 +35,7 @@ def recorded(*names, active=None):
 def test_what_is_written_is_read_again():
     record = fact_record.with_entry(fact_record.empty(), "d", entry(), True, NOW)
     assert record["models"]["d"]["recorded_at"] == NOW
-    assert fact_record.parse(json.dumps(record)) == record
+    assert fact_record.parse(json.dumps(record), "/f") == record
 
 
 @pytest.mark.parametrize(
@@ -46,25 +46,45 @@ def test_what_is_written_is_read_again():
         ("[]", "a list instead of a dict"),
         ('{"models": {}}', "schema is None"),
         ('{"schema": true, "models": {}}', "schema is True"),
-        ('{"schema": 2, "models": {}}', "has schema 2, and this version of the collection reads up to 1"),
-        ('{"schema": 0, "models": {}}', "has schema 0, which this version of the collection cannot bring to 1"),
+        ('{"schema": 2, "models": {}}', "schema is 2, and this release reads schema 1"),
+        ('{"schema": 0, "models": {}}', "schema is 0, and this release reads schema 1"),
         ('{"schema": 1, "models": []}', "models is no dict"),
         ('{"schema": 1, "models": {"d": 3}}', "models is no dict"),
         ('{"schema": 1, "active": "d", "models": {}}', "active deployment 'd' has no entry"),
     ],
 )
-def test_a_damaged_or_newer_file_is_named(text, words):
-    with pytest.raises(fact_record.RecordError, match=words):
-        fact_record.parse(text)
+def test_a_damaged_file_or_another_schema_is_named_with_the_cure(text, words):
+    with pytest.raises(fact_record.RecordError, match=f"^/f cannot be used: .*{words}.*mv /f /f.old.*site playbook"):
+        fact_record.parse(text, "/f")
 
 
-def test_older_schemas_migrate_step_by_step():
-    steps = {
-        1: lambda record: {**record, "models": record.pop("entries")},
-        2: lambda record: {**record, "active": None},
-    }
-    migrated = fact_record.migrate({"schema": 1, "entries": {"d": {}}}, steps, 3)
-    assert migrated["schema"] == 3 and migrated["models"] == {"d": {}} and migrated["active"] is None
+def asked(record, deployment="", engine=""):
+    return fact_record.find(record, "/f", deployment, engine)
+
+
+def test_the_active_deployment_is_found_where_none_is_named():
+    record = recorded("d", "e", active="e")
+    record["models"]["d"]["serving"] = {"engine": "exllamav3"}
+    found = asked(record, engine="llama_cpp")
+    assert (found["available"], found["deployment"], found["engine"]) == (True, "e", "llama_cpp")
+    assert (found["entry"], found["why"]) == (record["models"]["e"], None)
+    named = asked(record, "d", "exllama")
+    assert (named["deployment"], named["active"], named["deployments"]) == ("d", "e", ["d", "e"])
+    assert named["entry"] == record["models"]["d"] and named["engine"] == "exllamav3"
+
+
+@pytest.mark.parametrize(
+    ("names", "active", "question", "words"),
+    [
+        ((), None, {}, "/f records no deployment: run the site playbook"),
+        (("d", "e"), None, {}, "/f names no active deployment and holds d, e: run the site playbook"),
+        (("d", "e"), "d", {"deployment": "x"}, "deployment x is not in /f, which holds d, e: tune it first"),
+        (("d",), "d", {"engine": "exllama"}, "d was tuned with llama.cpp, and a deployment of ExLlama is needed here"),
+    ],
+)
+def test_what_is_not_available_has_a_reason_and_a_cure(names, active, question, words):
+    found = asked(recorded(*names, active=active), **question)
+    assert not found["available"] and found["entry"] is None and words in found["why"]
 
 
 def test_the_same_entry_changes_nothing_whenever_it_was_recorded():
