@@ -11,9 +11,9 @@ version_added: 0.1.0
 description:
   - Owns the baseline that revalidations compare with, one file per deployment in C(baselines), and the history of
     revalidations in C(revalidations), both below O(state_dir). Both are written whole or not at all.
-  - Without O(baseline), O(completion) and O(revalidation) it only reads.
+  - Without O(measured), O(completion) and O(revalidation) it only reads.
   - A baseline that is replaced is kept in C(baselines/history); the oldest of both histories go first.
-  - A damaged baseline is an error, and left as it is, unless O(baseline) replaces it; then it is kept beside the new
+  - A damaged baseline is an error, and left as it is, unless O(measured) replaces it; then it is kept beside the new
     one.
   - The history of revalidations is a log, so appending to it counts as no change.
 extends_documentation_fragment:
@@ -28,9 +28,40 @@ options:
     description: Id of the deployment, that is a model with a serving profile.
     type: str
     required: true
-  baseline:
-    description: The new baseline, from P(homelab.mixed_gpu.baseline_record#filter).
+  measured:
+    description: What a new baseline is made of.
     type: dict
+    suboptions:
+      entry:
+        description: Entry of the host's facts that the baseline belongs to; its C(recorded_at) is the baseline's too.
+        type: dict
+        required: true
+      build:
+        description: Key of the llama.cpp build that measured.
+        type: str
+        required: true
+      gpus:
+        description: The fact C(mixed_gpu_gpus) of M(homelab.mixed_gpu.gpu_facts).
+        type: dict
+        required: true
+      host:
+        description: RV(homelab.mixed_gpu.host_info#module:host) of M(homelab.mixed_gpu.host_info).
+        type: dict
+        required: true
+      loads:
+        description: Loads of the recorded split, as it is served.
+        type: list
+        elements: dict
+        required: true
+      reason:
+        description: Whether a tuning measured, or a revalidation that was accepted.
+        type: str
+        choices: [tuned, accepted]
+        required: true
+      most_loads:
+        description: Loads that a later revalidation may measure.
+        type: int
+        required: true
   completion:
     description:
       - What a loaded server says, to complete the baseline that is there. What that already holds stays.
@@ -69,10 +100,17 @@ EXAMPLES = r"""
     deployment: llama-70b-c8192-np1-f16
   register: example_record
 
-- name: Replace it
+- name: Record a new one
   homelab.mixed_gpu.revalidation_record:
     deployment: llama-70b-c8192-np1-f16
-    baseline: "{{ example_baseline }}"
+    measured:
+      entry: "{{ example_entry }}"
+      build: b11312-12da510b62f7
+      gpus: "{{ ansible_facts['mixed_gpu_gpus'] }}"
+      host: "{{ example_host.host }}"
+      loads: "{{ example_loads }}"
+      reason: tuned
+      most_loads: 6
 """
 
 RETURN = r"""
@@ -84,8 +122,12 @@ previous:
   description: The baseline as it was before, V(none) where there was none or it was damaged.
   returned: always
   type: dict
+comparison:
+  description: How the speed changed from the previous baseline, in one sentence; V(none) where there was none.
+  returned: always
+  type: str
 path:
-  description: Its file.
+  description: File of the baseline.
   returned: always
   type: str
 history_file:
@@ -105,7 +147,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fingerprints, json_file
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines, changes, verdict
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 
 
@@ -138,12 +180,13 @@ class RevalidationRecord:
             json_file.write_text(self.path, new, 0o644, self.module.atomic_move)
         revalidation_file = None
         if self.module.params["revalidation"] is not None and not self.module.check_mode:
-            data = fingerprints.plain(self.module.params["revalidation"], "revalidation")
+            data = fingerprints.plain(verdict.without_lines(self.module.params["revalidation"]), "revalidation")
             revalidation_file = self.keep("revalidations", json_file.utc_now(), data)
         result: dict[str, t.Any] = {
             "changed": changed,
             "baseline": after,
             "previous": before,
+            "comparison": changes.since(before, after) if changed and after is not None else None,
             "path": self.path,
             "history_file": history_file,
             "revalidation_file": revalidation_file,
@@ -160,10 +203,10 @@ class RevalidationRecord:
         try:
             return baselines.parse(text)
         except baselines.BaselineError as exc:
-            if self.module.params["baseline"] is None:
+            if self.module.params["measured"] is None:
                 self.module.fail_json(
-                    msg=f"{self.path} cannot be used: {exc}; move it away (mv {self.path} {self.path}.old), make a"
-                    " new baseline with playbook revalidate and -e accept=true."
+                    msg=f"{self.path} cannot be used: {exc}; move the file away (mv {self.path} {self.path}.old) and"
+                    " make a new baseline with the playbook revalidate and -e accept=true."
                 )
             return None
 
@@ -171,14 +214,16 @@ class RevalidationRecord:
         """Return the baseline as it shall be."""
         after = before
         try:
-            if self.module.params["baseline"] is not None:
-                after = baselines.check(self.module.params["baseline"])
+            measured = self.module.params["measured"]
+            if measured is not None:
+                after = baselines.check(baselines.make(self.deployment, **measured))
             completion = self.module.params["completion"]
             if completion is not None and after is not None:
                 seen = baselines.memory(completion["entry"], completion["server"])
                 after = baselines.check(baselines.complete(after, seen, completion["served"]))
         except (ValueError, KeyError) as exc:
-            self.module.fail_json(msg=f"This is no baseline: {exc}.")
+            what = f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)
+            self.module.fail_json(msg=f"This is no baseline: {what}.")
         return after
 
     def keep(self, name: str, stamp: str, data: t.Any) -> str | None:
@@ -197,7 +242,18 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "deployment": {"type": "str", "required": True},
-            "baseline": {"type": "dict"},
+            "measured": {
+                "type": "dict",
+                "options": {
+                    "entry": {"type": "dict", "required": True},
+                    "build": {"type": "str", "required": True},
+                    "gpus": {"type": "dict", "required": True},
+                    "host": {"type": "dict", "required": True},
+                    "loads": {"type": "list", "elements": "dict", "required": True},
+                    "reason": {"type": "str", "choices": list(baselines.REASONS), "required": True},
+                    "most_loads": {"type": "int", "required": True},
+                },
+            },
             "completion": {
                 "type": "dict",
                 "options": {

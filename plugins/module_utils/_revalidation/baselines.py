@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """What a later revalidation compares with. Private to this collection. Pure functions only.
 
-docs/data_formats.md describes the baseline; _revalidation_statistics says how loads are compared.
+docs/data_formats.md describes the baseline; speed.py says how loads are compared.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import typing as t
 
 from .._base import fingerprints
 from .._llama_cpp import llama_server
-from . import speed as statistics
+from . import speed
 
 SCHEMA: t.Final = 1
 REASONS: t.Final = ("tuned", "accepted")
@@ -92,7 +92,7 @@ def visible_percent(loads: t.Sequence[Dict], most_loads: int) -> dict[str, float
     found = {}
     for key in keys(loads):
         own = samples(loads, key)
-        found[test_name(key)] = statistics.smallest_visible_percent(statistics.noise(own), len(own), most_loads)
+        found[test_name(key)] = speed.smallest_visible_percent(speed.noise(own), len(own), most_loads)
     return found
 
 
@@ -175,29 +175,34 @@ def step(problem: Dict, decision: Dict, loads: t.Sequence[Dict], most_loads: int
 # --- the record ------------------------------------------------------------------------------------------------------
 
 
-def build(entry: Dict, now: Dict, loads: t.Sequence[Dict], about: Dict) -> Json:
+def make(
+    deployment: str,
+    entry: Dict,
+    build: str,
+    gpus: Dict,
+    host: Dict,
+    loads: t.Sequence[Dict],
+    reason: str,
+    most_loads: int,
+) -> Json:
     """Return a baseline; what only a loaded server tells (C(memory), C(served)) is added by complete.
 
-    C(entry) is the fact's that it belongs to, C(now) a configuration, C(loads) those of the recorded split as it is
-    served, C(about) has C(deployment), C(reason), C(at) and C(most_loads) of a later revalidation.
+    C(entry), C(build), C(gpus) and C(host) are as for configuration, C(loads) those of the recorded split as it is
+    served, C(most_loads) the number that a later revalidation may measure.
     """
-    reason = about["reason"]
-    if reason not in REASONS:
-        raise ValueError(f"a baseline is {' or '.join(REASONS)}, not {reason!r}")
     return {
         "schema": SCHEMA,
-        "deployment": about["deployment"],
-        "recorded_at": about["at"],
+        "deployment": deployment,
+        "recorded_at": entry["recorded_at"],
         "reason": reason,
-        "entry_recorded_at": entry["recorded_at"],
-        "configuration": dict(now),
+        "configuration": configuration(entry, build, gpus, host),
         "devices": [dict(device) for device in entry["devices"]],
         "loads": [dict(load) for load in loads],
         "device_probe": entry.get("device_probe"),
         "fit": entry["decision"].get("fit"),
         "memory": None,
         "served": None,
-        "smallest_visible_percent": visible_percent(loads, int(about["most_loads"])),
+        "smallest_visible_percent": visible_percent(loads, most_loads),
     }
 
 
@@ -238,7 +243,7 @@ def check(data: t.Any) -> Json:
     if schema != SCHEMA:
         raise BaselineError(f"it has schema {schema!r}, and this version of the collection reads {SCHEMA}")
     wanted = {
-        "deployment": str, "recorded_at": str, "entry_recorded_at": str, "configuration": dict, "loads": list,
+        "deployment": str, "recorded_at": str, "configuration": dict, "loads": list,
         "devices": list,
         "smallest_visible_percent": dict,
     }  # fmt: skip

@@ -8,9 +8,10 @@ import json
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.modules import revalidation_record
-from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._revalidation.test_verdict import (
+from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._revalidation.described_pair import (
     ENTRY,
-    baseline,
+    load,
+    measured,
     served,
     server,
 )
@@ -36,25 +37,25 @@ def test_without_a_baseline_there_is_none(run, tmp_path):
 
 
 def test_a_baseline_is_written_once(run, tmp_path):
-    assert run(baseline=baseline(), check=True)["changed"] and not list(tmp_path.iterdir())
-    first = run(baseline=baseline(), diff=True)
+    assert run(measured=measured(), check=True)["changed"] and not list(tmp_path.iterdir())
+    first = run(measured=measured(), diff=True)
     assert first["changed"] and first["diff"]["before"] == "" and first["history_file"] is None
     file = tmp_path / "baselines" / "d.json"
     assert json.loads(file.read_text()) == first["baseline"] == run()["baseline"]
     assert file.stat().st_mode & 0o777 == 0o644
-    assert not run(baseline=baseline())["changed"]
+    assert not run(measured=measured())["changed"]
 
 
 def test_a_replaced_baseline_is_kept_and_the_oldest_go(run, tmp_path):
     for number in range(5):
-        result = run(baseline=baseline(recorded_at=f"2026-11-2{number}T10:00:00Z"), keep=2)
+        result = run(measured=measured(recorded_at=f"2026-11-2{number}T10:00:00Z"), keep=2)
     assert result["history_file"].endswith("d@20261123T100000Z-000.json")
     kept = sorted((tmp_path / "baselines" / "history").iterdir())
     assert [json.loads(file.read_text())["recorded_at"][:10] for file in kept] == ["2026-11-22", "2026-11-23"]
 
 
 def test_what_the_loaded_server_says_completes_it_once(run):
-    run(baseline=baseline(memory=None, served=None))
+    run(measured=measured())
     completion = {"entry": ENTRY, "server": server()["server"], "served": served()}
     result = run(completion=completion)
     assert result["changed"] and result["history_file"] is None
@@ -65,21 +66,21 @@ def test_what_the_loaded_server_says_completes_it_once(run):
 
 def test_a_damaged_baseline_is_an_error_until_it_is_replaced(run, tmp_path):
     file = tmp_path / "baselines" / "d.json"
-    run(baseline=baseline())
+    run(measured=measured())
     text = file.read_text()
     file.write_text(text[: len(text) // 2])
     result = run()
     assert result["failed"] and "no whole JSON" in result["msg"] and "-e accept=true" in result["msg"]
     assert file.read_text() == text[: len(text) // 2]
-    assert run(baseline=baseline())["changed"] and file.read_text() == text
+    assert run(measured=measured())["changed"] and file.read_text() == text
     assert [name for name in file.parent.iterdir() if ".damaged-" in name.name]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"baseline": {"schema": 1}}, "missing"),
-        ({"baseline": {"schema": 3}}, "schema 3"),
+        ({"measured": {**measured(), "entry": {}}}, "missing"),
+        ({"measured": measured([{"status": "ok", "results": []}])}, "no status, layers and results"),
         ({"deployment": "../x"}, "no usable id"),
     ],
 )
@@ -95,3 +96,11 @@ def test_revalidations_are_appended_and_pruned_and_are_no_change(run, tmp_path):
     kept = sorted((tmp_path / "revalidations").iterdir())
     assert [json.loads(file.read_text())["number"] for file in kept] == [1, 2, 3]
     assert run(revalidation={"schema": 1}, check=True)["revalidation_file"] is None and len(kept) == 3
+
+
+def test_a_new_baseline_says_how_the_speed_changed(run):
+    assert run(measured=measured())["comparison"] is None
+    slower = [load(number, decode=1.06) for number in (1, 2, 3)]
+    result = run(measured=measured(slower, recorded_at="2026-11-24T10:00:00Z"))
+    assert "decode takes 6.1 % more time" in result["comparison"]
+    assert run()["comparison"] is None

@@ -1,219 +1,40 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Baselines and verdicts, on a described pair of cards: each thing that can go wrong, once."""
+"""Verdicts, on a described pair of cards: each thing that can go wrong, once."""
 
 from __future__ import annotations
 
 import copy
 import itertools
-import json
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines, verdict
-
-FAST, SLOW = "GPU-1111", "GPU-2222"
-PREFILL = {"kind": "prefill", "n_prompt": 1024, "n_gen": 0, "n_depth": 0, "repetitions": 3}
-DECODE = {"kind": "decode", "n_prompt": 0, "n_gen": 64, "n_depth": 0, "repetitions": 3}
-NAMED = ("kind", "n_prompt", "n_gen", "n_depth")
-SETTINGS = {"tolerance_percent": 3.0, "reserve_mib": 512, "accept": ["ok", "improved"]}
-LIMITS = {"tolerance_percent": 3.0, "least_loads": 2, "most_loads": 6, "baseline": False}
-
-
-def load(number, decode=1.0, prefill=1.0, **more):
-    """One load; C(decode) and C(prefill) are factors on the usual times."""
-    wobble = (0.0, 0.002, -0.001, 0.001, -0.002, 0.0015)[number % 6]
-
-    def samples(ms):
-        return [ms * (1 + wobble + jitter) for jitter in (0.0, 0.001, -0.001)]
-
-    return {
-        "label": f"44/37 load {number}", "split_mode": "layer", "layers": [44, 37], "load": number,
-        "purpose": "confirm",
-        "environment": {}, "status": "ok", "reason": None,
-        "results": [
-            {**{key: PREFILL[key] for key in NAMED}, "samples_ms": samples(2000 * prefill)},
-            {**{key: DECODE[key] for key in NAMED}, "samples_ms": samples(3600 * decode)},
-        ],
-        "conditions": {
-            uuid: {
-                "pcie_generation": {"min": 1, "mean": 3, "max": 4}, "pcie_width": {"min": 8, "mean": 8, "max": 8},
-                "temperature_celsius": {"min": 40, "mean": 60, "max": 66}, "throttle_reasons": ["sw_power_cap"],
-            }
-            for uuid in (FAST, SLOW)
-        },
-        **more,
-    }  # fmt: skip
-
-
-def probe(fast=1.0, slow=1.0):
-    def row(device, uuid, ms):
-        return {
-            "device": device, "id": uuid, "status": "ok", "reason": None,
-            "decode_ms_per_token": {"median": ms, "low": ms * 0.998, "high": ms * 1.002},
-            "prefill_tokens_per_second": 9000 / ms,
-        }  # fmt: skip
-
-    return {"devices": [row("CUDA0", FAST, 1.3 * fast), row("CUDA1", SLOW, 1.5 * slow)]}
-
-
-ENTRY = {
-    "model": {"id": "m", "path": "/srv/models/m.gguf", "sha256": "a" * 64},
-    "serving": {"context_size": 8192, "micro_batch_size": 512},
-    "devices": [
-        {"device": "CUDA0", "id": FAST, "backend": "CUDA", "description": "NVIDIA GeForce RTX 4090"},
-        {"device": "CUDA1", "id": SLOW, "backend": "CUDA", "description": "NVIDIA GeForce RTX 3090"},
-    ],
-    "placement": [{"device": FAST, "layers": 44}, {"device": SLOW, "layers": 37}],
-    "split_mode": "layer", "environment": {}, "rpc_endpoints": [],
-    "decision": {"layers": [44, 37], "mib": [22900, 20100], "micro_batch_size": 512, "fit": None, "table": []},
-    "fingerprint": "f", "fingerprint_parts": {"tests": [PREFILL, DECODE], "environment": {}}, "campaign": "c",
-    "recorded_at": "2026-11-20T10:00:00Z", "device_probe": probe(),
-}  # fmt: skip
-GPUS = {
-    "available": True, "reason": None, "driver_version": "580.95.05", "cuda_driver_version": "13.0",
-    "gpus": [
-        {"uuid": FAST, "name": "NVIDIA GeForce RTX 4090", "pci_bus_id": "01", "power_limit_watts": 450.0,
-         "pcie_generation_max": 4, "pcie_width": 8, "memory_total_mib": 24564},
-        {"uuid": SLOW, "name": "NVIDIA GeForce RTX 3090", "pci_bus_id": "02", "power_limit_watts": 350.0,
-         "pcie_generation_max": 4, "pcie_width": 8, "memory_total_mib": 24576},
-    ],
-}  # fmt: skip
-HOST = {"kernel": "6.8.0-90-generic", "firmware": "F12"}
-
-
-def server(loaded=(22880.0, 20080.0), free=(23700, 23900), **more):
-    devices = [
-        {"device": f"CUDA{place}", "id": f"CUDA{place}", "total_mib": mib, "free_mib": left}
-        for place, (mib, left) in enumerate(zip(loaded, free, strict=True))
-    ]
-    return {
-        "state": "ready", "needs_reload": False, "automatic_restarts": 0, "last_lines": ["listening"], "deviations": [],
-        "server": {"complete": True, "devices": devices}, **more,
-    }  # fmt: skip
-
-
-def served(decode=1.0, prefill=1.0):
-    prompt = [{"prompt_tokens_per_second": 500 / prefill, "decode_tokens_per_second": None}] * 3
-    generation = [{"prompt_tokens_per_second": 90, "decode_tokens_per_second": 17.8 / decode}] * 3
-    return [{"name": "prompt", "samples": prompt}, {"name": "generation", "samples": generation}]
-
-
-def baseline(loads=None, **more):
-    now = baselines.configuration(ENTRY, "b1", GPUS, HOST)
-    loads = [load(number) for number in range(1, 5)] if loads is None else loads
-    about = {"deployment": "d", "reason": "tuned", "at": "2026-11-20T10:00:00Z", "most_loads": 6}
-    made = baselines.build(ENTRY, now, loads, about)
-    return {**baselines.complete(made, baselines.memory(ENTRY, server()["server"]), served()), **more}
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines, next_load, verdict
+from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._revalidation.described_pair import (
+    DECODE,
+    ENTRY,
+    FAST,
+    HOST,
+    LIMITS,
+    PREFILL,
+    SETTINGS,
+    SLOW,
+    load,
+    observed_host,
+    probe,
+    served,
+    server,
+)
 
 
 @pytest.fixture
 def observed():
     """A host on which all is as it was."""
-    return copy.deepcopy({
-        "at": "2026-11-25T10:00:00Z", "host": "box", "deployment": "d", "entry": ENTRY, "baseline": baseline(),
-        "configuration": baselines.configuration(ENTRY, "b1", GPUS, HOST), "gpus": GPUS, "server": server(),
-        "completion": {"ok": True, "detail": "fine"}, "served": served(), "busy": {"busy": False, "why": ""},
-        "model": {"path": ENTRY["model"]["path"], "exists": True, "sha256": "a" * 64}, "loads": [],
-        "device_probe": None, "failure": None,
-    })  # fmt: skip
+    return observed_host()
 
 
 def judged(observed, **settings):
     result = verdict.judge(observed, {**SETTINGS, **settings})
     return result, {check["name"]: check for check in result["checks"]}
-
-
-# --- the baseline ----------------------------------------------------------------------------------------------------
-
-
-def problem(**more):
-    return {"tests": [PREFILL, DECODE], "serving": {"micro_batch_size": 512}, **more}
-
-
-def test_a_baseline_takes_the_loads_of_the_tuning_and_asks_for_more():
-    loads = [load(1), load(2), load(1, layers=[40, 41]), load(3, status="crashed", results=[], reason="no")]
-    step = baselines.step(problem(), ENTRY["decision"], loads, 6, 3.0)
-    assert not step["done"] and len(step["reference"]) == 2
-    (asked,) = step["loads"]
-    assert (asked["load"], asked["layers"], asked["purpose"], asked["tests"]) == (
-        4,
-        [44, 37],
-        "baseline",
-        [PREFILL, DECODE],
-    )
-    done = baselines.step(problem(), ENTRY["decision"], [*loads, load(4, purpose="baseline")], 6, 3.0)
-    assert done["done"] and not done["loads"] and len(done["reference"]) == 3
-    assert set(done["smallest_visible_percent"]) == {"decode", "prefill"} and "can see a slowdown" in done["why"]
-
-
-def test_a_noisy_split_is_repeated_until_the_limit():
-    loads = [load(number, decode=1 + 0.05 * (number % 2)) for number in range(1, 6)]
-    step = baselines.step(problem(), ENTRY["decision"], loads, 6, 3.0)
-    assert not step["done"] and "decode" in step["why"]
-    assert baselines.step(problem(), ENTRY["decision"], [*loads, load(6)], 6, 3.0)["done"]
-
-
-def test_a_baseline_is_measured_as_the_split_is_served():
-    decision = {**ENTRY["decision"], "micro_batch_size": 256}
-    step = baselines.step(problem(), decision, [load(1), load(2), load(3)], 6, 3.0)
-    assert not step["reference"] and step["loads"][0]["load"] == 4
-    assert [test.get("micro_batch_size") for test in step["loads"][0]["tests"]] == [256, None]
-    small = load(4, purpose="micro_batch")
-    small["results"][0]["micro_batch_size"] = 256
-    small["results"].append({**load(1)["results"][0], "micro_batch_size": 1024})
-    (reference,) = baselines.step(problem(), decision, [small], 6, 3.0)["reference"]
-    assert [result["kind"] for result in reference["results"]] == ["prefill", "decode"]
-    assert all("micro_batch_size" not in result for result in reference["results"])
-
-
-def test_disturbed_loads_other_modes_and_trials_are_left_out():
-    decision = {**ENTRY["decision"], "table": [{"layers": [44, 37], "disturbed_loads": [2]}]}
-    loads = [
-        load(1),
-        load(2),
-        load(3, split_mode="tensor"),
-        load(4, environment={"A": "1"}),
-        load(5, purpose="tensor_trial"),
-    ]
-    assert [own["load"] for own in baselines.step(problem(), decision, loads, 6, 3.0)["reference"]] == [1]
-
-
-def test_a_split_that_fails_when_it_is_repeated_ends_the_baseline():
-    failed = load(3, status="out_of_memory", reason="no room", results=[], purpose="baseline")
-    step = baselines.step(problem(), ENTRY["decision"], [load(1), load(2), failed], 6, 3.0)
-    assert step["done"] and "no room" in step["why"] and len(step["reference"]) == 2
-    with pytest.raises(ValueError, match="at least one load"):
-        baselines.step(problem(), ENTRY["decision"], [], 0, 3.0)
-
-
-def test_a_baseline_survives_its_file_and_a_truncated_one_is_named():
-    text = json.dumps(baseline())
-    assert baselines.parse(text) == json.loads(text)
-    for cut, words in (
-        (text[: len(text) // 2], "no whole JSON"),
-        ("[]", "a list instead"),
-        ('{"schema": 2}', "schema 2"),
-    ):
-        with pytest.raises(baselines.BaselineError, match=words):
-            baselines.parse(cut)
-    for field in ("loads", "memory", "configuration"):
-        less = {key: value for key, value in baseline().items() if key != field}
-        with pytest.raises(baselines.BaselineError, match=field):
-            baselines.check(less)
-
-
-def test_memory_is_that_of_the_devices_in_use():
-    assert baselines.memory(ENTRY, server()["server"]) == [
-        {"id": FAST, "planned_mib": 22900, "loaded_mib": 22880.0, "free_mib": 23700},
-        {"id": SLOW, "planned_mib": 20100, "loaded_mib": 20080.0, "free_mib": 23900},
-    ]
-    assert baselines.memory(ENTRY, {"complete": False, "devices": []}) is None
-    first = baseline(memory=None, served=None)
-    assert baselines.complete(first, [{"id": FAST}], None)["memory"] == [{"id": FAST}]
-    assert baselines.complete(baseline(), [{"id": "other"}], [])["memory"] == baseline()["memory"]
-
-
-# --- verdicts --------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_changed(observed):
@@ -225,15 +46,15 @@ def test_nothing_changed(observed):
 
 
 def test_the_timings_of_the_serving_instance_raise_suspicion(observed):
-    assert verdict.step(observed, LIMITS)["suspicion"] is None
+    assert next_load.step(observed, LIMITS)["suspicion"] is None
     observed["served"] = served(decode=1.08)
-    assert "decode (generation) takes 8.0 % more time" in verdict.step(observed, LIMITS)["suspicion"]
+    assert "decode (generation) takes 8.0 % more time" in next_load.step(observed, LIMITS)["suspicion"]
     result, checks = judged(observed)
     assert result["verdict"] == "inconclusive" and not result["accepted"]
     assert checks["decode (generation)"]["change_percent"] == pytest.approx(8.0)
     assert any("revalidate_measure=true" in words for words in result["advice"])
     observed["served"] = None
-    assert "cannot be compared" in verdict.step(observed, LIMITS)["suspicion"]
+    assert "cannot be compared" in next_load.step(observed, LIMITS)["suspicion"]
 
 
 def test_a_measured_regression_of_one_card(observed):
@@ -282,7 +103,7 @@ def test_faster_is_improved_and_noise_is_inconclusive(observed):
 def test_loads_are_asked_for_until_the_verdict_is_clear(observed):
     asked = []
     for number in itertools.count(1):
-        following = verdict.step(observed, LIMITS)["load"]
+        following = next_load.step(observed, LIMITS)["load"]
         if following is None:
             break
         asked.append(following)
@@ -292,19 +113,19 @@ def test_loads_are_asked_for_until_the_verdict_is_clear(observed):
     observed["loads"] = []
     more = {**LIMITS, "baseline": True}
     for number in itertools.count(1):
-        if verdict.step(observed, more)["load"] is None:
+        if next_load.step(observed, more)["load"] is None:
             break
         observed["loads"].append(load(number))
     assert len(observed["loads"]) == baselines.LEAST_LOADS
     observed["loads"] = [load(number, decode=1 + 0.1 * (number % 2)) for number in range(1, 7)]
-    assert verdict.step(observed, LIMITS)["load"] is None
+    assert next_load.step(observed, LIMITS)["load"] is None
 
 
 def test_a_split_that_no_longer_loads_is_broken(observed):
     observed["loads"] = [load(1, status="out_of_memory", reason="CUDA1 lacks 300 MiB", results=[])]
     result, checks = judged(observed)
     assert result["verdict"] == "broken" and "CUDA1 lacks 300 MiB" in checks["speed"]["detail"]
-    assert verdict.step(observed, LIMITS)["load"] is None
+    assert next_load.step(observed, LIMITS)["load"] is None
     observed["loads"], observed["failure"] = [], "the lease was lost"
     assert judged(observed)[1]["speed"]["verdict"] == "broken"
 
@@ -319,7 +140,7 @@ def test_a_lost_card_is_named_and_nothing_is_measured(observed):
         and "RTX 3090" in checks["cards"]["detail"]
     )
     assert {"part": f"card {SLOW}", "before": "NVIDIA GeForce RTX 3090", "now": None} in result["changes"]
-    assert SLOW in verdict.step(observed, LIMITS)["blocked"]
+    assert SLOW in next_load.step(observed, LIMITS)["blocked"]
     observed["gpus"] = {"available": False, "reason": "no driver", "gpus": []}
     assert "no driver" in judged(observed)[1]["cards"]["detail"]
 
@@ -361,7 +182,7 @@ def test_an_answer_that_fails_and_a_replaced_model(observed):
     assert judged(observed)[1]["completion"]["verdict"] == "broken"
     observed["model"]["sha256"] = "b" * 64
     assert "bbbbbbbbbbbb" in judged(observed)[1]["model"]["detail"]
-    assert "was replaced" in verdict.step(observed, LIMITS)["blocked"]
+    assert "was replaced" in next_load.step(observed, LIMITS)["blocked"]
     observed["model"]["exists"] = False
     assert "not there" in judged(observed)[1]["model"]["detail"]
 
@@ -438,7 +259,7 @@ def test_a_rotated_journal_is_no_fault_of_the_split(observed):
     observed["server"]["deviations"] = ["The journal does not hold the lines of its start."]
     result, checks = judged(observed)
     assert (result["verdict"], checks["placement"]["verdict"]) == ("inconclusive", "inconclusive")
-    assert "journal" in verdict.step(observed, LIMITS)["suspicion"]
+    assert "journal" in next_load.step(observed, LIMITS)["suspicion"]
 
 
 def test_a_busy_server_that_does_not_answer_is_not_broken(observed):
@@ -456,9 +277,9 @@ def test_a_device_that_fails_alone_is_broken(observed):
 
 def test_limits_from_a_command_line_are_texts(observed):
     texts = {"tolerance_percent": "3", "least_loads": "2", "most_loads": "2", "baseline": False}
-    assert verdict.step(observed, texts)["load"]["load"] == 1
+    assert next_load.step(observed, texts)["load"]["load"] == 1
     observed["loads"] = [load(1), load(2)]
-    assert verdict.step(observed, texts)["load"] is None
+    assert next_load.step(observed, texts)["load"] is None
 
 
 def test_of_a_failed_loop_its_first_failed_item_speaks():
@@ -472,9 +293,9 @@ def test_without_a_baseline_there_is_no_verdict_but_a_way_to_one(observed):
     observed["baseline"] = None
     result, checks = judged(observed)
     assert result["verdict"] == "inconclusive" and "accept=true" in checks["baseline"]["detail"]
-    following = verdict.step(observed, {**LIMITS, "baseline": True})
+    following = next_load.step(observed, {**LIMITS, "baseline": True})
     assert following["blocked"] is None and following["load"]["load"] == 1
-    assert "no baseline" in verdict.step(observed, LIMITS)["blocked"]
+    assert "no baseline" in next_load.step(observed, LIMITS)["blocked"]
 
 
 def test_the_worst_of_ten_hosts_decides(observed):
@@ -494,24 +315,11 @@ def test_the_worst_of_ten_hosts_decides(observed):
     assert not verdict.together({})["accepted"]
 
 
-def test_a_new_tuning_says_what_became_of_the_speed():
-    first = baseline()
-    assert verdict.since(None, first) is None
-    later = baseline([load(number, decode=1.06, layers=[40, 41]) for number in (1, 2, 3)])
-    later["configuration"] = {
-        **later["configuration"], "driver_version": "580.105.08",
-        "placement": [{"device": FAST, "layers": 40}, {"device": SLOW, "layers": 41}],
-    }  # fmt: skip
-    said = verdict.since(first, later)
-    assert "decode takes 6.1 % more time" in said and "prefill is the same within noise" in said
-    assert "driver_version 580.95.05 -> 580.105.08" in said and "placement 44/37 -> 40/41" in said
-
-
 def test_the_table_says_everything_in_words(observed):
     observed["loads"] = [load(number, decode=1.1) for number in (1, 2)]
     observed["device_probe"] = probe(slow=1.25)
     observed["configuration"]["kernel"] = "6.8.0-101-generic"
-    lines = "\n".join(verdict.table(judged(observed)[0]))
+    lines = "\n".join(judged(observed)[0]["lines"])
     for words in (
         "box: REGRESSED (not accepted)",
         "changed: kernel: 6.8.0-90-generic -> 6.8.0-101-generic",

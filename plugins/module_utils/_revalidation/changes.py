@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What changed between two configurations of a host, and between two baselines. Private to this collection.
+
+Pure functions only. A configuration is what baselines.configuration returns.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from . import baselines, speed
+
+Json = dict[str, t.Any]
+Dict = t.Mapping[str, t.Any]
+
+
+def signed(percent: float) -> str:
+    """Return a change of a time in words: C(8.3 % more time)."""
+    return f"{abs(percent):.1f} % {'more' if percent >= 0 else 'less'} time"
+
+
+def changes(before: Dict, now: Dict) -> list[Json]:
+    """Return what differs between two configurations: C({part, before, now}) each, cards told apart by UUID."""
+    found = []
+    for part in sorted(set(before) | set(now)):
+        old, new = before.get(part), now.get(part)
+        if old == new:
+            continue
+        if part == "gpus":
+            found += _card_changes(old or [], new or [])
+        elif part == "serving":
+            found += _field_changes("serving.{}", old or {}, new or {})
+        else:
+            found.append({"part": part, "before": old, "now": new})
+    return found
+
+
+def _field_changes(name: str, before: Dict, now: Dict) -> list[Json]:
+    """Return a change per field that differs; C(name) has a place for the field."""
+    return [
+        {"part": name.format(field), "before": before.get(field), "now": now.get(field)}
+        for field in sorted(set(before) | set(now))
+        if before.get(field) != now.get(field)
+    ]
+
+
+def _card_changes(before: t.Sequence[Dict], now: t.Sequence[Dict]) -> list[Json]:
+    found: list[Json] = []
+    old, new = ({card["uuid"]: card for card in cards} for cards in (before, now))
+    for uuid, card in old.items():
+        if uuid in new:
+            found += _field_changes(f"{{}} of {uuid}", card, {name: new[uuid].get(name) for name in card})
+        else:
+            found.append({"part": f"card {uuid}", "before": card["name"], "now": None})
+    found += [
+        {"part": f"card {uuid}", "before": None, "now": card["name"]} for uuid, card in new.items() if uuid not in old
+    ]
+    order_before, order_now = [uuid for uuid in old if uuid in new], [uuid for uuid in new if uuid in old]
+    if order_before != order_now:
+        found.append({"part": "order of the cards", "before": order_before, "now": order_now})
+    return found
+
+
+def since(before: Dict | None, after: Dict) -> str | None:
+    """Return in one sentence how the speed changed from one baseline to the next, or None without a former one.
+
+    The split may be another: compared is the speed of what is served. The interval is that of a revalidation.
+    """
+    if before is None:
+        return None
+    said = []
+    for key in baselines.keys(after["loads"]):
+        old, new = baselines.samples(before["loads"], key), baselines.samples(after["loads"], key)
+        if old and new:
+            change = speed.compare(old, new, 0.0)
+            if change.verdict in ("regressed", "improved"):
+                said.append(f"{baselines.test_name(key)} takes {signed(change.percent)}")
+            else:
+                said.append(f"{baselines.test_name(key)} is the same within noise ({change.percent:+.1f} %)")
+    moved = ", ".join(f"{c['part']} {c['before']} -> {c['now']}" for c in _named(before, after))
+    speeds_now = "; ".join(said) or "nothing comparable was measured"
+    return f"Against the baseline of {before['recorded_at']}: {speeds_now}. Changed since: {moved or 'nothing'}."
+
+
+def _named(before: Dict, after: Dict) -> list[Json]:
+    """Return the changes of two baselines' configurations, short enough for a sentence."""
+    moved = changes(before["configuration"], after["configuration"])
+    for change in moved:
+        if change["part"] == "placement":
+            for name in ("before", "now"):
+                change[name] = "/".join(str(place["layers"]) for place in change[name] or [])
+    return moved

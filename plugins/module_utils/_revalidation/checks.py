@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Checks of a host against its baseline: is it whole, and as it was? Private to this collection. Pure functions only.
+
+Each takes C(observed) (see verdict.py) and returns C({name, verdict, detail}), or None where it does not apply.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from . import baselines
+
+Json = dict[str, t.Any]
+Dict = t.Mapping[str, t.Any]
+
+#: From best to worst. A host is as good as the worst of its checks.
+VERDICTS: t.Final = ("ok", "improved", "inconclusive", "regressed", "broken")
+#: Throttle reasons that mean a fault or heat. A power limit (sw_power_cap) is somebody's wish.
+THROTTLED: t.Final = ("hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown")
+#: Memory that a driver or an engine may need more than before without a word, MiB.
+MEMORY_SLACK_MIB: t.Final = 64
+
+
+def worst(verdicts: t.Iterable[str]) -> str:
+    """Return the worst verdict, C(ok) of none."""
+    return max(verdicts, key=VERDICTS.index, default="ok")
+
+
+def check(name: str, verdict: str, detail: str, **more: t.Any) -> Json:
+    """Return a check; C(more) is what later code reads of it."""
+    return {"name": name, "verdict": verdict, "detail": detail, **more}
+
+
+def cards(observed: Dict) -> Json | None:
+    """Are the recorded cards there? Order alone breaks nothing: programs are told UUIDs."""
+    baseline = observed["baseline"]
+    known = baseline["configuration"]["gpus"] if baseline else []
+    recorded = {d["id"] for d in observed["entry"]["devices"] if str(d["id"]).startswith("GPU-")}
+    if not known and not recorded:
+        return None
+    gpus = observed["gpus"]
+    if not gpus.get("available"):
+        return check("cards", "broken", f"the cards cannot be read: {gpus.get('reason')}")
+    present = [card["uuid"] for card in gpus["gpus"]]
+    names = {card["uuid"]: card["name"] for card in known}
+    gone = [uuid for uuid in sorted(recorded | set(names)) if uuid not in present]
+    if gone:
+        listed = ", ".join(f"{names.get(uuid, 'a card')} ({uuid})" for uuid in gone)
+        return check(
+            "cards", "broken", f"{listed} is gone: reseat it, check its power, see 'nvidia-smi -L' and the kernel's log"
+        )
+    order = [card["uuid"] for card in known]
+    if [uuid for uuid in present if uuid in order] != order and order:
+        return check(
+            "cards",
+            "ok",
+            "all are there, in another order on the bus; every program is told their UUIDs, so it changes nothing",
+        )
+    return check("cards", "ok", f"{len(present)} as before: {', '.join(card['name'] for card in gpus['gpus'])}")
+
+
+def server(observed: Dict) -> Json:
+    """Does the server run as its unit says?"""
+    state = observed["server"]
+    if state["state"] != "ready":
+        last = state["last_lines"][-1:] or ["nothing in its journal"]
+        return check(
+            "server",
+            "broken",
+            f"llama-server.service is {state['state']} ({last[0]}): see journalctl -u llama-server, or run site",
+        )
+    if state["needs_reload"]:
+        return check(
+            "server", "broken", "its unit changed since it was started: restart llama-server.service, or run site"
+        )
+    return check("server", "ok", f"ready, {state['automatic_restarts']} automatic restarts since it was started")
+
+
+def placement(observed: Dict) -> Json | None:
+    """Is every layer where the record says? A changed device order shows here."""
+    state = observed["server"]
+    if state["state"] != "ready":
+        return None
+    if state.get("server", {}).get("complete") is False:
+        return check(
+            "placement",
+            "inconclusive",
+            "the journal no longer holds where the server put its layers: restart llama-server.service and revalidate"
+            " again, or measure, which restarts the server (-e revalidate_measure=true)",
+        )
+    found = state.get("deviations") or []
+    if found:
+        return check("placement", "broken", f"{' '.join(found)} Run site, which puts the recorded split back")
+    where = ", ".join(f"{place['device']}: {place['layers']}" for place in observed["entry"]["placement"])
+    return check("placement", "ok", f"layers as recorded ({where}), none on the CPU")
+
+
+def completion(observed: Dict) -> Json | None:
+    """Did one real completion go through all layers?"""
+    answer = observed["completion"]
+    if observed["server"]["state"] != "ready" or answer is None:
+        return None
+    if not answer["ok"] and observed["busy"]["busy"]:
+        return check(
+            "completion", "inconclusive", f"the server is busy ({observed['busy']['why']}): {answer['detail']}"
+        )
+    return check("completion", "ok" if answer["ok"] else "broken", answer["detail"])
+
+
+def alone(observed: Dict) -> Json | None:
+    """Does each device work alone, with the small model?"""
+    probed = observed["device_probe"]
+    if not probed:
+        return None
+    if probed.get("failure"):
+        return check("devices alone", "broken", probed["failure"])
+    return check("devices alone", "ok", probed["summary"]) if probed.get("summary") else None
+
+
+def model(observed: Dict) -> Json:
+    """Is the model the one that was tuned?"""
+    seen, wanted = observed["model"], observed["entry"]["model"]["sha256"]
+    path = observed["entry"]["model"]["path"]
+    if not seen["exists"]:
+        return check("model", "broken", f"{path} is not there: run site, which fetches it")
+    if seen["sha256"] != wanted:
+        return check(
+            "model", "broken", f"{path} was replaced: its sha256 is {str(seen['sha256'])[:12]}...,"
+            f" {wanted[:12]}... was tuned; put it"
+            " back, or run site to tune the new one"
+        )  # fmt: skip
+    return check("model", "ok", f"{path}, sha256 {wanted[:12]}...")
+
+
+def memory(observed: Dict, reserve_mib: int) -> Json | None:
+    """Does the model still fit? Compares what the loaded server reports with what was free at its start, and before."""
+    rows = baselines.memory(observed["entry"], observed["server"]["server"]) if "server" in observed["server"] else None
+    if not rows:
+        return None
+    baseline = observed["baseline"]
+    before = {row["id"]: row for row in (baseline["memory"] or [])} if baseline else {}
+    verdicts, said = [], []
+    for row in rows:
+        own, old = row["loaded_mib"], before.get(row["id"], {})
+        if own is None:
+            continue
+        verdict, words = "ok", f"{row['id']} {own:.0f} MiB"
+        if old.get("loaded_mib") is not None and own - old["loaded_mib"] > MEMORY_SLACK_MIB:
+            words += f", {own - old['loaded_mib']:.0f} more than before"
+        if row["free_mib"] is not None:
+            left = row["free_mib"] - own
+            words += f", {left:.0f} left of {row['free_mib']}"
+            if left < 0:
+                verdict, words = "broken", f"{words}: it does not fit"
+            elif left < reserve_mib and _less_than_before(left, old, reserve_mib):
+                verdict, words = "regressed", f"{words}, less than the reserve of {reserve_mib}"
+        verdicts.append(verdict)
+        said.append(words)
+    if not said:
+        return check("memory", "ok", "the server does not say what each device holds (split mode tensor)")
+    return check("memory", worst(verdicts), "; ".join(said))
+
+
+def _less_than_before(left: float, old: Dict, reserve_mib: int) -> bool:
+    """Return whether what is left is a change: a box that had as little when it was tuned is as it was."""
+    if old.get("free_mib") is None or old.get("loaded_mib") is None:
+        return True
+    return left < min(reserve_mib, old["free_mib"] - old["loaded_mib"]) - MEMORY_SLACK_MIB
+
+
+def _under_load(loads: t.Iterable[Dict], uuid: str, quantity: str) -> float | None:
+    """Return the most that was seen of a quantity of one card while loads ran."""
+    seen = []
+    for load in loads:
+        value = ((load.get("conditions") or {}).get(uuid) or {}).get(quantity)
+        if value is not None:
+            seen.append(value["max"])
+    return max(seen, default=None)
+
+
+def _by_card(
+    name: str, fell: t.Mapping[str, str], rose: t.Sequence[str], same: t.Sequence[str], cure: str
+) -> Json | None:
+    """Return a check over cards; C(fell) says by UUID what became worse, and explain.py reads it."""
+    if fell:
+        return check(name, "regressed", f"{'; '.join(fell.values())}: {cure}", cards=dict(fell))
+    if rose or same:
+        return check(name, "improved" if rose else "ok", "; ".join([*rose, *same]))
+    return None
+
+
+def links(observed: Dict) -> Json | None:
+    """PCIe links under load against the baseline's; without a load the width alone, since idle links slow down."""
+    baseline = observed["baseline"]
+    known = {card["uuid"]: card for card in baseline["configuration"]["gpus"]} if baseline else {}
+    fell: dict[str, str] = {}
+    same = []
+    for card in observed["gpus"].get("gpus", []):
+        uuid = card["uuid"]
+        for name, words in (("pcie_generation", "generation"), ("pcie_width", "lanes")):
+            old = _under_load(baseline["loads"], uuid, name) if uuid in known else None
+            new = _under_load(observed["loads"], uuid, name)
+            if name == "pcie_width" and uuid in known and (old is None or new is None):
+                old, new = known[uuid].get(name), card.get(name)
+            if old is None or new is None:
+                continue
+            if new < old:
+                fell[uuid] = f"{fell[uuid]}, " if uuid in fell else f"{card['name']}: "
+                fell[uuid] += f"{words} {new:g}, was {old:g}"
+            else:
+                same.append(f"{card['name']}: {words} {new:g}")
+    return _by_card("links", fell, [], same, "reseat the card or its riser, and look at the firmware's slot settings")
+
+
+def power(observed: Dict) -> Json | None:
+    """Power limits against the baseline's."""
+    baseline = observed["baseline"]
+    known = (
+        {card["uuid"]: card.get("power_limit_watts") for card in baseline["configuration"]["gpus"]} if baseline else {}
+    )
+    fell: dict[str, str] = {}
+    rose, same = [], []
+    for card in observed["gpus"].get("gpus", []):
+        old, new = known.get(card["uuid"]), card.get("power_limit_watts")
+        if old is None or new is None:
+            continue
+        if abs(new - old) <= 0.5:
+            same.append(f"{card['name']} {new:g} W")
+        elif new < old:
+            fell[card["uuid"]] = f"{card['name']} {new:g} W, was {old:g} W"
+        else:
+            rose.append(f"{card['name']} {new:g} W, was {old:g} W")
+    return _by_card(
+        "power limits", fell, rose, same, "a driver forgets limits when it is loaded anew; run site, which sets them"
+    )
+
+
+def throttling(observed: Dict) -> Json | None:
+    """What held the clocks down while today's loads ran, and did not in the baseline's."""
+    before = observed["baseline"]["loads"] if observed["baseline"] else []
+
+    def reasons(loads: t.Iterable[Dict], uuid: str) -> set[str]:
+        own = [((load.get("conditions") or {}).get(uuid) or {}).get("throttle_reasons") or [] for load in loads]
+        return {reason for one in own for reason in one if reason in THROTTLED}
+
+    fell: dict[str, str] = {}
+    same = []
+    for card in observed["gpus"].get("gpus", []):
+        uuid = card["uuid"]
+        if not any(uuid in (load.get("conditions") or {}) for load in observed["loads"]):
+            continue
+        hot = _under_load(observed["loads"], uuid, "temperature_celsius")
+        at = "" if hot is None else f" at up to {hot:g} C"
+        new = sorted(reasons(observed["loads"], uuid) - reasons(before, uuid))
+        if new:
+            fell[uuid] = f"{card['name']}: {', '.join(new)}{at}"
+        else:
+            same.append(f"{card['name']}{at}")
+    return _by_card("throttling", fell, [], same, "clean and cool the card, or lower its power limit")

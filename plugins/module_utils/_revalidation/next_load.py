@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What a revalidation measures next, until its verdict is clear. Private to this collection. Pure functions only."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._split import layer_split
+from . import baselines, checks, speed, speed_checks
+
+Json = dict[str, t.Any]
+Dict = t.Mapping[str, t.Any]
+
+
+def next_load(entry: Dict, before: t.Sequence[Dict], now: t.Sequence[Dict], limits: Dict) -> Json | None:
+    """Return the next load of the recorded split that a verdict needs, or None when it is clear or there were enough.
+
+    C(limits) has C(tolerance_percent), C(least_loads), C(most_loads), and C(baseline): whether today's loads become a
+    baseline, which wants more of them (baselines.LEAST_LOADS, and a slowdown of the tolerance visible).
+    """
+    done, most, tolerance = len(now), int(limits["most_loads"]), float(limits["tolerance_percent"])
+    if any(load["status"] != "ok" for load in now) or done >= most:
+        return None
+    least = max(int(limits["least_loads"]), speed.LEAST_LOADS)
+    found = speed_checks.measured(before, now, tolerance) if before else []
+    clear = done >= least and not any(check["verdict"] == "inconclusive" for check in found)
+    if limits.get("baseline") and clear:
+        visible = baselines.visible_percent(now, most).values()
+        clear = done >= baselines.LEAST_LOADS and all(value is not None and value <= tolerance for value in visible)
+    if clear:
+        return None
+    layers = [place["layers"] for place in entry["placement"]]
+    return {
+        "label": f"{layer_split.split_name(layers)} load {done + 1} (revalidation)",
+        "split_mode": entry["split_mode"],
+        "layers": layers,
+        "load": done + 1,
+        "purpose": "revalidation",
+        "tests": list(entry["fingerprint_parts"]["tests"]),
+        "environment": dict(entry.get("environment") or {}),
+    }
+
+
+def blocked(observed: Dict, for_baseline: bool) -> str | None:
+    """Return why measuring would tell nothing, or None."""
+    for check in (checks.cards(observed), checks.model(observed)):
+        if check is not None and check["verdict"] == "broken":
+            return str(check["detail"])
+    if observed["configuration"]["llama_cpp"] is None:
+        return "there is no llama.cpp build to measure with: run site, which installs one"
+    if observed["baseline"] is None and not for_baseline:
+        return "there is no baseline to compare with; -e accept=true measures and records one"
+    return None
+
+
+def step(observed: Dict, limits: Dict) -> Json:
+    """Return C({suspicion, blocked, load}), each None where there is nothing to say.
+
+    Why the serving instance's timings are not enough, why nothing can be measured, and the next load to measure.
+    """
+    baseline = observed["baseline"]
+    return {
+        "blocked": blocked(observed, bool(limits.get("baseline"))),
+        "suspicion": speed_checks.suspicion(observed, float(limits["tolerance_percent"])),
+        "load": next_load(observed["entry"], baseline["loads"] if baseline else [], observed["loads"], limits),
+    }

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Is the recorded split as fast as in its baseline? As served, and as measured. Private to this collection.
+
+Pure functions only. C(observed) is described in verdict.py; speed.py compares loads.
+"""
+
+from __future__ import annotations
+
+import statistics
+import typing as t
+
+from . import baselines, speed
+from .changes import signed
+from .checks import check
+
+Json = dict[str, t.Any]
+Dict = t.Mapping[str, t.Any]
+
+
+def _served_values(tests: t.Sequence[Dict] | None) -> dict[str, float]:
+    """Return, by name, ms per token of prompt and of generation as the server's own timings say: medians."""
+    found = {}
+    for test in tests or []:
+        prompts = [1000 / s["prompt_tokens_per_second"] for s in test["samples"] if s.get("prompt_tokens_per_second")]
+        tokens = [1000 / s["decode_tokens_per_second"] for s in test["samples"] if s.get("decode_tokens_per_second")]
+        if tokens:
+            found[f"decode ({test['name']})"] = statistics.median(tokens)
+        elif prompts:  # a test of generation has a prompt too short to say anything
+            found[f"prefill ({test['name']})"] = statistics.median(prompts)
+    return found
+
+
+def served(observed: Dict) -> list[tuple[str, float]]:
+    """Return C([(name, percent more time than in the baseline)]) of the serving instance's own timings."""
+    baseline = observed["baseline"]
+    before = _served_values(baseline["served"] if baseline else None)
+    now = _served_values(observed["served"])
+    return [(name, 100 * (now[name] / old - 1)) for name, old in before.items() if name in now]
+
+
+def suspicion(observed: Dict, tolerance_percent: float) -> str | None:
+    """Return why the serving instance's own timings are not enough for a verdict, or None when they are."""
+    if observed["baseline"] is None:
+        return "there is no baseline"
+    if observed["server"]["state"] == "ready" and observed["server"]["server"].get("complete") is False:
+        return "the journal no longer holds where the server put its layers"
+    compared = served(observed)
+    kinds = {name.split(" ")[0] for name, _percent in compared}
+    if not {"decode", "prefill"} <= kinds:
+        return "the serving instance's timings cannot be compared with the baseline's"
+    slower = [f"{name} takes {percent:.1f} % more time" for name, percent in compared if percent > tolerance_percent]
+    return f"as served, {', '.join(slower)} than in the baseline" if slower else None
+
+
+def speeds(observed: Dict, tolerance_percent: float) -> list[Json]:
+    """Return a check per test: from today's loads where there are any, else from the serving instance's timings."""
+    baseline = observed["baseline"]
+    # loads measured before the failure would promise too much
+    if observed.get("failure"):
+        return [check("speed", "broken", observed["failure"])]
+    if observed["loads"]:
+        return measured(baseline["loads"] if baseline else [], observed["loads"], tolerance_percent)
+    found = []
+    for name, percent in served(observed):
+        verdict = "ok" if percent <= tolerance_percent else "inconclusive"
+        detail = f"{signed(percent)} than in the baseline, as served; not measured under a lease"
+        found.append(check(name, verdict, detail, change_percent=round(percent, 2), interval_percent=None, loads=0))
+    if not found and observed["server"]["state"] == "ready":
+        found.append(check("speed", "inconclusive", "nothing to compare with; measure with -e revalidate_measure=true"))
+    return found
+
+
+def measured(before: t.Sequence[Dict], now: t.Sequence[Dict], tolerance_percent: float) -> list[Json]:
+    """Return a check per test of today's loads against those of the baseline."""
+    failed = [load for load in now if load["status"] != "ok"]
+    if failed:
+        why = failed[0]["reason"] or failed[0]["status"]
+        return [check("speed", "broken", f"{failed[0]['label']}: {why}; the recorded split no longer works here")]
+    return [_compared(before, now, key, tolerance_percent) for key in baselines.keys(now)]
+
+
+def _compared(
+    before: t.Sequence[Dict], now: t.Sequence[Dict], key: baselines.TestKey, tolerance_percent: float
+) -> Json:
+    """Return the check of one test."""
+    name = baselines.test_name(key)
+    old, new = baselines.samples(before, key), baselines.samples(now, key)
+    if not old:
+        return check(name, "inconclusive", "the baseline has no such test; make a new one with -e accept=true")
+    aside = speed.set_aside(old, new)
+    calm = [samples for place, samples in enumerate(new) if place not in aside]
+    change = speed.compare(old, calm, tolerance_percent)
+    if len(calm) < speed.LEAST_LOADS:
+        change = change._replace(verdict="inconclusive")
+    interval = None if change.low is None or change.high is None else [round(change.low, 2), round(change.high, 2)]
+    tokens = key[2] or key[1]
+    rates = [1000 * tokens / statistics.fmean(speed.medians(group)) for group in (old, calm)]
+    detail = f"{signed(change.percent)} than in the baseline ({rates[0]:.4g} -> {rates[1]:.4g} tok/s"
+    detail += f", 98 % interval {interval[0]:.1f} to {interval[1]:.1f} %" if interval else ""
+    detail += f", {len(old)} and {len(calm)} loads)"
+    if change.verdict == "inconclusive":
+        least = "unknown noise" if change.smallest_visible is None else f"{change.smallest_visible:.1f} %"
+        detail += f"; the smallest slowdown that could be seen is {least}"
+    for place, why in sorted(aside.items()):
+        detail += f"; load {place + 1} set aside: {why}"
+    return check(
+        name, change.verdict, detail, change_percent=round(change.percent, 2), interval_percent=interval,
+        loads=len(new), smallest_visible_percent=change.smallest_visible,
+    )  # fmt: skip
