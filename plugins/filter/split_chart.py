@@ -65,6 +65,7 @@ import re
 import typing as t
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import text
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import report_page
 
 # What is drawn in the left colour is shown in the two others: light and dark, both from the Okabe-Ito palette.
@@ -201,9 +202,9 @@ def _draw_line(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str, feasible: 
     ):
         marked = [point for point in measured if layers is not None and point["layers"] == list(layers)]
         if marked:
-            _draw_points(axes, marked, colour, marker, size, f"{label} ({report_page.vector(layers)})")
+            _draw_points(axes, marked, colour, marker, size, f"{label} ({text.vector(layers)})")
         elif layers is not None:
-            words = f"{label} ({report_page.vector(layers)}), no value"
+            words = f"{label} ({text.vector(layers)}), no value"
             axes.axvline(layers[0], color=colour, linestyle="--", linewidth=1.4, label=words, zorder=1.5)
     for start, end in report_page.infeasible_bands(entry, span, feasible):
         axes.axvspan(
@@ -273,10 +274,10 @@ def _draw_bars(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str) -> None:
             continue
         colour, label, hatch = MEASURED, "measured (lowest to highest)", None
         if point["layers"] == list(decision["layers"]):
-            colour, label = CHOSEN, f"chosen ({report_page.vector(decision['layers'])})"
+            colour, label = CHOSEN, f"chosen ({text.vector(decision['layers'])})"
         elif point["layers"] == list(decision.get("default_layers") or []):
             colour, hatch = DEFAULT, "//"
-            label = f"{report_page.engine_name(entry)}'s default ({report_page.vector(decision['default_layers'])})"
+            label = f"{report_page.engine_name(entry)}'s default ({text.vector(decision['default_layers'])})"
         low = point["low"] if point["low"] is not None else point["mean"]
         high = point["high"] if point["high"] is not None else point["mean"]
         axes.barh(
@@ -295,7 +296,7 @@ def _draw_bars(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str) -> None:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center")
     axes.grid(visible=False, axis="y")
     axes.set_ylim(len(points) - 0.4, -0.6)
-    axes.set_yticks(range(len(points)), [report_page.vector(point["layers"]) for point in points])
+    axes.set_yticks(range(len(points)), [text.vector(point["layers"]) for point in points])
     axes.set_ylabel(f"layers on {', '.join(device['device'] for device in entry['devices'])}")
     axes.set_xlabel(report_page.axis_label(entry, panel))
     axes.margins(x=0.08)

@@ -84,8 +84,10 @@ devices:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import outcome
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import device_list
 
 
 def main() -> None:
@@ -120,13 +122,13 @@ def main() -> None:
     )
     if rc != 0:
         module.fail_json(
-            msg=f"PyTorch cannot list the cards: {llama_bench.how_it_ended(rc)} ({llama_bench.last_words(stderr)}).",
+            msg=f"PyTorch cannot list the cards: {outcome.how_it_ended(rc)} ({outcome.last_words(stderr)}).",
             stderr=stderr[-4000:],
         )
     try:
-        devices = llama_bench.identify(exllama_bench.read_devices(stdout, params["cuda_uuids"]), params["cuda_uuids"])
-        devices = llama_bench.set_budgets(devices, params["budgets_mib"])
-    except llama_bench.BenchError as exc:
+        devices = device_list.identify(exllama_bench.read_devices(stdout, params["cuda_uuids"]), params["cuda_uuids"])
+        devices = device_list.set_budgets(devices, params["budgets_mib"])
+    except UserError as exc:
         module.fail_json(msg=f"The cards do not fit what was given: {exc}.")
     module.exit_json(changed=False, devices=devices)
 

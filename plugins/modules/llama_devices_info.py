@@ -145,7 +145,9 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import device_list
 
 
 def list_devices(module: AnsibleModule) -> list[dict[str, t.Any]]:
@@ -177,12 +179,12 @@ def list_devices(module: AnsibleModule) -> list[dict[str, t.Any]]:
         module.fail_json(msg=f"The devices cannot be listed: {sentence}.", rc=rc, stderr=stderr[-4000:])
     try:
         devices = llama_bench.parse_devices(stdout)
-    except llama_bench.BenchError as exc:
+    except UserError as exc:
         module.fail_json(
             msg=f"What {program} --list-devices printed cannot be read: {exc}; install the pinned llama.cpp.",
             stdout=stdout[-4000:],
         )
-    missing = llama_bench.missing_endpoints(devices, endpoints)
+    missing = device_list.missing_endpoints(devices, endpoints)
     if missing:
         module.fail_json(
             msg=f"The RPC endpoint {missing[0]} answers but offers no device: look at its ggml-rpc-server's journal."
@@ -213,10 +215,10 @@ def main() -> None:
         )
     devices = list_devices(module)
     try:
-        devices = llama_bench.identify(devices, params["cuda_uuids"])
-        devices = llama_bench.set_budgets(devices, params["budgets_mib"])
-        llama_bench.check_order(devices, params["expected_order"])
-    except llama_bench.BenchError as exc:
+        devices = device_list.identify(devices, params["cuda_uuids"])
+        devices = device_list.set_budgets(devices, params["budgets_mib"])
+        device_list.check_order(devices, params["expected_order"])
+    except UserError as exc:
         module.fail_json(msg=f"The devices do not fit what was given: {exc}.", devices=devices)
     module.exit_json(changed=False, devices=devices)
 

@@ -218,11 +218,12 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import run
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import exl_split
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import outcome, run, store
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import engines
 
 #: A second, talkative run to learn why the first one failed is not worth starting for less.
 SHORTEST_DIAGNOSIS_SECONDS = 5
@@ -235,7 +236,7 @@ class SplitBenchmark(run.StoredLoad):
         load = module.params["load"]
         try:
             self.order = llama_bench.make_order(load, module.params["devices"], module.params["serving"])
-        except llama_bench.BenchError as exc:
+        except UserError as exc:
             module.fail_json(msg=f"This load cannot be measured: {exc}.")
         super().__init__(module, load)
         # before anything is changed: it may move this module into the other interpreter
@@ -250,7 +251,7 @@ class SplitBenchmark(run.StoredLoad):
         # a device that tensor mode brought down would be brought down again
         if self.order.split_mode == "tensor" and stored["status"] == "device_lost":
             return True
-        return llama_bench.reusable(stored, self.order.tests)
+        return store.reusable(stored, self.order.tests)
 
     def check_programs(self) -> None:
         self.need(
@@ -286,7 +287,7 @@ class SplitBenchmark(run.StoredLoad):
         }
         return self.store(load, command, verdict.warnings)
 
-    def run_bench(self, command: list[str], limit: int, lock: int) -> llama_bench.Verdict:
+    def run_bench(self, command: list[str], limit: int, lock: int) -> outcome.Verdict:
         """Run llama-bench for at most C(limit) seconds, with nothing of it left behind, and judge what it printed."""
         environment = {"GGML_NO_BACKTRACE": "1", **self.params["environment"]}     # else an abort attaches a debugger
         rc, stdout, stderr, timed_out = self.run_limited(
@@ -294,7 +295,7 @@ class SplitBenchmark(run.StoredLoad):
         )
         misuse = None if timed_out or rc == 0 else llama_bench.explain_misuse(rc, f"{stdout}\n{stderr}")
         if misuse is not None and self.order.split_mode == "tensor":
-            return llama_bench.Verdict("crashed", misuse, [], [], None, True)
+            return outcome.Verdict("crashed", misuse, [], [], None, True)
         if misuse is not None:
             self.module.fail_json(
                 msg=f"{self.load.get('label')} cannot be measured: {misuse}.", rc=rc, stderr=stderr[-2000:]
@@ -313,12 +314,12 @@ class ExllamaBenchmark(run.StoredLoad):
             self.order = exllama_bench.measure_order(
                 load, given["devices"], module.params["serving"], given["model"], given["reserve_mib"]
             )
-        except llama_bench.BenchError as exc:
+        except UserError as exc:
             module.fail_json(msg=f"This load cannot be measured: {exc}.")
         super().__init__(module, load)
 
     def answers(self, stored: dict[str, t.Any]) -> bool:
-        return llama_bench.reusable(stored, self.order["tests"])
+        return store.reusable(stored, self.order["tests"])
 
     def check_programs(self) -> None:
         given = self.params["exllama"]
@@ -375,7 +376,7 @@ def main() -> None:
     )
     if module.params["timeout_seconds"] < 1:
         module.fail_json(msg=f"timeout_seconds is {module.params['timeout_seconds']}: give at least 1.")
-    other = exl_split.engine_of(module.params["serving"]) != "llama_cpp"
+    other = engines.engine_of(module.params["serving"]) != "llama_cpp"
     module.exit_json(**(ExllamaBenchmark if other else SplitBenchmark)(module).run())
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from .._preflight import preflight_hardware
+from .._hardware import pcie
 
 Json = dict[str, t.Any]
 
@@ -243,7 +243,7 @@ def _link(subject: str, gpu: Json, sampled: t.Sequence[Json], before: Json | Non
         return []
     worked = {**gpu, "sampled": _merged(sampled)}
     host: Json = {"hypervisor": None, "gpus": {"gpus": [worked]}, "nvidia_devices": []}
-    (judged,) = preflight_hardware.links(host)
+    (judged,) = pcie.links(host)
     severity = "ok" if judged["ok"] else "problem" if judged["severity"] == "warning" else "note"
     found = [finding(subject, "link", severity, f"PCIe {judged['detail']}", judged["cure"])]
     width = _highest(sampled, "pcie_width")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import textwrap
 import typing as t
 
-from .._report import report_page
+from .._base import text
 from . import split_advice
 
 Json = dict[str, t.Any]
@@ -77,7 +77,7 @@ def _phase(phase: Json) -> list[str]:
         ]
         for row in phase["devices"]
     ]
-    return [*_wrapped(head, "", "  "), *(f"  {line}" for line in report_page.columns(rows, range(1, 7)))]
+    return [*_wrapped(head, "", "  "), *(f"  {line}" for line in text.columns(rows, range(1, 7)))]
 
 
 def _change(row: Json) -> str:
@@ -111,7 +111,7 @@ def _cards(result: Json) -> list[str]:
                     ", ".join(reasons) or "nothing",
                 ]
             )
-    return [f"  {line}" for line in report_page.columns(rows, range(2, 6))] if len(rows) > 1 else []
+    return [f"  {line}" for line in text.columns(rows, range(2, 6))] if len(rows) > 1 else []
 
 
 def _mean(quantity: Json | None, unit: str) -> str:
@@ -123,7 +123,7 @@ def _percent(value: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return f"{value:.3f}" if value is not None and abs(value) < 1 else report_page.number(value, "-")
+    return f"{value:.3f}" if value is not None and abs(value) < 1 else text.number(value, "-")
 
 
 def _wrapped(text: str, first: str, rest: str) -> list[str]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 import json
 import typing as t
 
-from .._llama_cpp import llama_bench
-from .._split import exl_split, memory_plan
+from .._base.errors import UserError
+from .._measuring import load_checks, outcome
+from .._split import engines, exl_split, memory_plan
 
 Json = dict[str, t.Any]
 
@@ -23,29 +24,29 @@ def measure_order(
     model: t.Mapping[str, t.Any],
     reserve_mib: int,
 ) -> Json:
-    """Return what the worker is told for a load of the planner. Raises _llama_bench.BenchError naming a wrong field.
+    """Return what the worker is told for a load of the planner. Raises UserError naming a wrong field.
 
     C(devices), C(serving) and C(model) are those of docs/data_formats.md; C(reserve_mib) is kept free on every card.
     """
     label = load.get("label", "the load")
-    engine = exl_split.engine_of(serving)
-    if engine not in exl_split.ENGINES:
-        raise llama_bench.BenchError(f"serving.engine is {engine!r}: it must be {' or '.join(exl_split.ENGINES)}")
+    engine = engines.engine_of(serving)
+    if engine not in engines.ENGINES:
+        raise UserError(f"serving.engine is {engine!r}: it must be {' or '.join(engines.ENGINES)}")
     if load.get("split_mode") != "layer":
-        raise llama_bench.BenchError(
+        raise UserError(
             f"split_mode of {label} is {load.get('split_mode')!r}: ExLlama is measured by layer"
         )
-    llama_bench.check_layers(load, len(devices))
-    tests = llama_bench.check_tests(load)
+    load_checks.check_layers(load, len(devices))
+    tests = load_checks.check_tests(load)
     try:
         memory = memory_plan.MemoryPlan(model, serving)
         budgets = memory_plan.budgets_mib(devices, reserve_mib)
         split = exl_split.gpu_split_gb(model, serving, memory, load["layers"], budgets)
         cache = _cache(engine, serving)
     except KeyError as exc:
-        raise llama_bench.BenchError(f"model or serving of {label} has no {exc}") from exc
+        raise UserError(f"model or serving of {label} has no {exc}") from exc
     except ValueError as exc:
-        raise llama_bench.BenchError(str(exc)) from exc
+        raise UserError(str(exc)) from exc
     blocks = model["block_count"]
     whole = sum(model["block_bytes"]) if engine == "exllamav2" else sum(map(memory.slot_bytes, range(blocks)))
     return {
@@ -82,27 +83,27 @@ def read_answer(stdout: str) -> Json | None:
 
 def judge(
     rc: int, stdout: str, stderr: str, timed_out_after: int | None, order: t.Mapping[str, t.Any]
-) -> tuple[llama_bench.Verdict, Json]:
+) -> tuple[outcome.Verdict, Json]:
     """Return the verdict over a finished worker, and what the load says beyond a load of llama-bench.
 
     That is C(gpu_split_gb), C(tries), C(load_ms) and C(loaded), cards with their memory; empty unless it is ok.
     """
-    name = exl_split.NAMES[order["engine"]]
+    name = engines.NAMES[order["engine"]]
 
-    def failed(status: str, reason: str) -> tuple[llama_bench.Verdict, Json]:
-        return llama_bench.Verdict(status, reason, [], [], None, True), {}
+    def failed(status: str, reason: str) -> tuple[outcome.Verdict, Json]:
+        return outcome.Verdict(status, reason, [], [], None, True), {}
 
     if timed_out_after is not None:
         return failed("timed_out", f"{name} was not done after {timed_out_after} seconds and was ended")
     answer = read_answer(stdout)
     if rc != 0 or answer is None:
-        memory = llama_bench.out_of_memory(stderr)
+        memory = outcome.out_of_memory(stderr)
         if memory is not None:
             return failed("out_of_memory", memory)
-        lost = llama_bench.device_lost(stderr)
+        lost = outcome.device_lost(stderr)
         if lost is not None:
             return failed("device_lost", lost)
-        return failed("crashed", f"{name} {llama_bench.how_it_ended(rc)} ({llama_bench.last_words(stderr)})")
+        return failed("crashed", f"{name} {outcome.how_it_ended(rc)} ({outcome.last_words(stderr)})")
     if answer.get("status") == "out_of_memory":
         return failed("out_of_memory", f"out of memory: {answer.get('reason')}")
     if answer.get("status") == "misplaced":
@@ -111,7 +112,7 @@ def judge(
         if answer["layers"] != order["layers"]:
             raise ValueError(f"it placed {answer['layers']} instead of {order['layers']}")
         for test, result in zip(order["tests"], answer["results"], strict=True):
-            samples = llama_bench.checked_samples(result["samples_ms"])
+            samples = load_checks.checked_samples(result["samples_ms"])
             if samples is None or len(samples) < test["repetitions"]:
                 raise ValueError(f"its {test['kind']} test does not hold {test['repetitions']} positive times")
         versions = ", ".join(f"{package} {version}" for package, version in answer["versions"].items())
@@ -121,7 +122,7 @@ def judge(
             "load_ms": answer["load_ms"],
             "loaded": answer["devices"],
         }
-        return llama_bench.Verdict("ok", None, answer["results"], [], versions, True), more
+        return outcome.Verdict("ok", None, answer["results"], [], versions, True), more
     except (KeyError, TypeError, ValueError) as exc:
         return failed("unreadable", f"{name}'s worker ended well but its answer cannot be used ({exc})")
 
@@ -129,16 +130,16 @@ def judge(
 def read_devices(stdout: str, cuda_uuids: t.Sequence[str]) -> list[Json]:
     """Return the cards of the worker's answer in the form of llama.cpp's devices, without ids.
 
-    Raises _llama_bench.BenchError when it cannot be read, or when PyTorch names other cards than C(cuda_uuids).
+    Raises UserError when it cannot be read, or when PyTorch names other cards than C(cuda_uuids).
     """
     answer = read_answer(stdout) or {}
     try:
         cards = [(card["uuid"], card["name"], card["total_mib"], card["free_mib"]) for card in answer["devices"]]
     except (KeyError, TypeError) as exc:
-        raise llama_bench.BenchError("ExLlama's worker did not answer with a list of cards") from exc
+        raise UserError("ExLlama's worker did not answer with a list of cards") from exc
     named = [uuid for uuid, *_rest in cards]
     if all(named) and named != list(cuda_uuids):  # older versions of PyTorch know no UUIDs
-        raise llama_bench.BenchError(
+        raise UserError(
             f"PyTorch sees {', '.join(named) or 'no card'} where {', '.join(cuda_uuids)} was expected: check"
             " CUDA_DEVICE_ORDER=PCI_BUS_ID and CUDA_VISIBLE_DEVICES"
         )
@@ -154,8 +155,8 @@ def recorded(loads: t.Sequence[t.Mapping[str, t.Any]], entry: t.Mapping[str, t.A
     That is the engine, the C(gpu_split_gb) with which the chosen layers were really placed, in the order of
     C(entry.devices), and the memory of each card in that load. Raises ValueError when no load placed them.
     """
-    engine = exl_split.engine_of(entry["serving"])
-    if engine not in exl_split.ENGINES:
+    engine = engines.engine_of(entry["serving"])
+    if engine not in engines.ENGINES:
         return {}
     layers = list(entry["decision"]["layers"])
     for load in reversed(loads):

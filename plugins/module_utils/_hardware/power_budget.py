@@ -56,10 +56,6 @@ PEAKS: dict[str, Peak] = {
 OTHER_LOW, OTHER_HIGH = 500 / 450, 570 / 350
 OTHER_SOURCE = "assumed from the ratios of peak to limit of an RTX 4090 and an RTX 3090; unverified"
 
-#: PCI device ids of cards whose driver is not there yet.
-DEVICE_IDS = {"0x2684": "NVIDIA GeForce RTX 4090", "0x2204": "NVIDIA GeForce RTX 3090"}
-
-
 def _peak(name: str) -> Peak | None:
     return next((peak for known, peak in PEAKS.items() if name.endswith(known)), None)
 

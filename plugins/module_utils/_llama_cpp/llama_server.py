@@ -13,7 +13,7 @@ import random
 import re
 import typing as t
 
-from .._split import layer_split
+from .._split import layer_split, placement
 
 Json = dict[str, t.Any]
 
@@ -24,8 +24,6 @@ CONTEXT_STEP = 256
 
 # What a unit has to let through for the devices of a backend; CPU and RPC devices need no device node.
 _DEVICE_NODES = {"CUDA": ["char-nvidia*"], "Vulkan": ["char-drm", "char-nvidia*"], "ROCm": ["char-drm", "char-kfd"]}
-_NEEDED = ("model", "serving", "devices", "placement", "split_mode", "rpc_endpoints")
-
 _PREFIX = re.compile(r"^(\d+)\.(\d{2})\.(\d{3})\.(\d{3}) [A-Z] ")
 _BUILD = re.compile(r"common_params_print_info: build (\d+ \(\S+\))")
 _DEVICE = re.compile(r"using device (\S+) \((.*)\) \(([^()]*)\) - (\d+) MiB free$")
@@ -68,36 +66,6 @@ def unit_quote(argument: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def used_devices(deployment: t.Mapping[str, t.Any]) -> list[Json]:
-    """Return the devices that hold at least one slot, in order: C({id, device, backend, layers, mib, ...}).
-
-    C(device) is the name under the environment of C(command()): with CUDA_VISIBLE_DEVICES naming the recorded cards,
-    the n-th of them is C(CUDAn), whatever else is in the box. C(mib) is what the plan counts, or None.
-    Raises ValueError with one sentence when the entry does not fit together.
-    """
-    missing = [key for key in _NEEDED if key not in deployment]
-    if missing:
-        raise ValueError(f"the deployment has no {', '.join(missing)}")
-    placement = {place["device"]: int(place["layers"]) for place in deployment["placement"]}
-    planned = (deployment.get("decision") or {}).get("mib") or []
-    used = []
-    cuda_index = 0
-    for index, device in enumerate(deployment["devices"]):
-        name = device["device"]
-        if device["backend"] == "CUDA":
-            name = f"CUDA{cuda_index}"
-            cuda_index += 1
-        layers = placement.pop(device["id"], 0)
-        if layers > 0:
-            mib = planned[index] if index < len(planned) else None
-            used.append({**device, "device": name, "layers": layers, "mib": mib})
-    if placement:
-        raise ValueError(f"the placement names {', '.join(sorted(placement))}, which is not among the recorded devices")
-    if not used:
-        raise ValueError("the placement gives no device any layer")
-    return used
-
-
 def command(deployment: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) -> Json:
     """Return how a deployment is served.
 
@@ -107,7 +75,7 @@ def command(deployment: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) 
     IPAddressAllow=; empty means no filter), C(layers) and C(url).
     Raises ValueError with one sentence when the deployment cannot be served.
     """
-    devices = used_devices(deployment)
+    devices = placement.used_devices(deployment)
     serving = deployment["serving"]
     endpoints = deployment["rpc_endpoints"]
     cuda = [device["id"] for device in deployment["devices"] if device["backend"] == "CUDA"]
@@ -167,7 +135,7 @@ def memory_shortfalls(
     """
     by_uuid = {gpu.get("uuid"): gpu for gpu in gpus}
     found = []
-    for device in used_devices(deployment):
+    for device in placement.used_devices(deployment):
         if device["backend"] != "CUDA" or not str(device["id"]).startswith("GPU-"):
             continue
         row: Json = {"id": device["id"], "device": device["device"], "needed_mib": device["mib"]}
@@ -440,7 +408,7 @@ def deviations(deployment: t.Mapping[str, t.Any], load: t.Mapping[str, t.Any]) -
             f"{load['host_layers']} of {load['model_layers']} layers are on the CPU: "
             f"only {load['offloaded_layers']} were offloaded; -ngl must be at least {load['model_layers']}."
         )
-    planned = used_devices(deployment)
+    planned = placement.used_devices(deployment)
     if deployment["split_mode"] == "tensor" and len(planned) > 1:
         names = [device["device"] for device in planned]
         if load["tensor_devices"] != names:

@@ -13,7 +13,8 @@ import math
 import re
 import typing as t
 
-from . import llama_bench, llama_server
+from .._measuring import outcome
+from . import llama_server
 
 Json = dict[str, t.Any]
 
@@ -132,13 +133,13 @@ def why_it_ended(rc: int, log: str) -> tuple[str, str]:
 
     The status is out_of_memory, device_lost, refused (exit status 1: llama.cpp said no) or crashed.
     """
-    memory = llama_bench.out_of_memory(log)
+    memory = outcome.out_of_memory(log)
     if memory is not None:
         return "out_of_memory", memory
-    lost = llama_bench.device_lost(log)
+    lost = outcome.device_lost(log)
     if lost is not None:
         return "device_lost", lost
-    how = f"llama.cpp {llama_bench.how_it_ended(rc)} ({llama_bench.last_words(log)})"
+    how = f"llama.cpp {outcome.how_it_ended(rc)} ({outcome.last_words(log)})"
     return ("refused" if rc == 1 else "crashed"), how
 
 

@@ -15,8 +15,8 @@ import time
 import typing as t
 
 from .._base import json_file
-from .._llama_cpp import llama_bench
-from . import lease_unit
+from .._base.errors import UserError
+from . import lease_unit, store
 
 #: Marks every process of one measurement, whatever process group or session it moved itself into.
 MARK = "MIXED_GPU_MEASUREMENT"
@@ -73,8 +73,8 @@ class StoredLoad:
         self.load = load
         if self.params["lock_wait_seconds"] < 0:
             module.fail_json(msg=f"lock_wait_seconds is {self.params['lock_wait_seconds']}: give at least 0.")
-        self.key = llama_bench.load_key(self.params["fingerprint"], self.params["campaign"], load)
-        self.path = os.path.join(self.params["state_dir"], llama_bench.file_name(self.key))
+        self.key = store.load_key(self.params["fingerprint"], self.params["campaign"], load)
+        self.path = os.path.join(self.params["state_dir"], store.file_name(self.key))
         self.build: str | None = None
 
     def fail(self, message: str) -> t.NoReturn:
@@ -144,8 +144,8 @@ class StoredLoad:
         if text is None:
             return None
         try:
-            stored = llama_bench.read_stored(text, self.key)
-        except llama_bench.BenchError as exc:
+            stored = store.read_stored(text, self.key)
+        except UserError as exc:
             self.set_aside(str(exc))
             return None
         wanted = stored["status"] == "ok" or self.params["reuse_failures"]
@@ -220,7 +220,7 @@ class StoredLoad:
             "measured_at": json_file.utc_now(),
             "reused": False,
         }
-        stored = llama_bench.stored_form(self.key, load, self.build, command, warnings)
+        stored = store.stored_form(self.key, load, self.build, command, warnings)
         try:
             json_file.write_text(self.path, json_file.to_text(stored), 0o644, self.module.atomic_move)
         except OSError as exc:

@@ -13,7 +13,8 @@ import re
 import textwrap
 import typing as t
 
-from .._hardware import power_budget
+from .._base.checks import check
+from .._hardware import known_cards, pcie, power_budget
 from .._models import model_shapes, transfer
 from . import preflight_hardware as hardware
 
@@ -48,10 +49,10 @@ def checks(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[C
     known = _model_sizes(host, wanted["models"])
     found = [
         _operating_system(host["os"]),
-        hardware.check("architecture", host["machine"] == "x86_64", "error", host["machine"], "use an x86_64 machine"),
+        check("architecture", host["machine"] == "x86_64", "error", host["machine"], "use an x86_64 machine"),
         _python(host["python_version"]),
         _root(host["uid"]),
-        hardware.check(
+        check(
             "systemd",
             host["init"] == "systemd",
             "error",
@@ -71,7 +72,7 @@ def checks(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[C
     found.append(_port(host["listeners"], wanted["port"], wanted["server_unit"]))
     found += hardware.binding(host, expected)
     found.append(hardware.expected_cards(host, expected))
-    found += hardware.links(host) + hardware.resizable_bar(host) + hardware.iommu(host)
+    found += pcie.links(host) + hardware.resizable_bar(host) + hardware.iommu(host)
     found += hardware.power(host, wanted) + hardware.others_on_the_cards(host)
     found += hardware.tensor_parallel(host, host["engines"], host["recorded"])
     found += _pending("revalidation", host["revalidation"]) + _pending("upgrade", host["upgrade"])
@@ -80,7 +81,7 @@ def checks(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[C
 
 def _pending(name: str, found: t.Mapping[str, t.Any]) -> list[Check]:
     """What _revalidation_mark.state or _upgrade.unfinished says, where something is to be done."""
-    return [hardware.check(name, False, "warning", found["why"], found["cure"])] if found["needed"] else []
+    return [check(name, False, "warning", found["why"], found["cure"])] if found["needed"] else []
 
 
 def models(entries: t.Sequence[t.Mapping[str, t.Any]], directory: str, sizes_mib: t.Mapping[str, t.Any]) -> Json:
@@ -140,10 +141,10 @@ def _models(wanted: t.Mapping[str, t.Any], known: t.Sequence[Json]) -> list[Chec
     """What is wrong with llm_models, before an hour of building."""
     if wanted["problem"]:
         problem, _colon, cure = wanted["problem"].rstrip(".").rpartition(": ")
-        return [hardware.check("models", False, "error", problem, cure)]
+        return [check("models", False, "error", problem, cure)]
     missing = [model for model in known if model["kind"] == "path" and not model["there"]]
     return [
-        hardware.check(
+        check(
             "models", False, "error", f"{model['id']} is to be at {model['paths'][0]}, and not all of it is there",
             "put it there, correct its path in llm_models, or give a url",
         )
@@ -164,7 +165,7 @@ def _memory_for_models(host: t.Mapping[str, t.Any], known: t.Sequence[Json]) -> 
         return []
     largest = max((model["size_mib"] for model in known if model["size_mib"] is not None), default=None)
     if largest is None:
-        return [hardware.check("memory for models", True, "note", f"not judged: {_sizes_words(known)}", None)]
+        return [check("memory for models", True, "note", f"not judged: {_sizes_words(known)}", None)]
     total = host["memory_total_mib"]
     unknown = [model for model in known if model["size_mib"] is None]
     detail = f"{total} MiB; {_sizes_words([model for model in known if model['size_mib'] == largest] + unknown)}"
@@ -172,7 +173,7 @@ def _memory_for_models(host: t.Mapping[str, t.Any], known: t.Sequence[Json]) -> 
         "every load, five to seven in a tuning, reads it from disk again; more memory than the largest model makes"
         " loads quick"
     )
-    return [hardware.check("memory for models", total > largest, "warning", detail, cure)]
+    return [check("memory for models", total > largest, "warning", detail, cure)]
 
 
 def _with_models(want: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any], known: t.Sequence[Json]) -> Json:
@@ -191,10 +192,10 @@ def _models_disk(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> 
 
 def _slow_disk(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[Check]:
     disk = _models_disk(host, wanted)
-    if disk is None or disk["medium"] != "disk" or not hardware.cards(host):
+    if disk is None or disk["medium"] != "disk" or not known_cards.of_host(host):
         return []
     cure = "put the models on an SSD: a spinning disk reads 40 GB in three to five minutes, at each load"
-    return [hardware.check("kind of disk", False, "warning", f"{disk['path']} lies on a spinning disk", cure)]
+    return [check("kind of disk", False, "warning", f"{disk['path']} lies on a spinning disk", cure)]
 
 
 def claims(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[Json]:
@@ -203,7 +204,7 @@ def claims(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[J
     Nothing is judged by a claim, and none was measured for this collection. Empty where there is no card, and none is
     expected.
     """
-    known = hardware.cards(host)
+    known = known_cards.of_host(host)
     if not known and not wanted["gpus_expected"]:
         return []
     budget = power_budget.budget(known, wanted["psu_watts"], wanted["rest_of_machine_watts"])
@@ -249,13 +250,13 @@ def table(found: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
 
     Only a word that is longer than its column goes beyond that, such as the UUIDs of two cards in a row.
     """
-    width = min(WIDEST_NAME, max((len(check["name"]) for check in found), default=0))
+    width = min(WIDEST_NAME, max((len(row["name"]) for row in found), default=0))
     lines = []
-    for check in found:
-        verdict = "ok" if check["ok"] else {"error": "FAIL", "warning": "warn"}.get(check["severity"], "note")
-        text = check["detail"] if check["ok"] or check["cure"] is None else f"{check['detail']}; {check['cure']}"
-        start, indent = f"{verdict:<5}{check['name']:<{width}}  ", " " * (width + 7)
-        if len(check["name"]) > width:  # a deep path: the text begins below it
+    for row in found:
+        verdict = "ok" if row["ok"] else {"error": "FAIL", "warning": "warn"}.get(row["severity"], "note")
+        text = row["detail"] if row["ok"] or row["cure"] is None else f"{row['detail']}; {row['cure']}"
+        start, indent = f"{verdict:<5}{row['name']:<{width}}  ", " " * (width + 7)
+        if len(row["name"]) > width:  # a deep path: the text begins below it
             lines.append(start.rstrip())
             start = indent
         lines += textwrap.wrap(
@@ -270,16 +271,16 @@ def _operating_system(system: t.Mapping[str, t.Any]) -> Check:
     tested = TESTED_RELEASES.get(system["id"] or "")
     version = system["version_id"] or ""
     if tested is not None and version in tested:
-        return hardware.check("operating system", True, "error", detail, None)
+        return check("operating system", True, "error", detail, None)
     if tested is not None and _numbers(version) > _numbers(tested[-1]):
         cure = f"newer than what is tested ({', '.join(tested)}); go on, and say so when you report a problem"
-        return hardware.check("operating system", False, "warning", detail, cure)
+        return check("operating system", False, "warning", detail, cure)
     detail = f"{detail} is not supported"
-    return hardware.check("operating system", False, "error", detail, "use Debian 12 or 13, or Ubuntu 24.04")
+    return check("operating system", False, "error", detail, "use Debian 12 or 13, or Ubuntu 24.04")
 
 
 def _python(version: str) -> Check:
-    return hardware.check(
+    return check(
         "Python",
         _numbers(version)[:2] >= OLDEST_PYTHON,
         "error",
@@ -290,12 +291,12 @@ def _python(version: str) -> Check:
 
 def _root(uid: int) -> Check:
     detail = "tasks run as root" if uid == 0 else f"tasks run as user id {uid}"
-    return hardware.check("root", uid == 0, "error", detail, "set become to true, with a user that may use sudo")
+    return check("root", uid == 0, "error", detail, "set become to true, with a user that may use sudo")
 
 
 def _memory(host: t.Mapping[str, t.Any], needed_mib: int) -> Check:
     total, available = host["memory_total_mib"], host["memory_available_mib"]
-    return hardware.check(
+    return check(
         "memory",
         total >= needed_mib,
         "error",
@@ -306,7 +307,7 @@ def _memory(host: t.Mapping[str, t.Any], needed_mib: int) -> Check:
 
 def _swap(host: t.Mapping[str, t.Any]) -> Check:
     total, used = host["swap_total_mib"], host["swap_used_mib"]
-    return hardware.check(
+    return check(
         "swap",
         used <= SWAP_USED_MIB,
         "warning",
@@ -333,7 +334,7 @@ def _disks(pairs: t.Sequence[tuple[t.Mapping[str, t.Any], t.Mapping[str, t.Any]]
             detail += f", {growth[mount]} MiB with what the other paths need there"
         cure = f"free {growth[mount] - free} MiB on {mount}, or mount a larger disk at {want['path']}"
         ok = needed <= held or free >= growth[mount]
-        found.append(hardware.check(f"disk {want['path']}", ok, "error", detail, cure))
+        found.append(check(f"disk {want['path']}", ok, "error", detail, cure))
     return found
 
 
@@ -341,12 +342,12 @@ def _port(listeners: t.Sequence[t.Mapping[str, t.Any]] | None, port: int, server
     name = f"port {port}"
     if listeners is None:
         cure = "install iproute2 to have it looked at"
-        return hardware.check(name, False, "note", "unknown, the host has no ss", cure)
+        return check(name, False, "note", "unknown, the host has no ss", cure)
     others = [listener for listener in listeners if listener["unit"] != server_unit]
     if not others:
-        return hardware.check(name, True, "error", f"{server_unit} listens" if listeners else "free", None)
+        return check(name, True, "error", f"{server_unit} listens" if listeners else "free", None)
     who = sorted({_listener_words(listener) for listener in others})
-    return hardware.check(
+    return check(
         name, False, "error", f"taken by {' and '.join(who)}", "stop it, or choose another llama_server_port"
     )
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import typing as t
 
-from .._hardware import nvml, power_budget
+from .._base.checks import check
+from .._hardware import known_cards, nvml, power_budget
 from . import tensor_parallel_check
 
 Json = dict[str, t.Any]
@@ -22,28 +23,10 @@ OWN_PROGRAMS = ("llama-server", "ggml-rpc-server", "llama-bench")
 OWN_DIRECTORY = "/opt/exllama/"
 #: A desktop's share of a card is below this; more is somebody's work.
 OTHERS_MIB = 1024
-#: 10^9 bytes per second of one lane in one direction, by generation, from the PCIe base specifications.
-LANE_GB_PER_S = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938, 6: 7.563}
 #: BAR1 of a card without resizable BAR.
 SMALL_BAR1_MIB = 256
 #: 580 branch: 580.126.16 fails to build on Linux 7.0 and 580.142 on 7.1; 580.159.04 builds.
 NEWEST_SAFE_KERNEL = (6, 99)
-
-
-def check(name: str, ok: bool, severity: str, detail: str, cure: str | None) -> Check:
-    """Return a check; what is ok needs no cure."""
-    return {"name": name, "ok": ok, "severity": severity, "detail": detail, "cure": None if ok else cure}
-
-
-def cards(host: t.Mapping[str, t.Any]) -> list[Json]:
-    """What is known of each card: entries of gpu_facts, or, before there is a driver, names by PCI device id."""
-    gpus = host["gpus"]
-    if gpus and gpus["gpus"]:
-        return list(gpus["gpus"])
-    return [
-        {"name": power_budget.DEVICE_IDS.get(device["device_id"]), "pci_bus_id": device["address"]}
-        for device in host["nvidia_devices"]
-    ]
 
 
 def _count(number: int, what: str) -> str:
@@ -139,77 +122,13 @@ def binding(host: t.Mapping[str, t.Any], expected: t.Sequence[str]) -> list[Chec
 # --- slots ------------------------------------------------------------------------------------------------------------
 
 
-def links(host: t.Mapping[str, t.Any]) -> list[Check]:
-    """One check per card: PCIe width and generation, judged by what was seen under load where that is known."""
-    if host["hypervisor"] and host["nvidia_devices"]:
-        return [check("PCIe", True, "note", "not judged: a virtual machine does not see the real slots", None)]
-    by_address = {device["address"][-10:].lower(): device for device in host["nvidia_devices"]}
-    found = []
-    for gpu in cards(host):
-        address = (gpu.get("pci_bus_id") or "")[-10:].lower()
-        found.append(_link(gpu, by_address.get(address, {}), address))
-    return found
-
-
-def _sampled(gpu: t.Mapping[str, t.Any], key: str) -> int | None:
-    """The highest value that was seen while something ran on the card; None where nothing was sampled or it idled."""
-    sampled = gpu.get("sampled") or {}
-    busy = (sampled.get("utilization_gpu_percent") or {}).get("max") or 0
-    value = (sampled.get(key) or {}).get("max")
-    return int(value) if busy and value is not None else None
-
-
-def _link(gpu: t.Mapping[str, t.Any], device: t.Mapping[str, t.Any], address: str) -> Check:
-    name = f"PCIe {address or gpu.get('uuid')}"
-    # idle links lower their generation and keep their width
-    loaded = _sampled(gpu, "pcie_generation")
-    width = _sampled(gpu, "pcie_width") or gpu.get("pcie_width") or device.get("width")
-    possible = gpu.get("pcie_generation_max") or _least(device.get("generation_max"), device.get("slot_generation_max"))
-    own = gpu.get("pcie_generation_device_max") or device.get("generation_max")
-    now = gpu.get("pcie_generation") or device.get("generation")
-    if width is None:
-        return check(name, True, "note", "unknown: neither driver nor kernel says", None)
-    seen = loaded if loaded is not None else now if now == possible else None
-    at = "generation unknown"
-    if seen is not None:
-        at = f"generation {seen}"
-    elif possible is not None:
-        at = f"generation {possible} at most, now unknown (an idle card lowers it)"
-    detail = f"x{width}, {at}"
-    if width < 8:
-        detail += f", {_speed(width, loaded or possible)}slow for loading, prompts and tensor split"
-        cure = (
-            "use a slot with 8 lanes or more (the board's manual says which share lanes with M.2), or check riser and"
-            " seating"
-        )
-        return check(name, False, "warning", detail, cure)
-    if loaded is not None and possible is not None and loaded < possible:
-        cure = "set the slot's generation in the firmware instead of Auto, and check riser and seating"
-        return check(name, False, "warning", f"{detail} under load, {possible} possible", cure)
-    if possible is not None and own is not None and possible < own:
-        cure = "the slot or the firmware's setting allows no more; an old riser is a reason to set it so"
-        return check(name, False, "warning" if possible < 3 else "note", f"{detail}; the card could do {own}", cure)
-    if width == 8:
-        detail += ": enough, a layer split sends one row of activations per token, 32 KiB of a 70B model"
-    return check(name, True, "note", detail, None)
-
-
-def _least(*values: int | None) -> int | None:
-    known = [value for value in values if value is not None]
-    return min(known) if known else None
-
-
-def _speed(width: int, gen: int | None) -> str:
-    return f"{width * LANE_GB_PER_S[gen]:.1f} GB/s at most: " if gen in LANE_GB_PER_S else ""
-
-
 def resizable_bar(host: t.Mapping[str, t.Any]) -> list[Check]:
     """Whether the whole memory of every card can be addressed over PCIe."""
     if not host["nvidia_devices"]:
         return []
     sizes = {device["address"][-10:].lower(): device["bar1_mib"] for device in host["nvidia_devices"]}
     words, off = [], False
-    for gpu in cards(host):
+    for gpu in known_cards.of_host(host):
         size = gpu.get("bar1_total_mib") or sizes.get((gpu.get("pci_bus_id") or "")[-10:].lower())
         off = off or (size is not None and size <= SMALL_BAR1_MIB)
         words.append(f"{tensor_parallel_check.short_name(gpu)} {'unknown' if size is None else f'{size} MiB'}")
@@ -293,7 +212,7 @@ def others_on_the_cards(host: t.Mapping[str, t.Any]) -> list[Check]:
 
 def power(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[Check]:
     """The power supply against the cards' limits and peaks."""
-    known = cards(host)
+    known = known_cards.of_host(host)
     if not known:
         return []
     budget = power_budget.budget(
@@ -318,7 +237,7 @@ def tensor_parallel(
     host: t.Mapping[str, t.Any], engines: t.Sequence[t.Mapping[str, t.Any]] | None, recorded: t.Any
 ) -> list[Check]:
     """Other engines that split tensors over unlike cards: a warning, never more."""
-    known = cards(host)
+    known = known_cards.of_host(host)
     if not engines:
         found = engines is not None and len(known) > 1
         return [check("other engines", True, "note", "no vLLM or SGLang runs or is set up", None)] if found else []

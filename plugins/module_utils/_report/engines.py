@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import typing as t
 
-from .._split import exl_split
-from . import report_page
+from .._base import text
+from .._split import engines
 
 Json = dict[str, t.Any]
 
@@ -28,7 +28,7 @@ def rows(record: t.Mapping[str, t.Any]) -> list[Json]:
             {
                 "deployment": name,
                 "active": name == record.get("active"),
-                "engine": exl_split.engine_name(entry["serving"]),
+                "engine": engines.engine_name(entry["serving"]),
                 "size_gib": entry["model"]["size_bytes"] / GIB,
                 "context": entry["serving"]["context_size"],
                 "layers": list(decision["layers"]),
@@ -66,11 +66,11 @@ def lines(record: t.Mapping[str, t.Any]) -> list[str]:
             row["engine"],
             f"{row['size_gib']:.1f}",
             str(row["context"]),
-            report_page.vector(row["layers"]),
-            report_page.number(row["decode"]),
-            report_page.number(row["prefill"]),
-            report_page.number(row["request_ms"] / 1000 if row["request_ms"] is not None and row["same"] else None),
-            str(row["loads"] or report_page.DASH),
+            text.vector(row["layers"]),
+            text.number(row["decode"]),
+            text.number(row["prefill"]),
+            text.number(row["request_ms"] / 1000 if row["request_ms"] is not None and row["same"] else None),
+            str(row["loads"] or text.DASH),
             ", ".join(word for word, on in (("active", row["active"]), ("another objective", not row["same"])) if on),
         )
         for row in table
@@ -78,7 +78,7 @@ def lines(record: t.Mapping[str, t.Any]) -> list[str]:
     result = [
         f"Measured here, each with its best split. A request is {objective['prompt_tokens']} tokens in and"
         f" {objective['generated_tokens']} out, at a depth of {objective.get('depth_tokens', 0)}.",
-        *(f"  {line}" for line in report_page.columns([head, *body], right={2, 3, 5, 6, 7, 8})),
+        *(f"  {line}" for line in text.columns([head, *body], right={2, 3, 5, 6, 7, 8})),
     ]
     engines = {row["engine"] for row in table}
     if len(engines) == 1:

@@ -9,71 +9,18 @@ running server answered. Nothing here measures, and nothing reads a clock: the s
 from __future__ import annotations
 
 import json
-import math
 import re
 import statistics
 import typing as t
 
-from .._llama_cpp import llama_server
-from .._split import cost_model, exl_split
+from .._base.text import DASH, columns, interval, mebibytes, number, percent, vector
+from .._split import cost_model, engines, placement
 
 Json = t.Mapping[str, t.Any]
 
 #: What a chart can show: key in a table row, and whether it is turned into tokens per second.
 QUANTITIES: t.Final = ("decode", "prefill", "objective")
 ROW_KEYS: t.Final = {"decode": "decode_ms_per_token", "prefill": "prefill_ms", "objective": "objective_ms"}
-
-DASH: t.Final = "–"
-
-
-# --- numbers as text ---
-
-
-def number(value: float | None, missing: str = DASH) -> str:
-    """Write a number with about three significant digits: 57.9, 812, 0.45. None and NaN become I(missing)."""
-    if value is None or not math.isfinite(value):
-        return missing
-    size = abs(value)
-    if size >= 99.95:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if size >= 9.995 else f"{value:.2f}"
-
-
-def percent(value: float | None, missing: str = DASH) -> str:
-    """Write a percentage with one decimal and no sign after it."""
-    return missing if value is None else f"{value:.1f}"
-
-
-def mebibytes(value: float | None, missing: str = DASH) -> str:
-    """Write a number of MiB without decimals."""
-    return missing if value is None else f"{value:.0f}"
-
-
-def interval(low: float | None, high: float | None, missing: str = DASH) -> str:
-    """Write a range: 57.2 to 58.1."""
-    if low is None or high is None:
-        return missing
-    return f"{number(low)} to {number(high)}"
-
-
-def vector(layers: t.Sequence[int] | None) -> str:
-    """Write a split as llama-server takes it: 45,36."""
-    return ",".join(str(count) for count in layers) if layers else DASH
-
-
-def columns(rows: t.Sequence[t.Sequence[str]], right: t.Container[int] = ()) -> list[str]:
-    """Align cells in columns, two blanks apart. The columns whose numbers are in I(right) are flushed right."""
-    if not rows:
-        return []
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if index in right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 # --- reading the entry ---
@@ -339,7 +286,7 @@ def placement_words(entry: Json) -> str:
 
 def engine_name(entry: Json) -> str:
     """Return what people call the engine that an entry was measured with."""
-    return exl_split.engine_name(entry.get("serving") or {})
+    return engines.engine_name(entry.get("serving") or {})
 
 
 def gain_words(entry: Json) -> str:
@@ -440,7 +387,7 @@ def memory_rows(entry: Json, server_devices: t.Sequence[Json] | None) -> list[di
     C(left_mib) is what of it the loaded server leaves free.
     """
     # The server numbers the CUDA cards that it is shown, so its names need not be those of the plan.
-    serving_names = {device["id"]: device["device"] for device in llama_server.used_devices(entry)}
+    serving_names = {device["id"]: device["device"] for device in placement.used_devices(entry)}
     loaded: dict[t.Any, Json] = {}
     # of an ExLlama, what the card held in the load that was measured: weights, cache and scratch space are not told
     # apart

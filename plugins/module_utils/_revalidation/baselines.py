@@ -11,7 +11,7 @@ import json
 import typing as t
 
 from .._base import fingerprints
-from .._llama_cpp import llama_server
+from .._split import placement
 from . import speed
 
 SCHEMA: t.Final = 1
@@ -215,7 +215,7 @@ def memory(entry: Dict, server: Dict) -> list[Json] | None:
         return None
     said = {device[name]: device for device in server["devices"] for name in ("device", "id")}
     rows = []
-    for plan in llama_server.used_devices(entry):
+    for plan in placement.used_devices(entry):
         own = said.get(plan["device"] if plan["backend"] == "CUDA" else plan["id"], {})
         rows.append({
             "id": plan["id"],

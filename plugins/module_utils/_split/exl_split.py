@@ -23,17 +23,13 @@ from __future__ import annotations
 import re
 import typing as t
 
-from . import layer_split
+from . import engines, layer_split
 
 Json = dict[str, t.Any]
 Mapping = t.Mapping[str, t.Any]
 
 MIB = 1024**2
 GIB = 1024**3
-
-#: engine -> what people call it.
-NAMES: t.Final = {"llama_cpp": "llama.cpp", "exllamav2": "ExLlamaV2", "exllamav3": "ExLlamaV3"}
-ENGINES: t.Final = ("exllamav2", "exllamav3")
 
 #: TabbyAPI's cache modes for exllamav2 -> types of K and V. Q6 keeps K in 8 bits (ExLlamaV2Cache_Q6 of cache.py).
 _V2_CACHE: t.Final = {"FP16": ("f16", "f16"), "Q8": ("q8_0", "q8_0"), "Q6": ("q8_0", "q4_0"), "Q4": ("q4_0", "q4_0")}
@@ -49,16 +45,6 @@ _REBUILT_COLUMNS: t.Final = 32768
 _V3_MARGIN_BYTES: t.Final = 256 * MIB
 #: Decimals of a gpu_split: about a kilobyte.
 _DECIMALS: t.Final = 6
-
-
-def engine_of(serving: Mapping) -> str:
-    """Return the engine of a serving profile; profiles without one are llama.cpp's."""
-    return str(serving.get("engine", "llama_cpp"))
-
-
-def engine_name(serving: Mapping) -> str:
-    """Return what people call the engine of a serving profile."""
-    return NAMES.get(engine_of(serving), engine_of(serving))
 
 
 def cache_types(engine: str, mode: str) -> tuple[str, str]:
@@ -84,8 +70,8 @@ def serving_profile(
 
     C(flash_attention) is whether exllamav2 finds the package flash-attn; exllamav3 brings its own.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"unknown engine {engine!r}: known are {', '.join(ENGINES)}")
+    if engine not in engines.ENGINES:
+        raise ValueError(f"unknown engine {engine!r}: known are {', '.join(engines.ENGINES)}")
     for name, value in (("context_size", context_size), ("chunk_size", chunk_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < PAGE_TOKENS or value % PAGE_TOKENS:
             raise ValueError(f"{name} is {value!r}: ExLlama wants a multiple of {PAGE_TOKENS}, at least {PAGE_TOKENS}")
@@ -214,7 +200,7 @@ def compute_bytes(model: Mapping, serving: Mapping, layers: t.Sequence[int], dev
     """
     if not layers[device]:
         return 0
-    if engine_of(serving) == "exllamav2":
+    if engines.engine_of(serving) == "exllamav2":
         attention, feed_forward, head, buffer = _scratch_v2(model, serving)
         with_output = device == layer_split.output_device(layers)
         if layers[device] > with_output:
@@ -258,7 +244,7 @@ def gpu_split_gb(
         budget = budgets_mib[device] * MIB
         if not count:
             shares.append(0.0)
-        elif engine_of(serving) == "exllamav2":
+        elif engines.engine_of(serving) == "exllamav2":
             shares.append(_share_v2(model, serving, layers, device, last, budget))
         else:
             need = memory.device(layers, device)

@@ -12,7 +12,7 @@ import re
 import typing as t
 
 from .._base import fingerprints
-from . import exl_split
+from . import engines
 
 SCHEMA: t.Final = 1
 Record = dict[str, t.Any]
@@ -100,7 +100,7 @@ def find(record: Record, path: str, deployment: str = "", engine: str = "") -> F
     name = deployment or active or ""
     known = ", ".join(sorted(models)) or "nothing"
     entry = models.get(name)
-    tuned_with = exl_split.engine_of(entry.get("serving") or {}) if entry else None
+    tuned_with = engines.engine_of(entry.get("serving") or {}) if entry else None
     why = None
     if not models:
         why = f"{path} records no deployment: run the site playbook, which measures and records a split"
@@ -110,7 +110,7 @@ def find(record: Record, path: str, deployment: str = "", engine: str = "") -> F
         why = f"the deployment {name} is not in {path}, which holds {known}: tune it first, or correct its name"
     elif engine and not str(tuned_with).startswith(engine):
         why = (
-            f"the deployment {name} was tuned with {exl_split.engine_name(entry['serving'])}, and a deployment of"
+            f"the deployment {name} was tuned with {engines.engine_name(entry['serving'])}, and a deployment of"
             f" {ENGINE_WORDS[engine]} is needed here: run the site playbook with mixed_gpu_engine"
             f" {SITE_ENGINES[engine]}, or name another deployment"
         )

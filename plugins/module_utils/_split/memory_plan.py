@@ -14,7 +14,7 @@ import dataclasses
 import itertools
 import typing as t
 
-from . import exl_split, layer_search, layer_split
+from . import engines, exl_split, layer_search, layer_split
 
 MIB = 1024 * 1024
 
@@ -119,7 +119,7 @@ def compute_bytes(
     """
     if not layers[device]:
         return 0
-    if exl_split.engine_of(serving) in exl_split.ENGINES:
+    if engines.engine_of(serving) in engines.ENGINES:
         return exl_split.compute_bytes(model, serving, layers, device)
     last = device == layer_split.output_device(layers)
     first = not any(layers[:device])

@@ -12,7 +12,7 @@ import dataclasses
 import statistics
 import typing as t
 
-from . import exl_split, layer_search, layer_split, memory_plan
+from . import engines, exl_split, layer_search, layer_split, memory_plan
 from .layer_split import Layers
 
 OBJECTIVES = ("decode", "prefill", "ttft", "request", "agent")
@@ -111,7 +111,7 @@ class Problem:
     @property
     def engine(self) -> str:
         """What people call the engine that is measured."""
-        return exl_split.engine_name(self.raw["serving"])
+        return engines.engine_name(self.raw["serving"])
 
     def counted(self, name: str) -> tuple[int, int]:
         """Return (prompt tokens, generated tokens) that an objective counts; ttft counts the first generated token.
@@ -241,7 +241,7 @@ def read_problem(raw: t.Any) -> Problem:
     budgets = memory_plan.budgets_mib(devices, reserve)
     search = layer_search.LayerSearch(memory, budgets, slots)
     splits = layer_split.enumerate_splits(slots, len(devices))
-    if exl_split.engine_of(serving) == "llama_cpp":
+    if engines.engine_of(serving) == "llama_cpp":
         default = layer_split.default_layers([device["free_mib"] for device in devices], slots)
     else:
         default = exl_split.own_split(memory, budgets, slots)

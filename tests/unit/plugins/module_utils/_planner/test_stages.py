@@ -10,7 +10,7 @@ import random
 import typing as t
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import store
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import (
     layer_stage,
     micro_batch_stage,
@@ -511,6 +511,6 @@ def test_no_load_is_asked_for_twice() -> None:
     plan, loads, _plans = campaign(problem, devices)
     assert {"micro_batch", "tensor", "against_tensor", "tensor_trial"} <= set(purposes(loads))
     assert plan["decision"]["split_mode"] == "tensor"
-    keys = [llama_bench.file_name(llama_bench.load_key("f", "c", load)) for load in loads]
+    keys = [store.file_name(store.load_key("f", "c", load)) for load in loads]
     assert len(set(keys)) == len(keys)
     assert problem == before

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Numbers, splits and tables as text. Private to this collection. Pure functions only."""
+
+from __future__ import annotations
+
+import math
+import typing as t
+
+DASH: t.Final = "–"
+
+
+def number(value: float | None, missing: str = DASH) -> str:
+    """Write a number with about three significant digits: 57.9, 812, 0.45. None and NaN become I(missing)."""
+    if value is None or not math.isfinite(value):
+        return missing
+    size = abs(value)
+    if size >= 99.95:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if size >= 9.995 else f"{value:.2f}"
+
+
+def percent(value: float | None, missing: str = DASH) -> str:
+    """Write a percentage with one decimal and no sign after it."""
+    return missing if value is None else f"{value:.1f}"
+
+
+def mebibytes(value: float | None, missing: str = DASH) -> str:
+    """Write a number of MiB without decimals."""
+    return missing if value is None else f"{value:.0f}"
+
+
+def interval(low: float | None, high: float | None, missing: str = DASH) -> str:
+    """Write a range: 57.2 to 58.1."""
+    if low is None or high is None:
+        return missing
+    return f"{number(low)} to {number(high)}"
+
+
+def vector(layers: t.Sequence[int] | None) -> str:
+    """Write a split as llama-server takes it: 45,36."""
+    return ",".join(str(count) for count in layers) if layers else DASH
+
+
+def columns(rows: t.Sequence[t.Sequence[str]], right: t.Container[int] = ()) -> list[str]:
+    """Align cells in columns, two blanks apart. The columns whose numbers are in I(right) are flushed right."""
+    if not rows:
+        return []
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The files that hold measured loads: their keys, names and form. Private to this collection. Pure functions only.
+
+docs/data_formats.md describes the dicts.
+"""
+
+from __future__ import annotations
+
+import json
+import typing as t
+
+from .._base import fingerprints
+from .._base.errors import UserError
+from . import outcome
+
+STORE_SCHEMA: t.Final = 1
+
+
+def load_key(fingerprint: str, campaign: str, load: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Return the key of one load, as docs/data_formats.md names it."""
+    key = {
+        "fingerprint": fingerprint,
+        "campaign": campaign,
+        "split_mode": load["split_mode"],
+        "layers": list(load["layers"]),
+        "load": load["load"],
+    }
+    # only where they say something, so that loads of before keep their keys
+    more = {name: load[name] for name in ("environment", "reference", "micro_batch_size") if load.get(name)}
+    return {**key, **more}
+
+
+def file_name(key: t.Mapping[str, t.Any]) -> str:
+    """Return the name of the file that stores the load with this key."""
+    return f"{fingerprints.fingerprint(key)}.json"
+
+
+def stored_form(key: t.Mapping[str, t.Any], load: t.Mapping[str, t.Any], build: str | None, command: t.Sequence[str],
+                warnings: t.Sequence[str]) -> dict[str, t.Any]:
+    """Return what is written to the store for a measured load."""
+    return {
+        "schema": STORE_SCHEMA,
+        "key": dict(key),
+        "load": dict(load),
+        "llama_cpp_build": build,
+        "command": list(command),
+        "warnings": list(warnings),
+    }
+
+
+def read_stored(text: str, key: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Return the load in a stored file, or raise UserError when the file is damaged or belongs to something else."""
+    try:
+        data = json.loads(text)
+    except ValueError as exc:
+        raise UserError(f"it holds no JSON ({exc})") from exc
+    if not isinstance(data, dict) or data.get("schema") != STORE_SCHEMA:
+        found = data.get("schema") if isinstance(data, dict) else None
+        raise UserError(f"its schema is {found!r}, and this version reads {STORE_SCHEMA}")
+    if data.get("key") != dict(key):
+        raise UserError("it belongs to another load")
+    load = data.get("load")
+    known = (*outcome.STATUSES, *outcome.TRIAL_STATUSES)
+    if not isinstance(load, dict) or load.get("status") not in known or not isinstance(load.get("results"), list):
+        raise UserError("it holds no load with a status and results")
+    if load["status"] == "ok" and not load["results"]:
+        raise UserError("it holds a load that is ok and has no results")
+    return load
+
+
+def reusable(stored: t.Mapping[str, t.Any], tests: t.Sequence[t.Mapping[str, t.Any]]) -> bool:
+    """Return whether a stored load answers these tests, so that it need not be measured again."""
+    if stored["status"] not in outcome.REUSABLE:
+        return False
+    if stored["status"] != "ok":
+        return True
+
+    def shape(entry: t.Mapping[str, t.Any]) -> tuple[t.Any, ...]:
+        return tuple(entry.get(field) for field in ("kind", "n_prompt", "n_gen", "n_depth", "micro_batch_size"))
+
+    return {shape(test) for test in tests} <= {shape(result) for result in stored["results"]}

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Devices as llama.cpp lists them, with the id that names a card everywhere else. Private to this collection.
+
+Pure functions only. docs/data_formats.md describes a device.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._base.errors import UserError
+
+
+def identify(devices: t.Sequence[t.Mapping[str, t.Any]], cuda_uuids: t.Sequence[str]) -> list[dict[str, t.Any]]:
+    """Return the devices with C(id) and an empty C(budget_mib).
+
+    RPC devices are known by their endpoint (a second device of one endpoint by endpoint#1), CUDA devices by the UUID at
+    their place in C(cuda_uuids), all others by their name. Raises UserError when the UUIDs do not match the devices.
+    """
+    cuda = [entry["device"] for entry in devices if entry["backend"] == "CUDA"]
+    if cuda_uuids and len(cuda_uuids) != len(cuda):
+        raise UserError(
+            f"cuda_uuids names {len(cuda_uuids)} cards ({', '.join(cuda_uuids)}) but llama.cpp sees {len(cuda)} CUDA"
+            f" devices ({', '.join(cuda) or 'none'}): give one UUID for each, in the order of CUDA_VISIBLE_DEVICES"
+        )
+    by_name = dict(zip(cuda, cuda_uuids, strict=False))
+    result: list[dict[str, t.Any]] = []
+    for entry in devices:
+        name = str(entry["device"])
+        identity = by_name.get(name, name)
+        if entry["backend"] == "RPC":
+            endpoint = str(entry["description"])
+            earlier = sum(1 for other in result if other["backend"] == "RPC" and other["description"] == endpoint)
+            identity = f"{endpoint}#{earlier}" if earlier else endpoint
+        if any(other["id"] == identity for other in result):
+            raise UserError(f"two devices have the id {identity}: every entry of cuda_uuids must be a different card")
+        result.append({**entry, "id": identity, "budget_mib": None})
+    return result
+
+
+def set_budgets(
+    devices: t.Sequence[t.Mapping[str, t.Any]], budgets_mib: t.Mapping[str, t.Any]
+) -> list[dict[str, t.Any]]:
+    """Return the devices with C(budget_mib) filled from C(budgets_mib), whose keys are ids or llama.cpp's names."""
+    result = [dict(entry) for entry in devices]
+    for key, value in budgets_mib.items():
+        matching = [entry for entry in result if key in (entry["id"], entry["device"])]
+        if not matching:
+            raise UserError(f"budgets_mib names {key}, which is none of the devices here: {describe(devices)}")
+        try:
+            budget = int(value)
+        except (TypeError, ValueError):
+            budget = 0
+        if isinstance(value, bool) or budget < 1 or str(budget) != str(value).strip():
+            raise UserError(f"budgets_mib gives {key} {value!r}: a budget is a whole number of MiB, at least 1")
+        if matching[0]["budget_mib"] not in (None, budget):
+            raise UserError(f"budgets_mib names {matching[0]['id']} by id and by name with different values: keep one")
+        matching[0]["budget_mib"] = budget
+    return result
+
+
+def check_order(devices: t.Sequence[t.Mapping[str, t.Any]], expected: t.Sequence[str]) -> None:
+    """Raise UserError unless the ids of the devices are C(expected), in that order."""
+    found = [str(entry["id"]) for entry in devices]
+    if expected and found != list(expected):
+        raise UserError(
+            f"the devices are not those expected, or not in that order: found {', '.join(found) or 'none'}, expected "
+            f"{', '.join(expected)}; check CUDA_DEVICE_ORDER=PCI_BUS_ID, CUDA_VISIBLE_DEVICES and the order of"
+            " rpc_endpoints"
+        )
+
+
+def missing_endpoints(devices: t.Sequence[t.Mapping[str, t.Any]], rpc_endpoints: t.Sequence[str]) -> list[str]:
+    """Return the endpoints that were asked for and offer no device."""
+    there = {entry["description"] for entry in devices if entry["backend"] == "RPC"}
+    return [endpoint for endpoint in rpc_endpoints if endpoint not in there]
+
+
+def describe(devices: t.Sequence[t.Mapping[str, t.Any]]) -> str:
+    """Return the devices as C(RPC0 (127.0.0.1:50052), ...), or C(none)."""
+    names = [str(e["device"]) if e["id"] == e["device"] else f"{e['device']} ({e['id']})" for e in devices]
+    return ", ".join(names) or "none"

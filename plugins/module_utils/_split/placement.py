@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Which device holds which layers of a deployment. Private to this collection. Pure functions only."""
+
+from __future__ import annotations
+
+import typing as t
+
+Json = dict[str, t.Any]
+
+_NEEDED = ("model", "serving", "devices", "placement", "split_mode", "rpc_endpoints")
+
+
+def used_devices(deployment: t.Mapping[str, t.Any]) -> list[Json]:
+    """Return the devices that hold at least one slot, in order: C({id, device, backend, layers, mib, ...}).
+
+    C(device) is the name under the environment of C(command()): with CUDA_VISIBLE_DEVICES naming the recorded cards,
+    the n-th of them is C(CUDAn), whatever else is in the box. C(mib) is what the plan counts, or None.
+    Raises ValueError with one sentence when the entry does not fit together.
+    """
+    missing = [key for key in _NEEDED if key not in deployment]
+    if missing:
+        raise ValueError(f"the deployment has no {', '.join(missing)}")
+    placement = {place["device"]: int(place["layers"]) for place in deployment["placement"]}
+    planned = (deployment.get("decision") or {}).get("mib") or []
+    used = []
+    cuda_index = 0
+    for index, device in enumerate(deployment["devices"]):
+        name = device["device"]
+        if device["backend"] == "CUDA":
+            name = f"CUDA{cuda_index}"
+            cuda_index += 1
+        layers = placement.pop(device["id"], 0)
+        if layers > 0:
+            mib = planned[index] if index < len(planned) else None
+            used.append({**device, "device": name, "layers": layers, "mib": mib})
+    if placement:
+        raise ValueError(f"the placement names {', '.join(sorted(placement))}, which is not among the recorded devices")
+    if not used:
+        raise ValueError("the placement gives no device any layer")
+    return used

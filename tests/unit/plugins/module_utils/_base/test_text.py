@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import text
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(57.91, "57.9"), (811.7, "812"), (0.4549, "0.45"), (9.996, "10.0"), (99.96, "100"), (None, "–"), (math.nan, "–")],
+)
+def test_numbers_have_about_three_digits(value: float | None, words: str) -> None:
+    assert text.number(value) == words
+
+
+def test_cells_of_a_column_end_at_one_place():
+    assert text.columns([["", "ms"], ["one", "9.5"], ["other", "10"]], right={1}) == [
+        "        ms", "one    9.5", "other   10",
+    ]

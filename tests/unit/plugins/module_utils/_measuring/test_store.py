@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import store
+
+PREFILL = {"kind": "prefill", "n_prompt": 256, "n_gen": 0, "n_depth": 0, "repetitions": 2}
+DECODE = {"kind": "decode", "n_prompt": 0, "n_gen": 32, "n_depth": 0, "repetitions": 3}
+LOAD = {"label": "x", "split_mode": "layer", "layers": [20, 13], "load": 1, "tests": [PREFILL, DECODE]}
+KEY = store.load_key("f", "c", LOAD)
+MEASURED = {**LOAD, "status": "ok", "reason": None, "results": [
+    {"kind": test["kind"], "n_prompt": test["n_prompt"], "n_gen": test["n_gen"], "n_depth": 0, "samples_ms": [1.0]}
+    for test in (PREFILL, DECODE)
+]}
+
+
+def stored(**changes):
+    return {**store.stored_form(KEY, MEASURED, "11312", ["/b"], []), **changes}
+
+
+def test_a_stored_load_is_read_again():
+    assert store.read_stored(json.dumps(stored()), KEY) == MEASURED
+
+
+def test_every_part_of_the_key_makes_another_file():
+    keys = [KEY] + [{**KEY, name: value} for name, value in (
+        ("fingerprint", "g"), ("campaign", "d"), ("split_mode", "row"), ("layers", [13, 20]), ("load", 2),
+    )]
+    assert len({store.file_name(key) for key in keys}) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no JSON"),
+        (json.dumps(stored())[:-20], "no JSON"),
+        ("[]", "schema is None"),
+        (json.dumps(stored(schema=2)), "schema is 2"),
+        (json.dumps(stored(key={**KEY, "load": 2})), "belongs to another load"),
+        (json.dumps(stored(load=None)), "no load with a status"),
+        (json.dumps(stored(load={**MEASURED, "status": "fine"})), "no load with a status"),
+        (json.dumps(stored(load={**MEASURED, "results": []})), "ok and has no results"),
+    ],
+)
+def test_a_damaged_store_is_named(text, words):
+    with pytest.raises(UserError, match=words):
+        store.read_stored(text, KEY)
+
+
+@pytest.mark.parametrize(
+    ("status", "again"),
+    [("out_of_memory", True), ("crashed", True), ("timed_out", True), ("device_lost", False), ("unreadable", False)],
+)
+def test_only_lasting_failures_are_reused(status, again):
+    assert store.reusable({"status": status, "results": []}, [PREFILL]) is again
+
+
+def test_a_stored_load_has_to_answer_the_tests():
+    assert store.reusable(MEASURED, [DECODE])
+    assert not store.reusable(MEASURED, [PREFILL, {**DECODE, "n_depth": 4096}])
