@@ -27,7 +27,7 @@ demo-check:
 demo: demo-check venv  ## build, tune and serve a small model on a sandbox host with two unequal devices; no GPU needed
 	@$(AS_ROOT) tests/lab/demo.sh
 
-demo-clean: venv  ## remove the sandbox host and the lab; caches stay
+demo-clean:  ## remove the sandbox host, and the lab where that was its only host; caches stay
 	@$(AS_ROOT) tests/lab/demo.sh clean
 
 test: lint units importer install-test molecule  ## everything CI runs
@@ -50,10 +50,10 @@ docs: venv  ## documentation and changelog gates
 units: venv  ## unit tests
 	python -m pytest tests/unit
 
-importer: venv  ## build the collection and run Galaxy's own importer on it
+importer: build  ## Galaxy's own importer on the built collection
 	tests/gates/importer.sh
 
-install-test: venv  ## install the built tarball and run its playbooks by name
+install-test: build  ## install the built tarball and run its playbooks by name
 	tests/gates/install.sh
 
 molecule: venv  ## the collection against real systemd hosts, without a GPU
@@ -92,8 +92,8 @@ gpu-test: venv  ## the NVML probe and a CUDA build on a real NVIDIA card
 	python -m pytest -v tests/gpu
 
 build: venv  ## build/homelab-mixed_gpu-<version>.tar.gz
-	@mkdir -p build
-	ansible-galaxy collection build --force --output-path build
+	@mkdir -p build && rm -f build/homelab-mixed_gpu-*.tar.gz
+	@ansible-galaxy collection build --force --output-path build
 
 picture: venv  ## draw docs/images/rooms.svg from the imports
 	python tests/gates/rooms_picture.py --write

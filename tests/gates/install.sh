@@ -2,14 +2,13 @@
 # The tarball installs, and its playbooks run by their full names from a folder that knows nothing of the checkout.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-make --no-print-directory build >/dev/null
-tarball=$PWD/$(ls -t build/homelab-mixed_gpu-*.tar.gz | head -n 1)
+tarballs=("$PWD"/build/homelab-mixed_gpu-*.tar.gz)
 home=$(mktemp -d)
 trap 'rm -rf "$home"' EXIT
 cd "$home"
 unset ANSIBLE_CONFIG
 export ANSIBLE_COLLECTIONS_PATH=$home/collections ANSIBLE_HOME=$home/ansible
-ansible-galaxy collection install --offline -p "$home/collections" "$tarball" >/dev/null
+ansible-galaxy collection install --offline -p "$home/collections" "${tarballs[0]}" >/dev/null
 printf 'mixed_gpu:\n  hosts:\n    box:\n      ansible_connection: local\n      ansible_python_interpreter: "{{ ansible_playbook_python }}"\n' > hosts.yml
 for playbook in "$home"/collections/ansible_collections/homelab/mixed_gpu/playbooks/*.yml; do
   ansible-playbook -i hosts.yml --syntax-check "homelab.mixed_gpu.$(basename "$playbook" .yml)" >/dev/null

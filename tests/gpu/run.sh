@@ -54,4 +54,5 @@ grep -q 'operating system' preflight.log
 
 echo "== tests on the card"
 cd "$root"
-MIXED_GPU_LLAMA_BIN=$work/build/bin python3 -m pytest -v -rs -s -p no:cacheprovider ${TESTS:-tests/gpu}
+read -ra tests <<<"${TESTS:-tests/gpu}"
+MIXED_GPU_LLAMA_BIN=$work/build/bin python3 -m pytest -v -rs -s -p no:cacheprovider "${tests[@]}"

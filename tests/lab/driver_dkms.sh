@@ -18,6 +18,7 @@ role() {
 
 tests/lab/lab.sh destroy "$LAB_HOST"
 tests/lab/lab.sh create "$LAB_HOST"
+# shellcheck disable=SC2016  # the host's variables
 inside sh -c '. /etc/os-release; [ "$ID $VERSION_ID" = "debian 13" ]' || { say "this suite needs a Debian 13 test host (LAB_SUITE=trixie)"; exit 1; }
 inside sed -i 's/ main$/ main contrib non-free non-free-firmware/' /etc/apt/sources.list
 say "installing Debian's kernel"

@@ -6,11 +6,13 @@
 #   lab.sh forward NAME PORT HOST_PORT   127.0.0.1:PORT of this machine reaches 127.0.0.1:HOST_PORT inside the host
 #   lab.sh run CMD...                    run a command inside the lab, where `podman` sees the hosts
 #   lab.sh destroy NAME                  remove one host and its forwards
+#   lab.sh hosts                         list the hosts, one a line
 #   lab.sh down                          remove the lab and all hosts; caches stay
 #
 # Everything lives in namespaces of its own: the machine's netfilter tables, ip_forward and systemd are never touched.
 # Environment: LAB_DIR, LAB_SUITE, LAB_MIRROR; LAB_ENGINE=docker|podman with LAB_IMAGE=<an image with systemd> uses an
 # ordinary container engine instead of the private lab.
+# shellcheck disable=SC2016  # scripts for other shells, and apt's own variables, stand in single quotes
 set -euo pipefail
 
 # What starts here stays: it must not keep a file of the caller open, such as the lock of `flock FILE make demo`.
@@ -241,6 +243,14 @@ destroy() {
   inside "$ENGINE" rm -f -v -t 5 "$1" >/dev/null 2>&1 || true
 }
 
+hosts() {
+  if private && ! alive; then
+    [ -d "$LAB_DIR/storage" ] || return 0
+    start_namespaces
+  fi
+  inside "$ENGINE" ps -a --format '{{.Names}}'
+}
+
 down() {
   local name
   stop_forwards '*'
@@ -270,6 +280,6 @@ run() {
 
 command=${1:-}
 case $command in
-  up|create|forward|connect|run|destroy|down|image_name) shift; "$command" "$@" ;;
-  *) sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
+  up|create|forward|connect|run|destroy|hosts|down|image_name) shift; "$command" "$@" ;;
+  *) sed -n '2,15s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac
