@@ -376,7 +376,7 @@ def main() -> None:
     )
     if module.params["timeout_seconds"] < 1:
         module.fail_json(msg=f"timeout_seconds is {module.params['timeout_seconds']}: give at least 1.")
-    other = engines.engine_of(module.params["serving"]) != "llama_cpp"
+    other = engines.of(module.params["serving"]).family == "exllama"
     module.exit_json(**(ExllamaBenchmark if other else SplitBenchmark)(module).run())
 
 

@@ -29,9 +29,10 @@ def measure_order(
     C(devices), C(serving) and C(model) are those of docs/data_formats.md; C(reserve_mib) is kept free on every card.
     """
     label = load.get("label", "the load")
-    engine = engines.engine_of(serving)
-    if engine not in engines.ENGINES:
-        raise UserError(f"serving.engine is {engine!r}: it must be {' or '.join(engines.ENGINES)}")
+    engine = engines.of(serving)
+    if engine.family != "exllama":
+        known = " or ".join(other.name for other in engines.in_family("exllama"))
+        raise UserError(f"serving.engine is {engine.name!r}: it must be {known}")
     if load.get("split_mode") != "layer":
         raise UserError(
             f"split_mode of {label} is {load.get('split_mode')!r}: ExLlama is measured by layer"
@@ -42,16 +43,16 @@ def measure_order(
         memory = memory_plan.MemoryPlan(model, serving)
         budgets = memory_plan.budgets_mib(devices, reserve_mib)
         split = exl_split.gpu_split_gb(model, serving, memory, load["layers"], budgets)
-        cache = _cache(engine, serving)
+        cache = _cache(engine.name, serving)
     except KeyError as exc:
         raise UserError(f"model or serving of {label} has no {exc}") from exc
     except ValueError as exc:
         raise UserError(str(exc)) from exc
     blocks = model["block_count"]
-    whole = sum(model["block_bytes"]) if engine == "exllamav2" else sum(map(memory.slot_bytes, range(blocks)))
+    whole = sum(model["block_bytes"]) if engine.name == "exllamav2" else sum(map(memory.slot_bytes, range(blocks)))
     return {
         "action": "measure",
-        "engine": engine,
+        "engine": engine.name,
         "model": model["path"],
         "layers": list(load["layers"]),
         "gpu_split_gb": split,
@@ -88,7 +89,7 @@ def judge(
 
     That is C(gpu_split_gb), C(tries), C(load_ms) and C(loaded), cards with their memory; empty unless it is ok.
     """
-    name = engines.NAMES[order["engine"]]
+    name = engines.named(order["engine"]).display
 
     def failed(status: str, reason: str) -> tuple[outcome.Verdict, Json]:
         return outcome.Verdict(status, reason, [], [], None, True), {}
@@ -155,11 +156,11 @@ def recorded(loads: t.Sequence[t.Mapping[str, t.Any]], entry: t.Mapping[str, t.A
     That is the engine, the C(gpu_split_gb) with which the chosen layers were really placed, in the order of
     C(entry.devices), and the memory of each card in that load. Raises ValueError when no load placed them.
     """
-    engine = engines.engine_of(entry["serving"])
-    if engine not in engines.ENGINES:
+    engine = engines.of(entry["serving"])
+    if engine.family != "exllama":
         return {}
     layers = list(entry["decision"]["layers"])
     for load in reversed(loads):
         if load.get("status") == "ok" and list(load["layers"]) == layers and "gpu_split_gb" in load:
-            return {"engine": engine, "gpu_split_gb": load["gpu_split_gb"], "loaded": load["loaded"]}
-    raise ValueError(f"no load of {engine} placed the layers {layers}, so its gpu_split is not known")
+            return {"engine": engine.name, "gpu_split_gb": load["gpu_split_gb"], "loaded": load["loaded"]}
+    raise ValueError(f"no load of {engine.name} placed the layers {layers}, so its gpu_split is not known")

@@ -13,7 +13,7 @@ import random
 import re
 import typing as t
 
-from .._split import layer_split, placement
+from .._split import engines, layer_split, placement
 
 Json = dict[str, t.Any]
 
@@ -100,8 +100,7 @@ def command(deployment: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) 
     words += [str(word) for word in settings["extra_arguments"]]
 
     environment = {"GGML_NO_BACKTRACE": "1"}
-    if cuda:
-        environment.update(CUDA_DEVICE_ORDER="PCI_BUS_ID", CUDA_VISIBLE_DEVICES=",".join(cuda))
+    environment.update(engines.cuda_environment(cuda))
     environment.update(deployment.get("environment") or {})
     nodes: list[str] = []
     for device in deployment["devices"]:

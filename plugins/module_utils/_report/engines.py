@@ -28,7 +28,7 @@ def rows(record: t.Mapping[str, t.Any]) -> list[Json]:
             {
                 "deployment": name,
                 "active": name == record.get("active"),
-                "engine": engines.engine_name(entry["serving"]),
+                "engine": engines.of(entry["serving"]).display,
                 "size_gib": entry["model"]["size_bytes"] / GIB,
                 "context": entry["serving"]["context_size"],
                 "layers": list(decision["layers"]),

@@ -286,7 +286,7 @@ def placement_words(entry: Json) -> str:
 
 def engine_name(entry: Json) -> str:
     """Return what people call the engine that an entry was measured with."""
-    return engines.engine_name(entry.get("serving") or {})
+    return engines.of(entry.get("serving") or {}).display
 
 
 def gain_words(entry: Json) -> str:

@@ -1,23 +1,74 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The engines. Private to this collection. Pure functions only."""
+"""The one table of engines: what each is called and which parts of a tuning it has. Private to this collection.
+
+Pure functions only. Code asks the table (C(of(serving).dry_run)) instead of comparing names of engines.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
+
+from .._base.errors import UserError
 
 Mapping = t.Mapping[str, t.Any]
 
-#: engine -> what people call it.
-NAMES: t.Final = {"llama_cpp": "llama.cpp", "exllamav2": "ExLlamaV2", "exllamav3": "ExLlamaV3"}
-ENGINES: t.Final = ("exllamav2", "exllamav3")
+DEFAULT: t.Final = "llama_cpp"
 
 
-def engine_of(serving: Mapping) -> str:
-    """Return the engine of a serving profile; profiles without one are llama.cpp's."""
-    return str(serving.get("engine", "llama_cpp"))
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """One engine. C(stages) are those of the planner that make sense for it, in the planner's order."""
+
+    name: str                # in serving profiles and in split_tuning_engine
+    display: str
+    family: str              # engines of one family share modules: llama_cpp, exllama
+    site_engine: str         # value of mixed_gpu_engine, and the role that installs it
+    build_file: str          # below the directory that the role installs into
+    model_file: str          # below the path of a model; empty where the path is a file itself
+    stages: tuple[str, ...]
+    dry_run: bool            # whether a program tells the memory of a split without loading the model
 
 
-def engine_name(serving: Mapping) -> str:
-    """Return what people call the engine of a serving profile."""
-    return NAMES.get(engine_of(serving), engine_of(serving))
+TABLE: t.Final[dict[str, Engine]] = {
+    engine.name: engine
+    for engine in (
+        Engine("llama_cpp", "llama.cpp", "llama_cpp", "llama_cpp", build_file="build.json", model_file="",
+               stages=("probe", "layers", "micro_batch", "mode", "baseline"), dry_run=True),
+        Engine("exllamav2", "ExLlamaV2", "exllama", "exllamav2", build_file="v2/current/build.json",
+               model_file="config.json", stages=("layers",), dry_run=False),
+        Engine("exllamav3", "ExLlamaV3", "exllama", "exllamav2", build_file="v3/current/build.json",
+               model_file="config.json", stages=("layers",), dry_run=False),
+    )
+}  # fmt: skip
+
+#: family -> what people call it, for sentences about either generation.
+FAMILIES: t.Final = {"llama_cpp": "llama.cpp", "exllama": "ExLlama"}
+
+
+def named(name: str) -> Engine:
+    """Return an engine by name. Raises UserError with those that exist."""
+    if name not in TABLE:
+        raise UserError(f"unknown engine {name!r}: known are {', '.join(TABLE)}")
+    return TABLE[name]
+
+
+def of(serving: Mapping) -> Engine:
+    """Return the engine of a serving profile; profiles without one are llama.cpp's. Raises UserError if unknown."""
+    return named(str(serving.get("engine", DEFAULT)))
+
+
+def in_family(family: str) -> list[Engine]:
+    """Return the engines of a family, in the order of the table."""
+    return [engine for engine in TABLE.values() if engine.family == family]
+
+
+def cuda_environment(uuids: t.Sequence[str]) -> dict[str, str]:
+    """Return the variables under which CUDA0, CUDA1, ... are the cards with these UUIDs, in this order.
+
+    CUDA's own order is fastest first; without cards there is nothing to say.
+    """
+    if not uuids:
+        return {}
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(uuids)}

@@ -70,8 +70,9 @@ def serving_profile(
 
     C(flash_attention) is whether exllamav2 finds the package flash-attn; exllamav3 brings its own.
     """
-    if engine not in engines.ENGINES:
-        raise ValueError(f"unknown engine {engine!r}: known are {', '.join(engines.ENGINES)}")
+    known = [other.name for other in engines.in_family("exllama")]
+    if engine not in known:
+        raise ValueError(f"unknown engine {engine!r}: known are {', '.join(known)}")
     for name, value in (("context_size", context_size), ("chunk_size", chunk_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < PAGE_TOKENS or value % PAGE_TOKENS:
             raise ValueError(f"{name} is {value!r}: ExLlama wants a multiple of {PAGE_TOKENS}, at least {PAGE_TOKENS}")
@@ -200,7 +201,7 @@ def compute_bytes(model: Mapping, serving: Mapping, layers: t.Sequence[int], dev
     """
     if not layers[device]:
         return 0
-    if engines.engine_of(serving) == "exllamav2":
+    if engines.of(serving).name == "exllamav2":
         attention, feed_forward, head, buffer = _scratch_v2(model, serving)
         with_output = device == layer_split.output_device(layers)
         if layers[device] > with_output:
@@ -244,7 +245,7 @@ def gpu_split_gb(
         budget = budgets_mib[device] * MIB
         if not count:
             shares.append(0.0)
-        elif engines.engine_of(serving) == "exllamav2":
+        elif engines.of(serving).name == "exllamav2":
             shares.append(_share_v2(model, serving, layers, device, last, budget))
         else:
             need = memory.device(layers, device)

@@ -31,11 +31,6 @@ ENTRY_FIELDS: t.Final[tuple[tuple[str, type], ...]] = (
 )
 
 
-#: What the reader of a deployment can ask for -> its name in sentences, and the value of mixed_gpu_engine.
-ENGINE_WORDS: t.Final = {"llama_cpp": "llama.cpp", "exllama": "ExLlama"}
-SITE_ENGINES: t.Final = {"llama_cpp": "llama_cpp", "exllama": "exllamav2"}
-
-
 class Found(t.TypedDict):
     """The answer of find: the entry, or C(why) there is none to be used."""
 
@@ -100,7 +95,7 @@ def find(record: Record, path: str, deployment: str = "", engine: str = "") -> F
     name = deployment or active or ""
     known = ", ".join(sorted(models)) or "nothing"
     entry = models.get(name)
-    tuned_with = engines.engine_of(entry.get("serving") or {}) if entry else None
+    tuned_with = engines.of(entry.get("serving") or {}) if entry else None
     why = None
     if not models:
         why = f"{path} records no deployment: run the site playbook, which measures and records a split"
@@ -108,17 +103,17 @@ def find(record: Record, path: str, deployment: str = "", engine: str = "") -> F
         why = f"{path} names no active deployment and holds {known}: run the site playbook, or name a deployment"
     elif entry is None:
         why = f"the deployment {name} is not in {path}, which holds {known}: tune it first, or correct its name"
-    elif engine and not str(tuned_with).startswith(engine):
+    elif engine and tuned_with is not None and tuned_with.family != engine:
         why = (
-            f"the deployment {name} was tuned with {engines.engine_name(entry['serving'])}, and a deployment of"
-            f" {ENGINE_WORDS[engine]} is needed here: run the site playbook with mixed_gpu_engine"
-            f" {SITE_ENGINES[engine]}, or name another deployment"
+            f"the deployment {name} was tuned with {tuned_with.display}, and a deployment of"
+            f" {engines.FAMILIES[engine]} is needed here: run the site playbook with mixed_gpu_engine"
+            f" {engines.in_family(engine)[0].site_engine}, or name another deployment"
         )
     return {
         "available": why is None,
         "deployment": name or None,
         "entry": entry if why is None else None,
-        "engine": tuned_with,
+        "engine": tuned_with.name if tuned_with else None,
         "active": active,
         "deployments": sorted(models),
         "why": why,

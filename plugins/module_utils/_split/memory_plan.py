@@ -119,7 +119,7 @@ def compute_bytes(
     """
     if not layers[device]:
         return 0
-    if engines.engine_of(serving) in engines.ENGINES:
+    if engines.of(serving).family == "exllama":
         return exl_split.compute_bytes(model, serving, layers, device)
     last = device == layer_split.output_device(layers)
     first = not any(layers[:device])

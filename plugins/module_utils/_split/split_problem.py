@@ -111,7 +111,7 @@ class Problem:
     @property
     def engine(self) -> str:
         """What people call the engine that is measured."""
-        return engines.engine_name(self.raw["serving"])
+        return engines.of(self.raw["serving"]).display
 
     def counted(self, name: str) -> tuple[int, int]:
         """Return (prompt tokens, generated tokens) that an objective counts; ttft counts the first generated token.
@@ -241,7 +241,7 @@ def read_problem(raw: t.Any) -> Problem:
     budgets = memory_plan.budgets_mib(devices, reserve)
     search = layer_search.LayerSearch(memory, budgets, slots)
     splits = layer_split.enumerate_splits(slots, len(devices))
-    if engines.engine_of(serving) == "llama_cpp":
+    if engines.of(serving).family == "llama_cpp":
         default = layer_split.default_layers([device["free_mib"] for device in devices], slots)
     else:
         default = exl_split.own_split(memory, budgets, slots)
