@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` (the main job, no GPU needed) and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-check demo-clean test lint units sanity docs importer install-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench bench-planners bench-revalidation bench-live bench-downloads gpu-test build picture requirements clean
+.PHONY: help venv demo demo-check demo-clean test lint units sanity docs importer install-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads gpu-test build picture requirements clean
 
 # each on a host of its own, one after the other; SCENARIO=name runs one of them
 MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit
@@ -74,7 +74,7 @@ upgrade-test: venv  ## upgrades that are killed at each stage, new versions, the
 exllamav2-build-test: venv  ## PyTorch and ExLlama's extension with the CUDA wheels, and the real TabbyAPI, without a GPU; up to an hour
 	$(AS_ROOT) tests/lab/exllama_build.sh
 
-bench: bench-planners bench-revalidation bench-downloads bench-live  ## all benchmarks; each writes its section of docs/benchmarks.md
+bench: bench-planners bench-revalidation bench-downloads bench-tasks bench-live bench-site  ## all benchmarks; each writes its section of docs/benchmarks.md
 
 bench-planners: venv  ## how good the planner is, on recorded and simulated pairs; a minute, no device, no root
 	tests/bench/planners.sh
@@ -84,6 +84,12 @@ bench-revalidation: venv  ## how sure the verdicts of a revalidation are, on sim
 
 bench-live: venv  ## the chosen split against an exhaustive sweep on the sandbox
 	$(AS_ROOT) tests/bench/run.sh
+
+bench-site: venv  ## a run of site.yml that changes nothing, beside the commit before the rooms; two sandboxes
+	$(AS_ROOT) tests/bench/site.sh
+
+bench-tasks: venv  ## what a task costs with a filter, beside the commit before the rooms; a minute, no root
+	tests/bench/tasks.sh
 
 bench-downloads: venv  ## a verified download beside hf download, get_url and curl, on loopback; some minutes, no root
 	tests/bench/downloads.sh
