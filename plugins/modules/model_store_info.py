@@ -98,45 +98,12 @@ directories:
       elements: str
 """
 
-import glob
 import os
-import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import store
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
-
-
-def disk_bytes(directory: str) -> dict[str, int]:
-    """Return the bytes that a directory occupies, unfinished and set-aside files also apart; hard links count once."""
-    found = {"disk_bytes": 0, "unfinished_bytes": 0, "set_aside_bytes": 0}
-    seen = set()
-    for root, _directories, names in os.walk(directory):
-        for name in names:
-            status = os.lstat(os.path.join(root, name))
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            used = status.st_blocks * 512
-            found["disk_bytes"] += used
-            if name.endswith(".part"):
-                found["unfinished_bytes"] += used
-            elif name.endswith(".corrupt"):
-                found["set_aside_bytes"] += used
-    return found
-
-
-def served_path(module: AnsibleModule) -> str | None:
-    """Return the path of the active deployment's model, or None."""
-    text = json_file.read_text(module.params["fact_file"])
-    if text is None:
-        return None
-    try:
-        record = fact_record.parse(text, module.params["fact_file"])
-    except fact_record.RecordError as exc:
-        module.fail_json(msg=f"It is not known which model is served: {exc}.")
-    return record["models"].get(record["active"], {}).get("model", {}).get("path")
 
 
 def main() -> None:
@@ -149,29 +116,14 @@ def main() -> None:
         supports_check_mode=True,
     )
     path = os.path.abspath(module.params["path"])
-    served = served_path(module)
-    manifests: dict[str, list[str]] = {}
-    for file in sorted(glob.glob(os.path.join(glob.escape(module.params["manifest_dir"]), "*.json"))):
-        of = (model_files.read_manifest(file, module.warn) or {}).get("path")
-        if isinstance(of, str) and of.startswith(f"{path}/"):
-            manifests.setdefault(of[len(path) + 1 :].split("/", 1)[0], []).append(file)
     try:
-        names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir()) if os.path.isdir(path) else []
-        directories: list[dict[str, t.Any]] = [
-            {
-                "name": name, "path": os.path.join(path, name), **disk_bytes(os.path.join(path, name)),
-                "served": f"{served or ''}/".startswith(f"{path}/{name}/"), "manifests": manifests.get(name, []),
-            }
-            for name in names
-        ]  # fmt: skip
-        directory, free_bytes = model_files.free_space(os.path.join(path, "x"))
-        status = os.statvfs(directory)
+        served = fact_record.served_path(json_file.read_text(module.params["fact_file"]), module.params["fact_file"])
+        found = store.look(path, module.params["manifest_dir"], served, module.warn)
+    except fact_record.RecordError as exc:
+        module.fail_json(msg=f"It is not known which model is served: {exc}.")
     except OSError as exc:
-        module.fail_json(msg=f"{exc.filename or path} cannot be looked at: {exc.strerror or exc}.")
-    module.exit_json(
-        changed=False, path=path, filesystem=model_files.filesystem(os.path.join(path, "x")), free_bytes=free_bytes,
-        total_bytes=status.f_blocks * status.f_frsize, directories=directories,
-    )  # fmt: skip
+        module.fail_json(msg=f"{exc.filename or path} cannot be read: {exc.strerror or exc}.")
+    module.exit_json(changed=False, **found)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import typing as t
 
 from .._base.checks import check
 from .._hardware import known_cards, pcie, power_budget
+from .._models import entries as llm_models
 from .._models import model_shapes, transfer
 from . import preflight_hardware as hardware
 
@@ -94,7 +95,7 @@ def models(entries: t.Sequence[t.Mapping[str, t.Any]], directory: str, sizes_mib
     """
     found: Json = {"directory": directory, "problem": None, "files": [], "models": []}
     try:
-        files = transfer.model_files(entries, directory)
+        files = llm_models.model_files(entries, directory)
     except transfer.DownloadError as error:
         return {**found, "problem": str(error)}
     found["files"] = [file["path"] for file in files]

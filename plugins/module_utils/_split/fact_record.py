@@ -120,6 +120,14 @@ def find(record: Record, path: str, deployment: str = "", engine: str = "") -> F
     }
 
 
+def served_path(text: str | None, path: str) -> str | None:
+    """Return the path of the active deployment's model, from the text of the fact file. Raises RecordError."""
+    if text is None:
+        return None
+    record = parse(text, path)
+    return record["models"].get(record["active"], {}).get("model", {}).get("path")
+
+
 def check_deployment(deployment: str) -> str:
     """Return the id of a deployment, or raise RecordError when it could not be a file name and a key."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", deployment):

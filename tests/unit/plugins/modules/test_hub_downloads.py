@@ -22,7 +22,7 @@ import typing as t
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import hub_api, transfer
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries, hub_api
 from ansible_collections.homelab.mixed_gpu.plugins.modules import hub_files, model_file
 from ansible_collections.homelab.mixed_gpu.tests.local_hub import server
 
@@ -376,7 +376,7 @@ def test_wrong_bytes_of_the_right_length_are_named_set_aside_and_fetched_again(
     hub.faults = [{"wrong": True}]
     result = fetch()
     assert result["changed"] and path.read_bytes() == DATA
-    assert warned(result, SHA) and warned(result, f"kept as {path}.corrupt, and the file is fetched again")
+    assert warned(result, SHA) and warned(result, f"kept as {path}.corrupt, and the file is downloaded again")
     assert left(path) == [path.name, f"{path.name}.corrupt"]
 
 
@@ -574,15 +574,15 @@ def test_check_mode_asks_no_server_where_the_size_is_known(fetch: t.Any, hub: se
 
 
 def test_entries_become_files_with_the_hubs_answers(ask: t.Any) -> None:
-    entries = [
+    wanted = [
         {"id": "m", "repo": REPO, "quant": "Q8_0"}, {"id": "e", "repo": "owner/Model-exl2", "revision": "4.0bpw"},
         {"id": "llama_3_3_70b_instruct_q4_k_m"}, {"id": "later", "repo": REPO, "quant": "Q4_K_M"},
     ]  # fmt: skip
-    questions = transfer.hub_questions(entries)
+    questions = entries.hub_questions(wanted)
     answers = []
     for question in questions[:2]:
         answers.append({**ask(**{key: value for key, value in question.items() if key != "id"}), "item": question})
-    files = transfer.model_files(entries, "/m", answers)
+    files = entries.model_files(wanted, "/m", answers)
     assert [file["path"] for file in files] == [
         "/m/m/Model-Q8_0-00001-of-00002.gguf", "/m/m/Model-Q8_0-00002-of-00002.gguf", "/m/e/config.json",
         "/m/e/output-00001-of-00002.safetensors", "/m/e/output-00002-of-00002.safetensors", "/m/e/sub/tokenizer.json",

@@ -11,11 +11,15 @@ import shutil
 import typing as t
 
 import pytest
-from ansible.errors import AnsibleFilterError
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.filter import hub_questions, models_table
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import catalogue, model_shapes, transfer
-from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file, model_store_info
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
+    catalogue,
+    entries,
+    model_shapes,
+    model_table,
+    transfer,
+)
+from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file, model_plan, model_store_info
 
 MIB = 1 << 20
 PINNED = {"id": "pinned", "repo": "owner/Model-GGUF", "revision": "a" * 40, "files": ["m.gguf"], "sha256": "1" * 64}
@@ -74,19 +78,14 @@ def test_a_directory_that_is_not_there_uses_nothing(call: t.Any, tmp_path: pathl
 
 
 def test_the_table_of_it(store: t.Any, call: t.Any, tmp_path: pathlib.Path) -> None:
-    entries = [
+    wanted = [
         {"id": "whole", "path": str(tmp_path / "models/whole/m.gguf")}, {"id": "half", "repo": "a/b", "quant": "Q8_0"},
         PINNED, {"id": "qwen2_5_coder_32b_instruct_q8_0"},
     ]  # fmt: skip
-    items = transfer.model_files(entries, str(tmp_path / "models"))
-    how = {"verify": "recorded", "missing_ok": True, "_ansible_check_mode": True}
-    looks = [{**call(model_file, path=item["path"], **how), "item": item} for item in items]
-    known = {"available": True, "commit": "a" * 40}
-    answers = [
-        {"item": question, **(known if question["id"] == "pinned" else {"available": False})}
-        for question in hub_questions.hub_questions(entries)
-    ]
-    lines = models_table.models_table(looks, answers, store())
+    lines = call(
+        model_plan, models=wanted, path=str(tmp_path / "models"), manifest_dir=str(tmp_path / "manifests"),
+        fact_file=str(tmp_path / "fact"), state="listed",
+    )["lines"]  # fmt: skip
     rows = {line.split("  ", 1)[0]: [cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines}
     assert rows["whole"][1:4] == ["complete", "3 MiB", "3 MiB"]
     half = ["half", "not asked for yet, 2 MiB unfinished, 1 MiB set aside", "3 MiB", "?", "a/b@main"]
@@ -100,19 +99,17 @@ def test_the_table_of_it(store: t.Any, call: t.Any, tmp_path: pathlib.Path) -> N
 
 def test_without_models_there_is_the_catalogue(call: t.Any, tmp_path: pathlib.Path) -> None:
     empty = call(model_store_info, path=str(tmp_path / "none"), fact_file=str(tmp_path / "fact"))
-    lines = models_table.models_table([], [], empty)
+    lines = model_table.table([], [], empty)
     assert lines[0].startswith("No models in llm_models") and len(lines) == 3 + len(catalogue.CATALOGUE)
-    with pytest.raises(AnsibleFilterError, match="models_table"):
-        models_table.models_table([{}], [], empty)
 
 
 def test_the_catalogue_agrees_with_what_the_planner_knows() -> None:
     for name, model in catalogue.CATALOGUE.items():
-        (question,) = hub_questions.hub_questions([{"id": name}])
+        (question,) = entries.hub_questions([{"id": name}])
         assert len(question["revision"]) == 40 and question["files"] == [model.file]
         key = name.replace("_instruct", "")
         if key in model_shapes.SHAPES:
             assert model_shapes.SHAPES[key].blocks == model.layers
             assert model.size_bytes / 1e9 == pytest.approx(model_shapes.PUBLISHED_GB[key], abs=0.02)
-    with pytest.raises(AnsibleFilterError, match="one of the catalogue"):
-        hub_questions.hub_questions([{"id": "unheard_of"}])
+    with pytest.raises(transfer.DownloadError, match="one of the catalogue"):
+        entries.hub_questions([{"id": "unheard_of"}])

@@ -9,7 +9,7 @@ import os
 import gguf
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_file, model_files
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_file, manifest
 from ansible_collections.homelab.mixed_gpu.plugins.modules import gguf_info, random_gguf
 
 SMALL = {"blocks": 2, "embedding_length": 64, "feed_forward_length": 96, "head_count": 4, "head_count_kv": 2}
@@ -36,7 +36,7 @@ def path(tmp_path):
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
 def test_writes_a_whole_model(run, path, kind):
     result = run(path, type=kind)
-    assert result["changed"] and result["present"] and result["sha256"] == model_files.digest(str(path)).sha256
+    assert result["changed"] and result["present"] and result["sha256"] == manifest.digest(str(path)).sha256
     assert result["size_bytes"] == path.stat().st_size <= result["missing_bytes"]
     assert path.stat().st_mode & 0o777 == 0o644 and path.parent.stat().st_mode & 0o777 == 0o755
     assert os.listdir(path.parent) == ["random.gguf"]
@@ -79,7 +79,7 @@ def test_other_options_and_a_changed_file_are_written_anew(run, path):
         handle.seek(-1, os.SEEK_END)
         handle.write(b"x")
     again = run(path)
-    assert again["changed"] and again["sha256"] == first["sha256"] == model_files.digest(str(path)).sha256
+    assert again["changed"] and again["sha256"] == first["sha256"] == manifest.digest(str(path)).sha256
 
 
 def test_distinct_blocks_differ(run, path):

@@ -7,7 +7,7 @@ import hashlib
 import os
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_files, transfer
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import disk, manifest
 
 
 @pytest.fixture
@@ -20,50 +20,50 @@ def narrow_umask():
 def test_directories_and_files_can_be_read_by_the_server_whatever_the_umask(tmp_path, narrow_umask):
     os.chmod(tmp_path, 0o700)
     path = tmp_path / "a" / "b" / "m.gguf"
-    model_files.make_parents(str(path))
-    model_files.make_parents(str(path))
+    disk.make_parents(str(path))
+    disk.make_parents(str(path))
     part = tmp_path / "part"
     part.write_text("new")
-    model_files.publish(str(part), str(path), os.rename)
+    disk.publish(str(part), str(path), os.rename)
     assert [each.stat().st_mode & 0o777 for each in (path, path.parent, path.parent.parent)] == [0o644, 0o755, 0o755]
     assert tmp_path.stat().st_mode & 0o777 == 0o700             # was there before
     assert path.read_text() == "new" and not part.exists()
 
 
 def test_free_space_is_that_of_the_nearest_directory(tmp_path):
-    directory, free = model_files.free_space(str(tmp_path / "a" / "b" / "m.gguf"))
+    directory, free = disk.free_space(str(tmp_path / "a" / "b" / "m.gguf"))
     assert directory == str(tmp_path)
     assert 0 < free <= os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
 
 
 def test_sha256_tells_how_far_it_is(tmp_path):
-    data = os.urandom(2 * model_files.CHUNK_BYTES + 5)
+    data = os.urandom(2 * manifest.CHUNK_BYTES + 5)
     (tmp_path / "f").write_bytes(data)
     ticks = []
-    assert model_files.digest(str(tmp_path / "f"), tick=ticks.append).sha256 == hashlib.sha256(data).hexdigest()
-    assert ticks == [model_files.CHUNK_BYTES, 2 * model_files.CHUNK_BYTES, len(data)]
+    assert manifest.digest(str(tmp_path / "f"), tick=ticks.append).sha256 == hashlib.sha256(data).hexdigest()
+    assert ticks == [manifest.CHUNK_BYTES, 2 * manifest.CHUNK_BYTES, len(data)]
 
 
 def test_a_recorded_hash_is_believed_until_the_file_changes(tmp_path):
     path, warnings = str(tmp_path / "m.gguf"), []
     with open(path, "w") as handle:
         handle.write("one")
-    file = model_files.manifest_path(str(tmp_path / "manifests"), path)
-    assert model_files.read_manifest(file, warnings.append) is None
-    digest = transfer.Digest("ab" * 32)
-    model_files.write_manifest(file, path, digest, {"kind": "local"}, os.rename)
-    recorded = model_files.read_manifest(file, warnings.append)
-    assert model_files.believed(recorded, path) == digest
+    file = manifest.manifest_path(str(tmp_path / "manifests"), path)
+    assert manifest.read_manifest(file, warnings.append) is None
+    digest = manifest.Digest("ab" * 32)
+    manifest.write_manifest(file, path, digest, {"kind": "local"}, os.rename)
+    recorded = manifest.read_manifest(file, warnings.append)
+    assert manifest.believed(recorded, path) == digest
     status = os.stat(path)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    assert model_files.believed(recorded, path) is None
+    assert manifest.believed(recorded, path) is None
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert model_files.believed(recorded, path) == digest
+    assert manifest.believed(recorded, path) == digest
     os.rename(path, path + ".old")
     with open(path, "w") as handle:
         handle.write("two")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert model_files.believed(recorded, path) is None    # another inode
+    assert manifest.believed(recorded, path) is None    # another inode
     assert warnings == []
 
 
@@ -71,5 +71,15 @@ def test_a_recorded_hash_is_believed_until_the_file_changes(tmp_path):
 def test_a_damaged_manifest_is_as_good_as_none(tmp_path, text):
     (tmp_path / "m.json").write_text(text)
     warnings = []
-    assert model_files.read_manifest(str(tmp_path / "m.json"), warnings.append) is None
+    assert manifest.read_manifest(str(tmp_path / "m.json"), warnings.append) is None
     assert len(warnings) == (0 if text == "[]" else 1)
+
+
+def test_a_manifest_describes_one_state_of_one_file():
+    recorded = manifest.manifest("/m/x.gguf", manifest.Digest("ab" * 32), 90, 1, 2, {"kind": "url"})
+    assert manifest.describes(recorded, 90, 1, 2)
+    for changed in ((91, 1, 2), (90, 2, 2), (90, 1, 3)):
+        assert not manifest.describes(recorded, *changed)
+    for damaged in (None, [], {}, {**recorded, "sha256": None}, {**recorded, "sha256": "x"}, {**recorded, "schema": 2}):
+        assert not manifest.describes(damaged, 90, 1, 2)
+    assert manifest.manifest_name("/a/x.gguf") != manifest.manifest_name("/b/x.gguf")

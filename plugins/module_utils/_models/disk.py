@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Files of models on the host's disks: free space, folders, publication. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+
+def free_space(path: str) -> tuple[str, int]:
+    """Return the nearest existing directory above ``path``, and the bytes that are free on its filesystem."""
+    directory = os.path.dirname(path)
+    while not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
+    status = os.statvfs(directory)
+    return directory, status.f_bavail * status.f_frsize
+
+
+def filesystem(path: str) -> str:
+    """Return where the filesystem is mounted that ``path`` is or will be on."""
+    directory = os.path.realpath(free_space(path)[0])
+    while not os.path.ismount(directory):
+        directory = os.path.dirname(directory)
+    return directory
+
+
+def make_parents(path: str) -> None:
+    """Make the missing directories above ``path``, 0755 whatever the umask: the server's user reads them."""
+    missing = []
+    directory = os.path.dirname(path)
+    while not os.path.isdir(directory):
+        missing.append(directory)
+        directory = os.path.dirname(directory)
+    for directory in reversed(missing):
+        os.mkdir(directory)
+        os.chmod(directory, 0o755)
+
+
+def publish(part: str, path: str, move: t.Callable[[str, str], t.Any]) -> None:
+    """Put a finished, synced file in its place in one step. A new file is 0644, an old one keeps its mode."""
+    new = not os.path.exists(path)
+    with open(part, "rb") as handle:
+        os.fsync(handle.fileno())
+    move(part, path)
+    if new:
+        os.chmod(path, 0o644)             # AnsibleModule.atomic_move follows the umask
+
+
+def candidates(directory: str | None, path: str, size_bytes: int | None) -> list[str]:
+    """Return the files below ``directory`` that may have the content of ``path``, the likeliest first.
+
+    With a known size those of that size, else those of its name: nobody reads a whole disk for a guess.
+    """
+    found = []
+    for root, _directories, names in os.walk(directory or ""):
+        for name in names:
+            one = os.path.join(root, name)
+            named = name == os.path.basename(path)
+            if os.path.isfile(one) and (named if size_bytes is None else os.path.getsize(one) == size_bytes):
+                found.append((not named, one))
+    return [one for _other_name, one in sorted(found)]

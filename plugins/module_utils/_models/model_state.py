@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""All models of llm_models on one host: which files they need, which are there, what is missing, what is recorded.
+
+Private to this collection. Module model_plan is its face.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
+from . import entries
+from .hub_lookup import HubLookup
+from .placed_file import PlacedFile
+from .random_model import ARGUMENTS, RandomModel
+from .transfer import DownloadError
+
+Look = dict[str, t.Any]
+
+
+class ModelState:
+    """The state of the models of a host. Every failure is a DownloadError or a HubError with one sentence."""
+
+    def __init__(self, module: t.Any) -> None:
+        """Take an AnsibleModule with the options of the module model_plan."""
+        self.module, self.params = module, module.params
+        self.looks: list[Look] = []
+        self.answers: list[dict[str, t.Any]] = []
+
+    def resolve(self, ask: bool) -> None:
+        """Find out which files of the hub the models are; ``ask``: whether the hub itself may be asked."""
+        hub = self.params["hub"]
+        for question in entries.hub_questions(self.params["models"]):
+            options = {
+                **question, "update": hub["update"], "ask": ask, "endpoint": hub["endpoint"] or None,
+                "token_file": hub["token_file"], "source_dir": hub["source_dir"] or None,
+                "record_dir": f"{self.params['manifest_dir']}/hub", "host_python": self.params["host_python"],
+                "attempts": 5, "retry_seconds": 1.0, "timeout_seconds": 30,
+            }  # fmt: skip
+            self.answers.append({**HubLookup(self.module, options).answer(), "item": question})
+        self.files = entries.model_files(self.params["models"], self.params["path"], self.answers)
+
+    def options(self, file: dict[str, t.Any], **more: t.Any) -> dict[str, t.Any]:
+        """Return the options of model_file for one file."""
+        return {
+            "path": file["path"], "url": None, "source": None, "sha256": file["sha256"], "git_sha1": file["git_sha1"],
+            "size_bytes": None, "source_dir": None, "token_file": None, "verify": "recorded", "missing_ok": True,
+            "reserve_mib": self.params["reserve_mib"], "attempts": 5, "retry_seconds": 1.0, "timeout_seconds": 60,
+            "progress_log": None, "manifest_dir": self.params["manifest_dir"],
+            "host_python": self.params["host_python"], **more,
+        }  # fmt: skip
+
+    def look(self, file: dict[str, t.Any], **options: t.Any) -> Look:
+        """Return the result of model_file for one file, which is not changed."""
+        placed = PlacedFile(self.module, self.options(file, **options), look_only=True)
+        try:
+            return {**placed.ensure(), "item": file}
+        finally:
+            placed.progress.close()
+
+    def plan(self) -> dict[str, t.Any]:
+        """Return what has to be generated and downloaded. Quick: manifests are believed, sizes come from the index.
+
+        A server is asked only for a size that is not known. Raises DownloadError where the disk has no room for it.
+        """
+        self.resolve(ask=True)
+        for file in self.files:
+            if file["kind"] == "generate":
+                model = RandomModel(self.module, self.random_options(file))
+                self.looks.append({**model.look(), "item": file})
+                continue
+            hub = self.params["hub"]["token_file"] if file["kind"] == "repo" else None
+            self.looks.append(self.look(
+                file, url=file["url"], size_bytes=file["size_bytes"], token_file=hub, missing_ok=not file["known"],
+            ))  # fmt: skip
+        shortfall = entries.disk_shortfall(self.looks)
+        if shortfall:
+            raise DownloadError(shortfall)
+        pending = entries.pending_files(self.looks, self.params["verify"] == "full")
+        return {
+            "changed": any(answer["changed"] for answer in self.answers),
+            "download": [file for file in pending if file["kind"] != "generate"],
+            "generate": [self.random_options(file) for file in pending if file["kind"] == "generate"],
+        }
+
+    def random_options(self, file: dict[str, t.Any]) -> dict[str, t.Any]:
+        """Return the options of random_gguf for a model that is generated. Raises DownloadError on a wrong value."""
+        checked = ArgumentSpecValidator(ARGUMENTS).validate(file["generate"])
+        if checked.error_messages:
+            raise DownloadError(f"The model {file['id']} cannot be generated: {checked.error_messages[0]}.")
+        given = {"manifest_dir": self.params["manifest_dir"], "host_python": self.params["host_python"]}
+        return {"path": file["path"], **given, **checked.validated_parameters}
+
+    def verify(self) -> dict[str, t.Any]:
+        """Compare every file with what was recorded of it. Raises DownloadError at the first that differs."""
+        self.resolve(ask=False)
+        for answer in self.answers:
+            if not answer["available"]:
+                raise DownloadError(f"{answer['item']['id']} cannot be verified: {answer['reason']}.")
+        for file in self.files:
+            full = self.params["verify"] == "full" and file["path"] not in self.params["verified"]
+            look = self.look(
+                file, verify="full" if full else "manifest", missing_ok=False, progress_log=self.params["progress_log"]
+            )
+            if look["hashed"] and self.params["verify"] != "full":
+                raise DownloadError(
+                    f"{file['path']} was never recorded or has changed since: run the role llm_models to record it, "
+                    "or put the right file there."
+                )
+            self.looks.append(look)
+        return {"changed": False}
+
+    def present(self) -> dict[str, t.Any]:
+        """Look up what is there. Changes nothing, reads no file, asks nobody."""
+        self.resolve(ask=False)
+        self.looks = [self.look(file) for file in self.files]
+        return {"changed": False}
