@@ -36,7 +36,7 @@ _value:
 
 import typing as t
 
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import transfer
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries
 
 
 class FilterModule:
@@ -44,4 +44,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return the filters by name."""
-        return {"installed_models": transfer.installed_models}
+        return {"installed_models": entries.installed_models}

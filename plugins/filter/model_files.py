@@ -48,13 +48,14 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries as llm_models
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import transfer
 
 
 def model_files(entries: t.Any, directory: str, answers: t.Any = ()) -> list[dict[str, t.Any]]:
     """Return one dict per file; AnsibleFilterError with one sentence on an entry that is not understood."""
     try:
-        return transfer.model_files(entries, directory, answers)
+        return llm_models.model_files(entries, directory, answers)
     except transfer.DownloadError as error:
         raise AnsibleFilterError(str(error)) from error
 

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The models of a host against llm_models, with real files, manifests and generated models."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import typing as t
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file, model_plan, random_gguf
+
+SMALL = {"blocks": 2, "embedding_length": 64, "feed_forward_length": 64, "head_count": 2, "head_count_kv": 1}
+
+
+@pytest.fixture
+def call(tmp_path: pathlib.Path, capfd: t.Any) -> t.Callable[..., dict[str, t.Any]]:
+    def _call(models: list[dict[str, t.Any]], module: t.Any = model_plan, **arguments: t.Any) -> dict[str, t.Any]:
+        options = {
+            "models": models, "path": str(tmp_path / "models"), "manifest_dir": str(tmp_path / "manifests"),
+            "fact_file": str(tmp_path / "fact"), "reserve_mib": 0, "hub": {"token_file": str(tmp_path / "token")},
+            **arguments,
+        }  # fmt: skip
+        if module is not model_plan:
+            options = arguments
+        with patch_module_args(options), pytest.raises(SystemExit):
+            module.main()
+        return json.loads(capfd.readouterr().out)
+
+    return _call
+
+
+@pytest.fixture
+def here(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Return a file that is on the host already."""
+    path = tmp_path / "disk" / "here.gguf"
+    path.parent.mkdir()
+    path.write_bytes(b"GGUF" + os.urandom(4096))
+    return path
+
+
+def test_a_generated_model_is_planned_written_and_verified(call: t.Any, tmp_path: pathlib.Path) -> None:
+    wanted = [{"id": "tiny", "generate": SMALL}]
+    plan = call(wanted)
+    assert not plan["changed"] and plan["download"] == [] and plan["installed"]["tiny"]["sha256"] == ""
+    (options,) = plan["generate"]
+    assert options["blocks"] == 2 and options["type"] == "f16" and options["path"].endswith("models/tiny/tiny.gguf")
+    assert "does not exist" in call(wanted, state="verified")["msg"]
+    written = call([], random_gguf, **options)
+    again = call(wanted)
+    assert again["generate"] == [] and again["installed"]["tiny"]["sha256"] == written["sha256"]
+    verified = call(wanted, state="verified")
+    assert verified["installed"] == again["installed"] and [file["present"] for file in verified["files"]] == [True]
+    larger = call([{"id": "tiny", "generate": {**SMALL, "blocks": 3}}])
+    assert [each["blocks"] for each in larger["generate"]] == [3]
+    assert pathlib.Path(options["path"]).stat().st_size == written["size_bytes"], "a plan changes nothing"
+
+
+def test_a_wrong_option_of_a_generated_model_is_one_sentence(call: t.Any) -> None:
+    said = call([{"id": "tiny", "generate": {**SMALL, "type": "q3_0"}}])["msg"]
+    assert said.startswith("The model tiny cannot be generated: value of type must be one of") and "q3_0" in said
+    assert "must be at least 1" in call([{"id": "tiny", "generate": {**SMALL, "blocks": 0}}])["msg"]
+
+
+def test_a_file_is_taken_in_once_and_a_change_is_noticed(call: t.Any, here: pathlib.Path, tmp_path: t.Any) -> None:
+    wanted = [{"id": "mine", "path": str(here)}]
+    (file,) = call(wanted)["download"]
+    assert file["path"] == str(here) and file["kind"] == "path"
+    said = call(wanted, state="verified")["msg"]
+    assert said.startswith(f"{here} was never recorded or has changed since")
+    assert call(wanted, state="verified", verify="full")["installed"]["mine"]["size_bytes"] == 4100
+    assert not (tmp_path / "manifests").exists(), "a verification records nothing"
+
+
+def test_a_full_verification_reads_everything_but_what_was_just_read(
+    call: t.Any, here: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    wanted = [{"id": "mine", "path": str(here)}]
+    manifests = str(tmp_path / "manifests")
+    assert call([], model_file, path=str(here), manifest_dir=manifests)["changed"]
+    before = here.stat()
+    here.write_bytes(b"GGUF" + os.urandom(4096))
+    os.utime(here, ns=(before.st_atime_ns, before.st_mtime_ns))
+    log = tmp_path / "log"
+    assert "is damaged" in call(wanted, state="verified", verify="full", progress_log=str(log))["msg"]
+    assert log.exists()
+    assert call(wanted, state="verified", verify="full", verified=[str(here)])["installed"]["mine"]["sha256"]
+
+
+def test_what_does_not_fit_is_refused_before_a_download(call: t.Any) -> None:
+    wanted = [{"id": "large", "repo": "owner/Model-GGUF", "revision": "a" * 40, "files": ["m.gguf"], "sha256": "1" * 64,
+               "size_bytes": 1 << 60}]  # fmt: skip
+    assert "and large still needs" in call(wanted)["msg"]
+
+
+def test_a_repository_that_was_never_looked_up_is_listed_and_not_verified(call: t.Any) -> None:
+    wanted = [{"id": "later", "repo": "owner/Model-GGUF", "quant": "Q4_K_M"}]
+    lines = call(wanted, state="listed")["lines"]
+    assert any(line.startswith("later  not asked for yet") for line in lines)
+    said = call(wanted, state="verified")["msg"]
+    assert said == "later cannot be verified: it was never asked for; run the role llm_models."
