@@ -20,21 +20,14 @@ import zipfile
 import pytest
 
 CACHE = pathlib.Path(os.environ.get("MIXED_GPU_CACHE") or pathlib.Path.home() / ".cache" / "homelab-mixed-gpu")
-#: file -> sha256, and whether it is small enough to be fetched for a test
-WHEELS = {
-    "exllamav2-0.3.2-py3-none-any.whl": ("7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e", True),
-    "vllm-0.33.0-cp38-abi3-manylinux_2_28_x86_64.whl": (
-        "4b6bdec4ab269990bf70d45a3c1e94c3760a27064513760193b26d6f0da883aa",
-        False,
-    ),
-}
+#: file -> sha256
+WHEELS = {"exllamav2-0.3.2-py3-none-any.whl": "7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e"}
 
 
 def wheel(file: str) -> zipfile.ZipFile:
-    """Open a wheel of the cache, fetched when it is small; skips the test where there is none."""
-    digest, small = WHEELS[file]
+    """Open a wheel of the cache, fetched where it is not there; skips the test where it cannot be fetched."""
     path = CACHE / "wheels" / file
-    if not path.exists() and small:
+    if not path.exists():
         name, version = file.split("-")[:2]
         subprocess.run(
             [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(path.parent), f"{name}=={version}"],
@@ -43,8 +36,8 @@ def wheel(file: str) -> zipfile.ZipFile:
             timeout=120,
         )
     if not path.exists():
-        pytest.skip(f"{path} is not there, and nothing large is fetched for a test")
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest, f"{path} is another file: remove it"
+        pytest.skip(f"{path} is not there, and pip could not fetch it")
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == WHEELS[file], f"{path} is another file: remove it"
     return zipfile.ZipFile(path)
 
 

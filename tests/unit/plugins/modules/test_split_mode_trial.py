@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The module on the real llama.cpp (where MIXED_GPU_LLAMA_BIN names it), and against programs that misbehave."""
+"""The module against programs that misbehave, and, where the mark live is asked for, on the real llama.cpp."""
 
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import socket
 import subprocess
@@ -19,9 +18,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.modules import random_gguf, s
 
 PROJECT = pathlib.Path(__file__).parents[4]
 FAKE = PROJECT / "tests" / "unit" / "fixtures_bench" / "fake_llama_server.py"
-BIN = os.environ.get("MIXED_GPU_LLAMA_BIN", "")
-NEEDED = ("llama-server", "llama-perplexity", "ggml-rpc-server")
-REAL = bool(BIN) and all((pathlib.Path(BIN) / name).exists() for name in NEEDED)
 DEVICES = [
     {"device": f"RPC{i}", "id": f"127.0.0.1:{50052 + i}", "backend": "RPC", "description": f"127.0.0.1:{50052 + i}",
      "total_mib": 500, "free_mib": 500, "budget_mib": None}
@@ -167,8 +163,8 @@ def test_misuse_is_one_sentence(trial, changes, words):
     assert result["failed"] and words in result["msg"] and not trial.starts
 
 
-@pytest.mark.skipif(not REAL, reason=f"MIXED_GPU_LLAMA_BIN names no directory with {', '.join(NEEDED)}")
-def test_tensor_mode_of_the_real_llama_cpp(trial, tmp_path):
+@pytest.mark.live
+def test_tensor_mode_of_the_real_llama_cpp(trial, tmp_path, llama_bin):
     model = tmp_path / "real.gguf"
     shape = {"blocks": 4, "embedding_length": 256, "feed_forward_length": 512, "head_count": 8, "head_count_kv": 4}
     random_gguf._write(
@@ -184,7 +180,9 @@ def test_tensor_mode_of_the_real_llama_cpp(trial, tmp_path):
     endpoints = [f"127.0.0.1:{port}" for port in ports]
     servers = [
         subprocess.Popen(
-            [f"{BIN}/ggml-rpc-server", "-p", str(port), "-t", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [f"{llama_bin}/ggml-rpc-server", "-p", str(port), "-t", "1"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         for port in ports
     ]
@@ -192,7 +190,7 @@ def test_tensor_mode_of_the_real_llama_cpp(trial, tmp_path):
         time.sleep(2)
         devices = [{**device, "id": at, "description": at} for device, at in zip(DEVICES, endpoints, strict=True)]
         arguments = {
-            "llama_server": f"{BIN}/llama-server", "llama_perplexity": f"{BIN}/llama-perplexity",
+            "llama_server": f"{llama_bin}/llama-server", "llama_perplexity": f"{llama_bin}/llama-perplexity",
             "model_path": str(model), "devices": devices, "rpc_endpoints": endpoints, "soak_seconds": 5,
             "load_timeout_seconds": 120, "request_timeout_seconds": 60,
             "perplexity_context": 64, "perplexity_chunks": 2,

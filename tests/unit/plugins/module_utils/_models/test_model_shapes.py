@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import typing as t
 
@@ -18,7 +17,6 @@ from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
 RECORDED = json.loads(
     (pathlib.Path(__file__).parents[4] / "fixtures" / "dry_run" / "shapes_b11312.json").read_text(encoding="utf-8")
 )
-LIVE = os.environ.get("MIXED_GPU_LLAMA_CPP_BIN", "")
 
 
 @pytest.mark.parametrize("name", model_shapes.known())
@@ -78,13 +76,13 @@ def test_the_plan_agrees_with_the_recorded_dry_run(row: dict[str, t.Any]) -> Non
     compare(row, row["mib"])
 
 
-@pytest.mark.skipif(not LIVE, reason="MIXED_GPU_LLAMA_CPP_BIN names no directory with llama-fit-params")
-def test_the_plan_agrees_with_the_real_dry_run(tmp_path: pathlib.Path) -> None:
-    with record.rpc_servers(pathlib.Path(LIVE), 2) as endpoints:
+@pytest.mark.live
+def test_the_plan_agrees_with_the_real_dry_run(llama_bin: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    with record.rpc_servers(llama_bin, 2) as endpoints:
         for name, changes, splits in record.QUESTIONS:
             path = tmp_path / f"{name}.gguf"
             if not path.exists():
                 record.header_only(path, name)
             for layers in splits:
                 row = {"shape": name, "serving": changes, "layers": layers}
-                compare(row, record.ask(pathlib.Path(LIVE), path, layers, {**record.BASE, **changes}, endpoints))
+                compare(row, record.ask(llama_bin, path, layers, {**record.BASE, **changes}, endpoints))

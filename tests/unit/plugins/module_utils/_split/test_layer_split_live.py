@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The split rule against llama.cpp itself. Needs its programs: MIXED_GPU_LLAMA_BIN names their directory."""
+"""The split rule against llama.cpp itself."""
 
 from __future__ import annotations
 
 import collections
-import os
 import pathlib
 import random
 import re
@@ -18,14 +17,7 @@ import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import layer_split
 from ansible_collections.homelab.mixed_gpu.plugins.modules import random_gguf
 
-BIN = os.environ.get("MIXED_GPU_LLAMA_BIN", "")
-PROGRAMS = ("llama-bench", "ggml-rpc-server")
-ABSENT = [name for name in PROGRAMS if not (pathlib.Path(BIN) / name).is_file()]
-
-pytestmark = pytest.mark.skipif(
-    not BIN or bool(ABSENT),
-    reason=f"MIXED_GPU_LLAMA_BIN names no directory with {', '.join(ABSENT) or 'llama.cpp programs'}",
-)
+pytestmark = pytest.mark.live
 
 DEVICES = 4
 BLOCKS = 20
@@ -43,12 +35,12 @@ def answers(port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def endpoints() -> t.Iterator[list[str]]:
+def endpoints(llama_bin: pathlib.Path) -> t.Iterator[list[str]]:
     """Start devices on the CPU; yield where they listen."""
     ports = [free_port() for _device in range(DEVICES)]
     servers = [
         subprocess.Popen(
-            [f"{BIN}/ggml-rpc-server", "-H", "127.0.0.1", "-p", str(port), "-t", "1"],
+            [str(llama_bin / "ggml-rpc-server"), "-H", "127.0.0.1", "-p", str(port), "-t", "1"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -79,10 +71,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path
 
 
-def placed(model: str, endpoints: list[str], shares: str) -> list[int]:
-    """Return how many slots each device gets, as llama-bench says while it loads."""
+@pytest.fixture(scope="module")
+def placed(model: str, endpoints: list[str], llama_bin: pathlib.Path) -> t.Callable[[str], list[int]]:
+    """Return a function that tells how many slots each device gets, as llama-bench says while it loads."""
+    return lambda shares: _placed(llama_bin / "llama-bench", model, endpoints, shares)
+
+
+def _placed(program: pathlib.Path, model: str, endpoints: list[str], shares: str) -> list[int]:
     result = subprocess.run(
-        [f"{BIN}/llama-bench", "-m", model, "--rpc", ",".join(endpoints), "-ngl", "99", "-ts", shares,
+        [str(program), "-m", model, "--rpc", ",".join(endpoints), "-ngl", "99", "-ts", shares,
          "-p", "0", "-n", "1", "-r", "1", "-t", "1", "-v"],
         capture_output=True, text=True, timeout=120, check=False,
     )
@@ -107,13 +104,13 @@ def some_splits() -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("layers", some_splits(), ids=layer_split.split_name)
 def test_llama_cpp_places_the_layers_that_the_shares_mean(
-    model: str, endpoints: list[str], layers: tuple[int, ...]
+    placed: t.Callable[[str], list[int]], layers: tuple[int, ...]
 ) -> None:
     shares = layer_split.render_tensor_split(layers, "llama_bench")
-    assert placed(model, endpoints, shares) == list(layers)
+    assert placed(shares) == list(layers)
 
 
 @pytest.mark.parametrize("shares", ["1/1/1/1", "1.2/1/0.7/0.3", "24/16/12/8", "0.31/0.29/0.2/0.2"])
-def test_llama_cpp_rounds_any_shares_as_the_rule_says(model: str, endpoints: list[str], shares: str) -> None:
+def test_llama_cpp_rounds_any_shares_as_the_rule_says(placed: t.Callable[[str], list[int]], shares: str) -> None:
     values = [float(share) for share in shares.split("/")]
-    assert placed(model, endpoints, shares) == list(layer_split.layers_from_shares(values, BLOCKS + 1))
+    assert placed(shares) == list(layer_split.layers_from_shares(values, BLOCKS + 1))
