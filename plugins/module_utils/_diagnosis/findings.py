@@ -26,6 +26,7 @@ import math
 import statistics
 import typing as t
 
+from .._base import stats
 from .._split import cost_model
 from . import card_findings, split_advice
 from .card_findings import finding
@@ -36,9 +37,8 @@ Json = dict[str, t.Any]
 WAITING_PROBLEM_PERCENT = 40.0
 #: A device whose work is stretched so much more by waiting than another's is held up by itself, not by a busy machine.
 WAITS_ALONE_RATIO = 1.5
-#: Student's t, two-sided 99 %, by degrees of freedom from 1 (NIST/SEMATECH e-Handbook of Statistical Methods,
-#: 1.3.6.7.2); the last one stands for more.
-_T_99 = (63.657, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.250, 3.169)
+#: Outside of the interval of a change, both ends together.
+OUTSIDE = 0.01
 #: How far apart utilisations are when a rule of thumb calls one much higher, in percent points.
 MUCH_HIGHER_POINTS = 20.0
 
@@ -147,7 +147,7 @@ def change(ratios: t.Sequence[float], error: float, tolerance_percent: float) ->
         return Change(percent, None, "within_noise" if ratios else "not_seen")
     logs = [math.log(ratio) for ratio in ratios]
     mean = statistics.fmean(logs)
-    own = _T_99[min(len(logs) - 1, len(_T_99)) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
+    own = stats.t_quantile(len(logs) - 1, OUTSIDE) * statistics.stdev(logs) / math.sqrt(len(logs))
     half = math.hypot(own, math.log1p(error))
     percent, low, high = (100 * (math.exp(value) - 1) for value in (mean, mean - half, mean + half))
     verdict = "as_recorded"

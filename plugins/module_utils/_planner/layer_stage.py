@@ -34,6 +34,7 @@ import math
 import statistics
 import typing as t
 
+from .._base import stats
 from .._split import cost_model, disturbance, layer_search, layer_split, memory_plan
 from .._split.layer_split import Layers, split_name
 from .._split.split_problem import Candidate, Json, Load, Problem, needed_kinds, read_loads, read_problem
@@ -128,7 +129,7 @@ class Evidence:
             }
             for layers, measured in self.ok.items():
                 alarms = {load.number: odd[id(load)] for load in measured if id(load) in odd}
-                others = cost_model.pooled_spread(times[other] for other in times if other != layers)
+                others = stats.pooled_spread(times[other] for other in times if other != layers)
                 far = disturbance.far_from_twins(times[layers], others, error, problem.indifference)
                 if far is not None:
                     alarms[calm[layers][far.load].number] = far
@@ -275,7 +276,7 @@ class Evidence:
 
     def spread(self, kind: str) -> tuple[float, int]:
         """Return the relative standard deviation between loads of C(kind), pooled over splits, and its degrees."""
-        return cost_model.pooled_spread(self.load_means(kind, layers) for layers in self.ok)
+        return stats.pooled_spread(self.load_means(kind, layers) for layers in self.ok)
 
     @functools.cached_property
     def pool(self) -> list[Candidate]:
@@ -625,7 +626,7 @@ def _equal_within(evidence: Evidence) -> float | None:
     if len(logs) < 3:
         return math.inf
     deviation, degrees = evidence.with_expectation("objective", statistics.stdev(logs), len(logs) - 1)
-    return 100 * math.expm1(cost_model.t_quantile_95(degrees) * deviation * math.sqrt(2))
+    return 100 * math.expm1(stats.t_quantile(degrees, 0.05) * deviation * math.sqrt(2))
 
 
 def _confirm(evidence: Evidence, measured: list[Candidate]) -> Step:
@@ -928,7 +929,7 @@ def _cell(evidence: Evidence, kind: str, layers: Layers) -> Json | None:
     mean = statistics.fmean(means)
     if len(means) > 1:
         spread, degrees = evidence.spread(kind)
-        half = mean * spread * cost_model.t_quantile_95(degrees) / len(means) ** 0.5
+        half = mean * spread * stats.t_quantile(degrees, 0.05) / len(means) ** 0.5
         low, high = max(0.0, mean - half), mean + half
     else:
         low, high = _sample_range(evidence, kind, evidence.ok[layers][0])

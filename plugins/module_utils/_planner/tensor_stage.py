@@ -26,6 +26,7 @@ import math
 import statistics
 import typing as t
 
+from .._base import stats
 from .._split import cost_model, layer_split, memory_plan
 from .._split.layer_split import Layers, split_name
 from .._split.split_problem import Problem, read_loads
@@ -240,7 +241,7 @@ class Measured:
         """The relative standard deviation between loads, pooled over all arms of both modes, and its degrees."""
         own = [self.evidence.load_means("objective", layers) for layers in self.evidence.ok]
         arms = [*self.times.values(), *own, self.rival_times]
-        return cost_model.pooled_spread(arm for arm in arms if arm)
+        return stats.pooled_spread(arm for arm in arms if arm)
 
     def compare(self) -> cost_model.Comparison | None:
         """Return how much less the best of tensor mode takes than the layer split; None where it was not measured.

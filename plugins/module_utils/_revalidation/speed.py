@@ -16,12 +16,12 @@ looked at one by one; what that costs in false alarms is in docs/benchmarks.md (
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 import typing as t
 
-from .._split import cost_model, disturbance
+from .._base import stats
+from .._split import disturbance
 
 #: Outside of an interval, both ends together: 1 % at each.
 OUTSIDE: t.Final = 0.02
@@ -37,26 +37,6 @@ LEAST_LOADS: t.Final = 2
 #: Tests are told apart by what they do: a prompt at one depth is none at another.
 Samples = t.Sequence[float]
 Loads = t.Sequence[Samples]
-
-
-@functools.lru_cache(maxsize=256)
-def t_quantile(degrees: int, outside: float = OUTSIDE) -> float:
-    """Return Student's t of the two-sided interval with C(outside) beyond it, by bisection of the F distribution.
-
-    Raises ValueError below one degree of freedom.
-    """
-    if degrees < 1:
-        raise ValueError("an interval needs at least one degree of freedom")
-    low, high = 0.0, 1.0
-    while disturbance.f_tail(high**2, 1, degrees) > outside:
-        high *= 2
-    for _step in range(60):
-        middle = (low + high) / 2
-        if disturbance.f_tail(middle**2, 1, degrees) > outside:
-            low = middle
-        else:
-            high = middle
-    return high
 
 
 class Change(t.NamedTuple):
@@ -76,7 +56,7 @@ def medians(loads: Loads) -> list[float]:
 
 def noise(*groups: Loads) -> tuple[float, int]:
     """Return (relative standard deviation between loads, degrees of freedom), pooled over the groups."""
-    spread = cost_model.pooled_spread([medians(group) for group in groups])
+    spread = stats.pooled_spread([medians(group) for group in groups])
     if spread[1] >= ENOUGH_DEGREES:
         return spread
     error = disturbance.repetition_error([samples for group in groups for samples in group])
@@ -88,7 +68,7 @@ def half_width(spread: tuple[float, int], before: int, now: int) -> float:
     deviation, degrees = spread
     if not degrees or not before or not now:
         return math.inf
-    return t_quantile(degrees) * deviation * math.sqrt(1 / before + 1 / now)
+    return stats.t_quantile(degrees, OUTSIDE) * deviation * math.sqrt(1 / before + 1 / now)
 
 
 def smallest_visible_percent(spread: tuple[float, int], before: int, now: int) -> float | None:
@@ -140,7 +120,7 @@ def set_aside(before: Loads, now: Loads) -> dict[int, str]:
     if len(now) > LEAST_LOADS:
         times = medians(now)
         error = disturbance.repetition_error([*before, *now])
-        others = cost_model.pooled_spread([medians(before)])
+        others = stats.pooled_spread([medians(before)])
         lonely = disturbance.far_from_twins(times, others, error, INDIFFERENCE)
         if lonely is not None:
             found.setdefault(lonely.load, lonely.reason)

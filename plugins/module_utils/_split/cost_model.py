@@ -30,6 +30,8 @@ import math
 import statistics
 import typing as t
 
+from .._base import stats
+
 Point = tuple[t.Sequence[int], float]
 
 
@@ -56,28 +58,8 @@ class Prior(t.NamedTuple):
         return self.weight * sum((value - centre) ** 2 for value in logs)
 
 
-#: Student's t, two-sided 95 %, by degrees of freedom from 1 (NIST/SEMATECH e-Handbook of Statistical Methods,
-#: 1.3.6.7.2).
-_T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
 #: How far apart two devices' speeds may be: ratios beyond it mean that the data are noise.
 _LARGEST_RATIO = 100.0
-
-
-def t_quantile_95(degrees: int) -> float:
-    """Return Student's t for a two-sided 95 % interval; a table up to 10 degrees of freedom, beyond it the expansion
-    26.7.5 of Abramowitz and Stegun around the normal quantile. Raises ValueError below 1."""
-    if degrees < 1:
-        raise ValueError("an interval needs at least one degree of freedom")
-    if degrees <= len(_T_95):
-        return _T_95[degrees - 1]
-    z = statistics.NormalDist().inv_cdf(0.975)
-    return (
-        z
-        + (z**3 + z) / (4 * degrees)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
-    )
 
 
 def micro_batches(prompt_tokens: int, micro_batch: int) -> int:
@@ -481,22 +463,6 @@ def residual_percent(predicted: t.Sequence[float], measured: t.Sequence[float]) 
     return 100 * max(abs(p - m) / m for p, m in zip(predicted, measured, strict=True))
 
 
-def pooled_spread(arms: t.Iterable[t.Sequence[float]]) -> tuple[float, int]:
-    """Return (relative standard deviation between loads, its degrees of freedom) from the load means of many splits.
-
-    Loads of one split differ by their noise alone, so what they say about it is pooled over splits; logarithms make it
-    relative. (0.0, 0) when no split has two loads.
-    """
-    squares, degrees = 0.0, 0
-    for means in arms:
-        logs = [math.log(value) for value in means]
-        if len(logs) > 1:
-            centre = statistics.fmean(logs)
-            squares += sum((value - centre) ** 2 for value in logs)
-            degrees += len(logs) - 1
-    return (math.sqrt(squares / degrees), degrees) if degrees else (0.0, 0)
-
-
 class Comparison(t.NamedTuple):
     """How much less time one split takes than another, in percent of the other's time."""
 
@@ -516,7 +482,7 @@ def compare(chosen: t.Sequence[float], other: t.Sequence[float], spread: tuple[f
     deviation, degrees = spread
     if not degrees:
         return Comparison(percent, None, None, None)
-    half = t_quantile_95(degrees) * deviation * math.sqrt(1 / len(chosen) + 1 / len(other))
+    half = stats.t_quantile(degrees, 0.05) * deviation * math.sqrt(1 / len(chosen) + 1 / len(other))
     return Comparison(
         percent, 100 * (1 - math.exp(ratio + half)), 100 * (1 - math.exp(ratio - half)), 100 * (math.exp(half) - 1)
     )

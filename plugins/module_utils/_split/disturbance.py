@@ -25,6 +25,8 @@ import math
 import statistics
 import typing as t
 
+from .._base import stats
+
 ALARM = 0.002
 LOADS_TO_REPETITIONS = 2.5
 PRIOR_DEGREES = 3
@@ -41,48 +43,12 @@ class Alarm(t.NamedTuple):
     reason: str
 
 
-def f_tail(ratio: float, over: int, under: int) -> float:
-    """Return the probability that F with C(over) and C(under) degrees of freedom exceeds C(ratio).
-
-    It is the regularised incomplete beta function at under / (under + over * ratio), by its continued fraction
-    (Abramowitz and Stegun 26.6.2 and 26.5.8).
-    """
-    if ratio <= 0:
-        return 1.0
-    return _incomplete_beta(under / (under + over * ratio), under / 2, over / 2)
-
-
-def _incomplete_beta(x: float, a: float, b: float) -> float:
-    if x <= 0 or x >= 1:
-        return 0.0 if x <= 0 else 1.0
-    if x > (a + 1) / (a + b + 2):
-        return 1 - _incomplete_beta(1 - x, b, a)
-    front = math.exp(
-        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    )
-    # from the last term backwards: the fraction converges in far fewer terms than these
-    fraction = 0.0
-    for m in range(200, 0, -1):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        fraction = even / (1 + odd / (1 + fraction))
-    first = -(a + b) * x / (a + 1)
-    return front / a / (1 + first / (1 + fraction))
-
-
-def _squares(values: t.Sequence[float]) -> float:
-    """Return the sum of squared deviations of the logarithms."""
-    logs = [math.log(value) for value in values]
-    centre = statistics.fmean(logs)
-    return sum((value - centre) ** 2 for value in logs)
-
-
 def scattered(samples: t.Sequence[t.Sequence[float]], indifference: float) -> list[Alarm]:
     """Return the loads whose repetitions scatter too much, from the samples (ms) of one test in each load.
 
     The most improbable load is taken out first and the rest is judged without it. Two others are needed at least.
     """
-    squares = [_squares(values) for values in samples]
+    squares = [stats.log_squares(values) for values in samples]
     degrees = [len(values) - 1 for values in samples]
     calm = [index for index, count in enumerate(degrees) if count]
     found: list[Alarm] = []
@@ -93,7 +59,7 @@ def scattered(samples: t.Sequence[t.Sequence[float]], indifference: float) -> li
             pooled = sum(degrees[other] for other in others)
             usual = max(sum(squares[other] for other in others) / pooled, indifference**2)
             own = squares[index] / degrees[index]
-            probability = f_tail(own / usual, degrees[index], pooled) if usual > 0 else float(own == 0)
+            probability = stats.f_tail(own / usual, degrees[index], pooled) if usual > 0 else float(own == 0)
             judged.append((probability, index, 100 * math.sqrt(own), 100 * math.sqrt(usual)))
         probability, index, own_percent, usual_percent = min(judged)
         if probability >= ALARM:
@@ -110,7 +76,7 @@ def repetition_error(samples: t.Iterable[t.Sequence[float]]) -> float:
     degrees = sum(len(values) - 1 for values in known)
     if not degrees:
         return 0.0
-    variance = sum(_squares(values) for values in known) / degrees
+    variance = sum(stats.log_squares(values) for values in known) / degrees
     each = statistics.fmean(len(values) for values in known)
     return _MEDIAN_TO_MEAN * math.sqrt(variance / each)
 
@@ -134,7 +100,7 @@ def far_from_twins(
     """Return the slow load among the twins of one split, from their times (ms), or None.
 
     C(others) is the relative standard deviation between the loads of other splits and its degrees of freedom
-    (_cost_model.pooled_spread), C(error) the one of a load's median (repetition_error).
+    (stats.pooled_spread), C(error) the one of a load's median (repetition_error).
     """
     if len(times) < 2:
         return None
@@ -143,11 +109,11 @@ def far_from_twins(
     deviation, degrees = others
     expected = max(LOADS_TO_REPETITIONS * error, indifference)
     pooled = PRIOR_DEGREES + degrees + len(twins) - 1
-    variance = (PRIOR_DEGREES * expected**2 + degrees * deviation**2 + _squares(twins)) / pooled
+    variance = (PRIOR_DEGREES * expected**2 + degrees * deviation**2 + stats.log_squares(twins)) / pooled
     distance = math.log(times[slowest]) - statistics.fmean(map(math.log, twins))
     if distance <= 0 or variance <= 0:
         return None
-    probability = f_tail(distance**2 / (variance * (1 + 1 / len(twins))), 1, pooled)
+    probability = stats.f_tail(distance**2 / (variance * (1 + 1 / len(twins))), 1, pooled)
     if probability >= ALARM:
         return None
     many = "its twin" if len(twins) == 1 else f"its {len(twins)} twins"

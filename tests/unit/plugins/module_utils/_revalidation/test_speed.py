@@ -10,8 +10,8 @@ import pathlib
 import random
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import stats
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import speed as statistics
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import cost_model
 
 BENCH = pathlib.Path(__file__).parents[4] / "bench" / "revalidation.py"
 SPEC = importlib.util.spec_from_file_location("bench_revalidation", BENCH)
@@ -20,19 +20,6 @@ simulated = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(simulated)
 
 RUNS = 250
-
-
-@pytest.mark.parametrize("degrees", [1, 2, 5, 10, 30, 200])
-def test_the_quantile_is_students(degrees):
-    assert statistics.t_quantile(degrees, 0.05) == pytest.approx(cost_model.t_quantile_95(degrees), rel=2e-3)
-
-
-def test_the_quantile_at_two_percent_is_the_tables():
-    # NIST/SEMATECH e-Handbook 1.3.6.7.2, one-sided 0.99
-    for degrees, value in ((2, 6.965), (5, 3.365), (10, 2.764), (30, 2.457)):
-        assert statistics.t_quantile(degrees) == pytest.approx(value, abs=0.001)
-    with pytest.raises(ValueError, match="at least one degree"):
-        statistics.t_quantile(0)
 
 
 @pytest.mark.parametrize("between", [0.25, 0.5, 1.0])
@@ -93,7 +80,7 @@ def test_the_noise_of_few_loads_is_helped_out_by_repetitions():
     steady = [[10.0, 10.0], [10.0, 10.0]]
     shaky = [[10.0, 10.5], [10.2, 10.3]]
     assert statistics.noise(steady)[0] == 0 and statistics.noise(shaky)[1] == 4
-    assert statistics.noise(shaky)[0] > cost_model.pooled_spread([statistics.medians(shaky)])[0]
+    assert statistics.noise(shaky)[0] > stats.pooled_spread([statistics.medians(shaky)])[0]
     many = [[10.0 + 0.1 * place, 10.0 + 0.1 * place] for place in range(7)]
-    assert statistics.noise(many) == cost_model.pooled_spread([statistics.medians(many)])
+    assert statistics.noise(many) == stats.pooled_spread([statistics.medians(many)])
     assert math.isinf(statistics.half_width((0.01, 0), 2, 2))

@@ -251,26 +251,6 @@ def test_rank() -> None:
     assert cost_model.rank([(20, 12, 1), (12, 20, 1), (16, 15, 2)]) == 3
 
 
-@pytest.mark.parametrize(
-    ("degrees", "quantile"), [(1, 12.706), (2, 4.303), (5, 2.571), (10, 2.228), (11, 2.201), (30, 2.042), (1000, 1.962)]
-)
-def test_student_quantiles(degrees: int, quantile: float) -> None:
-    """Values of the NIST table, beyond the ten that the code holds as well."""
-    assert cost_model.t_quantile_95(degrees) == pytest.approx(quantile, abs=0.001)
-
-
-def test_student_needs_a_degree_of_freedom() -> None:
-    with pytest.raises(ValueError, match="degree of freedom"):
-        cost_model.t_quantile_95(0)
-
-
-def test_spread_is_pooled_within_splits() -> None:
-    deviation, degrees = cost_model.pooled_spread([[100, 102], [50, 51], [7]])
-    assert degrees == 2
-    assert deviation == pytest.approx(math.log(1.02) / math.sqrt(2))
-    assert cost_model.pooled_spread([[100], [50]]) == (0.0, 0)
-
-
 def test_comparison() -> None:
     result = cost_model.compare([90, 90], [100, 100], (0.01, 2))
     assert result.percent == pytest.approx(10)

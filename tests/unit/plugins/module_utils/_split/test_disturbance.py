@@ -11,19 +11,11 @@ import random
 import statistics
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import cost_model, disturbance
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import stats
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import stats
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import disturbance
 
 FIXTURES = pathlib.Path(__file__).parents[4] / "fixtures" / "llama_bench"
 QUIET = [[100.0, 100.4, 99.8], [150.0, 150.9, 149.6], [120.0, 119.5, 120.2], [90.0, 90.2, 89.7]]
-
-
-@given(st.floats(1e-3, 1e4), st.integers(1, 20), st.integers(1, 100))
-@settings(max_examples=200, deadline=None)
-def test_the_tail_of_f_is_that_of_scipy(ratio: float, over: int, under: int) -> None:
-    assert disturbance.f_tail(ratio, over, under) == pytest.approx(stats.f.sf(ratio, over, under), rel=1e-8, abs=1e-14)
 
 
 def test_a_load_whose_repetitions_scatter_is_found() -> None:
@@ -76,7 +68,7 @@ def test_false_alarms_of_steady_noise_are_rare(noise: float) -> None:
         samples = [[ms * math.exp(chance.gauss(0, noise / 3)) for _repetition in range(3)] for ms in times]
         scatter += bool(disturbance.scattered(samples, 0.001))
         medians = [statistics.median(values) for values in samples]
-        others = cost_model.pooled_spread([medians[2:4], medians[4:6]])
+        others = stats.pooled_spread([medians[2:4], medians[4:6]])
         error = disturbance.repetition_error(samples)
         far += disturbance.far_from_twins(medians[:2], others, error, 0.001) is not None
     # of one load in ALARM of all cases: 1.4 % of seven, and of one pair half of ALARM; and what 1500 runs may stray
@@ -104,6 +96,6 @@ def test_alarms_on_a_recorded_busy_machine() -> None:
         pairs = {s: [statistics.median(load) for load in sweeps[s][number:number + 2]] for s in splits}
         error = disturbance.repetition_error(load for s in splits for load in sweeps[s][number:number + 2])
         for split in splits:
-            others = cost_model.pooled_spread(pairs[s] for s in splits if s != split)
+            others = stats.pooled_spread(pairs[s] for s in splits if s != split)
             far += disturbance.far_from_twins(pairs[split], others, error, 0.01) is not None
     assert (scatter, far) == (3, 1)
