@@ -81,6 +81,7 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import systemd
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
 
 
@@ -94,7 +95,7 @@ def llama_server_command(deployment: t.Mapping[str, t.Any], settings: t.Mapping[
         ) from exc
     except (TypeError, ValueError) as exc:
         raise AnsibleFilterError(f"homelab.mixed_gpu.llama_server_command: {exc}: run the tuning play again") from exc
-    return {**result, "exec_start": [llama_server.unit_quote(word) for word in result["arguments"]]}
+    return {**result, "exec_start": [systemd.quoted(word) for word in result["arguments"]]}
 
 
 class FilterModule:

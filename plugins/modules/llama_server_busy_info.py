@@ -88,7 +88,8 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, systemd
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
     Client,
@@ -107,11 +108,13 @@ Answer = dict[str, t.Any]
 def lease(module: AnsibleModule) -> Answer | None:
     """The answer when somebody holds the lease."""
     unit = module.params["lease_unit"]
-    systemctl = module.get_bin_path("systemctl")
-    if not unit or systemctl is None:
+    if not unit:
         return None
-    stdout = module.run_command([systemctl, "show", "-p", "ActiveState", unit])[1]
-    if lease_unit.parse_properties(stdout).get("ActiveState") not in lease_unit.ACTIVE:
+    try:
+        state = systemd.show(module, unit, "ActiveState").get("ActiveState")
+    except UserError:  # without systemd there is no lease
+        return None
+    if state not in systemd.ACTIVE:
         return None
     return {"busy": True, "why": f"the devices are leased for a measurement ({unit})", "source": "lease"}
 

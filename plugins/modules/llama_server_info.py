@@ -228,9 +228,11 @@ import urllib.error
 import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import systemd
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
 
-PROPERTIES = "LoadState,ActiveState,SubState,MainPID,NRestarts,NeedDaemonReload,InvocationID"
+PROPERTIES = ("LoadState", "ActiveState", "SubState", "MainPID", "NRestarts", "NeedDaemonReload", "InvocationID")
 POLL_SECONDS = 0.5
 LAST_LINES = 20
 
@@ -248,13 +250,10 @@ def _health(url: str) -> int | None:
 
 
 def _properties(module: AnsibleModule) -> dict[str, str]:
-    systemctl = module.get_bin_path("systemctl", required=True)
-    rc, stdout, stderr = module.run_command([systemctl, "show", "-p", PROPERTIES, module.params["unit"]])
-    if rc != 0:
-        module.fail_json(
-            msg=f"systemd does not answer about {module.params['unit']} ({stderr.strip()}): this host must run systemd."
-        )
-    return llama_server.unit_properties(stdout)
+    try:
+        return systemd.show(module, module.params["unit"], *PROPERTIES)
+    except UserError as exc:
+        module.fail_json(msg=f"{exc}.")
 
 
 def _journal(module: AnsibleModule, invocation: str) -> str:

@@ -216,7 +216,8 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, systemd
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware, nvml, nvml_sampling
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
@@ -296,13 +297,12 @@ class Watcher:
         return (found[0]["pid"] if found else None), unit
 
     def _properties(self, unit: str | None) -> dict[str, str]:
-        systemctl = self.module.get_bin_path("systemctl")
-        if not unit or not systemctl:
+        if not unit:
             return {}
-        _rc, stdout, _stderr = self.module.run_command(
-            [systemctl, "show", "-p", "MainPID,CPUQuotaPerSecUSec", unit]
-        )
-        return llama_server.unit_properties(stdout)
+        try:
+            return systemd.show(self.module, unit, "MainPID", "CPUQuotaPerSecUSec")
+        except UserError:  # a server that runs without systemd is watched, too
+            return {}
 
     def snapshot(self) -> dict[str, dict[int, device_watch.Spent]]:
         """What the threads of each process have had so far."""

@@ -121,7 +121,8 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state, systemd
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import lease_unit
 
 #: Stopping the unit only waits for a `sleep` to end; longer than this means that systemd itself is stuck.
@@ -137,7 +138,7 @@ class MeasurementLease:
         self.module = module
         self.params = module.params
         self.owner: str = self.params["owner"]
-        self.conflicts = [lease_unit.unit_name(name) for name in self.params["conflicts"]]
+        self.conflicts = [systemd.unit_name(name) for name in self.params["conflicts"]]
         self.file: str = self.params["lease_file"]
         if not self.owner.strip():
             module.fail_json(msg="owner is empty: give a text that names this run, such as its campaign.")
@@ -149,24 +150,17 @@ class MeasurementLease:
     # What is there
 
     def show(self, unit: str) -> dict[str, str]:
-        rc, stdout, stderr = self.module.run_command(
-            [self.systemctl, "show", "-p", "ActiveState", "-p", "LoadState", "-p", "ExecStopPost", unit]
-        )
-        if rc != 0:
-            self.module.fail_json(
-                msg=f"systemd does not answer ({stderr.strip() or stdout.strip()}): the lease needs systemd."
-            )
-        return lease_unit.parse_properties(stdout)
+        return systemd.show(self.module, unit, "ActiveState", "LoadState", "ExecStopPost")
 
     def active(self) -> bool:
-        return self.show(lease_unit.UNIT).get("ActiveState") in lease_unit.ACTIVE
+        return self.show(lease_unit.UNIT).get("ActiveState") in systemd.ACTIVE
 
     def read_state(self) -> dict[str, t.Any] | None:
         """Return the state file's content, or None when it is missing or damaged."""
         try:
             text = json_file.read_text(self.file)
             return None if text is None else lease_unit.parse_state(text)
-        except lease_unit.LeaseError as exc:
+        except UserError as exc:
             self.module.warn(f"{self.file} is damaged: {exc}; the lease unit itself decides.")
             return None
         except OSError as exc:
@@ -216,7 +210,7 @@ class MeasurementLease:
         """Return the result, or None and the state of the lease that is in the way."""
         now = json_file.utc_now()
         properties = self.show(lease_unit.UNIT)
-        active = properties.get("ActiveState") in lease_unit.ACTIVE
+        active = properties.get("ActiveState") in systemd.ACTIVE
         state = self.read_state() if active else None
         held, measuring = None, False
         if active and os.path.exists(self.params["lock_file"]):
@@ -240,7 +234,7 @@ class MeasurementLease:
         self, take_over: bool, old: dict[str, t.Any] | None, properties: dict[str, str], now: str
     ) -> dict[str, t.Any]:
         """Start the lease unit, in place of an abandoned one with C(take_over)."""
-        running = [name for name in self.conflicts if self.show(name).get("ActiveState") in lease_unit.RUNNING]
+        running = [name for name in self.conflicts if self.show(name).get("ActiveState") in systemd.RUNNING]
         running += self.start_jobs()
         if take_over:
             running += lease_unit.restart_of_unit(properties.get("ExecStopPost", "")) + (old["restart"] if old else [])
@@ -328,7 +322,7 @@ class MeasurementLease:
         deadline = time.monotonic() + GONE_SECONDS
         while True:
             properties = self.show(lease_unit.UNIT)
-            if properties.get("ActiveState") not in lease_unit.ACTIVE and properties.get("LoadState") != "loaded":
+            if properties.get("ActiveState") not in systemd.ACTIVE and properties.get("LoadState") != "loaded":
                 return
             if time.monotonic() >= deadline:
                 self.module.fail_json(
@@ -377,7 +371,9 @@ def main() -> None:
         supports_check_mode=True,
     )
     lease = MeasurementLease(module)
-    module.exit_json(**(lease.acquire() if module.params["state"] == "present" else lease.release()))
+    with json_state.failures_told(module, module.params["lease_file"]):
+        result = lease.acquire() if module.params["state"] == "present" else lease.release()
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -145,6 +145,7 @@ import typing as t
 import urllib.parse
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import systemd
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_packages
 
 SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
@@ -230,7 +231,7 @@ class Host:
     def persistence(self) -> dict[str, t.Any]:
         names = ("LoadState", "UnitFileState", "ActiveState", "FragmentPath")
         out = self.ask("systemctl", "show", "-p", ",".join(names), "nvidia-persistenced.service")
-        said = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+        said = systemd.properties(out)
         # its own command line, not what our drop-in makes of it
         unit = read(said.get("FragmentPath", ""))
         commands = re.findall(r"^ExecStart=(.+)$", unit, re.MULTILINE)

@@ -56,7 +56,8 @@ class Form:
         try:
             return self.data(text)
         except UserError as exc:
-            raise UserError(f"{path} cannot be used: {exc}; move it away (mv {path} {path}.old) and {self.cure}") from exc
+            cure = f"move it away (mv {path} {path}.old) and {self.cure}"
+            raise UserError(f"{path} cannot be used: {exc}; {cure}") from exc
 
 
 class StateFile:

@@ -58,14 +58,6 @@ def url(host: str, port: int | str) -> str:
     return f"http://{reachable}:{port}"
 
 
-def unit_quote(argument: str) -> str:
-    """Return one argument as systemd's ExecStart= reads it: no specifier, no variable, one word."""
-    text = argument.replace("%", "%%").replace("$", "$$")
-    if re.fullmatch(r"[\w@%$+=:,./-]+", text):
-        return text
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 def command(deployment: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) -> Json:
     """Return how a deployment is served.
 
@@ -177,12 +169,6 @@ def _mib(value: float | None) -> str:
 
 
 # --- what systemd says -----------------------------------------------------------------------------------------------
-
-
-def unit_properties(text: str) -> dict[str, str]:
-    """Parse the output of C(systemctl show -p ...)."""
-    pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
-    return {key: value for key, dummy, value in pairs}
 
 
 def unit_state(properties: t.Mapping[str, str], health_status: int | None) -> str:

@@ -13,21 +13,9 @@ import json
 import re
 import typing as t
 
+from .._base.errors import UserError
+
 UNIT: t.Final = "mixed-gpu-lease.service"
-ACTIVE: t.Final = ("active", "activating", "reloading", "deactivating")
-#: States in which a service is wanted back after the lease.
-RUNNING: t.Final = ("active", "activating", "reloading")
-
-
-class LeaseError(ValueError):
-    """A state file that cannot be read; the message says why."""
-
-
-def unit_name(name: str) -> str:
-    """Return C(name) with C(.service) where it has no unit type."""
-    return name if re.search(r"\.[a-z]+$", name) else f"{name}.service"
-
-
 def new_state(owner: str, now: str, restart: t.Sequence[str]) -> dict[str, t.Any]:
     """Return the state of a lease that begins now (UTC, C(2026-11-24T04:35:00Z))."""
     return {"owner": owner, "acquired_at": now, "touched_at": now, "restart": sorted(set(restart))}
@@ -39,17 +27,17 @@ def touched(state: t.Mapping[str, t.Any], now: str) -> dict[str, t.Any]:
 
 
 def parse_state(text: str) -> dict[str, t.Any]:
-    """Return the lease state in C(text), or raise LeaseError."""
+    """Return the lease state in C(text), or raise UserError."""
     try:
         data = json.loads(text)
     except ValueError as exc:
-        raise LeaseError(f"it holds no JSON ({exc})") from exc
+        raise UserError(f"it holds no JSON ({exc})") from exc
     named = ("owner", "acquired_at", "touched_at")
     if not isinstance(data, dict) or not all(isinstance(data.get(key), str) for key in named):
-        raise LeaseError("it does not name owner, acquired_at and touched_at")
+        raise UserError("it does not name owner, acquired_at and touched_at")
     restart = data.get("restart")
     if not isinstance(restart, list) or not all(isinstance(name, str) for name in restart):
-        raise LeaseError("its restart is no list of units")
+        raise UserError("its restart is no list of units")
     for key in ("acquired_at", "touched_at"):
         _seconds(data[key])
     return data
@@ -59,7 +47,7 @@ def _seconds(stamp: str) -> float:
     try:
         return datetime.datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.UTC).timestamp()
     except ValueError as exc:
-        raise LeaseError(f"{stamp!r} is no UTC time such as 2026-11-24T04:35:00Z") from exc
+        raise UserError(f"{stamp!r} is no UTC time such as 2026-11-24T04:35:00Z") from exc
 
 
 def idle_seconds(state: t.Mapping[str, t.Any], now: str) -> float:
@@ -115,16 +103,6 @@ def start_jobs(text: str) -> dict[str, str]:
     """Return the number of the queued start or restart job of each unit, from C(systemctl list-jobs)."""
     rows = (line.split() for line in text.splitlines())
     return {row[1]: row[0] for row in rows if len(row) == 4 and row[0].isdigit() and row[2] in ("start", "restart")}
-
-
-def parse_properties(text: str) -> dict[str, str]:
-    """Return the properties of C(systemctl show); of a repeated one (ExecStopPost) all values, joined by newlines."""
-    result: dict[str, str] = {}
-    for line in text.splitlines():
-        name, equals, value = line.partition("=")
-        if equals:
-            result[name] = f"{result[name]}\n{value}" if name in result else value
-    return result
 
 
 def restart_of_unit(exec_stop_post: str) -> list[str]:

@@ -14,7 +14,7 @@ import signal
 import time
 import typing as t
 
-from .._base import json_file
+from .._base import json_file, systemd
 from .._base.errors import UserError
 from . import lease_unit, store
 
@@ -231,11 +231,11 @@ class StoredLoad:
 
     def lease(self) -> str:
         """Return what identifies the lease that is held now; ends the module when there is none, or somebody else's."""
-        unit = lease_unit.unit_name(self.params["lease_unit"])
-        systemctl = self.module.get_bin_path("systemctl", required=True)
-        command = [systemctl, "show", "-p", "ActiveState", "-p", "InvocationID", unit]
-        _rc, stdout, _stderr = self.module.run_command(command)
-        properties = lease_unit.parse_properties(stdout)
+        unit = systemd.unit_name(self.params["lease_unit"])
+        try:
+            properties = systemd.show(self.module, unit, "ActiveState", "InvocationID")
+        except UserError as exc:
+            self.fail(f"The measurement lease cannot be looked up: {exc}.")
         if properties.get("ActiveState") != "active":
             self.no_lease(f"the measurement lease {unit} is {properties.get('ActiveState', 'unknown')}")
         owner = self.params["lease_owner"]
@@ -243,7 +243,7 @@ class StoredLoad:
             try:
                 text = json_file.read_text(self.params["lease_file"])
                 found = lease_unit.parse_state(text)["owner"] if text is not None else "nobody"
-            except (lease_unit.LeaseError, OSError):
+            except (UserError, OSError):
                 found = "nobody who can be read"
             if found != owner:
                 self.no_lease(f"the measurement lease {unit} belongs to {found}, not to {owner}")
@@ -258,7 +258,7 @@ class StoredLoad:
     def touch_lease(self) -> None:
         """Say in the lease's state file that its owner is at work; other runs take over a lease that nobody touches."""
         path = self.params["lease_file"]
-        with contextlib.suppress(lease_unit.LeaseError, OSError):
+        with contextlib.suppress(UserError, OSError):
             text = json_file.read_text(path)
             if text is not None:
                 state = lease_unit.touched(lease_unit.parse_state(text), json_file.utc_now())

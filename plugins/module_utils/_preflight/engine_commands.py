@@ -13,6 +13,8 @@ import re
 import shlex
 import typing as t
 
+from .._base import systemd
+
 Json = dict[str, t.Any]
 
 #: Options of `vllm serve` (0.33) and `sglang.launch_server`, spelled with hyphens; both accept underscores.
@@ -133,23 +135,21 @@ def units(text: str) -> list[Json]:
     prints a command's words without quotes, so a word that held spaces is several words here.
     """
     found = []
-    for block in text.split("\n\n"):
-        lines = [line.split("=", 1) for line in block.splitlines() if "=" in line]
-        values = {key: value for key, value in lines if key != "ExecStart"}
+    for values in systemd.units(text):
         if not values.get("Id"):
             continue
-        commands = [re.search(r"argv\[\]=(.*?) ; ignore_errors=", value) for key, value in lines if key == "ExecStart"]
+        commands = re.findall(r"argv\[\]=(.*?) ; ignore_errors=", values.get("ExecStart", ""))
         pairs = [word.split("=", 1) for word in _split(values.get("Environment", "")) if "=" in word]
         found.append({
             "id": values["Id"],
-            "active": values.get("ActiveState") in ("active", "activating", "reloading"),
+            "active": values.get("ActiveState") in systemd.RUNNING,
             "enabled": values.get("UnitFileState") in ("enabled", "enabled-runtime", "generated"),
             "directory": values.get("WorkingDirectory", "").lstrip("!~-") or "/",
             "environment": dict(pairs),
             "environment_files": [
-                value.rsplit(" (", 1)[0] for key, value in lines if key == "EnvironmentFiles" and value
+                value.rsplit(" (", 1)[0] for value in values.get("EnvironmentFiles", "").split("\n") if value
             ],
-            "commands": [_split(command[1]) for command in commands if command],
+            "commands": [_split(command) for command in commands],
         })
     return found
 

@@ -31,7 +31,7 @@ def ours(run: str) -> bool:
     """Whether this run owns the lease, and it still is one."""
     try:
         owner = lease_unit.parse_state(json_file.read_text(STATE) or "")["owner"]
-    except (OSError, lease_unit.LeaseError):
+    except (OSError, ValueError):
         return False
     active = subprocess.run(["systemctl", "is-active", "--quiet", lease_unit.UNIT], check=False).returncode == 0
     return active and run in owner.split()

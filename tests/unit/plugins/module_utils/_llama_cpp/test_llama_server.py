@@ -11,6 +11,7 @@ import copy
 import pathlib
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import systemd
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "llama_server"
@@ -415,22 +416,6 @@ def test_empty_placement_is_refused():
         llama_server.command(rpc_deployment(0, 0), SETTINGS)
 
 
-@pytest.mark.parametrize(
-    ("word", "quoted"),
-    [
-        ("-ts", "-ts"),
-        ("20,13", "20,13"),
-        ("/srv/my models/x.gguf", '"/srv/my models/x.gguf"'),
-        ("/srv/100%/x.gguf", "/srv/100%%/x.gguf"),
-        ("$HOME", "$$HOME"),
-        ('a"b\\c', '"a\\"b\\\\c"'),
-        ("", '""'),
-    ],
-)
-def test_unit_quote(word, quoted):
-    assert llama_server.unit_quote(word) == quoted
-
-
 # --- memory
 
 
@@ -491,7 +476,7 @@ def test_rpc_devices_are_left_out():
     ],
 )
 def test_unit_state(properties, health, state):
-    assert llama_server.unit_state(llama_server.unit_properties(properties), health) == state
+    assert llama_server.unit_state(systemd.properties(properties), health) == state
 
 
 # --- measuring

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import systemd
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import lease_unit
 
 NOW = "2026-11-24T04:40:00Z"
@@ -52,7 +54,7 @@ def test_the_state_is_read_as_it_was_written():
     ],
 )
 def test_a_damaged_state_is_named(text, words):
-    with pytest.raises(lease_unit.LeaseError, match=words):
+    with pytest.raises(UserError, match=words):
         lease_unit.parse_state(text)
 
 
@@ -79,16 +81,10 @@ def test_the_unit_itself_tells_what_it_will_start():
         " ignore_errors=no ; start_time=[n/a] ; stop_time=[n/a] ; pid=0 ; code=(null) ; status=0/0 }\n"
         "LoadState=loaded\nActiveState=active\n"
     )
-    properties = lease_unit.parse_properties(text)
+    properties = systemd.properties(text)
     assert properties["ActiveState"] == "active"
     assert lease_unit.restart_of_unit(properties["ExecStopPost"]) == ["a.service", "b.service"]
     assert lease_unit.restart_of_unit("") == []
-
-
-def test_unit_names_get_their_type():
-    assert [lease_unit.unit_name(name) for name in ("llama-server", "a.socket", "b@1.2")] == [
-        "llama-server.service", "a.socket", "b@1.2.service",
-    ]
 
 
 def test_only_queued_starts_are_start_jobs():
