@@ -114,11 +114,13 @@ summary:
   type: str
 """
 
+import contextlib
 import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import upgrade_stages
 
 
@@ -144,14 +146,21 @@ def changed_record(params: t.Mapping[str, t.Any], before: dict[str, t.Any]) -> d
 
 def run(module: AnsibleModule) -> dict[str, t.Any]:
     """Return the module's result, after writing what has to change."""
-    params, path = module.params, module.params["path"]
-    text = json_file.read_text(path)
-    before = upgrade_stages.empty() if text is None else upgrade_stages.parse(text)
-    after = changed_record(params, before)
-    wanted = json_file.to_text(after)
-    changed = after != before
-    if changed and not module.check_mode:
-        json_file.write_text(path, wanted, 0o644, module.atomic_move)
+    params = module.params
+    path = params["path"]
+    lock_file = os.path.join(os.path.dirname(path), ".upgrade.lock")
+    file = json_state.StateFile(module, upgrade_stages.FORM, path, lock_file)
+    reads_only = params["action"] in ("open", "decide")
+    with contextlib.nullcontext() if reads_only else file.locked():
+        before = file.read() or upgrade_stages.empty()
+        try:
+            after = changed_record(params, before)
+        except UserError as exc:
+            raise UserError(
+                f"{path}: {exc}; if another play is upgrading this host, let it end, else move the file away"
+                f" (mv {path} {path}.old) and {upgrade_stages.FORM.cure}"
+            ) from exc
+        changed = after != before and file.write(after)
     result: dict[str, t.Any] = {"changed": changed, "record": after}
     if params["action"] == "open":
         result["opening"] = upgrade_stages.opening(before, params["component"], params["version"], params["on_resume"])
@@ -159,9 +168,7 @@ def run(module: AnsibleModule) -> dict[str, t.Any]:
         result["step"] = upgrade_stages.decide(before, params["present"], params["planned"], params["on_resume"])
     elif params["action"] == "finish":
         result["summary"] = upgrade_stages.summary(after["finished"][-1])
-    if module._diff:
-        result["diff"] = {"before_header": path, "after_header": path, "before": text or "", "after": wanted}
-    return result
+    return {**result, **file.diff()}
 
 
 def main() -> None:
@@ -188,27 +195,8 @@ def main() -> None:
         ],
         supports_check_mode=True,
     )
-    path = module.params["path"]
-    lock = None
-    try:
-        if module.params["action"] not in ("open", "decide") and not module.check_mode:
-            # a file beside the record: the record itself is replaced
-            lock = json_file.take_lock(os.path.join(os.path.dirname(path), ".upgrade.lock"), 30)
-            if lock is None:
-                module.fail_json(msg=f"{path} has been locked by another run for 30 seconds: wait for it to end.")
+    with json_state.failures_told(module, module.params["path"]):
         module.exit_json(**run(module))
-    except upgrade_stages.UpgradeError as exc:
-        module.fail_json(
-            msg=f"{path} cannot be used: {exc}; if another play is upgrading this host, let it end, else move the file "
-            f"away (mv {path} {path}.old) and run upgrade again: it begins with what is installed now."
-        )
-    except OSError as exc:
-        module.fail_json(
-            msg=f"{exc.filename or path} cannot be written ({exc.strerror}): run as root, and make room there."
-        )
-    finally:
-        if lock is not None:
-            json_file.release_lock(lock)
 
 
 if __name__ == "__main__":

@@ -140,13 +140,11 @@ class History:
         return path if os.path.exists(path) else None
 
 
-def history_name(name: str, at: str, taken: t.Container[str]) -> str:
-    """Return a file name that is not taken: name, time, and a count within the second."""
-    stamp = re.sub(r"[^0-9TZ]", "", at)
-    count = 0
-    while f"{name}@{stamp}-{count:03d}.json" in taken:
-        count += 1
-    return f"{name}@{stamp}-{count:03d}.json"
+def history_name(name: str, at: str, taken: t.Iterable[str]) -> str:
+    """Return a file name that sorts after those that are taken: name, time, and a count within the second."""
+    start = f"{name}@{re.sub(r'[^0-9TZ]', '', at)}-"
+    counts = [int(file[len(start) : -len(".json")]) for file in taken if file.startswith(start)]
+    return f"{start}{max(counts, default=-1) + 1:03d}.json"
 
 
 def to_prune(names: t.Iterable[str], name: str, keep: int) -> list[str]:

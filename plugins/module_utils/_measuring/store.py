@@ -7,14 +7,14 @@ docs/data_formats.md describes the dicts.
 
 from __future__ import annotations
 
-import json
 import typing as t
 
-from .._base import fingerprints
+from .._base import fingerprints, json_state
 from .._base.errors import UserError
 from . import outcome
 
-STORE_SCHEMA: t.Final = 1
+SCHEMA: t.Final = 1
+FORM: t.Final = json_state.Form(SCHEMA, "run the play again: the load is measured again")
 
 
 def load_key(fingerprint: str, campaign: str, load: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -40,7 +40,7 @@ def stored_form(key: t.Mapping[str, t.Any], load: t.Mapping[str, t.Any], build: 
                 warnings: t.Sequence[str]) -> dict[str, t.Any]:
     """Return what is written to the store for a measured load."""
     return {
-        "schema": STORE_SCHEMA,
+        "schema": SCHEMA,
         "key": dict(key),
         "load": dict(load),
         "llama_cpp_build": build,
@@ -51,16 +51,10 @@ def stored_form(key: t.Mapping[str, t.Any], load: t.Mapping[str, t.Any], build: 
 
 def read_stored(text: str, key: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Return the load in a stored file, or raise UserError when the file is damaged or belongs to something else."""
-    try:
-        data = json.loads(text)
-    except ValueError as exc:
-        raise UserError(f"it holds no JSON ({exc})") from exc
-    if not isinstance(data, dict) or data.get("schema") != STORE_SCHEMA:
-        found = data.get("schema") if isinstance(data, dict) else None
-        raise UserError(f"its schema is {found!r}, and this version reads {STORE_SCHEMA}")
+    data = FORM.data(text)
     if data.get("key") != dict(key):
         raise UserError("it belongs to another load")
-    load = data.get("load")
+    load: t.Any = data.get("load")
     known = (*outcome.STATUSES, *outcome.TRIAL_STATUSES)
     if not isinstance(load, dict) or load.get("status") not in known or not isinstance(load.get("results"), list):
         raise UserError("it holds no load with a status and results")

@@ -13,8 +13,10 @@ docs/data_formats.md (section upgrade) says the rest.
 
 from __future__ import annotations
 
-import json
 import typing as t
+
+from .._base import json_state
+from .._base.errors import UserError
 
 SCHEMA: t.Final = 1
 PATH: t.Final = "/var/lib/mixed_gpu/upgrade.json"
@@ -41,30 +43,15 @@ OUTCOMES: t.Final = {"kept": "keeping", "rolled_back": "proving", "broken": "pro
 Table = t.Mapping[str, t.Any]
 
 
-class UpgradeError(ValueError):
-    """A record that cannot be used, or a step that makes no sense; the message is one sentence without its end."""
-
-
 def empty() -> dict[str, t.Any]:
     """Return the record of a host on which nothing was upgraded."""
     return {"schema": SCHEMA, "under_way": None, "finished": []}
 
 
-def parse(text: str) -> dict[str, t.Any]:
-    """Return the record that a file holds. Raises UpgradeError for a damaged one or one of a newer schema."""
-    try:
-        record = json.loads(text)
-    except ValueError as exc:
-        raise UpgradeError(f"it is no JSON ({exc})") from exc
-    if not isinstance(record, dict) or not isinstance(record.get("schema"), int):
-        raise UpgradeError("it has no schema number")
-    if record["schema"] > SCHEMA:
-        raise UpgradeError(f"it is of schema {record['schema']}, and this release knows up to {SCHEMA}")
+def _check(record: dict[str, t.Any]) -> None:
     upgrade = record.get("under_way", "")
-    whole = isinstance(record.get("finished"), list) and (upgrade is None or _is_upgrade(upgrade))
-    if not whole:
-        raise UpgradeError("what it says is not what this collection writes")
-    return record
+    if not isinstance(record.get("finished"), list) or not (upgrade is None or _is_upgrade(upgrade)):
+        raise UserError("what it says is not what this collection writes")
 
 
 def _is_upgrade(upgrade: t.Any) -> bool:
@@ -81,6 +68,9 @@ def _is_upgrade(upgrade: t.Any) -> bool:
 
 def _is_place(place: t.Any) -> bool:
     return isinstance(place, dict) and isinstance(place.get("version"), str) and isinstance(place.get("builds"), dict)
+
+
+FORM: t.Final = json_state.Form(SCHEMA, "run upgrade again: it begins with what is installed now", _check)
 
 
 def same_place(one: Table, other: Table) -> bool:
@@ -108,8 +98,8 @@ def _stopped(upgrade: Table, how: str = "it stopped") -> str:
 def unfinished(text: str | None) -> dict[str, t.Any]:
     """Return {needed, why, cure} of a record's text: whether somebody has to end an upgrade, and how."""
     try:
-        upgrade = None if text is None else parse(text)["under_way"]
-    except UpgradeError as exc:
+        upgrade = None if text is None else FORM.data(text)["under_way"]
+    except UserError as exc:
         return {"needed": True, "why": f"the record of upgrades is damaged: {exc}", "cure": f"move {PATH} away"}
     if upgrade is None:
         return {"needed": False, "why": "", "cure": ""}
@@ -174,7 +164,7 @@ def decide(record: Table, present: Table | None, planned: Table | None, on_resum
     upgrade = record["under_way"]
     if upgrade is None:
         if planned is None or present is None:
-            raise UpgradeError("nothing is under way, and nothing was planned")
+            raise UserError("nothing is under way, and nothing was planned")
         if same_place(present, planned):
             sentence = f"Nothing to upgrade: {present['version']} is what is asked for, and what this host has."
             return {"do": "nothing", "sentence": sentence}
@@ -208,9 +198,9 @@ def begin(
 ) -> dict[str, t.Any]:
     """Return the record with an upgrade under way. `before` is the verdict on the state that it starts from."""
     if record["under_way"] is not None:
-        raise UpgradeError(f"{describe(record['under_way'])} is under way already")
+        raise UserError(f"{describe(record['under_way'])} is under way already")
     if component not in COMPONENTS:
-        raise UpgradeError(f"{component} is no component, only {', '.join(COMPONENTS)} are")
+        raise UserError(f"{component} is no component, only {', '.join(COMPONENTS)} are")
     upgrade = {
         "component": component,
         "stage": "installing",
@@ -229,12 +219,12 @@ def begin(
 def advance(record: Table, stage: str, now: str, verdict: Table | None = None) -> dict[str, t.Any]:
     """Return the record with its upgrade in a stage. The stage that it is in already changes nothing but the verdict.
 
-    `verdict` is that on the new version, when it is known. Raises UpgradeError for a stage that the present one does
+    `verdict` is that on the new version, when it is known. Raises UserError for a stage that the present one does
     not lead to.
     """
     upgrade = _under_way(record)
     if stage != upgrade["stage"] and stage not in NEXT[upgrade["stage"]]:
-        raise UpgradeError(f"{describe(upgrade)} is at {upgrade['stage']}, which does not lead to {stage}")
+        raise UserError(f"{describe(upgrade)} is at {upgrade['stage']}, which does not lead to {stage}")
     verdicts = upgrade["verdicts"] if verdict is None else {**upgrade["verdicts"], "after": dict(verdict)}
     stage_at = now if stage != upgrade["stage"] else upgrade["stage_at"]
     return {**record, "under_way": {**upgrade, "stage": stage, "stage_at": stage_at, "verdicts": verdicts}}
@@ -246,7 +236,7 @@ def finish(
     """Return the record with its upgrade at its end. `verdict` is that on the version that was brought back."""
     upgrade = _under_way(record)
     if OUTCOMES.get(outcome) != upgrade["stage"]:
-        raise UpgradeError(f"{describe(upgrade)} is at {upgrade['stage']}, which does not end as {outcome}")
+        raise UserError(f"{describe(upgrade)} is at {upgrade['stage']}, which does not end as {outcome}")
     verdicts = {**upgrade["verdicts"], "back": dict(verdict)} if verdict is not None else upgrade["verdicts"]
     done = {**upgrade, "verdicts": verdicts, "outcome": outcome, "finished_at": now, "why": why or upgrade["why"]}
     return {**record, "under_way": None, "finished": [*record["finished"], done][-max(keep, 1) :]}
@@ -254,7 +244,7 @@ def finish(
 
 def _under_way(record: Table) -> Table:
     if record["under_way"] is None:
-        raise UpgradeError("no upgrade is under way")
+        raise UserError("no upgrade is under way")
     return record["under_way"]
 
 

@@ -61,7 +61,7 @@ def test_a_damaged_record_names_file_and_cure(run, path):
     path.parent.mkdir()
     path.write_text("{")
     message = run("open")["msg"]
-    assert f"{path} cannot be used: it is no JSON" in message and f"mv {path} {path}.old" in message
+    assert f"{path} cannot be used: it holds no JSON" in message and f"mv {path} {path}.old" in message
     assert path.read_text() == "{"
 
 

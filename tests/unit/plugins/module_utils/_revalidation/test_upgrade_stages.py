@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import upgrade_stages as stages
 
 NOW, LATER = "2026-11-25T12:00:00Z", "2026-11-25T13:00:00Z"
@@ -144,7 +145,7 @@ def test_a_stage_leads_only_where_it_can(stage, after):
     if after == stage or after in stages.NEXT[stage]:
         assert stages.advance(record, after, LATER)["under_way"]["stage"] == after
     else:
-        with pytest.raises(stages.UpgradeError, match=f"does not lead to {after}"):
+        with pytest.raises(UserError, match=f"does not lead to {after}"):
             stages.advance(record, after, LATER)
 
 
@@ -154,11 +155,11 @@ def test_the_same_stage_again_changes_nothing():
 
 
 def test_one_upgrade_at_a_time():
-    with pytest.raises(stages.UpgradeError, match="under way already"):
+    with pytest.raises(UserError, match="under way already"):
         stages.begin(at("installing"), "driver", OLD, NEW, ASKED, OK, NOW)
-    with pytest.raises(stages.UpgradeError, match="no upgrade is under way"):
+    with pytest.raises(UserError, match="no upgrade is under way"):
         stages.advance(stages.empty(), "keeping", NOW)
-    with pytest.raises(stages.UpgradeError, match="gcc is no component"):
+    with pytest.raises(UserError, match="gcc is no component"):
         stages.begin(stages.empty(), "gcc", OLD, NEW, ASKED, OK, NOW)
 
 
@@ -180,7 +181,7 @@ def test_the_end_is_told_in_one_sentence(stage, outcome, verdict, why, words):
         assert word in stages.summary(upgrade)
     for other in set(stages.OUTCOMES) - {outcome}:
         if stages.OUTCOMES[other] != stage:
-            with pytest.raises(stages.UpgradeError, match=f"does not end as {other}"):
+            with pytest.raises(UserError, match=f"does not end as {other}"):
                 stages.finish(at(stage), other, LATER, 20)
 
 
@@ -212,20 +213,21 @@ def test_old_upgrades_are_forgotten():
 
 def test_a_record_survives_the_disk():
     for stage in stages.STAGES:
-        assert stages.parse(json.dumps(at(stage))) == at(stage)
+        assert stages.FORM.data(json.dumps(at(stage))) == at(stage)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("{", "no JSON"),
-        ("[]", "no schema number"),
-        ('{"schema": 2}', "schema 2"),
+        ("{}", "schema is None"),
+        ("[]", "a list instead of a dict"),
+        ('{"schema": 2}', "schema is 2"),
         ('{"schema": 1, "finished": []}', "not what this collection writes"),
         ('{"schema": 1, "finished": [], "under_way": {"component": "driver"}}', "not what this collection writes"),
         (json.dumps(at("keeping")).replace('"keeping"', '"sleeping"'), "not what this collection writes"),
     ],
 )
 def test_a_damaged_or_newer_record_is_refused(text, words):
-    with pytest.raises(stages.UpgradeError, match=words):
-        stages.parse(text)
+    with pytest.raises(UserError, match=words):
+        stages.FORM.data(text)
