@@ -265,7 +265,7 @@ host:
       type: bool
       returned: always
     revalidation:
-      description: Whether the host needs revalidation, as M(homelab.mixed_gpu.revalidation_mark_info) returns it.
+      description: Whether a revalidation is due, as M(homelab.mixed_gpu.split_record) returns it.
       type: dict
       returned: always
     upgrade:
@@ -279,10 +279,9 @@ import platform
 import re
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_mark
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware.host_hardware import read
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import upgrade_stages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due, upgrade_stages
 
 MIB = 1 << 20
 
@@ -390,7 +389,7 @@ def main() -> None:
             "nvidia_devices": host_hardware.nvidia_devices(),
             "nvidia_nodes": host_hardware.nvidia_nodes(),
             "nvidia_module_version": read("/sys/module/nvidia/version"),
-            "revalidation": driver_mark.state(read(driver_mark.PATH)),
+            "revalidation": due.of_host(),
             "upgrade": upgrade_stages.unfinished(read(upgrade_stages.PATH)),
             "nouveau_loaded": os.path.isdir("/sys/module/nouveau"),
         },

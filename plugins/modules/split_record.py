@@ -126,6 +126,30 @@ why:
   description: Why the deployment is not available, with the cure; V(none) when it is.
   returned: when O(state=query)
   type: str
+revalidation:
+  description:
+    - Whether a revalidation of the active deployment is due, since another NVIDIA driver is loaded or installed than
+      the one with which the speed was validated last.
+  returned: when O(state=query)
+  type: dict
+  contains:
+    needed:
+      description: Whether it is due.
+      type: bool
+    now:
+      description: Whether another driver is loaded already; else a reboot comes first.
+      type: bool
+    why:
+      description: What changed, in words; V(none) when nothing is due.
+      type: str
+    cure:
+      description: What to do; V(none) when nothing is due.
+      type: str
+    driver:
+      description:
+        - Versions C(recorded) (V(none) where no driver was recorded), C(loaded) (empty where none is) and C(installed)
+          (empty where no kernel has the module, V(none) where that cannot be known).
+      type: dict
 record:
   description:
     - The whole record as it is now, or would be in check mode; V(none) when there is no file.
@@ -147,6 +171,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 
 
@@ -205,7 +230,8 @@ class SplitRecord:
         found = fact_record.find(record, self.path, self.deployment, self.params["engine"] or "")
         if self.params["required"] and not found["available"]:
             self.module.fail_json(msg=f"{found['why']}.")
-        return {"changed": False, "path": self.path, "record": record, **found}
+        revalidation = due.read(record, os.path.dirname(self.params["history_dir"]))
+        return {"changed": False, "path": self.path, "record": record, "revalidation": revalidation, **found}
 
     def change(self) -> dict[str, t.Any]:
         text, before = self.read()

@@ -1,4 +1,4 @@
-"""Revalidation that nobody watches: on the host itself, skipped while somebody uses the server; and apt's hook."""
+"""Unattended revalidation: on the host itself, skipped while somebody uses the server."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ SERVICE, TIMER = "mixed-gpu-revalidate.service", "mixed-gpu-revalidate.timer"
 CALENDAR = "Sun *-*-* 04:10:00"
 METRICS = "/var/lib/node_exporter/mixed_gpu.prom"
 STATE = "/var/lib/mixed_gpu/unattended/state.json"
-MARK = "/var/lib/mixed_gpu/needs_revalidation.json"
+FACT = "/etc/ansible/facts.d/mixed_gpu.fact"
 PRIORITIES = {"ok": "6", "improved": "6", "inconclusive": "4", "regressed": "3"}
-OLD, NEW = "580.95.05-0ubuntu0.24.04.1", "580.105.08-0ubuntu0.24.04.1"
-DRIVER = "nvidia-utils-580-server"
 
 
 def _ran(host, command, *arguments):
@@ -40,7 +38,7 @@ def _metrics(host):
     families = text_string_to_metric_families(host.file(METRICS).content_string)
     samples = [one for family in families for one in family.samples]
     labels = [tuple(value for _name, value in sorted(one.labels.items())) for one in samples]
-    return {(one.name[len("mixed_gpu_"):], *label): one.value for one, label in zip(samples, labels, strict=True)}
+    return {(one.name[len("mixed_gpu_") :], *label): one.value for one, label in zip(samples, labels, strict=True)}
 
 
 def _play(controller, **variables):
@@ -61,7 +59,7 @@ def timer(host, controller):
     yield
     if host.file("/opt/mixed_gpu/revalidation").exists:  # the last test did not come to remove it
         _play(controller, revalidation_timer_state="absent")
-    _ran(host, f"rm -rf /var/lib/node_exporter /root/debs {MARK}")
+    _ran(host, "rm -rf /var/lib/node_exporter")
 
 
 def test_a_second_run_changes_nothing(controller):
@@ -84,7 +82,7 @@ def test_a_start_revalidates_on_the_host_itself_and_tells_journal_and_metric(hos
     assert verdict and PRIORITIES[verdict[1]] == priority, told
     assert (status == 0) == (verdict[1] in ("ok", "improved"))
     recorded = json.loads(_ran(host, "cat $(ls -1 /var/lib/mixed_gpu/revalidations/*.json | tail -n 1)"))
-    outcome = json.loads(host.file(STATE).content_string)["hosts"]["sandbox"]
+    outcome = json.loads(host.file(STATE).content_string)["outcome"]
     assert recorded["verdict"] == outcome["verdict"] == verdict[1]
     found = _metrics(host)
     where = (outcome["deployment"], "sandbox")
@@ -100,7 +98,7 @@ def test_a_start_revalidates_on_the_host_itself_and_tells_journal_and_metric(hos
 def test_a_run_that_is_stopped_while_it_measures_gives_the_devices_back(host, eventually):
     command = _ran(host, f"systemctl cat {SERVICE}").replace("\\\n", "").split("ExecStart=")[1].splitlines()[0]
     drop_in = f"/run/systemd/system/{SERVICE}.d"
-    measuring = f"[Service]\nExecStart=\nExecStart={command} --measure\n"
+    measuring = f"[Service]\nExecStart=\nExecStart={command} --extra-vars=revalidate_measure=true\n"
     _ran(host, f"mkdir -p {drop_in} && printf %s > {drop_in}/measure.conf", measuring)
     try:
         _ran(host, f"systemctl daemon-reload && systemctl start --no-block {SERVICE}")
@@ -122,64 +120,30 @@ def test_a_server_in_use_is_left_alone(host):
     try:
         since = _now(host)
         _ran(host, f"systemctl start {SERVICE}")
-        (priority, text), = _journal(host, since)
+        ((priority, text),) = _journal(host, since)
         assert priority == "5" and text.startswith("sandbox: skipped: llama-server is answering 1 request in "), text
     finally:
         _ran(host, "systemctl stop somebody")
     assert host.file(STATE).content_string == before
 
 
-def _deb(host, name, version):
-    tree = f"/root/debs/{name}-{version}"
-    control = f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: x <x@example.org>\nDescription: x\n"
-    _ran(host, f"mkdir -p {tree}/DEBIAN && printf %s > {tree}/DEBIAN/control", control)
-    _ran(host, f"dpkg-deb --root-owner-group --build {tree} {tree}.deb")
-    return f"{tree}.deb"
-
-
-def test_apt_marks_the_host_when_the_driver_changes_and_only_then(host, controller):
-    apt = "DEBIAN_FRONTEND=noninteractive apt-get -y -q --allow-downgrades"
-    old, new, other = _deb(host, DRIVER, OLD), _deb(host, DRIVER, NEW), _deb(host, "control-of-mixed-gpu", "1")
-
-    def packages():
-        return [tuple(entry.values()) for entry in json.loads(host.file(MARK).content_string)["packages"]]
-
+def test_another_driver_than_the_recorded_one_is_told(host, controller):
+    fact = json.loads(host.file(FACT).content_string)
+    fact["models"][fact["active"]]["fingerprint_parts"]["driver_version"] = "1.0"
+    _ran(host, f"cp -a {FACT} {FACT}.kept")
     try:
-        _ran(host, f"{apt} install {other}")
-        assert not host.file(MARK).exists
-        assert "mixed_gpu: the driver changed" in _ran(host, f"{apt} install {old}")
-        assert packages() == [(None, DRIVER, OLD)]
-        _ran(host, f"rm {MARK}")
-        _ran(host, f"{apt} install {new}")
-        assert packages() == [(OLD, DRIVER, NEW)]
-        assert host.file(MARK).mode == 0o644
+        _ran(host, f"printf %s > {FACT}", json.dumps(fact))
         shown = controller.play(playbook="homelab.mixed_gpu.preflight")
-        assert re.search(r"warn revalidation +the driver changed at", shown.stdout), shown.stdout[-3000:]
-        _ran(host, f"{apt} install {old}")
-        assert not host.file(MARK).exists
-        # as on a host where this collection's directory was removed by hand, and where the hook cannot run at all
-        _ran(host, "mv /var/lib/mixed_gpu /var/lib/away")
-        _ran(host, f"{apt} install {new}")
-        assert packages() == [(OLD, DRIVER, NEW)]
-        _ran(host, "rm -r /var/lib/mixed_gpu; mv /var/lib/away /var/lib/mixed_gpu")
-        _ran(host, "mv /opt/mixed_gpu/revalidation /opt/away")
-        since = _now(host)
-        _ran(host, f"{apt} remove {DRIVER}")
-        said = _ran(host, "journalctl -t mixed-gpu-revalidation -o cat --no-pager --since %s", since)
-        assert "the hook of apt failed" in said
-        _ran(host, "mv /opt/away /opt/mixed_gpu/revalidation")
-        _ran(host, f"{apt} remove control-of-mixed-gpu")
-        assert packages() == [(OLD, DRIVER, None)]
+        assert re.search(r"warn revalidation +(no|the) NVIDIA driver", shown.stdout), shown.stdout[-3000:]
     finally:
-        host.run("test ! -e /var/lib/away || { rm -r /var/lib/mixed_gpu; mv /var/lib/away /var/lib/mixed_gpu; }")
-        host.run("test ! -e /opt/away || mv /opt/away /opt/mixed_gpu/revalidation")
-        host.run(f"apt-get -y -q purge {DRIVER} control-of-mixed-gpu; rm -f {MARK}")
+        _ran(host, f"cat {FACT}.kept > {FACT} && rm {FACT}.kept")
+    assert "warn revalidation" not in controller.play(playbook="homelab.mixed_gpu.preflight").stdout
 
 
 def test_nothing_of_it_is_left(host, controller):
     _play(controller, revalidation_timer_state="absent")
     patterns = (
-        "/opt/mixed_gpu/revalidation", "/etc/mixed_gpu/revalidation", "/etc/apt/apt.conf.d/99mixed-gpu-*", METRICS,
+        "/opt/mixed_gpu/revalidation", "/etc/mixed_gpu/revalidation", METRICS,
         "/etc/systemd/system/*mixed-gpu-revalidate*", "/var/lib/mixed_gpu/unattended",
     )  # fmt: skip
     assert _ran(host, f"ls -d {' '.join(patterns)} 2>/dev/null || true") == ""

@@ -81,7 +81,7 @@ def checks(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[C
 
 
 def _pending(name: str, found: t.Mapping[str, t.Any]) -> list[Check]:
-    """What _revalidation_mark.state or _upgrade.unfinished says, where something is to be done."""
+    """What due.of_host or upgrade_stages.unfinished says, where something is to be done."""
     return [check(name, False, "warning", found["why"], found["cure"])] if found["needed"] else []
 
 

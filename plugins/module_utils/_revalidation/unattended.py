@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Revalidation that nobody watches: whether one is due, and what it says. Private to this collection. Pure functions.
+"""Unattended revalidation: whether one is due, its line in the journal, and its metric. Private to this collection.
 
-The state of the timer is a dict {schema: 1, finished_at, hosts: {name: outcome}}; an outcome is a dict {deployment,
-verdict, accepted, measured, summary, change_percent: {decode, prefill}}. `verdict` is one of VERDICTS: those of a
-revalidation, and `failed` for one that came to none.
+Pure functions only. The state is a dict {schema: 1, finished_at, outcome}; an outcome is a dict {deployment, verdict,
+accepted, measured, summary, driver_version, change_percent: {decode, prefill}}.
 """
 
 from __future__ import annotations
@@ -13,11 +12,13 @@ import datetime
 import json
 import typing as t
 
+from . import checks, due
+
 SCHEMA: t.Final = 1
-VERDICTS: t.Final = ("ok", "improved", "inconclusive", "regressed", "broken", "failed")
-#: Of syslog: 3 is an error, 4 a warning, 6 information.
-PRIORITIES: t.Final = {"ok": 6, "improved": 6, "inconclusive": 4, "regressed": 3, "broken": 3, "failed": 3}
-#: What could not be done, or is marked for no known time, is tried again in another night.
+#: Of syslog: 3 is an error, 4 a warning, 5 a notice, 6 information.
+PRIORITIES: t.Final = {"ok": 6, "improved": 6, "inconclusive": 4, "regressed": 3, "broken": 3}
+NOTICE: t.Final = 5
+#: A driver that was tried and not accepted is tried again in another night.
 AGAIN_HOURS: t.Final = 12
 SPEEDS: t.Final = ("decode", "prefill")
 
@@ -25,101 +26,106 @@ Outcome = dict[str, t.Any]
 State = dict[str, t.Any]
 
 
-class UnattendedError(ValueError):
-    """What cannot be read; the message says why."""
-
-
 def parse_state(text: str | None) -> State | None:
     """Return the state of the timer, or None where there is none that can be used: then a revalidation is due."""
     try:
         state = json.loads(text or "")
         timestamp(state["finished_at"])
-        usable = state["schema"] == SCHEMA and all("verdict" in outcome for outcome in state["hosts"].values())
+        usable = state["schema"] == SCHEMA and state["outcome"]["verdict"] in checks.VERDICTS
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
     return state if usable else None
 
 
-def due(state: State | None, mark: t.Mapping[str, t.Any], every_hours: float, now: str) -> tuple[bool, str]:
+def is_due(state: State | None, driver: due.Due, every_hours: float, now: str) -> tuple[bool, str]:
     """Return whether to revalidate now, and why, in words.
 
-    `mark` is `_revalidation_mark.state`; a marked host does not wait until `every_hours` are over, but is not tried
-    again and again in one night either.
+    Another driver that is loaded does not wait until C(every_hours) are over, but is not tried again and again in one
+    night either. One that is only installed waits for the reboot.
     """
     if state is None:
-        return True, "it was never done"
+        return True, "no revalidation was recorded"
     hours = abs(timestamp(now) - timestamp(state["finished_at"])) / 3600
     last = f"the last one was {hours:.0f} hours ago ({state['finished_at']})"
     if hours >= every_hours:
         return True, last
-    if mark["needed"] and (mark["since"] is None or mark["since"] > state["finished_at"] or hours >= AGAIN_HOURS):
-        return True, mark["why"]
-    failed = any(outcome["verdict"] == "failed" for outcome in state["hosts"].values())
-    if failed and hours >= AGAIN_HOURS:
-        return True, f"{last}, and it failed"
+    tried = state["outcome"].get("driver_version") == driver["driver"]["loaded"]
+    if driver["now"] and (not tried or hours >= AGAIN_HOURS):
+        return True, str(driver["why"])
     return False, last
 
 
-def outcomes(report_text: str | None) -> dict[str, Outcome]:
-    """Return the outcome of each host from the report of playbooks/revalidate.yml. Raises UnattendedError."""
-    try:
-        report = json.loads(report_text or "")
-        if report["schema"] != SCHEMA:
-            raise UnattendedError(f"the report is of schema {report['schema']}, not {SCHEMA}")
-        return {name: _outcome(result) for name, result in report["hosts"].items()}
-    except (AttributeError, KeyError, TypeError) as exc:
-        raise UnattendedError(f"the report is not what it should be ({exc!r})") from exc
-    except json.JSONDecodeError as exc:
-        raise UnattendedError("there is no report") from exc
-
-
-def _outcome(result: t.Mapping[str, t.Any]) -> Outcome:
+def outcome(result: t.Mapping[str, t.Any]) -> Outcome:
+    """Return what is kept of a revalidation."""
     changes = {
         check["name"]: check["change_percent"]
         for check in result["checks"]
         if check["name"] in SPEEDS and check.get("change_percent") is not None
     }
-    if result["verdict"] not in VERDICTS:
-        raise UnattendedError(f"the report has an unknown verdict, {result['verdict']!r}")
     advice = [str(sentence) for sentence in result.get("advice") or []]
     return {
         "deployment": result["deployment"] or "", "verdict": result["verdict"], "accepted": bool(result["accepted"]),
         "measured": bool(result["measured"]), "summary": "; ".join([str(result["summary"]), *advice[:1]]),
-        "change_percent": changes,
+        "driver_version": result.get("driver_version"), "change_percent": changes,
     }  # fmt: skip
 
 
-def failed(reason: str) -> Outcome:
-    """Return the outcome of a host of which nothing could be found out."""
-    return {
-        "deployment": "", "verdict": "failed", "accepted": False, "measured": False, "summary": reason,
-        "change_percent": {},
-    }  # fmt: skip
-
-
-def new_state(hosts: t.Mapping[str, Outcome], now: str) -> State:
+def new_state(found: Outcome, now: str) -> State:
     """Return the state after a revalidation."""
-    return {"schema": SCHEMA, "finished_at": now, "hosts": dict(hosts)}
+    return {"schema": SCHEMA, "finished_at": now, "outcome": dict(found)}
 
 
-def line(name: str, outcome: Outcome) -> tuple[int, str]:
+def line(host: str, found: Outcome) -> tuple[int, str]:
     """Return the priority and the text that tell the verdict in one line."""
-    where = f"{name} ({outcome['deployment']})" if outcome["deployment"] else name
-    verdict, summary = outcome["verdict"], " ".join(outcome["summary"].split())
+    where = f"{host} ({found['deployment']})" if found["deployment"] else host
+    verdict, summary = found["verdict"], " ".join(found["summary"].split())
     told = summary if summary.startswith(verdict) else f"{verdict}: {summary}"  # most summaries begin with it
     return PRIORITIES[verdict], f"{where}: {told}"
 
 
-def why_failed(lines: t.Sequence[str]) -> str:
-    """Return why a play failed, of what ansible-playbook printed: the message of its last failed task."""
-    for text in reversed(lines):
-        if text.startswith(("fatal: ", "failed: ")) and "=> " in text:
-            try:
-                return str(json.loads(text.split("=> ", 1)[1])["msg"])
-            except (KeyError, TypeError, ValueError):
-                return text
-    errors = [text for text in lines if text.startswith(("[ERROR]", "ERROR"))]
-    return (errors or [text for text in lines if text.strip()] or ["it printed nothing"])[-1]
+def skipped_line(host: str, why: str) -> tuple[int, str]:
+    """Return the priority and the text that tell that a host in use was skipped."""
+    return NOTICE, f"{host}: skipped: {why}; the timer tries again later"
+
+
+def metrics(host: str, state: State | None, needed: bool, now: str) -> str:
+    """Return what is known as text for node_exporter's textfile collector."""
+    prefix = "mixed_gpu_revalidation"
+    text = _gauge("mixed_gpu_needs_revalidation", "The driver changed and was not revalidated since.", {}, needed)
+    text += _gauge(f"{prefix}_last_try_timestamp_seconds", "Last try that was due.", {}, timestamp(now))
+    if state is None:
+        return text
+    found = state["outcome"]
+    labels = {"host": host, "deployment": found["deployment"]}
+    finished = timestamp(state["finished_at"])
+    text += _gauge(f"{prefix}_timestamp_seconds", "End of the last revalidation.", {}, finished)
+    states = {verdict: verdict == found["verdict"] for verdict in checks.VERDICTS}
+    text += _gauges(
+        f"{prefix}_verdict", "Verdict.", [({**labels, f"{prefix}_verdict": name}, on) for name, on in states.items()]
+    )
+    text += _gauge(f"{prefix}_accepted", "Whether the verdict is accepted.", labels, found["accepted"])
+    text += _gauge(f"{prefix}_measured", "Whether the split was measured under the lease.", labels, found["measured"])
+    changes = [({**labels, "test": test}, percent) for test, percent in sorted(found["change_percent"].items())]
+    return text + _gauges(
+        f"{prefix}_change_percent", "Change of the time per token since the baseline; more is slower.", changes
+    )
+
+
+def _gauge(name: str, about: str, labels: t.Mapping[str, str], value: float) -> str:
+    return _gauges(name, about, [(labels, value)])
+
+
+def _gauges(name: str, about: str, samples: t.Iterable[tuple[t.Mapping[str, str], float]]) -> str:
+    """Return a metric in the text format: its help, its type, and a line per sample."""
+    lines = [f"# HELP {name} {about}", f"# TYPE {name} gauge"]
+    for labels, value in samples:
+        pairs = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
+        lines.append(f"{name}{{{pairs}}} {float(value)}" if pairs else f"{name} {float(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def timestamp(stamp: str) -> float:

@@ -9,6 +9,7 @@ import os
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_versions
 from ansible_collections.homelab.mixed_gpu.plugins.modules import split_record
 
 
@@ -127,6 +128,16 @@ def test_a_query_returns_the_entry_and_changes_nothing(run, path):
     assert found["entry"] == found["record"]["models"]["e"] and found["deployments"] == ["d", "e"]
     assert run("d", state="query", check=True)["entry"]["campaign"] == "c1"
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_query_says_when_a_revalidation_is_due(run, monkeypatch):
+    assert run("", state="query")["revalidation"]["needed"] is False
+    run("d", entry=entry(fingerprint_parts={"driver_version": "580.95.05"}))
+    now = driver_versions.Versions("580.105.08", "580.105.08")
+    monkeypatch.setattr(driver_versions, "read", lambda _root: now)
+    found = run("d", state="query")["revalidation"]
+    assert found["needed"] and found["now"] and "580.105.08 is loaded" in found["why"]
+    assert found["driver"] == {"recorded": "580.95.05", "loaded": "580.105.08", "installed": "580.105.08"}
 
 
 def test_a_query_of_what_is_not_recorded_fails_where_it_is_required(run, path):
