@@ -65,6 +65,7 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import predictor
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import known_devices
 
 
 def split_prediction(
@@ -78,8 +79,9 @@ def split_prediction(
     if not isinstance(question, t.Mapping):
         raise AnsibleFilterError(f"split_prediction: the question must be a dict, not {type(question).__name__}.")
     try:
-        devices = predictor.profile_devices(profile) if profile else predictor.host_devices(recorded, gpus)
-        return predictor.predict(question, predictor.with_budgets(devices, budgets_mib or {}))
+        of_host = known_devices.host_devices(recorded, gpus)
+        devices = known_devices.profile_devices(profile) if profile else of_host
+        return predictor.predict(question, known_devices.with_budgets(devices, budgets_mib or {}))
     except ValueError as error:
         raise AnsibleFilterError(f"split_prediction: {error}.") from error
 

@@ -17,8 +17,9 @@ work together in a prompt; tensor parallelism puts the peaks of both at the same
 
 from __future__ import annotations
 
-import dataclasses
 import typing as t
+
+from . import known_cards
 
 Json = dict[str, t.Any]
 
@@ -30,35 +31,9 @@ class PolicyError(ValueError):
 POLICIES = ("warn", "fail", "ignore")
 
 
-@dataclasses.dataclass(frozen=True)
-class Peak:
-    """What is said about one kind of card: its default limit and its draw for less than a millisecond."""
-
-    limit_watts: int
-    low_watts: int
-    high_watts: int
-    source: str
-
-
-#: By what a card's name ends in. All figures are unverified: third parties' measurements, or claims in guides.
-PEAKS: dict[str, Peak] = {
-    "RTX 4090": Peak(
-        450, 500, 600,
-        "500 to 600 W for less than 1 ms in published measurements, 600 W in guides; unverified",
-    ),
-    "RTX 3090": Peak(
-        350, 450, 570,
-        "450 W in guides, 500 to 570 W for less than 1 ms in published measurements; unverified",
-    ),
-}
-
 #: For other cards: the smallest and the largest ratio of peak to default limit of the two above, 500/450 and 570/350.
 OTHER_LOW, OTHER_HIGH = 500 / 450, 570 / 350
 OTHER_SOURCE = "assumed from the ratios of peak to limit of an RTX 4090 and an RTX 3090; unverified"
-
-def _peak(name: str) -> Peak | None:
-    return next((peak for known, peak in PEAKS.items() if name.endswith(known)), None)
-
 
 def for_card(gpu: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) -> t.Any:
     """Return what `settings`, by UUID or by the end of the product name, say of a card, or None. UUIDs win."""
@@ -73,11 +48,11 @@ def card(gpu: t.Mapping[str, t.Any], planned_watts: t.Any = None) -> Json:
     """Return {name, limit_watts, planned, default_watts, peak_low_watts, peak_high_watts, source} of one card.
 
     `gpu` is an entry of gpu_facts, or {name} alone. The limit is the one that the role gpu_power is to set, or the one
-    in force. Watts are None where neither NVML nor PEAKS knows the card. Raises PolicyError for a plan that is no
-    number.
+    in force. Watts are None where neither NVML nor the table of known cards knows the card. Raises PolicyError for a
+    plan that is no number.
     """
     name = gpu.get("name") or "unnamed card"
-    known = _peak(name)
+    known = known_cards.peak_of(name)
     default = gpu.get("power_limit_default_watts") or (known.limit_watts if known else None)
     limit = gpu.get("power_limit_enforced_watts") or gpu.get("power_limit_watts") or default
     if planned_watts is not None:

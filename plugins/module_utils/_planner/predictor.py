@@ -14,9 +14,9 @@ A prediction, never a decision. The memory of every split is that of _memory_pla
 
 from __future__ import annotations
 
-import dataclasses
 import typing as t
 
+from .._base import text
 from .._models import model_shapes
 from .._split import cost_model, layer_search, layer_split, memory_plan, split_problem
 
@@ -27,157 +27,6 @@ MARGIN_MIB = 256
 
 #: Rows in a table of more than two devices.
 MOST_ROWS = 25
-
-#: Reached by the slowest of the published runs, for cards of which nothing is published.
-USUAL_FRACTION = 0.73
-
-#: NVML's total less what llama.cpp found free on idle cards was 2.4 to 3.8 % of the total (see CARDS).
-USUAL_OVERHEAD = 0.04
-
-
-@dataclasses.dataclass(frozen=True)
-class Card:
-    """One kind of card. Sources say where each number comes from."""
-
-    name: str
-    total_mib: int
-    free_mib: int
-    bandwidth_gb_per_s: float             # nominal, 10^9 bytes
-    fraction: float                       # of it that decode reached
-    prefill_tflops: float                 # reached, 10^12 operations per second
-    sources: tuple[str, ...]
-
-
-# Decode: bytes read per token x published tokens per second / nominal bandwidth, for Llama 3 70B Q4_K_M, of which
-# 41.92e9 bytes are read per token. Prefill: a prompt of 1024 tokens in micro-batches of 512 takes three of four stages'
-# time on two equal cards, each stage 2 x 34.2e9 operations per token. For cards without such a run: 1.13 operations per
-# nominal FP32 operation, as the two published pairs have 1.125 and 1.137.
-_PAIRS = "XiongjieDai, GPU-Benchmarks-on-LLM-Inference, May 2024, llama.cpp, Llama 3 70B Q4_K_M"
-CARDS: dict[str, Card] = {
-    "rtx4090": Card(
-        "NVIDIA GeForce RTX 4090", 24564, 23633, 1008, 0.793, 92.9,
-        (
-            "free: llama.cpp log of a machine without a desktop, 23633 and 23698 MiB on its two cards (discussion at"
-            " ik_llama.cpp, 2025-05-10); others show up to 23818",
-            "bandwidth: 10501 MHz x 2 x 384 bit",
-            f"decode: two cards, 19.06 tokens per second ({_PAIRS})",
-            f"prefill: two cards, 905 tokens per second at 1024 ({_PAIRS})",
-        ),
-    ),
-    "rtx3090": Card(
-        "NVIDIA GeForce RTX 3090", 24576, 23982, 936, 0.730, 40.5,
-        (
-            "free: llama.cpp logs, 23982 MiB; another shows 23641",
-            "bandwidth: 9751 MHz x 2 x 384 bit",
-            f"decode: two cards, 16.29 tokens per second ({_PAIRS})",
-            f"prefill: two cards, 394 tokens per second at 1024 ({_PAIRS})",
-        ),
-    ),
-    "rtx3060": Card(
-        "NVIDIA GeForce RTX 3060", 12288, 11929, 360, USUAL_FRACTION, 14.4,
-        (
-            "free: llama.cpp log, 11929 MiB (Linux; Windows shows about 11250)",
-            "bandwidth: NVIDIA's specification of the 12 GB card, 15 Gbit/s x 192 bit",
-            "decode: assumed, the RTX 3090's fraction; nothing published was found",
-            "prefill: computed, 1.13 x 12.7 TFLOPS FP32",
-        ),
-    ),
-    "rtx5090": Card(
-        "NVIDIA GeForce RTX 5090", 32607, 31518, 1792, USUAL_FRACTION, 118.4,
-        (
-            "free: llama.cpp logs, 31518 and 31600 MiB",
-            "bandwidth: NVIDIA's specification, 28 Gbit/s x 512 bit",
-            "decode: assumed, the RTX 3090's fraction; nothing published was found for a large model",
-            "prefill: computed, 1.13 x 104.8 TFLOPS FP32",
-        ),
-    ),
-}
-
-#: Pairs to name in a message; any cards of CARDS can be put together the same way.
-PROFILES = ("rtx4090_rtx3090", "rtx3090_rtx3060", "rtx5090_rtx3090", "rtx3090_rtx3090", "rtx5090_rtx4090")
-
-
-def profile_devices(name: str) -> list[Json]:
-    """Return devices with what is known of their speed for a profile such as C(rtx4090_rtx3090).
-
-    A profile names cards in llama.cpp's order, one to eight. Raises ValueError that lists what is known.
-    """
-    parts = name.split("_")
-    if not 1 <= len(parts) <= 8 or any(part not in CARDS for part in parts):
-        raise ValueError(
-            f"there is no hardware profile {name!r}; known are {', '.join(PROFILES)}, and up to eight of "
-            f"{', '.join(sorted(CARDS))} joined by underscores in the order of the devices"
-        )
-    return [_device(f"CUDA{index}", f"CUDA{index}", CARDS[part]) for index, part in enumerate(parts)]
-
-
-def _device(name: str, identity: str, card: Card) -> Json:
-    return {
-        "device": name, "id": identity, "backend": "CUDA", "description": card.name, "total_mib": card.total_mib,
-        "free_mib": card.free_mib, "budget_mib": None, "bandwidth_gb_per_s": card.bandwidth_gb_per_s,
-        "fraction": card.fraction, "prefill_tflops": card.prefill_tflops, "sources": list(card.sources),
-    }
-
-
-def host_devices(recorded: t.Sequence[t.Mapping[str, t.Any]], gpus: t.Sequence[t.Mapping[str, t.Any]]) -> list[Json]:
-    """Return devices with what is known of their speed for a host.
-
-    C(recorded): devices of an earlier tuning, whose free memory was read while nothing else used them; they win.
-    C(gpus): as gpu_facts reports them. Without a record their free memory is that of the known card, or their total
-    less USUAL_OVERHEAD, because what is free now says little while a server runs. Bandwidth is NVML's own.
-    """
-    by_uuid = {gpu.get("uuid"): gpu for gpu in gpus}
-    if recorded:
-        return [{**device, **_speed(by_uuid.get(device["id"]), device.get("description"))} for device in recorded]
-    result = []
-    for index, gpu in enumerate(gpus):
-        speed = _speed(gpu, gpu.get("name"))
-        total = gpu.get("memory_total_mib") or 0
-        card = _card(gpu.get("name"))
-        free = card.free_mib if card and abs(card.total_mib - total) < total * 0.02 else int(
-            total * (1 - USUAL_OVERHEAD)
-        )
-        speed["sources"] = [
-            f"free: estimated from the card's {total} MiB; llama.cpp has not been asked", *speed["sources"]
-        ]
-        result.append({
-            "device": f"CUDA{index}", "id": gpu.get("uuid") or f"CUDA{index}", "backend": "CUDA",
-            "description": gpu.get("name") or "unnamed card", "total_mib": total, "free_mib": free, "budget_mib": None,
-            **speed,
-        })
-    return result
-
-
-def _card(name: t.Any) -> Card | None:
-    return next((card for card in CARDS.values() if card.name == name), None)
-
-
-def _speed(gpu: t.Mapping[str, t.Any] | None, name: t.Any) -> Json:
-    card = _card(gpu.get("name") if gpu else name)
-    bandwidth = gpu.get("memory_bandwidth_gb_per_s") if gpu else None
-    sources = ["bandwidth: the card's own highest memory clock and bus width (NVML)"] if bandwidth else []
-    if card is not None:
-        sources += [source for source in card.sources if source.split(":")[0] in ("decode", "prefill")]
-        sources += [source for source in card.sources if source.startswith("bandwidth:") and not bandwidth]
-    elif bandwidth:
-        sources += ["decode: assumed, the fraction that an RTX 3090 reaches"]
-    return {
-        "bandwidth_gb_per_s": bandwidth or (card.bandwidth_gb_per_s if card else None),
-        "fraction": card.fraction if card else USUAL_FRACTION,
-        "prefill_tflops": card.prefill_tflops if card else None,
-        "sources": sources,
-    }
-
-
-def with_budgets(devices: t.Sequence[t.Mapping[str, t.Any]], budgets_mib: t.Mapping[str, t.Any]) -> list[Json]:
-    """Return the devices with their budget by id or name; budgets of other devices are no concern of a prediction."""
-    result = []
-    for device in devices:
-        budget = budgets_mib.get(device["id"], budgets_mib.get(device["device"], device.get("budget_mib")))
-        if budget is not None and (isinstance(budget, bool) or not str(budget).isdigit()):
-            raise ValueError(f"the budget of {device['device']} is {budget!r}: it must be a whole number of MiB")
-        result.append({**device, "budget_mib": None if budget is None else int(budget)})
-    return result
 
 
 def slot_bytes_read(model: t.Mapping[str, t.Any], serving: t.Mapping[str, t.Any], depth_tokens: int) -> list[int]:
@@ -465,10 +314,7 @@ def table(prediction: t.Mapping[str, t.Any]) -> list[str]:
             _number(row["decode_tokens_per_second"], 1), _number(row["prefill_tokens_per_second"], 0),
             _number(row["ttft_ms"], 0), ", ".join([row["verdict"], *marks]),
         ])
-    widths = [max(len(line[column]) for line in body) for column in range(len(heads))]
-    for line in body:
-        cells = [cell.rjust(width) for cell, width in zip(line[:-1], widths, strict=False)]
-        lines.append(f"{'  '.join(cells)}  {line[-1]}")
+    lines += text.columns(body, right=range(len(heads) - 1))
     lines += [
         "  MiB per device, (left) of the free memory; decode/s and prompt/s: tokens per second; ttft: time to the first"
         " token",

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .._planner import predictor
-from .._split import layer_split
+from .._split import known_devices, layer_split
 
 Json = dict[str, t.Any]
 
@@ -82,7 +81,7 @@ def partition(
         elif layers != held:
             source += f", scaled from its {held} layers"
     else:
-        devices = predictor.host_devices([], gpus)
+        devices = known_devices.host_devices([], gpus)
         speeds = [(device["bandwidth_gb_per_s"] or 0) * device["fraction"] for device in devices]
         weights = speeds if all(speeds) else [1.0] * len(speeds)
         held = 80

@@ -10,6 +10,7 @@ import typing as t
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import predictor
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import known_devices
 
 RECORDED = json.loads(
     (pathlib.Path(__file__).parents[4] / "fixtures" / "dry_run" / "shapes_b11312.json").read_text(encoding="utf-8")
@@ -30,7 +31,7 @@ def ask(model: t.Any = LLAMA, profile: str = "rtx4090_rtx3090", **changes: t.Any
         "model": model, "serving": {**SERVING, **changes}, "reserve_mib": 512, "objective": objective,
         "bench": {"prompt_tokens": 1024, "generated_tokens": 64, "repetitions": 1},
     }
-    return predictor.predict(question, predictor.profile_devices(profile))
+    return predictor.predict(question, known_devices.profile_devices(profile))
 
 
 def by_first(prediction: dict[str, t.Any]) -> dict[int, dict[str, t.Any]]:
@@ -128,31 +129,8 @@ def test_numbers_may_come_as_text() -> None:
     assert told["serving"]["kv_unified"] is False
 
 
-def test_the_devices_of_a_host() -> None:
-    gpus = [
-        {"uuid": uuid, "name": f"NVIDIA {name}", "memory_total_mib": total, "memory_bandwidth_gb_per_s": bandwidth}
-        for uuid, name, total, bandwidth in (
-            ("GPU-a", "GeForce RTX 4090", 24564, 1008.1), ("GPU-b", "Thing", 16000, 500.0)
-        )
-    ]
-    first, second = predictor.host_devices([], gpus)
-    assert (first["device"], first["id"], first["free_mib"], first["fraction"]) == ("CUDA0", "GPU-a", 23633, 0.793)
-    assert (second["free_mib"], second["fraction"], second["prefill_tflops"]) == (15360, 0.73, None)
-    recorded = [
-        {"device": "CUDA0", "id": "GPU-b", "description": "NVIDIA Thing", "free_mib": 15000, "budget_mib": None},
-        {"device": "RPC0", "id": "host:1", "description": "host:1", "free_mib": 8000, "budget_mib": None},
-    ]
-    third, fourth = predictor.host_devices(recorded, gpus)
-    assert (third["free_mib"], third["bandwidth_gb_per_s"]) == (15000, 500.0)
-    assert fourth["bandwidth_gb_per_s"] is None and fourth["sources"] == []
-    (limited,) = predictor.with_budgets([third], {"GPU-b": "9000", "GPU-elsewhere": 1})
-    assert limited["budget_mib"] == 9000
-    with pytest.raises(ValueError, match="the budget of CUDA0 is 'much'"):
-        predictor.with_budgets([third], {"CUDA0": "much"})
-
-
 def test_without_a_speed_there_is_memory_and_a_reason() -> None:
-    devices = predictor.host_devices(
+    devices = known_devices.host_devices(
         [{"device": f"RPC{i}", "id": f"h:{i}", "description": f"h:{i}", "free_mib": 20000} for i in (0, 1)], []
     )
     question = {
@@ -178,13 +156,6 @@ def test_the_table_says_that_it_is_a_prediction_and_where_numbers_come_from() ->
     for card in ("4090", "3090"):
         for number in ("free", "bandwidth", "decode", "prefill"):
             assert any(line.startswith(f"NVIDIA GeForce RTX {card}: {number}: ") for line in lines)
-
-
-def test_every_number_of_every_card_has_a_source() -> None:
-    for card in predictor.CARDS.values():
-        assert [source.split(":")[0] for source in card.sources] == ["free", "bandwidth", "decode", "prefill"]
-    for name in predictor.PROFILES:
-        assert len(predictor.profile_devices(name)) == 2
 
 
 def test_eight_cards() -> None:

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Devices with what is known of their speed before anything was measured. Private to this collection. Pure functions.
+
+C(fraction) and C(prefill_tflops) come from the table of known cards, bandwidth from NVML where the card is there.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._hardware import known_cards
+
+Json = dict[str, t.Any]
+
+#: NVML's total less what llama.cpp found free on idle cards was 2.4 to 3.8 % of the total (see known_cards.CARDS).
+USUAL_OVERHEAD = 0.04
+
+#: Pairs to name in a message; any cards of known_cards.CARDS can be put together the same way.
+PROFILES = ("rtx4090_rtx3090", "rtx3090_rtx3060", "rtx5090_rtx3090", "rtx3090_rtx3090", "rtx5090_rtx4090")
+
+
+def profile_devices(name: str) -> list[Json]:
+    """Return devices with what is known of their speed for a profile such as C(rtx4090_rtx3090).
+
+    A profile names cards in llama.cpp's order, one to eight. Raises ValueError that lists what is known.
+    """
+    parts = name.split("_")
+    if not 1 <= len(parts) <= 8 or any(part not in known_cards.CARDS for part in parts):
+        raise ValueError(
+            f"there is no hardware profile {name!r}; known are {', '.join(PROFILES)}, and up to eight of "
+            f"{', '.join(sorted(known_cards.CARDS))} joined by underscores in the order of the devices"
+        )
+    return [_device(f"CUDA{index}", f"CUDA{index}", known_cards.CARDS[part]) for index, part in enumerate(parts)]
+
+
+def _device(name: str, identity: str, card: known_cards.Card) -> Json:
+    return {
+        "device": name, "id": identity, "backend": "CUDA", "description": card.name, "total_mib": card.total_mib,
+        "free_mib": card.free_mib, "budget_mib": None, "bandwidth_gb_per_s": card.bandwidth_gb_per_s,
+        "fraction": card.fraction, "prefill_tflops": card.prefill_tflops, "sources": list(card.sources),
+    }
+
+
+def host_devices(recorded: t.Sequence[t.Mapping[str, t.Any]], gpus: t.Sequence[t.Mapping[str, t.Any]]) -> list[Json]:
+    """Return devices with what is known of their speed for a host.
+
+    C(recorded): devices of an earlier tuning, whose free memory was read while nothing else used them; they win.
+    C(gpus): as gpu_facts reports them. Without a record their free memory is that of the known card, or their total
+    less USUAL_OVERHEAD, because what is free now says little while a server runs. Bandwidth is NVML's own.
+    """
+    by_uuid = {gpu.get("uuid"): gpu for gpu in gpus}
+    if recorded:
+        return [{**device, **_speed(by_uuid.get(device["id"]), device.get("description"))} for device in recorded]
+    result = []
+    for index, gpu in enumerate(gpus):
+        speed = _speed(gpu, gpu.get("name"))
+        total = gpu.get("memory_total_mib") or 0
+        card = known_cards.named(gpu.get("name"))
+        free = card.free_mib if card and abs(card.total_mib - total) < total * 0.02 else int(
+            total * (1 - USUAL_OVERHEAD)
+        )
+        speed["sources"] = [
+            f"free: estimated from the card's {total} MiB; llama.cpp has not been asked", *speed["sources"]
+        ]
+        result.append({
+            "device": f"CUDA{index}", "id": gpu.get("uuid") or f"CUDA{index}", "backend": "CUDA",
+            "description": gpu.get("name") or "unnamed card", "total_mib": total, "free_mib": free, "budget_mib": None,
+            **speed,
+        })
+    return result
+
+
+def _speed(gpu: t.Mapping[str, t.Any] | None, name: t.Any) -> Json:
+    card = known_cards.named(gpu.get("name") if gpu else name)
+    bandwidth = gpu.get("memory_bandwidth_gb_per_s") if gpu else None
+    sources = ["bandwidth: the card's own highest memory clock and bus width (NVML)"] if bandwidth else []
+    if card is not None:
+        sources += [source for source in card.sources if source.split(":")[0] in ("decode", "prefill")]
+        sources += [source for source in card.sources if source.startswith("bandwidth:") and not bandwidth]
+    elif bandwidth:
+        sources += ["decode: assumed, the fraction that an RTX 3090 reaches"]
+    return {
+        "bandwidth_gb_per_s": bandwidth or (card.bandwidth_gb_per_s if card else None),
+        "fraction": card.fraction if card else known_cards.USUAL_FRACTION,
+        "prefill_tflops": card.prefill_tflops if card else None,
+        "sources": sources,
+    }
+
+
+def with_budgets(devices: t.Sequence[t.Mapping[str, t.Any]], budgets_mib: t.Mapping[str, t.Any]) -> list[Json]:
+    """Return the devices with their budget by id or name; budgets of other devices are no concern of a prediction."""
+    result = []
+    for device in devices:
+        budget = budgets_mib.get(device["id"], budgets_mib.get(device["device"], device.get("budget_mib")))
+        if budget is not None and (isinstance(budget, bool) or not str(budget).isdigit()):
+            raise ValueError(f"the budget of {device['device']} is {budget!r}: it must be a whole number of MiB")
+        result.append({**device, "budget_mib": None if budget is None else int(budget)})
+    return result

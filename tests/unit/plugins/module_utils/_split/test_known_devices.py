@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import known_devices
+
+
+def test_the_devices_of_a_host() -> None:
+    gpus = [
+        {"uuid": uuid, "name": f"NVIDIA {name}", "memory_total_mib": total, "memory_bandwidth_gb_per_s": bandwidth}
+        for uuid, name, total, bandwidth in (
+            ("GPU-a", "GeForce RTX 4090", 24564, 1008.1), ("GPU-b", "Thing", 16000, 500.0)
+        )
+    ]
+    first, second = known_devices.host_devices([], gpus)
+    assert (first["device"], first["id"], first["free_mib"], first["fraction"]) == ("CUDA0", "GPU-a", 23633, 0.793)
+    assert (second["free_mib"], second["fraction"], second["prefill_tflops"]) == (15360, 0.73, None)
+    recorded = [
+        {"device": "CUDA0", "id": "GPU-b", "description": "NVIDIA Thing", "free_mib": 15000, "budget_mib": None},
+        {"device": "RPC0", "id": "host:1", "description": "host:1", "free_mib": 8000, "budget_mib": None},
+    ]
+    third, fourth = known_devices.host_devices(recorded, gpus)
+    assert (third["free_mib"], third["bandwidth_gb_per_s"]) == (15000, 500.0)
+    assert fourth["bandwidth_gb_per_s"] is None and fourth["sources"] == []
+    (limited,) = known_devices.with_budgets([third], {"GPU-b": "9000", "GPU-elsewhere": 1})
+    assert limited["budget_mib"] == 9000
+    with pytest.raises(ValueError, match="the budget of CUDA0 is 'much'"):
+        known_devices.with_budgets([third], {"CUDA0": "much"})
+
+
+def test_profiles_name_cards_in_the_order_of_the_devices() -> None:
+    for name in known_devices.PROFILES:
+        assert len(known_devices.profile_devices(name)) == 2
+    first, second = known_devices.profile_devices("rtx5090_rtx3090")
+    assert (first["device"], first["description"]) == ("CUDA0", "NVIDIA GeForce RTX 5090")
+    assert (second["device"], second["description"]) == ("CUDA1", "NVIDIA GeForce RTX 3090")
