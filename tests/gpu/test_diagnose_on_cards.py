@@ -8,7 +8,6 @@ With two cards they share it; with one, this machine's CPU behind an RPC server 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import socket
@@ -17,9 +16,6 @@ import sys
 import time
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.filter.diagnosis import diagnosis
-from ansible_collections.homelab.mixed_gpu.plugins.filter.diagnosis_phases import diagnosis_phases
-from ansible_collections.homelab.mixed_gpu.plugins.filter.diagnosis_table import diagnosis_table
 from ansible_collections.homelab.mixed_gpu.plugins.filter.llama_server_command import llama_server_command
 from ansible_collections.homelab.mixed_gpu.plugins.filter.placement import placement
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import Client, ServerError
@@ -115,19 +111,18 @@ def served(llama_bin, entry):
 
 def diagnosed(url, entry, seconds=8):
     """Watch and judge as the role does; print what its user sees."""
-    watched = module(
-        "llama_server_watch",
+    done = module(
+        "llama_server_diagnosis",
         url=url,
-        devices=entry["devices"],
-        phases=diagnosis_phases(entry, seconds, 4),
+        deployment="random",
+        entry=entry,
+        server={"state": "ready", "deviations": [], "last_lines": []},
         seconds=seconds,
         journal_days=0,
         host_python=sys.executable,
     )
-    result = diagnosis(entry, watched, {"state": "ready", "deviations": [], "last_lines": []})
-    print("\n".join(diagnosis_table(result)))
-    print(json.dumps([phase["blocks"] for phase in watched["phases"]]))
-    return watched, result
+    print("\n".join(done["lines"]))
+    return done["diagnosis"]
 
 
 def rows(result, kind):
@@ -151,8 +146,8 @@ def test_two_cards_take_turns_at_a_token_as_the_record_expects(box, llama_bin, e
         device["budget_mib"] = int(0.75 * weights) + 512  # neither holds the model alone
     entry = tuned(llama_bin, path, model, devices, environment, tmp_path)
     with served(llama_bin, entry) as url:
-        watched, result = diagnosed(url, entry)
-    assert [device["seen"] for device in watched["devices"]] == ["nvml", "nvml"]
+        result = diagnosed(url, entry)
+    assert [device["seen"] for device in result["devices"]] == ["nvml", "nvml"]
     decode = rows(result, "decode")
     # turns: together about one card's worth, each about its share
     together = sum(row["utilisation_percent"] for row in decode)
@@ -190,8 +185,8 @@ def test_one_card_and_a_slow_device(box, llama_bin, environment, tmp_path):
         objective = OBJECTIVE | {"prompt_tokens": 128, "generated_tokens": 64}
         entry = tuned(llama_bin, path, model, devices, environment, tmp_path, tests, [endpoint], objective)
         with served(llama_bin, entry) as url:
-            watched, result = diagnosed(url, entry, seconds=6)
-    assert {device["id"]: device["seen"] for device in watched["devices"]} == {uuid: "nvml", endpoint: "process"}
+            result = diagnosed(url, entry, seconds=6)
+    assert {device["id"]: device["seen"] for device in result["devices"]} == {uuid: "nvml", endpoint: "process"}
     decode = {row["id"]: row for row in rows(result, "decode")}
     assert decode[endpoint]["ms_per_layer"] > decode[uuid]["ms_per_layer"]
     # the card waits for the CPU nearly all the time

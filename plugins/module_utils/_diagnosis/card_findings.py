@@ -12,11 +12,9 @@ import re
 import typing as t
 
 from .._hardware import pcie
+from .finding import finding
 
 Json = dict[str, t.Any]
-
-#: What a finding can be, worst last.
-SEVERITIES = ("ok", "note", "problem")
 
 #: GeForce cards lower their clocks so as not to exceed 83 or 84 degrees of the chip.
 HOT_CELSIUS = 83
@@ -121,11 +119,6 @@ _XID_LINE = re.compile(
     r"^(?P<at>\S+).*?NVRM: Xid \((?:PCI:)?(?P<pci>[0-9a-fA-F:.]+)\): (?P<xid>\d+)(?:, )?(?P<text>.*)$"
 )
 _PROGRAM = re.compile(r"\bname=([^,\s]+)")
-
-
-def finding(subject: str, kind: str, severity: str, detail: str, cure: str | None) -> Json:
-    """Return one finding: about whom, which kind, C(ok), C(note) or C(problem), a sentence, what to do."""
-    return {"subject": subject, "kind": kind, "severity": severity, "detail": detail, "cure": cure}
 
 
 def xid_lines(lines: t.Iterable[str]) -> list[Json]:

@@ -13,7 +13,7 @@ import time
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import device_watch
-from ansible_collections.homelab.mixed_gpu.plugins.modules.llama_server_watch import quota_percent
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch.watched_devices import quota_percent
 
 SPIN = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nprint(flush=True)\nwhile True: pass"
 SLEEP = "import time\nprint(flush=True)\ntime.sleep(60)"

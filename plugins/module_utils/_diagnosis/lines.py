@@ -7,7 +7,7 @@ from __future__ import annotations
 import textwrap
 import typing as t
 
-from .._base import text
+from .._base.text import columns, number
 from . import split_advice
 
 Json = dict[str, t.Any]
@@ -33,7 +33,7 @@ def table(result: Json) -> list[str]:
     if cards:
         lines += ["", "Cards at work", *cards]
     shown = [one for one in result["findings"] if one["severity"] != "ok"]
-    lines += ["", "What was found" if shown else "Nothing was found that holds a device up"]
+    lines += ["", "Findings" if shown else "No findings: nothing holds a device up"]
     for one in shown:
         lines += _wrapped(f"{MARKS[one['severity']]} {one['subject']}: {one['detail']}", "  ", "    ")
         if one["cure"]:
@@ -52,7 +52,24 @@ def table(result: Json) -> list[str]:
     return lines
 
 
+def would_send(url: str, entry: Json, phases: t.Sequence[Json], seconds: float) -> list[str]:
+    """Return what a diagnosis would do, for check mode."""
+    names = " and ".join(device["device"] for device in entry["devices"])
+    if not phases:
+        return _wrapped(f"Would send nothing, and read the cards of {names}, the journal and the record.", "", "  ")
+    words = ", ".join(
+        f"{phase['kind']} ({phase['prompt_tokens']} tokens of prompt, {phase['generated_tokens']} generated)"
+        for phase in phases
+    )
+    return [
+        f"Would send to {url} for about {seconds:g} s each, again and again:",
+        *_wrapped(f"{words}.", "  ", "  "),
+        f"Would watch {names} meanwhile. Nothing is changed.",
+    ]
+
+
 def _phase(phase: Json) -> list[str]:
+    """Return what was seen of one phase: a sentence, and a table of the devices."""
     unit = "token" if phase["kind"] == "decode" else f"prompt of {phase['prompt_tokens']} tokens"
     if phase["skipped_reason"] and not phase["blocks"]:
         return _wrapped(f"{phase['kind']}: {phase['skipped_reason']}", "", "  ")
@@ -77,10 +94,11 @@ def _phase(phase: Json) -> list[str]:
         ]
         for row in phase["devices"]
     ]
-    return [*_wrapped(head, "", "  "), *(f"  {line}" for line in text.columns(rows, range(1, 7)))]
+    return [*_wrapped(head, "", "  "), *(f"  {line}" for line in columns(rows, range(1, 7)))]
 
 
 def _change(row: Json) -> str:
+    """Return a change with interval and verdict: C(+12 % (+8..+16) slower)."""
     word = str(WORDS.get(row["verdict"], row["verdict"]))
     if row["change_percent"] is None:
         return word
@@ -90,6 +108,7 @@ def _change(row: Json) -> str:
 
 
 def _cards(result: Json) -> list[str]:
+    """Return the table of what the cards did, a row per card and phase."""
     names = {device["id"]: device["device"] for device in result["devices"]}
     rows = [["", "", "utilisation", "W", "degrees C", "SM MHz", "PCIe", "clocks held down by"]]
     for kind, cards in result["cards"].items():
@@ -111,7 +130,7 @@ def _cards(result: Json) -> list[str]:
                     ", ".join(reasons) or "nothing",
                 ]
             )
-    return [f"  {line}" for line in text.columns(rows, range(2, 6))] if len(rows) > 1 else []
+    return [f"  {line}" for line in columns(rows, range(2, 6))] if len(rows) > 1 else []
 
 
 def _mean(quantity: Json | None, unit: str) -> str:
@@ -123,7 +142,7 @@ def _percent(value: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return f"{value:.3f}" if value is not None and abs(value) < 1 else text.number(value, "-")
+    return f"{value:.3f}" if value is not None and abs(value) < 1 else number(value, "-")
 
 
 def _wrapped(text: str, first: str, rest: str) -> list[str]:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Diagnoses of made-up and recorded runs; the advice against all splits that fit, one by one."""
+"""Diagnoses of made-up and recorded runs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import pathlib
 import random
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import findings, findings_table, split_advice
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import cost_model
-from hypothesis import given
-from hypothesis import strategies as st
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import diagnosis, expected, lines
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis.observed import observe
 
 FIXTURES = pathlib.Path(__file__).resolve().parents[4] / "fixtures"
 PAIR = json.loads((FIXTURES / "report" / "mixed_70b.json").read_text(encoding="utf-8"))["entry"]
@@ -26,7 +24,7 @@ NO_CARDS = {"available": False, "reason": None, "gpus": []}
 def block(entry, phase, stretch=(1.0, 1.0), waiting=(0.0, 0.0), noise=0.0, rng=None, lost=0.0, seen=None):
     """One block of a phase as the physics has it: each device's time times its stretch, and what belongs to none."""
     rng = rng or random.Random(1)
-    model = findings.expected(entry, phase["kind"], phase["prompt_tokens"])
+    model = expected.expected(entry, phase["kind"], phase["prompt_tokens"])
     own = [ms * s * math.exp(rng.gauss(0, noise)) for ms, s in zip(model.busy_ms, stretch, strict=True)]
     stages = [ms / model.batches for ms in own]
     unit_ms = model.of_sum * sum(stages) + model.of_max * max(stages) + lost
@@ -40,7 +38,7 @@ def block(entry, phase, stretch=(1.0, 1.0), waiting=(0.0, 0.0), noise=0.0, rng=N
 
 
 def watch(entry, blocks=4, seen_as="nvml", seed=1, **physics):
-    """What llama_server_watch returns of such a server."""
+    """What load.watch returns of such a server."""
     rng = random.Random(seed)
     phases = [
         {
@@ -50,7 +48,7 @@ def watch(entry, blocks=4, seen_as="nvml", seed=1, **physics):
             "cards": {},
             "blocks": [block(entry, phase, rng=rng, **physics) for _one in range(blocks)],
         }
-        for phase in findings.phases(entry, 2.0)
+        for phase in expected.phases(entry, 2.0)
     ]
     devices = [
         {
@@ -68,9 +66,9 @@ def watch(entry, blocks=4, seen_as="nvml", seed=1, **physics):
 
 
 def diagnose(entry, watched, server=None, baseline="", tolerance=10.0):
-    result = findings.diagnose(entry, watched, server or READY, baseline, tolerance)
+    result = diagnosis.diagnose(entry, watched, server or READY, baseline, tolerance)
     assert json.loads(json.dumps(result)) == result
-    assert all(len(line) <= 100 for line in findings_table.table(result))
+    assert all(len(line) <= 100 for line in lines.table(result))
     return result
 
 
@@ -81,56 +79,6 @@ def found(result, kind):
 def row(result, kind, device):
     (phase,) = [phase for phase in result["phases"] if phase["kind"] == kind]
     return next(own for own in phase["devices"] if own["id"] == device)
-
-
-# --- expectations ---
-
-
-def test_phases_are_the_tests_of_the_record_and_fit_the_context():
-    assert findings.phases(PAIR, 2.0) == [
-        {"kind": "decode", "prompt_tokens": 1, "generated_tokens": 35},  # two seconds at 17.7 tokens per second
-        {"kind": "prefill", "prompt_tokens": 1024, "generated_tokens": 1},
-    ]
-    small = {**PAIR, "serving": {**PAIR["serving"], "context_size": 64}}
-    assert [phase["prompt_tokens"] + phase["generated_tokens"] for phase in findings.phases(small, 60.0)] == [64, 64]
-    slots = {**PAIR["serving"], "kv_unified": False, "parallel_slots": 4}
-    assert findings.phases({**PAIR, "serving": slots}, 60.0)[1]["prompt_tokens"] == 1024
-    assert findings.context_of(slots) == 2048
-
-
-def test_cards_take_turns_at_a_token_and_the_slower_stage_is_busy_at_a_prompt():
-    decode = findings.expected(PAIR, "decode", 1)
-    assert decode.ms == pytest.approx(44 * 0.655 + 37 * 0.742)
-    assert sum(decode.utilisation()) == pytest.approx(1.0)
-    assert decode.utilisation()[0] == pytest.approx(44 * 0.655 / decode.ms)
-    prefill = findings.expected(PAIR, "prefill", 1024)  # two micro-batches; the output slot is no work
-    stages = [44 * 7.9, 36 * 14.2]
-    assert prefill.ms == pytest.approx(sum(stages) + max(stages))
-    assert prefill.utilisation() == pytest.approx([2 * stage / prefill.ms for stage in stages])
-    long = findings.expected(PAIR, "prefill", 64 * 512)
-    assert long.utilisation()[1] > 0.98
-    assert long.utilisation()[0] == pytest.approx(stages[0] / stages[1], abs=0.02)
-
-
-@given(
-    st.lists(st.floats(0.1, 100), min_size=2, max_size=4),
-    st.floats(1, 1e4),
-    st.integers(1, 8),
-    st.floats(0, 1),
-)
-def test_attributed_time_obeys_the_form_of_the_fit(busy, ms, batches, overlap):
-    of_sum, of_max = cost_model.prefill_weights(batches, overlap)
-    model = findings.Expected(1.0, (1.0,) * len(busy), of_sum, of_max, batches)
-    stages = [own / batches for own in findings.attributed(ms, busy, model)]
-    assert of_sum * sum(stages) + of_max * max(stages) == pytest.approx(ms)
-    assert [stage / stages[0] for stage in stages] == pytest.approx([own / busy[0] for own in busy])
-
-
-def test_what_is_left_is_the_only_device_that_is_not_seen():
-    assert findings.attributed(50.0, [30.0, None], None) == [30.0, 20.0]
-    assert findings.attributed(50.0, [30.0, None, None], None) == [30.0, None, None]
-    pipeline = findings.expected(PAIR, "prefill", 1024)
-    assert findings.attributed(50.0, [30.0, None], pipeline) == [30.0, None]
 
 
 # --- verdicts ---
@@ -181,7 +129,7 @@ def test_everything_slower_blames_no_device_alone():
 def test_time_that_is_lost_on_no_device_is_the_splits():
     watched = watch(PAIR, noise=0.6, seed=3)  # nobody can tell who works how long
     for one in watched["phases"][0]["blocks"]:
-        one["ms"] = 1.6 * findings.expected(PAIR, "decode", 1).ms * 4 * watched["phases"][0]["generated_tokens"]
+        one["ms"] = 1.6 * expected.expected(PAIR, "decode", 1).ms * 4 * watched["phases"][0]["generated_tokens"]
     result = diagnose(PAIR, watched)
     (slower,) = found(result, "slower")
     assert slower["subject"] == "the split"
@@ -206,7 +154,7 @@ def test_one_block_says_nothing():
 @pytest.mark.parametrize("noise", [0.01, 0.03, 0.1, 0.3])
 def test_false_alarms_are_rare_however_noisy_it_is(noise):
     watched = (watch(PAIR, seed=seed, noise=noise) for seed in range(150))
-    results = ([findings.observe(PAIR, phase, 10.0) for phase in one["phases"]] for one in watched)
+    results = ([observe(PAIR, phase, 10.0) for phase in one["phases"]] for one in watched)
     alarms = sum(
         "slower" in {own["verdict"] for phase in phases for own in (phase, *phase["devices"])} for phases in results
     )
@@ -217,26 +165,9 @@ def test_a_quarter_on_one_device_is_found_at_the_usual_noise():
     hits = 0
     for seed in range(100):
         phase = watch(PAIR, seed=seed, stretch=(1.0, 1.25), noise=0.03)["phases"][0]
-        verdicts = {own["device"]: own["verdict"] for own in findings.observe(PAIR, phase, 10.0)["devices"]}
+        verdicts = {own["device"]: own["verdict"] for own in observe(PAIR, phase, 10.0)["devices"]}
         hits += verdicts["CUDA1"] == "slower" and verdicts["CUDA0"] != "slower"
     assert hits >= 95
-
-
-@pytest.mark.parametrize(
-    ("ratios", "error", "verdict"),
-    [
-        ([1.0, 1.01, 0.99], 0.0, "as_recorded"),
-        ([1.3, 1.31, 1.29], 0.0, "slower"),
-        ([0.7, 0.71, 0.69], 0.0, "faster"),
-        ([1.3, 1.31, 1.29], 0.4, "within_noise"),  # the record itself is not better known
-        ([1.05, 1.051, 1.049], 0.0, "as_recorded"),  # sure, and less than the tolerance
-        ([0.5, 2.0, 1.0], 0.0, "within_noise"),
-        ([1.5], 0.0, "within_noise"),
-        ([], 0.0, "not_seen"),
-    ],
-)
-def test_verdicts(ratios, error, verdict):
-    assert findings.change(ratios, error, 10.0).verdict == verdict
 
 
 def test_the_records_own_noise_counts():
@@ -310,7 +241,7 @@ def test_a_server_elsewhere_than_planned_stopped_or_busy_is_said():
         phase["skipped_reason"] = busy["busy"]
     result = diagnose(PAIR, busy)
     assert (result["verdict"], result["summary"]) == ("busy", "the server was busy")
-    assert "\n".join(findings_table.table(result)).count("the server was busy") == 1
+    assert "\n".join(lines.table(result)).count("the server was busy") == 1
 
 
 def test_a_server_that_dies_meanwhile_is_a_problem():
@@ -354,115 +285,6 @@ def test_a_real_run_on_a_busy_machine():
     assert [one for one in found(result, "slower") if one["severity"] == "problem"] == []
 
 
-# --- advice ---
-
-
-def certain(layers):
-    """The pair's record with another split, and a fit without error."""
-    entry = copy.deepcopy(PAIR)
-    entry["decision"].update(layers=layers, table=[])
-    entry["decision"]["fit"].update(decode_residual_percent=0.1, prefill_residual_percent=0.1)
-    return entry
-
-
-def test_the_advice_reads_like_a_person_would_say_it():
-    result = split_advice.advice(certain([39, 42]), [])
-    assert result["moves"] == [{"layers": 5, "from": "CUDA1", "to": "CUDA0"}]
-    assert result["headroom_mib"] == {"CUDA0": 16, "CUDA1": 3660}
-    assert result["why"].startswith("move 5 layers from CUDA1 to CUDA0: +0.8 % decode, +7.5 % prefill, +1.4 % request;")
-    assert "16 MiB left on CUDA0" in result["why"]
-
-
-def test_a_split_that_failed_is_never_advised():
-    entry = certain([39, 42])
-    entry["decision"]["table"] = [{"layers": [44, 37], "status": "out_of_memory", "loads": 1, "objective_ms": None}]
-    assert split_advice.advice(entry, [])["layers"] == [43, 38]
-
-
-def test_what_was_measured_counts_more_than_the_fit():
-    entry = certain([39, 42])
-    entry["decision"]["table"] = [
-        {"layers": layers, "status": "ok", "loads": 2, "objective_ms": {"mean": mean}}
-        for layers, mean in (([39, 42], 1000.0), ([44, 37], 1010.0), ([43, 38], 1010.0), ([42, 39], 1010.0))
-    ]
-    advised = split_advice.advice(entry, [])["layers"]
-    assert advised not in ([44, 37], [43, 38], [42, 39])
-
-
-@st.composite
-def records(draw):
-    devices = draw(st.integers(2, 3))
-    slots = draw(st.integers(devices + 1, 30))
-    split = st.lists(st.integers(1, slots), min_size=devices - 1, max_size=devices - 1).map(
-        lambda cuts: [b - a for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), slots], strict=True)]
-    )
-    rows = draw(st.lists(split.filter(all), min_size=1, max_size=25, unique_by=tuple))
-    cost = st.lists(st.floats(0.05, 20), min_size=devices, max_size=devices)
-    name = draw(st.sampled_from(["decode", "prefill", "ttft", "request", "agent"]))
-    prompt, generated = draw(st.integers(1, 4000)), draw(st.integers(1, 500))
-    return {
-        "devices": [
-            {"device": f"CUDA{i}", "id": f"GPU-{i}", "backend": "CUDA", "description": "x"} for i in range(devices)
-        ],
-        "serving": {"micro_batch_size": draw(st.sampled_from([64, 512])), "batch_size": 2048, "context_size": 8192,
-                    "parallel_slots": 1, "kv_unified": True},
-        "fingerprint_parts": {"tests": [
-            {"kind": "prefill", "n_prompt": prompt, "n_gen": 0, "n_depth": 0},
-            {"kind": "decode", "n_prompt": 0, "n_gen": 32, "n_depth": 0},
-        ]},
-        "feasible": [
-            {"layers": one, "mib": [1] * devices, "headroom_mib": [10 + i for i in range(devices)]} for one in rows
-        ],
-        "decision": {
-            "layers": draw(st.sampled_from(rows)), "split_mode": "layer", "table": [],
-            "objective": {"name": name, "prompt_tokens": prompt, "generated_tokens": generated, "depth_tokens": 0},
-            "fit": {"decode_ms_per_slot": draw(cost), "prefill_ms_per_slot": draw(cost),
-                    "prefill_overlap": draw(st.sampled_from([0.0, 0.4, 1.0])),
-                    "decode_residual_percent": draw(st.sampled_from([None, 0.5, 8.0])),
-                    "prefill_residual_percent": draw(st.sampled_from([None, 2.0]))},
-        },
-    }  # fmt: skip
-
-
-def objective_ms(entry, layers):
-    """The objective's time, straight from the forms of _cost_model."""
-    fit, asked = entry["decision"]["fit"], entry["decision"]["objective"]
-    name, batch = asked["name"], entry["serving"]["micro_batch_size"]
-    batches = cost_model.micro_batches(asked["prompt_tokens"], batch)
-    prefill = cost_model.prefill_ms(fit["prefill_ms_per_slot"], layers, batches, fit["prefill_overlap"])
-    token = cost_model.decode_ms(fit["decode_ms_per_slot"], layers)
-    generated = asked["generated_tokens"] * token
-    return {"decode": generated, "agent": generated, "prefill": prefill, "ttft": prefill + token}.get(
-        name, prefill + generated
-    )
-
-
-@given(records())
-def test_the_advice_is_the_best_of_all_that_fit_or_none_is_worth_it(entry):
-    now = entry["decision"]["layers"]
-    times = {tuple(row["layers"]): objective_ms(entry, row["layers"]) for row in entry["feasible"]}
-    name = entry["decision"]["objective"]["name"]
-    fit = entry["decision"]["fit"]
-    tokens = {"prefill": 0, "ttft": 1}.get(name, entry["decision"]["objective"]["generated_tokens"])
-    part = tokens * cost_model.decode_ms(fit["decode_ms_per_slot"], now) / times[tuple(now)]
-    residual = part * (fit["decode_residual_percent"] or 0) + (1 - part) * (fit["prefill_residual_percent"] or 0)
-    threshold = max(0.01, residual / 100)
-    best = min(times.values())
-    gained = 1 - best / times[tuple(now)]
-    result = split_advice.advice(entry, [])
-    if gained <= threshold - 1e-9:
-        assert result["layers"] is None and result["moves"] == []
-        assert result["why"].startswith("nothing to move")
-    elif gained >= threshold + 1e-9:
-        assert times[tuple(result["layers"])] == pytest.approx(best)
-        moved = list(now)
-        for step in result["moves"]:
-            moved[int(step["from"][-1])] -= step["layers"]
-            moved[int(step["to"][-1])] += step["layers"]
-        assert moved == result["layers"]
-        assert result["gains_percent"][name] == pytest.approx(100 * (times[tuple(now)] / best - 1), abs=0.06)
-
-
 # --- rules of thumb ---
 
 
@@ -477,7 +299,7 @@ def test_where_the_rule_of_thumb_says_the_opposite_both_are_shown():
     assert decode["agrees"] is False
     assert "take turns" in decode["why"]
     assert result["advice"]["moves"][0]["to"] == "CUDA0"
-    text = " ".join(" ".join(findings_table.table(result)).split())
+    text = " ".join(" ".join(lines.table(result)).split())
     assert "says otherwise" in text and "move 7 layers from CUDA1 to CUDA0" in text
 
 

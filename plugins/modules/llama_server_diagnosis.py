@@ -1,0 +1,209 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: llama_server_diagnosis
+short_description: Load a running llama-server for some seconds and judge each of its devices
+version_added: 0.1.0
+description:
+  - Sends a fixed prompt again and again to a running llama-server, one request at a time, watches what each of its
+    devices does meanwhile, and compares with what the record of the tuning expects. Nothing is stopped, started or
+    stored.
+  - Cards are watched through NVML. A device that is an RPC server on this host is watched through the kernel's accounts
+    of its process; one on another host is not seen.
+  - While other requests are handled nothing is sent, and what overlaps with other requests is left out.
+  - Also reads the Xid errors of the kernel's journal, and the baseline of the deployment.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+    details: Sends nothing in check mode; RV(lines) says what would be sent.
+  diff_mode:
+    support: N/A
+    details: This module changes nothing.
+options:
+  url:
+    description: Where the server listens.
+    type: str
+    default: http://127.0.0.1:8080
+  api_key_file:
+    description: File on the host that holds the API key. An absent or empty file means that the server needs none.
+    type: path
+  deployment:
+    description: Id of the deployment that is served, as under C(models) in the host's record.
+    type: str
+    required: true
+  entry:
+    description: Its entry in the host's record, from M(homelab.mixed_gpu.split_record).
+    type: dict
+    required: true
+  server:
+    description:
+      - What M(homelab.mixed_gpu.llama_server_info) returned with this entry. A server that is not ready is not loaded.
+    type: dict
+    required: true
+  load:
+    description: Whether the server is loaded. With V(false) only cards, journal and record are read.
+    type: bool
+    default: true
+  seconds:
+    description: For how long generation and prompt are measured, each, after a short warm-up.
+    type: float
+    default: 8
+  blocks:
+    description: Parts that each measurement is divided into; they show the noise.
+    type: int
+    default: 4
+  tolerance_percent:
+    description: A device is called slower or faster only beyond this, and only where the noise allows it.
+    type: float
+    default: 10.0
+  wait_seconds:
+    description: How long to wait for a server that is busy with other requests.
+    type: int
+    default: 30
+  journal_days:
+    description: How far back the journal is searched for Xid errors. V(0) does not read it.
+    type: int
+    default: 7
+  timeout_seconds:
+    description: Time limit of one request.
+    type: int
+    default: 300
+  state_dir:
+    description: Directory of the host in which the baseline of the deployment is read, if there is one.
+    type: path
+    default: /var/lib/mixed_gpu
+  host_python:
+    description: Python interpreter that has C(nvidia-ml-py), used when the one that runs this module lacks it.
+    type: path
+    default: /opt/mixed_gpu/venv/bin/python
+requirements:
+  - nvidia-ml-py >= 12.535.108, in the interpreter that runs the module or in O(host_python), to watch cards
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Read the active deployment
+  homelab.mixed_gpu.split_record:
+    state: query
+  register: example_recorded
+
+- name: Read where the server placed the model
+  homelab.mixed_gpu.llama_server_info:
+    deployment: "{{ example_recorded.entry }}"
+  register: example_server
+
+- name: Check each device of the server
+  homelab.mixed_gpu.llama_server_diagnosis:
+    deployment: "{{ example_recorded.deployment }}"
+    entry: "{{ example_recorded.entry }}"
+    server: "{{ example_server }}"
+  register: example_diagnosis
+"""
+
+RETURN = r"""
+diagnosis:
+  description: The verdict and what it rests on, see C(docs/data_formats.md); V(none) in check mode.
+  returned: always
+  type: dict
+lines:
+  description: The diagnosis as lines of text.
+  returned: always
+  type: list
+  elements: str
+"""
+
+import importlib
+import os
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import diagnosis, expected, lines
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
+    Client,
+    ServerError,
+    read_api_key,
+)
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import load, watched_devices
+
+Json = dict[str, t.Any]
+
+
+def asked_of(params: Json) -> load.Asked:
+    """Return what to load the server with; nothing where it is not ready."""
+    phases = []
+    if params["load"] and params["server"]["state"] == "ready":
+        phases = expected.phases(params["entry"], params["seconds"] / params["blocks"])
+    return load.Asked(
+        phases, params["seconds"], params["blocks"], params["wait_seconds"], params["journal_days"]
+    )
+
+
+def examine(module: AnsibleModule, asked: load.Asked) -> Json:
+    """Watch the devices and return the diagnosis."""
+    params = module.params
+    reason = host_python.enter(["pynvml"], params["host_python"])
+    nvml = reason if reason else importlib.import_module("pynvml")
+    key = read_api_key(None, params["api_key_file"])
+    if key:
+        module.no_log_values.add(key)
+    client = Client(params["url"], key, params["timeout_seconds"])
+    tools = watched_devices.Tools(module, nvml)
+    watched = load.watch(client, params["entry"]["devices"], asked, tools)
+    baseline = json_file.read_text(os.path.join(params["state_dir"], "baselines", f"{params['deployment']}.json"))
+    judged = diagnosis.diagnose(
+        params["entry"], watched, params["server"], baseline or "", params["tolerance_percent"]
+    )
+    return {**judged, "deployment": params["deployment"], "at": json_file.utc_now()}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "url": {"type": "str", "default": "http://127.0.0.1:8080"},
+            "api_key_file": {"type": "path", "no_log": False},
+            "deployment": {"type": "str", "required": True},
+            "entry": {"type": "dict", "required": True},
+            "server": {"type": "dict", "required": True},
+            "load": {"type": "bool", "default": True},
+            "seconds": {"type": "float", "default": 8},
+            "blocks": {"type": "int", "default": 4},
+            "tolerance_percent": {"type": "float", "default": 10.0},
+            "wait_seconds": {"type": "int", "default": 30},
+            "journal_days": {"type": "int", "default": 7},
+            "timeout_seconds": {"type": "int", "default": 300},
+            "state_dir": {"type": "path", "default": "/var/lib/mixed_gpu"},
+            "host_python": {"type": "path", "default": host_python.DEFAULT},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    if not 0 < params["seconds"] <= 600 or params["blocks"] < 2:
+        module.fail_json(
+            msg="seconds must be more than 0 and at most 600, and blocks at least 2: "
+            f"they are {params['seconds']} and {params['blocks']}."
+        )
+    try:
+        asked = asked_of(params)
+        if module.check_mode:
+            would = lines.would_send(params["url"], params["entry"], asked.phases, params["seconds"])
+            module.exit_json(changed=False, diagnosis=None, lines=would)
+        judged = examine(module, asked)
+    except ServerError as exc:
+        module.fail_json(msg=str(exc))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
+        module.fail_json(
+            msg=f"The recorded deployment {params['deployment']} is not complete ({exc!r}): run the tuning play again."
+        )
+    module.exit_json(changed=False, diagnosis=judged, lines=lines.table(judged))
+
+
+if __name__ == "__main__":
+    main()

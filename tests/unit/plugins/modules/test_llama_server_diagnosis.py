@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The module around _watch and _diagnosis: cards of the compiled stand-in for NVML, and no server that answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.tests.fake_nvml import build
+
+FIXTURES = pathlib.Path(__file__).resolve().parents[3] / "fixtures"
+ENTRY = json.loads((FIXTURES / "report" / "mixed_70b.json").read_text(encoding="utf-8"))["entry"]
+READY = {"state": "ready", "deviations": [], "last_lines": []}
+RUN = """
+import json, sys
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_server_diagnosis
+with patch_module_args(json.loads(sys.argv[1])):
+    llama_server_diagnosis.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return build.build_library(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def diagnose(library, tmp_path):
+    def run(fails=False, **arguments):
+        usual = {
+            "url": "http://127.0.0.1:1", "deployment": "mixed", "entry": ENTRY, "server": READY, "journal_days": 0,
+            "state_dir": str(tmp_path),
+        }  # fmt: skip
+        text = (build.HERE / "profiles" / "under_load.txt").read_text(encoding="utf-8")
+        variables = build.environment(library, None, text) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, json.dumps(usual | arguments)],
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        result = json.loads(done.stdout)
+        assert bool(result.get("failed")) is fails, result
+        return result
+
+    return run
+
+
+def test_without_load_cards_and_baseline_are_judged(diagnose, tmp_path):
+    baseline = tmp_path / "baselines" / "mixed.json"
+    baseline.parent.mkdir()
+    baseline.write_text("{broken")
+    result = diagnose(load=False)
+    found = {(one["subject"], one["kind"]) for one in result["diagnosis"]["findings"]}
+    assert ("baseline", "baseline") in found
+    assert result["diagnosis"]["verdict"] == "not_measured"
+    assert result["diagnosis"]["deployment"] == "mixed" and result["diagnosis"]["at"].endswith("Z")
+    assert result["lines"][0] == "not measured: nothing was measured"
+
+
+def test_a_server_that_does_not_run_is_not_loaded(diagnose):
+    result = diagnose(server={"state": "failed", "last_lines": ["out of memory"]})
+    assert result["diagnosis"]["verdict"] == "problem" and result["diagnosis"]["phases"] == []
+    assert "llama-server is failed, so nothing was sent: out of memory" in " ".join(result["lines"][0].split())
+
+
+def test_check_mode_sends_nothing_and_shows_what_it_would_send(diagnose):
+    result = diagnose(_ansible_check_mode=True)
+    assert result["diagnosis"] is None
+    assert result["lines"][0] == "Would send to http://127.0.0.1:1 for about 8 s each, again and again:"
+    assert "decode (1 tokens of prompt, 35 generated), prefill (1024 tokens of prompt, 1" in result["lines"][1]
+    assert "CUDA0 and CUDA1" in result["lines"][-1]
+    nothing = diagnose(_ansible_check_mode=True, load=False)["lines"]
+    assert nothing[0].startswith("Would send nothing, and read the cards of CUDA0 and CUDA1")
+
+
+def test_failures_are_one_sentence(diagnose):
+    assert diagnose(fails=True, blocks=1)["msg"].startswith("seconds must be more than 0")
+    assert "cannot be reached" in diagnose(fails=True)["msg"]
+    assert "mixed is not complete (KeyError('devices')): run the tuning play again" in diagnose(
+        fails=True, load=False, entry={"decision": {}}
+    )["msg"]
