@@ -18,9 +18,10 @@ MACHINE = {
     "files": {"/sys/module/nvidia/version": "580.95.05\n"},
     "nvml": "pair",
 }
+SLEEP = "import time\ntime.sleep(1e6)\n"
 FILES = {
-    "opt/vllm/bin/vllm": "import time\ntime.sleep(1e6)\n",
-    "srv/hf/llama/config.json": '{"num_hidden_layers": 80}\n',
+    "opt/vllm/bin/vllm": SLEEP,
+    "opt/sglang/sglang/launch_server.py": SLEEP,
     "etc/default/vllm": "VLLM_API_KEY=sk-secretsecret\nTP=2\n",
     "etc/systemd/system/vllm.service": (
         "[Service]\nEnvironmentFile=/etc/default/vllm\n"
@@ -28,13 +29,15 @@ FILES = {
         " --api-key sk-secretsecret\n[Install]\nWantedBy=multi-user.target\n"
     ),
     "opt/sglang/serve.sh": (
-        "#!/bin/sh\nexport HF_TOKEN=hf_secretsecret\n"
+        "#!/bin/sh\nexport HF_TOKEN=hf_secretsecret\ncd /opt/sglang\n"
         "exec python3 -m sglang.launch_server --model-path org/coder \\\n  --tp 2 --api-key sk-secretsecret\n"
     ),
-    "etc/systemd/system/sglang.service": "[Service]\nExecStart=/bin/sh /opt/sglang/serve.sh\n",
+    "etc/systemd/system/sglang.service": (
+        "[Service]\nExecStart=/bin/sh /opt/sglang/serve.sh\n[Install]\nWantedBy=multi-user.target\n"
+    ),
     "etc/systemd/system/like.service": (
         "[Service]\nEnvironment=CUDA_VISIBLE_DEVICES=GPU-11111111-2222-3333-4444-555555555555\n"
-        "ExecStart=/usr/bin/python3 /opt/vllm/bin/vllm serve small\n"
+        "ExecStart=/usr/bin/python3 /opt/vllm/bin/vllm serve small\n[Install]\nWantedBy=multi-user.target\n"
     ),
 }
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: host_info
-short_description: Look at a host before anything is installed on it
+short_description: Read system, memory, disk room and NVIDIA cards of a host without a driver
 version_added: 0.1.0
 description:
   - Reads system, memory, disk room, listening processes and the NVIDIA cards on the PCI bus, mostly from files below
@@ -25,24 +25,24 @@ attributes:
       - This action does not modify state.
 options:
   paths:
-    description: Paths whose room is asked for. They need not exist.
+    description: Paths whose disk room is returned; a path need not exist.
     type: list
     elements: path
     default: []
   files:
-    description: Files whose size is asked for. They need not exist.
+    description: Files whose size is returned; a file need not exist.
     type: list
     elements: path
     default: []
   port:
-    description: TCP port; which processes listen on it is asked with C(ss).
+    description: TCP port whose listening processes are read with C(ss).
     type: int
 author:
   - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
-- name: Look at the host
+- name: Read disk room and listeners
   homelab.mixed_gpu.host_info:
     paths: [/srv/models]
     port: 8080
@@ -264,92 +264,10 @@ host:
       description: Whether the kernel module nouveau is loaded.
       type: bool
       returned: always
-    revalidation:
-      description: Whether a revalidation is due, as M(homelab.mixed_gpu.split_record) returns it.
-      type: dict
-      returned: always
-    upgrade:
-      description: Whether somebody has to end an upgrade (C(needed)), in what state it is (C(why)), and how (C(cure)).
-      type: dict
-      returned: always
 """
 
-import os
-import platform
-import re
-
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware.host_hardware import read
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due, upgrade_stages
-
-MIB = 1 << 20
-
-
-def operating_system(text: str) -> dict[str, str | None]:
-    """What /etc/os-release says; keys that it lacks are None."""
-    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
-    names = {"id": "ID", "version_id": "VERSION_ID", "pretty_name": "PRETTY_NAME"}
-    return {key: values[name].strip().strip("\"'") if name in values else None for key, name in names.items()}
-
-
-def memory(text: str) -> dict[str, int]:
-    """MiB from the text of /proc/meminfo, which counts in KiB."""
-    kib = {name: int(number) for name, number in re.findall(r"^(\w+):\s+(\d+)", text, re.MULTILINE)}
-    swap_total = kib.get("SwapTotal", 0)
-    return {
-        "memory_total_mib": kib.get("MemTotal", 0) // 1024,
-        "memory_available_mib": kib.get("MemAvailable", 0) // 1024,
-        "swap_total_mib": swap_total // 1024,
-        "swap_used_mib": (swap_total - kib.get("SwapFree", swap_total)) // 1024,
-    }
-
-
-def size(path: str) -> int | None:
-    """Bytes of a regular file, or None."""
-    return os.path.getsize(path) if os.path.isfile(path) else None
-
-
-def disk(path: str) -> dict[str, str | int | None]:
-    """Room of the file system that holds the path, or its nearest existing parent."""
-    there = os.path.abspath(path)
-    while not os.path.exists(there):
-        there = os.path.dirname(there)
-    mount_point = os.path.realpath(there)
-    while not os.path.ismount(mount_point):
-        mount_point = os.path.dirname(mount_point)
-    room = os.statvfs(there)
-    return {
-        "path": path,
-        "mount_point": mount_point,
-        "medium": host_hardware.medium(there),
-        "total_mib": room.f_blocks * room.f_frsize // MIB,
-        "free_mib": room.f_bavail * room.f_frsize // MIB,
-        "held_mib": _held(path) // MIB,
-    }
-
-
-def _held(path: str) -> int:
-    blocks = 0
-    for directory, _directories, names in os.walk(path):
-        for name in names:
-            try:
-                blocks += os.lstat(os.path.join(directory, name)).st_blocks
-            except OSError:  # gone while we looked
-                continue
-    return blocks * 512
-
-
-def container() -> str | None:
-    """The kind of container, as systemd notes it, or as the environment of process 1 or a marker file says."""
-    noted = read("/run/systemd/container")
-    if noted:
-        return noted
-    first = re.search(r"(?:^|\0)container=([^\0]+)", read("/proc/1/environ") or "")
-    if first:
-        return first[1]
-    marks = {"/run/.containerenv": "podman", "/.dockerenv": "docker"}
-    return next((kind for mark, kind in marks.items() if os.path.exists(mark)), None)
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host
 
 
 def main() -> None:
@@ -361,39 +279,9 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    port, ss = module.params["port"], module.get_bin_path("ss")
-    found = None
-    if port is not None and ss is not None:
-        rc, out, _err = module.run_command([ss, "-Hltnp", "--cgroup", f"sport = :{port}"])
-        found = host_hardware.listeners(out) if rc == 0 else None
-    module.exit_json(
-        changed=False,
-        host={
-            "os": operating_system(read("/etc/os-release") or read("/usr/lib/os-release") or ""),
-            "machine": platform.machine(),
-            "kernel": platform.release(),
-            "kernel_version": platform.version(),
-            "kernels": host_hardware.kernels(),
-            "firmware": host_hardware.firmware(),
-            "python_version": platform.python_version(),
-            "uid": os.geteuid(),
-            "init": read("/proc/1/comm"),
-            "container": container(),
-            "hypervisor": host_hardware.hypervisor(),
-            "secure_boot": host_hardware.secure_boot(),
-            **memory(read("/proc/meminfo") or ""),
-            "disks": [disk(path) for path in module.params["paths"]],
-            "files": [{"path": path, "size_bytes": size(path)} for path in module.params["files"]],
-            "listeners": found,
-            "nvidia_pci": host_hardware.nvidia_pci(),
-            "nvidia_devices": host_hardware.nvidia_devices(),
-            "nvidia_nodes": host_hardware.nvidia_nodes(),
-            "nvidia_module_version": read("/sys/module/nvidia/version"),
-            "revalidation": due.of_host(),
-            "upgrade": upgrade_stages.unfinished(read(upgrade_stages.PATH)),
-            "nouveau_loaded": os.path.isdir("/sys/module/nouveau"),
-        },
-    )
+    params = module.params
+    listeners = host.listening(params["port"], module.get_bin_path("ss"), module.run_command)
+    module.exit_json(changed=False, host=host.describe(params["paths"], params["files"], listeners))
 
 
 if __name__ == "__main__":

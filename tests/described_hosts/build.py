@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Machines that preflight looks at, described in hosts/*.yml: files below /proc, /sys, /dev and /boot, what NVML
-answers, processes, and what `systemctl show` prints. Everything between these and the table is the collection's code.
+answers, and processes. Everything between these and the table is the collection's code.
 
 A description holds
 
@@ -13,7 +13,6 @@ A description holds
   counts; without it there is no environment that could ask;
 - sample_seconds: for how long the cards are watched;
 - processes: by pid, cmdline, environ and unit;
-- shown: output of `systemctl show`;
 - recorded: the host fact mixed_gpu;
 - wanted: what differs from WANTED; models are entries of llm_models;
 - expected: every check that is not ok, by name, as [severity, words that its text has ...]; second: of checks that
@@ -27,9 +26,8 @@ import pathlib
 import typing as t
 
 import yaml
-from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_models import preflight_models
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware
-from ansible_collections.homelab.mixed_gpu.plugins.modules import llm_engines_info
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import model_checks, other_engines
 
 HERE = pathlib.Path(__file__).resolve().parent
 MIB = 1 << 20
@@ -122,8 +120,8 @@ def card(root: pathlib.Path, at: pathlib.Path, number: int, address: str, given:
     (root / "sys/bus/pci/devices" / address).symlink_to(at / place / address)
 
 
-def host(machine: t.Mapping[str, t.Any], root: pathlib.Path) -> dict[str, t.Any]:
-    """What host_info says of the machine below `root`."""
+def host(machine: t.Mapping[str, t.Any], root: pathlib.Path, gpus: t.Any = None) -> dict[str, t.Any]:
+    """What the module preflight_info sees of the machine below `root`; `gpus` is what NVML says."""
     return {
         **BASE,
         "kernels": host_hardware.kernels(str(root)),
@@ -132,18 +130,14 @@ def host(machine: t.Mapping[str, t.Any], root: pathlib.Path) -> dict[str, t.Any]
         "nvidia_pci": host_hardware.nvidia_pci(str(root)),
         "nvidia_devices": host_hardware.nvidia_devices(str(root)),
         "nvidia_nodes": host_hardware.nvidia_nodes(str(root)),
+        "gpus": gpus,
+        "engines": other_engines.running(str(root)),
+        "recorded": machine.get("recorded"),
         **machine.get("host", {}),
     }
-
-
-def engines(machine: t.Mapping[str, t.Any], root: pathlib.Path) -> list[dict[str, t.Any]]:
-    """What llm_engines_info says of the machine below `root`."""
-    return llm_engines_info.merged(
-        llm_engines_info.processes(str(root)), llm_engines_info.services(machine.get("shown", ""), str(root))
-    )
 
 
 def wanted(machine: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """What is wanted of the machine."""
     found = {**WANTED, **machine.get("wanted", {})}
-    return {**found, "models": preflight_models(found["models"], "/srv/models")}
+    return {**found, "models": model_checks.read_models(found["models"], "/srv/models", {})}

@@ -9,34 +9,28 @@ import subprocess
 import sys
 import time
 
-from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_checks import preflight_checks
-from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_claims import preflight_claims
-from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_models import preflight_models
-from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_table import preflight_table
 from conftest import module
 
 
 def test_preflight_of_this_machine(box, tmp_path):
     """The table of the real machine. It is printed; what is asserted holds on every healthy box."""
     names = [gpu["name"] for gpu in box["gpus"]]
-    wanted = {
-        "port": 8080, "server_unit": "llama-server.service", "memory_mib": 2048, "gpus_expected": names,
-        "disk": [{"path": str(tmp_path), "needed_mib": 1}], "models": preflight_models([], str(tmp_path)),
-        "psu_watts": 1, "rest_of_machine_watts": 0, "power_limits_watts": {}, "locked_clocks_mhz": {},
-        "power_budget_policy": "warn",
-    }
     program = tmp_path / "vllm"
     program.write_text("import time\ntime.sleep(60)\n")
     command = [sys.executable, str(program), "serve", "m", "--tensor-parallel-size", "2", "--api-key", "sk-secret"]
     with subprocess.Popen(command) as vllm:
         try:
             time.sleep(0.5)
-            engines = module("llm_engines_info")["engines"]
+            result = module(
+                "preflight_info", port=8080, memory_mib=2048, gpus_expected=names, models_dir=str(tmp_path),
+                disk=[{"path": str(tmp_path), "needed_mib": 1}], psu_watts=1, rest_of_machine_watts=0,
+                host_python=sys.executable,
+            )
         finally:
             vllm.kill()
-    host = module("host_info", paths=[str(tmp_path)], port=8080)["host"]
-    checks = preflight_checks(host, wanted, box, engines=[engine for engine in engines if engine["pid"] == vllm.pid])
-    print("\n".join(preflight_table(checks, claims=preflight_claims(host, wanted, box))))
+    print("\n".join(result["lines"]))
+    host = module("host_info")["host"]
+    checks = result["checks"]
     found = {check["name"]: check for check in checks}
     assert found["GPUs"]["ok"], found["GPUs"]
     assert {device["driver"] for device in host["nvidia_devices"]} <= {"nvidia", None}  # a sandbox may hide it
@@ -48,5 +42,6 @@ def test_preflight_of_this_machine(box, tmp_path):
     limits = sum(round(gpu["power_limit_watts"]) for gpu in box["gpus"])
     assert f"more than the power supply gives: steady {limits} W of 1 W" in found["power supply"]["detail"]
     alike = len({(gpu["name"], gpu["compute_capability"]) for gpu in box["gpus"]}) == 1
-    assert found["other engines"]["ok"] is alike and "secret" not in json.dumps(checks)
-    assert alike or "_PP_LAYER_PARTITION=" in found["other engines"]["cure"]
+    (engine,) = [check for check in checks if f"pid {vllm.pid}" in check["detail"]]
+    assert engine["ok"] is alike and "secret" not in json.dumps(result)
+    assert alike or "_PP_LAYER_PARTITION=" in engine["cure"]

@@ -58,7 +58,7 @@ def test_the_list(host):
     assert all(check.keys() == {"name", "ok", "severity", "detail", "cure"} for check in checks(host, "other engines"))
 
 
-def test_a_running_and_a_configured_engine_are_found_and_no_key_is_kept(host):
+def test_running_engines_are_found_and_no_key_is_kept(host):
     found = {check["detail"].split(",")[0]: check for check in checks(host, "other engines")}
     vllm, sglang, like = (found[f"{name}.service"] for name in ("vLLM (vllm", "SGLang (sglang", "vLLM (like"))
     pid = host.run("systemctl show -p MainPID --value vllm.service").stdout.strip()
@@ -66,7 +66,7 @@ def test_a_running_and_a_configured_engine_are_found_and_no_key_is_kept(host):
     # nothing is recorded: memory bandwidth decides, and the last stage has the output layer
     assert "VLLM_PP_LAYER_PARTITION=38,42" in vllm["cure"] and "not measured" in vllm["cure"]
     assert "--pipeline-parallel-size 2" in vllm["cure"]
-    assert "(sglang.service, not running)" in sglang["detail"] and "org/coder" in sglang["cure"]
+    assert "tensor parallel 2" in sglang["detail"] and "org/coder" in sglang["cure"]
     assert like["ok"] and "on RTX 4090" in like["detail"]
     assert "secret" not in host.file(LIST).content_string
 

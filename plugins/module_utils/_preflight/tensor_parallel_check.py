@@ -15,6 +15,8 @@ from .._split import known_devices, layer_split
 
 Json = dict[str, t.Any]
 
+#: Layers of the model, where nothing is recorded for these cards.
+ASSUMED_LAYERS: t.Final = 80
 #: What was measured and what is only said; the collection has measured neither.
 MEASURED = (
     "measured by others (club-3090): with vLLM an RTX 5090 and a 3090 Ti gave 68.2 tokens per second, two RTX 3090"
@@ -58,37 +60,26 @@ def _numbers(text: str | None) -> tuple[int, ...]:
     return tuple(int(part) for part in (text or "").split(".") if part.isdigit())
 
 
-def partition(
-    gpus: t.Sequence[t.Mapping[str, t.Any]], recorded: t.Any = None, layers: int | None = None
-) -> Json:
+def partition(gpus: t.Sequence[t.Mapping[str, t.Any]], recorded: t.Any = None) -> Json:
     """Return how many whole layers each card should get: {counts, layers, source}, counts in the order of `gpus`.
 
     `recorded` is the host fact mixed_gpu, or anything else where there is none; a deployment over exactly these cards
-    says how many slots each holds, the active one before others, one with as many layers before all. Without one the
-    slots are shared by memory bandwidth, as _split_prediction knows it. `layers` is what the model has, or None: then
-    the deployment's number is taken, or 80.
-
-    The output layer is a slot of its own and sits on vLLM's last stage, so that one gets one layer less. Every card
-    gets a layer at least. Raises ValueError where there are more cards than layers.
+    says how many layers each holds, the active one before others. Without one, 80 layers are shared by memory
+    bandwidth. The output layer sits on vLLM's last stage, so that one gets one layer less. Every card gets a layer at
+    least. Raises ValueError where there are more cards than layers.
     """
-    entry = _deployment(gpus, recorded, layers)
+    entry = _deployment(gpus, recorded)
     if entry is not None:
         weights = [float(_placed(entry)[gpu["uuid"]]) for gpu in gpus]
-        held = int(entry["model"]["block_count"])
-        source = f"the split that was measured here for {entry['model']['id']}"
-        if layers is None:
-            source += f", whose {held} layers are assumed"
-        elif layers != held:
-            source += f", scaled from its {held} layers"
+        total = int(entry["model"]["block_count"])
+        source = f"the split that was measured here for {entry['model']['id']}, whose {total} layers are assumed"
     else:
         devices = known_devices.host_devices([], gpus)
         speeds = [(device["bandwidth_gb_per_s"] or 0) * device["fraction"] for device in devices]
         weights = speeds if all(speeds) else [1.0] * len(speeds)
-        held = 80
+        total = ASSUMED_LAYERS
         source = "the cards' memory bandwidth, not measured" if all(speeds) else "nothing: their speed is not known"
-        if layers is None:
-            source += ", for a model of 80 layers"
-    total = layers or held
+        source += f", for a model of {total} layers"
     if len(gpus) > total:
         raise ValueError(f"{total} layers do not give each of {len(gpus)} cards one")
     counts = list(layer_split.layers_from_shares(weights, total + 1))
@@ -104,22 +95,21 @@ def _placed(entry: t.Mapping[str, t.Any]) -> dict[str, int]:
     return {row["device"]: int(row["layers"]) for row in entry["placement"] if row["layers"]}
 
 
-def _deployment(
-    gpus: t.Sequence[t.Mapping[str, t.Any]], recorded: t.Any, layers: int | None
-) -> t.Mapping[str, t.Any] | None:
-    """The recorded deployment over exactly these cards that fits best, or None. A damaged record counts as none.
+def _deployment(gpus: t.Sequence[t.Mapping[str, t.Any]], recorded: t.Any) -> t.Mapping[str, t.Any] | None:
+    """Return the recorded deployment over exactly these cards, the active one first. A damaged record counts as none.
 
-    What does not add up to the model's slots is no layer split: in split mode tensor a placement holds shares.
+    What does not add up to the model's layers is no layer split: in split mode tensor a placement holds shares.
     """
     try:
-        models = recorded["models"]
-        entries = sorted(models.items(), key=lambda item: item[0] != recorded.get("active"))
+        entries = sorted(recorded["models"].items(), key=lambda item: item[0] != recorded.get("active"))
         cards = {gpu["uuid"] for gpu in gpus}
-        able = [
-            entry for _name, entry in entries
-            if set(_placed(entry)) == cards and sum(_placed(entry).values()) == entry["model"]["block_count"] + 1
-        ]
-        return next((entry for entry in able if entry["model"]["block_count"] == layers), able[0] if able else None)
+        return next(
+            (
+                entry for _name, entry in entries
+                if set(_placed(entry)) == cards and sum(_placed(entry).values()) == entry["model"]["block_count"] + 1
+            ),
+            None,
+        )
     except (KeyError, TypeError, AttributeError):
         return None
 
@@ -154,7 +144,7 @@ def instead(
     """Return what to run instead, in one sentence: environment, command, and where the layer numbers come from."""
     cards = order(gpus)
     try:
-        plan = partition(cards, recorded, engine.get("hidden_layers"))
+        plan = partition(cards, recorded)
     except ValueError as error:
         return f"serve the model from one card, because {error}"
     variables = environment(engine["engine"], cards, plan["counts"], p2p)
@@ -174,10 +164,9 @@ def short_name(gpu: t.Mapping[str, t.Any]) -> str:
 
 
 def where(engine: t.Mapping[str, t.Any]) -> str:
-    """Which program of the host is meant: by unit and process, and whether it runs."""
+    """Return which program of the host is meant, by unit and process."""
     name = {"vllm": "vLLM", "sglang": "SGLang"}[engine["engine"]]
-    running = f"pid {engine['pid']}" if engine.get("pid") else "running" if engine.get("active") else "not running"
-    return f"{name} ({engine['unit'] + ', ' if engine.get('unit') else ''}{running})"
+    return f"{name} ({engine['unit'] + ', ' if engine['unit'] else ''}pid {engine['pid']})"
 
 
 def judge(
@@ -186,7 +175,7 @@ def judge(
     recorded: t.Any = None,
     p2p: bool = False,
 ) -> list[Json]:
-    """Return {ok, detail, cure} for each engine that llm_engines_info found.
+    """Return {ok, detail, cure} for each engine of other_engines.running.
 
     `gpus` are the host's cards in PCI order, of gpu_facts, or dicts with a name where there is no driver yet; `p2p` is
     whether they reach each other's memory. Tensor parallelism over unlike cards is not ok, and neither is a pipeline

@@ -10,9 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_checks import preflight_checks
-from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_claims import preflight_claims
-from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_table import preflight_table
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import preflight
 from ansible_collections.homelab.mixed_gpu.tests.described_hosts import build
 from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import build_library, environment
 
@@ -48,13 +46,10 @@ def test_machine(name, library, tmp_path):
     build.build(machine, tmp_path)
     text = build.nvml_text(machine)
     gpus = None if text is None else ask_nvml(library, text, machine.get("sample_seconds", 0))
-    host, wanted = build.host(machine, tmp_path), build.wanted(machine)
-    checks = preflight_checks(
-        host, wanted, gpus, engines=build.engines(machine, tmp_path), recorded=machine.get("recorded")
-    )
+    found = preflight.judge(build.host(machine, tmp_path, gpus), build.wanted(machine))
+    checks = found["checks"]
     bad = [check for check in checks if not check["ok"]]
-    table = preflight_table(checks, claims=preflight_claims(host, wanted, gpus))
-    print("\n".join(table))
+    print("\n".join(found["lines"]))
     expected = [*machine["expected"].items(), *machine.get("second", {}).items()]
     assert sorted(check["name"] for check in bad) == sorted(key for key, _words in expected)
     for key, (severity, *words) in expected:
@@ -66,5 +61,6 @@ def test_machine(name, library, tmp_path):
         assert fitting[0]["cure"]
     for key, words in machine.get("seen", {}).items():
         assert words in next(check["detail"] for check in checks if check["name"] == key)
-    assert "secret" not in json.dumps(checks) + "\n".join(table)
+    assert "secret" not in json.dumps(found)
+    assert (found["problem"] is None) == all(check["severity"] != "error" for check in bad)
     assert len({check["name"] for check in checks}) == len(checks) - len(machine.get("second", {}))

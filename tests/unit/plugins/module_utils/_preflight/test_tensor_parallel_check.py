@@ -15,7 +15,7 @@ SLOW = {
     "memory_bandwidth_gb_per_s": 936.1, "memory_total_mib": 24576,
 }
 PAIR = [FAST, SLOW]
-VLLM = {"engine": "vllm", "pid": 7, "unit": "v.service", "active": True, "model": "m", "tensor_parallel_size": 2}
+VLLM = {"engine": "vllm", "pid": 7, "unit": "v.service", "model": "m", "tensor_parallel_size": 2}
 
 
 def recorded(fast, slow, blocks=80, name="m"):
@@ -23,25 +23,24 @@ def recorded(fast, slow, blocks=80, name="m"):
     return {"models": {name: {"model": {"id": name, "block_count": blocks}, "placement": placement}}, "active": name}
 
 
-def test_a_recorded_split_gives_its_slots_and_the_last_stage_has_the_output():
-    assert partition([FAST, SLOW], recorded(43, 38), 80)["counts"] == [43, 37]
-    assert partition([SLOW, FAST], recorded(43, 38), 80)["counts"] == [38, 42]
-    assert "measured here for m" in partition(PAIR, recorded(43, 38), 80)["source"]
+def test_a_recorded_split_gives_its_layers_and_the_last_stage_has_the_output():
+    assert partition([FAST, SLOW], recorded(43, 38))["counts"] == [43, 37]
+    assert partition([SLOW, FAST], recorded(43, 38))["counts"] == [38, 42]
+    assert "measured here for m, whose 80 layers are assumed" in partition(PAIR, recorded(43, 38))["source"]
 
 
-def test_the_deployment_with_as_many_layers_wins_over_the_active_one():
+def test_the_active_deployment_wins_over_others():
     both = recorded(43, 38)
     both["models"].update(recorded(40, 25, 64, "other")["models"])
-    assert partition(PAIR, both, 64)["counts"] == [40, 24]
     assert partition(PAIR, both)["counts"] == [43, 37]
+    assert partition(PAIR, {**both, "active": "other"})["counts"] == [40, 24]
 
 
-@pytest.mark.parametrize("layers", [None, 1 + 1, 32, 48, 61, 62, 64, 80, 126])
-@pytest.mark.parametrize("record", [None, recorded(43, 38), recorded(80, 1), recorded(1, 80)])
+@pytest.mark.parametrize("record", [None, *(recorded(*split) for split in ((43, 38), (80, 1), (1, 80), (1, 2, 2)))])
 @pytest.mark.parametrize("cards", [PAIR, PAIR[::-1]])
-def test_whole_layers_that_add_up(layers, record, cards):
-    found = partition(cards, record, layers)
-    assert sum(found["counts"]) == found["layers"] == (layers or 80)
+def test_whole_layers_that_add_up(record, cards):
+    found = partition(cards, record)
+    assert sum(found["counts"]) == found["layers"] == (record["models"]["m"]["model"]["block_count"] if record else 80)
     assert min(found["counts"]) >= 1
 
 
@@ -54,21 +53,26 @@ def test_whole_layers_that_add_up(layers, record, cards):
     ],
 )
 def test_without_a_record_bandwidth_decides(record):
-    found = partition(PAIR, record, 80)
-    # as _split_prediction expects of the two: 1008.1 x 0.793 to 936.1 x 0.730 of 81 slots
+    found = partition(PAIR, record)
+    # as the predictor expects of the two: 1008.1 x 0.793 to 936.1 x 0.730 of 81 layers
     assert found["counts"] == [44, 36]
     assert "bandwidth, not measured" in found["source"]
 
 
 def test_cards_of_unknown_speed_share_evenly_and_it_says_so():
     cards = [{"uuid": f"GPU-{number}", "name": name, "memory_total_mib": 8192} for number, name in enumerate("ab")]
-    found = partition(cards, None, 10)
-    assert (found["counts"], found["source"]) == ([6, 4], "nothing: their speed is not known")
+    found = partition(cards, None)
+    assert found["counts"] == [41, 39]
+    assert found["source"] == "nothing: their speed is not known, for a model of 80 layers"
 
 
 def test_more_cards_than_layers():
+    cards = [*PAIR, {**FAST, "uuid": "GPU-3333"}]
+    record = recorded(1, 1, 2)
+    record["models"]["m"]["placement"].append({"device": "GPU-3333", "layers": 1})
     with pytest.raises(ValueError, match="2 layers do not give each of 3 cards one"):
-        partition([*PAIR, {**FAST, "uuid": "GPU-3333"}], None, 2)
+        partition(cards, record)
+    assert "serve the model from one card, because 2 layers" in judge([VLLM], cards, record)[0]["cure"]
 
 
 def test_tensor_parallelism_on_unlike_cards_is_a_warning_with_a_way_out():
@@ -86,8 +90,8 @@ def test_tensor_parallelism_on_unlike_cards_is_a_warning_with_a_way_out():
 
 
 def test_sglang_has_its_own_words():
-    (found,) = judge([{**VLLM, "engine": "sglang", "pid": None, "active": False}], PAIR)
-    assert "SGLang (v.service, not running)" in found["detail"]
+    (found,) = judge([{**VLLM, "engine": "sglang", "unit": None}], PAIR)
+    assert "SGLang (pid 7)" in found["detail"]
     assert "SGLANG_PP_LAYER_PARTITION=" in found["cure"]
     assert "python -m sglang.launch_server --model-path m --tp-size 1 --pp-size 2" in found["cure"]
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What host_preflight thinks of cards, slots, kernel and power. Private to this collection. Pure functions.
+"""What host_preflight thinks of cards, slots and power. Private to this collection. Pure functions only.
 
-Each function returns checks, see _preflight, of a host as the module host_info returns it, with `gpus`, the fact
+Each function returns checks, see host_checks, of a host as host.describe returns it, with `gpus`, the fact
 mixed_gpu_gpus, or None. Of that fact every datum may be missing or None: what is not known is never a warning.
 """
 
@@ -18,46 +18,21 @@ Json = dict[str, t.Any]
 Check = dict[str, t.Any]
 
 #: Programs that this collection runs on a card.
-OWN_PROGRAMS = ("llama-server", "ggml-rpc-server", "llama-bench")
+OWN_PROGRAMS: t.Final = ("llama-server", "ggml-rpc-server", "llama-bench")
 #: Where the role exllamav2 puts its Python.
-OWN_DIRECTORY = "/opt/exllama/"
+OWN_DIRECTORY: t.Final = "/opt/exllama/"
 #: A desktop's share of a card is below this; more is somebody's work.
-OTHERS_MIB = 1024
+OTHERS_MIB: t.Final = 1024
 #: BAR1 of a card without resizable BAR.
-SMALL_BAR1_MIB = 256
-#: 580 branch: 580.126.16 fails to build on Linux 7.0 and 580.142 on 7.1; 580.159.04 builds.
-NEWEST_SAFE_KERNEL = (6, 99)
+SMALL_BAR1_MIB: t.Final = 256
 
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-# --- kernel and machine -----------------------------------------------------------------------------------------------
-
-
-def kernel(host: t.Mapping[str, t.Any]) -> list[Check]:
-    """The running kernel, the one that boots next, and what a driver's module does not build for."""
-    release, installed = host["kernel"], host["kernels"]
-    newest = installed[-1] if installed else release
-    detail = release
-    if host["container"]:
-        return [check("kernel", True, "note", f"{release}, of the machine around this container", None)]
-    if "-rt" in release or "PREEMPT_RT" in host["kernel_version"]:
-        cure = "boot a kernel without PREEMPT_RT: NVIDIA's modules are not built for it"
-        return [check("kernel", False, "warning", f"{release}, a real-time kernel", cure)]
-    if newest != release and release in installed:
-        cure = "reboot before the driver is installed, or check its module for both kernels ('dkms status')"
-        detail = f"{release} runs, {newest} is newer and boots next unless told otherwise"
-        return [check("kernel", False, "note", detail, cure)]
-    if host["nvidia_pci"] and host["nvidia_module_version"] is None and _numbers(release)[:2] > NEWEST_SAFE_KERNEL:
-        cure = "use driver 580.159.04 or later, or the distribution's kernel 6.x: older 580 do not build on Linux 7"
-        return [check("kernel", False, "warning", detail, cure)]
-    return [check("kernel", True, "note", detail, None)]
-
-
 def machine(host: t.Mapping[str, t.Any], expected: t.Sequence[str]) -> list[Check]:
-    """Bare metal, virtual machine or container, and whether the cards reach into it."""
+    """Return whether this is bare metal, a virtual machine or a container, and whether the cards reach into it."""
     kind = host["container"] and f"{host['container']} container" or host["hypervisor"] and (
         f"virtual machine ({host['hypervisor']})"
     )
@@ -81,25 +56,8 @@ def machine(host: t.Mapping[str, t.Any], expected: t.Sequence[str]) -> list[Chec
     return [check("machine", True, "note", kind, None)]
 
 
-def secure_boot(host: t.Mapping[str, t.Any]) -> list[Check]:
-    """Secure Boot only matters until a module is loaded, which proves that its signature is accepted."""
-    state, loaded = host["secure_boot"], host["nvidia_module_version"]
-    if host["container"]:
-        return []
-    if state is None:
-        return [check("Secure Boot", True, "note", "unknown: the firmware's variables cannot be read", None)]
-    if not state or loaded or not host["nvidia_pci"]:
-        detail = "off" if not state else "on, and the driver is loaded" if loaded else "on"
-        return [check("Secure Boot", True, "note", detail, None)]
-    cure = (
-        "use modules that the distribution signed (Ubuntu's linux-modules-nvidia-*), or enrol the key that DKMS signs"
-        " with ('mokutil --import', confirmed at the console of the next boot), or switch Secure Boot off"
-    )
-    return [check("Secure Boot", False, "warning", "on: the kernel refuses an unsigned driver", cure)]
-
-
 def binding(host: t.Mapping[str, t.Any], expected: t.Sequence[str]) -> list[Check]:
-    """Which kernel driver holds each card."""
+    """Return which kernel driver holds each card."""
     devices = host["nvidia_devices"]
     if not devices:
         return []
@@ -119,11 +77,8 @@ def binding(host: t.Mapping[str, t.Any], expected: t.Sequence[str]) -> list[Chec
     return [check("card's driver", True, "note", " and ".join(kinds), None)]
 
 
-# --- slots ------------------------------------------------------------------------------------------------------------
-
-
 def resizable_bar(host: t.Mapping[str, t.Any]) -> list[Check]:
-    """Whether the whole memory of every card can be addressed over PCIe."""
+    """Return whether the whole memory of every card can be addressed over PCIe."""
     if not host["nvidia_devices"]:
         return []
     sizes = {device["address"][-10:].lower(): device["bar1_mib"] for device in host["nvidia_devices"]}
@@ -140,7 +95,7 @@ def resizable_bar(host: t.Mapping[str, t.Any]) -> list[Check]:
 
 
 def iommu(host: t.Mapping[str, t.Any]) -> list[Check]:
-    """An IOMMU that translates, together with cards that reach each other's memory."""
+    """Return whether an IOMMU translates while the cards reach each other's memory."""
     kinds = sorted({device["iommu"] for device in host["nvidia_devices"] if device["iommu"]})
     if len(host["nvidia_devices"]) < 2:
         return []
@@ -158,16 +113,13 @@ def iommu(host: t.Mapping[str, t.Any]) -> list[Check]:
 
 
 def peer_to_peer(gpus: t.Mapping[str, t.Any] | None) -> bool:
-    """Whether NVML calls reading from card to card OK for any pair."""
+    """Return whether NVML calls reading from card to card OK for any pair."""
     pairs = (gpus or {}).get("p2p") or []
     return any(pair.get("read") == "ok" for pair in pairs)
 
 
-# --- cards and power --------------------------------------------------------------------------------------------------
-
-
 def expected_cards(host: t.Mapping[str, t.Any], expected: t.Sequence[str]) -> Check:
-    """Too few cards on the bus is an error; a missing or broken driver is not, because a later role installs it."""
+    """Return whether the expected cards are there. A missing driver is no error, because a later role installs it."""
     slots, gpus, loaded = host["nvidia_pci"], host["gpus"], host["nvidia_module_version"]
     on_bus = f"{_count(len(slots), 'NVIDIA card')} on the PCI bus"
     if len(slots) < len(expected) and not (gpus and gpus["available"]):
@@ -191,7 +143,7 @@ def expected_cards(host: t.Mapping[str, t.Any], expected: t.Sequence[str]) -> Ch
 
 
 def others_on_the_cards(host: t.Mapping[str, t.Any]) -> list[Check]:
-    """Programs other than ours that hold memory of a card."""
+    """Return which programs other than ours hold memory of a card."""
     gpus = host["gpus"]
     if not gpus or not gpus["gpus"]:
         return []
@@ -211,7 +163,7 @@ def others_on_the_cards(host: t.Mapping[str, t.Any]) -> list[Check]:
 
 
 def power(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[Check]:
-    """The power supply against the cards' limits and peaks."""
+    """Return how the power supply compares with the cards' limits and peaks."""
     known = known_cards.of_host(host)
     if not known:
         return []
@@ -233,18 +185,10 @@ def power(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[Ch
     return [check("power supply", verdict == "ok", severity, problem + detail, cure)]
 
 
-def tensor_parallel(
-    host: t.Mapping[str, t.Any], engines: t.Sequence[t.Mapping[str, t.Any]] | None, recorded: t.Any
-) -> list[Check]:
-    """Other engines that split tensors over unlike cards: a warning, never more."""
-    known = known_cards.of_host(host)
+def tensor_parallel(host: t.Mapping[str, t.Any]) -> list[Check]:
+    """Return which other engines split tensors over unlike cards: a warning, never more."""
+    known, engines = known_cards.of_host(host), host["engines"]
     if not engines:
-        found = engines is not None and len(known) > 1
-        return [check("other engines", True, "note", "no vLLM or SGLang runs or is set up", None)] if found else []
-    judged = tensor_parallel_check.judge(engines, known, recorded, peer_to_peer(host["gpus"]))
+        return [check("other engines", True, "note", "no vLLM or SGLang runs", None)] if len(known) > 1 else []
+    judged = tensor_parallel_check.judge(engines, known, host["recorded"], peer_to_peer(host["gpus"]))
     return [check("other engines", each["ok"], "warning", each["detail"], each["cure"]) for each in judged]
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The numbers a kernel's release begins with."""
-    return tuple(int(part) for part in version.split("-")[0].split(".") if part.isdigit())

@@ -7,12 +7,10 @@ from __future__ import annotations
 import copy
 
 import pytest
-from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_checks import preflight_checks
-from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_claims import preflight_claims
-from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_models import preflight_models
-from ansible_collections.homelab.mixed_gpu.plugins.filter.preflight_table import preflight_table
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware.nvml import unavailable
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware.power_budget import PolicyError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import preflight
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight.model_checks import read_models
 
 HOST = {
     "os": {"id": "ubuntu", "version_id": "24.04", "pretty_name": "Ubuntu 24.04.3 LTS"},
@@ -43,6 +41,9 @@ HOST = {
     "nouveau_loaded": False,
     "revalidation": {"needed": False},
     "upgrade": {"needed": False},
+    "gpus": None,
+    "engines": [],
+    "recorded": None,
 }
 GPUS = {
     "available": True,
@@ -59,7 +60,7 @@ WANTED = {
     "memory_mib": 2048,
     "disk": [{"path": "/opt/llama.cpp", "needed_mib": 3072}, {"path": "/srv/models", "needed_mib": 41000}],
     "gpus_expected": [],
-    "models": preflight_models([], "/srv/models"),
+    "models": read_models([], "/srv/models", {}),
     "psu_watts": 1600,
     "rest_of_machine_watts": 200,
     "power_limits_watts": {},
@@ -70,7 +71,7 @@ WANTED = {
 
 def judge(gpus="the pair", wanted=None, **host):
     gpus = GPUS if gpus == "the pair" else gpus
-    return preflight_checks({**copy.deepcopy(HOST), **host}, {**WANTED, **(wanted or {})}, gpus)
+    return preflight.checks({**copy.deepcopy(HOST), **host, "gpus": gpus}, {**WANTED, **(wanted or {})})
 
 
 def bad(checks):
@@ -301,7 +302,7 @@ def test_kernels_that_older_drivers_do_not_build_for(kernel, ok):
 
 
 def models(*entries, **sizes):
-    return {"models": preflight_models(list(entries), "/srv/models", sizes)}
+    return {"models": read_models(list(entries), "/srv/models", sizes)}
 
 
 def test_a_wrong_entry_of_llm_models_is_found_before_anything_is_built():
@@ -321,7 +322,7 @@ def test_sizes_of_models():
     assert "qwen2_5_coder_32b_instruct_q8_0 33208 MiB" in named(judge(wanted=catalogue), "memory for models")["detail"]
     there = judge(wanted=models(url), files=[{"path": "/srv/models/m/m.gguf", "size_bytes": 70000 << 20}])
     assert bad(there)["memory for models"]["severity"] == "warning"
-    with pytest.raises(AnsibleFilterError, match="a whole number of MiB"):
+    with pytest.raises(ValueError, match="a whole number of MiB"):
         models(url, m="40 GB")
 
 
@@ -343,23 +344,23 @@ def test_policy_of_the_power_budget():
     steady = named(judge(wanted={"psu_watts": 850, "power_limits_watts": planned}), "power supply")["detail"]
     assert "steady 795 W of 850 W (power limits 315 to be set + 280 to be set" in steady
     assert "gpu_power_psu_watts" in bad(judge(wanted={"psu_watts": 0}))["power supply"]["cure"]
-    with pytest.raises(AnsibleFilterError, match="one of warn, fail, ignore"):
+    with pytest.raises(PolicyError, match="one of warn, fail, ignore"):
         judge(wanted={"power_budget_policy": "perhaps"})
 
 
 def test_claims_stand_beside_what_is_here_and_judge_nothing():
-    rows = {row["name"]: row for row in preflight_claims(HOST, {**WANTED, "psu_watts": 0}, GPUS)}
+    rows = {row["name"]: row for row in preflight.claims({**HOST, "gpus": GPUS}, {**WANTED, "psu_watts": 0})}
     assert (rows["power supply"]["claim"], rows["power supply"]["found"]) == ("1300 W", "not known")
     assert rows["peaks"]["found"] == "950 to 1170 W, unverified"
     assert rows["disk"]["found"] == "0.9 TB, NVMe"
     assert all("guides" in row["source"] for row in rows.values())
-    lines = preflight_table([], claims=list(rows.values()))
+    lines = preflight.claims_table(list(rows.values()))
     assert len(lines) == 6 and max(map(len, lines)) <= 74
-    assert preflight_claims(HOST, WANTED, None) == [] == preflight_table([])
+    assert preflight.claims(HOST, WANTED) == [] == preflight.claims_table([])
 
 
 def test_table():
-    lines = preflight_table(judge(uid=1000, swap_used_mib=4000))
+    lines = preflight.table(judge(uid=1000, swap_used_mib=4000))
     assert lines[0] == "ok   operating system     Ubuntu 24.04.3 LTS"
     assert "FAIL root                 tasks run as user id 1000; set become to true," in lines
     (warning,) = [number for number, line in enumerate(lines) if line.startswith("warn swap")]
@@ -370,18 +371,17 @@ def test_table():
 def test_a_deep_path_leaves_room_for_the_text():
     deep = "/mnt/tank/very/deep/down/models"
     disk = {**HOST["disks"][0], "path": deep}
-    lines = preflight_table(judge(disks=[disk], wanted={"disk": [{"path": deep, "needed_mib": 1}]}))
+    lines = preflight.table(judge(disks=[disk], wanted={"disk": [{"path": deep, "needed_mib": 1}]}))
     number = lines.index(f"ok   disk {deep}")
     assert lines[number + 1] == f"{'':31}50000 MiB free on /; 1 MiB needed"
     assert max(map(len, lines)) <= 74
 
 
-def test_foreign_input_is_a_sentence():
-    with pytest.raises(AnsibleFilterError, match="host_info"):
-        preflight_checks({"os": {}}, WANTED)
-    with pytest.raises(AnsibleFilterError, match="host_info"):
-        preflight_checks(HOST, {**WANTED, "disk": []}, GPUS)
-    with pytest.raises(AnsibleFilterError, match="host_info"):
-        preflight_claims({}, {**WANTED, "gpus_expected": ["RTX 4090"]}, GPUS)
-    with pytest.raises(AnsibleFilterError, match="host_preflight_checks"):
-        preflight_table([{"name": "x"}])
+def test_all_that_cannot_work_is_one_text_below_the_table():
+    found = preflight.judge({**HOST, "gpus": GPUS, "uid": 1000, "init": "tini", "swap_used_mib": 4000}, WANTED)
+    assert found["problem"] == (
+        "root: tasks run as user id 1000; set become to true, with a user that may use sudo. systemd: process 1 is"
+        " tini; boot the host with systemd; a container needs an image whose command is systemd."
+    )
+    assert found["lines"] == preflight.table(found["checks"]) + preflight.claims_table(found["claims"])
+    assert preflight.judge({**HOST, "gpus": GPUS}, WANTED)["problem"] is None
