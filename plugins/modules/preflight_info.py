@@ -184,7 +184,6 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_mark
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host, nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware.host_hardware import read
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import (
@@ -192,7 +191,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight impor
     other_engines,
     preflight,
 )
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import upgrade_stages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due, upgrade_stages
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 
 Json = dict[str, t.Any]
@@ -255,7 +254,7 @@ def main() -> None:
         "gpus": gpus,
         "engines": other_engines.running(),
         "recorded": recorded(),
-        "revalidation": driver_mark.state(read(driver_mark.PATH)),
+        "revalidation": due.of_host(),
         "upgrade": upgrade_stages.unfinished(read(upgrade_stages.PATH)),
     }
     module.exit_json(changed=False, **preflight.judge(seen, {**params, "models": models}))

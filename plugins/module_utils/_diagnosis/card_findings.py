@@ -201,7 +201,7 @@ def _merged(sampled: t.Sequence[Json]) -> Json:
 def card(gpu: Json, phases: t.Mapping[str, Json], before: Json | None, names: t.Mapping[str, str]) -> list[Json]:
     """Return the findings about one card.
 
-    C(gpu) is an entry of gpu_facts; C(phases) what llama_server_watch saw of it, by kind; C(before) its entry in the
+    C(gpu) is an entry of gpu_facts; C(phases) what load.watch saw of the card, by kind; C(before) its entry in the
     baseline's configuration, or None.
     """
     subject = called(gpu, names)
