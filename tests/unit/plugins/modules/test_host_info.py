@@ -42,7 +42,6 @@ def test_this_machine(run, tmp_path):
         assert disk["medium"] in ("nvme", "ssd", "disk", None)
     assert host["listeners"] is None
     assert host["kernel"] == os.uname().release and host["kernel_version"] == os.uname().version
-    assert host["revalidation"]["needed"] is False
     assert [device["address"] for device in host["nvidia_devices"]] == host["nvidia_pci"]
 
 
