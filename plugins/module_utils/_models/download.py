@@ -191,11 +191,7 @@ class Download:
                     session.auth is not None,
                 )  # fmt: skip
                 answer = transfer.judge_size(answer, self.name, self.params["size_bytes"])
-                if answer.action == "write":
-                    if offset > answer.offset:
-                        self.restarted = True
-                        self.progress.say("the server does not continue, beginning again")
-                    self.receive(response, answer, wanted)
+                self.receive(response, answer, offset, wanted)
                 return answer, response.headers.get("Retry-After")
         except requests.exceptions.RequestException as exc:
             again, clause = explain(exc, self.url)
@@ -222,8 +218,16 @@ class Download:
         self.progress.say(f"next attempt in {transfer.duration_text(pause)}: {answer.reason}")
         time.sleep(pause)
 
-    def receive(self, response: t.Any, answer: transfer.Answer, wanted: str) -> None:
-        """Write the body of a response to the unfinished file. Raises what requests raises, and DownloadError."""
+    def receive(self, response: t.Any, answer: transfer.Answer, offset: int, wanted: str) -> None:
+        """Write the body, if that is what the answer is, to the unfinished file of ``offset`` bytes.
+
+        Raises what requests raises, and DownloadError.
+        """
+        if answer.action != "write":
+            return
+        if offset > answer.offset:
+            self.restarted = True
+            self.progress.say("the server does not continue, beginning again")
         kept = os.path.getsize(self.part) if os.path.isfile(self.part) else 0
         total = answer.total
         self.result["size_bytes"] = total

@@ -10,7 +10,7 @@ import re
 import typing as t
 import urllib.parse
 
-from . import catalogue, gguf_file, hub_api
+from . import catalogue, gguf_file, hub_api, random_shape
 from .transfer import DownloadError, check_sha256, check_url, shown_url, size_text
 
 # What an entry of `llm_models` may be. A further kind is one more key here, and one more branch in model_files().
@@ -158,11 +158,11 @@ def model_files(
                 raise DownloadError(f"The model {identifier} has an empty list of shards: fill it.")
             found = _remote_files(identifier, entry["shards"], directory)
         elif kind == "generate":
-            strange = sorted(set(entry["generate"]) - set(gguf_file.RANDOM_OPTIONS))
+            strange = sorted(set(entry["generate"]) - set(random_shape.RANDOM_OPTIONS))
             if strange:
                 raise DownloadError(
                     f"The model {identifier} is to be generated with the unknown option {strange[0]}: known are "
-                    f"{', '.join(gguf_file.RANDOM_OPTIONS)}."
+                    f"{', '.join(random_shape.RANDOM_OPTIONS)}."
                 )
             path = os.path.join(directory, identifier, f"{identifier}.gguf")
             found = [{"kind": "generate", "path": path, "generate": dict(entry["generate"])}]

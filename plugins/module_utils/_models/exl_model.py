@@ -94,16 +94,7 @@ def describe(
     experts = _optional(own, "num_local_experts", "num_experts", "n_routed_experts")
     used = _optional(own, "num_experts_per_tok") if experts else 0
     parts = _sort_tensors(tensors, blocks)
-    missing = [number for number, size in enumerate(parts.blocks) if not size]
-    if missing:
-        raise ExlError(
-            f"{path} has no tensor of block {missing[0]} ({blocks} blocks are declared): a file is missing, or the"
-            " architecture is not known; download it again, or use a GGUF of this model."
-        )
-    if not parts.output and not parts.embedding:
-        raise ExlError(
-            f"{path} has neither an output layer nor a token embedding: a file is missing; download it again."
-        )
+    _check_parts(path, parts)
     attention_weights = hidden * head_length * (2 * heads + 2 * kv_heads)
     weights = 0 if experts or not forward else attention_weights + 3 * hidden * forward
     share = used / experts if experts else 1.0
@@ -142,6 +133,20 @@ def describe(
         "window_tokens": [0] * blocks,
         "notes": parts.notes,
     }
+
+
+def _check_parts(path: str, parts: _Parts) -> None:
+    """Raise ExlError where a file must be missing."""
+    missing = [number for number, size in enumerate(parts.blocks) if not size]
+    if missing:
+        raise ExlError(
+            f"{path} has no tensor of block {missing[0]} ({len(parts.blocks)} blocks are declared): a file is missing,"
+            " or the architecture is not known; download it again, or use a GGUF of this model."
+        )
+    if not parts.output and not parts.embedding:
+        raise ExlError(
+            f"{path} has neither an output layer nor a token embedding: a file is missing; download it again."
+        )
 
 
 def quantisation(config: t.Mapping[str, t.Any]) -> str:

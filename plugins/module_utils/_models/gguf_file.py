@@ -7,8 +7,6 @@ Private to this collection. Pure functions only: files are read, and written, by
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import struct
@@ -189,6 +187,103 @@ def _windows(header: _Header, blocks: int) -> list[int]:
     return [window if every == 0 or block % every < every - 1 else 0 for block in range(blocks)]
 
 
+class _Weights:
+    """The tensors of a model, added up by the block or the layer that they belong to."""
+
+    def __init__(self, blocks: int, experts: int, experts_used: int) -> None:
+        self.blocks, self.experts, self.experts_used = blocks, experts, experts_used
+        self.block_bytes, self.read_bytes, self.block_weights = [0] * blocks, [0] * blocks, [0] * blocks
+        self.output_bytes = self.output_weights = self.input_bytes = self.embedding_bytes = 0
+        self.has_output = False
+        self.others: dict[str, int] = {}
+
+    def add(self, name: str, n_bytes: int, elements: int = 0) -> None:
+        """Count one tensor."""
+        block = _BLOCK.match(name)
+        head = name.split(".", 1)[0]
+        if name in ("output.weight", "token_embd.weight"):
+            self.output_weights = max(self.output_weights, elements)
+        if block and int(block[1]) < self.blocks:
+            self._add_to_block(int(block[1]), name, n_bytes, elements)
+        elif head in FIRST_BLOCK_TENSORS and self.blocks:
+            self.block_bytes[0] += n_bytes
+        elif head in OUTPUT_TENSORS:
+            self.output_bytes += n_bytes
+            self.has_output = self.has_output or name == "output.weight"
+        elif head in INPUT_TENSORS:
+            self.input_bytes += n_bytes
+            self.embedding_bytes += n_bytes if name == "token_embd.weight" else 0
+        else:
+            self.others[name] = n_bytes
+
+    def _add_to_block(self, index: int, name: str, n_bytes: int, elements: int) -> None:
+        expert = "_exps." in name and self.experts and self.experts_used
+        share, whole = (self.experts_used, self.experts) if expert else (1, 1)
+        self.block_bytes[index] += n_bytes
+        self.read_bytes[index] += n_bytes * share // whole
+        self.block_weights[index] += elements * share // whole
+
+    def output_layer_bytes(self) -> int:
+        """Return the bytes of the output layer; a tied token embedding is loaded a second time for it."""
+        return self.output_bytes + (0 if self.has_output else self.embedding_bytes)
+
+    def notes(self, path: str) -> list[str]:
+        """Return a sentence for what is not counted. Raises GgufError when no block has a tensor."""
+        notes = []
+        if self.others:
+            names = sorted(self.others)
+            notes.append(
+                f"{len(names)} tensors of {sum(self.others.values())} bytes belong to no known layer and are not "
+                f"counted ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})."
+            )
+        empty = [str(i) for i, n_bytes in enumerate(self.block_bytes) if n_bytes == 0]
+        if len(empty) == self.blocks:
+            raise GgufError(
+                f"{path} has no tensors for any of its {self.blocks} blocks: it holds a vocabulary only, or it is "
+                "damaged; download the model again."
+            )
+        if empty:
+            notes.append(f"{len(empty)} of the {self.blocks} blocks have no tensors (the first is {empty[0]}).")
+        return notes
+
+
+def _attention(header: _Header, blocks: int) -> dict[str, t.Any]:
+    """Return heads, key length and the elements of the KV cache per block and token."""
+    head_count = header.per_block("attention.head_count", blocks, [0] * blocks)
+    head_count_kv = header.per_block("attention.head_count_kv", blocks, head_count)
+    heads = (head_count[0] or max(head_count)) if head_count else 0
+    natural = header.integer("embedding_length") // heads if heads else 0
+    key_length = header.integer("attention.key_length", natural)
+    value_length = header.integer("attention.value_length", natural)
+    return {
+        "head_count": max(head_count, default=0),
+        "head_count_kv": max(head_count_kv, default=0),
+        "key_length": key_length,
+        "kv_k_elements_per_token": [count * key_length for count in head_count_kv],
+        "kv_v_elements_per_token": [count * value_length for count in head_count_kv],
+        "window_tokens": _windows(header, blocks),
+    }
+
+
+def _known_architecture(path: str, fields: t.Mapping[str, t.Any], known: t.Collection[str]) -> str:
+    """Return the architecture. Raises GgufError when the file is no language model, or one of an unknown kind."""
+    architecture = fields.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture:
+        raise GgufError(f"{path} names no architecture: it is damaged or holds no model; download it again.")
+    kind = fields.get("general.type", "model")
+    if kind != "model" or architecture == "clip":
+        raise GgufError(
+            f"{path} is no language model (its type is {kind}, its architecture {architecture}): "
+            "name the model's own GGUF file."
+        )
+    if architecture not in PLAIN_ARCHITECTURES and architecture not in known:
+        raise GgufError(
+            f"{path} is a model of the architecture {architecture!r}, which is unknown: choose another model, or, if "
+            "it is newer than this collection, update the collection with its gguf library and llama.cpp."
+        )
+    return architecture
+
+
 def describe(
     fields: t.Mapping[str, t.Any],
     tensors: t.Iterable[tuple[str, int] | tuple[str, int, int]],
@@ -206,85 +301,22 @@ def describe(
     the file is no language model, or one of an unknown architecture.
 
     Placement of tensors and tied embeddings follow llama.cpp's ``load_tensors``: without an ``output.weight`` the token
-    embedding is loaded a second time for the output slot. KV elements per token and block are
+    embedding is loaded a second time for the output layer. KV elements per token and block are
     ``head_count_kv x key_length`` and ``head_count_kv x value_length``. Of experts (tensors named ``*_exps``) a token
     reads and uses ``expert_used_count`` of ``expert_count``.
     """
     path = files[0][0]
-    architecture = fields.get("general.architecture")
-    if not isinstance(architecture, str) or not architecture:
-        raise GgufError(f"{path} names no architecture: it is damaged or holds no model; download it again.")
-    kind = fields.get("general.type", "model")
-    if kind != "model" or architecture == "clip":
-        raise GgufError(
-            f"{path} is no language model (its type is {kind}, its architecture {architecture}): "
-            "name the model's own GGUF file."
-        )
-    if architecture not in PLAIN_ARCHITECTURES and architecture not in known_architectures:
-        raise GgufError(
-            f"{path} is a model of the architecture {architecture!r}, which is unknown: choose another model, or, if "
-            "it is newer than this collection, update the collection with its gguf library and llama.cpp."
-        )
+    architecture = _known_architecture(path, fields, known_architectures)
     header = _Header(path, architecture, fields)
     blocks = header.integer("block_count")
-    embedding_length = header.integer("embedding_length")
-    notes = _notes(header)
-
     experts, experts_used = header.integer("expert_count", 0), header.integer("expert_used_count", 0)
-    block_bytes, read_bytes, block_weights = [0] * blocks, [0] * blocks, [0] * blocks
-    output_weights = 0
-    output_bytes = input_bytes = token_embedding_bytes = 0
-    has_output = False
-    others: dict[str, int] = {}
-    for name, n_bytes, *more in tensors:
-        block = _BLOCK.match(name)
-        head = name.split(".", 1)[0]
-        elements = more[0] if more else 0
-        if name in ("output.weight", "token_embd.weight"):
-            output_weights = max(output_weights, elements)
-        if block and int(block[1]) < blocks:
-            index = int(block[1])
-            share, whole = (experts_used, experts) if "_exps." in name and experts and experts_used else (1, 1)
-            block_bytes[index] += n_bytes
-            read_bytes[index] += n_bytes * share // whole
-            block_weights[index] += elements * share // whole
-        elif head in FIRST_BLOCK_TENSORS and blocks:
-            block_bytes[0] += n_bytes
-        elif head in OUTPUT_TENSORS:
-            output_bytes += n_bytes
-            has_output = has_output or name == "output.weight"
-        elif head in INPUT_TENSORS:
-            input_bytes += n_bytes
-            if name == "token_embd.weight":
-                token_embedding_bytes += n_bytes
-        else:
-            others[name] = n_bytes
-    if not has_output:
-        output_bytes += token_embedding_bytes
-    if others:
-        names = sorted(others)
-        notes.append(
-            f"{len(names)} tensors of {sum(others.values())} bytes belong to no known slot and are not counted "
-            f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})."
-        )
-    empty = [str(i) for i, n_bytes in enumerate(block_bytes) if n_bytes == 0]
-    if len(empty) == blocks:
-        raise GgufError(
-            f"{path} has no tensors for any of its {blocks} blocks: it holds a vocabulary only, or it is damaged; "
-            "download the model again."
-        )
-    if empty:
-        notes.append(f"{len(empty)} of the {blocks} blocks have no tensors (the first is {empty[0]}).")
-
-    head_count = header.per_block("attention.head_count", blocks, [0] * blocks)
-    head_count_kv = header.per_block("attention.head_count_kv", blocks, head_count)
-    heads = (head_count[0] or max(head_count)) if head_count else 0
-    natural = embedding_length // heads if heads else 0
-    key_length = header.integer("attention.key_length", natural)
-    value_length = header.integer("attention.value_length", natural)
-    if not heads:
+    weights = _Weights(blocks, experts, experts_used)
+    for tensor in tensors:
+        weights.add(*tensor)
+    attention = _attention(header, blocks)
+    notes = _notes(header) + weights.notes(path)
+    if not attention["head_count"]:
         notes.append("The header names no attention heads: no KV cache is counted.")
-
     title = fields.get("general.name")
     return {
         "path": path,
@@ -294,100 +326,19 @@ def describe(
         "architecture": architecture,
         "file_type": file_type,
         "block_count": blocks,
-        "block_bytes": block_bytes,
-        "block_read_bytes": read_bytes,
-        "block_weights": block_weights,
-        "output_bytes": output_bytes,
-        "output_weights": output_weights,
-        "token_embedding_bytes": input_bytes,
-        "embedding_length": embedding_length,
+        "block_bytes": weights.block_bytes,
+        "block_read_bytes": weights.read_bytes,
+        "block_weights": weights.block_weights,
+        "output_bytes": weights.output_layer_bytes(),
+        "output_weights": weights.output_weights,
+        "token_embedding_bytes": weights.input_bytes,
+        "embedding_length": header.integer("embedding_length"),
         "vocabulary_size": token_count or header.integer("vocab_size", 0),
         "feed_forward_length": header.integer("feed_forward_length", 0),
         "expert_feed_forward_length": header.integer("expert_feed_forward_length", 0),
         "expert_count": experts,
         "expert_used_count": experts_used,
-        "head_count": max(head_count, default=0),
-        "head_count_kv": max(head_count_kv, default=0),
-        "key_length": key_length,
+        **attention,
         "context_length_train": header.integer("context_length", 0),
-        "kv_k_elements_per_token": [count * key_length for count in head_count_kv],
-        "kv_v_elements_per_token": [count * value_length for count in head_count_kv],
-        "window_tokens": _windows(header, blocks),
         "notes": notes,
     }
-
-
-# ---- random models -------------------------------------------------------------------------------------------------
-
-RANDOM_VERSION = 1                        # raise it when the same parameters give another file
-PARAMETERS_KEY = "mixed_gpu.random_gguf.parameters"       # header key by which our own files are recognised
-RANDOM_OPTIONS = (                        # the options of random_gguf that make the model
-    "blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "vocabulary_size",
-    "context_length", "type", "seed", "distinct_blocks",
-)
-MINIMUM_VOCABULARY = 3 + 256 + 1 + 94     # special tokens, bytes, word separator, printable ASCII
-
-# bytes per block of elements
-_STORAGE = {"f16": (2, 1), "q8_0": (34, 32), "q4_0": (18, 32)}
-
-
-def check_random_parameters(parameters: t.Mapping[str, t.Any]) -> None:
-    """Raise GgufError, in one sentence, when llama.cpp could not load a model of this shape."""
-    p = parameters
-    for key in ("blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "context_length"):
-        if p[key] < 1:
-            raise GgufError(f"{key} is {p[key]}: it must be at least 1.")
-    if p["embedding_length"] % p["head_count"] or (p["embedding_length"] // p["head_count"]) % 2:
-        raise GgufError(
-            f"embedding_length {p['embedding_length']} does not divide into {p['head_count']} heads of even length: "
-            "choose a multiple of twice head_count."
-        )
-    if p["head_count"] % p["head_count_kv"]:
-        raise GgufError(
-            f"head_count {p['head_count']} is no multiple of head_count_kv {p['head_count_kv']}: choose a divisor."
-        )
-    for key in ("embedding_length", "feed_forward_length"):
-        if p[key] % _STORAGE[p["type"]][1]:
-            raise GgufError(f"{key} {p[key]} does not suit {p['type']}, which needs a multiple of 32: choose one.")
-    if p["vocabulary_size"] < MINIMUM_VOCABULARY:
-        raise GgufError(
-            f"vocabulary_size {p['vocabulary_size']} is too small: byte tokens and ASCII need {MINIMUM_VOCABULARY}."
-        )
-
-
-def block_shapes(parameters: t.Mapping[str, t.Any]) -> dict[str, tuple[int, int]]:
-    """Return (rows, columns) of the matrices of one block, by llama.cpp's tensor name."""
-    width, hidden = parameters["embedding_length"], parameters["feed_forward_length"]
-    kv_width = width // parameters["head_count"] * parameters["head_count_kv"]
-    return {
-        "attn_q": (width, width),
-        "attn_k": (kv_width, width),
-        "attn_v": (kv_width, width),
-        "attn_output": (width, width),
-        "ffn_gate": (hidden, width),
-        "ffn_up": (hidden, width),
-        "ffn_down": (width, hidden),
-    }
-
-
-def random_model_bytes(parameters: t.Mapping[str, t.Any]) -> int:
-    """Return the bytes that a random model needs on disk: tensors, norms, and a margin for header and alignment."""
-    width, vocabulary, blocks = parameters["embedding_length"], parameters["vocabulary_size"], parameters["blocks"]
-    stored, per = _STORAGE[parameters["type"]]
-    per_block = sum(rows * columns for rows, columns in block_shapes(parameters).values())
-    elements = 2 * vocabulary * width + blocks * per_block
-    norms = 4 * width * (2 * blocks + 1)
-    return elements * stored // per + norms + 64 * vocabulary + 1024 * blocks + 65536
-
-
-def parameters_hash(parameters: t.Mapping[str, t.Any]) -> str:
-    """Return the SHA-256 that names a random model: of its parameters and of this recipe's version."""
-    canonical = json.dumps({**parameters, "recipe": RANDOM_VERSION}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def stored_parameters_hash(head: bytes) -> str | None:
-    """Find the parameters' hash in the first kilobytes of a random model; None when the file is not one of ours."""
-    key = PARAMETERS_KEY.encode()
-    value = re.search(re.escape(key) + rb"\x08\x00\x00\x00\x40\x00{7}([0-9a-f]{64})", head)     # type string, 64 bytes
-    return value[1].decode() if value else None

@@ -12,7 +12,7 @@ import os
 import typing as t
 
 from .._base import host_python, json_file
-from . import disk, gguf_file, manifest, transfer
+from . import disk, manifest, random_shape, transfer
 from .transfer import DownloadError
 
 #: Options of random_gguf that make the model, as an argument_spec.
@@ -53,7 +53,7 @@ def _vocabulary(size: int) -> list[tuple[bytes, float, int]]:
 def _add_metadata(writer: t.Any, parameters: dict[str, t.Any], fingerprint: str) -> None:
     """Add the header: shape, tokenizer, chat template."""
     width = parameters["embedding_length"]
-    writer.add_string(gguf_file.PARAMETERS_KEY, fingerprint)           # early in the file, where it is looked for
+    writer.add_string(random_shape.PARAMETERS_KEY, fingerprint)           # early in the file, where it is looked for
     writer.add_name(f"Random llama {parameters['blocks']}x{width}")
     writer.add_block_count(parameters["blocks"])
     writer.add_context_length(parameters["context_length"])
@@ -92,7 +92,7 @@ def _add_tensors(writer: t.Any, parameters: dict[str, t.Any], stored: t.Any) -> 
         return gguf.quants.quantize(values, stored)
 
     def block() -> dict[str, t.Any]:
-        return {name: matrix(rows, columns) for name, (rows, columns) in gguf_file.block_shapes(parameters).items()}
+        return {name: matrix(rows, columns) for name, (rows, columns) in random_shape.block_shapes(parameters).items()}
 
     norm = numpy.ones(width, dtype=numpy.float32)
     writer.add_tensor("token_embd.weight", matrix(vocabulary, width, scale=1.0), raw_dtype=stored)
@@ -131,12 +131,12 @@ class RandomModel:
         """Take an AnsibleModule and the options of the module random_gguf. Raises DownloadError on a wrong shape."""
         self.module, self.path = module, os.path.abspath(params["path"])
         self.host_python = params["host_python"]
-        self.parameters = {name: params[name] for name in gguf_file.RANDOM_OPTIONS}
+        self.parameters = {name: params[name] for name in random_shape.RANDOM_OPTIONS}
         try:
-            gguf_file.check_random_parameters(self.parameters)
-        except gguf_file.GgufError as exc:
+            random_shape.check_random_parameters(self.parameters)
+        except random_shape.GgufError as exc:
             raise DownloadError(f"No random model {self.path}: {exc}") from exc
-        self.fingerprint = gguf_file.parameters_hash(self.parameters)
+        self.fingerprint = random_shape.parameters_hash(self.parameters)
         self.source = {"kind": "generated", "parameters_sha256": self.fingerprint}
         self.manifest_file = manifest.manifest_path(params["manifest_dir"], self.path)
         self.directory, free_bytes = disk.free_space(self.path)
@@ -154,7 +154,7 @@ class RandomModel:
             believed = manifest.believed(recorded, self.path)
             if believed is not None:
                 return {**self.result, "sha256": believed.sha256, "size_bytes": os.path.getsize(self.path)}
-        needed, free_bytes = gguf_file.random_model_bytes(self.parameters), self.result["free_bytes"]
+        needed, free_bytes = random_shape.random_model_bytes(self.parameters), self.result["free_bytes"]
         result = {**self.result, "changed": True, "missing_bytes": needed, "present": False}
         if self.module._diff:
             before = {"parameters_sha256": made_of} if made_of else {}
@@ -172,7 +172,7 @@ class RandomModel:
         """Return the hash of the options that the present file was made with; None without a file."""
         try:
             with open(self.path, "rb") as handle:
-                made_of = gguf_file.stored_parameters_hash(handle.read(4096))
+                made_of = random_shape.stored_parameters_hash(handle.read(4096))
         except FileNotFoundError:
             return None
         except OSError as exc:

@@ -9,7 +9,7 @@ import os
 import gguf
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_file, manifest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import manifest, random_shape
 from ansible_collections.homelab.mixed_gpu.plugins.modules import gguf_info, random_gguf
 
 SMALL = {"blocks": 2, "embedding_length": 64, "feed_forward_length": 96, "head_count": 4, "head_count_kv": 2}
@@ -119,4 +119,4 @@ def test_what_cannot_be_made_is_one_sentence(run, path, tmp_path):
 def test_the_room_that_is_asked_for_is_about_the_size_of_the_file(run, path):
     result = run(path, blocks=20, embedding_length=256, feed_forward_length=512, type="q8_0")
     assert result["size_bytes"] <= result["missing_bytes"] <= result["size_bytes"] * 1.1
-    assert gguf_file.PARAMETERS_KEY in gguf.GGUFReader(path).fields
+    assert random_shape.PARAMETERS_KEY in gguf.GGUFReader(path).fields

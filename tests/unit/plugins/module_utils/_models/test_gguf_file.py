@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_file, random_shape
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,7 +110,7 @@ def test_no_byte_is_lost_or_counted_twice(blocks, block_count):
     counted = sum(model["block_bytes"]) + model["output_bytes"] + model["token_embedding_bytes"]
     uncounted = sum(size for block, size in blocks if block >= block_count)
     assert counted + uncounted == sum(size for _name, size in tensors)
-    said = any("belong to no known slot" in note for note in model["notes"])
+    said = any("belong to no known layer" in note for note in model["notes"])
     assert said == any(block >= block_count for block, _size in blocks)
 
 
@@ -163,14 +163,14 @@ def test_truncation_names_tensor_and_missing_bytes():
 )
 def test_impossible_shapes_are_refused(changes, sentence):
     with pytest.raises(gguf_file.GgufError, match=sentence):
-        gguf_file.check_random_parameters(parameters(**changes))
+        random_shape.check_random_parameters(parameters(**changes))
 
 
 def test_the_hash_of_parameters_is_found_in_a_header_and_depends_on_each():
-    digest = gguf_file.parameters_hash(parameters())
-    key = gguf_file.PARAMETERS_KEY.encode()
+    digest = random_shape.parameters_hash(parameters())
+    key = random_shape.PARAMETERS_KEY.encode()
     head = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, 64) + digest.encode()
-    assert gguf_file.stored_parameters_hash(b"GGUF" + bytes(60) + head) == digest
-    assert gguf_file.stored_parameters_hash(b"GGUF" + bytes(60)) is None
-    changed = [parameters(**{name: 1}) for name in gguf_file.RANDOM_OPTIONS if parameters()[name] != 1]
-    assert len({gguf_file.parameters_hash(each) for each in changed} | {digest}) == len(changed) + 1
+    assert random_shape.stored_parameters_hash(b"GGUF" + bytes(60) + head) == digest
+    assert random_shape.stored_parameters_hash(b"GGUF" + bytes(60)) is None
+    changed = [parameters(**{name: 1}) for name in random_shape.RANDOM_OPTIONS if parameters()[name] != 1]
+    assert len({random_shape.parameters_hash(each) for each in changed} | {digest}) == len(changed) + 1

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Shapes of models with random weights: checked, sized and named by a hash. Pure functions only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import typing as t
+
+from .gguf_file import GgufError
+
+RANDOM_VERSION = 1                        # raise it when the same parameters give another file
+PARAMETERS_KEY = "mixed_gpu.random_gguf.parameters"       # header key by which our own files are recognised
+RANDOM_OPTIONS = (                        # the options of random_gguf that make the model
+    "blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "vocabulary_size",
+    "context_length", "type", "seed", "distinct_blocks",
+)
+MINIMUM_VOCABULARY = 3 + 256 + 1 + 94     # special tokens, bytes, word separator, printable ASCII
+
+# bytes per block of elements
+_STORAGE = {"f16": (2, 1), "q8_0": (34, 32), "q4_0": (18, 32)}
+
+
+def check_random_parameters(parameters: t.Mapping[str, t.Any]) -> None:
+    """Raise GgufError, in one sentence, when llama.cpp could not load a model of this shape."""
+    p = parameters
+    for key in ("blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "context_length"):
+        if p[key] < 1:
+            raise GgufError(f"{key} is {p[key]}: it must be at least 1.")
+    if p["embedding_length"] % p["head_count"] or (p["embedding_length"] // p["head_count"]) % 2:
+        raise GgufError(
+            f"embedding_length {p['embedding_length']} does not divide into {p['head_count']} heads of even length: "
+            "choose a multiple of twice head_count."
+        )
+    if p["head_count"] % p["head_count_kv"]:
+        raise GgufError(
+            f"head_count {p['head_count']} is no multiple of head_count_kv {p['head_count_kv']}: choose a divisor."
+        )
+    for key in ("embedding_length", "feed_forward_length"):
+        if p[key] % _STORAGE[p["type"]][1]:
+            raise GgufError(f"{key} {p[key]} does not suit {p['type']}, which needs a multiple of 32: choose one.")
+    if p["vocabulary_size"] < MINIMUM_VOCABULARY:
+        raise GgufError(
+            f"vocabulary_size {p['vocabulary_size']} is too small: byte tokens and ASCII need {MINIMUM_VOCABULARY}."
+        )
+
+
+def block_shapes(parameters: t.Mapping[str, t.Any]) -> dict[str, tuple[int, int]]:
+    """Return (rows, columns) of the matrices of one block, by llama.cpp's tensor name."""
+    width, hidden = parameters["embedding_length"], parameters["feed_forward_length"]
+    kv_width = width // parameters["head_count"] * parameters["head_count_kv"]
+    return {
+        "attn_q": (width, width),
+        "attn_k": (kv_width, width),
+        "attn_v": (kv_width, width),
+        "attn_output": (width, width),
+        "ffn_gate": (hidden, width),
+        "ffn_up": (hidden, width),
+        "ffn_down": (width, hidden),
+    }
+
+
+def random_model_bytes(parameters: t.Mapping[str, t.Any]) -> int:
+    """Return the bytes that a random model needs on disk: tensors, norms, and a margin for header and alignment."""
+    width, vocabulary, blocks = parameters["embedding_length"], parameters["vocabulary_size"], parameters["blocks"]
+    stored, per = _STORAGE[parameters["type"]]
+    per_block = sum(rows * columns for rows, columns in block_shapes(parameters).values())
+    elements = 2 * vocabulary * width + blocks * per_block
+    norms = 4 * width * (2 * blocks + 1)
+    return elements * stored // per + norms + 64 * vocabulary + 1024 * blocks + 65536
+
+
+def parameters_hash(parameters: t.Mapping[str, t.Any]) -> str:
+    """Return the SHA-256 that names a random model: of its parameters and of this recipe's version."""
+    canonical = json.dumps({**parameters, "recipe": RANDOM_VERSION}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def stored_parameters_hash(head: bytes) -> str | None:
+    """Find the parameters' hash in the first kilobytes of a random model; None when the file is not one of ours."""
+    key = PARAMETERS_KEY.encode()
+    value = re.search(re.escape(key) + rb"\x08\x00\x00\x00\x40\x00{7}([0-9a-f]{64})", head)     # type string, 64 bytes
+    return value[1].decode() if value else None
