@@ -34,8 +34,8 @@ import math
 import statistics
 import typing as t
 
-from .._base import stats
-from .._split import cost_model, disturbance, layer_search, layer_split, memory_plan
+from .._base import least_squares, stats
+from .._split import cost_fit, cost_model, disturbance, layer_search, layer_split, memory_plan
 from .._split.layer_split import Layers, split_name
 from .._split.split_problem import Candidate, Json, Load, Problem, needed_kinds, read_loads, read_problem
 
@@ -236,14 +236,14 @@ class Evidence:
         telling = len(self.points) > devices
         if problem.decode_test is not None:
             points = [(layers, self.measured("decode", layers)) for layers in self.points]
-            self.decode_fit = cost_model.fit_decode(points, self.prior("decode"))
+            self.decode_fit = cost_fit.fit_decode(points, self.prior("decode"))
             if telling:
                 predicted = [cost_model.decode_ms(self.decode_fit, layers) for layers, _ms in points]
                 self.residual["decode"] = cost_model.residual_percent(predicted, [ms for _layers, ms in points])
         if problem.prefill_test is not None:
             batches = cost_model.micro_batches(problem.prefill_test.n_prompt, problem.micro_batch)
             points = [(layers, self.measured("prefill", layers)) for layers in self.points]
-            fit = cost_model.choose_prefill(
+            fit = cost_fit.choose_prefill(
                 points, batches, self.point_noise("prefill"), self.decode_fit, self.prior("prefill")
             )
             self.prefill_form, self.prefill_overlap, self.prefill_fit, self.residual["prefill"] = fit
@@ -264,10 +264,10 @@ class Evidence:
         ]
         return disturbance.with_expectation(spread, degrees, max(errors))
 
-    def prior(self, kind: str) -> cost_model.Prior | None:
+    def prior(self, kind: str) -> cost_fit.Prior | None:
         """Return what the device probe says of the devices' costs in a test of C(kind); None without a probe."""
         costs = self.problem.probed.get(kind)
-        return None if costs is None else cost_model.Prior(costs, PROBE_ERROR, self.point_noise(kind))
+        return None if costs is None else cost_fit.Prior(costs, PROBE_ERROR, self.point_noise(kind))
 
     def point_noise(self, kind: str) -> float:
         """Return how well a point of a fit is known (relative standard deviation); no better than what is nothing."""
@@ -293,8 +293,8 @@ class Evidence:
     def anchored(self) -> bool:
         """Whether what was measured determines as many coefficients as measuring any further split could."""
         measured = [layers for layers in self.ok if all(layers) or not self.pool_is_whole]
-        reachable = cost_model.rank([*measured, *(candidate.layers for candidate in self.pool)])
-        return bool(self.ok) and cost_model.rank(measured) >= min(reachable, self.problem.max_anchors)
+        reachable = least_squares.rank([*measured, *(candidate.layers for candidate in self.pool)])
+        return bool(self.ok) and least_squares.rank(measured) >= min(reachable, self.problem.max_anchors)
 
     def measured(self, kind: str, layers: Layers) -> float:
         """Return the mean over loads of C(kind) (decode, prefill or objective) of a measured split."""
@@ -706,10 +706,10 @@ def _anchors(evidence: Evidence) -> list[Candidate]:
     if len(ends) > evidence.problem.max_anchors:
         ends = [ends[device] for device in sorted(range(len(ends)), key=lambda d: -ends[d].layers[d])]
     while True:
-        known = cost_model.rank(chosen)
+        known = least_squares.rank(chosen)
         if known >= evidence.problem.max_anchors:
             return result
-        useful = [c for c in pool if cost_model.rank([*chosen, c.layers]) > known]
+        useful = [c for c in pool if least_squares.rank([*chosen, c.layers]) > known]
         if not useful:
             return result
         take = next((c for c in ends if c in useful), None)

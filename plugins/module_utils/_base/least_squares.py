@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Small linear systems, and the descent for forms that are not linear. Private to this collection. Pure functions only.
+
+Standard library alone: numpy is no part of a host's Python.
+"""
+
+from __future__ import annotations
+
+import itertools
+import typing as t
+
+
+def solve(matrix: list[list[float]], right: list[float]) -> list[float] | None:
+    """Solve a small linear system by Gaussian elimination with pivots; None when it is singular."""
+    size = len(right)
+    rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
+    for column in range(size):
+        pivot = max(range(column, size), key=lambda r: abs(rows[r][column]))
+        if abs(rows[pivot][column]) < 1e-15:
+            return None
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        for r in range(size):
+            if r != column:
+                factor = rows[r][column] / rows[column][column]
+                rows[r] = [value - factor * top for value, top in zip(rows[r], rows[column], strict=True)]
+    return [rows[r][size] / rows[r][r] for r in range(size)]
+
+
+def rank(vectors: t.Iterable[t.Sequence[int]]) -> int:
+    """Return how many of the vectors are linearly independent: as many coefficients as they determine."""
+    rows = [[float(value) for value in vector] for vector in vectors]
+    found = 0
+    for column in range(len(rows[0]) if rows else 0):
+        pivot = max(range(found, len(rows)), key=lambda r: abs(rows[r][column]), default=None)
+        if pivot is None or abs(rows[pivot][column]) < 1e-9:
+            continue
+        rows[found], rows[pivot] = rows[pivot], rows[found]
+        for r in range(found + 1, len(rows)):
+            factor = rows[r][column] / rows[found][column]
+            rows[r] = [value - factor * top for value, top in zip(rows[r], rows[found], strict=True)]
+        found += 1
+    return found
+
+
+def clamp(value: float, low: float, high: float) -> float:
+    """Return C(value), or the end of the range that it is beyond."""
+    return max(low, min(high, value))
+
+
+def descend(
+    error_of: t.Callable[[t.Sequence[float]], float],
+    begin: t.Sequence[float],
+    bounds: t.Sequence[tuple[float, float]],
+) -> list[float]:
+    """Walk downhill along the axes and their diagonals in steps that are halved when none helps."""
+    axes = range(len(begin))
+    moves = [tuple(sign if axis == other else 0 for other in axes) for axis in axes for sign in (-1, 1)]
+    moves += [
+        tuple(a if k == i else b if k == j else 0 for k in axes)
+        for i, j in itertools.combinations(axes, 2)
+        for a in (-1, 1)
+        for b in (-1, 1)
+    ]
+    here, error, step = list(begin), error_of(begin), 0.25
+    while step > 1e-7 and moves:
+        tries = [
+            [clamp(value + step * move, *bound) for value, move, bound in zip(here, way, bounds, strict=True)]
+            for way in moves
+        ]
+        best, least = min(((way, error_of(way)) for way in tries), key=lambda pair: pair[1])
+        if least < error:
+            here, error = best, least
+        else:
+            step /= 2
+    return here

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import least_squares
+
+
+def test_rank() -> None:
+    assert least_squares.rank([]) == 0
+    assert least_squares.rank([(20, 13), (20, 13)]) == 1
+    assert least_squares.rank([(20, 13), (13, 20)]) == 2
+    assert least_squares.rank([(20, 12, 1), (12, 20, 1), (16, 16, 1)]) == 2
+    assert least_squares.rank([(20, 12, 1), (12, 20, 1), (16, 15, 2)]) == 3
+
+
+def test_a_system_is_solved_and_a_singular_one_is_none() -> None:
+    assert least_squares.solve([[0.0, 2.0], [1.0, 1.0]], [4.0, 5.0]) == pytest.approx([3, 2])
+    assert least_squares.solve([[1.0, 2.0], [2.0, 4.0]], [1.0, 2.0]) is None
+
+
+def test_a_descent_ends_at_the_lowest_point_within_bounds() -> None:
+    def error_of(point):
+        return (point[0] - 1) ** 2 + (point[1] - 9) ** 2 + point[0] * point[1] / 10
+
+    assert least_squares.descend(error_of, [0.0, 0.0], [(-5.0, 5.0), (-5.0, 5.0)]) == pytest.approx([0.75, 5], abs=1e-6)
