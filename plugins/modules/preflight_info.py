@@ -191,7 +191,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight impor
     other_engines,
     preflight,
 )
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due, upgrade_stages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due, upgrade_stages, upgrade_words
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 
 Json = dict[str, t.Any]
@@ -255,7 +255,7 @@ def main() -> None:
         "engines": other_engines.running(),
         "recorded": recorded(),
         "revalidation": due.of_host(),
-        "upgrade": upgrade_stages.unfinished(read(upgrade_stages.PATH)),
+        "upgrade": upgrade_words.unfinished(read(upgrade_stages.PATH)),
     }
     module.exit_json(changed=False, **preflight.judge(seen, {**params, "models": models}))
 

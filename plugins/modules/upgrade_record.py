@@ -6,11 +6,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: upgrade_record
-short_description: Keep the record of a host's upgrades, and say what comes next
+short_description: Manage the record of a host's upgrades, and decide what comes next
 version_added: 0.1.0
 description:
   - Owns the file O(path), which has a schema number, the upgrade that is under way, and those that have ended.
-  - A damaged record, or one of a newer schema, is an error and left as it is.
+  - Each action that changes the record says what comes next as RV(step). What cannot go together with the upgrade that
+    is under way fails, with the cure.
+  - A damaged record, or one of another schema, is an error and left as it is.
 extends_documentation_fragment:
   - homelab.mixed_gpu._attributes
 attributes:
@@ -21,55 +23,62 @@ attributes:
 options:
   action:
     description:
-      - V(open) says what is under way, and whether what is asked for can go together with it. V(decide) says what to do
-        next. Both only read.
-      - V(begin) notes that an upgrade has begun, V(advance) that it is in another O(stage), V(finish) that it has
-        ended with O(outcome).
+      - V(open) returns which component and version count. V(decide) returns the first step. V(verify) fails where an
+        upgrade is under way. These three only read.
+      - V(begin) records that an upgrade has begun, V(advance) that it is in another O(stage), V(judge) the verdict on
+        the new version, V(fail) that the installation failed, V(finish) that the upgrade has ended.
     type: str
-    choices: [open, decide, begin, advance, finish]
+    choices: [open, decide, verify, begin, advance, judge, fail, finish]
     default: open
   component:
-    description: What is to be upgraded. Empty, for V(open), means what is under way.
+    description: What is to be upgraded. Empty means what is under way.
     type: str
     choices: ["", driver, llama_cpp]
     default: ""
-  version:
-    description: Version that is asked for, for V(open). Empty where the variables of the role say it.
-    type: str
-    default: ""
+  asked:
+    description: C(version) and C(sha256) that are asked for; empty where the variables of the component's role say it.
+    type: dict
+    default: {}
+    suboptions:
+      version:
+        description: A version of the driver, a branch, a commit or tag of llama.cpp, or a version of its source
+          distribution.
+        type: str
+        default: ""
+      sha256:
+        description: SHA-256 of the source distribution.
+        type: str
+        default: ""
   on_resume:
     description: What becomes of an upgrade that was interrupted.
     type: str
     choices: [continue, rollback]
     default: continue
-  present:
-    description:
-      - What the host has, as C(version) and C(builds), for V(decide) and V(begin). For V(decide) it may be missing, as
-        O(planned), where V(open) asks for no plan.
-    type: dict
+  host:
+    description: Name of the host in sentences.
+    type: str
+    default: this host
   planned:
-    description: What is asked for, likewise.
+    description:
+      - The fact C(nvidia_driver_planned) or C(llama_cpp_planned), for V(decide) and V(begin); for V(fail) that of
+        llama.cpp after the failure. Missing where V(open) asks for no plan.
     type: dict
-  asked:
-    description: How it was asked for, as C(version) and C(sha256), for V(begin).
-    type: dict
-    default: {}
   stage:
     description: Stage, for V(advance).
     type: str
     choices: [installing, revalidating, keeping, rolling_back, proving]
-  outcome:
-    description: How the upgrade ended, for V(finish).
-    type: str
-    choices: [kept, rolled_back, broken, untouched]
-  verdict:
+  revalidation:
     description:
-      - C(verdict), C(accepted) and C(summary) of a revalidation. For V(begin) of the state before, for V(advance) of
-        the new version, for V(finish) of the version that was brought back.
+      - The fact C(revalidate_result) of the role P(homelab.mixed_gpu.revalidate#role). For V(begin) of the former
+        version, for V(judge) of the new one, for V(finish) of the one that was restored.
     type: dict
-  why:
-    description: Why the new version could not be installed, for V(finish) with V(untouched).
-    type: str
+  failure:
+    description: What failed, as text or as C(ansible_failed_result), for V(fail).
+    type: raw
+  reboot_required:
+    description: Whether the installation waits for a reboot, for V(fail).
+    type: bool
+    default: false
   path:
     description: The record.
     type: path
@@ -83,11 +92,11 @@ author:
 """
 
 EXAMPLES = r"""
-- name: See what is under way
+- name: Read the upgrade that is under way
   homelab.mixed_gpu.upgrade_record:
-  register: example_upgrades
+  register: example_opened
 
-- name: Note that the new version is installed
+- name: Record that the new version is installed
   homelab.mixed_gpu.upgrade_record:
     action: advance
     stage: revalidating
@@ -100,98 +109,177 @@ record:
   type: dict
 opening:
   description:
-    - C(error) (empty, or one sentence), C(component), C(version) and C(sha256) that count, C(plan) (whether to look at
-      the host) and C(sentence) (where an upgrade stopped).
+    - C(component) and C(asked) that count, C(way), which variables say what to install (empty for those of the
+      inventory, V(version), V(git) or V(sdist)), C(driver_branch) and C(driver_version) that are asked for, C(plan),
+      whether to look at the host, and C(sentence), where an upgrade stopped.
   returned: action is open
   type: dict
 step:
-  description: C(do) (V(begin), V(install), V(keep), V(roll_back), V(nothing) or V(refuse)) and C(sentence).
-  returned: action is decide
+  description:
+    - C(do) and C(sentence). C(do) is V(begin), V(install), V(revalidate), V(accept) (make what was measured the
+      baseline), V(measure) (measure again for that), V(restore) or V(nothing).
+  returned: action is decide, begin, advance, judge or fail
   type: dict
-summary:
-  description: How the upgrade ended, in one sentence.
+result:
+  description: The fact C(upgrade_result), with C(changed), C(summary) and C(upgrade).
+  returned: action is decide or finish
+  type: dict
+ended_well:
+  description: Whether the upgrade was kept, or rolled back because that was asked for.
+  returned: action is finish
+  type: bool
+inventory:
+  description: What to write into the inventory, so that the playbook site keeps the upgrade.
   returned: action is finish
   type: str
 """
 
 import contextlib
 import os
+import textwrap
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import upgrade_stages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import (
+    upgrade_stages,
+    upgrade_steps,
+    upgrade_words,
+    verdict,
+)
+
+Json = dict[str, t.Any]
+Answer = tuple[Json, Json]
+
+READING: t.Final = ("open", "decide", "verify")
 
 
-def changed_record(params: t.Mapping[str, t.Any], before: dict[str, t.Any]) -> dict[str, t.Any]:
-    """Return the record as the action leaves it."""
-    now = json_file.utc_now()
-    if params["action"] == "begin":
-        return upgrade_stages.begin(
-            before,
-            params["component"],
-            params["present"],
-            params["planned"],
-            params["asked"],
-            params["verdict"],
-            now,
-        )
-    if params["action"] == "advance":
-        return upgrade_stages.advance(before, params["stage"], now, params["verdict"])
-    if params["action"] == "finish":
-        return upgrade_stages.finish(before, params["outcome"], now, params["keep"], params["verdict"], params["why"])
-    return before
+def places(params: Json) -> tuple[t.Mapping[str, t.Any] | None, t.Mapping[str, t.Any] | None]:
+    """Return what the host has and what is asked for, or two None without a plan."""
+    if params["planned"] is None:
+        return None, None
+    return upgrade_steps.places(params["component"], params["host"], params["planned"])
 
 
-def run(module: AnsibleModule) -> dict[str, t.Any]:
+def opened(params: Json, record: Json, _now: str) -> Answer:
+    """Return the record and what is known before the host is looked at."""
+    asked = params["asked"]
+    found = upgrade_steps.opening(record, params["component"], asked["version"], asked["sha256"], params["on_resume"])
+    return record, {"opening": found}
+
+
+def decided(params: Json, record: Json, _now: str) -> Answer:
+    """Return the record and the first step."""
+    step = upgrade_steps.decide(record, *places(params), params["on_resume"])
+    return record, {"step": step, "result": {"changed": False, "summary": step["sentence"], "upgrade": None}}
+
+
+def verified(_params: Json, record: Json, _now: str) -> Answer:
+    """Return the record; raises UserError where an upgrade is under way."""
+    if record["under_way"] is not None:
+        raise UserError(f"{upgrade_words.stopped(record['under_way'])}; run the playbook upgrade to go on")
+    return record, {}
+
+
+def begun(params: Json, record: Json, now: str) -> Answer:
+    """Return the record with an upgrade under way, and its next step."""
+    present, wanted = places(params)
+    if present is None or wanted is None:
+        raise UserError("an upgrade begins with what the role of the component plans")
+    asked, before = params["asked"], params["revalidation"]
+    record = upgrade_stages.begin(record, params["component"], present, wanted, asked, before, now)
+    return record, {"step": {"do": "install", "sentence": ""}}
+
+
+def advanced(params: Json, record: Json, now: str) -> Answer:
+    """Return the record with its upgrade in another stage."""
+    step = {"do": "revalidate" if params["stage"] == "revalidating" else "restore", "sentence": ""}
+    return upgrade_stages.advance(record, params["stage"], now), {"step": step}
+
+
+def judged(params: Json, record: Json, now: str) -> Answer:
+    """Return the record with the verdict on the new version, and the next step."""
+    record, step = upgrade_steps.judged(record, params["revalidation"], now)
+    return record, {"step": step}
+
+
+def failed(params: Json, record: Json, now: str) -> Answer:
+    """Return the record after a failure, and the next step, or C(msg) where the upgrade ends or waits."""
+    failure = textwrap.shorten(
+        verdict.failure_text(params["failure"]), upgrade_stages.MOST_CHARACTERS, placeholder=" ..."
+    )
+    present, _wanted = places(params)
+    record, step = upgrade_steps.failed(record, failure, present, params["reboot_required"], now, params["keep"])
+    if step is not None:
+        return record, {"step": step}
+    if params["reboot_required"]:
+        return record, {"msg": f"{failure} The upgrade goes on from there."}
+    return record, {"msg": upgrade_words.summary(record["finished"][-1])}
+
+
+def finished(params: Json, record: Json, now: str) -> Answer:
+    """Return the record with its upgrade at its end, and what is said of it."""
+    record = upgrade_steps.finished(record, params["revalidation"], now, params["keep"])
+    upgrade = record["finished"][-1]
+    return record, {
+        "result": {"changed": True, "summary": upgrade_words.summary(upgrade), "upgrade": upgrade},
+        "ended_well": upgrade_steps.ended_well(upgrade),
+        "inventory": upgrade_words.inventory(upgrade),
+    }
+
+
+ACTIONS: t.Final[dict[str, t.Callable[[Json, Json, str], Answer]]] = {
+    "open": opened, "decide": decided, "verify": verified, "begin": begun, "advance": advanced, "judge": judged,
+    "fail": failed, "finish": finished,
+}  # fmt: skip
+
+
+def run(module: AnsibleModule) -> Json:
     """Return the module's result, after writing what has to change."""
     params = module.params
     path = params["path"]
-    lock_file = os.path.join(os.path.dirname(path), ".upgrade.lock")
-    file = json_state.StateFile(module, upgrade_stages.FORM, path, lock_file)
-    reads_only = params["action"] in ("open", "decide")
+    file = json_state.StateFile(module, upgrade_stages.FORM, path, os.path.join(os.path.dirname(path), ".upgrade.lock"))
+    reads_only = params["action"] in READING
     with contextlib.nullcontext() if reads_only else file.locked():
         before = file.read() or upgrade_stages.empty()
         try:
-            after = changed_record(params, before)
+            after, answer = ACTIONS[params["action"]](params, before, json_file.utc_now())
         except UserError as exc:
+            if reads_only:
+                raise
             raise UserError(
                 f"{path}: {exc}; if another play is upgrading this host, let it end, else move the file away"
                 f" (mv {path} {path}.old) and {upgrade_stages.FORM.cure}"
             ) from exc
         changed = after != before and file.write(after)
-    result: dict[str, t.Any] = {"changed": changed, "record": after}
-    if params["action"] == "open":
-        result["opening"] = upgrade_stages.opening(before, params["component"], params["version"], params["on_resume"])
-    elif params["action"] == "decide":
-        result["step"] = upgrade_stages.decide(before, params["present"], params["planned"], params["on_resume"])
-    elif params["action"] == "finish":
-        result["summary"] = upgrade_stages.summary(after["finished"][-1])
-    return {**result, **file.diff()}
+    if "msg" in answer:
+        module.fail_json(msg=answer["msg"], record=after)
+    return {"changed": changed, "record": after, **answer, **file.diff()}
 
 
 def main() -> None:
+    asked = {"version": {"type": "str", "default": ""}, "sha256": {"type": "str", "default": ""}}
     module = AnsibleModule(
         argument_spec={
-            "action": {"type": "str", "choices": ["open", "decide", "begin", "advance", "finish"], "default": "open"},
+            "action": {"type": "str", "choices": list(ACTIONS), "default": "open"},
             "component": {"type": "str", "choices": ["", *upgrade_stages.COMPONENTS], "default": ""},
-            "version": {"type": "str", "default": ""},
+            "asked": {"type": "dict", "default": {}, "options": asked, "apply_defaults": True},
             "on_resume": {"type": "str", "choices": ["continue", "rollback"], "default": "continue"},
-            "present": {"type": "dict"},
+            "host": {"type": "str", "default": "this host"},
             "planned": {"type": "dict"},
-            "asked": {"type": "dict", "default": {}},
             "stage": {"type": "str", "choices": list(upgrade_stages.STAGES)},
-            "outcome": {"type": "str", "choices": list(upgrade_stages.OUTCOMES)},
-            "verdict": {"type": "dict"},
-            "why": {"type": "str"},
+            "revalidation": {"type": "dict"},
+            "failure": {"type": "raw"},
+            "reboot_required": {"type": "bool", "default": False},
             "path": {"type": "path", "default": upgrade_stages.PATH},
             "keep": {"type": "int", "default": 20},
         },
         required_if=[
-            ("action", "begin", ("present", "planned", "verdict")),
+            ("action", "begin", ("planned", "revalidation")),
             ("action", "advance", ("stage",)),
-            ("action", "finish", ("outcome",)),
+            ("action", "judge", ("revalidation",)),
+            ("action", "fail", ("failure",)),
         ],
         supports_check_mode=True,
     )

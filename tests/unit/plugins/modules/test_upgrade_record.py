@@ -10,9 +10,11 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.modules import upgrade_record
 
-OK = {"verdict": "ok", "accepted": True, "summary": "as before"}
-OLD, NEW = ({"version": version, "builds": {}} for version in ("580.95.05-1", "580.105.08-1"))
-BEGUN = {"component": "driver", "present": OLD, "planned": NEW, "asked": {"version": "580.105.08"}, "verdict": OK}
+OK = {"verdict": "ok", "accepted": True, "summary": "as before", "checks": []}
+PLANNED = {"present": "580.95.05-1", "wanted": "580.105.08-1", "foreign": ""}
+INSTALLED = {**PLANNED, "present": "580.105.08-1"}
+ASKED = {"version": "580.105.08"}
+BEGUN = {"component": "driver", "planned": PLANNED, "asked": ASKED, "revalidation": OK}
 
 
 @pytest.fixture
@@ -33,27 +35,52 @@ def run(path, capfd):
 def test_the_whole_way(run, path):
     assert run("open", component="driver")["opening"]["plan"]
     assert not path.exists()
-    assert run("decide", present=OLD, planned=NEW)["step"]["do"] == "begin"
-    assert run("begin", **BEGUN)["changed"]
+    assert run("decide", component="driver", planned=PLANNED)["step"]["do"] == "begin"
+    assert run("begin", **BEGUN)["step"]["do"] == "install"
     assert (path.stat().st_mode & 0o777, sorted(os.listdir(path.parent))) == (0o644, [".upgrade.lock", "upgrade.json"])
-    assert run("open")["opening"]["version"] == "580.105.08"
-    assert run("advance", stage="revalidating")["changed"]
+    assert run("open")["opening"]["asked"]["version"] == "580.105.08"
+    first = run("advance", stage="revalidating")
+    assert first["changed"] and first["step"]["do"] == "revalidate"
     assert not run("advance", stage="revalidating")["changed"]
-    assert run("decide", present=NEW, planned=NEW)["step"]["do"] == "install"
-    shown = run("advance", stage="keeping", verdict=OK, _ansible_check_mode=True, _ansible_diff=True)
+    assert run("decide", component="driver", planned=INSTALLED)["step"]["do"] == "install"
+    shown = run("judge", revalidation=OK, _ansible_check_mode=True, _ansible_diff=True)
     assert shown["changed"] and '"keeping"' in shown["diff"]["after"] and '"keeping"' not in path.read_text()
-    run("advance", stage="keeping", verdict=OK)
-    done = run("finish", outcome="kept")
-    assert done["summary"].startswith("The upgrade of the driver from 580.95.05-1 to 580.105.08-1 is done")
+    assert run("judge", revalidation=OK)["step"]["do"] == "accept"
+    assert "run the playbook upgrade to go on" in run("verify")["msg"]
+    done = run("finish")
+    assert done["result"]["summary"].startswith("The upgrade of the driver from 580.95.05-1 to 580.105.08-1 is done")
+    assert done["ended_well"] and 'nvidia_driver_version: "580.105.08-1"' in done["inventory"]
     assert json.loads(path.read_text()) == done["record"]
+    assert not run("verify").get("failed")
     assert run("open", component="driver", on_resume="rollback")["opening"]["sentence"] == ""
+    assert run("decide", component="driver", planned=INSTALLED | {"wanted": "580.105.08-1"})["step"]["do"] == "nothing"
+
+
+def test_a_failure_ends_waits_or_leads_back(run, path):
+    run("begin", **BEGUN)
+    before = path.read_text()
+    waits = run("fail", component="driver", failure={"msg": "Reboot, then run again."}, reboot_required=True)
+    assert waits["msg"] == "Reboot, then run again. The upgrade goes on from there." and path.read_text() == before
+    back = run("fail", component="driver", failure={"msg": "no room " * 200})
+    assert back["step"]["do"] == "restore" and len(back["step"]["sentence"]) <= 600
+    assert run("decide", component="driver", on_resume="continue")["step"]["do"] == "restore"
+
+
+def test_a_build_that_fails_leaves_everything_as_it_was(run):
+    there = {"version": "b1", "builds": {"main": "b1-0"}}
+    planned = {"present": there, "wanted": {"version": "b2", "builds": {"main": "b2-0"}}}
+    run("begin", component="llama_cpp", planned=planned, revalidation=OK)
+    told = run("fail", component="llama_cpp", planned=planned, failure="no compiler")
+    assert told["failed"] and "failed before anything was changed (no compiler)" in told["msg"]
+    assert told["record"]["under_way"] is None
 
 
 def test_what_makes_no_sense_is_refused_and_leaves_the_file(run, path):
     run("begin", **BEGUN)
     before = path.read_text()
-    for action, arguments in (("begin", BEGUN), ("advance", {"stage": "proving"}), ("finish", {"outcome": "kept"})):
+    for action, arguments in (("begin", BEGUN), ("advance", {"stage": "proving"}), ("finish", {})):
         assert f"mv {path}" in run(action, **arguments)["msg"]
+    assert run("open", component="llama_cpp")["msg"].endswith("-e upgrade_on_resume=rollback.")
     assert path.read_text() == before
 
 
