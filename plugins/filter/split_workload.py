@@ -57,13 +57,13 @@ _value:
 import typing as t
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import split_problem
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import workload
 
 
 def split_workload(objective: t.Any, bench: t.Any, serving: t.Any) -> dict[str, t.Any]:
     """Return objective and tests; AnsibleFilterError when the depth does not fit the context or a field is wrong."""
     try:
-        return split_problem.workload(objective, bench, serving)
+        return workload.plan(objective, bench, serving)
     except ValueError as error:
         raise AnsibleFilterError(f"split_workload: {error}") from error
 

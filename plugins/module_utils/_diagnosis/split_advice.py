@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import typing as t
 
-from .._split import layer_search, layer_split, split_problem
+from .._split import layer_search, layer_split, split_cost
+from .._split.workload import needed_kinds
 
 Json = dict[str, t.Any]
 
@@ -25,7 +26,7 @@ WAITS_PERCENT = 10.0
 
 
 def tests_of(entry: Json) -> dict[str, Json]:
-    """Return the tests that the fit rests on, by kind; see _split_problem.read_problem."""
+    """Return the tests that the fit rests on, by kind; see split_problem.read_problem."""
     tests = (entry.get("fingerprint_parts") or {}).get("tests") or []
     objective = entry["decision"]["objective"]
     depth, prompt = objective.get("depth_tokens") or 0, objective["prompt_tokens"]
@@ -66,18 +67,18 @@ def costs_now(entry: Json, observed: t.Sequence[Json]) -> tuple[list[float] | No
 
 def workload(
     entry: Json, objective: str, decode: t.Sequence[float] | None, prefill: t.Sequence[float] | None
-) -> layer_search.Cost | None:
+) -> split_cost.Cost | None:
     """Return what an objective costs by layers; tokens come from the recorded objective, else from its tests."""
     asked, tests = entry["decision"]["objective"], tests_of(entry)
     tested = tests.get("prefill", {}).get("n_prompt") or asked["prompt_tokens"] or PROMPT_TOKENS
     prompt = 0 if objective in ("decode", "agent") else asked["prompt_tokens"] or tested
     generated = {"prefill": 0, "ttft": 1}.get(objective, asked["generated_tokens"] or DECODE_TOKENS)
-    needed = split_problem.needed_kinds(objective)
+    needed = needed_kinds(objective)
     if ("decode" in needed and decode is None) or ("prefill" in needed and prefill is None):
         return None
     micro_batch = min(entry["serving"]["micro_batch_size"], entry["serving"]["batch_size"])
     overlap = (entry["decision"].get("fit") or {}).get("prefill_overlap", 1.0)
-    return layer_search.workload_cost(decode, prefill, prompt, generated, tested, micro_batch, overlap)
+    return split_cost.workload_cost(decode, prefill, prompt, generated, tested, micro_batch, overlap)
 
 
 def feasible(entry: Json) -> list[Json]:
@@ -99,7 +100,7 @@ def moves(here: t.Sequence[int], there: t.Sequence[int], names: t.Sequence[str])
     return found
 
 
-def gain(entry: Json, cost: layer_search.Cost, layers: t.Sequence[int], objective: str, changed: bool) -> float:
+def gain(entry: Json, cost: split_cost.Cost, layers: t.Sequence[int], objective: str, changed: bool) -> float:
     """Return how much less time the objective takes with C(layers) than now, as a part of now.
 
     Where both were measured, and nothing has changed since, the measurement counts and not the fit.
@@ -113,7 +114,7 @@ def gain(entry: Json, cost: layer_search.Cost, layers: t.Sequence[int], objectiv
     return 1 - cost.ms(layers) / cost.ms(now)
 
 
-def least_gain(entry: Json, objective: str, cost: layer_search.Cost) -> float:
+def least_gain(entry: Json, objective: str, cost: split_cost.Cost) -> float:
     """Return the gain below which a move is not advised: the indifference, or the fit's residual if that is larger.
 
     That of an objective is made of those of its kinds, as their times make up its time now.
@@ -162,7 +163,7 @@ def advice(entry: Json, observed: t.Sequence[Json]) -> Json:
 
 
 def _best(
-    entry: Json, cost: layer_search.Cost, rows: t.Sequence[Json], objective: str, changed: bool
+    entry: Json, cost: split_cost.Cost, rows: t.Sequence[Json], objective: str, changed: bool
 ) -> Json | None:
     """Return the row of the largest gain, the fewest layers moved among equals; None if it is not worth it."""
     now = entry["decision"]["layers"]
@@ -219,7 +220,7 @@ def unit(objective: str) -> str:
 
 
 def _why_nothing(
-    entry: Json, cost: layer_search.Cost, rows: t.Sequence[Json], objective: str, changed: bool
+    entry: Json, cost: split_cost.Cost, rows: t.Sequence[Json], objective: str, changed: bool
 ) -> str:
     """Return why the recorded split stays: what the best other one would gain, and what stops the way beyond."""
     decision, names = entry["decision"], [device["device"] for device in entry["devices"]]

@@ -35,9 +35,11 @@ import statistics
 import typing as t
 
 from .._base import least_squares, stats
-from .._split import cost_fit, cost_model, disturbance, layer_search, layer_split, memory_plan
+from .._split import cost_fit, cost_model, disturbance, layer_search, layer_split, memory_plan, split_cost
 from .._split.layer_split import Layers, split_name
-from .._split.split_problem import Candidate, Json, Load, Problem, needed_kinds, read_loads, read_problem
+from .._split.measured_loads import Load, read_loads
+from .._split.split_problem import Candidate, Json, Problem, read_problem
+from .._split.workload import needed_kinds
 
 #: A fit that misses a measured split by more than this (percent), and by more than noise, is not trusted there.
 TRUSTED_RESIDUAL_PERCENT = 5.0
@@ -196,18 +198,18 @@ class Evidence:
         """The splits to choose from, fewest slots on the first device first."""
         return list(self.by_layers.values())
 
-    def best_of_all(self, cost: layer_search.Cost) -> Layers | None:
+    def best_of_all(self, cost: split_cost.Cost) -> Layers | None:
         """Return the split of the least cost among all that remain, listed or not."""
         return self.problem.search.best(cost, self.caps, self.failed)
 
-    def cost(self, name: str) -> layer_search.Cost | None:
+    def cost(self, name: str) -> split_cost.Cost | None:
         """Return what the fit says of an objective as coefficients of the layers, or None without a fit.
 
         It says the same of any split as predicted.
         """
         problem = self.problem
         tokens, generated = problem.counted(problem.objective if name == "objective" else name)
-        return layer_search.workload_cost(
+        return split_cost.workload_cost(
             self.decode_fit if generated else None,
             self.prefill_fit if problem.prefill_test is not None else None,
             tokens,

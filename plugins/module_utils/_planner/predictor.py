@@ -18,7 +18,7 @@ import typing as t
 
 from .._base import text
 from .._models import model_shapes
-from .._split import cost_model, layer_search, layer_split, memory_plan, split_problem
+from .._split import cost_model, layer_search, layer_split, memory_plan, split_cost, split_problem, workload
 
 Json = dict[str, t.Any]
 
@@ -101,7 +101,7 @@ def _with_the_best(problem: split_problem.Problem, speeds: _Speeds, devices: int
         return list(problem.splits)
     batches = cost_model.micro_batches(prompt, problem.micro_batch) if prompt else 1
     stage = [(ms or 0.0) / batches / (problem.slots - 1) if prompt else 0.0 for ms in ttft]
-    cost = layer_search.Cost(
+    cost = split_cost.Cost(
         tuple(generated * (ms or 0.0) / problem.slots for ms in decode),
         tuple(stage),
         tuple((batches - 1) * ms for ms in stage),
@@ -155,7 +155,7 @@ def predict(question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, 
     """Return the C(prediction) of docs/data_formats.md.
 
     C(question): model (or the name of a shape of _model_shapes), serving, reserve_mib, and objective and bench as
-    _split_problem.workload takes them. C(devices): of profile_devices or host_devices. Raises ValueError naming what is
+    workload.plan takes them. C(devices): of profile_devices or host_devices. Raises ValueError naming what is
     wrong or unknown.
     """
     if not devices:
@@ -172,7 +172,7 @@ def predict(question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, 
         "serving": serving,
         "reserve_mib": _typed(question["reserve_mib"]),
         "split_modes": ["layer"],
-        **split_problem.workload(_typed(question["objective"]), _typed(question["bench"]), serving),
+        **workload.plan(_typed(question["objective"]), _typed(question["bench"]), serving),
         "indifference": 0.01,
         "max_loads": 1,
     })

@@ -29,7 +29,8 @@ import typing as t
 from .._base import stats
 from .._split import cost_model, layer_split, memory_plan
 from .._split.layer_split import Layers, split_name
-from .._split.split_problem import Problem, read_loads
+from .._split.measured_loads import read_loads
+from .._split.split_problem import Problem
 from .layer_stage import WHAT_COUNTS, Evidence
 
 Json = dict[str, t.Any]

@@ -16,69 +16,14 @@ import bisect
 import functools
 import heapq
 import itertools
+import operator
 import typing as t
 
-from . import cost_model
 from .layer_split import Layers, output_device, single_device_splits
+from .split_cost import Cost
 
 _NEVER = float("-inf")
-
-
-class Cost(t.NamedTuple):
-    """What a split costs, in ms: sum(slots[i] * slot_ms[i] + blocks[i] * block_ms[i]) + max(blocks[i] * stage_ms[i]).
-
-    The blocks of a device are its slots, less the output slot. Decoding is a sum over slots. A prompt of m
-    micro-batches is a sum over blocks, and where they pass through a pipeline, m - 1 times the longest stage. Tensor
-    mode is a maximum alone.
-    """
-
-    slot_ms: tuple[float, ...]
-    block_ms: tuple[float, ...]
-    stage_ms: tuple[float, ...]
-
-    def ms(self, layers: t.Sequence[int]) -> float:
-        """Return the cost of C(layers)."""
-        last = output_device(layers)
-        total = self.longest_ms(layers)
-        for device, (count, slot_ms, block_ms) in enumerate(zip(layers, self.slot_ms, self.block_ms, strict=True)):
-            total += count * slot_ms + (count - (device == last)) * block_ms
-        return total
-
-    def longest_ms(self, layers: t.Sequence[int]) -> float:
-        """Return the longest stage of C(layers)."""
-        last = output_device(layers)
-        stages = zip(layers, self.stage_ms, strict=True)
-        return max((count - (device == last)) * ms for device, (count, ms) in enumerate(stages))
-
-
-def workload_cost(
-    decode_slot_ms: t.Sequence[float] | None,
-    prefill_slot_ms: t.Sequence[float] | None,
-    prompt_tokens: int,
-    generated_tokens: int,
-    tested_tokens: int,
-    micro_batch: int,
-    overlap: float,
-) -> Cost | None:
-    """Return what a fit says of a prompt and an answer as coefficients of the layers; None where it says nothing.
-
-    C(tested_tokens) is the prompt that the fit of prefill rests on: micro-batches are as full on average as each prompt
-    makes them (see _cost_model.prefill_scale).
-    """
-    known = decode_slot_ms or prefill_slot_ms
-    if not known:
-        return None
-    slot_ms = block_ms = stage_ms = [0.0] * len(known)
-    if generated_tokens and decode_slot_ms:
-        slot_ms = [generated_tokens * ms for ms in decode_slot_ms]
-    if prompt_tokens and prefill_slot_ms:
-        batches = cost_model.micro_batches(prompt_tokens, micro_batch)
-        fullness = (prompt_tokens / batches) / (tested_tokens / cost_model.micro_batches(tested_tokens, micro_batch))
-        of_sum, of_max = cost_model.prefill_weights(batches, overlap)
-        block_ms = [fullness * of_sum * own for own in prefill_slot_ms]
-        stage_ms = [fullness * of_max * own for own in prefill_slot_ms]
-    counts = any((*slot_ms, *block_ms, *stage_ms))
-    return Cost(tuple(slot_ms), tuple(block_ms), tuple(stage_ms)) if counts else None
+_FAR = float("inf")
 
 
 class DeviceMib(t.Protocol):
@@ -178,14 +123,13 @@ class LayerSearch:
         missing: list[float] = [0, *[far] * self.slots]
         chosen: list[list[int]] = []
         for budget in self.budgets:
-            after, counts = list(missing), [0] * (self.slots + 1)
-            for start, before in enumerate(missing[: self.slots]):
-                if before < far:
-                    for count, used in enumerate(mib[start], 1):
-                        value = before + max(0, used - budget)
-                        if value < after[start + count]:
-                            after[start + count], counts[start + count] = value, count
-            missing = after
+            steps = (
+                (start + count, count, before + max(0, used - budget))
+                for start, before in enumerate(missing[: self.slots])
+                if before < far
+                for count, used in enumerate(mib[start], 1)
+            )
+            missing, counts = _best_ends(missing, steps, operator.lt)
             chosen.append(counts)
         return self._trace(chosen, self.slots)
 
@@ -207,63 +151,63 @@ class LayerSearch:
         devices = len(self.budgets)
         singles = single_device_splits(self.slots, devices)
         alone = [] if whole and devices > 1 else [single for single in singles if self.fits(single)]
-        before = self._rooms(whole)
-        # the same backwards: rooms and counts by first slot, of the devices from one on
-        after: list[list[float]] = [[_NEVER] * self.slots + [float("inf")]]
-        onward: list[list[int]] = []
-        for device in reversed(range(devices)):
-            most, budget, rest = self._most[device], self.budgets[device], after[0]
-            rooms, counts = [_NEVER] * (self.slots + 1), [0] * (self.slots + 1)
-            for start in range(self.slots + 1):
-                best, taken = (_NEVER, 0) if whole else (rest[start], 0)
-                for count in range(1, most[start] + 1):
-                    room = min(budget - self._rows[start][count - 1], rest[start + count])
-                    if room > best:
-                        best, taken = room, count
-                rooms[start], counts[start] = best, taken
-            after.insert(0, rooms)
-            onward.insert(0, counts)
+        rooms, chosen = self._rooms_before(whole)
+        after, onward = self._rooms_after(whole)
         result = []
-        for sign in (1, -1):
-            for device in range(devices):
-                found = max(
-                    (
-                        (sign * count, room, -start)
-                        for start, here in enumerate(before[0][device])
-                        if here > _NEVER
-                        for count in range(1 if whole else 0, self._most[device][start] + 1)
-                        if (room := self._room(device, start, count, here, after[device + 1][start + count])) > _NEVER
-                    ),
-                    default=None,
-                )
-                if found is None:
-                    return alone
-                start, count = -found[2], sign * found[0]
-                layers = [*self._trace(before[1][:device], start), count]
-                for counts in onward[device + 1 :]:
-                    layers.append(counts[sum(layers)])
-                result.append(tuple(layers))
+        for sign, device in itertools.product((1, -1), range(devices)):
+            found = max(
+                (
+                    (sign * count, room, -start)
+                    for start, here in enumerate(rooms[device])
+                    if here > _NEVER
+                    for count in range(1 if whole else 0, self._most[device][start] + 1)
+                    if (room := self._room(device, start, count, here, after[device + 1][start + count])) > _NEVER
+                ),
+                default=None,
+            )
+            if found is None:
+                return alone
+            layers = [*self._trace(chosen[:device], -found[2]), sign * found[0]]
+            for following in onward[device + 1 :]:
+                layers.append(following[sum(layers)])
+            result.append(tuple(layers))
         return list(dict.fromkeys((*result, *alone)))
 
     def _room(self, device: int, start: int, count: int, before: float, after: float) -> float:
         own = self.budgets[device] - self._rows[start][count - 1] if count else float("inf")
         return min(own, before, after)
 
-    def _rooms(self, whole: bool) -> tuple[list[list[float]], list[list[int]]]:
+    def _rooms_before(self, whole: bool) -> tuple[list[list[float]], list[list[int]]]:
         """Return the most room that the devices before one can leave, by their number and end, and their counts."""
         rooms: list[list[float]] = [[float("inf")] + [_NEVER] * self.slots]
         chosen: list[list[int]] = []
-        for device, budget in enumerate(self.budgets):
-            before, most = rooms[-1], self._most[device]
-            after, counts = ([_NEVER] * (self.slots + 1) if whole else list(before)), [0] * (self.slots + 1)
-            for start, left in enumerate(before):
-                if left > _NEVER:
-                    for count in range(1, most[start] + 1):
-                        room = min(left, budget - self._rows[start][count - 1])
-                        if room > after[start + count]:
-                            after[start + count], counts[start + count] = room, count
+        for budget, most in zip(self.budgets, self._most, strict=True):
+            before = rooms[-1]
+            steps = (
+                (start + count, count, min(left, budget - self._rows[start][count - 1]))
+                for start, left in enumerate(before)
+                if left > _NEVER
+                for count in range(1, most[start] + 1)
+            )
+            after, counts = _best_ends([_NEVER] * (self.slots + 1) if whole else before, steps, operator.gt)
             rooms.append(after)
             chosen.append(counts)
+        return rooms, chosen
+
+    def _rooms_after(self, whole: bool) -> tuple[list[list[float]], list[list[int]]]:
+        """Return the same backwards: the room that the devices from one on can leave, by first slot, and the counts."""
+        rooms: list[list[float]] = [[_NEVER] * self.slots + [float("inf")]]
+        chosen: list[list[int]] = []
+        for budget, most in reversed(list(zip(self.budgets, self._most, strict=True))):
+            rest = rooms[0]
+            steps = (
+                (start, count, min(budget - self._rows[start][count - 1], rest[start + count]))
+                for start in range(self.slots + 1)
+                for count in range(1, most[start] + 1)
+            )
+            before, counts = _best_ends([_NEVER] * (self.slots + 1) if whole else rest, steps, operator.gt)
+            rooms.insert(0, before)
+            chosen.insert(0, counts)
         return rooms, chosen
 
     def best(
@@ -358,40 +302,63 @@ class LayerSearch:
     def _least_sum(self, cost: Cost, caps: tuple[int, ...], longest_ms: float | None = None) -> Layers | None:
         """Return the split with the least sum of C(cost) and no stage longer than C(longest_ms).
 
-        For each device a heap holds the first slots it could begin with, by what they promise; one that cannot reach
-        as far as the end at hand will not reach any later one, and is dropped. The last end is the output slot, which
-        is no block.
+        A first slot from which a device cannot reach the end at hand reaches no later one, and is dropped. The last end
+        is the output slot, which is no block.
         """
-        far = float("inf")
-        sums: list[float] = [0.0, *[far] * self.slots]
+        sums: list[float] = [0.0, *[_FAR] * self.slots]
         chosen: list[list[int]] = []
-        for device, (most, slot_ms, block_ms) in enumerate(zip(self._most, cost.slot_ms, cost.block_ms, strict=True)):
+        for device, cap in enumerate(caps):
             blocks, stage_ms = self.slots, cost.stage_ms[device]
             if longest_ms is not None and stage_ms > 0:
                 blocks = int(longest_ms / stage_ms) + 1
                 while blocks * stage_ms > longest_ms:
                     blocks -= 1
-            cap, each_ms = min(caps[device], blocks), slot_ms + block_ms
-            after, counts = list(sums), [0] * (self.slots + 1)
-            heap: list[tuple[float, int]] = []
-            for end, before in enumerate(sums[: self.slots]):
-                while heap and -heap[0][1] + min(cap, most[-heap[0][1]]) < end:
-                    heapq.heappop(heap)
-                if heap:
-                    value = heap[0][0] + end * each_ms
-                    if value < after[end]:
-                        after[end], counts[end] = value, end + heap[0][1]
-                if before < far:
-                    heapq.heappush(heap, (before - end * each_ms, -end))
-            for start, before in enumerate(sums[: self.slots]):
-                count = self.slots - start
-                if count <= min(caps[device], blocks + 1) and (count <= most[start] if start else self._alone[device]):
-                    value = before + count * each_ms - block_ms
-                    if value < after[self.slots]:
-                        after[self.slots], counts[self.slots] = value, count
-            sums = after
+            sums, counts = self._sums_with(device, cost, sums, cap, blocks)
             chosen.append(counts)
-        return self._trace(chosen, self.slots) if sums[self.slots] < far else None
+        return self._trace(chosen, self.slots) if sums[self.slots] < _FAR else None
+
+    def _sums_with(
+        self, device: int, cost: Cost, sums: t.Sequence[float], cap: int, blocks: int
+    ) -> tuple[list[float], list[int]]:
+        """Return the least sums by end with one device more, of at most C(cap) slots and C(blocks) blocks, and counts.
+
+        The heap holds the first slots that the device could begin with, by what they promise.
+        """
+        most, block_ms = self._most[device], cost.block_ms[device]
+        reach, each_ms = min(cap, blocks), cost.slot_ms[device] + block_ms
+        after, counts = list(sums), [0] * (self.slots + 1)
+        heap: list[tuple[float, int]] = []
+        for end, before in enumerate(sums[: self.slots]):
+            while heap and -heap[0][1] + min(reach, most[-heap[0][1]]) < end:
+                heapq.heappop(heap)
+            if heap and (value := heap[0][0] + end * each_ms) < after[end]:
+                after[end], counts[end] = value, end + heap[0][1]
+            if before < _FAR:
+                heapq.heappush(heap, (before - end * each_ms, -end))
+        for start, before in enumerate(sums[: self.slots]):
+            count = self.slots - start
+            if count > min(cap, blocks + 1) or not (count <= most[start] if start else self._alone[device]):
+                continue
+            value = before + count * each_ms - block_ms
+            if value < after[self.slots]:
+                after[self.slots], counts[self.slots] = value, count
+        return after, counts
+
+
+def _best_ends(
+    before: t.Sequence[float],
+    steps: t.Iterable[tuple[int, int, float]],
+    better: t.Callable[[float, float], bool],
+) -> tuple[list[float], list[int]]:
+    """Return the best value by end and the count that leads there, from steps (end, count, value) of one device.
+
+    C(before) is what stays where no step is better: the device holds nothing then.
+    """
+    after, counts = list(before), [0] * len(before)
+    for end, count, value in steps:
+        if better(value, after[end]):
+            after[end], counts[end] = value, count
+    return after, counts
 
 
 def moved_by_one(layers: t.Sequence[int]) -> list[Layers]:

@@ -15,8 +15,9 @@ import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import layer_stage
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     cost_model,
-    layer_search,
+    measured_loads,
     memory_plan,
+    split_cost,
     split_problem,
 )
 
@@ -795,7 +796,7 @@ def least_ms(problem: Json, pair: Pair) -> float:
     batches = cost_model.micro_batches(wanted["prompt_tokens"], 512)
     generated = wanted["generated_tokens"] if wanted["name"] != "prefill" else 0
     prefill = [own if wanted["name"] != "decode" else 0.0 for own in pair.prefill]
-    cost = layer_search.Cost(
+    cost = split_cost.Cost(
         tuple(generated * own for own in pair.decode), tuple(prefill), tuple((batches - 1) * own for own in prefill)
     )
     best = checked.search.best(cost)
@@ -833,7 +834,7 @@ def test_among_practically_equal_splits_the_roomiest_of_all_is_taken() -> None:
     decision = plan["decision"]
     assert pair.objective_ms(problem, decision["layers"]) <= 1.06 * least_ms(problem, pair)
     search = split_problem.read_problem(problem).search
-    cost = layer_search.Cost(tuple(pair.decode), (0.0,) * 4, (0.0,) * 4)
+    cost = split_cost.Cost(tuple(pair.decode), (0.0,) * 4, (0.0,) * 4)
     best = search.best(cost)
     assert best is not None
     # half of the indifference may go for room, the rest is for the fit's error
@@ -878,7 +879,7 @@ def test_what_is_searched_is_what_is_predicted(objective: str) -> None:
     problem, pair = many(4, seed=5, objective=objective, prompt_tokens=1500)
     _plan, loads, _plans = campaign(problem, pair)
     checked = split_problem.read_problem(problem)
-    evidence = layer_stage.Evidence(checked, split_problem.read_loads(checked, loads))
+    evidence = layer_stage.Evidence(checked, measured_loads.read_loads(checked, loads))
     cost = evidence.cost("objective")
     assert cost is not None
     for layers in ((20, 15, 14, 16), (1, 1, 1, 62), (0, 33, 32, 0), (65, 0, 0, 0)):

@@ -9,7 +9,7 @@ import typing as t
 
 import numpy as np
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import layer_search, memory_plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import layer_search, memory_plan, split_cost
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, sparse
@@ -61,7 +61,7 @@ class Case(t.NamedTuple):
     plan: memory_plan.MemoryPlan
     budgets: list[int]
     slots: int
-    cost: layer_search.Cost
+    cost: split_cost.Cost
     search: layer_search.LayerSearch
     fitting: list[Layers]
 
@@ -78,7 +78,7 @@ def any_case(draw: st.DrawFn) -> Case:
     least = min(plan.mib((1, slots - 1, 0)))
     budgets = draw(st.lists(st.integers(0, alone + least), min_size=devices, max_size=devices))
     speeds = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.7, 1.0, 1.3, 2.0, 8.0]), min_size=devices, max_size=devices)
-    cost = layer_search.Cost(*(tuple(draw(speeds)) for _part in range(3)))
+    cost = split_cost.Cost(*(tuple(draw(speeds)) for _part in range(3)))
     fitting = [layers for layers in every_split(slots, devices) if not missing_mib(plan, budgets, layers)]
     return Case(plan, budgets, slots, cost, layer_search.LayerSearch(plan, budgets, slots), fitting)
 
@@ -150,7 +150,7 @@ def test_the_roomiest_is_that_of_brute_force(case: Case, factor: float) -> None:
     assert case.cost.ms(found) == pytest.approx(min(map(case.cost.ms, equal)), rel=1e-9)
 
 
-def milp_ms(search: layer_search.LayerSearch, mib: t.Mapping[tuple[int, int], int], cost: layer_search.Cost) -> float:
+def milp_ms(search: layer_search.LayerSearch, mib: t.Mapping[tuple[int, int], int], cost: split_cost.Cost) -> float:
     """Return the least cost by mixed integer programming: a path of ranges over the devices, and the longest stage.
 
     A variable per device and range of slots that fits there (and one per device and place where it holds nothing), and
@@ -216,10 +216,10 @@ def test_the_best_is_that_of_integer_programming(devices: int, blocks: int, shar
     nothing = (0.0,) * devices
     decode = tuple(256 * speed for speed in speeds)
     for cost in (
-        layer_search.Cost(decode, nothing, nothing),
-        layer_search.Cost(nothing, tuple(prefill), tuple(3 * own for own in prefill)),
-        layer_search.Cost(decode, tuple(prefill), tuple(31 * own for own in prefill)),
-        layer_search.Cost(nothing, nothing, tuple(speeds)),
+        split_cost.Cost(decode, nothing, nothing),
+        split_cost.Cost(nothing, tuple(prefill), tuple(3 * own for own in prefill)),
+        split_cost.Cost(decode, tuple(prefill), tuple(31 * own for own in prefill)),
+        split_cost.Cost(nothing, nothing, tuple(speeds)),
     ):
         found = search.best(cost)
         assert found is not None and search.fits(found)
