@@ -165,7 +165,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server, server_timings
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
     Client,
     ServerError,
@@ -177,10 +177,10 @@ WARM_UP = {"name": "warm-up", "prompt_tokens": 16, "generated_tokens": 4}
 
 def _sample(client: Client, test: t.Mapping[str, t.Any], vocabulary_size: int) -> dict[str, t.Any]:
     """Send one unique prompt and return the sample."""
-    prompt = llama_server.prompt_tokens(test["prompt_tokens"], vocabulary_size, secrets.token_hex(8))
+    prompt = server_timings.prompt_tokens(test["prompt_tokens"], vocabulary_size, secrets.token_hex(8))
     timings = client.generate(prompt, test["generated_tokens"])
     try:
-        return llama_server.sample(timings, test["prompt_tokens"])
+        return server_timings.sample(timings, test["prompt_tokens"])
     except ValueError as exc:
         raise ServerError(f"test {test['name']}: {exc}.") from exc
 
@@ -211,11 +211,11 @@ def _stored(module: AnsibleModule, path: str | None) -> dict[str, t.Any] | None:
 def _measure(client: Client, tests: list[dict[str, t.Any]]) -> tuple[int, list[dict[str, t.Any]]]:
     context = client.context_per_slot()
     vocabulary_size = client.vocabulary_size()
-    if llama_server.does_not_fit(WARM_UP, context) is None:
+    if server_timings.does_not_fit(WARM_UP, context) is None:
         _sample(client, WARM_UP, vocabulary_size)
     measured = []
     for test in tests:
-        reason = llama_server.does_not_fit(test, context)
+        reason = server_timings.does_not_fit(test, context)
         samples = [] if reason else [_sample(client, test, vocabulary_size) for dummy in range(test["repetitions"])]
         measured.append({**test, "skipped_reason": reason, "samples": samples})
     return context, measured

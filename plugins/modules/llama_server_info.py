@@ -230,7 +230,7 @@ import urllib.request
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import systemd
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server, server_check, server_log
 
 PROPERTIES = ("LoadState", "ActiveState", "SubState", "MainPID", "NRestarts", "NeedDaemonReload", "InvocationID")
 POLL_SECONDS = 0.5
@@ -288,7 +288,7 @@ def main() -> None:
         time.sleep(POLL_SECONDS)
     invocation = properties.get("InvocationID", "")
     text = _journal(module, invocation)
-    server = llama_server.parse_load(text)
+    server = server_log.parse_load(text)
     result = {
         "changed": False,
         "state": state,
@@ -301,7 +301,7 @@ def main() -> None:
     }
     if module.params["deployment"] is not None:
         try:
-            result["deviations"] = llama_server.deviations(module.params["deployment"], server)
+            result["deviations"] = server_check.deviations(module.params["deployment"], server)
         except (KeyError, TypeError, ValueError) as exc:
             module.fail_json(msg=f"The recorded deployment is not complete ({exc}): run the tuning play again.")
     module.exit_json(**result)

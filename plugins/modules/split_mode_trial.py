@@ -150,7 +150,11 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_client, llama_server, mode_trial
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
+    llama_client,
+    mode_trial,
+    server_timings,
+)
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import Server, TrialError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import run
 
@@ -297,7 +301,7 @@ class SplitModeTrial(run.StoredLoad):
                     length = mode_trial.soak_prompt_tokens(
                         others, context, generated, self.serving["micro_batch_size"]
                     )
-                    reply = server.answer(llama_server.prompt_tokens(length, vocabulary, str(requests)), generated)
+                    reply = server.answer(server_timings.prompt_tokens(length, vocabulary, str(requests)), generated)
                     others += 1
                 requests += 1
                 timings = reply.get("timings") or {}

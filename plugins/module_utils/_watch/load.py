@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import typing as t
 
-from .._llama_cpp import llama_server
+from .._llama_cpp import server_timings
 from .._llama_cpp.llama_client import Client, ServerError
 from .watched_devices import Tools, WatchedDevices
 
@@ -50,7 +50,7 @@ def watch(client: Client, devices: t.Sequence[t.Mapping[str, t.Any]], asked: Ask
         context, vocabulary_size = client.context_per_slot(), client.vocabulary_size()
         busy = _wait_until_idle(client, asked.wait_seconds)
         for phase in asked.phases:
-            reason = busy or llama_server.does_not_fit(phase, context)
+            reason = busy or server_timings.does_not_fit(phase, context)
             phases.append(_nothing(phase, reason) if reason else _run(phase, client, watched, asked, vocabulary_size))
     return {
         "busy": busy,
@@ -69,7 +69,7 @@ def _nothing(phase: Json, reason: str | None) -> Json:
 def _run(phase: Json, client: Client, devices: WatchedDevices, asked: Asked, vocabulary_size: int) -> Json:
     """Load the server with one phase and return what its devices did."""
     result = _nothing(phase, None)
-    request = _Request(client, phase, llama_server.prompt_tokens(phase["prompt_tokens"], vocabulary_size, SEED))
+    request = _Request(client, phase, server_timings.prompt_tokens(phase["prompt_tokens"], vocabulary_size, SEED))
     began: float | None = None
     spans: list[tuple[float, float]] = []
     with devices:
@@ -98,7 +98,7 @@ class _Request(t.NamedTuple):
         """Send it and return what the server says that the answer took, in ms. Raises ServerError."""
         timings = self.client.generate(self.prompt, self.phase["generated_tokens"])
         try:
-            llama_server.sample(timings, self.phase["prompt_tokens"])
+            server_timings.sample(timings, self.phase["prompt_tokens"])
             return float(timings["prompt_ms"]) + float(timings["predicted_ms"])
         except (KeyError, TypeError, ValueError) as exc:
             raise ServerError(f"{self.phase['kind']}: {exc}.") from exc

@@ -12,7 +12,11 @@ import pathlib
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import systemd
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
+    llama_server,
+    server_check,
+    server_log,
+)
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "llama_server"
 FAST, SLOW = "127.0.0.1:50052", "127.0.0.1:50053"
@@ -81,31 +85,6 @@ def value_after(words, flag):
     return words[words.index(flag) + 1]
 
 
-# --- the log
-
-
-@pytest.mark.parametrize(
-    ("name", "layers", "output", "source", "host_layers", "pipeline"),
-    [
-        pytest.param("rpc-20-13", [20, 13], [False, True], "kv_buffers", 0, True, id="b11312 -lv 4, 20/13"),
-        pytest.param("rpc-20-13-lv5", [20, 13], [False, True], "log", 0, True, id="b11312 -lv 5, 20/13"),
-        pytest.param("rpc-32-1", [32, 1], [False, True], "kv_buffers", 0, True, id="only the output layer on RPC1"),
-        pytest.param("block-on-cpu", [20, 12], [False, True], "kv_buffers", 1, False, id="-ngl 32 of 33"),
-        pytest.param("single-device", [33], [True], "kv_buffers", 0, False, id="-sm none"),
-        pytest.param("two-slots-q8", [20, 13], [False, True], "kv_buffers", 0, True, id="two slots, q8_0 cache"),
-    ],
-)
-def test_layers_are_counted(name, layers, output, source, host_layers, pipeline):
-    load = llama_server.parse_load(transcript(name))
-    assert load["complete"]
-    assert load["build"] == "11312 (0c1e57098)"
-    assert [device["layers"] for device in load["devices"]] == layers
-    assert [device["output"] for device in load["devices"]] == output
-    assert load["layers_source"] == source
-    assert load["host_layers"] == host_layers
-    assert load["model_layers"] == 33
-    assert load["pipeline_parallel"] is pipeline
-
 
 def tensor_deployment(first=3, second=1):
     """The deployment of the recorded start in split mode tensor."""
@@ -119,122 +98,27 @@ def tensor_deployment(first=3, second=1):
     return deployment
 
 
-def test_split_mode_tensor_is_one_device_of_several():
-    load = llama_server.parse_load(transcript("rpc-tensor-3-1"))
-    assert load["complete"]
-    assert load["tensor_devices"] == ["RPC0", "RPC1"]
-    assert [device["device"] for device in load["devices"]] == ["Meta()"]
-    assert (load["host_layers"], load["flash_attention"]) == (0, "on")
-    assert llama_server.parse_load(transcript("rpc-20-13"))["tensor_devices"] == []
-
-
 def test_split_mode_tensor_is_served_and_verified():
     deployment = tensor_deployment()
     called = llama_server.command(deployment, SETTINGS)
     assert value_after(called["arguments"], "-sm") == "tensor"
     assert value_after(called["arguments"], "-ts") == "3,1"
     assert called["environment"]["GGML_CUDA_ALLREDUCE"] == "internal"
-    load = llama_server.parse_load(transcript("rpc-tensor-3-1"))
-    assert llama_server.deviations(deployment, load) == []
-    (other,) = llama_server.deviations(deployment, {**load, "tensor_devices": ["RPC1", "RPC0"]})
+    load = server_log.parse_load(transcript("rpc-tensor-3-1"))
+    assert server_check.deviations(deployment, load) == []
+    (other,) = server_check.deviations(deployment, {**load, "tensor_devices": ["RPC1", "RPC0"]})
     assert "The server uses RPC1, RPC0; the facts say split mode tensor over RPC0, RPC1" in other
-    (layer,) = llama_server.deviations(deployment, {**load, "tensor_devices": []})
+    (layer,) = server_check.deviations(deployment, {**load, "tensor_devices": []})
     assert "in layer mode" in layer
     changed = {**deployment, "serving": {**deployment["serving"], "micro_batch_size": 128}}
-    assert "micro_batch_size is 64" in llama_server.deviations(changed, load)[0]
-
-
-def test_buffers_are_told_apart_by_endpoint():
-    load = llama_server.parse_load(transcript("rpc-20-13"))
-    fast, slow = load["devices"]
-    sizes = ("model_mib", "kv_mib", "compute_mib", "total_mib")
-    assert (fast["device"], fast["id"], fast["pci_bus_id"], fast["free_mib"]) == ("RPC0", FAST, None, 24105)
-    assert [fast[size] for size in sizes] == [239.22, 80.0, 9.63, 328.85]
-    assert [slow[size] for size in sizes] == [144.07, 48.0, 9.63, 201.7]
-    assert load["host"] == {"model_mib": 0.53, "kv_mib": 0.0, "compute_mib": 4.51, "total_mib": 5.04}
-
-
-def test_context_is_read():
-    load = llama_server.parse_load(transcript("two-slots-q8"))
-    assert (load["context_size"], load["context_per_slot"], load["slots"]) == (4096, 2048, 2)
-    assert load["kv_unified"] is False
-    assert (load["batch_size"], load["micro_batch_size"], load["flash_attention"]) == (512, 128, "on")
-    assert (load["cache_type_k"], load["cache_type_v"]) == ("q8_0", "q8_0")
-    assert load["load_seconds"] == 0.683
-
-
-def test_journal_without_the_prefix_of_the_log_says_the_same():
-    plain = "\n".join(line.partition(" I ")[2] or line for line in transcript("rpc-20-13").splitlines())
-    load = llama_server.parse_load(plain)
-    assert load.pop("load_seconds") is None
-    expected = llama_server.parse_load(transcript("rpc-20-13"))
-    expected.pop("load_seconds")
-    assert load == expected
-
-
-def test_cuda_lines_are_read():
-    text = transcript("rpc-20-13")
-    for number, endpoint, card in ((0, FAST, "4090"), (1, SLOW, "3090")):
-        text = text.replace(
-            f"using device RPC{number} ({endpoint}) (unknown id)",
-            f"using device CUDA{number} (NVIDIA GeForce RTX {card}) (0000:0{number + 1}:00.0)",
-        ).replace(f"RPC0[{endpoint}]", f"CUDA{number}")
-    load = llama_server.parse_load(text)
-    first = load["devices"][0]
-    assert (first["id"], first["pci_bus_id"]) == ("CUDA0", "0000:01:00.0")
-    assert first["description"] == "NVIDIA GeForce RTX 4090"
-    assert [(device["layers"], device["model_mib"]) for device in load["devices"]] == [(20, 239.22), (13, 144.07)]
-
-
-def test_layers_of_two_caches_add_up():
-    """A model with sliding windows has two caches, each with some of the layers."""
-    before, size, after = transcript("rpc-20-13").partition("0.00.251.882 I llama_kv_cache: size")
-    assert size
-    second = [
-        "llama_kv_cache: RPC0[127.0.0.1:50052] KV buffer size =    20.00 MiB",
-        "llama_kv_cache: RPC0[127.0.0.1:50053] KV buffer size =    12.00 MiB",
-        "llama_kv_cache: size =   32.00 MiB (   512 cells,  16 layers,  1/1 seqs), K (f16):   16 MiB, V (f16): 16 MiB",
-    ]
-    text = before + size + after.replace("32 layers", "16 layers", 1)
-    text = text.replace("llama_context: pipeline", "\n".join(["x", *second, "llama_context: pipeline"]))
-    load = llama_server.parse_load(text)
-    assert [device["layers"] for device in load["devices"]] == [20, 13]
-    assert load["devices"][0]["kv_mib"] == 100.0
-
-
-def test_layers_of_unequal_size_are_not_guessed():
-    text = transcript("rpc-20-13").replace("KV buffer size =    80.00", "KV buffer size =    81.70")
-    load = llama_server.parse_load(text)
-    assert [device["layers"] for device in load["devices"]] == [None, None]
-    assert load["layers_source"] is None
-    assert load["layers_note"] == "the layers of the KV cache are not all of one size"
-
-
-def test_layers_without_a_cache_are_not_guessed():
-    text = transcript("rpc-20-13").replace(" 32 layers,  1/1 seqs", " 30 layers,  1/1 seqs")
-    assert llama_server.parse_load(text)["layers_source"] is None
-
-
-@pytest.mark.parametrize("text", ["", "error: invalid argument: --no-such-flag", "\x00\x01 garbage buffer size = MiB"])
-def test_log_of_no_load_is_incomplete(text):
-    load = llama_server.parse_load(text)
-    assert not load["complete"]
-    assert load["devices"] == []
-    assert load["layers_source"] is None
-
-
-def test_every_beginning_of_a_log_is_read_without_error():
-    lines = transcript("rpc-20-13").splitlines()
-    complete = [llama_server.parse_load("\n".join(lines[:count]))["complete"] for count in range(len(lines) + 1)]
-    assert not complete[0]
-    assert complete[-1]
+    assert "micro_batch_size is 64" in server_check.deviations(changed, load)[0]
 
 
 # --- plan and server
 
 
 def deviations(name, deployment):
-    return llama_server.deviations(deployment, llama_server.parse_load(transcript(name)))
+    return server_check.deviations(deployment, server_log.parse_load(transcript(name)))
 
 
 @pytest.mark.parametrize(
@@ -284,13 +168,13 @@ def test_swapped_devices_are_a_deviation():
 
 
 def test_lost_journal_is_a_deviation_with_a_cure():
-    (sentence,) = llama_server.deviations(rpc_deployment(), llama_server.parse_load(""))
+    (sentence,) = server_check.deviations(rpc_deployment(), server_log.parse_load(""))
     assert "restart llama-server.service" in sentence
 
 
 def test_uncounted_layers_are_a_deviation_with_a_cure():
     text = transcript("rpc-20-13").replace("KV buffer size =    80.00", "KV buffer size =    81.70")
-    (sentence,) = llama_server.deviations(rpc_deployment(), llama_server.parse_load(text))
+    (sentence,) = server_check.deviations(rpc_deployment(), server_log.parse_load(text))
     assert "llama_server_log_verbosity to 5" in sentence
 
 
@@ -302,7 +186,7 @@ def test_other_card_under_the_same_number_is_a_deviation():
         text = text.replace(f"RPC0[{endpoint}]", f"CUDA{number}")
     deployment = cuda_deployment()
     deployment["placement"] = [{"device": "GPU-aaaa", "layers": 20}, {"device": "GPU-bbbb", "layers": 13}]
-    found = llama_server.deviations(deployment, llama_server.parse_load(text))
+    found = server_check.deviations(deployment, server_log.parse_load(text))
     assert found == [
         "CUDA0 is NVIDIA GeForce RTX 3090; the facts say NVIDIA GeForce RTX 4090.",
         "CUDA1 is NVIDIA GeForce RTX 4090; the facts say NVIDIA GeForce RTX 3090.",
@@ -480,58 +364,6 @@ def test_unit_state(properties, health, state):
 
 
 # --- measuring
-
-# recorded: 4 prompt tokens, 16 generated
-TIMINGS = {
-    "cache_n": 0,
-    "prompt_n": 4,
-    "prompt_ms": 99.454,
-    "prompt_per_token_ms": 24.8635,
-    "prompt_per_second": 40.21959901059787,
-    "predicted_n": 16,
-    "predicted_ms": 320.505,
-    "predicted_per_token_ms": 21.367,
-    "predicted_per_second": 46.801141947863535,
-}
-
-
-def test_sample_agrees_with_the_rates_of_the_server():
-    sample = llama_server.sample(TIMINGS, 4)
-    assert sample["ttft_ms"] == 99.454
-    assert sample["prompt_tokens_per_second"] == pytest.approx(TIMINGS["prompt_per_second"], abs=1e-3)
-    assert sample["decode_tokens_per_second"] == pytest.approx(TIMINGS["predicted_per_second"], abs=1e-3)
-    assert sample["generated_tokens"] == 16
-
-
-def test_single_token_has_no_decode_speed():
-    sample = llama_server.sample({**TIMINGS, "predicted_n": 1, "predicted_ms": 0.001}, 4)
-    assert sample["decode_tokens_per_second"] is None
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"cache_n": 3, "prompt_n": 1}, {"prompt_n": 5}, {"prompt_ms": 0}, {"predicted_n": 0}, {"prompt_ms": None}],
-)
-def test_unusable_timings_are_refused(change):
-    with pytest.raises(ValueError, match="server|timings"):
-        llama_server.sample({**TIMINGS, **change}, 4)
-
-
-@pytest.mark.parametrize("vocabulary_size", [2, 512, 128256])
-def test_prompts_are_valid_exact_and_unique(vocabulary_size):
-    first = llama_server.prompt_tokens(1000, vocabulary_size, "a")
-    assert len(first) == 1000
-    assert all(0 <= token < vocabulary_size for token in first)
-    assert first == llama_server.prompt_tokens(1000, vocabulary_size, "a")
-    if vocabulary_size > 2:
-        assert first[:8] != llama_server.prompt_tokens(1000, vocabulary_size, "b")[:8]
-
-
-def test_a_test_fits_exactly_or_is_explained():
-    test = {"prompt_tokens": 2000, "generated_tokens": 48}
-    assert llama_server.does_not_fit(test, 2048) is None
-    assert llama_server.does_not_fit(test, 2047) == "needs 2048 tokens and a slot of this server has 2047"
-
 
 def test_key_depends_on_configuration_and_tests():
     tests = [{"name": "a", "prompt_tokens": 1}]

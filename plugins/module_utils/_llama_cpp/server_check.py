@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Whether a running llama-server does what was recorded. Private to this collection. Pure functions only."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._split import placement
+
+# llama-server rounds the context of a slot up to this many tokens (src/llama-context.cpp, GGML_PAD).
+CONTEXT_STEP = 256
+
+
+def deviations(deployment: t.Mapping[str, t.Any], load: t.Mapping[str, t.Any]) -> list[str]:
+    """Compare what the server says about itself (server_log.parse_load) with what the facts say it should do.
+
+    Returns one sentence per difference; an empty list means that placement and serving profile are the planned ones.
+    """
+    if not load["complete"]:
+        return [
+            "The journal of the running llama-server does not hold the lines of its start (any more): restart "
+            "llama-server.service, so that it says where it puts the model."
+        ]
+    found = []
+    if load["host_layers"]:
+        found.append(
+            f"{load['host_layers']} of {load['model_layers']} layers are on the CPU: "
+            f"only {load['offloaded_layers']} were offloaded; -ngl must be at least {load['model_layers']}."
+        )
+    planned = placement.used_devices(deployment)
+    if deployment["split_mode"] == "tensor" and len(planned) > 1:
+        names = [device["device"] for device in planned]
+        if load["tensor_devices"] != names:
+            used = ", ".join(load["tensor_devices"]) or "one device at a time, in layer mode"
+            found.append(f"The server uses {used}; the facts say split mode tensor over {', '.join(names)}.")
+        return found + _serving_deviations(deployment["serving"], load)
+    # a CUDA device is known to llama.cpp by its number alone; CUDA_VISIBLE_DEVICES ties the number to the uuid
+    names = [device["device"] if device["backend"] == "CUDA" else device["id"] for device in planned]
+    seen = [device["device"] if device["device"].startswith("CUDA") else device["id"] for device in load["devices"]]
+    if names != seen:
+        found.append(f"The server uses the devices {', '.join(seen)}; the facts say {', '.join(names)}.")
+    else:
+        for plan, device in zip(planned, load["devices"], strict=True):
+            if plan["backend"] == "CUDA" and plan["description"] != device["description"]:
+                found.append(f"{plan['device']} is {device['description']}; the facts say {plan['description']}.")
+    if names == seen and (deployment["split_mode"] == "layer" or len(planned) == 1):
+        wanted = [device["layers"] for device in planned]
+        layers = [device["layers"] for device in load["devices"]]
+        if load["layers_source"] is None:
+            found.append(
+                f"The layers per device cannot be read from the log ({load['layers_note']}): "
+                "set llama_server_log_verbosity to 5, so that the server names the device of each layer."
+            )
+        elif layers != wanted:
+            found.append(f"The server placed {layers} layers on {', '.join(seen)}; the facts say {wanted}.")
+    return found + _serving_deviations(deployment["serving"], load)
+
+
+def _serving_deviations(serving: t.Mapping[str, t.Any], load: t.Mapping[str, t.Any]) -> list[str]:
+    """Return one sentence per flag of the serving profile that the server says something else about."""
+    found = []
+    slack = CONTEXT_STEP * (1 if serving["kv_unified"] else serving["parallel_slots"])
+    if not serving["context_size"] <= load["context_size"] < serving["context_size"] + slack:
+        found.append(f"The context has {load['context_size']} tokens; the facts say {serving['context_size']}.")
+    named = {"parallel_slots": "slots", "kv_unified": "kv_unified", "flash_attention": "flash_attention"}
+    for key, name in named.items():
+        if load[name] is not None and load[name] != "auto" and serving[key] not in (load[name], "auto"):
+            found.append(f"{key} is {load[name]}; the facts say {serving[key]}.")
+    for key in ("batch_size", "micro_batch_size"):
+        if load[key] != min(serving[key], load["context_size"], serving["batch_size"]):
+            found.append(f"{key} is {load[key]}; the facts say {serving[key]}.")
+    for key in ("cache_type_k", "cache_type_v"):
+        if load[key] not in (None, serving[key]):
+            found.append(f"{key} is {load[key]}; the facts say {serving[key]}.")
+    return found
