@@ -40,9 +40,6 @@ options:
     description: Memory that may be planned on a device, by its id or name.
     type: dict
     default: {}
-seealso:
-  - plugin: homelab.mixed_gpu.split_prediction_table
-    plugin_type: filter
 author:
   - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
@@ -50,14 +47,12 @@ author:
 EXAMPLES = r"""
 - name: Show what two cards would do
   ansible.builtin.debug:
-    msg: "{{ prediction | homelab.mixed_gpu.split_prediction_table }}"
-  vars:
-    prediction: "{{ question | homelab.mixed_gpu.split_prediction(profile='rtx4090_rtx3090') }}"
+    msg: "{{ (question | homelab.mixed_gpu.split_prediction(profile='rtx4090_rtx3090')).lines }}"
 """
 
 RETURN = r"""
 _value:
-  description: The prediction, see C(docs/data_formats.md).
+  description: The prediction, see C(docs/data_formats.md), and the same as C(lines) of text.
   type: dict
 """
 

@@ -195,7 +195,7 @@ def predict(question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, 
     for row in rows:
         row["objective_ms"] = _objective_ms(problem.objective, row, speeds.generated)
     best = _best(rows)
-    return {
+    prediction: Json = {
         "prediction": True,
         "model": {key: model[key] for key in ("name", "architecture", "file_type", "block_count", "notes")},
         "serving": problem.raw["serving"],
@@ -208,6 +208,7 @@ def predict(question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, 
         "best": best,
         "why": _why(problem, rows, best, devices, free),
     }
+    return {**prediction, "lines": table(prediction)}
 
 
 def _best(rows: t.Sequence[Json]) -> Json | None:

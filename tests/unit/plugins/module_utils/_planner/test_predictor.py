@@ -104,7 +104,7 @@ def test_what_does_not_fit_says_what_would() -> None:
     prediction = ask(profile="rtx3090_rtx3060")
     assert prediction["best"] is None and prediction["rows"] == []
     assert "MiB are missing in the split that comes nearest" in prediction["why"]
-    lines = predictor.table(prediction)
+    lines = prediction["lines"]
     assert sum(line.startswith("Llama 3.3 70B Instruct does not fit") for line in lines) == 1
 
 
@@ -142,13 +142,13 @@ def test_without_a_speed_there_is_memory_and_a_reason() -> None:
     assert prediction["best"] is None
     assert prediction["feasible_splits"] == sum(row["verdict"] in ("fits", "tight") for row in prediction["rows"]) > 20
     assert prediction["why"].endswith("the memory bandwidth of RPC0, RPC1 is not known")
-    assert any(" -  " in line for line in predictor.table(prediction))
+    assert any(" -  " in line for line in prediction["lines"])
     with pytest.raises(ValueError, match="there are no devices"):
         predictor.predict(question, [])
 
 
 def test_the_table_says_that_it_is_a_prediction_and_where_numbers_come_from() -> None:
-    lines = predictor.table(ask())
+    lines = ask()["lines"]
     assert lines[0] == "PREDICTION, nothing was measured: Llama 3.3 70B Instruct Q4_K_M"
     (best,) = [line for line in lines if line.endswith(", best")]
     assert best.split()[:5] == ["43/38", "22706", "(+927)", "20573", "(+3409)"]
