@@ -8,10 +8,9 @@ import json
 import pathlib
 
 import pytest
-from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.filter.engine_comparison import engine_comparison
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report.engine_comparison import compare
 
-ENTRY = json.loads((pathlib.Path(__file__).parents[3] / "fixtures" / "report" / "mixed_70b.json").read_text())["entry"]
+ENTRY = json.loads((pathlib.Path(__file__).parents[4] / "fixtures" / "report" / "mixed_70b.json").read_text())["entry"]
 
 
 def record(**others):
@@ -24,13 +23,17 @@ def record(**others):
     return {"schema": 1, "active": "llama-q4", "models": models}
 
 
+def table(fact):
+    return compare(fact)["lines"]
+
+
 def row(lines, name):
     return next(line.split() for line in lines if line.strip().startswith(name))
 
 
 def test_both_engines_stand_in_one_table_the_quicker_first():
     decode = ENTRY["decision"]["decode_tokens_per_second"]
-    lines = engine_comparison(
+    lines = table(
         record(
             exl2=(
                 {"engine": "exllamav2", "cache_mode": "FP16"},
@@ -50,19 +53,22 @@ def test_both_engines_stand_in_one_table_the_quicker_first():
 
 
 def test_one_engine_alone_says_how_to_get_the_other():
-    assert "mixed_gpu_engine=exllamav2 to compare" in engine_comparison(record())[-1]
+    assert "mixed_gpu_engine=exllamav2 to compare" in table(record())[-1]
 
 
 def test_what_was_measured_otherwise_is_not_compared():
     other = {**ENTRY["decision"]["objective"], "generated_tokens": 99999}
-    lines = engine_comparison(record(exl3=({"engine": "exllamav3"}, {"objective": other})))
+    lines = table(record(exl3=({"engine": "exllamav3"}, {"objective": other})))
     assert " ".join(row(lines, "exl3")).endswith("another objective")
-    lines = engine_comparison(record(exl3=({"engine": "exllamav3"}, {"decode_tokens_per_second": None})))
+    lines = table(record(exl3=({"engine": "exllamav3"}, {"decode_tokens_per_second": None})))
     assert row(lines, "exl3").count("–") >= 2
 
 
-def test_nothing_recorded_and_no_record():
-    assert engine_comparison({"models": {}}) == ["Nothing was tuned on this host yet."]
-    for wrong in (None, {"models": {"x": {}}}, "text"):
-        with pytest.raises(AnsibleFilterError, match="is no fact mixed_gpu"):
-            engine_comparison(wrong)
+def test_nothing_recorded():
+    assert compare({"models": {}}) == {"deployments": [], "lines": ["Nothing was tuned on this host yet."]}
+
+
+def test_the_rows_say_the_same_as_the_lines():
+    (only,) = compare(record())["deployments"]
+    assert (only["deployment"], only["active"], only["same_objective"]) == ("llama-q4", True, True)
+    assert only["layers"] == ENTRY["decision"]["layers"] and only["request_ms"] > 0
