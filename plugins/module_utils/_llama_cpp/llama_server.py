@@ -7,15 +7,12 @@ A deployment is an entry of the host's facts (docs/data_formats.md, "host facts"
 
 from __future__ import annotations
 
-import hashlib
-import json
 import typing as t
 
 from .._split import engines, layer_split, placement
 
 Json = dict[str, t.Any]
 
-RESULT_SCHEMA = 1
 
 # What a unit has to let through for the devices of a backend; CPU and RPC devices need no device node.
 _DEVICE_NODES = {"CUDA": ["char-nvidia*"], "Vulkan": ["char-drm", "char-nvidia*"], "ROCm": ["char-drm", "char-kfd"]}
@@ -171,21 +168,3 @@ def unit_state(properties: t.Mapping[str, str], health_status: int | None) -> st
 
 
 # --- what it says about itself ---------------------------------------------------------------------------------------
-
-
-# --- measuring it ----------------------------------------------------------------------------------------------------
-
-
-def result_key(fingerprint: str, tests: t.Sequence[t.Mapping[str, t.Any]]) -> str:
-    """Return the SHA-256 under which the results of these tests on this configuration are kept."""
-    canonical = json.dumps({"fingerprint": fingerprint, "tests": tests}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def read_result(text: str) -> Json:
-    """Parse a stored result. Raises ValueError when it is damaged or of another schema."""
-    stored = json.loads(text)
-    known = isinstance(stored, dict) and stored.get("schema") == RESULT_SCHEMA
-    if not known or not isinstance(stored.get("tests"), list):
-        raise ValueError(f"it is not a result of schema {RESULT_SCHEMA}")
-    return stored

@@ -9,18 +9,41 @@ import http.server
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_server_benchmark
+from ansible_collections.homelab.mixed_gpu.tests.fake_nvml import build
 
+FAST, SLOW = "GPU-11111111-2222-3333-4444-555555555555", "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa"
+ENTRY = {
+    "fingerprint": "f", "campaign": "c", "split_mode": "layer", "decision": {"layers": [20, 13]},
+    "devices": [{"device": "RPC0", "id": "127.0.0.1:1", "backend": "RPC"}],
+}  # fmt: skip
+CARDS = {
+    **ENTRY,
+    "devices": [
+        {"device": "CUDA0", "id": FAST, "backend": "CUDA"}, {"device": "CUDA1", "id": SLOW, "backend": "CUDA"},
+    ],
+}  # fmt: skip
 CONTEXT = 2048
 VOCABULARY = 512
 TESTS = [
     {"name": "short", "prompt_tokens": 100, "generated_tokens": 16, "repetitions": 2},
     {"name": "long", "prompt_tokens": 8192, "generated_tokens": 16},
 ]
+
+
+RUN = """
+import json, sys
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_server_benchmark
+with patch_module_args(json.loads(sys.argv[1])):
+    llama_server_benchmark.main()
+"""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -112,26 +135,53 @@ def test_prompts_are_exact_unique_and_not_cached(capfd):
 
 
 def test_second_run_measures_nothing(capfd, tmp_path):
+    usual = {"tests": TESTS, "deployment": "d", "state_dir": str(tmp_path / "served")}
     with running() as server:
-        first = run(capfd, url=server.url, tests=TESTS, fingerprint="f", state_dir=str(tmp_path / "served"))
+        first = run(capfd, url=server.url, entry=ENTRY, **usual)
         asked = len(server.asked)
-        second = run(capfd, url=server.url, tests=TESTS, fingerprint="f", state_dir=str(tmp_path / "served"))
+        second = run(capfd, url=server.url, entry=ENTRY, **usual)
         assert len(server.asked) == asked
-        third = run(capfd, url=server.url, tests=TESTS, fingerprint="g", state_dir=str(tmp_path / "served"))
-        stored = str(tmp_path / "served")
-        forced = run(capfd, url=server.url, tests=TESTS, fingerprint="f", force=True, state_dir=stored)
+        read = run(capfd, url=server.url, entry=ENTRY, deployment="d", state_dir=usual["state_dir"], measure=False)
+        assert len(server.asked) == asked
     assert (second["changed"], second["reused"]) == (False, True)
-    assert second["tests"] == first["tests"]
-    assert second["measured_at"] == first["measured_at"]
-    assert not third["reused"]
-    assert not forced["reused"]
-    assert forced["result_path"] == first["result_path"]
+    assert second["tests"] == first["tests"] == read["tests"]
+    assert second["measured_at"] == first["measured_at"] == read["measured_at"]
+    assert first["result_path"] == str(tmp_path / "served" / "d.json")
     assert os.stat(first["result_path"]).st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"entry": {**ENTRY, "campaign": "another"}}, {"entry": {**ENTRY, "decision": {"layers": [21, 12]}}},
+        {"tests": TESTS[:1]}, {"tests": [{**TESTS[0], "repetitions": 1}, TESTS[1]]}, {"power_tokens": 16},
+    ],
+)
+def test_another_configuration_or_other_tests_are_measured(capfd, tmp_path, change):
+    usual = {"tests": TESTS, "deployment": "d", "state_dir": str(tmp_path), "entry": ENTRY}
+    with running() as server:
+        first = run(capfd, url=server.url, **usual)
+        second = run(capfd, url=server.url, **usual | change)
+    assert not second["reused"] and second["result_path"] == first["result_path"]
+    # the file holds the newest results alone
+    assert [path.name for path in tmp_path.iterdir()] == ["d.json"]
+    stored = json.loads((tmp_path / "d.json").read_text())
+    assert stored["tests"] == second["tests"] and stored["power_tokens"] == change.get("power_tokens", 0)
+
+
+def test_without_measuring_only_results_of_the_configuration_are_read(capfd, tmp_path):
+    usual = {"deployment": "d", "state_dir": str(tmp_path), "entry": ENTRY, "url": "http://127.0.0.1:1"}
+    nothing = run(capfd, measure=False, **usual)
+    with running() as server:
+        run(capfd, tests=TESTS, **usual | {"url": server.url})
+    other = run(capfd, measure=False, **usual | {"entry": {**ENTRY, "fingerprint": "g"}})
+    for result in (nothing, other):
+        assert (result["changed"], result["reused"], result["tests"], result["power"]) == (False, False, [], None)
 
 
 def test_check_mode_measures_nothing(capfd, tmp_path):
     with running() as server:
-        arguments = {"url": server.url, "tests": TESTS, "fingerprint": "f", "state_dir": str(tmp_path)}
+        arguments = {"url": server.url, "tests": TESTS, "deployment": "d", "entry": ENTRY, "state_dir": str(tmp_path)}
         result = run(capfd, _ansible_check_mode=True, **arguments)
         assert server.asked == []
     assert result["changed"]
@@ -139,16 +189,42 @@ def test_check_mode_measures_nothing(capfd, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_result_names_file_and_cure(capfd, tmp_path):
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2, "tests": []}', '{"schema": 1}', '{"schema": 1, "te'])
+def test_damaged_result_names_file_and_cure(capfd, tmp_path, text):
+    path = tmp_path / "d.json"
+    path.write_text(text)
+    arguments = {"url": "http://127.0.0.1:1", "deployment": "d", "entry": ENTRY, "state_dir": str(tmp_path)}
+    for measure in (True, False):
+        result = run(capfd, measure=measure, **arguments)
+        assert result["failed"]
+        assert result["msg"].startswith(f"{path} is damaged") and "remove it" in result["msg"]
+
+
+def test_power_is_not_read_where_there_are_no_cards(capfd):
     with running() as server:
-        arguments = {"url": server.url, "tests": TESTS, "fingerprint": "f", "state_dir": str(tmp_path)}
-        path = run(capfd, **arguments)["result_path"]
-        with open(path, "r+", encoding="utf-8") as handle:
-            handle.truncate(40)
-        result = run(capfd, **arguments)
-    assert result["failed"]
-    assert result["msg"].startswith(f"{path} is damaged")
-    assert "remove it" in result["msg"]
+        off = run(capfd, url=server.url, entry=CARDS)
+        rpc = run(capfd, url=server.url, entry=ENTRY, power_tokens=16)
+    assert off["power"] == {"reason": "switched off (power_tokens is 0)"}
+    assert "are not NVIDIA cards" in rpc["power"]["reason"]
+    assert all(len(body["prompt"]) != 16 or body["n_predict"] == 4 for body in server.asked)  # the warm-up alone
+
+
+def test_power_of_the_cards_while_one_long_answer_is_generated(tmp_path):
+    library = build.build_library(tmp_path)
+    text = (build.HERE / "profiles" / "under_load.txt").read_text(encoding="utf-8")
+    variables = build.environment(library, None, text) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with running() as server:
+        arguments = {"url": server.url, "entry": CARDS, "power_tokens": 10**6}
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, json.dumps(arguments)],
+            env=variables, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    power = json.loads(done.stdout)["power"]
+    assert power["reason"] is None
+    assert [card["id"] for card in power["cards"]] == [FAST, SLOW]
+    assert power["watts"] == pytest.approx(sum(card["watts"] for card in power["cards"])) and power["watts"] > 0
+    assert power["joules_per_token"] == pytest.approx(power["watts"] / 50, rel=0.01)
+    assert server.asked[-1]["n_predict"] == CONTEXT - 16
 
 
 def test_key_is_read_from_its_file(capfd, tmp_path):
@@ -196,7 +272,7 @@ def test_unusable_answers_are_one_sentence(capfd, behaviour, words):
 @pytest.mark.parametrize(
     ("tests", "words"),
     [
-        ([{**TESTS[0]}, {**TESTS[0]}], "short are there twice"),
+        ([{**TESTS[0]}, {**TESTS[0]}], "Duplicate test names: short"),
         ([{**TESTS[0], "prompt_tokens": 0}], "prompt_tokens is 0"),
         ([{**TESTS[0], "repetitions": 0}], "repetitions is 0"),
         ([{**TESTS[0], "generated_tokens": -1}], "generated_tokens is -1"),
@@ -206,3 +282,17 @@ def test_unusable_tests_are_refused(capfd, tests, words):
     result = run(capfd, url="http://127.0.0.1:1", tests=tests)
     assert result["failed"]
     assert words in result["msg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"deployment": "../x", "entry": ENTRY}, "This cannot be stored"),
+        ({"deployment": "d"}, "requires the option entry"),
+        ({"deployment": "d", "entry": {}}, "is not complete"),
+    ],
+)
+def test_a_deployment_that_cannot_be_stored(capfd, tmp_path, arguments, words):
+    (tmp_path / "d.json").write_text('{"schema": 1, "tests": []}')
+    result = run(capfd, url="http://127.0.0.1:1", state_dir=str(tmp_path), **arguments)
+    assert result["failed"] and words in result["msg"]

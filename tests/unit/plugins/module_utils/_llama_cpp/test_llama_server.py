@@ -7,7 +7,6 @@ The lv5 one holds what -lv 5 adds about layers; its several thousand other debug
 
 from __future__ import annotations
 
-import copy
 import pathlib
 
 import pytest
@@ -364,15 +363,3 @@ def test_unit_state(properties, health, state):
 
 
 # --- measuring
-
-def test_key_depends_on_configuration_and_tests():
-    tests = [{"name": "a", "prompt_tokens": 1}]
-    key = llama_server.result_key("f", tests)
-    assert key == llama_server.result_key("f", copy.deepcopy(tests))
-    assert len({key, llama_server.result_key("g", tests), llama_server.result_key("f", [])}) == 3
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2, "tests": []}', '{"schema": 1}', '{"schema": 1, "te'])
-def test_damaged_result_is_refused(text):
-    with pytest.raises(ValueError):
-        llama_server.read_result(text)

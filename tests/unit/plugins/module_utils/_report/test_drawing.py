@@ -11,10 +11,10 @@ import typing as t
 from xml.etree import ElementTree
 
 import pytest
-from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.filter.split_chart import FilterModule, split_chart
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report.drawing import draw
 
-FIXTURES = pathlib.Path(__file__).parents[3] / "fixtures/report"
+FIXTURES = pathlib.Path(__file__).parents[4] / "fixtures/report"
 
 
 def entry_of(name: str) -> dict[str, t.Any]:
@@ -24,7 +24,7 @@ def entry_of(name: str) -> dict[str, t.Any]:
 @pytest.mark.parametrize("name", ["sandbox", "mixed_70b", "three_devices"])
 def test_a_chart_is_well_formed_and_names_what_it_marks(name: str) -> None:
     entry = entry_of(name)
-    chart = FilterModule().filters()["split_chart"](entry)
+    chart = draw(entry)
     assert ElementTree.fromstring(chart).tag == "{http://www.w3.org/2000/svg}svg"
     layers = ",".join(map(str, entry["decision"]["layers"]))
     default = ",".join(map(str, entry["decision"]["default_layers"]))
@@ -33,27 +33,27 @@ def test_a_chart_is_well_formed_and_names_what_it_marks(name: str) -> None:
 
 
 def test_two_devices_get_the_line_and_what_does_not_fit() -> None:
-    chart = split_chart(entry_of("sandbox"))
+    chart = draw(entry_of("sandbox"))
     for words in ("measured (lowest to highest)", "fitted", "does not fit in memory", "failed when measured"):
         assert f">{words}<" in chart
     entry = entry_of("sandbox")
     entry["feasible"] = [{"layers": [first, 33 - first]} for first in range(34)]
-    assert "does not fit in memory" not in split_chart(entry)
+    assert "does not fit in memory" not in draw(entry)
 
 
 def test_the_same_input_gives_the_same_text() -> None:
-    assert split_chart(entry_of("sandbox")) == split_chart(entry_of("sandbox"))
+    assert draw(entry_of("sandbox")) == draw(entry_of("sandbox"))
 
 
 def test_two_charts_can_stand_on_one_page() -> None:
     decode, prefill = (
-        set(re.findall(r'\bid="([^"]+)"', split_chart(entry_of("sandbox"), [panel]))) for panel in ("decode", "prefill")
+        set(re.findall(r'\bid="([^"]+)"', draw(entry_of("sandbox"), [panel]))) for panel in ("decode", "prefill")
     )
     assert decode and prefill and not decode & prefill
 
 
 def test_every_reference_leads_somewhere() -> None:
-    chart = split_chart(entry_of("sandbox"))
+    chart = draw(entry_of("sandbox"))
     names = set(re.findall(r'\bid="([^"]+)"', chart))
     used = set(re.findall(r'href="#([^"]+)"', chart)) | set(re.findall(r"url\(#([^)]+)\)", chart))
     assert used and used <= names
@@ -61,32 +61,18 @@ def test_every_reference_leads_somewhere() -> None:
 
 def test_no_colour_of_the_drawing_is_left() -> None:
     # all were replaced by variables, which follow the reader's preference
-    assert not re.findall(r"#0[1-8]0[1-8]0[1-8]", split_chart(entry_of("sandbox")))
+    assert not re.findall(r"#0[1-8]0[1-8]0[1-8]", draw(entry_of("sandbox")))
 
 
 def test_names_are_escaped() -> None:
     entry = entry_of("sandbox")
     entry["model"]["name"] = '<script>"&'
-    chart = split_chart(entry)
+    chart = draw(entry)
     ElementTree.fromstring(chart)
     assert "<script>" not in chart
 
 
 def test_without_matplotlib_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(AnsibleFilterError, match="matplotlib is missing on the controller .*pip install matplotlib"):
-        split_chart(entry_of("sandbox"))
-
-
-@pytest.mark.parametrize(
-    ("value", "panels", "message"),
-    [
-        ({}, ["decode"], "has no decision"),
-        (None, ["decode"], "has no decision"),
-        ("entry", ["speed"], "unknown panel speed"),
-    ],
-)
-def test_what_is_no_chart(value: t.Any, panels: list[str], message: str) -> None:
-    entry = entry_of("sandbox") if value == "entry" else value
-    with pytest.raises(AnsibleFilterError, match=message):
-        split_chart(entry, panels)
+    with pytest.raises(UserError, match="matplotlib is missing on the controller .*pip install matplotlib"):
+        draw(entry_of("sandbox"))

@@ -13,27 +13,21 @@ import typing as t
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.filter.split_report import FilterModule
+from ansible_collections.homelab.mixed_gpu.plugins.filter.report import FilterModule, split_report, split_summary
 
 ROOT = pathlib.Path(__file__).parents[4]
 PAGE = (ROOT / "roles/report/templates/report.html.j2").read_text(encoding="utf-8")
 CLAIMS = yaml.safe_load((ROOT / "roles/report/defaults/main.yml").read_text(encoding="utf-8"))["report_expectations"]
-EXTRA = {
-    "host": "box",
-    "url": "http://127.0.0.1:8080",
-    "state": "ready",
-    "served_at": "2026-11-24T04:45:00Z",
-    "power_reason": "there is no NVML to ask",
-    "chart": True,
-    "versions": [["llama.cpp that serves", "11312 (0c1e57098)"]],
-}
 
 
 def page(name: str, change: dict[str, t.Any] | None = None, **arguments: t.Any) -> str:
     data = json.loads((ROOT / f"tests/fixtures/report/{name}.json").read_text(encoding="utf-8"))
     data["entry"].update(change or {})
-    given = {"served": data["served"], "devices": data["devices"], "expectations": CLAIMS, "power": data.get("power")}
-    return FilterModule().filters()["split_report"](data["entry"], PAGE, **{**given, "extra": EXTRA, **arguments})
+    given = {
+        "server": {"state": "ready", "server": {"devices": data["devices"], "build": "11312 (0c1e57098)"}},
+        "served": data["served"], "expectations": CLAIMS, "host": "box", "url": "http://127.0.0.1:8080",
+    }  # fmt: skip
+    return split_report(data["entry"], PAGE, **{**given, **arguments})
 
 
 class Nesting(html.parser.HTMLParser):
@@ -85,12 +79,12 @@ def test_claims_power_and_memory() -> None:
     assert text.count("<td>not comparable</td>") == 1
     assert "400 to 600 ms" in text and "<b>1395</b> ms" in text
     assert "<b>516 W</b>" in text and "<b>29.8 J per token</b>" in text
-    assert "Not available: there is no NVML to ask." in page("sandbox")
+    assert "Not available: not measured yet." in page("sandbox")
 
 
 def test_a_server_that_does_not_run() -> None:
-    text = page("sandbox", served=None, devices=None, extra={**EXTRA, "state": "failed"})
-    assert "(its state: failed)" in text and "Not measured: no test was asked for" in text
+    text = page("sandbox", served=None, server={"state": "failed", "server": {"devices": [], "build": None}})
+    assert "(state of the server: failed)" in text and "Not measured: the role llama_server measures" in text
 
 
 def test_what_a_model_calls_itself_is_no_markup() -> None:
@@ -101,7 +95,7 @@ def test_what_a_model_calls_itself_is_no_markup() -> None:
 
 def test_no_chart_needs_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    text = page("sandbox", panels=[], extra={**EXTRA, "chart": False})
+    text = page("sandbox", panels=[])
     assert "<svg" not in text and "Charts are switched off" in text
     with pytest.raises(AnsibleFilterError, match="matplotlib is missing"):
         page("sandbox")
@@ -123,19 +117,35 @@ def test_only_one_device_was_possible() -> None:
         "table": [],
     }
     placement = [{"device": "127.0.0.1:50052", "layers": 33}]
-    text = page("sandbox", {"decision": decision, "placement": placement}, served=None, devices=None)
+    text = page("sandbox", {"decision": decision, "placement": placement}, served=None, server=None)
     assert "All 33 layers on RPC0." in text and "<svg" not in text
 
 
-def test_what_is_no_entry() -> None:
-    with pytest.raises(AnsibleFilterError, match="decision.* is missing.*run split_tuning again"):
-        FilterModule().filters()["split_report"]({}, PAGE)
+@pytest.mark.parametrize("entry", [{}, {"decision": {}}, {"model": {"id": "x"}, "decision": None}])
+def test_what_is_no_entry(entry: dict[str, object]) -> None:
+    for name, arguments in (("split_report", [PAGE]), ("split_summary", [])):
+        with pytest.raises(AnsibleFilterError, match=f"{name}: the input is no entry of .* run split_tuning again"):
+            FilterModule().filters()[name](entry, *arguments)
+
+
+def test_a_panel_that_does_not_exist() -> None:
+    with pytest.raises(AnsibleFilterError, match="unknown panel speed; choose from decode, prefill, objective"):
+        page("sandbox", panels=["speed"])
+
+
+def test_the_summary_takes_what_the_page_takes() -> None:
+    data = json.loads((ROOT / "tests/fixtures/report/sandbox.json").read_text(encoding="utf-8"))
+    server = {"state": "ready", "server": {"devices": data["devices"]}}
+    lines = split_summary(data["entry"], server=server, served=data["served"], url="http://x", report="r.html")
+    assert lines[0] == "mixed_gpu sandbox: 23 of 33 layers on RPC0 and 10 on RPC1"
+    assert any("RPC0 127.0.0.1:50052" in line and line.endswith(" 17") for line in lines)
+    assert lines[-2:] == ["URL     http://x", "Report  r.html"]
 
 
 def test_a_template_that_asks_for_what_is_not_there() -> None:
     data = json.loads((ROOT / "tests/fixtures/report/sandbox.json").read_text(encoding="utf-8"))["entry"]
     with pytest.raises(AnsibleFilterError, match="cannot be rendered: .*colour"):
-        FilterModule().filters()["split_report"](data, "{{ view.colour }}", panels=[])
+        split_report(data, "{{ view.colour }}", panels=[])
 
 
 def test_each_device_alone_is_on_the_page_when_it_was_measured() -> None:

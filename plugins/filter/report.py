@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Filters of the report; their documentation is in split_report.yml and split_summary.yml."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+
+Json = t.Mapping[str, t.Any]
+
+
+def split_report(
+    entry: Json,
+    template: str,
+    server: Json | None = None,
+    gpus: Json | None = None,
+    machine: Json | None = None,
+    served: Json | None = None,
+    expectations: t.Sequence[Json] | None = None,
+    panels: t.Sequence[str] = ("decode", "prefill", "objective"),
+    host: str = "",
+    url: str = "",
+) -> str:
+    """Return the page of a recorded entry. Raises AnsibleFilterError for an entry or a template that cannot be read."""
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import page, view
+
+    try:
+        return page.render(
+            entry, template, view.Seen(server, gpus, machine, served), expectations or (), panels, host, url
+        )
+    except UserError as error:
+        raise AnsibleFilterError(f"split_report: {error}.") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise AnsibleFilterError(_no_entry("split_report", error)) from error
+
+
+def split_summary(
+    entry: Json,
+    server: Json | None = None,
+    served: Json | None = None,
+    url: str | None = None,
+    report: str | None = None,
+    more: t.Sequence[str] | None = None,
+) -> list[str]:
+    """Return the summary of a recorded entry as lines. Raises AnsibleFilterError when the entry is no such entry."""
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import summary, view
+
+    try:
+        return summary.summary_lines(entry, served, view.Seen(server).devices, url, report, more or ())
+    except (KeyError, TypeError, ValueError) as error:
+        raise AnsibleFilterError(_no_entry("split_summary", error)) from error
+
+
+def _no_entry(name: str, error: Exception) -> str:
+    """Return what a malformed entry lacks, and the cure."""
+    lacks = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return (
+        f"{name}: the input is no entry of ansible_local.mixed_gpu.models ({lacks}); run split_tuning again to record"
+        " an entry."
+    )
+
+
+class FilterModule:
+    """Filters that write pages and summaries."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        """Return the filters by name."""
+        return {"split_report": split_report, "split_summary": split_summary}

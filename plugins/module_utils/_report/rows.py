@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Rows of the tables of the report: memory, each device alone, measured splits. Private. Pure functions only."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._base.text import DASH, interval, number, vector
+from .._split import placement
+from .recorded import device_label, rate_of, timing_of
+
+Json = t.Mapping[str, t.Any]
+
+
+def memory_rows(entry: Json, server_devices: t.Sequence[Json] | None) -> list[dict[str, t.Any]]:
+    """Return per device, in MiB: planned, the loaded server's own model, KV and compute buffers, free when planned.
+
+    C(limit_mib) is what the plan could use at most: the free memory, or the device's budget where that is smaller.
+    C(left_mib) is what of it the loaded server leaves free.
+    """
+    # The server numbers the CUDA cards that it is shown, so its names need not be those of the plan.
+    serving_names = {device["id"]: device["device"] for device in placement.used_devices(entry)}
+    loaded: dict[t.Any, Json] = {}
+    # of an ExLlama, what the card held in the load that was measured: weights, cache and scratch space are not told
+    # apart
+    measured = [
+        {"id": device["id"], "model_mib": card["used_mib"]}
+        for device, card in zip(entry["devices"], entry.get("loaded") or (), strict=False)
+    ]
+    for device in server_devices or measured:
+        loaded.setdefault(device.get("id"), device)
+        loaded.setdefault(device.get("device"), device)
+    rows = []
+    decision = entry["decision"]
+    for index, device in enumerate(entry["devices"]):
+        seen = loaded.get(device["id"]) or loaded.get(serving_names.get(device["id"]))
+        parts = {key: (seen or {}).get(key) for key in ("model_mib", "kv_mib", "compute_mib")}
+        known = [float(value) for value in parts.values() if value is not None]
+        limits = [value for value in (device.get("free_mib"), device.get("budget_mib")) if value is not None]
+        planned = decision["mib"][index] if decision.get("mib") else None
+        loaded_mib = sum(known) if known else None
+        limit_mib = min(limits) if limits else None
+        rows.append(
+            {
+                "device": device["device"],
+                "description": device.get("description") or "",
+                "layers": decision["layers"][index],
+                "loaded_layers": (seen or {}).get("layers"),
+                "planned_mib": planned,
+                "headroom_mib": decision["headroom_mib"][index] if decision.get("headroom_mib") else None,
+                "loaded_mib": loaded_mib,
+                **parts,
+                "free_mib": device.get("free_mib"),
+                "budget_mib": device.get("budget_mib"),
+                "total_mib": device.get("total_mib"),
+                "limit_mib": limit_mib,
+                "left_mib": limit_mib - loaded_mib if limit_mib is not None and loaded_mib is not None else None,
+            }
+        )
+    return rows
+
+
+# --- each device alone ---
+
+
+def probe_rows(entry: Json) -> list[dict[str, t.Any]]:
+    """Return what the device probe found, as text, the fastest device first; empty where there was no probe."""
+    probe = entry.get("device_probe")
+    if not probe:
+        return []
+    described = {device["id"]: device_label(device) for device in entry["devices"]}
+    rows = sorted(probe["devices"], key=lambda row: row["rank"] or len(probe["devices"]) + 1)
+    return [
+        {
+            "device": described.get(row["id"], row["device"]),
+            "rank": DASH if row["rank"] is None else str(row["rank"]),
+            "ok": row["status"] == "ok",
+            "status": row["status"].replace("_", " "),
+            "reason": row["reason"] or "",
+            "decode": number((row["decode_ms_per_token"] or {}).get("median")),
+            "decode_range": interval(
+                (row["decode_ms_per_token"] or {}).get("low"), (row["decode_ms_per_token"] or {}).get("high")
+            ),
+            "bandwidth": number(row["bandwidth_gb_per_s"]),
+            "theoretical": number(row["theoretical_bandwidth_gb_per_s"]),
+            "prefill": number(row["prefill_tokens_per_second"]),
+        }
+        for row in rows
+    ]
+
+
+def probe_warning(entry: Json) -> str | None:
+    """Return the warning of the device probe about the order of the cards, or None."""
+    return (entry.get("device_probe") or {}).get("warning")
+
+
+def table_rows(entry: Json) -> list[dict[str, t.Any]]:
+    """Return the measured splits as text, with what marks them: chosen, default."""
+    decision = entry["decision"]
+    rows = []
+    for row in decision.get("table") or []:
+        decode = row.get("decode_ms_per_token") if row["status"] == "ok" else None
+        rate = rate_of(decode, 1)
+        prefill = timing_of(entry, row, "prefill") if row["status"] == "ok" else None
+        objective = timing_of(entry, row, "objective") if row["status"] == "ok" else None
+        rows.append(
+            {
+                "layers": vector(row["layers"]),
+                "ok": row["status"] == "ok",
+                "status": row["status"].replace("_", " "),
+                "reason": row.get("reason") or "",
+                "loads": row.get("loads"),
+                "decode": number(decode["mean"]) if decode else DASH,
+                "decode_range": interval(decode["low"], decode["high"]) if decode else DASH,
+                "decode_predicted": number(decode.get("predicted")) if decode else DASH,
+                "rate": number(rate["mean"]) if rate else DASH,
+                "prefill": number(prefill["mean"]) if prefill else DASH,
+                "prefill_range": interval(prefill["low"], prefill["high"]) if prefill else DASH,
+                "objective": number(objective["mean"]) if objective else DASH,
+                "objective_range": interval(objective["low"], objective["high"]) if objective else DASH,
+                "chosen": list(row["layers"]) == list(decision["layers"]),
+                "default": list(row["layers"]) == list(decision.get("default_layers") or []),
+                "disturbed": len(row.get("disturbed_loads") or []),
+            }
+        )
+    return rows

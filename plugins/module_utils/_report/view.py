@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Everything that the HTML page of a deployment shows, as text and bar widths. Private. Pure functions only."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+
+from .._base.text import DASH, interval, mebibytes, number, percent, vector
+from . import rows, words
+from .recorded import engine_name, model_name, prompt_tokens_of
+from .served_rows import expectation_rows, served_tests
+
+Json = t.Mapping[str, t.Any]
+View = dict[str, t.Any]
+
+_VERDICTS: t.Final = {"no_difference": ": no difference that matters", "inconclusive": ": not settled"}
+
+
+class Seen(t.NamedTuple):
+    """What the host says beside the record; everything can be missing.
+
+    C(server) is what llama_server_info returned, C(gpus) the fact mixed_gpu_gpus, C(machine) the C(host) of host_info,
+    C(served) the stored results of llama_server_benchmark.
+    """
+
+    server: Json | None = None
+    gpus: Json | None = None
+    machine: Json | None = None
+    served: Json | None = None
+
+    @property
+    def devices(self) -> t.Sequence[Json]:
+        """Return memory per device as the loaded server reports it; empty where it does not run."""
+        ready = self.server is not None and self.server["state"] == "ready"
+        return self.server["server"]["devices"] if ready and self.server else []
+
+
+def report_view(
+    entry: Json, seen: Seen, expectations: t.Sequence[Json] = (), host: str = "", url: str = ""
+) -> View:
+    """Return everything that the page shows: no decision is left to the template."""
+    decision = entry["decision"]
+    tests = served_tests(seen.served)
+    power = (seen.served or {}).get("power") or {"reason": "not measured yet"}
+    return {
+        "host": host,
+        "url": url,
+        "model": model_name(entry),
+        "engine": engine_name(entry),
+        "verdict": decision["verdict"].replace("_", " "),
+        "sentence": words.verdict_words(entry),
+        "why": decision.get("why") or "",
+        "objective": words.objective_words(decision["objective"]),
+        "later_stages": words.later_stages(decision),
+        "tiles": _tiles(entry, tests),
+        **_devices(entry, seen),
+        "probe": rows.probe_rows(entry),
+        "probe_warning": rows.probe_warning(entry),
+        **_splits(entry),
+        "served": [_served_row(test) for test in tests],
+        "served_at": (seen.served or {}).get("measured_at"),
+        "power": None if power["reason"] else _power(power),
+        "power_reason": power["reason"],
+        "expectations": [
+            {**row, "range": f"{row['low']:g} to {row['high']:g}", "value": number(row["value"])}
+            for row in expectation_rows(entry, tests, expectations, power.get("watts"))
+        ],
+        "versions": _versions(seen),
+        "serving": _flat(entry["serving"]),
+        "parts": _flat(entry.get("fingerprint_parts") or {}),
+        "fingerprint": entry["fingerprint"],
+        "campaign": entry["campaign"],
+        "recorded_at": entry["recorded_at"],
+        "loads_used": decision.get("loads_used"),
+        "model_facts": _flat(entry["model"]),
+    }
+
+
+def _tiles(entry: Json, tests: t.Sequence[Json]) -> list[dict[str, str]]:
+    """Return the large numbers at the top, as far as they are known."""
+    decision = entry["decision"]
+    tiles = []
+    decode = next((test for test in tests if test["decode_tokens_per_second"]), None)
+    if decode:
+        label = f"served decode, after a {decode['prompt_tokens']} token prompt"
+        tiles.append((number(decode["decode_tokens_per_second"]["mean"]), "tok/s", label))
+    elif decision.get("decode_tokens_per_second"):
+        tiles.append((number(decision["decode_tokens_per_second"]), "tok/s", "decode (bench)"))
+    first = next((test for test in tests if test["ttft_ms"] and test["prompt_tokens"] >= 512), None)
+    if first:
+        label = f"to the first token, {first['prompt_tokens']} token prompt"
+        tiles.append((number(first["ttft_ms"]["mean"]), "ms", label))
+    if decision.get("gain_over_default_percent") is not None and decision["verdict"] != "only_choice":
+        label = f"less time than {engine_name(entry)}'s default split{_VERDICTS.get(decision['verdict'], '')}"
+        tiles.append((percent(decision["gain_over_default_percent"]), "%", label))
+    if decision.get("headroom_mib"):
+        least, device = min(zip(decision["headroom_mib"], entry["devices"], strict=True), key=lambda pair: pair[0])
+        tiles.append((mebibytes(least), "MiB", f"left beyond the reserve on {device['device']}, as planned"))
+    return [{"value": value, "unit": unit, "label": label} for value, unit, label in tiles]
+
+
+def _devices(entry: Json, seen: Seen) -> View:
+    """Return the devices, how the layers are split over them, and their memory."""
+    decision = entry["decision"]
+    memory = rows.memory_rows(entry, seen.devices)
+    total = sum(decision["layers"])
+    return {
+        "devices": [
+            {
+                "device": device["device"],
+                "id": device["id"],
+                "backend": device.get("backend") or DASH,
+                "description": device.get("description") or DASH,
+                "total_mib": mebibytes(device.get("total_mib")),
+                "free_mib": mebibytes(device.get("free_mib")),
+                "budget_mib": mebibytes(device.get("budget_mib"), "none"),
+            }
+            for device in entry["devices"]
+        ],
+        "split": [
+            {"device": row["device"], "layers": row["layers"], "percent": round(100.0 * row["layers"] / total, 2)}
+            for row in memory
+        ],
+        "layers": total,
+        "tensor_split": vector(decision["layers"]),
+        "split_mode": decision["split_mode"],
+        "memory": [
+            {
+                **row,
+                **{key: mebibytes(row[key]) for key in row if key.endswith("_mib")},
+                "bar": _bar(row),
+            }
+            for row in memory
+        ],
+        "loaded_known": any(row["loaded_mib"] is not None for row in memory),
+        "state": seen.server["state"] if seen.server else "unknown",
+    }
+
+
+def _bar(row: Json) -> View:
+    """Return the widths, in percent of the bar, of a device's memory: loaded parts, the plan and the limit."""
+    full = max(
+        [float(row[key]) for key in ("planned_mib", "loaded_mib", "limit_mib") if row[key] is not None]
+        + ([float(row["total_mib"])] if row["total_mib"] and row["budget_mib"] is None else []),
+        default=0.0,
+    )
+    parts = ("model", "kv", "compute", "planned", "limit")
+    values = {name: row[f"{name}_mib"] for name in parts}
+    return {
+        name: round(100.0 * float(value) / full, 2) if value is not None and full else None
+        for name, value in values.items()
+    }
+
+
+def _splits(entry: Json) -> View:
+    """Return the measured splits, the fit, and the best split by objective."""
+    decision = entry["decision"]
+    fit = decision.get("fit") or {}
+    none: list[float | None] = [None] * len(entry["devices"])
+    costs = zip(
+        entry["devices"],
+        fit.get("decode_ms_per_slot") or none,
+        fit.get("prefill_ms_per_slot") or none,
+        strict=True,
+    )
+    return {
+        "table": rows.table_rows(entry),
+        "prompt_tokens": prompt_tokens_of(entry),
+        "objective_name": decision["objective"]["name"],
+        "best_by_objective": [
+            (name, vector(layers)) for name, layers in (decision.get("best_by_objective") or {}).items() if layers
+        ],
+        "fit": [
+            {"device": device["device"], "decode": number(decode), "prefill": number(prefill)}
+            for device, decode, prefill in costs
+            if fit
+        ],
+        "prefill_form": {
+            "pipeline": "a pipeline",
+            "serial": "serial: the devices do not overlap",
+            "between": f"in between: the devices overlap by {number(100 * (fit.get('prefill_overlap') or 0))}%",
+        }.get(fit.get("prefill_form") or ""),
+        "residuals": {key: percent(fit.get(f"{key}_residual_percent")) for key in ("decode", "prefill")},
+        "advice": list(decision.get("advice") or []),
+    }
+
+
+def _served_row(test: Json) -> View:
+    """Return one served test with its quantities as text."""
+    return {
+        **{key: test[key] for key in ("name", "prompt_tokens", "generated_tokens", "skipped_reason", "sample_count")},
+        "ttft": _spread(test["ttft_ms"]),
+        "prompt_rate": _spread(test["prompt_tokens_per_second"]),
+        "decode_rate": _spread(test["decode_tokens_per_second"]),
+    }
+
+
+def _spread(timing: Json | None) -> dict[str, str] | None:
+    return {"mean": number(timing["mean"]), "range": interval(timing["low"], timing["high"])} if timing else None
+
+
+def _power(power: Json) -> View:
+    """Return what the cards drew, as text."""
+    return {
+        "watts": number(power["watts"]),
+        "cards": [{"device": card["device"], "watts": number(card["watts"])} for card in power["cards"]],
+        "joules_per_token": number(power["joules_per_token"]),
+    }
+
+
+def _versions(seen: Seen) -> list[tuple[str, str]]:
+    """Return the versions of what serves."""
+    build = (seen.server or {}).get("server", {}).get("build")
+    gpus, machine = seen.gpus or {}, seen.machine or {}
+    return [
+        ("llama.cpp that serves", build or "unknown"),
+        ("NVIDIA driver", gpus.get("driver_version") or "none"),
+        ("CUDA of the driver", gpus.get("cuda_driver_version") or "none"),
+        ("System", (machine.get("os") or {}).get("pretty_name") or "unknown"),
+        ("Kernel", machine.get("kernel") or "unknown"),
+    ]
+
+
+def _flat(value: t.Any, path: str = "") -> list[tuple[str, str]]:
+    """Flatten nested mappings into (dotted key, text) pairs, in order of keys; lists of plain values stay one line."""
+    if isinstance(value, t.Mapping):
+        pairs: list[tuple[str, str]] = []
+        for key in sorted(value, key=str):
+            pairs += _flat(value[key], f"{path}.{key}" if path else str(key))
+        return pairs
+    if isinstance(value, (list, tuple)):
+        if any(isinstance(item, t.Mapping) for item in value):
+            return [(path, json.dumps(item, sort_keys=True, ensure_ascii=False)) for item in value]
+        return [(path, ", ".join("none" if item is None else str(item) for item in value) or "none")]
+    if value is None:
+        return [(path, "none")]
+    return [(path, str(value).lower() if isinstance(value, bool) else str(value))]

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Sentences about a recorded split. Private to this collection. Pure functions only."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._base.text import number, percent, vector
+from .recorded import engine_name
+
+Json = t.Mapping[str, t.Any]
+
+
+def objective_words(objective: Json) -> str:
+    """Say in words what was optimised."""
+    prompt, generated = objective["prompt_tokens"], objective["generated_tokens"]
+    words = {
+        "request": f"a request of {prompt} prompt and {generated} generated tokens",
+        "ttft": f"the first token after a prompt of {prompt} tokens",
+        "decode": "generating one token",
+        "agent": "generating one token for an agent",
+        "prefill": "reading a prompt",
+    }.get(objective["name"], str(objective["name"]))
+    depth = objective.get("depth_tokens")
+    return f"{words}, {depth} tokens deep in a conversation" if depth else words
+
+
+def placement_words(entry: Json) -> str:
+    """Say where the slots are: 45 of 81 layers on CUDA0 and 36 on CUDA1; in tensor mode, 5/8 of every layer on one."""
+    decision = entry["decision"]
+    slots = sum(decision["layers"])
+    parts = [
+        f"{count} on {device['device']}"
+        for count, device in zip(decision["layers"], entry["devices"], strict=True)
+        if count > 0
+    ]
+    if decision["split_mode"] == "tensor":
+        shares = [part.replace(" on ", f"/{slots} on ", 1) for part in parts]
+        return f"of every layer {', '.join(shares[:-1])} and {shares[-1]} (split mode tensor)"
+    if len(parts) == 1:
+        return f"all {slots} layers {parts[0].split(' ', 1)[1]}"
+    first = parts[0].replace(" on ", f" of {slots} layers on ", 1)
+    return ", ".join([first, *parts[1:-1]]) + f" and {parts[-1]}"
+
+
+def gain_words(entry: Json) -> str:
+    """Say in one sentence what the chosen split is worth against the engine's own."""
+    decision, engine = entry["decision"], engine_name(entry)
+    gain, bounds = decision.get("gain_over_default_percent"), decision.get("gain_interval_percent")
+    default = decision.get("default_layers")
+    if decision["verdict"] == "only_choice":
+        return "It is the only split that was possible, so there is nothing to compare it with."
+    if default is None:
+        return f"{engine}'s default split does not fit in memory here."
+    if list(default) == list(decision["layers"]):
+        return f"{engine} would have chosen the same split ({vector(default)})."
+    if gain is None:
+        return f"{engine}'s default split ({vector(default)}) was not measured."
+    within = f" (95% interval {percent(bounds[0])} to {percent(bounds[1])}%)" if bounds else ""
+    if decision["verdict"] == "faster":
+        return f"It takes {percent(gain)}% less time than {engine}'s default split {vector(default)}{within}."
+    if decision["verdict"] == "no_difference":
+        return f"No difference that matters to {engine}'s default split {vector(default)}: {percent(gain)}%{within}."
+    return f"Whether it beats {engine}'s default split {vector(default)} is not settled: {percent(gain)}%{within}."
+
+
+def verdict_words(entry: Json) -> str:
+    """Return the sentence that the report opens with."""
+    opening = placement_words(entry)
+    return f"{opening[0].upper()}{opening[1:]}. {gain_words(entry)}"
+
+
+def later_stages(decision: Json) -> list[str]:
+    """Return a sentence each on the micro-batch and on split mode tensor, where these were measured or asked for."""
+    found = []
+    if (decision.get("micro_batches") or {}).get("loads"):
+        found.append(f"Micro-batch: {decision['micro_batches']['why']}")
+    tensor = decision.get("tensor")
+    if tensor:
+        trial = (tensor.get("trial") or {}).get("results") or [{}]
+        words = tensor["why"]
+        perplexity = trial[0].get("perplexity") or {}
+        if perplexity.get("difference_percent") is not None:
+            words += f"; its perplexity differs by {number(abs(perplexity['difference_percent']))} %"
+        found.append(f"Split mode tensor: {words}")
+    return found

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import json
+import pathlib
+import typing as t
+
+import pytest
+
+FIXTURES = pathlib.Path(__file__).parents[4] / "fixtures/report"
+
+
+def read(name: str) -> dict[str, t.Any]:
+    """Return entry, served and the devices of the running server of a recorded deployment."""
+    return json.loads((FIXTURES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def sandbox() -> dict[str, t.Any]:
+    return read("sandbox")
+
+
+@pytest.fixture
+def mixed() -> dict[str, t.Any]:
+    return read("mixed_70b")
+
+
+@pytest.fixture(params=["sandbox", "mixed_70b", "three_devices"])
+def deployment(request: pytest.FixtureRequest) -> dict[str, t.Any]:
+    return read(request.param)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import rows
+
+
+def test_memory_left_is_what_is_usable_less_what_is_loaded(sandbox: dict[str, t.Any]) -> None:
+    known = rows.memory_rows(sandbox["entry"], sandbox["devices"])
+    # the budget of 300 MiB bounds it, not the 19876 MiB that are free
+    left = [(row["limit_mib"], row["loaded_mib"], row["left_mib"]) for row in known]
+    assert left == [(300, 283, 17), (300, 141, 159)]
+    unknown = rows.memory_rows(sandbox["entry"], [])
+    assert [row["left_mib"] for row in unknown] == [None, None]
+
+
+def test_the_names_of_the_running_server_find_the_planned_cards(mixed: dict[str, t.Any]) -> None:
+    entry, devices = mixed["entry"], mixed["devices"]
+    # A third card that is not used stands first: the server, which does not see it, still says CUDA0 and CUDA1.
+    entry["devices"].insert(0, {**entry["devices"][0], "device": "CUDA0", "id": "GPU-other"})
+    entry["devices"][1]["device"], entry["devices"][2]["device"] = "CUDA1", "CUDA2"
+    entry["placement"].insert(0, {"device": "GPU-other", "layers": 0})
+    for key in ("layers", "mib", "headroom_mib"):
+        entry["decision"][key].insert(0, 0)
+    devices[0]["device"], devices[1]["device"] = "CUDA1", "CUDA2"
+    devices[0]["id"], devices[1]["id"] = "CUDA1", "CUDA2"
+    assert [row["loaded_layers"] for row in rows.memory_rows(entry, devices)] == [None, 44, 37]

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import words
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({}, "It takes 11.2% less time than llama.cpp's default split 17,16 (95% interval 9.8 to 12.6%)."),
+        ({"verdict": "no_difference"}, "No difference that matters"),
+        ({"verdict": "inconclusive"}, "is not settled"),
+        ({"gain_over_default_percent": None}, "was not measured"),
+        ({"default_layers": None, "gain_over_default_percent": None}, "does not fit"),
+    ],
+)
+def test_the_gain_in_words(sandbox: dict[str, t.Any], change: dict[str, t.Any], sentence: str) -> None:
+    assert sentence in words.gain_words({"decision": {**sandbox["entry"]["decision"], **change}})
+
+
+def test_one_device_holds_everything(sandbox: dict[str, t.Any]) -> None:
+    entry = sandbox["entry"]
+    entry["decision"]["layers"] = [33, 0]
+    assert words.placement_words(entry) == "all 33 layers on RPC0"
