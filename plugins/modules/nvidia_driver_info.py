@@ -146,7 +146,7 @@ import urllib.parse
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import systemd
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_packages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import apt, driver_packages
 
 SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 KEYS = ("/var/lib/shim-signed/mok/MOK.der", "/var/lib/dkms/mok.pub")
@@ -309,7 +309,7 @@ def main() -> None:
             "mok": host.mok(),
             "persistence": host.persistence(),
             "initramfs": host.initramfs(following),
-            "policies": driver_packages.parse_policy(host.ask("apt-cache", "policy", *wanted)) if wanted else {},
+            "policies": apt.parse_policy(host.ask("apt-cache", "policy", *wanted)) if wanted else {},
             "kept": host.kept(),
             "cuinit": host.cuinit(),
         },

@@ -122,29 +122,6 @@ def parse_dpkg(text: str) -> dict[str, dict[str, t.Any]]:
 DPKG_FORMAT = "${db:Status-Want}\t${db:Status-Status}\t${Package}\t${Architecture}\t${Version}\t${source:Package}\n"
 
 
-def parse_policy(text: str) -> dict[str, dict[str, t.Any]]:
-    """Return what `apt-cache policy` (LC_ALL=C.UTF-8) says, by package: {installed, candidate, versions}.
-
-    `installed` and `candidate` are "" for none. `versions` are those that can be fetched, newest first: one that is
-    only installed, and in no source any more, is left out.
-    """
-    answers: dict[str, dict[str, t.Any]] = {}
-    entry: dict[str, t.Any] = {}
-    version = ""
-    for line in text.splitlines():
-        if line and not line[0].isspace() and line.endswith(":"):
-            entry = answers.setdefault(line[:-1].split(":")[0], {"installed": "", "candidate": "", "versions": []})
-            version = ""
-        elif stated := re.match(r"  (Installed|Candidate): (\S+)", line):
-            entry[stated[1].lower()] = "" if stated[2] == "(none)" else stated[2]
-        elif listed := re.match(r"(?: \*\*\*|    ) (\S+) -?[0-9]+", line):
-            version = listed[1]
-        elif version and (origin := re.match(r"        +-?[0-9]+ (\S+)", line)):
-            fetched = origin[1] != "/var/lib/dpkg/status"
-            entry["versions"] += [version] if fetched and version not in entry["versions"] else []
-    return answers
-
-
 def next_kernel(
     kernels: t.Sequence[str], running: str, grub_default: str = "", grub_environment: str = ""
 ) -> tuple[str, str]:
@@ -352,7 +329,7 @@ def _foreign(info: Table, branch: str, recorded: t.Container[str]) -> dict[str, 
 def choose(planned: Table, policies: Table, info: Table, request: Table) -> dict[str, t.Any]:
     """Decide which version of each missing package to install.
 
-    `policies` is what `parse_policy` returns for planned["missing"], planned["main"] and the driver's installed
+    `policies` is what apt.parse_policy returns for planned["missing"], planned["main"] and the driver's installed
     packages.
     Returns {error, version, install: {name: version}, remove, downgrade}: `version` is that of the package that brings
     the kernel module, `remove` names packages of another driver that must go first in the same step.

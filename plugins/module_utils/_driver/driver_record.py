@@ -179,7 +179,7 @@ def way_back(
 
     `kept` maps packages to versions to paths of package files on the host. What neither apt's sources nor they have
     cannot
-    be restored, and is an error before anything is touched. `policies` is what _driver_packages.parse_policy returns.
+    be restored, and is an error before anything is touched. `policies` is what apt.parse_policy returns.
     """
     install: dict[str, str] = {}
     files: dict[str, str] = {}

@@ -10,20 +10,9 @@ import shutil
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.modules import (
-    apt_transaction,
     nvidia_driver_info,
     nvidia_driver_record,
 )
-
-SIMULATED = """\
-Reading package lists...
-The following packages will be REMOVED:
-  nvidia-dkms-570
-Remv nvidia-dkms-570 [570.1-0ubuntu1]
-Inst libnvidia-compute-580:amd64 [580.105.08-1] (580.95.05-1 NVIDIA:1.0/noble [amd64])
-Inst nvidia-dkms-580-open (580.95.05-1 NVIDIA:1.0/noble [amd64])
-Conf nvidia-dkms-580-open (580.95.05-1 NVIDIA:1.0/noble [amd64])
-"""
 
 
 @pytest.fixture
@@ -117,26 +106,3 @@ def test_a_record_that_cannot_be_used_stays_as_it_is(record, tmp_path, text):
         answer = record(action, "580.65.06-1")
         assert answer["failed"] and str(path) in answer["msg"] and "move it away" in answer["msg"]
     assert path.read_text(encoding="utf-8") == text
-
-
-def test_what_apt_would_do_is_understood():
-    assert apt_transaction.parse_simulation(SIMULATED) == [
-        {"action": "remove", "name": "nvidia-dkms-570", "from": "570.1-0ubuntu1", "to": ""},
-        {"action": "install", "name": "libnvidia-compute-580", "from": "580.105.08-1", "to": "580.95.05-1"},
-        {"action": "install", "name": "nvidia-dkms-580-open", "from": "", "to": "580.95.05-1"},
-    ]
-
-
-def test_why_apt_refuses_is_one_line():
-    out = "The following packages have unmet dependencies:\n a : Depends: b (= 2) but 1 is to be installed\n"
-    assert apt_transaction.reason(out, "E: Unable to correct problems, you have held broken packages.\n") == (
-        "a : Depends: b (= 2) but 1 is to be installed / Unable to correct problems, you have held broken packages."
-    )
-
-
-@pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt")
-def test_a_package_that_is_not_there_changes_nothing(run):
-    answer = run(apt_transaction, remove=["no-such-package-at-all"])
-    assert (answer["changed"], answer["actions"]) == (False, [])
-    answer = run(apt_transaction, install={"no-such-package-at-all": "1"}, _ansible_check_mode=True)
-    assert answer["failed"] and "nothing was changed" in answer["msg"]

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 import yaml
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_packages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import apt, driver_packages
 
 ROOT = pathlib.Path(__file__).resolve().parents[5]
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "apt"
@@ -43,7 +43,7 @@ def plan(found, **changes):
 
 
 def policies(name):
-    return driver_packages.parse_policy((FIXTURES / f"{name}.txt").read_text(encoding="utf-8"))
+    return apt.parse_policy((FIXTURES / f"{name}.txt").read_text(encoding="utf-8"))
 
 
 def choose(found, answers, **changes):
@@ -112,28 +112,6 @@ def test_held_half_installed_and_removed_packages_are_told_apart():
         "linux-image-generic-hwe-24.04": (False, True),
         "nvidia-kernel-dkms": (False, False),
     }
-
-
-def test_policy_lists_what_can_be_fetched_newest_first():
-    found = policies("ubuntu2404-nvidia-repository")["nvidia-dkms-open"]
-    assert found["installed"] == "610.43.02-1ubuntu1"
-    assert [version.split("-")[0] for version in found["versions"]] == [
-        "615.71.09",
-        "610.43.02",
-        "595.71.05",
-        "595.45.04",
-    ]
-    text = (
-        "a:\n  Installed: 2\n  Candidate: 2\n  Version table:\n *** 2 100\n        100 /var/lib/dpkg/status\n     "
-        "1 500\n        500 file:/x ./ Packages\n"
-    )
-    assert driver_packages.parse_policy(text)["a"]["versions"] == ["1"]
-    assert (
-        driver_packages.parse_policy("a:\n  Installed: (none)\n  Candidate: (none)\n  Version table:\n")["a"][
-            "candidate"
-        ]
-        == ""
-    )
 
 
 @pytest.mark.parametrize(
