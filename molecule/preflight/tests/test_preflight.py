@@ -108,7 +108,7 @@ def test_all_that_stops_is_said_at_once_and_the_recorded_split_becomes_the_parti
     (failure,) = re.findall(r"fatal:.*", said(done))
     for sentence in (
         "memory: ", "add memory", "mount a larger disk at /srv/models", "missing is RTX 4090", "to 650 W together",
-        "m is to be at /srv/none.gguf", "of squatter.service; stop it, or choose another llama_server_port",
+        "m is expected at /srv/none.gguf", "of squatter.service; stop it, or choose another llama_server_port",
     ):
         assert sentence in failure
     assert "VLLM_PP_LAYER_PARTITION=36,44" in said(done)

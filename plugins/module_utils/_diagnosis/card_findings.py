@@ -3,7 +3,7 @@
 """What is wrong with a card at work, what it means and what to do. Private to this collection. Pure functions only.
 
 Clock event reasons: NVML API reference, nvmlClocksEventReasons. Xid numbers: NVIDIA's Xid catalog
-(docs.nvidia.com/deploy/xid-errors), in the words of somebody with a workstation.
+(docs.nvidia.com/deploy/xid-errors), reworded for a workstation.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ THROTTLES: dict[str, tuple[str, str, str | None]] = {
     ),
     "applications_clocks_setting": (
         "note",
-        "its clocks are set by somebody (nvidia-smi -lgc, or locked clocks of the role gpu_power)",
+        "its clocks were locked (nvidia-smi -lgc, or the role gpu_power)",
         "unset gpu_power_locked_clocks_mhz and run site, or 'nvidia-smi -rgc'",
     ),
     "display_clock_setting": ("note", "the display's clocks limit it", "drive the monitor from another card"),
     "sync_boost": ("note", "it waits for the clocks of another card of a sync boost group", "leave the group"),
     "hw_slowdown": (
         "problem",
-        "the hardware halves its clocks or worse: heat, or the power supply asks for it",
-        "look at the other reasons beside it; check fans, dust and power cables",
+        "the hardware halves its clocks or worse, because of heat or at the request of the power supply",
+        "see the other reasons; check fans, dust and power cables",
     ),
     "sw_thermal_slowdown": (
         "problem",
@@ -56,7 +56,7 @@ THROTTLES: dict[str, tuple[str, str, str | None]] = {
     ),
     "hw_power_brake_slowdown": (
         "problem",
-        "the power supply or the mainboard asks it to halve its clocks",
+        "the power supply or the mainboard requests half the clocks",
         "check the power cables and adapters and the size of the supply ('preflight' adds it up)",
     ),
     "board_limit": ("note", "a limit of its board holds its clocks down", "lower its power limit a little"),
@@ -81,18 +81,22 @@ XIDS: dict[int, tuple[str, str, str]] = {
         "commands reached the card damaged, over PCIe",
         "check riser and seating; set the slot's PCIe generation one lower in the firmware",
     ),
-    38: ("problem", "the firmware of the driver failed", "reboot; go to another driver if it comes again"),
+    38: ("problem", "the firmware of the driver failed", "reboot; if the error returns, try another driver"),
     43: ("note", "a program's work was stopped after its own error", "look at the program's journal"),
     45: ("note", "a program's work was removed, as when it is killed", "nothing, unless another Xid came before it"),
-    48: ("problem", "two bits of its memory were wrong at once", "reboot; if it comes again the card is broken"),
+    48: ("problem", "two bits of its memory were wrong at once", "reboot; if the error returns, the card is broken"),
     61: ("problem", "its internal controller stopped at a fault", "power-cycle the machine; try another driver"),
     62: (
         "problem",
         "its internal controller halted",
-        "power-cycle the machine; if it comes again, check power cables and heat, then the card",
+        "power-cycle the machine; if the error returns, check power cables and heat, then the card",
     ),
     63: ("note", "a row of its memory was marked as bad and is replaced at the next reset", "reboot soon"),
-    64: ("problem", "a bad row of its memory could not be replaced", "reboot; if it comes again the card is broken"),
+    64: (
+        "problem",
+        "a bad row of its memory could not be replaced",
+        "reboot; if the error returns, the card is broken",
+    ),
     69: ("note", "a program sent the card something that it does not know", "restart the program; try another build"),
     74: ("problem", "an NVLink link failed", "check the bridge and its seating"),
     79: (
@@ -100,7 +104,11 @@ XIDS: dict[int, tuple[str, str, str]] = {
         "the card fell off the bus: no answer over PCIe",
         "power-cycle the machine; then power cables (one cable per plug), the size of the supply, riser, seating, heat",
     ),
-    92: ("note", "many single-bit errors of its memory were corrected", "watch it; memory that is too hot does that"),
+    92: (
+        "note",
+        "many single-bit errors of its memory were corrected",
+        "watch their number; memory that is too hot causes them",
+    ),
     94: ("problem", "an error of its memory that hit one program only", "restart the program; reboot soon"),
     95: ("problem", "an error of its memory that may have hit any program", "reboot; do not trust what it computed"),
     109: ("problem", "a program's work could not be switched in time", "restart the program; try another driver"),
@@ -110,9 +118,13 @@ XIDS: dict[int, tuple[str, str, str]] = {
         "power-cycle the machine; try another driver, or with proprietary modules NVreg_EnableGpuFirmware=0",
     ),
     120: ("problem", "the card's own processor (GSP) failed", "power-cycle the machine; try another driver"),
-    140: ("problem", "errors of its memory could not be corrected", "reboot; if it comes again the card is broken"),
+    140: ("problem", "errors of its memory could not be corrected", "reboot; if the error returns, the card is broken"),
     143: ("problem", "the card could not be started", "power-cycle the machine; then power cables, riser and seating"),
-    154: ("note", "the driver says how the card is to be recovered; the Xid before it says why", "do what it says"),
+    154: (
+        "note",
+        "the driver says how to recover the card; the Xid before says why",
+        "follow the driver's message",
+    ),
 }
 
 _XID_LINE = re.compile(
@@ -170,7 +182,7 @@ def xids(
         if len(entries) == 1:
             times = f"at {entries[0]['at']}"
         if (subject, xid) in now:
-            times = f"while it was watched{', and in the journal ' + times if times else ''}"
+            times = f"during the measurement{', and in the journal ' + times if times else ''}"
         programs = sorted({match[1] for entry in entries if (match := _PROGRAM.search(entry["text"]))} - {"<unknown>"})
         by = f" (by {', '.join(programs)})" if programs else ""
         found.append(finding(subject, "xid", severity, f"Xid {xid} {times}{by}: {meaning}", cure))
@@ -289,5 +301,5 @@ def _memory(subject: str, gpu: Json) -> list[Json]:
     detail = f"{free} MiB left with the model loaded"
     if little:
         detail += ": another program's window, or the next driver, may take that much"
-    cure = "see with nvidia-smi who else uses it, or set its split_tuning_device_budget_mib and run site"
+    cure = "nvidia-smi shows which programs use the card; stop one, or set split_tuning_device_budget_mib and run site"
     return [finding(subject, "memory", "note" if little else "ok", detail, cure if little else None)]

@@ -20,7 +20,7 @@ _CURE_SPLIT: t.Final = "homelab.mixed_gpu.revalidate says what changed since the
 _CURE_WAITING: t.Final = (
     "find with top what else computes there, and stop it, or give the device a CPU of its own (CPUAffinity)"
 )
-_CURE_MACHINE: t.Final = "find with top what else computes on it, stop that, and run this again"
+_CURE_MACHINE: t.Final = "find with top what else computes there, stop it, and run diagnose again"
 
 
 def devices(watched: t.Sequence[Json], observed: t.Sequence[Json]) -> list[Json]:

@@ -21,7 +21,7 @@ Check = dict[str, t.Any]
 OWN_PROGRAMS: t.Final = ("llama-server", "ggml-rpc-server", "llama-bench")
 #: Where the role exllamav2 puts its Python.
 OWN_DIRECTORY: t.Final = "/opt/exllama/"
-#: A desktop's share of a card is below this; more is somebody's work.
+#: A desktop's share of a card is below this; more is another program's work.
 OTHERS_MIB: t.Final = 1024
 #: BAR1 of a card without resizable BAR.
 SMALL_BAR1_MIB: t.Final = 256
@@ -71,7 +71,7 @@ def binding(host: t.Mapping[str, t.Any], expected: t.Sequence[str]) -> list[Chec
         return [check("card's driver", False, "error" if missing else "note", detail, cure)]
     if nouveau or host["nouveau_loaded"]:
         detail = f"nouveau holds {' and '.join(nouveau)}" if nouveau else "nouveau is loaded"
-        cure = "the role nvidia_driver blocks it; it goes with the reboot after that"
+        cure = "the role nvidia_driver blocks nouveau; the reboot after that unloads it"
         return [check("card's driver", False, "warning", detail, cure)]
     kinds = sorted({driver or "none" for driver in held.values()})
     return [check("card's driver", True, "note", " and ".join(kinds), None)]
@@ -158,7 +158,7 @@ def others_on_the_cards(host: t.Mapping[str, t.Any]) -> list[Check]:
                 held.append(f"{name} (pid {process['pid']}) {size} MiB of the {tensor_parallel_check.short_name(gpu)}")
     if not held:
         return [check("memory of the cards", True, "note", "held by no other program", None)]
-    cure = "stop it, or leave it room with split_tuning_device_budget_mib: what it takes later a measured split lacks"
+    cure = "stop the program, or leave room for it with split_tuning_device_budget_mib: a measured split needs the rest"
     return [check("memory of the cards", False, "warning" if most >= OTHERS_MIB else "note", ", ".join(held), cure)]
 
 

@@ -32,7 +32,7 @@ def operating_system(system: t.Mapping[str, t.Any]) -> Check:
     if tested is not None and version in tested:
         return check("operating system", True, "error", detail, None)
     if tested is not None and _numbers(version) > _numbers(tested[-1]):
-        cure = f"newer than what is tested ({', '.join(tested)}); go on, and say so when you report a problem"
+        cure = f"newer than what is tested ({', '.join(tested)}); name the release when you report a problem"
         return check("operating system", False, "warning", detail, cure)
     detail = f"{detail} is not supported"
     return check("operating system", False, "error", detail, "use Debian 12 or 13, or Ubuntu 24.04")
@@ -74,7 +74,7 @@ def memory(host: t.Mapping[str, t.Any], needed_mib: int) -> Check:
         total >= needed_mib,
         "error",
         f"{total} MiB, {available} MiB of it available; {needed_mib} MiB needed",
-        "add memory, or lower host_preflight_memory_mib if you know better",
+        "add memory, or lower host_preflight_memory_mib if less is enough",
     )
 
 
@@ -116,7 +116,7 @@ def port(listeners: t.Sequence[t.Mapping[str, t.Any]] | None, number: int, serve
     """Return whether the server's port is free, or held by I(server_unit)."""
     name = f"port {number}"
     if listeners is None:
-        cure = "install iproute2 to have it looked at"
+        cure = "install iproute2, which has ss"
         return check(name, False, "note", "unknown, the host has no ss", cure)
     others = [listener for listener in listeners if listener["unit"] != server_unit]
     if not others:

@@ -83,8 +83,11 @@ def entries(wanted: t.Mapping[str, t.Any], known: t.Sequence[Json]) -> list[Chec
     missing = [model for model in known if model["kind"] == "path" and not model["there"]]
     return [
         check(
-            "models", False, "error", f"{model['id']} is to be at {model['paths'][0]}, and not all of it is there",
-            "put it there, correct its path in llm_models, or give a url",
+            "models",
+            False,
+            "error",
+            f"{model['id']} is expected at {model['paths'][0]}, and not all of its files are there",
+            "put them there, correct its path in llm_models, or give a url",
         )
         for model in missing
     ]

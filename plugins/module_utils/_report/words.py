@@ -13,7 +13,7 @@ Json = t.Mapping[str, t.Any]
 
 
 def objective_words(objective: Json) -> str:
-    """Say in words what was optimised."""
+    """Return in words what was optimised."""
     prompt, generated = objective["prompt_tokens"], objective["generated_tokens"]
     words = {
         "request": f"a request of {prompt} prompt and {generated} generated tokens",
@@ -27,25 +27,25 @@ def objective_words(objective: Json) -> str:
 
 
 def placement_words(entry: Json) -> str:
-    """Say where the slots are: 45 of 81 layers on CUDA0 and 36 on CUDA1; in tensor mode, 5/8 of every layer on one."""
+    """Return where the layers are: 45 of 81 layers on CUDA0 and 36 on CUDA1; in tensor mode, 5/8 of each on CUDA0."""
     decision = entry["decision"]
-    slots = sum(decision["layers"])
+    total = sum(decision["layers"])
     parts = [
         f"{count} on {device['device']}"
         for count, device in zip(decision["layers"], entry["devices"], strict=True)
         if count > 0
     ]
     if decision["split_mode"] == "tensor":
-        shares = [part.replace(" on ", f"/{slots} on ", 1) for part in parts]
+        shares = [part.replace(" on ", f"/{total} on ", 1) for part in parts]
         return f"of every layer {', '.join(shares[:-1])} and {shares[-1]} (split mode tensor)"
     if len(parts) == 1:
-        return f"all {slots} layers {parts[0].split(' ', 1)[1]}"
-    first = parts[0].replace(" on ", f" of {slots} layers on ", 1)
+        return f"all {total} layers {parts[0].split(' ', 1)[1]}"
+    first = parts[0].replace(" on ", f" of {total} layers on ", 1)
     return ", ".join([first, *parts[1:-1]]) + f" and {parts[-1]}"
 
 
 def gain_words(entry: Json) -> str:
-    """Say in one sentence what the chosen split is worth against the engine's own."""
+    """Return in one sentence what the chosen split is worth against the engine's own."""
     decision, engine = entry["decision"], engine_name(entry)
     gain, bounds = decision.get("gain_over_default_percent"), decision.get("gain_interval_percent")
     default = decision.get("default_layers")

@@ -47,7 +47,7 @@ def test_everything_that_cannot_work_is_in_one_text(run):
         result = run(
             port=port, memory_mib=10**9, gpus_expected=["RTX 4090"], models=[{"id": "m", "path": "/srv/none.gguf"}]
         )
-    for words in ("memory: ", "add memory", "GPUs: ", "m is to be at /srv/none.gguf"):
+    for words in ("memory: ", "add memory", "GPUs: ", "m is expected at /srv/none.gguf"):
         assert words in result["problem"]
     listens = check(result, f"port {port}")
     assert listens["detail"].startswith("unknown") or f"(pid {os.getpid()})" in result["problem"]
