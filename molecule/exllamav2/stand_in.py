@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import pathlib
 import re
@@ -29,9 +30,21 @@ VERSIONS = {"exllamav2": "0.3.2+stand.in", "torch": "2.11.0+cu130.stand.in"}
 PACKAGES = PROJECT / "tests/unit/fixtures_bench/exllama"
 UNIT = "[Unit]\nDescription=Stand-in\n[Service]\n{}\n[Install]\nWantedBy=multi-user.target\n"
 # llama_server tests the record of llama.cpp; this is one of a split for the other engine
-FACT = f"""{{"schema": 1, "active": "", "models": {{"tuned": {{"engine": "exllamav2", "model": {{"id": "tiny-exl2"}},
- "serving": {{"context_size": 4096, "cache_mode": "FP16"}},
- "devices": [{{"id": "{FAST}"}}, {{"id": "{SLOW}"}}], "gpu_split_gb": [20.5, 17.25]}}}}}}"""
+ENTRY = {
+    "model": {"id": "tiny-exl2"},
+    "serving": {"engine": "exllamav2", "context_size": 4096, "cache_mode": "FP16"},
+    "environment": {},
+    "devices": [{"id": FAST}, {"id": SLOW}],
+    "placement": [{"id": FAST, "layers": 7}, {"id": SLOW, "layers": 6}],
+    "split_mode": "layer",
+    "rpc_endpoints": [],
+    "decision": {},
+    "fingerprint": "0",
+    "fingerprint_parts": {},
+    "campaign": "none",
+    "gpu_split_gb": [20.5, 17.25],
+}
+FACT = json.dumps({"schema": 2, "active": None, "models": {"tuned": ENTRY}})
 
 
 def wheel(name: str, module: str) -> bytes:

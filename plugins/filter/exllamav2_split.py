@@ -58,6 +58,9 @@ _value:
       description: Memory per card, or nothing when the engine decides.
       type: list
       elements: float
+    environment:
+      description: Variables under which the engine sees these cards, in this order.
+      type: dict
     source:
       description: V(variable), V(record) or V(automatic).
       type: str

@@ -27,8 +27,10 @@ def split_report(
     """Return the page of a recorded entry. Raises AnsibleFilterError for an entry or a template that cannot be read."""
     from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
     from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import page, view
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment
 
     try:
+        entry = deployment.expand(entry)
         return page.render(
             entry, template, view.Seen(server, gpus, machine, served), expectations or (), panels, host, url
         )
@@ -48,8 +50,10 @@ def split_summary(
 ) -> list[str]:
     """Return the summary of a recorded entry as lines. Raises AnsibleFilterError when the entry is no such entry."""
     from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import summary, view
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment
 
     try:
+        entry = deployment.expand(entry)
         return summary.summary_lines(entry, served, view.Seen(server).devices, url, report, more or ())
     except (KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(_no_entry("split_summary", error)) from error

@@ -61,6 +61,7 @@ lines:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import engine_comparison
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 
@@ -76,7 +77,7 @@ def main() -> None:
         record = fact_record.empty() if text is None else fact_record.parse(text, path)
         why = None if record["models"] else fact_record.find(record, path)["why"]
         compared = engine_comparison.compare(record)
-    except fact_record.RecordError as exc:
+    except UserError as exc:
         module.fail_json(msg=f"{exc}.")
     except (KeyError, TypeError) as exc:
         module.fail_json(msg=f"{path} is not complete ({exc!r}): run the site playbook, which writes the file.")

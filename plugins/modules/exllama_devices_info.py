@@ -33,15 +33,15 @@ options:
     description: The program that asks, C(files/exllama_worker.py) of the role split_tuning.
     type: path
     required: true
-  cuda_uuids:
+  cuda_ids:
     description:
-      - UUIDs of the cards, in the order of C(CUDA_VISIBLE_DEVICES).
+      - Ids (UUIDs) of the cards to show to PyTorch, in this order.
       - It is an error when PyTorch names other cards, or has them in another order.
     type: list
     elements: str
     required: true
   environment:
-    description: Environment variables, such as C(CUDA_DEVICE_ORDER) and C(CUDA_VISIBLE_DEVICES).
+    description: Further environment variables, beyond those that O(cuda_ids) sets.
     type: dict
     default: {}
   budgets_mib:
@@ -65,10 +65,7 @@ EXAMPLES = r"""
   homelab.mixed_gpu.exllama_devices_info:
     python: /opt/exllama/v2/venv/bin/python
     worker: /var/lib/mixed_gpu/exllama_worker.py
-    environment:
-      CUDA_DEVICE_ORDER: PCI_BUS_ID
-      CUDA_VISIBLE_DEVICES: GPU-11111111-1111-1111-1111-111111111111,GPU-22222222-2222-2222-2222-222222222222
-    cuda_uuids:
+    cuda_ids:
       - GPU-11111111-1111-1111-1111-111111111111
       - GPU-22222222-2222-2222-2222-222222222222
 """
@@ -79,6 +76,10 @@ devices:
   returned: success
   type: list
   elements: dict
+environment:
+  description: The variables under which the cards have these names, O(environment) included.
+  returned: success
+  type: dict
 """
 
 import os
@@ -87,7 +88,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import outcome
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import device_list
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import device_list, engines
 
 
 def main() -> None:
@@ -95,7 +96,7 @@ def main() -> None:
         argument_spec={
             "python": {"type": "path", "required": True},
             "worker": {"type": "path", "required": True},
-            "cuda_uuids": {"type": "list", "elements": "str", "required": True},
+            "cuda_ids": {"type": "list", "elements": "str", "required": True},
             "environment": {"type": "dict", "default": {}},
             "budgets_mib": {"type": "dict", "default": {}},
             "timeout_seconds": {"type": "int", "default": 300},
@@ -105,6 +106,8 @@ def main() -> None:
     params = module.params
     if not os.access(params["python"], os.X_OK):
         module.fail_json(msg=f"There is no Python {params['python']}: install ExLlama (role exllamav2), or set python.")
+    given = {name: str(value) for name, value in params["environment"].items()}
+    environment = {**engines.cuda_environment(params["cuda_ids"]), **given}
     limit = f"{max(1, params['timeout_seconds'])}s"
     command = [
         module.get_bin_path("timeout", required=True),
@@ -118,7 +121,7 @@ def main() -> None:
         data='{"action": "devices"}',
         expand_user_and_vars=False,
         errors="replace",
-        environ_update={name: str(value) for name, value in params["environment"].items()},
+        environ_update=environment,
     )
     if rc != 0:
         module.fail_json(
@@ -126,11 +129,11 @@ def main() -> None:
             stderr=stderr[-4000:],
         )
     try:
-        devices = device_list.identify(exllama_bench.read_devices(stdout, params["cuda_uuids"]), params["cuda_uuids"])
+        devices = device_list.identify(exllama_bench.read_devices(stdout, params["cuda_ids"]), params["cuda_ids"])
         devices = device_list.set_budgets(devices, params["budgets_mib"])
     except UserError as exc:
         module.fail_json(msg=f"The cards do not fit what was given: {exc}.")
-    module.exit_json(changed=False, devices=devices)
+    module.exit_json(changed=False, devices=devices, environment=environment)
 
 
 if __name__ == "__main__":

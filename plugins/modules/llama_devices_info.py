@@ -11,7 +11,7 @@ version_added: 0.1.0
 description:
   - Runs C(llama-bench --list-devices) and returns the devices in llama.cpp's own order, each with an id that stays
     the same when the order changes.
-  - A CUDA device is known by its UUID (see O(cuda_uuids)), an RPC device by its endpoint, any other by llama.cpp's
+  - A CUDA device is known by its UUID (see O(cuda_ids)), an RPC device by its endpoint, any other by llama.cpp's
     name for it.
   - A machine without any such device gives an empty list.
   - This is an active probe. An RPC server serves one client at a time, so listing the devices while a server uses
@@ -39,15 +39,15 @@ options:
     type: list
     elements: str
     default: []
-  cuda_uuids:
+  cuda_ids:
     description:
-      - UUIDs of the visible CUDA devices in their order, so that C(CUDA0) gets the first as its id.
-      - Their number must be that of the CUDA devices. When empty, CUDA devices are known by llama.cpp's name.
+      - Ids (UUIDs) of the cards to show to the program, in this order, so that C(CUDA0) is the first of them.
+      - When empty, all CUDA devices are listed, and are known by llama.cpp's name.
     type: list
     elements: str
     default: []
   environment:
-    description: Environment variables for the program, such as C(CUDA_DEVICE_ORDER) and C(CUDA_VISIBLE_DEVICES).
+    description: Further environment variables for the program, beyond those that O(cuda_ids) sets.
     type: dict
     default: {}
   budgets_mib:
@@ -55,11 +55,13 @@ options:
       - Memory in MiB that may be planned on a device, by its id or llama.cpp's name. Fills C(budget_mib).
     type: dict
     default: {}
-  expected_order:
-    description: The ids that must be there, in this order. Anything else is an error that names both orders. Empty
-      means any.
+  expected_devices:
+    description:
+      - The devices that must be there, in this order, as an earlier call returned them. Anything else is an error that
+        names both orders. Empty means any.
+      - Their cards are shown to the program unless O(cuda_ids) says otherwise.
     type: list
-    elements: str
+    elements: dict
     default: []
   timeout_seconds:
     description: Time after which the listing is given up and ended.
@@ -82,15 +84,9 @@ EXAMPLES = r"""
       "127.0.0.1:50052": 300
   register: llama_devices
 
-- name: List two CUDA cards and insist on their order
+- name: List two CUDA cards, the faster first
   homelab.mixed_gpu.llama_devices_info:
-    environment:
-      CUDA_DEVICE_ORDER: PCI_BUS_ID
-      CUDA_VISIBLE_DEVICES: GPU-11111111-1111-1111-1111-111111111111,GPU-22222222-2222-2222-2222-222222222222
-    cuda_uuids:
-      - GPU-11111111-1111-1111-1111-111111111111
-      - GPU-22222222-2222-2222-2222-222222222222
-    expected_order:
+    cuda_ids:
       - GPU-11111111-1111-1111-1111-111111111111
       - GPU-22222222-2222-2222-2222-222222222222
 """
@@ -138,6 +134,11 @@ devices:
       returned: always
       type: int
       sample: 300
+environment:
+  description: The variables under which the devices have these names, O(environment) included.
+  returned: always
+  type: dict
+  sample: {CUDA_DEVICE_ORDER: PCI_BUS_ID, CUDA_VISIBLE_DEVICES: GPU-11111111-1111-1111-1111-111111111111}
 """
 
 import os
@@ -147,10 +148,10 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import device_list
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import device_list, engines
 
 
-def list_devices(module: AnsibleModule) -> list[dict[str, t.Any]]:
+def list_devices(module: AnsibleModule, environment: dict[str, str]) -> list[dict[str, t.Any]]:
     """Run llama-bench and return what it lists; ends the module with one sentence when it cannot."""
     params = module.params
     program = params["llama_bench"]
@@ -160,10 +161,9 @@ def list_devices(module: AnsibleModule) -> list[dict[str, t.Any]]:
         module.fail_json(msg=f"There is no program {program}: install llama.cpp (role llama_cpp), or set llama_bench.")
     command = [module.get_bin_path("timeout", required=True), "--signal=KILL", f"{limit}s"]
     command += llama_bench.list_devices_command(program, endpoints)
-    environment = {"GGML_NO_BACKTRACE": "1", **{name: str(value) for name, value in params["environment"].items()}}
     started = time.monotonic()
     rc, stdout, stderr = module.run_command(
-        command, environ_update=environment, expand_user_and_vars=False, errors="replace"
+        command, environ_update={"GGML_NO_BACKTRACE": "1", **environment}, expand_user_and_vars=False, errors="replace"
     )
     if rc != 0:
         if rc in (-9, 137) and time.monotonic() - started >= limit:
@@ -197,10 +197,10 @@ def main() -> None:
         argument_spec={
             "llama_bench": {"type": "path", "default": "/opt/llama.cpp/current/bin/llama-bench"},
             "rpc_endpoints": {"type": "list", "elements": "str", "default": []},
-            "cuda_uuids": {"type": "list", "elements": "str", "default": []},
+            "cuda_ids": {"type": "list", "elements": "str", "default": []},
             "environment": {"type": "dict", "default": {}},
             "budgets_mib": {"type": "dict", "default": {}},
-            "expected_order": {"type": "list", "elements": "str", "default": []},
+            "expected_devices": {"type": "list", "elements": "dict", "default": []},
             "timeout_seconds": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
@@ -213,14 +213,21 @@ def main() -> None:
         module.fail_json(
             msg=f"rpc_endpoints names {doubled[0]} more than once: llama.cpp makes one device of it, so name it once."
         )
-    devices = list_devices(module)
+    expected = params["expected_devices"]
     try:
-        devices = device_list.identify(devices, params["cuda_uuids"])
+        cuda_ids = params["cuda_ids"] or device_list.cuda_ids(expected)
+    except KeyError as exc:
+        module.fail_json(msg=f"expected_devices has a device without {exc}: give devices as this module returns them.")
+    given = {name: str(value) for name, value in params["environment"].items()}
+    environment = {**engines.cuda_environment(cuda_ids), **given}
+    devices = list_devices(module, environment)
+    try:
+        devices = device_list.identify(devices, cuda_ids)
         devices = device_list.set_budgets(devices, params["budgets_mib"])
-        device_list.check_order(devices, params["expected_order"])
+        device_list.check_order(devices, [device["id"] for device in expected])
     except UserError as exc:
         module.fail_json(msg=f"The devices do not fit what was given: {exc}.", devices=devices)
-    module.exit_json(changed=False, devices=devices)
+    module.exit_json(changed=False, devices=devices, environment=environment)
 
 
 if __name__ == "__main__":

@@ -210,6 +210,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import served, server_timings
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
     Client,
@@ -240,7 +241,7 @@ def check_arguments(module: AnsibleModule) -> None:
     try:
         if module.params["deployment"]:
             fact_record.check_deployment(module.params["deployment"])
-    except fact_record.RecordError as exc:
+    except UserError as exc:
         module.fail_json(msg=f"This cannot be stored: {exc}.")
 
 

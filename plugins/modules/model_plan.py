@@ -159,6 +159,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
     entries,
     hub_api,
@@ -171,7 +172,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fa
 
 
 def table(module: AnsibleModule, state: ModelState) -> list[str]:
-    """Return the table of the models. Raises RecordError, OSError."""
+    """Return the table of the models. Raises UserError, OSError."""
     fact_file = module.params["fact_file"]
     served = fact_record.served_path(json_file.read_text(fact_file), fact_file)
     found = store.look(os.path.abspath(module.params["path"]), module.params["manifest_dir"], served, module.warn)
@@ -213,7 +214,7 @@ def main() -> None:
             result["lines"] = table(module, state)
     except (transfer.DownloadError, hub_api.HubError) as exc:
         module.fail_json(msg=str(exc))
-    except fact_record.RecordError as exc:
+    except UserError as exc:
         module.fail_json(msg=f"It is not known which model is served: {exc}.")
     except OSError as exc:
         module.fail_json(msg=f"{exc.filename or module.params['path']} cannot be read: {exc.strerror or exc}.")

@@ -102,6 +102,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import store
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 
@@ -119,7 +120,7 @@ def main() -> None:
     try:
         served = fact_record.served_path(json_file.read_text(module.params["fact_file"]), module.params["fact_file"])
         found = store.look(path, module.params["manifest_dir"], served, module.warn)
-    except fact_record.RecordError as exc:
+    except UserError as exc:
         module.fail_json(msg=f"It is not known which model is served: {exc}.")
     except OSError as exc:
         module.fail_json(msg=f"{exc.filename or path} cannot be read: {exc.strerror or exc}.")

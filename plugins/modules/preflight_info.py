@@ -184,6 +184,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host, nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware.host_hardware import read
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import (
@@ -215,7 +216,7 @@ def recorded() -> Json | None:
     text = read(FACT_PATH)
     try:
         return fact_record.parse(text, FACT_PATH) if text else None
-    except fact_record.RecordError:
+    except UserError:
         return None
 
 

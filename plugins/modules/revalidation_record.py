@@ -147,6 +147,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fingerprints, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines, changes, verdict
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 
@@ -158,7 +159,7 @@ class RevalidationRecord:
         self.module = module
         try:
             self.deployment = fact_record.check_deployment(module.params["deployment"])
-        except fact_record.RecordError as exc:
+        except UserError as exc:
             module.fail_json(msg=f"This cannot be recorded: {exc}.")
         self.directory = os.path.join(module.params["state_dir"], "baselines")
         self.path = os.path.join(self.directory, f"{self.deployment}.json")

@@ -26,7 +26,8 @@ attributes:
 options:
   state:
     description:
-      - V(present) records O(entry) for O(deployment).
+      - V(present) records O(tuning) for O(deployment), or with O(renewal) that its recorded split still holds. With
+        neither it only makes the recorded deployment the active one.
       - V(absent) removes the deployment. The file goes with its last entry.
       - V(query) changes nothing and returns the entry of O(deployment), or of the active deployment.
     type: str
@@ -46,11 +47,28 @@ options:
     description: With O(state=query), whether the module fails when the deployment is not available.
     type: bool
     default: false
-  entry:
+  tuning:
     description:
-      - The entry, as C(docs/data_formats.md) describes it. Without it the recorded entry stays, which is how another
-        deployment is made active.
+      - A finished tuning, from which the entry is made.
+      - It has C(model) (with C(id), C(path), C(sha256)), C(problem) (what P(homelab.mixed_gpu.split_plan#filter) was
+        given) and C(plan) (its last answer), C(loads) (all of the campaign), C(rpc_endpoints), C(dry_run),
+        C(device_probe) and C(probe_settings) (each may be none), C(fingerprint_parts) and C(campaign).
     type: dict
+  renewal:
+    description:
+      - Another configuration in which the recorded split still holds.
+      - It has C(build) (key of the llama.cpp build), C(gpus) (the fact C(mixed_gpu_gpus)), C(extra) (replaces what the
+        inventory added to the fingerprint, unless it is empty) and C(device_probe) (none keeps the recorded one).
+    type: dict
+  tuning_key:
+    description:
+      - With O(state=query), everything that decides whether a tuning is due, as a campaign is given it. What belongs
+        there stands in C(module_utils/_split/tuning_key.py).
+    type: dict
+  retune:
+    description: With O(tuning_key), whether a tuning is due in any case.
+    type: bool
+    default: false
   active:
     description: Whether the deployment becomes the one that is served. With V(false) the served one stays as it is.
     type: bool
@@ -76,10 +94,14 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Record what was chosen
+- name: Record that the split holds with another driver
   homelab.mixed_gpu.split_record:
     deployment: llama-70b-c8192-np1-f16
-    entry: "{{ example_entry }}"
+    renewal:
+      build: b11312-0123456789ab
+      gpus: "{{ ansible_facts['mixed_gpu_gpus'] }}"
+      extra: {}
+      device_probe:
 
 - name: Serve another deployment that was tuned before
   homelab.mixed_gpu.split_record:
@@ -150,6 +172,18 @@ revalidation:
         - Versions C(recorded) (V(none) where no driver was recorded), C(loaded) (empty where none is) and C(installed)
           (empty where no kernel has the module, V(none) where that cannot be known).
       type: dict
+due:
+  description: Why a tuning is due, in one sentence; V(none) when the recorded split holds.
+  returned: with O(tuning_key)
+  type: str
+fingerprint:
+  description: Fingerprint of O(tuning_key).
+  returned: with O(tuning_key)
+  type: str
+fingerprint_parts:
+  description: What it is made of.
+  returned: with O(tuning_key)
+  type: dict
 record:
   description:
     - The whole record as it is now, or would be in check mode; V(none) when there is no file.
@@ -170,9 +204,10 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fingerprints, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record, tuning_key
 
 
 class SplitRecord:
@@ -182,7 +217,6 @@ class SplitRecord:
         self.module = module
         self.params = module.params
         self.path: str = self.params["path"]
-        self.entry: dict[str, t.Any] | None = None
         for name in ("history_keep", "lock_wait_seconds"):
             if self.params[name] < 0:
                 module.fail_json(msg=f"{name} is {self.params[name]}: give at least 0.")
@@ -190,9 +224,7 @@ class SplitRecord:
             self.deployment = self.params["deployment"]
             if self.params["state"] != "query":
                 fact_record.check_deployment(self.deployment)
-            if self.params["entry"] is not None:
-                self.entry = fact_record.check_entry(self.params["entry"])
-        except fact_record.RecordError as exc:
+        except UserError as exc:
             module.fail_json(msg=f"This cannot be recorded: {exc}.")
 
     def run(self) -> dict[str, t.Any]:
@@ -219,7 +251,7 @@ class SplitRecord:
         try:
             text = json_file.read_text(self.path)
             return text or "", fact_record.empty() if text is None else fact_record.parse(text, self.path)
-        except fact_record.RecordError as exc:
+        except UserError as exc:
             self.module.fail_json(msg=f"{exc}.")
         except OSError as exc:
             self.module.fail_json(msg=f"{self.path} cannot be read ({exc.strerror}): run as root.")
@@ -231,17 +263,47 @@ class SplitRecord:
         if self.params["required"] and not found["available"]:
             self.module.fail_json(msg=f"{found['why']}.")
         revalidation = due.read(record, os.path.dirname(self.params["history_dir"]))
-        return {"changed": False, "path": self.path, "record": record, "revalidation": revalidation, **found}
+        result = {"changed": False, "path": self.path, "record": record, "revalidation": revalidation, **found}
+        return result if self.params["tuning_key"] is None else {**result, **self.tuning_due(found)}
+
+    def tuning_due(self, found: fact_record.Found) -> dict[str, t.Any]:
+        """Return whether the deployment has to be tuned; ends the module when the key lacks something."""
+        try:
+            parts = tuning_key.parts(t.cast(tuning_key.Inputs, self.params["tuning_key"]))
+            why = tuning_key.due(found["entry"], self.deployment, parts, self.params["retune"])
+            return {"due": why, "fingerprint": fingerprints.fingerprint(parts), "fingerprint_parts": parts}
+        except KeyError as exc:
+            self.module.fail_json(msg=f"tuning_key lacks {exc}: give everything that a tuning depends on.")
+        except fingerprints.FingerprintError as exc:
+            self.module.fail_json(msg=f"tuning_key cannot be hashed: {exc}.")
+
+    def new_entry(self, before: fact_record.Record) -> dict[str, t.Any] | None:
+        """Return the entry to record, None to keep the recorded one. Raises UserError naming what is wrong."""
+        tuning, renewal = self.params["tuning"], self.params["renewal"]
+        if tuning is None and renewal is None:
+            return None
+        try:
+            if tuning is not None:
+                return fact_record.check_entry(deployment.build(tuning))
+            known = before["models"].get(self.deployment)
+            if known is None:
+                raise UserError(f"nothing is recorded for {self.deployment}: tune it first")
+            return fact_record.check_entry(deployment.renew(known, renewal))
+        except KeyError as exc:
+            raise UserError(f"the result of the tuning cannot be recorded: it lacks {exc}") from exc
+        except (TypeError, ValueError) as exc:
+            raise UserError(f"the result of the tuning cannot be recorded: {exc}") from exc
 
     def change(self) -> dict[str, t.Any]:
         text, before = self.read()
         try:
             if self.params["state"] == "present":
+                entry = self.new_entry(before)
                 now = json_file.utc_now()
-                after = fact_record.with_entry(before, self.deployment, self.entry, self.params["active"], now)
+                after = fact_record.with_entry(before, self.deployment, entry, self.params["active"], now)
             else:
                 after = fact_record.without_entry(before, self.deployment)
-        except fact_record.RecordError as exc:
+        except UserError as exc:
             self.module.fail_json(msg=f"{self.path}: {exc}.")
         gone = not after["models"]
         wanted = "" if gone else json_file.to_text(after)
@@ -287,13 +349,17 @@ def main() -> None:
             "deployment": {"type": "str", "default": ""},
             "engine": {"type": "str", "choices": ["llama_cpp", "exllama"]},
             "required": {"type": "bool", "default": False},
-            "entry": {"type": "dict"},
+            "tuning": {"type": "dict"},
+            "renewal": {"type": "dict"},
+            "tuning_key": {"type": "dict"},
+            "retune": {"type": "bool", "default": False},
             "active": {"type": "bool", "default": True},
             "path": {"type": "path", "default": "/etc/ansible/facts.d/mixed_gpu.fact"},
             "history_dir": {"type": "path", "default": "/var/lib/mixed_gpu/history"},
             "history_keep": {"type": "int", "default": 20},
             "lock_wait_seconds": {"type": "int", "default": 30},
         },
+        mutually_exclusive=[("tuning", "renewal")],
         supports_check_mode=True,
     )
     try:

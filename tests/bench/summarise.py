@@ -44,7 +44,7 @@ def text_of(sweep: t.Mapping[str, t.Any]) -> str:
     decision = entry["decision"]
     rows = rows_of(sweep)
     good = [row for row in rows if row["decode"]]
-    chosen = next(row for row in good if row["layers"] == decision["layers"])
+    chosen = next(row for row in good if row["layers"] == [place["layers"] for place in entry["placement"]])
     default = next((row for row in good if row["layers"] == decision["default_layers"]), None)
 
     def mean(row: Row, key: str) -> float:

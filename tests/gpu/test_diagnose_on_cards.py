@@ -17,8 +17,8 @@ import time
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.filter.llama_server_command import llama_server_command
-from ansible_collections.homelab.mixed_gpu.plugins.filter.placement import placement
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import Client, ServerError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment
 from conftest import module, rpc_server, tune
 
 SERVING = {
@@ -63,20 +63,22 @@ def tuned(llama_bin, path, model, devices, environment, tmp_path, tests=tuple(TE
         "indifference": 0.01,
         "max_loads": 7,
     }
-    plan, _loads = tune(llama_bin, problem, path, tmp_path / "loads", endpoints=endpoints, environment=environment)
+    plan, loads = tune(llama_bin, problem, path, tmp_path / "loads", endpoints=endpoints, environment=environment)
     assert plan["decision"] is not None, plan["why"]
-    return {
-        "model": {"path": path, "id": "random"},
-        "serving": SERVING,
-        "devices": devices,
-        "split_mode": "layer",
-        "environment": {},
-        "rpc_endpoints": list(endpoints),
-        "decision": plan["decision"],
-        "feasible": plan["feasible"],
-        "placement": placement(devices, plan["decision"]["layers"]),
-        "fingerprint_parts": {"tests": list(tests)},
-    }
+    return deployment.build(
+        {
+            "model": {"path": path, "id": "random", "sha256": "0"},
+            "problem": problem,
+            "plan": plan,
+            "loads": loads,
+            "rpc_endpoints": list(endpoints),
+            "dry_run": None,
+            "device_probe": None,
+            "probe_settings": None,
+            "fingerprint_parts": {"tests": list(tests)},
+            "campaign": "test",
+        }
+    )
 
 
 @contextlib.contextmanager
@@ -139,7 +141,7 @@ def test_two_cards_take_turns_at_a_token_as_the_record_expects(box, llama_bin, e
         tmp_path, blocks=24, embedding_length=4096, feed_forward_length=11008, head_count=32, head_count_kv=8
     )
     devices = module(
-        "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment, cuda_uuids=uuids
+        "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment, cuda_ids=uuids
     )["devices"]
     weights = (sum(model["block_bytes"]) + model["output_bytes"]) >> 20
     for device in devices:
@@ -177,7 +179,7 @@ def test_one_card_and_a_slow_device(box, llama_bin, environment, tmp_path):
             "llama_devices_info",
             llama_bench=f"{llama_bin}/llama-bench",
             environment=environment,
-            cuda_uuids=[uuid],
+            cuda_ids=[uuid],
             rpc_endpoints=[endpoint],
         )["devices"]
         card = next(number for number, device in enumerate(devices) if device["backend"] == "CUDA")

@@ -68,7 +68,7 @@ def variables(cards):
 @pytest.fixture(scope="module")
 def devices(cards, variables, engine):
     listed = module(
-        "exllama_devices_info", python=PYTHON, worker=str(WORKER), cuda_uuids=cards, environment=variables
+        "exllama_devices_info", python=PYTHON, worker=str(WORKER), cuda_ids=cards, environment=variables
     )["devices"]
     print(json.dumps(listed, indent=1))
     assert [device["id"] for device in listed] == cards

@@ -169,9 +169,9 @@ def test_a_compiled_program_runs(box, tmp_path):
 def test_llama_cpp_sees_the_cards_of_the_facts(box, llama_bin, environment):
     uuids = [gpu["uuid"] for gpu in box["gpus"]]
     listed = module(
-        "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment, cuda_uuids=uuids,
-        expected_order=uuids,
+        "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment, cuda_ids=uuids
     )
+    assert [device["id"] for device in listed["devices"]] == uuids
     assert [device["description"] for device in listed["devices"]] == [gpu["name"] for gpu in box["gpus"]]
     assert {device["backend"] for device in listed["devices"]} == {"CUDA"}
 
@@ -180,7 +180,7 @@ def test_a_random_model_is_tuned_between_card_and_cpu(box, llama_bin, environmen
     environment = environment | {"CUDA_VISIBLE_DEVICES": box["gpus"][0]["uuid"]}
     devices = module(
         "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment,
-        cuda_uuids=[box["gpus"][0]["uuid"]], rpc_endpoints=[rpc_endpoint],
+        cuda_ids=[box["gpus"][0]["uuid"]], rpc_endpoints=[rpc_endpoint],
     )["devices"]
     model = module("gguf_info", path=model_path, host_python=sys.executable, cache_dir=str(tmp_path))["model"]
     assert sorted(device["backend"] for device in devices) == ["CUDA", "RPC"]
@@ -211,7 +211,7 @@ def test_the_default_device_probe_reads_weights_at_the_speed_of_the_card(box, ll
     model = module("gguf_info", path=path, host_python=sys.executable, cache_dir=str(tmp_path))["model"]
     uuids = [gpu["uuid"] for gpu in box["gpus"]]
     devices = module(
-        "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment, cuda_uuids=uuids,
+        "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment, cuda_ids=uuids,
     )["devices"]
     serving = SERVING | {"batch_size": 2048, "micro_batch_size": 512}
     tests = [
@@ -240,7 +240,7 @@ def test_the_plan_agrees_with_the_dry_run_on_the_card(box, llama_bin, environmen
     environment = environment | {"CUDA_VISIBLE_DEVICES": box["gpus"][0]["uuid"]}
     devices = module(
         "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment,
-        cuda_uuids=[box["gpus"][0]["uuid"]], rpc_endpoints=[rpc_endpoint],
+        cuda_ids=[box["gpus"][0]["uuid"]], rpc_endpoints=[rpc_endpoint],
     )["devices"]
     model = module("gguf_info", path=model_path, host_python=sys.executable, cache_dir=str(tmp_path))["model"]
     answer = module(

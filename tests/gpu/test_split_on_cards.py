@@ -159,7 +159,7 @@ def test_tensor_mode_between_two_cuda_devices(box, llama_bin, model_path, model,
         environment["GGML_CUDA_DEVICES"] = "2"
     devices = module(
         "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment,
-        cuda_uuids=uuids if len(uuids) == 2 else [],
+        cuda_ids=uuids if len(uuids) == 2 else [],
     )["devices"]
     assert [device["device"] for device in devices] == ["CUDA0", "CUDA1"]
     weights = sum(model["block_bytes"]) >> 20
@@ -189,7 +189,7 @@ def test_the_trial_of_tensor_mode_on_cuda(box, llama_bin, model_path, tmp_path):
         environment["GGML_CUDA_DEVICES"] = "2"
     devices = module(
         "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment,
-        cuda_uuids=uuids if len(uuids) == 2 else [],
+        cuda_ids=uuids if len(uuids) == 2 else [],
     )["devices"]
     trial = {
         "label": "trial of tensor 5/3", "split_mode": "tensor", "layers": [5, 3], "load": 1, "purpose": "tensor_trial",

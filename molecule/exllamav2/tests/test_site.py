@@ -49,8 +49,8 @@ def test_site_serves_the_split_that_it_measured(host, site):
     assert done.returncode == 0, done.stdout[-6000:]
     fact = json.loads(host.file(FACT).content_string)
     tuned = fact["models"][fact["active"]]
-    assert (tuned["engine"], tuned["model"]["id"]) == ("exllamav2", "tiny")
-    fast, slow = tuned["decision"]["layers"]
+    assert (tuned["serving"]["engine"], tuned["model"]["id"]) == ("exllamav2", "tiny")
+    fast, slow = (place["layers"] for place in tuned["placement"])
     # three times as fast, and without room for all of it
     assert fast > slow > 0
     assert len(tuned["gpu_split_gb"]) == 2
@@ -76,7 +76,7 @@ def test_the_cards_of_the_inventory_are_tuned_and_served_in_their_order(host, si
     fact = json.loads(host.file(FACT).content_string)
     tuned = fact["models"][fact["active"]]
     assert [device["id"] for device in tuned["devices"]] == [SLOW, FAST]
-    assert tuned["decision"]["layers"][0] < tuned["decision"]["layers"][1]
+    assert tuned["placement"][0]["layers"] < tuned["placement"][1]["layers"]
     unit = host.run("systemctl show -p Environment exllama-server").stdout
     assert f"CUDA_VISIBLE_DEVICES={SLOW},{FAST}" in unit
 

@@ -24,10 +24,10 @@ def tuned(host, controller):
 def test_the_split_is_recorded_with_the_numbers_that_make_it(host, tuned, eventually):
     record = json.loads(host.file(FACT).content_string)
     entry = record["models"][DEPLOYMENT]
-    assert record["active"] == DEPLOYMENT and entry["engine"] == "exllamav2"
+    assert record["active"] == DEPLOYMENT and entry["serving"]["engine"] == "exllamav2"
     assert [device["id"] for device in entry["devices"]] == [SLOW, FAST]
     layers = [place["layers"] for place in entry["placement"]]
-    assert sum(layers) == 13 and layers == entry["decision"]["layers"] == [card["layers"] for card in entry["loaded"]]
+    assert sum(layers) == 13 and layers == [card["layers"] for card in entry["loaded"]]
     assert [share > 0 for share in entry["gpu_split_gb"]] == [count > 0 for count in layers]
     assert entry["serving"]["cache_mode"] == "Q8" and entry["device_probe"] is None and entry["dry_run"] is None
     # the llama.cpp deployment of before is still there
@@ -53,4 +53,5 @@ def test_both_engines_stand_in_one_table(tuned, controller):
 def test_the_sweep_of_power_limits_says_that_it_knows_llama_cpp_only(tuned, controller):
     done = controller.play(playbook="homelab.mixed_gpu.power_sweep")
     assert done.returncode != 0
-    assert f"The active deployment {DEPLOYMENT} is served by exllamav2" in words(done.stdout)
+    refusal = f"the deployment {DEPLOYMENT} was tuned with ExLlamaV2, and a deployment of llama.cpp is needed"
+    assert refusal in words(done.stdout)

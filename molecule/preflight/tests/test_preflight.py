@@ -82,14 +82,21 @@ def test_check_mode_shows_the_table_and_no_key(host):
 
 
 def test_all_that_stops_is_said_at_once_and_the_recorded_split_becomes_the_partition(host):
+    cards = ("GPU-11111111-2222-3333-4444-555555555555", 45), ("GPU-66666666-7777-8888-9999-aaaaaaaaaaaa", 36)
     entry = {
         "model": {"id": "llama", "block_count": 80},
-        "placement": [
-            {"device": "GPU-11111111-2222-3333-4444-555555555555", "layers": 45},
-            {"device": "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa", "layers": 36},
-        ],
+        "serving": {},
+        "environment": {},
+        "devices": [{"id": card} for card, _layers in cards],
+        "placement": [{"id": card, "layers": layers} for card, layers in cards],
+        "split_mode": "layer",
+        "rpc_endpoints": [],
+        "decision": {},
+        "fingerprint": "0",
+        "fingerprint_parts": {},
+        "campaign": "none",
     }
-    text = json.dumps({"schema": 1, "active": "llama-c8192", "models": {"llama-c8192": entry}})
+    text = json.dumps({"schema": 2, "active": "llama-c8192", "models": {"llama-c8192": entry}})
     host.run("mkdir -p /etc/ansible/facts.d && printf %%s %s > %s", text, FACT)
     host.run("systemd-run --unit=squatter python3 -m http.server 8080 --bind 127.0.0.1")
     host.run("for i in 1 2 3 4 5 6 7 8 9; do ss -Hltn 'sport = :8080' | grep -q . && break; sleep 0.3; done")

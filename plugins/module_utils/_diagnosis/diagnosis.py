@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import typing as t
 
+from .._split import deployment
 from . import card_findings, device_findings, rules, split_advice
 from .finding import SEVERITIES, finding
 from .observed import observe
@@ -34,6 +35,7 @@ def diagnose(entry: Json, watched: Json, server: Json, baseline: str, tolerance_
     C(entry) is a deployment of the host's record, C(watched) what load.watch returned, C(server) what
     llama_server_info did, C(baseline) the text of the host's baseline of this deployment or empty.
     """
+    entry = deployment.expand(entry)
     observed = [observe(entry, phase, tolerance_percent) for phase in watched["phases"]]
     layer_advice = split_advice.advice(entry, observed)
     found = [

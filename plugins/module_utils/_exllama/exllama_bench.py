@@ -128,39 +128,23 @@ def judge(
         return failed("unreadable", f"{name}'s worker ended well but its answer cannot be used ({exc})")
 
 
-def read_devices(stdout: str, cuda_uuids: t.Sequence[str]) -> list[Json]:
+def read_devices(stdout: str, cuda_ids: t.Sequence[str]) -> list[Json]:
     """Return the cards of the worker's answer in the form of llama.cpp's devices, without ids.
 
-    Raises UserError when it cannot be read, or when PyTorch names other cards than C(cuda_uuids).
+    Raises UserError when it cannot be read, or when PyTorch names other cards than C(cuda_ids).
     """
     answer = read_answer(stdout) or {}
     try:
         cards = [(card["uuid"], card["name"], card["total_mib"], card["free_mib"]) for card in answer["devices"]]
     except (KeyError, TypeError) as exc:
         raise UserError("ExLlama's worker did not answer with a list of cards") from exc
-    named = [uuid for uuid, *_rest in cards]
-    if all(named) and named != list(cuda_uuids):  # older versions of PyTorch know no UUIDs
+    named = [card_id for card_id, *_rest in cards]
+    if all(named) and named != list(cuda_ids):  # older versions of PyTorch know no UUIDs
         raise UserError(
-            f"PyTorch sees {', '.join(named) or 'no card'} where {', '.join(cuda_uuids)} was expected: check"
+            f"PyTorch sees {', '.join(named) or 'no card'} where {', '.join(cuda_ids)} was expected: check"
             " CUDA_DEVICE_ORDER=PCI_BUS_ID and CUDA_VISIBLE_DEVICES"
         )
     return [
         {"device": f"CUDA{index}", "backend": "CUDA", "description": name, "total_mib": total, "free_mib": free}
-        for index, (_uuid, name, total, free) in enumerate(cards)
+        for index, (_id, name, total, free) in enumerate(cards)
     ]
-
-
-def recorded(loads: t.Sequence[t.Mapping[str, t.Any]], entry: t.Mapping[str, t.Any]) -> Json:
-    """Return what an entry of the host's facts says beyond when an ExLlama was tuned; nothing for llama.cpp.
-
-    That is the engine, the C(gpu_split_gb) with which the chosen layers were really placed, in the order of
-    C(entry.devices), and the memory of each card in that load. Raises ValueError when no load placed them.
-    """
-    engine = engines.of(entry["serving"])
-    if engine.family != "exllama":
-        return {}
-    layers = list(entry["decision"]["layers"])
-    for load in reversed(loads):
-        if load.get("status") == "ok" and list(load["layers"]) == layers and "gpu_split_gb" in load:
-            return {"engine": engine.name, "gpu_split_gb": load["gpu_split_gb"], "loaded": load["loaded"]}
-    raise ValueError(f"no load of {engine.name} placed the layers {layers}, so its gpu_split is not known")

@@ -13,6 +13,7 @@ import typing as t
 
 from .._base import fingerprints
 from .._driver import cuda_compat
+from .._split import engines
 
 SCHEMA = 1
 #: Per engine: the Python package and the module that its extension is.
@@ -171,6 +172,14 @@ def _compile_trouble(record: t.Mapping[str, t.Any]) -> str:
 
 
 def split(models: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any], known: t.Sequence[str]) -> dict[str, t.Any]:
+    """Decide on which cards a model goes: the result of chosen_split, and the C(environment) that shows these cards."""
+    found = chosen_split(models, wanted, known)
+    return {**found, "environment": engines.cuda_environment(found["gpus"])}
+
+
+def chosen_split(
+    models: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any], known: t.Sequence[str]
+) -> dict[str, t.Any]:
     """Decide on which cards a model goes, and how much of each it may use: {gpus, gpu_split_gb, source}.
 
     `models` are the deployments of the host's facts, `wanted` is {engine ("v2"), model_id, context_size, cache_mode,
@@ -198,7 +207,7 @@ def split(models: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any], known: t
     for entry in models.values():
         serving = entry.get("serving") or {}
         if (
-            entry.get("engine") != f"exllama{wanted['engine']}"
+            str(serving.get("engine")) != f"exllama{wanted['engine']}"
             or entry["model"]["id"] != model_id
             or any(serving.get(name) != wanted[name] for name in ("context_size", "cache_mode"))
             or not entry.get("gpu_split_gb")

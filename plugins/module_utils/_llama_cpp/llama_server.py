@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .._split import engines, layer_split, placement
+from .._split import layer_split, placement
 
 Json = dict[str, t.Any]
 
@@ -49,7 +49,6 @@ def command(deployment: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) 
     devices = placement.used_devices(deployment)
     serving = deployment["serving"]
     endpoints = deployment["rpc_endpoints"]
-    cuda = [device["id"] for device in deployment["devices"] if device["backend"] == "CUDA"]
     words = ["-m", deployment["model"]["path"]]
     # --rpc comes before -dev: the devices that -dev names exist only once their servers have been asked
     if endpoints:
@@ -70,9 +69,7 @@ def command(deployment: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) 
     words += ["--cors-origins", settings["cors_origins"], "--metrics", "--slots", "-lv", str(settings["log_verbosity"])]
     words += [str(word) for word in settings["extra_arguments"]]
 
-    environment = {"GGML_NO_BACKTRACE": "1"}
-    environment.update(engines.cuda_environment(cuda))
-    environment.update(deployment.get("environment") or {})
+    environment = {"GGML_NO_BACKTRACE": "1", **deployment["environment"]}
     nodes: list[str] = []
     for device in deployment["devices"]:
         nodes += [node for node in _DEVICE_NODES.get(device["backend"], []) if node not in nodes]

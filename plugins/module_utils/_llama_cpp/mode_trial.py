@@ -14,6 +14,7 @@ import re
 import typing as t
 
 from .._measuring import outcome
+from .._split import placement
 from . import llama_server
 
 Json = dict[str, t.Any]
@@ -34,7 +35,8 @@ def deployment(
         "model": {"path": model_path},
         "serving": dict(serving),
         "devices": list(devices),
-        "placement": [{"device": d["id"], "layers": n} for d, n in zip(devices, layers, strict=True)],
+        "environment": {},
+        "placement": placement.by_id(devices, layers),
         "split_mode": split_mode,
         "rpc_endpoints": list(rpc_endpoints),
     }

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import typing as t
 
+from .._split import deployment
+
 Json = dict[str, t.Any]
 
 SCHEMA: t.Final = 1
@@ -22,12 +24,11 @@ NOTHING: t.Final[Json] = {"tests": [], "power": None, "context_per_slot": None, 
 
 def configuration(entry: t.Mapping[str, t.Any]) -> Json:
     """Return what identifies a recorded deployment as served. Raises KeyError for an entry that lacks it."""
-    decision = entry["decision"]
     return {
         "fingerprint": entry["fingerprint"],
         "campaign": entry["campaign"],
         "split_mode": entry["split_mode"],
-        "layers": list(decision["layers"]),
+        "layers": deployment.layers(entry),
     }
 
 

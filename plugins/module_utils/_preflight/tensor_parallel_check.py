@@ -92,7 +92,7 @@ def partition(gpus: t.Sequence[t.Mapping[str, t.Any]], recorded: t.Any = None) -
 
 
 def _placed(entry: t.Mapping[str, t.Any]) -> dict[str, int]:
-    return {row["device"]: int(row["layers"]) for row in entry["placement"] if row["layers"]}
+    return {row["id"]: int(row["layers"]) for row in entry["placement"] if row["layers"]}
 
 
 def _deployment(gpus: t.Sequence[t.Mapping[str, t.Any]], recorded: t.Any) -> t.Mapping[str, t.Any] | None:

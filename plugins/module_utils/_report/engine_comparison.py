@@ -7,7 +7,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base import text
-from .._split import engines
+from .._split import deployment, engines
 
 Json = dict[str, t.Any]
 
@@ -37,7 +37,7 @@ def _row(name: str, entry: t.Mapping[str, t.Any], active: bool) -> Json:
         "engine": engines.of(entry["serving"]).display,
         "size_gib": round(entry["model"]["size_bytes"] / GIB, 1),
         "context_size": entry["serving"]["context_size"],
-        "layers": list(decision["layers"]),
+        "layers": deployment.layers(entry),
         "decode_tokens_per_second": decode,
         "prefill_tokens_per_second": prefill,
         "request_ms": _request_ms(decision["objective"], decode, prefill),

@@ -92,7 +92,7 @@ def placement(observed: Dict) -> Json | None:
     found = state.get("deviations") or []
     if found:
         return check("placement", "broken", f"{' '.join(found)} Run site, which puts the recorded split back")
-    where = ", ".join(f"{place['device']}: {place['layers']}" for place in observed["entry"]["placement"])
+    where = ", ".join(f"{place['id']}: {place['layers']}" for place in observed["entry"]["placement"])
     return check("placement", "ok", f"layers as recorded ({where}), none on the CPU")
 
 

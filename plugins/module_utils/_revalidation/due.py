@@ -13,6 +13,7 @@ import os
 import typing as t
 
 from .._base import json_file
+from .._base.errors import UserError
 from .._driver import driver_versions
 from .._split import fact_record
 
@@ -107,6 +108,6 @@ def of_host(fact_path: str = FACT_PATH, state_dir: str = STATE_DIR, root: str = 
     text = json_file.read_text(fact_path)
     try:
         record = fact_record.empty() if text is None else fact_record.parse(text, fact_path)
-    except fact_record.RecordError:
+    except UserError:
         record = fact_record.empty()
     return read(record, state_dir, root)

@@ -12,19 +12,19 @@ import typing as t
 from .._base.errors import UserError
 
 
-def identify(devices: t.Sequence[t.Mapping[str, t.Any]], cuda_uuids: t.Sequence[str]) -> list[dict[str, t.Any]]:
+def identify(devices: t.Sequence[t.Mapping[str, t.Any]], cuda_ids: t.Sequence[str]) -> list[dict[str, t.Any]]:
     """Return the devices with C(id) and an empty C(budget_mib).
 
-    RPC devices are known by their endpoint (a second device of one endpoint by endpoint#1), CUDA devices by the UUID at
-    their place in C(cuda_uuids), all others by their name. Raises UserError when the UUIDs do not match the devices.
+    RPC devices are known by their endpoint (a second device of one endpoint by endpoint#1), CUDA devices by their
+    place in C(cuda_ids), all others by their name. Raises UserError when the ids do not match the devices.
     """
     cuda = [entry["device"] for entry in devices if entry["backend"] == "CUDA"]
-    if cuda_uuids and len(cuda_uuids) != len(cuda):
+    if cuda_ids and len(cuda_ids) != len(cuda):
         raise UserError(
-            f"cuda_uuids names {len(cuda_uuids)} cards ({', '.join(cuda_uuids)}) but llama.cpp sees {len(cuda)} CUDA"
-            f" devices ({', '.join(cuda) or 'none'}): give one UUID for each, in the order of CUDA_VISIBLE_DEVICES"
+            f"cuda_ids names {len(cuda_ids)} cards ({', '.join(cuda_ids)}) but llama.cpp sees {len(cuda)} CUDA"
+            f" devices ({', '.join(cuda) or 'none'}): give one id (UUID) for each, in the order of CUDA_VISIBLE_DEVICES"
         )
-    by_name = dict(zip(cuda, cuda_uuids, strict=False))
+    by_name = dict(zip(cuda, cuda_ids, strict=False))
     result: list[dict[str, t.Any]] = []
     for entry in devices:
         name = str(entry["device"])
@@ -34,7 +34,7 @@ def identify(devices: t.Sequence[t.Mapping[str, t.Any]], cuda_uuids: t.Sequence[
             earlier = sum(1 for other in result if other["backend"] == "RPC" and other["description"] == endpoint)
             identity = f"{endpoint}#{earlier}" if earlier else endpoint
         if any(other["id"] == identity for other in result):
-            raise UserError(f"two devices have the id {identity}: every entry of cuda_uuids must be a different card")
+            raise UserError(f"two devices have the id {identity}: every entry of cuda_ids must be a different card")
         result.append({**entry, "id": identity, "budget_mib": None})
     return result
 
@@ -81,3 +81,8 @@ def describe(devices: t.Sequence[t.Mapping[str, t.Any]]) -> str:
     """Return the devices as C(RPC0 (127.0.0.1:50052), ...), or C(none)."""
     names = [str(e["device"]) if e["id"] == e["device"] else f"{e['device']} ({e['id']})" for e in devices]
     return ", ".join(names) or "none"
+
+
+def cuda_ids(devices: t.Iterable[t.Mapping[str, t.Any]]) -> list[str]:
+    """Return the ids of the CUDA cards among the devices, in order. A card that has only llama.cpp's name has none."""
+    return [str(one["id"]) for one in devices if one["backend"] == "CUDA" and one["id"] != one["device"]]

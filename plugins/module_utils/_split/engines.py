@@ -64,11 +64,11 @@ def in_family(family: str) -> list[Engine]:
     return [engine for engine in TABLE.values() if engine.family == family]
 
 
-def cuda_environment(uuids: t.Sequence[str]) -> dict[str, str]:
-    """Return the variables under which CUDA0, CUDA1, ... are the cards with these UUIDs, in this order.
+def cuda_environment(ids: t.Sequence[str]) -> dict[str, str]:
+    """Return the variables under which CUDA0, CUDA1, ... are the cards with these ids, in this order.
 
     CUDA's own order is fastest first; without cards there is nothing to say.
     """
-    if not uuids:
+    if not ids:
         return {}
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(uuids)}
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(ids)}

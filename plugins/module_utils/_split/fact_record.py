@@ -12,14 +12,16 @@ import re
 import typing as t
 
 from .._base import fingerprints
+from .._base.errors import UserError
 from . import engines
 
-SCHEMA: t.Final = 1
+SCHEMA: t.Final = 2
 Record = dict[str, t.Any]
 #: What every entry holds, and of which type.
 ENTRY_FIELDS: t.Final[tuple[tuple[str, type], ...]] = (
     ("model", dict),
     ("serving", dict),
+    ("environment", dict),
     ("devices", list),
     ("placement", list),
     ("split_mode", str),
@@ -43,10 +45,6 @@ class Found(t.TypedDict):
     why: str | None
 
 
-class RecordError(ValueError):
-    """A record or an entry that makes no sense; the message says what and where."""
-
-
 def empty() -> Record:
     """Return the record of a host on which nothing was tuned."""
     return {"schema": SCHEMA, "active": None, "models": {}}
@@ -55,12 +53,12 @@ def empty() -> Record:
 def parse(text: str, path: str) -> Record:
     """Return the record in C(text), the content of the file C(path).
 
-    Raises RecordError, naming the file and the cure, when the text is damaged or of another schema.
+    Raises UserError, naming the file and the cure, when the text is damaged or of another schema.
     """
     try:
         return _checked(text)
-    except RecordError as exc:
-        raise RecordError(
+    except UserError as exc:
+        raise UserError(
             f"{path} cannot be used: {exc}. Move it away (mv {path} {path}.old) and run the site playbook again:"
             " the measurements are kept and reused"
         ) from exc
@@ -70,18 +68,20 @@ def _checked(text: str) -> Record:
     try:
         record = json.loads(text)
     except ValueError as exc:
-        raise RecordError(f"it holds no JSON ({exc})") from exc
+        raise UserError(f"it holds no JSON ({exc})") from exc
     if not isinstance(record, dict):
-        raise RecordError(f"it holds a {type(record).__name__} instead of a dict")
+        raise UserError(f"it holds a {type(record).__name__} instead of a dict")
     schema = record.get("schema")
     if isinstance(schema, bool) or schema != SCHEMA:
-        raise RecordError(f"its schema is {schema!r}, and this release reads schema {SCHEMA}")
+        raise UserError(f"its schema is {schema!r}, and this release reads schema {SCHEMA}")
     models = record.get("models")
     if not isinstance(models, dict) or not all(isinstance(entry, dict) for entry in models.values()):
-        raise RecordError("its models is no dict of entries")
+        raise UserError("its models is no dict of entries")
+    for name, entry in models.items():
+        check_entry(entry, f"models.{name}")
     active = record.get("active")
     if active is not None and active not in models:
-        raise RecordError(f"its active deployment {active!r} has no entry under models")
+        raise UserError(f"its active deployment {active!r} has no entry under models")
     return t.cast(Record, record)
 
 
@@ -95,7 +95,7 @@ def find(record: Record, path: str, deployment: str = "", engine: str = "") -> F
     name = deployment or active or ""
     known = ", ".join(sorted(models)) or "nothing"
     entry = models.get(name)
-    tuned_with = engines.of(entry.get("serving") or {}) if entry else None
+    tuned_with = engines.of(entry["serving"]) if entry else None
     why = None
     if not models:
         why = f"{path} records no deployment: run the site playbook, which measures and records a split"
@@ -121,7 +121,7 @@ def find(record: Record, path: str, deployment: str = "", engine: str = "") -> F
 
 
 def served_path(text: str | None, path: str) -> str | None:
-    """Return the path of the active deployment's model, from the text of the fact file. Raises RecordError."""
+    """Return the path of the active deployment's model, from the text of the fact file. Raises UserError."""
     if text is None:
         return None
     record = parse(text, path)
@@ -129,35 +129,39 @@ def served_path(text: str | None, path: str) -> str | None:
 
 
 def check_deployment(deployment: str) -> str:
-    """Return the id of a deployment, or raise RecordError when it could not be a file name and a key."""
+    """Return the id of a deployment, or raise UserError when it could not be a file name and a key."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", deployment):
-        raise RecordError(
+        raise UserError(
             f"the deployment {deployment!r} is no usable id: use letters, digits, dots, underscores and hyphens,"
             " at most 200"
         )
     return deployment
 
 
-def check_entry(entry: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """Return the entry as plain JSON types, or raise RecordError naming the field that is missing or wrong."""
+def check_entry(entry: t.Mapping[str, t.Any], where: str = "entry") -> dict[str, t.Any]:
+    """Return the entry as plain JSON types, or raise UserError naming the field that is missing or wrong."""
     try:
-        result: dict[str, t.Any] = {key: fingerprints.plain(value, f"entry.{key}") for key, value in entry.items()}
+        result: dict[str, t.Any] = {key: fingerprints.plain(value, f"{where}.{key}") for key, value in entry.items()}
     except fingerprints.FingerprintError as exc:
-        raise RecordError(str(exc)) from exc
+        raise UserError(str(exc)) from exc
     for field, kind in ENTRY_FIELDS:
         if not isinstance(result.get(field), kind):
-            raise RecordError(f"entry.{field} is missing or no {kind.__name__}")
-    known = [device.get("id") if isinstance(device, dict) else None for device in result["devices"]]
+            raise UserError(f"{where}.{field} is missing or no {kind.__name__}")
+    try:
+        engines.of(result["serving"])
+    except UserError as exc:
+        raise UserError(f"{where}.serving names an {exc}") from exc
+    ids, placed = (
+        [row.get("id") for row in result[field] if isinstance(row, dict)] for field in ("devices", "placement")
+    )
+    if ids != placed or None in ids or len(ids) != len(result["placement"]):
+        raise UserError(f"{where}.placement is of {placed} and {where}.devices of {ids}: it needs one row per device")
     for index, place in enumerate(result["placement"]):
-        where = f"entry.placement[{index}]"
-        if not isinstance(place, dict) or place.get("device") not in known or place.get("device") is None:
-            ids = ", ".join(map(str, known)) or "none"
-            raise RecordError(f"{where} names no device of entry.devices (their ids are {ids})")
         layers = place.get("layers")
         if isinstance(layers, bool) or not isinstance(layers, int) or layers < 0:
-            raise RecordError(f"{where}.layers is {layers!r}, which is no number of layers")
-    if not result["placement"] or sum(place["layers"] for place in result["placement"]) == 0:
-        raise RecordError("entry.placement puts no layer on any device")
+            raise UserError(f"{where}.placement[{index}].layers is {layers!r}, which is no number of layers")
+    if sum(place["layers"] for place in result["placement"]) == 0:
+        raise UserError(f"{where}.placement puts no layer on any device")
     return result
 
 
@@ -177,7 +181,7 @@ def with_entry(record: Record, deployment: str, entry: t.Mapping[str, t.Any] | N
     if entry is None:
         if before is None:
             there = ", ".join(sorted(models)) or "none"
-            raise RecordError(f"there is no entry for {deployment} to make active (there are {there}): tune it first")
+            raise UserError(f"there is no entry for {deployment} to make active (there are {there}): tune it first")
     elif before is None or not same_entry(before, entry):
         models[deployment] = {**entry, "recorded_at": entry.get("recorded_at") or now}
     return {**record, "active": deployment if active else record.get("active"), "models": models}

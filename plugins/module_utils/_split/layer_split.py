@@ -138,14 +138,3 @@ def blocks_per_stage(layers: t.Sequence[int]) -> list[int]:
             " and of the split"
         )
     return counts
-
-
-def placement(devices: t.Sequence[t.Any], layers: t.Sequence[t.Any]) -> list[dict[str, t.Any]]:
-    """Return the split by device id, so that a changed device order cannot change its meaning.
-
-    One dict with C(device) and C(layers) per device, in the devices' order; those with no layer are kept. Raises
-    ValueError when the two lists do not belong together.
-    """
-    if len(devices) != len(layers):
-        raise ValueError(f"{len(layers)} layer counts do not belong to {len(devices)} devices")
-    return [{"device": str(device["id"]), "layers": int(count)} for device, count in zip(devices, layers, strict=True)]

@@ -11,17 +11,26 @@ Json = dict[str, t.Any]
 _NEEDED = ("model", "serving", "devices", "placement", "split_mode", "rpc_endpoints")
 
 
+def by_id(devices: t.Sequence[t.Mapping[str, t.Any]], layers: t.Sequence[int]) -> list[Json]:
+    """Return a split as C([{id, layers}]), one row per device, so that another order cannot change its meaning.
+
+    Devices without a layer are kept. Raises ValueError when the two lists do not belong together.
+    """
+    if len(devices) != len(layers):
+        raise ValueError(f"{len(layers)} layer counts do not belong to {len(devices)} devices")
+    return [{"id": str(device["id"]), "layers": int(count)} for device, count in zip(devices, layers, strict=True)]
+
+
 def used_devices(deployment: t.Mapping[str, t.Any]) -> list[Json]:
     """Return the devices that hold at least one slot, in order: C({id, device, backend, layers, mib, ...}).
 
-    C(device) is the name under the environment of C(command()): with CUDA_VISIBLE_DEVICES naming the recorded cards,
-    the n-th of them is C(CUDAn), whatever else is in the box. C(mib) is what the plan counts, or None.
+    C(device) is the name under engines.cuda_environment of the recorded cards. C(mib) is what the plan counts, or None.
     Raises ValueError with one sentence when the entry does not fit together.
     """
     missing = [key for key in _NEEDED if key not in deployment]
     if missing:
         raise ValueError(f"the deployment has no {', '.join(missing)}")
-    placement = {place["device"]: int(place["layers"]) for place in deployment["placement"]}
+    placement = {place["id"]: int(place["layers"]) for place in deployment["placement"]}
     planned = (deployment.get("decision") or {}).get("mib") or []
     used = []
     cuda_index = 0

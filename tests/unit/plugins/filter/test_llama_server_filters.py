@@ -31,7 +31,8 @@ DEPLOYMENT = {
         {"device": "CUDA0", "id": "GPU-aaaa", "backend": "CUDA", "description": "NVIDIA GeForce RTX 4090"},
         {"device": "CUDA1", "id": "GPU-bbbb", "backend": "CUDA", "description": "NVIDIA GeForce RTX 3090"},
     ],
-    "placement": [{"device": "GPU-aaaa", "layers": 45}, {"device": "GPU-bbbb", "layers": 36}],
+    "environment": {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-aaaa,GPU-bbbb"},
+    "placement": [{"id": "GPU-aaaa", "layers": 45}, {"id": "GPU-bbbb", "layers": 36}],
     "split_mode": "layer",
     "rpc_endpoints": [],
     "decision": {"mib": [23689, 19587]},
@@ -63,7 +64,7 @@ def test_words_are_quoted_for_the_unit():
     [
         ({"serving": {}}, "has no 'gpu_layers'"),
         ({"model": {}}, "has no 'path'"),
-        ({"placement": [{"device": "GPU-cccc", "layers": 81}]}, "not among the recorded devices"),
+        ({"placement": [{"id": "GPU-cccc", "layers": 81}]}, "not among the recorded devices"),
         ({"placement": 7}, "run the tuning play again"),
     ],
 )

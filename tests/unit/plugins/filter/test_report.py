@@ -105,7 +105,6 @@ def test_only_one_device_was_possible() -> None:
     data = json.loads((ROOT / "tests/fixtures/report/sandbox.json").read_text(encoding="utf-8"))["entry"]
     decision = {
         **data["decision"],
-        "layers": [33, 0],
         "single_device": True,
         "verdict": "only_choice",
         "default_layers": None,
@@ -116,7 +115,7 @@ def test_only_one_device_was_possible() -> None:
         "fit": None,
         "table": [],
     }
-    placement = [{"device": "127.0.0.1:50052", "layers": 33}]
+    placement = [{"id": "127.0.0.1:50052", "layers": 33}, {"id": "127.0.0.1:50053", "layers": 0}]
     text = page("sandbox", {"decision": decision, "placement": placement}, served=None, server=None)
     assert "All 33 layers on RPC0." in text and "<svg" not in text
 

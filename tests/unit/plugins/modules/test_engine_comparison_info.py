@@ -41,7 +41,7 @@ def test_a_record_becomes_rows_and_lines(compare):
     [
         (None, "records no deployment: run the site playbook"),
         ("{broken", "mixed_gpu.fact"),
-        (json.dumps({"schema": fact_record.SCHEMA, "active": None, "models": {"d": {}}}), "is not complete"),
+        (json.dumps({"schema": fact_record.SCHEMA, "active": None, "models": {"d": {}}}), "d.model is missing"),
     ],
 )
 def test_what_cannot_be_compared(compare, text, words):

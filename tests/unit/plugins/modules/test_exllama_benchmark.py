@@ -192,7 +192,7 @@ def test_the_cards_come_in_the_form_that_the_planner_reads(capfd, environment):
     given = {
         "python": sys.executable,
         "worker": str(WORKER),
-        "cuda_uuids": ["GPU-1", "GPU-2"],
+        "cuda_ids": ["GPU-1", "GPU-2"],
         "environment": {**environment, "FAKE_BLOCK_GB": "1"},
         "budgets_mib": {"GPU-2": 20000},
     }
@@ -206,7 +206,7 @@ def test_the_cards_come_in_the_form_that_the_planner_reads(capfd, environment):
         "id": "GPU-2",
         "budget_mib": 20000,
     }
-    swapped = answer_of(exllama_devices_info.main, {**given, "cuda_uuids": ["GPU-2", "GPU-1"]}, capfd)
+    swapped = answer_of(exllama_devices_info.main, {**given, "cuda_ids": ["GPU-2", "GPU-1"]}, capfd)
     assert "PyTorch sees GPU-1, GPU-2 where GPU-2, GPU-1 was expected" in swapped["msg"]
     nothing = answer_of(exllama_devices_info.main, {**given, "python": "/nowhere/python"}, capfd)
     assert "There is no Python /nowhere/python: install ExLlama" in nothing["msg"]

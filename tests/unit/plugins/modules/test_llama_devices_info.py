@@ -35,8 +35,13 @@ def run(tmp_path, capfd):
     return _run
 
 
+def rpc(*endpoints):
+    return [{"id": one, "backend": "RPC", "device": f"RPC{index}"} for index, one in enumerate(endpoints)]
+
+
 def test_devices_come_in_order_with_id_and_budget(run):
-    result = run(rpc_endpoints=["a:1", "b:2"], budgets_mib={"b:2": 166, "RPC0": "251"}, expected_order=["a:1", "b:2"])
+    expected = rpc("a:1", "b:2")
+    result = run(rpc_endpoints=["a:1", "b:2"], budgets_mib={"b:2": 166, "RPC0": "251"}, expected_devices=expected)
     assert not result["changed"]
     assert result["devices"] == [
         {"device": "RPC0", "id": "a:1", "backend": "RPC", "description": "a:1", "total_mib": 24105, "free_mib": 24105,
@@ -48,10 +53,19 @@ def test_devices_come_in_order_with_id_and_budget(run):
 
 
 def test_cards_are_known_by_their_uuid(run):
-    result = run(CARDS, cuda_uuids=["GPU-4090", "GPU-3090"])
+    result = run(CARDS, cuda_ids=["GPU-4090", "GPU-3090"])
     assert [(device["id"], device["device"], device["free_mib"]) for device in result["devices"]] == [
         ("GPU-4090", "CUDA0", 23660), ("GPU-3090", "CUDA1", 24000),
     ]
+
+
+def test_the_cards_of_a_record_are_shown_again(run):
+    shown = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-4090,GPU-3090"}
+    first = run(CARDS, cuda_ids=["GPU-4090", "GPU-3090"])
+    assert first["environment"].items() >= shown.items() and first["environment"]["FAKE_MODE"] == "ok"
+    again = run(CARDS, expected_devices=first["devices"])
+    assert (again["devices"], again["environment"]) == (first["devices"], first["environment"])
+    assert not run(CARDS)["environment"].keys() & shown.keys()
 
 
 def test_no_device_is_an_answer(run):
@@ -71,10 +85,11 @@ def test_no_device_is_an_answer(run):
         ({"mode": "odd"}, "cannot be read: the device line 'something new here' has an unknown form; install the"),
         ({"rpc_endpoints": ["a:1", "c:3"]}, "The RPC endpoint c:3 answers but offers no device"),
         ({"rpc_endpoints": ["a:1", "a:1"]}, "rpc_endpoints names a:1 more than once"),
-        ({"expected_order": ["b:2", "a:1"]}, "found a:1, b:2, expected b:2, a:1"),
-        ({"expected_order": ["a:1"]}, "found a:1, b:2, expected a:1"),
+        ({"expected_devices": rpc("b:2", "a:1")}, "found a:1, b:2, expected b:2, a:1"),
+        ({"expected_devices": rpc("a:1")}, "found a:1, b:2, expected a:1"),
+        ({"expected_devices": [{"id": "a:1"}]}, "expected_devices has a device without 'backend'"),
         ({"budgets_mib": {"GPU-1": 5}}, "names GPU-1, which is none of the devices here: RPC0 (a:1), RPC1 (b:2)"),
-        ({"devices": CARDS, "cuda_uuids": ["GPU-1"]}, "names 1 cards (GPU-1) but llama.cpp sees 2 CUDA devices"),
+        ({"devices": CARDS, "cuda_ids": ["GPU-1"]}, "names 1 cards (GPU-1) but llama.cpp sees 2 CUDA devices"),
         ({"llama_bench": "/nowhere/llama-bench"}, "There is no program /nowhere/llama-bench: install llama.cpp"),
         ({"timeout_seconds": 0}, "timeout_seconds is 0"),
     ],

@@ -20,7 +20,8 @@ from ansible_collections.homelab.mixed_gpu.tests.fake_nvml import build
 
 FAST, SLOW = "GPU-11111111-2222-3333-4444-555555555555", "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa"
 ENTRY = {
-    "fingerprint": "f", "campaign": "c", "split_mode": "layer", "decision": {"layers": [20, 13]},
+    "fingerprint": "f", "campaign": "c", "split_mode": "layer",
+    "placement": [{"id": "a:1", "layers": 20}, {"id": "b:2", "layers": 13}],
     "devices": [{"device": "RPC0", "id": "127.0.0.1:1", "backend": "RPC"}],
 }  # fmt: skip
 CARDS = {
@@ -153,7 +154,7 @@ def test_second_run_measures_nothing(capfd, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"entry": {**ENTRY, "campaign": "another"}}, {"entry": {**ENTRY, "decision": {"layers": [21, 12]}}},
+        {"entry": {**ENTRY, "campaign": "another"}}, {"entry": {**ENTRY, "placement": ENTRY["placement"][::-1]}},
         {"tests": TESTS[:1]}, {"tests": [{**TESTS[0], "repetitions": 1}, TESTS[1]]}, {"power_tokens": 16},
     ],
 )

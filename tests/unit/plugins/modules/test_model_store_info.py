@@ -19,6 +19,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
     model_table,
     transfer,
 )
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file, model_plan, model_store_info
 
 MIB = 1 << 20
@@ -66,7 +67,10 @@ def test_what_each_directory_uses(store: t.Any, tmp_path: pathlib.Path) -> None:
 
 def test_the_model_that_is_served_is_known_by_the_record(store: t.Any, tmp_path: pathlib.Path) -> None:
     model = {"path": str(tmp_path / "models/whole/m.gguf")}
-    (tmp_path / "fact").write_text(json.dumps({"schema": 1, "active": "a", "models": {"a": {"model": model}}}))
+    devices, placement = [{"id": "GPU-1"}], [{"id": "GPU-1", "layers": 9}]
+    entry = {field: kind() for field, kind in fact_record.ENTRY_FIELDS}
+    entry |= {"model": model, "devices": devices, "placement": placement}
+    (tmp_path / "fact").write_text(json.dumps({**fact_record.empty(), "active": "a", "models": {"a": entry}}))
     assert [each["name"] for each in store()["directories"] if each["served"]] == ["whole"]
     (tmp_path / "fact").write_text("{")
     assert "It is not known which model is served" in store()["msg"]

@@ -13,13 +13,23 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import d
 from ansible_collections.homelab.mixed_gpu.plugins.modules import split_record
 
 
-def entry(**changes):
+def tuning(**changes):
     return {
-        "model": {"id": "m"}, "serving": {"context_size": 2048}, "devices": [{"id": "a:1"}, {"id": "b:2"}],
-        "placement": [{"device": "a:1", "layers": 20}, {"device": "b:2", "layers": 13}], "split_mode": "layer",
-        "rpc_endpoints": ["a:1", "b:2"], "decision": {"layers": [20, 13]}, "fingerprint": "6f1c",
-        "fingerprint_parts": {"driver": None}, "campaign": "c1", **changes,
-    }
+        "model": {"id": "m", "path": "/m.gguf", "sha256": "5a"},
+        "problem": {
+            "devices": [
+                {"id": "a:1", "device": "RPC0", "backend": "RPC"}, {"id": "b:2", "device": "RPC1", "backend": "RPC"},
+            ],
+            "model": {"size_bytes": 9, "block_count": 32, "architecture": "llama", "block_bytes": [1]},
+            "serving": {"context_size": 2048, "micro_batch_size": 512},
+        },
+        "plan": {
+            "decision": {"layers": [20, 13], "split_mode": "layer", "micro_batch_size": 256, "why": "it is faster"},
+            "feasible": [],
+        },
+        "loads": [], "rpc_endpoints": ["a:1", "b:2"], "dry_run": None, "device_probe": None, "probe_settings": None,
+        "fingerprint_parts": {"driver_version": None}, "campaign": "c1", **changes,
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -43,46 +53,46 @@ def run(path, tmp_path, capfd):
 
 
 def test_the_first_entry_makes_the_file(run, path):
-    result = run(entry=entry(), diff=True)
+    result = run(tuning=tuning(), diff=True)
     record = json.loads(path.read_text())
     assert result["changed"] and result["record"] == record and result["history_file"] is None
-    assert record["schema"] == 1 and record["active"] == "d"
-    recorded_at = record["models"]["d"].pop("recorded_at")
-    assert recorded_at.endswith("Z") and record["models"]["d"] == entry()
+    assert record["schema"] == 2 and record["active"] == "d"
+    entry = record["models"]["d"]
+    assert entry["recorded_at"].endswith("Z")
+    assert entry["placement"] == [{"id": "a:1", "layers": 20}, {"id": "b:2", "layers": 13}]
     assert path.stat().st_mode & 0o777 == 0o644
     assert os.listdir(path.parent) == ["mixed_gpu.fact"]
     assert result["diff"]["before"] == "" and result["diff"]["after"] == path.read_text()
 
 
 def test_the_same_entry_again_changes_nothing(run, path):
-    run(entry=entry())
+    run(tuning=tuning())
     before = path.stat()
-    for again in (entry(), entry(recorded_at="2030-01-01T00:00:00Z")):
-        result = run(entry=again, diff=True)
-        assert not result["changed"] and result["diff"]["before"] == result["diff"]["after"]
+    result = run(tuning=tuning(), diff=True)
+    assert not result["changed"] and result["diff"]["before"] == result["diff"]["after"]
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_check_mode_writes_nothing(run, path):
-    result = run(entry=entry(), check=True, diff=True)
+    result = run(tuning=tuning(), check=True, diff=True)
     assert result["changed"] and "d" in result["record"]["models"] and not path.parent.exists()
     assert '"campaign": "c1"' in result["diff"]["after"]
 
 
 def test_a_superseded_entry_goes_to_the_history_which_is_pruned(run, path):
     for count in range(5):
-        result = run(entry=entry(campaign=f"c{count}"), history_keep=3)
+        result = run(tuning=tuning(campaign=f"c{count}"), history_keep=3)
     kept = [json.loads(name.read_text()) for name in sorted(run.history.iterdir())]
     assert [old["entry"]["campaign"] for old in kept] == ["c1", "c2", "c3"]
-    assert kept[0]["schema"] == 1 and kept[0]["deployment"] == "d"
+    assert kept[0]["schema"] == 2 and kept[0]["deployment"] == "d"
     assert result["history_file"] == str(max(run.history.iterdir()))
-    assert run(entry=entry(campaign="c9"), history_keep=0)["history_file"] is None and not list(run.history.iterdir())
+    assert run(tuning=tuning(campaign="c9"), history_keep=0)["history_file"] is None and not list(run.history.iterdir())
     assert json.loads(path.read_text())["models"]["d"]["campaign"] == "c9"
 
 
 def test_one_of_several_deployments_is_active(run, path):
-    run("d", entry=entry())
-    assert run("e", entry=entry(), active=False)["record"]["active"] == "d"
+    run("d", tuning=tuning())
+    assert run("e", tuning=tuning(), active=False)["record"]["active"] == "d"
     assert run("e")["changed"] and not run("e")["changed"]
     assert json.loads(path.read_text())["active"] == "e"
     result = run("x")
@@ -90,8 +100,8 @@ def test_one_of_several_deployments_is_active(run, path):
 
 
 def test_entries_are_removed_and_the_file_with_the_last(run, path):
-    run("d", entry=entry())
-    run("e", entry=entry())
+    run("d", tuning=tuning())
+    run("e", tuning=tuning())
     assert run("e", state="absent", check=True)["record"]["active"] is None
     assert json.loads(path.read_text())["active"] == "e"
     removed = run("e", state="absent")
@@ -106,22 +116,22 @@ def test_entries_are_removed_and_the_file_with_the_last(run, path):
     ("text", "words"),
     [
         ("", "holds no JSON"), ('{"schema": 1', "holds no JSON"), ("[1]", "a list instead of a dict"),
-        ('{"schema": 7, "models": {}}', "schema is 7, and this release reads schema 1"),
+        ('{"schema": 7, "models": {}}', "schema is 7, and this release reads schema 2"),
     ],
 )
 def test_a_damaged_file_or_another_schema_is_left_alone(run, path, text, words):
     path.parent.mkdir()
     path.write_text(text)
     for state in ("present", "absent", "query"):
-        result = run(entry=entry(), state=state)
+        result = run(tuning=tuning(), state=state)
         assert result["failed"] and words in result["msg"] and "\n" not in result["msg"]
         assert f"Move it away (mv {path} {path}.old) and run the site playbook again" in result["msg"]
     assert path.read_text() == text and not run.history.exists()
 
 
 def test_a_query_returns_the_entry_and_changes_nothing(run, path):
-    run("d", entry=entry())
-    run("e", entry=entry(campaign="c2"))
+    run("d", tuning=tuning())
+    run("e", tuning=tuning(campaign="c2"))
     before = path.stat()
     found = run("", state="query", required=True, engine="llama_cpp")
     assert not found["changed"] and found["available"] and found["deployment"] == found["active"] == "e"
@@ -132,7 +142,7 @@ def test_a_query_returns_the_entry_and_changes_nothing(run, path):
 
 def test_a_query_says_when_a_revalidation_is_due(run, monkeypatch):
     assert run("", state="query")["revalidation"]["needed"] is False
-    run("d", entry=entry(fingerprint_parts={"driver_version": "580.95.05"}))
+    run("d", tuning=tuning(fingerprint_parts={"driver_version": "580.95.05"}))
     now = driver_versions.Versions("580.105.08", "580.105.08")
     monkeypatch.setattr(driver_versions, "read", lambda _root: now)
     found = run("d", state="query")["revalidation"]
@@ -140,39 +150,70 @@ def test_a_query_says_when_a_revalidation_is_due(run, monkeypatch):
     assert found["driver"] == {"recorded": "580.95.05", "loaded": "580.105.08", "installed": "580.105.08"}
 
 
+def test_a_renewal_keeps_the_split_and_takes_over_the_host_as_it_is(run, path):
+    run(tuning=tuning(fingerprint_parts={"driver_version": "1", "llama_cpp": "b1", "gpus": [], "extra": {"x": 1}}))
+    renewal = {"build": "b2", "gpus": {"driver_version": "2", "gpus": []}, "extra": {}, "device_probe": None}
+    assert run(renewal=renewal, active=False, check=True)["changed"]
+    result = run(renewal=renewal, active=False)
+    entry = json.loads(path.read_text())["models"]["d"]
+    assert result["changed"] and not run(renewal=renewal)["changed"] and len(list(run.history.iterdir())) == 1
+    assert entry["fingerprint_parts"] == {"driver_version": "2", "llama_cpp": "b2", "gpus": [], "extra": {"x": 1}}
+    assert entry["placement"] == [{"id": "a:1", "layers": 20}, {"id": "b:2", "layers": 13}]
+
+
+def test_a_query_with_a_key_says_whether_a_tuning_is_due_and_what_changed(run):
+    key = {
+        "engine": "llama_cpp", "build": "b1", "driver_version": "580.95", "gpus": [], "rpc_endpoints": [],
+        "serving": {},
+        "split_modes": ["layer"], "micro_batches": [], "tensor_allreduce": [], "objective": {}, "tests": [],
+        "budgets_mib": {}, "reserve_mib": 512, "environment": {}, "extra": {}, "model_sha256": "5a",
+    }  # fmt: skip
+    first = run("d", state="query", tuning_key=key)
+    assert first["due"] == "nothing is recorded for d"
+    run("d", tuning=tuning(fingerprint_parts=first["fingerprint_parts"]))
+    again = run("d", state="query", tuning_key=key)
+    assert again["due"] is None and again["fingerprint"] == first["fingerprint"] == again["entry"]["fingerprint"]
+    assert run("d", state="query", tuning_key=key, retune=True)["due"] == "a retune was asked for"
+    changed = run("d", state="query", tuning_key={**key, "driver_version": "580.105", "build": "b2"})
+    assert changed["due"] == "driver_version, llama_cpp changed since d was measured"
+
+
 def test_a_query_of_what_is_not_recorded_fails_where_it_is_required(run, path):
     found = run("", state="query")
     assert not found["available"] and found["record"]["models"] == {} and f"{path} records no" in found["why"]
     assert run("", state="query", required=True)["msg"] == f"{found['why']}."
-    run("d", entry=entry())
+    run("d", tuning=tuning())
     wrong = run("", state="query", engine="exllama", required=True)
     assert wrong["failed"] and "d was tuned with llama.cpp" in wrong["msg"] and "exllamav2" in wrong["msg"]
 
 
 def test_a_wrong_mode_is_put_right(run, path):
-    run(entry=entry())
+    run(tuning=tuning())
     path.chmod(0o600)
-    assert run(entry=entry())["changed"] and path.stat().st_mode & 0o777 == 0o644
-    assert not run(entry=entry())["changed"]
+    assert run(tuning=tuning())["changed"] and path.stat().st_mode & 0o777 == 0o644
+    assert not run(tuning=tuning())["changed"]
 
 
 def test_a_second_writer_waits_and_then_gives_up(run, path):
     path.parent.mkdir()
     lock = json_file.take_lock(str(path.parent), 0)
-    result = run(entry=entry())
+    result = run(tuning=tuning())
     assert result["failed"] and "locked by another run" in result["msg"] and not path.exists()
     json_file.release_lock(lock)
-    assert run(entry=entry())["changed"]
+    assert run(tuning=tuning())["changed"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"deployment": "../d", "entry": entry()}, "'../d' is no usable id"),
+        ({"deployment": "../d", "tuning": tuning()}, "'../d' is no usable id"),
         ({"deployment": "", "state": "absent"}, "'' is no usable id"),
-        ({"entry": entry(placement=[])}, "entry.placement puts no layer on any device"),
-        ({"entry": {"model": {}}}, "entry.serving is missing or no dict"),
-        ({"entry": entry(), "history_keep": -1}, "history_keep is -1"),
+        ({"tuning": tuning(fingerprint_parts=None)}, "cannot be recorded: a fingerprint is made of a dict"),
+        ({"tuning": {"problem": {}}}, "the result of the tuning cannot be recorded: it lacks 'plan'"),
+        ({"renewal": {"gpus": {}}}, "nothing is recorded for d: tune it first"),
+        ({"renewal": {}, "tuning": {}}, "mutually exclusive"),
+        ({"state": "query", "tuning_key": {}}, "tuning_key lacks 'model_sha256'"),
+        ({"tuning": tuning(), "history_keep": -1}, "history_keep is -1"),
         ({}, "no entry for d to make active (there are none)"),
     ],
 )
@@ -183,5 +224,5 @@ def test_misuse_is_one_sentence(run, path, arguments, words):
 
 def test_a_place_that_cannot_be_written_is_one_sentence(run, path):
     path.parent.write_text("a file where the directory should be")
-    result = run(entry=entry())
+    result = run(tuning=tuning())
     assert result["failed"] and "cannot be" in result["msg"] and str(path.parent) in result["msg"]

@@ -13,9 +13,10 @@ import random
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import diagnosis, expected, lines
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis.observed import observe
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, placement
 
 FIXTURES = pathlib.Path(__file__).resolve().parents[4] / "fixtures"
-PAIR = json.loads((FIXTURES / "report" / "mixed_70b.json").read_text(encoding="utf-8"))["entry"]
+PAIR = deployment.expand(json.loads((FIXTURES / "report" / "mixed_70b.json").read_text(encoding="utf-8"))["entry"])
 FAST, SLOW = (device["id"] for device in PAIR["devices"])
 READY = {"state": "ready", "deviations": [], "last_lines": []}
 NO_CARDS = {"available": False, "reason": None, "gpus": []}
@@ -224,7 +225,7 @@ def test_a_remote_device_is_not_seen_and_gets_what_is_left():
 def test_in_tensor_mode_busy_times_are_told_as_they_are():
     entry = copy.deepcopy(PAIR)
     watched = watch(entry)
-    entry["decision"]["split_mode"] = "tensor"
+    entry["split_mode"] = entry["decision"]["split_mode"] = "tensor"
     decode = row(diagnose(entry, watched), "decode", FAST)
     assert decode["ms"] == pytest.approx(44 * 0.655, abs=0.01) and decode["verdict"] == "not_seen"
 
@@ -267,7 +268,7 @@ def test_without_a_fit_or_in_tensor_mode_there_is_an_answer():
     result = diagnose(entry, watched)
     assert result["verdict"] == "ok" and "no fit" in result["summary"]
     assert "the record does not tell" in result["advice"]["why"]
-    entry["decision"]["split_mode"] = "tensor"
+    entry["split_mode"] = entry["decision"]["split_mode"] = "tensor"
     assert "no layers to move" in diagnose(entry, watched)["advice"]["why"]
 
 
@@ -291,7 +292,8 @@ def test_a_real_run_on_a_busy_machine():
 def test_where_the_rule_of_thumb_says_the_opposite_both_are_shown():
     """A 3090 that is busier has too many layers, not too few: the rule would give it more."""
     entry = copy.deepcopy(PAIR)
-    entry["decision"].update(layers=[37, 44])
+    entry["placement"] = placement.by_id(entry["devices"], [37, 44])
+    entry = deployment.expand(entry)
     entry["decision"]["fit"]["decode_ms_per_slot"] = [0.4, 1.1]
     result = diagnose(entry, watch(entry))
     decode = next(rule for rule in result["rules"] if rule["measured"].startswith("decode"))

@@ -7,9 +7,10 @@ import pathlib
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import expected
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment
 
 FIXTURES = pathlib.Path(__file__).resolve().parents[4] / "fixtures"
-PAIR = json.loads((FIXTURES / "report" / "mixed_70b.json").read_text(encoding="utf-8"))["entry"]
+PAIR = deployment.expand(json.loads((FIXTURES / "report" / "mixed_70b.json").read_text(encoding="utf-8"))["entry"])
 
 
 def test_phases_are_the_tests_of_the_record_and_fit_the_context():

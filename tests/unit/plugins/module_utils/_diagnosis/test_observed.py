@@ -8,12 +8,12 @@ import pathlib
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis.expected import Expected, expected
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis.observed import attributed, change
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import cost_model
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import cost_model, deployment
 from hypothesis import given
 from hypothesis import strategies as st
 
 FIXTURES = pathlib.Path(__file__).resolve().parents[4] / "fixtures"
-PAIR = json.loads((FIXTURES / "report" / "mixed_70b.json").read_text(encoding="utf-8"))["entry"]
+PAIR = deployment.expand(json.loads((FIXTURES / "report" / "mixed_70b.json").read_text(encoding="utf-8"))["entry"])
 
 
 @given(

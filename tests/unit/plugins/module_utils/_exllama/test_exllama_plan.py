@@ -16,7 +16,7 @@ FAST, SLOW = "GPU-fast", "GPU-slow"
 SERVING = {"context_size": 8192, "cache_mode": "FP16", "chunk_size": 2048}
 RECORD = {
     "tuned": {
-        "engine": "exllamav2", "model": {"id": "m"}, "serving": SERVING,
+        "model": {"id": "m"}, "serving": {"engine": "exllamav2", **SERVING},
         "devices": [{"id": SLOW}, {"id": FAST}], "gpu_split_gb": [17, 20.5],
     },
     "other": {"model": {"id": "m"}, "devices": [{"id": FAST}], "serving": SERVING},
@@ -129,18 +129,21 @@ def split(known=(FAST, SLOW), models=None, **changed):
 
 
 def test_a_given_split_comes_before_the_recorded_one():
-    assert split(gpu_split_gb=[20, 17.5]) == {"gpus": [FAST, SLOW], "gpu_split_gb": [20.0, 17.5], "source": "variable"}
+    given = split(gpu_split_gb=[20, 17.5])
+    assert (given["gpus"], given["gpu_split_gb"], given["source"]) == ([FAST, SLOW], [20.0, 17.5], "variable")
     assert split(gpus=[SLOW], gpu_split_gb=[20])["gpus"] == [SLOW]
 
 
 def test_the_recorded_split_follows_the_cards_not_their_places():
-    recorded = {"gpus": [SLOW, FAST], "gpu_split_gb": [17.0, 20.5], "source": "record"}
+    shown = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": f"{SLOW},{FAST}"}
+    recorded = {"gpus": [SLOW, FAST], "gpu_split_gb": [17.0, 20.5], "source": "record", "environment": shown}
     assert split() == recorded and split(known=(SLOW, FAST)) == recorded
     assert split(gpus=[FAST, SLOW])["gpu_split_gb"] == [20.5, 17.0]
 
 
 def test_without_a_record_for_this_engine_the_engine_decides():
-    automatic = {"gpus": [FAST, SLOW], "gpu_split_gb": [], "source": "automatic"}
+    shown = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": f"{FAST},{SLOW}"}
+    automatic = {"gpus": [FAST, SLOW], "gpu_split_gb": [], "source": "automatic", "environment": shown}
     assert split(model_id="another") == automatic and split(models={}) == automatic
     assert split(models={"other": RECORD["other"]}) == automatic and split(engine="v3") == automatic
 

@@ -23,9 +23,10 @@ def test_asks_with_the_flags_of_the_server() -> None:
         "--poll", "0", "-lm", "auto", "-np", "1", "-fit", "off", "-fitp", "on",
     ]
     deployment = {
-        "model": {"path": "m.gguf"}, "serving": SERVING, "split_mode": "layer", "rpc_endpoints": ["a:1", "b:2", "c:3"],
+        "model": {"path": "m.gguf"}, "serving": SERVING, "environment": {}, "split_mode": "layer",
+        "rpc_endpoints": ["a:1", "b:2", "c:3"],
         "devices": [{"device": f"RPC{index}", "id": str(index), "backend": "RPC"} for index in range(3)],
-        "placement": [{"device": str(index), "layers": count} for index, count in enumerate((20, 0, 13))],
+        "placement": [{"id": str(index), "layers": count} for index, count in enumerate((20, 0, 13))],
     }
     settings = {
         "cache_ram_mib": 0, "alias": "m", "host": "127.0.0.1", "port": 8080, "cors_origins": "localhost",

@@ -16,6 +16,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp impor
     server_check,
     server_log,
 )
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import engines
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "llama_server"
 FAST, SLOW = "127.0.0.1:50052", "127.0.0.1:50053"
@@ -59,7 +60,8 @@ def rpc_deployment(fast=20, slow=13, **serving):
         "model": {"id": "bench", "path": "/srv/models/bench.gguf", "sha256": "0" * 64},
         "serving": {**SERVING, **serving},
         "devices": devices,
-        "placement": [{"device": FAST, "layers": fast}, {"device": SLOW, "layers": slow}],
+        "environment": {},
+        "placement": [{"id": FAST, "layers": fast}, {"id": SLOW, "layers": slow}],
         "split_mode": "layer",
         "rpc_endpoints": [FAST, SLOW],
         "decision": {"mib": [329, 202]},
@@ -74,7 +76,8 @@ def cuda_deployment():
         {"device": name, "id": uuid, "backend": "CUDA", "description": text, "total_mib": 24080, "free_mib": 23660}
         for name, uuid, text in cards
     ]
-    deployment["placement"] = [{"device": "GPU-aaaa", "layers": 44}, {"device": "GPU-bbbb", "layers": 37}]
+    deployment["placement"] = [{"id": "GPU-aaaa", "layers": 44}, {"id": "GPU-bbbb", "layers": 37}]
+    deployment["environment"] = engines.cuda_environment(["GPU-aaaa", "GPU-bbbb"])
     deployment["rpc_endpoints"] = []
     deployment["decision"] = {"mib": [23197, 20079]}
     return deployment
@@ -184,7 +187,7 @@ def test_other_card_under_the_same_number_is_a_deviation():
         text = text.replace(f"using device RPC{number} ({endpoint})", name)
         text = text.replace(f"RPC0[{endpoint}]", f"CUDA{number}")
     deployment = cuda_deployment()
-    deployment["placement"] = [{"device": "GPU-aaaa", "layers": 20}, {"device": "GPU-bbbb", "layers": 13}]
+    deployment["placement"] = [{"id": "GPU-aaaa", "layers": 20}, {"id": "GPU-bbbb", "layers": 13}]
     found = server_check.deviations(deployment, server_log.parse_load(text))
     assert found == [
         "CUDA0 is NVIDIA GeForce RTX 3090; the facts say NVIDIA GeForce RTX 4090.",
@@ -244,7 +247,7 @@ def test_cards_are_chosen_by_uuid_and_renumbered():
 
 def test_device_without_layers_is_not_named():
     deployment = cuda_deployment()
-    deployment["placement"] = [{"device": "GPU-aaaa", "layers": 0}, {"device": "GPU-bbbb", "layers": 81}]
+    deployment["placement"] = [{"id": "GPU-aaaa", "layers": 0}, {"id": "GPU-bbbb", "layers": 81}]
     words = llama_server.command(deployment, SETTINGS)["arguments"]
     assert value_after(words, "-dev") == "CUDA1"
     assert value_after(words, "-sm") == "none"
@@ -282,7 +285,7 @@ def test_url_is_reachable_from_the_host(host, url):
 
 def test_placement_on_unknown_device_is_refused():
     deployment = rpc_deployment()
-    deployment["placement"][1]["device"] = "127.0.0.1:1"
+    deployment["placement"][1]["id"] = "127.0.0.1:1"
     with pytest.raises(ValueError, match="127.0.0.1:1, which is not among the recorded devices"):
         llama_server.command(deployment, SETTINGS)
 

@@ -19,7 +19,7 @@ VLLM = {"engine": "vllm", "pid": 7, "unit": "v.service", "model": "m", "tensor_p
 
 
 def recorded(fast, slow, blocks=80, name="m"):
-    placement = [{"device": "GPU-1111", "layers": fast}, {"device": "GPU-2222", "layers": slow}]
+    placement = [{"id": "GPU-1111", "layers": fast}, {"id": "GPU-2222", "layers": slow}]
     return {"models": {name: {"model": {"id": name, "block_count": blocks}, "placement": placement}}, "active": name}
 
 
@@ -69,7 +69,7 @@ def test_cards_of_unknown_speed_share_evenly_and_it_says_so():
 def test_more_cards_than_layers():
     cards = [*PAIR, {**FAST, "uuid": "GPU-3333"}]
     record = recorded(1, 1, 2)
-    record["models"]["m"]["placement"].append({"device": "GPU-3333", "layers": 1})
+    record["models"]["m"]["placement"].append({"id": "GPU-3333", "layers": 1})
     with pytest.raises(ValueError, match="2 layers do not give each of 3 cards one"):
         partition(cards, record)
     assert "serve the model from one card, because 2 layers" in judge([VLLM], cards, record)[0]["cure"]

@@ -8,13 +8,15 @@ import pathlib
 import typing as t
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.deployment import expand
 
 FIXTURES = pathlib.Path(__file__).parents[4] / "fixtures/report"
 
 
 def read(name: str) -> dict[str, t.Any]:
     """Return entry, served and the devices of the running server of a recorded deployment."""
-    return json.loads((FIXTURES / f"{name}.json").read_text(encoding="utf-8"))
+    data = json.loads((FIXTURES / f"{name}.json").read_text(encoding="utf-8"))
+    return {**data, "entry": expand(data["entry"])}
 
 
 @pytest.fixture

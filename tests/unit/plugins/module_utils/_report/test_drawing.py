@@ -13,12 +13,13 @@ from xml.etree import ElementTree
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report.drawing import draw
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment
 
 FIXTURES = pathlib.Path(__file__).parents[4] / "fixtures/report"
 
 
 def entry_of(name: str) -> dict[str, t.Any]:
-    return json.loads((FIXTURES / f"{name}.json").read_text(encoding="utf-8"))["entry"]
+    return deployment.expand(json.loads((FIXTURES / f"{name}.json").read_text(encoding="utf-8"))["entry"])
 
 
 @pytest.mark.parametrize("name", ["sandbox", "mixed_70b", "three_devices"])
@@ -26,7 +27,7 @@ def test_a_chart_is_well_formed_and_names_what_it_marks(name: str) -> None:
     entry = entry_of(name)
     chart = draw(entry)
     assert ElementTree.fromstring(chart).tag == "{http://www.w3.org/2000/svg}svg"
-    layers = ",".join(map(str, entry["decision"]["layers"]))
+    layers = ",".join(str(place["layers"]) for place in entry["placement"])
     default = ",".join(map(str, entry["decision"]["default_layers"]))
     assert f"chosen ({layers})" in chart
     assert f"llama.cpp's default ({default})" in chart.replace("&apos;", "'")

@@ -22,7 +22,7 @@ def test_the_names_of_the_running_server_find_the_planned_cards(mixed: dict[str,
     # A third card that is not used stands first: the server, which does not see it, still says CUDA0 and CUDA1.
     entry["devices"].insert(0, {**entry["devices"][0], "device": "CUDA0", "id": "GPU-other"})
     entry["devices"][1]["device"], entry["devices"][2]["device"] = "CUDA1", "CUDA2"
-    entry["placement"].insert(0, {"device": "GPU-other", "layers": 0})
+    entry["placement"].insert(0, {"id": "GPU-other", "layers": 0})
     for key in ("layers", "mib", "headroom_mib"):
         entry["decision"][key].insert(0, 0)
     devices[0]["device"], devices[1]["device"] = "CUDA1", "CUDA2"

@@ -60,7 +60,7 @@ ENTRY = {
         {"device": "CUDA0", "id": FAST, "backend": "CUDA", "description": "NVIDIA GeForce RTX 4090"},
         {"device": "CUDA1", "id": SLOW, "backend": "CUDA", "description": "NVIDIA GeForce RTX 3090"},
     ],
-    "placement": [{"device": FAST, "layers": 44}, {"device": SLOW, "layers": 37}],
+    "placement": [{"id": FAST, "layers": 44}, {"id": SLOW, "layers": 37}],
     "split_mode": "layer", "environment": {}, "rpc_endpoints": [],
     "decision": {"layers": [44, 37], "mib": [22900, 20100], "micro_batch_size": 512, "fit": None, "table": []},
     "fingerprint": "f", "fingerprint_parts": {"tests": [PREFILL, DECODE], "environment": {}}, "campaign": "c",

@@ -110,7 +110,7 @@ def test_a_new_tuning_says_what_became_of_the_speed():
     later = baseline([load(number, decode=1.06, layers=[40, 41]) for number in (1, 2, 3)])
     later["configuration"] = {
         **later["configuration"], "driver_version": "580.105.08",
-        "placement": [{"device": FAST, "layers": 40}, {"device": SLOW, "layers": 41}],
+        "placement": [{"id": FAST, "layers": 40}, {"id": SLOW, "layers": 41}],
     }  # fmt: skip
     said = changes.since(first, later)
     assert "decode takes 6.1 % more time" in said and "prefill is the same within noise" in said

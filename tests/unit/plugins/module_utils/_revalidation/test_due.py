@@ -82,7 +82,9 @@ def test_a_host_is_read_with_its_history_and_a_damaged_one_counts_as_none(tmp_pa
     fact, history = tmp_path / "mixed_gpu.fact", tmp_path / "revalidations"
     read = lambda: due.of_host(str(fact), str(tmp_path))  # noqa: E731
     assert not read()["needed"]
-    fact.write_text(json.dumps({"schema": fact_record.SCHEMA, "active": "d", "models": {"d": entry()}}))
+    whole = {field: kind() for field, kind in fact_record.ENTRY_FIELDS} | entry()
+    whole |= {"devices": [{"id": "GPU-1"}], "placement": [{"id": "GPU-1", "layers": 9}]}
+    fact.write_text(json.dumps({**fact_record.empty(), "active": "d", "models": {"d": whole}}))
     assert read()["needed"] and read()["driver"]["recorded"] == OLD
     history.mkdir()
     (history / "d@20261124T100000Z-000.json").write_text(json.dumps(result("2026-11-24T10:00:00Z")))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 
 NOW = "2026-11-24T04:40:00Z"
@@ -16,10 +17,11 @@ def entry(**changes):
         "model": {"id": "m", "path": "/m.gguf"},
         "serving": {"context_size": 2048},
         "devices": [{"id": "GPU-a", "device": "CUDA0"}, {"id": "GPU-b", "device": "CUDA1"}],
-        "placement": [{"device": "GPU-a", "layers": 20}, {"device": "GPU-b", "layers": 13}],
+        "placement": [{"id": "GPU-a", "layers": 20}, {"id": "GPU-b", "layers": 13}],
         "split_mode": "layer",
         "rpc_endpoints": [],
-        "decision": {"layers": [20, 13]},
+        "environment": {},
+        "decision": {},
         "fingerprint": "6f1c",
         "fingerprint_parts": {"driver": "580"},
         "campaign": "c",
@@ -27,9 +29,13 @@ def entry(**changes):
     }
 
 
+def placed(**layers):
+    return [{"id": identity, "layers": count} for identity, count in layers.items()]
+
+
 def recorded(*names, active=None):
     models = {name: entry(recorded_at="2026-01-01T00:00:00Z") for name in names}
-    return {"schema": 1, "active": active, "models": models}
+    return {"schema": 2, "active": active, "models": models}
 
 
 def test_what_is_written_is_read_again():
@@ -42,19 +48,20 @@ def test_what_is_written_is_read_again():
     ("text", "words"),
     [
         ("", "no JSON"),
-        ('{"schema": 1, "models": {', "no JSON"),
+        ('{"schema": 2, "models": {', "no JSON"),
         ("[]", "a list instead of a dict"),
         ('{"models": {}}', "schema is None"),
         ('{"schema": true, "models": {}}', "schema is True"),
-        ('{"schema": 2, "models": {}}', "schema is 2, and this release reads schema 1"),
-        ('{"schema": 0, "models": {}}', "schema is 0, and this release reads schema 1"),
-        ('{"schema": 1, "models": []}', "models is no dict"),
-        ('{"schema": 1, "models": {"d": 3}}', "models is no dict"),
-        ('{"schema": 1, "active": "d", "models": {}}', "active deployment 'd' has no entry"),
+        ('{"schema": 1, "models": {}}', "schema is 1, and this release reads schema 2"),
+        ('{"schema": 0, "models": {}}', "schema is 0, and this release reads schema 2"),
+        ('{"schema": 2, "models": []}', "models is no dict"),
+        ('{"schema": 2, "models": {"d": 3}}', "models is no dict"),
+        ('{"schema": 2, "models": {"d": {}}}', "models.d.model is missing or no dict"),
+        ('{"schema": 2, "active": "d", "models": {}}', "active deployment 'd' has no entry"),
     ],
 )
 def test_a_damaged_file_or_another_schema_is_named_with_the_cure(text, words):
-    with pytest.raises(fact_record.RecordError, match=f"^/f cannot be used: .*{words}.*mv /f /f.old.*site playbook"):
+    with pytest.raises(UserError, match=f"^/f cannot be used: .*{words}.*mv /f /f.old.*site playbook"):
         fact_record.parse(text, "/f")
 
 
@@ -105,7 +112,7 @@ def test_another_entry_replaces_it_and_the_old_one_is_history():
 
 def test_making_active_needs_an_entry():
     assert fact_record.with_entry(recorded("d", "e", active="e"), "d", None, True, NOW)["active"] == "d"
-    with pytest.raises(fact_record.RecordError, match=r"no entry for x to make active \(there are d, e\)"):
+    with pytest.raises(UserError, match=r"no entry for x to make active \(there are d, e\)"):
         fact_record.with_entry(recorded("d", "e"), "x", None, True, NOW)
 
 
@@ -120,22 +127,25 @@ def test_removing_the_active_one_leaves_none_active():
     [
         ({"serving": None}, "entry.serving is missing or no dict"),
         ({"fingerprint": 3}, "entry.fingerprint is missing or no str"),
-        ({"placement": [{"device": "CUDA0", "layers": 33}]}, r"placement\[0\] names no device .*GPU-a, GPU-b"),
-        ({"placement": [{"device": "GPU-a", "layers": "33"}]}, r"placement\[0\].layers is '33'"),
-        ({"placement": [{"device": "GPU-a", "layers": True}]}, r"placement\[0\].layers is True"),
-        ({"placement": []}, "puts no layer on any device"),
-        ({"placement": [{"device": "GPU-a", "layers": 0}]}, "puts no layer on any device"),
+        ({"serving": {"engine": "vllm"}}, "entry.serving names an unknown engine 'vllm'"),
+        ({"placement": placed(CUDA0=33)}, "placement is of .*CUDA0.* and entry.devices of .*'GPU-a', 'GPU-b'"),
+        ({"placement": [{"device": "GPU-a", "layers": 33}]}, "it needs one row per device"),
+        ({"placement": placed(**{"GPU-b": 13, "GPU-a": 20})}, "it needs one row per device"),
+        ({"placement": []}, "it needs one row per device"),
+        ({"placement": placed(**{"GPU-a": "33", "GPU-b": 0})}, r"placement\[0\].layers is '33'"),
+        ({"placement": placed(**{"GPU-a": 0, "GPU-b": True})}, r"placement\[1\].layers is True"),
+        ({"placement": placed(**{"GPU-a": 0, "GPU-b": 0})}, "puts no layer on any device"),
         ({"decision": {"gain": float("nan")}}, "entry.decision.gain is nan"),
     ],
 )
 def test_an_entry_that_makes_no_sense_is_named(changes, words):
-    with pytest.raises(fact_record.RecordError, match=words):
+    with pytest.raises(UserError, match=words):
         fact_record.check_entry(entry(**changes))
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a b", ".hidden", "a/b", "x" * 201])
 def test_a_deployment_has_to_be_a_file_name(name):
-    with pytest.raises(fact_record.RecordError, match="no usable id"):
+    with pytest.raises(UserError, match="no usable id"):
         fact_record.check_deployment(name)
 
 

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""One recorded deployment, an entry of the host's fact. Private to this collection. Pure functions only.
+
+docs/data_formats.md describes an entry. The chosen split stands in it once, as C(placement) by the devices' ids.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._base import fingerprints
+from . import device_list, engines, tuning_key
+from . import placement as placements
+
+Json = dict[str, t.Any]
+Mapping = t.Mapping[str, t.Any]
+
+#: What an entry takes of the model that was planned for.
+_OF_MODEL: t.Final = ("size_bytes", "block_count", "architecture")
+#: What a planner's decision says that an entry holds in its own fields.
+_STORED_ONCE: t.Final = ("layers", "split_mode", "micro_batch_size", "environment")
+
+
+class Tuning(t.TypedDict):
+    """A finished tuning, from which an entry is made."""
+
+    model: Mapping  # id, path, sha256
+    problem: Mapping
+    plan: Mapping  # the last answer of split_plan: decision, feasible
+    loads: t.Sequence[Mapping]
+    rpc_endpoints: t.Sequence[str]
+    dry_run: Mapping | None
+    device_probe: Mapping | None
+    probe_settings: Mapping | None  # model_path, serving, tests: how to repeat the probe
+    fingerprint_parts: Mapping
+    campaign: str
+
+
+def build(tuning: Tuning) -> Json:
+    """Return the entry of a finished tuning, without C(recorded_at).
+
+    Raises KeyError naming a field that is missing, ValueError when no load of an ExLlama placed the chosen layers.
+    """
+    problem, decision = tuning["problem"], tuning["plan"]["decision"]
+    devices, layers, parts = problem["devices"], decision["layers"], tuning["fingerprint_parts"]
+    cards = engines.cuda_environment(device_list.cuda_ids(devices))
+    entry: Json = {
+        "model": {**tuning["model"], **{name: problem["model"][name] for name in _OF_MODEL}},
+        "serving": {**problem["serving"], "micro_batch_size": decision["micro_batch_size"]},
+        "environment": {**cards, **(decision.get("environment") or {})},
+        "devices": list(devices),
+        "placement": placements.by_id(devices, layers),
+        "split_mode": decision["split_mode"],
+        "rpc_endpoints": list(tuning["rpc_endpoints"]),
+        "decision": {name: value for name, value in decision.items() if name not in _STORED_ONCE},
+        "dry_run": tuning["dry_run"],
+        "device_probe": tuning["device_probe"] and {**tuning["device_probe"], **(tuning["probe_settings"] or {})},
+        "feasible": tuning["plan"]["feasible"],
+        "fingerprint": fingerprints.fingerprint(parts),
+        "fingerprint_parts": parts,
+        "campaign": tuning["campaign"],
+    }
+    exllama = engines.of(entry["serving"]).family == "exllama"
+    return {**entry, **_of_exllama(layers, tuning["loads"])} if exllama else entry
+
+
+def _of_exllama(layers: t.Sequence[int], loads: t.Sequence[Mapping]) -> Json:
+    """Return what the load that placed the layers was told and what each card held then."""
+    for load in reversed(loads):
+        if load.get("status") == "ok" and list(load["layers"]) == list(layers) and "gpu_split_gb" in load:
+            return {"gpu_split_gb": load["gpu_split_gb"], "loaded": load["loaded"]}
+    raise ValueError(f"no load placed the layers {list(layers)}, so its gpu_split is not known")
+
+
+class Renewal(t.TypedDict):
+    """A configuration in which a recorded split still holds."""
+
+    build: str | None  # key of the llama.cpp build
+    gpus: Mapping  # the fact mixed_gpu_gpus
+    extra: Mapping  # replaces the recorded one unless it is empty
+    device_probe: Mapping | None  # of today; None keeps the recorded one
+
+
+def renew(entry: Mapping, renewal: Renewal) -> Json:
+    """Return the entry as it holds in another configuration, without C(recorded_at).
+
+    How a revalidation repeats the device probe stays as recorded. Raises KeyError naming a field that is missing.
+    """
+    probe = entry.get("device_probe")
+    if renewal["device_probe"]:
+        probe = {**(probe or {}), **renewal["device_probe"]}
+    cards = renewal["gpus"]
+    parts = tuning_key.renewed(
+        entry["fingerprint_parts"], renewal["build"], cards["driver_version"], cards["gpus"], renewal["extra"] or {}
+    )
+    return {
+        **{name: value for name, value in entry.items() if name != "recorded_at"},
+        "fingerprint": fingerprints.fingerprint(parts),
+        "fingerprint_parts": parts,
+        "device_probe": probe,
+    }
+
+
+def layers(entry: Mapping) -> list[int]:
+    """Return the recorded split as layer counts in the order of the entry's devices."""
+    return [int(place["layers"]) for place in entry["placement"]]
+
+
+def expand(entry: Mapping) -> Json:
+    """Return the entry with a C(decision) as the planner made it: layers, split mode and micro-batch are in it."""
+    return {
+        **entry,
+        "decision": {
+            **entry["decision"],
+            "layers": layers(entry),
+            "split_mode": entry["split_mode"],
+            "micro_batch_size": entry["serving"].get("micro_batch_size"),
+        },
+    }
