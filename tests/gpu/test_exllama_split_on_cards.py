@@ -20,7 +20,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.filter.split_plan import spli
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import memory_plan
 from ansible_collections.homelab.mixed_gpu.tests.exl_models import write_model
-from conftest import module
+from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORKER = ROOT / "roles" / "split_tuning" / "files" / "exllama_worker.py"

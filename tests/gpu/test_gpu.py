@@ -21,7 +21,7 @@ import yaml
 from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe import device_probe
 from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe_loads import device_probe_loads
 from ansible_collections.homelab.mixed_gpu.plugins.filter.nvidia_driver_problems import nvidia_driver_problems
-from conftest import module, rpc_server, tune
+from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module, rpc_server, tune
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NVCC = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"

@@ -13,7 +13,7 @@ import time
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import power_sweep
-from conftest import module
+from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SERVING = {

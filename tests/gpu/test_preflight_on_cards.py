@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from conftest import module
+from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module
 
 
 def test_preflight_of_this_machine(box, tmp_path):

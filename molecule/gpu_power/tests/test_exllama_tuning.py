@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import FAST, SLOW, changed, words
+from ansible_collections.homelab.mixed_gpu.molecule.gpu_power.tests.conftest import FAST, SLOW, changed, words
 
 FACT = "/etc/ansible/facts.d/mixed_gpu.fact"
 DEPLOYMENT = "stand-in-exl2-exllamav2-c1024-Q8"

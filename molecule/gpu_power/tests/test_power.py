@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import re
 
-from conftest import FAST, IN_FORCE, SLOW, UNIT, changed, words
+from ansible_collections.homelab.mixed_gpu.molecule.gpu_power.tests.conftest import (
+    FAST,
+    IN_FORCE,
+    SLOW,
+    UNIT,
+    changed,
+    words,
+)
 
 
 def _when(host, unit):

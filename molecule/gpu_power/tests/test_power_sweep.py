@@ -7,7 +7,7 @@ import os
 import signal
 
 import pytest
-from conftest import FAST, IN_FORCE, SLOW, words
+from ansible_collections.homelab.mixed_gpu.molecule.gpu_power.tests.conftest import FAST, IN_FORCE, SLOW, words
 
 PLAYBOOK = "homelab.mixed_gpu.power_sweep"
 STORE = "/var/lib/mixed_gpu/measurements"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conftest import IN_FORCE, UNIT
+from ansible_collections.homelab.mixed_gpu.molecule.gpu_power.tests.conftest import IN_FORCE, UNIT
 
 RULE = "/etc/udev/rules.d/72-mixed-gpu-power.rules"
 AS_FOUND = {"0.persistence_mode": "0", "1.persistence_mode": "0"}
