@@ -22,7 +22,7 @@ options:
     required: true
   answers:
     description:
-      - Results of M(homelab.mixed_gpu.hub_files), looped over what P(homelab.mixed_gpu.hub_questions#filter) returned.
+      - Results of M(homelab.mixed_gpu.hub_files), one per entry from the hub.
     type: list
     elements: dict
     default: []
