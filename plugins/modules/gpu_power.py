@@ -22,18 +22,41 @@ attributes:
   diff_mode:
     support: full
 options:
+  limits_watts:
+    description: Power limits in watts, by UUID.
+    type: dict
+    default: {}
+  limits_by_name_watts:
+    description:
+      - Power limits in watts by the end of the product name, for cards that O(limits_watts) does not name. C(RTX 3090)
+        is not C(RTX 3090 Ti).
+    type: dict
+    default: {}
+  locked_clocks_mhz:
+    description: Lists of the lowest and the highest graphics clock in MHz, by UUID.
+    type: dict
+    default: {}
+  persistence:
+    description:
+      - Whether the cards that get anything get persistence mode too. Without it the driver forgets the settings as soon
+        as nothing uses the card.
+    type: bool
+    default: true
   settings:
     description:
-      - What is wanted, as P(homelab.mixed_gpu.gpu_power_settings#filter) returns it.
+      - Exactly these settings, such as RV(found) of an earlier run, instead of the options above.
       - C(schema) is 1; C(cards) is a list of dicts with C(uuid), C(power_limit_watts), C(locked_clocks_mhz) (lowest and
         highest) and C(persistence_mode). What is V(none) is left alone.
     type: dict
-    required: true
   record:
     description:
       - File that keeps what was applied. NVML cannot tell which clocks are locked, so the module believes this file.
       - Without, locked clocks count as not in force, and nothing is remembered.
     type: path
+  required:
+    description: Whether cards that cannot be asked fail the module; else it returns RV(available) V(false).
+    type: bool
+    default: true
   host_python:
     description: Python interpreter that has C(nvidia-ml-py), used when the one that runs this module lacks it.
     type: path
@@ -49,16 +72,28 @@ author:
 EXAMPLES = r"""
 - name: Limit one card until the driver is loaded anew
   homelab.mixed_gpu.gpu_power:
-    settings:
-      schema: 1
-      cards:
-        - uuid: GPU-11111111-2222-3333-4444-555555555555
-          power_limit_watts: 320
-          locked_clocks_mhz:
-          persistence_mode: true
+    limits_watts:
+      GPU-11111111-2222-3333-4444-555555555555: 320
+  register: before
+
+- name: Restore its limit
+  homelab.mixed_gpu.gpu_power:
+    settings: "{{ before.found }}"
 """
 
 RETURN = r"""
+available:
+  description: Whether the cards could be asked.
+  returned: success
+  type: bool
+reason:
+  description: Why the cards cannot be asked, V(none) where they can.
+  returned: success
+  type: str
+settings:
+  description: What is to be in force, by card. C(cards) is empty where nothing is asked for of any card here.
+  returned: success
+  type: dict
 deviations:
   description: What was not in force before, one phrase each.
   returned: success
@@ -71,52 +106,91 @@ found:
   type: dict
 """
 
+import contextlib
 import importlib
+import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import power_limits
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._programs import apply_power_limits
+
+
+@contextlib.contextmanager
+def opened(nvml: t.Any) -> t.Iterator[None]:
+    """Keep NVML open meanwhile; raises PowerError where the driver does not answer."""
+    apply_power_limits.open_nvml(nvml)
+    try:
+        yield
+    finally:
+        nvml.nvmlShutdown()
+
+
+def wanted_settings(params: t.Mapping[str, t.Any], cards: t.Sequence[power_limits.Card]) -> power_limits.Settings:
+    """Return the settings for these cards. Raises PowerError for what they would not take."""
+    wanted = params["settings"]
+    if wanted is None:
+        asked = (params["limits_watts"], params["limits_by_name_watts"], params["locked_clocks_mhz"])
+        wanted = power_limits.settings(cards, *asked, params["persistence"])
+    elif wanted.get("schema") != power_limits.SCHEMA or not isinstance(wanted.get("cards"), list):
+        raise apply_power_limits.PowerError(
+            f"settings is not of schema {power_limits.SCHEMA}: give what this module returned as found."
+        )
+    wrong = apply_power_limits.problems(wanted, cards)
+    if wrong:
+        raise apply_power_limits.PowerError(f"{' '.join(wrong)} Nothing was changed.")
+    return wanted
+
+
+def run(module: AnsibleModule, nvml: t.Any) -> dict[str, t.Any]:
+    """Return the result, after putting the settings into force."""
+    path = module.params["record"]
+    record = apply_power_limits.read_settings(path) if path else None
+    cards = apply_power_limits.read_cards(nvml)
+    wanted = wanted_settings(module.params, cards)
+    deviations = apply_power_limits.deviations(wanted, cards, record)
+    if deviations and not module.check_mode:
+        new = apply_power_limits.apply(nvml, wanted, record)
+        if path:
+            apply_power_limits.write_record(path, new)
+    return {
+        "changed": bool(deviations), "available": True, "reason": None, "settings": wanted, "deviations": deviations,
+        "found": power_limits.found_settings(cards),
+    }  # fmt: skip
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "settings": {"type": "dict", "required": True},
+            "limits_watts": {"type": "dict", "default": {}},
+            "limits_by_name_watts": {"type": "dict", "default": {}},
+            "locked_clocks_mhz": {"type": "dict", "default": {}},
+            "persistence": {"type": "bool", "default": True},
+            "settings": {"type": "dict"},
             "record": {"type": "path"},
+            "required": {"type": "bool", "default": True},
             "host_python": {"type": "path", "default": host_python.DEFAULT},
         },
         supports_check_mode=True,
     )
-    wanted = module.params["settings"]
-    if wanted.get("schema") != power_limits.SCHEMA or not isinstance(wanted.get("cards"), list):
-        module.fail_json(msg=f"settings is not of schema {power_limits.SCHEMA}: take it from gpu_power_settings.")
     reason = host_python.enter(["pynvml"], module.params["host_python"])
-    if reason is not None:
-        module.fail_json(msg=reason)
-    nvml = importlib.import_module("pynvml")
-    path = module.params["record"]
-    try:
-        power_limits.open_nvml(nvml)
-        try:
-            record = power_limits.read_settings(path) if path else None
-            cards = power_limits.read_cards(nvml)
-            wrong = power_limits.problems(wanted, cards)
-            if wrong:
-                module.fail_json(msg=" ".join(wrong))
-            deviations = power_limits.deviations(wanted, cards, record)
-            if deviations and not module.check_mode:
-                new = power_limits.apply(nvml, wanted, record)
-                if path:
-                    power_limits.write_record(path, new)
-        finally:
-            nvml.nvmlShutdown()
-    except power_limits.PowerError as error:
-        module.fail_json(msg=str(error))
-    result = {
-        "changed": bool(deviations), "deviations": deviations, "found": power_limits.found_settings(cards)
+    result: dict[str, t.Any] = {
+        "changed": False, "available": False, "reason": reason, "settings": power_limits.settings([], {}, {}, {}, True),
+        "deviations": [], "found": power_limits.found_settings([]),
     }  # fmt: skip
+    if reason is None:
+        nvml = importlib.import_module("pynvml")
+        try:
+            with opened(nvml):
+                result = run(module, nvml)
+        except apply_power_limits.NoDriverError as error:
+            result["reason"] = str(error)
+        except apply_power_limits.PowerError as error:
+            module.fail_json(msg=str(error))
+    if module.params["required"] and not result["available"]:
+        module.fail_json(msg=result["reason"])
     if module._diff:
-        result["diff"] = {"before": "".join(f"{line}\n" for line in deviations), "after": ""}
+        result["diff"] = {"before": "".join(f"{line}\n" for line in result["deviations"]), "after": ""}
     module.exit_json(**result)
 
 

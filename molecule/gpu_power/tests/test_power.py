@@ -24,8 +24,8 @@ def test_limits_clocks_and_persistence_mode_are_in_force(host, kept):
 
 
 def test_the_program_needs_nothing_of_the_collection(host):
-    assert host.file("/opt/mixed_gpu/lib/gpu_power.py").mode == 0o644
-    assert host.run("/opt/mixed_gpu/venv/bin/python -I /opt/mixed_gpu/lib/gpu_power.py --help").rc == 0
+    assert host.file("/opt/mixed_gpu/lib/apply_power_limits.py").mode == 0o644
+    assert host.run("/opt/mixed_gpu/venv/bin/python -I /opt/mixed_gpu/lib/apply_power_limits.py --help").rc == 0
 
 
 def test_systemd_finds_no_fault_with_the_unit(host):

@@ -13,7 +13,7 @@ def test_taking_it_out_undoes_it(host, kept, controller):
     assert done.returncode == 0, done.stdout[-3000:]
     assert kept() == AS_FOUND
     assert host.run("systemctl cat %s", UNIT).rc != 0
-    for path in (RULE, "/etc/mixed_gpu/gpu_power.json", "/opt/mixed_gpu/lib/gpu_power.py"):
+    for path in (RULE, "/etc/mixed_gpu/gpu_power.json", "/opt/mixed_gpu/lib/apply_power_limits.py"):
         assert not host.file(path).exists
 
 

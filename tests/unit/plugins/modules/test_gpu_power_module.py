@@ -10,8 +10,6 @@ import subprocess
 import sys
 
 import pytest
-from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.filter.gpu_power_settings import gpu_power_settings
 from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import HERE, build_library, environment
 
 RUN = """
@@ -38,9 +36,9 @@ def library(tmp_path_factory):
 def run(library, tmp_path):
     text = (HERE / "profiles" / "rtx4090_rtx3090.txt").read_text() + f"system.state_file={tmp_path}/state\n"
 
-    def _run(check=False, **arguments):
+    def _run(check=False, profile=text, **arguments):
         arguments |= {"_ansible_check_mode": check, "_ansible_diff": True, "record": str(tmp_path / "record.json")}
-        variables = environment(library, None, text) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        variables = environment(library, None, profile) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         done = subprocess.run(
             [sys.executable, "-c", RUN, json.dumps(arguments)],
             env=variables, capture_output=True, text=True, check=False,
@@ -71,20 +69,33 @@ def test_a_driver_that_was_loaded_anew_is_noticed(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"), [(wanted(90), "from 100 to 366 W"), ({"cards": []}, "schema"), ({"schema": 1}, "schema")]
+    ("arguments", "words"),
+    [
+        ({"limits_watts": {SLOW: 90}}, "from 100 to 366 W, and 90 W was asked for: choose one between. Nothing was"),
+        ({"locked_clocks_mhz": {SLOW: [1700, 210]}}, "lower one first"),
+        ({"settings": {"cards": []}}, "not of schema 1"),
+        ({"settings": {"schema": 1}}, "not of schema 1"),
+    ],
 )
-def test_senseless_settings_are_refused(run, settings, words):
-    result = run(settings=settings)
+def test_senseless_settings_are_refused(run, arguments, words):
+    result = run(**arguments)
     assert result["failed"] and words in result["msg"]
 
 
-def test_the_filter_gives_settings_and_problems():
-    card = {
-        "uuid": SLOW, "name": "NVIDIA GeForce RTX 3090", "power_limit_min_watts": 100.0, "power_limit_max_watts": 366.0,
-        "clock_graphics_max_mhz": 2100,
-    }  # fmt: skip
-    found = gpu_power_settings([card], limits_by_name_watts={"RTX 3090": 280})
-    assert found == {"settings": wanted(280), "problems": []}
-    assert len(gpu_power_settings([card], {SLOW: 10})["problems"]) == 1
-    with pytest.raises(AnsibleFilterError, match="dicts by UUID"):
-        gpu_power_settings([card], [SLOW])
+def test_limits_by_name_are_resolved_on_the_host(run):
+    result = run(check=True, limits_by_name_watts={"RTX 3090": 280})
+    assert result["settings"] == wanted(280)
+    assert run(check=True)["settings"] == {"schema": 1, "cards": []}
+
+
+def test_what_was_found_brings_the_limits_back(run):
+    found = run(limits_watts={SLOW: 280})["found"]
+    assert run(settings=found)["changed"]
+    assert not run(check=True, settings=found)["changed"]
+
+
+def test_cards_that_cannot_be_asked_fail_where_they_are_required(run):
+    result = run(profile="system.init_error=18\n", limits_watts={SLOW: 280})
+    assert result["failed"] and "NVML error 18" in result["msg"]
+    result = run(profile="system.init_error=18\n", limits_watts={SLOW: 280}, required=False)
+    assert not result["available"] and "NVML error 18" in result["reason"] and result["settings"]["cards"] == []

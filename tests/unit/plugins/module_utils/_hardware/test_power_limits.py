@@ -1,19 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What was asked for, against cards; and the service's program, against a libnvidia-ml.so.1 compiled for the test."""
 
 from __future__ import annotations
 
-import json
-import pathlib
-import subprocess
-import sys
-
-import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import power_limits
-from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import HERE, build_library, environment
-
-FAST, SLOW = "GPU-11111111-2222-3333-4444-555555555555", "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa"
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._programs import apply_power_limits
 
 
 def card(uuid, name, watts=350.0, **changes):
@@ -40,7 +31,7 @@ def test_a_uuid_goes_before_a_name():
             {"uuid": "GPU-b", "power_limit_watts": 280, "locked_clocks_mhz": [210, 1700], "persistence_mode": True},
         ],
     }
-    assert power_limits.problems(wanted, BOX) == []
+    assert apply_power_limits.problems(wanted, BOX) == [], "the program takes settings of this form"
 
 
 def test_names_are_whole_endings():
@@ -52,155 +43,9 @@ def test_nothing_asked_for_is_nothing_to_do():
     assert resolve(by_name={"RTX 5090": 400})["cards"] == []
 
 
-@pytest.mark.parametrize(
-    ("wanted", "words"),
-    [
-        (resolve({"GPU-x": 300}), ["GPU-x", "none of this host's cards: GPU-a (NVIDIA GeForce RTX 4090)", "correct"]),
-        (resolve({"GPU-b": 400}), ["RTX 3090", "from 100 to 366 W", "400 W", "choose"]),
-        (resolve({"GPU-b": 99.9}), ["from 100 to 366 W", "99.9 W"]),
-        (resolve({"GPU-b": "much"}), ["'much'", "number of watts"]),
-        (resolve({"GPU-b": True}), ["number of watts"]),
-        (resolve(clocks={"GPU-b": [1700, 210]}), ["1700 to 210 MHz", "lower one first"]),
-        (resolve(clocks={"GPU-b": [210, 9999]}), ["up to 2100 MHz", "stay within"]),
-        (resolve(clocks={"GPU-b": 1700}), ["two whole numbers"]),
-        (resolve(clocks={"GPU-b": [210, 1700.5]}), ["two whole numbers"]),
-    ],
-)
-def test_what_a_card_does_not_take_is_said_with_the_cure(wanted, words):
-    (sentence,) = power_limits.problems(wanted, BOX)
-    assert all(word in sentence for word in words), sentence
-
-
-def test_a_card_without_limits_cannot_be_limited():
-    cards = [BOX[1] | {"power_limit_min_watts": None, "power_limit_max_watts": None, "clock_graphics_max_mhz": None}]
-    found = power_limits.problems(resolve({"GPU-b": 30}, {}, {"GPU-b": [1, 2]}, cards), cards)
-    assert len(found) == 2 and all("take it out" in sentence for sentence in found)
-
-
-def test_deviations_name_what_is_not_in_force():
-    wanted = resolve({"GPU-a": 400, "GPU-b": 350}, {}, {"GPU-b": [210, 1700]})
-    cards = [BOX[0] | {"persistence_mode": False}, BOX[1]]
-    assert power_limits.deviations(wanted, cards, None) == [
-        "persistence mode of NVIDIA GeForce RTX 4090 (GPU-a) is off",
-        "power limit of NVIDIA GeForce RTX 4090 (GPU-a) is 450 W, not 400 W",
-        "clocks of NVIDIA GeForce RTX 3090 (GPU-b) are not known to be locked to 210 to 1700 MHz",
-    ]
-    assert power_limits.deviations(resolve({"GPU-b": 350}), BOX[:1], None) == ["GPU-b is not there"]
-
-
-def test_what_is_no_longer_asked_for_is_a_deviation():
-    record = resolve({"GPU-a": 450, "GPU-b": 350}, {}, {"GPU-b": [210, 1700]})
-    assert power_limits.deviations(record, BOX, record) == []
-    assert power_limits.deviations(resolve({"GPU-a": 450}), BOX, record) == ["GPU-b still has settings of before"]
-    assert power_limits.leftovers(resolve({"GPU-a": 450, "GPU-b": 350}), record) == ["GPU-b"]
-
-
-# --- the program -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return build_library(tmp_path_factory.mktemp("nvml"))
-
-
-class Box:
-    """A machine with a driver: what is set survives the process, and is gone when the driver is loaded anew."""
-
-    def __init__(self, library, directory, extra=""):
-        self.state, self.settings, self.record = (directory / name for name in ("state", "settings.json", "run/record"))
-        text = (HERE / "profiles" / "swapped_slots.txt").read_text() + f"system.state_file={self.state}\n{extra}"
-        self.profile = directory / "profile.txt"
-        self.profile.write_text(text)
-        self.environment = environment(library, None) | {"FAKE_NVML_PROFILE": str(self.profile)}
-
-    def run(self, action, wanted=None):
-        if wanted is not None:
-            self.settings.write_text(json.dumps(wanted))
-        program = str(pathlib.Path(power_limits.__file__))
-        return subprocess.run(
-            [sys.executable, program, action, f"--settings={self.settings}", f"--record={self.record}"],
-            env=self.environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    def kept(self):
-        return dict(line.split("=") for line in self.state.read_text().splitlines()) if self.state.exists() else {}
-
-
-@pytest.fixture
-def box(library, tmp_path):
-    return Box(library, tmp_path)
-
-
-WANTED = {
-    "schema": 1,
-    "cards": [
-        {"uuid": FAST, "power_limit_watts": 315, "locked_clocks_mhz": None, "persistence_mode": True},
-        {"uuid": SLOW, "power_limit_watts": 280, "locked_clocks_mhz": [210, 1700], "persistence_mode": True},
-    ],
-}
-
-
-def test_the_program_applies_and_undoes(box):
-    done = box.run("apply", WANTED)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert box.kept() == {
-        "0.persistence_mode": "1", "0.power_limit_milliwatts": "280000", "0.locked_clocks_mhz": "210,1700",
-        "1.persistence_mode": "1", "1.power_limit_milliwatts": "315000",
-    }  # fmt: skip
-    assert box.run("apply").returncode == 0
-    done = box.run("reset")
-    assert (done.returncode, done.stderr) == (0, "")
-    # without persistence mode, as it was found, the driver keeps nothing
-    assert box.kept() == {"0.persistence_mode": "0", "1.persistence_mode": "0"}
-    assert not box.record.exists()
-    assert box.run("reset").returncode == 0
-
-
-def test_without_persistence_mode_it_would_be_forgotten(box):
-    wanted = {"schema": 1, "cards": [entry | {"persistence_mode": None} for entry in WANTED["cards"]]}
-    assert box.run("apply", wanted).returncode == 0
-    assert box.kept() == {}
-
-
-def test_a_wrong_setting_changes_nothing_at_all(box):
-    box.run("apply", WANTED)
-    before = box.kept()
-    right, wrong = WANTED["cards"][0] | {"power_limit_watts": 200}, WANTED["cards"][1] | {"power_limit_watts": 400}
-    done = box.run("apply", {"schema": 1, "cards": [right, wrong]})
-    assert done.returncode == 1 and "from 100 to 366 W" in done.stderr and "Traceback" not in done.stderr
-    assert box.kept() == before
-
-
-def test_what_is_taken_out_of_the_settings_is_set_back(box):
-    box.run("apply", WANTED)
-    assert box.run("apply", {"schema": 1, "cards": WANTED["cards"][:1]}).returncode == 0
-    kept = box.kept()
-    assert kept["1.power_limit_milliwatts"] == "315000"
-    assert "0.locked_clocks_mhz" not in kept and kept["0.persistence_mode"] == "0"
-
-
-def test_a_card_that_refuses_leaves_the_others_as_they_were(library, tmp_path):
-    box = Box(library, tmp_path, "0.error.nvmlDeviceSetPowerManagementLimit=4\n")
-    done = box.run("apply", WANTED)
-    assert done.returncode == 1 and "refuses its power limit" in done.stderr and "run as root" in done.stderr
-    kept = box.kept()
-    assert "1.power_limit_milliwatts" not in kept and kept["1.persistence_mode"] == "0"
-    assert not box.record.exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [("{", "cannot be read"), ('{"schema": 9, "cards": []}', "not of schema 1"), (None, "There is no")],
-)
-def test_damaged_settings_are_named(box, text, words):
-    if text is not None:
-        box.settings.write_text(text)
-    done = box.run("apply")
-    assert done.returncode == 1 and words in done.stderr and "role gpu_power" in done.stderr
-
-
-def test_no_driver_is_one_sentence(box):
-    box.settings.write_text(json.dumps(WANTED))
-    box.profile.write_text("system.init_error=18\n")
-    done = box.run("apply")
-    assert done.returncode == 1 and "NVML error 18" in done.stderr and "Traceback" not in done.stderr
+def test_the_settings_that_were_found_bring_them_back():
+    found = power_limits.found_settings(BOX)
+    assert found["schema"] == apply_power_limits.SCHEMA
+    assert apply_power_limits.deviations(found, BOX, None) == []
+    changed = [BOX[0] | {"power_limit_watts": 300.0}, BOX[1]]
+    assert len(apply_power_limits.deviations(found, changed, None)) == 1
