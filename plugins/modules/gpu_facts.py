@@ -93,20 +93,16 @@ ansible_facts:
         available:
           description: Whether NVML works and every card that it counts could be read.
           type: bool
-          returned: always
         reason:
           description: Cause and cure when not C(available), else V(none).
           type: str
-          returned: always
         driver_version:
           description: Version of the loaded driver.
           type: str
-          returned: always
           sample: 580.95.05
         cuda_driver_version:
           description: Newest CUDA version that the driver supports.
           type: str
-          returned: always
           sample: "13.0"
         p2p:
           description:
@@ -115,53 +111,42 @@ ansible_facts:
               V(disabled_by_regkey), V(not_supported) or V(unknown).
           type: list
           elements: dict
-          returned: always
           contains:
             a:
               description: UUID of the card with the lower PCI bus number.
               type: str
-              returned: always
             b:
               description: UUID of the other card.
               type: str
-              returned: always
             read:
               description: Reading the other card's memory.
               type: str
-              returned: always
               sample: chipset_not_supported
             write:
               description: Writing to the other card's memory.
               type: str
-              returned: always
             nvlink:
               description: The same over NVLink.
               type: str
-              returned: always
             atomics:
               description: Atomic operations on the other card's memory.
               type: str
-              returned: always
             pci:
               description: The same over PCIe.
               type: str
-              returned: always
         xid_events:
           description:
             - Errors that the driver reported (Xid) while the cards were watched, in the order of their coming.
             - V(none) where they were watched and the driver does not report such events.
           type: list
           elements: dict
-          returned: always
           contains:
             uuid:
               description: The card.
               type: str
-              returned: always
             xid:
               description: Number of the error, see NVIDIA's list of Xid errors.
               type: int
-              returned: always
               sample: 79
         gpus:
           description:
@@ -169,250 +154,193 @@ ansible_facts:
               C(CUDA_DEVICE_ORDER=PCI_BUS_ID).
           type: list
           elements: dict
-          returned: always
           contains:
             uuid:
               description: The card's UUID; the key for whatever is stored about a card.
               type: str
-              returned: always
               sample: GPU-11111111-2222-3333-4444-555555555555
             name:
               description: Product name.
               type: str
-              returned: always
               sample: NVIDIA GeForce RTX 4090
             pci_bus_id:
               description: PCI domain, bus, device and function.
               type: str
-              returned: always
               sample: "00000000:01:00.0"
             index:
               description: NVML's index.
               type: int
-              returned: always
             minor_number:
               description: Number of the card's device node, C(/dev/nvidia0) for V(0).
               type: int
-              returned: always
             compute_capability:
               description: CUDA compute capability.
               type: str
-              returned: always
               sample: "8.9"
             architecture:
               description: Architecture name.
               type: str
-              returned: always
               sample: Ada
             memory_total_mib:
               description: All of the card's memory.
               type: int
-              returned: always
               sample: 24564
             memory_free_mib:
               description: Memory that nothing uses.
               type: int
-              returned: always
             memory_used_mib:
               description: Memory in use; without C(memory_reserved_mib) where the driver tells that apart.
               type: int
-              returned: always
             memory_reserved_mib:
               description: Memory that driver and firmware keep for themselves.
               type: int
-              returned: always
             memory_bus_width_bits:
               description: Width of the memory bus.
               type: int
-              returned: always
               sample: 384
             memory_bandwidth_gb_per_s:
               description: Theoretical memory bandwidth at the highest memory clock, in 10^9 bytes per second.
               type: float
-              returned: always
               sample: 1008.1
             bar1_total_mib:
               description: Size of BAR1; at least the memory's size when resizable BAR is on, 256 when it is off.
               type: int
-              returned: always
             power_limit_watts:
               description: Power limit now in force.
               type: float
-              returned: always
             power_limit_min_watts:
               description: Lowest power limit that the card accepts.
               type: float
-              returned: always
             power_limit_max_watts:
               description: Highest power limit that the card accepts.
               type: float
-              returned: always
             power_limit_default_watts:
               description: Power limit after the driver is loaded.
               type: float
-              returned: always
             power_limit_enforced_watts:
               description: Power limit that is enforced now; lower than the limit where something else caps the card.
               type: float
-              returned: always
             power_draw_watts:
               description: Power drawn now.
               type: float
-              returned: always
             temperature_celsius:
               description: Temperature of the GPU.
               type: int
-              returned: always
             clock_graphics_mhz:
               description: Graphics clock now.
               type: int
-              returned: always
             clock_graphics_max_mhz:
               description: Highest graphics clock.
               type: int
-              returned: always
             clock_sm_mhz:
               description: Streaming multiprocessor clock now.
               type: int
-              returned: always
             clock_sm_max_mhz:
               description: Highest streaming multiprocessor clock.
               type: int
-              returned: always
             clock_memory_mhz:
               description: Memory clock now.
               type: int
-              returned: always
             clock_memory_max_mhz:
               description: Highest memory clock.
               type: int
-              returned: always
             clock_video_mhz:
               description: Video clock now.
               type: int
-              returned: always
             clock_video_max_mhz:
               description: Highest video clock.
               type: int
-              returned: always
             pcie_generation:
               description: PCIe generation of the link now; an idle card lowers it.
               type: int
-              returned: always
             pcie_generation_max:
               description: Highest PCIe generation that card and slot support together.
               type: int
-              returned: always
             pcie_generation_device_max:
               description: Highest PCIe generation of the card alone, in any slot.
               type: int
-              returned: always
             pcie_width:
               description: PCIe lanes in use now.
               type: int
-              returned: always
             pcie_width_max:
               description: Most PCIe lanes that card and slot support together.
               type: int
-              returned: always
             persistence_mode:
               description: Whether the driver stays loaded, and with it power limits, when nothing uses the card.
               type: bool
-              returned: always
             ecc_enabled:
               description: Whether the memory's error correction is on; V(none) for a card that has none.
               type: bool
-              returned: always
             nvlink:
               description: The card's NVLink links; V(none) for a card that has none.
               type: list
               elements: dict
-              returned: always
               contains:
                 link:
                   description: Number of the link.
                   type: int
-                  returned: always
                 active:
                   description: Whether it is in use, which takes a bridge and a card at its other end.
                   type: bool
-                  returned: always
             sampled:
               description:
                 - What was seen while the card was watched; V(none) without O(sample_seconds).
                 - Every quantity is a dict of C(min), C(mean) and C(max), or V(none) where the card does not say.
               type: dict
-              returned: always
               contains:
                 count:
                   description: How often the card was looked at.
                   type: int
-                  returned: always
                 seconds:
                   description: For how long it was watched.
                   type: float
-                  returned: always
                 pcie_generation:
                   description: PCIe generation of the link.
                   type: dict
-                  returned: always
                 pcie_width:
                   description: PCIe lanes in use.
                   type: dict
-                  returned: always
                 power_draw_watts:
                   description: Power drawn.
                   type: dict
-                  returned: always
                 clock_sm_mhz:
                   description: Streaming multiprocessor clock.
                   type: dict
-                  returned: always
                 clock_memory_mhz:
                   description: Memory clock.
                   type: dict
-                  returned: always
                 temperature_celsius:
                   description: Temperature of the GPU.
                   type: dict
-                  returned: always
                 utilization_gpu_percent:
                   description: Share of time in which the card computed.
                   type: dict
-                  returned: always
                 utilization_memory_percent:
                   description: Share of time in which its memory was read or written.
                   type: dict
-                  returned: always
                 throttle_reasons:
                   description: Names of all that held the clocks down at any look; V(none) where the card does not say.
                   type: list
                   elements: str
-                  returned: always
             throttle_reasons:
               description: Names of what holds the clocks down now.
               type: list
               elements: str
-              returned: always
               sample: [gpu_idle]
             processes:
               description: Processes that use the card, by pid.
               type: list
               elements: dict
-              returned: always
               contains:
                 pid:
                   description: Process id.
                   type: int
-                  returned: always
                 name:
                   description: Program.
                   type: str
-                  returned: always
                 memory_mib:
                   description: The card's memory that the process holds.
                   type: int
-                  returned: always
 """
 
 import importlib

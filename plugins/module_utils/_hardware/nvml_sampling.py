@@ -64,12 +64,7 @@ def watch(
     try:
         while True:
             due = time.monotonic() + interval_ms / 1000
-            for uuid, handle in handles.items():
-                if uuid not in gone:
-                    try:
-                        readings[uuid].append(_read(nvml, ask, handle))
-                    except CardGoneError as error:
-                        gone[uuid] = str(error)
+            _read_all(nvml, ask, handles, readings, gone)
             _wait(nvml, events, min(due, ends), handles, xids)
             if time.monotonic() >= ends or ended():
                 break
@@ -80,6 +75,19 @@ def watch(
         "cards": readings, "seconds": round(time.monotonic() - started, 2), "gone": gone,
         "xid_events": None if events is None else xids,
     }  # fmt: skip
+
+
+def _read_all(
+    nvml: t.Any, ask: Ask, handles: t.Mapping[str, t.Any], readings: dict[str, list[Reading]], gone: dict[str, str]
+) -> None:
+    """Append a reading of each card that is left, and note those that are gone from now on."""
+    for uuid, handle in handles.items():
+        if uuid in gone:
+            continue
+        try:
+            readings[uuid].append(_read(nvml, ask, handle))
+        except CardGoneError as error:
+            gone[uuid] = str(error)
 
 
 def summary(
