@@ -223,6 +223,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import 
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import outcome, run, store
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring.types import Load
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import engines
 
 #: A second, talkative run to learn why the first one failed is not worth starting for less.
@@ -247,7 +248,7 @@ class SplitBenchmark(run.StoredLoad):
         """Watch the cards meanwhile; the dict has their conditions at the end, and is empty without any."""
         return contextlib.nullcontext({}) if self.nvml is None else nvml.watched(self.nvml)
 
-    def answers(self, stored: dict[str, t.Any]) -> bool:
+    def answers(self, stored: Load) -> bool:
         # a device that tensor mode brought down would be brought down again
         if self.order.split_mode == "tensor" and stored["status"] == "device_lost":
             return True
@@ -318,7 +319,7 @@ class ExllamaBenchmark(run.StoredLoad):
             module.fail_json(msg=f"This load cannot be measured: {exc}.")
         super().__init__(module, load)
 
-    def answers(self, stored: dict[str, t.Any]) -> bool:
+    def answers(self, stored: Load) -> bool:
         return store.reusable(stored, self.order["tests"])
 
     def check_programs(self) -> None:

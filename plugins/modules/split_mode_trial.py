@@ -157,6 +157,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp impor
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import Server, TrialError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import run
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring.types import Load
 
 #: Every so many requests of the soak are the first prompt again.
 REPEAT_EVERY = 5
@@ -178,7 +179,7 @@ class SplitModeTrial(run.StoredLoad):
         self.serving = {**self.params["serving"], "micro_batch_size": size}
         self.found: dict[str, t.Any] = {"kind": "trial"}
 
-    def answers(self, stored: dict[str, t.Any]) -> bool:
+    def answers(self, stored: Load) -> bool:
         return bool(stored["status"] != "device_lost")
 
     def check_programs(self) -> None:

@@ -10,6 +10,7 @@ import typing as t
 from .._base.errors import UserError
 from .._measuring import load_checks, outcome
 from .._split import engines, exl_split, memory_plan
+from .._split.types import Model, Serving
 
 Json = dict[str, t.Any]
 
@@ -20,8 +21,8 @@ LOADS_TO_CORRECT = 6
 def measure_order(
     load: t.Mapping[str, t.Any],
     devices: t.Sequence[t.Mapping[str, t.Any]],
-    serving: t.Mapping[str, t.Any],
-    model: t.Mapping[str, t.Any],
+    serving: Serving,
+    model: Model,
     reserve_mib: int,
 ) -> Json:
     """Return what the worker is told for a load of the planner. Raises UserError naming a wrong field.
@@ -65,7 +66,7 @@ def measure_order(
     }
 
 
-def _cache(engine: str, serving: t.Mapping[str, t.Any]) -> t.Any:
+def _cache(engine: str, serving: Serving) -> t.Any:
     """Return the cache in the worker's words: exllamav2's mode, or exllamav3's bits of K and V, None for float16."""
     if engine == "exllamav2":
         return serving["cache_mode"]

@@ -12,6 +12,7 @@ import re
 import typing as t
 
 from .._split import layer_split, memory_plan
+from .._split.types import Model, Serving
 from . import llama_bench
 
 PARTS = ("model_mib", "kv_mib", "compute_mib")
@@ -116,8 +117,8 @@ def disagreement(dry_run_mib: t.Sequence[int], difference_mib: t.Sequence[int], 
 
 def compare(
     dry_run_mib: t.Sequence[int],
-    model: t.Mapping[str, t.Any],
-    serving: t.Mapping[str, t.Any],
+    model: Model,
+    serving: Serving,
     layers: t.Sequence[int],
 ) -> list[int]:
     """Return, per device, what our plan counts more (or, below zero, less) than the dry run, in MiB.

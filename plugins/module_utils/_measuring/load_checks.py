@@ -8,6 +8,8 @@ import math
 import typing as t
 
 from .._base.errors import UserError
+from .._base.types import Mapping
+from .types import Test
 
 
 def _whole(value: t.Any, what: str, minimum: int = 0) -> int:
@@ -16,7 +18,7 @@ def _whole(value: t.Any, what: str, minimum: int = 0) -> int:
     return int(value)
 
 
-def check_layers(load: t.Mapping[str, t.Any], devices: int) -> list[int]:
+def check_layers(load: Mapping, devices: int) -> list[int]:
     """Return the layers of a load, one number per device; raises UserError when they, or its number, make no sense."""
     label = load.get("label", "the load")
     layers = load.get("layers")
@@ -29,7 +31,7 @@ def check_layers(load: t.Mapping[str, t.Any], devices: int) -> list[int]:
     return counts
 
 
-def check_tests(load: t.Mapping[str, t.Any]) -> tuple[t.Mapping[str, t.Any], ...]:
+def check_tests(load: Mapping) -> tuple[Test, ...]:
     """Return the tests of a load; raises UserError naming the field that is wrong."""
     label = load.get("label", "the load")
     tests = load.get("tests")
@@ -59,7 +61,7 @@ def checked_samples(samples: t.Any) -> list[float] | None:
     return samples
 
 
-def samples_ms(row: t.Mapping[str, t.Any]) -> list[float] | None:
+def samples_ms(row: Mapping) -> list[float] | None:
     """Return the samples of a row of llama-bench in milliseconds, or None where they are no positive times."""
     samples = checked_samples(row.get("samples_ns"))
     return None if samples is None else [value / 1e6 for value in samples]

@@ -17,6 +17,7 @@ import typing as t
 from .._base import json_file, systemd
 from .._base.errors import UserError
 from . import lease_unit, store
+from .types import Load
 
 #: Marks every process of one measurement, whatever process group or session it moved itself into.
 MARK = "MIXED_GPU_MEASUREMENT"
@@ -86,7 +87,7 @@ class StoredLoad:
         """End the module when a program or file that measuring needs is not there."""
         raise NotImplementedError
 
-    def answers(self, stored: dict[str, t.Any]) -> bool:
+    def answers(self, stored: Load) -> bool:
         """Return whether a stored load answers what is asked now."""
         raise NotImplementedError
 
@@ -119,7 +120,7 @@ class StoredLoad:
         finally:
             json_file.release_lock(lock)
 
-    def reused(self, stored: dict[str, t.Any]) -> dict[str, t.Any]:
+    def reused(self, stored: Load) -> dict[str, t.Any]:
         """Return the result for a stored load: today's words (label, purpose), the stored numbers."""
         return self.result(False, {**stored, **self.load, "reused": True})
 
@@ -135,7 +136,7 @@ class StoredLoad:
             }
         return result
 
-    def look_up(self) -> dict[str, t.Any] | None:
+    def look_up(self) -> Load | None:
         """Return the stored load, or None where there is none of use; a damaged file is set aside."""
         try:
             text = json_file.read_text(self.path)

@@ -11,13 +11,15 @@ import typing as t
 
 from .._base import fingerprints, json_state
 from .._base.errors import UserError
+from .._base.types import Json, Mapping
 from . import outcome
+from .types import Load
 
 SCHEMA: t.Final = 1
 FORM: t.Final = json_state.Form(SCHEMA, "run the play again: the load is measured again")
 
 
-def load_key(fingerprint: str, campaign: str, load: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+def load_key(fingerprint: str, campaign: str, load: Mapping) -> Json:
     """Return the key of one load, as docs/data_formats.md names it."""
     key = {
         "fingerprint": fingerprint,
@@ -31,13 +33,13 @@ def load_key(fingerprint: str, campaign: str, load: t.Mapping[str, t.Any]) -> di
     return {**key, **more}
 
 
-def file_name(key: t.Mapping[str, t.Any]) -> str:
+def file_name(key: Mapping) -> str:
     """Return the name of the file that stores the load with this key."""
     return f"{fingerprints.fingerprint(key)}.json"
 
 
-def stored_form(key: t.Mapping[str, t.Any], load: t.Mapping[str, t.Any], build: str | None, command: t.Sequence[str],
-                warnings: t.Sequence[str]) -> dict[str, t.Any]:
+def stored_form(key: Mapping, load: Mapping, build: str | None, command: t.Sequence[str],
+                warnings: t.Sequence[str]) -> Json:
     """Return what is written to the store for a measured load."""
     return {
         "schema": SCHEMA,
@@ -49,7 +51,7 @@ def stored_form(key: t.Mapping[str, t.Any], load: t.Mapping[str, t.Any], build: 
     }
 
 
-def read_stored(text: str, key: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+def read_stored(text: str, key: Mapping) -> Load:
     """Return the load in a stored file, or raise UserError when the file is damaged or belongs to something else."""
     data = FORM.data(text)
     if data.get("key") != dict(key):
@@ -60,17 +62,17 @@ def read_stored(text: str, key: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         raise UserError("it holds no load with a status and results")
     if load["status"] == "ok" and not load["results"]:
         raise UserError("it holds a load that is ok and has no results")
-    return load
+    return t.cast(Load, load)
 
 
-def reusable(stored: t.Mapping[str, t.Any], tests: t.Sequence[t.Mapping[str, t.Any]]) -> bool:
+def reusable(stored: Load, tests: t.Sequence[Mapping]) -> bool:
     """Return whether a stored load answers these tests, so that it need not be measured again."""
     if stored["status"] not in outcome.REUSABLE:
         return False
     if stored["status"] != "ok":
         return True
 
-    def shape(entry: t.Mapping[str, t.Any]) -> tuple[t.Any, ...]:
+    def shape(entry: Mapping) -> tuple[t.Any, ...]:
         return tuple(entry.get(field) for field in ("kind", "n_prompt", "n_gen", "n_depth", "micro_batch_size"))
 
     return {shape(test) for test in tests} <= {shape(result) for result in stored["results"]}

@@ -16,6 +16,7 @@ import typing as t
 
 from .._split import cost_model, memory_plan
 from .._split.layer_split import Layers, split_name
+from .._split.types import Serving
 from .layer_stage import WHAT_COUNTS, Evidence
 
 Json = dict[str, t.Any]
@@ -52,7 +53,7 @@ def sizes(evidence: Evidence, layers: Layers) -> Sizes:
         return Sizes([base], {})
     refused: dict[int, str] = {}
     for size in sorted(set(wanted) - {base}):
-        serving = {**problem.memory.serving, "micro_batch_size": size}
+        serving: Serving = {**problem.memory.serving, "micro_batch_size": size}
         left = memory_plan.headroom_mib(
             memory_plan.MemoryPlan(problem.memory.model, serving).mib(layers), problem.budgets
         )

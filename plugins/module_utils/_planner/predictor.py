@@ -18,7 +18,9 @@ import typing as t
 
 from .._base import text
 from .._models import model_shapes
+from .._models.types import Model
 from .._split import cost_model, layer_search, layer_split, memory_plan, split_cost, split_problem, workload
+from .._split.types import Serving
 
 Json = dict[str, t.Any]
 
@@ -29,7 +31,7 @@ MARGIN_MIB = 256
 MOST_ROWS = 25
 
 
-def slot_bytes_read(model: t.Mapping[str, t.Any], serving: t.Mapping[str, t.Any], depth_tokens: int) -> list[int]:
+def slot_bytes_read(model: Model, serving: Serving, depth_tokens: int) -> list[int]:
     """Return the bytes that one token reads in each slot, with C(depth_tokens) tokens in the KV cache before it."""
     windows = model.get("window_tokens") or [0] * model["block_count"]
     cached = memory_plan.kv_bytes_per_token(model, serving)

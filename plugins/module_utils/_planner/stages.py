@@ -12,6 +12,7 @@ import typing as t
 
 from .._split import memory_plan
 from .._split.layer_split import Layers, split_name
+from .._split.types import Serving
 from . import layer_stage, micro_batch_stage, tensor_stage
 from .layer_stage import Evidence
 
@@ -107,7 +108,7 @@ def _micro_batch_stage(plan: Json, evidence: Evidence, later: t.Sequence[Json]) 
     size = found["micro_batch_size"]
     decision = {**decision, "micro_batch_size": size, "micro_batches": found}
     if size != evidence.problem.micro_batch:
-        serving = {**evidence.problem.memory.serving, "micro_batch_size": size}
+        serving: Serving = {**evidence.problem.memory.serving, "micro_batch_size": size}
         mib = memory_plan.MemoryPlan(evidence.problem.memory.model, serving).mib(layers)
         row = next(row for row in found["sizes"] if row["micro_batch_size"] == size)
         tested = evidence.problem.prefill_test

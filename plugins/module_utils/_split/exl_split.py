@@ -23,10 +23,9 @@ from __future__ import annotations
 import re
 import typing as t
 
+from .._base.types import Json
 from . import engines, layer_split
-
-Json = dict[str, t.Any]
-Mapping = t.Mapping[str, t.Any]
+from .types import Model, Serving
 
 MIB = 1024**2
 GIB = 1024**3
@@ -114,7 +113,7 @@ class Module(t.NamedTuple):
     attention: int
 
 
-def _scratch_v2(model: Mapping, serving: Mapping) -> tuple[int, int, int, int]:
+def _scratch_v2(model: Model, serving: Serving) -> tuple[int, int, int, int]:
     """Return bytes of scratch space of (an attention, a feed-forward, the output layer), and the attention buffer.
 
     These are scratch_space and temp_attn_size of exllamav2's attn.py, mlp.py, moe_mlp.py and linear.py.
@@ -139,7 +138,7 @@ def _scratch_v2(model: Mapping, serving: Mapping) -> tuple[int, int, int, int]:
     return attention, feed_forward, head, int(2 * scores * heads * 2 + 128)
 
 
-def modules_v2(model: Mapping, serving: Mapping) -> list[Module]:
+def modules_v2(model: Model, serving: Serving) -> list[Module]:
     """Return the modules of a model in exllamav2's order, without the token embedding, which stays in host memory.
 
     The norm before the output layer counts as part of the last block: where it lies makes no difference.
@@ -157,7 +156,7 @@ def modules_v2(model: Mapping, serving: Mapping) -> list[Module]:
     return result
 
 
-def constant_v2(model: Mapping, serving: Mapping) -> int:
+def constant_v2(model: Model, serving: Serving) -> int:
     """Return the bytes that exllamav2 takes off every card's number: rotary embedding, state, mask."""
     chunk = serving["micro_batch_size"]
     rotary = model["key_length"] * serving["context_size"] * 2 * 2
@@ -192,7 +191,7 @@ def _needs_v2(modules: t.Sequence[Module], constant: int) -> int:
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-def compute_bytes(model: Mapping, serving: Mapping, layers: t.Sequence[int], device: int) -> int:
+def compute_bytes(model: Model, serving: Serving, layers: t.Sequence[int], device: int) -> int:
     """Return what a card needs beside weights and KV cache, in bytes.
 
     For exllamav2 what it reserves itself: constants, scratch space, attention buffer. For exllamav3 an estimate of the
@@ -210,7 +209,7 @@ def compute_bytes(model: Mapping, serving: Mapping, layers: t.Sequence[int], dev
     return _transient_v3(model, serving) + _V3_MARGIN_BYTES
 
 
-def _transient_v3(model: Mapping, serving: Mapping) -> int:
+def _transient_v3(model: Model, serving: Serving) -> int:
     chunk, hidden = serving["micro_batch_size"], model["embedding_length"]
     wide, forward = (
         model["head_count"] * model["key_length"],
@@ -226,7 +225,7 @@ def _transient_v3(model: Mapping, serving: Mapping) -> int:
 
 
 def gpu_split_gb(
-    model: Mapping, serving: Mapping, memory: Memory, layers: t.Sequence[int], budgets_mib: t.Sequence[int]
+    model: Model, serving: Serving, memory: Memory, layers: t.Sequence[int], budgets_mib: t.Sequence[int]
 ) -> list[float]:
     """Return one number of gigabytes per card with which ExLlama places C(layers), see this file's head.
 
@@ -256,7 +255,7 @@ def gpu_split_gb(
     return [round(share / GIB, _DECIMALS) for share in shares]
 
 
-def _share_v2(model: Mapping, serving: Mapping, layers: t.Sequence[int], device: int, last: int, budget: int) -> float:
+def _share_v2(model: Model, serving: Serving, layers: t.Sequence[int], device: int, last: int, budget: int) -> float:
     """Return the bytes for one card of exllamav2, where the KV cache counts against the budget and not in the share."""
     modules, constant = modules_v2(model, serving), constant_v2(model, serving)
     first = sum(layers[:device])

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Mapping
 from .._hardware import known_cards
-
-Json = dict[str, t.Any]
+from .types import KnownDevice
 
 #: NVML's total less what llama.cpp found free on idle cards was 2.4 to 3.8 % of the total (see known_cards.CARDS).
 USUAL_OVERHEAD = 0.04
@@ -20,7 +20,7 @@ USUAL_OVERHEAD = 0.04
 PROFILES = ("rtx4090_rtx3090", "rtx3090_rtx3060", "rtx5090_rtx3090", "rtx3090_rtx3090", "rtx5090_rtx4090")
 
 
-def profile_devices(name: str) -> list[Json]:
+def profile_devices(name: str) -> list[KnownDevice]:
     """Return devices with what is known of their speed for a profile such as C(rtx4090_rtx3090).
 
     A profile names cards in llama.cpp's order, one to eight. Raises ValueError that lists what is known.
@@ -34,7 +34,7 @@ def profile_devices(name: str) -> list[Json]:
     return [_device(f"CUDA{index}", f"CUDA{index}", known_cards.CARDS[part]) for index, part in enumerate(parts)]
 
 
-def _device(name: str, identity: str, card: known_cards.Card) -> Json:
+def _device(name: str, identity: str, card: known_cards.Card) -> KnownDevice:
     return {
         "device": name, "id": identity, "backend": "CUDA", "description": card.name, "total_mib": card.total_mib,
         "free_mib": card.free_mib, "budget_mib": None, "bandwidth_gb_per_s": card.bandwidth_gb_per_s,
@@ -42,7 +42,14 @@ def _device(name: str, identity: str, card: known_cards.Card) -> Json:
     }
 
 
-def host_devices(recorded: t.Sequence[t.Mapping[str, t.Any]], gpus: t.Sequence[t.Mapping[str, t.Any]]) -> list[Json]:
+class _Speed(t.TypedDict):
+    bandwidth_gb_per_s: float | None
+    fraction: float
+    prefill_tflops: float | None
+    sources: list[str]
+
+
+def host_devices(recorded: t.Sequence[Mapping], gpus: t.Sequence[Mapping]) -> list[KnownDevice]:
     """Return devices with what is known of their speed for a host.
 
     C(recorded): devices of an earlier tuning, whose free memory was read while nothing else used them; they win.
@@ -51,8 +58,9 @@ def host_devices(recorded: t.Sequence[t.Mapping[str, t.Any]], gpus: t.Sequence[t
     """
     by_uuid = {gpu.get("uuid"): gpu for gpu in gpus}
     if recorded:
-        return [{**device, **_speed(by_uuid.get(device["id"]), device.get("description"))} for device in recorded]
-    result = []
+        known = ({**device, **_speed(by_uuid.get(device["id"]), device.get("description"))} for device in recorded)
+        return [t.cast(KnownDevice, device) for device in known]
+    result: list[KnownDevice] = []
     for index, gpu in enumerate(gpus):
         speed = _speed(gpu, gpu.get("name"))
         total = gpu.get("memory_total_mib") or 0
@@ -71,7 +79,7 @@ def host_devices(recorded: t.Sequence[t.Mapping[str, t.Any]], gpus: t.Sequence[t
     return result
 
 
-def _speed(gpu: t.Mapping[str, t.Any] | None, name: t.Any) -> Json:
+def _speed(gpu: Mapping | None, name: t.Any) -> _Speed:
     card = known_cards.named(gpu.get("name") if gpu else name)
     bandwidth = gpu.get("memory_bandwidth_gb_per_s") if gpu else None
     sources = ["bandwidth: the card's own highest memory clock and bus width (NVML)"] if bandwidth else []
@@ -88,9 +96,9 @@ def _speed(gpu: t.Mapping[str, t.Any] | None, name: t.Any) -> Json:
     }
 
 
-def with_budgets(devices: t.Sequence[t.Mapping[str, t.Any]], budgets_mib: t.Mapping[str, t.Any]) -> list[Json]:
+def with_budgets(devices: t.Sequence[KnownDevice], budgets_mib: Mapping) -> list[KnownDevice]:
     """Return the devices with their budget by id or name; budgets of other devices are no concern of a prediction."""
-    result = []
+    result: list[KnownDevice] = []
     for device in devices:
         budget = budgets_mib.get(device["id"], budgets_mib.get(device["device"], device.get("budget_mib")))
         if budget is not None and (isinstance(budget, bool) or not str(budget).isdigit()):

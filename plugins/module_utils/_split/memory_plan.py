@@ -15,6 +15,7 @@ import itertools
 import typing as t
 
 from . import engines, exl_split, layer_search, layer_split
+from .types import Model, Serving
 
 MIB = 1024 * 1024
 
@@ -47,7 +48,7 @@ def row_bytes(elements: int, cache_type: str) -> int:
     return -(-elements // block_elements) * block_bytes
 
 
-def context_cells(serving: t.Mapping[str, t.Any]) -> tuple[int, int]:
+def context_cells(serving: Serving) -> tuple[int, int]:
     """Return (tokens that one sequence can see, tokens that the KV cache holds in all).
 
     As in llama_context of llama.cpp: the context is rounded up to 256, and without a unified cache it is divided among
@@ -61,7 +62,7 @@ def context_cells(serving: t.Mapping[str, t.Any]) -> tuple[int, int]:
     return per_slot, per_slot * slots
 
 
-def window_cells(window: int, serving: t.Mapping[str, t.Any]) -> tuple[int, int]:
+def window_cells(window: int, serving: Serving) -> tuple[int, int]:
     """Return what context_cells returns, for a block whose attention looks back on C(window) tokens; 0 means all.
 
     As in llama_kv_cache_iswa of llama.cpp b11312 without `--swa-full`: the window, once per slot of a unified cache,
@@ -79,17 +80,17 @@ def _round_up(tokens: int) -> int:
     return -(-tokens // CONTEXT_STEP) * CONTEXT_STEP
 
 
-def micro_batch_tokens(serving: t.Mapping[str, t.Any]) -> int:
+def micro_batch_tokens(serving: Serving) -> int:
     """Return how many tokens one micro-batch really has: never more than the batch or the context."""
     return min(serving["micro_batch_size"], serving["batch_size"], _round_up(serving["context_size"]))
 
 
-def flash_attention(serving: t.Mapping[str, t.Any]) -> bool:
+def flash_attention(serving: Serving) -> bool:
     """Return whether attention is fused. C(auto) counts as on: the backends that we plan for all have it."""
     return serving["flash_attention"] != "off"
 
 
-def kv_bytes_per_token(model: t.Mapping[str, t.Any], serving: t.Mapping[str, t.Any]) -> list[int]:
+def kv_bytes_per_token(model: Model, serving: Serving) -> list[int]:
     """Return the bytes of K and V that one token has, per block."""
     return [
         row_bytes(k, serving["cache_type_k"]) + row_bytes(v, serving["cache_type_v"])
@@ -98,7 +99,7 @@ def kv_bytes_per_token(model: t.Mapping[str, t.Any], serving: t.Mapping[str, t.A
 
 
 def compute_bytes(
-    model: t.Mapping[str, t.Any], serving: t.Mapping[str, t.Any], layers: t.Sequence[int], device: int
+    model: Model, serving: Serving, layers: t.Sequence[int], device: int
 ) -> int:
     """Return the compute buffer of C(device) as llama.cpp's dry run counts it, in bytes.
 
@@ -168,7 +169,7 @@ class MemoryPlan:
     """The memory of every split of one model under one serving profile."""
 
     def __init__(
-        self, model: t.Mapping[str, t.Any], serving: t.Mapping[str, t.Any], weight_factor: float = 1.0
+        self, model: Model, serving: Serving, weight_factor: float = 1.0
     ) -> None:
         """Take a model and a serving profile of docs/data_formats.md; C(weight_factor) asks about lighter weights."""
         self.model = model
@@ -226,8 +227,8 @@ def fits(plan: MemoryPlan, splits: t.Iterable[t.Sequence[int]], budgets: t.Seque
 
 def why_nothing_fits(
     devices: t.Sequence[t.Mapping[str, t.Any]],
-    model: t.Mapping[str, t.Any],
-    serving: t.Mapping[str, t.Any],
+    model: Model,
+    serving: Serving,
     splits: t.Sequence[t.Sequence[int]],
     budgets: t.Sequence[int],
     reserve_mib: int = 0,
@@ -270,8 +271,8 @@ def why_nothing_fits(
 
 
 def _cures(
-    model: t.Mapping[str, t.Any],
-    serving: t.Mapping[str, t.Any],
+    model: Model,
+    serving: Serving,
     splits: t.Sequence[t.Sequence[int]],
     budgets: t.Sequence[int],
 ) -> list[str]:
@@ -279,7 +280,7 @@ def _cures(
     cures = []
     if flash_attention(serving):
         for name in ("q8_0", "q4_0"):
-            changed = {**serving, "cache_type_k": name, "cache_type_v": name}
+            changed: Serving = {**serving, "cache_type_k": name, "cache_type_v": name}
             now = row_bytes(32, serving["cache_type_k"]) + row_bytes(32, serving["cache_type_v"])
             smaller = 2 * row_bytes(32, name) < now
             if smaller and fits(MemoryPlan(model, changed), splits, budgets):

@@ -12,10 +12,10 @@ import typing as t
 
 from .._base.errors import UserError
 from .._base.fields import field
+from .._base.types import Json, Mapping
 from . import engines, exl_split, layer_search, layer_split, memory_plan, workload
 from .layer_split import Layers
-
-Json = dict[str, t.Any]
+from .types import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Candidate:
 class Problem:
     """A checked problem, with what follows from it alone."""
 
-    raw: t.Mapping[str, t.Any]
+    raw: Mapping
     names: tuple[str, ...]
     slots: int
     budgets: tuple[int, ...]
@@ -211,7 +211,7 @@ def _read_devices(devices: t.Sequence[t.Any]) -> list[Json]:
     return result
 
 
-def _read_model(model: t.Mapping[str, t.Any]) -> t.Mapping[str, t.Any]:
+def _read_model(model: Mapping) -> Model:
     where = "problem.model"
     blocks = field(where, model, "block_count", int, 1)
     for key in ("block_bytes", "kv_k_elements_per_token", "kv_v_elements_per_token"):
@@ -225,7 +225,7 @@ def _read_model(model: t.Mapping[str, t.Any]) -> t.Mapping[str, t.Any]:
     field(where, model, "embedding_length", int, 1)
     field(where, model, "path", str)
     field(where, model, "name", (str, type(None)))
-    return model
+    return t.cast(Model, model)
 
 
 # --- reading the loads -----------------------------------------------------------------------------------------------

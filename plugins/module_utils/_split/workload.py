@@ -9,9 +9,9 @@ import typing as t
 
 from .._base.errors import UserError
 from .._base.fields import choice, field
+from .._base.types import Json, Mapping
 from . import memory_plan
-
-Json = dict[str, t.Any]
+from .types import Serving
 
 OBJECTIVES = ("decode", "prefill", "ttft", "request", "agent")
 
@@ -76,7 +76,7 @@ def read_objective(where: str, objective: t.Any) -> Objective:
     return Objective(name, prompt, generated, depth)
 
 
-def fits_context(objective: Objective, tests: t.Sequence[Test], serving: t.Mapping[str, t.Any]) -> None:
+def fits_context(objective: Objective, tests: t.Sequence[Test], serving: Serving) -> None:
     """Raise UserError when a request at a depth, or a test there, needs more context than a request can have.
 
     Without a depth nothing is refused: the split of a short context may be judged by a longer prompt.
@@ -100,7 +100,7 @@ def fits_context(objective: Objective, tests: t.Sequence[Test], serving: t.Mappi
         )
 
 
-def read_serving(serving: t.Mapping[str, t.Any]) -> t.Mapping[str, t.Any]:
+def read_serving(serving: Mapping) -> Serving:
     where = "problem.serving"
     for key in ("context_size", "parallel_slots", "batch_size", "micro_batch_size"):
         field(where, serving, key, int, 1)
@@ -108,7 +108,7 @@ def read_serving(serving: t.Mapping[str, t.Any]) -> t.Mapping[str, t.Any]:
     choice(f"{where}.flash_attention", field(where, serving, "flash_attention", str), ("on", "off", "auto"))
     for key in ("cache_type_k", "cache_type_v"):
         choice(f"{where}.{key}", field(where, serving, key, str), memory_plan.CACHE_TYPES)
-    return serving
+    return t.cast(Serving, serving)
 
 
 def read_tests(tests: t.Sequence[t.Any]) -> tuple[Test, ...]:

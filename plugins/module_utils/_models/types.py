@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What is known of a model by its headers. Private to this collection. docs/data_formats.md has an example."""
+
+from __future__ import annotations
+
+import typing as t
+
+
+class Model(t.TypedDict):
+    """A model by its headers; lists have one number per repeating block. Sizes are bytes."""
+
+    path: str
+    shards: list[str]
+    name: str | None
+    architecture: str
+    file_type: str | None
+    size_bytes: int
+    block_count: int
+    block_bytes: list[int]
+    block_read_bytes: list[int]
+    block_weights: list[int]
+    output_bytes: int
+    output_weights: int
+    token_embedding_bytes: int
+    embedding_length: int
+    vocabulary_size: int
+    feed_forward_length: int
+    expert_feed_forward_length: int
+    expert_count: int
+    expert_used_count: int
+    head_count: int
+    head_count_kv: int
+    key_length: int
+    context_length_train: int
+    kv_k_elements_per_token: list[int]
+    kv_v_elements_per_token: list[int]
+    window_tokens: list[int]
+    notes: list[str]
+    block_attention_bytes: t.NotRequired[list[int]]  # of an ExLlama's model alone

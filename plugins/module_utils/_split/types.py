@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What is in the dicts that rooms pass to each other. Private to this collection.
+
+docs/data_formats.md has an example of each. Sizes are MiB and times milliseconds, unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._base.types import Json
+from .._models.types import Model as Model  # for the rooms that know models as something to split
+
+
+class Device(t.TypedDict):
+    """What llama.cpp calls a device, and the id that is stored: GPU UUID, RPC endpoint, or the name."""
+
+    device: str
+    id: str
+    backend: str
+    description: str
+    total_mib: int
+    free_mib: int
+    budget_mib: int | None
+
+
+class KnownDevice(Device):
+    """A device with what is known of its speed before anything was measured; None where nothing is known."""
+
+    bandwidth_gb_per_s: float | None
+    fraction: float
+    prefill_tflops: float | None
+    sources: list[str]
+
+
+class UsedDevice(Device):
+    """A device that holds layers of a deployment, under the name that programs see; mib is what the plan counts."""
+
+    layers: int
+    mib: int | None
+
+
+class Serving(t.TypedDict, total=False):
+    """Every flag that decides memory or speed. engine is missing for llama.cpp, cache_mode for all but an ExLlama."""
+
+    engine: str
+    context_size: t.Required[int]
+    parallel_slots: t.Required[int]
+    kv_unified: t.Required[bool]
+    batch_size: t.Required[int]
+    micro_batch_size: t.Required[int]
+    flash_attention: t.Required[str]
+    cache_type_k: t.Required[str]
+    cache_type_v: t.Required[str]
+    cache_mode: str
+    threads: int
+    poll: int
+    load_mode: str
+    gpu_layers: int
+
+
+class Objective(t.TypedDict):
+    """What is to be fast."""
+
+    name: str
+    prompt_tokens: int
+    generated_tokens: int
+    depth_tokens: int
+
+
+class Decision(t.TypedDict):
+    """What the planner decided, with the reason."""
+
+    layers: list[int]
+    split_mode: str
+    environment: dict[str, str]
+    micro_batch_size: int
+    micro_batches: Json
+    tensor: Json | None
+    single_device: bool
+    verdict: str
+    why: str
+    objective: Objective
+    default_layers: list[int] | None
+    gain_over_default_percent: float | None
+    gain_interval_percent: list[float] | None
+    decode_tokens_per_second: float | None
+    prefill_tokens_per_second: float | None
+    best_by_objective: dict[str, list[int] | None]
+    range_percent: float | None
+    advice: list[str]
+    mib: list[int]
+    headroom_mib: list[int]
+    loads_used: int
+    fit: Json
+    table: list[Json]
