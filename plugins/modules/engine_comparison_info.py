@@ -74,7 +74,7 @@ def main() -> None:
     path = module.params["path"]
     try:
         text = json_file.read_text(path)
-        record = fact_record.empty() if text is None else fact_record.parse(text, path)
+        record = fact_record.empty() if text is None else fact_record.FORM.parse(text, path)
         why = None if record["models"] else fact_record.find(record, path)["why"]
         compared = engine_comparison.compare(record)
     except UserError as exc:

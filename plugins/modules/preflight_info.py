@@ -215,7 +215,7 @@ def recorded() -> Json | None:
     """Return the host's recorded splits; None where there are none, or where the file is damaged."""
     text = read(FACT_PATH)
     try:
-        return fact_record.parse(text, FACT_PATH) if text else None
+        return fact_record.FORM.parse(text, FACT_PATH) if text else None
     except UserError:
         return None
 

@@ -140,13 +140,12 @@ revalidation_file:
   type: str
 """
 
-import contextlib
 import os
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fingerprints, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fingerprints, json_file, json_state
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines, changes, verdict
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
@@ -229,14 +228,8 @@ class RevalidationRecord:
 
     def keep(self, name: str, stamp: str, data: t.Any) -> str | None:
         """Write a file into a history, remove the oldest, and return its path if it is kept."""
-        directory = os.path.join(self.module.params["state_dir"], name)
-        os.makedirs(directory, mode=0o755, exist_ok=True)
-        path = os.path.join(directory, fact_record.history_name(self.deployment, stamp, os.listdir(directory)))
-        json_file.write_text(path, json_file.to_text(data), 0o644, self.module.atomic_move)
-        for old in fact_record.to_prune(os.listdir(directory), self.deployment, self.module.params["keep"]):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(directory, old))
-        return path if os.path.exists(path) else None
+        folder = os.path.join(self.module.params["state_dir"], name)
+        return json_state.History(self.module, folder, self.module.params["keep"]).add(self.deployment, stamp, data)
 
 
 def main() -> None:

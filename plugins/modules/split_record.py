@@ -204,7 +204,7 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fingerprints, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fingerprints, json_file, json_state
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record, tuning_key
@@ -220,48 +220,25 @@ class SplitRecord:
         for name in ("history_keep", "lock_wait_seconds"):
             if self.params[name] < 0:
                 module.fail_json(msg=f"{name} is {self.params[name]}: give at least 0.")
-        try:
-            self.deployment = self.params["deployment"]
-            if self.params["state"] != "query":
-                fact_record.check_deployment(self.deployment)
-        except UserError as exc:
-            module.fail_json(msg=f"This cannot be recorded: {exc}.")
+        self.deployment = self.params["deployment"]
+        if self.params["state"] != "query":
+            fact_record.check_deployment(self.deployment)
+        self.file = json_state.StateFile(module, fact_record.FORM, self.path)
+        self.history = json_state.History(module, self.params["history_dir"], self.params["history_keep"])
 
     def run(self) -> dict[str, t.Any]:
         """Return the result of the module, after writing what has to change."""
         if self.params["state"] == "query":
             return self.query()
-        if self.module.check_mode:
+        with self.file.locked(self.params["lock_wait_seconds"]):
             return self.change()
-        directory = os.path.dirname(self.path)
-        os.makedirs(directory, mode=0o755, exist_ok=True)
-        lock = json_file.take_lock(directory, self.params["lock_wait_seconds"])
-        if lock is None:
-            self.module.fail_json(
-                msg=f"{directory} has been locked by another run for {self.params['lock_wait_seconds']} seconds: wait"
-                " for it to end."
-            )
-        try:
-            return self.change()
-        finally:
-            json_file.release_lock(lock)
-
-    def read(self) -> tuple[str, fact_record.Record]:
-        """Return the file's text ("" where there is none) and its record; ends the module when it cannot be read."""
-        try:
-            text = json_file.read_text(self.path)
-            return text or "", fact_record.empty() if text is None else fact_record.parse(text, self.path)
-        except UserError as exc:
-            self.module.fail_json(msg=f"{exc}.")
-        except OSError as exc:
-            self.module.fail_json(msg=f"{self.path} cannot be read ({exc.strerror}): run as root.")
 
     def query(self) -> dict[str, t.Any]:
-        """Return the entry that was asked for; ends the module when it is required and not available."""
-        _text, record = self.read()
+        """Return the entry that was asked for. Raises UserError when it is required and not available."""
+        record = self.file.read() or fact_record.empty()
         found = fact_record.find(record, self.path, self.deployment, self.params["engine"] or "")
         if self.params["required"] and not found["available"]:
-            self.module.fail_json(msg=f"{found['why']}.")
+            raise UserError(str(found["why"]))
         revalidation = due.read(record, os.path.dirname(self.params["history_dir"]))
         result = {"changed": False, "path": self.path, "record": record, "revalidation": revalidation, **found}
         return result if self.params["tuning_key"] is None else {**result, **self.tuning_due(found)}
@@ -295,51 +272,28 @@ class SplitRecord:
             raise UserError(f"the result of the tuning cannot be recorded: {exc}") from exc
 
     def change(self) -> dict[str, t.Any]:
-        text, before = self.read()
+        """Return the result of changing the entry. Raises UserError for what cannot be recorded."""
+        before = self.file.read() or fact_record.empty()
+        now = json_file.utc_now()
         try:
             if self.params["state"] == "present":
                 entry = self.new_entry(before)
-                now = json_file.utc_now()
                 after = fact_record.with_entry(before, self.deployment, entry, self.params["active"], now)
             else:
                 after = fact_record.without_entry(before, self.deployment)
         except UserError as exc:
-            self.module.fail_json(msg=f"{self.path}: {exc}.")
-        gone = not after["models"]
-        wanted = "" if gone else json_file.to_text(after)
-        changed = wanted != text
+            raise UserError(f"{self.path}: {exc}") from exc
         old = fact_record.superseded(before, after, self.deployment)
         history_file = None
-        if changed and not self.module.check_mode:
+        if old is not None:
             # The history first: a crash in between repeats an entry there, and loses none.
-            history_file = self.keep(old) if old is not None else None
-            if gone:
-                os.unlink(self.path)
-            else:
-                json_file.write_text(self.path, wanted, 0o644, self.module.atomic_move)
-        if not gone and os.path.exists(self.path):
-            changed = self.module.set_mode_if_different(self.path, 0o644, changed)
-        result: dict[str, t.Any] = {
-            "changed": changed,
-            "record": None if gone else after,
-            "path": self.path,
-            "history_file": history_file,
-        }
-        if self.module._diff:
-            result["diff"] = {"before_header": self.path, "after_header": self.path, "before": text, "after": wanted}
-        return result
-
-    def keep(self, entry: dict[str, t.Any]) -> str | None:
-        """Write a superseded entry to the history, remove the oldest, and return the new file if it is kept."""
-        directory = self.params["history_dir"]
-        os.makedirs(directory, mode=0o755, exist_ok=True)
-        now = json_file.utc_now()
-        path = os.path.join(directory, fact_record.history_name(self.deployment, now, os.listdir(directory)))
-        content = {"schema": fact_record.SCHEMA, "deployment": self.deployment, "superseded_at": now, "entry": entry}
-        json_file.write_text(path, json_file.to_text(content), 0o644, self.module.atomic_move)
-        for name in fact_record.to_prune(os.listdir(directory), self.deployment, self.params["history_keep"]):
-            os.unlink(os.path.join(directory, name))
-        return path if os.path.exists(path) else None
+            content = {"schema": fact_record.SCHEMA, "deployment": self.deployment, "superseded_at": now, "entry": old}
+            history_file = self.history.add(self.deployment, now, content)
+        wanted = after if after["models"] else None
+        changed = self.file.write(wanted)
+        return {
+            "changed": changed, "record": wanted, "path": self.path, "history_file": history_file, **self.file.diff(),
+        }  # fmt: skip
 
 
 def main() -> None:
@@ -362,11 +316,8 @@ def main() -> None:
         mutually_exclusive=[("tuning", "renewal")],
         supports_check_mode=True,
     )
-    try:
+    with json_state.failures_told(module, module.params["path"]):
         module.exit_json(**SplitRecord(module).run())
-    except OSError as exc:
-        place = exc.filename or module.params["path"]
-        module.fail_json(msg=f"{place} cannot be written ({exc.strerror}): run as root, and make room there.")
 
 
 if __name__ == "__main__":

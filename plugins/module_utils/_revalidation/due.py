@@ -107,7 +107,7 @@ def of_host(fact_path: str = FACT_PATH, state_dir: str = STATE_DIR, root: str = 
     """Return the same for the fact in a file; one that is missing or damaged counts as none."""
     text = json_file.read_text(fact_path)
     try:
-        record = fact_record.empty() if text is None else fact_record.parse(text, fact_path)
+        record = fact_record.empty() if text is None else fact_record.FORM.parse(text, fact_path)
     except UserError:
         record = fact_record.empty()
     return read(record, state_dir, root)

@@ -7,11 +7,10 @@ docs/data_formats.md describes the record: schema, active, and one entry per dep
 
 from __future__ import annotations
 
-import json
 import re
 import typing as t
 
-from .._base import fingerprints
+from .._base import fingerprints, json_state
 from .._base.errors import UserError
 from . import engines
 
@@ -50,30 +49,7 @@ def empty() -> Record:
     return {"schema": SCHEMA, "active": None, "models": {}}
 
 
-def parse(text: str, path: str) -> Record:
-    """Return the record in C(text), the content of the file C(path).
-
-    Raises UserError, naming the file and the cure, when the text is damaged or of another schema.
-    """
-    try:
-        return _checked(text)
-    except UserError as exc:
-        raise UserError(
-            f"{path} cannot be used: {exc}. Move it away (mv {path} {path}.old) and run the site playbook again:"
-            " the measurements are kept and reused"
-        ) from exc
-
-
-def _checked(text: str) -> Record:
-    try:
-        record = json.loads(text)
-    except ValueError as exc:
-        raise UserError(f"it holds no JSON ({exc})") from exc
-    if not isinstance(record, dict):
-        raise UserError(f"it holds a {type(record).__name__} instead of a dict")
-    schema = record.get("schema")
-    if isinstance(schema, bool) or schema != SCHEMA:
-        raise UserError(f"its schema is {schema!r}, and this release reads schema {SCHEMA}")
+def _check(record: Record) -> None:
     models = record.get("models")
     if not isinstance(models, dict) or not all(isinstance(entry, dict) for entry in models.values()):
         raise UserError("its models is no dict of entries")
@@ -82,7 +58,11 @@ def _checked(text: str) -> Record:
     active = record.get("active")
     if active is not None and active not in models:
         raise UserError(f"its active deployment {active!r} has no entry under models")
-    return t.cast(Record, record)
+
+
+FORM: t.Final = json_state.Form(
+    SCHEMA, "run the site playbook again: the measurements are kept and reused", _check
+)
 
 
 def find(record: Record, path: str, deployment: str = "", engine: str = "") -> Found:
@@ -124,7 +104,7 @@ def served_path(text: str | None, path: str) -> str | None:
     """Return the path of the active deployment's model, from the text of the fact file. Raises UserError."""
     if text is None:
         return None
-    record = parse(text, path)
+    record = FORM.parse(text, path)
     return record["models"].get(record["active"], {}).get("model", {}).get("path")
 
 
@@ -198,18 +178,3 @@ def superseded(before: Record, after: Record, deployment: str) -> dict[str, t.An
     """Return the entry of the deployment that C(after) no longer has in this form, for the history."""
     old = before["models"].get(deployment)
     return None if old is None or after["models"].get(deployment) == old else old
-
-
-def history_name(deployment: str, now: str, taken: t.Container[str]) -> str:
-    """Return a file name for a superseded entry that is not taken: deployment, time, and a count within the second."""
-    stamp = re.sub(r"[^0-9TZ]", "", now)
-    count = 0
-    while f"{deployment}@{stamp}-{count:03d}.json" in taken:
-        count += 1
-    return f"{deployment}@{stamp}-{count:03d}.json"
-
-
-def to_prune(names: t.Iterable[str], deployment: str, keep: int) -> list[str]:
-    """Return the oldest history files of the deployment beyond C(keep)."""
-    own = sorted(name for name in names if name.startswith(f"{deployment}@") and name.endswith(".json"))
-    return own[: max(0, len(own) - keep)]

@@ -125,7 +125,7 @@ def test_a_damaged_file_or_another_schema_is_left_alone(run, path, text, words):
     for state in ("present", "absent", "query"):
         result = run(tuning=tuning(), state=state)
         assert result["failed"] and words in result["msg"] and "\n" not in result["msg"]
-        assert f"Move it away (mv {path} {path}.old) and run the site playbook again" in result["msg"]
+        assert f"move it away (mv {path} {path}.old) and run the site playbook again" in result["msg"]
     assert path.read_text() == text and not run.history.exists()
 
 

@@ -137,3 +137,14 @@ def test_failures_are_told_in_one_sentence(path):
         f"{path}/x cannot be read or written (No such file or directory): run as root, and make room there.",
         f"{path} cannot be read or written (No space left on device): run as root, and make room there.",
     ]
+
+
+def test_history_names_sort_by_age_and_only_the_own_ones_are_pruned():
+    names = []
+    for now in ("2026-11-24T04:40:00Z", "2026-11-24T04:40:00Z", "2026-11-24T04:41:00Z"):
+        names.append(json_state.history_name("d", now, names))
+    assert names == sorted(set(names)) and len(names) == 3
+    others = ["d-long@20260101T000000Z-000.json", "notes.txt"]
+    assert json_state.to_prune(names + others, "d", 1) == names[:2]
+    assert json_state.to_prune(names + others, "d", 3) == []
+    assert json_state.to_prune(names, "d", 0) == names

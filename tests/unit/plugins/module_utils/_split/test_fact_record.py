@@ -41,7 +41,7 @@ def recorded(*names, active=None):
 def test_what_is_written_is_read_again():
     record = fact_record.with_entry(fact_record.empty(), "d", entry(), True, NOW)
     assert record["models"]["d"]["recorded_at"] == NOW
-    assert fact_record.parse(json.dumps(record), "/f") == record
+    assert fact_record.FORM.parse(json.dumps(record), "/f") == record
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_what_is_written_is_read_again():
 )
 def test_a_damaged_file_or_another_schema_is_named_with_the_cure(text, words):
     with pytest.raises(UserError, match=f"^/f cannot be used: .*{words}.*mv /f /f.old.*site playbook"):
-        fact_record.parse(text, "/f")
+        fact_record.FORM.parse(text, "/f")
 
 
 def asked(record, deployment="", engine=""):
@@ -147,14 +147,3 @@ def test_an_entry_that_makes_no_sense_is_named(changes, words):
 def test_a_deployment_has_to_be_a_file_name(name):
     with pytest.raises(UserError, match="no usable id"):
         fact_record.check_deployment(name)
-
-
-def test_history_names_sort_by_age_and_only_the_own_ones_are_pruned():
-    names = []
-    for now in ("2026-11-24T04:40:00Z", "2026-11-24T04:40:00Z", "2026-11-24T04:41:00Z"):
-        names.append(fact_record.history_name("d", now, names))
-    assert names == sorted(set(names)) and len(names) == 3
-    others = ["d-long@20260101T000000Z-000.json", "notes.txt"]
-    assert fact_record.to_prune(names + others, "d", 1) == names[:2]
-    assert fact_record.to_prune(names + others, "d", 3) == []
-    assert fact_record.to_prune(names, "d", 0) == names
