@@ -9,14 +9,14 @@ import json
 import math
 import typing as t
 
-Json: t.TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Plain: t.TypeAlias = "None | bool | int | float | str | list[Plain] | dict[str, Plain]"
 
 
 class FingerprintError(ValueError):
     """A value that has no canonical form; the message names where it is."""
 
 
-def plain(value: t.Any, where: str = "parts") -> Json:
+def plain(value: t.Any, where: str = "parts") -> Plain:
     """Return C(value) as plain JSON types, or raise FingerprintError naming the offending place.
 
     Mappings become dict, lists and tuples become list, and subclasses of str, int and float (templating engines hand
@@ -33,7 +33,7 @@ def plain(value: t.Any, where: str = "parts") -> Json:
             raise FingerprintError(f"{where} is {value}, which is no JSON number: give a finite number or null")
         return float(value)
     if isinstance(value, t.Mapping):
-        result: dict[str, Json] = {}
+        result: dict[str, Plain] = {}
         for key, item in value.items():
             if not isinstance(key, str):
                 raise FingerprintError(f"{where} has the key {key!r}, which is no string: quote it")

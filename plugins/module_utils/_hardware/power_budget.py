@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json, Mapping
 from . import known_cards
-
-Json = dict[str, t.Any]
 
 
 class PolicyError(ValueError):
@@ -35,7 +34,7 @@ POLICIES = ("warn", "fail", "ignore")
 OTHER_LOW, OTHER_HIGH = 500 / 450, 570 / 350
 OTHER_SOURCE = "assumed from the ratios of peak to limit of an RTX 4090 and an RTX 3090; unverified"
 
-def for_card(gpu: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) -> t.Any:
+def for_card(gpu: Mapping, settings: Mapping) -> t.Any:
     """Return what `settings`, by UUID or by the end of the product name, say of a card, or None. UUIDs win."""
     by_uuid = settings.get(gpu.get("uuid") or "")
     name = gpu.get("name") or ""
@@ -44,7 +43,7 @@ def for_card(gpu: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) -> t.A
     )
 
 
-def card(gpu: t.Mapping[str, t.Any], planned_watts: t.Any = None) -> Json:
+def card(gpu: Mapping, planned_watts: t.Any = None) -> Json:
     """Return {name, limit_watts, planned, default_watts, peak_low_watts, peak_high_watts, source} of one card.
 
     `gpu` is an entry of gpu_facts, or {name} alone. The limit is the one that the role gpu_power is to set, or the one
@@ -83,11 +82,11 @@ def _watts(value: t.Any, name: str) -> float:
 
 
 def budget(
-    gpus: t.Sequence[t.Mapping[str, t.Any]],
+    gpus: t.Sequence[Mapping],
     psu_watts: int,
     rest_of_machine_watts: int,
-    limits_watts: t.Mapping[str, t.Any] | None = None,
-    locked_clocks_mhz: t.Mapping[str, t.Any] | None = None,
+    limits_watts: Mapping | None = None,
+    locked_clocks_mhz: Mapping | None = None,
 ) -> Json:
     """Return what the cards and the rest of the machine need of a power supply.
 
@@ -138,7 +137,7 @@ def rating_for(watts: int) -> int:
     return -(-watts // 50) * 50
 
 
-def _advice(found: t.Mapping[str, t.Any]) -> list[str]:
+def _advice(found: Mapping) -> list[str]:
     """What to do, the surest thing first."""
     verdict, psu = found["verdict"], found["psu_watts"]
     if verdict == "ok" or found["steady_watts"] is None:
@@ -162,7 +161,7 @@ def _advice(found: t.Mapping[str, t.Any]) -> list[str]:
     return advice
 
 
-def words(found: t.Mapping[str, t.Any]) -> str:
+def words(found: Mapping) -> str:
     """One sentence with the numbers of a budget."""
     unknown = [each["name"] for each in found["cards"] if each["limit_watts"] is None]
     if unknown:

@@ -16,7 +16,9 @@ from __future__ import annotations
 import itertools
 import typing as t
 
-Point = dict[str, t.Any]
+from .._base.types import Json, Mapping
+
+Point = Json
 
 #: Objectives of docs/data_formats.md: which tokens count.
 _PROMPT_COUNTS: t.Final = ("prefill", "ttft", "request")
@@ -31,7 +33,7 @@ class SweepError(ValueError):
 
 
 def plan(
-    gpus: t.Sequence[t.Mapping[str, t.Any]], fractions: t.Sequence[float],
+    gpus: t.Sequence[Mapping], fractions: t.Sequence[float],
     limits_watts: t.Mapping[str, t.Sequence[float]],
 ) -> list[Point]:
     """Return the points to measure: all cards at their highest limit, then each card at each lower one.
@@ -52,7 +54,7 @@ def plan(
     return points
 
 
-def _limits(gpu: t.Mapping[str, t.Any], fractions: t.Sequence[float], given: t.Sequence[float] | None) -> list[float]:
+def _limits(gpu: Mapping, fractions: t.Sequence[float], given: t.Sequence[float] | None) -> list[float]:
     """The limits of one card, highest first."""
     label = f"{gpu['name']} ({gpu['uuid']})"
     lowest, highest, default = (gpu[f"power_limit_{name}_watts"] for name in ("min", "max", "default"))
@@ -68,16 +70,16 @@ def _limits(gpu: t.Mapping[str, t.Any], fractions: t.Sequence[float], given: t.S
     return sorted(set(given), reverse=True)
 
 
-def _point(limits: t.Mapping[str, float], gpus: t.Sequence[t.Mapping[str, t.Any]]) -> Point:
+def _point(limits: t.Mapping[str, float], gpus: t.Sequence[Mapping]) -> Point:
     return {"label": label(limits, gpus), "limits_watts": dict(limits)}
 
 
-def label(limits: t.Mapping[str, float], gpus: t.Sequence[t.Mapping[str, t.Any]]) -> str:
+def label(limits: t.Mapping[str, float], gpus: t.Sequence[Mapping]) -> str:
     """315 + 280 W, in the order of the cards."""
     return " + ".join(f"{limits[gpu['uuid']]:g}" for gpu in gpus if gpu["uuid"] in limits) + " W"
 
 
-def group(measurements: t.Sequence[t.Mapping[str, t.Any]]) -> list[Point]:
+def group(measurements: t.Sequence[Mapping]) -> list[Point]:
     """Return points with all their loads, in the order of their first, from [{label, limits_watts, load}, ...]."""
     points: dict[t.Any, Point] = {}
     for measured in measurements:
@@ -89,7 +91,7 @@ def group(measurements: t.Sequence[t.Mapping[str, t.Any]]) -> list[Point]:
 # --- what was measured -----------------------------------------------------------------------------------------------
 
 
-def row(point: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+def row(point: Mapping) -> Json:
     """Return what a point's loads say: speed and energy of prompt and generation, None where not measured.
 
     {label, limits_watts, loads, status, reason, decode, prefill}; decode and prefill are None or {ms_per_token,
@@ -107,8 +109,8 @@ def row(point: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
 
 
 def _phase(
-    loads: t.Sequence[t.Mapping[str, t.Any]], cards: t.Collection[str], counted: str, other: str
-) -> dict[str, t.Any] | None:
+    loads: t.Sequence[Mapping], cards: t.Collection[str], counted: str, other: str
+) -> Json | None:
     """One kind of test over all loads; the energy is that of the swept cards, whatever else is in the box."""
     tokens = 0
     ms = 0.0
@@ -138,7 +140,7 @@ def _phase(
     }
 
 
-def cost(measured: t.Mapping[str, t.Any], objective: t.Mapping[str, t.Any]) -> tuple[float, float] | None:
+def cost(measured: Mapping, objective: Mapping) -> tuple[float, float] | None:
     """Return milliseconds and joules of one request of the objective, or None where something was not measured."""
     prompt = objective["prompt_tokens"] if objective["name"] in _PROMPT_COUNTS else 0
     generated = objective["generated_tokens"] if objective["name"] in _GENERATED_COUNT else 0
@@ -155,9 +157,9 @@ def cost(measured: t.Mapping[str, t.Any], objective: t.Mapping[str, t.Any]) -> t
 
 
 def choose(
-    points: t.Sequence[Point], gpus: t.Sequence[t.Mapping[str, t.Any]], objective: t.Mapping[str, t.Any],
+    points: t.Sequence[Point], gpus: t.Sequence[Mapping], objective: Mapping,
     tolerance_percent: float, measured_only: bool = False,
-) -> dict[str, t.Any]:
+) -> Json:
     """Return the limits that use the least energy among those that cost at most `tolerance_percent` of speed.
 
     `points` as plan() gave them, the baseline first, with loads. Returns {rows, limits_watts, label, measured,
@@ -228,7 +230,7 @@ def _combinations(
     return result
 
 
-def _noise_percent(point: t.Mapping[str, t.Any], objective: t.Mapping[str, t.Any]) -> float | None:
+def _noise_percent(point: Mapping, objective: Mapping) -> float | None:
     """How far the loads of a point are apart, in percent of the fastest; None with fewer than two."""
     times = []
     for load in point["loads"]:
@@ -241,7 +243,7 @@ def _noise_percent(point: t.Mapping[str, t.Any], objective: t.Mapping[str, t.Any
 # --- what people read ------------------------------------------------------------------------------------------------
 
 
-def table(choice: t.Mapping[str, t.Any], gpus: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
+def table(choice: Mapping, gpus: t.Sequence[Mapping]) -> list[str]:
     """Return the measured points as lines of text."""
     names = " + ".join(str(gpu["name"]).removeprefix("NVIDIA GeForce ") for gpu in gpus)
     head = ["power limits", "decode tok/s", "J/token", "W", "prefill tok/s", "J/token", ""]
@@ -265,6 +267,6 @@ def table(choice: t.Mapping[str, t.Any], gpus: t.Sequence[t.Mapping[str, t.Any]]
     return [*lines, choice["why"]]
 
 
-def _cell(phase: t.Mapping[str, t.Any] | None, name: str) -> str:
+def _cell(phase: Mapping | None, name: str) -> str:
     value = phase[name] if phase else None
     return "-" if value is None else f"{value:.3g}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import typing as t
 
+from .._base.types import Json, Mapping
 from .._split import layer_split, memory_plan
 from .._split.types import Model, Serving
 from . import llama_bench
@@ -32,7 +33,7 @@ def command(
     model_path: str,
     devices: t.Sequence[str],
     layers: t.Sequence[int],
-    serving: t.Mapping[str, t.Any],
+    serving: Mapping,
     rpc_endpoints: t.Sequence[str] = (),
     split_mode: str = "layer",
 ) -> list[str]:
@@ -63,7 +64,7 @@ def command(
     return [*words, "-fit", "off", "-fitp", "on"]
 
 
-def parse(text: str, devices: t.Sequence[str]) -> list[dict[str, t.Any]]:
+def parse(text: str, devices: t.Sequence[str]) -> list[Json]:
     """Return model, KV and compute MiB of each of C(devices), in their order; zeros for one that has no part.
 
     Raises DryRunError when the program printed something else, for instance tensor mode's single line `Meta()`.
@@ -83,7 +84,7 @@ def parse(text: str, devices: t.Sequence[str]) -> list[dict[str, t.Any]]:
     result = []
     for name in devices:
         values = found.get(name, [0, 0, 0])
-        entry: dict[str, t.Any] = {"device": name, **dict(zip(PARTS, values, strict=True))}
+        entry: Json = {"device": name, **dict(zip(PARTS, values, strict=True))}
         result.append({**entry, "mib": sum(values)})
     return result
 

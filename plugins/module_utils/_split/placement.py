@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import typing as t
 
-Json = dict[str, t.Any]
+from .._base.types import Json, Mapping
 
 _NEEDED = ("model", "serving", "devices", "placement", "split_mode", "rpc_endpoints")
 
 
-def by_id(devices: t.Sequence[t.Mapping[str, t.Any]], layers: t.Sequence[int]) -> list[Json]:
+def by_id(devices: t.Sequence[Mapping], layers: t.Sequence[int]) -> list[Json]:
     """Return a split as C([{id, layers}]), one row per device, so that another order cannot change its meaning.
 
     Devices without a layer are kept. Raises ValueError when the two lists do not belong together.
@@ -21,7 +21,7 @@ def by_id(devices: t.Sequence[t.Mapping[str, t.Any]], layers: t.Sequence[int]) -
     return [{"id": str(device["id"]), "layers": int(count)} for device, count in zip(devices, layers, strict=True)]
 
 
-def used_devices(deployment: t.Mapping[str, t.Any]) -> list[Json]:
+def used_devices(deployment: Mapping) -> list[Json]:
     """Return the devices that hold at least one slot, in order: C({id, device, backend, layers, mib, ...}).
 
     C(device) is the name under engines.cuda_environment of the recorded cards. C(mib) is what the plan counts, or None.
