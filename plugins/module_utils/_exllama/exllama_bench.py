@@ -11,7 +11,7 @@ from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from .._measuring import load_checks, outcome
 from .._split import engines, exl_split, memory_plan
-from .._split.types import Model, Serving
+from .._split.types import ListedDevice, Model, Serving
 
 #: How often the worker may load a model again to correct where exllamav3 put it.
 LOADS_TO_CORRECT = 6
@@ -128,7 +128,7 @@ def judge(
         return failed("unreadable", f"{name}'s worker ended well but its answer cannot be used ({exc})")
 
 
-def read_devices(stdout: str, cuda_ids: t.Sequence[str]) -> list[Json]:
+def read_devices(stdout: str, cuda_ids: t.Sequence[str]) -> list[ListedDevice]:
     """Return the cards of the worker's answer in the form of llama.cpp's devices, without ids.
 
     Raises UserError when it cannot be read, or when PyTorch names other cards than C(cuda_ids).

@@ -19,13 +19,9 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from . import known_cards
-
-
-class PolicyError(ValueError):
-    """A policy or a number of watts that makes no sense; the message says which and what would."""
-
 
 POLICIES = ("warn", "fail", "ignore")
 
@@ -47,7 +43,7 @@ def card(gpu: Mapping, planned_watts: t.Any = None) -> Json:
     """Return {name, limit_watts, planned, default_watts, peak_low_watts, peak_high_watts, source} of one card.
 
     `gpu` is an entry of gpu_facts, or {name} alone. The limit is the one that the role gpu_power is to set, or the one
-    in force. Watts are None where neither NVML nor the table of known cards knows the card. Raises PolicyError for a
+    in force. Watts are None where neither NVML nor the table of known cards knows the card. Raises UserError for a
     plan that is no number.
     """
     name = gpu.get("name") or "unnamed card"
@@ -78,7 +74,7 @@ def _watts(value: t.Any, name: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError) as error:
-        raise PolicyError(f"the power limit of {name} is {value!r}: it must be a number of watts") from error
+        raise UserError(f"the power limit of {name} is {value!r}: it must be a number of watts") from error
 
 
 def budget(
@@ -104,10 +100,10 @@ def budget(
     - ok;
     - unknown: the rating, or the draw of a card, is not known.
 
-    Raises PolicyError for negative watts.
+    Raises UserError for negative watts.
     """
     if psu_watts < 0 or rest_of_machine_watts < 0:
-        raise PolicyError("the watts of the power supply and of the rest of the machine must be zero or more")
+        raise UserError("the watts of the power supply and of the rest of the machine must be zero or more")
     cards = [card(gpu, for_card(gpu, limits_watts or {})) for gpu in gpus]
     locked = bool(gpus) and all(for_card(gpu, locked_clocks_mhz or {}) for gpu in gpus)
     rest = rest_of_machine_watts
@@ -178,10 +174,10 @@ def words(found: Mapping) -> str:
 def severity(verdict: str, policy: str) -> str:
     """Severity of a check for a verdict other than ok: what only the highest figures say is never more than a note.
 
-    Raises PolicyError for a policy that is not one of POLICIES.
+    Raises UserError for a policy that is not one of POLICIES.
     """
     if policy not in POLICIES:
-        raise PolicyError(f"the policy must be one of {', '.join(POLICIES)}, not {policy!r}")
+        raise UserError(f"the policy must be one of {', '.join(POLICIES)}, not {policy!r}")
     if policy == "ignore" or verdict in ("unknown", "peaks_possible"):
         return "note"
     return "error" if policy == "fail" else "warning"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import typing as t
 
+from .._base.errors import UserError
 from .._base.types import Json, Mapping
 
 Point = Json
@@ -23,10 +24,6 @@ Point = Json
 #: Objectives of docs/data_formats.md: which tokens count.
 _PROMPT_COUNTS: t.Final = ("prefill", "ttft", "request")
 _GENERATED_COUNT: t.Final = ("decode", "agent", "request")
-
-
-class SweepError(ValueError):
-    """What was asked for makes no sense; the message is one sentence for the operator."""
 
 
 # --- what to measure -------------------------------------------------------------------------------------------------
@@ -39,13 +36,13 @@ def plan(
     """Return the points to measure: all cards at their highest limit, then each card at each lower one.
 
     `fractions` are of each card's default limit, raised to what the card accepts; `limits_watts` gives a card's limits
-    itself, by UUID. Raises SweepError for a card that is not there or cannot be limited, and for limits that it does
+    itself, by UUID. Raises UserError for a card that is not there or cannot be limited, and for limits that it does
     not take.
     """
     unknown = [uuid for uuid in limits_watts if uuid not in {gpu["uuid"] for gpu in gpus}]
     if unknown:
         here = ", ".join(f"{gpu['uuid']} ({gpu['name']})" for gpu in gpus)
-        raise SweepError(f"power limits are given for {unknown[0]}, which is none of the cards in use: {here}")
+        raise UserError(f"power limits are given for {unknown[0]}, which is none of the cards in use: {here}")
     limits = {str(gpu["uuid"]): _limits(gpu, fractions, limits_watts.get(gpu["uuid"])) for gpu in gpus}
     base = {uuid: values[0] for uuid, values in limits.items()}
     points = [_point(base, gpus)]
@@ -59,14 +56,14 @@ def _limits(gpu: Mapping, fractions: t.Sequence[float], given: t.Sequence[float]
     label = f"{gpu['name']} ({gpu['uuid']})"
     lowest, highest, default = (gpu[f"power_limit_{name}_watts"] for name in ("min", "max", "default"))
     if lowest is None or highest is None or default is None:
-        raise SweepError(f"{label} has no power limit that can be set, so there is nothing to measure")
+        raise UserError(f"{label} has no power limit that can be set, so there is nothing to measure")
     if given is None:
         if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
-            raise SweepError(f"the fractions are {list(fractions)}: give numbers above 0, up to 1")
+            raise UserError(f"the fractions are {list(fractions)}: give numbers above 0, up to 1")
         given = [min(highest, max(lowest, round(default * fraction / 5) * 5)) for fraction in fractions]
     for watts in given:
         if isinstance(watts, bool) or not isinstance(watts, (int, float)) or not lowest <= watts <= highest:
-            raise SweepError(f"{label} takes power limits from {lowest:g} to {highest:g} W, and {watts} was asked for")
+            raise UserError(f"{label} takes power limits from {lowest:g} to {highest:g} W, and {watts} was asked for")
     return sorted(set(given), reverse=True)
 
 
@@ -164,12 +161,12 @@ def choose(
 
     `points` as plan() gave them, the baseline first, with loads. Returns {rows, limits_watts, label, measured,
     slower_percent, less_energy_percent, noise_percent, why}. `measured` is False for a combination that was only
-    predicted: measure it and ask again, with `measured_only`. Raises SweepError when the baseline was not measured.
+    predicted: measure it and ask again, with `measured_only`. Raises UserError when the baseline was not measured.
     """
     rows = [row(point) for point in points]
     costs = [cost(measured, objective) if measured["status"] == "ok" else None for measured in rows]
     if costs[0] is None:
-        raise SweepError(
+        raise UserError(
             f"the cards at their highest limits ({rows[0]['label']}) were not measured:"
             f" {rows[0]['reason'] or 'there is no energy in the results'}"
         )

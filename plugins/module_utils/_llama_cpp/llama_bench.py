@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from .._measuring import load_checks, outcome
+from .._split.types import ListedDevice
 
 #: serving key -> llama-bench flag, in the order of the command line. llama-bench has no context or slots of its own.
 SERVING_FLAGS: t.Final = (
@@ -51,7 +52,7 @@ def list_devices_command(llama_bench: str, rpc_endpoints: t.Sequence[str]) -> li
     return [llama_bench, *rpc, "--list-devices"]
 
 
-def parse_devices(text: str) -> list[Json]:
+def parse_devices(text: str) -> list[ListedDevice]:
     """Return the devices of C(llama-bench --list-devices), in its order, without their ids.
 
     Each has device, backend, description, total_mib and free_mib. Devices without memory of their own (accelerators
@@ -63,7 +64,7 @@ def parse_devices(text: str) -> list[Json]:
         start = lines.index("Available devices:") + 1
     except ValueError:
         raise UserError("there is no line 'Available devices:' in what it printed") from None
-    devices: list[Json] = []
+    devices: list[ListedDevice] = []
     for line in lines[start:]:
         if not line.strip() or line.strip() == "(none)":
             continue

@@ -10,10 +10,11 @@ from __future__ import annotations
 import typing as t
 
 from .._base.errors import UserError
-from .._base.types import Json, Mapping
+from .._base.types import Mapping
+from .types import Device, ListedDevice
 
 
-def identify(devices: t.Sequence[Mapping], cuda_ids: t.Sequence[str]) -> list[Json]:
+def identify(devices: t.Sequence[ListedDevice], cuda_ids: t.Sequence[str]) -> list[Device]:
     """Return the devices with C(id) and an empty C(budget_mib).
 
     RPC devices are known by their endpoint (a second device of one endpoint by endpoint#1), CUDA devices by their
@@ -26,7 +27,7 @@ def identify(devices: t.Sequence[Mapping], cuda_ids: t.Sequence[str]) -> list[Js
             f" devices ({', '.join(cuda) or 'none'}): give one id (UUID) for each, in the order of CUDA_VISIBLE_DEVICES"
         )
     by_name = dict(zip(cuda, cuda_ids, strict=False))
-    result: list[Json] = []
+    result: list[Device] = []
     for entry in devices:
         name = str(entry["device"])
         identity = by_name.get(name, name)
@@ -40,11 +41,9 @@ def identify(devices: t.Sequence[Mapping], cuda_ids: t.Sequence[str]) -> list[Js
     return result
 
 
-def set_budgets(
-    devices: t.Sequence[Mapping], budgets_mib: Mapping
-) -> list[Json]:
+def set_budgets(devices: t.Sequence[Device], budgets_mib: Mapping) -> list[Device]:
     """Return the devices with C(budget_mib) filled from C(budgets_mib), whose keys are ids or llama.cpp's names."""
-    result = [dict(entry) for entry in devices]
+    result: list[Device] = [{**entry} for entry in devices]
     for key, value in budgets_mib.items():
         matching = [entry for entry in result if key in (entry["id"], entry["device"])]
         if not matching:

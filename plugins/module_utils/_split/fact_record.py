@@ -121,10 +121,7 @@ def check_deployment(deployment: str) -> str:
 
 def check_entry(entry: Mapping, where: str = "entry") -> Json:
     """Return the entry as plain JSON types, or raise UserError naming the field that is missing or wrong."""
-    try:
-        result: Json = {key: fingerprints.plain(value, f"{where}.{key}") for key, value in entry.items()}
-    except fingerprints.FingerprintError as exc:
-        raise UserError(str(exc)) from exc
+    result: Json = {key: fingerprints.plain(value, f"{where}.{key}") for key, value in entry.items()}
     for field, kind in ENTRY_FIELDS:
         if not isinstance(result.get(field), kind):
             raise UserError(f"{where}.{field} is missing or no {kind.__name__}")
