@@ -4,8 +4,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export ANSIBLE_CONFIG=$PWD/ansible.cfg ANSIBLE_COLLECTIONS_PATH=$PWD/.venv/collections ANSIBLE_HOME=$PWD/.ansible
-export LAB_HOST=${LAB_HOST:-mixed-gpu-molecule} MOLECULE_PROJECT_DIRECTORY=$PWD PY_COLORS=0 NO_COLOR=1 ANSIBLE_NOCOLOR=1
-tests/lab/lab.sh up
 scenario=${1:-default}
+host=mixed-gpu-molecule-${scenario//_/-}   # scenarios may run at the same time
+export LAB_HOST=${LAB_HOST:-$host} MOLECULE_PROJECT_DIRECTORY=$PWD PY_COLORS=0 NO_COLOR=1 ANSIBLE_NOCOLOR=1
+tests/lab/lab.sh up
 shift || true
-exec tests/lab/lab.sh run molecule "${MOLECULE_COMMAND:-test}" -s "$scenario" "$@"
+exec tests/lab/lab.sh run molecule --base-config molecule/base.yml "${MOLECULE_COMMAND:-test}" -s "$scenario" "$@"
