@@ -9,7 +9,7 @@ collections=.venv/collections/ansible_collections
 stamp=.venv/ready-$(cat requirements/{development,bundle}.txt requirements/venv.sh | sha256sum | cut -c1-12)
 
 mkdir -p "$collections/homelab"
-ln -sfn "$PWD" "$collections/homelab/mixed_gpu"
+[ "$(readlink "$collections/homelab/mixed_gpu")" = "$PWD" ] || ln -sfn "$PWD" "$collections/homelab/mixed_gpu"
 [ -e "$stamp" ] && exit 0
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {

@@ -118,10 +118,10 @@ start_namespaces() {
     ip link set lo up
     echo 1 > /proc/sys/net/ipv4/ip_forward            # of this network namespace only
     echo $$ > "$1/pid.tmp" && mv "$1/pid.tmp" "$1/pid"
-    exec sleep infinity' lab "$LAB_DIR" </dev/null >"$LAB_DIR/namespaces.log" 2>&1 &
+    exec sleep infinity' lab "$LAB_DIR" </dev/null >"$LAB_DIR/namespaces.log" 2>&1 9>&- &
   await_file "$LAB_DIR/pid"
   setsid slirp4netns --configure --mtu=65520 --disable-host-loopback --ready-fd=3 "$(cat "$LAB_DIR/pid")" tap0 \
-    3>"$LAB_DIR/ready" </dev/null >"$LAB_DIR/slirp4netns.log" 2>&1 &
+    3>"$LAB_DIR/ready" </dev/null >"$LAB_DIR/slirp4netns.log" 2>&1 9>&- &
   echo $! > "$LAB_DIR/slirp4netns.pid"
   await_file "$LAB_DIR/ready"
 }
@@ -161,9 +161,15 @@ build_image() {
   inside podman import -q -c 'ENV container=podman' -c 'STOPSIGNAL SIGRTMIN+3' -c 'CMD ["/lib/systemd/systemd"]' "$tar" "$image"
 }
 
+# Several commands may want the lab at the same time: the first makes it. What stays does not keep the lock.
 up() {
-  if private; then install_packages; write_config; start_namespaces; fi
-  build_image
+  {
+    flock 9
+    if private; then install_packages; write_config; start_namespaces; fi
+    build_image
+    inside "$ENGINE" network inspect "${LAB_NETWORK:-mixed-gpu}" >/dev/null 2>&1 ||
+      inside "$ENGINE" network create "${LAB_NETWORK:-mixed-gpu}" >/dev/null
+  } 9>"$LAB_DIR/lock"
 }
 
 state() { inside "$ENGINE" inspect -f '{{.State.Status}}' "$1" 2>/dev/null || echo absent; }
@@ -186,8 +192,6 @@ create() {
         options+=(--cgroupns=private --tmpfs=/run --tmpfs=/run/lock --env=container=docker --stop-signal=SIGRTMIN+3)
         prepare="$prepare; mount -o remount,rw /sys/fs/cgroup"
       fi
-      inside "$ENGINE" network inspect "${LAB_NETWORK:-mixed-gpu}" >/dev/null 2>&1 ||
-        inside "$ENGINE" network create "${LAB_NETWORK:-mixed-gpu}" >/dev/null
       say "creating $name"
       inside "$ENGINE" run -d --name "$name" "${options[@]}" "$(image_name)" sh -c "$prepare; exec /lib/systemd/systemd" >/dev/null
       # certificate authorities that this machine trusts beyond the usual ones (an intercepting proxy, say)
