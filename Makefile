@@ -1,9 +1,9 @@
 # Two commands do everything: `make demo` (the main job, no GPU needed) and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-check demo-clean test lint units sanity docs importer install-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads gpu-test build picture requirements clean
+.PHONY: help venv demo demo-check demo-clean test lint units sanity docs importer install-test package-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads gpu-test build picture requirements clean
 
-# each on a host of its own, one after the other; SCENARIO=name runs one of them
+# each on a host of its own; make molecule SCENARIO=name runs one of them
 MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit
 # longer: `make molecule-more`
 MOLECULE_MORE := models exllamav2
@@ -30,7 +30,9 @@ demo: demo-check venv  ## build, tune and serve a small model on a sandbox host 
 demo-clean:  ## remove the sandbox host, and the lab where that was its only host; caches stay
 	@$(AS_ROOT) tests/lab/demo.sh clean
 
-test: lint units importer install-test molecule  ## everything CI runs
+test: venv  ## everything CI runs, two steps at a time; the end lists what was skipped, and why
+	@$(if $(AS_ROOT),sudo -v &&) python tests/run_all.py molecule-default lint units package-test \
+	  $(patsubst %,molecule-%,$(filter-out default,$(MOLECULE_SCENARIOS)))
 
 lint: venv sanity docs  ## all static gates
 	ruff check .
@@ -53,14 +55,17 @@ units: venv  ## unit tests
 importer: build  ## Galaxy's own importer on the built collection
 	tests/gates/importer.sh
 
+package-test: importer install-test
+
 install-test: build  ## install the built tarball and run its playbooks by name
 	tests/gates/install.sh
 
-molecule: venv  ## the collection against real systemd hosts, without a GPU
-	set -e; for scenario in $(or $(SCENARIO),$(MOLECULE_SCENARIOS)); do $(AS_ROOT) tests/lab/molecule.sh $$scenario; done
+molecule: $(addprefix molecule-,$(or $(SCENARIO),$(MOLECULE_SCENARIOS)))  ## the collection on real systemd hosts, without a GPU
 
-molecule-more: venv  ## downloads from a hub that misbehaves, and the role exllamav2, on real systemd hosts; a quarter of an hour
-	set -e; for scenario in $(MOLECULE_MORE); do $(AS_ROOT) tests/lab/molecule.sh $$scenario; done
+molecule-more: $(addprefix molecule-,$(MOLECULE_MORE))  ## downloads from a hub that misbehaves, and the role exllamav2, on real systemd hosts; a quarter of an hour
+
+molecule-%: venv
+	$(AS_ROOT) tests/lab/molecule.sh $*
 
 driver-dkms-test: venv  ## Debian's real driver packages through the role, DKMS build included; 10 to 20 minutes
 	$(AS_ROOT) tests/lab/driver_dkms.sh

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from .types import Json
+import typing as t
+
+Json = dict[str, t.Any]
 
 
 def check(name: str, ok: bool, severity: str, detail: str, cure: str | None) -> Json:

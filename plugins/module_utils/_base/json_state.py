@@ -17,7 +17,8 @@ import typing as t
 
 from . import json_file
 from .errors import UserError
-from .types import Json
+
+Json = dict[str, t.Any]
 
 
 def _no_check(_data: Json) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import typing as t
 
-from .._base.types import Json, Mapping
 from .._split import layer_split, placement
+
+Json = dict[str, t.Any]
+
 
 # What a unit has to let through for the devices of a backend; CPU and RPC devices need no device node.
 _DEVICE_NODES = {"CUDA": ["char-nvidia*"], "Vulkan": ["char-drm", "char-nvidia*"], "ROCm": ["char-drm", "char-kfd"]}
@@ -35,7 +37,7 @@ def url(host: str, port: int | str) -> str:
     return f"http://{reachable}:{port}"
 
 
-def command(deployment: Mapping, settings: Mapping) -> Json:
+def command(deployment: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) -> Json:
     """Return how a deployment is served.
 
     C(settings): host, port, alias, cache_ram_mib, cors_origins, log_verbosity, extra_arguments, allowed_networks.
@@ -88,7 +90,7 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
 
 
 def memory_shortfalls(
-    deployment: Mapping, gpus: t.Sequence[Mapping], own_pids: t.Sequence[int] = ()
+    deployment: t.Mapping[str, t.Any], gpus: t.Sequence[t.Mapping[str, t.Any]], own_pids: t.Sequence[int] = ()
 ) -> list[Json]:
     """Compare the plan with the memory that each card has free now.
 

@@ -11,7 +11,8 @@ import dataclasses
 import typing as t
 
 from .._base.errors import UserError
-from .._base.types import Mapping
+
+Mapping = t.Mapping[str, t.Any]
 
 DEFAULT: t.Final = "llama_cpp"
 
