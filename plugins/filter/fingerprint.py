@@ -36,13 +36,14 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fingerprints
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 
 
 def fingerprint(parts: t.Mapping[str, t.Any]) -> str:
     """Return the fingerprint of the parts."""
     try:
         return fingerprints.fingerprint(parts)
-    except fingerprints.FingerprintError as exc:
+    except UserError as exc:
         raise AnsibleFilterError(f"homelab.mixed_gpu.fingerprint: {exc}") from exc
 
 

@@ -143,15 +143,15 @@ environment:
 
 import os
 import time
-import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import device_list, engines
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.types import ListedDevice
 
 
-def list_devices(module: AnsibleModule, environment: dict[str, str]) -> list[dict[str, t.Any]]:
+def list_devices(module: AnsibleModule, environment: dict[str, str]) -> list[ListedDevice]:
     """Run llama-bench and return what it lists; ends the module with one sentence when it cannot."""
     params = module.params
     program = params["llama_bench"]
@@ -220,13 +220,13 @@ def main() -> None:
         module.fail_json(msg=f"expected_devices has a device without {exc}: give devices as this module returns them.")
     given = {name: str(value) for name, value in params["environment"].items()}
     environment = {**engines.cuda_environment(cuda_ids), **given}
-    devices = list_devices(module, environment)
+    listed = list_devices(module, environment)
     try:
-        devices = device_list.identify(devices, cuda_ids)
+        devices = device_list.identify(listed, cuda_ids)
         devices = device_list.set_budgets(devices, params["budgets_mib"])
         device_list.check_order(devices, [device["id"] for device in expected])
     except UserError as exc:
-        module.fail_json(msg=f"The devices do not fit what was given: {exc}.", devices=devices)
+        module.fail_json(msg=f"The devices do not fit what was given: {exc}.", devices=listed)
     module.exit_json(changed=False, devices=devices, environment=environment)
 
 

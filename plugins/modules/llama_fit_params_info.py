@@ -151,6 +151,7 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import fit_params
 
 
@@ -171,7 +172,7 @@ def ask(module: AnsibleModule, command: list[str]) -> tuple[list[dict[str, t.Any
         return [], fit_params.explain_failure(program, rc, stderr or stdout)
     try:
         return fit_params.parse(stdout, params["devices"]), None
-    except fit_params.DryRunError as exc:
+    except UserError as exc:
         return [], f"what {program} printed cannot be read: {exc}"
 
 
@@ -205,7 +206,7 @@ def main() -> None:
             params["program"], params["model_path"], params["devices"], params["layers"], params["serving"],
             params["rpc_endpoints"], params["split_mode"],
         )
-    except fit_params.DryRunError as exc:
+    except UserError as exc:
         module.fail_json(msg=f"The dry run cannot be asked for: {exc}.")
     devices, reason = ask(module, command)
     dry_run = None

@@ -251,7 +251,7 @@ class SplitRecord:
             return {"due": why, "fingerprint": fingerprints.fingerprint(parts), "fingerprint_parts": parts}
         except KeyError as exc:
             self.module.fail_json(msg=f"tuning_key lacks {exc}: give everything that a tuning depends on.")
-        except fingerprints.FingerprintError as exc:
+        except UserError as exc:
             self.module.fail_json(msg=f"tuning_key cannot be hashed: {exc}.")
 
     def new_entry(self, before: fact_record.Record) -> dict[str, t.Any] | None:

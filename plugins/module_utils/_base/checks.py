@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import typing as t
-
-Json = dict[str, t.Any]
+from .types import Json
 
 
 def check(name: str, ok: bool, severity: str, detail: str, cure: str | None) -> Json:

@@ -9,15 +9,13 @@ import json
 import math
 import typing as t
 
-Json: t.TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+from .errors import UserError
+
+Plain: t.TypeAlias = "None | bool | int | float | str | list[Plain] | dict[str, Plain]"
 
 
-class FingerprintError(ValueError):
-    """A value that has no canonical form; the message names where it is."""
-
-
-def plain(value: t.Any, where: str = "parts") -> Json:
-    """Return C(value) as plain JSON types, or raise FingerprintError naming the offending place.
+def plain(value: t.Any, where: str = "parts") -> Plain:
+    """Return C(value) as plain JSON types, or raise UserError naming the offending place.
 
     Mappings become dict, lists and tuples become list, and subclasses of str, int and float (templating engines hand
     such values over) become the plain type, so that equal values always have one form.
@@ -30,18 +28,18 @@ def plain(value: t.Any, where: str = "parts") -> Json:
         return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise FingerprintError(f"{where} is {value}, which is no JSON number: give a finite number or null")
+            raise UserError(f"{where} is {value}, which is no JSON number: give a finite number or null")
         return float(value)
     if isinstance(value, t.Mapping):
-        result: dict[str, Json] = {}
+        result: dict[str, Plain] = {}
         for key, item in value.items():
             if not isinstance(key, str):
-                raise FingerprintError(f"{where} has the key {key!r}, which is no string: quote it")
+                raise UserError(f"{where} has the key {key!r}, which is no string: quote it")
             result[str(key)] = plain(item, f"{where}.{key}")
         return result
     if isinstance(value, (list, tuple)):
         return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    raise FingerprintError(
+    raise UserError(
         f"{where} is of type {type(value).__name__}, which JSON cannot hold: give text, numbers, lists or dicts"
     )
 
@@ -54,5 +52,5 @@ def canonical(value: t.Any) -> str:
 def fingerprint(parts: t.Mapping[str, t.Any]) -> str:
     """Return the SHA-256 of the canonical JSON of C(parts), as 64 hexadecimal digits."""
     if not isinstance(parts, t.Mapping):
-        raise FingerprintError(f"a fingerprint is made of a dict of parts, not of a {type(parts).__name__}")
+        raise UserError(f"a fingerprint is made of a dict of parts, not of a {type(parts).__name__}")
     return hashlib.sha256(canonical(parts).encode("ascii")).hexdigest()

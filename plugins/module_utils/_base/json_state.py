@@ -17,8 +17,7 @@ import typing as t
 
 from . import json_file
 from .errors import UserError
-
-Json = dict[str, t.Any]
+from .types import Json
 
 
 def _no_check(_data: Json) -> None:

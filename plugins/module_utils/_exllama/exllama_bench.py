@@ -8,19 +8,18 @@ import json
 import typing as t
 
 from .._base.errors import UserError
+from .._base.types import Json, Mapping
 from .._measuring import load_checks, outcome
 from .._split import engines, exl_split, memory_plan
-from .._split.types import Model, Serving
-
-Json = dict[str, t.Any]
+from .._split.types import ListedDevice, Model, Serving
 
 #: How often the worker may load a model again to correct where exllamav3 put it.
 LOADS_TO_CORRECT = 6
 
 
 def measure_order(
-    load: t.Mapping[str, t.Any],
-    devices: t.Sequence[t.Mapping[str, t.Any]],
+    load: Mapping,
+    devices: t.Sequence[Mapping],
     serving: Serving,
     model: Model,
     reserve_mib: int,
@@ -84,7 +83,7 @@ def read_answer(stdout: str) -> Json | None:
 
 
 def judge(
-    rc: int, stdout: str, stderr: str, timed_out_after: int | None, order: t.Mapping[str, t.Any]
+    rc: int, stdout: str, stderr: str, timed_out_after: int | None, order: Mapping
 ) -> tuple[outcome.Verdict, Json]:
     """Return the verdict over a finished worker, and what the load says beyond a load of llama-bench.
 
@@ -129,7 +128,7 @@ def judge(
         return failed("unreadable", f"{name}'s worker ended well but its answer cannot be used ({exc})")
 
 
-def read_devices(stdout: str, cuda_ids: t.Sequence[str]) -> list[Json]:
+def read_devices(stdout: str, cuda_ids: t.Sequence[str]) -> list[ListedDevice]:
     """Return the cards of the worker's answer in the form of llama.cpp's devices, without ids.
 
     Raises UserError when it cannot be read, or when PyTorch names other cards than C(cuda_ids).

@@ -12,10 +12,10 @@ import platform
 import re
 import typing as t
 
+from .._base.types import Json
 from . import host_hardware
 from .host_hardware import read
 
-Json = dict[str, t.Any]
 #: Runs a command and returns its exit code, output and error output: AnsibleModule.run_command.
 Run = t.Callable[[list[str]], tuple[int, str, str]]
 

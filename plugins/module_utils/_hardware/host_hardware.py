@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import re
-import typing as t
+
+from .._base.types import Json
 
 MIB = 1 << 20
 NVIDIA_VENDOR = "0x10de"
 DISPLAY_CLASS = "0x03"  # VGA and 3D controllers; the cards' audio functions are of another class
 
-Json = dict[str, t.Any]
 
 #: Transfer rate per lane (GT/s) that marks each PCIe generation, from the PCIe base specifications.
 GENERATIONS = {"2.5": 1, "5": 2, "5.0": 2, "8": 3, "8.0": 3, "16": 4, "16.0": 4, "32": 5, "32.0": 5, "64": 6, "64.0": 6}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-Json = dict[str, t.Any]
+from .._base.types import Json, Mapping
 
 #: Part of the nominal memory bandwidth that decoding reached in the slowest of the published runs, for all other cards.
 USUAL_FRACTION: t.Final = 0.73
@@ -104,7 +104,7 @@ def peak_of(name: str) -> Peak | None:
     return next((card.peak for card in known if name.endswith(card.name.removeprefix("NVIDIA GeForce "))), None)
 
 
-def of_host(host: t.Mapping[str, t.Any]) -> list[Json]:
+def of_host(host: Mapping) -> list[Json]:
     """Return what is known of each card: entries of gpu_facts, or, before there is a driver, name and PCI address."""
     gpus = host["gpus"]
     if gpus and gpus["gpus"]:

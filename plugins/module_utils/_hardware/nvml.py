@@ -12,6 +12,7 @@ import itertools
 import threading
 import typing as t
 
+from .._base.types import Json
 from . import nvml_sampling
 
 MIB = 1 << 20
@@ -105,7 +106,7 @@ def explain(code: int, text: str, loaded_version: str | None = None) -> str:
     return sentences.get(code, f"NVML answers error {code} ({text}): see what 'nvidia-smi' on the host says.")
 
 
-def unavailable(reason: str) -> dict[str, t.Any]:
+def unavailable(reason: str) -> Json:
     """The facts of a host whose cards cannot be asked, with one sentence that says why."""
     return {
         "available": False, "reason": reason, "driver_version": None, "cuda_driver_version": None, "gpus": [],
@@ -120,7 +121,7 @@ def probe(
     sample_interval_ms: int = 200,
     ended: t.Callable[[], bool] = lambda: False,
     readings: dict[str, list[nvml_sampling.Reading]] | None = None,
-) -> dict[str, t.Any]:
+) -> Json:
     """Ask NVML for all cards; the result is `mixed_gpu_gpus` as gpu_facts documents it.
 
     `nvml` is nvidia-ml-py's module. With `sample_seconds` above 0 the cards are also watched for that long or until
@@ -142,15 +143,15 @@ def probe(
 
 
 @contextlib.contextmanager
-def watched(nvml: t.Any, interval_ms: int = 500) -> t.Iterator[dict[str, t.Any]]:
+def watched(nvml: t.Any, interval_ms: int = 500) -> t.Iterator[Json]:
     """Watch all cards in a thread while the body runs.
 
     The dict that it gives is filled at the end: by UUID what gpu_facts calls `sampled`. It stays empty where NVML does
     not answer or there is no card: what is watched matters more than the watching.
     """
-    found: dict[str, t.Any] = {}
+    found: Json = {}
     ended = threading.Event()
-    said: list[dict[str, t.Any]] = []
+    said: list[Json] = []
     watcher = threading.Thread(
         target=lambda: said.append(probe(nvml, None, _LONGEST_SECONDS, interval_ms, ended.is_set)), daemon=True
     )
@@ -163,7 +164,7 @@ def watched(nvml: t.Any, interval_ms: int = 500) -> t.Iterator[dict[str, t.Any]]
         found.update({gpu["uuid"]: gpu["sampled"] for facts in said for gpu in facts["gpus"]})
 
 
-def missing_gpus(expected: list[str], gpus: list[dict[str, t.Any]]) -> list[str]:
+def missing_gpus(expected: list[str], gpus: list[Json]) -> list[str]:
     """Those of the expected UUIDs and (parts of) names for which no card is left.
 
     A card satisfies one expectation. UUIDs come first, then longer names, so that "RTX 3090" does not take the
@@ -188,8 +189,8 @@ def _probe_cards(
     sample_interval_ms: int,
     ended: t.Callable[[], bool],
     readings: dict[str, list[nvml_sampling.Reading]] | None,
-) -> dict[str, t.Any]:
-    found: list[tuple[dict[str, t.Any], t.Any]] = []  # facts and handle of each card that answers
+) -> Json:
+    found: list[tuple[Json, t.Any]] = []  # facts and handle of each card that answers
     problems: list[str] = []
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
@@ -205,7 +206,7 @@ def _probe_cards(
         ]
     # PCI bus order is what nvidia-smi and CUDA_DEVICE_ORDER=PCI_BUS_ID mean; NVML itself promises no order.
     found.sort(key=lambda card: card[0]["pci_bus_id"] or "")
-    xid_events: list[dict[str, t.Any]] | None = []
+    xid_events: list[Json] | None = []
     if sample_seconds > 0:
         handles = {facts["uuid"]: handle for facts, handle in found}
         watch = nvml_sampling.watch(nvml, _ask, handles, sample_seconds, sample_interval_ms, ended)
@@ -228,11 +229,11 @@ def _probe_cards(
     }
 
 
-def _p2p(nvml: t.Any, found: t.Sequence[tuple[dict[str, t.Any], t.Any]]) -> list[dict[str, t.Any]]:
+def _p2p(nvml: t.Any, found: t.Sequence[tuple[Json, t.Any]]) -> list[Json]:
     """What each pair of cards can do directly: one dict per pair, {a, b, read, write, nvlink, atomics, pci}."""
     pairs = []
     for (one, one_handle), (other, other_handle) in itertools.combinations(found, 2):
-        pair: dict[str, t.Any] = {"a": one["uuid"], "b": other["uuid"]}
+        pair: Json = {"a": one["uuid"], "b": other["uuid"]}
         for name, index in _P2P_CAPABILITIES.items():
             try:
                 status = _ask(nvml, "nvmlDeviceGetP2PStatus", one_handle, other_handle, index)
@@ -255,7 +256,7 @@ def _ask(nvml: t.Any, function: str, *arguments: t.Any) -> t.Any:
         return None
 
 
-def _card(nvml: t.Any, index: int, handle: t.Any) -> dict[str, t.Any]:
+def _card(nvml: t.Any, index: int, handle: t.Any) -> Json:
     def ask(name: str, *arguments: t.Any) -> t.Any:
         return _ask(nvml, name, handle, *arguments)
 
@@ -266,7 +267,7 @@ def _card(nvml: t.Any, index: int, handle: t.Any) -> dict[str, t.Any]:
     bus_width = ask("nvmlDeviceGetMemoryBusWidth")
     persistence = ask("nvmlDeviceGetPersistenceMode")
     ecc = ask("nvmlDeviceGetEccMode")
-    facts: dict[str, t.Any] = {
+    facts: Json = {
         "uuid": _text(ask("nvmlDeviceGetUUID")),
         "name": _text(ask("nvmlDeviceGetName")),
         "pci_bus_id": None if pci is None else _text(pci.busId),
@@ -318,7 +319,7 @@ def throttle_reasons(mask: int | None) -> list[str] | None:
     return [_THROTTLE_REASONS.get(bit, f"unknown_{bit:#x}") for bit in bits]
 
 
-def _nvlink(ask: t.Callable[..., t.Any]) -> list[dict[str, t.Any]] | None:
+def _nvlink(ask: t.Callable[..., t.Any]) -> list[Json] | None:
     """The card's NVLink links; None for a card that has none. A link without a bridge is there and not active."""
     links = []
     for link in range(_NVLINK_MAX_LINKS):
@@ -343,7 +344,7 @@ def _memory(nvml: t.Any, ask: t.Callable[..., t.Any]) -> dict[str, int | None]:
     }
 
 
-def _processes(nvml: t.Any, ask: t.Callable[..., t.Any]) -> list[dict[str, t.Any]] | None:
+def _processes(nvml: t.Any, ask: t.Callable[..., t.Any]) -> list[Json] | None:
     """Compute and graphics processes on the card, one entry per pid; None when the card does not say."""
     compute = ask("nvmlDeviceGetComputeRunningProcesses_v3")
     graphics = ask("nvmlDeviceGetGraphicsRunningProcesses_v3")

@@ -11,6 +11,8 @@ import ctypes
 import time
 import typing as t
 
+from .._base.types import Json, Mapping
+
 _CLOCK_SM, _CLOCK_MEMORY = 1, 2  # nvmlClockType_t
 _XID_CRITICAL_ERROR = 8  # nvmlEventTypeXidCriticalError
 _TIMEOUT = 10  # NVML_ERROR_TIMEOUT
@@ -29,7 +31,7 @@ QUANTITIES: t.Final = (
 
 #: Asks one NVML function; None where it is not supported, CardGoneError when the card is gone.
 Ask = t.Callable[..., t.Any]
-Reading = dict[str, t.Any]
+Reading = Json
 
 
 class CardGoneError(Exception):
@@ -45,11 +47,11 @@ def throttle_mask(ask: Ask) -> int | None:
 def watch(
     nvml: t.Any,
     ask: Ask,
-    handles: t.Mapping[str, t.Any],
+    handles: Mapping,
     seconds: float,
     interval_ms: int,
     ended: t.Callable[[], bool] = lambda: False,
-) -> dict[str, t.Any]:
+) -> Json:
     """Look at the cards every `interval_ms` for `seconds` or until `ended`, at least once, and collect Xid events.
 
     `handles` are NVML's by UUID; `ask(nvml, function, *arguments)` is _nvml's. Returns {cards: {uuid: [reading, ...]},
@@ -58,7 +60,7 @@ def watch(
     readings: dict[str, list[Reading]] = {uuid: [] for uuid in handles}
     gone: dict[str, str] = {}
     events = _register(nvml, handles)
-    xids: list[dict[str, t.Any]] = []
+    xids: list[Json] = []
     started = time.monotonic()
     ends = started + seconds
     try:
@@ -78,7 +80,7 @@ def watch(
 
 
 def _read_all(
-    nvml: t.Any, ask: Ask, handles: t.Mapping[str, t.Any], readings: dict[str, list[Reading]], gone: dict[str, str]
+    nvml: t.Any, ask: Ask, handles: Mapping, readings: dict[str, list[Reading]], gone: dict[str, str]
 ) -> None:
     """Append a reading of each card that is left, and note those that are gone from now on."""
     for uuid, handle in handles.items():
@@ -92,9 +94,9 @@ def _read_all(
 
 def summary(
     readings: t.Sequence[Reading], seconds: float, names: t.Callable[[int | None], list[str] | None]
-) -> dict[str, t.Any]:
+) -> Json:
     """`sampled` as gpu_facts documents it, of one card's readings. `names` gives the names of throttle bits."""
-    result: dict[str, t.Any] = {"count": len(readings), "seconds": seconds}
+    result: Json = {"count": len(readings), "seconds": seconds}
     for quantity in QUANTITIES:
         values = [reading[quantity] for reading in readings if reading[quantity] is not None]
         result[quantity] = None
@@ -131,7 +133,7 @@ def _read(nvml: t.Any, ask: Ask, handle: t.Any) -> Reading:
     }
 
 
-def _register(nvml: t.Any, handles: t.Mapping[str, t.Any]) -> t.Any:
+def _register(nvml: t.Any, handles: Mapping) -> t.Any:
     """An event set for the Xid errors of the cards, or None where no card reports them."""
     try:
         events = nvml.nvmlEventSetCreate()
@@ -151,7 +153,7 @@ def _register(nvml: t.Any, handles: t.Mapping[str, t.Any]) -> t.Any:
 
 
 def _wait(
-    nvml: t.Any, events: t.Any, until: float, handles: t.Mapping[str, t.Any], xids: list[dict[str, t.Any]]
+    nvml: t.Any, events: t.Any, until: float, handles: Mapping, xids: list[Json]
 ) -> None:
     """Wait until then, and append to `xids` what the driver reports in the meantime."""
     # a lost card no longer tells its UUID, but its handle is known

@@ -4,18 +4,15 @@
 
 from __future__ import annotations
 
-import typing as t
-
 from .._base.checks import check
+from .._base.types import Json, Mapping
 from . import known_cards
-
-Json = dict[str, t.Any]
 
 #: 10^9 bytes per second of one lane in one direction, by generation, from the PCIe base specifications.
 LANE_GB_PER_S = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938, 6: 7.563}
 
 
-def links(host: t.Mapping[str, t.Any]) -> list[Json]:
+def links(host: Mapping) -> list[Json]:
     """One check per card: PCIe width and generation, judged by what was seen under load where that is known."""
     if host["hypervisor"] and host["nvidia_devices"]:
         return [check("PCIe", True, "note", "not judged: a virtual machine does not see the real slots", None)]
@@ -27,7 +24,7 @@ def links(host: t.Mapping[str, t.Any]) -> list[Json]:
     return found
 
 
-def _sampled(gpu: t.Mapping[str, t.Any], key: str) -> int | None:
+def _sampled(gpu: Mapping, key: str) -> int | None:
     """The highest value that was seen while something ran on the card; None where nothing was sampled or it idled."""
     sampled = gpu.get("sampled") or {}
     busy = (sampled.get("utilization_gpu_percent") or {}).get("max") or 0
@@ -35,7 +32,7 @@ def _sampled(gpu: t.Mapping[str, t.Any], key: str) -> int | None:
     return int(value) if busy and value is not None else None
 
 
-def _link(gpu: t.Mapping[str, t.Any], device: t.Mapping[str, t.Any], address: str) -> Json:
+def _link(gpu: Mapping, device: Mapping, address: str) -> Json:
     name = f"PCIe {address or gpu.get('uuid')}"
     # idle links lower their generation and keep their width
     loaded = _sampled(gpu, "pcie_generation")

@@ -19,14 +19,9 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.errors import UserError
+from .._base.types import Json, Mapping
 from . import known_cards
-
-Json = dict[str, t.Any]
-
-
-class PolicyError(ValueError):
-    """A policy or a number of watts that makes no sense; the message says which and what would."""
-
 
 POLICIES = ("warn", "fail", "ignore")
 
@@ -35,7 +30,7 @@ POLICIES = ("warn", "fail", "ignore")
 OTHER_LOW, OTHER_HIGH = 500 / 450, 570 / 350
 OTHER_SOURCE = "assumed from the ratios of peak to limit of an RTX 4090 and an RTX 3090; unverified"
 
-def for_card(gpu: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) -> t.Any:
+def for_card(gpu: Mapping, settings: Mapping) -> t.Any:
     """Return what `settings`, by UUID or by the end of the product name, say of a card, or None. UUIDs win."""
     by_uuid = settings.get(gpu.get("uuid") or "")
     name = gpu.get("name") or ""
@@ -44,11 +39,11 @@ def for_card(gpu: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) -> t.A
     )
 
 
-def card(gpu: t.Mapping[str, t.Any], planned_watts: t.Any = None) -> Json:
+def card(gpu: Mapping, planned_watts: t.Any = None) -> Json:
     """Return {name, limit_watts, planned, default_watts, peak_low_watts, peak_high_watts, source} of one card.
 
     `gpu` is an entry of gpu_facts, or {name} alone. The limit is the one that the role gpu_power is to set, or the one
-    in force. Watts are None where neither NVML nor the table of known cards knows the card. Raises PolicyError for a
+    in force. Watts are None where neither NVML nor the table of known cards knows the card. Raises UserError for a
     plan that is no number.
     """
     name = gpu.get("name") or "unnamed card"
@@ -79,15 +74,15 @@ def _watts(value: t.Any, name: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError) as error:
-        raise PolicyError(f"the power limit of {name} is {value!r}: it must be a number of watts") from error
+        raise UserError(f"the power limit of {name} is {value!r}: it must be a number of watts") from error
 
 
 def budget(
-    gpus: t.Sequence[t.Mapping[str, t.Any]],
+    gpus: t.Sequence[Mapping],
     psu_watts: int,
     rest_of_machine_watts: int,
-    limits_watts: t.Mapping[str, t.Any] | None = None,
-    locked_clocks_mhz: t.Mapping[str, t.Any] | None = None,
+    limits_watts: Mapping | None = None,
+    locked_clocks_mhz: Mapping | None = None,
 ) -> Json:
     """Return what the cards and the rest of the machine need of a power supply.
 
@@ -105,10 +100,10 @@ def budget(
     - ok;
     - unknown: the rating, or the draw of a card, is not known.
 
-    Raises PolicyError for negative watts.
+    Raises UserError for negative watts.
     """
     if psu_watts < 0 or rest_of_machine_watts < 0:
-        raise PolicyError("the watts of the power supply and of the rest of the machine must be zero or more")
+        raise UserError("the watts of the power supply and of the rest of the machine must be zero or more")
     cards = [card(gpu, for_card(gpu, limits_watts or {})) for gpu in gpus]
     locked = bool(gpus) and all(for_card(gpu, locked_clocks_mhz or {}) for gpu in gpus)
     rest = rest_of_machine_watts
@@ -138,7 +133,7 @@ def rating_for(watts: int) -> int:
     return -(-watts // 50) * 50
 
 
-def _advice(found: t.Mapping[str, t.Any]) -> list[str]:
+def _advice(found: Mapping) -> list[str]:
     """What to do, the surest thing first."""
     verdict, psu = found["verdict"], found["psu_watts"]
     if verdict == "ok" or found["steady_watts"] is None:
@@ -162,7 +157,7 @@ def _advice(found: t.Mapping[str, t.Any]) -> list[str]:
     return advice
 
 
-def words(found: t.Mapping[str, t.Any]) -> str:
+def words(found: Mapping) -> str:
     """One sentence with the numbers of a budget."""
     unknown = [each["name"] for each in found["cards"] if each["limit_watts"] is None]
     if unknown:
@@ -179,10 +174,10 @@ def words(found: t.Mapping[str, t.Any]) -> str:
 def severity(verdict: str, policy: str) -> str:
     """Severity of a check for a verdict other than ok: what only the highest figures say is never more than a note.
 
-    Raises PolicyError for a policy that is not one of POLICIES.
+    Raises UserError for a policy that is not one of POLICIES.
     """
     if policy not in POLICIES:
-        raise PolicyError(f"the policy must be one of {', '.join(POLICIES)}, not {policy!r}")
+        raise UserError(f"the policy must be one of {', '.join(POLICIES)}, not {policy!r}")
     if policy == "ignore" or verdict in ("unknown", "peaks_possible"):
         return "note"
     return "error" if policy == "fail" else "warning"

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json, Mapping
+
 SCHEMA: t.Final = 1
 
-Settings = dict[str, t.Any]
-Card = t.Mapping[str, t.Any]
+Settings = Json
+Card = Mapping
 
 
 def settings(
-    gpus: t.Sequence[Card], limits_watts: t.Mapping[str, t.Any], limits_by_name_watts: t.Mapping[str, t.Any],
-    locked_clocks_mhz: t.Mapping[str, t.Any], persistence: bool,
+    gpus: t.Sequence[Card], limits_watts: Mapping, limits_by_name_watts: Mapping,
+    locked_clocks_mhz: Mapping, persistence: bool,
 ) -> Settings:
     """Return the settings for the cards of a host, of those that anything is asked for.
 
@@ -26,7 +28,7 @@ def settings(
     and not there are kept, so that problems() can say so.
     """
     names = {str(gpu["uuid"]): str(gpu["name"] or "") for gpu in gpus}
-    wanted: dict[str, t.Any] = {}
+    wanted: Json = {}
     for uuid, name in names.items():
         for ending, watts in limits_by_name_watts.items():
             if name.lower().endswith(str(ending).lower()):

@@ -16,34 +16,33 @@ from __future__ import annotations
 import itertools
 import typing as t
 
-Point = dict[str, t.Any]
+from .._base.errors import UserError
+from .._base.types import Json, Mapping
+
+Point = Json
 
 #: Objectives of docs/data_formats.md: which tokens count.
 _PROMPT_COUNTS: t.Final = ("prefill", "ttft", "request")
 _GENERATED_COUNT: t.Final = ("decode", "agent", "request")
 
 
-class SweepError(ValueError):
-    """What was asked for makes no sense; the message is one sentence for the operator."""
-
-
 # --- what to measure -------------------------------------------------------------------------------------------------
 
 
 def plan(
-    gpus: t.Sequence[t.Mapping[str, t.Any]], fractions: t.Sequence[float],
+    gpus: t.Sequence[Mapping], fractions: t.Sequence[float],
     limits_watts: t.Mapping[str, t.Sequence[float]],
 ) -> list[Point]:
     """Return the points to measure: all cards at their highest limit, then each card at each lower one.
 
     `fractions` are of each card's default limit, raised to what the card accepts; `limits_watts` gives a card's limits
-    itself, by UUID. Raises SweepError for a card that is not there or cannot be limited, and for limits that it does
+    itself, by UUID. Raises UserError for a card that is not there or cannot be limited, and for limits that it does
     not take.
     """
     unknown = [uuid for uuid in limits_watts if uuid not in {gpu["uuid"] for gpu in gpus}]
     if unknown:
         here = ", ".join(f"{gpu['uuid']} ({gpu['name']})" for gpu in gpus)
-        raise SweepError(f"power limits are given for {unknown[0]}, which is none of the cards in use: {here}")
+        raise UserError(f"power limits are given for {unknown[0]}, which is none of the cards in use: {here}")
     limits = {str(gpu["uuid"]): _limits(gpu, fractions, limits_watts.get(gpu["uuid"])) for gpu in gpus}
     base = {uuid: values[0] for uuid, values in limits.items()}
     points = [_point(base, gpus)]
@@ -52,32 +51,32 @@ def plan(
     return points
 
 
-def _limits(gpu: t.Mapping[str, t.Any], fractions: t.Sequence[float], given: t.Sequence[float] | None) -> list[float]:
+def _limits(gpu: Mapping, fractions: t.Sequence[float], given: t.Sequence[float] | None) -> list[float]:
     """The limits of one card, highest first."""
     label = f"{gpu['name']} ({gpu['uuid']})"
     lowest, highest, default = (gpu[f"power_limit_{name}_watts"] for name in ("min", "max", "default"))
     if lowest is None or highest is None or default is None:
-        raise SweepError(f"{label} has no power limit that can be set, so there is nothing to measure")
+        raise UserError(f"{label} has no power limit that can be set, so there is nothing to measure")
     if given is None:
         if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
-            raise SweepError(f"the fractions are {list(fractions)}: give numbers above 0, up to 1")
+            raise UserError(f"the fractions are {list(fractions)}: give numbers above 0, up to 1")
         given = [min(highest, max(lowest, round(default * fraction / 5) * 5)) for fraction in fractions]
     for watts in given:
         if isinstance(watts, bool) or not isinstance(watts, (int, float)) or not lowest <= watts <= highest:
-            raise SweepError(f"{label} takes power limits from {lowest:g} to {highest:g} W, and {watts} was asked for")
+            raise UserError(f"{label} takes power limits from {lowest:g} to {highest:g} W, and {watts} was asked for")
     return sorted(set(given), reverse=True)
 
 
-def _point(limits: t.Mapping[str, float], gpus: t.Sequence[t.Mapping[str, t.Any]]) -> Point:
+def _point(limits: t.Mapping[str, float], gpus: t.Sequence[Mapping]) -> Point:
     return {"label": label(limits, gpus), "limits_watts": dict(limits)}
 
 
-def label(limits: t.Mapping[str, float], gpus: t.Sequence[t.Mapping[str, t.Any]]) -> str:
+def label(limits: t.Mapping[str, float], gpus: t.Sequence[Mapping]) -> str:
     """315 + 280 W, in the order of the cards."""
     return " + ".join(f"{limits[gpu['uuid']]:g}" for gpu in gpus if gpu["uuid"] in limits) + " W"
 
 
-def group(measurements: t.Sequence[t.Mapping[str, t.Any]]) -> list[Point]:
+def group(measurements: t.Sequence[Mapping]) -> list[Point]:
     """Return points with all their loads, in the order of their first, from [{label, limits_watts, load}, ...]."""
     points: dict[t.Any, Point] = {}
     for measured in measurements:
@@ -89,7 +88,7 @@ def group(measurements: t.Sequence[t.Mapping[str, t.Any]]) -> list[Point]:
 # --- what was measured -----------------------------------------------------------------------------------------------
 
 
-def row(point: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+def row(point: Mapping) -> Json:
     """Return what a point's loads say: speed and energy of prompt and generation, None where not measured.
 
     {label, limits_watts, loads, status, reason, decode, prefill}; decode and prefill are None or {ms_per_token,
@@ -107,8 +106,8 @@ def row(point: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
 
 
 def _phase(
-    loads: t.Sequence[t.Mapping[str, t.Any]], cards: t.Collection[str], counted: str, other: str
-) -> dict[str, t.Any] | None:
+    loads: t.Sequence[Mapping], cards: t.Collection[str], counted: str, other: str
+) -> Json | None:
     """One kind of test over all loads; the energy is that of the swept cards, whatever else is in the box."""
     tokens = 0
     ms = 0.0
@@ -138,7 +137,7 @@ def _phase(
     }
 
 
-def cost(measured: t.Mapping[str, t.Any], objective: t.Mapping[str, t.Any]) -> tuple[float, float] | None:
+def cost(measured: Mapping, objective: Mapping) -> tuple[float, float] | None:
     """Return milliseconds and joules of one request of the objective, or None where something was not measured."""
     prompt = objective["prompt_tokens"] if objective["name"] in _PROMPT_COUNTS else 0
     generated = objective["generated_tokens"] if objective["name"] in _GENERATED_COUNT else 0
@@ -155,19 +154,19 @@ def cost(measured: t.Mapping[str, t.Any], objective: t.Mapping[str, t.Any]) -> t
 
 
 def choose(
-    points: t.Sequence[Point], gpus: t.Sequence[t.Mapping[str, t.Any]], objective: t.Mapping[str, t.Any],
+    points: t.Sequence[Point], gpus: t.Sequence[Mapping], objective: Mapping,
     tolerance_percent: float, measured_only: bool = False,
-) -> dict[str, t.Any]:
+) -> Json:
     """Return the limits that use the least energy among those that cost at most `tolerance_percent` of speed.
 
     `points` as plan() gave them, the baseline first, with loads. Returns {rows, limits_watts, label, measured,
     slower_percent, less_energy_percent, noise_percent, why}. `measured` is False for a combination that was only
-    predicted: measure it and ask again, with `measured_only`. Raises SweepError when the baseline was not measured.
+    predicted: measure it and ask again, with `measured_only`. Raises UserError when the baseline was not measured.
     """
     rows = [row(point) for point in points]
     costs = [cost(measured, objective) if measured["status"] == "ok" else None for measured in rows]
     if costs[0] is None:
-        raise SweepError(
+        raise UserError(
             f"the cards at their highest limits ({rows[0]['label']}) were not measured:"
             f" {rows[0]['reason'] or 'there is no energy in the results'}"
         )
@@ -228,7 +227,7 @@ def _combinations(
     return result
 
 
-def _noise_percent(point: t.Mapping[str, t.Any], objective: t.Mapping[str, t.Any]) -> float | None:
+def _noise_percent(point: Mapping, objective: Mapping) -> float | None:
     """How far the loads of a point are apart, in percent of the fastest; None with fewer than two."""
     times = []
     for load in point["loads"]:
@@ -241,7 +240,7 @@ def _noise_percent(point: t.Mapping[str, t.Any], objective: t.Mapping[str, t.Any
 # --- what people read ------------------------------------------------------------------------------------------------
 
 
-def table(choice: t.Mapping[str, t.Any], gpus: t.Sequence[t.Mapping[str, t.Any]]) -> list[str]:
+def table(choice: Mapping, gpus: t.Sequence[Mapping]) -> list[str]:
     """Return the measured points as lines of text."""
     names = " + ".join(str(gpu["name"]).removeprefix("NVIDIA GeForce ") for gpu in gpus)
     head = ["power limits", "decode tok/s", "J/token", "W", "prefill tok/s", "J/token", ""]
@@ -265,6 +264,6 @@ def table(choice: t.Mapping[str, t.Any], gpus: t.Sequence[t.Mapping[str, t.Any]]
     return [*lines, choice["why"]]
 
 
-def _cell(phase: t.Mapping[str, t.Any] | None, name: str) -> str:
+def _cell(phase: Mapping | None, name: str) -> str:
     value = phase[name] if phase else None
     return "-" if value is None else f"{value:.3g}"

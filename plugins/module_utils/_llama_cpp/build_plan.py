@@ -9,6 +9,7 @@ import re
 import typing as t
 
 from .._base import fingerprints
+from .._base.errors import UserError
 
 SCHEMA = 1
 SOURCES = ("sdist", "git", "archive", "package")
@@ -161,7 +162,7 @@ def plan(
     parts = {"source": source, "cmake_arguments": arguments, "targets": sorted(set(targets)), "toolchain": tools}
     try:
         key = fingerprints.fingerprint(parts)
-    except fingerprints.FingerprintError as exc:
+    except UserError as exc:
         raise BuildError(str(exc)) from exc
     build = int(source.get("build") or 0)
     numbered = _NUMBERED_TAG.match(str(source["version"])) if source["kind"] == "git" else None

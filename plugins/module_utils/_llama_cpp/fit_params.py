@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 import typing as t
 
+from .._base.errors import UserError
+from .._base.types import Json, Mapping
 from .._split import layer_split, memory_plan
 from .._split.types import Model, Serving
 from . import llama_bench
@@ -23,33 +25,29 @@ SERVING_FLAGS: t.Final = (("context_size", "-c"), *llama_bench.SERVING_FLAGS)
 _LINE = re.compile(r"^(\S.*?) (\d+) (\d+) (\d+) ?$")
 
 
-class DryRunError(ValueError):
-    """Something that was asked for, or printed, makes no sense; the message is one sentence without a full stop."""
-
-
 def command(
     program: str,
     model_path: str,
     devices: t.Sequence[str],
     layers: t.Sequence[int],
-    serving: t.Mapping[str, t.Any],
+    serving: Mapping,
     rpc_endpoints: t.Sequence[str] = (),
     split_mode: str = "layer",
 ) -> list[str]:
     """Return the command that asks llama.cpp about C(layers) on C(devices), with the flags of the server.
 
     Devices without a slot are left out, as the server leaves them out. The program has no `-kvu`: a unified cache is
-    asked for as one slot of the whole context, which is what it is. Raises DryRunError where the two lists do not
+    asked for as one slot of the whole context, which is what it is. Raises UserError where the two lists do not
     belong together or a serving flag is missing.
     """
     if len(devices) != len(layers):
-        raise DryRunError(f"{len(layers)} layer counts do not belong to {len(devices)} devices")
+        raise UserError(f"{len(layers)} layer counts do not belong to {len(devices)} devices")
     if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in layers) or not any(layers):
-        raise DryRunError(f"layers must be whole numbers of zero or more, at least one of them more: {list(layers)}")
+        raise UserError(f"layers must be whole numbers of zero or more, at least one of them more: {list(layers)}")
     missing = [key for key, _flag in SERVING_FLAGS if key not in serving]
     missing += [key for key in ("parallel_slots", "kv_unified") if key not in serving]
     if missing:
-        raise DryRunError(f"serving.{missing[0]} is missing")
+        raise UserError(f"serving.{missing[0]} is missing")
     used = [(name, count) for name, count in zip(devices, layers, strict=True) if count]
     words = [program, "-m", model_path]
     if rpc_endpoints:
@@ -63,10 +61,10 @@ def command(
     return [*words, "-fit", "off", "-fitp", "on"]
 
 
-def parse(text: str, devices: t.Sequence[str]) -> list[dict[str, t.Any]]:
+def parse(text: str, devices: t.Sequence[str]) -> list[Json]:
     """Return model, KV and compute MiB of each of C(devices), in their order; zeros for one that has no part.
 
-    Raises DryRunError when the program printed something else, for instance tensor mode's single line `Meta()`.
+    Raises UserError when the program printed something else, for instance tensor mode's single line `Meta()`.
     """
     found: dict[str, list[int]] = {}
     for line in text.splitlines():
@@ -76,14 +74,14 @@ def parse(text: str, devices: t.Sequence[str]) -> list[dict[str, t.Any]]:
     host = found.pop("Host", None)
     if host is None or not found:
         last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing")
-        raise DryRunError(f"there are no lines of the form 'DEVICE model KV compute' in what it printed ({last[:200]})")
+        raise UserError(f"there are no lines of the form 'DEVICE model KV compute' in what it printed ({last[:200]})")
     strange = [name for name in found if name not in devices]
     if strange:
-        raise DryRunError(f"it speaks of {strange[0]}, which is none of the devices ({', '.join(devices)})")
+        raise UserError(f"it speaks of {strange[0]}, which is none of the devices ({', '.join(devices)})")
     result = []
     for name in devices:
         values = found.get(name, [0, 0, 0])
-        entry: dict[str, t.Any] = {"device": name, **dict(zip(PARTS, values, strict=True))}
+        entry: Json = {"device": name, **dict(zip(PARTS, values, strict=True))}
         result.append({**entry, "mib": sum(values)})
     return result
 

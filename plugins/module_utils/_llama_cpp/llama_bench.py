@@ -13,7 +13,9 @@ import typing as t
 from dataclasses import dataclass
 
 from .._base.errors import UserError
+from .._base.types import Json, Mapping
 from .._measuring import load_checks, outcome
+from .._split.types import ListedDevice
 
 #: serving key -> llama-bench flag, in the order of the command line. llama-bench has no context or slots of its own.
 SERVING_FLAGS: t.Final = (
@@ -39,8 +41,6 @@ _ROW_FIELDS: t.Final = (
 )
 
 
-
-
 # --- devices ---------------------------------------------------------------------------------------------------------
 
 _DEVICE_LINE = re.compile(r"^\s+([A-Za-z][^\s:]*): (.*) \((\d+) MiB, (\d+) MiB free\)\s*$")
@@ -52,7 +52,7 @@ def list_devices_command(llama_bench: str, rpc_endpoints: t.Sequence[str]) -> li
     return [llama_bench, *rpc, "--list-devices"]
 
 
-def parse_devices(text: str) -> list[dict[str, t.Any]]:
+def parse_devices(text: str) -> list[ListedDevice]:
     """Return the devices of C(llama-bench --list-devices), in its order, without their ids.
 
     Each has device, backend, description, total_mib and free_mib. Devices without memory of their own (accelerators
@@ -64,7 +64,7 @@ def parse_devices(text: str) -> list[dict[str, t.Any]]:
         start = lines.index("Available devices:") + 1
     except ValueError:
         raise UserError("there is no line 'Available devices:' in what it printed") from None
-    devices: list[dict[str, t.Any]] = []
+    devices: list[ListedDevice] = []
     for line in lines[start:]:
         if not line.strip() or line.strip() == "(none)":
             continue
@@ -108,11 +108,11 @@ class Order:
     devices: tuple[str, ...]
     shares: tuple[int, ...]             # empty for a single device, which needs no vector
     split_mode: str
-    serving: t.Mapping[str, t.Any]
-    tests: tuple[t.Mapping[str, t.Any], ...]
+    serving: Mapping
+    tests: tuple[Mapping, ...]
 
 
-def make_order(load: t.Mapping[str, t.Any], devices: t.Sequence[str], serving: t.Mapping[str, t.Any]) -> Order:
+def make_order(load: Mapping, devices: t.Sequence[str], serving: Mapping) -> Order:
     """Check a load of the planner against the devices and return the Order; raises UserError naming the wrong field.
 
     Devices without a layer are not named to llama.cpp at all: as C(-dev A/B -ts 33/0) B would still get buffers.
@@ -137,7 +137,7 @@ def make_order(load: t.Mapping[str, t.Any], devices: t.Sequence[str], serving: t
     )
 
 
-def micro_batch(test: t.Mapping[str, t.Any], serving: t.Mapping[str, t.Any]) -> t.Any:
+def micro_batch(test: Mapping, serving: Mapping) -> t.Any:
     """Return the micro-batch of a test: its own where it names one, else that of the serving profile."""
     return test.get("micro_batch_size", serving.get("micro_batch_size"))
 
@@ -186,9 +186,9 @@ def diagnosis_command(command: t.Sequence[str]) -> list[str]:
 # --- reading the output ----------------------------------------------------------------------------------------------
 
 
-def read_rows(stdout: str) -> tuple[list[dict[str, t.Any]], list[str], bool]:
+def read_rows(stdout: str) -> tuple[list[Json], list[str], bool]:
     """Return the JSON rows of C(-o jsonl), the other lines, and whether a row was cut off."""
-    rows: list[dict[str, t.Any]] = []
+    rows: list[Json] = []
     strange: list[str] = []
     broken = False
     for line in stdout.splitlines():
@@ -218,7 +218,7 @@ def same_split(printed: t.Any, shares: t.Sequence[int]) -> bool:
     return all(abs(one - other) < 0.006 for one, other in zip(found, wanted, strict=True))
 
 
-def _disagreement(row: t.Mapping[str, t.Any], order: Order) -> str | None:
+def _disagreement(row: Mapping, order: Order) -> str | None:
     """Return which field of a row differs from what was asked, or None."""
     if row.get("devices") != "/".join(order.devices):
         return f"devices {row.get('devices')} instead of {'/'.join(order.devices)}"
@@ -232,9 +232,9 @@ def _disagreement(row: t.Mapping[str, t.Any], order: Order) -> str | None:
     return None
 
 
-def _results(rows: t.Sequence[t.Mapping[str, t.Any]], order: Order) -> list[dict[str, t.Any]]:
+def _results(rows: t.Sequence[Mapping], order: Order) -> list[Json]:
     """Return one result per test, in the order of the tests, or raise UserError naming what is missing."""
-    results: list[dict[str, t.Any]] = []
+    results: list[Json] = []
     for test in order.tests:
         shape = tuple(test[field] for field in ("n_prompt", "n_gen", "n_depth"))
         name = f"the {test.get('kind')} test (n_prompt {shape[0]}, n_gen {shape[1]}, n_depth {shape[2]})"

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 
 from .._base import json_file
+from .._base.types import Json
 
 ERROR_TEXT_CHARACTERS = 300
 
@@ -46,14 +47,14 @@ class Client:
         # a proxy of the environment is not what is to be measured
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-    def ask(self, path: str, body: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+    def ask(self, path: str, body: Json | None = None) -> Json:
         """GET, or POST where there is a body, and return the JSON object of the answer. Raises ServerError."""
         parsed = self._ask(path, body)
         if not isinstance(parsed, dict):
             raise ServerError(f"{self.url}{path} gave no JSON object: is it a llama-server?")
         return parsed
 
-    def _ask(self, path: str, body: dict[str, t.Any] | None = None) -> t.Any:
+    def _ask(self, path: str, body: Json | None = None) -> t.Any:
         where = f"{self.url}{path}"
         try:
             data = None if body is None else json.dumps(body).encode()
@@ -83,14 +84,14 @@ class Client:
         text = error.read(ERROR_TEXT_CHARACTERS).decode(errors="replace").strip()
         return ServerError(f"{where} answered {error.code}: {text}")
 
-    def slots(self) -> list[dict[str, t.Any]]:
+    def slots(self) -> list[Json]:
         """Return what each slot does, as /slots tells it. Raises ServerError."""
         slots = self._ask("/slots")
         if not isinstance(slots, list) or not all(isinstance(s, dict) and "is_processing" in s for s in slots):
             raise ServerError(f"{self.url}/slots does not say what its slots do: is it a llama-server?")
         return slots
 
-    def generate(self, prompt: list[int], count: int) -> dict[str, t.Any]:
+    def generate(self, prompt: list[int], count: int) -> Json:
         """Have C(count) tokens generated after a prompt that no cache may answer; return the server's timings."""
         body = {
             "prompt": prompt,

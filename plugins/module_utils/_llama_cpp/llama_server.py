@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json, Mapping
 from .._split import layer_split, placement
-
-Json = dict[str, t.Any]
-
 
 # What a unit has to let through for the devices of a backend; CPU and RPC devices need no device node.
 _DEVICE_NODES = {"CUDA": ["char-nvidia*"], "Vulkan": ["char-drm", "char-nvidia*"], "ROCm": ["char-drm", "char-kfd"]}
@@ -37,7 +35,7 @@ def url(host: str, port: int | str) -> str:
     return f"http://{reachable}:{port}"
 
 
-def command(deployment: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) -> Json:
+def command(deployment: Mapping, settings: Mapping) -> Json:
     """Return how a deployment is served.
 
     C(settings): host, port, alias, cache_ram_mib, cors_origins, log_verbosity, extra_arguments, allowed_networks.
@@ -90,7 +88,7 @@ def command(deployment: t.Mapping[str, t.Any], settings: t.Mapping[str, t.Any]) 
 
 
 def memory_shortfalls(
-    deployment: t.Mapping[str, t.Any], gpus: t.Sequence[t.Mapping[str, t.Any]], own_pids: t.Sequence[int] = ()
+    deployment: Mapping, gpus: t.Sequence[Mapping], own_pids: t.Sequence[int] = ()
 ) -> list[Json]:
     """Compare the plan with the memory that each card has free now.
 

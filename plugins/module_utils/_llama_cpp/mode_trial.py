@@ -13,11 +13,10 @@ import math
 import re
 import typing as t
 
+from .._base.types import Json, Mapping
 from .._measuring import outcome
 from .._split import placement
 from . import llama_server
-
-Json = dict[str, t.Any]
 
 _PERPLEXITY = re.compile(r"Final estimate: PPL = ([0-9.]+|-?nan|inf) \+/- ([0-9.]+|-?nan|inf)", re.IGNORECASE)
 
@@ -27,7 +26,7 @@ def deployment(
     devices: t.Sequence[Json],
     layers: t.Sequence[int],
     split_mode: str,
-    serving: t.Mapping[str, t.Any],
+    serving: Mapping,
     rpc_endpoints: t.Sequence[str],
 ) -> Json:
     """Return a deployment of docs/data_formats.md as far as llama-server's command line needs it."""
@@ -42,7 +41,7 @@ def deployment(
     }
 
 
-def server_command(program: str, served: t.Mapping[str, t.Any], port: int) -> tuple[list[str], dict[str, str]]:
+def server_command(program: str, served: Mapping, port: int) -> tuple[list[str], dict[str, str]]:
     """Return (command, environment) of a private llama-server on loopback for a deployment."""
     settings = {
         "host": "127.0.0.1", "port": port, "alias": "trial", "cache_ram_mib": 0, "cors_origins": "localhost",
@@ -53,7 +52,7 @@ def server_command(program: str, served: t.Mapping[str, t.Any], port: int) -> tu
 
 
 def perplexity_command(
-    program: str, served: t.Mapping[str, t.Any], text_file: str, context: int, chunks: int
+    program: str, served: Mapping, text_file: str, context: int, chunks: int
 ) -> list[str]:
     """Return the command that measures the perplexity of a text with the same placement and types as the server's."""
     command, _environment = server_command(program, served, 1)

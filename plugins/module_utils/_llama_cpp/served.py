@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 import typing as t
 
+from .._base.types import Json, Mapping
 from .._split import deployment
-
-Json = dict[str, t.Any]
 
 SCHEMA: t.Final = 1
 #: What is stored of a test that was asked for.
@@ -22,7 +21,7 @@ TEST_KEYS: t.Final = ("name", "prompt_tokens", "generated_tokens", "repetitions"
 NOTHING: t.Final[Json] = {"tests": [], "power": None, "context_per_slot": None, "measured_at": None}
 
 
-def configuration(entry: t.Mapping[str, t.Any]) -> Json:
+def configuration(entry: Mapping) -> Json:
     """Return what identifies a recorded deployment as served. Raises KeyError for an entry that lacks it."""
     return {
         "fingerprint": entry["fingerprint"],
@@ -32,7 +31,7 @@ def configuration(entry: t.Mapping[str, t.Any]) -> Json:
     }
 
 
-def read(text: str, entry: t.Mapping[str, t.Any]) -> Json | None:
+def read(text: str, entry: Mapping) -> Json | None:
     """Return the stored results of an entry, or None where they are of another configuration.
 
     Raises ValueError when the text is damaged or of another schema.
@@ -44,10 +43,10 @@ def read(text: str, entry: t.Mapping[str, t.Any]) -> Json | None:
     return stored if stored.get("configuration") == configuration(entry) else None
 
 
-def covers(stored: t.Mapping[str, t.Any], tests: t.Sequence[t.Mapping[str, t.Any]], power_tokens: int) -> bool:
+def covers(stored: Mapping, tests: t.Sequence[Mapping], power_tokens: int) -> bool:
     """Return whether stored results answer what is asked for."""
 
-    def asked(rows: t.Iterable[t.Mapping[str, t.Any]]) -> list[list[t.Any]]:
+    def asked(rows: t.Iterable[Mapping]) -> list[list[t.Any]]:
         return [[row[key] for key in TEST_KEYS] for row in rows]
 
     return asked(stored["tests"]) == asked(tests) and stored.get("power_tokens") == power_tokens

@@ -4,15 +4,14 @@
 
 from __future__ import annotations
 
-import typing as t
-
+from .._base.types import Mapping
 from .._split import placement
 
 # llama-server rounds the context of a slot up to this many tokens (src/llama-context.cpp, GGML_PAD).
 CONTEXT_STEP = 256
 
 
-def deviations(deployment: t.Mapping[str, t.Any], load: t.Mapping[str, t.Any]) -> list[str]:
+def deviations(deployment: Mapping, load: Mapping) -> list[str]:
     """Compare what the server says about itself (server_log.parse_load) with what the facts say it should do.
 
     Returns one sentence per difference; an empty list means that placement and serving profile are the planned ones.
@@ -57,7 +56,7 @@ def deviations(deployment: t.Mapping[str, t.Any], load: t.Mapping[str, t.Any]) -
     return found + _serving_deviations(deployment["serving"], load)
 
 
-def _serving_deviations(serving: t.Mapping[str, t.Any], load: t.Mapping[str, t.Any]) -> list[str]:
+def _serving_deviations(serving: Mapping, load: Mapping) -> list[str]:
     """Return one sentence per flag of the serving profile that the server says something else about."""
     found = []
     slack = CONTEXT_STEP * (1 if serving["kv_unified"] else serving["parallel_slots"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-Json = dict[str, t.Any]
+from .._base.types import Json
 
 _LOADED = re.compile(r"^(\d+)\.(\d{2})\.(\d{3})\.\d{3} [A-Z] .*llama_server: model loaded$")
 _BUILD = re.compile(r"common_params_print_info: build (\d+ \(\S+\))")

@@ -5,9 +5,8 @@
 from __future__ import annotations
 
 import random
-import typing as t
 
-Json = dict[str, t.Any]
+from .._base.types import Json, Mapping
 
 
 def prompt_tokens(count: int, vocabulary_size: int, seed: str) -> list[int]:
@@ -20,7 +19,7 @@ def prompt_tokens(count: int, vocabulary_size: int, seed: str) -> list[int]:
     return [numbers.randrange(low, high) for dummy in range(count)]
 
 
-def does_not_fit(test: t.Mapping[str, t.Any], context_per_slot: int) -> str | None:
+def does_not_fit(test: Mapping, context_per_slot: int) -> str | None:
     """Return why a test cannot run in one slot, or None."""
     needed = test["prompt_tokens"] + test["generated_tokens"]
     if needed <= context_per_slot:
@@ -28,7 +27,7 @@ def does_not_fit(test: t.Mapping[str, t.Any], context_per_slot: int) -> str | No
     return f"needs {needed} tokens and a slot of this server has {context_per_slot}"
 
 
-def sample(timings: t.Mapping[str, t.Any], prompt_count: int) -> Json:
+def sample(timings: Mapping, prompt_count: int) -> Json:
     """Turn the C(timings) of one answer into a sample.
 
     C(prompt_ms) ends when the first token is sampled from the logits of the prompt, so it is the time to the first

@@ -12,6 +12,7 @@ import tempfile
 import time
 import typing as t
 
+from .._base.types import Json, Mapping
 from .._measuring import run
 from . import llama_client, mode_trial
 
@@ -30,7 +31,7 @@ class Server:
     """A private llama-server that ends with the block that uses it."""
 
     def __init__(
-        self, program: str, served: t.Mapping[str, t.Any], environment: t.Mapping[str, str], lock: int,
+        self, program: str, served: Mapping, environment: t.Mapping[str, str], lock: int,
         load_timeout_seconds: int, request_timeout_seconds: int,
     ) -> None:  # fmt: skip
         """Start C(program) for a deployment; C(lock) is a descriptor that it inherits, to hold the lock as well."""
@@ -76,7 +77,7 @@ class Server:
         self.log.seek(0)
         return self.log.read().decode(errors="replace")
 
-    def answer(self, prompt: t.Any, generated: int) -> dict[str, t.Any]:
+    def answer(self, prompt: t.Any, generated: int) -> Json:
         """Return the greedy answer to a prompt (text or token ids); TrialError where there is none."""
         body = {
             "prompt": prompt, "n_predict": generated, "temperature": 0, "top_k": 1, "seed": 1, "ignore_eos": True,

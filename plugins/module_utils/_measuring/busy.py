@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import typing as t
 
-Look = t.Sequence[t.Mapping[str, t.Any]]
+from .._base.types import Mapping
+
+Look = t.Sequence[Mapping]
 
 
 def of_slots(looks: t.Sequence[Look]) -> str | None:
@@ -23,7 +25,7 @@ def of_slots(looks: t.Sequence[Look]) -> str | None:
     return None
 
 
-def of_cards(gpus: t.Sequence[t.Mapping[str, t.Any]], busy_percent: float) -> str | None:
+def of_cards(gpus: t.Sequence[Mapping], busy_percent: float) -> str | None:
     """Return which cards computed, in words, of gpu_facts' sampled cards; None when none did for that share of time."""
     used = []
     for gpu in gpus:
@@ -33,7 +35,7 @@ def of_cards(gpus: t.Sequence[t.Mapping[str, t.Any]], busy_percent: float) -> st
     return " and ".join(used) or None
 
 
-def can_tell(gpus: t.Sequence[t.Mapping[str, t.Any]]) -> bool:
+def can_tell(gpus: t.Sequence[Mapping]) -> bool:
     """Whether the cards say how much they compute."""
     return bool(gpus) and all((gpu["sampled"] or {}).get("utilization_gpu_percent") for gpu in gpus)
 

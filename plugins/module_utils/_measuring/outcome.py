@@ -12,6 +12,8 @@ import signal
 import typing as t
 from dataclasses import dataclass
 
+from .._base.types import Json
+
 STATUSES: t.Final = ("ok", "out_of_memory", "crashed", "timed_out", "unreadable", "device_lost")
 #: What a trial (split_mode_trial) may end as beyond that.
 TRIAL_STATUSES: t.Final = ("hung", "refused", "different", "unstable", "reference_failed")
@@ -25,7 +27,7 @@ class Verdict:
 
     status: str
     reason: str | None
-    results: list[dict[str, t.Any]]
+    results: list[Json]
     warnings: list[str]
     build: str | None
     explained: bool

@@ -10,11 +10,9 @@ from __future__ import annotations
 import typing as t
 
 from .._base import fingerprints
+from .._base.types import Json, Mapping
 from . import device_list, engines, tuning_key
 from . import placement as placements
-
-Json = dict[str, t.Any]
-Mapping = t.Mapping[str, t.Any]
 
 #: What an entry takes of the model that was planned for.
 _OF_MODEL: t.Final = ("size_bytes", "block_count", "architecture")

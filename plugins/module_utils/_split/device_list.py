@@ -10,9 +10,11 @@ from __future__ import annotations
 import typing as t
 
 from .._base.errors import UserError
+from .._base.types import Mapping
+from .types import Device, ListedDevice
 
 
-def identify(devices: t.Sequence[t.Mapping[str, t.Any]], cuda_ids: t.Sequence[str]) -> list[dict[str, t.Any]]:
+def identify(devices: t.Sequence[ListedDevice], cuda_ids: t.Sequence[str]) -> list[Device]:
     """Return the devices with C(id) and an empty C(budget_mib).
 
     RPC devices are known by their endpoint (a second device of one endpoint by endpoint#1), CUDA devices by their
@@ -25,7 +27,7 @@ def identify(devices: t.Sequence[t.Mapping[str, t.Any]], cuda_ids: t.Sequence[st
             f" devices ({', '.join(cuda) or 'none'}): give one id (UUID) for each, in the order of CUDA_VISIBLE_DEVICES"
         )
     by_name = dict(zip(cuda, cuda_ids, strict=False))
-    result: list[dict[str, t.Any]] = []
+    result: list[Device] = []
     for entry in devices:
         name = str(entry["device"])
         identity = by_name.get(name, name)
@@ -39,11 +41,9 @@ def identify(devices: t.Sequence[t.Mapping[str, t.Any]], cuda_ids: t.Sequence[st
     return result
 
 
-def set_budgets(
-    devices: t.Sequence[t.Mapping[str, t.Any]], budgets_mib: t.Mapping[str, t.Any]
-) -> list[dict[str, t.Any]]:
+def set_budgets(devices: t.Sequence[Device], budgets_mib: Mapping) -> list[Device]:
     """Return the devices with C(budget_mib) filled from C(budgets_mib), whose keys are ids or llama.cpp's names."""
-    result = [dict(entry) for entry in devices]
+    result: list[Device] = [{**entry} for entry in devices]
     for key, value in budgets_mib.items():
         matching = [entry for entry in result if key in (entry["id"], entry["device"])]
         if not matching:
@@ -60,7 +60,7 @@ def set_budgets(
     return result
 
 
-def check_order(devices: t.Sequence[t.Mapping[str, t.Any]], expected: t.Sequence[str]) -> None:
+def check_order(devices: t.Sequence[Mapping], expected: t.Sequence[str]) -> None:
     """Raise UserError unless the ids of the devices are C(expected), in that order."""
     found = [str(entry["id"]) for entry in devices]
     if expected and found != list(expected):
@@ -71,18 +71,18 @@ def check_order(devices: t.Sequence[t.Mapping[str, t.Any]], expected: t.Sequence
         )
 
 
-def missing_endpoints(devices: t.Sequence[t.Mapping[str, t.Any]], rpc_endpoints: t.Sequence[str]) -> list[str]:
+def missing_endpoints(devices: t.Sequence[Mapping], rpc_endpoints: t.Sequence[str]) -> list[str]:
     """Return the endpoints that were asked for and offer no device."""
     there = {entry["description"] for entry in devices if entry["backend"] == "RPC"}
     return [endpoint for endpoint in rpc_endpoints if endpoint not in there]
 
 
-def describe(devices: t.Sequence[t.Mapping[str, t.Any]]) -> str:
+def describe(devices: t.Sequence[Mapping]) -> str:
     """Return the devices as C(RPC0 (127.0.0.1:50052), ...), or C(none)."""
     names = [str(e["device"]) if e["id"] == e["device"] else f"{e['device']} ({e['id']})" for e in devices]
     return ", ".join(names) or "none"
 
 
-def cuda_ids(devices: t.Iterable[t.Mapping[str, t.Any]]) -> list[str]:
+def cuda_ids(devices: t.Iterable[Mapping]) -> list[str]:
     """Return the ids of the CUDA cards among the devices, in order. A card that has only llama.cpp's name has none."""
     return [str(one["id"]) for one in devices if one["backend"] == "CUDA" and one["id"] != one["device"]]

@@ -11,8 +11,7 @@ import dataclasses
 import typing as t
 
 from .._base.errors import UserError
-
-Mapping = t.Mapping[str, t.Any]
+from .._base.types import Mapping
 
 DEFAULT: t.Final = "llama_cpp"
 

@@ -12,10 +12,11 @@ import typing as t
 
 from .._base import fingerprints, json_state
 from .._base.errors import UserError
+from .._base.types import Json, Mapping
 from . import engines
 
 SCHEMA: t.Final = 2
-Record = dict[str, t.Any]
+Record = Json
 #: What every entry holds, and of which type.
 ENTRY_FIELDS: t.Final[tuple[tuple[str, type], ...]] = (
     ("model", dict),
@@ -37,7 +38,7 @@ class Found(t.TypedDict):
 
     available: bool
     deployment: str | None
-    entry: dict[str, t.Any] | None
+    entry: Json | None
     engine: str | None
     active: str | None
     deployments: list[str]
@@ -118,12 +119,9 @@ def check_deployment(deployment: str) -> str:
     return deployment
 
 
-def check_entry(entry: t.Mapping[str, t.Any], where: str = "entry") -> dict[str, t.Any]:
+def check_entry(entry: Mapping, where: str = "entry") -> Json:
     """Return the entry as plain JSON types, or raise UserError naming the field that is missing or wrong."""
-    try:
-        result: dict[str, t.Any] = {key: fingerprints.plain(value, f"{where}.{key}") for key, value in entry.items()}
-    except fingerprints.FingerprintError as exc:
-        raise UserError(str(exc)) from exc
+    result: Json = {key: fingerprints.plain(value, f"{where}.{key}") for key, value in entry.items()}
     for field, kind in ENTRY_FIELDS:
         if not isinstance(result.get(field), kind):
             raise UserError(f"{where}.{field} is missing or no {kind.__name__}")
@@ -145,12 +143,12 @@ def check_entry(entry: t.Mapping[str, t.Any], where: str = "entry") -> dict[str,
     return result
 
 
-def same_entry(one: t.Mapping[str, t.Any], other: t.Mapping[str, t.Any]) -> bool:
+def same_entry(one: Mapping, other: Mapping) -> bool:
     """Return whether two entries say the same, whenever they were recorded."""
     return {**one, "recorded_at": None} == {**other, "recorded_at": None}
 
 
-def with_entry(record: Record, deployment: str, entry: t.Mapping[str, t.Any] | None, active: bool, now: str) -> Record:
+def with_entry(record: Record, deployment: str, entry: Mapping | None, active: bool, now: str) -> Record:
     """Return the record with the entry under the deployment.
 
     An entry that only differs in C(recorded_at) is left as it was; C(entry) None keeps the one that is there, which
@@ -174,7 +172,7 @@ def without_entry(record: Record, deployment: str) -> Record:
     return {**record, "active": None if active == deployment else active, "models": models}
 
 
-def superseded(before: Record, after: Record, deployment: str) -> dict[str, t.Any] | None:
+def superseded(before: Record, after: Record, deployment: str) -> Json | None:
     """Return the entry of the deployment that C(after) no longer has in this form, for the history."""
     old = before["models"].get(deployment)
     return None if old is None or after["models"].get(deployment) == old else old

@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import typing as t
 
+from .._base.types import Mapping
 from . import engines, exl_split, layer_search, layer_split
 from .types import Model, Serving
 
@@ -207,7 +208,7 @@ class MemoryPlan:
         return [memory.mib for memory in self.devices(layers)]
 
 
-def budgets_mib(devices: t.Sequence[t.Mapping[str, t.Any]], reserve_mib: int) -> list[int]:
+def budgets_mib(devices: t.Sequence[Mapping], reserve_mib: int) -> list[int]:
     """Return what a plan may use of each device: the smaller of its free memory and its budget, less the reserve."""
     free = [min(d["free_mib"], d["free_mib"] if d.get("budget_mib") is None else d["budget_mib"]) for d in devices]
     return [max(0, value - reserve_mib) for value in free]
@@ -226,7 +227,7 @@ def fits(plan: MemoryPlan, splits: t.Iterable[t.Sequence[int]], budgets: t.Seque
 
 
 def why_nothing_fits(
-    devices: t.Sequence[t.Mapping[str, t.Any]],
+    devices: t.Sequence[Mapping],
     model: Model,
     serving: Serving,
     splits: t.Sequence[t.Sequence[int]],

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import typing as t
 
-Json = dict[str, t.Any]
+from .._base.types import Json, Mapping
+from .types import UsedDevice
 
 _NEEDED = ("model", "serving", "devices", "placement", "split_mode", "rpc_endpoints")
 
 
-def by_id(devices: t.Sequence[t.Mapping[str, t.Any]], layers: t.Sequence[int]) -> list[Json]:
+def by_id(devices: t.Sequence[Mapping], layers: t.Sequence[int]) -> list[Json]:
     """Return a split as C([{id, layers}]), one row per device, so that another order cannot change its meaning.
 
     Devices without a layer are kept. Raises ValueError when the two lists do not belong together.
@@ -21,7 +22,7 @@ def by_id(devices: t.Sequence[t.Mapping[str, t.Any]], layers: t.Sequence[int]) -
     return [{"id": str(device["id"]), "layers": int(count)} for device, count in zip(devices, layers, strict=True)]
 
 
-def used_devices(deployment: t.Mapping[str, t.Any]) -> list[Json]:
+def used_devices(deployment: Mapping) -> list[UsedDevice]:
     """Return the devices that hold at least one slot, in order: C({id, device, backend, layers, mib, ...}).
 
     C(device) is the name under engines.cuda_environment of the recorded cards. C(mib) is what the plan counts, or None.
@@ -32,7 +33,7 @@ def used_devices(deployment: t.Mapping[str, t.Any]) -> list[Json]:
         raise ValueError(f"the deployment has no {', '.join(missing)}")
     placement = {place["id"]: int(place["layers"]) for place in deployment["placement"]}
     planned = (deployment.get("decision") or {}).get("mib") or []
-    used = []
+    used: list[UsedDevice] = []
     cuda_index = 0
     for index, device in enumerate(deployment["devices"]):
         name = device["device"]
@@ -42,7 +43,7 @@ def used_devices(deployment: t.Mapping[str, t.Any]) -> list[Json]:
         layers = placement.pop(device["id"], 0)
         if layers > 0:
             mib = planned[index] if index < len(planned) else None
-            used.append({**device, "device": name, "layers": layers, "mib": mib})
+            used.append(t.cast(UsedDevice, {**device, "device": name, "layers": layers, "mib": mib}))
     if placement:
         raise ValueError(f"the placement names {', '.join(sorted(placement))}, which is not among the recorded devices")
     if not used:

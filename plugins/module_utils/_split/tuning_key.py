@@ -11,10 +11,8 @@ from __future__ import annotations
 import typing as t
 
 from .._base import fingerprints
+from .._base.types import Json, Mapping
 from . import engines
-
-Json = dict[str, t.Any]
-Mapping = t.Mapping[str, t.Any]
 
 
 class Inputs(t.TypedDict, total=False):

@@ -13,15 +13,20 @@ from .._base.types import Json
 from .._models.types import Model as Model  # for the rooms that know models as something to split
 
 
-class Device(t.TypedDict):
-    """What llama.cpp calls a device, and the id that is stored: GPU UUID, RPC endpoint, or the name."""
+class ListedDevice(t.TypedDict):
+    """A device as an engine lists it; device is llama.cpp's name for it and nothing else."""
 
     device: str
-    id: str
     backend: str
     description: str
     total_mib: int
     free_mib: int
+
+
+class Device(ListedDevice):
+    """A device with the id that is stored: GPU UUID, RPC endpoint, or the name where there is nothing better."""
+
+    id: str
     budget_mib: int | None
 
 

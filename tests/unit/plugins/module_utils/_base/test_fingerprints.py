@@ -8,6 +8,7 @@ import hashlib
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fingerprints
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,5 +62,5 @@ def test_subclasses_of_text_hash_like_text():
     ],
 )
 def test_what_has_no_canonical_form_is_named(parts, words):
-    with pytest.raises(fingerprints.FingerprintError, match=words):
+    with pytest.raises(UserError, match=words):
         fingerprints.fingerprint(parts)

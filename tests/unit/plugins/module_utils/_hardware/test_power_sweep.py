@@ -7,6 +7,7 @@ import json
 import pathlib
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import power_sweep
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
 
@@ -53,12 +54,12 @@ def test_limits_of_ones_own():
     ],
 )
 def test_senseless_plans_are_refused(fractions, limits, words):
-    with pytest.raises(power_sweep.SweepError, match=words):
+    with pytest.raises(UserError, match=words):
         plan(fractions, limits)
 
 
 def test_a_card_without_limits_cannot_be_swept():
-    with pytest.raises(power_sweep.SweepError, match="no power limit that can be set"):
+    with pytest.raises(UserError, match="no power limit that can be set"):
         power_sweep.plan([{**GPUS[0], "power_limit_min_watts": None}], [1.0], {})
 
 
@@ -155,7 +156,7 @@ def test_a_point_that_failed_is_left_out_and_shown():
     assert choice["rows"][1]["decode"] is None and choice["limits_watts"][SLOW] == 280
     assert any("crashed: it fell over" in line for line in power_sweep.table(choice, GPUS))
     points[0]["loads"] = points[1]["loads"]
-    with pytest.raises(power_sweep.SweepError, match="it fell over"):
+    with pytest.raises(UserError, match="it fell over"):
         power_sweep.choose(points, GPUS, DECODE, 3.0)
 
 
@@ -175,7 +176,7 @@ def test_results_without_energy_cannot_be_chosen_from():
         for result in load["results"]:
             result["energy"] = None
     assert power_sweep.row(points[0])["decode"]["joules_per_token"] is None
-    with pytest.raises(power_sweep.SweepError, match="no energy in the results"):
+    with pytest.raises(UserError, match="no energy in the results"):
         power_sweep.choose(points, GPUS, DECODE, 3.0)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import fit_params, llama_server
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
 
@@ -54,7 +55,7 @@ def test_one_device_needs_no_vector_and_slots_of_their_own_are_told() -> None:
     ],
 )
 def test_refuses_what_makes_no_command(layers: list[int], serving: dict, sentence: str) -> None:
-    with pytest.raises(fit_params.DryRunError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         fit_params.command("fit", "m", ["A", "B"], layers, serving)
 
 
@@ -76,7 +77,7 @@ def test_reads_what_the_program_prints() -> None:
     ],
 )
 def test_says_what_it_cannot_read(text: str, sentence: str) -> None:
-    with pytest.raises(fit_params.DryRunError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         fit_params.parse(text, ["RPC0", "RPC1"])
 
 

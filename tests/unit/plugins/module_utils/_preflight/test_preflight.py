@@ -7,8 +7,8 @@ from __future__ import annotations
 import copy
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware.nvml import unavailable
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware.power_budget import PolicyError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import preflight
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight.model_checks import read_models
 
@@ -344,7 +344,7 @@ def test_policy_of_the_power_budget():
     steady = named(judge(wanted={"psu_watts": 850, "power_limits_watts": planned}), "power supply")["detail"]
     assert "steady 795 W of 850 W (power limits 315 to be set + 280 to be set" in steady
     assert "gpu_power_psu_watts" in bad(judge(wanted={"psu_watts": 0}))["power supply"]["cure"]
-    with pytest.raises(PolicyError, match="one of warn, fail, ignore"):
+    with pytest.raises(UserError, match="one of warn, fail, ignore"):
         judge(wanted={"power_budget_policy": "perhaps"})
 
 
