@@ -1,7 +1,7 @@
 # Two commands do everything: `make demo` (the main job, no GPU needed) and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-check demo-clean test lint units sanity docs importer install-test package-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads gpu-test build picture requirements clean
+.PHONY: help venv lab ready demo demo-check demo-clean lab-down test lint units sanity docs importer install-test package-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads gpu-test build picture requirements clean
 
 # each on a host of its own; make molecule SCENARIO=name runs one of them
 MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit
@@ -24,14 +24,24 @@ demo-check:
 	@$(if $(AS_ROOT),command -v sudo >/dev/null || { echo "demo: the lab needs root and sudo is not installed: run make demo as root" >&2; exit 1; };) \
 	  $(AS_ROOT) tests/lab/demo.sh check >/dev/null
 
-demo: demo-check venv  ## build, tune and serve a small model on a sandbox host with two unequal devices; no GPU needed
+lab:
+	@$(AS_ROOT) tests/lab/lab.sh up
+
+ready:
+	@$(if $(AS_ROOT),sudo -v &&) requirements/venv.sh python
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line venv lab
+
+demo: demo-check ready  ## build, tune and serve a small model on a sandbox host with two unequal devices; no GPU needed
 	@$(AS_ROOT) tests/lab/demo.sh
 
 demo-clean:  ## remove the sandbox host, and the lab where that was its only host; caches stay
 	@$(AS_ROOT) tests/lab/demo.sh clean
 
-test: venv  ## everything CI runs, two steps at a time; the end lists what was skipped, and why
-	@$(if $(AS_ROOT),sudo -v &&) python tests/run_all.py molecule-default lint units package-test \
+lab-down:  ## remove the lab and all its hosts; caches stay
+	@$(AS_ROOT) tests/lab/lab.sh down
+
+test: ready  ## everything CI runs, two steps at a time; the end lists what was skipped, and why
+	@python tests/run_all.py molecule-default lint units package-test \
 	  $(patsubst %,molecule-%,$(filter-out default,$(MOLECULE_SCENARIOS)))
 
 lint: venv sanity docs  ## all static gates

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv: pinned Python packages, and a collections folder in which this checkout is homelab.mixed_gpu.
 # Also holds the connection plugin that the lab needs, out of the pinned PyPI bundle "ansible" (Galaxy is not needed).
+# venv.sh python: see to it that Python can make environments, and make none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -10,7 +11,7 @@ stamp=.venv/ready-$(cat requirements/{development,bundle}.txt requirements/venv.
 
 mkdir -p "$collections/homelab"
 [ "$(readlink "$collections/homelab/mixed_gpu")" = "$PWD" ] || ln -sfn "$PWD" "$collections/homelab/mixed_gpu"
-[ -e "$stamp" ] && exit 0
+if [ -e "$stamp" ]; then exit; fi
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
   echo "$python is $("$python" --version 2>&1), this project needs Python 3.11 or newer: set PYTHON=<a newer one>" >&2
@@ -21,6 +22,7 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
   sudo=; [ "$(id -u)" = 0 ] || sudo=sudo
   $sudo apt-get update -q && $sudo apt-get install -qy --no-install-recommends python3-venv
 fi
+if [ "${1:-}" = python ]; then exit; fi
 
 echo "venv | installing pinned packages into .venv (once, about two minutes)"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
