@@ -16,7 +16,7 @@ import sys
 import time
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.filter.llama_server_command import llama_server_command
+from ansible_collections.homelab.mixed_gpu.plugins.filter.llama_cpp import llama_server_command
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import Client, ServerError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment
 from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module, rpc_server, tune

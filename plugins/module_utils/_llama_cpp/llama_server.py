@@ -87,61 +87,6 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
     }
 
 
-def memory_shortfalls(
-    deployment: Mapping, gpus: t.Sequence[Mapping], own_pids: t.Sequence[int] = ()
-) -> list[Json]:
-    """Compare the plan with the memory that each card has free now.
-
-    C(gpus) are the cards of the fact C(mixed_gpu_gpus). Devices that NVML does not see (RPC, CPU) are left out, and so
-    is a device whose plan or free memory is unknown. What the processes C(own_pids) hold counts as free: they are about
-    to go.
-    Returns one dict per card that is absent or too full: id, device, needed_mib, free_mib, missing_mib, processes and
-    a sentence.
-    """
-    by_uuid = {gpu.get("uuid"): gpu for gpu in gpus}
-    found = []
-    for device in placement.used_devices(deployment):
-        if device["backend"] != "CUDA" or not str(device["id"]).startswith("GPU-"):
-            continue
-        row: Json = {"id": device["id"], "device": device["device"], "needed_mib": device["mib"]}
-        gpu = by_uuid.get(device["id"])
-        if gpu is None:
-            sentence = (
-                f"{device['description']} ({device['id']}) is part of the recorded placement, but the driver does not "
-                "list it: check the card, or run the tuning play again."
-            )
-            found.append({**row, "free_mib": None, "missing_mib": None, "processes": [], "sentence": sentence})
-            continue
-        free = gpu.get("memory_free_mib")
-        if free is None or device["mib"] is None:
-            continue
-        others = []
-        for process in gpu.get("processes") or []:
-            used = process.get("memory_mib")
-            if process.get("pid") not in own_pids:
-                others.append({"pid": process.get("pid"), "name": process.get("name"), "memory_mib": used})
-            elif used is None or free is None:
-                free = None  # what will be free once the own process is gone cannot be known
-            else:
-                free += used
-        if free is None:
-            continue
-        missing = device["mib"] - free
-        if missing <= 0:
-            continue
-        names = ", ".join(f"{p['name'] or 'process'} (pid {p['pid']}, {_mib(p['memory_mib'])})" for p in others)
-        sentence = (
-            f"{device['description']} ({device['id']}) has {free} MiB free and the plan needs {device['mib']} MiB: "
-            f"{missing} MiB are missing; in the way: {names or 'nothing that the driver names'}."
-        )
-        found.append({**row, "free_mib": free, "missing_mib": missing, "processes": others, "sentence": sentence})
-    return found
-
-
-def _mib(value: float | None) -> str:
-    return "unknown" if value is None else f"{value} MiB"
-
-
 # --- what systemd says -----------------------------------------------------------------------------------------------
 
 

@@ -302,49 +302,6 @@ def test_empty_placement_is_refused():
         llama_server.command(rpc_deployment(0, 0), SETTINGS)
 
 
-# --- memory
-
-
-def gpus(first_free, second_free, first_processes=()):
-    return [
-        {"uuid": "GPU-aaaa", "memory_free_mib": first_free, "processes": list(first_processes)},
-        {"uuid": "GPU-bbbb", "memory_free_mib": second_free, "processes": None},
-        {"uuid": "GPU-cccc", "memory_free_mib": 0, "processes": []},
-    ]
-
-
-def test_room_on_all_cards_is_no_shortfall():
-    assert llama_server.memory_shortfalls(cuda_deployment(), gpus(23197, 24000)) == []
-
-
-def test_shortfall_names_the_process_in_the_way():
-    blender = {"pid": 71, "name": "/usr/bin/blender", "memory_mib": 3000}
-    (row,) = llama_server.memory_shortfalls(cuda_deployment(), gpus(20660, 24000, [blender]))
-    assert (row["id"], row["needed_mib"], row["free_mib"], row["missing_mib"]) == ("GPU-aaaa", 23197, 20660, 2537)
-    assert "2537 MiB are missing; in the way: /usr/bin/blender (pid 71, 3000 MiB)" in row["sentence"]
-
-
-def test_own_memory_counts_as_free():
-    own = {"pid": 5, "name": "llama-server", "memory_mib": 23100}
-    assert llama_server.memory_shortfalls(cuda_deployment(), gpus(560, 24000, [own]), [5]) == []
-    assert len(llama_server.memory_shortfalls(cuda_deployment(), gpus(560, 24000, [own]), [])) == 1
-
-
-def test_unknown_own_memory_is_not_held_against_the_plan():
-    own = {"pid": 5, "name": "llama-server", "memory_mib": None}
-    assert llama_server.memory_shortfalls(cuda_deployment(), gpus(560, 24000, [own]), [5]) == []
-
-
-def test_absent_card_is_a_shortfall():
-    (row,) = llama_server.memory_shortfalls(cuda_deployment(), gpus(24000, 24000)[:1])
-    assert row["id"] == "GPU-bbbb"
-    assert "does not list it" in row["sentence"]
-
-
-def test_rpc_devices_are_left_out():
-    assert llama_server.memory_shortfalls(rpc_deployment(), []) == []
-
-
 # --- systemd
 
 

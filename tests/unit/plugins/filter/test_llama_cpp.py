@@ -5,11 +5,7 @@ from __future__ import annotations
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.filter import (
-    llama_server_command,
-    llama_server_shortfalls,
-    llama_server_url,
-)
+from ansible_collections.homelab.mixed_gpu.plugins.filter import llama_cpp
 
 DEPLOYMENT = {
     "model": {"id": "x", "path": "/srv/my models/x.gguf"},
@@ -48,8 +44,7 @@ SETTINGS = {
     "allowed_networks": [],
 }
 
-command = llama_server_command.FilterModule().filters()["llama_server_command"]
-shortfalls = llama_server_shortfalls.FilterModule().filters()["llama_server_shortfalls"]
+command = llama_cpp.FilterModule().filters()["llama_server_command"]
 
 
 def test_words_are_quoted_for_the_unit():
@@ -73,20 +68,6 @@ def test_broken_deployment_is_one_sentence(change, words):
         command({**DEPLOYMENT, **change}, SETTINGS)
 
 
-def test_card_without_room_is_returned():
-    gpus = [
-        {"uuid": "GPU-aaaa", "memory_free_mib": 23660, "processes": []},
-        {"uuid": "GPU-bbbb", "memory_free_mib": 24000, "processes": []},
-    ]
-    (row,) = shortfalls(DEPLOYMENT, gpus)
-    assert (row["id"], row["missing_mib"]) == ("GPU-aaaa", 29)
-
-
-def test_unusable_facts_are_one_sentence():
-    with pytest.raises(AnsibleFilterError, match="llama_server_shortfalls"):
-        shortfalls(DEPLOYMENT, ["no card"])
-
-
 @pytest.mark.parametrize(
     ("host", "where"),
     [
@@ -95,4 +76,4 @@ def test_unusable_facts_are_one_sentence():
     ],
 )
 def test_a_server_is_asked_where_it_listens(host, where):
-    assert llama_server_url.FilterModule().filters()["llama_server_url"](host, 8080) == f"http://{where}:8080"
+    assert llama_cpp.FilterModule().filters()["llama_server_url"](host, 8080) == f"http://{where}:8080"

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Filters on llama-server. Each is documented in a file of its name beside this one."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+
+
+def llama_server_command(entry: t.Any, settings: t.Any) -> dict[str, t.Any]:
+    """Return how a deployment is served."""
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import systemd
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
+
+    try:
+        result = llama_server.command(entry, settings)
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"the deployment has no {error}" if isinstance(error, KeyError) else str(error)
+        raise AnsibleFilterError(f"llama_server_command: {what}: run the tuning play again") from error
+    return {**result, "exec_start": [systemd.quoted(word) for word in result["arguments"]]}
+
+
+def llama_server_url(host: str, port: int) -> str:
+    """Return where a server that binds to an address is reached on its own host."""
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
+
+    return llama_server.url(host, port)
+
+
+class FilterModule:
+    """Filters on llama-server."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        """Return the filters by name."""
+        return {"llama_server_command": llama_server_command, "llama_server_url": llama_server_url}
