@@ -208,6 +208,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fin
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record, tuning_key
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.types import Entry
 
 
 class SplitRecord:
@@ -254,7 +255,7 @@ class SplitRecord:
         except UserError as exc:
             self.module.fail_json(msg=f"tuning_key cannot be hashed: {exc}.")
 
-    def new_entry(self, before: fact_record.Record) -> dict[str, t.Any] | None:
+    def new_entry(self, before: fact_record.Record) -> Entry | None:
         """Return the entry to record, None to keep the recorded one. Raises UserError naming what is wrong."""
         tuning, renewal = self.params["tuning"], self.params["renewal"]
         if tuning is None and renewal is None:

@@ -14,6 +14,7 @@ from .._base import fingerprints, json_state
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from . import engines
+from .types import Entry
 
 SCHEMA: t.Final = 2
 Record = Json
@@ -38,7 +39,7 @@ class Found(t.TypedDict):
 
     available: bool
     deployment: str | None
-    entry: Json | None
+    entry: Entry | None
     engine: str | None
     active: str | None
     deployments: list[str]
@@ -119,7 +120,7 @@ def check_deployment(deployment: str) -> str:
     return deployment
 
 
-def check_entry(entry: Mapping, where: str = "entry") -> Json:
+def check_entry(entry: Mapping, where: str = "entry") -> Entry:
     """Return the entry as plain JSON types, or raise UserError naming the field that is missing or wrong."""
     result: Json = {key: fingerprints.plain(value, f"{where}.{key}") for key, value in entry.items()}
     for field, kind in ENTRY_FIELDS:
@@ -140,7 +141,7 @@ def check_entry(entry: Mapping, where: str = "entry") -> Json:
             raise UserError(f"{where}.placement[{index}].layers is {layers!r}, which is no number of layers")
     if sum(place["layers"] for place in result["placement"]) == 0:
         raise UserError(f"{where}.placement puts no layer on any device")
-    return result
+    return t.cast(Entry, result)
 
 
 def same_entry(one: Mapping, other: Mapping) -> bool:

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import typing as t
 
-from .._base.types import Json, Mapping
-from .types import UsedDevice
+from .._base.types import Mapping
+from .types import Placed, UsedDevice
 
 _NEEDED = ("model", "serving", "devices", "placement", "split_mode", "rpc_endpoints")
 
 
-def by_id(devices: t.Sequence[Mapping], layers: t.Sequence[int]) -> list[Json]:
+def by_id(devices: t.Sequence[Mapping], layers: t.Sequence[int]) -> list[Placed]:
     """Return a split as C([{id, layers}]), one row per device, so that another order cannot change its meaning.
 
     Devices without a layer are kept. Raises ValueError when the two lists do not belong together.

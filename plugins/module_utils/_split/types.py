@@ -100,3 +100,33 @@ class Decision(t.TypedDict):
     loads_used: int
     fit: Json
     table: list[Json]
+
+
+class Placed(t.TypedDict):
+    """How many layers the device with this id holds."""
+
+    id: str
+    layers: int
+
+
+class Entry(t.TypedDict, total=False):
+    """One recorded deployment. In decision, what stands in fields of the entry is left out; gpu_split_gb and loaded are
+    of an ExLlama alone."""
+
+    model: t.Required[Json]
+    serving: t.Required[Serving]
+    environment: t.Required[dict[str, str]]
+    devices: t.Required[list[Device]]
+    placement: t.Required[list[Placed]]
+    split_mode: t.Required[str]
+    rpc_endpoints: t.Required[list[str]]
+    decision: t.Required[Json]
+    dry_run: Json | None
+    feasible: list[Json]
+    device_probe: Json | None
+    fingerprint: t.Required[str]
+    fingerprint_parts: t.Required[Json]
+    campaign: t.Required[str]
+    recorded_at: str
+    gpu_split_gb: list[float]
+    loaded: list[Json]
