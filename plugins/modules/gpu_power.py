@@ -53,6 +53,21 @@ options:
       - File that keeps what was applied. NVML cannot tell which clocks are locked, so the module believes this file.
       - Without, locked clocks count as not in force, and nothing is remembered.
     type: path
+  until_unit:
+    description:
+      - Unit with which the settings end. Before the first change the module starts a transient unit that is bound to
+        this one. When it ends, whatever becomes of the play, the limits and modes that were found are in force again.
+      - A unit of an earlier call that still runs is kept, so that several calls end in what the first one found.
+    type: str
+    default: ""
+  settle_seconds:
+    description: How long to wait after a change, so that clocks and temperatures settle.
+    type: int
+    default: 0
+  runtime_dir:
+    description: Where O(until_unit) keeps what was found, and the program that restores it; gone after a reboot.
+    type: path
+    default: /run/mixed_gpu
   required:
     description: Whether cards that cannot be asked fail the module; else it returns RV(available) V(false).
     type: bool
@@ -75,6 +90,12 @@ EXAMPLES = r"""
     limits_watts:
       GPU-11111111-2222-3333-4444-555555555555: 320
   register: before
+
+- name: Limit it as long as the measurement lease lasts
+  homelab.mixed_gpu.gpu_power:
+    limits_watts:
+      GPU-11111111-2222-3333-4444-555555555555: 280
+    until_unit: mixed-gpu-lease.service
 
 - name: Restore its limit
   homelab.mixed_gpu.gpu_power:
@@ -108,10 +129,14 @@ found:
 
 import contextlib
 import importlib
+import inspect
+import sys
+import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file, json_state, systemd
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import power_limits
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._programs import apply_power_limits
 
@@ -142,6 +167,26 @@ def wanted_settings(params: t.Mapping[str, t.Any], cards: t.Sequence[power_limit
     return wanted
 
 
+def restore_with(module: AnsibleModule, found: power_limits.Settings) -> None:
+    """Have a unit put C(found) into force when O(until_unit) ends. Raises UserError where systemd does not start it."""
+    unit = power_limits.RESTORE_UNIT
+    if systemd.show(module, unit, "ActiveState").get("ActiveState") in systemd.ACTIVE:
+        return
+    settings, program = (f"{module.params['runtime_dir']}/{name}" for name in power_limits.RESTORE_FILES)
+    json_file.write_text(settings, json_file.to_text(found), 0o644, module.atomic_move)
+    json_file.write_text(program, inspect.getsource(apply_power_limits), 0o644, module.atomic_move)
+    systemd_run, sleep = (module.get_bin_path(name, required=True) for name in ("systemd-run", "sleep"))
+    restore = [sys.executable, program, "apply", f"--settings={settings}"]
+    rc, stdout, stderr = module.run_command(
+        [*power_limits.restore_unit(systemd_run, module.params["until_unit"], restore), sleep, "infinity"]
+    )
+    if rc != 0:
+        raise UserError(
+            f"systemd did not start {unit}, which restores the power limits ({(stderr or stdout).strip()}): nothing was"
+            " changed; run as root, and look whether the unit given as until_unit runs"
+        )
+
+
 def run(module: AnsibleModule, nvml: t.Any) -> dict[str, t.Any]:
     """Return the result, after putting the settings into force."""
     path = module.params["record"]
@@ -149,13 +194,17 @@ def run(module: AnsibleModule, nvml: t.Any) -> dict[str, t.Any]:
     cards = apply_power_limits.read_cards(nvml)
     wanted = wanted_settings(module.params, cards)
     deviations = apply_power_limits.deviations(wanted, cards, record)
+    found = power_limits.found_settings(cards)
     if deviations and not module.check_mode:
+        if module.params["until_unit"]:
+            restore_with(module, found)
         new = apply_power_limits.apply(nvml, wanted, record)
         if path:
             apply_power_limits.write_record(path, new)
+        time.sleep(module.params["settle_seconds"])
     return {
         "changed": bool(deviations), "available": True, "reason": None, "settings": wanted, "deviations": deviations,
-        "found": power_limits.found_settings(cards),
+        "found": found,
     }  # fmt: skip
 
 
@@ -168,6 +217,9 @@ def main() -> None:
             "persistence": {"type": "bool", "default": True},
             "settings": {"type": "dict"},
             "record": {"type": "path"},
+            "until_unit": {"type": "str", "default": ""},
+            "settle_seconds": {"type": "int", "default": 0},
+            "runtime_dir": {"type": "path", "default": "/run/mixed_gpu"},
             "required": {"type": "bool", "default": True},
             "host_python": {"type": "path", "default": host_python.DEFAULT},
         },
@@ -181,7 +233,7 @@ def main() -> None:
     if reason is None:
         nvml = importlib.import_module("pynvml")
         try:
-            with opened(nvml):
+            with opened(nvml), json_state.failures_told(module, module.params["runtime_dir"]):
                 result = run(module, nvml)
         except apply_power_limits.NoDriverError as error:
             result["reason"] = str(error)

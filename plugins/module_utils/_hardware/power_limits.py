@@ -12,6 +12,9 @@ import typing as t
 from .._base.types import Json, Mapping
 
 SCHEMA: t.Final = 1
+#: The transient unit that brings limits back, and in a folder of its own what it needs: settings, program.
+RESTORE_UNIT: t.Final = "mixed-gpu-power-restore.service"
+RESTORE_FILES: t.Final = ("power_limits_found.json", "apply_power_limits.py")
 
 Settings = Json
 Card = Mapping
@@ -62,3 +65,18 @@ def found_settings(cards: t.Sequence[Card]) -> Settings:
             for card in cards
         ],
     }
+
+
+def restore_unit(systemd_run: str, bound_to: str, restore: t.Sequence[str]) -> list[str]:
+    """Return the command that starts RESTORE_UNIT, but for the program that it waits in.
+
+    It ends with the unit C(bound_to), before what that one starts again is started, and then runs C(restore).
+    """
+    properties = {
+        "Description": "Restores the power limits of the cards",
+        "BindsTo": bound_to,
+        "After": bound_to,
+        "ExecStopPost": " ".join(restore),
+    }
+    values = [f"--property={name}={value}" for name, value in properties.items()]
+    return [systemd_run, "--quiet", "--collect", f"--unit={RESTORE_UNIT}", *values]

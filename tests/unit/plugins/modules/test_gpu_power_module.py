@@ -36,14 +36,16 @@ def library(tmp_path_factory):
 def run(library, tmp_path):
     text = (HERE / "profiles" / "rtx4090_rtx3090.txt").read_text() + f"system.state_file={tmp_path}/state\n"
 
-    def _run(check=False, profile=text, **arguments):
+    def _run(check=False, profile=text, path="", **arguments):
         arguments |= {"_ansible_check_mode": check, "_ansible_diff": True, "record": str(tmp_path / "record.json")}
         variables = environment(library, None, profile) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        variables["PATH"] = f"{path}:{os.environ['PATH']}"
         done = subprocess.run(
             [sys.executable, "-c", RUN, json.dumps(arguments)],
             env=variables, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr
+        _run.variables = variables
         return json.loads(done.stdout)
 
     return _run
@@ -99,3 +101,39 @@ def test_cards_that_cannot_be_asked_fail_where_they_are_required(run):
     assert result["failed"] and "NVML error 18" in result["msg"]
     result = run(profile="system.init_error=18\n", limits_watts={SLOW: 280}, required=False)
     assert not result["available"] and "NVML error 18" in result["reason"] and result["settings"]["cards"] == []
+
+
+@pytest.fixture
+def systemd(tmp_path):
+    """A folder with programs that do as if systemd started a unit; `unit` holds the arguments of the one that runs."""
+    folder, unit = tmp_path / "bin", tmp_path / "unit"
+    folder.mkdir()
+    show = f"[ -e {unit} ] && echo ActiveState=active || echo ActiveState=inactive"
+    start = f'[ -e {tmp_path}/broken ] && {{ echo Unit x not found >&2; exit 1; }}; printf "%s\\n" "$@" > {unit}'
+    for name, text in (("systemctl", show), ("systemd-run", start)):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def test_a_unit_restores_what_the_first_call_found(run, tmp_path, systemd):
+    options = {"until_unit": "x.service", "runtime_dir": str(tmp_path / "run"), "path": systemd}
+    assert run(check=True, limits_watts={SLOW: 280}, **options)["changed"]
+    assert not (tmp_path / "unit").exists()
+    run(limits_watts={SLOW: 280}, **options)
+    run(limits_watts={SLOW: 200}, **options)
+    words = (tmp_path / "unit").read_text().splitlines()
+    assert "--property=BindsTo=x.service" in words and "--property=After=x.service" in words
+    (restore,) = [word for word in words if word.startswith("--property=ExecStopPost=")]
+    assert "280000" not in (tmp_path / "state").read_text()
+    command = restore.removeprefix("--property=ExecStopPost=").split()
+    done = subprocess.run(command, env=run.variables, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not run(check=True, limits_watts={SLOW: 350}, persistence=False)["changed"]
+
+
+def test_nothing_is_changed_when_the_limits_could_not_be_restored(run, tmp_path, systemd):
+    (tmp_path / "broken").write_text("")
+    result = run(limits_watts={SLOW: 280}, until_unit="x.service", runtime_dir=str(tmp_path / "run"), path=systemd)
+    assert result["failed"] and "Unit x not found" in result["msg"] and "nothing was changed" in result["msg"]
+    assert not (tmp_path / "state").exists()
