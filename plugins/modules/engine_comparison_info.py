@@ -68,7 +68,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fa
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={"path": {"type": "path", "default": "/etc/ansible/facts.d/mixed_gpu.fact"}},
+        argument_spec={"path": {"type": "path", "default": fact_record.PATH}},
         supports_check_mode=True,
     )
     path = module.params["path"]

@@ -200,7 +200,7 @@ def main() -> None:
             },
             "reserve_mib": {"type": "int", "default": 1024},
             "manifest_dir": {"type": "path", "default": "/var/lib/mixed_gpu/models"},
-            "fact_file": {"type": "path", "default": "/etc/ansible/facts.d/mixed_gpu.fact"},
+            "fact_file": {"type": "path", "default": fact_record.PATH},
             "progress_log": {"type": "path"},
             "host_python": {"type": "path", "default": host_python.DEFAULT},
         },

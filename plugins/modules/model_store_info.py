@@ -112,7 +112,7 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "default": "/srv/models"},
             "manifest_dir": {"type": "path", "default": "/var/lib/mixed_gpu/models"},
-            "fact_file": {"type": "path", "default": "/etc/ansible/facts.d/mixed_gpu.fact"},
+            "fact_file": {"type": "path", "default": fact_record.PATH},
         },
         supports_check_mode=True,
     )

@@ -197,8 +197,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fa
 
 Json = dict[str, t.Any]
 
-FACT_PATH: t.Final = "/etc/ansible/facts.d/mixed_gpu.fact"
-
 
 def ask_driver(params: Json) -> Json | None:
     """Return what NVML says of the cards; None where there is no driver, or no environment that could ask it yet."""
@@ -213,9 +211,9 @@ def ask_driver(params: Json) -> Json | None:
 
 def recorded() -> Json | None:
     """Return the host's recorded splits; None where there are none, or where the file is damaged."""
-    text = read(FACT_PATH)
+    text = read(fact_record.PATH)
     try:
-        return fact_record.FORM.parse(text, FACT_PATH) if text else None
+        return fact_record.FORM.parse(text, fact_record.PATH) if text else None
     except UserError:
         return None
 

@@ -309,7 +309,7 @@ def main() -> None:
             "tuning_key": {"type": "dict"},
             "retune": {"type": "bool", "default": False},
             "active": {"type": "bool", "default": True},
-            "path": {"type": "path", "default": "/etc/ansible/facts.d/mixed_gpu.fact"},
+            "path": {"type": "path", "default": fact_record.PATH},
             "history_dir": {"type": "path", "default": "/var/lib/mixed_gpu/history"},
             "history_keep": {"type": "int", "default": 20},
             "lock_wait_seconds": {"type": "int", "default": 30},

@@ -17,7 +17,6 @@ from .._base.errors import UserError
 from .._driver import driver_versions
 from .._split import fact_record
 
-FACT_PATH: t.Final = "/etc/ansible/facts.d/mixed_gpu.fact"
 STATE_DIR: t.Final = "/var/lib/mixed_gpu"
 REVALIDATE: t.Final = "ansible-playbook homelab.mixed_gpu.revalidate"
 
@@ -103,7 +102,7 @@ def read(record: Dict, state_dir: str = STATE_DIR, root: str = "/") -> Due:
     return compare(recorded, *driver_versions.read(root))
 
 
-def of_host(fact_path: str = FACT_PATH, state_dir: str = STATE_DIR, root: str = "/") -> Due:
+def of_host(fact_path: str = fact_record.PATH, state_dir: str = STATE_DIR, root: str = "/") -> Due:
     """Return the same for the fact in a file; one that is missing or damaged counts as none."""
     text = json_file.read_text(fact_path)
     try:

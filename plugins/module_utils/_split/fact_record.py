@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The host's recorded splits (/etc/ansible/facts.d/mixed_gpu.fact). Private to this collection. Pure functions only.
+"""The host's recorded splits. Private to this collection. Pure functions only.
 
 docs/data_formats.md describes the record: schema, active, and one entry per deployment under models.
 """
@@ -17,6 +17,7 @@ from . import engines
 from .types import Entry
 
 SCHEMA: t.Final = 2
+PATH: t.Final = "/etc/ansible/facts.d/mixed_gpu.fact"
 Record = Json
 #: What every entry holds, and of which type.
 ENTRY_FIELDS: t.Final[tuple[tuple[str, type], ...]] = (
