@@ -306,7 +306,7 @@ def main() -> None:
             "required": {"type": "bool", "default": False},
             "tuning": {"type": "dict"},
             "renewal": {"type": "dict"},
-            "tuning_key": {"type": "dict"},
+            "tuning_key": {"type": "dict", "no_log": False},
             "retune": {"type": "bool", "default": False},
             "active": {"type": "bool", "default": True},
             "path": {"type": "path", "default": fact_record.PATH},
