@@ -6,18 +6,18 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: measurement_lease
-short_description: Take and give back the exclusive use of the devices
+short_description: Acquire or release the exclusive use of the devices
 version_added: 0.1.0
 description:
   - Only one thing uses the devices at a time. The lease is a transient systemd unit, C(mixed-gpu-lease.service), that
     conflicts with the services in O(conflicts), so that systemd stops them while it is held.
-  - However the lease ends (released, expired, or its unit stopped by hand), systemd starts again those services that
-    were running when it was taken. These starts do not count against their C(StartLimitBurst=). After a reboot the
-    lease is gone and enabled services start as usual.
-  - A second owner is refused, unless the first one abandoned the lease, as a killed play does. Abandoned means that
-    nothing is measuring (nobody holds O(lock_file)) and that nobody touched the lease for O(idle_seconds). The module
-    M(homelab.mixed_gpu.split_benchmark) touches it at the start and the end of each load, and so does taking it
-    again.
+  - However the lease ends (released, expired, unused, or its unit stopped by hand), systemd starts again those
+    services that were running when it was acquired. These starts do not count against their C(StartLimitBurst=). After
+    a reboot the lease is gone and enabled services start as usual.
+  - The lease ends itself when nobody touched it for O(idle_seconds) and nothing is measuring, that is nobody holds
+    O(lock_file). So the services come back when a play was killed or lost the host. Acquiring the lease again touches
+    it, as does M(homelab.mixed_gpu.split_benchmark) at the start and the end of each load.
+  - A second owner waits for the lease to end, and is refused after O(wait_seconds).
 extends_documentation_fragment:
   - homelab.mixed_gpu._attributes
 attributes:
@@ -30,14 +30,13 @@ attributes:
 options:
   state:
     description:
-      - V(present) takes the lease, or touches it when O(owner) has it already.
-      - V(absent) gives it back. A lease of somebody else is left alone.
+      - V(present) acquires the lease, or touches it when O(owner) has it already.
+      - V(absent) releases it. A lease of another owner is left alone.
     type: str
     choices: [present, absent]
     default: present
   owner:
-    description: Who takes the lease, as text that is the same within a run and different in any other, such as a
-      campaign.
+    description: Who acquires the lease, as text that is the same within a run and different in any other.
     type: str
     required: true
   conflicts:
@@ -51,16 +50,18 @@ options:
     default: 14400
   wait_seconds:
     description:
-      - How long to wait for another owner to give the lease back or abandon it.
-      - When giving it back, how long to wait for a measurement that still runs.
+      - How long to wait for the lease of another owner to end.
+      - When releasing the lease, how long to wait for a measurement that still runs.
     type: int
     default: 60
   idle_seconds:
-    description: A lease that nobody touched for this long, and under which nothing is measured, counts as abandoned.
+    description: The lease ends when nobody touched it for this long, and nothing is measured.
     type: int
-    default: 45
+    default: 90
   lease_file:
-    description: State file of the lease, with owner, times and the services to start again.
+    description:
+      - State file of the lease, with owner and the services to start again. Its modification time is when the lease
+        was touched last. The program that waits for that is kept beside it.
     type: path
     default: /run/mixed_gpu/lease.json
   lock_file:
@@ -78,14 +79,14 @@ author:
 EXAMPLES = r"""
 - name: Measure under a lease
   block:
-    - name: Take the lease
+    - name: Acquire the lease
       homelab.mixed_gpu.measurement_lease:
         owner: "{{ example_campaign }}"
 
     - name: Measure
       ansible.builtin.include_tasks: measure.yml
   always:
-    - name: Give the lease back
+    - name: Release the lease
       homelab.mixed_gpu.measurement_lease:
         owner: "{{ example_campaign }}"
         state: absent
@@ -110,13 +111,11 @@ restart:
   returned: success
   type: list
   elements: str
-taken_over_from:
-  description: Owner of the abandoned lease that was taken over, or V(none).
-  returned: success
-  type: str
 """
 
+import inspect
 import os
+import sys
 import time
 import typing as t
 
@@ -124,8 +123,9 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state, systemd
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import lease_unit
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._programs import hold_lease
 
-#: Stopping the unit only waits for a `sleep` to end; longer than this means that systemd itself is stuck.
+#: Stopping the unit only waits for a sleeping program to end; longer than this means that systemd itself is stuck.
 GONE_SECONDS = 30
 #: Something else may queue the start of a service again between looking and starting the lease.
 START_TRIES = 5
@@ -150,7 +150,7 @@ class MeasurementLease:
     # What is there
 
     def show(self, unit: str) -> dict[str, str]:
-        return systemd.show(self.module, unit, "ActiveState", "LoadState", "ExecStopPost")
+        return systemd.show(self.module, unit, "ActiveState", "LoadState")
 
     def active(self) -> bool:
         return self.show(lease_unit.UNIT).get("ActiveState") in systemd.ACTIVE
@@ -169,10 +169,10 @@ class MeasurementLease:
     def write_state(self, state: dict[str, t.Any]) -> None:
         json_file.write_text(self.file, json_file.to_text(state), 0o644, self.module.atomic_move)
 
-    # Taking it
+    # Acquiring it
 
     def acquire(self) -> dict[str, t.Any]:
-        """Take the lease, or touch it; waits for another owner and ends the module when that takes too long."""
+        """Acquire the lease, or touch it; waits for another owner and ends the module when that takes too long."""
         deadline = time.monotonic() + self.params["wait_seconds"]
         while True:
             guard = self.guard()
@@ -208,45 +208,26 @@ class MeasurementLease:
 
     def try_to_acquire(self) -> tuple[dict[str, t.Any] | None, dict[str, t.Any] | None]:
         """Return the result, or None and the state of the lease that is in the way."""
-        now = json_file.utc_now()
-        properties = self.show(lease_unit.UNIT)
-        active = properties.get("ActiveState") in systemd.ACTIVE
+        activity = self.show(lease_unit.UNIT).get("ActiveState")
+        active = activity in systemd.ACTIVE
         state = self.read_state() if active else None
-        held, measuring = None, False
-        if active and os.path.exists(self.params["lock_file"]):
-            held = json_file.take_lock(self.params["lock_file"], 0)
-            measuring = held is None
-        # While the lock is held here, no load of the old owner can begin.
-        try:
-            answer = lease_unit.decide(active, state, self.owner, measuring, self.params["idle_seconds"], now)
-            if answer == "wait" or properties.get("ActiveState") == "deactivating":
-                return None, state
-            if answer == "ours" and state is not None:
-                if not self.module.check_mode:
-                    self.write_state(lease_unit.touched(state, now))
-                return self.result(False, state), state
-            return self.take(answer == "take_over", state, properties, now), state
-        finally:
-            if held is not None:
-                json_file.release_lock(held)
+        answer = lease_unit.decide(active, state, self.owner)
+        if answer == "wait" or activity == "deactivating":
+            return None, state
+        if answer == "ours":
+            if not self.module.check_mode:
+                os.utime(self.file)
+            return self.result(False, state), state
+        return self.take(), None
 
-    def take(
-        self, take_over: bool, old: dict[str, t.Any] | None, properties: dict[str, str], now: str
-    ) -> dict[str, t.Any]:
-        """Start the lease unit, in place of an abandoned one with C(take_over)."""
+    def take(self) -> dict[str, t.Any]:
+        """Start the lease unit."""
         running = [name for name in self.conflicts if self.show(name).get("ActiveState") in systemd.RUNNING]
-        running += self.start_jobs()
-        if take_over:
-            running += lease_unit.restart_of_unit(properties.get("ExecStopPost", "")) + (old["restart"] if old else [])
-        state = lease_unit.new_state(self.owner, now, running)
-        former = (old["owner"] if old else "unknown") if take_over else None
+        state = lease_unit.new_state(self.owner, json_file.utc_now(), [*running, *self.start_jobs()])
         if not self.module.check_mode:
-            if take_over:
-                # This starts the services; the new lease stops them at once. Nothing is lost if we die in between.
-                self.stop_unit()
             self.write_state(state)
             self.start_unit(state["restart"])
-        return self.result(True, state, before=old, taken_over_from=former)
+        return self.result(True, state)
 
     def start_jobs(self) -> dict[str, str]:
         """Return the queued start jobs of the services in conflict; none where systemd cannot list them."""
@@ -256,10 +237,13 @@ class MeasurementLease:
         return lease_unit.start_jobs(stdout)
 
     def start_unit(self, restart: list[str]) -> None:
-        run, sleep = (self.module.get_bin_path(name, required=True) for name in ("systemd-run", "sleep"))
+        program = os.path.join(os.path.dirname(self.file), "hold_lease.py")
+        json_file.write_text(program, inspect.getsource(hold_lease), 0o644, self.module.atomic_move)
         command = lease_unit.start_command(
-            run, self.systemctl, sleep, self.owner, self.conflicts, restart, self.params["max_seconds"]
-        )
+            self.module.get_bin_path("systemd-run", required=True), self.systemctl,
+            [sys.executable, program, self.file, self.params["lock_file"], str(self.params["idle_seconds"])],
+            self.owner, self.conflicts, restart, self.params["max_seconds"],
+        )  # fmt: skip
         cancelled: set[str] = set()
         for _attempt in range(START_TRIES):
             # systemd-run does not replace a queued start by the stop that the lease implies: it refuses
@@ -280,10 +264,10 @@ class MeasurementLease:
                 " run as root, and look at the journal of that unit."
             )
 
-    # Giving it back
+    # Releasing it
 
     def release(self) -> dict[str, t.Any]:
-        """Give the lease back, so that systemd starts what was running; a lease of another owner stays."""
+        """Release the lease, so that systemd starts what was running; a lease of another owner stays."""
         guard = self.guard()
         try:
             state = self.read_state() if os.path.exists(self.file) else None
@@ -312,7 +296,7 @@ class MeasurementLease:
         if lock is None:
             self.module.fail_json(
                 msg=f"A measurement still runs under this lease ({path} is locked): wait for it to end, or end its"
-                f" llama-bench; the lease ends by itself {self.params['max_seconds']} seconds after it was taken."
+                f" llama-bench; the lease ends by itself {self.params['idle_seconds']} seconds later."
             )
         json_file.release_lock(lock)
 
@@ -336,7 +320,7 @@ class MeasurementLease:
 
     def result(
         self, changed: bool, state: dict[str, t.Any] | None, before: dict[str, t.Any] | None = None,
-        taken_over_from: str | None = None, restart: list[str] | None = None, after: str | None = None,
+        restart: list[str] | None = None, after: str | None = None,
     ) -> dict[str, t.Any]:
         names = restart if restart is not None else (state["restart"] if state else [])
         result: dict[str, t.Any] = {
@@ -345,7 +329,6 @@ class MeasurementLease:
             "owner": state["owner"] if state else None,
             "acquired_at": state["acquired_at"] if state else None,
             "restart": names,
-            "taken_over_from": taken_over_from,
         }
         if self.module._diff:
             old = before if changed else state
@@ -364,7 +347,7 @@ def main() -> None:
             "conflicts": {"type": "list", "elements": "str", "default": ["llama-server.service"]},
             "max_seconds": {"type": "int", "default": 14400},
             "wait_seconds": {"type": "int", "default": 60},
-            "idle_seconds": {"type": "int", "default": 45},
+            "idle_seconds": {"type": "int", "default": 90},
             "lease_file": {"type": "path", "default": "/run/mixed_gpu/lease.json"},
             "lock_file": {"type": "path", "default": "/var/lib/mixed_gpu/measurements/.lock"},
         },

@@ -3,12 +3,12 @@
 """The measurement lease: who may use the devices. Private to this collection. Pure functions only.
 
 The lease is a transient systemd unit that conflicts with the servers; a small state file beside it names its owner.
-The unit is what counts: a state file without an active unit is a leftover.
+The unit is what counts: a state file without an active unit is a leftover. The owner touches the file (its
+modification time) while the lease is in use; the unit's program ends the lease when nobody does.
 """
 
 from __future__ import annotations
 
-import datetime
 import json
 import re
 import typing as t
@@ -16,14 +16,11 @@ import typing as t
 from .._base.errors import UserError
 
 UNIT: t.Final = "mixed-gpu-lease.service"
+
+
 def new_state(owner: str, now: str, restart: t.Sequence[str]) -> dict[str, t.Any]:
     """Return the state of a lease that begins now (UTC, C(2026-11-24T04:35:00Z))."""
-    return {"owner": owner, "acquired_at": now, "touched_at": now, "restart": sorted(set(restart))}
-
-
-def touched(state: t.Mapping[str, t.Any], now: str) -> dict[str, t.Any]:
-    """Return the state of a lease whose owner was at work just now."""
-    return {**state, "touched_at": now}
+    return {"owner": owner, "acquired_at": now, "restart": sorted(set(restart))}
 
 
 def parse_state(text: str) -> dict[str, t.Any]:
@@ -32,53 +29,30 @@ def parse_state(text: str) -> dict[str, t.Any]:
         data = json.loads(text)
     except ValueError as exc:
         raise UserError(f"it holds no JSON ({exc})") from exc
-    named = ("owner", "acquired_at", "touched_at")
+    named = ("owner", "acquired_at")
     if not isinstance(data, dict) or not all(isinstance(data.get(key), str) for key in named):
-        raise UserError("it does not name owner, acquired_at and touched_at")
+        raise UserError("it does not name owner and acquired_at")
     restart = data.get("restart")
     if not isinstance(restart, list) or not all(isinstance(name, str) for name in restart):
         raise UserError("its restart is no list of units")
-    for key in ("acquired_at", "touched_at"):
-        _seconds(data[key])
     return data
 
 
-def _seconds(stamp: str) -> float:
-    try:
-        return datetime.datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.UTC).timestamp()
-    except ValueError as exc:
-        raise UserError(f"{stamp!r} is no UTC time such as 2026-11-24T04:35:00Z") from exc
+def decide(active: bool, state: t.Mapping[str, t.Any] | None, owner: str) -> str:
+    """Return what C(owner) may do: C(free), C(ours) or C(wait).
 
-
-def idle_seconds(state: t.Mapping[str, t.Any], now: str) -> float:
-    """Return for how long nobody touched the lease. A clock that was set back counts like one that was set forward."""
-    return abs(_seconds(now) - _seconds(state["touched_at"]))
-
-
-def decide(
-    active: bool, state: t.Mapping[str, t.Any] | None, owner: str, measuring: bool, idle_limit_seconds: float, now: str
-) -> str:
-    """Return what C(owner) may do: C(free), C(ours), C(wait) or C(take_over).
-
-    A lease is abandoned when nobody measures and it was not touched for C(idle_limit_seconds). One whose state cannot
-    be read (C(state) is None) is abandoned as soon as nobody measures: whoever took it cannot be asked or told.
+    An abandoned lease is waited for: its unit ends itself.
     """
     if not active:
         return "free"
-    if state is not None and state["owner"] == owner:
-        return "ours"
-    if measuring:
-        return "wait"
-    if state is not None and idle_seconds(state, now) < idle_limit_seconds:
-        return "wait"
-    return "take_over"
+    return "ours" if state is not None and state["owner"] == owner else "wait"
 
 
 def start_command(
-    systemd_run: str, systemctl: str, sleep: str, owner: str, conflicts: t.Sequence[str], restart: t.Sequence[str],
-    max_seconds: int,
+    systemd_run: str, systemctl: str, program: t.Sequence[str], owner: str, conflicts: t.Sequence[str],
+    restart: t.Sequence[str], max_seconds: int,
 ) -> list[str]:
-    """Return the command that starts the lease.
+    """Return the command that starts the lease, with the command line of its program.
 
     systemd stops what conflicts before the lease starts (Conflicts= with After=), ends the lease after C(max_seconds),
     and however it ends starts again what ran before (ExecStopPost=). C(--no-block) because that start waits for the
@@ -95,7 +69,7 @@ def start_command(
     return [
         systemd_run, "--quiet", "--collect", f"--unit={UNIT}",
         *(part for value in properties for part in ("-p", value)),
-        sleep, "infinity",
+        *program,
     ]
 
 
@@ -103,8 +77,3 @@ def start_jobs(text: str) -> dict[str, str]:
     """Return the number of the queued start or restart job of each unit, from C(systemctl list-jobs)."""
     rows = (line.split() for line in text.splitlines())
     return {row[1]: row[0] for row in rows if len(row) == 4 and row[0].isdigit() and row[2] in ("start", "restart")}
-
-
-def restart_of_unit(exec_stop_post: str) -> list[str]:
-    """Return the units that a running lease will start, from its own ExecStopPost property."""
-    return sorted(set(re.findall(r"argv\[\]=\S+ --no-block start (\S+) ;", exec_stop_post)))

@@ -1,68 +1,30 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The module with a stand-in for systemd: units are files, and what systemd does on stop is done by the stand-in.
-
-The same steps against a real systemd are in the Molecule scenario.
-"""
+"""The module with a stand-in for systemd. The same steps against a real systemd are in the Molecule scenario."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.modules import measurement_lease
-
-#: A unit is active when $UNITS/<name> exists; the lease's file holds what to start when it stops.
-SYSTEMCTL = """#!/bin/sh
-for unit; do :; done
-case "$1" in
-show)
-  if [ -e "$UNITS/$unit" ]; then
-    echo "LoadState=loaded"; echo "ActiveState=active"
-    while read -r name; do
-      echo "ExecStopPost={ path=/s ; argv[]=/s --no-block start $name ; ignore_errors=no ; pid=0 }"
-    done < "$UNITS/$unit"
-  else echo "LoadState=not-found"; echo "ActiveState=inactive"; fi ;;
-list-jobs)
-  for job in "$UNITS"/*.job; do
-    [ -e "$job" ] && name=${job##*/} && echo "71 ${name%.job} start running"
-  done; true ;;
-cancel)
-  rm "$UNITS/llama-server.service.job" ;;
-stop)
-  while read -r name; do : > "$UNITS/$name"; done < "$UNITS/$unit"
-  rm "$UNITS/$unit" ;;
-esac
-"""
-SYSTEMD_RUN = """#!/bin/sh
-[ -e "$UNITS/refuse" ] && { echo "Access denied" >&2; exit 1; }
-[ -e "$UNITS/llama-server.service.job" ] && { echo "Transaction for unit/start is destructive" >&2; exit 1; }
-: > "$UNITS/mixed-gpu-lease.service"
-for part; do
-  case "$part" in
-  Conflicts=*) rm -f "$UNITS/${part#Conflicts=}" ;;
-  ExecStopPost=*start*) echo "${part##* }" >> "$UNITS/mixed-gpu-lease.service" ;;
-  esac
-done
-"""
+from ansible_collections.homelab.mixed_gpu.tests.unit.fixtures_bench import fake_systemd
 
 
 @pytest.fixture
 def units(tmp_path, monkeypatch):
-    directory = tmp_path / "units"
-    directory.mkdir()
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, text in (("systemctl", SYSTEMCTL), ("systemd-run", SYSTEMD_RUN)):
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    monkeypatch.setenv("UNITS", str(directory))
-    return directory
+    for name, value in fake_systemd.install(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    yield tmp_path / "units"
+    fake_systemd.end(tmp_path / "units")
 
 
 @pytest.fixture
@@ -85,12 +47,11 @@ def run(units, tmp_path, capfd, monkeypatch):
 
 
 def there(units):
-    return sorted(os.listdir(units))
+    return sorted(name for name in os.listdir(units) if not name.startswith("."))
 
 
 def long_ago(run):
-    state = json.loads(run.file.read_text())
-    run.file.write_text(json.dumps({**state, "touched_at": "2020-01-01T00:00:00Z"}))
+    os.utime(run.file, (0, 0))
 
 
 def test_a_running_server_stops_and_comes_back(run, units):
@@ -124,7 +85,7 @@ def test_the_same_owner_touches_it(run):
     long_ago(run)
     again = run()
     assert not again["changed"] and again["acquired_at"] == acquired
-    assert json.loads(run.file.read_text())["touched_at"] != "2020-01-01T00:00:00Z"
+    assert run.file.stat().st_mtime > 0
 
 
 def test_another_owner_is_refused_by_name(run, units):
@@ -137,40 +98,50 @@ def test_another_owner_is_refused_by_name(run, units):
     assert not left["changed"] and left["owner"] == "A" and there(units) == ["mixed-gpu-lease.service"]
 
 
-def test_an_abandoned_one_is_taken_over_with_its_services(run, units):
+def test_an_abandoned_one_is_waited_for(run, units):
     (units / "llama-server.service").touch()
     run()
     long_ago(run)
-    result = run("B")
-    assert result["changed"] and result["taken_over_from"] == "A" and result["restart"] == ["llama-server.service"]
-    assert there(units) == ["mixed-gpu-lease.service"]
-    run("B", state="absent")
+    assert run("B")["failed"]
+    threading.Timer(1, (units / "mixed-gpu-lease.service").unlink).start()
+    assert run("B", wait_seconds=30)["changed"] and json.loads(run.file.read_text())["owner"] == "B"
+
+
+def test_the_unit_runs_the_program_that_watches_the_lease(run, units):
+    run(idle_seconds=7)
+    command = (units / ".command").read_text().split()
+    assert command == [sys.executable, str(run.file.parent / "hold_lease.py"), str(run.file), str(run.lock), "7"]
+    assert subprocess.run([command[0], "-m", "py_compile", command[1]], check=False).returncode == 0
+
+
+def test_a_lease_that_nobody_touches_ends_and_the_server_comes_back(run, units):
+    (units / "llama-server.service").touch()
+    run(idle_seconds=1)
+    deadline = time.monotonic() + 30
+    while there(units) != ["llama-server.service"] and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert there(units) == ["llama-server.service"]
 
 
-def test_one_that_measures_is_not_abandoned(run):
+def test_a_lease_under_which_something_measures_is_not_released(run):
     run()
-    long_ago(run)
     lock = json_file.take_lock(str(run.lock), 0)
-    assert run("B")["failed"]
     assert "A measurement still runs under this lease" in run(state="absent")["msg"]
     json_file.release_lock(lock)
-    assert run("B")["taken_over_from"] == "A"
+    assert run(state="absent")["changed"]
 
 
-def test_a_damaged_state_is_replaced_and_the_unit_tells_the_services(run, units):
-    (units / "llama-server.service").touch()
+def test_a_lease_with_a_damaged_state_is_waited_for(run):
     run()
     run.file.write_text("{")
-    result = run("B")
-    assert result["taken_over_from"] == "unknown" and result["restart"] == ["llama-server.service"]
+    assert "leased to somebody unknown" in run("B")["msg"]
     assert len(run.warnings) == 1 and f"{run.file} is damaged: it holds no JSON" in run.warnings[0]
 
 
 def test_an_expired_one_is_free(run, units):
     run()
     (units / "mixed-gpu-lease.service").unlink()
-    assert run("B")["changed"] and run("B")["taken_over_from"] is None
+    assert run("B")["changed"] and not run("B")["changed"]
     (units / "mixed-gpu-lease.service").unlink()
     assert not run("B", state="absent")["changed"] and not run.file.exists()
 
