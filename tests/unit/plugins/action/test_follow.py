@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.action import follow
+from ansible_collections.homelab.mixed_gpu.plugins.plugin_utils import job
 
 COLLECTIONS = pathlib.Path(follow.__file__).parents[5]
 
@@ -152,4 +153,4 @@ def test_without_a_job_it_is_skipped_in_check_mode_and_refused_otherwise(play, o
 
 
 def test_the_pattern_does_not_match_itself():
-    assert follow._wrapper_pattern("j123.456") == "[j]123"
+    assert job.wrapper_pattern("j123.456") == "[j]123"
