@@ -46,16 +46,6 @@ def revalidation_report(hosts: t.Any, unreachable: t.Any) -> dict[str, t.Any]:
     return t.cast("dict[str, t.Any]", _calling("revalidation_report", verdict.together, hosts, unreachable))
 
 
-def baseline_step(
-    problem: t.Any, decision: t.Any, loads: t.Any, most_loads: int, tolerance_percent: float
-) -> dict[str, t.Any]:
-    """Return which load a baseline needs next."""
-    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines
-
-    given = (problem, decision, loads, most_loads, tolerance_percent)
-    return t.cast("dict[str, t.Any]", _calling("baseline_step", baselines.step, *given))
-
-
 def host_configuration(entry: t.Any, build: str, gpus: t.Any, host: t.Any) -> dict[str, t.Any]:
     """Return what can change the speed of a recorded split."""
     from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines
@@ -74,6 +64,5 @@ class FilterModule:
             "revalidation_step": revalidation_step,
             "revalidation_failure": revalidation_failure,
             "revalidation_report": revalidation_report,
-            "baseline_step": baseline_step,
             "host_configuration": host_configuration,
         }

@@ -14,7 +14,7 @@ import random
 import sys
 import typing as t
 
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import speed as statistics
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import speed as statistics
 
 REPETITIONS = 3
 TOLERANCE_PERCENT = 3.0

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """What a later revalidation compares with. Private to this collection. Pure functions only.
 
-docs/data_formats.md describes the baseline; speed.py says how loads are compared.
+docs/data_formats.md describes the baseline; _split/speed.py says how loads are compared.
 """
 
 from __future__ import annotations
@@ -12,16 +12,13 @@ import typing as t
 
 from .._base import fingerprints
 from .._split import placement
-from . import speed
+from .._split.load_tests import visible_percent
 
 SCHEMA: t.Final = 1
 REASONS: t.Final = ("tuned", "accepted")
-#: Loads of the recorded split that a baseline has at least.
-LEAST_LOADS: t.Final = 3
 
 Json = dict[str, t.Any]
 Dict = t.Mapping[str, t.Any]
-TestKey = tuple[str, int, int, int]
 
 _GPU_FIELDS = (
     "uuid",
@@ -57,118 +54,6 @@ def configuration(entry: Dict, build: str, gpus: Dict, host: Dict) -> Json:
         "split_mode": entry["split_mode"],
         "placement": [dict(place) for place in entry["placement"]],
         "environment": dict(entry.get("environment") or {}),
-    }
-
-
-# --- loads and their tests -------------------------------------------------------------------------------------------
-
-
-def test_key(test: Dict) -> TestKey:
-    """Return what makes two tests comparable, whatever their repetitions."""
-    return (str(test["kind"]), int(test["n_prompt"]), int(test["n_gen"]), int(test["n_depth"]))
-
-
-def test_name(key: TestKey) -> str:
-    """Return the name of a test in tables: C(decode), or C(decode at depth 4096)."""
-    return key[0] if not key[3] else f"{key[0]} at depth {key[3]}"
-
-
-def samples(loads: t.Iterable[Dict], key: TestKey) -> list[list[float]]:
-    """Return the samples in ms of one test, a list per load that has it and is ok."""
-    found = []
-    for load in loads:
-        if load["status"] == "ok":
-            found += [list(result["samples_ms"]) for result in load["results"] if test_key(result) == key]
-    return found
-
-
-def keys(loads: t.Iterable[Dict]) -> list[TestKey]:
-    """Return the tests that any of the loads has, decode first."""
-    return sorted({test_key(result) for load in loads for result in load["results"]})
-
-
-def visible_percent(loads: t.Sequence[Dict], most_loads: int) -> dict[str, float | None]:
-    """Return, by test, the smallest slowdown that a revalidation of C(most_loads) loads would find."""
-    found = {}
-    for key in keys(loads):
-        own = samples(loads, key)
-        found[test_name(key)] = speed.smallest_visible_percent(speed.noise(own), len(own), most_loads)
-    return found
-
-
-def wanted_tests(tests: t.Sequence[Dict], tuned_micro_batch: int, served_micro_batch: int) -> list[Json]:
-    """Return the tests of a tuning as the chosen split is served: with its micro-batch where that is another."""
-    if tuned_micro_batch == served_micro_batch:
-        return [dict(test) for test in tests]
-    return [
-        {**test, "micro_batch_size": served_micro_batch} if test["kind"] == "prefill" else dict(test) for test in tests
-    ]
-
-
-def _as_served(load: Dict, tests: t.Sequence[Dict]) -> Json | None:
-    """Return the load with the results of these tests alone, or None when one is missing."""
-    kept = []
-    for test in tests:
-        size = test.get("micro_batch_size")
-        own = [r for r in load["results"] if test_key(r) == test_key(test) and r.get("micro_batch_size") == size]
-        if not own:
-            return None
-        kept.append({name: value for name, value in own[0].items() if name != "micro_batch_size"})
-    return {**load, "results": kept}
-
-
-def step(problem: Dict, decision: Dict, loads: t.Sequence[Dict], most_loads: int, tolerance_percent: float) -> Json:
-    """Return how the baseline of a decision goes on: C({done, loads, reference, smallest_visible_percent, why}).
-
-    C(loads) are those of the campaign; of them and of what is asked for here those of the decided split, as it is
-    served, are the C(reference). More are wanted until a slowdown of C(tolerance_percent) could be seen, LEAST_LOADS at
-    least and C(most_loads) at most. Raises ValueError when there can be no load.
-    """
-    if most_loads < 1:
-        raise ValueError(f"a baseline needs at least one load, not {most_loads}")
-    layers, mode = list(decision["layers"]), decision.get("split_mode", "layer")
-    environment = decision.get("environment") or {}
-    tests = wanted_tests(problem["tests"], problem["serving"]["micro_batch_size"], decision["micro_batch_size"])
-    rows = [row for row in decision.get("table", []) if list(row["layers"]) == layers] if mode == "layer" else []
-    disturbed = {number for row in rows for number in row.get("disturbed_loads", [])}
-    reference: list[Json] = []
-    numbers, failed = [0], None
-    for load in loads:
-        if list(load["layers"]) != layers or load.get("split_mode", "layer") != mode:
-            continue
-        numbers.append(int(load["load"]))
-        if (load.get("environment") or {}) != environment or load.get("purpose") == "tensor_trial":
-            continue
-        if load["status"] == "ok":
-            served = None if load["load"] in disturbed else _as_served(load, tests)
-            reference += [served] if served is not None else []
-        elif load.get("purpose") == "baseline":
-            failed = load
-    visible = visible_percent(reference, most_loads)
-    name = "/".join(str(count) for count in layers)
-    result: Json = {"done": True, "loads": [], "reference": reference, "smallest_visible_percent": visible}
-    if failed is not None:
-        return {**result, "why": f"{name} fails when it is measured once more: {failed['reason']}"}
-    blind = [
-        f"{test} {'unknown' if value is None else f'{value:.1f} %'}"
-        for test, value in visible.items()
-        if value is None or value > tolerance_percent
-    ]
-    if len(reference) < min(LEAST_LOADS, most_loads) or (blind and len(reference) < most_loads):
-        number = max(numbers) + 1
-        load = {
-            "label": f"{name} load {number} (baseline)", "split_mode": mode, "layers": layers, "load": number,
-            "purpose": "baseline", "tests": tests, "environment": environment,
-        }  # fmt: skip
-        why = f"{len(reference)} loads of {name} so far; " + (
-            f"smallest slowdown that could be seen later: {', '.join(blind)}" if visible else "a baseline needs some"
-        )
-        return {**result, "done": False, "loads": [load], "why": why}
-    seen = ", ".join(f"{test} {value:.1f} %" for test, value in visible.items() if value is not None)
-    return {
-        **result,
-        "why": f"baseline of {len(reference)} loads of {name}: a later revalidation can see a slowdown of "
-        f"{seen or 'nothing yet'}",
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import baselines, speed
+from .._split import load_tests, speed
 
 Json = dict[str, t.Any]
 Dict = t.Mapping[str, t.Any]
@@ -70,14 +70,14 @@ def since(before: Dict | None, after: Dict) -> str | None:
     if before is None:
         return None
     said = []
-    for key in baselines.keys(after["loads"]):
-        old, new = baselines.samples(before["loads"], key), baselines.samples(after["loads"], key)
+    for key in load_tests.keys(after["loads"]):
+        old, new = load_tests.samples(before["loads"], key), load_tests.samples(after["loads"], key)
         if old and new:
             change = speed.compare(old, new, 0.0)
             if change.verdict in ("regressed", "improved"):
-                said.append(f"{baselines.test_name(key)} takes {signed(change.percent)}")
+                said.append(f"{load_tests.test_name(key)} takes {signed(change.percent)}")
             else:
-                said.append(f"{baselines.test_name(key)} is the same within noise ({change.percent:+.1f} %)")
+                said.append(f"{load_tests.test_name(key)} is the same within noise ({change.percent:+.1f} %)")
     moved = ", ".join(f"{c['part']} {c['before']} -> {c['now']}" for c in _named(before, after))
     speeds_now = "; ".join(said) or "nothing comparable was measured"
     return f"Against the baseline of {before['recorded_at']}: {speeds_now}. Changed since: {moved or 'nothing'}."

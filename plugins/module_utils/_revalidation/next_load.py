@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import typing as t
 
-from .._split import layer_split
-from . import baselines, checks, speed, speed_checks
+from .._split import layer_split, load_tests, speed
+from . import checks, speed_checks
 
 Json = dict[str, t.Any]
 Dict = t.Mapping[str, t.Any]
@@ -17,7 +17,7 @@ def next_load(entry: Dict, before: t.Sequence[Dict], now: t.Sequence[Dict], limi
     """Return the next load of the recorded split that a verdict needs, or None when it is clear or there were enough.
 
     C(limits) has C(tolerance_percent), C(least_loads), C(most_loads), and C(baseline): whether today's loads become a
-    baseline, which wants more of them (baselines.LEAST_LOADS, and a slowdown of the tolerance visible).
+    baseline, which wants more of them (load_tests.LEAST_BASELINE_LOADS, and a slowdown of the tolerance visible).
     """
     done, most, tolerance = len(now), int(limits["most_loads"]), float(limits["tolerance_percent"])
     if any(load["status"] != "ok" for load in now) or done >= most:
@@ -26,8 +26,9 @@ def next_load(entry: Dict, before: t.Sequence[Dict], now: t.Sequence[Dict], limi
     found = speed_checks.measured(before, now, tolerance) if before else []
     clear = done >= least and not any(check["verdict"] == "inconclusive" for check in found)
     if limits.get("baseline") and clear:
-        visible = baselines.visible_percent(now, most).values()
-        clear = done >= baselines.LEAST_LOADS and all(value is not None and value <= tolerance for value in visible)
+        visible = load_tests.visible_percent(now, most).values()
+        enough = done >= load_tests.LEAST_BASELINE_LOADS
+        clear = enough and all(value is not None and value <= tolerance for value in visible)
     if clear:
         return None
     layers = [place["layers"] for place in entry["placement"]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import typing as t
 
-from . import baselines, speed
+from .._split import load_tests, speed
 from .changes import signed
 from .checks import check
 
@@ -77,15 +77,15 @@ def measured(before: t.Sequence[Dict], now: t.Sequence[Dict], tolerance_percent:
     if failed:
         why = failed[0]["reason"] or failed[0]["status"]
         return [check("speed", "broken", f"{failed[0]['label']}: {why}; the recorded split no longer works here")]
-    return [_compared(before, now, key, tolerance_percent) for key in baselines.keys(now)]
+    return [_compared(before, now, key, tolerance_percent) for key in load_tests.keys(now)]
 
 
 def _compared(
-    before: t.Sequence[Dict], now: t.Sequence[Dict], key: baselines.TestKey, tolerance_percent: float
+    before: t.Sequence[Dict], now: t.Sequence[Dict], key: load_tests.TestKey, tolerance_percent: float
 ) -> Json:
     """Return the check of one test."""
-    name = baselines.test_name(key)
-    old, new = baselines.samples(before, key), baselines.samples(now, key)
+    name = load_tests.test_name(key)
+    old, new = load_tests.samples(before, key), load_tests.samples(now, key)
     if not old:
         return check(name, "inconclusive", "the baseline has no such test; make a new one with -e accept=true")
     aside = speed.set_aside(old, new)

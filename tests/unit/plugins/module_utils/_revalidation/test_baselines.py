@@ -9,72 +9,13 @@ import json
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines, changes
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._revalidation.described_pair import (
-    DECODE,
     ENTRY,
     FAST,
-    PREFILL,
     SLOW,
     baseline,
     load,
-    problem,
     server,
 )
-
-
-def test_a_baseline_takes_the_loads_of_the_tuning_and_asks_for_more():
-    loads = [load(1), load(2), load(1, layers=[40, 41]), load(3, status="crashed", results=[], reason="no")]
-    step = baselines.step(problem(), ENTRY["decision"], loads, 6, 3.0)
-    assert not step["done"] and len(step["reference"]) == 2
-    (asked,) = step["loads"]
-    assert (asked["load"], asked["layers"], asked["purpose"], asked["tests"]) == (
-        4,
-        [44, 37],
-        "baseline",
-        [PREFILL, DECODE],
-    )
-    done = baselines.step(problem(), ENTRY["decision"], [*loads, load(4, purpose="baseline")], 6, 3.0)
-    assert done["done"] and not done["loads"] and len(done["reference"]) == 3
-    assert set(done["smallest_visible_percent"]) == {"decode", "prefill"} and "can see a slowdown" in done["why"]
-
-
-def test_a_noisy_split_is_repeated_until_the_limit():
-    loads = [load(number, decode=1 + 0.05 * (number % 2)) for number in range(1, 6)]
-    step = baselines.step(problem(), ENTRY["decision"], loads, 6, 3.0)
-    assert not step["done"] and "decode" in step["why"]
-    assert baselines.step(problem(), ENTRY["decision"], [*loads, load(6)], 6, 3.0)["done"]
-
-
-def test_a_baseline_is_measured_as_the_split_is_served():
-    decision = {**ENTRY["decision"], "micro_batch_size": 256}
-    step = baselines.step(problem(), decision, [load(1), load(2), load(3)], 6, 3.0)
-    assert not step["reference"] and step["loads"][0]["load"] == 4
-    assert [test.get("micro_batch_size") for test in step["loads"][0]["tests"]] == [256, None]
-    small = load(4, purpose="micro_batch")
-    small["results"][0]["micro_batch_size"] = 256
-    small["results"].append({**load(1)["results"][0], "micro_batch_size": 1024})
-    (reference,) = baselines.step(problem(), decision, [small], 6, 3.0)["reference"]
-    assert [result["kind"] for result in reference["results"]] == ["prefill", "decode"]
-    assert all("micro_batch_size" not in result for result in reference["results"])
-
-
-def test_disturbed_loads_other_modes_and_trials_are_left_out():
-    decision = {**ENTRY["decision"], "table": [{"layers": [44, 37], "disturbed_loads": [2]}]}
-    loads = [
-        load(1),
-        load(2),
-        load(3, split_mode="tensor"),
-        load(4, environment={"A": "1"}),
-        load(5, purpose="tensor_trial"),
-    ]
-    assert [own["load"] for own in baselines.step(problem(), decision, loads, 6, 3.0)["reference"]] == [1]
-
-
-def test_a_split_that_fails_when_it_is_repeated_ends_the_baseline():
-    failed = load(3, status="out_of_memory", reason="no room", results=[], purpose="baseline")
-    step = baselines.step(problem(), ENTRY["decision"], [load(1), load(2), failed], 6, 3.0)
-    assert step["done"] and "no room" in step["why"] and len(step["reference"]) == 2
-    with pytest.raises(ValueError, match="at least one load"):
-        baselines.step(problem(), ENTRY["decision"], [], 0, 3.0)
 
 
 def test_a_baseline_survives_its_file_and_a_truncated_one_is_named():

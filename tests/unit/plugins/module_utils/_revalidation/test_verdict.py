@@ -9,6 +9,7 @@ import itertools
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines, next_load, verdict
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import load_tests
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._revalidation.described_pair import (
     DECODE,
     ENTRY,
@@ -116,7 +117,7 @@ def test_loads_are_asked_for_until_the_verdict_is_clear(observed):
         if next_load.step(observed, more)["load"] is None:
             break
         observed["loads"].append(load(number))
-    assert len(observed["loads"]) == baselines.LEAST_LOADS
+    assert len(observed["loads"]) == load_tests.LEAST_BASELINE_LOADS
     observed["loads"] = [load(number, decode=1 + 0.1 * (number % 2)) for number in range(1, 7)]
     assert next_load.step(observed, LIMITS)["load"] is None
 

@@ -21,7 +21,7 @@ import statistics
 import typing as t
 
 from .._base import stats
-from .._split import disturbance
+from . import disturbance
 
 #: Outside of an interval, both ends together: 1 % at each.
 OUTSIDE: t.Final = 0.02

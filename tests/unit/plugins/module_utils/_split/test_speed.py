@@ -11,7 +11,7 @@ import random
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import stats
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import speed as statistics
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import speed as statistics
 
 BENCH = pathlib.Path(__file__).parents[4] / "bench" / "revalidation.py"
 SPEC = importlib.util.spec_from_file_location("bench_revalidation", BENCH)
