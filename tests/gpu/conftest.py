@@ -14,7 +14,7 @@ import sys
 import time
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.filter.split_plan import split_plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import stages
 
 RUN = """
 import importlib, json, sys
@@ -68,7 +68,7 @@ def tune(llama_bin, problem, path, state_dir, *, endpoints=(), environment=None,
         "lease_unit": "",
     }
     done: list[dict] = []
-    plan = split_plan(problem, done)
+    plan = stages.plan(problem, done)
     while not plan["done"]:
         print(f"{plan['stage']}: {plan['why']}", flush=True)
         for load in plan["loads"]:
@@ -89,7 +89,7 @@ def tune(llama_bin, problem, path, state_dir, *, endpoints=(), environment=None,
             print(f"  {tried['label']}: {tried['status']} {tried['reason'] or ''} {json.dumps(tried['results'])}",
                   flush=True)
             done.append(tried)
-        plan = split_plan(problem, done)
+        plan = stages.plan(problem, done)
     print(f"{plan['stage']}: {plan['why']}", flush=True)
     return plan, done
 

@@ -15,10 +15,10 @@ import subprocess
 import sys
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.filter.exllama_serving import exllama_serving
-from ansible_collections.homelab.mixed_gpu.plugins.filter.split_plan import split_plan
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import stages
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import memory_plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.exl_split import serving_profile
 from ansible_collections.homelab.mixed_gpu.tests.exl_models import write_model
 from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module
 
@@ -84,7 +84,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["FP16", "Q8"])
 def serving(request, engine, variables):
-    return exllama_serving(engine, CONTEXT, request.param, "EXLLAMA_NO_FLASH_ATTN" not in variables)
+    return serving_profile(engine, CONTEXT, request.param, "EXLLAMA_NO_FLASH_ATTN" not in variables)
 
 
 @pytest.fixture
@@ -144,15 +144,15 @@ def test_a_campaign_decides_and_its_numbers_place_the_same_layers_again(measure,
         "objective": {"name": "request", "prompt_tokens": 2048, "generated_tokens": 64},
     }  # fmt: skip
     loads = []
-    plan = split_plan(problem, loads)
+    plan = stages.plan(problem, loads)
     while not plan["done"]:
         print(f"{plan['stage']}: {plan['why']}", flush=True)
         loads += [measure(load, small) for load in plan["loads"]]
-        plan = split_plan(problem, loads)
+        plan = stages.plan(problem, loads)
     print(f"{plan['stage']}: {plan['why']}", flush=True)
     decision = plan["decision"]
     assert decision and sum(decision["layers"]) == BLOCKS + 1 and 0 < decision["layers"][0] <= BLOCKS
-    recorded = exllama_bench.recorded(loads, {"serving": serving, "decision": decision})
+    recorded = next(x for x in reversed(loads) if x["status"] == "ok" and x["layers"] == decision["layers"])
     order = exllama_bench.measure_order(load_of(decision["layers"]), small, serving, model, RESERVE_MIB)
     order |= {"gpu_split_gb": recorded["gpu_split_gb"], "tries": 1, "tests": []}
     again = subprocess.run(

@@ -20,7 +20,7 @@ import sys
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe import device_probe
 from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe_loads import device_probe_loads
-from ansible_collections.homelab.mixed_gpu.plugins.filter.split_plan import split_plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import stages
 from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module, rpc_server, tune
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -125,7 +125,7 @@ def test_an_unequal_pair_against_every_split(box, llama_bin, model_path, model, 
         decision = plan["decision"]
         assert decision is not None, plan["why"]
         sweep = {}
-        for row in split_plan(problem, [])["feasible"]:
+        for row in stages.plan(problem, [])["feasible"]:
             load = {
                 "label": str(row["layers"]), "split_mode": "layer", "layers": row["layers"], "load": 1, "tests": TESTS
             }

@@ -23,31 +23,27 @@ LATER_PURPOSES: t.Final = (
 )  # fmt: skip
 
 
-def split_plan(problem: t.Any, loads: t.Any) -> Json:
+def plan(problem: t.Any, loads: t.Any) -> Json:
     """Return the plan for a problem and everything measured so far, all as in docs/data_formats.md.
 
     Pure and deterministic. Raises ValueError, naming the field, for a problem or loads that are not as described there.
     """
     if not isinstance(loads, (list, tuple)) or not all(isinstance(load, t.Mapping) for load in loads):
-        return {**layer_stage.split_plan(problem, loads), "trials": []}
+        raise ValueError(f"loads must be a list of dicts, not {loads!r}")
     later = [_checked(f"loads[{index}]", load) for index, load in enumerate(loads) if _is_later(load)]
-    plan, evidence = layer_stage.plan_with_evidence(
-        problem, [load for load in loads if not _is_later(load)]
-    )
+    found, evidence = layer_stage.plan_with_evidence(problem, [load for load in loads if not _is_later(load)])
     _check_tensor(evidence.problem.raw.get("tensor"))
-    plan["trials"] = []
-    if plan["decision"] is None:
-        return plan
+    found["trials"] = []
+    if found["decision"] is None:
+        return found
     # a device that tensor mode brought down is a reason against tensor mode
-    lost = next(
-        (load for load in later if load["status"] == "device_lost" and load["split_mode"] == "layer"), None
-    )
+    lost = next((load for load in later if load["status"] == "device_lost" and load["split_mode"] == "layer"), None)
     if lost is not None:
         reason = lost.get("reason")
         why = f"a device was lost: {lost['label']} ended as device_lost ({reason}); bring it back and run again"
-        return {**plan, "done": True, "stage": "impossible", "why": why, "loads": [], "decision": None}
+        return {**found, "done": True, "stage": "impossible", "why": why, "loads": [], "decision": None}
     longest_ms = max((load.get("wall_ms") or 0 for load in loads if load.get("split_mode") == "layer"), default=0)
-    return _tensor_stage(_micro_batch_stage(plan, evidence, later), evidence, later, longest_ms)
+    return _tensor_stage(_micro_batch_stage(found, evidence, later), evidence, later, longest_ms)
 
 
 def _is_later(load: t.Mapping[str, t.Any]) -> bool:

@@ -85,6 +85,7 @@ def main() -> None:
     if "--list-devices" in given:
         list_devices()
     talkative = "-v" in given
+    time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
     if MODE == "hang":
         time.sleep(600)
     if MODE == "stubborn":

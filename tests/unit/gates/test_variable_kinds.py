@@ -66,5 +66,5 @@ def test_names_of_one_kind(tree: t.Callable[[dict[str, str]], pathlib.Path]) -> 
 
 def test_this_collection() -> None:
     root = pathlib.Path(__file__).resolve().parents[3]
-    assert {"__split_tuning_ready", "llm_models_installed"} <= set(variable_kinds.facts(root))
+    assert {"__split_tuning_result", "llm_models_installed"} <= set(variable_kinds.facts(root))
     assert variable_kinds.conflicts(root) == []

@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.filter.fingerprint import FilterModule
+from ansible_collections.homelab.mixed_gpu.plugins.filter.split import FilterModule
 
 FINGERPRINT = FilterModule().filters()["fingerprint"]
 

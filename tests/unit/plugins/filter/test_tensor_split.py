@@ -7,7 +7,7 @@ import typing as t
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.filter.tensor_split import FilterModule, tensor_split
+from ansible_collections.homelab.mixed_gpu.plugins.filter.split import FilterModule, tensor_split
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -104,7 +104,7 @@ def campaign(
     done: list[Json] = []
     plans: list[Json] = []
     for _round in range(30):
-        plans.append(stages.split_plan(problem, done))
+        plans.append(stages.plan(problem, done))
         if plans[-1]["done"]:
             return plans[-1], done, plans
         assert plans[-1]["loads"] or plans[-1]["trials"]
@@ -202,7 +202,7 @@ def test_the_sizes_run_the_test_that_counts() -> None:
 
 def test_a_size_without_memory_is_not_tried() -> None:
     problem = make_problem("prefill", micro_batches=[1024])
-    free = max(stages.split_plan(problem, [])["feasible"], key=lambda row: row["layers"][0])["mib"]
+    free = max(stages.plan(problem, [])["feasible"], key=lambda row: row["layers"][0])["mib"]
     problem["devices"][0]["free_mib"] = free[0]
     problem["devices"][1]["free_mib"] = free[1] + 200
     evidence = layer_stage.plan_with_evidence(problem, [])[1]
@@ -450,7 +450,7 @@ def test_a_hang_of_tensor_mode_costs_a_multiple_of_a_layer_load() -> None:
 )
 def test_wrong_settings_of_tensor_mode_are_named(tensor: t.Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        stages.split_plan(make_problem("decode", ("layer", "tensor"), tensor=tensor), [])
+        stages.plan(make_problem("decode", ("layer", "tensor"), tensor=tensor), [])
 
 
 @pytest.mark.parametrize("field", ["split_mode", "layers", "load", "status", "results", "tests"])
@@ -460,7 +460,7 @@ def test_a_wrong_later_load_is_told_by_its_field(field: str) -> None:
     place = purposes(loads).index("micro_batch")
     del loads[place][field]
     with pytest.raises(ValueError, match=rf"loads\[{place}\]\.{field}"):
-        stages.split_plan(problem, loads)
+        stages.plan(problem, loads)
 
 
 @pytest.mark.parametrize(
@@ -496,7 +496,7 @@ def test_any_first_part_of_a_campaign_gives_its_continuation() -> None:
     asked = [item["label"] for plan in plans for item in (*plan["loads"], *plan["trials"])]
     assert asked == [load["label"] for load in loads]
     for count in range(len(loads) + 1):
-        plan = stages.split_plan(problem, loads[:count])
+        plan = stages.plan(problem, loads[:count])
         following = [item["label"] for item in (*plan["loads"], *plan["trials"])]
         assert following == asked[count : count + len(following)]
         assert bool(following) == (count < len(loads))

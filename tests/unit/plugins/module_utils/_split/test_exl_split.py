@@ -9,8 +9,8 @@ import random
 import types
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.filter.split_plan import split_plan
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import exl_model
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import stages
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import exl_split, memory_plan
 from ansible_collections.homelab.mixed_gpu.tests.exl_models import write_model
 from ansible_collections.homelab.mixed_gpu.tests.pinned_wheels import functions, wheel
@@ -351,7 +351,7 @@ def test_the_planner_plans_exllama_as_it_plans_llama_cpp():
     }
     luck = random.Random(7)
     loads = []
-    plan = split_plan(problem, loads)
+    plan = stages.plan(problem, loads)
     while not plan["done"]:
         for load in plan["loads"]:
             first, second = load["layers"]
@@ -361,7 +361,7 @@ def test_the_planner_plans_exllama_as_it_plans_llama_cpp():
                 {**tests[1], "samples_ms": [64 * token * luck.uniform(0.998, 1.002) for _sample in range(2)]},
             ]
             loads.append({**load, "status": "ok", "reason": None, "results": results})
-        plan = split_plan(problem, loads)
+        plan = stages.plan(problem, loads)
     decision = plan["decision"]
     most = max(row["layers"][0] for row in plan["feasible"])
     assert decision["layers"] == [most, 81 - most] == plan["default_layers"]

@@ -12,7 +12,7 @@ import typing as t
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.filter.split_plan import FilterModule, split_plan
+from ansible_collections.homelab.mixed_gpu.plugins.filter.planner import FilterModule, split_plan
 
 BLOCKS = 32
 

@@ -8,10 +8,9 @@ import typing as t
 
 import pytest
 import yaml
-from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.filter.split_workload import split_workload
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.workload import plan as workload
 
-ROLE = pathlib.Path(__file__).parents[4] / "roles" / "split_tuning"
+ROLE = pathlib.Path(__file__).parents[5] / "roles" / "split_tuning"
 BENCH = {"prompt_tokens": 2048, "generated_tokens": 128, "repetitions": 3}
 
 
@@ -27,7 +26,7 @@ def asked(name: str = "request", depth: int = 0, prompt: int = 1024, generated: 
 
 
 def test_tests_run_at_the_depth_of_the_objective() -> None:
-    result = split_workload(asked("ttft", 4096), BENCH, serving())
+    result = workload(asked("ttft", 4096), BENCH, serving())
     assert result["objective"] == asked("ttft", 4096)
     assert result["tests"] == [
         {"kind": "prefill", "n_prompt": 2048, "n_gen": 0, "n_depth": 4096, "repetitions": 3},
@@ -36,10 +35,10 @@ def test_tests_run_at_the_depth_of_the_objective() -> None:
 
 
 def test_the_agent_is_a_preset_whose_depth_may_be_another() -> None:
-    result = split_workload(asked("agent"), BENCH, serving(16384))
+    result = workload(asked("agent"), BENCH, serving(16384))
     assert result["objective"] == asked("agent", 8192, 0, 512)
     assert [test["n_depth"] for test in result["tests"]] == [8192, 8192]
-    assert split_workload(asked("agent", 4096), BENCH, serving())["objective"] == asked("agent", 4096, 0, 512)
+    assert workload(asked("agent", 4096), BENCH, serving())["objective"] == asked("agent", 4096, 0, 512)
 
 
 @pytest.mark.parametrize(
@@ -57,12 +56,12 @@ def test_the_agent_is_a_preset_whose_depth_may_be_another() -> None:
 def test_what_does_not_fit_is_told_with_the_remedy(
     objective: dict[str, t.Any], profile: dict[str, t.Any], words: str
 ) -> None:
-    with pytest.raises(AnsibleFilterError, match=words):
-        split_workload(objective, BENCH, profile)
+    with pytest.raises(ValueError, match=words):
+        workload(objective, BENCH, profile)
 
 
 def test_without_a_depth_a_prompt_may_be_longer_than_the_context() -> None:
-    assert split_workload(asked(prompt=20000), BENCH, serving())["objective"]["prompt_tokens"] == 20000
+    assert workload(asked(prompt=20000), BENCH, serving())["objective"]["prompt_tokens"] == 20000
 
 
 def test_the_defaults_of_the_role_make_a_workload() -> None:
@@ -70,7 +69,7 @@ def test_the_defaults_of_the_role_make_a_workload() -> None:
     specs = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text(encoding="utf-8"))
     for name in specs["main"]["options"]["split_tuning_objective"]["choices"]:
-        split_workload(
+        workload(
             asked(
                 name, defaults["split_tuning_depth"], defaults["split_tuning_prompt_tokens"],
                 defaults["split_tuning_generated_tokens"],

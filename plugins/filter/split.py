@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Filters on splits. Each is documented in a file of its name beside this one."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+
+
+def fingerprint(parts: t.Mapping[str, t.Any]) -> str:
+    """Return the fingerprint of the parts; AnsibleFilterError for what JSON cannot hold."""
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fingerprints
+
+    try:
+        return fingerprints.fingerprint(parts)
+    except ValueError as error:
+        raise AnsibleFilterError(f"homelab.mixed_gpu.fingerprint: {error}") from error
+
+
+def tensor_split(layers: t.Any, program: str) -> str:
+    """Return the split as C(program) wants it; AnsibleFilterError for an unknown program or for what is no split."""
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import layer_split
+
+    try:
+        return layer_split.render_tensor_split(layers, program)
+    except ValueError as error:
+        raise AnsibleFilterError(f"tensor_split: {error}") from error
+
+
+class FilterModule:
+    """Filters on splits."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        """Return the filters by name."""
+        return {"fingerprint": fingerprint, "tensor_split": tensor_split}

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The campaign of the role split_tuning, from the first look to the baseline. Private to this collection. Pure.
+
+    look -> weigh -> (lease) devices -> device probe -> layers, micro-batch, tensor mode -> dry run -> baseline
+
+Each stage is a function that returns a plan, or None when the stage has nothing more to ask (_base/steps.py).
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._base.steps import Done, Lease, Plan, Step, Store
+from .._split import known_devices
+from .._split.types import KnownDevice
+from . import predictor, tuning_settings, tuning_steps
+from .tuning_state import State
+
+Json = dict[str, t.Any]
+Mapping = t.Mapping[str, t.Any]
+
+#: About how many loads the layer split, the micro-batch, tensor mode and the rest of a baseline take.
+_USUAL_LOADS: t.Final = {"layers": 5, "micro_batch": 2, "mode": 4, "baseline": 1}
+
+
+def planner(settings: Mapping) -> Tuning:
+    """Return the planner for the variables of the role. Raises ValueError naming the variable that is wrong."""
+    return Tuning(tuning_settings.read(settings))
+
+
+class Tuning:
+    """The planner of one deployment's tuning."""
+
+    def __init__(self, settings: tuning_settings.Settings) -> None:
+        self.settings = settings
+
+    def plan(self, done: t.Sequence[Done]) -> Plan:
+        """Return what comes next."""
+        state = State(self.settings, done)
+        stages = (_look, _obstacle, _headers, _unchanged, _weigh, _probe_model, _devices, _probe, _decide, _finish)
+        return _first(state, stages) or _tuned(state)
+
+    def predict(self, done: t.Sequence[Done]) -> Plan:
+        """Return what comes next in check mode: the first look, the layer sizes, and what they let expect."""
+        state, settings = State(self.settings, done), self.settings
+        if settings.profile:
+            return _prediction(state, [])
+        if (plan := _look(state)) is not None:
+            return plan
+        if settings.shape or settings.predict_only:
+            return _prediction(state, [])
+        missing = state.look["missing"]
+        if missing:
+            return _said(f"The split is unknown until {' and '.join(missing)} exists: a real run installs it first.")
+        would = f"Would measure splits of {settings.model_id} now: {state.due}."
+        return _first(state, (_obstacle, _headers, _unchanged)) or _prediction(state, [would])
+
+    def line(self, done: Done) -> str:
+        """Return what is shown of a step."""
+        return tuning_steps.line(done)
+
+
+def _first(state: State, stages: t.Iterable[t.Callable[[State], Plan | None]]) -> Plan | None:
+    """Return the plan of the first stage that has one."""
+    return next((plan for stage in stages if (plan := stage(state)) is not None), None)
+
+
+# --- before the lease ------------------------------------------------------------------------------------------------
+
+
+def _look(state: State) -> Plan | None:
+    return Plan((tuning_steps.look(state),)) if state.result("look") is None else None
+
+
+def _obstacle(state: State) -> Plan | None:
+    """Return the failure of a host that cannot be tuned."""
+    missing = state.look["missing"]
+    if missing:
+        return Plan(failure=f"{' and '.join(missing)} does not exist. {state.family.cure()}")
+    if state.look["record_problem"]:
+        return Plan(failure=f"{state.look['record_problem']}.")
+    if state.look["build"] is None:
+        return Plan(failure=f"{state.build_file} holds no key of a build. {state.family.cure()}")
+    return None
+
+
+def _headers(state: State) -> Plan | None:
+    return _weigh(state) if state.family.headers_first else None
+
+
+def _unchanged(state: State) -> Plan | None:
+    """Return the result where the recorded split still holds."""
+    settings = state.settings
+    if state.due is not None:
+        return None
+    activate = settings.active and state.look["record"].get("active") != settings.deployment
+    why = f"nothing changed since {settings.deployment} was measured"
+    return Plan(result={"needed": False, "activate": activate, "lines": [], "why": why})
+
+
+def _weigh(state: State) -> Plan | None:
+    # before the lease: a model that cannot be planned for must not cost the running server a restart
+    return Plan((state.family.weigh(),)) if state.result("weigh") is None else None
+
+
+def _probe_model(state: State) -> Plan | None:
+    if not state.probing:
+        return None
+    if state.result("probe model") is None:
+        return Plan((tuning_steps.probe_model(state),))
+    return Plan((tuning_steps.probe_sizes(state),)) if state.result("probe sizes") is None else None
+
+
+# --- under the lease -------------------------------------------------------------------------------------------------
+
+
+def _devices(state: State) -> Plan | None:
+    if state.result("devices") is not None:
+        return None
+    return _under_lease(state, [tuning_steps.devices(state)], str(state.due))
+
+
+def _probe(state: State) -> Plan | None:
+    """Return the loads of the probe model that are missing, or the failure of a device that does not work."""
+    if not state.probing:
+        return None
+    steps = [tuning_steps.probe(state, load) for load in state.probe_loads]
+    missing = [step for step in steps if state.result(step.name) is None]
+    if missing:
+        return _under_lease(state, missing, "measure each device alone with a small model")
+    failure = state.probed["failure"]
+    return None if failure is None else Plan(failure=failure)
+
+
+def _decide(state: State) -> Plan | None:
+    """Return the measurements that the decision needs, or why there is none."""
+    plan = state.plan
+    if plan["done"]:
+        return Plan(failure=f"{plan['why']}.") if plan["decision"] is None else None
+    steps = [tuning_steps.load(state, load) for load in plan["loads"]]
+    steps += [tuning_steps.trial(state, trial) for trial in plan["trials"]]
+    return _under_lease(state, steps, f"{plan['stage']}: {plan['why']}")
+
+
+def _finish(state: State) -> Plan | None:
+    """Return what is measured and asked once the split is decided."""
+    if state.engine.dry_run and state.result("dry run") is None:
+        return _under_lease(state, [tuning_steps.dry_run(state)], "")
+    if state.baseline is None:
+        return None
+    if not state.baseline["done"]:
+        steps = [tuning_steps.load(state, load) for load in state.baseline["loads"]]
+        return _under_lease(state, steps, f"baseline: {state.baseline['why']}")
+    return _under_lease(state, [tuning_steps.host()], "") if state.result("host") is None else None
+
+
+def _under_lease(state: State, steps: t.Sequence[Step], why: str) -> Plan:
+    settings = state.settings
+    options = {
+        "conflicts": settings.conflicting_units,
+        "max_seconds": settings.lease_seconds,
+        "wait_seconds": settings.lease_wait_seconds,
+        "lock_file": f"{settings.measurements_dir}/.lock",
+        "lease_file": settings.lease_file,
+        "idle_seconds": settings.lease_idle_seconds,
+    }
+    probed = (state.recorded.get("device_probe") or {}).get("campaign")
+    campaigns = tuple(dict.fromkeys([state.campaign, *([probed] if probed else [])]))
+    measured = sum(1 for item in state.done if "load" in item.result)
+    open_now = sum(1 for step in steps if step.module in ("split_benchmark", "split_mode_trial"))
+    measurements = max(measured + open_now, _usual_measurements(state))
+    store = Store(settings.measurements_dir, campaigns)
+    return Plan(tuple(steps), why, Lease("tuning of", options), store, measurements)
+
+
+def _usual_measurements(state: State) -> int:
+    """Return about how many measurements a tuning like this takes."""
+    settings, stages = state.settings, set(state.engine.stages)
+    devices = len((state.result("devices") or {}).get("devices") or ())
+    if settings.objective in ("decode", "agent") or not state.micro_batches:
+        stages.discard("micro_batch")
+    if "tensor" not in state.modes:
+        stages.discard("mode")
+    usual = sum(loads for stage, loads in _USUAL_LOADS.items() if stage in stages)
+    more = max(0, devices - 2)
+    return min(usual + more, settings.max_loads + usual - _USUAL_LOADS["layers"]) + (devices if state.probing else 0)
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def _tuned(state: State) -> Plan:
+    """Return what split_record and revalidation_record take of a finished tuning."""
+    settings, decision = state.settings, state.decision
+    dry_run = state.result("dry run")
+    probe = {"model_path": settings.probe_model_path, "serving": state.probe_serving, "tests": state.probe_tests}
+    tuning = {
+        "model": {"id": settings.model_id, "path": settings.model_path, "sha256": settings.model_sha256},
+        "problem": state.problem,
+        "plan": {"decision": decision, "feasible": state.plan["feasible"]},
+        "loads": state.loads,
+        "rpc_endpoints": settings.rpc_endpoints,
+        "dry_run": None if dry_run is None else dry_run["dry_run"],
+        "device_probe": state.probed if state.probing else None,
+        "probe_settings": probe if state.probing else None,
+        "fingerprint_parts": state.parts,
+        "campaign": state.campaign,
+    }
+    lines, measured = [decision["why"]], None
+    if state.baseline is not None:
+        lines.insert(0, state.baseline["why"])
+        measured = {
+            "build": state.look["build"],
+            "gpus": state.look["gpus"],
+            "host": state.needed("host")["host"],
+            "loads": state.baseline["reference"],
+            "reason": "tuned",
+            "most_loads": settings.baseline_max_loads,
+        }
+    result = {"needed": True, "tuning": tuning, "baseline": measured, "why": decision["why"], "lines": lines}
+    return Plan(result=result)
+
+
+def _prediction(state: State, lines: list[str]) -> Plan:
+    """Return what is to be expected from memory and bandwidth alone, or the step that this needs."""
+    settings = state.settings
+    devices = known_devices.profile_devices(settings.profile) if settings.profile else _expected_devices(state)
+    if not devices or not state.engine.dry_run:
+        return _said(*lines, needed=True)
+    weighed = state.result("weigh")
+    if not settings.shape and weighed is None:
+        return Plan((state.family.weigh(),))
+    if weighed is not None and not weighed["available"]:
+        return _said(*lines, f"No prediction: {weighed['reason']}", needed=True)
+    question = {
+        "model": settings.shape if weighed is None else weighed["model"],
+        "serving": state.family.serving({}) if settings.profile else state.serving,
+        "reserve_mib": settings.reserve_mib,
+        "objective": settings.asked,
+        "bench": settings.bench,
+    }
+    prediction = predictor.predict(question, known_devices.with_budgets(devices, settings.device_budget_mib))
+    shown = [*lines, *predictor.table(prediction)]
+    return Plan(result={"needed": True, "prediction": prediction, "lines": shown, "why": prediction["why"]})
+
+
+def _expected_devices(state: State) -> list[KnownDevice]:
+    """Return the devices of a host as far as they are known without asking the engine."""
+    record = state.look["record"]
+    entry = state.recorded or record["models"].get(record.get("active")) or {}
+    return known_devices.host_devices(entry.get("devices") or [], state.gpus)
+
+
+def _said(*lines: str, needed: bool = False) -> Plan:
+    return Plan(result={"needed": needed, "activate": False, "lines": list(lines), "why": " ".join(lines)})

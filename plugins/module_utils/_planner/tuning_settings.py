@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The variables of the role split_tuning, checked and typed. Private to this collection. Pure functions only."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+Json = dict[str, t.Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """One field per variable, without C(split_tuning_); roles/split_tuning/meta/argument_specs.yml describes them."""
+
+    model_id: str
+    model_path: str
+    model_sha256: str
+    deployment: str
+    active: bool
+    retune: bool
+    engine: str
+    exllama_root: str
+    exllama_gpus: list[str]
+    exllama_cache_mode: str
+    llama_cpp: str
+    rpc_endpoints: list[str]
+    environment: dict[str, t.Any]
+    host_python: str
+    state_dir: str
+    conflicting_units: list[str]
+    fingerprint_extra: dict[str, t.Any]
+    context_size: int
+    parallel_slots: int
+    kv_unified: bool
+    batch_size: int
+    micro_batch_size: int
+    flash_attention: str
+    cache_type_k: str
+    cache_type_v: str
+    threads: int
+    poll: int
+    load_mode: str
+    probe: bool
+    probe_model_path: str
+    probe_blocks: int
+    probe_embedding_length: int
+    probe_feed_forward_length: int
+    probe_head_count: int
+    probe_head_count_kv: int
+    probe_type: str
+    probe_prompt_tokens: int
+    probe_generated_tokens: int
+    probe_repetitions: int
+    probe_timeout_seconds: int
+    device_budget_mib: dict[str, t.Any]
+    reserve_mib: int
+    modes: list[str]
+    micro_batches: list[int]
+    tensor_allreduce: list[str]
+    tensor_max_loads: int
+    tensor_soak_seconds: int
+    tensor_perplexity_tolerance_percent: float
+    objective: str
+    prompt_tokens: int
+    generated_tokens: int
+    depth: int
+    bench_prompt_tokens: int
+    bench_generated_tokens: int
+    bench_repetitions: int
+    indifference: float
+    max_loads: int
+    repeat_disturbed: int
+    baseline_max_loads: int
+    baseline_tolerance_percent: float
+    load_timeout_seconds: int
+    lease_file: str
+    lease_idle_seconds: int
+    lease_seconds: int
+    lease_wait_seconds: int
+    profile: str
+    shape: str
+    predict_only: bool
+
+    @property
+    def measurements_dir(self) -> str:
+        """The host's store."""
+        return f"{self.state_dir}/measurements"
+
+    @property
+    def asked(self) -> Json:
+        """The objective, as split_problem.workload takes it."""
+        return {
+            "name": self.objective,
+            "prompt_tokens": self.prompt_tokens,
+            "generated_tokens": self.generated_tokens,
+            "depth_tokens": self.depth,
+        }
+
+    @property
+    def bench(self) -> Json:
+        """What each load measures, as split_problem.workload takes it."""
+        return {
+            "prompt_tokens": self.bench_prompt_tokens,
+            "generated_tokens": self.bench_generated_tokens,
+            "repetitions": self.bench_repetitions,
+        }
+
+
+def _whole(value: t.Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+        raise ValueError
+    return int(value)
+
+
+def _number(value: t.Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    return float(value)
+
+
+def _truth(value: t.Any) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    return words[str(value).lower()]
+
+
+def _text(value: t.Any) -> str:
+    if value is None or isinstance(value, (list, tuple, t.Mapping)):
+        raise ValueError
+    return str(value)
+
+
+def _mapping(value: t.Any) -> Json:
+    if not isinstance(value, t.Mapping):
+        raise ValueError
+    return dict(value)
+
+
+def _listed(value: t.Any) -> list[t.Any]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError
+    return list(value)
+
+
+#: Type of a field -> how it is read, and what it is called. Extra variables of the command line (-e) come as text.
+_KINDS: t.Final[dict[str, tuple[t.Callable[[t.Any], t.Any], str]]] = {
+    "str": (_text, "text"),
+    "int": (_whole, "a whole number"),
+    "float": (_number, "a number"),
+    "bool": (_truth, "true or false"),
+    "list[str]": (lambda value: [_text(item) for item in _listed(value)], "a list of words"),
+    "list[int]": (lambda value: [_whole(item) for item in _listed(value)], "a list of whole numbers"),
+    "dict[str, t.Any]": (_mapping, "a dict"),
+}
+_CHOICES: t.Final = {
+    "engine": ("llama_cpp", "exllamav2", "exllamav3"),
+    "flash_attention": ("on", "off", "auto"),
+    "objective": ("decode", "prefill", "ttft", "request", "agent"),
+    "probe_type": ("f16", "q8_0", "q4_0"),
+}
+
+
+def read(variables: t.Mapping[str, t.Any]) -> Settings:
+    """Return the settings in variables of the role, named with C(split_tuning_); others are ignored.
+
+    Raises ValueError that names the variable, its value and what it must be.
+    """
+    values = {}
+    for field in dataclasses.fields(Settings):
+        name = f"split_tuning_{field.name}"
+        if name not in variables:
+            raise ValueError(f"{name} is missing: include the role split_tuning, which has a default of it")
+        convert, words = _KINDS[str(field.type)]
+        try:
+            values[field.name] = convert(variables[name])
+        except (ValueError, TypeError, KeyError) as exc:
+            raise ValueError(f"{name} is {variables[name]!r}: it must be {words}") from exc
+        known = _CHOICES.get(field.name)
+        if known is not None and values[field.name] not in known:
+            raise ValueError(f"{name} is {variables[name]!r}: it must be {', '.join(known[:-1])} or {known[-1]}")
+    unknown = sorted(set(values["modes"]) - {"layer", "tensor"})
+    if unknown:
+        raise ValueError(f"split_tuning_modes names {unknown[0]!r}: known are layer and tensor")
+    return Settings(**values)

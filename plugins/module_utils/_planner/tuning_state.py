@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What the done steps of a tuning say: host, fingerprint, problem, decision. Private to this collection. Pure."""
+
+from __future__ import annotations
+
+import functools
+import typing as t
+
+from .._base import fingerprints
+from .._base.steps import Done, result_of
+from .._split import engines, tuning_key, workload
+from . import baseline_stage, probe_stage, stages, tuning_engines
+from .tuning_settings import Settings
+
+Json = dict[str, t.Any]
+Mapping = t.Mapping[str, t.Any]
+
+#: First words of the names of the steps that measure a device alone.
+PROBE: t.Final = "probe of "
+
+
+class State:
+    """One moment of a tuning. Each property needs the steps that it is made of."""
+
+    def __init__(self, settings: Settings, done: t.Sequence[Done]) -> None:
+        self.settings = settings
+        self.done = done
+        self.family = tuning_engines.of(settings)
+        self.engine = engines.named(settings.engine)
+
+    def result(self, name: str) -> Mapping | None:
+        """Return what a step returned, or None while it was not done."""
+        return result_of(self.done, name)
+
+    def needed(self, name: str) -> Mapping:
+        """Return what a step returned that was done."""
+        result = self.result(name)
+        if result is None:
+            raise ValueError(f"the step {name!r} was not done")
+        return result
+
+    # --- the host ----------------------------------------------------------------------------------------------------
+
+    @property
+    def build_file(self) -> str:
+        """The build.json of the engine."""
+        return f"{self.family.root()}/{self.engine.build_file}"
+
+    @property
+    def modes(self) -> list[str]:
+        """Split modes to consider."""
+        return self.settings.modes if "mode" in self.engine.stages else ["layer"]
+
+    @property
+    def micro_batches(self) -> list[int]:
+        """Micro-batches to consider."""
+        return self.settings.micro_batches if "micro_batch" in self.engine.stages else []
+
+    @property
+    def probing(self) -> bool:
+        """Whether each device is measured alone."""
+        return self.settings.probe and "probe" in self.engine.stages
+
+    @property
+    def look(self) -> Mapping:
+        """What the host depends on, of split_tuning_info."""
+        return self.needed("look")
+
+    @functools.cached_property
+    def gpus(self) -> list[Json]:
+        """The cards to use."""
+        return self.family.gpus(self.look)
+
+    @property
+    def environment(self) -> Json:
+        """What engine and inventory add to the environment of everything that measures."""
+        return {**self.family.environment(self.look), **self.settings.environment}
+
+    @functools.cached_property
+    def serving(self) -> Json:
+        """The serving profile as it is asked for."""
+        return self.family.serving(self.look)
+
+    @functools.cached_property
+    def workload(self) -> Json:
+        """What is to be fast and what measures it: C({objective, tests})."""
+        return workload.plan(self.settings.asked, self.settings.bench, self.serving)
+
+    @functools.cached_property
+    def recorded(self) -> Mapping:
+        """The recorded entry of this deployment; empty when there is none."""
+        return self.look["record"]["models"].get(self.settings.deployment) or {}
+
+    @property
+    def campaign(self) -> str:
+        """The name of the campaign: it lasts until its record is written, so that a retune measures anew."""
+        return f"after {self.recorded['recorded_at'] if self.recorded else 'nothing'}"
+
+    @functools.cached_property
+    def parts(self) -> Json:
+        """Everything that can change the result and is read without touching a device."""
+        settings = self.settings
+        return tuning_key.parts({
+            "engine": settings.engine,
+            "build": self.look["build"],
+            "model_sha256": settings.model_sha256,
+            "model_headers_sha256": (self.result("weigh") or {}).get("headers_sha256", ""),
+            "driver_version": self.look["gpus"].get("driver_version"),
+            "gpus": self.gpus,
+            "rpc_endpoints": settings.rpc_endpoints,
+            "serving": self.serving,
+            "split_modes": self.modes,
+            "micro_batches": self.micro_batches,
+            "tensor_allreduce": settings.tensor_allreduce,
+            "objective": self.workload["objective"],
+            "tests": self.workload["tests"],
+            "budgets_mib": settings.device_budget_mib,
+            "reserve_mib": settings.reserve_mib,
+            "environment": settings.environment,
+            "extra": settings.fingerprint_extra,
+        })  # fmt: skip
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The fingerprint of the parts."""
+        return fingerprints.fingerprint(self.parts)
+
+    @functools.cached_property
+    def due(self) -> str | None:
+        """Why the deployment has to be tuned, or None while the recorded split still holds."""
+        return tuning_key.due(self.recorded, self.settings.deployment, self.parts, self.settings.retune)
+
+    # --- measurements ------------------------------------------------------------------------------------------------
+
+    @property
+    def devices(self) -> list[Json]:
+        """The devices as the engine lists them, under the lease."""
+        return list(self.needed("devices")["devices"])
+
+    @property
+    def model(self) -> Mapping:
+        """The model, of gguf_info or exl_model_info."""
+        return t.cast(Mapping, self.needed("weigh")["model"])
+
+    @property
+    def loads(self) -> list[Json]:
+        """The measurements of the model itself, in their order."""
+        return [
+            dict(item.result["load"])
+            for item in self.done
+            if "load" in item.result and not item.step.name.startswith(PROBE)
+        ]
+
+    @functools.cached_property
+    def problem(self) -> Json:
+        """The problem of docs/data_formats.md."""
+        settings, devices = self.settings, self.devices
+        all_cuda = bool(devices) and all(device["backend"] == "CUDA" for device in devices)
+        ways = [*(["nccl"] if self.look["nccl"] else []), "internal"] if all_cuda else []
+        return {
+            "schema": 1,
+            "devices": devices,
+            "model": self.model,
+            "serving": self.serving,
+            "reserve_mib": settings.reserve_mib,
+            "split_modes": self.modes,
+            "micro_batches": self.micro_batches,
+            "tensor": {"allreduce": settings.tensor_allreduce or ways, "max_loads": settings.tensor_max_loads},
+            **self.workload,
+            "indifference": settings.indifference,
+            "max_loads": settings.max_loads,
+            "repeat_disturbed": settings.repeat_disturbed,
+            "device_probe": self.probed if self.probing else None,
+        }
+
+    @functools.cached_property
+    def plan(self) -> Json:
+        """The plan of the stages for the measurements so far."""
+        loads = [load for load in self.loads if load.get("purpose") != baseline_stage.PURPOSE]
+        return stages.plan(self.problem, loads)
+
+    @property
+    def decision(self) -> Json:
+        """The decision of a plan that has one."""
+        return t.cast(Json, self.plan["decision"])
+
+    @property
+    def served(self) -> Json:
+        """The serving profile with the micro-batch that was found to be the best."""
+        return {**self.serving, "micro_batch_size": self.decision["micro_batch_size"]}
+
+    @functools.cached_property
+    def baseline(self) -> Json | None:
+        """How the baseline of the decision goes on; None for an engine without one."""
+        if "baseline" not in self.engine.stages:
+            return None
+        settings = self.settings
+        return baseline_stage.step(
+            self.problem, self.decision, self.loads, settings.baseline_max_loads, settings.baseline_tolerance_percent
+        )
+
+    # --- the device probe --------------------------------------------------------------------------------------------
+
+    @property
+    def probe_serving(self) -> Json:
+        """The probe's own serving profile: it says something of the devices, whatever model is tuned."""
+        settings = self.settings
+        return {
+            "batch_size": 2048,
+            "micro_batch_size": 512,
+            "flash_attention": settings.flash_attention,
+            "cache_type_k": "f16",
+            "cache_type_v": "f16",
+            "threads": settings.threads,
+            "poll": settings.poll,
+            "load_mode": settings.load_mode,
+            "gpu_layers": tuning_engines.GPU_LAYERS,
+        }
+
+    @property
+    def probe_tests(self) -> list[Json]:
+        """What a load of the probe model measures."""
+        settings, repetitions = self.settings, {"repetitions": self.settings.probe_repetitions}
+        return [
+            {"kind": "prefill", "n_prompt": settings.probe_prompt_tokens, "n_gen": 0, "n_depth": 0, **repetitions},
+            {"kind": "decode", "n_prompt": 0, "n_gen": settings.probe_generated_tokens, "n_depth": 0, **repetitions},
+        ]
+
+    @property
+    def probe_model(self) -> Mapping:
+        """The probe model, of gguf_info."""
+        return t.cast(Mapping, self.needed("probe sizes")["model"])
+
+    @functools.cached_property
+    def probe_key(self) -> tuple[str, str]:
+        """Fingerprint and campaign of the probe.
+
+        The last probe stands while nothing about the devices changed, whatever else made this run measure; a retune
+        repeats it.
+        """
+        ids = [device["id"] for device in self.devices]
+        parts = tuning_key.probe_parts(
+            self.parts, self.needed("probe model")["sha256"], ids, self.probe_serving, self.probe_tests
+        )
+        fingerprint = fingerprints.fingerprint(parts)
+        recorded = self.recorded.get("device_probe") or {}
+        stands = not self.settings.retune and recorded.get("fingerprint") == fingerprint
+        return fingerprint, recorded["campaign"] if stands else self.campaign
+
+    @property
+    def probe_loads(self) -> list[Json]:
+        """One load per device that has room for the probe model."""
+        return probe_stage.loads(self.devices, self.probe_model, self.probe_tests, self.settings.reserve_mib)
+
+    @functools.cached_property
+    def probed(self) -> Json:
+        """The devices, ranked by the probe."""
+        measured = [item.result["load"] for item in self.done if item.step.name.startswith(PROBE)]
+        return probe_stage.assess(measured, self.devices, self.probe_model, self.settings.reserve_mib, self.gpus)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The steps of a tuning with their arguments, and what is shown of each. Private to this collection. Pure.
+
+Each function takes the state of the tuning that is to go on.
+"""
+
+from __future__ import annotations
+
+import statistics
+import typing as t
+
+from .._base.steps import Done, Step
+from .tuning_state import PROBE, State
+
+Json = dict[str, t.Any]
+Mapping = t.Mapping[str, t.Any]
+
+#: Seconds that a first load takes before anything is known of it, beside reading the file at this many bytes a second.
+_START_SECONDS: t.Final = 20.0
+_READ_BYTES_PER_SECOND: t.Final = 500e6
+#: How long a job may wait for the lock of another measurement, beside its own limit.
+_WAIT_SECONDS: t.Final = 3600
+
+
+def look(state: State) -> Step:
+    """Gather what a recorded split depends on."""
+    settings, engine = state.settings, state.engine
+    model = f"{settings.model_path}/{engine.model_file}" if engine.model_file else settings.model_path
+    trial = [f"{settings.llama_cpp}/bin/llama-perplexity"] if "tensor" in state.modes else []
+    arguments = {
+        "needed": [model, state.build_file, *trial],
+        "build_file": state.build_file,
+        "host_python": settings.host_python,
+        **state.family.look(),
+    }
+    return Step("look", "split_tuning_info", arguments, "gather what the split depends on", 3)
+
+
+def probe_model(state: State) -> Step:
+    """Make the probe model."""
+    settings = state.settings
+    arguments = {
+        "path": settings.probe_model_path,
+        "blocks": settings.probe_blocks,
+        "embedding_length": settings.probe_embedding_length,
+        "feed_forward_length": settings.probe_feed_forward_length,
+        "head_count": settings.probe_head_count,
+        "head_count_kv": settings.probe_head_count_kv,
+        "type": settings.probe_type,
+        "manifest_dir": f"{settings.state_dir}/models",
+        "host_python": settings.host_python,
+    }
+    return Step("probe model", "random_gguf", arguments, "make the probe model", 20)
+
+
+def probe_sizes(state: State) -> Step:
+    """Read the layer sizes of the probe model."""
+    settings = state.settings
+    arguments = {
+        "path": settings.probe_model_path,
+        "host_python": settings.host_python,
+        "cache_dir": f"{settings.state_dir}/gguf_cache",
+    }
+    return Step("probe sizes", "gguf_info", arguments, "read the layer sizes of the probe model", 5)
+
+
+def devices(state: State) -> Step:
+    """List the devices as the engine sees them."""
+    return state.family.devices([gpu["uuid"] for gpu in state.gpus], state.environment)
+
+
+def _measuring(state: State) -> Json:
+    """Return the arguments that every measurement has."""
+    return {
+        "rpc_endpoints": state.settings.rpc_endpoints,
+        "serving": state.serving,
+        "environment": state.needed("devices")["environment"],
+        "campaign": state.campaign,
+        "fingerprint": state.fingerprint,
+        "state_dir": state.settings.measurements_dir,
+    }
+
+
+def _device_names(state: State) -> list[str]:
+    return [device["device"] for device in state.devices]
+
+
+def load(state: State, wanted: Mapping) -> Step:
+    """Measure one load of the model."""
+    settings = state.settings
+    arguments = {
+        **_measuring(state),
+        **state.family.bench(state.model, state.devices),
+        "model_path": settings.model_path,
+        "load": dict(wanted),
+        "devices": _device_names(state),
+        "host_python": settings.host_python,
+        "timeout_seconds": settings.load_timeout_seconds,
+    }
+    seconds = expected_seconds(state.done, state.model, of_probe=False)
+    label = str(wanted["label"])
+    return Step(label, "split_benchmark", arguments, label, seconds, settings.load_timeout_seconds + _WAIT_SECONDS)
+
+
+def probe(state: State, wanted: Mapping) -> Step:
+    """Measure one device alone."""
+    settings = state.settings
+    fingerprint, campaign = state.probe_key
+    arguments = {
+        **_measuring(state),
+        **state.family.bench(state.probe_model, state.devices),
+        "model_path": settings.probe_model_path,
+        "load": dict(wanted),
+        "devices": _device_names(state),
+        "serving": state.probe_serving,
+        "campaign": campaign,
+        "fingerprint": fingerprint,
+        "host_python": settings.host_python,
+        # a card that failed may have been repaired
+        "reuse_failures": False,
+        "timeout_seconds": settings.probe_timeout_seconds,
+    }
+    seconds = expected_seconds(state.done, state.probe_model, of_probe=True)
+    label = str(wanted["label"])
+    limit = settings.probe_timeout_seconds + _WAIT_SECONDS
+    return Step(f"{PROBE}{label}", "split_benchmark", arguments, label, seconds, limit)
+
+
+def trial(state: State, wanted: Mapping) -> Step:
+    """Compare split mode tensor with layer mode, and keep it busy."""
+    settings = state.settings
+    arguments = {
+        **_measuring(state),
+        "llama_server": f"{settings.llama_cpp}/bin/llama-server",
+        "llama_perplexity": f"{settings.llama_cpp}/bin/llama-perplexity",
+        "model_path": settings.model_path,
+        "trial": dict(wanted),
+        "devices": state.devices,
+        "text_file": f"{settings.state_dir}/trial_text.txt",
+        "perplexity_tolerance_percent": settings.tensor_perplexity_tolerance_percent,
+        "soak_seconds": settings.tensor_soak_seconds,
+        "load_timeout_seconds": settings.load_timeout_seconds,
+    }
+    label = str(wanted["label"])
+    limit = 5 * settings.load_timeout_seconds + settings.tensor_soak_seconds + _WAIT_SECONDS
+    return Step(label, "split_mode_trial", arguments, label, 300.0 + settings.tensor_soak_seconds, limit)
+
+
+def dry_run(state: State) -> Step:
+    """Ask llama.cpp's dry run about the memory of the chosen split; it checks the plan and decides nothing."""
+    settings, decision = state.settings, state.decision
+    arguments = {
+        "program": f"{settings.llama_cpp}/bin/llama-fit-params",
+        "model_path": settings.model_path,
+        "devices": _device_names(state),
+        "layers": decision["layers"],
+        "split_mode": decision["split_mode"],
+        "serving": state.served,
+        "rpc_endpoints": settings.rpc_endpoints,
+        "environment": state.needed("devices")["environment"],
+        "model": state.model,
+    }
+    return Step("dry run", "llama_fit_params_info", arguments, "compare the plan with llama.cpp's dry run", 5)
+
+
+def host() -> Step:
+    """Gather what else a baseline compares."""
+    return Step("host", "host_info", {}, "gather the configuration of the host", 3)
+
+
+def expected_seconds(done: t.Sequence[Done], model: Mapping, of_probe: bool) -> float:
+    """Return about how long a load of the model takes, from the last one like it."""
+    for item in reversed(done):
+        if item.step.module == "split_benchmark" and item.step.name.startswith(PROBE) == of_probe:
+            wall_ms = item.result["load"].get("wall_ms")
+            if wall_ms:
+                return float(wall_ms) / 1000
+    return _START_SECONDS + float(model["size_bytes"]) / _READ_BYTES_PER_SECOND
+
+
+def line(done: Done) -> str:
+    """Return what is shown of a step: speeds of a load, devices, how the dry run compares; else nothing."""
+    result = done.result
+    if done.step.module == "split_benchmark":
+        return measured(result["load"])
+    if done.step.module == "split_mode_trial":
+        found = result["load"]
+        return "passed" if found["status"] == "ok" else f"{found['status']}: {found['reason']}"
+    if done.step.name == "devices":
+        return "; ".join(
+            f"{device['device']} {device['description']}, {device['free_mib']} MiB free" for device in result["devices"]
+        )
+    if done.step.name == "dry run":
+        return _dry_run_line(result)
+    return ""
+
+
+def measured(found: Mapping) -> str:
+    """Return the speeds of a measured load in one line, or how it ended."""
+    stored = ", measured before" if found.get("reused") else ""
+    if found["status"] != "ok":
+        return f"{found['status']}: {found['reason']}{stored}"
+    words = []
+    for result in found["results"]:
+        speed = 1000 * (result["n_prompt"] + result["n_gen"]) / statistics.median(result["samples_ms"])
+        size = f" at {result['micro_batch_size']}" if "micro_batch_size" in result else ""
+        words.append(f"{result['kind']}{size} {speed:.1f} tokens/s")
+    return f"{', '.join(words)}{stored}"
+
+
+def _dry_run_line(result: Mapping) -> str:
+    if not result["available"]:
+        return f"the plan was not checked: {result['reason']}"
+    counted, more = (" + ".join(map(str, result["dry_run"][key])) for key in ("mib", "difference_mib"))
+    return f"{counted} MiB; the plan counts {more} MiB more"

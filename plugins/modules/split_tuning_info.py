@@ -1,0 +1,167 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: split_tuning_info
+short_description: Gather what a recorded split depends on
+version_added: 0.1.0
+description:
+  - Gathers in one call what decides whether a recorded split still holds, without touching a device. It is the first
+    step of M(homelab.mixed_gpu.campaign) with the planner C(tuning).
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+    details:
+      - Nothing is changed.
+options:
+  needed:
+    description: Files without which nothing can be measured.
+    type: list
+    elements: path
+    default: []
+  build_file:
+    description: The C(build.json) of the engine.
+    type: path
+    required: true
+  cuda_library:
+    description: The CUDA backend of llama.cpp, asked for NCCL where it exists.
+    type: path
+    default: ""
+  site_packages:
+    description: The C(lib) directory of ExLlama's environment, searched for the package flash-attn.
+    type: path
+    default: ""
+  fact_file:
+    description: The host's recorded splits.
+    type: path
+    default: /etc/ansible/facts.d/mixed_gpu.fact
+  host_python:
+    description: Python interpreter that has C(nvidia-ml-py), used when the one that runs this module lacks it.
+    type: path
+    default: /opt/mixed_gpu/venv/bin/python
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Gather what the split depends on
+  homelab.mixed_gpu.split_tuning_info:
+    needed: [/srv/models/example.gguf]
+    build_file: /opt/llama.cpp/current/build.json
+"""
+
+RETURN = r"""
+missing:
+  description: Which of O(needed) do not exist.
+  returned: success
+  type: list
+  elements: str
+build:
+  description: The key of the engine's build, or V(none).
+  returned: success
+  type: str
+gpus:
+  description: The NVIDIA cards, as C(mixed_gpu_gpus) of M(homelab.mixed_gpu.gpu_facts).
+  returned: success
+  type: dict
+record:
+  description: The recorded splits, see C(docs/data_formats.md); an empty record where there is no file.
+  returned: success
+  type: dict
+record_problem:
+  description: Why the recorded splits cannot be read, with the cure, or V(none).
+  returned: success
+  type: str
+nccl:
+  description: Whether O(cuda_library) is linked with NCCL.
+  returned: success
+  type: bool
+flash_attention:
+  description: Whether O(site_packages) holds the package flash-attn.
+  returned: success
+  type: bool
+"""
+
+import glob
+import importlib
+import json
+import os
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+
+
+def build_key(path: str) -> str | None:
+    """Return the key in a build.json, or None where there is none that can be read."""
+    try:
+        found = json.loads(json_file.read_text(path) or "null")
+    except (OSError, ValueError):
+        return None
+    return str(found["key"]) if isinstance(found, dict) and "key" in found else None
+
+
+def cards(reason: str | None) -> dict[str, t.Any]:
+    """Return the cards, or why they cannot be read."""
+    return nvml.unavailable(reason) if reason is not None else nvml.probe(importlib.import_module("pynvml"), None)
+
+
+def recorded(path: str) -> tuple[fact_record.Record, str | None]:
+    """Return the record, and why it cannot be read."""
+    try:
+        text = json_file.read_text(path)
+        return fact_record.empty() if text is None else fact_record.FORM.parse(text, path), None
+    except UserError as exc:
+        return fact_record.empty(), str(exc)
+    except OSError as exc:
+        return fact_record.empty(), f"{path} cannot be read ({exc.strerror}): run as root"
+
+
+def linked_with_nccl(module: AnsibleModule, library: str) -> bool:
+    """Return whether a library is there and linked with NCCL."""
+    ldd = module.get_bin_path("ldd")
+    if ldd is None or not os.path.exists(library):
+        return False
+    return "libnccl" in module.run_command([ldd, library])[1]
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "needed": {"type": "list", "elements": "path", "default": []},
+            "build_file": {"type": "path", "required": True},
+            "cuda_library": {"type": "path", "default": ""},
+            "site_packages": {"type": "path", "default": ""},
+            "fact_file": {"type": "path", "default": "/etc/ansible/facts.d/mixed_gpu.fact"},
+            "host_python": {"type": "path", "default": host_python.DEFAULT},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    gpus = cards(host_python.enter(["pynvml"], params["host_python"]))
+    record, problem = recorded(params["fact_file"])
+    packages = params["site_packages"]
+    module.exit_json(
+        changed=False,
+        missing=[path for path in params["needed"] if not os.path.exists(path)],
+        build=build_key(params["build_file"]),
+        gpus=gpus,
+        record=record,
+        record_problem=problem,
+        nccl=linked_with_nccl(module, params["cuda_library"]),
+        flash_attention=bool(packages and glob.glob(f"{packages}/python*/site-packages/flash_attn-*.dist-info")),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The planner of a whole tuning, as the action plugin campaign asks it; a simulated host answers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pathlib
+import typing as t
+
+import pytest
+import yaml
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import steps
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import tuning, tuning_settings
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record
+
+Json = dict[str, t.Any]
+
+ROOT = pathlib.Path(tuning.__file__).parents[3]
+BLOCKS = 32
+MODEL = {
+    "path": "/srv/m.gguf", "name": "m", "file_type": "Q8_0", "architecture": "llama", "size_bytes": 400 * 2**20,
+    "block_count": BLOCKS, "block_bytes": [12 * 2**20] * BLOCKS, "block_read_bytes": [12 * 2**20] * BLOCKS,
+    "block_weights": [12 * 2**20] * BLOCKS, "output_bytes": 2**20, "embedding_length": 1024, "vocabulary_size": 512,
+    "feed_forward_length": 2816, "expert_feed_forward_length": 0, "expert_count": 0, "expert_used_count": 0,
+    "head_count": 8, "head_count_kv": 8, "key_length": 128,
+    "kv_k_elements_per_token": [512] * BLOCKS, "kv_v_elements_per_token": [512] * BLOCKS, "notes": [],
+}  # fmt: skip
+PROBE_MODEL = {**MODEL, "block_count": 2, "block_bytes": [2**20] * 2, "size_bytes": 3 * 2**20}
+GPUS = [
+    {"uuid": f"GPU-{index}", "name": "NVIDIA GeForce RTX 3090", "pci_bus_id": f"0{index}:00", "power_limit_watts": 300,
+     "memory_total_mib": 24576, "memory_bandwidth_gb_per_s": 936.0}
+    for index in (1, 2)
+]  # fmt: skip
+FREE_MIB = 420
+
+
+def variables(**changes: t.Any) -> Json:
+    """The variables of the role with its defaults; derived ones are given."""
+    defaults = yaml.safe_load((ROOT / "roles/split_tuning/defaults/main.yml").read_text())
+    own = {
+        "model_id": "m", "model_path": "/srv/m.gguf", "model_sha256": "a" * 64, "deployment": "m-c2048",
+        "probe_model_path": "/state/probe.gguf", "state_dir": "/state", "context_size": 2048, "reserve_mib": 0,
+        "objective": "decode", **changes,
+    }  # fmt: skip
+    return {**defaults, **{f"split_tuning_{name}": value for name, value in own.items()}}
+
+
+class Host:
+    """A simulated host: what its modules return, and every step that was run."""
+
+    def __init__(self, gpus: t.Sequence[Json] = GPUS) -> None:
+        self.gpus = list(gpus)
+        self.record = fact_record.empty()
+        self.missing: list[str] = []
+        self.fate: dict[str, str] = {}
+        self.done: list[steps.Done] = []
+
+    def run(self, step: steps.Step) -> Json:
+        return t.cast(Json, getattr(self, step.module)(step))
+
+    def split_tuning_info(self, step: steps.Step) -> Json:
+        return {
+            "missing": self.missing, "build": "b1", "nccl": False, "flash_attention": False, "record": self.record,
+            "record_problem": None,
+            "gpus": {"available": True, "driver_version": "580.1", "gpus": copy.deepcopy(self.gpus)},
+        }  # fmt: skip
+
+    def gguf_info(self, step: steps.Step) -> Json:
+        return {"available": True, "reason": None, "model": PROBE_MODEL if "probe" in step.args["path"] else MODEL}
+
+    def random_gguf(self, _step: steps.Step) -> Json:
+        return {"changed": True, "sha256": "b" * 64}
+
+    def llama_devices_info(self, step: steps.Step) -> Json:
+        devices = [
+            {"device": f"CUDA{i}", "id": uuid, "backend": "CUDA", "description": "card", "total_mib": 24576,
+             "free_mib": FREE_MIB, "budget_mib": None}
+            for i, uuid in enumerate(step.args["cuda_ids"])
+        ]  # fmt: skip
+        cards = {"CUDA_VISIBLE_DEVICES": ",".join(step.args["cuda_ids"])}
+        return {"devices": devices, "environment": {**cards, **step.args["environment"]}}
+
+    def split_benchmark(self, step: steps.Step) -> Json:
+        load = step.args["load"]
+        status = self.fate.get(load["label"], "ok")
+        cost = 0.5 * load["layers"][0] + 0.9 * load["layers"][1]
+        results = [{**test, "samples_ms": [cost * (test["n_prompt"] / 10 + test["n_gen"])] * 3}
+                   for test in load["tests"]]  # fmt: skip
+        return {"changed": True, "load": {
+            **load, "status": status, "reason": None if status == "ok" else f"it was {status}",
+            "results": results if status == "ok" else [], "fingerprint": step.args["fingerprint"],
+            "campaign": step.args["campaign"], "wall_ms": 4000, "reused": False,
+        }}  # fmt: skip
+
+    def llama_fit_params_info(self, _step: steps.Step) -> Json:
+        return {"available": True, "reason": None, "dry_run": {"mib": [200, 200], "difference_mib": [1, 2]}}
+
+    def host_info(self, _step: steps.Step) -> Json:
+        return {"host": {"kernel": "6.8", "firmware": None}}
+
+    def tune(self, predict: bool = False, **changes: t.Any) -> steps.Plan:
+        """Run a campaign to its end, as the action plugin does."""
+        planner = tuning.planner(variables(**changes))
+        self.done = []
+        while True:
+            plan = planner.predict(self.done) if predict else planner.plan(self.done)
+            if plan.result is not None or plan.failure is not None:
+                return plan
+            step = plan.steps[0]
+            assert step.name not in [item.step.name for item in self.done]
+            self.done.append(steps.Done(step, self.run(step), "2026-11-24T04:33:09Z"))
+            planner.line(self.done[-1])
+
+    @property
+    def modules(self) -> list[str]:
+        return [item.step.module for item in self.done]
+
+    def keep(self, plan: steps.Plan) -> None:
+        """Record a result as split_record does."""
+        assert plan.result is not None
+        entry = {**recorded(plan), "recorded_at": "2026-11-24T04:33:09Z"}
+        self.record = fact_record.with_entry(self.record, "m-c2048", entry, True, "now")
+
+
+def recorded(plan: steps.Plan) -> Json:
+    """Return the entry that split_record makes of a result."""
+    assert plan.result is not None, plan.failure
+    return t.cast(Json, json.loads(json.dumps(fact_record.check_entry(deployment.build(plan.result["tuning"])))))
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+def test_a_tuning_ends_with_all_that_is_recorded(host: Host) -> None:
+    plan = host.tune()
+    assert plan.result is not None and plan.result["needed"]
+    entry = recorded(plan)
+    assert entry["decision"]["verdict"] == "faster" and entry["campaign"] == "after nothing"
+    assert entry["device_probe"]["model_path"] == "/state/probe.gguf" and entry["dry_run"]["mib"] == [200, 200]
+    assert entry["serving"]["gpu_layers"] == 99 and entry["serving"]["micro_batch_size"] == 512
+    assert plan.result["baseline"]["build"] == "b1" and len(plan.result["baseline"]["loads"]) >= 3
+    assert plan.result["lines"][-1] == entry["decision"]["why"]
+    # nothing touches a device before the lease is named, and everything after it does so under the lease
+    names = [item.step.name for item in host.done]
+    assert names[:4] == ["look", "weigh", "probe model", "probe sizes"] and names[4] == "devices"
+    assert host.modules.count("split_benchmark") == 2 + entry["decision"]["loads_used"] + 1
+
+
+def test_the_lease_is_named_from_the_devices_on(host: Host) -> None:
+    host.tune()
+    planner = tuning.planner(variables())
+    plans = [planner.plan(host.done[:count]) for count in range(len(host.done))]
+    leased = [plan.lease is not None for plan in plans]
+    assert leased == [False] * 4 + [True] * (len(plans) - 4)
+    assert plans[4].store == steps.Store("/state/measurements", ("after nothing",))
+    assert [plan.steps[0].name for plan in plans] == [item.step.name for item in host.done]
+    assert plans[-1].measurements >= host.modules.count("split_benchmark")
+
+
+def test_an_unchanged_host_needs_one_look(host: Host) -> None:
+    host.keep(host.tune())
+    plan = host.tune()
+    assert host.modules == ["split_tuning_info"]
+    assert plan.result is not None and (plan.result["needed"], plan.result["activate"]) == (False, False)
+    host.record["active"] = "another"
+    plan = host.tune()
+    assert plan.result is not None and plan.result["activate"]
+    plan = host.tune(active=False)
+    assert plan.result is not None and not plan.result["activate"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"context_size": 1024}, {"model_sha256": "c" * 64}, {"environment": {"A": "1"}}, {"fingerprint_extra": {"x": 1}},
+     {"retune": True}, {"device_budget_mib": {"CUDA0": 400}}],
+)  # fmt: skip
+def test_a_change_measures_again_under_another_campaign(host: Host, change: Json) -> None:
+    host.keep(host.tune())
+    plan = host.tune(**change)
+    assert plan.result is not None and plan.result["needed"]
+    assert plan.result["tuning"]["campaign"] == "after 2026-11-24T04:33:09Z"
+
+
+def test_a_probe_of_the_same_devices_stands_unless_a_retune_is_asked_for(host: Host) -> None:
+    host.keep(host.tune())
+    probes = lambda: {i.step.args["campaign"] for i in host.done if i.step.name.startswith("probe of ")}  # noqa: E731
+    host.tune(model_sha256="c" * 64)
+    assert probes() == {"after nothing"}
+    host.tune(retune=True)
+    assert probes() == {"after 2026-11-24T04:33:09Z"}
+
+
+def test_another_power_limit_or_driver_measures_again(host: Host) -> None:
+    host.keep(host.tune())
+    host.gpus[0]["power_limit_watts"] = 280
+    assert (host.tune().result or {})["needed"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (lambda host: host.missing.append("/srv/m.gguf"), "/srv/m.gguf does not exist. Run the llama_cpp"),
+        (lambda host: host.fate.update({"CUDA1 (GPU-2) alone": "crashed"}), "failed alone with the small probe model"),
+        (lambda host: host.fate.update({"9/24 load 1": "device_lost"}), "a device was lost"),
+    ],
+)
+def test_what_ends_a_campaign_is_one_sentence(host: Host, prepare: t.Callable[[Host], t.Any], words: str) -> None:
+    prepare(host)
+    plan = host.tune()
+    assert plan.failure is not None and words in plan.failure and plan.failure.endswith(".")
+
+
+def test_a_failed_baseline_ends_with_what_there_is(host: Host) -> None:
+    first = host.tune()
+    assert first.result is not None
+    layers = "/".join(str(n) for n in first.result["tuning"]["plan"]["decision"]["layers"])
+    host.fate = {f"{layers} load 3 (baseline)": "out_of_memory"}
+    plan = host.tune()
+    assert plan.result is not None and "fails when it is measured once more" in plan.result["lines"][0]
+
+
+def test_a_fresh_host_in_check_mode_says_what_is_missing(host: Host) -> None:
+    host.missing = ["/srv/m.gguf"]
+    plan = host.tune(predict=True)
+    assert plan.result is not None and plan.result["lines"] == [
+        "The split is unknown until /srv/m.gguf exists: a real run installs it first."
+    ]
+    assert host.modules == ["split_tuning_info"]
+
+
+def test_check_mode_predicts_and_measures_nothing(host: Host) -> None:
+    plan = host.tune(predict=True)
+    assert host.modules == ["split_tuning_info", "gguf_info"]
+    assert plan.result is not None
+    assert plan.result["lines"][0] == "Would measure splits of m now: nothing is recorded for m-c2048."
+    assert "PREDICTION, nothing was measured" in plan.result["lines"][1] and plan.result["prediction"]["rows"]
+
+
+def test_a_profile_and_a_shape_need_no_host(host: Host) -> None:
+    plan = host.tune(
+        predict=True, profile="rtx4090_rtx3090", shape="llama_3_3_70b_q4_k_m", context_size="8192", objective="request",
+        reserve_mib=512,
+    )
+    assert plan.result is not None and host.modules == []
+    assert "43/38 is predicted to be the fastest" in plan.result["why"]
+
+
+# --- ExLlama ---------------------------------------------------------------------------------------------------------
+
+
+class ExllamaHost(Host):
+    """ExLlama's headers come first, and its loads say how they were placed."""
+
+    def exl_model_info(self, _step: steps.Step) -> Json:
+        model = {**MODEL, "path": "/srv/m", "file_type": "F16", "block_attention_bytes": [4 * 2**20] * BLOCKS,
+                 "window_tokens": [0] * BLOCKS, "intermediate_size": 2816}  # fmt: skip
+        return {"available": True, "reason": None, "model": model, "headers_sha256": "d" * 64}
+
+    def exllama_devices_info(self, step: steps.Step) -> Json:
+        listed = self.llama_devices_info(step)
+        return {**listed, "devices": [{**device, "free_mib": 4000} for device in listed["devices"]]}
+
+    def split_benchmark(self, step: steps.Step) -> Json:
+        assert step.args["exllama"]["python"] == "/opt/exllama/v2/venv/bin/python"
+        result = super().split_benchmark(step)
+        result["load"].update(gpu_split_gb=[1.0, 2.0], loaded=[{"uuid": "GPU-1"}])
+        return result
+
+
+def test_an_exllama_is_tuned_by_the_same_planner() -> None:
+    host = ExllamaHost()
+    given: Json = {"engine": "exllamav2", "model_path": "/srv/m", "exllama_gpus": ["GPU-2", "GPU-1"]}
+    plan = host.tune(**given)
+    entry = recorded(plan)
+    assert plan.result is not None
+    assert entry["serving"]["engine"] == "exllamav2" and entry["gpu_split_gb"] == [1.0, 2.0]
+    assert [device["id"] for device in entry["devices"]] == ["GPU-2", "GPU-1"]
+    assert entry["fingerprint_parts"]["model_headers_sha256"] == "d" * 64
+    assert "llama_cpp" not in entry["fingerprint_parts"] and entry["fingerprint_parts"]["engine_build"] == "b1"
+    assert plan.result["baseline"] is None and entry["dry_run"] is None and entry["device_probe"] is None
+    bench = next(item.step.args for item in host.done if item.step.module == "split_benchmark")
+    assert bench["environment"]["CUDA_VISIBLE_DEVICES"] == "GPU-2,GPU-1"
+    assert bench["environment"]["EXLLAMA_NO_FLASH_ATTN"] == "1"
+    with pytest.raises(ValueError, match="names GPU-9, and this host has GPU-1, GPU-2"):
+        host.tune(**{**given, "exllama_gpus": ["GPU-9"]})
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_the_documented_variables() -> None:
+    documented = yaml.safe_load((ROOT / "roles/split_tuning/meta/argument_specs.yml").read_text())
+    names = {f"split_tuning_{name}" for name in tuning_settings.Settings.__annotations__}
+    assert names == set(documented["argument_specs"]["main"]["options"])
+
+
+def test_text_of_the_command_line_is_read_as_what_it_is() -> None:
+    settings = tuning_settings.read(variables(context_size="4096", retune="yes", indifference="0.02", other=1))
+    assert (settings.context_size, settings.retune, settings.indifference) == (4096, True, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"max_loads": "many"}, "split_tuning_max_loads is 'many': it must be a whole number"),
+        ({"max_loads": 2.5}, "it must be a whole number"),
+        ({"max_loads": True}, "it must be a whole number"),
+        ({"indifference": True}, "it must be a number"),
+        ({"retune": "perhaps"}, "it must be true or false"),
+        ({"modes": "layer"}, "it must be a list of words"),
+        ({"modes": ["row"]}, "split_tuning_modes names 'row'"),
+        ({"environment": []}, "it must be a dict"),
+        ({"model_id": None}, "it must be text"),
+        ({"engine": "vllm"}, "it must be llama_cpp, exllamav2 or exllamav3"),
+    ],
+)
+def test_a_wrong_variable_is_named_with_its_value(change: Json, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        tuning_settings.read(variables(**change))
+
+
+def test_a_missing_variable_is_named() -> None:
+    given = variables()
+    del given["split_tuning_poll"]
+    with pytest.raises(ValueError, match="split_tuning_poll is missing"):
+        tuning_settings.read(given)
