@@ -18,5 +18,7 @@ git init -q && git add -A
 version=$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 sanity() { ansible-test sanity --color no --python "$version" "$@"; }
 if [ $# -gt 0 ]; then sanity "$@"; exit; fi
-sanity --skip-test pylint
-sanity --test pylint --exclude tests/   # ruff checks the tests; pylint would take twice as long for them
+failed=0
+sanity --skip-test pylint || failed=1
+sanity --test pylint --exclude tests/ || failed=1   # ruff checks the tests; pylint would take twice as long for them
+exit $failed
