@@ -42,7 +42,7 @@ options:
   settings:
     description:
       - What the planner is told. For V(tuning) the variables of the role P(homelab.mixed_gpu.split_tuning#role) by
-        name; others are ignored.
+        name, for V(power_sweep) those of P(homelab.mixed_gpu.power_sweep#role); others are ignored.
     type: dict
     required: true
   label:
@@ -87,6 +87,14 @@ tuning:
 baseline:
   description: Of V(tuning), the option O(homelab.mixed_gpu.revalidation_record#module:measured) but its entry.
   returned: when a tuning has measured
+  type: dict
+document:
+  description: Of V(power_sweep), the result as the role writes it, see C(docs/data_formats.md).
+  returned: when a sweep has measured
+  type: dict
+found:
+  description: Of V(power_sweep), the option O(homelab.mixed_gpu.gpu_power#module:settings) that restores the limits.
+  returned: when a sweep has measured
   type: dict
 prediction:
   description: Of V(tuning), what is to be expected, see C(docs/data_formats.md).

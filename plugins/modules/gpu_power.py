@@ -12,7 +12,7 @@ description:
   - Puts power limits, locked clocks and persistence mode into force, each card by its UUID.
   - Everything is checked against the cards' own constraints before anything is changed. When a card refuses in spite
     of that, what was changed before is set back.
-  - The driver forgets all of it when it is loaded anew and, without persistence mode, as soon as nothing uses the
+  - The driver forgets all of it when it is reloaded and, without persistence mode, as soon as nothing uses the
     card. Role P(homelab.mixed_gpu.gpu_power#role) keeps it in force with a systemd unit.
 extends_documentation_fragment:
   - homelab.mixed_gpu._attributes
@@ -85,7 +85,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Limit one card until the driver is loaded anew
+- name: Limit one card until the driver is reloaded
   homelab.mixed_gpu.gpu_power:
     limits_watts:
       GPU-11111111-2222-3333-4444-555555555555: 320

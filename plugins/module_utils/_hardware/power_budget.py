@@ -6,7 +6,7 @@ Two questions with two answers. Steady: a card's regulator holds its power limit
 millisecond and more, so the sum of the limits in force, with the rest of the machine, is what flows at most for long.
 Peaks: for less than a millisecond a card draws more than its limit, whatever the limit is, so the peak does not shrink
 with it. Measured figures differ by board and load, so a peak is a range from the lowest to the highest that was found,
-and every figure says where it comes from and that nobody here has measured it.
+and every figure says where it comes from and that this project has not measured it.
 
 Sources beyond those of the figures: power limits act within about a millisecond, and a limit of 230 W did not keep a
 supply from tripping where locked clocks of 210 to 1550 MHz did (club-3090, issues 1019 and 814). Intel's ATX 3.0 design

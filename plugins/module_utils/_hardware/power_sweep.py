@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import typing as t
 
+from .._base import text
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
 
@@ -256,12 +257,9 @@ def table(choice: Mapping, gpus: t.Sequence[Mapping]) -> list[str]:
             "-" if watts is None else f"{watts:.0f}", _cell(prefill, "tokens_per_second"),
             _cell(prefill, "joules_per_token"), ", ".join(marks),
         ])  # fmt: skip
-    widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
-    lines = [f"{names}, one limit lowered at a time (W: the cards while generating)"]
-    for line in [head, *body]:
-        numbers = [cell.rjust(width) for cell, width in zip(line[1:-1], widths[1:-1], strict=True)]
-        lines.append(f"  {'  '.join([line[0].ljust(widths[0]), *numbers])}  {line[-1]}".rstrip())
-    return [*lines, choice["why"]]
+    lines = text.columns([head, *body], right=range(1, len(head) - 1))
+    title = f"{names}, one limit lowered at a time (W: the cards while generating)"
+    return [title, *(f"  {line}" for line in lines), choice["why"]]
 
 
 def _cell(phase: Mapping | None, name: str) -> str:

@@ -150,7 +150,7 @@ def bench_command(llama_bench: str, model_path: str, order: Order, rpc_endpoints
     """Return the command that measures all tests of the order in one process, with one loading of the model.
 
     llama-bench runs every depth with every prompt and every generation length, and has one number of repetitions: rows
-    that nobody asked for are dropped when the output is read, and the largest number of repetitions holds for all.
+    that were not asked for are dropped when the output is read, and the largest number of repetitions holds for all.
     Micro-batches are run in the order in which the tests name them.
     Only what belongs to the model (file, split, devices) makes it load again, and that is the same for all tests.
     """

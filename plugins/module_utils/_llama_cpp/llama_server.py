@@ -93,7 +93,7 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
 def unit_state(properties: t.Mapping[str, str], health_status: int | None) -> str:
     """Return absent, stopped, failed, restarting, loading or ready.
 
-    C(health_status) is the HTTP status of /health, None when nobody answered.
+    C(health_status) is the HTTP status of /health, None without an answer.
     """
     if properties.get("LoadState") == "not-found":
         return "absent"

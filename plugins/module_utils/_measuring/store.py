@@ -28,7 +28,7 @@ def load_key(fingerprint: str, campaign: str, load: Mapping) -> Json:
         "layers": list(load["layers"]),
         "load": load["load"],
     }
-    # only where they say something, so that loads of before keep their keys
+    # only where they say something, so that older loads keep their keys
     more = {name: load[name] for name in ("environment", "reference", "micro_batch_size") if load.get(name)}
     return {**key, **more}
 

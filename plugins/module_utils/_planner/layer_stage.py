@@ -617,7 +617,7 @@ def _equal_within(evidence: Evidence) -> float | None:
     None where the fit says that they are not, and where one of them makes no hop, which the fit does not know. The
     loads of all splits are taken for loads of one: their scatter is the noise and what real difference there is, so the
     interval of Student's t for the difference of two is too wide rather than too narrow. What the repetitions within
-    the loads let expect counts as well (_disturbance.with_expectation). Infinite below three loads.
+    the loads let expect counts as well (disturbance.with_expectation). Infinite below three loads.
     """
     percent, _count = _range_percent(evidence)
     if percent is None or percent > 100 * evidence.problem.indifference:

@@ -91,7 +91,7 @@ def deviations(wanted: Settings, cards: t.Sequence[Card], record: Settings | Non
     """Return one phrase for each setting that is not in force.
 
     `record` is what was applied last (or None): NVML cannot tell which clocks are locked. It can tell that a driver
-    was loaded anew since, because that switches persistence mode off.
+    was reloaded since, because that switches persistence mode off.
     """
     by_uuid = {card["uuid"]: card for card in cards}
     before = {entry["uuid"]: entry for entry in record["cards"]} if record else {}
@@ -110,7 +110,7 @@ def deviations(wanted: Settings, cards: t.Sequence[Card], record: Settings | Non
         clocks = asked["locked_clocks_mhz"]
         if clocks is not None and list(clocks) != before.get(asked["uuid"], {}).get("locked_clocks_mhz"):
             found.append(f"clocks of {label} are not known to be locked to {clocks[0]} to {clocks[1]} MHz")
-    return [*found, *(f"{uuid} still has settings of before" for uuid in leftovers(wanted, record))]
+    return [*found, *(f"{uuid} still has earlier settings" for uuid in leftovers(wanted, record))]
 
 
 def leftovers(wanted: Settings, record: Settings | None) -> list[str]:
@@ -303,9 +303,9 @@ def read_settings(path: str) -> Settings | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as exc:
-        raise PowerError(f"{path} cannot be read ({exc}): run the role gpu_power to write it anew.") from exc
+        raise PowerError(f"{path} cannot be read ({exc}): run the role gpu_power to write it again.") from exc
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("cards"), list):
-        raise PowerError(f"{path} is not of schema {SCHEMA}: run the role gpu_power to write it anew.")
+        raise PowerError(f"{path} is not of schema {SCHEMA}: run the role gpu_power to write it again.")
     return data
 
 

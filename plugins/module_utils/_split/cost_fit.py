@@ -158,7 +158,7 @@ def _fit_many(
     """Return ms per block and micro-batch of three devices or more, where steps along axes would take seconds.
 
     While the longest stage of each point stays the same device, the form is linear and solved as decoding is; from
-    there the longest stages are told anew, and so on (Gauss-Newton, with steps that are halved until they help).
+    there the longest stages are found again, and so on (Gauss-Newton, with steps that are halved until they help).
     """
     devices = len(points[0][0])
     of_sum, of_max = cost_model.prefill_weights(batches, overlap)

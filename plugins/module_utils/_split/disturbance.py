@@ -10,7 +10,7 @@ result is unwelcome: what it would do to the decision is not looked at.
 - far from its twins: it is slower than the other loads of the same split by more than loads differ. The variance
   between loads is pooled from the other splits, the twins among themselves, and PRIOR_DEGREES degrees of freedom of
   an expectation: LOADS_TO_REPETITIONS times the standard error that the repetitions give (standard errors of 4 to 7 %
-  on a recorded CPU pair, 10 to 18 % seen between its loads). Of two twins nobody knows which is right, so that is
+  on a recorded CPU pair, 10 to 18 % seen between its loads). Of two twins it is unknown which is right, so that is
   only a reason to measure a third. Nothing makes a load faster than its devices are, so a faster load is no suspect.
 
 A variance below the square of the indifference counts as that much: what makes no difference is no disturbance.

@@ -95,7 +95,7 @@ def serving_profile(
 
 
 class Memory(t.Protocol):
-    """The memory of every split, as _memory_plan.MemoryPlan tells it."""
+    """The memory of every split, as memory_plan.MemoryPlan tells it."""
 
     def device(self, layers: t.Sequence[int], device: int) -> t.Any:
         """Return what one device holds under C(layers)."""
@@ -229,7 +229,7 @@ def gpu_split_gb(
 ) -> list[float]:
     """Return one number of gigabytes per card with which ExLlama places C(layers), see this file's head.
 
-    C(memory) is the _memory_plan.MemoryPlan of model and profile, C(budgets_mib) is what the plan may use of each card.
+    C(memory) is the memory_plan.MemoryPlan of model and profile, C(budgets_mib) is what the plan may use of each card.
     The last card that is used gets its budget whole, since nothing can be put beyond it; a card without layers gets 0.
     Raises ValueError for a split over other cards than the budgets are of.
     """

@@ -35,7 +35,7 @@ class DeviceMib(t.Protocol):
 
 
 class Memory(t.Protocol):
-    """The memory of every split, as _memory_plan.MemoryPlan tells it."""
+    """The memory of every split, as memory_plan.MemoryPlan tells it."""
 
     def device(self, layers: t.Sequence[int], device: int) -> DeviceMib:
         """Return what one device holds under C(layers)."""

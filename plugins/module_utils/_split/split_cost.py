@@ -49,7 +49,7 @@ def workload_cost(
     """Return what a fit says of a prompt and an answer as coefficients of the layers; None where it says nothing.
 
     C(tested_tokens) is the prompt that the fit of prefill rests on: micro-batches are as full on average as each prompt
-    makes them (see _cost_model.prefill_scale).
+    makes them (see cost_model.prefill_scale).
     """
     known = decode_slot_ms or prefill_slot_ms
     if not known:

@@ -71,7 +71,7 @@ def test_deviations_name_what_is_not_in_force():
 def test_what_is_no_longer_asked_for_is_a_deviation():
     record = resolve({"GPU-a": 450, "GPU-b": 350}, {}, {"GPU-b": [210, 1700]})
     assert apply_power_limits.deviations(record, BOX, record) == []
-    assert apply_power_limits.deviations(resolve({"GPU-a": 450}), BOX, record) == ["GPU-b still has settings of before"]
+    assert apply_power_limits.deviations(resolve({"GPU-a": 450}), BOX, record) == ["GPU-b still has earlier settings"]
     assert apply_power_limits.leftovers(resolve({"GPU-a": 450, "GPU-b": 350}), record) == ["GPU-b"]
 
 

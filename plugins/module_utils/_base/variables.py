@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Reads the variables of a role into a dataclass, checked and typed. Private to this collection. Pure functions only.
+
+Extra variables of the command line (-e) come as text: C("3") is a whole number, C("true") is true.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+Json = dict[str, t.Any]
+T = t.TypeVar("T")
+
+
+def _whole(value: t.Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+        raise ValueError
+    return int(value)
+
+
+def _number(value: t.Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    return float(value)
+
+
+def _truth(value: t.Any) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    return words[str(value).lower()]
+
+
+def _text(value: t.Any) -> str:
+    if value is None or isinstance(value, (list, tuple, t.Mapping)):
+        raise ValueError
+    return str(value)
+
+
+def _mapping(value: t.Any) -> Json:
+    if not isinstance(value, t.Mapping):
+        raise ValueError
+    return dict(value)
+
+
+def _listed(value: t.Any) -> list[t.Any]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError
+    return list(value)
+
+
+#: Type of a field -> how it is read, and what it is called.
+_KINDS: t.Final[dict[str, tuple[t.Callable[[t.Any], t.Any], str]]] = {
+    "str": (_text, "text"),
+    "int": (_whole, "a whole number"),
+    "float": (_number, "a number"),
+    "bool": (_truth, "true or false"),
+    "list[str]": (lambda value: [_text(item) for item in _listed(value)], "a list of words"),
+    "list[int]": (lambda value: [_whole(item) for item in _listed(value)], "a list of whole numbers"),
+    "list[dict[str, t.Any]]": (lambda value: [_mapping(item) for item in _listed(value)], "a list of dicts"),
+    "list[float]": (lambda value: [_number(item) for item in _listed(value)], "a list of numbers"),
+    "dict[str, t.Any]": (_mapping, "a dict"),
+}
+
+
+def read(kind: type[T], variables: t.Mapping[str, t.Any], role: str) -> T:
+    """Return a dataclass of variables of a role: one field per variable, named without C(role_); others are ignored.
+
+    Raises ValueError that names the variable, its value and what it must be.
+    """
+    values = {}
+    for field in dataclasses.fields(t.cast(t.Any, kind)):
+        name = f"{role}_{field.name}"
+        if name not in variables:
+            raise ValueError(f"{name} is missing: include the role {role}, which has a default of it")
+        convert, words = _KINDS[str(field.type)]
+        try:
+            values[field.name] = convert(variables[name])
+        except (ValueError, TypeError, KeyError) as exc:
+            raise ValueError(f"{name} is {variables[name]!r}: it must be {words}") from exc
+    return kind(**values)
