@@ -286,24 +286,18 @@ class SplitModeTrial(run.StoredLoad):
             raise TrialError("unstable", str(error)) from error
         generated = self.params["generated_tokens"]
         speeds: list[float] = []
-        requests = tokens = others = 0
+        requests = tokens = 0
         started = time.monotonic()
         try:
             while time.monotonic() - started < self.params["soak_seconds"]:
                 if requests % REPEAT_EVERY == 0:
-                    reply = server.answer(prompt, generated)
-                    place = mode_trial.first_divergence(answer, reply["tokens"])
-                    if place is not None:
-                        raise TrialError(
-                            "unstable", f"the same prompt got another answer from token {place} on, after {requests} "
-                            "requests"
-                        )  # fmt: skip
+                    reply = self.repeated(server, prompt, answer, requests)
                 else:
+                    others = requests - requests // REPEAT_EVERY - 1
                     length = mode_trial.soak_prompt_tokens(
                         others, context, generated, self.serving["micro_batch_size"]
                     )
                     reply = server.answer(server_timings.prompt_tokens(length, vocabulary, str(requests)), generated)
-                    others += 1
                 requests += 1
                 timings = reply.get("timings") or {}
                 tokens += int(timings.get("prompt_n", 0)) + int(timings.get("predicted_n", 0))
@@ -319,6 +313,15 @@ class SplitModeTrial(run.StoredLoad):
                      "max": round(max(speeds), 3)} if speeds else None
                 ),
             }  # fmt: skip
+
+    def repeated(self, server: Server, prompt: str, answer: t.Sequence[int], requests: int) -> t.Any:
+        """Return the answer to the first prompt. Raises TrialError when it is not what it was."""
+        reply = server.answer(prompt, self.params["generated_tokens"])
+        place = mode_trial.first_divergence(answer, reply["tokens"])
+        if place is None:
+            return reply
+        after = f"after {requests} requests"
+        raise TrialError("unstable", f"the same prompt got another answer from token {place} on, {after}")
 
 
 def main() -> None:

@@ -41,21 +41,21 @@ ARGUMENTS: dict[str, dict[str, t.Any]] = {
 
 def kill_leftovers(mark: str) -> None:
     """Kill every process whose environment carries the mark, until none is left (a fork may happen in between)."""
-    wanted = f"{MARK}={mark}".encode()
     for _attempt in range(20):
-        found = False
-        for name in os.listdir("/proc"):
-            if not name.isdigit():
-                continue
-            with contextlib.suppress(OSError):
-                with open(f"/proc/{name}/environ", "rb") as handle:
-                    ours = wanted in handle.read().split(b"\0")
-                if ours and not is_zombie(name):
-                    os.kill(int(name), signal.SIGKILL)
-                    found = True
-        if not found:
+        if not any([_killed(name, mark) for name in os.listdir("/proc") if name.isdigit()]):
             return
         time.sleep(0.05)
+
+
+def _killed(pid: str, mark: str) -> bool:
+    """Kill a process if its environment carries the mark; return whether it did."""
+    with contextlib.suppress(OSError):
+        with open(f"/proc/{pid}/environ", "rb") as handle:
+            ours = f"{MARK}={mark}".encode() in handle.read().split(b"\0")
+        if ours and not is_zombie(pid):
+            os.kill(int(pid), signal.SIGKILL)
+            return True
+    return False
 
 
 def is_zombie(pid: str) -> bool:
