@@ -15,7 +15,7 @@ from .evidence import Evidence, room_of
 def missing_anchors(evidence: Evidence) -> list[Candidate]:
     """Return the splits that are still missing for a fit.
 
-    For each device it is the one with the most slots there; where these do not determine the fit, those farthest from
+    For each device it is the one with the most layers there; where these do not determine the fit, those farthest from
     all chosen ones follow.
     """
     pool = evidence.pool
@@ -39,12 +39,12 @@ def missing_anchors(evidence: Evidence) -> list[Candidate]:
 
 
 def _end(pool: t.Sequence[Candidate], device: int) -> Candidate:
-    """Return the split with the most slots on C(device)."""
+    """Return the split with the most layers on C(device)."""
     return max(pool, key=lambda c: (c.layers[device], room_of(c), c.layers))
 
 
 def distance(layers: Layers, others: t.Iterable[Layers]) -> int:
-    """Return how many slots have to move, at least, to make C(layers) of one of C(others)."""
+    """Return how many layers have to move, at least, to make C(layers) of one of C(others)."""
     return min((sum(abs(a - b) for a, b in zip(layers, o, strict=True)) // 2 for o in others), default=0)
 
 

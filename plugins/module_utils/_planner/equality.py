@@ -23,7 +23,7 @@ def as_good_as_default(evidence: Evidence) -> Candidate | None:
 
     The difference must be at most the indifference by a fit that is trusted, from loads that scatter no more than that,
     and the two so near to each other that
-    even with every slot between them at the steepest step that the fit knows they are within EQUIVALENCE_FACTOR times
+    even with every layer between them at the steepest step that the fit knows they are within EQUIVALENCE_FACTOR times
     that: the fit knows steps much better than it knows where they change their sign. The roomier of the two is taken.
     """
     problem = evidence.problem
@@ -49,7 +49,7 @@ def as_good_as_default(evidence: Evidence) -> Candidate | None:
 
 
 def _steepest_percent(evidence: Evidence, *splits: Candidate) -> float:
-    """Return the most that moving one slot changes the objective by the fit, in percent; infinite without a fit.
+    """Return the most that moving one layer changes the objective by the fit, in percent; infinite without a fit.
 
     Of two devices between any neighbours that fit, else from one of C(splits).
     """

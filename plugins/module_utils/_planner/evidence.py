@@ -91,7 +91,7 @@ class Evidence:
         """The splits to choose from: those listed, and with more than two devices those that a search finds.
 
         The list is coarse then. Of all splits that remain the search finds the best by the fit and the roomiest that is
-        practically as fast; their neighbours, one slot moved, come with them.
+        practically as fast; their neighbours, one layer moved, come with them.
         """
         known = {candidate.layers: candidate for candidate in self.listed}
         found: set[Layers] = set()
@@ -109,7 +109,7 @@ class Evidence:
 
     @functools.cached_property
     def candidates(self) -> list[Candidate]:
-        """The splits to choose from, fewest slots on the first device first."""
+        """The splits to choose from, fewest layers on the first device first."""
         return list(self.by_layers.values())
 
     def best_of_all(self, cost: split_cost.Cost) -> Layers | None:

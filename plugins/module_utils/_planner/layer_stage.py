@@ -17,7 +17,7 @@ Where all splits are practically equal by the fit, one load of the roomiest foll
 more than that either, nothing more is measured (equality.py). A split with a load that looks disturbed is measured
 again first, at most C(repeat_disturbed) times (disturbed_loads.py).
 
-A split whose load fails is out, with its reason; out of memory also rules out every split with as many slots or more
+A split whose load fails is out, with its reason; out of memory also rules out every split with as many layers or more
 on the device that had the least room.
 """
 

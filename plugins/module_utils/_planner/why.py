@@ -71,7 +71,7 @@ def anchors(evidence: Evidence, missing: t.Sequence[Candidate]) -> str:
     bad = next((load for load in reversed(evidence.loads) if not load.ok), None)
     before = f"{failed(bad)}; " if bad is not None else ""
     return (
-        f"{before}measure {names}, as far apart as memory allows, to learn what one slot costs on each of "
+        f"{before}measure {names}, as far apart as memory allows, to learn what one layer costs on each of "
         f"{', '.join(evidence.problem.names)}"
     )
 
@@ -110,7 +110,7 @@ def _called(problem: Problem, candidate: Candidate) -> str:
 
 
 def decided(evidence: Evidence, chosen: Candidate, other: Candidate | None, verdict: str) -> str:
-    """Return the one sentence that a person can check: where the slots are, why there, and how sure that is.
+    """Return the one sentence that a person can check: where the layers are, why there, and how sure that is.
 
     Where all splits that fit are about as fast, it says so.
     """
@@ -170,9 +170,9 @@ def _why_there(evidence: Evidence, chosen: Candidate) -> str:
     """Return what holds the chosen split where it is: memory, the balance of the stages, or room."""
     problem = evidence.problem
     used = [device for device, count in enumerate(chosen.layers) if count]
-    where = ", ".join(f"{chosen.layers[d]} of {problem.slots} slots on {problem.names[d]}" for d in used[:-1] or used)
+    where = ", ".join(f"{chosen.layers[d]} of {problem.slots} layers on {problem.names[d]}" for d in used[:-1] or used)
     if len(used) == 1:
-        return f"all {problem.slots} slots on {problem.names[used[0]]}, which has room for the whole model"
+        return f"all {problem.slots} layers on {problem.names[used[0]]}, which has room for the whole model"
     here = evidence.predicted("objective", chosen.layers)
     for device in used:
         for giver in used:
@@ -189,7 +189,7 @@ def _why_there(evidence: Evidence, chosen: Candidate) -> str:
             over = problem.memory.mib(layers)[device] - problem.budgets[device]
             if over > 0:
                 return (
-                    f"{where}: the most that fits on {problem.names[device]}, one slot more would exceed its "
+                    f"{where}: the most that fits on {problem.names[device]}, one layer more would exceed its "
                     f"{problem.budgets[device]} MiB by {over} MiB"
                 )
     fastest = min((c for c in evidence.candidates), key=lambda c: (evidence.objective(c.layers), c.layers))

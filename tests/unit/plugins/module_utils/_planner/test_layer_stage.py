@@ -163,7 +163,7 @@ def test_memory_decides_at_the_bound() -> None:
     decision = plan["decision"]
     assert plan["stage"] == "decided" and decision["layers"] == [22, 11]
     assert decision["verdict"] == "faster"
-    assert "the most that fits on RPC0, one slot more would exceed its 400 MiB by 7 MiB" in decision["why"]
+    assert "the most that fits on RPC0, one layer more would exceed its 400 MiB by 7 MiB" in decision["why"]
     assert "less time per generated token than llama.cpp's default 17/16" in decision["why"]
     low, high = decision["gain_interval_percent"]
     true_gain = 100 * (1 - (22 * 0.45 + 11 * 0.86) / (17 * 0.45 + 16 * 0.86))
@@ -755,7 +755,7 @@ def test_a_model_that_fits_one_device_may_stay_there() -> None:
     problem = make_problem(objective="decode")
     plan, _loads, _plans = campaign(problem, Pair((0.45, 0.86), (4, 9), hop=1.0))
     assert plan["decision"]["layers"] == [33, 0] and plan["decision"]["single_device"] is True
-    assert "all 33 slots on RPC0" in plan["decision"]["why"]
+    assert "all 33 layers on RPC0" in plan["decision"]["why"]
 
 
 def test_a_model_that_does_not_fit() -> None:
