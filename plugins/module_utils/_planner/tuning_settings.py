@@ -7,6 +7,8 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
+from .._base import variables
+
 Json = dict[str, t.Any]
 
 
@@ -108,51 +110,6 @@ class Settings:
         }
 
 
-def _whole(value: t.Any) -> int:
-    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
-        raise ValueError
-    return int(value)
-
-
-def _number(value: t.Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError
-    return float(value)
-
-
-def _truth(value: t.Any) -> bool:
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    return words[str(value).lower()]
-
-
-def _text(value: t.Any) -> str:
-    if value is None or isinstance(value, (list, tuple, t.Mapping)):
-        raise ValueError
-    return str(value)
-
-
-def _mapping(value: t.Any) -> Json:
-    if not isinstance(value, t.Mapping):
-        raise ValueError
-    return dict(value)
-
-
-def _listed(value: t.Any) -> list[t.Any]:
-    if not isinstance(value, (list, tuple)):
-        raise ValueError
-    return list(value)
-
-
-#: Type of a field -> how it is read, and what it is called. Extra variables of the command line (-e) come as text.
-_KINDS: t.Final[dict[str, tuple[t.Callable[[t.Any], t.Any], str]]] = {
-    "str": (_text, "text"),
-    "int": (_whole, "a whole number"),
-    "float": (_number, "a number"),
-    "bool": (_truth, "true or false"),
-    "list[str]": (lambda value: [_text(item) for item in _listed(value)], "a list of words"),
-    "list[int]": (lambda value: [_whole(item) for item in _listed(value)], "a list of whole numbers"),
-    "dict[str, t.Any]": (_mapping, "a dict"),
-}
 _CHOICES: t.Final = {
     "engine": ("llama_cpp", "exllamav2", "exllamav3"),
     "flash_attention": ("on", "off", "auto"),
@@ -161,25 +118,17 @@ _CHOICES: t.Final = {
 }
 
 
-def read(variables: t.Mapping[str, t.Any]) -> Settings:
+def read(given: t.Mapping[str, t.Any]) -> Settings:
     """Return the settings in variables of the role, named with C(split_tuning_); others are ignored.
 
     Raises ValueError that names the variable, its value and what it must be.
     """
-    values = {}
-    for field in dataclasses.fields(Settings):
-        name = f"split_tuning_{field.name}"
-        if name not in variables:
-            raise ValueError(f"{name} is missing: include the role split_tuning, which has a default of it")
-        convert, words = _KINDS[str(field.type)]
-        try:
-            values[field.name] = convert(variables[name])
-        except (ValueError, TypeError, KeyError) as exc:
-            raise ValueError(f"{name} is {variables[name]!r}: it must be {words}") from exc
-        known = _CHOICES.get(field.name)
-        if known is not None and values[field.name] not in known:
-            raise ValueError(f"{name} is {variables[name]!r}: it must be {', '.join(known[:-1])} or {known[-1]}")
-    unknown = sorted(set(values["modes"]) - {"layer", "tensor"})
+    settings = variables.read(Settings, given, "split_tuning")
+    for field, known in _CHOICES.items():
+        value = getattr(settings, field)
+        if value not in known:
+            raise ValueError(f"split_tuning_{field} is {value!r}: it must be {', '.join(known[:-1])} or {known[-1]}")
+    unknown = sorted(set(settings.modes) - {"layer", "tensor"})
     if unknown:
         raise ValueError(f"split_tuning_modes names {unknown[0]!r}: known are layer and tensor")
-    return Settings(**values)
+    return settings
