@@ -43,8 +43,8 @@ MEASURING: t.Final = {"split_benchmark": "load", "split_mode_trial": "trial"}
 #: Modules of this collection that a step may name.
 MODULES: t.Final = frozenset(MEASURING) | {
     "exl_model_info", "exllama_devices_info", "gguf_info", "gpu_facts", "gpu_power", "host_info", "llama_devices_info",
-    "llama_fit_params_info", "llama_server_benchmark", "llama_server_info", "random_gguf", "split_record",
-    "split_tuning_info",
+    "llama_fit_params_info", "llama_server_benchmark", "llama_server_busy_info", "llama_server_info", "random_gguf",
+    "revalidation_info", "split_record", "split_tuning_info",
 }  # fmt: skip
 
 #: A step that takes longer than this runs as a job that is followed: a lost connection does not end it.
@@ -95,7 +95,7 @@ class ActionModule(ActionBase):
             self._release()
         for line in settled.get("lines") or []:
             lines.say(self._vars, "", line)
-        return {**result, **settled, "changed": self._changed, "warnings": self._warnings}
+        return {**result, "changed": self._changed, **settled, "warnings": self._warnings}
 
     @property
     def _host(self) -> str:
@@ -120,6 +120,8 @@ class ActionModule(ActionBase):
             if plan.why and plan.why != shown:
                 shown = plan.why
                 lines.say(self._vars, self._label, plan.why)
+            if plan.release:
+                self._release()
             if plan.lease is not None:
                 self._acquire(plan.lease)
             if plan.store is not None and self._stored is None:
@@ -256,9 +258,7 @@ class ActionModule(ActionBase):
         if self._lease is not None and not anew:
             return
         if not self._owner:
-            # with the run of systemd that this may be part of, by which the timer's unit knows a lease of its own
-            run = os.environ.get("INVOCATION_ID") or "by hand"
-            self._owner = f"{lease.title} {self._host} {json_file.utc_now()} {os.getpid()} {run}"
+            self._owner = f"{lease.title} {self._host} {json_file.utc_now()} {os.getpid()}"
         with _SignsOfLife(lambda seconds: self._show(f"waiting for the lease on the devices, {seconds} s")):
             result = self._module(_LEASE_MODULE, {**lease.options, "owner": self._owner, "state": "present"})
         if result.get("failed"):
@@ -266,10 +266,11 @@ class ActionModule(ActionBase):
         self._lease, self._renewed = lease, time.monotonic()
 
     def _release(self) -> None:
-        """Give the lease back, if this campaign has one."""
-        if self._lease is None or os.getppid() != self._parent:
+        """Release the lease, if this campaign has one."""
+        lease, self._lease = self._lease, None
+        if lease is None or os.getppid() != self._parent:
             return
-        options = {key: value for key, value in self._lease.options.items() if key != "max_seconds"}
+        options = {key: value for key, value in lease.options.items() if key != "max_seconds"}
         result = self._module(_LEASE_MODULE, {**options, "owner": self._owner, "state": "absent"})
         if result.get("failed"):
             display.warning(f"{self._label}: {result.get('msg')} The lease ends by itself.")

@@ -42,7 +42,8 @@ options:
   settings:
     description:
       - What the planner is told. For V(tuning) the variables of the role P(homelab.mixed_gpu.split_tuning#role) by
-        name, for V(power_sweep) those of P(homelab.mixed_gpu.power_sweep#role); others are ignored.
+        name, for V(power_sweep) those of P(homelab.mixed_gpu.power_sweep#role), for V(revalidation) those of
+        P(homelab.mixed_gpu.revalidate#role) with C(revalidate_host), the name of the host; others are ignored.
     type: dict
     required: true
   label:
@@ -95,6 +96,20 @@ document:
 found:
   description: Of V(power_sweep), the option O(homelab.mixed_gpu.gpu_power#module:settings) that restores the limits.
   returned: when a sweep has measured
+  type: dict
+revalidation:
+  description: Of V(revalidation), the verdict, see C(docs/data_formats.md).
+  returned: when a host was compared
+  type: dict
+accepted:
+  description:
+    - Of V(revalidation), what makes this measurement the baseline. C(obstacle) says why that cannot be done, else it is
+      V(none), and C(renewal) is the option O(homelab.mixed_gpu.split_record#module:renewal).
+  returned: when a host was compared
+  type: dict
+retuned:
+  description: Of V(revalidation), what tunes this deployment again, with C(obstacle) likewise.
+  returned: when a host was compared
   type: dict
 prediction:
   description: Of V(tuning), what is to be expected, see C(docs/data_formats.md).

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: revalidation_record
-short_description: Keep the baseline of a recorded split, and what became of it
+short_description: Manage the baseline of a deployment and the history of its revalidations
 version_added: 0.1.0
 description:
   - Owns the baseline that revalidations compare with, one file per deployment in C(baselines), and the history of
@@ -33,7 +33,7 @@ options:
     type: dict
     suboptions:
       entry:
-        description: Entry of the host's facts that the baseline belongs to; its C(recorded_at) is the baseline's too.
+        description: Entry of the host's facts that the baseline belongs to.
         type: dict
         required: true
       build:
@@ -62,6 +62,10 @@ options:
         description: Loads that a later revalidation may measure.
         type: int
         required: true
+      recorded_at:
+        description: When it was measured (UTC). Empty means when the entry was recorded.
+        type: str
+        default: ""
   completion:
     description:
       - What a loaded server says, to complete the baseline that is there. What that already holds stays.
@@ -80,7 +84,7 @@ options:
         type: list
         elements: dict
   revalidation:
-    description: What P(homelab.mixed_gpu.revalidation#filter) returned, for the history.
+    description: A verdict of M(homelab.mixed_gpu.campaign), for the history.
     type: dict
   state_dir:
     description: Directory of this collection's state.
@@ -122,6 +126,10 @@ previous:
   description: The baseline as it was before, V(none) where there was none or it was damaged.
   returned: always
   type: dict
+incomplete:
+  description: Whether there is a baseline that lacks what only a loaded server says.
+  returned: always
+  type: bool
 comparison:
   description: How the speed changed from the previous baseline, in one sentence; V(none) where there was none.
   returned: always
@@ -150,86 +158,63 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors imp
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines, changes, verdict
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 
+Json = dict[str, t.Any]
 
-class RevalidationRecord:
-    """The baseline of one deployment and the history of its revalidations."""
 
-    def __init__(self, module: AnsibleModule) -> None:
-        self.module = module
-        try:
-            self.deployment = fact_record.check_deployment(module.params["deployment"])
-        except UserError as exc:
-            module.fail_json(msg=f"This cannot be recorded: {exc}.")
-        self.directory = os.path.join(module.params["state_dir"], "baselines")
-        self.path = os.path.join(self.directory, f"{self.deployment}.json")
+def present(file: json_state.StateFile, replaced: bool) -> Json | None:
+    """Return the baseline that is there; a damaged one is kept beside a new one, and else raises UserError."""
+    try:
+        return file.read()
+    except UserError:
+        if not replaced:
+            raise
+        if not file.module.check_mode:
+            os.rename(file.path, f"{file.path}.damaged-{time.time_ns()}")
+        return None
 
-    def run(self) -> dict[str, t.Any]:
-        """Return the result of the module, after writing what has to change."""
-        text = json_file.read_text(self.path)
-        before = self.read(text)
-        after = self.wanted(before)
-        new = "" if after is None else json_file.to_text(after)
-        changed = after is not None and new != text
-        history_file = None
-        if changed and not self.module.check_mode:
-            os.makedirs(self.directory, mode=0o755, exist_ok=True)
-            if before is not None and after is not None and before["recorded_at"] != after["recorded_at"]:
-                history_file = self.keep("baselines/history", str(before["recorded_at"]), before)
-            elif before is None and text is not None:
-                os.rename(self.path, f"{self.path}.damaged-{time.time_ns()}")
-            json_file.write_text(self.path, new, 0o644, self.module.atomic_move)
-        revalidation_file = None
-        if self.module.params["revalidation"] is not None and not self.module.check_mode:
-            data = fingerprints.plain(verdict.without_lines(self.module.params["revalidation"]), "revalidation")
-            revalidation_file = self.keep("revalidations", json_file.utc_now(), data)
-        result: dict[str, t.Any] = {
-            "changed": changed,
-            "baseline": after,
-            "previous": before,
-            "comparison": changes.since(before, after) if changed and after is not None else None,
-            "path": self.path,
-            "history_file": history_file,
-            "revalidation_file": revalidation_file,
-        }
-        if self.module._diff:
-            header = {"before_header": self.path, "after_header": self.path}
-            result["diff"] = {**header, "before": text or "", "after": new or text or ""}
-        return result
 
-    def read(self, text: str | None) -> dict[str, t.Any] | None:
-        """Return the baseline that is there; a damaged one ends the module unless it is about to be replaced."""
-        if text is None:
-            return None
-        try:
-            return baselines.parse(text)
-        except baselines.BaselineError as exc:
-            if self.module.params["measured"] is None:
-                self.module.fail_json(
-                    msg=f"{self.path} cannot be used: {exc}; move the file away (mv {self.path} {self.path}.old) and"
-                    " make a new baseline with the playbook revalidate and -e accept=true."
-                )
-            return None
+def wanted(params: Json, before: Json | None) -> Json | None:
+    """Return the baseline as it shall be. Raises UserError for a new one that is none."""
+    after, measured, completion = before, params["measured"], params["completion"]
+    try:
+        if measured is not None:
+            after = baselines.checked(baselines.make(params["deployment"], **measured))
+        if completion is not None and after is not None:
+            memory = baselines.memory(completion["entry"], completion["server"])
+            after = baselines.checked(baselines.complete(after, memory, completion["served"]))
+    except (ValueError, KeyError) as exc:
+        what = f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)
+        raise UserError(f"This is no baseline: {what}") from exc
+    return after
 
-    def wanted(self, before: dict[str, t.Any] | None) -> dict[str, t.Any] | None:
-        """Return the baseline as it shall be."""
-        after = before
-        try:
-            measured = self.module.params["measured"]
-            if measured is not None:
-                after = baselines.check(baselines.make(self.deployment, **measured))
-            completion = self.module.params["completion"]
-            if completion is not None and after is not None:
-                seen = baselines.memory(completion["entry"], completion["server"])
-                after = baselines.check(baselines.complete(after, seen, completion["served"]))
-        except (ValueError, KeyError) as exc:
-            what = f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)
-            self.module.fail_json(msg=f"This is no baseline: {what}.")
-        return after
 
-    def keep(self, name: str, stamp: str, data: t.Any) -> str | None:
-        """Write a file into a history, remove the oldest, and return its path if it is kept."""
-        folder = os.path.join(self.module.params["state_dir"], name)
-        return json_state.History(self.module, folder, self.module.params["keep"]).add(self.deployment, stamp, data)
+def run(module: AnsibleModule) -> Json:
+    """Return the result of the module, after writing what has to change."""
+    params = module.params
+    deployment = fact_record.check_deployment(params["deployment"])
+    file = json_state.StateFile(module, baselines.FORM, baselines.path(params["state_dir"], deployment))
+    before = present(file, replaced=params["measured"] is not None)
+    after = wanted(params, before)
+    history_file = revalidation_file = None
+    if before is not None and after is not None and before["recorded_at"] != after["recorded_at"]:
+        history = json_state.History(module, os.path.join(params["state_dir"], "baselines/history"), params["keep"])
+        history_file = history.add(deployment, before["recorded_at"], before)
+    changed = after is not None and after != before and file.write(after)
+    if params["revalidation"] is not None:
+        data = fingerprints.plain(verdict.without_lines(params["revalidation"]), "revalidation")
+        history = json_state.History(module, os.path.join(params["state_dir"], "revalidations"), params["keep"])
+        revalidation_file = history.add(deployment, json_file.utc_now(), data)
+    return {
+        "changed": changed,
+        "baseline": after,
+        "previous": before,
+        "incomplete": baselines.incomplete(after),
+        "comparison": changes.since(before, after) if changed and after is not None else None,
+        "path": file.path,
+        "history_file": history_file,
+        "revalidation_file": revalidation_file,
+        **file.diff(),
+    }
 
 
 def main() -> None:
@@ -246,6 +231,7 @@ def main() -> None:
                     "loads": {"type": "list", "elements": "dict", "required": True},
                     "reason": {"type": "str", "choices": list(baselines.REASONS), "required": True},
                     "most_loads": {"type": "int", "required": True},
+                    "recorded_at": {"type": "str", "default": ""},
                 },
             },
             "completion": {
@@ -262,11 +248,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    try:
-        module.exit_json(**RevalidationRecord(module).run())
-    except OSError as exc:
-        place = exc.filename or module.params["state_dir"]
-        module.fail_json(msg=f"{place} cannot be read or written ({exc.strerror}): run as root, and make room there.")
+    with json_state.failures_told(module, module.params["state_dir"]):
+        module.exit_json(**run(module))
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ private() { [ -z "${LAB_ENGINE:-}" ]; }
 say() { printf 'lab | %s\n' "$*"; }
 die() { printf 'lab: %s\n' "$*" >&2; exit 1; }
 
-# The connection plugin of community.docker works with podman as well and sends a module in one step (pipelining),
-# unlike that of containers.podman. It looks for a program named docker.
+# The connection plugin of community.docker works with podman, too, and sends a module in one step (pipelining), which that of
+# containers.podman does not: it looks for a program named docker.
 if [ "$ENGINE" = podman ]; then
   podman=$(command -v podman || echo /usr/bin/podman)
   [ "$(readlink "$LAB_DIR/bin/docker")" = "$podman" ] || { mkdir -p "$LAB_DIR/bin" && ln -sfn "$podman" "$LAB_DIR/bin/docker"; }
@@ -93,8 +93,7 @@ CONF
   mv "$CONTAINERS_STORAGE_CONF.new" "$CONTAINERS_STORAGE_CONF"
 }
 
-# $1: file with a process id, $2: what its command line must contain, since after a reboot the id may be another
-# program's
+# $1: file with a process id, $2: how its command line must read, since after a reboot the id may be that of another program
 runs() { [ -s "$1" ] && tr '\0' ' ' 2>/dev/null < "/proc/$(cat "$1")/cmdline" | grep -q -- "$2"; }
 alive() { runs "$LAB_DIR/pid" 'sleep infinity'; }
 

@@ -128,7 +128,7 @@ def test_a_truncated_baseline_is_a_clear_error(host, revalidate):
         assert host.run(f"truncate -s 900 {_baseline(host)}").rc == 0
         code, result, _output = revalidate()
     assert (code, result["verdict"]) == (2, "broken")
-    assert "no whole JSON" in result["summary"] and "accept=true" in result["summary"]
+    assert "holds no JSON" in result["summary"] and "accept=true" in result["summary"]
 
 
 def test_a_new_baseline_is_made_only_when_it_is_asked_for(host, controller, revalidate):

@@ -46,9 +46,12 @@ class Done:
 
 @dataclasses.dataclass(frozen=True)
 class Lease:
-    """The lease that steps need; it is held from the first plan that names one to the end of the campaign."""
+    """The lease that steps need.
 
-    #: First words of the owner's name; the host, the time and the run of systemd follow.
+    It is held from the first plan that names one to a plan that releases it, or to the end of the campaign.
+    """
+
+    #: First words of the owner's name; the host, the time and the process follow.
     title: str
     #: Options of the module measurement_lease but C(owner) and C(state).
     options: Mapping
@@ -77,6 +80,8 @@ class Plan:
     result: Json | None = None
     #: Why the campaign ends without a result: one sentence.
     failure: str | None = None
+    #: Whether the lease is released before the steps, which then see the services as they come back.
+    release: bool = False
 
 
 class Planner(t.Protocol):

@@ -7,10 +7,10 @@ docs/data_formats.md describes the baseline; _split/speed.py says how loads are 
 
 from __future__ import annotations
 
-import json
 import typing as t
 
-from .._base import fingerprints
+from .._base import fingerprints, json_state
+from .._base.errors import UserError
 from .._split import placement
 from .._split.load_tests import visible_percent
 
@@ -29,10 +29,6 @@ _GPU_FIELDS = (
     "pcie_width",
     "memory_total_mib",
 )
-
-
-class BaselineError(ValueError):
-    """A baseline that cannot be used; the message says why."""
 
 
 def configuration(entry: Dict, build: str, gpus: Dict, host: Dict) -> Json:
@@ -69,16 +65,18 @@ def make(
     loads: t.Sequence[Dict],
     reason: str,
     most_loads: int,
+    recorded_at: str = "",
 ) -> Json:
     """Return a baseline; what only a loaded server tells (C(memory), C(served)) is added by complete.
 
     C(entry), C(build), C(gpus) and C(host) are as for configuration, C(loads) those of the recorded split as it is
-    served, C(most_loads) the number that a later revalidation may measure.
+    served, C(most_loads) the number that a later revalidation may measure, C(recorded_at) when they were measured
+    unless that is when the entry was recorded.
     """
     return {
         "schema": SCHEMA,
         "deployment": deployment,
-        "recorded_at": entry["recorded_at"],
+        "recorded_at": recorded_at or entry["recorded_at"],
         "reason": reason,
         "configuration": configuration(entry, build, gpus, host),
         "devices": [dict(device) for device in entry["devices"]],
@@ -120,34 +118,38 @@ def complete(baseline: Dict, seen_memory: t.Sequence[Dict] | None, served: t.Seq
     }
 
 
-def check(data: t.Any) -> Json:
-    """Return a baseline as plain JSON types. Raises BaselineError for what is none, or of another schema."""
-    if not isinstance(data, t.Mapping):
-        raise BaselineError(f"it holds a {type(data).__name__} instead of a dict")
-    schema = data.get("schema")
-    if schema != SCHEMA:
-        raise BaselineError(f"it has schema {schema!r}, and this version of the collection reads {SCHEMA}")
-    wanted = {
-        "deployment": str, "recorded_at": str, "configuration": dict, "loads": list,
-        "devices": list,
-        "smallest_visible_percent": dict,
-    }  # fmt: skip
-    plain = t.cast(Json, fingerprints.plain(data, "baseline"))
-    for field, kind in wanted.items():
-        if not isinstance(plain.get(field), kind):
-            raise BaselineError(f"its {field} is missing or no {kind.__name__}")
+_FIELDS: t.Final = {
+    "deployment": str, "recorded_at": str, "configuration": dict, "loads": list, "devices": list,
+    "smallest_visible_percent": dict,
+}  # fmt: skip
+
+
+def _check(data: Json) -> None:
+    for field, kind in _FIELDS.items():
+        if not isinstance(data.get(field), kind):
+            raise UserError(f"its {field} is missing or no {kind.__name__}")
     for field in ("device_probe", "fit", "memory", "served"):
-        if field not in plain:
-            raise BaselineError(f"its {field} is missing")
-    if not all(isinstance(load, dict) and {"status", "results", "layers"} <= set(load) for load in plain["loads"]):
-        raise BaselineError("one of its loads has no status, layers and results")
+        if field not in data:
+            raise UserError(f"its {field} is missing")
+    if not all(isinstance(load, dict) and {"status", "results", "layers"} <= set(load) for load in data["loads"]):
+        raise UserError("one of its loads has no status, layers and results")
+
+
+FORM: t.Final = json_state.Form(SCHEMA, "make a new baseline with the playbook revalidate and -e accept=true", _check)
+
+
+def path(state_dir: str, deployment: str) -> str:
+    """Return the file of a deployment's baseline."""
+    return f"{state_dir}/baselines/{deployment}.json"
+
+
+def checked(data: t.Any) -> Json:
+    """Return a baseline as plain JSON types. Raises UserError for what is none."""
+    plain = t.cast(Json, fingerprints.plain(data, "baseline"))
+    _check(plain)
     return plain
 
 
-def parse(text: str) -> Json:
-    """Return the baseline in a file. Raises BaselineError when it is damaged."""
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise BaselineError(f"it holds no whole JSON ({error})") from error
-    return check(data)
+def incomplete(baseline: Dict | None) -> bool:
+    """Return whether a baseline lacks what only a loaded server says."""
+    return baseline is not None and (baseline["memory"] is None or baseline["served"] is None)

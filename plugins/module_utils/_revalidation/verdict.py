@@ -113,10 +113,9 @@ def _advice(verdict: str, moved: t.Sequence[Dict], retune: str | None, observed:
 
 def lines(result: Dict) -> list[str]:
     """Return a revalidation as lines for people."""
-    found = [
-        f"{result['host']}: {result['verdict'].upper()}{'' if result['accepted'] else ' (not accepted)'},"
-        f" {result['deployment']}"
-    ]
+    accepted = "" if result["accepted"] else " (not accepted)"
+    deployment = f", {result['deployment']}" if result["deployment"] else ""
+    found = [f"{result['host']}: {result['verdict'].upper()}{accepted}{deployment}"]
     if result["baseline_at"]:
         found.append(f"baseline of {result['baseline_at']}, {'measured again' if result['measured'] else 'as served'}")
     for change in result["changes"]:
@@ -134,10 +133,16 @@ def without_lines(result: Dict) -> Json:
     return {name: value for name, value in result.items() if name != "lines"}
 
 
-def broken(host: str, deployment: str | None, at: str, reason: str) -> Json:
-    """Return the C(revalidation) of a host on which revalidating itself failed, with C(lines)."""
+def broken(host: str, at: str, reason: str, found: Dict | None = None) -> Json:
+    """Return the C(revalidation) of a host on which revalidating itself failed, with C(lines).
+
+    C(found) is the verdict where one was found before something failed: it stays, and is not accepted.
+    """
+    if found is not None:
+        result = {**found, "accepted": False, "summary": reason}
+        return {**result, "lines": lines(result)}
     result = {
-        "schema": SCHEMA, "host": host, "deployment": deployment, "at": at, "baseline_at": None,
+        "schema": SCHEMA, "host": host, "deployment": None, "at": at, "baseline_at": None,
         "driver_version": None, "verdict": "broken", "accepted": False, "measured": False,
         "summary": f"broken: {reason}", "changes": [],
         "checks": [checks.check("revalidation", "broken", reason)], "explanation": None, "retune": None, "advice": [],

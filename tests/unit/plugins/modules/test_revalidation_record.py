@@ -70,7 +70,7 @@ def test_a_damaged_baseline_is_an_error_until_it_is_replaced(run, tmp_path):
     text = file.read_text()
     file.write_text(text[: len(text) // 2])
     result = run()
-    assert result["failed"] and "no whole JSON" in result["msg"] and "-e accept=true" in result["msg"]
+    assert result["failed"] and "holds no JSON" in result["msg"] and "-e accept=true" in result["msg"]
     assert file.read_text() == text[: len(text) // 2]
     assert run(measured=measured())["changed"] and file.read_text() == text
     assert [name for name in file.parent.iterdir() if ".damaged-" in name.name]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines, changes
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._revalidation.described_pair import (
     ENTRY,
@@ -20,18 +21,20 @@ from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._reva
 
 def test_a_baseline_survives_its_file_and_a_truncated_one_is_named():
     text = json.dumps(baseline())
-    assert baselines.parse(text) == json.loads(text)
-    for cut, words in (
-        (text[: len(text) // 2], "no whole JSON"),
-        ("[]", "a list instead"),
-        ('{"schema": 2}', "schema 2"),
-    ):
-        with pytest.raises(baselines.BaselineError, match=words):
-            baselines.parse(cut)
+    assert baselines.FORM.parse(text, "f") == json.loads(text)
+    with pytest.raises(UserError, match="holds no JSON.*mv f f.old.*-e accept=true"):
+        baselines.FORM.parse(text[:-100], "f")
+    with pytest.raises(UserError, match="its schema is 9"):
+        baselines.FORM.parse(text.replace('"schema": 1', '"schema": 9', 1), "f")
     for field in ("loads", "memory", "configuration"):
         less = {key: value for key, value in baseline().items() if key != field}
-        with pytest.raises(baselines.BaselineError, match=field):
-            baselines.check(less)
+        with pytest.raises(UserError, match=field):
+            baselines.checked(less)
+
+
+def test_a_baseline_without_the_words_of_a_loaded_server_is_incomplete():
+    assert not baselines.incomplete(None) and not baselines.incomplete(baseline())
+    assert baselines.incomplete(baseline(memory=None)) and baselines.incomplete(baseline(served=None))
 
 
 def test_memory_is_that_of_the_devices_in_use():

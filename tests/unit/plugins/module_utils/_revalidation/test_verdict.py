@@ -311,7 +311,7 @@ def test_the_worst_of_ten_hosts_decides(observed):
     together = verdict.together(recorded)
     assert not together["accepted"] and together["verdict"] == "regressed"
     assert verdict.together(recorded, ["box10"])["verdict"] == "broken"
-    recorded["box8"] = verdict.broken("box8", None, "now", "no record")
+    recorded["box8"] = verdict.broken("box8", "now", "no record")
     assert verdict.together(recorded)["verdict"] == "broken"
     assert not verdict.together({})["accepted"]
 

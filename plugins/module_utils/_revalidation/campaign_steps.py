@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The steps of a revalidation with their arguments. Private to this collection. Pure functions only."""
+
+from __future__ import annotations
+
+import statistics
+import typing as t
+
+from .._base import fingerprints
+from .._base.steps import Mapping, Step
+from .observation import LOAD, PROBE, Observation
+
+Json = dict[str, t.Any]
+
+#: How long a job may wait for the lock of another measurement, beside its own limit.
+_WAIT_SECONDS: t.Final = 3600
+#: Seconds that a load takes of which the baseline does not say.
+_USUAL_SECONDS: t.Final = 60.0
+#: What a restarted server is asked: it has to answer, how fast does not matter.
+_AGAIN_TESTS: t.Final = ({"name": "again", "prompt_tokens": 16, "generated_tokens": 8, "repetitions": 1},)
+
+
+def host(seen: Observation) -> Step:
+    """Gather what is compared without touching a device."""
+    settings = seen.settings
+    arguments = {
+        "deployment": settings.deployment,
+        "llama_cpp": settings.llama_cpp,
+        "state_dir": settings.state_dir,
+        "host_python": settings.host_python,
+    }
+    return Step("host", "revalidation_info", arguments, "compare the host with the baseline", 5)
+
+
+def server(seen: Observation, name: str = "server", wait_seconds: int = 0) -> Step:
+    """Read where the server put the model; wait while it loads."""
+    arguments = {"url": seen.settings.server_url, "deployment": dict(seen.entry), "wait_seconds": wait_seconds}
+    return Step(name, "llama_server_info", arguments, "wait for the server" if wait_seconds else "read the server", 10)
+
+
+def use(seen: Observation) -> Step:
+    """Check whether the server or a card is in use."""
+    settings = seen.settings
+    arguments = {
+        "url": settings.server_url,
+        "api_key_file": settings.api_key_file,
+        "seconds": settings.busy_seconds,
+        "host_python": settings.host_python,
+    }
+    return Step("use", "llama_server_busy_info", arguments, "check whether the server is in use", 10)
+
+
+def served(seen: Observation, again: bool = False) -> Step:
+    """Measure completions of the server; nothing is stored, so each run asks anew."""
+    settings = seen.settings
+    tests = list(_AGAIN_TESTS) if again else settings.served_tests
+    arguments = {"url": settings.server_url, "api_key_file": settings.api_key_file, "tests": tests}
+    name = "completion again" if again else "served"
+    return Step(name, "llama_server_benchmark", arguments, "measure completions of the server", 20, tolerated=True)
+
+
+def devices(seen: Observation) -> Step:
+    """List the devices as llama.cpp sees them, in the recorded order."""
+    entry = seen.entry
+    arguments = {
+        "llama_bench": f"{seen.settings.llama_cpp}/bin/llama-bench",
+        "rpc_endpoints": entry["rpc_endpoints"],
+        "environment": seen.environment,
+        "expected_devices": entry["devices"],
+    }
+    return Step("devices", "llama_devices_info", arguments, "list the devices", 10, tolerated=True)
+
+
+def probe_sizes(seen: Observation, probe: Mapping) -> Step:
+    """Read the layer sizes of the probe model."""
+    arguments = {"path": probe["model_path"], "host_python": seen.settings.host_python}
+    label = "read the layer sizes of the probe model"
+    return Step("probe sizes", "gguf_info", arguments, label, 5, tolerated=True)
+
+
+def _measuring(seen: Observation) -> Json:
+    """Return the arguments that every measurement has. Each revalidation is a campaign of its own."""
+    settings = seen.settings
+    listed = seen.result("devices") or {"devices": []}
+    return {
+        "llama_bench": f"{settings.llama_cpp}/bin/llama-bench",
+        "devices": [device["device"] for device in listed["devices"]],
+        "rpc_endpoints": seen.entry["rpc_endpoints"],
+        "environment": seen.environment,
+        "campaign": f"revalidation of {settings.host} {seen.began_at}",
+        "host_python": settings.host_python,
+        "state_dir": settings.measurements_dir,
+        "timeout_seconds": settings.load_timeout_seconds,
+    }
+
+
+def probe(seen: Observation, recorded: Mapping, wanted: Mapping) -> Step:
+    """Measure one device alone, as the tuning did."""
+    arguments = {
+        **_measuring(seen),
+        "model_path": recorded["model_path"],
+        "load": dict(wanted),
+        "serving": recorded["serving"],
+        "fingerprint": fingerprints.fingerprint({"probe of": seen.configuration}),
+    }
+    label = str(wanted["label"])
+    return Step(f"{PROBE}{label}", "split_benchmark", arguments, label, 30, _limit(seen), tolerated=True)
+
+
+def load(seen: Observation, wanted: Mapping) -> Step:
+    """Measure one load of the recorded split."""
+    arguments = {
+        **_measuring(seen),
+        "model_path": seen.entry["model"]["path"],
+        "load": dict(wanted),
+        "serving": seen.entry["serving"],
+        "fingerprint": fingerprints.fingerprint(seen.configuration),
+    }
+    baseline = seen.host["baseline"]
+    known = [one["wall_ms"] / 1000 for one in (baseline["loads"] if baseline else []) if one.get("wall_ms")]
+    seconds = statistics.median(known) if known else _USUAL_SECONDS
+    name, label = f"{LOAD}{wanted['load']}", str(wanted["label"])
+    return Step(name, "split_benchmark", arguments, label, seconds, _limit(seen), tolerated=True)
+
+
+def _limit(seen: Observation) -> int:
+    return seen.settings.load_timeout_seconds + _WAIT_SECONDS

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What the done steps of a revalidation say of the host. Private to this collection. Pure functions only.
+
+The names of the steps are those of campaign_steps.py; verdict.py describes C(observed).
+"""
+
+from __future__ import annotations
+
+import functools
+import typing as t
+
+from .._base.steps import Done, Mapping, result_of
+from .._planner import probe_stage
+from . import baselines
+from .campaign_settings import Settings
+
+Json = dict[str, t.Any]
+
+#: First words of the names of the steps that measure a device alone, and the recorded split.
+PROBE: t.Final = "probe of "
+LOAD: t.Final = "load "
+_FINE: t.Final = "real completions went through all layers"
+
+
+class Observation:
+    """One moment of a revalidation. Each property needs the steps that it is made of."""
+
+    def __init__(self, settings: Settings, done: t.Sequence[Done]) -> None:
+        self.settings = settings
+        self.done = done
+
+    def result(self, name: str) -> Mapping | None:
+        """Return what a step returned, or None while it was not done."""
+        return result_of(self.done, name)
+
+    @property
+    def host(self) -> Mapping:
+        """What revalidation_info returned."""
+        found = self.result("host")
+        if found is None:
+            raise ValueError("the host was not looked at")
+        return found
+
+    @property
+    def entry(self) -> Mapping:
+        """The recorded entry."""
+        return t.cast(Mapping, self.host["entry"])
+
+    @property
+    def began_at(self) -> str:
+        """When the host was looked at."""
+        return self.done[0].at
+
+    @functools.cached_property
+    def configuration(self) -> Json:
+        """Everything that can move the speed, as it is today."""
+        host = self.host
+        today = baselines.configuration(self.entry, host["build"], host["gpus"], host["host"])
+        return {**today, "model_sha256": host["model"]["sha256"]}
+
+    @property
+    def environment(self) -> Json:
+        """The environment of everything that measures: the recorded one, and what the inventory added then."""
+        return {**self.entry["environment"], **self.entry["fingerprint_parts"].get("environment", {})}
+
+    # --- measurements ------------------------------------------------------------------------------------------------
+
+    @property
+    def loads(self) -> list[Json]:
+        """The loads of the recorded split, in their order."""
+        return [
+            dict(item.result["load"])
+            for item in self.done
+            if item.step.name.startswith(LOAD) and not item.result.get("failed")
+        ]
+
+    @property
+    def failure(self) -> str | None:
+        """What ended measuring, or None: a failed list of the devices, or a load that could not be measured."""
+        for item in self.done:
+            if item.result.get("failed") and (item.step.name == "devices" or item.step.name.startswith(LOAD)):
+                return str(item.result.get("msg") or f"{item.step.label} failed")
+        return None
+
+    @property
+    def probe_failed(self) -> bool:
+        """Whether the device probe could not be repeated; the verdict lacks the explanation then, and nothing else."""
+        return any(
+            item.result.get("failed") and (item.step.name == "probe sizes" or item.step.name.startswith(PROBE))
+            for item in self.done
+        )
+
+    @property
+    def recorded_probe(self) -> Mapping | None:
+        """The recorded device probe where it says how it was made, else None."""
+        probe = self.entry.get("device_probe")
+        return probe if probe and "model_path" in probe else None
+
+    @functools.cached_property
+    def device_probe(self) -> Json | None:
+        """The devices, ranked by the probe of today; None where it was not or not wholly repeated."""
+        sizes, listed = self.result("probe sizes"), self.result("devices")
+        measured = [
+            item.result["load"] for item in self.done if item.step.name.startswith(PROBE) and "load" in item.result
+        ]
+        if self.probe_failed or sizes is None or listed is None or not measured:
+            return None
+        return probe_stage.assess(
+            measured, listed["devices"], sizes["model"], self.settings.reserve_mib, self.host["gpus"].get("gpus", [])
+        )
+
+    # --- the whole ---------------------------------------------------------------------------------------------------
+
+    def _completion(self, answer: Mapping | None) -> Json | None:
+        if answer is None:
+            return None
+        fine = "tests" in answer
+        return {"ok": fine, "detail": _FINE if fine else str(answer.get("msg") or "no answer")}
+
+    @property
+    def observed(self) -> Json:
+        """What the verdict rests on (verdict.py). The restarted server counts where it was looked at again."""
+        host, served, use = self.host, self.result("served"), self.result("use") or {}
+        again = self.result("server again")
+        answer = self.result("completion again") if again is not None else served
+        return {
+            "at": self.began_at,
+            "host": self.settings.host,
+            "deployment": host["deployment"],
+            "entry": host["entry"],
+            "baseline": host["baseline"],
+            "configuration": self.configuration,
+            "gpus": host["gpus"],
+            "server": again if again is not None else self.result("server"),
+            "completion": self._completion(answer),
+            "served": served.get("tests") if served is not None else None,
+            "busy": {"busy": bool(use.get("busy")), "why": str(use.get("why", ""))},
+            "model": host["model"],
+            "loads": self.loads,
+            "device_probe": self.device_probe,
+            "failure": self.failure,
+        }

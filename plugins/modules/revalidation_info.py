@@ -1,0 +1,185 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: revalidation_info
+short_description: Gather what a revalidation compares
+version_added: 0.1.0
+description:
+  - Gathers in one call the recorded split, its baseline, and everything on the host that can change its speed and is
+    read without touching a device. It is the first step of M(homelab.mixed_gpu.campaign) with the planner
+    C(revalidation).
+  - A model file that is not the one of its manifest is hashed, which takes half a minute for 40 GB on an NVMe disk.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+    details:
+      - Nothing is changed.
+options:
+  deployment:
+    description: Deployment to revalidate. Empty means the one that is served.
+    type: str
+    default: ""
+  llama_cpp:
+    description: Directory of the llama.cpp build.
+    type: path
+    default: /opt/llama.cpp/current
+  fact_file:
+    description: The host's recorded splits.
+    type: path
+    default: /etc/ansible/facts.d/mixed_gpu.fact
+  state_dir:
+    description: Directory of this collection's state.
+    type: path
+    default: /var/lib/mixed_gpu
+  host_python:
+    description: Python interpreter that has C(nvidia-ml-py), used when the one that runs this module lacks it.
+    type: path
+    default: /opt/mixed_gpu/venv/bin/python
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Gather what a revalidation compares
+  homelab.mixed_gpu.revalidation_info:
+  register: example_host
+"""
+
+RETURN = r"""
+why:
+  description: Why there is nothing to revalidate, with the cure; V(none) where there is. Then the rest is returned.
+  returned: success
+  type: str
+deployment:
+  description: Id of the deployment.
+  returned: RV(why) is none
+  type: str
+entry:
+  description: Its entry in the host's facts.
+  returned: RV(why) is none
+  type: dict
+baseline:
+  description: Its baseline, V(none) where there is none.
+  returned: RV(why) is none
+  type: dict
+build:
+  description: The key of the llama.cpp build in use, V(none) without one.
+  returned: RV(why) is none
+  type: str
+gpus:
+  description: The NVIDIA cards, as C(mixed_gpu_gpus) of M(homelab.mixed_gpu.gpu_facts).
+  returned: RV(why) is none
+  type: dict
+host:
+  description: C(kernel) and C(firmware), as M(homelab.mixed_gpu.host_info) returns them.
+  returned: RV(why) is none
+  type: dict
+model:
+  description: C(path) of the model, whether it C(exists), and its C(sha256).
+  returned: RV(why) is none
+  type: dict
+"""
+
+import importlib
+import json
+import os
+import platform
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file, json_state
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware, nvml
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries, manifest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+
+Json = dict[str, t.Any]
+
+
+def cards(reason: str | None) -> Json:
+    """Return the cards, or why they cannot be read."""
+    loaded = host_hardware.read("/sys/module/nvidia/version")
+    return nvml.unavailable(reason) if reason is not None else nvml.probe(importlib.import_module("pynvml"), loaded)
+
+
+def build_key(directory: str) -> str | None:
+    """Return the key of the build in a directory, or None where there is none that can be read."""
+    try:
+        return str(json.loads(json_file.read_text(os.path.join(directory, "build.json")) or "")["key"])
+    except (KeyError, OSError, TypeError, ValueError):
+        return None
+
+
+def model(module: AnsibleModule, path: str) -> Json:
+    """Return whether the model is there, and its hash as the role llm_models counts that of several files."""
+    directory = os.path.join(module.params["state_dir"], "models")
+    files = entries.model_files([{"id": "tuned", "path": path}], "/")
+    if not all(os.path.isfile(file["path"]) for file in files):
+        return {"path": path, "exists": False, "sha256": None}
+    hashed = []
+    for file in files:
+        recorded = manifest.read_manifest(manifest.manifest_path(directory, file["path"]), module.warn)
+        digest = manifest.believed(recorded, file["path"]) or manifest.digest(file["path"])
+        hashed.append({"item": file, "sha256": digest.sha256, "size_bytes": None})
+    return {"path": path, "exists": True, "sha256": entries.installed_models(hashed)["tuned"]["sha256"]}
+
+
+def baseline(path: str) -> Json | None:
+    """Return the baseline in a file, or None without one. Raises UserError for a damaged one."""
+    text = json_file.read_text(path)
+    return None if text is None else baselines.FORM.parse(text, path)
+
+
+def gather(module: AnsibleModule, gpus: Json) -> Json:
+    """Return everything that is compared. Raises UserError for a file that cannot be used."""
+    params = module.params
+    text = json_file.read_text(params["fact_file"])
+    record = fact_record.empty() if text is None else fact_record.FORM.parse(text, params["fact_file"])
+    found = fact_record.find(record, params["fact_file"], params["deployment"], "llama_cpp")
+    deployment, entry = found["deployment"], found["entry"]
+    if deployment is None or entry is None:
+        return {"why": found["why"]}
+    if deployment != found["active"]:
+        return {
+            "why": f"{deployment} is not what is served ({found['active']} is), and only a served model can be"
+            " revalidated: serve it first (split_tuning_model_id, then site)"
+        }
+    return {
+        "why": None,
+        "deployment": deployment,
+        "entry": entry,
+        "baseline": baseline(baselines.path(params["state_dir"], deployment)),
+        "build": build_key(params["llama_cpp"]),
+        "gpus": gpus,
+        "host": {"kernel": platform.release(), "firmware": host_hardware.firmware()},
+        "model": model(module, entry["model"]["path"]),
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "deployment": {"type": "str", "default": ""},
+            "llama_cpp": {"type": "path", "default": "/opt/llama.cpp/current"},
+            "fact_file": {"type": "path", "default": "/etc/ansible/facts.d/mixed_gpu.fact"},
+            "state_dir": {"type": "path", "default": "/var/lib/mixed_gpu"},
+            "host_python": {"type": "path", "default": host_python.DEFAULT},
+        },
+        supports_check_mode=True,
+    )
+    # before anything else: it may move this module into the other interpreter
+    gpus = cards(host_python.enter(["pynvml"], module.params["host_python"]))
+    with json_state.failures_told(module, module.params["state_dir"]):
+        module.exit_json(changed=False, **gather(module, gpus))
+
+
+if __name__ == "__main__":
+    main()

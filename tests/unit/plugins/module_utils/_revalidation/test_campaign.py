@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The planner of a revalidation against described hosts: which steps it asks for, and what it makes of them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.steps import Done
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines, campaign
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment
+from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._revalidation.described_pair import (
+    DECODE,
+    ENTRY,
+    FAST,
+    GPUS,
+    HOST,
+    PREFILL,
+    SLOW,
+    baseline,
+    load,
+    probe,
+    served,
+    server,
+)
+
+VARIABLES = {
+    "host": "box", "deployment": "", "measure": "auto", "accept": ["ok", "improved"], "tolerance_percent": 3.0,
+    "min_loads": 2, "max_loads": 6, "reserve_mib": 512, "replace_baseline": False, "for_baseline": False,
+    "fingerprint_extra": {}, "llama_cpp": "/opt/llama.cpp/current", "server_url": "http://127.0.0.1:8080",
+    "api_key_file": "/key", "served_tests": [{"name": "prompt"}], "busy_seconds": 5, "host_python": "/venv/python",
+    "state_dir": "/var/lib/mixed_gpu", "conflicting_units": ["llama-server.service"], "load_timeout_seconds": 1200,
+    "lease_seconds": 7200, "lease_wait_seconds": 300,
+}  # fmt: skip
+PROBE_MODEL = {"model_path": "/probe.gguf", "serving": {"context_size": 512}, "tests": [DECODE, PREFILL]}
+PROBED = {**ENTRY, "device_probe": {**probe(), **PROBE_MODEL}}
+
+
+class Host:
+    """A host that answers every step; C(modules) replaces answers by module, or by the name of the step."""
+
+    def __init__(self, entry=ENTRY, **modules):
+        self.entry = entry
+        self.asked = []
+        self.released = 0
+        self.modules = modules
+
+    def run(self, step):
+        self.asked.append(step.name)
+        answer = self.modules.get(step.name, self.modules.get(step.module))
+        if answer is None:
+            answer = getattr(self, f"_{step.module}")(step)
+        elif callable(answer):
+            answer = answer(step)
+        return copy.deepcopy(answer)
+
+    def _revalidation_info(self, _step):
+        return {
+            "why": None, "deployment": "d", "entry": self.entry, "baseline": baseline(), "build": "b1", "gpus": GPUS,
+            "host": HOST, "model": {"path": "/srv/models/m.gguf", "exists": True, "sha256": "a" * 64},
+        }  # fmt: skip
+
+    def _llama_server_info(self, _step):
+        return server()
+
+    def _llama_server_busy_info(self, _step):
+        return {"busy": False, "why": "no slot is in use"}
+
+    def _llama_server_benchmark(self, _step):
+        return {"tests": served()}
+
+    def _llama_devices_info(self, _step):
+        return {"devices": [{**device, "free_mib": 20000, "budget_mib": None} for device in ENTRY["devices"]]}
+
+    def _split_benchmark(self, step):
+        return {"load": {**load(step.args["load"]["load"]), **step.args["load"]}}
+
+
+def play(host, check=False, **variables):
+    """Return what the campaign results in on a host."""
+    given = {f"revalidate_{name}": value for name, value in {**VARIABLES, **variables}.items()}
+    planner = campaign.planner(given)
+    done = []
+    host.leases, host.whys = [], []
+    for second in range(60):
+        plan = planner.predict(done) if check else planner.plan(done)
+        if plan.result is not None or plan.failure is not None:
+            return plan
+        host.released += plan.release
+        host.leases += [plan.lease] if plan.lease else []
+        host.whys += [plan.why]
+        step = plan.steps[0]
+        assert step.name not in [item.step.name for item in done]
+        done.append(Done(step, host.run(step), f"2026-11-25T10:00:{second:02d}Z"))
+        assert isinstance(planner.line(done[-1]), str)
+    raise AssertionError("the campaign does not end")
+
+
+LOOK = ["host", "server", "use", "served"]
+AGAIN = ["server again", "completion again"]
+
+
+def test_a_host_as_fast_as_before_is_not_measured():
+    host = Host()
+    result = play(host).result
+    assert host.asked == LOOK and not host.leases
+    assert (result["changed"], result["deployment"], result["revalidation"]["verdict"]) == (False, "d", "ok")
+    assert result["lines"][0] == "Nothing is measured: the serving instance is as fast as in the baseline."
+    assert result["lines"][1] == "box: OK, d"
+    assert "Repair that first" in result["accepted"]["obstacle"]
+    assert result["revalidation"]["at"] == "2026-11-25T10:00:00Z"
+
+
+def test_a_suspicious_timing_is_measured_under_one_lease_which_is_then_released():
+    host = Host(served={"tests": served(decode=1.08)})
+    result = play(host).result
+    assert host.asked == [*LOOK, "devices", "load 1", "load 2", *AGAIN]
+    assert host.released == 1 and len(host.leases) == 3
+    assert "as served, decode (generation) takes 8.0 % more time" in host.whys[4]
+    assert host.leases[0].options["conflicts"] == ["llama-server.service"]
+    assert (result["revalidation"]["verdict"], result["revalidation"]["measured"]) == ("ok", True)
+
+
+def test_each_device_is_measured_alone_as_the_tuning_did(monkeypatch):
+    def loads(devices, _model, tests, _reserve):
+        return [{"label": f"{device['device']} alone", "load": 1, "tests": tests} for device in devices]
+
+    def assess(measured, *_rest):
+        return {**probe(slow=1.2), "failure": None, "summary": "CUDA1 is slow", "n": len(measured)}
+
+    monkeypatch.setattr(campaign.probe_stage, "loads", loads)
+    monkeypatch.setattr(campaign.probe_stage, "assess", assess)
+    host = Host(PROBED, gguf_info={"model": {"size_bytes": 1}})
+    result = play(host, measure="true").result
+    assert host.asked[4:] == [
+        "devices", "probe sizes", "probe of CUDA0 alone", "probe of CUDA1 alone", "load 1", "load 2", *AGAIN
+    ]  # fmt: skip
+    kept = deployment.renew(PROBED, result["accepted"]["renewal"])["device_probe"]
+    assert kept["n"] == 2 and kept["model_path"] == "/probe.gguf" and kept["tests"] == [DECODE, PREFILL]
+
+
+def test_without_the_probe_only_the_explanation_is_missing():
+    host = Host(PROBED, gguf_info={"failed": True, "msg": "no such file"})
+    result = play(host, measure="true").result
+    assert host.asked[4:] == ["devices", "probe sizes", "load 1", "load 2", *AGAIN]
+    assert result["revalidation"]["verdict"] == "ok"
+    assert result["accepted"]["renewal"]["device_probe"] is None
+
+
+def test_what_ends_measuring_is_a_finding():
+    host = Host(**{"load 2": {"failed": True, "msg": "the lease was lost"}})
+    result = play(host, measure="true").result
+    assert host.asked[-4:] == ["load 1", "load 2", *AGAIN]
+    checks = {check["name"]: check for check in result["revalidation"]["checks"]}
+    assert checks["speed"]["verdict"] == "broken" and "the lease was lost" in checks["speed"]["detail"]
+    host = Host(llama_devices_info={"failed": True, "msg": "another order"})
+    assert "another order" in play(host, measure="true").result["revalidation"]["summary"]
+
+
+def test_a_server_that_does_not_come_back_is_broken():
+    host = Host(**{"server again": server(state="failed", last_lines=["out of memory"])})
+    result = play(host, measure="true").result
+    assert host.asked[-1] == "server again"
+    assert result["revalidation"]["verdict"] == "broken" and "out of memory" in result["revalidation"]["summary"]
+    host = Host(**{"completion again": {"failed": True, "msg": "HTTP 500"}})
+    assert "HTTP 500" in play(host, measure="true").result["revalidation"]["summary"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "answers", "why"),
+    [
+        ({"measure": "false"}, {}, "measuring was not asked for"),
+        ({}, {"llama_server_busy_info": {"busy": True, "why": "4 requests"}}, "the server is in use (4 requests)"),
+    ],
+)
+def test_why_a_suspicious_host_is_not_measured(variables, answers, why):
+    host = Host(served={"tests": served(decode=1.08)}, **answers)
+    result = play(host, **variables).result
+    assert host.asked == LOOK and why in result["lines"][0]
+    assert result["revalidation"]["verdict"] == "inconclusive"
+
+
+def test_a_server_that_is_down_is_asked_for_no_completion():
+    host = Host(llama_server_info=server(state="failed"))
+    assert play(host, measure="false").result["revalidation"]["verdict"] == "broken"
+    assert host.asked == ["host", "server", "use"]
+
+
+def test_check_mode_looks_and_asks_nobody():
+    host = Host()
+    result = play(host, check=True, measure="true").result
+    assert host.asked == ["host", "server", "use"] and result["revalidation"]["measured"] is False
+
+
+def test_a_host_without_a_record_fails_with_the_cure():
+    host = Host(revalidation_info={"why": "/etc/x.fact records no deployment: run the site playbook"})
+    assert play(host).failure == "/etc/x.fact records no deployment: run the site playbook."
+
+
+def test_a_wrong_variable_is_named():
+    with pytest.raises(ValueError, match="revalidate_max_loads is 'many'"):
+        play(Host(), max_loads="many")
+    with pytest.raises(ValueError, match="revalidate_measure is 'perhaps'"):
+        play(Host(), measure="perhaps")
+
+
+def test_what_was_measured_becomes_the_baseline_where_that_is_asked_for():
+    host = Host()
+    new = copy.deepcopy(GPUS)
+    new["driver_version"] = "580.105.08"
+    seen = {**host._revalidation_info(None), "gpus": new}
+    host = Host(revalidation_info=seen)
+    result = play(host, replace_baseline="true", fingerprint_extra={"build": 2}).result
+    assert [name for name in host.asked if name.startswith("load")] == ["load 1", "load 2", "load 3"]
+    accepted = result["accepted"]
+    assert accepted["obstacle"] is None and accepted["revalidation"]["accepted"]
+    assert accepted["revalidation"]["summary"].startswith("new baseline: ")
+    renewed = deployment.renew(ENTRY, accepted["renewal"])
+    parts = renewed["fingerprint_parts"]
+    assert (parts["driver_version"], parts["llama_cpp"], parts["extra"]) == ("580.105.08", "b1", {"build": 2})
+    assert [gpu["uuid"] for gpu in parts["gpus"]] == [FAST, SLOW]
+    names = ("build", "gpus", "host", "loads")
+    made = baselines.make(
+        "d", renewed, *[accepted[name] for name in names], "accepted", 6, result["revalidation"]["at"]
+    )
+    assert (made["reason"], made["recorded_at"], len(made["loads"])) == ("accepted", "2026-11-25T10:00:00Z", 3)
+    assert accepted["served"] == served() and accepted["server"] == server()["server"]
+
+
+def test_what_tunes_a_host_again():
+    retuned = play(Host()).result["retuned"]
+    assert retuned["obstacle"] is None and retuned["model"]["id"] == "m" and retuned["rpc_endpoints"] == []
+    assert retuned["revalidation"]["summary"].startswith("tuned again after: ")
+    replaced = {**Host()._revalidation_info(None), "model": {"path": "/m", "exists": True, "sha256": "b" * 64}}
+    assert "Nothing was tuned: " in play(Host(revalidation_info=replaced)).result["retuned"]["obstacle"]
