@@ -5,6 +5,8 @@
 #   archive.sh second    and driver 580.105.08, kernel 6.8.0-20, control 2
 #   archive.sh lost      only the second: as archives do, the first is dropped
 #   archive.sh nvidia    /srv/nvidia: signed, with the names of NVIDIA's repository for Debian 13, driver 595.71.05
+#   archive.sh forged    /srv/nvidia: signed by another key, which is in the key file beside the right key
+#   archive.sh signed    /srv/nvidia: signed by the right key again
 set -euo pipefail
 
 # package VERSION SOURCE NAME [DEPENDS] ; the payload is what lies in $tree
@@ -120,7 +122,15 @@ publish() {
   mv /tmp/Release Release
 }
 
+key() { gpg -q --batch --passphrase '' --quick-gen-key "$1@example.org" rsa2048 sign never 2>/dev/null; }
+sign() {
+  cd /srv/nvidia
+  gpg -q --batch --yes --local-user "$1@example.org" --clearsign -o InRelease Release
+  gpg -q --batch --yes --armor --export > key.asc
+}
+
 archive=/srv/archive tree=$(mktemp -d)/tree
+export GNUPGHOME=/root/gnupg
 mkdir -p "$archive"
 case $1 in
   first) first ;;
@@ -132,14 +142,14 @@ case $1 in
     package 595.71.05-1 nvidia-open nvidia-driver-cuda "nvidia-kernel-open-dkms (= 595.71.05-1)"
     conflicts="nvidia-dkms-580-server-open" dkms_package 595.71.05-1 nvidia-open nvidia-kernel-open-dkms dkms
     conflicts="nvidia-compute-utils-580-server" package 595.71.05-1 nvidia-persistenced nvidia-persistenced
-    export GNUPGHOME=/root/gnupg
     install -d -m 700 "$GNUPGHOME"
-    gpg -q --batch --passphrase '' --quick-gen-key stand-in@example.org rsa2048 sign never 2>/dev/null
+    key stand-in
     publish
-    gpg -q --batch --yes --clearsign -o InRelease Release
-    gpg -q --batch --yes --armor --export > key.asc
+    sign stand-in
     gpg --list-keys --with-colons | sed -n 's/^fpr:*\([0-9A-F]*\):$/\1/p' | head -n 1 > fingerprint
     exit 0 ;;
+  forged) key forger; sign forger; exit 0 ;;
+  signed) sign stand-in; exit 0 ;;
   *) exit 2 ;;
 esac
 publish

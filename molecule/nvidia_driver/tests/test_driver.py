@@ -247,10 +247,14 @@ def test_nvidias_repository_is_added_with_its_key_pinned_and_replaces_the_driver
         "nvidia_driver_source": "nvidia", "nvidia_driver_branch": "595", "nvidia_repository_url": "file:/srv/nvidia",
         "nvidia_repository_key_url": "file:///srv/nvidia/key.asc",
     }  # fmt: skip
-    wrong = controller.play(**source, nvidia_repository_key_fingerprint="0" * 40)
+    refused(controller.play(**source, nvidia_repository_key_fingerprint="0" * 40), "0" * 40, "is not signed")
     fingerprint = host.file("/srv/nvidia/fingerprint").content_string.strip()
-    refused(wrong, fingerprint, "not " + "0" * 40)
-    assert not host.file("/etc/apt/keyrings/mixed_gpu-nvidia.asc").exists
+    # another key signs, and stands beside the pinned key in the file
+    ran(host, "/root/archive.sh forged")
+    refused(controller.play(**source, nvidia_repository_key_fingerprint=fingerprint), fingerprint, "is not signed")
+    for path in ("/etc/apt/keyrings/mixed_gpu-nvidia.asc", "/etc/apt/sources.list.d/mixed_gpu-nvidia.sources"):
+        assert not host.file(path).exists
+    ran(host, "/root/archive.sh signed")
     went_well(controller.play(**source, nvidia_repository_key_fingerprint=fingerprint))
     assert ran(host, "dpkg-query -W -f '${Version}' nvidia-kernel-open-dkms") == "595.71.05-1"
     assert "580" not in ran(
