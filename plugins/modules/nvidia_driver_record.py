@@ -6,35 +6,35 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: nvidia_driver_record
-short_description: Keep a record of the drivers that a host had, for going back
+short_description: Record the drivers that a host had, and keep their package files for going back
 version_added: 0.1.0
 description:
-  - Owns the file O(path), which has a schema number and the states that the host was in, oldest first. A state is
-    the exact version of
-    every package of the driver, the holds, and the pin.
-  - A state with the packages of the newest one adds nothing.
-  - A damaged record, or one of a newer schema, is an error and left as it is.
+  - Owns C(record.json) in O(directory), which has a schema number and the states that the host was in, oldest first. A
+    state is the exact version of every package of the driver, the holds, and the pin.
+  - Owns the package files in C(packages) there, one folder per version of the driver, because archives keep the newest
+    version only.
+  - A state with the packages of the newest one adds nothing. The 20 newest states are kept.
+  - A damaged record, or one of another schema, is an error and left as it is.
 extends_documentation_fragment:
   - homelab.mixed_gpu._attributes
 attributes:
   check_mode:
     support: full
+    details:
+      - Package files are neither downloaded nor removed.
   diff_mode:
     support: full
+    details:
+      - Shows the record, not the package files.
 options:
   action:
     description:
-      - V(read) only returns the record.
-      - V(record) adds the present state. A host without a driver adds nothing. One that was V(installed) and is new
-        ends a rollback that was broken off.
-      - V(begin) chooses the state to go back to and notes that the way back has begun. V(finish) notes that it has
-        ended.
+      - V(record) adds the present state. A host without a driver adds nothing. A state that was V(installed) and is new
+        ends a rollback that was interrupted.
+      - V(begin) chooses the state to go back to and records that the rollback has begun. V(finish) records its end.
     type: str
-    choices: [read, record, begin, finish]
-    default: read
-  driver:
-    description: What M(homelab.mixed_gpu.nvidia_driver_info) found. Needed by all actions but V(read) and V(finish).
-    type: dict
+    choices: [record, begin, finish]
+    required: true
   main:
     description: Package whose version is the driver's.
     type: str
@@ -44,39 +44,38 @@ options:
     type: str
     choices: [found, installed, rolled back]
     default: found
-  holds:
-    description: Held packages, where that changed since O(driver) was read.
-    type: list
-    elements: str
   to:
     description: Version to go back to, for V(begin). Empty means the newest recorded state before the present one.
     type: str
     default: ""
+  keep_packages:
+    description:
+      - For V(record), whether to download the package files of the present driver that are not kept yet, and to remove
+        those of all drivers but the present one and the one before.
+    type: bool
+    default: false
+  directory:
+    description: Where record and package files are.
+    type: path
+    default: /var/lib/mixed_gpu/driver
   pin_path:
     description: File of apt preferences whose text belongs to the state.
     type: path
     default: /etc/apt/preferences.d/mixed_gpu-nvidia
-  path:
-    description: The record.
-    type: path
-    default: /var/lib/mixed_gpu/driver/record.json
-  keep:
-    description: Number of states to keep, at least 2.
-    type: int
-    default: 20
 author:
   - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
-- name: Look at the driver
-  homelab.mixed_gpu.nvidia_driver_info:
-  register: found
-
-- name: Record it
+- name: Record the present driver and keep its package files
   homelab.mixed_gpu.nvidia_driver_record:
     action: record
-    driver: "{{ found.driver }}"
+    keep_packages: true
+  register: recorded
+
+- name: Show the versions that can be gone back to
+  ansible.builtin.debug:
+    msg: "{{ recorded.record.states | map(attribute='version') }}"
 """
 
 RETURN = r"""
@@ -84,60 +83,78 @@ record:
   description: The record as it is now, or would be in check mode.
   returned: success
   type: dict
-target:
-  description: The state to go back to; V(none) where the host is there already, and for other actions than V(begin).
-  returned: success
-  type: dict
-state:
-  description: The state to go back to, or else the recorded state that the host is in; V(none) where it is in none.
-  returned: success
-  type: dict
-ours:
-  description: Packages of the newest state, when the role nvidia_driver made it.
+lost:
+  description: Packages with their versions that could not be kept, because no apt source has them any more.
   returned: success
   type: list
   elements: str
 """
 
 import os
+import shutil
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_packages, driver_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver.driver_host import Host
+
+
+def updated(params: dict[str, t.Any], host: Host, before: driver_record.Record) -> driver_record.Record:
+    """Return the record after the action."""
+    now = json_file.utc_now()
+    if params["action"] == "finish":
+        return driver_record.finish(before, now)
+    pin = json_file.read_text(params["pin_path"]) or ""
+    present = driver_record.Present(host.packages(), pin, host.next_kernel()[0])
+    state = driver_record.snapshot(present, params["main"], params["reason"], now)
+    after = driver_record.with_state(before, state)
+    if params["action"] == "record":
+        return driver_record.overtaken(before, after, now) if params["reason"] == "installed" else after
+    packages = state["packages"] if state else {}
+    target = driver_record.target(after, packages, params["to"])
+    if target is None:
+        return after
+    return driver_record.begin(after, target, state["version"] if state else "", now)
+
+
+def keep_packages(kept_dir: str, host: Host, record: driver_record.Record) -> tuple[bool, list[str]]:
+    """Download the package files of the present driver and remove old ones: (whether files changed, what was lost)."""
+    present = driver_packages.driver_versions(host.packages())
+    keeping = driver_record.keeping(record, present, host.kept())
+    changed, lost = False, []
+    for package in keeping.download:
+        folder = os.path.join(kept_dir, keeping.folder)
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+        returncode, _out, _err = host.run(["apt-get", "download", "-q", package], cwd=folder)
+        changed |= returncode == 0
+        lost += [package] if returncode else []
+    for name in os.listdir(kept_dir) if os.path.isdir(kept_dir) else []:
+        if name not in keeping.folders:
+            shutil.rmtree(os.path.join(kept_dir, name), ignore_errors=True)
+            changed = True
+    return changed, lost
 
 
 def change(module: AnsibleModule) -> dict[str, t.Any]:
     """Return the module's result, after writing what has to change."""
-    params, path = module.params, module.params["path"]
+    directory = module.params["directory"]
+    path, kept_dir = os.path.join(directory, "record.json"), os.path.join(directory, "packages")
+    host = Host(module, kept_dir)
     text = json_file.read_text(path)
-    before = driver_record.empty() if text is None else driver_record.parse(text)
-    after, target, now = dict(before), None, json_file.utc_now()
-    present: dict[str, str] = {}
-    if params["action"] in ("record", "begin"):
-        pin = json_file.read_text(params["pin_path"]) or ""
-        state = driver_record.snapshot(params["driver"], params["main"], pin, params["reason"], now, params["holds"])
-        after = driver_record.with_state(before, state, params["keep"])
-        present = state["packages"] if state else {}
-        if params["action"] == "record" and params["reason"] == "installed":
-            after = driver_record.overtaken(before, after, now)
-        if params["action"] == "begin":
-            target = driver_record.target(after, present, params["to"])
-            if target is not None:
-                after = driver_record.begin(after, target, state["version"] if state else "", now)
-    elif params["action"] == "finish":
-        after = driver_record.finish(before, now)
+    before = driver_record.parse(text, path)
+    after = updated(module.params, host, before)
     wanted = json_file.to_text(after)
-    changed = after != before
+    changed, lost = after != before, list[str]()
     if changed and not module.check_mode:
         json_file.write_text(path, wanted, 0o644, module.atomic_move)
-    result = {
-        "changed": changed,
-        "record": after,
-        "target": target,
-        "state": target or driver_record.state_of(after, present),
-        "ours": driver_record.ours(before),
-    }
+    if module.params["keep_packages"] and module.params["action"] == "record" and not module.check_mode:
+        files_changed, lost = keep_packages(kept_dir, host, after)
+        changed |= files_changed
+    if lost:
+        module.warn(f"Not kept for going back, because no apt source has them any more: {', '.join(lost)}")
+    result = {"changed": changed, "record": after, "lost": lost}
     if module._diff:
         result["diff"] = {"before_header": path, "after_header": path, "before": text or "", "after": wanted}
     return result
@@ -146,38 +163,29 @@ def change(module: AnsibleModule) -> dict[str, t.Any]:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "action": {"type": "str", "choices": ["read", "record", "begin", "finish"], "default": "read"},
-            "driver": {"type": "dict"},
+            "action": {"type": "str", "choices": ["record", "begin", "finish"], "required": True},
             "main": {"type": "str", "default": ""},
             "reason": {"type": "str", "choices": list(driver_record.REASONS), "default": "found"},
-            "holds": {"type": "list", "elements": "str"},
             "to": {"type": "str", "default": ""},
+            "keep_packages": {"type": "bool", "default": False},
+            "directory": {"type": "path", "default": "/var/lib/mixed_gpu/driver"},
             "pin_path": {"type": "path", "default": "/etc/apt/preferences.d/mixed_gpu-nvidia"},
-            "path": {"type": "path", "default": "/var/lib/mixed_gpu/driver/record.json"},
-            "keep": {"type": "int", "default": 20},
         },
-        required_if=[("action", "record", ("driver",)), ("action", "begin", ("driver",))],
         supports_check_mode=True,
     )
-    path = module.params["path"]
+    directory = module.params["directory"]
     lock = None
     try:
-        if module.params["action"] != "read" and not module.check_mode:
-            lock = json_file.take_lock(os.path.join(os.path.dirname(path), "lock"), 30)
+        if not module.check_mode:
+            lock = json_file.take_lock(os.path.join(directory, "lock"), 30)
             if lock is None:
-                module.fail_json(msg=f"{path} has been locked by another run for 30 seconds: wait for it to end.")
+                module.fail_json(msg=f"{directory} has been locked by another run for 30 seconds: wait for its end.")
         module.exit_json(**change(module))
-    except driver_record.DriverRecordError as exc:
-        if module.params["action"] == "begin" and "recorded" in str(exc):
-            module.fail_json(msg=f"There is no driver to go back to: {exc}.")
-        module.fail_json(
-            msg=f"{path} cannot be used: {exc}; move it away (mv {path} {path}.old) and run the play again: what is "
-            "installed now is "
-            "recorded anew."
-        )
+    except UserError as exc:
+        module.fail_json(msg=str(exc))
     except OSError as exc:
         module.fail_json(
-            msg=f"{exc.filename or path} cannot be written ({exc.strerror}): run as root, and make room there."
+            msg=f"{exc.filename or directory} cannot be written ({exc.strerror}): run as root, and make room there."
         )
     finally:
         if lock is not None:

@@ -12,6 +12,7 @@ import ctypes
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,6 @@ import pytest
 import yaml
 from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe import device_probe
 from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe_loads import device_probe_loads
-from ansible_collections.homelab.mixed_gpu.plugins.filter.nvidia_driver_problems import nvidia_driver_problems
 from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module, rpc_server, tune
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -93,21 +93,19 @@ def test_cuda_answers(box):
 
 
 def test_the_driver_is_proved_by_its_own_checks(box):
-    driver = module("nvidia_driver_info", cuda=True)["driver"]
+    driver = module("nvidia_driver_plan", goal="loaded")["driver"]
     print(json.dumps({key: value for key, value in driver.items() if key != "packages"}, indent=1))
     assert driver["loaded_version"] == box["driver_version"]
-    assert driver["cuinit"] == {"result": 0, "detail": ""}
-    pci = module("host_info")["host"]["nvidia_pci"]
-    assert nvidia_driver_problems(driver, box, [gpu["uuid"] for gpu in box["gpus"]], pci) == []
-    assert nvidia_driver_problems(driver, box, [box["gpus"][0]["name"], "GPU-not-there"], pci) != []
+    module("nvidia_driver_plan", goal="proof", gpus=box, gpus_expected=[gpu["uuid"] for gpu in box["gpus"]])
+    expected = [box["gpus"][0]["name"], "GPU-not-there"]
+    with pytest.raises(AssertionError, match="wants GPU-not-there"):
+        module("nvidia_driver_plan", goal="proof", gpus=box, gpus_expected=expected)
 
 
 def test_cuda_that_is_hidden_is_said_so(box, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    driver = module("nvidia_driver_info", cuda=True)["driver"]
-    assert driver["cuinit"]["result"] == 100
-    (sentence,) = nvidia_driver_problems(driver, box, [], module("host_info")["host"]["nvidia_pci"])
-    assert "cuInit answers 100 (no device)" in sentence
+    with pytest.raises(AssertionError, match=re.escape("cuInit answers 100 (no device)")):
+        module("nvidia_driver_plan", goal="proof", gpus=box)
 
 
 def play(tmp_path, role, *variables):
@@ -143,7 +141,7 @@ def test_the_driver_role_in_check_mode_changes_nothing_and_ends_in_one_sentence(
     # leaves the driver alone
     known = ("is a container", "is end of life", "it is left as it is", "Would install", "PLAY RECAP")
     assert "Traceback" not in text and any(words in text for words in known), text
-    assert module("nvidia_driver_info")["driver"]["loaded_version"] == box["driver_version"]
+    assert module("nvidia_driver_plan", goal="loaded")["driver"]["loaded_version"] == box["driver_version"]
     assert rc == (2 if "is a container" in text or "is end of life" in text else 0), text
     ended = {"nvidia_driver_branch": "560", "__nvidia_driver_stand_in": True}
     rc, text = play(tmp_path, "nvidia_driver", json.dumps(ended))

@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The record of the drivers that a host had, and which one to go back to. Private to this collection. Pure functions
-only.
+"""The record of the drivers that a host had, and which driver to go back to. Private to this collection.
 
-record  = {schema: 1, states: [state, ...] (oldest first), rollback: null | rollback}
-state   = {recorded_at, reason (found | installed | rolled back), version, main, packages: {name: version},
-           holds: [name, ...], pin (text of the preferences file, or ""), kernel_next}
-rollback = {to: state, from_version, started_at, finished_at (null while it is under way)}
+Pure functions only. A record has no other schema than `SCHEMA`.
 """
 
 from __future__ import annotations
@@ -14,172 +10,223 @@ from __future__ import annotations
 import json
 import typing as t
 
-from . import driver_packages
+from .._base.errors import UserError
+from .driver_packages import branch_of, driver_versions, upstream
+from .driver_types import Package, Step
 
-SCHEMA = 1
-REASONS = ("found", "installed", "rolled back")
-Table = t.Mapping[str, t.Any]
+SCHEMA: t.Final = 1
+KEEP_STATES: t.Final = 20
+Reason = t.Literal["found", "installed", "rolled back"]
+REASONS: t.Final = t.get_args(Reason)
+Kept = t.Mapping[str, t.Mapping[str, str]]
 
 
-class DriverRecordError(ValueError):
-    """A record that cannot be used, or a way back that does not exist; the message is one sentence without its end."""
+class State(t.TypedDict):
+    """A driver that the host had. `main` is the package that states its version, or "" for somebody else's driver."""
+
+    recorded_at: str
+    reason: Reason
+    version: str
+    main: str
+    packages: dict[str, str]
+    holds: list[str]
+    pin: str  # text of the preferences file, or ""
+    kernel_next: str
 
 
-def empty() -> dict[str, t.Any]:
+class Rollback(t.TypedDict):
+    """A way back; `finished_at` is None while it is under way."""
+
+    to: State
+    from_version: str
+    started_at: str
+    finished_at: str | None
+
+
+class Record(t.TypedDict):
+    """The file. `states` are oldest first."""
+
+    schema: int
+    states: list[State]
+    rollback: Rollback | None
+
+
+class Present(t.NamedTuple):
+    """What a host has now: packages as driver_packages.parse_dpkg returns them, and texts of the pin and the kernel."""
+
+    packages: t.Mapping[str, Package]
+    pin: str
+    kernel_next: str
+
+
+def empty() -> Record:
     """Return the record of a host on which nothing was recorded."""
     return {"schema": SCHEMA, "states": [], "rollback": None}
 
 
-def parse(text: str) -> dict[str, t.Any]:
-    """Return the record that a file holds. Raises DriverRecordError for a damaged one or one of a newer schema."""
+def parse(text: str | None, path: str) -> Record:
+    """Return the record that a file holds; None is no file. Raises UserError for a damaged one or another schema."""
+    if text is None:
+        return empty()
+    why = ""
     try:
         record = json.loads(text)
     except ValueError as exc:
-        raise DriverRecordError(f"it is no JSON ({exc})") from exc
-    if not isinstance(record, dict) or not isinstance(record.get("schema"), int):
-        raise DriverRecordError("it has no schema number")
-    if record["schema"] > SCHEMA:
-        raise DriverRecordError(f"it is of schema {record['schema']}, and this release knows up to {SCHEMA}")
-    whole = isinstance(record.get("states"), list) and all(
-        isinstance(state, dict) and isinstance(state.get("packages"), dict) and isinstance(state.get("version"), str)
-        for state in record["states"]
+        why = f"it is no JSON ({exc})"
+    else:
+        if not isinstance(record, dict) or not isinstance(record.get("schema"), int):
+            why = "it has no schema number"
+        elif record["schema"] != SCHEMA:
+            why = f"it is of schema {record['schema']}, and this release knows {SCHEMA}"
+        elif not _is_whole(record):
+            why = "its states or its rollback are not what this collection writes"
+    if why:
+        raise UserError(
+            f"{path} cannot be used: {why}; move it away (mv {path} {path}.old) and run the play again: what is "
+            "installed now is recorded anew."
+        )
+    return t.cast(Record, record)
+
+
+def _is_whole(record: t.Mapping[str, t.Any]) -> bool:
+    return (
+        isinstance(record.get("states"), list)
+        and all(
+            isinstance(state, dict)
+            and isinstance(state.get("packages"), dict)
+            and isinstance(state.get("version"), str)
+            for state in record["states"]
+        )
+        and "rollback" in record
     )
-    if not whole or "rollback" not in record:
-        raise DriverRecordError("its states or its rollback are not what this collection writes")
-    return record
 
 
-def snapshot(
-    info: Table, main: str, pin: str, reason: str, now: str, holds: t.Sequence[str] | None = None
-) -> dict[str, t.Any] | None:
+def snapshot(present: Present, main: str, reason: Reason, now: str) -> State | None:
     """Return the state that a host is in, or None where it has no driver package.
 
-    `info` is what nvidia_driver_info returns. Headers, dkms and kernel metapackages are not the driver's and are left
-    out; their holds are kept. `main` is the package whose version is the driver's, or "" when not known. `holds` are
-    those
-    of now, where they changed since `info` was read.
+    Headers, dkms and kernel metapackages are not the driver's and are left out; their holds are kept. `main` is the
+    package whose version is the driver's, or "" when not known.
     """
-    packages = {
-        name: entry["version"]
-        for name, entry in info["packages"].items()
-        if driver_packages.is_driver(name, entry["source"])
-    }
+    packages = driver_versions(present.packages)
     if not packages:
         return None
-    if main not in packages:
-        # another driver than this role's: whatever states a branch, most often
-        branches = [version for version in packages.values() if driver_packages.branch_of(version)]
-        versions = branches or list(packages.values())
+    if main in packages:
+        version = packages[main]
+    else:
+        # another driver than this role's: the version that most of its packages have
+        versions = [version for version in packages.values() if branch_of(version)] or list(packages.values())
         version = max(versions, key=lambda text: (versions.count(text), text))
         main = ""
-    else:
-        version = packages[main]
     return {
         "recorded_at": now,
         "reason": reason,
         "version": version,
         "main": main,
         "packages": packages,
-        "holds": sorted(name for name, entry in info["packages"].items() if entry["held"])
-        if holds is None
-        else sorted(holds),
-        "pin": pin,
-        "kernel_next": info["kernel_next"],
+        "holds": sorted(name for name, entry in present.packages.items() if entry["held"]),
+        "pin": present.pin,
+        "kernel_next": present.kernel_next,
     }
 
 
-def with_state(record: Table, state: Table | None, keep: int) -> dict[str, t.Any]:
-    """Return the record with a state at its end. One of the same packages as the last replaces nothing but its reason.
+def with_state(record: Record, state: State | None, keep: int = KEEP_STATES) -> Record:
+    """Return the record with a state at its end. A state with the packages of the last one takes its place.
 
-    A state that was found and then installed by the role is the role's from then on; how it came about is kept.
+    A state that was found and then installed by the role is the role's from then on; its reason is kept.
     """
-    states = [dict(entry) for entry in record["states"]]
+    states = [*record["states"]]
     if state is None:
         return {**record, "states": states}
     if states and states[-1]["packages"] == state["packages"]:
-        same = dict(state, recorded_at=states[-1]["recorded_at"])
-        if states[-1]["reason"] != "found":
-            same["reason"] = states[-1]["reason"]
+        last = states[-1]
+        same: State = {**state, "recorded_at": last["recorded_at"]}
+        if last["reason"] != "found":
+            same["reason"] = last["reason"]
         if same["reason"] == "found" or not same["main"]:
-            same["main"] = states[-1]["main"] or same["main"]
+            same["main"] = last["main"] or same["main"]
         # holds that somebody released meanwhile are what there is now; the packages decide
         states[-1] = same
     else:
-        states.append(dict(state))
+        states.append(state)
     return {**record, "states": states[-max(keep, 2) :]}
 
 
-def ours(record: Table) -> list[str]:
+def ours(record: Record) -> list[str]:
     """Return the packages of the newest state, when this role made it; else nothing."""
-    last = record["states"][-1] if record["states"] else {"reason": "found", "packages": {}}
-    return [] if last["reason"] == "found" else sorted(last["packages"])
+    if not record["states"] or record["states"][-1]["reason"] == "found":
+        return []
+    return sorted(record["states"][-1]["packages"])
 
 
-def target(record: Table, present: t.Mapping[str, str], to: str) -> dict[str, t.Any] | None:
+def target(record: Record, present: t.Mapping[str, str], to: str) -> State | None:
     """Return the state to go back to, or None when the host is there already.
 
-    `present` maps the driver's packages to their installed versions. `to` is a version of the driver, with or
-    without its package revision,
-    or "" for the newest recorded state before the present one. A rollback that was broken off is gone on with, and one
-    that was finished is not undone by asking again. Raises DriverRecordError with what is recorded.
+    `present` maps the driver's packages to their installed versions. `to` is a version of the driver, with or without
+    its package revision, or "" for the newest recorded state before the present one. A rollback that was interrupted is
+    continued, and a finished one is not undone by asking again. Raises UserError with what is recorded.
     """
     states, rollback = record["states"], record["rollback"]
     known = ", ".join(dict.fromkeys(state["version"] for state in reversed(states))) or "nothing"
     if to:
-        named = [state for state in states if to in (state["version"], driver_packages.upstream(state["version"]))]
+        named = [state for state in states if to in (state["version"], upstream(state["version"]))]
         if not named:
-            raise DriverRecordError(f"version {to} was not recorded on this host, only {known}")
+            raise UserError(
+                f"There is no driver to go back to: version {to} was not recorded on this host, only {known}."
+            )
         chosen = named[-1]
         return None if chosen["packages"] == dict(present) else chosen
     if rollback is not None and rollback["finished_at"] is None:
-        return dict(rollback["to"])
+        return rollback["to"]
     if rollback is not None and rollback["to"]["packages"] == dict(present):
         return None
     earlier = [state for state in states if state["packages"] != dict(present)]
     if not earlier:
-        raise DriverRecordError(f"no other driver than the present one was recorded on this host ({known})")
+        raise UserError(
+            "There is no driver to go back to: no other driver than the present one was recorded on this host "
+            f"({known})."
+        )
     return earlier[-1]
 
 
-def begin(record: Table, state: Table, from_version: str, now: str) -> dict[str, t.Any]:
+def begin(record: Record, state: State, from_version: str, now: str) -> Record:
     """Return the record of a host that is on its way back."""
     under_way = record["rollback"]
     if under_way is not None and under_way["finished_at"] is None and under_way["to"]["packages"] == state["packages"]:
-        return dict(record)
-    rollback = {"to": dict(state), "from_version": from_version, "started_at": now, "finished_at": None}
+        return record
+    rollback: Rollback = {"to": state, "from_version": from_version, "started_at": now, "finished_at": None}
     return {**record, "rollback": rollback}
 
 
-def finish(record: Table, now: str) -> dict[str, t.Any]:
+def finish(record: Record, now: str) -> Record:
     """Return the record of a host that has gone back."""
-    if record["rollback"] is None or record["rollback"]["finished_at"] is not None:
-        return dict(record)
-    return {**record, "rollback": {**record["rollback"], "finished_at": now}}
+    rollback = record["rollback"]
+    if rollback is None or rollback["finished_at"] is not None:
+        return record
+    return {**record, "rollback": {**rollback, "finished_at": now}}
 
 
-def overtaken(before: Table, after: Table, now: str) -> dict[str, t.Any]:
+def overtaken(before: Record, after: Record, now: str) -> Record:
     """Return a record to which the role added a state that it installed by itself, not on a way back.
 
-    A rollback that was broken off is not gone on with then: it has ended where the host is at its aim, and else is
-    forgotten, or the next rollback would lead past the driver that was installed meanwhile.
+    A rollback that was interrupted is not continued then: it has ended where the host has the driver that it led to,
+    and is forgotten elsewhere, or the next rollback would lead past the driver that was installed meanwhile.
     """
     rollback = after["rollback"]
     was, now_is = ([state["packages"] for state in record["states"][-1:]] for record in (before, after))
     if rollback is None or rollback["finished_at"] is not None or now_is == was:
-        return dict(after)
+        return after
     if now_is == [rollback["to"]["packages"]]:
         return finish(after, now)
     return {**after, "rollback": None}
 
 
 def way_back(
-    state: Table, present: t.Mapping[str, str], policies: Table, kept: t.Mapping[str, t.Mapping[str, str]]
-) -> dict[str, t.Any]:
-    """Return {error, install: {name: version}, files: {name: path}, remove} that brings a host to a state.
+    state: State, present: t.Mapping[str, str], policies: t.Mapping[str, t.Mapping[str, t.Any]], kept_files: Kept
+) -> Step:
+    """Return the step of apt that brings a host to a state.
 
-    `kept` maps packages to versions to paths of package files on the host. What neither apt's sources nor they have
-    cannot
-    be restored, and is an error before anything is touched. `policies` is what apt.parse_policy returns.
+    `kept_files` maps packages to versions to paths of package files on the host, `policies` is what apt.parse_policy
+    returns. Raises UserError, before anything is touched, where neither has a package.
     """
     install: dict[str, str] = {}
     files: dict[str, str] = {}
@@ -189,43 +236,42 @@ def way_back(
             continue
         if version in policies.get(name, {"versions": []})["versions"]:
             install[name] = version
-        elif version in kept.get(name, {}):
+        elif version in kept_files.get(name, {}):
             install[name] = version
-            files[name] = kept[name][version]
+            files[name] = kept_files[name][version]
         else:
             lost.append(f"{name} {version}")
     if lost:
-        return {
-            "error": f"Driver {state['version']} cannot be restored: neither the apt sources nor the kept package "
-            "files have "
+        raise UserError(
+            f"Driver {state['version']} cannot be restored: neither the apt sources nor the kept package files have "
             f"{', '.join(lost[:4])}{' and others' if len(lost) > 4 else ''}; add a source that has them, or choose "
-            "another version "
-            "with nvidia_driver_rollback_to.",
-            "install": {},
-            "files": {},
-            "remove": [],
-        }
+            "another version with nvidia_driver_rollback_to."
+        )
     remove = sorted(name for name in present if name not in state["packages"])
-    return {"error": "", "install": install, "files": files, "remove": remove}
+    return {"version": state["version"], "install": install, "files": files, "remove": remove}
 
 
-def kept(record: Table, packages: Table, files: t.Mapping[str, t.Mapping[str, str]]) -> dict[str, t.Any]:
-    """Return {fetch: [name=version, ...], folder, folders}: what to keep for going back.
+class Keeping(t.NamedTuple):
+    """Package files to keep for going back: name=version of those to download, into which folder, folders that stay."""
 
-    `packages` are those of nvidia_driver_info, `files` the kept package files by package and version. `folder` is named
-    after the present driver, `folders` are those of it and of the state before, which stay.
+    download: list[str]
+    folder: str
+    folders: list[str]
+
+
+def keeping(record: Record, present: t.Mapping[str, str], kept_files: Kept) -> Keeping:
+    """Return which package files to keep: those of the present driver and of the state before.
+
+    `folder` is named after the present driver, and "" where that is not recorded.
     """
-    present = {
-        name: entry["version"] for name, entry in packages.items() if driver_packages.is_driver(name, entry["source"])
-    }
-    matching = [state for state in record["states"] if state["packages"] == present]
-    folder = driver_packages.upstream(matching[-1]["version"]) if matching else ""
-    others = [state["version"] for state in record["states"] if state["packages"] != present]
-    folders = [folder, *(driver_packages.upstream(version) for version in others[-1:])]
-    fetch = [f"{name}={version}" for name, version in present.items() if version not in files.get(name, {})]
-    return {"fetch": fetch if folder else [], "folder": folder, "folders": [name for name in folders if name]}
+    matching = [state for state in record["states"] if state["packages"] == dict(present)]
+    folder = upstream(matching[-1]["version"]) if matching else ""
+    others = [state["version"] for state in record["states"] if state["packages"] != dict(present)]
+    folders = [folder, *(upstream(version) for version in others[-1:])]
+    download = [f"{name}={version}" for name, version in present.items() if version not in kept_files.get(name, {})]
+    return Keeping(download if folder else [], folder, [name for name in folders if name])
 
 
-def state_of(record: Table, present: t.Mapping[str, str]) -> dict[str, t.Any] | None:
+def state_of(record: Record, present: t.Mapping[str, str]) -> State | None:
     """Return the newest recorded state with exactly these packages."""
-    return next((dict(state) for state in reversed(record["states"]) if state["packages"] == dict(present)), None)
+    return next((state for state in reversed(record["states"]) if state["packages"] == dict(present)), None)

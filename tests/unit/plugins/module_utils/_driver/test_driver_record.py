@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_packages, driver_record
 
 NOW = "2026-11-25T12:00:00Z"
 MAIN = "nvidia-headless-580-server-open"
@@ -17,17 +18,17 @@ def info(version, held=(), **others):
         name: {"version": number, "source": "", "held": name in held, "whole": True} for name, number in names.items()
     }
     kernel = {"version": "6.8.0.90", "source": "linux-meta", "held": True, "whole": True}
-    return {"packages": {**packages, "linux-image-generic": kernel}, "kernel_next": "6.8.0-90-generic"}
+    return driver_record.Present({**packages, "linux-image-generic": kernel}, "pin", "6.8.0-90-generic")
 
 
 def state(version, reason="installed", main=MAIN):
-    return driver_record.snapshot(info(version), main, "pin", reason, NOW)
+    return driver_record.snapshot(info(version), main, reason, NOW)
 
 
 def record(*states):
     result = driver_record.empty()
     for entry in states:
-        result = driver_record.with_state(result, entry, 20)
+        result = driver_record.with_state(result, entry)
     return result
 
 
@@ -39,16 +40,16 @@ def present(entry):
 
 
 def test_a_snapshot_has_the_drivers_packages_and_all_holds():
-    taken = driver_record.snapshot(info("580.95.05-1", held=[MAIN]), MAIN, "", "found", NOW)
+    taken = driver_record.snapshot(info("580.95.05-1", held=[MAIN]), MAIN, "found", NOW)
     assert taken["packages"] == {MAIN: "580.95.05-1", "libnvidia-compute-580-server": "580.95.05-1"}
     assert taken["holds"] == ["linux-image-generic", MAIN]
     assert taken["version"] == "580.95.05-1"
 
 
 def test_a_foreign_drivers_version_is_that_of_most_of_its_packages():
-    taken = driver_record.snapshot(info("580.95.05-1", **{"nvidia-modprobe": "570.133.07-1"}), "", "", "found", NOW)
+    taken = driver_record.snapshot(info("580.95.05-1", **{"nvidia-modprobe": "570.133.07-1"}), "", "found", NOW)
     assert (taken["version"], taken["main"]) == ("580.95.05-1", "")
-    assert driver_record.snapshot({"packages": {}, "kernel_next": ""}, "", "", "found", NOW) is None
+    assert driver_record.snapshot(driver_record.Present({}, "", ""), "", "found", NOW) is None
 
 
 def test_the_same_packages_are_one_state_and_stay_the_roles_own():
@@ -58,7 +59,7 @@ def test_the_same_packages_are_one_state_and_stay_the_roles_own():
     assert driver_record.ours(twice) == sorted(FIRST["packages"])
     # back again, and then installed as it is: the same state, told once
     back = record(FIRST, SECOND, state("580.65.06-1", "rolled back"))
-    assert driver_record.with_state(back, FIRST, 20) == back
+    assert driver_record.with_state(back, FIRST) == back
     assert driver_record.ours(record(state("580.65.06-1", "found"))) == []
     assert driver_record.ours(driver_record.empty()) == []
 
@@ -80,15 +81,13 @@ def test_the_way_back_leads_to_a_named_version():
     for name in ("580.65.06", "580.65.06-1"):
         assert driver_record.target(known, present(THIRD), name) == FIRST
     assert driver_record.target(known, present(FIRST), "580.65.06") is None
-    with pytest.raises(
-        driver_record.DriverRecordError, match="570.1 was not recorded on this host, only 580.105.08-1, 580.95.05-1"
-    ):
+    with pytest.raises(UserError, match="570.1 was not recorded on this host, only 580.105.08-1, 580.95.05-1"):
         driver_record.target(known, present(THIRD), "570.1")
 
 
 def test_without_an_earlier_driver_there_is_no_way_back():
     for known in (record(FIRST), driver_record.empty()):
-        with pytest.raises(driver_record.DriverRecordError, match="no other driver"):
+        with pytest.raises(UserError, match="no other driver"):
             driver_record.target(known, present(FIRST), "")
 
 
@@ -97,34 +96,31 @@ def test_a_rollback_that_was_broken_off_is_gone_on_with_and_one_that_ended_is_no
     half = {**present(FIRST), MAIN: "580.95.05-1"}
     assert driver_record.target(begun, half, "") == FIRST
     assert driver_record.begin(begun, FIRST, "x", "later") == begun
-    ended = driver_record.finish(driver_record.with_state(begun, {**FIRST, "reason": "rolled back"}, 20), NOW)
+    ended = driver_record.finish(driver_record.with_state(begun, {**FIRST, "reason": "rolled back"}), NOW)
     assert driver_record.target(ended, present(FIRST), "") is None
     assert driver_record.finish(ended, "later") == ended
     # an upgrade after that can be gone back from again
-    upgraded = driver_record.with_state(ended, THIRD, 20)
+    upgraded = driver_record.with_state(ended, THIRD)
     assert present(driver_record.target(upgraded, present(THIRD), "")) == present(FIRST)
 
 
 def test_a_driver_that_the_role_installs_meanwhile_ends_a_rollback_that_was_broken_off():
     known = record(FIRST, SECOND)
     begun = driver_record.begin(known, FIRST, "580.95.05-1", NOW)
-    other = driver_record.with_state(begun, THIRD, 20)
+    other = driver_record.with_state(begun, THIRD)
     overtaken = driver_record.overtaken(begun, other, "later")
     assert overtaken["rollback"] is None
     assert present(driver_record.target(overtaken, present(THIRD), "")) == present(SECOND)
     # what the role finds as it was, and what it does after a rollback that ended, changes nothing
-    assert driver_record.overtaken(begun, driver_record.with_state(begun, SECOND, 20), "later") == begun
+    assert driver_record.overtaken(begun, driver_record.with_state(begun, SECOND), "later") == begun
     ended = driver_record.finish(begun, NOW)
-    assert (
-        driver_record.overtaken(ended, driver_record.with_state(ended, THIRD, 20), "x")["rollback"]
-        == ended["rollback"]
-    )
+    assert driver_record.overtaken(ended, driver_record.with_state(ended, THIRD), "x")["rollback"] == ended["rollback"]
     assert driver_record.overtaken(driver_record.empty(), known, "later") == known
 
 
 def test_a_rollback_that_the_role_completed_has_ended_and_is_not_undone():
     begun = driver_record.begin(record(FIRST, SECOND), FIRST, "580.95.05-1", NOW)
-    there = driver_record.overtaken(begun, driver_record.with_state(begun, FIRST, 20), "later")
+    there = driver_record.overtaken(begun, driver_record.with_state(begun, FIRST), "later")
     assert there["rollback"]["finished_at"] == "later"
     assert driver_record.target(there, present(FIRST), "") is None
 
@@ -138,23 +134,22 @@ def test_packages_come_from_the_sources_or_from_the_kept_files():
     now = {**present(SECOND), "nvidia-firmware-580-server": "580.95.05-1"}
     back = driver_record.way_back(FIRST, now, policies, kept)
     assert back == {
-        "error": "", "install": present(FIRST), "files": {"libnvidia-compute-580-server": "/kept/lib.deb"},
-        "remove": ["nvidia-firmware-580-server"],
+        "version": "580.65.06-1", "install": present(FIRST),
+        "files": {"libnvidia-compute-580-server": "/kept/lib.deb"}, "remove": ["nvidia-firmware-580-server"],
     }  # fmt: skip
-    lost = driver_record.way_back(FIRST, now, policies, {})
-    assert "cannot be restored" in lost["error"] and "libnvidia-compute-580-server 580.65.06-1" in lost["error"]
-    assert (lost["install"], lost["remove"]) == ({}, [])
+    with pytest.raises(UserError, match="cannot be restored.*libnvidia-compute-580-server 580.65.06-1"):
+        driver_record.way_back(FIRST, now, policies, {})
 
 
 def test_the_present_driver_and_the_one_before_are_kept():
     known = record(FIRST, SECOND, THIRD)
-    packages = info("580.105.08-1")["packages"]
-    wanted = driver_record.kept(known, packages, {MAIN: {"580.105.08-1": "/x"}})
-    assert wanted == {
-        "fetch": ["libnvidia-compute-580-server=580.105.08-1"], "folder": "580.105.08",
-        "folders": ["580.105.08", "580.95.05"],
-    }  # fmt: skip
-    assert driver_record.kept(known, info("590.1-1")["packages"], {})["fetch"] == []
+    now = driver_packages.driver_versions(info("580.105.08-1").packages)
+    wanted = driver_record.keeping(known, now, {MAIN: {"580.105.08-1": "/x"}})
+    assert wanted == (
+        ["libnvidia-compute-580-server=580.105.08-1"], "580.105.08", ["580.105.08", "580.95.05"],
+    )  # fmt: skip
+    unknown = driver_packages.driver_versions(info("590.1-1").packages)
+    assert driver_record.keeping(known, unknown, {}).download == []
 
 
 @pytest.mark.parametrize(
@@ -168,10 +163,10 @@ def test_the_present_driver_and_the_one_before_are_kept():
     ],
 )
 def test_a_damaged_or_newer_record_is_refused(text, words):
-    with pytest.raises(driver_record.DriverRecordError, match=words):
-        driver_record.parse(text)
+    with pytest.raises(UserError, match=f"/x/record.json cannot be used: .*{words}.*; move it away"):
+        driver_record.parse(text, "/x/record.json")
 
 
 def test_a_record_survives_being_written():
     known = driver_record.begin(record(FIRST, SECOND), FIRST, "580.95.05-1", NOW)
-    assert driver_record.parse(json.dumps(known)) == known
+    assert driver_record.parse(json.dumps(known), "/x") == known

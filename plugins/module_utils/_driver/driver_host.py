@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What a host says about its driver. Private to this collection. Reads, and runs programs that only answer.
+
+What is missing on the host is empty in the answer, never a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+import typing as t
+import urllib.parse
+
+from .._hardware import host_hardware
+from . import apt, driver_kernel, driver_packages, driver_settings, driver_systems
+from .driver_proof import CuInit
+from .driver_types import HostDriver, KernelModule, Package, PersistenceUnit
+
+UNIT: t.Final = "nvidia-persistenced.service"
+#: Names under which modinfo may know the kernel module; Debian has names of its own.
+MODULES: t.Final = ("nvidia", "nvidia-current-open", "nvidia-current")
+_KEYS = ("/var/lib/shim-signed/mok/MOK.der", "/var/lib/dkms/mok.pub")
+_WANTS = f"/etc/systemd/system/multi-user.target.wants/{UNIT}"
+_CUINIT = "import ctypes; print(ctypes.CDLL('libcuda.so.1').cuInit(0))"
+
+
+class Programs(t.Protocol):
+    """What is needed of an AnsibleModule."""
+
+    def get_bin_path(self, arg: str) -> str | None:
+        """Return the path of a program."""
+
+    def run_command(self, args: list[str], *, environ_update: dict[str, str], cwd: str | None) -> tuple[int, str, str]:
+        """Run a command and return its return code, output and error output."""
+
+
+class Host:
+    """A host that is asked; `programs` is an AnsibleModule, `kept_dir` the directory of kept package files."""
+
+    def __init__(self, programs: Programs, kept_dir: str) -> None:
+        self._programs = programs
+        self._kept_dir = kept_dir
+
+    def run(self, command: list[str], cwd: str | None = None) -> tuple[int, str, str]:
+        """Run a command with apt's environment; 127 where there is no such program."""
+        program = self._programs.get_bin_path(command[0])
+        if program is None:
+            return 127, "", f"{command[0]} is not installed"
+        return self._programs.run_command([program, *command[1:]], environ_update=dict(apt.ENVIRONMENT), cwd=cwd)
+
+    def _ask(self, *command: str) -> str:
+        """What a program prints, or "" where it is missing or fails."""
+        returncode, out, _err = self.run(list(command))
+        return out if returncode == 0 else ""
+
+    def look(self) -> HostDriver:
+        """Return everything but what apt could install (`policies`)."""
+        kernel, why = self.next_kernel()
+        return {
+            "system": _system(),
+            "packages": self.packages(),
+            "kernel_running": platform.release(),
+            "kernel_next": kernel,
+            "kernel_next_why": why,
+            "modules": {name: self._kernel_module(name) for name in dict.fromkeys([platform.release(), kernel])},
+            "dkms": self._ask("dkms", "status").splitlines(),
+            "loaded_version": loaded_version(),
+            "nouveau_loaded": os.path.isdir("/sys/module/nouveau"),
+            "secure_boot": host_hardware.secure_boot(),
+            "mok": self._mok(),
+            "persistence": self._persistence(),
+            "initramfs_mtime": _mtime(f"/boot/initrd.img-{kernel}"),
+            "nouveau_mtime": _mtime(driver_settings.NOUVEAU_PATH, driver_settings.NOUVEAU),
+            "policies": {},
+            "kept": self.kept(),
+        }
+
+    def packages(self) -> dict[str, Package]:
+        """Return the driver's packages, kernel metapackages, headers and dkms, by name."""
+        return driver_packages.parse_dpkg(self._ask("dpkg-query", "-W", "-f", driver_packages.DPKG_FORMAT))
+
+    def policies(self, names: t.Iterable[str]) -> dict[str, t.Any]:
+        """Return what apt could install of these packages."""
+        return apt.parse_policy(self._ask("apt-cache", "policy", *sorted(set(names))))
+
+    def next_kernel(self) -> tuple[str, str]:
+        """Return the kernel that boots next, and why."""
+        settings = _read("/etc/default/grub")
+        try:
+            parts = sorted(os.listdir("/etc/default/grub.d"))
+        except OSError:
+            parts = []
+        settings += "".join("\n" + _read(f"/etc/default/grub.d/{part}") for part in parts if part.endswith(".cfg"))
+        default = re.findall(r"^\s*GRUB_DEFAULT=[\"']?([^\"'\n]*)", settings, re.MULTILINE)
+        environment = _read("/boot/grub/grubenv")
+        return driver_kernel.next_kernel(
+            host_hardware.kernels(), platform.release(), (default or [""])[-1], environment
+        )
+
+    def kept(self) -> dict[str, dict[str, str]]:
+        """Return the paths of kept package files, by package and version."""
+        found: dict[str, dict[str, str]] = {}
+        for folder, _folders, names in os.walk(self._kept_dir):
+            for name in names:
+                parts = name.removesuffix(".deb").split("_")
+                if name.endswith(".deb") and len(parts) == 3:
+                    found.setdefault(parts[0], {})[urllib.parse.unquote(parts[1])] = os.path.join(folder, name)
+        return found
+
+    def cuinit(self) -> CuInit:
+        """Call cuInit in a process of its own: a library that crashes or hangs must not take the module along."""
+        returncode, out, err = self.run(["timeout", "60", sys.executable, "-c", _CUINIT])
+        if returncode == 0 and out.strip().isdigit():
+            return {"result": int(out), "detail": ""}
+        if returncode == 124:
+            return {"result": None, "detail": "it did not answer within 60 seconds"}
+        detail = (err.strip().splitlines() or [f"exit status {returncode}"])[-1].removeprefix("OSError: ")
+        return {"result": None, "detail": detail}
+
+    def _kernel_module(self, kernel: str) -> KernelModule | None:
+        for name in MODULES:
+            version = self._ask("modinfo", "-k", kernel, "-F", "version", name).strip()
+            if version:
+                return {"version": version, "signer": self._ask("modinfo", "-k", kernel, "-F", "signer", name).strip()}
+        return None
+
+    def _mok(self) -> dict[str, str]:
+        states = {path: "unknown" for path in _KEYS if os.path.exists(path)}
+        for path in states:
+            _returncode, out, _err = self.run(["mokutil", "--test-key", path])
+            answers = [state for state in ("already enrolled", "not enrolled") if state in out]
+            states[path] = answers[0].removeprefix("already ") if answers else "unknown"
+        return states
+
+    def _persistence(self) -> PersistenceUnit:
+        names = ("UnitFileState", "ActiveState", "FragmentPath", "NeedDaemonReload")
+        out = self._ask("systemctl", "show", "-p", ",".join(names), UNIT)
+        said = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+        # the unit's own command line, not what the drop-in makes of it
+        unit = _read(said.get("FragmentPath", ""))
+        commands = re.findall(r"^ExecStart=(.+)$", unit, re.MULTILINE)
+        return {
+            "present": bool(unit),
+            "unit_file_state": said.get("UnitFileState", ""),
+            "static": bool(unit) and not re.search(r"^\[Install\]", unit, re.MULTILINE),
+            "active": said.get("ActiveState") == "active",
+            "exec_start": (commands or [""])[-1],
+            "stale": said.get("NeedDaemonReload") == "yes",
+            "wanted_at_boot": os.path.lexists(_WANTS),
+            "dropin": _read(driver_settings.DROPIN_PATH),
+        }
+
+
+def loaded_version() -> str:
+    """Return the version of the loaded kernel module, or ""."""
+    return _read("/sys/module/nvidia/version").strip()
+
+
+def _read(path: str) -> str:
+    """The text of a file, or "" where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as handle:
+            return handle.read()
+    except OSError:
+        return ""
+
+
+def _mtime(path: str, content: str | None = None) -> float | None:
+    """The time of a file's last change, or None where it is missing or, with `content`, says something else."""
+    if content is not None and _read(path) != content:
+        return None
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return None
+
+
+def _system() -> str:
+    text = _read("/etc/os-release") or _read("/usr/lib/os-release")
+    values = dict(re.findall(r"^(ID|VERSION_ID)=[\"']?([^\"'\n]*)", text, re.MULTILINE))
+    return driver_systems.system_name(values.get("ID", ""), values.get("VERSION_ID", ""))

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Whether the installed driver is loaded and the cards can be used. Private to this collection. Pure functions only."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._base.errors import UserError
+from .driver_types import HostDriver
+
+Table = t.Mapping[str, t.Any]
+
+#: What cuInit answers (cuda.h): name and cure.
+CUDA_ERRORS: t.Final = {
+    2: ("out of memory", "end what holds the memory of the cards (nvidia-smi lists it)"),
+    3: (
+        "not initialized",
+        "set nvidia_driver_uvm_disable_hmm to true (options nvidia_uvm uvm_disable_hmm=1: some kernels and open "
+        "modules need it) and reboot",
+    ),
+    100: ("no device", "look whether CUDA_VISIBLE_DEVICES hides the cards, and read 'dmesg | grep -i nvrm'"),
+    304: ("operating system", "load the module nvidia_uvm ('modprobe nvidia_uvm') and read 'dmesg | grep -i nvrm'"),
+    802: ("system not ready", "start nvidia-fabricmanager where the cards have NVSwitch"),
+    803: ("driver and library mismatch", "reboot: the library is of another version than the loaded module"),
+    804: ("forward compatibility", "remove cuda-compat: it does not work with GeForce cards"),
+    999: ("unknown", "reboot, and read 'dmesg | grep -i nvrm'"),
+}
+
+
+class CuInit(t.TypedDict):
+    """What cuInit returned; `result` is None where it could not be called, with the reason in `detail`."""
+
+    result: int | None
+    detail: str
+
+
+def reboot_due(host: HostDriver, rebooted: bool, local: bool) -> str:
+    """Return "", or one sentence where the installed module of the next kernel is not the loaded one.
+
+    `local` says whether the play runs on the host itself, so that Ansible may not reboot it. Raises UserError where
+    the host has been `rebooted` and has no module.
+    """
+    module = host["modules"].get(host["kernel_next"])
+    loaded = host["loaded_version"]
+    if rebooted and not loaded:
+        raise UserError(
+            f"The host came back with kernel {host['kernel_running']} and without the NVIDIA module: read 'dmesg | "
+            "grep -i nvidia' and 'dkms status', and look at Secure Boot ('mokutil --sb-state')."
+        )
+    if rebooted or (module and module["version"] == loaded):
+        return ""
+    state = f"version {loaded} is loaded" if loaded else "its module is not loaded"
+    cure = "reboot this machine" if local else "reboot the host, or set nvidia_driver_reboot_ok to true"
+    installed = module["version"] if module else "without a module"
+    return f"The driver is installed ({installed}), but {state}: {cure}, then run the play again."
+
+
+def cuda_problem(cuinit: CuInit) -> str:
+    """Return "" when cuInit succeeded, else one sentence."""
+    if cuinit["result"] == 0:
+        return ""
+    if cuinit["result"] is None:
+        return (
+            f"The CUDA library could not be asked ({cuinit['detail']}): install the driver's library libcuda.so.1 of "
+            "the loaded module's version, then run the role nvidia_driver again."
+        )
+    name, cure = CUDA_ERRORS.get(cuinit["result"], ("see cuda.h", "reboot, and read 'dmesg | grep -i nvrm'"))
+    return f"cuInit answers {cuinit['result']} ({name}), so no CUDA program can run: {cure}."
+
+
+def problems(loaded: str, cuinit: CuInit, gpus: Table, expected: t.Sequence[str], pci: t.Sequence[str]) -> list[str]:
+    """Return one sentence for everything that keeps the cards from being used; empty means that all is well.
+
+    `loaded` is the version of the loaded module, `gpus` the fact mixed_gpu_gpus. `expected` holds UUIDs or parts of
+    names, one per card, or nothing for any. `pci` are the addresses of NVIDIA's display controllers.
+    """
+    if not loaded:
+        return [
+            "The NVIDIA kernel module is not loaded: reboot; if that does not help, read 'modprobe nvidia' and 'dmesg "
+            "| grep -i nvidia', and look at Secure Boot ('mokutil --sb-state')."
+        ]
+    if not gpus["available"]:
+        return [str(gpus["reason"])]
+    found = []
+    if gpus["driver_version"] != loaded:
+        found.append(
+            f"The loaded module is {loaded} and the library {gpus['driver_version']}: reboot to end the half-done "
+            "upgrade."
+        )
+    if len(gpus["gpus"]) != len(pci):
+        found.append(
+            f"The PCI bus has {len(pci)} NVIDIA card(s) and NVML sees {len(gpus['gpus'])}: read 'dmesg | grep -i "
+            "nvrm', check power plugs and seating, and reboot."
+        )
+    missing, surplus = _match(gpus["gpus"], expected)
+    for want in missing:
+        there = ", ".join(f"{card['name']} {card['uuid']}" for card in gpus["gpus"]) or "none"
+        found.append(
+            f"nvidia_driver_gpus_expected wants {want}, and NVML sees {there}: reseat the card or correct the list."
+        )
+    if expected and surplus and not found:
+        found.append(
+            f"NVML sees {len(gpus['gpus'])} cards, more than the {len(expected)} of nvidia_driver_gpus_expected: add "
+            f"{surplus[0]['uuid']} to the list."
+        )
+    trouble = cuda_problem(cuinit)
+    return [*found, trouble] if trouble else found
+
+
+def _match(cards: t.Sequence[Table], expected: t.Sequence[str]) -> tuple[list[str], list[Table]]:
+    """Return (expected cards that are missing, cards that were not expected)."""
+    free, missing = list(cards), []
+    # UUIDs first, so that a name does not take the card that a UUID means
+    for want in sorted(expected, key=lambda text: not text.startswith("GPU-")):
+        card = next((card for card in free if want == card["uuid"] or want.lower() in card["name"].lower()), None)
+        if card is None:
+            missing.append(want)
+        else:
+            free.remove(card)
+    return missing, free

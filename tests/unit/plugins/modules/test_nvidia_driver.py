@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The modules nvidia_driver_plan and nvidia_driver_record, with programs that answer as dpkg and apt do.
+
+The real ones are asked on this machine in `test_this_machine`, and in Molecule.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import platform
+import shutil
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_host
+from ansible_collections.homelab.mixed_gpu.plugins.modules import nvidia_driver_plan, nvidia_driver_record
+
+TRANSCRIPTS = pathlib.Path(__file__).parents[1] / "module_utils/_driver/fixtures/apt"
+MAIN = "nvidia-headless-580-server-open"
+KERNEL = "6.8.0-90-generic"
+FIRST, SECOND, THIRD = "580.65.06-1", "580.95.05-1", "580.105.08-1"
+
+
+class Host:
+    """Says which packages it has; its apt knows those of a transcript."""
+
+    def __init__(self, home):
+        self.home = home
+        self.programs = home / "bin"
+        self.programs.mkdir()
+        self.program("dpkg-query", f"cat {home}/dpkg 2>/dev/null || true")
+        self.program("apt-get", f'echo "$*" >> {home}/asked; case "$*" in *download*) touch downloaded.deb ;; esac')
+        self.program("apt-cache", "true")
+        self.program("modinfo", "exit 1")
+        self.program("dkms", "true")
+        self.program("systemctl", "true")
+        self.has({})
+
+    def program(self, name, script):
+        (self.programs / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        (self.programs / name).chmod(0o755)
+
+    def has(self, packages, held=()):
+        lines = [
+            f"{'hold' if name in held else 'install'}\tinstalled\t{name}\tamd64\t{version}\tnvidia\n"
+            for name, version in packages.items()
+        ]
+        (self.home / "dpkg").write_text("".join(lines), encoding="utf-8")
+
+    def built(self, version):
+        self.program("modinfo", f'case "$*" in *version*) echo {version} ;; esac')
+
+    def asked(self):
+        path = self.home / "asked"
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    made = Host(tmp_path)
+    monkeypatch.setenv("PATH", f"{made.programs}:{os.environ['PATH']}")
+    monkeypatch.setattr(driver_host, "_system", lambda: "Ubuntu 24.04")
+    monkeypatch.setattr(driver_host.host_hardware, "kernels", lambda: [KERNEL])
+    return made
+
+
+@pytest.fixture
+def run(capsys, tmp_path):
+    def _run(module, **arguments):
+        arguments = {"directory": str(tmp_path / "driver"), **arguments}
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            module.main()
+        return json.loads(capsys.readouterr().out)
+
+    return _run
+
+
+@pytest.fixture
+def plan(run):
+    return lambda goal, **arguments: run(nvidia_driver_plan, goal=goal, **arguments)
+
+
+@pytest.fixture
+def record(run, tmp_path):
+    return lambda action, **arguments: run(
+        nvidia_driver_record, action=action, pin_path=str(tmp_path / "pin"), **arguments
+    )
+
+
+# --- looking ---
+
+
+@pytest.mark.skipif(shutil.which("dpkg-query") is None, reason="needs dpkg")
+def test_this_machine(plan):
+    driver = plan("loaded", _ansible_check_mode=True)["driver"]
+    assert driver["kernel_running"] == platform.release()
+    assert set(driver["modules"]) == {driver["kernel_running"], driver["kernel_next"]}
+    assert driver["loaded_version"] == "" or driver["loaded_version"][0].isdigit()
+    assert driver["system"].split()[-1].replace(".", "").isdigit()
+
+
+def test_kept_package_files_are_found_by_version(plan, host, tmp_path):
+    kept = tmp_path / "driver/packages/580.95.05"
+    kept.mkdir(parents=True)
+    (kept / "libcuda1_1%3a580.95.05-1_amd64.deb").touch()
+    (kept / "partial").touch()
+    found = plan("loaded")["driver"]["kept"]
+    assert found == {"libcuda1": {"1:580.95.05-1": str(kept / "libcuda1_1%3a580.95.05-1_amd64.deb")}}
+
+
+# --- packages ---
+
+
+def test_without_a_driver_the_packages_are_planned_and_nothing_is_asked_of_apt(plan, host):
+    answer = plan("packages", branch="580")
+    assert answer["plan"]["main"] == MAIN and MAIN in answer["plan"]["missing"]
+    assert (answer["step"], answer["error"], host.asked()) == (None, "", [])
+    assert answer["planned"] == {"present": "", "wanted": "", "foreign": ""}
+
+
+def test_with_fresh_lists_the_versions_are_chosen_and_pinned(plan, host):
+    host.program("apt-cache", f"cat {TRANSCRIPTS}/ubuntu2404-580-server-open.txt")
+    answer = plan("packages", branch="580", fetch_lists=True)
+    version = "580.126.20-0ubuntu0.24.04.1"
+    assert answer["step"]["install"][MAIN] == version and answer["planned"]["wanted"] == version
+    assert "Pin: version 580.126.20*" in answer["step"]["pin"] and answer["step"]["main"] == MAIN
+    assert [line.split()[-1] for line in host.asked()] == ["update"]
+
+
+def test_what_no_source_has_is_an_answer_that_says_which_lists_are_missing(plan, host):
+    host.program("apt-get", "echo 'W: Failed to fetch http://mirror/InRelease  Could not connect' >&2")
+    answer = plan("packages", branch="580", fetch_lists=True)
+    assert answer["step"] is None and "restricted and multiverse" in answer["error"]
+    assert "http://mirror/InRelease" in answer["error"]
+    checked = plan("packages", branch="580", fetch_lists=True, _ansible_check_mode=True)
+    assert checked["message"].startswith("Would install linux-headers-")
+
+
+def test_a_branch_at_its_end_fails_with_the_alternative(plan, host):
+    answer = plan("packages", branch="560")
+    assert answer["failed"] and 'set nvidia_driver_branch to "580"' in answer["msg"]
+
+
+def test_the_present_driver_is_named_by_its_recorded_version(plan, record, host):
+    host.has({MAIN: FIRST, "libnvidia-compute-580-server": FIRST})
+    assert plan("packages", branch="580")["planned"]["present"] == FIRST
+    record("record", main=MAIN, reason="installed")
+    assert plan("packages", branch="580", version="580.95.05")["planned"]["present"] == FIRST
+
+
+def test_somebody_elses_driver_is_left_alone(plan, host):
+    host.has({"nvidia-dkms-580-open": FIRST})
+    answer = plan("packages", branch="580")
+    assert answer["message"] == answer["planned"]["foreign"] and "it is left as it is" in answer["message"]
+
+
+# --- settings, reboot, proof ---
+
+
+def test_settings_of_the_installed_driver(plan, host):
+    host.has({MAIN: FIRST})
+    host.built("580.65.06")
+    decided = plan("settings", main=MAIN)["settings"]
+    assert (decided["ours"], decided["hold"], decided["problem"]) == (True, [MAIN], "")
+    assert plan("settings", main=MAIN, hold=False)["settings"]["hold"] == []
+
+
+def test_settings_of_a_driver_that_is_not_there_change_nothing(plan, host):
+    decided = plan("settings", main=MAIN)["settings"]
+    assert not decided["ours"] and not decided["files"] and not decided["absent"]
+
+
+def test_settings_of_somebody_elses_driver_are_those_that_were_recorded(plan, record, host):
+    host.has({"nvidia-dkms-580-open": FIRST}, held=["nvidia-dkms-580-open"])
+    assert plan("settings")["settings"]["absent"] == []
+    record("record")
+    host.has({"nvidia-dkms-580-open": FIRST})
+    assert plan("settings")["settings"]["hold"] == ["nvidia-dkms-580-open"]
+
+
+def test_a_reboot_is_due_where_the_loaded_module_is_another(plan, host):
+    host.built("580.65.06")
+    answer = plan("loaded")
+    assert answer["reboot_due"] and "The driver is installed (580.65.06)" in answer["message"]
+    assert "came back with kernel" in plan("loaded", rebooted=True)["msg"]
+
+
+def test_the_proof_fails_with_every_problem(plan, host, monkeypatch):
+    gpus = {"available": True, "reason": None, "driver_version": "580.65.06", "gpus": []}
+    assert "kernel module is not loaded" in plan("proof", gpus=gpus)["msg"]
+    monkeypatch.setattr(driver_host, "loaded_version", lambda: "580.95.05")
+    monkeypatch.setattr(nvidia_driver_plan.host_hardware, "nvidia_pci", lambda: ["0000:01:00.0"])
+    answer = plan("proof", gpus=gpus, gpus_expected=["RTX 4090"])["msg"]
+    for words in ("half-done upgrade", "1 NVIDIA card(s) and NVML sees 0", "wants RTX 4090"):
+        assert words in answer
+
+
+# --- record and rollback ---
+
+
+def test_a_driver_is_recorded_once_and_atomically(record, host, tmp_path):
+    path = tmp_path / "driver/record.json"
+    host.has({MAIN: FIRST}, held=[MAIN])
+    assert record("record", _ansible_check_mode=True)["changed"]
+    assert not path.exists()
+    done = record("record", main=MAIN, reason="installed")
+    assert done["changed"] and done["record"]["states"][0]["holds"] == [MAIN]
+    assert not record("record", main=MAIN, reason="installed")["changed"]
+    assert (path.stat().st_mode & 0o777, sorted(os.listdir(path.parent))) == (0o644, ["lock", "record.json"])
+    host.has({MAIN: SECOND})
+    shown = record("record", _ansible_diff=True, _ansible_check_mode=True)["diff"]
+    assert SECOND in shown["after"] and SECOND not in shown["before"]
+
+
+def test_package_files_of_the_present_driver_and_of_the_one_before_are_kept(record, host, tmp_path):
+    kept = tmp_path / "driver/packages"
+    for version in (FIRST, SECOND, THIRD):
+        host.has({MAIN: version})
+        assert record("record", main=MAIN, reason="installed", keep_packages=True)["changed"]
+    assert host.asked() == [f"download -q {MAIN}={version}" for version in (FIRST, SECOND, THIRD)]
+    assert sorted(os.listdir(kept)) == ["580.105.08", "580.95.05"]
+    (kept / "580.105.08" / f"{MAIN}_{THIRD}_amd64.deb").touch()
+    again = record("record", main=MAIN, reason="installed", keep_packages=True)
+    assert (again["changed"], again["lost"]) == (False, [])
+
+
+def test_packages_that_no_source_has_any_more_are_named(record, host):
+    host.has({MAIN: FIRST})
+    host.program("apt-get", "exit 100")
+    done = record("record", keep_packages=True)
+    assert done["lost"] == [f"{MAIN}={FIRST}"]
+    assert f"Not kept for going back, because no apt source has them any more: {MAIN}={FIRST}" in str(done["warnings"])
+
+
+def test_there_and_back(plan, record, host):
+    for version in (FIRST, SECOND):
+        host.has({MAIN: version})
+        record("record", main=MAIN, reason="installed")
+    host.program("apt-cache", f"printf '{MAIN}:\\n  Version table:\\n     {FIRST} 500\\n        500 file:/x\\n'")
+    back = plan("rollback")
+    assert (back["step"]["version"], back["step"]["install"], back["main"]) == (FIRST, {MAIN: FIRST}, MAIN)
+    assert f'nvidia_driver_version: "{FIRST}"' in back["message"]
+    assert record("begin")["record"]["rollback"]["finished_at"] is None
+    host.has({MAIN: FIRST})
+    record("record", main=MAIN, reason="rolled back")
+    assert record("finish")["record"]["rollback"]["finished_at"]
+    again = plan("rollback")
+    assert (again["step"], again["main"]) == (None, MAIN) and FIRST in again["message"] and SECOND in again["message"]
+    assert not record("begin")["changed"]
+    named = plan("rollback", to="570.1")
+    assert named["failed"] and "version 570.1 was not recorded" in named["msg"]
+
+
+def test_a_rollback_that_cannot_end_does_not_begin(plan, record, host):
+    for version in (FIRST, SECOND):
+        host.has({MAIN: version})
+        record("record", main=MAIN, reason="installed")
+    assert "cannot be restored" in plan("rollback")["msg"]
+
+
+def test_an_interrupted_rollback_is_not_continued_past_what_was_installed_meanwhile(plan, record, host):
+    for version in (FIRST, SECOND):
+        host.has({MAIN: version})
+        record("record", main=MAIN, reason="installed")
+    record("begin")
+    # what the rollback left half done is no driver that the role installed
+    host.has({MAIN: FIRST})
+    assert record("record", reason="rolled back")["record"]["rollback"] is not None
+    host.has({MAIN: THIRD})
+    assert record("record", main=MAIN, reason="installed")["record"]["rollback"] is None
+    assert record("begin", to="580.95.05")["record"]["rollback"]["to"]["version"] == SECOND
+
+
+def test_nothing_to_go_back_to(plan, record, host):
+    host.has({MAIN: FIRST})
+    for answer in (plan("rollback"), record("begin")):
+        assert answer["failed"] and "There is no driver to go back to" in answer["msg"]
+
+
+@pytest.mark.parametrize("text", ["{", '{"schema": 9}', '{"schema": 1, "states": 3, "rollback": null}'])
+def test_a_record_that_cannot_be_used_stays_as_it_is(plan, record, host, tmp_path, text):
+    path = tmp_path / "driver/record.json"
+    path.parent.mkdir()
+    path.write_text(text, encoding="utf-8")
+    for answer in (record("record"), record("begin"), plan("packages", branch="580"), plan("rollback")):
+        assert answer["failed"] and str(path) in answer["msg"] and "move it away" in answer["msg"]
+    assert path.read_text(encoding="utf-8") == text
