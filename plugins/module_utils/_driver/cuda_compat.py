@@ -7,12 +7,27 @@ from __future__ import annotations
 import re
 import typing as t
 
+from .._base.errors import UserError
+
 Version = tuple[int, int]
+#: The CUDA release of NVIDIA's wheels that the role cuda_toolkit pins.
+WHEELS_VERSION: t.Final = "13.0"
+
+
+class System(t.TypedDict):
+    """A host: name and release, major version of the gcc that nvcc would use (0 for none known), glibc ("2.41", or ""
+    for not known), and version of the loaded driver, or "".
+    """
+
+    system: str
+    gcc: int
+    glibc: str
+    driver: str
+
 
 # Per CUDA release from which it holds: the newest gcc that crt/host_config.h accepts, and the first glibc whose
-# headers clash with
-# crt/math_functions.h (None: none known). Read in the files of the releases named here; those between behave as the
-# one before.
+# headers clash with crt/math_functions.h (None: none known). Read in the files of the releases named here; those
+# between behave as the release before.
 # 12.x: cospi, sinpi and rsqrt clash with glibc 2.41 (NVIDIA/cuda-samples#378). 13.0 to 13.3: rsqrt with glibc 2.42.
 COMPILERS: dict[Version, tuple[int, Version | None]] = {
     (12, 4): (13, (2, 41)),
@@ -27,9 +42,9 @@ DRIVERS = {12: 525, 13: 580}
 # Per system and source, the releases to name as good ones, best first. Debian's own is patched for its C library and
 # brings g++-13.
 OFFERS: dict[str, dict[str, tuple[str, ...]]] = {
-    "Ubuntu 24.04": {"nvidia": ("13.0", "12.8", "12.6"), "wheels": ("13.0",)},
-    "Debian 13": {"wheels": ("13.0",), "nvidia": ("13.0",), "distribution": ("12.4",)},
-    "Debian 12": {"wheels": ("13.0",), "nvidia": ("13.0", "12.8", "12.6")},
+    "Ubuntu 24.04": {"nvidia": ("13.0", "12.8", "12.6"), "wheels": (WHEELS_VERSION,)},
+    "Debian 13": {"wheels": (WHEELS_VERSION,), "nvidia": ("13.0",), "distribution": ("12.4",)},
+    "Debian 12": {"wheels": (WHEELS_VERSION,), "nvidia": ("13.0", "12.8", "12.6")},
 }
 # What `auto` takes, best first. Without a known driver Debian 13 stays with what its own driver runs.
 PREFERRED: dict[str, tuple[str, ...]] = {
@@ -40,20 +55,15 @@ PREFERRED: dict[str, tuple[str, ...]] = {
 
 
 def parse(version: str) -> Version:
-    """Return major and minor of a version such as 13.0 or 13.0.2. Raises ValueError for what is none."""
+    """Return major and minor of a version such as 13.0 or 13.0.2. Raises ValueError for any other text."""
     found = re.match(r"([0-9]+)\.([0-9]+)(\.|\Z)", version)
     if not found:
         raise ValueError(f"{version!r} is no version")
     return int(found[1]), int(found[2])
 
 
-def trouble(version: str, source: str, system: t.Mapping[str, t.Any]) -> str:
-    """Return why a toolkit does not fit a system, without a full stop, or "" when nothing speaks against it.
-
-    `system` is {system (name and release), gcc (major of the compiler that nvcc would use, 0 for none known), glibc
-    ("2.41", or "" for
-    not known), driver (version of the loaded driver, or "")}.
-    """
+def trouble(version: str, source: str, system: System) -> str:
+    """Return why a toolkit does not fit a system, without a full stop, or "" when nothing speaks against it."""
     cuda = parse(version)
     if cuda < OLDEST:
         return f"CUDA {version} is older than {OLDEST[0]}.{OLDEST[1]}, the oldest that this collection knows"
@@ -74,7 +84,7 @@ def trouble(version: str, source: str, system: t.Mapping[str, t.Any]) -> str:
     return ""
 
 
-def good_ones(system: t.Mapping[str, t.Any]) -> list[tuple[str, str]]:
+def good_ones(system: System) -> list[tuple[str, str]]:
     """Return (source, version) of all offers that fit, in the order of preference."""
     offers = OFFERS.get(system["system"], {})
     return [
@@ -85,7 +95,7 @@ def good_ones(system: t.Mapping[str, t.Any]) -> list[tuple[str, str]]:
     ]
 
 
-def advice(system: t.Mapping[str, t.Any]) -> str:
+def advice(system: System) -> str:
     """Return what to write instead, as the end of a sentence."""
     good = good_ones(system)
     if not good:
@@ -96,60 +106,54 @@ def advice(system: t.Mapping[str, t.Any]) -> str:
     )
 
 
-def choose(request: t.Mapping[str, t.Any], system: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """Decide where the toolkit comes from: {error, source, version}.
+def choose(wanted: str, version: str, existing: str, system: System) -> tuple[str, str]:
+    """Decide where the toolkit comes from: (source, version).
 
-    `request` is {source (auto, existing, distribution, nvidia or wheels), version (for nvidia), wheels_version,
-    existing (version of the
-    toolkit that is there, or "")}. `source` is "none" where `auto` finds nothing for the system. `error` is "" or
-    one sentence.
+    `wanted` is auto, existing, distribution, nvidia or wheels, `version` the release that is wanted from NVIDIA's
+    repository, `existing` the release that is installed, or "". Raises UserError for a combination that cannot work,
+    and names one that does.
     """
-    name, source = system["system"], request["source"]
-    offers = OFFERS.get(name, {})
-    if source == "auto":
-        if request["existing"]:
-            source = "existing"
-        else:
-            fitting = [offer for offer, _version in good_ones(system)]
-            if not system["driver"] and "distribution" in offers:
-                fitting = ["distribution"]
-            source = (fitting or ["none"])[0]
-    versions = {
-        "existing": request["existing"],
-        "nvidia": str(request["version"]),
-        "wheels": request["wheels_version"],
-        "distribution": (offers.get("distribution") or ("",))[0],
-        "none": "",
-    }
-    version = versions[source]
-    decision = {"error": "", "source": source, "version": version}
-    if source == "none":
-        why = (
-            f"has no CUDA toolkit that runs with driver {system['driver']}"
-            if offers
-            else "is not known to the role cuda_toolkit"
+    source = _auto(existing, system) if wanted == "auto" else wanted
+    offers = OFFERS.get(system["system"], {})
+    if source == "existing" and not existing:
+        raise UserError(
+            "cuda_toolkit_source is existing, but there is no nvcc that says its version below cuda_toolkit_root: "
+            f"correct cuda_toolkit_root, or {advice(system)}."
         )
-        cure = (
-            advice(system)
-            if offers
-            else ("install one yourself and set cuda_toolkit_root to it, or set cuda_toolkit_manage to false")
-        )
-        return {**decision, "error": f"{name} {why}: {cure}."}
-    if source == "existing":
-        if not version:
-            return {
-                **decision,
-                "error": "cuda_toolkit_source is existing, but there is no nvcc that says its version below "
-                "cuda_toolkit_root: correct "
-                f"cuda_toolkit_root, or {advice(system)}.",
-            }
-    elif source not in offers:
-        return {**decision, "error": f"{name} has no CUDA toolkit from the source {source}: {advice(system)}."}
+    if source != "existing" and source not in offers:
+        raise UserError(f"{system['system']} has no CUDA toolkit from the source {source}: {advice(system)}.")
+    release = {
+        "existing": existing,
+        "nvidia": version,
+        "wheels": WHEELS_VERSION,
+        "distribution": offers.get("distribution", ("",))[0],
+    }[source]
     try:
-        problem = trouble(version, source, system)
+        problem = trouble(release, source, system)
     except ValueError:
-        sentence = f'cuda_toolkit_version is "{version}", which is no version: set it to "13.0", for example.'
-        return {**decision, "error": sentence}
+        raise UserError(
+            f'cuda_toolkit_version is "{release}", which is no version: set it to "13.0", for example.'
+        ) from None
     if problem:
-        return {**decision, "error": f"{problem}: {advice(system)}."}
-    return decision
+        raise UserError(f"{problem}: {advice(system)}.")
+    return source, release
+
+
+def _auto(existing: str, system: System) -> str:
+    """The source that `auto` stands for."""
+    if existing:
+        return "existing"
+    offers = OFFERS.get(system["system"])
+    if offers is None:
+        raise UserError(
+            f"{system['system']} is not known to the role cuda_toolkit: install a toolkit yourself and set "
+            "cuda_toolkit_root to it, or set cuda_toolkit_manage to false."
+        )
+    if not system["driver"] and "distribution" in offers:
+        return "distribution"
+    good = good_ones(system)
+    if not good:
+        raise UserError(
+            f"{system['system']} has no CUDA toolkit that runs with driver {system['driver']}: {advice(system)}."
+        )
+    return good[0][0]

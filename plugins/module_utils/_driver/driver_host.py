@@ -60,7 +60,7 @@ class Host:
         """Return everything but what apt could install (`policies`)."""
         kernel, why = self.next_kernel()
         return {
-            "system": _system(),
+            "system": system(),
             "packages": self.packages(),
             "kernel_running": platform.release(),
             "kernel_next": kernel,
@@ -178,7 +178,8 @@ def _mtime(path: str, content: str | None = None) -> float | None:
         return None
 
 
-def _system() -> str:
+def system() -> str:
+    """Return name and release of the operating system, such as Debian 13."""
     text = _read("/etc/os-release") or _read("/usr/lib/os-release")
     values = dict(re.findall(r"^(ID|VERSION_ID)=[\"']?([^\"'\n]*)", text, re.MULTILINE))
     return driver_systems.system_name(values.get("ID", ""), values.get("VERSION_ID", ""))

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Make a CUDA toolkit out of NVIDIA's Python wheels. Run by the role cuda_toolkit, with a JSON job on stdin.
 
-job = {prefix, name, requirements (text, hashed), record (what toolkit.json is to say)}
+    cuda_wheels.py LOG
+
+job = {prefix, name, requirements (text, hashed), record (content of toolkit.json)}
 
 The result is PREFIX/NAME: bin, include, lib, lib64, nvvm as in an ordinary toolkit, and nccl where it was asked for.
-It is made beside its
-place and renamed into it, so that what is there is complete. What the wheels lack is added: links without a version,
-which linkers look
-for, and a stub of the driver's library, which is not there where no driver is. Prints {"changed": bool}.
+It is made beside its place and renamed into it, so that a directory of that name is complete. What the wheels lack is
+added: links without a version, which linkers look for, and a stub of the driver's library, for hosts without a driver.
+Progress goes to LOG. Prints {"changed": bool}, or one sentence on stderr.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ class Failure(Exception):
     """One sentence for a person."""
 
 
-def run(command: list[str], what: str, cure: str) -> None:
-    """Run a command; its output is this script's stderr, which the role shows as progress."""
-    sys.stderr.write(f"{what}\n")
-    sys.stderr.flush()
+def run(command: list[str], log: t.TextIO, what: str, cure: str) -> None:
+    """Run a command; its output goes to the log, which the role shows as progress."""
+    log.write(f"{what}\n")
+    log.flush()
     try:
-        done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=log, stderr=subprocess.PIPE, text=True, check=False)
     except OSError as exc:
         raise Failure(f"{what} failed ({command[0]}: {exc.strerror}): {cure}.") from exc
     if done.returncode:
@@ -45,7 +46,7 @@ def run(command: list[str], what: str, cure: str) -> None:
 def stub_source(header: str) -> str:
     """Return C that defines every function of the CUDA driver, to link against where no driver is installed.
 
-    Each answers 34 (CUDA_ERROR_STUB_LIBRARY), as those of NVIDIA's own stub do. cuda.h renames some (cuMemFree is
+    Each returns 34 (CUDA_ERROR_STUB_LIBRARY), as NVIDIA's own stub does. cuda.h renames some (cuMemFree is
     cuMemFree_v2).
     """
     names = set(re.findall(r"CUDAAPI\s+(cu[A-Z]\w*)\s*\(", header))
@@ -67,7 +68,7 @@ def unversioned_links(lib: pathlib.Path) -> None:
             (lib / f"{stem}.so").symlink_to(path.name)
 
 
-def assemble(stage: pathlib.Path) -> None:
+def assemble(stage: pathlib.Path, log: t.TextIO) -> None:
     """Turn STAGE/site, where pip put the wheels, into a toolkit at STAGE."""
     site = stage / "site" / "nvidia"
     for entry in (site / "cu13").iterdir():
@@ -84,17 +85,10 @@ def assemble(stage: pathlib.Path) -> None:
         stub_source((stage / "include" / "cuda.h").read_text(encoding="utf-8", errors="replace")), encoding="utf-8"
     )
     command = [
-        "cc",
-        "-shared",
-        "-fPIC",
-        "-w",
-        "-fno-builtin",
-        "-Wl,-soname,libcuda.so.1",
-        "-o",
-        str(stubs / "libcuda.so"),
-        str(source),
-    ]
-    run(command, "compiling the stub of libcuda", "install g++")
+        "cc", "-shared", "-fPIC", "-w", "-fno-builtin", "-Wl,-soname,libcuda.so.1",
+        "-o", str(stubs / "libcuda.so"), str(source),
+    ]  # fmt: skip
+    run(command, log, "compiling the stub of libcuda", "install g++")
     # the licences stay with what they cover
     licences = stage / "licences"
     licences.mkdir()
@@ -103,7 +97,7 @@ def assemble(stage: pathlib.Path) -> None:
     shutil.rmtree(stage / "site")
 
 
-def make(job: dict[str, t.Any]) -> bool:
+def make(job: dict[str, t.Any], log: t.TextIO) -> bool:
     """Make the toolkit unless it is there; return whether it was made."""
     prefix = pathlib.Path(job["prefix"])
     final, stage = prefix / job["name"], prefix / f".new-{job['name']}"
@@ -122,8 +116,8 @@ def make(job: dict[str, t.Any]) -> bool:
                 "--no-compile", "--no-input", "--disable-pip-version-check", "--progress-bar=off",
                 "--target", str(stage / "site"), "-r", str(stage / "requirements.txt"),
             ]  # fmt: skip
-            run(pip, "fetching the wheels", "check the host's network, its disk, and its settings for pip")
-            assemble(stage)
+            run(pip, log, "fetching the wheels", "check the host's network, its disk, and its settings for pip")
+            assemble(stage, log)
             (stage / "toolkit.json").write_text(
                 json.dumps(job["record"], indent=2, sort_keys=True) + "\n", encoding="utf-8"
             )
@@ -137,7 +131,8 @@ def make(job: dict[str, t.Any]) -> bool:
 def main() -> int:
     os.umask(0o022)
     try:
-        print(json.dumps({"changed": make(json.load(sys.stdin))}))
+        with open(sys.argv[1], "w", encoding="utf-8") as log:
+            print(json.dumps({"changed": make(json.load(sys.stdin), log)}))
     except Failure as exc:
         print(exc, file=sys.stderr)
         return 1

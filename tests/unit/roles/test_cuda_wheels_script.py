@@ -48,7 +48,8 @@ def stage(tmp_path):
 
 @pytest.mark.skipif(shutil.which("cc") is None or shutil.which("nm") is None, reason="needs a C compiler")
 def test_what_the_wheels_lack_is_added(stage):
-    cuda_wheels.assemble(stage)
+    with open(stage / "log", "w", encoding="utf-8") as log:
+        cuda_wheels.assemble(stage, log)
     assert (stage / "lib/libcudart.so").readlink() == pathlib.Path("libcudart.so.13")
     assert (stage / "nccl/lib/libnccl.so").readlink() == pathlib.Path("libnccl.so.2")
     assert (stage / "lib64").readlink() == pathlib.Path("lib")
@@ -67,9 +68,10 @@ def test_a_header_without_functions_is_refused():
 
 def test_a_failed_fetch_leaves_nothing_and_says_why(tmp_path):
     job = {"prefix": str(tmp_path / "cuda"), "name": "13.0-x", "requirements": "no such requirement\n", "record": {}}
-    command = [sys.executable, str(FILES / "cuda_wheels.py")]
+    command = [sys.executable, str(FILES / "cuda_wheels.py"), str(tmp_path / "log")]
     done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("fetching the wheels failed (") and last.endswith("its settings for pip.")
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("fetching the wheels failed (") and sentence.endswith("its settings for pip.")
+    assert (tmp_path / "log").read_text(encoding="utf-8").startswith("fetching the wheels\n")
     assert sorted(path.name for path in (tmp_path / "cuda").iterdir()) == [".lock"]

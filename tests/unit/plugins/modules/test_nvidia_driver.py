@@ -62,7 +62,7 @@ class Host:
 def host(tmp_path, monkeypatch):
     made = Host(tmp_path)
     monkeypatch.setenv("PATH", f"{made.programs}:{os.environ['PATH']}")
-    monkeypatch.setattr(driver_host, "_system", lambda: "Ubuntu 24.04")
+    monkeypatch.setattr(driver_host, "system", lambda: "Ubuntu 24.04")
     monkeypatch.setattr(driver_host.host_hardware, "kernels", lambda: [KERNEL])
     return made
 

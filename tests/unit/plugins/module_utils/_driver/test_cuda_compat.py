@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import cuda_compat
 
 UBUNTU = {"system": "Ubuntu 24.04", "gcc": 13, "glibc": "2.39", "driver": "580.95.05"}
@@ -10,9 +11,8 @@ TRIXIE = {"system": "Debian 13", "gcc": 14, "glibc": "2.41", "driver": "595.71.0
 BOOKWORM = {"system": "Debian 12", "gcc": 12, "glibc": "2.36", "driver": "580.95.05"}
 
 
-def choose(system, **wish):
-    request = {"source": "auto", "version": "13.0", "wheels_version": "13.0", "existing": "", **wish}
-    return cuda_compat.choose(request, system)
+def choose(system, source="auto", version="13.0", existing=""):
+    return cuda_compat.choose(source, version, existing, system)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def choose(system, **wish):
     ],
 )
 def test_what_is_taken(system, wish, expected):
-    assert choose(system, **wish) == {"error": "", "source": expected[0], "version": expected[1]}
+    assert choose(system, **wish) == expected
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,9 @@ def test_what_is_taken(system, wish, expected):
     ],
 )
 def test_a_bad_combination_names_a_good_one(system, wish, words):
-    error = choose(system, **wish)["error"]
+    with pytest.raises(UserError) as caught:
+        choose(system, **wish)
+    error = str(caught.value)
     assert error.endswith(".")
     for word in words:
         assert word in error
@@ -66,4 +68,4 @@ def test_a_bad_combination_names_a_good_one(system, wish, words):
 @pytest.mark.parametrize("system", [UBUNTU, TRIXIE, BOOKWORM, {**TRIXIE, "driver": "550.163.01"}])
 def test_what_is_advised_is_accepted(system):
     for source, version in cuda_compat.good_ones(system):
-        assert choose(system, source=source, version=version, wheels_version=version)["error"] == ""
+        assert choose(system, source=source, version=version) == (source, version)
