@@ -184,8 +184,9 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import (
     driver_proof,
     driver_record,
     driver_settings,
+    driver_versions,
 )
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver.driver_packages import driver_versions
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver.driver_packages import own_versions
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver.driver_types import HostDriver, Request, Step
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware
 
@@ -242,7 +243,7 @@ class Planner:
                 error = f"{exc}{unfetched}"
                 # in check mode the lists may be old, or lack a repository that would be added
                 message = f"Would install {', '.join(plan['missing'])}; with the package lists of now: {error}"
-        state = driver_record.state_of(self._with_present(host, record), driver_versions(host["packages"]))
+        state = driver_record.state_of(self._with_present(host, record), own_versions(host["packages"]))
         wanted = step["version"] if step else "" if plan["missing"] else plan["installed"]
         planned = {"present": state["version"] if state else "", "wanted": wanted, "foreign": plan["foreign"]}
         return {"driver": host, "plan": plan, "step": step, "error": error, "planned": planned, "message": message}
@@ -250,7 +251,7 @@ class Planner:
     def settings(self) -> Result:
         """Decide what to change around the installed driver."""
         host, record = self._look()
-        main, present = self.params["main"], driver_versions(host["packages"])
+        main, present = self.params["main"], own_versions(host["packages"])
         state = driver_record.state_of(record, present)
         if main in host["packages"]:
             settings = driver_settings.settings(host, main, self._options(driver_settings.Wishes))
@@ -264,7 +265,7 @@ class Planner:
         """Decide how to go back."""
         host, record = self._look()
         record = self._with_present(host, record)
-        present = driver_versions(host["packages"])
+        present = own_versions(host["packages"])
         target = driver_record.target(record, present, self.params["to"])
         if target is None:
             state = driver_record.state_of(record, present)
@@ -293,7 +294,7 @@ class Planner:
     def proof(self) -> Result:
         """Fail where something keeps the cards from being used."""
         problems = driver_proof.problems(
-            driver_host.loaded_version(), self.host.cuinit(), self.params["gpus"], self.params["gpus_expected"],
+            driver_versions.loaded(), self.host.cuinit(), self.params["gpus"], self.params["gpus_expected"],
             host_hardware.nvidia_pci(),
         )  # fmt: skip
         if problems:

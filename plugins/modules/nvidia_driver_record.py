@@ -121,7 +121,7 @@ def updated(params: dict[str, t.Any], host: Host, before: driver_record.Record) 
 
 def keep_packages(kept_dir: str, host: Host, record: driver_record.Record) -> tuple[bool, list[str]]:
     """Download the package files of the present driver and remove old ones: (whether files changed, what was lost)."""
-    present = driver_packages.driver_versions(host.packages())
+    present = driver_packages.own_versions(host.packages())
     keeping = driver_record.keeping(record, present, host.kept())
     changed, lost = False, []
     for package in keeping.download:

@@ -14,14 +14,13 @@ import sys
 import typing as t
 import urllib.parse
 
+from .._base import systemd
 from .._hardware import host_hardware
-from . import apt, driver_kernel, driver_packages, driver_settings, driver_systems
+from . import apt, driver_kernel, driver_packages, driver_settings, driver_systems, driver_versions
 from .driver_proof import CuInit
 from .driver_types import HostDriver, KernelModule, Package, PersistenceUnit
 
 UNIT: t.Final = "nvidia-persistenced.service"
-#: Names under which modinfo may know the kernel module; Debian has names of its own.
-MODULES: t.Final = ("nvidia", "nvidia-current-open", "nvidia-current")
 _KEYS = ("/var/lib/shim-signed/mok/MOK.der", "/var/lib/dkms/mok.pub")
 _WANTS = f"/etc/systemd/system/multi-user.target.wants/{UNIT}"
 _CUINIT = "import ctypes; print(ctypes.CDLL('libcuda.so.1').cuInit(0))"
@@ -67,7 +66,7 @@ class Host:
             "kernel_next_why": why,
             "modules": {name: self._kernel_module(name) for name in dict.fromkeys([platform.release(), kernel])},
             "dkms": self._ask("dkms", "status").splitlines(),
-            "loaded_version": loaded_version(),
+            "loaded_version": driver_versions.loaded(),
             "nouveau_loaded": os.path.isdir("/sys/module/nouveau"),
             "secure_boot": host_hardware.secure_boot(),
             "mok": self._mok(),
@@ -121,7 +120,7 @@ class Host:
         return {"result": None, "detail": detail}
 
     def _kernel_module(self, kernel: str) -> KernelModule | None:
-        for name in MODULES:
+        for name in driver_versions.MODULES:
             version = self._ask("modinfo", "-k", kernel, "-F", "version", name).strip()
             if version:
                 return {"version": version, "signer": self._ask("modinfo", "-k", kernel, "-F", "signer", name).strip()}
@@ -138,7 +137,7 @@ class Host:
     def _persistence(self) -> PersistenceUnit:
         names = ("UnitFileState", "ActiveState", "FragmentPath", "NeedDaemonReload")
         out = self._ask("systemctl", "show", "-p", ",".join(names), UNIT)
-        said = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+        said = systemd.properties(out)
         # the unit's own command line, not what the drop-in makes of it
         unit = _read(said.get("FragmentPath", ""))
         commands = re.findall(r"^ExecStart=(.+)$", unit, re.MULTILINE)
@@ -152,11 +151,6 @@ class Host:
             "wanted_at_boot": os.path.lexists(_WANTS),
             "dropin": _read(driver_settings.DROPIN_PATH),
         }
-
-
-def loaded_version() -> str:
-    """Return the version of the loaded kernel module, or ""."""
-    return _read("/sys/module/nvidia/version").strip()
 
 
 def _read(path: str) -> str:

@@ -105,6 +105,6 @@ def parse_dpkg(text: str) -> dict[str, t.Any]:
     }
 
 
-def driver_versions(packages: t.Mapping[str, t.Any]) -> dict[str, str]:
+def own_versions(packages: t.Mapping[str, t.Any]) -> dict[str, str]:
     """Return the versions of the driver's own packages among those that `parse_dpkg` returns."""
     return {name: entry["version"] for name, entry in packages.items() if is_driver(name, entry["source"])}

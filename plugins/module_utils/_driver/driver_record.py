@@ -11,7 +11,7 @@ import json
 import typing as t
 
 from .._base.errors import UserError
-from .driver_packages import branch_of, driver_versions, upstream
+from .driver_packages import branch_of, own_versions, upstream
 from .driver_types import Package, Step
 
 SCHEMA: t.Final = 1
@@ -107,7 +107,7 @@ def snapshot(present: Present, main: str, reason: Reason, now: str) -> State | N
     Headers, dkms and kernel metapackages are not the driver's and are left out; their holds are kept. `main` is the
     package whose version is the driver's, or "" when not known.
     """
-    packages = driver_versions(present.packages)
+    packages = own_versions(present.packages)
     if not packages:
         return None
     if main in packages:

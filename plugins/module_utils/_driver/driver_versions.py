@@ -34,9 +34,10 @@ def loaded_version(text: str) -> str:
     return found[1] if found else ""
 
 
-def _loaded(path: str) -> str:
+def loaded(root: str = "/") -> str:
+    """Return the version of the loaded driver, or ""."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as handle:
+        with open(os.path.join(root, "proc/driver/nvidia/version"), encoding="utf-8", errors="replace") as handle:
             return loaded_version(handle.read())
     except OSError:
         return ""
@@ -59,6 +60,4 @@ def _installed(directory: str) -> str | None:
 
 def read(root: str = "/") -> Versions:
     """Return the versions on this host."""
-    return Versions(
-        _loaded(os.path.join(root, "proc/driver/nvidia/version")), _installed(os.path.join(root, "lib/modules"))
-    )
+    return Versions(loaded(root), _installed(os.path.join(root, "lib/modules")))

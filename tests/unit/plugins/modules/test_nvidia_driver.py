@@ -15,7 +15,7 @@ import shutil
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_host
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_host, driver_versions
 from ansible_collections.homelab.mixed_gpu.plugins.modules import nvidia_driver_plan, nvidia_driver_record
 
 TRANSCRIPTS = pathlib.Path(__file__).parents[1] / "module_utils/_driver/fixtures/apt"
@@ -191,7 +191,7 @@ def test_a_reboot_is_due_where_the_loaded_module_is_another(plan, host):
 def test_the_proof_fails_with_every_problem(plan, host, monkeypatch):
     gpus = {"available": True, "reason": None, "driver_version": "580.65.06", "gpus": []}
     assert "kernel module is not loaded" in plan("proof", gpus=gpus)["msg"]
-    monkeypatch.setattr(driver_host, "loaded_version", lambda: "580.95.05")
+    monkeypatch.setattr(driver_versions, "loaded", lambda: "580.95.05")
     monkeypatch.setattr(nvidia_driver_plan.host_hardware, "nvidia_pci", lambda: ["0000:01:00.0"])
     answer = plan("proof", gpus=gpus, gpus_expected=["RTX 4090"])["msg"]
     for words in ("half-done upgrade", "1 NVIDIA card(s) and NVML sees 0", "wants RTX 4090"):

@@ -143,12 +143,12 @@ def test_packages_come_from_the_sources_or_from_the_kept_files():
 
 def test_the_present_driver_and_the_one_before_are_kept():
     known = record(FIRST, SECOND, THIRD)
-    now = driver_packages.driver_versions(info("580.105.08-1").packages)
+    now = driver_packages.own_versions(info("580.105.08-1").packages)
     wanted = driver_record.keeping(known, now, {MAIN: {"580.105.08-1": "/x"}})
     assert wanted == (
         ["libnvidia-compute-580-server=580.105.08-1"], "580.105.08", ["580.105.08", "580.95.05"],
     )  # fmt: skip
-    unknown = driver_packages.driver_versions(info("590.1-1").packages)
+    unknown = driver_packages.own_versions(info("590.1-1").packages)
     assert driver_record.keeping(known, unknown, {}).download == []
 
 
