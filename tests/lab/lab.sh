@@ -38,12 +38,21 @@ private() { [ -z "${LAB_ENGINE:-}" ]; }
 say() { printf 'lab | %s\n' "$*"; }
 die() { printf 'lab: %s\n' "$*" >&2; exit 1; }
 
-# The connection plugin of community.docker works with podman, too, and sends a module in one step (pipelining), which that of
-# containers.podman does not: it looks for a program named docker.
-if [ "$ENGINE" = podman ]; then
-  podman=$(command -v podman || echo /usr/bin/podman)
-  [ "$(readlink "$LAB_DIR/bin/docker")" = "$podman" ] || { mkdir -p "$LAB_DIR/bin" && ln -sfn "$podman" "$LAB_DIR/bin/docker"; }
-  export PATH=$LAB_DIR/bin:$PATH
+# The connection plugin of community.docker works with podman as well and sends a module in one step (pipelining),
+# unlike that of containers.podman. It looks for a program named docker. Whole or not at all: others may be using it.
+link_engine() {  # $1: folder for the path, $2: program, then the names by which it is found
+  local folder=$1 program=$2 name
+  shift 2
+  for name in "$@"; do
+    [ "$(readlink "$folder/$name")" = "$program" ] ||
+      { mkdir -p "$folder" && ln -sfn "$program" "$folder/$name.$$" && mv -T "$folder/$name.$$" "$folder/$name"; }
+  done
+  export PATH=$folder:$PATH
+}
+if private; then
+  link_engine "$LAB_DIR/bin" "$(realpath "${BASH_SOURCE[0]%/*}/podman")" podman docker
+elif [ "$ENGINE" = podman ]; then
+  link_engine "$LAB_DIR/bin-engine" "$(command -v podman || echo /usr/bin/podman)" docker
 fi
 
 if private; then
