@@ -11,6 +11,8 @@ import re
 import time
 import typing as t
 
+from .._base.types import Json
+
 Run = t.Callable[[list[str]], tuple[int, str, str]]
 
 ENVIRONMENT: t.Final = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8", "APT_LISTCHANGES_FRONTEND": "none"}
@@ -35,14 +37,14 @@ def parse_simulation(text: str) -> list[dict[str, str]]:
     return actions
 
 
-def parse_policy(text: str) -> dict[str, dict[str, t.Any]]:
+def parse_policy(text: str) -> dict[str, Json]:
     """Return what `apt-cache policy` says, by package: {installed, candidate, versions}.
 
     `installed` and `candidate` are "" for none. `versions` are those that can be fetched, newest first: one that is
     only installed, and in no source any more, is left out.
     """
-    answers: dict[str, dict[str, t.Any]] = {}
-    entry: dict[str, t.Any] = {}
+    answers: dict[str, Json] = {}
+    entry: Json = {}
     version = ""
     for line in text.splitlines():
         if line and not line[0].isspace() and line.endswith(":"):

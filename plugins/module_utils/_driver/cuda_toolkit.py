@@ -11,6 +11,7 @@ import hashlib
 import typing as t
 
 from .._base.errors import UserError
+from .._base.types import Json
 from .cuda_compat import WHEELS_VERSION
 
 Source = t.Literal["existing", "distribution", "nvidia", "wheels", "none"]
@@ -49,7 +50,7 @@ def wheels_name(requirements: str) -> str:
     return f"{WHEELS_VERSION}-{hashlib.sha256(requirements.encode()).hexdigest()[:12]}"
 
 
-def wheels_job(wishes: Wishes) -> dict[str, t.Any]:
+def wheels_job(wishes: Wishes) -> Json:
     """Return what cuda_wheels.py needs: prefix, name, requirements, and the record that it leaves in toolkit.json."""
     return {
         "prefix": wishes["wheels_dir"],

@@ -15,6 +15,7 @@ import typing as t
 import urllib.parse
 
 from .._base import systemd
+from .._base.types import Json
 from .._hardware import host_hardware
 from . import apt, driver_kernel, driver_packages, driver_settings, driver_systems, driver_versions
 from .driver_proof import CuInit
@@ -81,7 +82,7 @@ class Host:
         """Return the driver's packages, kernel metapackages, headers and dkms, by name."""
         return driver_packages.parse_dpkg(self._ask("dpkg-query", "-W", "-f", driver_packages.DPKG_FORMAT))
 
-    def policies(self, names: t.Iterable[str]) -> dict[str, t.Any]:
+    def policies(self, names: t.Iterable[str]) -> Json:
         """Return what apt could install of these packages."""
         return apt.parse_policy(self._ask("apt-cache", "policy", *sorted(set(names))))
 

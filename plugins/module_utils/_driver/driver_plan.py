@@ -11,12 +11,13 @@ import re
 import typing as t
 
 from .._base.errors import UserError
+from .._base.types import Json, Mapping
 from . import driver_kernel
 from .driver_packages import branch_of, is_driver, is_kernel_metapackage, is_module_package, upstream
 from .driver_systems import BRANCHES, SYSTEMS, Packages, Source
 from .driver_types import HostDriver, Plan, Request, Step
 
-Policies = t.Mapping[str, t.Mapping[str, t.Any]]
+Policies = t.Mapping[str, Mapping]
 
 
 def plan(host: HostDriver, request: Request, recorded: t.Container[str]) -> Plan:
@@ -162,7 +163,7 @@ def choose(planned: Plan, host: HostDriver, request: Request) -> Step:
     result names packages of another driver that must go in the same step.
     """
     policies: Policies = host["policies"]
-    nothing: dict[str, t.Any] = {"versions": []}
+    nothing: Json = {"versions": []}
     known = {name: policies.get(name, nothing)["versions"] for name in planned["missing"]}
     _check_known(known, planned, host)
     version = _version(policies.get(planned["main"], nothing)["versions"], planned, host, request)

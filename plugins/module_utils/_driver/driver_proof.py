@@ -7,9 +7,8 @@ from __future__ import annotations
 import typing as t
 
 from .._base.errors import UserError
+from .._base.types import Mapping
 from .driver_types import HostDriver
-
-Table = t.Mapping[str, t.Any]
 
 #: What cuInit answers (cuda.h): name and cure.
 CUDA_ERRORS: t.Final = {
@@ -69,7 +68,7 @@ def cuda_problem(cuinit: CuInit) -> str:
     return f"cuInit answers {cuinit['result']} ({name}), so no CUDA program can run: {cure}."
 
 
-def problems(loaded: str, cuinit: CuInit, gpus: Table, expected: t.Sequence[str], pci: t.Sequence[str]) -> list[str]:
+def problems(loaded: str, cuinit: CuInit, gpus: Mapping, expected: t.Sequence[str], pci: t.Sequence[str]) -> list[str]:
     """Return one sentence for everything that keeps the cards from being used; empty means that all is well.
 
     `loaded` is the version of the loaded module, `gpus` the fact mixed_gpu_gpus. `expected` holds UUIDs or parts of
@@ -108,7 +107,7 @@ def problems(loaded: str, cuinit: CuInit, gpus: Table, expected: t.Sequence[str]
     return [*found, trouble] if trouble else found
 
 
-def _match(cards: t.Sequence[Table], expected: t.Sequence[str]) -> tuple[list[str], list[Table]]:
+def _match(cards: t.Sequence[Mapping], expected: t.Sequence[str]) -> tuple[list[str], list[Mapping]]:
     """Return (expected cards that are missing, cards that were not expected)."""
     free, missing = list(cards), []
     # UUIDs first, so that a name does not take the card that a UUID means

@@ -11,6 +11,7 @@ import json
 import typing as t
 
 from .._base.errors import UserError
+from .._base.types import Mapping
 from .driver_packages import branch_of, own_versions, upstream
 from .driver_types import Package, Step
 
@@ -88,7 +89,7 @@ def parse(text: str | None, path: str) -> Record:
     return t.cast(Record, record)
 
 
-def _is_whole(record: t.Mapping[str, t.Any]) -> bool:
+def _is_whole(record: Mapping) -> bool:
     return (
         isinstance(record.get("states"), list)
         and all(
@@ -221,7 +222,7 @@ def overtaken(before: Record, after: Record, now: str) -> Record:
 
 
 def way_back(
-    state: State, present: t.Mapping[str, str], policies: t.Mapping[str, t.Mapping[str, t.Any]], kept_files: Kept
+    state: State, present: t.Mapping[str, str], policies: t.Mapping[str, Mapping], kept_files: Kept
 ) -> Step:
     """Return the step of apt that brings a host to a state.
 

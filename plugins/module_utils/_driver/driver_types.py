@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json
+
 
 class Package(t.TypedDict):
     """An installed package. `whole` is false for one that was left half installed."""
@@ -57,7 +59,7 @@ class HostDriver(t.TypedDict):
     persistence: PersistenceUnit
     initramfs_mtime: float | None  # of the kernel that boots next
     nouveau_mtime: float | None  # of the blacklist of nouveau, where that is as this collection writes it
-    policies: dict[str, t.Any]  # what apt.parse_policy returns
+    policies: Json  # what apt.parse_policy returns
     kept: dict[str, dict[str, str]]  # package: version: path of a kept package file
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json
+
 
 class Model(t.NamedTuple):
     """One model: where it is, and what to know before 40 GB are fetched."""
@@ -22,7 +24,7 @@ class Model(t.NamedTuple):
     licence: str
     sha256: str | None = None
 
-    def entry(self) -> dict[str, t.Any]:
+    def entry(self) -> Json:
         """Return the entry of `llm_models`, without its id."""
         found = {"repo": self.repo, "revision": self.revision, "files": [self.file], "size_bytes": self.size_bytes}
         return {**found, "sha256": self.sha256} if self.sha256 else found

@@ -17,6 +17,7 @@ import typing as t
 import urllib.parse
 
 from .._base import json_file
+from .._base.types import Json, Mapping
 from . import disk, transfer
 from .transfer import DownloadError
 
@@ -117,7 +118,7 @@ class Download:
     """One file that comes from a URL, written to an unfinished file beside its place."""
 
     def __init__(
-        self, params: t.Mapping[str, t.Any], part: str, progress: Progress, result: dict[str, t.Any],
+        self, params: Mapping, part: str, progress: Progress, result: Json,
         need: t.Callable[[int, str], None], token: str | None, move: t.Callable[[str, str], t.Any] | None,
     ) -> None:
         """Take the options of the module model_file, and where its result is kept.
@@ -137,9 +138,9 @@ class Download:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
-    def resumable(self, wanted: str) -> tuple[int, dict[str, t.Any]]:
+    def resumable(self, wanted: str) -> tuple[int, Json]:
         """Return the bytes of an unfinished file that may be continued, and what is known about it."""
-        state: dict[str, t.Any] = {}
+        state: Json = {}
         with contextlib.suppress(OSError, ValueError):
             state = json.loads(json_file.read_text(self.state_file) or "{}")
         if os.path.isfile(self.part) and transfer.can_resume(state, wanted):

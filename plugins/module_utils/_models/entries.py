@@ -10,6 +10,7 @@ import re
 import typing as t
 import urllib.parse
 
+from .._base.types import Json, Mapping
 from . import catalogue, gguf_file, hub_api, random_shape
 from .transfer import DownloadError, check_sha256, check_url, shown_url, size_text
 
@@ -22,7 +23,7 @@ def _name_in_url(url: str) -> str:
     return urllib.parse.unquote(os.path.basename(urllib.parse.urlsplit(url).path))
 
 
-def _remote_files(identifier: str, shards: t.Sequence[t.Mapping[str, t.Any]], directory: str) -> list[dict[str, t.Any]]:
+def _remote_files(identifier: str, shards: t.Sequence[Mapping], directory: str) -> list[Json]:
     files = []
     for shard in shards:
         url = shard.get("url") or ""
@@ -51,7 +52,7 @@ def _remote_files(identifier: str, shards: t.Sequence[t.Mapping[str, t.Any]], di
     return files
 
 
-def entry_kind(entry: t.Mapping[str, t.Any]) -> tuple[str, dict[str, t.Any], str]:
+def entry_kind(entry: Mapping) -> tuple[str, Json, str]:
     """Return ``(id, entry, kind)`` of one entry of ``llm_models``, taken from the catalogue where it is only an id.
 
     Raises DownloadError on an entry that is not understood.
@@ -88,7 +89,7 @@ def entry_kind(entry: t.Mapping[str, t.Any]) -> tuple[str, dict[str, t.Any], str
     return identifier, given, kind
 
 
-def hub_questions(entries: t.Sequence[t.Mapping[str, t.Any]]) -> list[dict[str, t.Any]]:
+def hub_questions(entries: t.Sequence[Mapping]) -> list[Json]:
     """Return what is to be asked of the hub for the entries of ``llm_models``: id and options of hub_files.
 
     Raises DownloadError on an entry that is not understood.
@@ -111,8 +112,8 @@ def hub_questions(entries: t.Sequence[t.Mapping[str, t.Any]]) -> list[dict[str, 
 
 
 def _hub_model(
-    question: t.Mapping[str, t.Any], answer: t.Mapping[str, t.Any] | None, directory: str
-) -> list[dict[str, t.Any]]:
+    question: Mapping, answer: Mapping | None, directory: str
+) -> list[Json]:
     """Return the files of a repository: those of a model side by side, those of a folder as they lie in it."""
     identifier = question["id"]
     directory = os.path.join(directory, identifier)
@@ -133,8 +134,8 @@ def _hub_model(
 
 
 def model_files(
-    entries: t.Sequence[t.Mapping[str, t.Any]], directory: str, answers: t.Sequence[t.Mapping[str, t.Any]] = ()
-) -> list[dict[str, t.Any]]:
+    entries: t.Sequence[Mapping], directory: str, answers: t.Sequence[Mapping] = ()
+) -> list[Json]:
     """Return every file that the entries of ``llm_models`` need, in order.
 
     ``answers``: results of hub_files looped over hub_questions(). Each file has ``id``, ``kind`` (url, path, generate,
@@ -143,7 +144,7 @@ def model_files(
     then), ``url``, ``sha256``, ``git_sha1``, ``size_bytes`` and ``generate`` (options of random_gguf); None where there
     is none. Raises DownloadError on an entry that is not understood.
     """
-    files: list[dict[str, t.Any]] = []
+    files: list[Json] = []
     seen = set()
     asked = {answer["item"]["id"]: answer for answer in answers}
     for one in entries:
@@ -182,7 +183,7 @@ def model_files(
     return files
 
 
-def _local_files(identifier: str, entry: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
+def _local_files(identifier: str, entry: Mapping) -> list[Json]:
     path, sha256 = entry["path"], entry.get("sha256")
     if not os.path.isabs(path):
         raise DownloadError(f"The path {path} of the model {identifier} is not absolute: give the whole path.")
@@ -197,14 +198,14 @@ def _local_files(identifier: str, entry: t.Mapping[str, t.Any]) -> list[dict[str
     return [{"kind": "path", "path": each, "sha256": sha256} for each in paths]
 
 
-def installed_models(results: t.Iterable[t.Mapping[str, t.Any]]) -> dict[str, dict[str, t.Any]]:
+def installed_models(results: t.Iterable[Mapping]) -> dict[str, Json]:
     """Return ``{id: {path, sha256, size_bytes}}`` from the results of model_file, one per entry of model_files().
 
     ``results``: dicts with ``item`` (the entry of model_files), ``sha256``, ``size_bytes``. Of a model that is not
     there yet it says what is known: the SHA-256 may be empty and the size None. The SHA-256 of a model of several files
     is that of their hashes, one a line.
     """
-    by_id: dict[str, list[t.Mapping[str, t.Any]]] = {}
+    by_id: dict[str, list[Mapping]] = {}
     for result in results:
         by_id.setdefault(result["item"]["id"], []).append(result)
     installed = {}
@@ -221,7 +222,7 @@ def installed_models(results: t.Iterable[t.Mapping[str, t.Any]]) -> dict[str, di
     return installed
 
 
-def pending_files(results: t.Iterable[t.Mapping[str, t.Any]], read_again: bool = False) -> list[dict[str, t.Any]]:
+def pending_files(results: t.Iterable[Mapping], read_again: bool = False) -> list[Json]:
     """Return the entries of model_files() that are not there yet, or were not recorded as they are, from a first look.
 
     ``results`` as for installed_models(), with ``present``. With ``read_again`` also those that can only be known by
@@ -235,12 +236,12 @@ def pending_files(results: t.Iterable[t.Mapping[str, t.Any]], read_again: bool =
     ]
 
 
-def disk_shortfall(results: t.Iterable[t.Mapping[str, t.Any]]) -> str:
+def disk_shortfall(results: t.Iterable[Mapping]) -> str:
     """Return one sentence when what is still missing does not fit on its filesystem all together, or an empty string.
 
     ``results``: dicts with ``item``, ``missing_bytes`` (None when unknown), ``free_bytes`` and ``filesystem``.
     """
-    by_filesystem: dict[str, list[t.Mapping[str, t.Any]]] = {}
+    by_filesystem: dict[str, list[Mapping]] = {}
     for result in results:
         if result.get("missing_bytes"):
             by_filesystem.setdefault(result["filesystem"], []).append(result)

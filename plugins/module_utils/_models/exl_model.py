@@ -14,7 +14,7 @@ import json
 import re
 import typing as t
 
-Json = dict[str, t.Any]
+from .._base.types import Json, Mapping
 
 LENGTH_BYTES = 8
 #: The format's own limit of a header.
@@ -76,7 +76,7 @@ def indexed_files(text: str, path: str) -> list[str]:
 
 
 def describe(
-    path: str, config: t.Mapping[str, t.Any], files: t.Sequence[tuple[str, int]], tensors: t.Sequence[Tensor]
+    path: str, config: Mapping, files: t.Sequence[tuple[str, int]], tensors: t.Sequence[Tensor]
 ) -> Json:
     """Return the C(model) of docs/data_formats.md, with C(block_attention_bytes) beside it.
 
@@ -149,7 +149,7 @@ def _check_parts(path: str, parts: _Parts) -> None:
         )
 
 
-def quantisation(config: t.Mapping[str, t.Any]) -> str:
+def quantisation(config: Mapping) -> str:
     """Return how the weights are stored, as people write it: C(EXL2 4.5bpw); F16 where nothing says otherwise."""
     stored = config.get("quantization_config")
     if not isinstance(stored, t.Mapping) or not stored.get("quant_method"):
@@ -194,13 +194,13 @@ def _sort_tensors(tensors: t.Sequence[Tensor], count: int) -> _Parts:
     return _Parts(blocks, attention, experts, sums["output"], sums["norm"], sums["embedding"], notes)
 
 
-def _optional(config: t.Mapping[str, t.Any], *names: str) -> int:
+def _optional(config: Mapping, *names: str) -> int:
     """Return the first whole number that config.json gives one of these names, or 0."""
     values = (config.get(name) for name in names)
     return next((value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0), 0)
 
 
-def _number(path: str, config: t.Mapping[str, t.Any], *names: str) -> int:
+def _number(path: str, config: Mapping, *names: str) -> int:
     value = _optional(config, *names)
     if not value:
         raise ExlError(f"config.json of {path} has no {names[0]}: it is no language model that can be planned.")

@@ -12,6 +12,8 @@ import re
 import struct
 import typing as t
 
+from .._base.types import Json, Mapping
+
 # Part of the cache's key: raise it whenever describe() answers differently for the same file.
 DESCRIPTION_VERSION = 3
 
@@ -105,7 +107,7 @@ def check_extent(path: str, size_bytes: int, extents: t.Iterable[tuple[str, int,
 class _Header:
     """The header's fields, read with messages that name the file."""
 
-    def __init__(self, path: str, architecture: str, fields: t.Mapping[str, t.Any]) -> None:
+    def __init__(self, path: str, architecture: str, fields: Mapping) -> None:
         self.path, self.architecture, self.fields = path, architecture, fields
 
     def integer(self, key: str, default: int | None = None) -> int:
@@ -247,7 +249,7 @@ class _Weights:
         return notes
 
 
-def _attention(header: _Header, blocks: int) -> dict[str, t.Any]:
+def _attention(header: _Header, blocks: int) -> Json:
     """Return heads, key length and the elements of the KV cache per block and token."""
     head_count = header.per_block("attention.head_count", blocks, [0] * blocks)
     head_count_kv = header.per_block("attention.head_count_kv", blocks, head_count)
@@ -265,7 +267,7 @@ def _attention(header: _Header, blocks: int) -> dict[str, t.Any]:
     }
 
 
-def _known_architecture(path: str, fields: t.Mapping[str, t.Any], known: t.Collection[str]) -> str:
+def _known_architecture(path: str, fields: Mapping, known: t.Collection[str]) -> str:
     """Return the architecture. Raises GgufError when the file is no language model, or one of an unknown kind."""
     architecture = fields.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
@@ -285,13 +287,13 @@ def _known_architecture(path: str, fields: t.Mapping[str, t.Any], known: t.Colle
 
 
 def describe(
-    fields: t.Mapping[str, t.Any],
+    fields: Mapping,
     tensors: t.Iterable[tuple[str, int] | tuple[str, int, int]],
     files: t.Sequence[tuple[str, int]],
     token_count: int | None,
     file_type: str | None,
     known_architectures: t.Collection[str] = (),
-) -> dict[str, t.Any]:
+) -> Json:
     """Return the ``model`` dict of docs/data_formats.md.
 
     ``fields``: the header's keys and values as plain Python types, without the token lists. ``tensors``: (name, bytes,

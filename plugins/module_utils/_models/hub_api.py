@@ -15,6 +15,7 @@ import re
 import typing as t
 import urllib.parse
 
+from .._base.types import Json, Mapping
 from . import gguf_file
 
 RECORD_SCHEMA = 1
@@ -160,8 +161,8 @@ def record_name(repo: str, revision: str, patterns: t.Sequence[str], quant: str 
 
 
 def record(
-    question: t.Mapping[str, t.Any], commit: str, every: t.Sequence[t.Mapping[str, t.Any]], endpoint: str, at: str
-) -> dict[str, t.Any]:
+    question: Mapping, commit: str, every: t.Sequence[Mapping], endpoint: str, at: str
+) -> Json:
     """Return what is recorded of the hub's answer. Raises HubError where it does not fit the question.
 
     ``question``: dict with repo, revision, files, quant. ``every``: all files of the commit, dicts with name,
@@ -202,7 +203,7 @@ def _damage(found: t.Any) -> str:
     return ""
 
 
-def read_record(text: str, path: str) -> dict[str, t.Any]:
+def read_record(text: str, path: str) -> Json:
     """Return a record from its text. Raises HubError with the cure when it is damaged."""
     try:
         found = json.loads(text)
@@ -215,7 +216,7 @@ def read_record(text: str, path: str) -> dict[str, t.Any]:
     return found
 
 
-def pinned(question: t.Mapping[str, t.Any], sha256: str | None, size_bytes: int | None) -> dict[str, t.Any] | None:
+def pinned(question: Mapping, sha256: str | None, size_bytes: int | None) -> Json | None:
     """Return the answer to a question that contains it: one file of a commit with its SHA-256; else None."""
     files = question["files"]
     if not (sha256 and is_commit(question["revision"]) and len(files) == 1) or set(files[0]) & set("*?["):

@@ -13,6 +13,7 @@ import time
 import typing as t
 
 from .._base import host_python, json_file
+from .._base.types import Json, Mapping
 from . import hub_api, transfer
 
 
@@ -32,7 +33,7 @@ def read_token(path: str | None, url: str) -> str | None:
 class HubLookup:
     """One question to the hub, and its answer."""
 
-    def __init__(self, module: t.Any, params: t.Mapping[str, t.Any]) -> None:
+    def __init__(self, module: t.Any, params: Mapping) -> None:
         """Take an AnsibleModule and the options of the module hub_files."""
         self.module, self.params = module, params
         self.endpoint = (self.params["endpoint"] or os.environ.get("HF_ENDPOINT") or hub_api.OFFICIAL).rstrip("/")
@@ -40,7 +41,7 @@ class HubLookup:
         self.name = hub_api.record_name(*self.asked.values())
         self.record_file = os.path.join(self.params["record_dir"], self.name)
 
-    def answer(self) -> dict[str, t.Any]:
+    def answer(self) -> Json:
         """Return the module's result. Raises HubError and DownloadError."""
         hub_api.check_request(*self.asked.values())
         transfer.check_url(f"{self.endpoint}/x")
@@ -75,13 +76,13 @@ class HubLookup:
             return self.result(before, "record")
         raise hub_api.HubError(f"{self.asked['repo']} cannot be looked up: {failure}")
 
-    def recorded(self, directory: str) -> dict[str, t.Any] | None:
+    def recorded(self, directory: str) -> Json | None:
         """Return the recorded answer in a directory, or None."""
         path = os.path.join(directory, self.name)
         text = json_file.read_text(path)
         return None if text is None else hub_api.read_record(text, path)
 
-    def keep(self, before: dict[str, t.Any] | None, after: dict[str, t.Any], source: str) -> dict[str, t.Any]:
+    def keep(self, before: Json | None, after: Json, source: str) -> Json:
         """Record an answer, unless it says the same as the one before."""
         if before is not None and all(before[key] == after[key] for key in ("commit", "format", "files")):
             return self.result(before, source)
@@ -91,7 +92,7 @@ class HubLookup:
         shown = [{key: each[key] for key in ("commit", "files")} if each else {} for each in (before, after)]
         return {**result, "changed": True, "diff": {"before": shown[0], "after": shown[1]}}
 
-    def result(self, found: t.Mapping[str, t.Any], source: str) -> dict[str, t.Any]:
+    def result(self, found: Mapping, source: str) -> Json:
         """Return what the module returns about an answer. Raises HubError when it is not the file that was expected."""
         wanted, files = self.params["sha256"], found["files"]
         if wanted and [file["sha256"] for file in files] != [wanted]:
@@ -107,7 +108,7 @@ class HubLookup:
             ],
         }
 
-    def ask(self) -> tuple[dict[str, t.Any] | None, str]:
+    def ask(self) -> tuple[Json | None, str]:
         """Ask the hub. Returns the record, or None and one sentence. Raises HubError when asking again cannot help."""
         if os.path.exists(transfer.SYSTEM_CA_BUNDLE):   # as model_file: what the host trusts
             os.environ.setdefault("SSL_CERT_FILE", transfer.SYSTEM_CA_BUNDLE)

@@ -11,6 +11,7 @@ import re
 import typing as t
 
 from .._base import json_file
+from .._base.types import Json, Mapping
 
 CHUNK_BYTES = 1 << 20
 MANIFEST_SCHEMA = 1
@@ -40,8 +41,8 @@ def manifest(
     size_bytes: int,
     mtime_ns: int,
     inode: int,
-    source: t.Mapping[str, t.Any],
-) -> dict[str, t.Any]:
+    source: Mapping,
+) -> Json:
     """Return what is recorded about a file whose hashes were computed."""
     return {
         "schema": MANIFEST_SCHEMA,
@@ -90,7 +91,7 @@ def manifest_path(directory: str, path: str) -> str:
     return os.path.join(directory, f"{manifest_name(path)}.json")
 
 
-def read_manifest(file: str, warn: t.Callable[[str], t.Any]) -> dict[str, t.Any] | None:
+def read_manifest(file: str, warn: t.Callable[[str], t.Any]) -> Json | None:
     """Return a manifest, or None where there is none. A damaged one only costs a new hash: it is warned about."""
     try:
         recorded = json.loads(json_file.read_text(file) or "null")
@@ -100,7 +101,7 @@ def read_manifest(file: str, warn: t.Callable[[str], t.Any]) -> dict[str, t.Any]
     return recorded if isinstance(recorded, dict) else None
 
 
-def believed(recorded: dict[str, t.Any] | None, path: str, git: bool = False) -> Digest | None:
+def believed(recorded: Json | None, path: str, git: bool = False) -> Digest | None:
     """Return the recorded hashes of the file at ``path`` if the manifest still describes it, and has what is asked."""
     status = os.stat(path)
     if recorded is None or not describes(recorded, status.st_size, status.st_mtime_ns, status.st_ino):
@@ -110,7 +111,7 @@ def believed(recorded: dict[str, t.Any] | None, path: str, git: bool = False) ->
 
 
 def write_manifest(
-    file: str, path: str, digest: Digest, source: t.Mapping[str, t.Any], move: t.Callable[[str, str], t.Any]
+    file: str, path: str, digest: Digest, source: Mapping, move: t.Callable[[str, str], t.Any]
 ) -> None:
     """Record the hashes that were just computed of the file at ``path``."""
     status = os.stat(path)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json
 from . import gguf_file
 
 #: ggml's types in use here: type -> (elements in one block, bytes of one block).
@@ -147,9 +148,9 @@ def tensors(shape: Shape) -> list[Tensor]:
     return found
 
 
-def fields(shape: Shape) -> dict[str, t.Any]:
+def fields(shape: Shape) -> Json:
     """Return the header's keys and values, without the vocabulary itself."""
-    own: dict[str, t.Any] = {
+    own: Json = {
         "context_length": shape.context_length,
         "embedding_length": shape.embedding_length,
         "block_count": shape.blocks,
@@ -177,7 +178,7 @@ def fields(shape: Shape) -> dict[str, t.Any]:
     }
 
 
-def model(name: str) -> dict[str, t.Any]:
+def model(name: str) -> Json:
     """Return the C(model) dict of docs/data_formats.md for a known shape; ValueError lists the known ones."""
     if name not in SHAPES:
         raise ValueError(f"there is no model shape {name!r}; known are {', '.join(known())}")

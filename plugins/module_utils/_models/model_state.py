@@ -11,13 +11,14 @@ import typing as t
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
+from .._base.types import Json
 from . import entries
 from .hub_lookup import HubLookup
 from .placed_file import PlacedFile
 from .random_model import ARGUMENTS, RandomModel
 from .transfer import DownloadError
 
-Look = dict[str, t.Any]
+Look = Json
 
 
 class ModelState:
@@ -27,7 +28,7 @@ class ModelState:
         """Take an AnsibleModule with the options of the module model_plan."""
         self.module, self.params = module, module.params
         self.looks: list[Look] = []
-        self.answers: list[dict[str, t.Any]] = []
+        self.answers: list[Json] = []
 
     def resolve(self, ask: bool) -> None:
         """Find out which files of the hub the models are; ``ask``: whether the hub itself may be asked."""
@@ -42,7 +43,7 @@ class ModelState:
             self.answers.append({**HubLookup(self.module, options).answer(), "item": question})
         self.files = entries.model_files(self.params["models"], self.params["path"], self.answers)
 
-    def options(self, file: dict[str, t.Any], **more: t.Any) -> dict[str, t.Any]:
+    def options(self, file: Json, **more: t.Any) -> Json:
         """Return the options of model_file for one file."""
         return {
             "path": file["path"], "url": None, "source": None, "sha256": file["sha256"], "git_sha1": file["git_sha1"],
@@ -52,7 +53,7 @@ class ModelState:
             "host_python": self.params["host_python"], **more,
         }  # fmt: skip
 
-    def look(self, file: dict[str, t.Any], **options: t.Any) -> Look:
+    def look(self, file: Json, **options: t.Any) -> Look:
         """Return the result of model_file for one file, which is not changed."""
         placed = PlacedFile(self.module, self.options(file, **options), look_only=True)
         try:
@@ -60,7 +61,7 @@ class ModelState:
         finally:
             placed.progress.close()
 
-    def plan(self) -> dict[str, t.Any]:
+    def plan(self) -> Json:
         """Return what has to be generated and downloaded. Quick: manifests are believed, sizes come from the index.
 
         A server is asked only for a size that is not known. Raises DownloadError where the disk has no room for it.
@@ -85,7 +86,7 @@ class ModelState:
             "generate": [self.random_options(file) for file in pending if file["kind"] == "generate"],
         }
 
-    def random_options(self, file: dict[str, t.Any]) -> dict[str, t.Any]:
+    def random_options(self, file: Json) -> Json:
         """Return the options of random_gguf for a model that is generated. Raises DownloadError on a wrong value."""
         checked = ArgumentSpecValidator(ARGUMENTS).validate(file["generate"])
         if checked.error_messages:
@@ -93,7 +94,7 @@ class ModelState:
         given = {"manifest_dir": self.params["manifest_dir"], "host_python": self.params["host_python"]}
         return {"path": file["path"], **given, **checked.validated_parameters}
 
-    def verify(self) -> dict[str, t.Any]:
+    def verify(self) -> Json:
         """Compare every file with what was recorded of it. Raises DownloadError at the first that differs."""
         self.resolve(ask=False)
         for answer in self.answers:
@@ -112,7 +113,7 @@ class ModelState:
             self.looks.append(look)
         return {"changed": False}
 
-    def present(self) -> dict[str, t.Any]:
+    def present(self) -> Json:
         """Look up what is there. Changes nothing, reads no file, asks nobody."""
         self.resolve(ask=False)
         self.looks = [self.look(file) for file in self.files]

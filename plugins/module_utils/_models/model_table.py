@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Mapping
 from . import transfer
 from .catalogue import CATALOGUE
 
@@ -13,9 +14,9 @@ _HEAD = ("model", "state", "on disk", "size", "from")
 
 
 def table(
-    results: t.Sequence[t.Mapping[str, t.Any]],
-    answers: t.Sequence[t.Mapping[str, t.Any]],
-    store: t.Mapping[str, t.Any],
+    results: t.Sequence[Mapping],
+    answers: t.Sequence[Mapping],
+    store: Mapping,
 ) -> list[str]:
     """Return one line per model, then per directory that no entry names, the filesystem, and the catalogue.
 
@@ -24,7 +25,7 @@ def table(
     """
     directories = {directory["name"]: directory for directory in store["directories"]}
     commits = {answer["item"]["id"]: answer for answer in answers}
-    by_id: dict[str, list[t.Mapping[str, t.Any]]] = {}
+    by_id: dict[str, list[Mapping]] = {}
     for result in results:
         by_id.setdefault(result["item"]["id"], []).append(result)
     rows = [_row(name, files, directories.get(name), commits.get(name)) for name, files in by_id.items()]
@@ -50,9 +51,9 @@ def table(
 
 def _row(
     name: str,
-    files: t.Sequence[t.Mapping[str, t.Any]],
-    directory: t.Mapping[str, t.Any] | None,
-    answer: t.Mapping[str, t.Any] | None,
+    files: t.Sequence[Mapping],
+    directory: Mapping | None,
+    answer: Mapping | None,
 ) -> tuple[str, ...]:
     item = files[0]["item"]
     there = [file for file in files if file["present"]]
@@ -76,7 +77,7 @@ def _row(
     )  # fmt: skip
 
 
-def _marks(state: str, directory: t.Mapping[str, t.Any] | None) -> str:
+def _marks(state: str, directory: Mapping | None) -> str:
     words = [state]
     if directory:
         for key, word in (("unfinished_bytes", "unfinished"), ("set_aside_bytes", "set aside")):

@@ -12,6 +12,7 @@ import os
 import typing as t
 
 from .._base import host_python
+from .._base.types import Json, Mapping
 from . import disk, hub_lookup, manifest, transfer
 from .download import Download, Progress
 from .transfer import DownloadError
@@ -20,7 +21,7 @@ from .transfer import DownloadError
 class PlacedFile:
     """One file of a model on the host. Every failure is a DownloadError with one sentence; OSError passes."""
 
-    def __init__(self, module: t.Any, params: t.Mapping[str, t.Any], look_only: bool = False) -> None:
+    def __init__(self, module: t.Any, params: Mapping, look_only: bool = False) -> None:
         """Take an AnsibleModule and the options of the module model_file; ``look_only`` as in check mode."""
         self.module, self.params = module, params
         self.dry = bool(module.check_mode) or look_only
@@ -34,13 +35,13 @@ class PlacedFile:
         self.manifest_file = manifest.manifest_path(params["manifest_dir"], self.path)
         self.recorded = manifest.read_manifest(self.manifest_file, module.warn)
         self.progress = Progress(None if module.check_mode else params["progress_log"])
-        self.result: dict[str, t.Any] = {
+        self.result: Json = {
             "changed": False, "path": self.path, "present": True, "sha256": None, "size_bytes": None,
             "missing_bytes": 0, "free_bytes": self.free_bytes(), "resumed_bytes": 0, "attempts": 0, "hashed": False,
             "filesystem": disk.filesystem(self.path),
         }  # fmt: skip
 
-    def ensure(self) -> dict[str, t.Any]:
+    def ensure(self) -> Json:
         """Look the file up, put it in place where it is not, and return the result of model_file."""
         if os.path.exists(self.path) and not os.path.isfile(self.path):
             raise DownloadError(f"{self.path} is there and is no file: remove it, or choose another path.")
@@ -105,7 +106,7 @@ class PlacedFile:
                 f"is kept as {self.corrupt}."
             )
 
-    def diff(self, before: dict[str, t.Any], wanted: str | None) -> None:
+    def diff(self, before: Json, wanted: str | None) -> None:
         """Set the difference for diff mode."""
         self.result["diff"] = {"before": before, "after": {"path": self.path, "sha256": wanted}}
 

@@ -12,11 +12,12 @@ import os
 import typing as t
 
 from .._base import host_python, json_file
+from .._base.types import Json, Mapping
 from . import disk, manifest, random_shape, transfer
 from .transfer import DownloadError
 
 #: Options of random_gguf that make the model, as an argument_spec.
-ARGUMENTS: t.Final[dict[str, dict[str, t.Any]]] = {
+ARGUMENTS: t.Final[dict[str, Json]] = {
     "blocks": {"type": "int", "default": 16},
     "embedding_length": {"type": "int", "default": 256},
     "feed_forward_length": {"type": "int", "default": 512},
@@ -50,7 +51,7 @@ def _vocabulary(size: int) -> list[tuple[bytes, float, int]]:
     return [(text, score, int(kind)) for text, score, kind in tokens]
 
 
-def _add_metadata(writer: t.Any, parameters: dict[str, t.Any], fingerprint: str) -> None:
+def _add_metadata(writer: t.Any, parameters: Json, fingerprint: str) -> None:
     """Add the header: shape, tokenizer, chat template."""
     width = parameters["embedding_length"]
     writer.add_string(random_shape.PARAMETERS_KEY, fingerprint)           # early in the file, where it is looked for
@@ -79,7 +80,7 @@ def _add_metadata(writer: t.Any, parameters: dict[str, t.Any], fingerprint: str)
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
-def _add_tensors(writer: t.Any, parameters: dict[str, t.Any], stored: t.Any) -> None:
+def _add_tensors(writer: t.Any, parameters: Json, stored: t.Any) -> None:
     """Add random weights of the type ``stored``. Deterministic: one generator, used in one order."""
     import gguf
     import numpy
@@ -91,7 +92,7 @@ def _add_tensors(writer: t.Any, parameters: dict[str, t.Any], stored: t.Any) -> 
         values = generator.standard_normal((rows, columns), dtype=numpy.float32) * numpy.float32(scale)
         return gguf.quants.quantize(values, stored)
 
-    def block() -> dict[str, t.Any]:
+    def block() -> Json:
         return {name: matrix(rows, columns) for name, (rows, columns) in random_shape.block_shapes(parameters).items()}
 
     norm = numpy.ones(width, dtype=numpy.float32)
@@ -108,7 +109,7 @@ def _add_tensors(writer: t.Any, parameters: dict[str, t.Any], stored: t.Any) -> 
             writer.add_tensor(f"blk.{index}.{name}.weight", values, raw_dtype=stored)
 
 
-def _write_model(path: str, parameters: dict[str, t.Any], fingerprint: str) -> None:
+def _write_model(path: str, parameters: Json, fingerprint: str) -> None:
     """Write the model. Deterministic: one generator, used in one order."""
     import gguf
 
@@ -127,7 +128,7 @@ def _write_model(path: str, parameters: dict[str, t.Any], fingerprint: str) -> N
 class RandomModel:
     """One generated model on the host. Every failure is a DownloadError with one sentence."""
 
-    def __init__(self, module: t.Any, params: t.Mapping[str, t.Any]) -> None:
+    def __init__(self, module: t.Any, params: Mapping) -> None:
         """Take an AnsibleModule and the options of the module random_gguf. Raises DownloadError on a wrong shape."""
         self.module, self.path = module, os.path.abspath(params["path"])
         self.host_python = params["host_python"]
@@ -140,12 +141,12 @@ class RandomModel:
         self.source = {"kind": "generated", "parameters_sha256": self.fingerprint}
         self.manifest_file = manifest.manifest_path(params["manifest_dir"], self.path)
         self.directory, free_bytes = disk.free_space(self.path)
-        self.result: dict[str, t.Any] = {
+        self.result: Json = {
             "changed": False, "path": self.path, "present": True, "sha256": None, "size_bytes": None,
             "missing_bytes": 0, "free_bytes": free_bytes, "filesystem": disk.filesystem(self.path),
         }  # fmt: skip
 
-    def look(self) -> dict[str, t.Any]:
+    def look(self) -> Json:
         """Return the result of random_gguf in check mode: changed and not present where it would be written."""
         made_of = self.present_parameters()
         recorded = manifest.read_manifest(self.manifest_file, self.module.warn)
@@ -185,7 +186,7 @@ class RandomModel:
             )
         return made_of
 
-    def write(self, result: dict[str, t.Any]) -> dict[str, t.Any]:
+    def write(self, result: Json) -> Json:
         """Write the model, and complete the result of look()."""
         reason = host_python.enter(["gguf", "numpy"], self.host_python)
         if reason:

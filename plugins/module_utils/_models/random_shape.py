@@ -7,8 +7,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import typing as t
 
+from .._base.types import Mapping
 from .gguf_file import GgufError
 
 RANDOM_VERSION = 1                        # raise it when the same parameters give another file
@@ -23,7 +23,7 @@ MINIMUM_VOCABULARY = 3 + 256 + 1 + 94     # special tokens, bytes, word separato
 _STORAGE = {"f16": (2, 1), "q8_0": (34, 32), "q4_0": (18, 32)}
 
 
-def check_random_parameters(parameters: t.Mapping[str, t.Any]) -> None:
+def check_random_parameters(parameters: Mapping) -> None:
     """Raise GgufError, in one sentence, when llama.cpp could not load a model of this shape."""
     p = parameters
     for key in ("blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "context_length"):
@@ -47,7 +47,7 @@ def check_random_parameters(parameters: t.Mapping[str, t.Any]) -> None:
         )
 
 
-def block_shapes(parameters: t.Mapping[str, t.Any]) -> dict[str, tuple[int, int]]:
+def block_shapes(parameters: Mapping) -> dict[str, tuple[int, int]]:
     """Return (rows, columns) of the matrices of one block, by llama.cpp's tensor name."""
     width, hidden = parameters["embedding_length"], parameters["feed_forward_length"]
     kv_width = width // parameters["head_count"] * parameters["head_count_kv"]
@@ -62,7 +62,7 @@ def block_shapes(parameters: t.Mapping[str, t.Any]) -> dict[str, tuple[int, int]
     }
 
 
-def random_model_bytes(parameters: t.Mapping[str, t.Any]) -> int:
+def random_model_bytes(parameters: Mapping) -> int:
     """Return the bytes that a random model needs on disk: tensors, norms, and a margin for header and alignment."""
     width, vocabulary, blocks = parameters["embedding_length"], parameters["vocabulary_size"], parameters["blocks"]
     stored, per = _STORAGE[parameters["type"]]
@@ -72,7 +72,7 @@ def random_model_bytes(parameters: t.Mapping[str, t.Any]) -> int:
     return elements * stored // per + norms + 64 * vocabulary + 1024 * blocks + 65536
 
 
-def parameters_hash(parameters: t.Mapping[str, t.Any]) -> str:
+def parameters_hash(parameters: Mapping) -> str:
     """Return the SHA-256 that names a random model: of its parameters and of this recipe's version."""
     canonical = json.dumps({**parameters, "recipe": RANDOM_VERSION}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

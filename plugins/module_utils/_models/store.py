@@ -8,6 +8,7 @@ import glob
 import os
 import typing as t
 
+from .._base.types import Json
 from . import disk, manifest
 
 
@@ -30,7 +31,7 @@ def disk_bytes(directory: str) -> dict[str, int]:
     return found
 
 
-def look(path: str, manifest_dir: str, served: str | None, warn: t.Callable[[str], t.Any]) -> dict[str, t.Any]:
+def look(path: str, manifest_dir: str, served: str | None, warn: t.Callable[[str], t.Any]) -> Json:
     """Return the models' folder: path, filesystem, free_bytes, total_bytes and one dict per directory.
 
     ``served``: path of the model that is served, or None. Raises OSError where the folder cannot be read.

@@ -11,6 +11,7 @@ import typing as t
 import urllib.parse
 from dataclasses import dataclass
 
+from .._base.types import Json, Mapping
 from . import hub_api
 
 MAXIMUM_WAIT_SECONDS = 30.0
@@ -134,7 +135,7 @@ class Answer:
     reason: str = ""
 
 
-def part_state(url: str, wanted: str, headers: t.Mapping[str, str], total: int | None) -> dict[str, t.Any]:
+def part_state(url: str, wanted: str, headers: t.Mapping[str, str], total: int | None) -> Json:
     """Return what is kept beside a partial file, so that a later run knows what it holds a part of.
 
     ``wanted``: SHA-256 of the whole content, or the SHA-1 of its git blob, which are of different lengths.
@@ -153,7 +154,7 @@ def can_resume(state: t.Any, wanted: str) -> bool:
     return isinstance(state, dict) and state.get("sha256") == wanted
 
 
-def range_headers(url: str, offset: int, state: t.Mapping[str, t.Any]) -> dict[str, str]:
+def range_headers(url: str, offset: int, state: Mapping) -> dict[str, str]:
     """Return the request headers that continue at ``offset``; none when there is nothing to continue.
 
     If-Range makes the server send the whole file when it has changed. Weak ETags are not allowed there (RFC 9110,

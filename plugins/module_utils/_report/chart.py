@@ -6,13 +6,12 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json, Mapping
 from .._split import cost_model
 from .recorded import ROW_KEYS, prompt_tokens_of, timing_of
 
-Json = t.Mapping[str, t.Any]
 
-
-def feasible_layers(entry: Json, feasible: t.Sequence[t.Any] | None = None) -> list[tuple[int, ...]] | None:
+def feasible_layers(entry: Mapping, feasible: t.Sequence[t.Any] | None = None) -> list[tuple[int, ...]] | None:
     """Return every split that memory allows, or None where that is not recorded.
 
     I(feasible) takes rows of a plan (mappings with C(layers)) or plain splits; without it the entry is searched.
@@ -23,25 +22,25 @@ def feasible_layers(entry: Json, feasible: t.Sequence[t.Any] | None = None) -> l
     return [tuple(row["layers"] if isinstance(row, t.Mapping) else row) for row in rows]
 
 
-def chart_points(entry: Json, quantity: str) -> list[dict[str, t.Any]]:
+def chart_points(entry: Mapping, quantity: str) -> list[Json]:
     """Return one point per measured split: layers, x (layers on device 0), status, mean, low, high, predicted."""
     points = []
     for row in entry["decision"].get("table") or []:
         timing = timing_of(entry, row, quantity) if row["status"] == "ok" else None
         if row["status"] == "ok" and timing is None:
             continue
-        point: dict[str, t.Any] = {"layers": list(row["layers"]), "x": row["layers"][0], "status": row["status"]}
+        point: Json = {"layers": list(row["layers"]), "x": row["layers"][0], "status": row["status"]}
         point.update(timing or {"mean": None, "low": None, "high": None, "predicted": None})
         points.append(point)
     return points
 
 
-def has_points(entry: Json, quantity: str) -> bool:
+def has_points(entry: Mapping, quantity: str) -> bool:
     """Tell whether anything was measured of this quantity."""
     return any(point["mean"] is not None for point in chart_points(entry, quantity))
 
 
-def _modelled(entry: Json, quantity: str, layers: t.Sequence[int]) -> float | None:
+def _modelled(entry: Mapping, quantity: str, layers: t.Sequence[int]) -> float | None:
     """Return the fitted cost of a split in milliseconds, without its constant."""
     decision = entry["decision"]
     fit = decision.get("fit") or {}
@@ -64,13 +63,13 @@ def _decode_ms(layers: t.Sequence[int], costs: t.Sequence[float]) -> float:
     return sum(count * cost for count, cost in zip(layers, costs, strict=True))
 
 
-def _prompt_ms(layers: t.Sequence[int], fit: Json, tokens: int, micro_batch: int) -> float:
+def _prompt_ms(layers: t.Sequence[int], fit: Mapping, tokens: int, micro_batch: int) -> float:
     overlap = fit.get("prefill_overlap")
     batches = cost_model.micro_batches(tokens, micro_batch)
     return cost_model.prefill_ms(fit["prefill_ms_per_slot"], layers, batches, 1.0 if overlap is None else overlap)
 
 
-def chart_line(entry: Json, quantity: str, span: tuple[int, int]) -> list[tuple[float, float]]:
+def chart_line(entry: Mapping, quantity: str, span: tuple[int, int]) -> list[tuple[float, float]]:
     """Return the fitted line for two devices as points (x, y), in the unit of the chart.
 
     The cost model gives a point per integer split when it agrees with the predictions in the table within 1 percent
@@ -94,7 +93,7 @@ def chart_line(entry: Json, quantity: str, span: tuple[int, int]) -> list[tuple[
     return [(x, _shown(entry, quantity, value)) for x, value in points if value > 0]
 
 
-def _constant(entry: Json, quantity: str, known: t.Sequence[tuple[t.Sequence[int], float]]) -> float | None:
+def _constant(entry: Mapping, quantity: str, known: t.Sequence[tuple[t.Sequence[int], float]]) -> float | None:
     """Return what the model's milliseconds lack on average, or None where it does not follow the predictions."""
     modelled = [_modelled(entry, quantity, layers) for layers, dummy in known]
     pairs = [(predicted, value) for (dummy, predicted), value in zip(known, modelled, strict=True) if value is not None]
@@ -105,7 +104,7 @@ def _constant(entry: Json, quantity: str, known: t.Sequence[tuple[t.Sequence[int
     return constant if max(apart) <= 0.01 else None
 
 
-def _shown(entry: Json, quantity: str, milliseconds: float) -> float:
+def _shown(entry: Mapping, quantity: str, milliseconds: float) -> float:
     """Return milliseconds in the unit of the chart."""
     tokens = prompt_tokens_of(entry)
     if quantity == "prefill" and tokens:
@@ -113,7 +112,7 @@ def _shown(entry: Json, quantity: str, milliseconds: float) -> float:
     return milliseconds / 1000.0 if quantity == "objective" else milliseconds
 
 
-def chart_span(entry: Json, feasible: t.Sequence[t.Any] | None = None) -> tuple[int, int]:
+def chart_span(entry: Mapping, feasible: t.Sequence[t.Any] | None = None) -> tuple[int, int]:
     """Return the first and last number of layers that a two-device chart shows."""
     decision = entry["decision"]
     total = sum(decision["layers"])
@@ -127,7 +126,7 @@ def chart_span(entry: Json, feasible: t.Sequence[t.Any] | None = None) -> tuple[
 
 
 def infeasible_bands(
-    entry: Json, span: tuple[int, int], feasible: t.Sequence[t.Any] | None = None
+    entry: Mapping, span: tuple[int, int], feasible: t.Sequence[t.Any] | None = None
 ) -> list[tuple[float, float]]:
     """Return the stretches of the x axis (as intervals) whose splits do not fit in memory.
 

@@ -17,6 +17,7 @@ import typing as t
 
 from .._base import text
 from .._base.errors import UserError
+from .._base.types import Json, Mapping
 from . import chart, recorded
 
 # What is drawn in the left colour is shown in the two others: light and dark, both from the Okabe-Ito palette.
@@ -72,7 +73,7 @@ LABEL_CHARACTERS: t.Final = 40
 
 
 def draw(
-    entry: t.Mapping[str, t.Any],
+    entry: Mapping,
     panels: t.Sequence[str] = ("decode", "prefill"),
     feasible: t.Sequence[t.Any] | None = None,
 ) -> str:
@@ -108,7 +109,7 @@ def draw(
 
 def _legend(figure: t.Any, panels: int) -> None:
     """Draw one legend for all panels."""
-    handles: dict[str, t.Any] = {}
+    handles: Json = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
@@ -122,12 +123,12 @@ def _legend(figure: t.Any, panels: int) -> None:
         )
 
 
-def _title(entry: t.Mapping[str, t.Any], panels: t.Sequence[str]) -> str:
+def _title(entry: Mapping, panels: t.Sequence[str]) -> str:
     words = [recorded.axis_label(entry, panel).partition(",")[0] for panel in panels]
     return f"{recorded.model_name(entry)}: measured {' and '.join(words)} by split"
 
 
-def _draw_line(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str, feasible: t.Sequence[t.Any] | None) -> None:
+def _draw_line(axes: t.Any, entry: Mapping, panel: str, feasible: t.Sequence[t.Any] | None) -> None:
     """Draw one quantity over the layers on the first of two devices."""
     span = chart.chart_span(entry, feasible)
     points = chart.chart_points(entry, panel)
@@ -150,7 +151,7 @@ def _draw_line(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str, feasible: 
     _label_axes(axes, entry, panel, span)
 
 
-def _mark_splits(axes: t.Any, entry: t.Mapping[str, t.Any], measured: t.Sequence[t.Mapping[str, t.Any]]) -> None:
+def _mark_splits(axes: t.Any, entry: Mapping, measured: t.Sequence[Mapping]) -> None:
     """Mark the engine's default split and the chosen one, measured or not."""
     decision = entry["decision"]
     default = f"{recorded.engine_name(entry)}'s default"
@@ -179,7 +180,7 @@ def _mark_failed(axes: t.Any, failed: t.Sequence[int]) -> None:
         )  # fmt: skip
 
 
-def _label_axes(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str, span: tuple[int, int]) -> None:
+def _label_axes(axes: t.Any, entry: Mapping, panel: str, span: tuple[int, int]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     first, second = (device["device"] for device in entry["devices"])
@@ -192,7 +193,7 @@ def _label_axes(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str, span: tup
 
 
 def _draw_points(
-    axes: t.Any, points: t.Sequence[t.Mapping[str, t.Any]], colour: str, marker: str, size: int, label: str
+    axes: t.Any, points: t.Sequence[Mapping], colour: str, marker: str, size: int, label: str
 ) -> None:
     means = [point["mean"] for point in points]
     below = [max(0.0, point["mean"] - point["low"]) if point["low"] is not None else 0.0 for point in points]
@@ -213,7 +214,7 @@ def _draw_points(
     )
 
 
-def _draw_bars(axes: t.Any, entry: t.Mapping[str, t.Any], panel: str) -> None:
+def _draw_bars(axes: t.Any, entry: Mapping, panel: str) -> None:
     """Draw one bar per measured split, in order of the table, so that any number of devices can be shown."""
     decision = entry["decision"]
     points = chart.chart_points(entry, panel)

@@ -7,14 +7,13 @@ from __future__ import annotations
 import typing as t
 
 from .._base import text
+from .._base.types import Json, Mapping
 from .._split import deployment, engines
-
-Json = dict[str, t.Any]
 
 GIB: t.Final = 1024**3
 
 
-def compare(record: t.Mapping[str, t.Any]) -> Json:
+def compare(record: Mapping) -> Json:
     """Return {deployments, lines}: a row per deployment of a host's record, quickest request first, and the table.
 
     C(request_ms) is the time of the recorded objective by the recorded speeds, None where a speed was not measured;
@@ -27,7 +26,7 @@ def compare(record: t.Mapping[str, t.Any]) -> Json:
     return {"deployments": rows, "lines": _lines(rows)}
 
 
-def _row(name: str, entry: t.Mapping[str, t.Any], active: bool) -> Json:
+def _row(name: str, entry: Mapping, active: bool) -> Json:
     """Return what is compared of one deployment."""
     decision = entry["decision"]
     decode, prefill = decision.get("decode_tokens_per_second"), decision.get("prefill_tokens_per_second")
@@ -46,7 +45,7 @@ def _row(name: str, entry: t.Mapping[str, t.Any], active: bool) -> Json:
     }
 
 
-def _request_ms(objective: t.Mapping[str, t.Any], decode: float | None, prefill: float | None) -> float | None:
+def _request_ms(objective: Mapping, decode: float | None, prefill: float | None) -> float | None:
     """Return the milliseconds of a prompt and an answer of the objective's lengths, by the two speeds."""
     prompt, generated = objective["prompt_tokens"], objective["generated_tokens"]
     if (prompt and not prefill) or (generated and not decode):

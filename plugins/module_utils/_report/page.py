@@ -11,18 +11,17 @@ from __future__ import annotations
 import typing as t
 
 from .._base.errors import UserError
+from .._base.types import Mapping
 from . import chart, drawing
 from .recorded import QUANTITIES
 from .view import Seen, report_view
 
-Json = t.Mapping[str, t.Any]
-
 
 def render(
-    entry: Json,
+    entry: Mapping,
     template: str,
     seen: Seen,
-    expectations: t.Sequence[Json],
+    expectations: t.Sequence[Mapping],
     panels: t.Sequence[str],
     host: str,
     url: str,

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Mapping
 from .._split import engines
-
-Json = t.Mapping[str, t.Any]
 
 #: What a chart can show, and the key of a table row for each.
 QUANTITIES: t.Final = ("decode", "prefill", "objective")
 ROW_KEYS: t.Final = {"decode": "decode_ms_per_token", "prefill": "prefill_ms", "objective": "objective_ms"}
 
 
-def prompt_tokens_of(entry: Json) -> int | None:
+def prompt_tokens_of(entry: Mapping) -> int | None:
     """Return how many tokens the prefill test of a tuning had, or None where the record does not tell."""
     tests = (entry.get("fingerprint_parts") or {}).get("tests")
     if isinstance(tests, (list, tuple)):
@@ -35,7 +34,7 @@ def prompt_tokens_of(entry: Json) -> int | None:
     return None
 
 
-def row_of(decision: Json, layers: t.Sequence[int] | None) -> Json | None:
+def row_of(decision: Mapping, layers: t.Sequence[int] | None) -> Mapping | None:
     """Return the row of the table for one split, or None."""
     for row in decision.get("table") or []:
         if layers is not None and list(row["layers"]) == list(layers):
@@ -43,7 +42,7 @@ def row_of(decision: Json, layers: t.Sequence[int] | None) -> Json | None:
     return None
 
 
-def rate_of(timing: Json | None, tokens: int | None) -> dict[str, float | None] | None:
+def rate_of(timing: Mapping | None, tokens: int | None) -> dict[str, float | None] | None:
     """Turn milliseconds for I(tokens) tokens into tokens per second; low and high change places."""
     if not timing or not tokens:
         return None
@@ -59,7 +58,7 @@ def rate_of(timing: Json | None, tokens: int | None) -> dict[str, float | None] 
     }
 
 
-def timing_of(entry: Json, row: Json, quantity: str) -> dict[str, float | None] | None:
+def timing_of(entry: Mapping, row: Mapping, quantity: str) -> dict[str, float | None] | None:
     """Return one measured quantity of a table row in the unit a chart shows, or None where it was not measured."""
     timing = row.get(ROW_KEYS[quantity])
     if not timing or timing.get("mean") is None:
@@ -76,23 +75,23 @@ def timing_of(entry: Json, row: Json, quantity: str) -> dict[str, float | None] 
     return {key: timing.get(key) for key in ("mean", "low", "high", "predicted")}
 
 
-def model_name(entry: Json) -> str:
+def model_name(entry: Mapping) -> str:
     """Return the name of the served model."""
     return str(entry["model"].get("name") or entry["model"]["id"])
 
 
-def device_label(device: Json) -> str:
+def device_label(device: Mapping) -> str:
     """Return what programs call a device and what it is: CUDA0 NVIDIA GeForce RTX 4090."""
     description = device.get("description") or ""
     return f"{device['device']} {description}".strip()
 
 
-def engine_name(entry: Json) -> str:
+def engine_name(entry: Mapping) -> str:
     """Return what people call the engine that an entry was measured with."""
     return engines.of(entry.get("serving") or {}).display
 
 
-def axis_label(entry: Json, quantity: str) -> str:
+def axis_label(entry: Mapping, quantity: str) -> str:
     """Return the label of the measured axis, with its unit."""
     if quantity == "decode":
         return "decode, ms per token (less is better)"

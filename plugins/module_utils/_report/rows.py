@@ -7,13 +7,12 @@ from __future__ import annotations
 import typing as t
 
 from .._base.text import DASH, interval, number, vector
+from .._base.types import Json, Mapping
 from .._split import placement
 from .recorded import device_label, rate_of, timing_of
 
-Json = t.Mapping[str, t.Any]
 
-
-def memory_rows(entry: Json, server_devices: t.Sequence[Json] | None) -> list[dict[str, t.Any]]:
+def memory_rows(entry: Mapping, server_devices: t.Sequence[Mapping] | None) -> list[Json]:
     """Return per device, in MiB: planned, the loaded server's own model, KV and compute buffers, free when planned.
 
     C(limit_mib) is what the plan could use at most: the free memory, or the device's budget where that is smaller.
@@ -21,7 +20,7 @@ def memory_rows(entry: Json, server_devices: t.Sequence[Json] | None) -> list[di
     """
     # The server numbers the CUDA cards that it is shown, so its names need not be those of the plan.
     serving_names = {device["id"]: device["device"] for device in placement.used_devices(entry)}
-    loaded: dict[t.Any, Json] = {}
+    loaded: dict[t.Any, Mapping] = {}
     # of an ExLlama, what the card held in the load that was measured: weights, cache and scratch space are not told
     # apart
     measured = [
@@ -64,7 +63,7 @@ def memory_rows(entry: Json, server_devices: t.Sequence[Json] | None) -> list[di
 # --- each device alone ---
 
 
-def probe_rows(entry: Json) -> list[dict[str, t.Any]]:
+def probe_rows(entry: Mapping) -> list[Json]:
     """Return what the device probe found, as text, the fastest device first; empty where there was no probe."""
     probe = entry.get("device_probe")
     if not probe:
@@ -90,12 +89,12 @@ def probe_rows(entry: Json) -> list[dict[str, t.Any]]:
     ]
 
 
-def probe_warning(entry: Json) -> str | None:
+def probe_warning(entry: Mapping) -> str | None:
     """Return the warning of the device probe about the order of the cards, or None."""
     return (entry.get("device_probe") or {}).get("warning")
 
 
-def table_rows(entry: Json) -> list[dict[str, t.Any]]:
+def table_rows(entry: Mapping) -> list[Json]:
     """Return the measured splits as text, with what marks them: chosen, default."""
     decision = entry["decision"]
     rows = []

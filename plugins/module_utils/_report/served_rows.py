@@ -7,12 +7,11 @@ from __future__ import annotations
 import re
 import typing as t
 
+from .._base.types import Json, Mapping
 from .recorded import model_name
 
-Json = t.Mapping[str, t.Any]
 
-
-def _spread(samples: t.Sequence[Json], key: str) -> dict[str, float] | None:
+def _spread(samples: t.Sequence[Mapping], key: str) -> dict[str, float] | None:
     """Return mean, low and high of one key over the samples that have it."""
     values = [float(sample[key]) for sample in samples if sample.get(key) is not None]
     if not values:
@@ -20,7 +19,7 @@ def _spread(samples: t.Sequence[Json], key: str) -> dict[str, float] | None:
     return {"mean": sum(values) / len(values), "low": min(values), "high": max(values)}
 
 
-def served_tests(served: Json | None) -> list[dict[str, t.Any]]:
+def served_tests(served: Mapping | None) -> list[Json]:
     """Summarise what llama_server_benchmark returned: one dict per test.
 
     Keys: name, prompt_tokens, generated_tokens, skipped_reason, sample_count, and per quantity (ttft_ms,
@@ -29,7 +28,7 @@ def served_tests(served: Json | None) -> list[dict[str, t.Any]]:
     summary = []
     for test in (served or {}).get("tests") or []:
         samples = test.get("samples") or []
-        entry: dict[str, t.Any] = {
+        entry: Json = {
             key: test.get(key) for key in ("name", "prompt_tokens", "generated_tokens", "skipped_reason")
         }
         entry["sample_count"] = len(samples)
@@ -39,7 +38,7 @@ def served_tests(served: Json | None) -> list[dict[str, t.Any]]:
     return summary
 
 
-def served_value(tests: t.Sequence[Json], name: str, key: str) -> float | None:
+def served_value(tests: t.Sequence[Mapping], name: str, key: str) -> float | None:
     """Return the mean of one quantity of one served test, or None."""
     for test in tests:
         if test["name"] == name and test.get(key):
@@ -48,8 +47,8 @@ def served_value(tests: t.Sequence[Json], name: str, key: str) -> float | None:
 
 
 def expectation_rows(
-    entry: Json, tests: t.Sequence[Json], expectations: t.Sequence[Json], power_watts: float | None = None
-) -> list[dict[str, t.Any]]:
+    entry: Mapping, tests: t.Sequence[Mapping], expectations: t.Sequence[Mapping], power_watts: float | None = None
+) -> list[Json]:
     """Compare published expectations with this host.
 
     An expectation has name, metric, low, high, unit, source, note, evidence (list of value, rig and source), and says
@@ -92,7 +91,7 @@ def _cards_match(patterns: t.Sequence[str], described: t.Sequence[str]) -> bool:
     return True
 
 
-def _state(value: float | None, item: Json) -> str:
+def _state(value: float | None, item: Mapping) -> str:
     low, high = item.get("low"), item.get("high")
     if value is None:
         return "not measured here"
@@ -105,7 +104,7 @@ def _state(value: float | None, item: Json) -> str:
     return "as expected"
 
 
-def _metric(entry: Json, tests: t.Sequence[Json], power_watts: float | None, metric: str) -> float | None:
+def _metric(entry: Mapping, tests: t.Sequence[Mapping], power_watts: float | None, metric: str) -> float | None:
     """Return this host's number: C(layer_ratio), C(power_watts), or C(<quantity>@<served test>): C(ttft_ms@at_1k)."""
     if metric == "power_watts":
         return power_watts

@@ -8,22 +8,20 @@ import textwrap
 import typing as t
 
 from .._base.text import DASH, columns, mebibytes, number, vector
+from .._base.types import Mapping
 from . import rows
 from .recorded import engine_name, model_name, prompt_tokens_of
 from .served_rows import served_tests
 from .words import gain_words, later_stages, placement_words
-
-Json = t.Mapping[str, t.Any]
-
 
 #: Columns of one line.
 WIDTH: t.Final = 100
 
 
 def summary_lines(
-    entry: Json,
-    served: Json | None = None,
-    server_devices: t.Sequence[Json] | None = None,
+    entry: Mapping,
+    served: Mapping | None = None,
+    server_devices: t.Sequence[Mapping] | None = None,
     url: str | None = None,
     report: str | None = None,
     more: t.Sequence[str] = (),
@@ -46,7 +44,7 @@ def summary_lines(
     return [line.replace(DASH, "-") for line in lines]
 
 
-def _decision_lines(entry: Json) -> list[str]:
+def _decision_lines(entry: Mapping) -> list[str]:
     """Return what was chosen, and why."""
     decision = entry["decision"]
     lines = [_cut(f"{model_name(entry)}: {placement_words(entry)}", WIDTH)]
@@ -63,7 +61,7 @@ def _decision_lines(entry: Json) -> list[str]:
     return lines
 
 
-def _memory_lines(entry: Json, server_devices: t.Sequence[Json] | None) -> list[str]:
+def _memory_lines(entry: Mapping, server_devices: t.Sequence[Mapping] | None) -> list[str]:
     """Return the table of memory per device."""
     body: list[tuple[str, ...]] = [("", "layers", "planned", "loaded", "usable", "left")]
     body += [
@@ -77,7 +75,7 @@ def _memory_lines(entry: Json, server_devices: t.Sequence[Json] | None) -> list[
     return ["", "Devices and memory (MiB)", *_table(body, right={1, 2, 3, 4, 5})]
 
 
-def _table_lines(entry: Json) -> list[str]:
+def _table_lines(entry: Mapping) -> list[str]:
     """Return the table of the measured splits."""
     measured = rows.table_rows(entry)
     if not measured:
@@ -91,7 +89,7 @@ def _table_lines(entry: Json) -> list[str]:
     return ["", title, *_table(body, right={2, 3, 4})]
 
 
-def _table_row(row: Json, default: str) -> tuple[str, str, str, str, str, str]:
+def _table_row(row: Mapping, default: str) -> tuple[str, str, str, str, str, str]:
     """Return the cells of one measured split."""
     marks = [word for word, on in (("chosen", row["chosen"]), (default, row["default"])) if on]
     if row["disturbed"]:
@@ -102,7 +100,7 @@ def _table_row(row: Json, default: str) -> tuple[str, str, str, str, str, str]:
     return row["layers"], timing, row["rate"], row["prefill"], str(row["loads"]), ", ".join(marks)
 
 
-def _served_lines(served: Json | None) -> list[str]:
+def _served_lines(served: Mapping | None) -> list[str]:
     """Return what the running server delivered, and what was not measured."""
     tests = served_tests(served)
     if not tests:
@@ -127,7 +125,7 @@ def _table(body: t.Sequence[t.Sequence[str]], right: t.Container[int]) -> list[s
     return [f"  {line}" for line in columns(body, right)]
 
 
-def _probe_lines(entry: Json) -> list[str]:
+def _probe_lines(entry: Mapping) -> list[str]:
     """Return the table of each device alone, and the warning of the device probe."""
     probed = rows.probe_rows(entry)
     if not probed:

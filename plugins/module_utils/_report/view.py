@@ -8,12 +8,12 @@ import json
 import typing as t
 
 from .._base.text import DASH, interval, mebibytes, number, percent, vector
+from .._base.types import Json, Mapping
 from . import rows, words
 from .recorded import engine_name, model_name, prompt_tokens_of
 from .served_rows import expectation_rows, served_tests
 
-Json = t.Mapping[str, t.Any]
-View = dict[str, t.Any]
+View = Json
 
 _VERDICTS: t.Final = {"no_difference": ": no difference that matters", "inconclusive": ": not settled"}
 
@@ -25,20 +25,20 @@ class Seen(t.NamedTuple):
     C(served) the stored results of llama_server_benchmark.
     """
 
-    server: Json | None = None
-    gpus: Json | None = None
-    machine: Json | None = None
-    served: Json | None = None
+    server: Mapping | None = None
+    gpus: Mapping | None = None
+    machine: Mapping | None = None
+    served: Mapping | None = None
 
     @property
-    def devices(self) -> t.Sequence[Json]:
+    def devices(self) -> t.Sequence[Mapping]:
         """Return memory per device as the loaded server reports it; empty where it does not run."""
         ready = self.server is not None and self.server["state"] == "ready"
         return self.server["server"]["devices"] if ready and self.server else []
 
 
 def report_view(
-    entry: Json, seen: Seen, expectations: t.Sequence[Json] = (), host: str = "", url: str = ""
+    entry: Mapping, seen: Seen, expectations: t.Sequence[Mapping] = (), host: str = "", url: str = ""
 ) -> View:
     """Return everything that the page shows: no decision is left to the template."""
     decision = entry["decision"]
@@ -78,7 +78,7 @@ def report_view(
     }
 
 
-def _tiles(entry: Json, tests: t.Sequence[Json]) -> list[dict[str, str]]:
+def _tiles(entry: Mapping, tests: t.Sequence[Mapping]) -> list[dict[str, str]]:
     """Return the large numbers at the top, as far as they are known."""
     decision = entry["decision"]
     tiles = []
@@ -101,7 +101,7 @@ def _tiles(entry: Json, tests: t.Sequence[Json]) -> list[dict[str, str]]:
     return [{"value": value, "unit": unit, "label": label} for value, unit, label in tiles]
 
 
-def _devices(entry: Json, seen: Seen) -> View:
+def _devices(entry: Mapping, seen: Seen) -> View:
     """Return the devices, how the layers are split over them, and their memory."""
     decision = entry["decision"]
     memory = rows.memory_rows(entry, seen.devices)
@@ -139,7 +139,7 @@ def _devices(entry: Json, seen: Seen) -> View:
     }
 
 
-def _bar(row: Json) -> View:
+def _bar(row: Mapping) -> View:
     """Return the widths, in percent of the bar, of a device's memory: loaded parts, the plan and the limit."""
     full = max(
         [float(row[key]) for key in ("planned_mib", "loaded_mib", "limit_mib") if row[key] is not None]
@@ -154,7 +154,7 @@ def _bar(row: Json) -> View:
     }
 
 
-def _splits(entry: Json) -> View:
+def _splits(entry: Mapping) -> View:
     """Return the measured splits, the fit, and the best split by objective."""
     decision = entry["decision"]
     fit = decision.get("fit") or {}
@@ -187,7 +187,7 @@ def _splits(entry: Json) -> View:
     }
 
 
-def _served_row(test: Json) -> View:
+def _served_row(test: Mapping) -> View:
     """Return one served test with its quantities as text."""
     return {
         **{key: test[key] for key in ("name", "prompt_tokens", "generated_tokens", "skipped_reason", "sample_count")},
@@ -197,11 +197,11 @@ def _served_row(test: Json) -> View:
     }
 
 
-def _spread(timing: Json | None) -> dict[str, str] | None:
+def _spread(timing: Mapping | None) -> dict[str, str] | None:
     return {"mean": number(timing["mean"]), "range": interval(timing["low"], timing["high"])} if timing else None
 
 
-def _power(power: Json) -> View:
+def _power(power: Mapping) -> View:
     """Return what the cards drew, as text."""
     return {
         "watts": number(power["watts"]),

@@ -4,15 +4,12 @@
 
 from __future__ import annotations
 
-import typing as t
-
 from .._base.text import number, percent, vector
+from .._base.types import Mapping
 from .recorded import engine_name
 
-Json = t.Mapping[str, t.Any]
 
-
-def objective_words(objective: Json) -> str:
+def objective_words(objective: Mapping) -> str:
     """Return in words what was optimised."""
     prompt, generated = objective["prompt_tokens"], objective["generated_tokens"]
     words = {
@@ -26,7 +23,7 @@ def objective_words(objective: Json) -> str:
     return f"{words}, {depth} tokens deep in a conversation" if depth else words
 
 
-def placement_words(entry: Json) -> str:
+def placement_words(entry: Mapping) -> str:
     """Return where the layers are: 45 of 81 layers on CUDA0 and 36 on CUDA1; in tensor mode, 5/8 of each on CUDA0."""
     decision = entry["decision"]
     total = sum(decision["layers"])
@@ -44,7 +41,7 @@ def placement_words(entry: Json) -> str:
     return ", ".join([first, *parts[1:-1]]) + f" and {parts[-1]}"
 
 
-def gain_words(entry: Json) -> str:
+def gain_words(entry: Mapping) -> str:
     """Return in one sentence what the chosen split is worth against the engine's own."""
     decision, engine = entry["decision"], engine_name(entry)
     gain, bounds = decision.get("gain_over_default_percent"), decision.get("gain_interval_percent")
@@ -65,13 +62,13 @@ def gain_words(entry: Json) -> str:
     return f"Whether it beats {engine}'s default split {vector(default)} is not settled: {percent(gain)}%{within}."
 
 
-def verdict_words(entry: Json) -> str:
+def verdict_words(entry: Mapping) -> str:
     """Return the sentence that the report opens with."""
     opening = placement_words(entry)
     return f"{opening[0].upper()}{opening[1:]}. {gain_words(entry)}"
 
 
-def later_stages(decision: Json) -> list[str]:
+def later_stages(decision: Mapping) -> list[str]:
     """Return a sentence each on the micro-batch and on split mode tensor, where these were measured or asked for."""
     found = []
     if (decision.get("micro_batches") or {}).get("loads"):

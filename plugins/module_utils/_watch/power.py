@@ -7,12 +7,12 @@ from __future__ import annotations
 import statistics
 import typing as t
 
-Json = dict[str, t.Any]
+from .._base.types import Json, Mapping
 
 
 def drawn(
-    devices: t.Sequence[t.Mapping[str, t.Any]],
-    readings: t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]],
+    devices: t.Sequence[Mapping],
+    readings: t.Mapping[str, t.Sequence[Mapping]],
     tokens_per_second: float | None,
 ) -> Json | None:
     """Return {watts, cards: [{device, id, watts}], joules_per_token}, or None where a card has no reading.
