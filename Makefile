@@ -1,23 +1,26 @@
-# Two commands do everything: `make demo` (the main job, no GPU needed) and `make test`.
+# Two commands matter most: `make demo`, the main job on a sandbox without a GPU, and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv lab ready demo demo-check demo-clean lab-down test lint units sanity docs importer install-test package-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads gpu-test build picture requirements clean
+.PHONY: help venv lab ready demo demo-check demo-clean lab-down test lint units sanity docs importer install-test \
+  package-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench \
+  bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads gpu-test build picture \
+  requirements clean
 
-# each on a host of its own; make molecule SCENARIO=name runs one of them
+# Each scenario has a test host of its own; `make molecule SCENARIO=name` runs one.
 MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit
-# longer: `make molecule-more`
+# Scenarios that take longer: `make molecule-more`.
 MOLECULE_MORE := models exllamav2
 
 export MIXED_GPU_CACHE ?= $(HOME)/.cache/homelab-mixed-gpu
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
-# The lab makes namespaces, for which it needs root; an ordinary container engine (LAB_ENGINE) does not.
+# The lab needs root for its namespaces; an ordinary container engine (LAB_ENGINE) does not.
 AS_ROOT := $(if $(or $(LAB_ENGINE),$(filter 0,$(shell id -u))),,sudo -E env "PATH=$(PATH)" "HOME=$(HOME)")
 
 help:  ## show this list
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
-venv:  ## make .venv with everything pinned
+venv:  ## install the pinned packages into .venv
 	@requirements/venv.sh
 
 demo-check:
@@ -44,7 +47,7 @@ test: ready  ## everything CI runs, two steps at a time; the end lists what was 
 	@python tests/run_all.py molecule-default lint units package-test \
 	  $(patsubst %,molecule-%,$(filter-out default,$(MOLECULE_SCENARIOS)))
 
-lint: venv sanity docs  ## all static gates
+lint: venv sanity docs  ## static checks: sanity, ruff, mypy, yamllint, ansible-lint and the project's own gates
 	ruff check .
 	cd .venv/collections && mypy --config-file ../../.mypy.ini -p ansible_collections.homelab.mixed_gpu.plugins
 	yamllint -s .
@@ -53,10 +56,10 @@ lint: venv sanity docs  ## all static gates
 	python tests/gates/variable_kinds.py
 	ansible-lint --offline
 
-sanity: venv  ## ansible-test sanity on a copy under ansible_collections/
+sanity: venv  ## ansible-test sanity on a copy of the working tree
 	tests/gates/sanity.sh
 
-docs: venv  ## documentation and changelog gates
+docs: venv  ## check the documentation of plugins and roles, and the changelog fragments
 	tests/gates/docs.sh
 
 units: venv  ## unit tests
@@ -72,7 +75,7 @@ install-test: build  ## install the built tarball and run its playbooks by name
 
 molecule: $(addprefix molecule-,$(or $(SCENARIO),$(MOLECULE_SCENARIOS)))  ## the collection on real systemd hosts, without a GPU
 
-molecule-more: $(addprefix molecule-,$(MOLECULE_MORE))  ## downloads from a hub that misbehaves, and the role exllamav2, on real systemd hosts; a quarter of an hour
+molecule-more: $(addprefix molecule-,$(MOLECULE_MORE))  ## the scenarios models (a hub with faults) and exllamav2; a quarter of an hour
 
 molecule-%: venv
 	$(AS_ROOT) tests/lab/molecule.sh $*
@@ -83,7 +86,7 @@ driver-dkms-test: venv  ## Debian's real driver packages through the role, DKMS 
 cuda-build-test: venv  ## llama.cpp's CUDA backend compiled with the CUDA wheels, without a GPU; up to an hour
 	$(AS_ROOT) tests/lab/cuda_build.sh
 
-upgrade-test: venv  ## upgrades that are killed at each stage, new versions, the driver; the longest of all suites
+upgrade-test: venv  ## upgrades killed at each stage, new versions, the driver; the longest suite
 	$(AS_ROOT) tests/lab/molecule.sh upgrade
 
 exllamav2-build-test: venv  ## PyTorch and ExLlama's extension with the CUDA wheels, and the real TabbyAPI, without a GPU; up to an hour
@@ -91,22 +94,22 @@ exllamav2-build-test: venv  ## PyTorch and ExLlama's extension with the CUDA whe
 
 bench: bench-planners bench-revalidation bench-downloads bench-tasks bench-live bench-site  ## all benchmarks; each writes its section of docs/benchmarks.md
 
-bench-planners: venv  ## how good the planner is, on recorded and simulated pairs; a minute, no device, no root
+bench-planners: venv  ## regret and loads of the planners on recorded and simulated pairs; minutes, no root
 	tests/bench/planners.sh
 
-bench-revalidation: venv  ## how sure the verdicts of a revalidation are, on simulated series; two minutes, no device, no root
+bench-revalidation: venv  ## verdicts of a revalidation on simulated series; two minutes, no root
 	PYTHONPATH=.venv/collections python tests/bench/revalidation.py docs/benchmarks.md
 
-bench-live: venv  ## the chosen split against an exhaustive sweep on the sandbox
+bench-live: venv  ## the chosen split beside every split that fits, on the sandbox
 	$(AS_ROOT) tests/bench/run.sh
 
-bench-site: venv  ## a run of site.yml that changes nothing, beside the commit before the rooms; two sandboxes
+bench-site: venv  ## a run of site.yml without changes, beside an earlier commit; two sandboxes
 	$(AS_ROOT) tests/bench/site.sh
 
-bench-tasks: venv  ## what a task costs with a filter, beside the commit before the rooms; a minute, no root
+bench-tasks: venv  ## the cost of a task with a filter, beside an earlier commit; a minute, no root
 	tests/bench/tasks.sh
 
-bench-downloads: venv  ## a verified download beside hf download, get_url and curl, on loopback; some minutes, no root
+bench-downloads: venv  ## a verified download beside hf download, get_url and curl; minutes, no root
 	tests/bench/downloads.sh
 
 gpu-test: venv  ## the NVML probe and a CUDA build on a real NVIDIA card

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Is the chosen split the best? Measure every split that fits on the sandbox of `make demo`, twice, in opposite order, and compare.
-# Writes its section of docs/benchmarks.md. About ten minutes on two idle cores.
+# Is the chosen split the best? Measure every split that fits on the sandbox of `make demo`, twice, in opposite
+# order. Writes its section of docs/benchmarks.md. About ten minutes on two idle cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 tests/lab/demo.sh

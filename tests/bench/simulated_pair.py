@@ -17,7 +17,7 @@ import random
 import statistics
 import typing as t
 
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import layer_stage
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import stages
 
 Json = dict[str, t.Any]
 Layers = tuple[int, ...]
@@ -79,7 +79,7 @@ def drive(pair: Pair, chance: random.Random) -> tuple[Json, list[Json]]:
     """Plan and measure in rounds, as tasks/round.yml of the role split_tuning does; return the last plan, all loads."""
     loads: list[Json] = []
     while True:
-        plan = layer_stage.split_plan(pair.problem, loads)
+        plan = stages.plan(pair.problem, loads)
         loads += [pair.load(wanted, chance) for wanted in plan["loads"]]
         if plan["done"]:
             return plan, loads
@@ -138,7 +138,7 @@ def make_problem(
 
 def planned_splits(problem: Json) -> list[Layers]:
     """Return the splits that the memory plan allows."""
-    return [tuple(row["layers"]) for row in layer_stage.split_plan(problem, [])["feasible"]]
+    return [tuple(row["layers"]) for row in stages.plan(problem, [])["feasible"]]
 
 
 # --- simulated -------------------------------------------------------------------------------------------------------
@@ -401,6 +401,6 @@ class RecordedPair(Pair):
 def _recorded_problem(slots: int, objective: Json, tests: t.Sequence[Json], least: int, most: int) -> Json:
     """Return a problem for which memory allows exactly C(least) to C(most) slots on the first of two devices."""
     roomy = make_problem(slots - 1, 400 * slots, (10**6, 10**6), objective, tests, reserve_mib=0)
-    rows = {tuple(r["layers"]): r["mib"] for r in layer_stage.split_plan(roomy, [])["feasible"]}
+    rows = {tuple(r["layers"]): r["mib"] for r in stages.plan(roomy, [])["feasible"]}
     free = rows[most, slots - most][0], rows[least, slots - least][1]
     return make_problem(slots - 1, 400 * slots, free, objective, tests, reserve_mib=0)

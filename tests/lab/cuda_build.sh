@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# llama.cpp's CUDA backend compiled for real, for an RTX 3090 and an RTX 4090, with the toolkit that the role cuda_toolkit makes out of NVIDIA's
-# wheels, on a test host without a card. Flash attention is left out, and nvcc optimises less: the question is whether it builds and links, not how
-# fast it is. Half an hour on two idle cores; ccache makes the next time short.
+# Compile llama.cpp's CUDA backend for an RTX 3090 and an RTX 4090, with the toolkit that the role cuda_toolkit makes out
+# of NVIDIA's wheels, on a test host without a card. Flash attention is left out and nvcc optimises less: the test asks
+# whether the backend builds and links. Half an hour on two idle cores; ccache makes the next run short.
 #
 # Environment: CUDA_BUILD_NCCL=true to build with NCCL as well (0.3 GB more to fetch).
 set -euo pipefail
@@ -15,7 +15,8 @@ say() { printf 'cuda-build | %s\n' "$*"; }
 inside() { tests/lab/lab.sh run "${LAB_ENGINE:-podman}" exec "$LAB_HOST" "$@"; }
 
 cat > "$play" <<PLAY
-- hosts: mixed_gpu
+- name: Install the CUDA toolkit
+  hosts: mixed_gpu
   gather_facts: false
   vars:
     cuda_toolkit_source: wheels
@@ -23,10 +24,11 @@ cat > "$play" <<PLAY
   roles:
     - role: homelab.mixed_gpu.cuda_toolkit
   tasks:
-    # programs with CUDA do not start without the driver's library; its stub stands in, and says that it is one
-    - name: Let the stub stand in for the driver
+    # programs with CUDA do not start without the driver's library
+    - name: Install the stub in the place of the driver's library
       ansible.builtin.shell: install -m 644 {{ cuda_toolkit_installed.root }}/lib/stubs/libcuda.so /usr/local/lib/libcuda.so.1 && ldconfig
-- hosts: mixed_gpu
+- name: Build llama.cpp
+  hosts: mixed_gpu
   gather_facts: false
   vars:
     llama_cpp_backends: [cuda, rpc]

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The main job on a host made for it: site.yml on a container with systemd and two llama.cpp devices of unequal speed.
-#   demo.sh         build, tune, serve and prove; again: change nothing
-#   demo.sh check   check what it needs of this machine, and print the port that it will use
-#   demo.sh clean   remove the host; the lab too, when this was its only host
-# MIXED_GPU_DEMO_PORT is the port on 127.0.0.1 of this machine that reaches the server: 8080 or the next free one when unset.
+#   demo.sh         build, tune, serve and prove; a second run changes nothing
+#   demo.sh check   check what the demo needs of this machine, and print its port
+#   demo.sh clean   remove the host, and the lab where that was its only host
+# MIXED_GPU_DEMO_PORT is the server's port on 127.0.0.1 of this machine: 8080 or the next free one where unset.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 lab=tests/lab/lab.sh

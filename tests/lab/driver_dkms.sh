@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Debian 13's real driver packages through the role nvidia_driver on a test host, up to and including the DKMS build against the kernel that the
-# distribution has now. Takes 10 to 20 minutes, most of it compiling. Needs Debian's mirror with contrib and non-free.
+# Install Debian 13's real driver packages with the role nvidia_driver on a test host, including the DKMS build for the
+# distribution's current kernel. 10 to 20 minutes, most of them compiling. Needs a mirror with contrib and non-free.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export ANSIBLE_CONFIG=$PWD/ansible.cfg ANSIBLE_COLLECTIONS_PATH=$PWD/.venv/collections ANSIBLE_HOME=$PWD/.ansible
@@ -26,7 +26,7 @@ inside sh -c 'apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy in
   die "the kernel could not be installed"
 kernel=$(inside sh -c 'ls /boot/vmlinuz-* | sort -V | tail -n 1 | cut -d- -f2-')
 
-say "open modules, which are known not to compile for $kernel: refused at once?"
+say "open modules, which do not compile for $kernel: the role must refuse them at once"
 began=$SECONDS
 if role; then die "the role did not refuse"; fi
 tr -s '[:space:]' ' ' < "$log" | grep -q "does not compile for kernel $kernel" || die "the refusal does not say why"
@@ -42,7 +42,7 @@ inside dkms status -k "$kernel" | grep -q "nvidia-current/$version, $kernel, x86
 inside apt-mark showhold | grep -qx nvidia-kernel-dkms || die "the driver is not held"
 inside test -s "/boot/initrd.img-$kernel" || die "no initramfs"
 
-say "again: does it change anything?"
+say "second run: must change nothing"
 role -e '{"nvidia_driver_open_modules": false}' || die "the second run failed"
 grep -q 'changed=0 ' "$log" || die "the second run changed something"
 say "driver $version: module for $kernel built, held, and left alone by a second run"

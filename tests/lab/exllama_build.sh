@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# ExLlama for real as far as a machine without a card goes: PyTorch from PyPI, the engine's extension compiled with the toolkit that the role
-# cuda_toolkit makes out of NVIDIA's wheels, for an RTX 3090 and an RTX 4090, and the real TabbyAPI started without a model, as the unit starts it.
-# 4 GB to fetch, 16 GB of disk; a quarter to half an hour on two idle cores for v2, several hours for v3. ccache makes the next time short.
+# Install ExLlama as far as a machine without a card allows: PyTorch from PyPI, the engine's extension compiled for an RTX
+# 3090 and an RTX 4090 with the toolkit that the role cuda_toolkit makes out of NVIDIA's wheels, and the real TabbyAPI
+# started without a model, as the unit starts it. 4 GB to download, 16 GB of disk; up to half an hour on two idle cores
+# for v2, several hours for v3. ccache makes the next run short.
 #
 # Environment: EXLLAMA_ENGINE=v2|v3; EXLLAMA_SERVER_GIT, TabbyAPI's repository where its own cannot be reached: a URL, or a bare repository here.
 set -euo pipefail
@@ -17,7 +18,8 @@ die() { say "$*"; exit 1; }
 inside() { tests/lab/lab.sh run "${LAB_ENGINE:-podman}" exec -i "$LAB_HOST" "$@"; }
 
 cat > "$play" <<PLAY
-- hosts: mixed_gpu
+- name: Install ExLlama
+  hosts: mixed_gpu
   gather_facts: false
   vars:
     cuda_toolkit_source: wheels
@@ -51,7 +53,7 @@ code=$(inside sh -c "strings -a '$module' | grep -o 'sm_8[69]' | sort -u | tr '\
 [ "$code" = "sm_86 sm_89 " ] || die "$module has code for '$code', not for both cards"
 say "$module has code for $code"
 
-# The real server as the unit starts it and in the unit's sandbox, without a model: it must answer, want the key, and keep it out of its log.
+# The real server without a model, in the unit's sandbox: it must answer, demand the key, and not log the key.
 sandbox=$(sed -n '/^UMask=/,/^\[Install\]/{/^[A-Z][A-Za-z]*=[^{]*$/p}' roles/exllamav2/templates/exllama-server.service.j2)
 inside sh -c 'umask 077; mkdir -p /run/try; echo a-key-for-this-test > /run/try/key
   echo "{\"network\": {\"host\": \"127.0.0.1\", \"port\": 5000, \"disable_auth\": false}}" > /run/try/config'
@@ -77,5 +79,5 @@ journal=$(inside journalctl --no-pager -u exllama-server)
 grep -q 'API key is: (not shown)' <<< "$journal" || die "TabbyAPI says something else about its keys than before: $journal"
 grep -q 'a-key-for-this-test' <<< "$journal" && die "the key is in the journal"
 inside ls -A /run/exllama-server/ | grep -q logs && die "TabbyAPI writes a log file"
-say "TabbyAPI $(inside git -c safe.directory='*' -C "$release/tabbyapi" rev-parse --short HEAD) runs, wants the key, and does not print it"
+say "TabbyAPI $(inside git -c safe.directory='*' -C "$release/tabbyapi" rev-parse --short HEAD) runs, demands the key, and does not print the key"
 [ -n "${KEEP_HOST:-}" ] || tests/lab/lab.sh destroy "$LAB_HOST"

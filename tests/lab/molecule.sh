@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run Molecule where the test hosts are. molecule.sh [SCENARIO] [molecule options], or MOLECULE_COMMAND=converge|verify|destroy
-# for working on a scenario without making its host anew each time.
+# molecule.sh [SCENARIO] [molecule options]: run Molecule in the lab. MOLECULE_COMMAND=converge|verify|destroy works
+# on a scenario without a new host each time.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export ANSIBLE_CONFIG=$PWD/ansible.cfg ANSIBLE_COLLECTIONS_PATH=$PWD/.venv/collections ANSIBLE_HOME=$PWD/.ansible

@@ -17,7 +17,8 @@ import typing as t
 from .._split import cost_model, memory_plan
 from .._split.layer_split import Layers, split_name
 from .._split.types import Serving
-from .layer_stage import WHAT_COUNTS, Evidence
+from . import why
+from .evidence import Evidence
 
 Json = dict[str, t.Any]
 
@@ -65,6 +66,41 @@ def sizes(evidence: Evidence, layers: Layers) -> Sizes:
         elif short:
             refused[size] = f"{max(short)[0]} MiB are missing on {max(short)[1]}"
     return Sizes(sorted({base, *wanted} - set(refused)), refused)
+
+
+def plan(found: Json, evidence: Evidence, later: t.Sequence[Json]) -> Json:
+    """Return the plan with the load that the micro-batch asks for, or with the micro-batch in its decision.
+
+    C(found) is the plan of the layer split, C(later) the loads of the stages after it.
+    """
+    decision = found["decision"]
+    layers: Layers = tuple(decision["layers"])
+    own = [load for load in later if load["purpose"] == PURPOSE]
+    load = next_load(evidence, layers, own, evidence.next_number(layers) + len(own))
+    if load is not None:
+        asked = ", ".join(str(test["micro_batch_size"]) for test in load["tests"])
+        return {
+            **found,
+            "done": False,
+            "stage": "micro_batch",
+            "why": f"{split_name(layers)} is settled; now its micro-batch: {asked} tokens in one load",
+            "loads": [load],
+            "decision": None,
+        }
+    result = outcome(evidence, layers, own)
+    size = result["micro_batch_size"]
+    decision = {**decision, "micro_batch_size": size, "micro_batches": result}
+    if size != evidence.problem.micro_batch:
+        serving: Serving = {**evidence.problem.memory.serving, "micro_batch_size": size}
+        mib = memory_plan.MemoryPlan(evidence.problem.memory.model, serving).mib(layers)
+        row = next(row for row in result["sizes"] if row["micro_batch_size"] == size)
+        tested = evidence.problem.prefill_test
+        decision["mib"] = mib
+        decision["headroom_mib"] = memory_plan.headroom_mib(mib, evidence.problem.budgets)
+        decision["why"] = f"{decision['why']}; {result['why']}"
+        if tested is not None and row["prefill_ms"]:
+            decision["prefill_tokens_per_second"] = round(1000 * tested.n_prompt / row["prefill_ms"], 3)
+    return {**found, "decision": decision, "why": decision["why"]}
 
 
 def next_load(evidence: Evidence, layers: Layers, loads: t.Sequence[Json], number: int) -> Json | None:
@@ -118,20 +154,12 @@ def outcome(evidence: Evidence, layers: Layers, loads: t.Sequence[Json]) -> Json
         })
     return {
         "micro_batch_size": base if best is None else best,
-        "why": _why(evidence, layers, good, base, best),
+        "why": why.micro_batch(
+            evidence.problem.objective, bool(good), base, best, _gains(evidence, layers, good, best or base)
+        ),
         "sizes": rows,
         "loads": len(loads),
     }
-
-
-def _why(evidence: Evidence, layers: Layers, good: t.Sequence[Json], base: int, best: int | None) -> str:
-    what = WHAT_COUNTS[evidence.problem.objective]
-    if best is not None:
-        gains = _gains(evidence, layers, good, best)
-        return f"a micro-batch of {best} instead of {base} takes {statistics.fmean(gains):.1f} % less {what}"
-    if not good:
-        return f"the micro-batch stays {base}: no other was measured"
-    return f"the micro-batch stays {base}: no other takes clearly less {what}"
 
 
 def _best(evidence: Evidence, layers: Layers, good: t.Sequence[Json]) -> int | None:

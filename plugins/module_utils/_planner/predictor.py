@@ -61,7 +61,7 @@ class _Speeds:
         # half of the answer is there, on average, when a token is generated
         self.depth = problem.depth_tokens + self.prompt + self.generated // 2
         self.read = slot_bytes_read(model, problem.raw["serving"], self.depth)
-        # a server asks for the last token's output only, so the output slot costs a prompt next to nothing
+        # a server asks for the last token's output only, so the output layer costs a prompt next to nothing
         self.work = [2.0 * weights for weights in model["block_weights"]] + [0.0]
         self.bytes_per_ms = [
             device["bandwidth_gb_per_s"] * device["fraction"] * 1e6 if device["bandwidth_gb_per_s"] else None

@@ -65,7 +65,7 @@ def shortfall(device: Json, model: Json, reserve_mib: int) -> str | None:
 def loads(
     devices: t.Sequence[Json], model: Json, tests: t.Sequence[Json], reserve_mib: int
 ) -> list[dict[str, t.Any]]:
-    """Return one load per device that has room for the model: all slots on it, none on any other."""
+    """Return one load per device that has room for the model: all layers on it, none on any other."""
     slots = len(model["block_bytes"]) + 1
     return [
         {

@@ -12,7 +12,8 @@ import random
 import typing as t
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import layer_stage
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import stages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner.evidence import Evidence
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     cost_model,
     measured_loads,
@@ -117,7 +118,7 @@ def campaign(
     loads: list[Json] = []
     plans: list[Json] = []
     for _round in range(problem["max_loads"] + 1):
-        plans.append(layer_stage.split_plan(problem, loads))
+        plans.append(stages.plan(problem, loads))
         if plans[-1]["done"]:
             return plans[-1], loads, plans
         for load in plans[-1]["loads"]:
@@ -142,7 +143,7 @@ def labels(plan: Json) -> list[str]:
 
 
 def test_the_first_loads_are_the_ends_of_what_memory_allows() -> None:
-    plan = layer_stage.split_plan(make_problem(budget=(400, 300)), [])
+    plan = stages.plan(make_problem(budget=(400, 300)), [])
     assert (plan["done"], plan["stage"], plan["fit"], plan["decision"]) == (False, "anchor", None, None)
     assert labels(plan) == ["22/11 load 1", "17/16 load 1"]
     assert [row["layers"] for row in plan["feasible"]] == [[n, 33 - n] for n in range(17, 23)]
@@ -162,7 +163,7 @@ def test_memory_decides_at_the_bound() -> None:
     decision = plan["decision"]
     assert plan["stage"] == "decided" and decision["layers"] == [22, 11]
     assert decision["verdict"] == "faster"
-    assert "the most that fits on RPC0, one slot more would exceed its 400 MiB by 7 MiB" in decision["why"]
+    assert "the most that fits on RPC0, one layer more would exceed its 400 MiB by 7 MiB" in decision["why"]
     assert "less time per generated token than llama.cpp's default 17/16" in decision["why"]
     low, high = decision["gain_interval_percent"]
     true_gain = 100 * (1 - (22 * 0.45 + 11 * 0.86) / (17 * 0.45 + 16 * 0.86))
@@ -245,11 +246,11 @@ def test_any_first_part_of_a_campaign_gives_its_continuation(seed: int) -> None:
             before = loads[: done + count]
             rest = plan["loads"][count:]
             if any(load["status"] != "ok" for load in before[done:]):
-                rows = layer_stage.split_plan(problem, before)["feasible"]
+                rows = stages.plan(problem, before)["feasible"]
                 rest = [load for load in rest if load["layers"] in [row["layers"] for row in rows]]
-            assert not rest or layer_stage.split_plan(problem, before)["loads"] == rest
+            assert not rest or stages.plan(problem, before)["loads"] == rest
         done += len(plan["loads"])
-        assert layer_stage.split_plan(problem, loads[: done - len(plan["loads"])]) == plan
+        assert stages.plan(problem, loads[: done - len(plan["loads"])]) == plan
 
 
 def test_the_plan_is_json_and_leaves_its_input_alone() -> None:
@@ -257,7 +258,7 @@ def test_the_plan_is_json_and_leaves_its_input_alone() -> None:
     before = copy.deepcopy(problem)
     plan, loads, _plans = campaign(problem, Pair((0.45, 0.86), (4, 9), noise=0.01))
     kept = copy.deepcopy(loads)
-    assert json.loads(json.dumps(layer_stage.split_plan(problem, loads))) == plan
+    assert json.loads(json.dumps(stages.plan(problem, loads))) == plan
     assert (problem, loads) == (before, kept)
 
 
@@ -269,8 +270,9 @@ def test_every_field_of_the_decision() -> None:
         "layers", "split_mode", "single_device", "verdict", "why", "objective", "default_layers",
         "gain_over_default_percent", "gain_interval_percent", "decode_tokens_per_second", "prefill_tokens_per_second",
         "best_by_objective", "range_percent", "advice", "mib", "headroom_mib", "loads_used", "fit", "table",
+        "micro_batch_size", "micro_batches", "environment", "tensor",
     }
-    assert set(plan) == {"done", "stage", "why", "loads", "feasible", "default_layers", "fit", "decision"}
+    assert set(plan) == {"done", "stage", "why", "loads", "trials", "feasible", "default_layers", "fit", "decision"}
     assert decision["loads_used"] == len(loads)
     assert decision["decode_tokens_per_second"] == pytest.approx(1000 / (22 * 0.45 + 11 * 0.86), rel=0.05)
     assert decision["fit"]["decode_ms_per_slot"] == pytest.approx([0.45, 0.86], rel=0.15)
@@ -365,8 +367,8 @@ def test_the_test_nearest_to_the_depth_counts() -> None:
                 result["samples_ms"] = [3 * ms for ms in result["samples_ms"]]
         return done
 
-    plan = layer_stage.split_plan(problem, [])
-    fit = layer_stage.split_plan(problem, [measure(load) for load in plan["loads"]])["fit"]
+    plan = stages.plan(problem, [])
+    fit = stages.plan(problem, [measure(load) for load in plan["loads"]])["fit"]
     assert fit["decode_ms_per_slot"] == pytest.approx([3 * 0.45, 3 * 0.86], rel=1e-3)
 
 
@@ -379,7 +381,7 @@ def test_the_test_nearest_to_the_depth_counts() -> None:
 )
 def test_a_depth_must_fit_the_context(depth: int, context_size: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        layer_stage.split_plan(at_depth(depth, context_size), [])
+        stages.plan(at_depth(depth, context_size), [])
 
 
 def test_it_says_so_when_the_choice_barely_matters() -> None:
@@ -573,7 +575,7 @@ def test_the_device_probe_stands_in_for_anchors_of_many_devices() -> None:
 )
 def test_a_device_probe_of_other_devices_is_refused(probe: Json, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        layer_stage.split_plan(make_problem(device_probe=probe), [])
+        stages.plan(make_problem(device_probe=probe), [])
 
 
 def test_a_device_that_was_not_probed_leaves_the_plan_without_a_prior() -> None:
@@ -713,18 +715,18 @@ def test_when_everything_fails_it_says_so() -> None:
 
 def test_a_lost_device_ends_the_run() -> None:
     problem = make_problem(budget=(400, 400))
-    first = layer_stage.split_plan(problem, [])["loads"][0]
+    first = stages.plan(problem, [])["loads"][0]
     lost = failed(first, "device_lost") | {"reason": "RPC1 (127.0.0.1:50053) no longer answers"}
-    plan = layer_stage.split_plan(problem, [lost])
+    plan = stages.plan(problem, [lost])
     assert (plan["done"], plan["stage"], plan["decision"], plan["loads"]) == (True, "impossible", None, [])
     assert "RPC1 (127.0.0.1:50053) no longer answers" in plan["why"] and "run again" in plan["why"]
 
 
 def test_an_ok_load_without_its_result_is_unreadable() -> None:
     problem = make_problem(budget=(400, 400))
-    load = Pair((0.45, 0.86), (4, 9)).measure(layer_stage.split_plan(problem, [])["loads"][0])
+    load = Pair((0.45, 0.86), (4, 9)).measure(stages.plan(problem, [])["loads"][0])
     load["results"] = [result for result in load["results"] if result["kind"] == "prefill"]
-    plan = layer_stage.split_plan(problem, [load])
+    plan = stages.plan(problem, [load])
     assert load["layers"] not in [row["layers"] for row in plan["feasible"]]
 
 
@@ -753,11 +755,11 @@ def test_a_model_that_fits_one_device_may_stay_there() -> None:
     problem = make_problem(objective="decode")
     plan, _loads, _plans = campaign(problem, Pair((0.45, 0.86), (4, 9), hop=1.0))
     assert plan["decision"]["layers"] == [33, 0] and plan["decision"]["single_device"] is True
-    assert "all 33 slots on RPC0" in plan["decision"]["why"]
+    assert "all 33 layers on RPC0" in plan["decision"]["why"]
 
 
 def test_a_model_that_does_not_fit() -> None:
-    plan = layer_stage.split_plan(make_problem((300, 200), reserve_mib=10), [])
+    plan = stages.plan(make_problem((300, 200), reserve_mib=10), [])
     assert (plan["done"], plan["stage"], plan["decision"], plan["loads"]) == (True, "impossible", None, [])
     assert "MiB are missing in the split that comes nearest" in plan["why"]
     assert "it would fit with" in plan["why"]
@@ -854,11 +856,11 @@ def test_one_split_of_many_devices_that_fits_is_found() -> None:
         problem["devices"], memory_plan.MemoryPlan(problem["model"], problem["serving"]).mib(layers), strict=True
     ):
         device["free_mib"] = mib
-    plan = layer_stage.split_plan(problem, [])
+    plan = stages.plan(problem, [])
     assert [row["layers"] for row in plan["feasible"]] == [list(layers)]
     assert (plan["stage"], labels(plan)) == ("anchor", ["5/17/8/13/9/13 load 1"])
     problem["devices"][3]["free_mib"] -= 1
-    plan = layer_stage.split_plan(problem, [])
+    plan = stages.plan(problem, [])
     assert plan["stage"] == "impossible"
     assert "1 MiB are missing in the split that comes nearest" in plan["why"]
 
@@ -879,7 +881,7 @@ def test_what_is_searched_is_what_is_predicted(objective: str) -> None:
     problem, pair = many(4, seed=5, objective=objective, prompt_tokens=1500)
     _plan, loads, _plans = campaign(problem, pair)
     checked = split_problem.read_problem(problem)
-    evidence = layer_stage.Evidence(checked, measured_loads.read_loads(checked, loads))
+    evidence = Evidence(checked, measured_loads.read_loads(checked, loads))
     cost = evidence.cost("objective")
     assert cost is not None
     for layers in ((20, 15, 14, 16), (1, 1, 1, 62), (0, 33, 32, 0), (65, 0, 0, 0)):
@@ -925,7 +927,7 @@ def test_replay_of_a_recorded_pair() -> None:
         {"kind": "decode", "n_prompt": 0, "n_gen": 32, "n_depth": 0, "repetitions": 2},
     ])
     loads: list[Json] = []
-    while not (plan := layer_stage.split_plan(problem, loads))["done"]:
+    while not (plan := stages.plan(problem, loads))["done"]:
         loads += [measure(load) for load in plan["loads"]]
     feasible = [row["layers"][0] for row in plan["feasible"] if all(row["layers"])]
     assert min(feasible) >= 4 and max(feasible) == 22
@@ -984,13 +986,13 @@ def test_a_wrong_problem_is_told_by_its_field(path: str, value: t.Any, field: st
     problem = make_problem()
     put(problem, path, value)
     with pytest.raises(ValueError, match=field):
-        layer_stage.split_plan(problem, [])
+        stages.plan(problem, [])
 
 
 @pytest.mark.parametrize("problem", [None, [], "x", 3])
 def test_a_problem_is_a_dict(problem: t.Any) -> None:
     with pytest.raises(ValueError, match="problem must be a dict"):
-        layer_stage.split_plan(problem, [])
+        stages.plan(problem, [])
 
 
 @pytest.mark.parametrize(
@@ -1008,9 +1010,9 @@ def test_a_problem_is_a_dict(problem: t.Any) -> None:
 )
 def test_a_wrong_load_is_told_by_its_field(path: str, value: t.Any, field: str) -> None:
     problem = make_problem(budget=(400, 400))
-    load = Pair((0.45, 0.86), (4, 9)).measure(layer_stage.split_plan(problem, [])["loads"][0])
+    load = Pair((0.45, 0.86), (4, 9)).measure(stages.plan(problem, [])["loads"][0])
     put(load, path, value)
     with pytest.raises(ValueError, match=field):
-        layer_stage.split_plan(problem, [load])
+        stages.plan(problem, [load])
     with pytest.raises(ValueError, match="loads must be a list"):
-        layer_stage.split_plan(problem, load)
+        stages.plan(problem, load)

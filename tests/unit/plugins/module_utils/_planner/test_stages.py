@@ -15,9 +15,15 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import 
     layer_stage,
     micro_batch_stage,
     stages,
-    tensor_stage,
+    tensor_loads,
+    tensor_shares,
 )
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import cost_model, memory_plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
+    cost_model,
+    measured_loads,
+    memory_plan,
+    split_problem,
+)
 
 Json = dict[str, t.Any]
 
@@ -129,7 +135,8 @@ def purposes(loads: t.Sequence[Json]) -> list[str]:
 def test_without_other_sizes_the_plan_is_that_of_layer_splits() -> None:
     problem = make_problem()
     plan, loads, _plans = campaign(problem, Devices())
-    bare = layer_stage.split_plan(problem, loads)
+    checked = split_problem.read_problem(problem)
+    bare, _evidence = layer_stage.plan(checked, measured_loads.read_loads(checked, loads))
     assert plan["decision"]["layers"] == bare["decision"]["layers"]
     assert plan["decision"]["why"] == bare["decision"]["why"]
     assert (plan["decision"]["micro_batch_size"], plan["decision"]["tensor"], plan["trials"]) == (512, None, [])
@@ -205,7 +212,7 @@ def test_a_size_without_memory_is_not_tried() -> None:
     free = max(stages.plan(problem, [])["feasible"], key=lambda row: row["layers"][0])["mib"]
     problem["devices"][0]["free_mib"] = free[0]
     problem["devices"][1]["free_mib"] = free[1] + 200
-    evidence = layer_stage.plan_with_evidence(problem, [])[1]
+    evidence = layer_stage.plan(split_problem.read_problem(problem), [])[1]
     layers = tuple(max(evidence.candidates, key=lambda c: c.layers[0]).layers)
     sizes = micro_batch_stage.sizes(evidence, layers)
     assert sizes.usable == [512]
@@ -251,7 +258,7 @@ def test_wrong_micro_batches_are_named(wrong: t.Any) -> None:
     ],
 )
 def test_attention_divides_as_llama_cpp_divides_it(model: Json, devices: int, units: int | None) -> None:
-    assert tensor_stage.attention_units(model, devices) == units
+    assert tensor_shares.attention_units(model, devices) == units
 
 
 def test_tensor_mode_wins_after_confirmation_and_trial() -> None:
@@ -270,7 +277,7 @@ def test_tensor_mode_wins_after_confirmation_and_trial() -> None:
     assert purposes(loads).count("tensor") + order.count("against_tensor") <= 10
     assert [plan["stage"] for plan in plans][-2:] == ["tensor_trial", "decided"]
     # both ways of adding up, and neighbours on the grid of eighths
-    tried = {(tuple(load["layers"]), tensor_stage.way_of(load)) for load in loads if load["purpose"] == "tensor"}
+    tried = {(tuple(load["layers"]), tensor_loads.way_of(load)) for load in loads if load["purpose"] == "tensor"}
     assert {((4, 4), "nccl"), ((4, 4), "internal")} <= tried
     assert all(sum(layers) == 8 for layers, _way in tried)
 
@@ -311,7 +318,7 @@ def test_no_difference_is_no_reason_for_an_experimental_mode() -> None:
 @pytest.mark.parametrize("status", ["crashed", "timed_out", "unreadable"])
 def test_a_way_that_fails_is_recorded_and_the_other_goes_on(status: str) -> None:
     def fate(item: Json) -> str | None:
-        return status if item["purpose"] == "tensor" and tensor_stage.way_of(item) == "nccl" else None
+        return status if item["purpose"] == "tensor" and tensor_loads.way_of(item) == "nccl" else None
 
     plan, loads, _plans = campaign(make_problem("decode", ("layer", "tensor")), Devices(), fate)
     assert purposes(loads).count("tensor") > 2
@@ -376,7 +383,7 @@ def test_what_failed_once_does_not_win(status: str) -> None:
 
     def fate(item: Json) -> str | None:
         bad = item["purpose"] == "tensor" and item["layers"] == [4, 4] and item["load"] == 2
-        return status if bad and tensor_stage.way_of(item) == "nccl" else None
+        return status if bad and tensor_loads.way_of(item) == "nccl" else None
 
     plan, loads, _plans = campaign(make_problem("decode", ("layer", "tensor")), Devices(), fate)
     decision = plan["decision"]
@@ -386,7 +393,7 @@ def test_what_failed_once_does_not_win(status: str) -> None:
         else:
             assert decision["environment"] == {"GGML_CUDA_ALLREDUCE": "internal"}
     trials = [load for load in loads if load["purpose"] == "tensor_trial"]
-    assert all(tensor_stage.way_of(load) != "nccl" or load["layers"] != [4, 4] for load in trials)
+    assert all(tensor_loads.way_of(load) != "nccl" or load["layers"] != [4, 4] for load in trials)
 
 
 def test_a_disturbed_layer_load_does_not_make_tensor_mode_win() -> None:

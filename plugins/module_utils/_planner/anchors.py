@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The splits that a fit of the cost model is anchored to. Private to this collection. Pure functions only."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._base import least_squares
+from .._split.layer_split import Layers
+from .._split.split_problem import Candidate
+from .evidence import Evidence, room_of
+
+
+def missing_anchors(evidence: Evidence) -> list[Candidate]:
+    """Return the splits that are still missing for a fit.
+
+    For each device it is the one with the most layers there; where these do not determine the fit, those farthest from
+    all chosen ones follow.
+    """
+    pool = evidence.pool
+    chosen = list(evidence.ok)
+    result: list[Candidate] = []
+    ends = [_end(pool, device) for device in range(len(evidence.problem.names))]
+    if len(ends) > evidence.problem.max_anchors:
+        ends = [ends[device] for device in sorted(range(len(ends)), key=lambda d: -ends[d].layers[d])]
+    while True:
+        known = least_squares.rank(chosen)
+        if known >= evidence.problem.max_anchors:
+            return result
+        useful = [c for c in pool if least_squares.rank([*chosen, c.layers]) > known]
+        if not useful:
+            return result
+        take = next((c for c in ends if c in useful), None)
+        if take is None:
+            take = max(useful, key=lambda c: (distance(c.layers, chosen), room_of(c), c.layers))
+        chosen.append(take.layers)
+        result.append(take)
+
+
+def _end(pool: t.Sequence[Candidate], device: int) -> Candidate:
+    """Return the split with the most layers on C(device)."""
+    return max(pool, key=lambda c: (c.layers[device], room_of(c), c.layers))
+
+
+def distance(layers: Layers, others: t.Iterable[Layers]) -> int:
+    """Return how many layers have to move, at least, to make C(layers) of one of C(others)."""
+    return min((sum(abs(a - b) for a, b in zip(layers, o, strict=True)) // 2 for o in others), default=0)
+
+
+def interior_anchor(evidence: Evidence) -> Candidate | None:
+    """Return the further anchor that a poor fit asks for: of the good splits the farthest from the measured ones."""
+    residual = evidence.objective_residual
+    anchors = {load.layers for load in evidence.loads if load.ok and load.purpose == "anchor"}
+    if residual is None or residual <= evidence.tolerance("objective") or len(anchors) > len(evidence.problem.names):
+        return None
+    fresh = [c for c in evidence.pool if not evidence.count(c.layers)]
+    if not fresh:
+        return None
+    limit = 1.1 * min(evidence.objective(candidate.layers) for candidate in evidence.candidates)
+    near = [c for c in fresh if evidence.objective(c.layers) <= limit] or fresh
+    return max(near, key=lambda c: (distance(c.layers, evidence.ok), -evidence.objective(c.layers), c.layers))

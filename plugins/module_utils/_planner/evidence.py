@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What a problem and measured loads of layer splits say together. Private to this collection. Pure functions only."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import typing as t
+
+from .._base import least_squares, stats
+from .._split import cost_fit, cost_model, disturbance, layer_search, split_cost
+from .._split.layer_split import Layers
+from .._split.measured_loads import Load
+from .._split.split_problem import Candidate, Problem
+from .._split.workload import needed_kinds
+from . import disturbed_loads
+
+#: A fit that misses a measured split by more than this (percent), and by more than noise, is not trusted there.
+TRUSTED_RESIDUAL_PERCENT = 5.0
+
+#: How well a point is known (relative standard deviation) while no split has two loads: half of what is trusted.
+UNKNOWN_NOISE = TRUSTED_RESIDUAL_PERCENT / 200
+
+#: How far a device's cost by the device probe may be off (relative standard deviation): the probe model is small, so
+#: launching its kernels counts for more, and its weights are of another type than the model's.
+PROBE_ERROR = 0.2
+
+
+class Evidence:
+    """What a problem and some loads together say: which splits remain, the fit, and what each split costs."""
+
+    def __init__(self, problem: Problem, loads: t.Sequence[Load]) -> None:
+        self.problem = problem
+        self.loads = list(loads)
+        self.left = problem.max_loads - len(self.loads)
+        self.lost = next((load for load in loads if load.status == "device_lost"), None)
+        self.failed: dict[Layers, Load] = {load.layers: load for load in reversed(self.loads) if not load.ok}
+        self.ok: dict[Layers, list[Load]] = {}
+        for load in self.loads:
+            if load.ok:
+                self.ok.setdefault(load.layers, []).append(load)
+        self.measured_again = sum(1 for load in self.loads if load.purpose == "repeat")
+        judged = disturbed_loads.judge(self.ok, problem.kinds, problem.indifference)
+        #: Why a load is suspected of a disturbance, set aside or not.
+        self.suspects = judged.suspects
+        self.ok, self.disturbed = judged.ok, judged.aside
+        allowed = self.left > 0 and self.lost is None and self.measured_again < problem.repeat_disturbed
+        #: The split to measure again, with the reason, while that is allowed.
+        self.repeat = judged.repeat if allowed else None
+        self.caps = [problem.slots] * len(problem.names)
+        self.listed = self._remaining()
+        self._tolerances: dict[str, float] = {}
+        self._objectives: dict[Layers, float] = {}
+        self._ratios: dict[tuple[str, tuple[bool, ...]], float] = {}
+        self._fit()
+
+    @property
+    def ok_loads(self) -> list[Load]:
+        """All loads that were measured and not set aside."""
+        return [load for loads in self.ok.values() for load in loads]
+
+    def next_number(self, layers: Layers) -> int:
+        """Return the number that the next load of a split has; one that was set aside keeps its own."""
+        return 1 + sum(1 for load in self.loads if load.layers == layers)
+
+    def count(self, layers: Layers) -> int:
+        """Return how many loads of a split were measured."""
+        return len(self.ok.get(layers, ()))
+
+    def _remaining(self) -> list[Candidate]:
+        """Return the splits that fit and have not failed, nor need as much as one did where memory ran out."""
+        fitting = {candidate.layers: candidate for candidate in self.problem.fitting}
+        for layers in (*self.ok, *self.failed):
+            # with more than two devices what was searched for and tried is not in the list
+            if layers not in fitting and (searched := self.problem.candidate(layers)) is not None:
+                fitting[layers] = searched
+        for candidate in fitting.values():
+            failure = self.failed.get(candidate.layers)
+            if failure is not None and failure.status == "out_of_memory":
+                tightest = min((left, d) for d, left in enumerate(candidate.headroom) if candidate.layers[d])[1]
+                self.caps[tightest] = min(self.caps[tightest], candidate.layers[tightest] - 1)
+        return [fitting[layers] for layers in sorted(fitting) if self.remains(layers)]
+
+    def remains(self, layers: Layers) -> bool:
+        """Return whether a split that fits has not failed, nor needs as much as one did where memory ran out."""
+        return layers not in self.failed and all(n <= cap for n, cap in zip(layers, self.caps, strict=True))
+
+    @functools.cached_property
+    def by_layers(self) -> dict[Layers, Candidate]:
+        """The splits to choose from: those listed, and with more than two devices those that a search finds.
+
+        The list is coarse then. Of all splits that remain the search finds the best by the fit and the roomiest that is
+        practically as fast; their neighbours, one layer moved, come with them.
+        """
+        known = {candidate.layers: candidate for candidate in self.listed}
+        found: set[Layers] = set()
+        cost = self.cost("objective") if len(self.problem.names) > 2 else None
+        if cost is not None and (best := self.best_of_all(cost)) is not None:
+            limit = cost.ms(best) * (1 + self.problem.room_price)
+            roomiest = self.problem.search.roomiest(cost, limit, self.caps, self.failed) or best
+            for split in (best, roomiest):
+                found.update((split, *layer_search.moved_by_one(split)))
+        for layers in found - known.keys():
+            candidate = self.problem.candidate(layers)
+            if candidate is not None and self.remains(layers):
+                known[layers] = candidate
+        return {layers: known[layers] for layers in sorted(known)}
+
+    @functools.cached_property
+    def candidates(self) -> list[Candidate]:
+        """The splits to choose from, fewest layers on the first device first."""
+        return list(self.by_layers.values())
+
+    def best_of_all(self, cost: split_cost.Cost) -> Layers | None:
+        """Return the split of the least cost among all that remain, listed or not."""
+        return self.problem.search.best(cost, self.caps, self.failed)
+
+    def cost(self, name: str) -> split_cost.Cost | None:
+        """Return what the fit says of an objective as coefficients of the layers, or None without a fit.
+
+        It says the same of any split as predicted.
+        """
+        problem = self.problem
+        tokens, generated = problem.counted(problem.objective if name == "objective" else name)
+        return split_cost.workload_cost(
+            self.decode_fit if generated else None,
+            self.prefill_fit if problem.prefill_test is not None else None,
+            tokens,
+            generated,
+            problem.prefill_test.n_prompt if problem.prefill_test is not None else tokens,
+            problem.micro_batch,
+            self.prefill_overlap,
+        )
+
+    def _fit(self) -> None:
+        """Fit the model to the splits over all devices; to those on fewer devices only where there are no others.
+
+        One device alone makes no hop, so what it measures says nothing about the splits that do.
+        """
+        problem = self.problem
+        devices = len(problem.names)
+        self.points = [layers for layers in self.ok if all(layers) or not self.pool_is_whole]
+        self.decode_fit: list[float] | None = None
+        self.prefill_fit: list[float] | None = None
+        self.prefill_form: str | None = None
+        self.prefill_overlap = 1.0
+        self.residual: dict[str, float | None] = {"decode": None, "prefill": None}
+        if not self.anchored or not self.points:
+            return
+        # with as many coefficients as splits every residual is zero and says nothing
+        telling = len(self.points) > devices
+        if problem.decode_test is not None:
+            points = [(layers, self.measured("decode", layers)) for layers in self.points]
+            self.decode_fit = cost_fit.fit_decode(points, self.prior("decode"))
+            if telling:
+                predicted = [cost_model.decode_ms(self.decode_fit, layers) for layers, _ms in points]
+                self.residual["decode"] = cost_model.residual_percent(predicted, [ms for _layers, ms in points])
+        if problem.prefill_test is not None:
+            batches = cost_model.micro_batches(problem.prefill_test.n_prompt, problem.micro_batch)
+            points = [(layers, self.measured("prefill", layers)) for layers in self.points]
+            fit = cost_fit.choose_prefill(
+                points, batches, self.point_noise("prefill"), self.decode_fit, self.prior("prefill")
+            )
+            self.prefill_form, self.prefill_overlap, self.prefill_fit, self.residual["prefill"] = fit
+
+    def noise(self, kind: str) -> tuple[float, int]:
+        """Return the relative standard deviation between loads of C(kind), and how many degrees of freedom that has.
+
+        Pooled over splits, and over what the repetitions within loads let expect.
+        """
+        return self.with_expectation(kind, *self.spread(kind))
+
+    def with_expectation(self, kind: str, spread: float, degrees: int) -> tuple[float, int]:
+        """Return a scatter of loads with what the repetitions within loads let expect, for a few degrees more."""
+        kinds = self.problem.kinds if kind == "objective" else (kind,)
+        errors = [
+            disturbance.repetition_error(load.samples(part) for loads in self.ok.values() for load in loads)
+            for part in kinds
+        ]
+        return disturbance.with_expectation(spread, degrees, max(errors))
+
+    def prior(self, kind: str) -> cost_fit.Prior | None:
+        """Return what the device probe says of the devices' costs in a test of C(kind); None without a probe."""
+        costs = self.problem.probed.get(kind)
+        return None if costs is None else cost_fit.Prior(costs, PROBE_ERROR, self.point_noise(kind))
+
+    def point_noise(self, kind: str) -> float:
+        """Return how well a point of a fit is known (relative standard deviation); no better than what is nothing."""
+        noise, degrees = self.noise(kind)
+        return max(self.problem.indifference, noise) if degrees else UNKNOWN_NOISE
+
+    def spread(self, kind: str) -> tuple[float, int]:
+        """Return the relative standard deviation between loads of C(kind), pooled over splits, and its degrees."""
+        return stats.pooled_spread(self.load_means(kind, layers) for layers in self.ok)
+
+    @functools.cached_property
+    def pool(self) -> list[Candidate]:
+        """The candidates that anchors are chosen from: those over all devices, unless there are too few of them."""
+        whole = [candidate for candidate in self.listed if all(candidate.layers)]
+        return whole if len(whole) >= 2 else self.listed
+
+    @functools.cached_property
+    def pool_is_whole(self) -> bool:
+        """Whether anchors are splits over all devices."""
+        return all(all(candidate.layers) for candidate in self.pool)
+
+    @functools.cached_property
+    def anchored(self) -> bool:
+        """Whether what was measured determines as many coefficients as measuring any further split could."""
+        measured = [layers for layers in self.ok if all(layers) or not self.pool_is_whole]
+        reachable = least_squares.rank([*measured, *(candidate.layers for candidate in self.pool)])
+        return bool(self.ok) and least_squares.rank(measured) >= min(reachable, self.problem.max_anchors)
+
+    def measured(self, kind: str, layers: Layers) -> float:
+        """Return the mean over loads of C(kind) (decode, prefill or objective) of a measured split."""
+        return statistics.fmean(self.load_means(kind, layers))
+
+    def load_means(self, kind: str, layers: Layers) -> list[float]:
+        """Return the mean of each load of a measured split."""
+        if kind == "objective":
+            return [self._objective(layers, load.decode, load.prefill) for load in self.ok[layers]]
+        return [value for load in self.ok[layers] if (value := getattr(load, kind)) is not None]
+
+    def predicted(self, kind: str, layers: Layers) -> float | None:
+        """Return what the fit says of C(kind) (decode, prefill of the tested prompt, objective); None without a fit."""
+        if kind == "decode":
+            return None if self.decode_fit is None else cost_model.decode_ms(self.decode_fit, layers)
+        if kind == "prefill":
+            if self.prefill_fit is None or self.problem.prefill_test is None:
+                return None
+            batches = cost_model.micro_batches(self.problem.prefill_test.n_prompt, self.problem.micro_batch)
+            return cost_model.prefill_ms(self.prefill_fit, layers, batches, self.prefill_overlap)
+        decode, prefill = self.predicted("decode", layers), self.predicted("prefill", layers)
+        if self.decode_fit is None and self.prefill_fit is None:
+            return None
+        return self._objective(layers, decode, prefill)
+
+    def _objective(
+        self, layers: Layers, decode: float | None, prefill: float | None, name: str | None = None
+    ) -> float:
+        """Return an objective in ms, the problem's own by default: its prompt, then its generated tokens.
+
+        C(decode) is in ms per token, C(prefill) in ms per prompt of the test.
+        """
+        problem = self.problem
+        prompt, generated = problem.counted(name or problem.objective)
+        total = 0.0
+        if generated and decode is not None:
+            total += decode * generated
+        if prompt and prefill is not None and problem.prefill_test is not None:
+            total += prefill * cost_model.prefill_scale(
+                self.prefill_fit,
+                layers,
+                problem.prefill_test.n_prompt,
+                prompt,
+                problem.micro_batch,
+                self.prefill_overlap,
+            )
+        return total
+
+    @property
+    def objective_residual(self) -> float | None:
+        """The larger residual of what the objective is made of, in percent; None when unknown."""
+        return max((value for kind in self.problem.kinds if (value := self.residual[kind]) is not None), default=None)
+
+    def value(self, kind: str, layers: Layers) -> float | None:
+        """Return what a split costs, as far as known: by a trusted fit, else by its own loads, else by any fit.
+
+        One device alone makes no hop, so it takes no longer than a fit to splits that do says: where a load of it was
+        slower than that, it was unlucky.
+        """
+        residual = self.objective_residual if kind == "objective" else self.residual[kind]
+        fits = residual is None or residual <= self.tolerance(kind)
+        predicted = self.predicted(kind, layers)
+        if layers in self.ok and self.load_means(kind, layers) and not (
+            fits and layers in self.points and predicted is not None
+        ):
+            measured = self.measured(kind, layers)
+            bounded = fits and predicted is not None and self.pool_is_whole and sum(map(bool, layers)) == 1
+            return min(measured, predicted) if bounded and predicted is not None else measured
+        return None if predicted is None else predicted * self._beyond_fit(kind, layers)
+
+    def _beyond_fit(self, kind: str, layers: Layers) -> float:
+        """Return how much longer splits over these devices take than the fit says; 1 where it was fitted to them.
+
+        A split that leaves a device out makes fewer hops, which the fit cannot know. What one of them shows holds for
+        those that use the same devices, or nearly so; otherwise each of these would look better than the measured one.
+        """
+        used = tuple(count > 0 for count in layers)
+        if (kind, used) in self._ratios:
+            return self._ratios[kind, used]
+        ratios: dict[int, list[float]] = {}
+        for other in self.ok:
+            predicted = self.predicted(kind, other)
+            if predicted and self.load_means(kind, other):
+                differing = sum(a != (b > 0) for a, b in zip(used, other, strict=True))
+                fitted = other in self.points
+                ratios.setdefault(differing, []).append(1.0 if fitted else self.measured(kind, other) / predicted)
+        self._ratios[kind, used] = statistics.fmean(ratios[min(ratios)]) if ratios else 1.0
+        return self._ratios[kind, used]
+
+    def tolerance(self, kind: str) -> float:
+        """Return the residual (percent) up to which a fit is trusted: what noise explains is no misfit."""
+        if kind not in self._tolerances:
+            spread, _degrees = self.spread(kind)
+            self._tolerances[kind] = max(TRUSTED_RESIDUAL_PERCENT, 200 * spread)
+        return self._tolerances[kind]
+
+    def objective(self, layers: Layers) -> float:
+        """Return the objective of a split; infinite when nothing is known of it."""
+        if layers not in self._objectives:
+            value = self.value("objective", layers)
+            self._objectives[layers] = float("inf") if value is None else value
+        return self._objectives[layers]
+
+    def best(self, among: t.Sequence[Candidate]) -> Candidate:
+        """Return the best of C(among): the fastest, or the roomiest of those that are practically as fast.
+
+        Of these one that is being confirmed stays the best, so that noise does not move the target. One device alone is
+        not given up for room: what is predicted for it contains a hop that it does not make.
+        """
+        fastest = min(among, key=lambda c: (self.objective(c.layers), c.layers))
+        if is_single(fastest):
+            return fastest
+        limit = self.limit(among)
+        equal = [c for c in among if self.objective(c.layers) <= limit]
+        confirming = {load.layers for load in self.loads if load.purpose == "confirm"}
+        equal = [c for c in equal if c.layers in confirming] or equal
+        return min(equal, key=lambda c: (-room_of(c), self.objective(c.layers), c.layers))
+
+    def limit(self, among: t.Iterable[Candidate]) -> float:
+        """Return the objective up to which a split may be taken for its room instead of the fastest of C(among)."""
+        return min(self.objective(candidate.layers) for candidate in among) * (1 + self.problem.room_price)
+
+    def rival(self, winner: Candidate, among: t.Sequence[Candidate]) -> Candidate | None:
+        """Return what the winner is compared with: llama.cpp's own split, else the best measured other one."""
+        default = self.by_layers.get(self.problem.default)
+        if default is not None and default in among and default != winner:
+            return default
+        others = [c for c in among if c != winner and c.layers in self.ok]
+        return min(others, key=lambda c: (self.objective(c.layers), c.layers), default=None)
+
+    def compare(self, kind: str, layers: Layers, other: Layers) -> cost_model.Comparison:
+        """Compare two measured splits; the noise between loads is pooled over all splits."""
+        return cost_model.compare(self.load_means(kind, layers), self.load_means(kind, other), self.spread(kind))
+
+    def value_of(self, name: str, layers: Layers) -> float | None:
+        """Return what a split costs (ms) by another objective, as far as known; None when a part of it is unknown."""
+        parts = {kind: self.value(kind, layers) for kind in needed_kinds(name)}
+        if any(value is None for value in parts.values()):
+            return None
+        return self._objective(layers, parts.get("decode"), parts.get("prefill"), name)
+
+
+def room_of(candidate: Candidate) -> int:
+    """Return the smallest headroom of the devices in use."""
+    return min(left for left, count in zip(candidate.headroom, candidate.layers, strict=True) if count)
+
+
+def is_single(candidate: Candidate) -> bool:
+    """Return whether a split uses one device alone."""
+    return sum(1 for count in candidate.layers if count) == 1

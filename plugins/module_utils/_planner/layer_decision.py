@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The decision between layer splits, with everything that is shown of it. Private to this collection. Pure."""
+
+from __future__ import annotations
+
+import statistics
+import typing as t
+
+from .._base import stats
+from .._split.layer_split import Layers
+from .._split.measured_loads import Load
+from .._split.split_problem import Candidate, Json
+from . import equality, why
+from .evidence import Evidence, is_single, room_of
+
+#: The objectives whose best splits are shown beside the chosen one.
+SHOWN_OBJECTIVES = ("decode", "prefill", "ttft", "request")
+
+
+def verdict_of(evidence: Evidence, chosen: Candidate, rival: Candidate | None) -> str:
+    """Return faster, no_difference or inconclusive for two measured splits, by the 95 % interval between their loads.
+
+    faster: the interval excludes zero and the difference is more than the indifference, whichever of the two it
+    favours; both have two loads at least.
+    no_difference: the difference is at most the indifference, and the interval lies within three times that; or all
+    splits are equal within three times that (equality.equal_within).
+    """
+    if rival is None or not evidence.count(chosen.layers) or not evidence.count(rival.layers):
+        return "inconclusive"
+    single = min(evidence.count(chosen.layers), evidence.count(rival.layers)) < 2
+    within = equality.equal_within(evidence)
+    if within is not None and within <= 100 * equality.EQUIVALENCE_FACTOR * evidence.problem.indifference:
+        return "no_difference"
+    result = evidence.compare("objective", chosen.layers, rival.layers)
+    if result.low is None or result.high is None:
+        return "inconclusive"
+    indifference = 100 * evidence.problem.indifference
+    if not single and abs(result.percent) > indifference and (result.low > 0 or result.high < 0):
+        return "faster"
+    widest = max(abs(result.low), abs(result.high))
+    if abs(result.percent) <= indifference and widest <= equality.EQUIVALENCE_FACTOR * indifference:
+        return "no_difference"
+    return "inconclusive"
+
+
+def decide(evidence: Evidence, winner: Candidate, rival: Candidate | None, known_verdict: str | None = None) -> Json:
+    """Return the decision between the winner and its rival; without C(known_verdict) their loads give the verdict."""
+    verdict = "only_choice" if len(evidence.candidates) == 1 else known_verdict or verdict_of(evidence, winner, rival)
+    chosen, other = winner, rival
+    if rival is not None and known_verdict is None:
+        chosen, other = _chosen(evidence, winner, rival, verdict)
+    problem = evidence.problem
+    default = evidence.by_layers.get(problem.default)
+    gain, interval = _gain_over(evidence, chosen, default)
+    decode, prefill = (
+        evidence.measured(kind, chosen.layers) if evidence.load_means(kind, chosen.layers) else None
+        for kind in ("decode", "prefill")
+    )
+    return {
+        "layers": list(chosen.layers),
+        "split_mode": "layer",
+        "single_device": is_single(chosen),
+        "verdict": verdict,
+        "why": why.decided(evidence, chosen, other, verdict),
+        "objective": {
+            "name": problem.objective,
+            "prompt_tokens": problem.prompt_tokens,
+            "generated_tokens": problem.generated_tokens,
+            "depth_tokens": problem.depth_tokens,
+        },
+        "default_layers": None if default is None else list(problem.default),
+        "gain_over_default_percent": gain,
+        "gain_interval_percent": interval,
+        "decode_tokens_per_second": None if decode is None else round(1000 / decode, 3),
+        "prefill_tokens_per_second": (
+            None
+            if prefill is None or problem.prefill_test is None
+            else round(1000 * problem.prefill_test.n_prompt / prefill, 3)
+        ),
+        "best_by_objective": {name: _best_by(evidence, name) for name in SHOWN_OBJECTIVES},
+        "range_percent": _rounded(equality.range_percent(evidence)[0], 2),
+        "advice": why.advice(evidence, chosen),
+        "mib": list(chosen.mib),
+        "headroom_mib": list(chosen.headroom),
+        "loads_used": len(evidence.loads),
+        "fit": fit_of(evidence),
+        "table": _table(evidence),
+    }
+
+
+def _chosen(
+    evidence: Evidence, winner: Candidate, rival: Candidate, verdict: str
+) -> tuple[Candidate, Candidate]:
+    """Return the one to take of two splits, and the other."""
+    if verdict == "faster":
+        slower = evidence.compare("objective", winner.layers, rival.layers).percent < 0
+        return (rival, winner) if slower else (winner, rival)
+    # where loads cannot tell, room decides, unless the fit says that it costs too much
+    limit = evidence.limit(evidence.candidates)
+    if is_single(winner) or evidence.objective(rival.layers) > limit:
+        return winner, rival
+    one, other = sorted((winner, rival), key=lambda c: (-room_of(c), evidence.objective(c.layers), c.layers))
+    return one, other
+
+
+def _gain_over(
+    evidence: Evidence, chosen: Candidate, default: Candidate | None
+) -> tuple[float | None, list[float] | None]:
+    """Return how much less the chosen split takes than the engine's default (percent), with its interval."""
+    if default is None or not evidence.count(default.layers):
+        return None, None
+    if default == chosen:
+        return 0.0, [0.0, 0.0]
+    result = evidence.compare("objective", chosen.layers, default.layers)
+    if result.low is None or result.high is None:
+        return round(result.percent, 2), None
+    return round(result.percent, 2), [round(result.low, 2), round(result.high, 2)]
+
+
+def _best_by(evidence: Evidence, name: str) -> list[int] | None:
+    """Return the fastest split by another objective, as far as known; None when a part of it was not measured."""
+    among = list(evidence.by_layers)
+    cost = evidence.cost(name) if len(evidence.problem.names) > 2 else None
+    if cost is not None and (best := evidence.best_of_all(cost)) is not None:
+        among.append(best)
+    known = [(value, layers) for layers in among if (value := evidence.value_of(name, layers)) is not None]
+    return list(min(known)[1]) if known else None
+
+
+def fit_of(evidence: Evidence) -> Json | None:
+    """Return the fitted costs, or None before the anchors are measured."""
+    if evidence.decode_fit is None and evidence.prefill_fit is None:
+        return None
+    return {
+        "decode_ms_per_slot": _rounded(evidence.decode_fit),
+        "prefill_ms_per_slot": _rounded(evidence.prefill_fit),
+        "prefill_form": evidence.prefill_form,
+        "prefill_overlap": None if evidence.prefill_form is None else _rounded(evidence.prefill_overlap, 3),
+        "decode_residual_percent": _rounded(evidence.residual["decode"], 2),
+        "prefill_residual_percent": _rounded(evidence.residual["prefill"], 2),
+    }
+
+
+def _rounded(value: t.Any, digits: int = 5) -> t.Any:
+    if value is None:
+        return None
+    return [round(item, digits) for item in value] if isinstance(value, list) else round(value, digits)
+
+
+def _table(evidence: Evidence) -> list[Json]:
+    """Return one row per split that was tried, in order of layers."""
+    rows = []
+    for layers in sorted({load.layers for load in evidence.loads}):
+        failure = evidence.failed.get(layers)
+        aside = evidence.disturbed.get(layers, ())
+        reason = _disturbances(evidence, layers) if failure is None else failure.reason
+        rows.append(
+            {
+                "layers": list(layers),
+                "status": "ok" if failure is None else failure.status,
+                "reason": reason or None,
+                "loads": sum(1 for load in evidence.loads if load.layers == layers),
+                "disturbed": bool(aside),
+                "disturbed_loads": [load.number for load in aside],
+                "decode_ms_per_token": _cell(evidence, "decode", layers),
+                "prefill_ms": _cell(evidence, "prefill", layers),
+                "objective_ms": _cell(evidence, "objective", layers),
+            }
+        )
+    return rows
+
+
+def _disturbances(evidence: Evidence, layers: Layers) -> str:
+    """Return which loads of a split were suspected, why, and whether they were set aside; empty when none was."""
+    aside = {load.number for load in evidence.disturbed.get(layers, ())}
+    return "; ".join(
+        f"load {number} {'was set aside' if number in aside else 'looks disturbed, but counts'}: {reason}"
+        for (split, number), reason in sorted(evidence.suspects.items())
+        if split == layers
+    )
+
+
+def _cell(evidence: Evidence, kind: str, layers: Layers) -> Json | None:
+    """Return mean, interval and prediction of a split, or None when C(kind) was not measured.
+
+    The interval is 95 %, from the noise between loads, pooled over splits; of a single load the range of its samples.
+    """
+    if not evidence.count(layers):
+        return None
+    means = evidence.load_means(kind, layers)
+    if not means:
+        return None
+    mean = statistics.fmean(means)
+    if len(means) > 1:
+        spread, degrees = evidence.spread(kind)
+        half = mean * spread * stats.t_quantile(degrees, 0.05) / len(means) ** 0.5
+        low, high = max(0.0, mean - half), mean + half
+    else:
+        low, high = _sample_range(evidence, kind, evidence.ok[layers][0])
+    return {
+        "mean": round(mean, 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "predicted": _rounded(evidence.predicted(kind, layers), 4),
+    }
+
+
+def _sample_range(evidence: Evidence, kind: str, load: Load) -> tuple[float, float]:
+    if kind == "objective":
+        low, high = (
+            evidence._objective(
+                load.layers,
+                pick(load.decode_samples) if load.decode_samples else None,
+                pick(load.prefill_samples) if load.prefill_samples else None,
+            )
+            for pick in (min, max)
+        )
+        return low, high
+    samples = load.samples(kind)
+    return min(samples), max(samples)
