@@ -95,8 +95,8 @@ import shutil
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.types import Json
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_packages, driver_record
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver.driver_host import Host
 
@@ -142,22 +142,18 @@ def change(module: AnsibleModule) -> dict[str, t.Any]:
     directory = module.params["directory"]
     path, kept_dir = os.path.join(directory, "record.json"), os.path.join(directory, "packages")
     host = Host(module, kept_dir)
-    text = json_file.read_text(path)
-    before = driver_record.parse(text, path)
-    after = updated(module.params, host, before)
-    wanted = json_file.to_text(after)
-    changed, lost = after != before, list[str]()
-    if changed and not module.check_mode:
-        json_file.write_text(path, wanted, 0o644, module.atomic_move)
-    if module.params["keep_packages"] and module.params["action"] == "record" and not module.check_mode:
-        files_changed, lost = keep_packages(kept_dir, host, after)
-        changed |= files_changed
+    file = json_state.StateFile(module, driver_record.FORM, path, os.path.join(directory, "lock"))
+    with file.locked():
+        found = file.read()
+        before = t.cast(driver_record.Record, found) if found else driver_record.empty()
+        after = updated(module.params, host, before)
+        changed, lost = after != before and file.write(t.cast(Json, after)), list[str]()
+        if module.params["keep_packages"] and module.params["action"] == "record" and not module.check_mode:
+            files_changed, lost = keep_packages(kept_dir, host, after)
+            changed |= files_changed
     if lost:
         module.warn(f"Not kept for going back, because no apt source has them any more: {', '.join(lost)}")
-    result = {"changed": changed, "record": after, "lost": lost}
-    if module._diff:
-        result["diff"] = {"before_header": path, "after_header": path, "before": text or "", "after": wanted}
-    return result
+    return {"changed": changed, "record": after, "lost": lost, **file.diff()}
 
 
 def main() -> None:
@@ -173,23 +169,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    directory = module.params["directory"]
-    lock = None
-    try:
-        if not module.check_mode:
-            lock = json_file.take_lock(os.path.join(directory, "lock"), 30)
-            if lock is None:
-                module.fail_json(msg=f"{directory} has been locked by another run for 30 seconds: wait for its end.")
+    with json_state.failures_told(module, module.params["directory"]):
         module.exit_json(**change(module))
-    except UserError as exc:
-        module.fail_json(msg=str(exc))
-    except OSError as exc:
-        module.fail_json(
-            msg=f"{exc.filename or directory} cannot be written ({exc.strerror}): run as root, and make room there."
-        )
-    finally:
-        if lock is not None:
-            json_file.release_lock(lock)
 
 
 if __name__ == "__main__":

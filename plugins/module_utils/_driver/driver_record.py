@@ -7,11 +7,11 @@ Pure functions only. A record has no other schema than `SCHEMA`.
 
 from __future__ import annotations
 
-import json
 import typing as t
 
+from .._base import json_state
 from .._base.errors import UserError
-from .._base.types import Mapping
+from .._base.types import Json, Mapping
 from .driver_packages import branch_of, own_versions, upstream
 from .driver_types import Package, Step
 
@@ -65,41 +65,22 @@ def empty() -> Record:
     return {"schema": SCHEMA, "states": [], "rollback": None}
 
 
+def _check(record: Json) -> None:
+    states = record.get("states")
+    whole = isinstance(states, list) and all(
+        isinstance(state, dict) and isinstance(state.get("packages"), dict) and isinstance(state.get("version"), str)
+        for state in states
+    )
+    if not whole or "rollback" not in record:
+        raise UserError("its states or its rollback are not what this collection writes")
+
+
+FORM: t.Final = json_state.Form(SCHEMA, "run the play again: what is installed now is recorded", _check)
+
+
 def parse(text: str | None, path: str) -> Record:
     """Return the record that a file holds; None is no file. Raises UserError for a damaged one or another schema."""
-    if text is None:
-        return empty()
-    why = ""
-    try:
-        record = json.loads(text)
-    except ValueError as exc:
-        why = f"it is no JSON ({exc})"
-    else:
-        if not isinstance(record, dict) or not isinstance(record.get("schema"), int):
-            why = "it has no schema number"
-        elif record["schema"] != SCHEMA:
-            why = f"it is of schema {record['schema']}, and this release knows {SCHEMA}"
-        elif not _is_whole(record):
-            why = "its states or its rollback are not what this collection writes"
-    if why:
-        raise UserError(
-            f"{path} cannot be used: {why}; move it away (mv {path} {path}.old) and run the play again: what is "
-            "installed now is recorded anew."
-        )
-    return t.cast(Record, record)
-
-
-def _is_whole(record: Mapping) -> bool:
-    return (
-        isinstance(record.get("states"), list)
-        and all(
-            isinstance(state, dict)
-            and isinstance(state.get("packages"), dict)
-            and isinstance(state.get("version"), str)
-            for state in record["states"]
-        )
-        and "rollback" in record
-    )
+    return empty() if text is None else t.cast(Record, FORM.parse(text, path))
 
 
 def snapshot(present: Present, main: str, reason: Reason, now: str) -> State | None:

@@ -156,8 +156,8 @@ def test_the_present_driver_and_the_one_before_are_kept():
     ("text", "words"),
     [
         ("{", "no JSON"),
-        ("[]", "no schema number"),
-        ('{"schema": 2}', "schema 2"),
+        ("[]", "a list instead of a dict"), ("{}", "schema is None"),
+        ('{"schema": 2}', "schema is 2"),
         ('{"schema": 1, "states": [{}], "rollback": null}', "not what this collection writes"),
         ('{"schema": 1, "states": []}', "not what this collection writes"),
     ],
