@@ -136,7 +136,6 @@ import contextlib
 import os
 import re
 import signal
-import sys
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -149,6 +148,10 @@ OPTIONS: t.Final = (
 )  # fmt: skip
 
 
+def _end(*_signal: t.Any) -> t.NoReturn:
+    raise SystemExit(143)
+
+
 @contextlib.contextmanager
 def preferences(path: str | None, text: str) -> t.Iterator[None]:
     """Have `text` at `path` from now on, or what was there before again, when the body fails or is terminated."""
@@ -157,7 +160,7 @@ def preferences(path: str | None, text: str) -> t.Iterator[None]:
         return
     before = json_file.read_text(path)
     # whoever stops a job that takes too long sends SIGTERM first
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _end)
     try:
         json_file.write_text(path, text, 0o644, os.replace)
         yield

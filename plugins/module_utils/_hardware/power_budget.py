@@ -30,6 +30,7 @@ POLICIES = ("warn", "fail", "ignore")
 OTHER_LOW, OTHER_HIGH = 500 / 450, 570 / 350
 OTHER_SOURCE = "assumed from the ratios of peak to limit of an RTX 4090 and an RTX 3090; unverified"
 
+
 def for_card(gpu: Mapping, settings: Mapping) -> t.Any:
     """Return what `settings`, by UUID or by the end of the product name, say of a card, or None. UUIDs win."""
     by_uuid = settings.get(gpu.get("uuid") or "")

@@ -19,6 +19,7 @@ from . import cost_model
 
 Points = t.Sequence[cost_model.Point]
 
+
 class Prior(t.NamedTuple):
     """What is known of the devices' costs per slot before a split is measured: their ratios, and how sure these are.
 

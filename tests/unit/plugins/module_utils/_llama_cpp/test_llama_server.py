@@ -87,7 +87,6 @@ def value_after(words, flag):
     return words[words.index(flag) + 1]
 
 
-
 def tensor_deployment(first=3, second=1):
     """The deployment of the recorded start in split mode tensor."""
     deployment = rpc_deployment(first, second)

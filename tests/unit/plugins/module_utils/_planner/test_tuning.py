@@ -187,7 +187,10 @@ def test_a_change_measures_again_under_another_campaign(host: Host, change: Json
 
 def test_a_probe_of_the_same_devices_stands_unless_a_retune_is_asked_for(host: Host) -> None:
     host.keep(host.tune())
-    probes = lambda: {i.step.args["campaign"] for i in host.done if i.step.name.startswith("probe of ")}  # noqa: E731
+
+    def probes() -> set[t.Any]:
+        return {i.step.args["campaign"] for i in host.done if i.step.name.startswith("probe of ")}
+
     host.tune(model_sha256="c" * 64)
     assert probes() == {"after nothing"}
     host.tune(retune=True)

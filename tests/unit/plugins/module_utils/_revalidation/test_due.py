@@ -80,7 +80,10 @@ def test_without_a_record_or_a_driver_in_it_there_is_none():
 def test_a_host_is_read_with_its_history_and_a_damaged_one_counts_as_none(tmp_path, monkeypatch):
     monkeypatch.setattr(driver_versions, "read", lambda _root: driver_versions.Versions(NEW, NEW))
     fact, history = tmp_path / "mixed_gpu.fact", tmp_path / "revalidations"
-    read = lambda: due.of_host(str(fact), str(tmp_path))  # noqa: E731
+
+    def read():
+        return due.of_host(str(fact), str(tmp_path))
+
     assert not read()["needed"]
     whole = {field: kind() for field, kind in fact_record.ENTRY_FIELDS} | entry()
     whole |= {"devices": [{"id": "GPU-1"}], "placement": [{"id": "GPU-1", "layers": 9}]}
