@@ -19,8 +19,7 @@ import sys
 
 import pytest
 import yaml
-from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe import device_probe
-from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe_loads import device_probe_loads
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import probe_stage
 from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module, rpc_server, tune
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -224,9 +223,9 @@ def test_the_default_device_probe_reads_weights_at_the_speed_of_the_card(box, ll
             campaign="gpu-test", fingerprint="1" * 64, state_dir=str(tmp_path / "loads"), lease_unit="",
             timeout_seconds=default["timeout_seconds"],
         )["load"]
-        for load in device_probe_loads(devices, model, tests, 512)
+        for load in probe_stage.loads(devices, model, tests, 512)
     ]
-    probed = device_probe(loads, devices, model, 512, box["gpus"])
+    probed = probe_stage.assess(loads, devices, model, 512, box["gpus"])
     print(json.dumps(probed, indent=1))
     assert probed["failure"] is None
     for row in probed["devices"]:

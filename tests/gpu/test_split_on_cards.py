@@ -18,9 +18,7 @@ import subprocess
 import sys
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe import device_probe
-from ansible_collections.homelab.mixed_gpu.plugins.filter.device_probe_loads import device_probe_loads
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import stages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import probe_stage, stages
 from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module, rpc_server, tune
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -114,9 +112,9 @@ def test_an_unequal_pair_against_every_split(box, llama_bin, model_path, model, 
                 environment=environment, campaign="probe", fingerprint="1" * 64, state_dir=str(tmp_path / "probe"),
                 lease_unit="", timeout_seconds=300,
             )["load"]
-            for load in device_probe_loads([{**d, "budget_mib": None} for d in devices], model, TESTS, 64)
+            for load in probe_stage.loads([{**d, "budget_mib": None} for d in devices], model, TESTS, 64)
         ]
-        probed = device_probe(probe, [{**d, "budget_mib": None} for d in devices], model, 64, [])
+        probed = probe_stage.assess(probe, [{**d, "budget_mib": None} for d in devices], model, 64, [])
         print(probed["summary"])
         objective = {"name": "request", "prompt_tokens": 2048, "generated_tokens": 256}
         problem = problem_of(devices, model, objective, micro_batches=[256, 1024], device_probe=probed)
