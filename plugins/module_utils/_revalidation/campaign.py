@@ -144,6 +144,7 @@ def _look_again(seen: Observation) -> Plan | None:
 def _judged(seen: Observation) -> Plan:
     """Return the verdict, and what becomes of it where it is accepted as the baseline, or tuned again."""
     result = verdict.judge(seen.observed, seen.settings.judging)
+    measuring, why = _wish(seen)
     return Plan(result={
         "changed": False,
         "deployment": seen.host["deployment"],
@@ -151,7 +152,7 @@ def _judged(seen: Observation) -> Plan:
         "accepted": _accepted(seen, result),
         "retuned": _retuned(seen, result),
         "why": result["summary"],
-        "lines": [_wish(seen)[1], *result["lines"]],
+        "lines": [*([] if measuring else [why]), *result["lines"]],
     })  # fmt: skip
 
 

@@ -118,6 +118,7 @@ def test_a_suspicious_timing_is_measured_under_one_lease_which_is_then_released(
     assert host.asked == [*LOOK, "devices", "load 1", "load 2", *AGAIN]
     assert host.released == 1 and len(host.leases) == 3
     assert "as served, decode (generation) takes 8.0 % more time" in host.whys[4]
+    assert result["lines"][0] == "box: OK, d"
     assert host.leases[0].options["conflicts"] == ["llama-server.service"]
     assert (result["revalidation"]["verdict"], result["revalidation"]["measured"]) == ("ok", True)
 
