@@ -48,6 +48,12 @@ options:
     description: Exact version of the driver, for V(packages). Empty means any version of the branch.
     type: str
     default: ""
+  requested:
+    description:
+      - A version, or a branch whose newest version is wanted, that counts instead of O(branch) and O(version), for
+        V(packages). Empty means those two.
+    type: str
+    default: ""
   open_modules:
     description: Whether the open kernel modules are wanted, for V(packages).
     type: bool
@@ -186,7 +192,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import (
     driver_settings,
     driver_versions,
 )
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver.driver_packages import own_versions
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver.driver_packages import branch_of, own_versions
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver.driver_types import HostDriver, Request, Step
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware
 
@@ -221,6 +227,14 @@ class Planner:
         """Return the module's options that a TypedDict names."""
         return kind(**{key: self.params[key] for key in kind.__annotations__})
 
+    def _request(self) -> Request:
+        """Return the driver that is asked for."""
+        request, asked = self._options(Request), self.params["requested"]
+        if not asked:
+            return request
+        branch = branch_of(asked) or asked
+        return {**request, "branch": branch, "version": "" if branch == asked else asked}
+
     def _fetch_lists(self) -> str:
         """Fetch the package lists; return words about those that could not be fetched."""
         if self.check_mode:
@@ -231,7 +245,7 @@ class Planner:
     def packages(self) -> Result:
         """Decide which packages the host is to have, in which versions."""
         host, record = self._look()
-        request = self._options(Request)
+        request = self._request()
         plan = driver_plan.plan(host, request, driver_record.ours(record))
         step, error, message = None, "", plan["foreign"] or plan["note"]
         if plan["missing"] and self.params["fetch_lists"]:
@@ -314,6 +328,7 @@ def main() -> None:
             "source": {"type": "str", "choices": ["distribution", "nvidia"], "default": "distribution"},
             "branch": {"type": "str"},
             "version": {"type": "str", "default": ""},
+            "requested": {"type": "str", "default": ""},
             "open_modules": {"type": "bool", "default": True},
             "signed_modules": {"type": "bool", "default": False},
             "fetch_lists": {"type": "bool", "default": False},

@@ -109,9 +109,9 @@ record:
   type: dict
 opening:
   description:
-    - C(component) and C(asked) that count, C(way), which variables say what to install (empty for those of the
-      inventory, V(version), V(git) or V(sdist)), C(driver_branch) and C(driver_version) that are asked for, C(plan),
-      whether to look at the host, and C(sentence), where an upgrade stopped.
+    - C(component) and C(asked) that count, and C(way), which variables of llama.cpp say what to install (empty for those
+      of the inventory, V(git) or V(sdist)).
+    - C(plan) says whether to look at the host, C(sentence) where an upgrade stopped.
   returned: action is open
   type: dict
 step:

@@ -38,11 +38,8 @@ class Opening(t.TypedDict):
     component: str
     #: C(version) and C(sha256) that count: those of an interrupted upgrade where nothing else is asked for.
     asked: dict[str, str]
-    #: Which variables of the component's role say what to install: those of the inventory (""), version, git or sdist.
+    #: Which variables of the role llama_cpp say what to install: those of the inventory (""), git or sdist.
     way: str
-    #: The branch of the driver that is asked for, and its exact version, "" for the newest of the branch.
-    driver_branch: str
-    driver_version: str
     #: Whether it has to be found out what would be installed.
     plan: bool
     #: Where an upgrade stopped, or "".
@@ -77,19 +74,9 @@ def opening(record: Table, component: str, version: str, sha256: str, on_resume:
 
 
 def _opening(component: str, version: str, sha256: str, plan: bool, sentence: str) -> Opening:
-    way = ""
-    if version:
-        way = "version" if component == "driver" else "sdist" if sha256 else "git"
-    branch = words.branch(version)
-    return {
-        "component": component,
-        "asked": {"version": version, "sha256": sha256},
-        "way": way,
-        "driver_branch": branch,
-        "driver_version": "" if version == branch else version,
-        "plan": plan,
-        "sentence": sentence,
-    }
+    way = "" if component == "driver" or not version else "sdist" if sha256 else "git"
+    asked = {"version": version, "sha256": sha256}
+    return {"component": component, "asked": asked, "way": way, "plan": plan, "sentence": sentence}
 
 
 def places(component: str, host: str, planned: Table) -> tuple[Table, Table]:

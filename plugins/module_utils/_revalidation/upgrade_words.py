@@ -10,6 +10,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.errors import UserError
+from .._driver import driver_packages
 from . import upgrade_stages as stages
 
 Table = t.Mapping[str, t.Any]
@@ -104,7 +105,7 @@ def inventory(upgrade: Table) -> str:
     version, sha256 = asked.get("version", ""), asked.get("sha256", "")
     if upgrade["component"] == "driver":
         exact = upgrade["to"]["version"]
-        return f'nvidia_driver_branch: "{branch(exact)}" and nvidia_driver_version: "{exact}"'
+        return f'nvidia_driver_branch: "{driver_packages.branch_of(exact)}" and nvidia_driver_version: "{exact}"'
     if not version:
         return "what the variables llama_cpp_* were in this run"
     if not sha256:
@@ -113,8 +114,3 @@ def inventory(upgrade: Table) -> str:
         f'llama_cpp_source: sdist, llama_cpp_sdist_version: "{version}", llama_cpp_sdist_sha256: "{sha256}",'
         ' llama_cpp_sdist_build_number: 0 and llama_cpp_sdist_build_commit: ""'
     )
-
-
-def branch(version: str) -> str:
-    """Return the branch of a driver's version, with or without an epoch: C(580) of C(580.95.05-0ubuntu0.24.04.1)."""
-    return version.rpartition(":")[2].partition(".")[0]

@@ -130,6 +130,14 @@ def test_with_fresh_lists_the_versions_are_chosen_and_pinned(plan, host):
     assert [line.split()[-1] for line in host.asked()] == ["update"]
 
 
+def test_a_requested_version_counts_instead_of_branch_and_version(plan, host):
+    host.program("apt-cache", f"cat {TRANSCRIPTS}/ubuntu2404-580-server-open.txt")
+    asked = plan("packages", branch="560", version="560.1.1", requested="580", fetch_lists=True)
+    assert asked["planned"]["wanted"] == "580.126.20-0ubuntu0.24.04.1"
+    wrong = plan("packages", branch="560", version="560.1.1", requested="580.1.1", fetch_lists=True)
+    assert "580.1.1" in wrong["error"]
+
+
 def test_what_no_source_has_is_an_answer_that_says_which_lists_are_missing(plan, host):
     host.program("apt-get", "echo 'W: Failed to fetch http://mirror/InRelease  Could not connect' >&2")
     answer = plan("packages", branch="580", fetch_lists=True)

@@ -44,22 +44,18 @@ def test_nothing_asked_and_nothing_under_way_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("component", "version", "sha256", "way", "branch", "exact"),
+    ("component", "version", "sha256", "way"),
     [
-        ("driver", "", "", "", "", ""),
-        ("driver", "590", "", "version", "590", ""),
-        ("driver", "580.105.08", "", "version", "580", "580.105.08"),
-        ("driver", "1:580.105.08-1", "", "version", "580", "1:580.105.08-1"),
-        ("llama_cpp", "", "", "", None, None),
-        ("llama_cpp", "b11400", "", "git", None, None),
-        ("llama_cpp", "0.3.40", "ab", "sdist", None, None),
+        ("driver", "", "", ""),
+        ("driver", "580.105.08", "", ""),
+        ("llama_cpp", "", "", ""),
+        ("llama_cpp", "b11400", "", "git"),
+        ("llama_cpp", "0.3.40", "ab", "sdist"),
     ],
 )
-def test_which_variables_say_what_to_install(component, version, sha256, way, branch, exact):
+def test_which_variables_say_what_to_install(component, version, sha256, way):
     opened = opening(stages.empty(), component, version, sha256=sha256)
     assert (opened["way"], opened["asked"]) == (way, {"version": version, "sha256": sha256})
-    if branch is not None:
-        assert (opened["driver_branch"], opened["driver_version"]) == (branch, exact)
 
 
 DRIVER = {"present": "580.95.05-1", "wanted": "580.105.08-1", "foreign": ""}
