@@ -115,6 +115,7 @@ message:
 import os
 import re
 import shutil
+import tempfile
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -184,24 +185,27 @@ class Planner:
         result = self.choice()
         toolkit = result["toolkit"]
         release = self._nvcc(toolkit, ["--version"], "run", "run the role cuda_toolkit, or correct cuda_toolkit_root")
-        source = os.path.join(self.module.tmpdir, "check.cu")
-        with open(source, "w", encoding="utf-8") as handle:
-            handle.write(self.params["program"])
         cards = self.gpus["gpus"] if self.gpus["available"] else []
-        flags = cuda_toolkit.compile_flags(toolkit, self.wishes, [card["compute_capability"] for card in cards])
-        cure = "its C++ compiler may be too new or missing; choose another cuda_toolkit_source"
-        self._nvcc(toolkit, ["-o", f"{source}.out", source, *flags], "compile a small program", cure)
-        if cards:
-            returncode, _out, err = self.module.run_command([f"{source}.out"])
-            if returncode:
-                raise UserError(
-                    f"A program compiled by {toolkit['nvcc']} does not run on this host's cards ({err.strip()}): "
-                    "install a newer driver or an older toolkit."
-                )
+        with tempfile.TemporaryDirectory(prefix="mixed_gpu_cuda.") as directory:
+            self._compile_and_run(toolkit, directory, cards)
         named = re.search(r"release [^,]+", release)
         runs = "that runs on this host" if cards else "here; no card is there to run it on"
         message = f"CUDA {named[0] if named else 'toolkit'} at {toolkit['root']} compiles a program {runs}."
         return {**result, "message": message}
+
+    def _compile_and_run(self, toolkit: cuda_toolkit.Toolkit, directory: str, cards: t.Sequence[t.Any]) -> None:
+        source = os.path.join(directory, "check.cu")
+        with open(source, "w", encoding="utf-8") as handle:
+            handle.write(self.params["program"])
+        flags = cuda_toolkit.compile_flags(toolkit, self.wishes, [card["compute_capability"] for card in cards])
+        cure = "its C++ compiler may be too new or missing; choose another cuda_toolkit_source"
+        self._nvcc(toolkit, ["-o", f"{source}.out", source, *flags], "compile a small program", cure)
+        returncode, _out, err = self.module.run_command([f"{source}.out"]) if cards else (0, "", "")
+        if returncode:
+            raise UserError(
+                f"A program compiled by {toolkit['nvcc']} does not run on this host's cards ({err.strip()}): install a "
+                "newer driver or an older toolkit."
+            )
 
     def _nvcc(self, toolkit: cuda_toolkit.Toolkit, arguments: list[str], what: str, cure: str) -> str:
         try:
