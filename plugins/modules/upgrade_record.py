@@ -109,8 +109,8 @@ record:
   type: dict
 opening:
   description:
-    - C(component) and C(asked) that count, and C(way), which variables of llama.cpp say what to install (empty for those
-      of the inventory, V(git) or V(sdist)).
+    - C(component) and C(asked) that count, and C(way), which variables of llama.cpp say what to install (empty for
+      those of the inventory, V(git) or V(sdist)).
     - C(plan) says whether to look at the host, C(sentence) where an upgrade stopped.
   returned: action is open
   type: dict
