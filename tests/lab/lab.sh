@@ -102,7 +102,8 @@ CONF
   mv "$CONTAINERS_STORAGE_CONF.new" "$CONTAINERS_STORAGE_CONF"
 }
 
-# $1: file with a process id, $2: how its command line must read, since after a reboot the id may be that of another program
+# $1: file with a process id, $2: what its command line must contain, since after a reboot the id may be another
+# program's
 runs() { [ -s "$1" ] && tr '\0' ' ' 2>/dev/null < "/proc/$(cat "$1")/cmdline" | grep -q -- "$2"; }
 alive() { runs "$LAB_DIR/pid" 'sleep infinity'; }
 
