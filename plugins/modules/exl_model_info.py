@@ -71,6 +71,7 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import exl_model
 
 
@@ -79,7 +80,7 @@ def _content(path: str) -> bytes:
         with open(path, "rb") as handle:
             return handle.read()
     except OSError as exc:
-        raise exl_model.ExlError(f"{path} cannot be read ({exc.strerror}): check the path, or download it.") from exc
+        raise UserError(f"{path} cannot be read ({exc.strerror}): check the path, or download it.") from exc
 
 
 def _header(path: str) -> tuple[bytes, int]:
@@ -90,18 +91,18 @@ def _header(path: str) -> tuple[bytes, int]:
             length = exl_model.header_length(path, handle.read(exl_model.LENGTH_BYTES), size)
             return handle.read(length), size
     except OSError as exc:
-        raise exl_model.ExlError(f"{path} cannot be read ({exc.strerror}): check the path, or download it.") from exc
+        raise UserError(f"{path} cannot be read ({exc.strerror}): check the path, or download it.") from exc
 
 
 def read(folder: str) -> tuple[dict[str, t.Any], str]:
-    """Return the model in a folder and the hash of its headers. Raises ExlError."""
+    """Return the model in a folder and the hash of its headers. Raises UserError."""
     config_text = _content(f"{folder}/config.json")
     try:
         config = json.loads(config_text)
     except ValueError as exc:
-        raise exl_model.ExlError(f"{folder}/config.json is no JSON ({exc}): download it again.") from exc
+        raise UserError(f"{folder}/config.json is no JSON ({exc}): download it again.") from exc
     if not isinstance(config, dict):
-        raise exl_model.ExlError(f"{folder}/config.json holds no dict: download it again.")
+        raise UserError(f"{folder}/config.json holds no dict: download it again.")
     names = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
     index = f"{folder}/model.safetensors.index.json"
     if os.path.exists(index):
@@ -109,7 +110,7 @@ def read(folder: str) -> tuple[dict[str, t.Any], str]:
         # an index none of whose files is there is that of the model before it was quantised; the engines read no index
         names = sorted({*names, *(indexed if set(indexed) & set(names) else [])})
     if not names:
-        raise exl_model.ExlError(f"{folder} holds no safetensors file: name the folder of an EXL2 or EXL3 model.")
+        raise UserError(f"{folder} holds no safetensors file: name the folder of an EXL2 or EXL3 model.")
     files, tensors = [], []
     owners: dict[str, str] = {}
     digest = hashlib.sha256(config_text)
@@ -121,7 +122,7 @@ def read(folder: str) -> tuple[dict[str, t.Any], str]:
         own = exl_model.read_header(f"{folder}/{name}", text, size)
         for tensor in own:
             if owners.setdefault(tensor.name, name) != name:
-                raise exl_model.ExlError(
+                raise UserError(
                     f"{folder} holds {tensor.name} twice, in {owners[tensor.name]} and in {name}: files of another"
                     " revision lie there; move the folder away and fetch the model again."
                 )
@@ -140,7 +141,7 @@ def main() -> None:
         module.exit_json(**{**result, "available": False, "reason": f"{folder} does not exist yet."})
     try:
         model, digest = read(folder)
-    except exl_model.ExlError as exc:
+    except UserError as exc:
         module.fail_json(msg=str(exc))
     module.exit_json(**{**result, "model": model, "headers_sha256": digest})
 

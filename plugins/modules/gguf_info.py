@@ -208,6 +208,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_file
 
 # Long, and nothing in them matters for memory but the number of tokens.
@@ -215,18 +216,18 @@ _TOKEN_LISTS = ("tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggm
 
 
 def _sizes(paths: list[str]) -> list[tuple[str, int, int]]:
-    """Return (path, bytes, mtime in ns) of every shard, or raise GgufError naming the one that cannot be read."""
+    """Return (path, bytes, mtime in ns) of every shard, or raise UserError naming the one that cannot be read."""
     found = []
     for path in paths:
         try:
             status = os.stat(path)
         except OSError as exc:
             whole = f", shard {paths.index(path) + 1} of {len(paths)}," if len(paths) > 1 else ""
-            raise gguf_file.GgufError(
+            raise UserError(
                 f"{path}{whole} cannot be read ({exc.strerror}): check the path, or download the file."
             ) from exc
         if not os.path.isfile(path):
-            raise gguf_file.GgufError(f"{path} is no file: name the GGUF file itself.")
+            raise UserError(f"{path} is no file: name the GGUF file itself.")
         found.append((path, status.st_size, status.st_mtime_ns))
     return found
 
@@ -262,12 +263,14 @@ def _read_shard(path: str, size_bytes: int) -> tuple[dict[str, t.Any], list[tupl
             for key, field in reader.fields.items()
             if key not in _TOKEN_LISTS and not key.startswith("GGUF.")
         }
+    except UserError:
+        raise
     except OSError as exc:
-        raise gguf_file.GgufError(
+        raise UserError(
             f"{path} cannot be read ({exc.strerror or exc}): check its permissions and its disk."
         ) from exc
     except (ValueError, LookupError, TypeError, OverflowError) as exc:
-        raise gguf_file.GgufError(
+        raise UserError(
             f"The header of {path} cannot be read ({exc}): the file of {size_bytes} bytes is cut off or damaged, or "
             "newer than the gguf library; download it again, or update this collection and run its host_python role."
         ) from exc
@@ -291,13 +294,13 @@ def _read(files: list[tuple[str, int, int]]) -> dict[str, t.Any]:
         tensors += shard_tensors
     count = fields.get("split.count", 1)
     if isinstance(count, int) and count > 1 and count != len(files):
-        raise gguf_file.GgufError(
+        raise UserError(
             f"{files[0][0]} is one of {count} shards, and its name does not tell where the others are: "
             f"keep llama.cpp's names (NAME-00001-of-{count:05d}.gguf)."
         )
     declared = fields.get("split.tensors.count")
     if isinstance(declared, int) and count > 1 and declared != len(tensors):
-        raise gguf_file.GgufError(
+        raise UserError(
             f"The shards of {files[0][0]} hold {len(tensors)} tensors and should hold {declared}: "
             "they are not of one model; download them again."
         )
@@ -337,7 +340,7 @@ def main() -> None:
         if reason:
             module.fail_json(msg=f"{paths[0]} cannot be read: {reason}")
         model = _read(files)
-    except gguf_file.GgufError as exc:
+    except UserError as exc:
         module.fail_json(msg=str(exc))
     if not module.check_mode:
         with contextlib.suppress(OSError):                   # without a cache the next call is slower, nothing else

@@ -155,7 +155,8 @@ files:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import hub_api, transfer
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import transfer
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models.hub_lookup import HubLookup
 
 
@@ -185,7 +186,7 @@ def main() -> None:
         if module.params["sha256"]:
             module.params["sha256"] = transfer.check_sha256(module.params["sha256"], module.params["repo"])
         result = HubLookup(module, module.params).answer()
-    except (hub_api.HubError, transfer.DownloadError) as exc:
+    except UserError as exc:
         module.fail_json(msg=str(exc))
     except OSError as exc:
         module.fail_json(msg=f"{exc.filename or module.params['record_dir']} cannot be used: {exc.strerror or exc}.")

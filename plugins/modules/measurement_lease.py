@@ -159,7 +159,7 @@ class MeasurementLease:
         """Return the state file's content, or None when it is missing or damaged."""
         try:
             text = json_file.read_text(self.file)
-            return None if text is None else lease_unit.parse_state(text)
+            return None if text is None else lease_unit.FORM.data(text)
         except UserError as exc:
             self.module.warn(f"{self.file} is damaged: {exc}; the lease unit itself decides.")
             return None

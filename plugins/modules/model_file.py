@@ -182,35 +182,36 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import hub_api, manifest, transfer
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import manifest, transfer
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models.placed_file import PlacedFile
 
 
 def check_options(params: dict[str, t.Any]) -> None:
-    """Raise DownloadError for options that do not go together; the SHA-256 is in lower case afterwards."""
+    """Raise UserError for options that do not go together; the SHA-256 is in lower case afterwards."""
     if params["url"]:
         transfer.check_url(params["url"])
         if not (params["sha256"] or params["git_sha1"]):
-            raise transfer.DownloadError(f"{params['path']} has a url and no sha256: add it.")
+            raise UserError(f"{params['path']} has a url and no sha256: add it.")
     if params["sha256"]:
         params["sha256"] = transfer.check_sha256(params["sha256"], params["path"])
 
 
 def ensure(module: AnsibleModule, path: str) -> dict[str, t.Any]:
-    """Put the file in place while holding its lock, and return the result. Raises DownloadError, HubError, OSError."""
+    """Put the file in place while holding its lock, and return the result. Raises UserError, UserError, OSError."""
     lock = None
     if not module.check_mode:
         lock_file = f"{manifest.manifest_path(module.params['manifest_dir'], path)}.lock"
         lock = json_file.take_lock(lock_file, module.params["lock_wait_seconds"])
         if lock is None:
-            raise transfer.DownloadError(
+            raise UserError(
                 f"Another play is working on {path}: wait until it has ended, then run this one again."
             )
     file = None
     try:
         file = PlacedFile(module, module.params)
         return file.ensure()
-    except (transfer.DownloadError, hub_api.HubError):
+    except UserError:
         if file is not None:
             file.progress.say("failed")
         raise
@@ -253,7 +254,7 @@ def main() -> None:
             # before the lock, which this process keeps while another does its work; download() says it when this failed
             host_python.enter(["requests"], module.params["host_python"])
         module.exit_json(**ensure(module, path))
-    except (transfer.DownloadError, hub_api.HubError) as exc:
+    except UserError as exc:
         module.fail_json(msg=str(exc))
     except OSError as exc:
         full = exc.errno in (errno.ENOSPC, errno.EDQUOT)

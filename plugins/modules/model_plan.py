@@ -162,10 +162,8 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import hos
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
     entries,
-    hub_api,
     model_table,
     store,
-    transfer,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models.model_state import ModelState
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
@@ -174,7 +172,10 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fa
 def table(module: AnsibleModule, state: ModelState) -> list[str]:
     """Return the table of the models. Raises UserError, OSError."""
     fact_file = module.params["fact_file"]
-    served = fact_record.served_path(json_file.read_text(fact_file), fact_file)
+    try:
+        served = fact_record.served_path(json_file.read_text(fact_file), fact_file)
+    except UserError as exc:
+        raise UserError(f"It is not known which model is served: {exc}.") from exc
     found = store.look(os.path.abspath(module.params["path"]), module.params["manifest_dir"], served, module.warn)
     return model_table.table(state.looks, state.answers, found)
 
@@ -212,10 +213,8 @@ def main() -> None:
         result = look()
         if module.params["state"] == "listed":
             result["lines"] = table(module, state)
-    except (transfer.DownloadError, hub_api.HubError) as exc:
-        module.fail_json(msg=str(exc))
     except UserError as exc:
-        module.fail_json(msg=f"It is not known which model is served: {exc}.")
+        module.fail_json(msg=str(exc))
     except OSError as exc:
         module.fail_json(msg=f"{exc.filename or module.params['path']} cannot be read: {exc.strerror or exc}.")
     files = [{**look["item"], "present": look["present"]} for look in state.looks]

@@ -127,8 +127,8 @@ filesystem:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models.random_model import ARGUMENTS, RandomModel
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models.transfer import DownloadError
 
 
 def main() -> None:
@@ -146,7 +146,7 @@ def main() -> None:
         result = model.look()
         if result["changed"] and not module.check_mode:
             result = model.write(result)
-    except DownloadError as exc:
+    except UserError as exc:
         module.fail_json(msg=str(exc))
     module.exit_json(**result)
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-Json = dict[str, t.Any]
-Mapping = t.Mapping[str, t.Any]
+from .types import Json, Mapping
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,36 +9,34 @@ modification time) while the lease is in use; the unit's program ends the lease 
 
 from __future__ import annotations
 
-import json
 import re
 import typing as t
 
+from .._base import json_state
 from .._base.errors import UserError
+from .._base.types import Json, Mapping
 
 UNIT: t.Final = "mixed-gpu-lease.service"
 
 
-def new_state(owner: str, now: str, restart: t.Sequence[str]) -> dict[str, t.Any]:
+def new_state(owner: str, now: str, restart: t.Sequence[str]) -> Json:
     """Return the state of a lease that begins now (UTC, C(2026-11-24T04:35:00Z))."""
     return {"owner": owner, "acquired_at": now, "restart": sorted(set(restart))}
 
 
-def parse_state(text: str) -> dict[str, t.Any]:
-    """Return the lease state in C(text), or raise UserError."""
-    try:
-        data = json.loads(text)
-    except ValueError as exc:
-        raise UserError(f"it holds no JSON ({exc})") from exc
-    named = ("owner", "acquired_at")
-    if not isinstance(data, dict) or not all(isinstance(data.get(key), str) for key in named):
+def _check(state: Json) -> None:
+    if not all(isinstance(state.get(key), str) for key in ("owner", "acquired_at")):
         raise UserError("it does not name owner and acquired_at")
-    restart = data.get("restart")
+    restart = state.get("restart")
     if not isinstance(restart, list) or not all(isinstance(name, str) for name in restart):
         raise UserError("its restart is no list of units")
-    return data
 
 
-def decide(active: bool, state: t.Mapping[str, t.Any] | None, owner: str) -> str:
+#: The state file does not outlive a boot, so it has no schema.
+FORM: t.Final = json_state.Form(None, "take the lease again", _check)
+
+
+def decide(active: bool, state: Mapping | None, owner: str) -> str:
     """Return what C(owner) may do: C(free), C(ours) or C(wait).
 
     An abandoned lease is waited for: its unit ends itself.

@@ -16,6 +16,7 @@ import typing as t
 
 from .._base import json_file, systemd
 from .._base.errors import UserError
+from .._base.types import Json, Mapping
 from . import lease_unit, store
 from .types import Load
 
@@ -23,7 +24,7 @@ from .types import Load
 MARK = "MIXED_GPU_MEASUREMENT"
 
 #: Options that every measuring module has.
-ARGUMENTS: dict[str, dict[str, t.Any]] = {
+ARGUMENTS: dict[str, Json] = {
     "rpc_endpoints": {"type": "list", "elements": "str", "default": []},
     "serving": {"type": "dict", "required": True},
     "environment": {"type": "dict", "default": {}},
@@ -67,7 +68,7 @@ def is_zombie(pid: str) -> bool:
 class StoredLoad:
     """One load: look it up, or measure and store it. Subclasses say how it is measured."""
 
-    def __init__(self, module: t.Any, load: dict[str, t.Any]) -> None:
+    def __init__(self, module: t.Any, load: Json) -> None:
         """Take an AnsibleModule with the options of ARGUMENTS, and the load that is wanted."""
         self.module = module
         self.params = module.params
@@ -91,11 +92,11 @@ class StoredLoad:
         """Return whether a stored load answers what is asked now."""
         raise NotImplementedError
 
-    def measure(self, lock: int) -> dict[str, t.Any]:
+    def measure(self, lock: int) -> Json:
         """Measure and store the load, and return it. The caller holds the lock."""
         raise NotImplementedError
 
-    def run(self) -> dict[str, t.Any]:
+    def run(self) -> Json:
         """Return the result of the module."""
         stored = self.look_up()
         if stored is not None:
@@ -120,12 +121,12 @@ class StoredLoad:
         finally:
             json_file.release_lock(lock)
 
-    def reused(self, stored: Load) -> dict[str, t.Any]:
+    def reused(self, stored: Load) -> Json:
         """Return the result for a stored load: today's words (label, purpose), the stored numbers."""
         return self.result(False, {**stored, **self.load, "reused": True})
 
-    def result(self, changed: bool, load: dict[str, t.Any] | None) -> dict[str, t.Any]:
-        result: dict[str, t.Any] = {"changed": changed, "load": load, "path": self.path}
+    def result(self, changed: bool, load: Json | None) -> Json:
+        result: Json = {"changed": changed, "load": load, "path": self.path}
         if changed and load is not None:
             result["llama_cpp_build"] = self.build
         if self.module._diff:
@@ -169,7 +170,7 @@ class StoredLoad:
     def run_limited(
         self,
         command: t.Sequence[str],
-        environment: t.Mapping[str, t.Any],
+        environment: Mapping,
         limit: int,
         lock: int,
         data: str | None = None,
@@ -211,8 +212,8 @@ class StoredLoad:
             self.touch_lease()
 
     def store(
-        self, load: dict[str, t.Any], command: t.Sequence[str], warnings: t.Sequence[str] = ()
-    ) -> dict[str, t.Any]:
+        self, load: Json, command: t.Sequence[str], warnings: t.Sequence[str] = ()
+    ) -> Json:
         """Write a finished load to the store, complete it, and return it."""
         load = {
             **load,
@@ -243,7 +244,7 @@ class StoredLoad:
         if owner:
             try:
                 text = json_file.read_text(self.params["lease_file"])
-                found = lease_unit.parse_state(text)["owner"] if text is not None else "nobody"
+                found = lease_unit.FORM.data(text)["owner"] if text is not None else "nobody"
             except (UserError, OSError):
                 found = "nobody who can be read"
             if found != owner:

@@ -17,9 +17,9 @@ import typing as t
 import urllib.parse
 
 from .._base import json_file
+from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from . import disk, transfer
-from .transfer import DownloadError
 
 PROGRESS_SECONDS = 2.0
 WORTHWHILE_BYTES = 8 << 20               # an attempt that brought this much does not count as failed
@@ -123,7 +123,7 @@ class Download:
     ) -> None:
         """Take the options of the module model_file, and where its result is kept.
 
-        ``need`` raises DownloadError unless so many bytes are free; ``move`` publishes a small file in one step, None
+        ``need`` raises UserError unless so many bytes are free; ``move`` publishes a small file in one step, None
         in check mode, in which nothing is written.
         """
         self.url, self.name = params["url"], transfer.shown_url(params["url"])
@@ -161,7 +161,7 @@ class Download:
         return session
 
     def fetch(self, wanted: str) -> None:
-        """Fill the unfinished file with the content whose hash is ``wanted``. Raises DownloadError."""
+        """Fill the unfinished file with the content whose hash is ``wanted``. Raises UserError."""
         session, discarded = self.session(), False
         self.furthest = self.result["resumed_bytes"] = self.resumable(wanted)[0]
         self.progress.say(f"asking {urllib.parse.urlsplit(self.url).hostname}")
@@ -170,7 +170,7 @@ class Download:
             if answer.action in ("write", "complete"):
                 return
             if answer.action == "refuse":
-                raise DownloadError(answer.reason)
+                raise UserError(answer.reason)
             if answer.action == "discard" and not discarded:
                 discarded = True
                 self.forget()
@@ -201,7 +201,7 @@ class Download:
             return answer, None
 
     def wait(self, answer: transfer.Answer, wanted: str, retry_after: str | None) -> None:
-        """Wait before the next attempt. Raises DownloadError after too many failures in a row."""
+        """Wait before the next attempt. Raises UserError after too many failures in a row."""
         kept = self.resumable(wanted)[0]
         if kept >= self.furthest + WORTHWHILE_BYTES:
             self.failures, self.furthest = 1, kept
@@ -213,7 +213,7 @@ class Download:
                 tail = "; the server cannot continue a cut transfer and began again each time"
             elif kept and self.move:
                 tail = f"; {transfer.size_text(kept)} are kept for the next run"
-            raise DownloadError(f"{answer.reason} ({self.result['attempts']} attempts{tail}).")
+            raise UserError(f"{answer.reason} ({self.result['attempts']} attempts{tail}).")
         pause = transfer.wait_seconds(self.failures, self.params["retry_seconds"], retry_after)
         self.progress.start(None, 0)
         self.progress.say(f"next attempt in {transfer.duration_text(pause)}: {answer.reason}")
@@ -222,7 +222,7 @@ class Download:
     def receive(self, response: t.Any, answer: transfer.Answer, offset: int, wanted: str) -> None:
         """Write the body, if that is what the answer is, to the unfinished file of ``offset`` bytes.
 
-        Raises what requests raises, and DownloadError.
+        Raises what requests raises, and UserError.
         """
         if answer.action != "write":
             return

@@ -10,9 +10,10 @@ import re
 import typing as t
 import urllib.parse
 
+from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from . import catalogue, gguf_file, hub_api, random_shape
-from .transfer import DownloadError, check_sha256, check_url, shown_url, size_text
+from .transfer import check_sha256, check_url, shown_url, size_text
 
 # What an entry of `llm_models` may be. A further kind is one more key here, and one more branch in model_files().
 KINDS = ("url", "shards", "path", "generate", "repo")
@@ -29,10 +30,10 @@ def _remote_files(identifier: str, shards: t.Sequence[Mapping], directory: str) 
         url = shard.get("url") or ""
         check_url(url)
         if not shard.get("sha256"):
-            raise DownloadError(f"The model {identifier} has no sha256 for {shown_url(url)}: add it.")
+            raise UserError(f"The model {identifier} has no sha256 for {shown_url(url)}: add it.")
         name = _name_in_url(url)
         if not name.endswith(".gguf") or "/" in name:
-            raise DownloadError(
+            raise UserError(
                 f"The model {identifier} is to come from {shown_url(url)}, which is no .gguf file: correct it."
             )
         path = os.path.join(directory, identifier, name)
@@ -41,11 +42,11 @@ def _remote_files(identifier: str, shards: t.Sequence[Mapping], directory: str) 
     paths = [file["path"] for file in files]
     try:
         expected = gguf_file.shard_paths(paths[0])
-    except gguf_file.GgufError as exc:
-        raise DownloadError(f"The model {identifier}: {exc}") from exc
+    except UserError as exc:
+        raise UserError(f"The model {identifier}: {exc}") from exc
     if paths != expected:
         missing = [os.path.basename(path) for path in expected if path not in paths]
-        raise DownloadError(
+        raise UserError(
             f"The files of the model {identifier} are not the shards of one model in order"
             f"{' (' + ', '.join(missing) + ' missing)' if missing else ''}: list every shard once, from 00001 on."
         )
@@ -55,16 +56,16 @@ def _remote_files(identifier: str, shards: t.Sequence[Mapping], directory: str) 
 def entry_kind(entry: Mapping) -> tuple[str, Json, str]:
     """Return ``(id, entry, kind)`` of one entry of ``llm_models``, taken from the catalogue where it is only an id.
 
-    Raises DownloadError on an entry that is not understood.
+    Raises UserError on an entry that is not understood.
     """
     identifier = entry.get("id")
     if not isinstance(identifier, str) or not re.match(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", identifier):
-        raise DownloadError(
+        raise UserError(
             f"An entry of llm_models has the id {identifier!r}: use letters, digits, dots, hyphens and underscores."
         )
     unknown = sorted(set(entry) - {"id", "sha256", *KINDS, *HUB_KEYS})
     if unknown:
-        raise DownloadError(
+        raise UserError(
             f"The model {identifier} has the unknown key {unknown[0]}: known are id, sha256, "
             f"{', '.join([*KINDS, *HUB_KEYS])}."
         )
@@ -75,24 +76,24 @@ def entry_kind(entry: Mapping) -> tuple[str, Json, str]:
     if len(kinds) != 1:
         words = " and ".join(kinds) or "none"
         known = "" if kinds else f", or name one of the catalogue ({', '.join(sorted(catalogue.CATALOGUE))})"
-        raise DownloadError(
+        raise UserError(
             f"The model {identifier} needs exactly one of {', '.join(KINDS)}, and has {words}: correct it{known}."
         )
     kind = kinds[0]
     if "sha256" in given and kind not in ("url", "path", "repo"):
-        raise DownloadError(f"The model {identifier} has a sha256, which {kind} does not use: remove it.")
+        raise UserError(f"The model {identifier} has a sha256, which {kind} does not use: remove it.")
     if "sha256" in given and kind != "url":
         given["sha256"] = check_sha256(given["sha256"], f"The model {identifier}")
     strange = [key for key in HUB_KEYS if key in given and kind != "repo"]
     if strange:
-        raise DownloadError(f"The model {identifier} has {strange[0]}, which {kind} does not use: remove it.")
+        raise UserError(f"The model {identifier} has {strange[0]}, which {kind} does not use: remove it.")
     return identifier, given, kind
 
 
 def hub_questions(entries: t.Sequence[Mapping]) -> list[Json]:
     """Return what is to be asked of the hub for the entries of ``llm_models``: id and options of hub_files.
 
-    Raises DownloadError on an entry that is not understood.
+    Raises UserError on an entry that is not understood.
     """
     questions = []
     for entry in entries:
@@ -105,8 +106,8 @@ def hub_questions(entries: t.Sequence[Mapping]) -> list[Json]:
             }  # fmt: skip
             try:
                 hub_api.check_request(question["repo"], question["revision"], question["files"], question["quant"])
-            except hub_api.HubError as exc:
-                raise DownloadError(f"The model {identifier}: {exc}") from exc
+            except UserError as exc:
+                raise UserError(f"The model {identifier}: {exc}") from exc
             questions.append(question)
     return questions
 
@@ -142,7 +143,7 @@ def model_files(
     repo), ``path`` on the host, ``first`` (whether it is the model's first file), ``model_path`` (what an engine is
     given: the first file, or the folder), ``gguf``, ``known`` (false while the hub was not asked: the path is a guess
     then), ``url``, ``sha256``, ``git_sha1``, ``size_bytes`` and ``generate`` (options of random_gguf); None where there
-    is none. Raises DownloadError on an entry that is not understood.
+    is none. Raises UserError on an entry that is not understood.
     """
     files: list[Json] = []
     seen = set()
@@ -150,18 +151,18 @@ def model_files(
     for one in entries:
         identifier, entry, kind = entry_kind(one)
         if identifier in seen:
-            raise DownloadError(f"Two entries of llm_models have the id {identifier}: rename one.")
+            raise UserError(f"Two entries of llm_models have the id {identifier}: rename one.")
         seen.add(identifier)
         if kind == "url":
             found = _remote_files(identifier, [entry], directory)
         elif kind == "shards":
             if not entry["shards"]:
-                raise DownloadError(f"The model {identifier} has an empty list of shards: fill it.")
+                raise UserError(f"The model {identifier} has an empty list of shards: fill it.")
             found = _remote_files(identifier, entry["shards"], directory)
         elif kind == "generate":
             strange = sorted(set(entry["generate"]) - set(random_shape.RANDOM_OPTIONS))
             if strange:
-                raise DownloadError(
+                raise UserError(
                     f"The model {identifier} is to be generated with the unknown option {strange[0]}: known are "
                     f"{', '.join(random_shape.RANDOM_OPTIONS)}."
                 )
@@ -186,13 +187,13 @@ def model_files(
 def _local_files(identifier: str, entry: Mapping) -> list[Json]:
     path, sha256 = entry["path"], entry.get("sha256")
     if not os.path.isabs(path):
-        raise DownloadError(f"The path {path} of the model {identifier} is not absolute: give the whole path.")
+        raise UserError(f"The path {path} of the model {identifier} is not absolute: give the whole path.")
     try:
         paths = gguf_file.shard_paths(os.path.normpath(path))
-    except gguf_file.GgufError as exc:
-        raise DownloadError(f"The model {identifier}: {exc}") from exc
+    except UserError as exc:
+        raise UserError(f"The model {identifier}: {exc}") from exc
     if sha256 is not None and len(paths) > 1:
-        raise DownloadError(
+        raise UserError(
             f"The model {identifier} has {len(paths)} shards, and one sha256 cannot be that of all: remove it."
         )
     return [{"kind": "path", "path": each, "sha256": sha256} for each in paths]

@@ -14,6 +14,7 @@ import json
 import re
 import typing as t
 
+from .._base.errors import UserError
 from .._base.types import Json, Mapping
 
 LENGTH_BYTES = 8
@@ -29,10 +30,6 @@ _EXPERT = re.compile(r"\.experts?\.\d+\.|\.experts\.")
 _OTHER_TOWER = re.compile(r"vision|visual|image|audio|mm_|multi_modal|mtp|patch")
 
 
-class ExlError(ValueError):
-    """A folder that is no model, or not all of one; the message is one sentence with what to do."""
-
-
 class Tensor(t.NamedTuple):
     """One tensor of a safetensors file."""
 
@@ -41,17 +38,17 @@ class Tensor(t.NamedTuple):
 
 
 def header_length(path: str, start: bytes, size_bytes: int) -> int:
-    """Return the length of the header of a file of C(size_bytes) that begins with C(start). Raises ExlError."""
+    """Return the length of the header of a file of C(size_bytes) that begins with C(start). Raises UserError."""
     length = int.from_bytes(start[:LENGTH_BYTES], "little")
     if len(start) < LENGTH_BYTES or not 2 <= length <= LONGEST_HEADER:
-        raise ExlError(f"{path} is no safetensors file: download it again.")
+        raise UserError(f"{path} is no safetensors file: download it again.")
     if LENGTH_BYTES + length > size_bytes:
-        raise ExlError(f"{path} is cut off in its header ({size_bytes} bytes): download it again.")
+        raise UserError(f"{path} is cut off in its header ({size_bytes} bytes): download it again.")
     return length
 
 
 def read_header(path: str, text: bytes, size_bytes: int) -> list[Tensor]:
-    """Return the tensors that a header names. Raises ExlError when the file does not hold them all."""
+    """Return the tensors that a header names. Raises UserError when the file does not hold them all."""
     try:
         header = json.loads(text)
         tensors = [
@@ -60,19 +57,19 @@ def read_header(path: str, text: bytes, size_bytes: int) -> list[Tensor]:
             if name != "__metadata__"
         ]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as exc:
-        raise ExlError(f"The header of {path} cannot be read ({exc}): download the file again.") from exc
+        raise UserError(f"The header of {path} cannot be read ({exc}): download the file again.") from exc
     wanted = LENGTH_BYTES + len(text) + max((end for _tensor, end in tensors), default=0)
     if size_bytes < wanted:
-        raise ExlError(f"{path} is cut off: it has {size_bytes} bytes of {wanted}; download it again.")
+        raise UserError(f"{path} is cut off: it has {size_bytes} bytes of {wanted}; download it again.")
     return [tensor for tensor, _end in tensors]
 
 
 def indexed_files(text: str, path: str) -> list[str]:
-    """Return the file names of a C(model.safetensors.index.json), each once. Raises ExlError."""
+    """Return the file names of a C(model.safetensors.index.json), each once. Raises UserError."""
     try:
         return sorted(set(json.loads(text)["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise ExlError(f"{path} cannot be read ({exc}): download it again.") from exc
+        raise UserError(f"{path} cannot be read ({exc}): download it again.") from exc
 
 
 def describe(
@@ -80,7 +77,7 @@ def describe(
 ) -> Json:
     """Return the C(model) of docs/data_formats.md, with C(block_attention_bytes) beside it.
 
-    C(config) is config.json, C(files) are the safetensors files with their bytes. Raises ExlError for a model that
+    C(config) is config.json, C(files) are the safetensors files with their bytes. Raises UserError for a model that
     cannot be planned.
     """
     text = config.get("text_config")
@@ -136,15 +133,15 @@ def describe(
 
 
 def _check_parts(path: str, parts: _Parts) -> None:
-    """Raise ExlError where a file must be missing."""
+    """Raise UserError where a file must be missing."""
     missing = [number for number, size in enumerate(parts.blocks) if not size]
     if missing:
-        raise ExlError(
+        raise UserError(
             f"{path} has no tensor of block {missing[0]} ({len(parts.blocks)} blocks are declared): a file is missing,"
             " or the architecture is not known; download it again, or use a GGUF of this model."
         )
     if not parts.output and not parts.embedding:
-        raise ExlError(
+        raise UserError(
             f"{path} has neither an output layer nor a token embedding: a file is missing; download it again."
         )
 
@@ -203,5 +200,5 @@ def _optional(config: Mapping, *names: str) -> int:
 def _number(path: str, config: Mapping, *names: str) -> int:
     value = _optional(config, *names)
     if not value:
-        raise ExlError(f"config.json of {path} has no {names[0]}: it is no language model that can be planned.")
+        raise UserError(f"config.json of {path} has no {names[0]}: it is no language model that can be planned.")
     return value

@@ -12,6 +12,7 @@ import re
 import struct
 import typing as t
 
+from .._base.errors import UserError
 from .._base.types import Json, Mapping
 
 # Part of the cache's key: raise it whenever describe() answers differently for the same file.
@@ -46,14 +47,10 @@ _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\
 _BLOCK = re.compile(r"^blk\.([0-9]+)\.")
 
 
-class GgufError(Exception):
-    """A file that cannot be used, phrased for the operator in one sentence."""
-
-
 def shard_paths(path: str) -> list[str]:
     """Return all files of the model that ``path`` belongs to, in order; just ``[path]`` for a model of one file.
 
-    Any shard may be given; names follow llama.cpp's ``<stem>-00001-of-00004.gguf``. Raises GgufError on impossible
+    Any shard may be given; names follow llama.cpp's ``<stem>-00001-of-00004.gguf``. Raises UserError on impossible
     numbers.
     """
     directory, name = os.path.split(path)
@@ -62,34 +59,34 @@ def shard_paths(path: str) -> list[str]:
         return [path]
     number, count = int(match["number"]), int(match["count"])
     if not 1 <= number <= count:
-        raise GgufError(f"{path} is named as shard {number} of {count}, which cannot be: correct the file name.")
+        raise UserError(f"{path} is named as shard {number} of {count}, which cannot be: correct the file name.")
     return [os.path.join(directory, f"{match['stem']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
 
 
 def check_preamble(path: str, head: bytes) -> None:
-    """Raise GgufError unless ``head``, the first PREAMBLE_BYTES bytes of ``path``, start a GGUF that can be read."""
+    """Raise UserError unless ``head``, the first PREAMBLE_BYTES bytes of ``path``, start a GGUF that can be read."""
     if head[:4] != MAGIC:
         what = "is empty" if not head else f"starts with {head[:4]!r}, not with {MAGIC!r}"
-        raise GgufError(
+        raise UserError(
             f"{path} is no GGUF file (it {what}): download the model's .gguf file, or convert the model with llama.cpp."
         )
     if len(head) < PREAMBLE_BYTES:
-        raise GgufError(f"{path} ends after {len(head)} bytes, within the GGUF header: download it again.")
+        raise UserError(f"{path} ends after {len(head)} bytes, within the GGUF header: download it again.")
     version = struct.unpack("<I", head[4:8])[0]
     if version & 0xFFFF == 0:
-        raise GgufError(
+        raise UserError(
             f"{path} is a big-endian GGUF, which this host cannot use: download the little-endian file, "
             "or convert it with gguf-convert-endian."
         )
     if version not in SUPPORTED_VERSIONS:
-        raise GgufError(
+        raise UserError(
             f"{path} has GGUF version {version}, and only versions {' and '.join(map(str, SUPPORTED_VERSIONS))} are "
             "supported: download a current conversion of the model."
         )
 
 
 def check_extent(path: str, size_bytes: int, extents: t.Iterable[tuple[str, int, int]]) -> None:
-    """Raise GgufError when tensor data reach beyond the end of the file.
+    """Raise UserError when tensor data reach beyond the end of the file.
 
     ``extents``: (tensor name, offset from the start of the file, bytes).
     """
@@ -98,7 +95,7 @@ def check_extent(path: str, size_bytes: int, extents: t.Iterable[tuple[str, int,
         if offset + n_bytes > end:
             end, last = offset + n_bytes, name
     if end > size_bytes:
-        raise GgufError(
+        raise UserError(
             f"{path} is truncated: its last tensor {last} ends at byte {end}, the file has {size_bytes}, so "
             f"{end - size_bytes} bytes are missing: download it again."
         )
@@ -116,7 +113,7 @@ class _Header:
         if isinstance(value, (list, tuple)):
             value = max(value, default=0)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise GgufError(
+            raise UserError(
                 f"The header of {self.path} has no usable {self.architecture}.{key}: "
                 "it is damaged or not the first file of the model; download it again."
             )
@@ -130,7 +127,7 @@ class _Header:
         if not isinstance(value, (list, tuple)):
             return [self.integer(key)] * blocks
         if len(value) < blocks:
-            raise GgufError(
+            raise UserError(
                 f"The header of {self.path} has {len(value)} entries of {self.architecture}.{key} for {blocks} blocks: "
                 "it is damaged; download it again."
             )
@@ -230,7 +227,7 @@ class _Weights:
         return self.output_bytes + (0 if self.has_output else self.embedding_bytes)
 
     def notes(self, path: str) -> list[str]:
-        """Return a sentence for what is not counted. Raises GgufError when no block has a tensor."""
+        """Return a sentence for what is not counted. Raises UserError when no block has a tensor."""
         notes = []
         if self.others:
             names = sorted(self.others)
@@ -240,7 +237,7 @@ class _Weights:
             )
         empty = [str(i) for i, n_bytes in enumerate(self.block_bytes) if n_bytes == 0]
         if len(empty) == self.blocks:
-            raise GgufError(
+            raise UserError(
                 f"{path} has no tensors for any of its {self.blocks} blocks: it holds a vocabulary only, or it is "
                 "damaged; download the model again."
             )
@@ -268,18 +265,18 @@ def _attention(header: _Header, blocks: int) -> Json:
 
 
 def _known_architecture(path: str, fields: Mapping, known: t.Collection[str]) -> str:
-    """Return the architecture. Raises GgufError when the file is no language model, or one of an unknown kind."""
+    """Return the architecture. Raises UserError when the file is no language model, or one of an unknown kind."""
     architecture = fields.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
-        raise GgufError(f"{path} names no architecture: it is damaged or holds no model; download it again.")
+        raise UserError(f"{path} names no architecture: it is damaged or holds no model; download it again.")
     kind = fields.get("general.type", "model")
     if kind != "model" or architecture == "clip":
-        raise GgufError(
+        raise UserError(
             f"{path} is no language model (its type is {kind}, its architecture {architecture}): "
             "name the model's own GGUF file."
         )
     if architecture not in PLAIN_ARCHITECTURES and architecture not in known:
-        raise GgufError(
+        raise UserError(
             f"{path} is a model of the architecture {architecture!r}, which is unknown: choose another model, or, if "
             "it is newer than this collection, update the collection with its gguf library and llama.cpp."
         )
@@ -299,7 +296,7 @@ def describe(
     ``fields``: the header's keys and values as plain Python types, without the token lists. ``tensors``: (name, bytes,
     elements) of all shards; without the elements nothing can be said about the work of a token. ``files``: (path,
     bytes) of all shards, in order. ``token_count``: length of the vocabulary, if it has one. ``file_type``: name of the
-    quantisation. ``known_architectures``: those that llama.cpp has beside PLAIN_ARCHITECTURES. Raises GgufError when
+    quantisation. ``known_architectures``: those that llama.cpp has beside PLAIN_ARCHITECTURES. Raises UserError when
     the file is no language model, or one of an unknown architecture.
 
     Placement of tensors and tied embeddings follow llama.cpp's ``load_tensors``: without an ``output.weight`` the token

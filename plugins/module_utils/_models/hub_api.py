@@ -15,6 +15,7 @@ import re
 import typing as t
 import urllib.parse
 
+from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from . import gguf_file
 
@@ -31,10 +32,6 @@ _HASHES = {"sha256": re.compile(r"^[0-9a-f]{64}$"), "git_sha1": re.compile(r"^[0
 _NAMED_QUANT = re.compile(r"(?:^|[-._/])((?:UD-)?(?:IQ|Q|TQ|MXFP)\d\w*|BF16|F16|FP16|F32)(?=[-./]|$)", re.IGNORECASE)
 
 
-class HubError(Exception):
-    """Something about a repository that stops a download, phrased for the operator in one sentence."""
-
-
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
@@ -44,24 +41,24 @@ def is_commit(revision: str) -> bool:
 
 
 def check_request(repo: str, revision: str, patterns: t.Sequence[str], quant: str | None) -> None:
-    """Raise HubError unless a repository's files can be asked for in these words."""
+    """Raise UserError unless a repository's files can be asked for in these words."""
     if not _REPO.match(repo):
-        raise HubError(f"{repo!r} is no repository of the hub: write owner/name, as the head of its page shows it.")
+        raise UserError(f"{repo!r} is no repository of the hub: write owner/name, as the head of its page shows it.")
     if not _REVISION.match(revision):
-        raise HubError(f"{revision!r} is no revision of {repo}: give a branch, a tag, or a commit hash.")
+        raise UserError(f"{revision!r} is no revision of {repo}: give a branch, a tag, or a commit hash.")
     if patterns and quant:
-        raise HubError(f"Both files and quant are given for {repo}: give one of them.")
+        raise UserError(f"Both files and quant are given for {repo}: give one of them.")
     if quant and not _QUANT.match(quant):
-        raise HubError(f"{quant!r} is no quant name such as Q4_K_M: correct the quant of {repo}.")
+        raise UserError(f"{quant!r} is no quant name such as Q4_K_M: correct the quant of {repo}.")
     for pattern in patterns:
         check_name(pattern, repo)
 
 
 def check_name(name: str, repo: str) -> str:
-    """Return the name of a file in a repository, or raise HubError where it would leave the model's directory."""
+    """Return the name of a file in a repository, or raise UserError where it would leave the model's directory."""
     parts = name.split("/")
     if not name.isprintable() or "\\" in name or any(part in ("", ".", "..") for part in parts):
-        raise HubError(f"{repo} has a file by the name {name!r}, which would leave its directory: it is not fetched.")
+        raise UserError(f"{repo} has a file by the name {name!r}, which would leave its directory: it is not fetched.")
     return name
 
 
@@ -86,16 +83,16 @@ def repo_page(url: str) -> tuple[str, str]:
 
 
 def _models(names: t.Iterable[str], every: t.Collection[str], repo: str) -> list[list[str]]:
-    """Group GGUF files into models: one file each, or all shards in order. Raises HubError when a shard is missing."""
+    """Group GGUF files into models: one file each, or all shards in order. Raises UserError when a shard is missing."""
     found: dict[str, list[str]] = {}
     for name in sorted(names):
         try:
             shards = gguf_file.shard_paths(name)
-        except gguf_file.GgufError as exc:
-            raise HubError(f"{repo}: {exc}") from exc
+        except UserError as exc:
+            raise UserError(f"{repo}: {exc}") from exc
         missing = [shard for shard in shards if shard not in every]
         if missing:
-            raise HubError(f"{repo} lacks {missing[0]}, a part of {name}: choose another revision or repository.")
+            raise UserError(f"{repo} lacks {missing[0]}, a part of {name}: choose another revision or repository.")
         found.setdefault(shards[0], shards)
     return list(found.values())
 
@@ -109,7 +106,7 @@ def select(every: t.Collection[str], patterns: t.Sequence[str], quant: str | Non
 
     ``every``: all names in the repository. ``patterns``: names, or shell patterns over the whole name. ``quant``: as in
     the files' names, in any case. Without both it is the only GGUF model of the repository, or the whole repository
-    where it has none. One shard stands for all of its model. Raises HubError, with what there is to choose from.
+    where it has none. One shard stands for all of its model. Raises UserError, with what there is to choose from.
     """
     ggufs = [name for name in every if name.endswith(".gguf")]
     if quant:
@@ -121,13 +118,13 @@ def select(every: t.Collection[str], patterns: t.Sequence[str], quant: str | Non
         for pattern in patterns:
             matched = [name for name in every if fnmatch.fnmatchcase(name, pattern)]
             if not matched:
-                raise HubError(f"{repo} has no file {pattern}: {_choice(ggufs or every)}.")
+                raise UserError(f"{repo} has no file {pattern}: {_choice(ggufs or every)}.")
             chosen += matched
         if not any(name.endswith(".gguf") for name in chosen):
             return "folder", sorted(set(chosen))
         strange = next((name for name in chosen if not name.endswith(".gguf")), None)
         if strange:
-            raise HubError(f"The files of {repo} mix GGUF with {strange}: make two entries of them.")
+            raise UserError(f"The files of {repo} mix GGUF with {strange}: make two entries of them.")
         what = "files"
     elif not ggufs:
         return "folder", sorted(name for name in every if name not in LEFT_OUT)
@@ -138,9 +135,9 @@ def select(every: t.Collection[str], patterns: t.Sequence[str], quant: str | Non
     if len(models) == 1:
         return "gguf", models[0]
     if not models:
-        raise HubError(f"{repo} has no GGUF file of {what}: {_choice(ggufs)}.")
+        raise UserError(f"{repo} has no GGUF file of {what}: {_choice(ggufs)}.")
     firsts = ", ".join(model[0] for model in models[:6]) + (", ..." if len(models) > 6 else "")
-    raise HubError(f"{repo} has {len(models)} models of that {what} ({firsts}): name one with quant or files.")
+    raise UserError(f"{repo} has {len(models)} models of that {what} ({firsts}): name one with quant or files.")
 
 
 def _choice(names: t.Collection[str]) -> str:
@@ -163,7 +160,7 @@ def record_name(repo: str, revision: str, patterns: t.Sequence[str], quant: str 
 def record(
     question: Mapping, commit: str, every: t.Sequence[Mapping], endpoint: str, at: str
 ) -> Json:
-    """Return what is recorded of the hub's answer. Raises HubError where it does not fit the question.
+    """Return what is recorded of the hub's answer. Raises UserError where it does not fit the question.
 
     ``question``: dict with repo, revision, files, quant. ``every``: all files of the commit, dicts with name,
     size_bytes, sha256 (None for a file outside of LFS) and git_sha1 (None for a file in LFS).
@@ -172,7 +169,7 @@ def record(
     by_name = {check_name(file["name"], repo): file for file in every}
     format_, names = select(by_name, question["files"], question["quant"], repo)
     if not names:
-        raise HubError(f"{repo} has no files at {question['revision']}: correct the repository or the revision.")
+        raise UserError(f"{repo} has no files at {question['revision']}: correct the repository or the revision.")
     made = {
         "schema": RECORD_SCHEMA, "repo": repo, "revision": question["revision"],
         "asked": {"files": list(question["files"]), "quant": question["quant"]}, "commit": commit, "format": format_,
@@ -180,7 +177,7 @@ def record(
     }  # fmt: skip
     problem = _damage(made)
     if problem:
-        raise HubError(f"The hub at {endpoint} says nothing that can be used of {repo} ({problem}): use another one.")
+        raise UserError(f"The hub at {endpoint} says nothing that can be used of {repo} ({problem}): use another one.")
     return made
 
 
@@ -198,13 +195,13 @@ def _damage(found: t.Any) -> str:
             known = [key for key, like in _HASHES.items() if file[key] is not None and like.match(file[key])]
             if not known or not isinstance(file["size_bytes"], int):
                 return f"no hash or size of {file['name']}"
-        except (HubError, KeyError, TypeError, AttributeError):
+        except (UserError, KeyError, TypeError, AttributeError):
             return "a file is not understood"
     return ""
 
 
 def read_record(text: str, path: str) -> Json:
-    """Return a record from its text. Raises HubError with the cure when it is damaged."""
+    """Return a record from its text. Raises UserError with the cure when it is damaged."""
     try:
         found = json.loads(text)
     except ValueError as exc:
@@ -212,7 +209,7 @@ def read_record(text: str, path: str) -> Json:
     else:
         problem = _damage(found)
     if found is None or problem:
-        raise HubError(f"{path} is damaged ({problem}): remove it, and the hub is asked again.")
+        raise UserError(f"{path} is damaged ({problem}): remove it, and the hub is asked again.")
     return found
 
 

@@ -13,20 +13,21 @@ import time
 import typing as t
 
 from .._base import host_python, json_file
+from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from . import hub_api, transfer
 
 
 def read_token(path: str | None, url: str) -> str | None:
-    """Return the access token in a file, or None where there is none. Raises HubError when it must not be used."""
+    """Return the access token in a file, or None where there is none. Raises UserError when it must not be used."""
     if not path or not os.path.exists(path):
         return None
     if stat.S_IMODE(os.stat(path).st_mode) & 0o077:
-        raise hub_api.HubError(f"Others may read the token in {path}: chmod 600 {path}, and make a new token.")
+        raise UserError(f"Others may read the token in {path}: chmod 600 {path}, and make a new token.")
     token = (json_file.read_text(path) or "").strip()
     problem = hub_api.token_problem(url) if token else None
     if problem:
-        raise hub_api.HubError(f"{problem} ({path}).")
+        raise UserError(f"{problem} ({path}).")
     return token or None
 
 
@@ -42,11 +43,11 @@ class HubLookup:
         self.record_file = os.path.join(self.params["record_dir"], self.name)
 
     def answer(self) -> Json:
-        """Return the module's result. Raises HubError and DownloadError."""
+        """Return the module's result. Raises UserError and UserError."""
         hub_api.check_request(*self.asked.values())
         transfer.check_url(f"{self.endpoint}/x")
         if "@" in self.endpoint.partition("://")[2].partition("/")[0]:
-            raise transfer.DownloadError(
+            raise UserError(
                 "The hub's address has a user or a password in it, which would be recorded for all to read: leave it"
                 " out."
             )
@@ -74,7 +75,7 @@ class HubLookup:
         if before:
             self.module.warn(f"The recorded answer about {self.asked['repo']} is used: {failure}")
             return self.result(before, "record")
-        raise hub_api.HubError(f"{self.asked['repo']} cannot be looked up: {failure}")
+        raise UserError(f"{self.asked['repo']} cannot be looked up: {failure}")
 
     def recorded(self, directory: str) -> Json | None:
         """Return the recorded answer in a directory, or None."""
@@ -93,12 +94,12 @@ class HubLookup:
         return {**result, "changed": True, "diff": {"before": shown[0], "after": shown[1]}}
 
     def result(self, found: Mapping, source: str) -> Json:
-        """Return what the module returns about an answer. Raises HubError when it is not the file that was expected."""
+        """Return what the module returns about an answer. Raises UserError when it is not the expected file."""
         wanted, files = self.params["sha256"], found["files"]
         if wanted and [file["sha256"] for file in files] != [wanted]:
             has = "has several files" if len(files) > 1 else f"has the SHA-256 {files[0]['sha256']}"
             where = f"{self.asked['repo']} at {found['commit']}"
-            raise hub_api.HubError(f"{where} {has}, and {wanted} was expected: correct or remove the sha256.")
+            raise UserError(f"{where} {has}, and {wanted} was expected: correct or remove the sha256.")
         return {
             "changed": False, "available": True, "reason": None, "source": source, "endpoint": self.endpoint,
             "commit": found["commit"], "format": found["format"],
@@ -109,7 +110,7 @@ class HubLookup:
         }
 
     def ask(self) -> tuple[Json | None, str]:
-        """Ask the hub. Returns the record, or None and one sentence. Raises HubError when asking again cannot help."""
+        """Ask the hub. Returns the record, or None and one sentence. Raises UserError when asking again cannot help."""
         if os.path.exists(transfer.SYSTEM_CA_BUNDLE):   # as model_file: what the host trusts
             os.environ.setdefault("SSL_CERT_FILE", transfer.SYSTEM_CA_BUNDLE)
         os.environ.pop("HF_HUB_OFFLINE", None)
@@ -149,7 +150,7 @@ class HubLookup:
                     code = exc.response.headers.get("X-Error-Code", "")
                     clause = hub_api.refusal(self.endpoint, repo, revision, status, code, token is not None)
                     said = clause or f"{self.endpoint} answered with HTTP status {status}: check the repository's name"
-                    raise hub_api.HubError(f"{repo} cannot be looked up: {said}.") from exc
+                    raise UserError(f"{repo} cannot be looked up: {said}.") from exc
                 failure = f"{self.endpoint} answered with HTTP status {status}"
                 if status == 429:
                     failure += " (too many requests: wait some minutes; with a token the limit is higher)"
@@ -159,6 +160,8 @@ class HubLookup:
                     f"{self.endpoint} cannot be reached ({detail}): check the network, set llm_models_hub_endpoint to "
                     "a mirror, or bring files and records with llm_models_source_dir"
                 )
+            except UserError:
+                raise
             except (ValueError, KeyError, TypeError) as exc:
                 failure = f"{self.endpoint} gave an answer that is not understood ({exc!r}): check the hub's address"
             if attempt < self.params["attempts"]:

@@ -11,18 +11,18 @@ import typing as t
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
+from .._base.errors import UserError
 from .._base.types import Json
 from . import entries
 from .hub_lookup import HubLookup
 from .placed_file import PlacedFile
 from .random_model import ARGUMENTS, RandomModel
-from .transfer import DownloadError
 
 Look = Json
 
 
 class ModelState:
-    """The state of the models of a host. Every failure is a DownloadError or a HubError with one sentence."""
+    """The state of the models of a host. Every failure is a UserError or a UserError with one sentence."""
 
     def __init__(self, module: t.Any) -> None:
         """Take an AnsibleModule with the options of the module model_plan."""
@@ -64,7 +64,7 @@ class ModelState:
     def plan(self) -> Json:
         """Return what has to be generated and downloaded. Quick: manifests are believed, sizes come from the index.
 
-        A server is asked only for a size that is not known. Raises DownloadError where the disk has no room for it.
+        A server is asked only for a size that is not known. Raises UserError where the disk has no room for it.
         """
         self.resolve(ask=True)
         for file in self.files:
@@ -78,7 +78,7 @@ class ModelState:
             ))  # fmt: skip
         shortfall = entries.disk_shortfall(self.looks)
         if shortfall:
-            raise DownloadError(shortfall)
+            raise UserError(shortfall)
         pending = entries.pending_files(self.looks, self.params["verify"] == "full")
         return {
             "changed": any(answer["changed"] for answer in self.answers),
@@ -87,26 +87,26 @@ class ModelState:
         }
 
     def random_options(self, file: Json) -> Json:
-        """Return the options of random_gguf for a model that is generated. Raises DownloadError on a wrong value."""
+        """Return the options of random_gguf for a model that is generated. Raises UserError on a wrong value."""
         checked = ArgumentSpecValidator(ARGUMENTS).validate(file["generate"])
         if checked.error_messages:
-            raise DownloadError(f"The model {file['id']} cannot be generated: {checked.error_messages[0]}.")
+            raise UserError(f"The model {file['id']} cannot be generated: {checked.error_messages[0]}.")
         given = {"manifest_dir": self.params["manifest_dir"], "host_python": self.params["host_python"]}
         return {"path": file["path"], **given, **checked.validated_parameters}
 
     def verify(self) -> Json:
-        """Compare every file with what was recorded of it. Raises DownloadError at the first that differs."""
+        """Compare every file with what was recorded of it. Raises UserError at the first that differs."""
         self.resolve(ask=False)
         for answer in self.answers:
             if not answer["available"]:
-                raise DownloadError(f"{answer['item']['id']} cannot be verified: {answer['reason']}.")
+                raise UserError(f"{answer['item']['id']} cannot be verified: {answer['reason']}.")
         for file in self.files:
             full = self.params["verify"] == "full" and file["path"] not in self.params["verified"]
             look = self.look(
                 file, verify="full" if full else "manifest", missing_ok=False, progress_log=self.params["progress_log"]
             )
             if look["hashed"] and self.params["verify"] != "full":
-                raise DownloadError(
+                raise UserError(
                     f"{file['path']} was never recorded or has changed since: run the role llm_models to record it, "
                     "or put the right file there."
                 )

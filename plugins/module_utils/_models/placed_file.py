@@ -12,14 +12,14 @@ import os
 import typing as t
 
 from .._base import host_python
+from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from . import disk, hub_lookup, manifest, transfer
 from .download import Download, Progress
-from .transfer import DownloadError
 
 
 class PlacedFile:
-    """One file of a model on the host. Every failure is a DownloadError with one sentence; OSError passes."""
+    """One file of a model on the host. Every failure is a UserError with one sentence; OSError passes."""
 
     def __init__(self, module: t.Any, params: Mapping, look_only: bool = False) -> None:
         """Take an AnsibleModule and the options of the module model_file; ``look_only`` as in check mode."""
@@ -44,7 +44,7 @@ class PlacedFile:
     def ensure(self) -> Json:
         """Look the file up, put it in place where it is not, and return the result of model_file."""
         if os.path.exists(self.path) and not os.path.isfile(self.path):
-            raise DownloadError(f"{self.path} is there and is no file: remove it, or choose another path.")
+            raise UserError(f"{self.path} is there and is no file: remove it, or choose another path.")
         wanted = self.wanted
         if os.path.exists(self.path):
             if self.present_is_right():
@@ -56,7 +56,7 @@ class PlacedFile:
             self.result.update(present=False, sha256=self.params["sha256"])
             return self.result
         else:
-            raise DownloadError(
+            raise UserError(
                 f"{self.path} does not exist: put the file there, or give a url to download it from."
             )
         self.result.update(changed=True, present=not self.dry, sha256=self.params["sha256"])
@@ -76,7 +76,7 @@ class PlacedFile:
         digest = believed if believed and self.params["verify"] != "full" else self.hash(self.path)
         damaged = believed is not None and digest != believed
         if believed and damaged and believed.meets(self.wanted) and not (self.url or self.source):
-            raise DownloadError(
+            raise UserError(
                 f"{self.path} is damaged: its SHA-256 was {believed.sha256} and is {digest.sha256}, though its "
                 "size and time are unchanged: check the disk, and put the file there again."
             )
@@ -91,9 +91,9 @@ class PlacedFile:
         return False
 
     def check_replaceable(self, digest: manifest.Digest, damaged: bool, known: bool) -> None:
-        """Raise DownloadError unless another file may come; what was not put there by this collection is kept."""
+        """Raise UserError unless another file may come; what was not put there by this collection is kept."""
         if not self.url and not self.source:
-            raise DownloadError(
+            raise UserError(
                 f"{self.path} has the SHA-256 {digest.sha256}, and {self.wanted} was expected: "
                 "put the right file there, or correct the sha256."
             )
@@ -135,10 +135,10 @@ class PlacedFile:
         return max(0, disk.free_space(self.path)[1] + corrupt - (self.params["reserve_mib"] << 20))
 
     def need(self, n_bytes: int, what: str) -> None:
-        """Raise DownloadError unless there is room for so many bytes."""
+        """Raise UserError unless there is room for so many bytes."""
         free = self.free_bytes()
         if n_bytes > free:
-            raise DownloadError(
+            raise UserError(
                 f"{disk.free_space(self.path)[0]} has {transfer.size_text(free)} free (beyond the reserve of "
                 f"{self.params['reserve_mib']} MiB), and {what} needs {transfer.size_text(n_bytes)}: free some space, "
                 "or choose another directory."
@@ -169,7 +169,7 @@ class PlacedFile:
         return True
 
     def refuse_part(self, digest: manifest.Digest, wanted: str | None, origin: str) -> None:
-        """Keep a file with the wrong hash aside. Raises DownloadError unless another download may help."""
+        """Keep a file with the wrong hash aside. Raises UserError unless another download may help."""
         os.replace(self.part, self.corrupt)
         self.forget_part()
         found = f"SHA-256 {digest.sha256}" if self.params["sha256"] else f"git SHA-1 {digest.git_sha1}"
@@ -182,7 +182,7 @@ class PlacedFile:
         cure = "the server or the way to it is at fault; run the play again later, or use another mirror"
         if not self.indexed:
             cure = "correct the sha256, or find the right file"
-        raise DownloadError(f"{said}{again}: nothing was replaced, and the file is kept as {self.corrupt}; {cure}.")
+        raise UserError(f"{said}{again}: nothing was replaced, and the file is kept as {self.corrupt}; {cure}.")
 
     def keep_present(self) -> None:
         """Give the file that is to be replaced a second name, so that there is a file at its place all the time."""
@@ -201,9 +201,9 @@ class PlacedFile:
         return self.hash(self.source).sha256
 
     def check_source(self) -> None:
-        """Raise DownloadError unless there is a file to copy."""
+        """Raise UserError unless there is a file to copy."""
         if not os.path.isfile(self.source):
-            raise DownloadError(f"{self.source} cannot be copied, since it is no file: correct the source.")
+            raise UserError(f"{self.source} cannot be copied, since it is no file: correct the source.")
 
     def copy(self, wanted: str | None) -> None:
         """Copy the source beside its place, verify it, publish it."""
@@ -229,7 +229,7 @@ class PlacedFile:
     def copied_from_source_dir(self, wanted: str) -> bool:
         """Publish a file of source_dir with the wanted content, where there is one."""
         if not os.path.isdir(self.params["source_dir"]):
-            raise DownloadError(f"{self.params['source_dir']} is no directory: mount it, or correct the source_dir.")
+            raise UserError(f"{self.params['source_dir']} is no directory: mount it, or correct the source_dir.")
         for path in disk.candidates(self.params["source_dir"], self.path, self.params["size_bytes"]):
             self.progress.say(f"looking at {path}")
             if self.hash(path).meets(wanted):
@@ -259,7 +259,7 @@ class PlacedFile:
             self.module.warn(f"The size of {name} is unknown: {reason}")
             return
         if reason:
-            raise DownloadError(f"{name} cannot be downloaded: {reason}")
+            raise UserError(f"{name} cannot be downloaded: {reason}")
         if not self.dry and self.corrupt_is_right(wanted):
             self.publish(wanted, name)
             return

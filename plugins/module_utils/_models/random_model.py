@@ -12,9 +12,9 @@ import os
 import typing as t
 
 from .._base import host_python, json_file
+from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from . import disk, manifest, random_shape, transfer
-from .transfer import DownloadError
 
 #: Options of random_gguf that make the model, as an argument_spec.
 ARGUMENTS: t.Final[dict[str, Json]] = {
@@ -126,17 +126,17 @@ def _write_model(path: str, parameters: Json, fingerprint: str) -> None:
 
 
 class RandomModel:
-    """One generated model on the host. Every failure is a DownloadError with one sentence."""
+    """One generated model on the host. Every failure is a UserError with one sentence."""
 
     def __init__(self, module: t.Any, params: Mapping) -> None:
-        """Take an AnsibleModule and the options of the module random_gguf. Raises DownloadError on a wrong shape."""
+        """Take an AnsibleModule and the options of the module random_gguf. Raises UserError on a wrong shape."""
         self.module, self.path = module, os.path.abspath(params["path"])
         self.host_python = params["host_python"]
         self.parameters = {name: params[name] for name in random_shape.RANDOM_OPTIONS}
         try:
             random_shape.check_random_parameters(self.parameters)
-        except random_shape.GgufError as exc:
-            raise DownloadError(f"No random model {self.path}: {exc}") from exc
+        except UserError as exc:
+            raise UserError(f"No random model {self.path}: {exc}") from exc
         self.fingerprint = random_shape.parameters_hash(self.parameters)
         self.source = {"kind": "generated", "parameters_sha256": self.fingerprint}
         self.manifest_file = manifest.manifest_path(params["manifest_dir"], self.path)
@@ -163,7 +163,7 @@ class RandomModel:
                 "before": before, "after": {"parameters_sha256": self.fingerprint, **self.parameters}
             }  # fmt: skip
         if needed > free_bytes:
-            raise DownloadError(
+            raise UserError(
                 f"{self.directory} has {transfer.size_text(free_bytes)} free, and {self.path} needs "
                 f"{transfer.size_text(needed)}: free some space, or ask for a smaller model."
             )
@@ -177,11 +177,11 @@ class RandomModel:
         except FileNotFoundError:
             return None
         except OSError as exc:
-            raise DownloadError(
+            raise UserError(
                 f"{self.path} cannot be read ({exc.strerror}): check what is there, or choose another path."
             ) from exc
         if made_of is None:
-            raise DownloadError(
+            raise UserError(
                 f"{self.path} was not made by random_gguf and is left alone: remove it, or choose another."
             )
         return made_of
@@ -190,11 +190,11 @@ class RandomModel:
         """Write the model, and complete the result of look()."""
         reason = host_python.enter(["gguf", "numpy"], self.host_python)
         if reason:
-            raise DownloadError(f"{self.path} cannot be made: {reason}")
+            raise UserError(f"{self.path} cannot be made: {reason}")
         part = f"{self.path}.part"
         lock = json_file.take_lock(f"{self.manifest_file}.lock", LOCK_WAIT_SECONDS)
         if lock is None:
-            raise DownloadError(f"Another play is making {self.path}: wait until it has ended, then run this again.")
+            raise UserError(f"Another play is making {self.path}: wait until it has ended, then run this again.")
         try:
             disk.make_parents(self.path)
             _write_model(part, self.parameters, self.fingerprint)
@@ -202,7 +202,7 @@ class RandomModel:
             disk.publish(part, self.path, self.module.atomic_move)
             manifest.write_manifest(self.manifest_file, self.path, digest, self.source, self.module.atomic_move)
         except OSError as exc:
-            raise DownloadError(
+            raise UserError(
                 f"{self.path} cannot be written ({exc.strerror or exc}): check the directory and its disk."
             ) from exc
         finally:

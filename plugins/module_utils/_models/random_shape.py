@@ -8,8 +8,8 @@ import hashlib
 import json
 import re
 
+from .._base.errors import UserError
 from .._base.types import Mapping
-from .gguf_file import GgufError
 
 RANDOM_VERSION = 1                        # raise it when the same parameters give another file
 PARAMETERS_KEY = "mixed_gpu.random_gguf.parameters"       # header key by which our own files are recognised
@@ -24,25 +24,25 @@ _STORAGE = {"f16": (2, 1), "q8_0": (34, 32), "q4_0": (18, 32)}
 
 
 def check_random_parameters(parameters: Mapping) -> None:
-    """Raise GgufError, in one sentence, when llama.cpp could not load a model of this shape."""
+    """Raise UserError, in one sentence, when llama.cpp could not load a model of this shape."""
     p = parameters
     for key in ("blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "context_length"):
         if p[key] < 1:
-            raise GgufError(f"{key} is {p[key]}: it must be at least 1.")
+            raise UserError(f"{key} is {p[key]}: it must be at least 1.")
     if p["embedding_length"] % p["head_count"] or (p["embedding_length"] // p["head_count"]) % 2:
-        raise GgufError(
+        raise UserError(
             f"embedding_length {p['embedding_length']} does not divide into {p['head_count']} heads of even length: "
             "choose a multiple of twice head_count."
         )
     if p["head_count"] % p["head_count_kv"]:
-        raise GgufError(
+        raise UserError(
             f"head_count {p['head_count']} is no multiple of head_count_kv {p['head_count_kv']}: choose a divisor."
         )
     for key in ("embedding_length", "feed_forward_length"):
         if p[key] % _STORAGE[p["type"]][1]:
-            raise GgufError(f"{key} {p[key]} does not suit {p['type']}, which needs a multiple of 32: choose one.")
+            raise UserError(f"{key} {p[key]} does not suit {p['type']}, which needs a multiple of 32: choose one.")
     if p["vocabulary_size"] < MINIMUM_VOCABULARY:
-        raise GgufError(
+        raise UserError(
             f"vocabulary_size {p['vocabulary_size']} is too small: byte tokens and ASCII need {MINIMUM_VOCABULARY}."
         )
 

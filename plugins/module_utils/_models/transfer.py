@@ -11,6 +11,7 @@ import typing as t
 import urllib.parse
 from dataclasses import dataclass
 
+from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from . import hub_api
 
@@ -21,10 +22,6 @@ RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _CONTENT_RANGE = re.compile(r"^bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)$")
-
-
-class DownloadError(Exception):
-    """A download that cannot go on, phrased for the operator in one sentence."""
 
 
 # ---- names and figures for people ----------------------------------------------------------------------------------
@@ -39,19 +36,19 @@ def shown_url(url: str) -> str:
 
 
 def check_url(url: str) -> None:
-    """Raise DownloadError unless the URL is http or https, names a host, and its path ends in a file name."""
+    """Raise UserError unless the URL is http or https, names a host, and its path ends in a file name."""
     readable = re.sub(r"//[^/@]*@", "//", url.split("?", 1)[0])
     try:
         parts = urllib.parse.urlsplit(url)
         host, _port = parts.hostname, parts.port
     except ValueError as exc:
-        raise DownloadError(f"{readable} is no URL ({exc}): correct it.") from exc
+        raise UserError(f"{readable} is no URL ({exc}): correct it.") from exc
     if parts.scheme not in ("http", "https") or not host:
-        raise DownloadError(
+        raise UserError(
             f"{readable!r} is no http or https URL: give one, or name a file that is already on the host by its path."
         )
     if not os.path.basename(parts.path):
-        raise DownloadError(f"{shown_url(url)} names no file: give the whole URL of the file.")
+        raise UserError(f"{shown_url(url)} names no file: give the whole URL of the file.")
 
 
 def size_text(n_bytes: float) -> str:
@@ -110,10 +107,10 @@ def wait_seconds(attempt: int, first_seconds: float, retry_after: str | None = N
 
 
 def check_sha256(value: str, owner: str) -> str:
-    """Return the SHA-256 in lower case, or raise DownloadError."""
+    """Return the SHA-256 in lower case, or raise UserError."""
     value = value.lower()
     if not _SHA256.match(value):
-        raise DownloadError(f"{owner} has the SHA-256 {value!r}, which is not 64 hexadecimal digits: correct it.")
+        raise UserError(f"{owner} has the SHA-256 {value!r}, which is not 64 hexadecimal digits: correct it.")
     return value
 
 

@@ -12,9 +12,10 @@ import re
 import typing as t
 
 from .._base.checks import check
+from .._base.errors import UserError
 from .._hardware import known_cards
 from .._models import entries as llm_models
-from .._models import model_shapes, transfer
+from .._models import model_shapes
 
 Check = dict[str, t.Any]
 Json = dict[str, t.Any]
@@ -33,7 +34,7 @@ def read_models(entries: t.Sequence[t.Mapping[str, t.Any]], directory: str, size
     found: Json = {"directory": directory, "problem": None, "files": [], "models": []}
     try:
         files = llm_models.model_files(entries, directory)
-    except transfer.DownloadError as error:
+    except UserError as error:
         return {**found, "problem": str(error)}
     found["files"] = [file["path"] for file in files]
     for first in (file for file in files if file["first"]):

@@ -22,6 +22,7 @@ import typing as t
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries, hub_api
 from ansible_collections.homelab.mixed_gpu.plugins.modules import hub_files, model_file
 from ansible_collections.homelab.mixed_gpu.tests.local_hub import server
@@ -198,7 +199,7 @@ def test_refusals_are_one_sentence_and_record_nothing(
 def test_a_hub_that_wants_to_write_elsewhere_is_refused() -> None:
     question = {"repo": REPO, "revision": "main", "files": [], "quant": None}
     file = {"name": "../../etc/passwd", "size_bytes": 1, "sha256": SHA, "git_sha1": None}
-    with pytest.raises(hub_api.HubError, match="would leave its directory"):
+    with pytest.raises(UserError, match="would leave its directory"):
         hub_api.record(question, FIRST, [file], "https://hub", "now")
 
 

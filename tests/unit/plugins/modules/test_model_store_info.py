@@ -12,12 +12,12 @@ import typing as t
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
     catalogue,
     entries,
     model_shapes,
     model_table,
-    transfer,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file, model_plan, model_store_info
@@ -115,5 +115,5 @@ def test_the_catalogue_agrees_with_what_the_planner_knows() -> None:
         if key in model_shapes.SHAPES:
             assert model_shapes.SHAPES[key].blocks == model.layers
             assert model.size_bytes / 1e9 == pytest.approx(model_shapes.PUBLISHED_GB[key], abs=0.02)
-    with pytest.raises(transfer.DownloadError, match="one of the catalogue"):
+    with pytest.raises(UserError, match="one of the catalogue"):
         entries.hub_questions([{"id": "unheard_of"}])

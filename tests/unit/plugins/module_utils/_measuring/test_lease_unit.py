@@ -27,14 +27,15 @@ def test_who_may_have_it(active, state, owner, answer):
 
 
 def test_the_state_is_read_as_it_was_written():
-    assert lease_unit.parse_state(json.dumps(STATE)) == STATE
+    assert lease_unit.FORM.data(json.dumps(STATE)) == STATE
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("{", "no JSON"),
-        ("[]", "does not name owner"),
+        ("[]", "a list instead of a dict"),
+        ("{}", "does not name owner"),
         (json.dumps({**STATE, "owner": None}), "does not name owner"),
         (json.dumps({**STATE, "restart": "x"}), "no list of units"),
         (json.dumps({**STATE, "restart": [1]}), "no list of units"),
@@ -42,7 +43,7 @@ def test_the_state_is_read_as_it_was_written():
 )
 def test_a_damaged_state_is_named(text, words):
     with pytest.raises(UserError, match=words):
-        lease_unit.parse_state(text)
+        lease_unit.FORM.data(text)
 
 
 def test_only_what_ran_is_started_again():

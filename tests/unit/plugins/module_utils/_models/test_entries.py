@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries, transfer
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries
 
 URL = "https://user:secret@models.example:8443/a/m.gguf?token=secret"
 SHA = "ab" * 32
@@ -81,7 +82,7 @@ def test_files_of_models():
     ],
 )
 def test_entries_that_are_not_understood(given, sentence):
-    with pytest.raises(transfer.DownloadError, match=sentence) as caught:
+    with pytest.raises(UserError, match=sentence) as caught:
         entries.model_files(given, "/models")
     assert "\n" not in str(caught.value)
 

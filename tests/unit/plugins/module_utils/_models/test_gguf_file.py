@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_file, random_shape
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,7 +98,7 @@ def test_known_but_unmodelled_architecture_gets_a_note():
     ],
 )
 def test_what_is_no_usable_model_is_refused(changes, tensors, sentence):
-    with pytest.raises(gguf_file.GgufError, match=sentence) as caught:
+    with pytest.raises(UserError, match=sentence) as caught:
         describe(changes, tensors)
     assert "/m.gguf" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -119,7 +120,7 @@ def test_shards_are_found_from_any_of_them():
     for name in names:
         assert gguf_file.shard_paths(name) == names
     assert gguf_file.shard_paths("/m/x.gguf") == ["/m/x.gguf"]
-    with pytest.raises(gguf_file.GgufError, match="shard 4 of 3"):
+    with pytest.raises(UserError, match="shard 4 of 3"):
         gguf_file.shard_paths("/m/x-00004-of-00003.gguf")
 
 
@@ -135,7 +136,7 @@ def test_shards_are_found_from_any_of_them():
     ],
 )
 def test_what_is_no_gguf_is_refused(head, sentence):
-    with pytest.raises(gguf_file.GgufError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         gguf_file.check_preamble("/m.gguf", head)
 
 
@@ -147,7 +148,7 @@ def test_a_good_preamble_passes():
 def test_truncation_names_tensor_and_missing_bytes():
     extents = [("b", 300, 100), ("a", 100, 200)]
     gguf_file.check_extent("/m.gguf", 400, extents)
-    with pytest.raises(gguf_file.GgufError, match="last tensor b ends at byte 400, the file has 399, so 1 bytes"):
+    with pytest.raises(UserError, match="last tensor b ends at byte 400, the file has 399, so 1 bytes"):
         gguf_file.check_extent("/m.gguf", 399, extents)
 
 
@@ -162,7 +163,7 @@ def test_truncation_names_tensor_and_missing_bytes():
     ],
 )
 def test_impossible_shapes_are_refused(changes, sentence):
-    with pytest.raises(gguf_file.GgufError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         random_shape.check_random_parameters(parameters(**changes))
 
 

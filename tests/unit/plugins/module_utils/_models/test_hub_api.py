@@ -8,6 +8,7 @@ import json
 import typing as t
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import hub_api
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,7 +47,7 @@ def test_the_only_model_needs_no_name() -> None:
     ],
 )
 def test_what_cannot_be_chosen(names: list[str], patterns: list[str], quant: str | None, sentence: str) -> None:
-    with pytest.raises(hub_api.HubError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         hub_api.select(names, patterns, quant, REPO)
 
 
@@ -54,7 +55,7 @@ def test_what_cannot_be_chosen(names: list[str], patterns: list[str], quant: str
 def test_no_name_leaves_the_directory(name: str) -> None:
     try:
         checked = hub_api.check_name(name, REPO)
-    except hub_api.HubError:
+    except UserError:
         return
     assert checked == name and not name.startswith("/") and not set(name.split("/")) & {"", ".", ".."}
 
@@ -92,14 +93,14 @@ def test_a_record_is_not_believed_when_it_is_damaged(change: dict[str, t.Any]) -
     question = {"repo": REPO, "revision": "main", "files": [], "quant": None}
     made = hub_api.record(question, COMMIT, [file], "https://hub", "now")
     assert hub_api.read_record(json.dumps(made), "/r") == made
-    with pytest.raises(hub_api.HubError, match="/r is damaged .*: remove it, and the hub is asked again"):
+    with pytest.raises(UserError, match="/r is damaged .*: remove it, and the hub is asked again"):
         hub_api.read_record(json.dumps({**made, **change}), "/r")
 
 
 def test_an_answer_without_hashes_is_no_answer() -> None:
     question = {"repo": REPO, "revision": "main", "files": [], "quant": None}
     file = {"name": "m.gguf", "size_bytes": 1, "sha256": None, "git_sha1": None}
-    with pytest.raises(hub_api.HubError, match="no hash or size of m.gguf"):
+    with pytest.raises(UserError, match="no hash or size of m.gguf"):
         hub_api.record(question, COMMIT, [file], "https://hub", "now")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import transfer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,14 +14,14 @@ SHA = "ab" * 32
 
 def test_nothing_secret_is_shown():
     assert transfer.shown_url(URL) == "https://models.example:8443/a/m.gguf"
-    with pytest.raises(transfer.DownloadError) as caught:
+    with pytest.raises(UserError) as caught:
         transfer.check_url("ftp://user:secret@models.example/m.gguf?token=secret")
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["", "m.gguf", "file:///m.gguf", "http://", "http://host/", "http://host:x/m", "http://[::1/m"])
 def test_what_is_no_url_is_refused(url):
-    with pytest.raises(transfer.DownloadError):
+    with pytest.raises(UserError):
         transfer.check_url(url)
 
 
