@@ -1,6 +1,8 @@
 """Names of tasks, blocks and plays: a verb of the list, then its object by its own name, since they are the progress.
 
-In a task file of a role the name begins with `<file> | `, except in main.yml. task_names.py [ROOT] prints what differs.
+In a task file of a role or a playbook the name begins with `<file> | `, except in main.yml.
+
+task_names.py [ROOT] prints what differs.
 """
 
 from __future__ import annotations
@@ -65,8 +67,8 @@ def violations(root: pathlib.Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in sorted(path for folder in _FOLDERS for path in root.glob(f"{folder}/**/*.yml")):
         parts = path.relative_to(root).parts
-        in_role = parts[0] == "roles"
-        stem = path.stem if in_role and path.stem != "main" else ""
+        in_tasks = parts[0] == "roles" or parts[:2] == ("playbooks", "tasks")
+        stem = path.stem if in_tasks and path.stem != "main" else ""
         for line, name in names(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)):
             where = "/".join(parts[: 2 if len(parts) > 2 else 1])
             sentences = [f"{'/'.join(parts)}:{line}: {name!r} {fault}" for fault in faults(name, stem)]

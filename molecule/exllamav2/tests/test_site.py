@@ -18,7 +18,7 @@ SITE = {
     "llm_models_hub_endpoint": "http://127.0.0.1:8099",
     "llm_models": [{"id": "tiny", "repo": "owner/Tiny-exl2", "revision": "main"}],
     "exllamav2_model_id": "tiny",
-    "split_tuning_context_size": 2048,
+    "exllamav2_context_size": 2048,
     "split_tuning_bench_prompt_tokens": 1024,
     "split_tuning_bench_generated_tokens": 16,
     # neither card holds it alone

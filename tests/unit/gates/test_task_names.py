@@ -86,12 +86,14 @@ def test_a_prefix_is_due_in_every_file_but_main(tmp_path: pathlib.Path) -> None:
         "roles/a/tasks/install.yml": "- name: Install a package\n- name: install | Install b\n",
         "roles/a/defaults/main.yml": "- name: Make it\n",
         "playbooks/site.yml": "- name: Install everything\n",
+        "playbooks/tasks/serve.yml": "- name: serve | Start a\n- name: Start b\n",
         "molecule/default/converge.yml": "- name: Converge\n  hosts: all\n",
     }.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
     assert task_names.violations(tmp_path) == {
         "roles/a": ["roles/a/tasks/install.yml:1: 'Install a package' does not begin with \"install | \""],
+        "playbooks/tasks": ["playbooks/tasks/serve.yml:2: 'Start b' does not begin with \"serve | \""],
         "molecule/default": [
             "molecule/default/converge.yml:1: 'Converge' begins with \"Converge\", which is no verb of the list"
         ],

@@ -64,7 +64,7 @@ class Box:
         C(seconds) is how long each load takes.
         """
         role = yaml.safe_load((ROOT / "roles/split_tuning/vars/main.yml").read_text())
-        expression = yaml.safe_load((ROOT / "roles/split_tuning/tasks/tune.yml").read_text())[1]
+        expression = yaml.safe_load((ROOT / "roles/split_tuning/tasks/main.yml").read_text())[1]
         play = {
             "hosts": "box", "gather_facts": False, "vars": {**self.settings(**changes), **role}, "tasks": [
                 {
