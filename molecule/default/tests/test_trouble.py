@@ -80,7 +80,7 @@ def test_a_wrong_checksum_replaces_nothing(host, controller, unchanged):
     assert _answers(host)
 
 
-def test_a_play_that_is_killed_while_measuring_goes_on_where_it_was(host, controller, eventually, unchanged):
+def test_a_play_that_is_killed_while_measuring_lets_the_server_come_back_and_goes_on(host, controller, eventually, unchanged):
     def stored():
         return set(host.run("ls -1 /var/lib/mixed_gpu/measurements | grep json").stdout.split())
 
@@ -92,9 +92,14 @@ def test_a_play_that_is_killed_while_measuring_goes_on_where_it_was(host, contro
         if play.poll() is None:
             os.killpg(play.pid, signal.SIGKILL)
         output = play.finish()
+    # nobody is left who could release the lease: it ends itself, and the server comes back
+    eventually(lambda: _answers(host), 240)
+    assert _property(host, "ActiveState", "mixed-gpu-lease.service") == "inactive"
     measured = stored() - before
     assert measured, output[-4000:]
-    # a module that was measuring when its play died may still finish its load; what was stored stays untouched
+    last = max(host.file(f"/var/lib/mixed_gpu/measurements/{name}").mtime.timestamp() for name in measured)
+    began = float(host.run("date -d \"$(systemctl show -p ActiveEnterTimestamp --value %s)\" +%%s", UNIT).stdout)
+    assert began - last <= 120
     written = {name: host.file(f"/var/lib/mixed_gpu/measurements/{name}").mtime for name in measured}
     done = controller.play("--extra-vars={split_tuning_retune: true}")
     assert done.returncode == 0, done.stdout[-4000:]
