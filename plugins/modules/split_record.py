@@ -60,15 +60,6 @@ options:
       - It has C(build) (key of the llama.cpp build), C(gpus) (the fact C(mixed_gpu_gpus)), C(extra) (replaces what the
         inventory added to the fingerprint, unless it is empty) and C(device_probe) (none keeps the recorded one).
     type: dict
-  tuning_key:
-    description:
-      - With O(state=query), everything that decides whether a tuning is due, as a campaign is given it. What belongs
-        there stands in C(module_utils/_split/tuning_key.py).
-    type: dict
-  retune:
-    description: With O(tuning_key), whether a tuning is due in any case.
-    type: bool
-    default: false
   active:
     description: Whether the deployment becomes the one that is served. With V(false) the served one stays as it is.
     type: bool
@@ -172,18 +163,6 @@ revalidation:
         - Versions C(recorded) (V(none) where no driver was recorded), C(loaded) (empty where none is) and C(installed)
           (empty where no kernel has the module, V(none) where that cannot be known).
       type: dict
-due:
-  description: Why a tuning is due, in one sentence; V(none) when the recorded split holds.
-  returned: with O(tuning_key)
-  type: str
-fingerprint:
-  description: Fingerprint of O(tuning_key).
-  returned: with O(tuning_key)
-  type: str
-fingerprint_parts:
-  description: What it is made of.
-  returned: with O(tuning_key)
-  type: dict
 record:
   description:
     - The whole record as it is now, or would be in check mode; V(none) when there is no file.
@@ -204,10 +183,10 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fingerprints, json_file, json_state
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record, tuning_key
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.types import Entry
 
 
@@ -241,19 +220,7 @@ class SplitRecord:
         if self.params["required"] and not found["available"]:
             raise UserError(str(found["why"]))
         revalidation = due.read(record, os.path.dirname(self.params["history_dir"]))
-        result = {"changed": False, "path": self.path, "record": record, "revalidation": revalidation, **found}
-        return result if self.params["tuning_key"] is None else {**result, **self.tuning_due(found)}
-
-    def tuning_due(self, found: fact_record.Found) -> dict[str, t.Any]:
-        """Return whether the deployment has to be tuned; ends the module when the key lacks something."""
-        try:
-            parts = tuning_key.parts(t.cast(tuning_key.Inputs, self.params["tuning_key"]))
-            why = tuning_key.due(found["entry"], self.deployment, parts, self.params["retune"])
-            return {"due": why, "fingerprint": fingerprints.fingerprint(parts), "fingerprint_parts": parts}
-        except KeyError as exc:
-            self.module.fail_json(msg=f"tuning_key lacks {exc}: give everything that a tuning depends on.")
-        except UserError as exc:
-            self.module.fail_json(msg=f"tuning_key cannot be hashed: {exc}.")
+        return {"changed": False, "path": self.path, "record": record, "revalidation": revalidation, **found}
 
     def new_entry(self, before: fact_record.Record) -> Entry | None:
         """Return the entry to record, None to keep the recorded one. Raises UserError naming what is wrong."""
@@ -306,8 +273,6 @@ def main() -> None:
             "required": {"type": "bool", "default": False},
             "tuning": {"type": "dict"},
             "renewal": {"type": "dict"},
-            "tuning_key": {"type": "dict", "no_log": False},
-            "retune": {"type": "bool", "default": False},
             "active": {"type": "bool", "default": True},
             "path": {"type": "path", "default": fact_record.PATH},
             "history_dir": {"type": "path", "default": "/var/lib/mixed_gpu/history"},

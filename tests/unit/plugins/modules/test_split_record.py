@@ -161,23 +161,6 @@ def test_a_renewal_keeps_the_split_and_takes_over_the_host_as_it_is(run, path):
     assert entry["placement"] == [{"id": "a:1", "layers": 20}, {"id": "b:2", "layers": 13}]
 
 
-def test_a_query_with_a_key_says_whether_a_tuning_is_due_and_what_changed(run):
-    key = {
-        "engine": "llama_cpp", "build": "b1", "driver_version": "580.95", "gpus": [], "rpc_endpoints": [],
-        "serving": {},
-        "split_modes": ["layer"], "micro_batches": [], "tensor_allreduce": [], "objective": {}, "tests": [],
-        "budgets_mib": {}, "reserve_mib": 512, "environment": {}, "extra": {}, "model_sha256": "5a",
-    }  # fmt: skip
-    first = run("d", state="query", tuning_key=key)
-    assert first["due"] == "nothing is recorded for d"
-    run("d", tuning=tuning(fingerprint_parts=first["fingerprint_parts"]))
-    again = run("d", state="query", tuning_key=key)
-    assert again["due"] is None and again["fingerprint"] == first["fingerprint"] == again["entry"]["fingerprint"]
-    assert run("d", state="query", tuning_key=key, retune=True)["due"] == "a retune was asked for"
-    changed = run("d", state="query", tuning_key={**key, "driver_version": "580.105", "build": "b2"})
-    assert changed["due"] == "driver_version, llama_cpp changed since d was measured"
-
-
 def test_a_query_of_what_is_not_recorded_fails_where_it_is_required(run, path):
     found = run("", state="query")
     assert not found["available"] and found["record"]["models"] == {} and f"{path} records no" in found["why"]
@@ -212,7 +195,6 @@ def test_a_second_writer_waits_and_then_gives_up(run, path):
         ({"tuning": {"problem": {}}}, "the result of the tuning cannot be recorded: it lacks 'plan'"),
         ({"renewal": {"gpus": {}}}, "nothing is recorded for d: tune it first"),
         ({"renewal": {}, "tuning": {}}, "mutually exclusive"),
-        ({"state": "query", "tuning_key": {}}, "tuning_key lacks 'model_sha256'"),
         ({"tuning": tuning(), "history_keep": -1}, "history_keep is -1"),
         ({}, "no entry for d to make active (there are none)"),
     ],
