@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: llama_fit_params_info
-short_description: Ask llama.cpp how much memory a split needs, without loading the model
+short_description: Read from llama.cpp how much memory a split needs, without loading the model
 version_added: 0.1.0
 description:
   - Runs C(llama-fit-params -fitp on) with the flags of the server and returns what it says each device would hold.
@@ -207,7 +207,7 @@ def main() -> None:
             params["rpc_endpoints"], params["split_mode"],
         )
     except UserError as exc:
-        module.fail_json(msg=f"The dry run cannot be asked for: {exc}.")
+        module.fail_json(msg=f"Cannot run llama-fit-params: {exc}.")
     devices, reason = ask(module, command)
     dry_run = None
     if reason is None:

@@ -59,8 +59,7 @@ options:
     description:
       - The serving profile. C(gpu_layers), C(batch_size), C(micro_batch_size), C(flash_attention), C(cache_type_k),
         C(cache_type_v), C(threads), C(poll) and C(load_mode) are used here, all of them required.
-      - C(engine) says which engine measures, C(llama_cpp) where it is missing; for ExLlama the profile is that of
-        P(homelab.mixed_gpu.exllama_serving#filter).
+      - C(engine) says which engine measures, C(llama_cpp) where it is missing.
     type: dict
     required: true
   host_python:
@@ -310,7 +309,8 @@ class ExllamaBenchmark(run.StoredLoad):
     def __init__(self, module: AnsibleModule) -> None:
         load, given = module.params["load"], module.params["exllama"]
         if given is None:
-            module.fail_json(msg=f"serving.engine is {module.params['serving']['engine']}: give exllama, too.")
+            engine = module.params["serving"]["engine"]
+            module.fail_json(msg=f"serving.engine is {engine}, which requires the option exllama.")
         try:
             self.order = exllama_bench.measure_order(
                 load, given["devices"], module.params["serving"], given["model"], given["reserve_mib"]

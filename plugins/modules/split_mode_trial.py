@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: split_mode_trial
-short_description: Try whether a split mode gives the same answers and lasts
+short_description: Verify a split mode by equal output and stability under load
 version_added: 0.1.0
 description:
   - llama.cpp's split mode C(tensor) is experimental. Before it may be served, this module compares it with a reference,
@@ -98,7 +98,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Try what the planner wants to be sure of
+- name: Run the trials of the plan
   homelab.mixed_gpu.split_mode_trial:
     model_path: /srv/models/example.gguf
     trial: "{{ item }}"

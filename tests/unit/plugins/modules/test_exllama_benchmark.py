@@ -177,7 +177,7 @@ def test_check_mode_starts_nothing(run):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"exllama": None}, "serving.engine is exllamav2: give exllama, too"),
+        ({"exllama": None}, "serving.engine is exllamav2, which requires the option exllama"),
         ({"load": {**LOAD, "split_mode": "tensor"}}, "ExLlama is measured by layer"),
         ({"load": {**LOAD, "layers": [8, 4]}}, "8/4 is no split of 13 slots over 2 cards"),
         ({"load": {**LOAD, "layers": [8, 4, 1]}}, "one number for each of 2 devices"),
