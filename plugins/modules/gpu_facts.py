@@ -71,7 +71,7 @@ EXAMPLES = r"""
     msg: "{{ item.name }} at {{ item.pci_bus_id }}: at most generation {{ item.sampled.pcie_generation.max }}"
   loop: "{{ ansible_facts['mixed_gpu_gpus'].gpus }}"
   loop_control:
-    label: "{{ item.uuid }}"
+    label: "{{ item.id }}"
   when: item.sampled.pcie_generation.max < item.pcie_generation_max
 
 - name: Insist on working cards
@@ -141,7 +141,7 @@ ansible_facts:
           type: list
           elements: dict
           contains:
-            uuid:
+            id:
               description: The card.
               type: str
             xid:
@@ -155,7 +155,7 @@ ansible_facts:
           type: list
           elements: dict
           contains:
-            uuid:
+            id:
               description: The card's UUID; the key for whatever is stored about a card.
               type: str
               sample: GPU-11111111-2222-3333-4444-555555555555

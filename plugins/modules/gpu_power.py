@@ -45,7 +45,7 @@ options:
   settings:
     description:
       - Exactly these settings, such as RV(found) of an earlier run, instead of the options above.
-      - C(schema) is 1; C(cards) is a list of dicts with C(uuid), C(power_limit_watts), C(locked_clocks_mhz) (lowest and
+      - C(schema) is 1; C(cards) is a list of dicts with C(id), C(power_limit_watts), C(locked_clocks_mhz) (lowest and
         highest) and C(persistence_mode). What is V(none) is left alone.
     type: dict
   record:

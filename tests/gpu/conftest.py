@@ -113,5 +113,5 @@ def llama_bin(box):
 
 @pytest.fixture
 def environment(box):
-    uuids = ",".join(gpu["uuid"] for gpu in box["gpus"])
+    uuids = ",".join(gpu["id"] for gpu in box["gpus"])
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": uuids}

@@ -135,7 +135,7 @@ def rows(result, kind):
 def test_two_cards_take_turns_at_a_token_as_the_record_expects(box, llama_bin, environment, tmp_path):
     if len(box["gpus"]) < 2:
         pytest.skip("one card only")
-    uuids = [gpu["uuid"] for gpu in box["gpus"][:2]]
+    uuids = [gpu["id"] for gpu in box["gpus"][:2]]
     environment = environment | {"CUDA_VISIBLE_DEVICES": ",".join(uuids)}
     path, model = model_of(
         tmp_path, blocks=24, embedding_length=4096, feed_forward_length=11008, head_count=32, head_count_kv=8
@@ -170,7 +170,7 @@ def test_two_cards_take_turns_at_a_token_as_the_record_expects(box, llama_bin, e
 def test_one_card_and_a_slow_device(box, llama_bin, environment, tmp_path):
     if shutil.which("ss") is None:
         pytest.skip("which process listens on a port is asked of ss, which is not there")
-    uuid = box["gpus"][0]["uuid"]
+    uuid = box["gpus"][0]["id"]
     environment = environment | {"CUDA_VISIBLE_DEVICES": uuid}
     path, model = model_of(tmp_path, blocks=16, embedding_length=1024, feed_forward_length=2816)
     tests = [TESTS[0] | {"n_prompt": 128}, TESTS[1] | {"n_gen": 16}]

@@ -55,7 +55,7 @@ def engine(request, box):
 
 @pytest.fixture(scope="module")
 def cards(box):
-    return [gpu["uuid"] for gpu in box["gpus"][:2]]
+    return [gpu["id"] for gpu in box["gpus"][:2]]
 
 
 @pytest.fixture(scope="module")

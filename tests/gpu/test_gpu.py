@@ -60,7 +60,7 @@ def test_facts_agree_with_nvidia_smi(box):
     lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
     ours = [
         [
-            gpu["uuid"], gpu["name"], gpu["pci_bus_id"], str(gpu["memory_total_mib"]), gpu["compute_capability"],
+            gpu["id"], gpu["name"], gpu["pci_bus_id"], str(gpu["memory_total_mib"]), gpu["compute_capability"],
             f"{gpu['power_limit_watts']:.2f}", box["driver_version"],
         ]
         for gpu in box["gpus"]
@@ -95,7 +95,7 @@ def test_the_driver_is_proved_by_its_own_checks(box):
     driver = module("nvidia_driver_plan", goal="loaded")["driver"]
     print(json.dumps({key: value for key, value in driver.items() if key != "packages"}, indent=1))
     assert driver["loaded_version"] == box["driver_version"]
-    module("nvidia_driver_plan", goal="proof", gpus=box, gpus_expected=[gpu["uuid"] for gpu in box["gpus"]])
+    module("nvidia_driver_plan", goal="proof", gpus=box, gpus_expected=[gpu["id"] for gpu in box["gpus"]])
     expected = [box["gpus"][0]["name"], "GPU-not-there"]
     with pytest.raises(AssertionError, match="wants GPU-not-there"):
         module("nvidia_driver_plan", goal="proof", gpus=box, gpus_expected=expected)
@@ -164,7 +164,7 @@ def test_a_compiled_program_runs(box, tmp_path):
 
 
 def test_llama_cpp_sees_the_cards_of_the_facts(box, llama_bin, environment):
-    uuids = [gpu["uuid"] for gpu in box["gpus"]]
+    uuids = [gpu["id"] for gpu in box["gpus"]]
     listed = module(
         "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment, cuda_ids=uuids
     )
@@ -174,10 +174,10 @@ def test_llama_cpp_sees_the_cards_of_the_facts(box, llama_bin, environment):
 
 
 def test_a_random_model_is_tuned_between_card_and_cpu(box, llama_bin, environment, model_path, rpc_endpoint, tmp_path):
-    environment = environment | {"CUDA_VISIBLE_DEVICES": box["gpus"][0]["uuid"]}
+    environment = environment | {"CUDA_VISIBLE_DEVICES": box["gpus"][0]["id"]}
     devices = module(
         "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment,
-        cuda_ids=[box["gpus"][0]["uuid"]], rpc_endpoints=[rpc_endpoint],
+        cuda_ids=[box["gpus"][0]["id"]], rpc_endpoints=[rpc_endpoint],
     )["devices"]
     model = module("gguf_info", path=model_path, host_python=sys.executable, cache_dir=str(tmp_path))["model"]
     assert sorted(device["backend"] for device in devices) == ["CUDA", "RPC"]
@@ -206,7 +206,7 @@ def test_the_default_device_probe_reads_weights_at_the_speed_of_the_card(box, ll
     shape = ("blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "type")
     module("random_gguf", path=path, host_python=sys.executable, **{key: default[key] for key in shape})
     model = module("gguf_info", path=path, host_python=sys.executable, cache_dir=str(tmp_path))["model"]
-    uuids = [gpu["uuid"] for gpu in box["gpus"]]
+    uuids = [gpu["id"] for gpu in box["gpus"]]
     devices = module(
         "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment, cuda_ids=uuids,
     )["devices"]
@@ -234,10 +234,10 @@ def test_the_default_device_probe_reads_weights_at_the_speed_of_the_card(box, ll
 
 
 def test_the_plan_agrees_with_the_dry_run_on_the_card(box, llama_bin, environment, model_path, rpc_endpoint, tmp_path):
-    environment = environment | {"CUDA_VISIBLE_DEVICES": box["gpus"][0]["uuid"]}
+    environment = environment | {"CUDA_VISIBLE_DEVICES": box["gpus"][0]["id"]}
     devices = module(
         "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment,
-        cuda_ids=[box["gpus"][0]["uuid"]], rpc_endpoints=[rpc_endpoint],
+        cuda_ids=[box["gpus"][0]["id"]], rpc_endpoints=[rpc_endpoint],
     )["devices"]
     model = module("gguf_info", path=model_path, host_python=sys.executable, cache_dir=str(tmp_path))["model"]
     answer = module(

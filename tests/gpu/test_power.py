@@ -35,7 +35,7 @@ def model_path(llama_bin, tmp_path_factory):
 
 def test_links_and_memory_correction_are_answers(box):
     pairs = [(pair["a"], pair["b"]) for pair in box["p2p"]]
-    uuids = [gpu["uuid"] for gpu in box["gpus"]]
+    uuids = [gpu["id"] for gpu in box["gpus"]]
     assert pairs == [(one, other) for number, one in enumerate(uuids) for other in uuids[number + 1 :]]
     for pair in box["p2p"]:
         assert {pair[name] for name in ("read", "write", "nvlink", "atomics", "pci")} <= {
@@ -53,7 +53,7 @@ def test_a_card_at_work_looks_different_from_one_at_rest(box, llama_bin, environ
     free = module("llama_server_busy_info", **NO_SERVER)
     load = subprocess.Popen(
         [f"{llama_bin}/llama-bench", "-m", model_path, "-ngl", "99", "-p", "512", "-n", "256", "-r", "400"],
-        env=os.environ | environment | {"CUDA_VISIBLE_DEVICES": box["gpus"][0]["uuid"]},
+        env=os.environ | environment | {"CUDA_VISIBLE_DEVICES": box["gpus"][0]["id"]},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -78,13 +78,13 @@ def test_a_card_at_work_looks_different_from_one_at_rest(box, llama_bin, environ
             assert busy[name]["max"] <= box["gpus"][0][f"{name}_max"]
     assert work["xid_events"] in ([], None)
     # whoever uses a card, unattended measuring leaves it alone
-    assert (used["busy"], used["source"]) == (True, "cards") and box["gpus"][0]["uuid"] in used["why"]
-    assert free["source"] == "cards" and box["gpus"][0]["uuid"] not in free["why"]
+    assert (used["busy"], used["source"]) == (True, "cards") and box["gpus"][0]["id"] in used["why"]
+    assert free["source"] == "cards" and box["gpus"][0]["id"] not in free["why"]
 
 
 def test_the_energy_of_generated_tokens_is_measured(box, llama_bin, environment, model_path, tmp_path):
     card = box["gpus"][0]
-    environment = environment | {"CUDA_VISIBLE_DEVICES": card["uuid"]}
+    environment = environment | {"CUDA_VISIBLE_DEVICES": card["id"]}
     tests = [
         {"kind": "prefill", "n_prompt": 2048, "n_gen": 0, "n_depth": 0, "repetitions": 20},
         {"kind": "decode", "n_prompt": 0, "n_gen": 512, "n_depth": 0, "repetitions": 20},
@@ -97,9 +97,9 @@ def test_the_energy_of_generated_tokens_is_measured(box, llama_bin, environment,
         wrapper=[sys.executable, str(ROOT / "roles/power_sweep/files/energy_meter.py")],
     )["load"]
     assert load["status"] == "ok", load["reason"]
-    row = power_sweep.row({"label": "energy", "limits_watts": {card["uuid"]: 0}, "loads": [load]})
+    row = power_sweep.row({"label": "energy", "limits_watts": {card["id"]: 0}, "loads": [load]})
     print(json.dumps(row, indent=1))
-    watts = row["decode"]["watts"][card["uuid"]]
+    watts = row["decode"]["watts"][card["id"]]
     assert 10 < watts <= 1.1 * card["power_limit_watts"]
     assert row["decode"]["source"] in ("counter", "power") and row["prefill"]["joules_per_token"] > 0
 
@@ -108,7 +108,7 @@ def test_power_settings_are_checked_against_the_card_and_nothing_is_set(box):
     card = box["gpus"][0]
 
     def wanted(watts):
-        entry = {"uuid": card["uuid"], "power_limit_watts": watts, "locked_clocks_mhz": None, "persistence_mode": None}
+        entry = {"id": card["id"], "power_limit_watts": watts, "locked_clocks_mhz": None, "persistence_mode": None}
         return {"schema": 1, "cards": [entry]}
 
     def ask(watts):

@@ -83,7 +83,7 @@ def times(load):
 
 def test_an_unequal_pair_against_every_split(box, llama_bin, model_path, model, mps, tmp_path):
     """As in the recorded pair: the planner's choice beside all splits that fit, each measured once more."""
-    cards = [gpu["uuid"] for gpu in box["gpus"]]
+    cards = [gpu["id"] for gpu in box["gpus"]]
     with contextlib.ExitStack() as stack:
         endpoints = [
             stack.enter_context(
@@ -151,7 +151,7 @@ def test_an_unequal_pair_against_every_split(box, llama_bin, model_path, model, 
 
 def test_tensor_mode_between_two_cuda_devices(box, llama_bin, model_path, model, tmp_path):
     """A whole campaign with both modes on CUDA; whichever wins, tensor mode wins only with its trial passed."""
-    uuids = [gpu["uuid"] for gpu in box["gpus"]][:2]
+    uuids = [gpu["id"] for gpu in box["gpus"]][:2]
     environment = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(uuids)}
     if len(uuids) < 2:
         environment["GGML_CUDA_DEVICES"] = "2"
@@ -181,7 +181,7 @@ def test_tensor_mode_between_two_cuda_devices(box, llama_bin, model_path, model,
 
 def test_the_trial_of_tensor_mode_on_cuda(box, llama_bin, model_path, tmp_path):
     """The trial itself, also where tensor mode would lose: same text predicted, same answer every time."""
-    uuids = [gpu["uuid"] for gpu in box["gpus"]][:2]
+    uuids = [gpu["id"] for gpu in box["gpus"]][:2]
     environment = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(uuids)}
     if len(uuids) < 2:
         environment["GGML_CUDA_DEVICES"] = "2"

@@ -56,4 +56,4 @@ def test_a_sweep_recommends_and_leaves_everything_as_it_was(host, kept, controll
     assert "keep" in done.stdout or "less energy" in done.stdout
     # what the killed sweep had measured was not measured again
     assert set(before.split()) <= set(host.run("ls %s", STORE).stdout.split())
-    assert document["deployment"] == "m-c512" and [card["uuid"] for card in document["cards"]] == [SLOW, FAST]
+    assert document["deployment"] == "m-c512" and [card["id"] for card in document["cards"]] == [SLOW, FAST]

@@ -161,7 +161,7 @@ def xids(
     C(names) names the cards of the split by UUID.
     """
     by_bus = {_bus(gpu["pci_bus_id"]): gpu for gpu in gpus}
-    by_uuid = {gpu["uuid"]: gpu for gpu in gpus}
+    by_id = {gpu["id"]: gpu for gpu in gpus}
     seen: dict[tuple[str, int], list[Json]] = {}
     for entry in journal:
         gpu = by_bus.get(_bus(entry["pci_bus_id"]))
@@ -169,8 +169,8 @@ def xids(
         seen.setdefault((subject, entry["xid"]), []).append(entry)
     now: dict[tuple[str, int], int] = {}
     for event in events or ():
-        gpu = by_uuid.get(event["uuid"])
-        key = (called(gpu, names) if gpu else str(event["uuid"]), event["xid"])
+        gpu = by_id.get(event["id"])
+        key = (called(gpu, names) if gpu else str(event["id"]), event["xid"])
         now[key] = now.get(key, 0) + 1
     found = []
     for subject, xid in sorted({*seen, *now}):
@@ -191,8 +191,8 @@ def xids(
 
 def called(gpu: Json, names: t.Mapping[str, str]) -> str:
     """Return what a card is called: llama.cpp's name and its own."""
-    own = (gpu["name"] or gpu["uuid"]).removeprefix("NVIDIA ").removeprefix("GeForce ")
-    return f"{names[gpu['uuid']]} ({own})" if gpu["uuid"] in names else str(own)
+    own = (gpu["name"] or gpu["id"]).removeprefix("NVIDIA ").removeprefix("GeForce ")
+    return f"{names[gpu['id']]} ({own})" if gpu["id"] in names else str(own)
 
 
 def _highest(sampled: t.Sequence[Json], key: str) -> float | None:

@@ -74,13 +74,13 @@ def _all_cards(entry: Json, watched: Json, baseline: str) -> list[Json]:
     """Return the findings about the cards, their driver and Xid errors."""
     names = {device["id"]: device["device"] for device in entry["devices"]}
     configuration, found = read_baseline(baseline)
-    before = {gpu["uuid"]: gpu for gpu in configuration.get("gpus") or []}
+    before = {gpu["id"]: gpu for gpu in configuration.get("gpus") or []}
     gpus = watched["gpus"]
     for gpu in gpus["gpus"]:
         seen = {
-            phase["kind"]: phase["cards"][gpu["uuid"]] for phase in watched["phases"] if gpu["uuid"] in phase["cards"]
+            phase["kind"]: phase["cards"][gpu["id"]] for phase in watched["phases"] if gpu["id"] in phase["cards"]
         }
-        found += card_findings.card(gpu, seen, before.get(gpu["uuid"]), names)
+        found += card_findings.card(gpu, seen, before.get(gpu["id"]), names)
     uses_cards = any(device["backend"] == "CUDA" for device in entry["devices"])
     if gpus["reason"] and (gpus["gpus"] or uses_cards):
         found.append(finding("cards", "driver", "problem", gpus["reason"], None))

@@ -112,7 +112,7 @@ def _cards(result: Json) -> list[str]:
     names = {device["id"]: device["device"] for device in result["devices"]}
     rows = [["", "", "utilisation", "W", "degrees C", "SM MHz", "PCIe", "clocks held down by"]]
     for kind, cards in result["cards"].items():
-        for uuid, card in cards.items():
+        for card_id, card in cards.items():
             seen = card["sampled"]
             if not seen["count"]:
                 continue
@@ -120,7 +120,7 @@ def _cards(result: Json) -> list[str]:
             reasons = [name for name in seen["throttle_reasons"] or [] if name != "gpu_idle"]
             rows.append(
                 [
-                    names.get(uuid, uuid),
+                    names.get(card_id, card_id),
                     kind,
                     _mean(seen["utilization_gpu_percent"], " %"),
                     _mean(seen["power_draw_watts"], ""),

@@ -94,14 +94,14 @@ def problems(loaded: str, cuinit: CuInit, gpus: Mapping, expected: t.Sequence[st
         )
     missing, surplus = _match(gpus["gpus"], expected)
     for want in missing:
-        there = ", ".join(f"{card['name']} {card['uuid']}" for card in gpus["gpus"]) or "none"
+        there = ", ".join(f"{card['name']} {card['id']}" for card in gpus["gpus"]) or "none"
         found.append(
             f"nvidia_driver_gpus_expected wants {want}, and NVML sees {there}: reseat the card or correct the list."
         )
     if expected and surplus and not found:
         found.append(
             f"NVML sees {len(gpus['gpus'])} cards, more than the {len(expected)} of nvidia_driver_gpus_expected: add "
-            f"{surplus[0]['uuid']} to the list."
+            f"{surplus[0]['id']} to the list."
         )
     trouble = cuda_problem(cuinit)
     return [*found, trouble] if trouble else found
@@ -112,7 +112,7 @@ def _match(cards: t.Sequence[Mapping], expected: t.Sequence[str]) -> tuple[list[
     free, missing = list(cards), []
     # UUIDs first, so that a name does not take the card that a UUID means
     for want in sorted(expected, key=lambda text: not text.startswith("GPU-")):
-        card = next((card for card in free if want == card["uuid"] or want.lower() in card["name"].lower()), None)
+        card = next((card for card in free if want == card["id"] or want.lower() in card["name"].lower()), None)
         if card is None:
             missing.append(want)
         else:

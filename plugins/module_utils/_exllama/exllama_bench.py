@@ -135,7 +135,7 @@ def read_devices(stdout: str, cuda_ids: t.Sequence[str]) -> list[ListedDevice]:
     """
     answer = read_answer(stdout) or {}
     try:
-        cards = [(card["uuid"], card["name"], card["total_mib"], card["free_mib"]) for card in answer["devices"]]
+        cards = [(card["id"], card["name"], card["total_mib"], card["free_mib"]) for card in answer["devices"]]
     except (KeyError, TypeError) as exc:
         raise UserError("ExLlama's worker did not answer with a list of cards") from exc
     named = [card_id for card_id, *_rest in cards]

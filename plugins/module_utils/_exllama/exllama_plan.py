@@ -189,7 +189,7 @@ def chosen_split(
     """
     gpus, model_id = list(wanted["gpus"]), wanted["model_id"]
     chosen, split_gb = gpus or list(known), [float(size) for size in wanted["gpu_split_gb"]]
-    strange = [uuid for uuid in chosen if uuid not in known]
+    strange = [card_id for card_id in chosen if card_id not in known]
     if strange:
         raise ExllamaError(
             f"the card {strange[0]} of exllamav2_gpus is not in this host, which has {', '.join(known) or 'none'}; "
@@ -214,7 +214,7 @@ def chosen_split(
         ):
             continue
         recorded = dict(zip([device["id"] for device in entry["devices"]], entry["gpu_split_gb"], strict=True))
-        missing = [uuid for uuid in recorded if uuid not in known]
+        missing = [card_id for card_id in recorded if card_id not in known]
         if missing:
             raise ExllamaError(
                 f"the recorded split of {model_id} is for the card {missing[0]}, which is not in this host: tune it "
@@ -226,5 +226,5 @@ def chosen_split(
                 f"the recorded split of {model_id} is for {', '.join(recorded)} and exllamav2_gpus names other cards: "
                 "empty exllamav2_gpus, or set exllamav2_gpu_split_gb"
             )
-        return {"gpus": order, "gpu_split_gb": [float(recorded[uuid]) for uuid in order], "source": "record"}
+        return {"gpus": order, "gpu_split_gb": [float(recorded[card_id]) for card_id in order], "source": "record"}
     return {"gpus": chosen, "gpu_split_gb": [], "source": "automatic"}

@@ -161,7 +161,7 @@ def watched(nvml: t.Any, interval_ms: int = 500) -> t.Iterator[Json]:
     finally:
         ended.set()
         watcher.join(timeout=10)
-        found.update({gpu["uuid"]: gpu["sampled"] for facts in said for gpu in facts["gpus"]})
+        found.update({gpu["id"]: gpu["sampled"] for facts in said for gpu in facts["gpus"]})
 
 
 def missing_gpus(expected: list[str], gpus: list[Json]) -> list[str]:
@@ -174,7 +174,7 @@ def missing_gpus(expected: list[str], gpus: list[Json]) -> list[str]:
     missing = []
     for wanted in sorted(expected, key=lambda text: (not text.startswith("GPU-"), -len(text), text)):
         for gpu in left:
-            if wanted == gpu["uuid"] or wanted.lower() in (gpu["name"] or "").lower():
+            if wanted == gpu["id"] or wanted.lower() in (gpu["name"] or "").lower():
                 left.remove(gpu)
                 break
         else:
@@ -208,15 +208,15 @@ def _probe_cards(
     found.sort(key=lambda card: card[0]["pci_bus_id"] or "")
     xid_events: list[Json] | None = []
     if sample_seconds > 0:
-        handles = {facts["uuid"]: handle for facts, handle in found}
+        handles = {facts["id"]: handle for facts, handle in found}
         watch = nvml_sampling.watch(nvml, _ask, handles, sample_seconds, sample_interval_ms, ended)
         if readings is not None:
             readings.update(watch["cards"])
         xid_events = watch["xid_events"]
         for facts, _handle in found:
-            facts["sampled"] = nvml_sampling.summary(watch["cards"][facts["uuid"]], watch["seconds"], throttle_reasons)
-            if facts["uuid"] in watch["gone"]:
-                problems.append(f"GPU {facts['index']}: {watch['gone'][facts['uuid']]}")
+            facts["sampled"] = nvml_sampling.summary(watch["cards"][facts["id"]], watch["seconds"], throttle_reasons)
+            if facts["id"] in watch["gone"]:
+                problems.append(f"GPU {facts['index']}: {watch['gone'][facts['id']]}")
     cuda = _ask(nvml, "nvmlSystemGetCudaDriverVersion_v2")
     return {
         "available": not problems,
@@ -233,7 +233,7 @@ def _p2p(nvml: t.Any, found: t.Sequence[tuple[Json, t.Any]]) -> list[Json]:
     """What each pair of cards can do directly: one dict per pair, {a, b, read, write, nvlink, atomics, pci}."""
     pairs = []
     for (one, one_handle), (other, other_handle) in itertools.combinations(found, 2):
-        pair: Json = {"a": one["uuid"], "b": other["uuid"]}
+        pair: Json = {"a": one["id"], "b": other["id"]}
         for name, index in _P2P_CAPABILITIES.items():
             try:
                 status = _ask(nvml, "nvmlDeviceGetP2PStatus", one_handle, other_handle, index)
@@ -268,7 +268,7 @@ def _card(nvml: t.Any, index: int, handle: t.Any) -> Json:
     persistence = ask("nvmlDeviceGetPersistenceMode")
     ecc = ask("nvmlDeviceGetEccMode")
     facts: Json = {
-        "uuid": _text(ask("nvmlDeviceGetUUID")),
+        "id": _text(ask("nvmlDeviceGetUUID")),
         "name": _text(ask("nvmlDeviceGetName")),
         "pci_bus_id": None if pci is None else _text(pci.busId),
         "index": index,

@@ -54,10 +54,11 @@ def watch(
 ) -> Json:
     """Look at the cards every `interval_ms` for `seconds` or until `ended`, at least once, and collect Xid events.
 
-    `handles` are NVML's by UUID; `ask(nvml, function, *arguments)` is _nvml's. Returns {cards: {uuid: [reading, ...]},
-    seconds: float, gone: {uuid: sentence}, xid_events: [{uuid, xid}] or None where the driver reports none}.
+    `handles` are NVML's by UUID; `ask(nvml, function, *arguments)` is _nvml's. Returns
+    {cards: {card_id: [reading, ...]}, seconds: float, gone: {card_id: sentence}, xid_events: [{id, xid}] or None where
+    the driver reports none}.
     """
-    readings: dict[str, list[Reading]] = {uuid: [] for uuid in handles}
+    readings: dict[str, list[Reading]] = {card_id: [] for card_id in handles}
     gone: dict[str, str] = {}
     events = _register(nvml, handles)
     xids: list[Json] = []
@@ -83,13 +84,13 @@ def _read_all(
     nvml: t.Any, ask: Ask, handles: Mapping, readings: dict[str, list[Reading]], gone: dict[str, str]
 ) -> None:
     """Append a reading of each card that is left, and note those that are gone from now on."""
-    for uuid, handle in handles.items():
-        if uuid in gone:
+    for card_id, handle in handles.items():
+        if card_id in gone:
             continue
         try:
-            readings[uuid].append(_read(nvml, ask, handle))
+            readings[card_id].append(_read(nvml, ask, handle))
         except CardGoneError as error:
-            gone[uuid] = str(error)
+            gone[card_id] = str(error)
 
 
 def summary(
@@ -157,7 +158,7 @@ def _wait(
 ) -> None:
     """Wait until then, and append to `xids` what the driver reports in the meantime."""
     # a lost card no longer tells its UUID, but its handle is known
-    by_address = {ctypes.cast(handle, ctypes.c_void_p).value: uuid for uuid, handle in handles.items()}
+    by_address = {ctypes.cast(handle, ctypes.c_void_p).value: card_id for card_id, handle in handles.items()}
     while (left := until - time.monotonic()) > 0:
         if events is None:
             time.sleep(left)
@@ -170,4 +171,4 @@ def _wait(
             continue
         if event.eventType & _XID_CRITICAL_ERROR:
             address = ctypes.cast(event.device, ctypes.c_void_p).value
-            xids.append({"uuid": by_address.get(address), "xid": int(event.eventData)})
+            xids.append({"id": by_address.get(address), "xid": int(event.eventData)})

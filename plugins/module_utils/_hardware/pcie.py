@@ -33,7 +33,7 @@ def _sampled(gpu: Mapping, key: str) -> int | None:
 
 
 def _link(gpu: Mapping, device: Mapping, address: str) -> Json:
-    name = f"PCIe {address or gpu.get('uuid')}"
+    name = f"PCIe {address or gpu.get('id')}"
     # idle links lower their generation and keep their width
     loaded = _sampled(gpu, "pcie_generation")
     width = _sampled(gpu, "pcie_width") or gpu.get("pcie_width") or device.get("width")

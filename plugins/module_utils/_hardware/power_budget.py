@@ -33,9 +33,9 @@ OTHER_SOURCE = "assumed from the ratios of peak to limit of an RTX 4090 and an R
 
 def for_card(gpu: Mapping, settings: Mapping) -> t.Any:
     """Return what `settings`, by UUID or by the end of the product name, say of a card, or None. UUIDs win."""
-    by_uuid = settings.get(gpu.get("uuid") or "")
+    by_id = settings.get(gpu.get("id") or "")
     name = gpu.get("name") or ""
-    return by_uuid if by_uuid is not None else next(
+    return by_id if by_id is not None else next(
         (value for key, value in settings.items() if key and name.endswith(key)), None
     )
 

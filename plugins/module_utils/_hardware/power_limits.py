@@ -30,23 +30,23 @@ def settings(
     whose product name ends with the key ("RTX 3090" is not "RTX 3090 Ti") and that no UUID names. Cards that are named
     and not there are kept, so that problems() can say so.
     """
-    names = {str(gpu["uuid"]): str(gpu["name"] or "") for gpu in gpus}
+    names = {str(gpu["id"]): str(gpu["name"] or "") for gpu in gpus}
     wanted: Json = {}
-    for uuid, name in names.items():
+    for card_id, name in names.items():
         for ending, watts in limits_by_name_watts.items():
             if name.lower().endswith(str(ending).lower()):
-                wanted[uuid] = watts
+                wanted[card_id] = watts
     wanted.update(limits_watts)
-    order = [*names, *(uuid for uuid in [*limits_watts, *locked_clocks_mhz] if uuid not in names)]
+    order = [*names, *(card_id for card_id in [*limits_watts, *locked_clocks_mhz] if card_id not in names)]
     cards = [
         {
-            "uuid": uuid,
-            "power_limit_watts": wanted.get(uuid),
-            "locked_clocks_mhz": locked_clocks_mhz.get(uuid),
+            "id": card_id,
+            "power_limit_watts": wanted.get(card_id),
+            "locked_clocks_mhz": locked_clocks_mhz.get(card_id),
             "persistence_mode": True if persistence else None,
         }
-        for uuid in dict.fromkeys(order)
-        if uuid in wanted or uuid in locked_clocks_mhz
+        for card_id in dict.fromkeys(order)
+        if card_id in wanted or card_id in locked_clocks_mhz
     ]
     return {"schema": SCHEMA, "cards": cards}
 
@@ -57,7 +57,7 @@ def found_settings(cards: t.Sequence[Card]) -> Settings:
         "schema": SCHEMA,
         "cards": [
             {
-                "uuid": card["uuid"],
+                "id": card["id"],
                 "power_limit_watts": card["power_limit_watts"],
                 "locked_clocks_mhz": None,
                 "persistence_mode": card["persistence_mode"],

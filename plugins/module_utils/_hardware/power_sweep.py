@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Which power limits to measure, and which of them are worth it. Private to this collection. Pure functions only.
 
-A point is {label, limits_watts: {uuid: watts}}, with `loads` once it was measured: loads of split_benchmark (see
+A point is {label, limits_watts: {card_id: watts}}, with `loads` once it was measured: loads of split_benchmark (see
 docs/data_formats.md) whose results carry `energy`.
 
 In a layer split the cards take turns, so what a lower limit costs one card adds to the time of a token whatever the
@@ -40,21 +40,21 @@ def plan(
     itself, by UUID. Raises UserError for a card that is not there or cannot be limited, and for limits that it does
     not take.
     """
-    unknown = [uuid for uuid in limits_watts if uuid not in {gpu["uuid"] for gpu in gpus}]
+    unknown = [card_id for card_id in limits_watts if card_id not in {gpu["id"] for gpu in gpus}]
     if unknown:
-        here = ", ".join(f"{gpu['uuid']} ({gpu['name']})" for gpu in gpus)
+        here = ", ".join(f"{gpu['id']} ({gpu['name']})" for gpu in gpus)
         raise UserError(f"power limits are given for {unknown[0]}, which is none of the cards in use: {here}")
-    limits = {str(gpu["uuid"]): _limits(gpu, fractions, limits_watts.get(gpu["uuid"])) for gpu in gpus}
-    base = {uuid: values[0] for uuid, values in limits.items()}
+    limits = {str(gpu["id"]): _limits(gpu, fractions, limits_watts.get(gpu["id"])) for gpu in gpus}
+    base = {card_id: values[0] for card_id, values in limits.items()}
     points = [_point(base, gpus)]
-    for uuid, values in limits.items():
-        points += [_point({**base, uuid: watts}, gpus) for watts in values[1:]]
+    for card_id, values in limits.items():
+        points += [_point({**base, card_id: watts}, gpus) for watts in values[1:]]
     return points
 
 
 def _limits(gpu: Mapping, fractions: t.Sequence[float], given: t.Sequence[float] | None) -> list[float]:
     """The limits of one card, highest first."""
-    label = f"{gpu['name']} ({gpu['uuid']})"
+    label = f"{gpu['name']} ({gpu['id']})"
     lowest, highest, default = (gpu[f"power_limit_{name}_watts"] for name in ("min", "max", "default"))
     if lowest is None or highest is None or default is None:
         raise UserError(f"{label} has no power limit that can be set, so there is nothing to measure")
@@ -74,7 +74,7 @@ def _point(limits: t.Mapping[str, float], gpus: t.Sequence[Mapping]) -> Point:
 
 def label(limits: t.Mapping[str, float], gpus: t.Sequence[Mapping]) -> str:
     """315 + 280 W, in the order of the cards."""
-    return " + ".join(f"{limits[gpu['uuid']]:g}" for gpu in gpus if gpu["uuid"] in limits) + " W"
+    return " + ".join(f"{limits[gpu['id']]:g}" for gpu in gpus if gpu["id"] in limits) + " W"
 
 
 def group(measurements: t.Sequence[Mapping]) -> list[Point]:
@@ -93,7 +93,7 @@ def row(point: Mapping) -> Json:
     """Return what a point's loads say: speed and energy of prompt and generation, None where not measured.
 
     {label, limits_watts, loads, status, reason, decode, prefill}; decode and prefill are None or {ms_per_token,
-    tokens_per_second, joules_per_token, watts: {uuid: W}, source}, over all samples of all loads.
+    tokens_per_second, joules_per_token, watts: {card_id: W}, source}, over all samples of all loads.
     """
     cards = point["limits_watts"]
     good = [load for load in point["loads"] if load["status"] == "ok"]
@@ -123,9 +123,9 @@ def _phase(
             ms += sum(result["samples_ms"])
             energy = result.get("energy") or {"joules": {}, "source": {}}
             complete = complete and set(cards) <= set(energy["joules"])
-            for uuid in set(cards) & set(energy["joules"]):
-                joules[uuid] = joules.get(uuid, 0.0) + energy["joules"][uuid]
-                sources.add(energy["source"][uuid])
+            for card_id in set(cards) & set(energy["joules"]):
+                joules[card_id] = joules.get(card_id, 0.0) + energy["joules"][card_id]
+                sources.add(energy["source"][card_id])
     if tokens == 0:
         return None
     known = complete and bool(joules)
@@ -133,7 +133,7 @@ def _phase(
         "ms_per_token": round(ms / tokens, 4),
         "tokens_per_second": round(1000 * tokens / ms, 2),
         "joules_per_token": round(sum(joules.values()) / tokens, 4) if known else None,
-        "watts": {uuid: round(1000 * value / ms, 1) for uuid, value in joules.items()} if known else None,
+        "watts": {card_id: round(1000 * value / ms, 1) for card_id, value in joules.items()} if known else None,
         "source": " and ".join(sorted(sources)) or None,
     }
 
@@ -203,7 +203,7 @@ def choose(
 
 
 def _key(limits: t.Mapping[str, float]) -> tuple[tuple[str, float], ...]:
-    return tuple((uuid, float(watts)) for uuid, watts in limits.items())
+    return tuple((card_id, float(watts)) for card_id, watts in limits.items())
 
 
 def _combinations(
@@ -212,15 +212,15 @@ def _combinations(
     """Milliseconds and joules of every combination of limits that were measured on one card at a time."""
     base = points[0]["limits_watts"]
     effects: dict[str, dict[float, tuple[float, float]]] = {
-        uuid: {float(watts): (0.0, 0.0)} for uuid, watts in base.items()
+        card_id: {float(watts): (0.0, 0.0)} for card_id, watts in base.items()
     }
     for point, found in zip(points, costs, strict=True):
-        changed = [uuid for uuid, watts in point["limits_watts"].items() if watts != base[uuid]]
+        changed = [card_id for card_id, watts in point["limits_watts"].items() if watts != base[card_id]]
         if found is not None and len(changed) == 1:
             effects[changed[0]][float(point["limits_watts"][changed[0]])] = (found[0] - base_ms, found[1] - base_joules)
     result = {}
     for chosen in itertools.product(*(options.items() for options in effects.values())):
-        key = tuple((uuid, watts) for uuid, (watts, _effect) in zip(effects, chosen, strict=True))
+        key = tuple((card_id, watts) for card_id, (watts, _effect) in zip(effects, chosen, strict=True))
         result[key] = (
             base_ms + sum(effect[0] for _watts, effect in chosen),
             base_joules + sum(effect[1] for _watts, effect in chosen),

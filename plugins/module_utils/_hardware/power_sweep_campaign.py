@@ -21,7 +21,7 @@ from . import power_sweep
 
 _LEASE_UNIT: t.Final = "mixed-gpu-lease.service"
 _CARD_KEYS: t.Final = (
-    "uuid", "name", "power_limit_watts", "power_limit_min_watts", "power_limit_max_watts", "power_limit_default_watts",
+    "id", "name", "power_limit_watts", "power_limit_min_watts", "power_limit_max_watts", "power_limit_default_watts",
 )  # fmt: skip
 #: Seconds that the first load takes beside reading the file at so many bytes a second; after it, its own time counts.
 _START_SECONDS: t.Final = 20.0
@@ -119,7 +119,7 @@ class Sweep:
 
 def _energy_of(load: Mapping) -> Json:
     """Return the cards of which the results of a load have the energy."""
-    return {uuid: 0 for result in load["results"] for uuid in (result.get("energy") or {"joules": {}})["joules"]}
+    return {card_id: 0 for result in load["results"] for card_id in (result.get("energy") or {"joules": {}})["joules"]}
 
 
 class _State:
@@ -160,7 +160,7 @@ class _State:
         """The cards of the split. Of devices behind RPC servers the card is unknown: then it is all of the host."""
         entry = self.entry or {"placement": []}
         used = {place["id"] for place in entry["placement"] if place["layers"]}
-        return [card for card in self.fact["gpus"] if card["uuid"] in used] or list(self.fact["gpus"])
+        return [card for card in self.fact["gpus"] if card["id"] in used] or list(self.fact["gpus"])
 
     @property
     def points(self) -> list[Json]:

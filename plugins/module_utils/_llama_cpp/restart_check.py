@@ -72,7 +72,7 @@ def memory(deployment: Mapping, gpus: t.Iterable[Mapping], leaving_pids: t.Conta
     C(gpus) are the cards of NVML. Devices that NVML does not know (RPC, CPU) are left out, and so is a card whose plan
     or free memory is unknown. What the processes C(leaving_pids) hold counts as free.
     """
-    by_id = {gpu.get("uuid"): gpu for gpu in gpus}
+    by_id = {gpu.get("id"): gpu for gpu in gpus}
     found = []
     for device in placement.used_devices(deployment):
         if device["backend"] != "CUDA" or device["id"] == device["device"]:

@@ -34,7 +34,7 @@ def deviations(deployment: Mapping, load: Mapping) -> list[str]:
             used = ", ".join(load["tensor_devices"]) or "one device at a time, in layer mode"
             found.append(f"The server uses {used}; the facts say split mode tensor over {', '.join(names)}.")
         return found + _serving_deviations(deployment["serving"], load)
-    # a CUDA device is known to llama.cpp by its number alone; CUDA_VISIBLE_DEVICES ties the number to the uuid
+    # a CUDA device is known to llama.cpp by its number alone; CUDA_VISIBLE_DEVICES ties the number to the id
     names = [device["device"] if device["backend"] == "CUDA" else device["id"] for device in planned]
     seen = [device["device"] if device["device"].startswith("CUDA") else device["id"] for device in load["devices"]]
     if names != seen:

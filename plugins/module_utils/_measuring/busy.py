@@ -31,7 +31,7 @@ def of_cards(gpus: t.Sequence[Mapping], busy_percent: float) -> str | None:
     for gpu in gpus:
         utilisation = ((gpu["sampled"] or {}).get("utilization_gpu_percent") or {}).get("mean")
         if utilisation is not None and utilisation >= busy_percent:
-            used.append(f"{gpu['name']} ({gpu['uuid']}) computed {utilisation:g} % of the time")
+            used.append(f"{gpu['name']} ({gpu['id']}) computed {utilisation:g} % of the time")
     return " and ".join(used) or None
 
 

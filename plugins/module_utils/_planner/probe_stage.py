@@ -207,7 +207,7 @@ def assess(
     """
     n_bytes = weights_bytes(model)
     slots = len(model["block_bytes"]) + 1
-    theory = {gpu.get("uuid"): gpu.get("memory_bandwidth_gb_per_s") for gpu in gpus}
+    theory = {gpu.get("id"): gpu.get("memory_bandwidth_gb_per_s") for gpu in gpus}
     by_device: dict[int, Json] = {}
     for load in measured:
         used = [index for index, count in enumerate(load["layers"]) if count]

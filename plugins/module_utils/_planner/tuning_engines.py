@@ -145,14 +145,14 @@ class Exllama:
 
     def gpus(self, look: Mapping) -> list[Json]:
         found = list(look["gpus"]["gpus"])
-        by_uuid = {gpu["uuid"]: gpu for gpu in found}
-        strange = [uuid for uuid in self.settings.exllama_gpus if uuid not in by_uuid]
+        by_id = {gpu["id"]: gpu for gpu in found}
+        strange = [card_id for card_id in self.settings.exllama_gpus if card_id not in by_id]
         if strange:
             raise ValueError(
                 f"split_tuning_exllama_gpus (of site: exllamav2_gpus) names {', '.join(strange)}, and this host has"
-                f" {', '.join(by_uuid) or 'no card'}: correct it"
+                f" {', '.join(by_id) or 'no card'}: correct it"
             )
-        return [by_uuid[uuid] for uuid in self.settings.exllama_gpus] or found
+        return [by_id[card_id] for card_id in self.settings.exllama_gpus] or found
 
     def environment(self, look: Mapping) -> Json:
         # as exllama-server.service has it

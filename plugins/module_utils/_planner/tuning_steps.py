@@ -67,7 +67,7 @@ def probe_sizes(state: State) -> Step:
 
 def devices(state: State) -> Step:
     """List the devices as the engine sees them."""
-    return state.family.devices([gpu["uuid"] for gpu in state.gpus], state.environment)
+    return state.family.devices([gpu["id"] for gpu in state.gpus], state.environment)
 
 
 def _measuring(state: State) -> Json:

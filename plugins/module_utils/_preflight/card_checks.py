@@ -126,7 +126,7 @@ def expected_cards(host: t.Mapping[str, t.Any], expected: t.Sequence[str]) -> Ch
         cure = "check seating and power, pass the cards through to a VM, or correct host_preflight_gpus_expected"
         return check("GPUs", False, "error", f"{on_bus}, {len(expected)} expected ({', '.join(expected)})", cure)
     if gpus and gpus["available"]:
-        names = ", ".join(gpu["name"] or gpu["uuid"] or "unnamed" for gpu in gpus["gpus"])
+        names = ", ".join(gpu["name"] or gpu["id"] or "unnamed" for gpu in gpus["gpus"])
         detail = f"{names}; driver {gpus['driver_version']}"
         missing = nvml.missing_gpus(list(expected), gpus["gpus"])
         cure = f"missing is {', '.join(missing)}: check seating and power, or correct host_preflight_gpus_expected"

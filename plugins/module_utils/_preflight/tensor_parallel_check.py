@@ -43,7 +43,7 @@ def visible(gpus: t.Sequence[t.Mapping[str, t.Any]], engine: t.Mapping[str, t.An
     if all(name.isdigit() for name in names):
         by_bus = engine.get("device_order") == "PCI_BUS_ID" or len(names) >= len(gpus)
         return [gpus[int(name)] for name in names if int(name) < len(gpus)] if by_bus else list(gpus)
-    found = [gpu for name in names for gpu in gpus if (gpu.get("uuid") or "").startswith(name)]
+    found = [gpu for name in names for gpu in gpus if (gpu.get("id") or "").startswith(name)]
     return found or list(gpus)
 
 
@@ -70,7 +70,7 @@ def partition(gpus: t.Sequence[t.Mapping[str, t.Any]], recorded: t.Any = None) -
     """
     entry = _deployment(gpus, recorded)
     if entry is not None:
-        weights = [float(_placed(entry)[gpu["uuid"]]) for gpu in gpus]
+        weights = [float(_placed(entry)[gpu["id"]]) for gpu in gpus]
         total = int(entry["model"]["block_count"])
         source = f"the split that was measured here for {entry['model']['id']}, whose {total} layers are assumed"
     else:
@@ -102,7 +102,7 @@ def _deployment(gpus: t.Sequence[t.Mapping[str, t.Any]], recorded: t.Any) -> t.M
     """
     try:
         entries = sorted(recorded["models"].items(), key=lambda item: item[0] != recorded.get("active"))
-        cards = {gpu["uuid"] for gpu in gpus}
+        cards = {gpu["id"] for gpu in gpus}
         return next(
             (
                 entry for _name, entry in entries
@@ -120,8 +120,8 @@ def environment(
     """Return the environment for pipeline parallelism over cards in this order."""
     name = {"vllm": "VLLM_PP_LAYER_PARTITION", "sglang": "SGLANG_PP_LAYER_PARTITION"}[engine]
     found = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    if all(gpu.get("uuid") for gpu in gpus):
-        found["CUDA_VISIBLE_DEVICES"] = ",".join(gpu["uuid"] for gpu in gpus)
+    if all(gpu.get("id") for gpu in gpus):
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(gpu["id"] for gpu in gpus)
     found[name] = ",".join(str(count) for count in counts)
     if not p2p:
         found["NCCL_P2P_DISABLE"] = "1"
@@ -160,7 +160,7 @@ def instead(
 
 def short_name(gpu: t.Mapping[str, t.Any]) -> str:
     """A card's name without its maker."""
-    return str(gpu.get("name") or gpu.get("uuid") or "unnamed card").removeprefix("NVIDIA ").removeprefix("GeForce ")
+    return str(gpu.get("name") or gpu.get("id") or "unnamed card").removeprefix("NVIDIA ").removeprefix("GeForce ")
 
 
 def where(engine: t.Mapping[str, t.Any]) -> str:

@@ -6,7 +6,7 @@ The role gpu_power copies this file to the host, where mixed-gpu-power.service r
 same to bring limits back. The module gpu_power imports it, so that what a play checks is what the boot applies. It uses
 the standard library and nvidia-ml-py, and imports nothing of the collection.
 
-Settings are a dict {schema: 1, cards: [{uuid, power_limit_watts, locked_clocks_mhz, persistence_mode}]}. A value of
+Settings are a dict {schema: 1, cards: [{id, power_limit_watts, locked_clocks_mhz, persistence_mode}]}. A value of
 None leaves that alone. Cards are dicts with the keys that read_cards reads, named as in the module gpu_facts.
 """
 
@@ -40,17 +40,17 @@ class NoDriverError(PowerError):
 
 def problems(wanted: Settings, cards: t.Sequence[Card]) -> list[str]:
     """Return one sentence for each setting that the cards would not take; an empty list when all is well."""
-    by_uuid = {card["uuid"]: card for card in cards}
-    here = ", ".join(f"{card['uuid']} ({card['name']})" for card in cards) or "none"
+    by_id = {card["id"]: card for card in cards}
+    here = ", ".join(f"{card['id']} ({card['name']})" for card in cards) or "none"
     found = []
     for asked in wanted["cards"]:
-        card = by_uuid.get(asked["uuid"])
+        card = by_id.get(asked["id"])
         if card is None:
             found.append(
-                f"Power settings name {asked['uuid']}, which is none of this host's cards: {here}; correct the UUID."
+                f"Power settings name {asked['id']}, which is none of this host's cards: {here}; correct the UUID."
             )
             continue
-        label = f"{card['name']} ({card['uuid']})"
+        label = f"{card['name']} ({card['id']})"
         found += _limit_problem(label, asked["power_limit_watts"], card)
         found += _clocks_problem(label, asked["locked_clocks_mhz"], card["clock_graphics_max_mhz"])
     return found
@@ -93,39 +93,39 @@ def deviations(wanted: Settings, cards: t.Sequence[Card], record: Settings | Non
     `record` is what was applied last (or None): NVML cannot tell which clocks are locked. It can tell that a driver
     was reloaded since, because that switches persistence mode off.
     """
-    by_uuid = {card["uuid"]: card for card in cards}
-    before = {entry["uuid"]: entry for entry in record["cards"]} if record else {}
+    by_id = {card["id"]: card for card in cards}
+    before = {entry["id"]: entry for entry in record["cards"]} if record else {}
     found = []
     for asked in wanted["cards"]:
-        card = by_uuid.get(asked["uuid"])
+        card = by_id.get(asked["id"])
         if card is None:
-            found.append(f"{asked['uuid']} is not there")
+            found.append(f"{asked['id']} is not there")
             continue
-        label = f"{card['name']} ({card['uuid']})"
+        label = f"{card['name']} ({card['id']})"
         if asked["persistence_mode"] is not None and card["persistence_mode"] is not asked["persistence_mode"]:
             found.append(f"persistence mode of {label} is {'off' if asked['persistence_mode'] else 'on'}")
         watts = asked["power_limit_watts"]
         if watts is not None and not same_watts(card["power_limit_watts"], watts):
             found.append(f"power limit of {label} is {_plain(card['power_limit_watts'])} W, not {_plain(watts)} W")
         clocks = asked["locked_clocks_mhz"]
-        if clocks is not None and list(clocks) != before.get(asked["uuid"], {}).get("locked_clocks_mhz"):
+        if clocks is not None and list(clocks) != before.get(asked["id"], {}).get("locked_clocks_mhz"):
             found.append(f"clocks of {label} are not known to be locked to {clocks[0]} to {clocks[1]} MHz")
-    return [*found, *(f"{uuid} still has earlier settings" for uuid in leftovers(wanted, record))]
+    return [*found, *(f"{card_id} still has earlier settings" for card_id in leftovers(wanted, record))]
 
 
 def leftovers(wanted: Settings, record: Settings | None) -> list[str]:
     """Return the UUIDs of cards with settings of an earlier time that nothing asks for any more."""
     asked = {
-        (entry["uuid"], key)
+        (entry["id"], key)
         for entry in wanted["cards"]
         for key in ("power_limit_watts", "locked_clocks_mhz")
         if entry[key] is not None
     }
     return [
-        entry["uuid"]
+        entry["id"]
         for entry in (record["cards"] if record else [])
         if any(
-            entry.get(key) is not None and (entry["uuid"], key) not in asked
+            entry.get(key) is not None and (entry["id"], key) not in asked
             for key in ("power_limit_watts", "locked_clocks_mhz")
         )
     ]
@@ -173,14 +173,14 @@ def read_cards(nvml: t.Any) -> list[dict[str, t.Any]]:
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
+            card_id, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
         except nvml.NVMLError:
             continue
         limits = _ask(nvml, "nvmlDeviceGetPowerManagementLimitConstraints", handle) or (None, None)
         mode = _ask(nvml, "nvmlDeviceGetPersistenceMode", handle)
         cards.append({
             "handle": handle,
-            "uuid": uuid.decode() if isinstance(uuid, bytes) else uuid,
+            "id": card_id.decode() if isinstance(card_id, bytes) else card_id,
             "name": name.decode() if isinstance(name, bytes) else name,
             "power_limit_watts": _watts(_ask(nvml, "nvmlDeviceGetPowerManagementLimit", handle)),
             "power_limit_min_watts": _watts(limits[0]),
@@ -203,17 +203,17 @@ def apply(nvml: t.Any, wanted: Settings, record: Settings | None) -> Settings:
     wrong = problems(wanted, cards)
     if wrong:
         raise PowerError(" ".join(wrong))
-    by_uuid = {card["uuid"]: card for card in cards}
-    named = [entry["uuid"] for entry in wanted["cards"]]
+    by_id = {card["id"]: card for card in cards}
+    named = [entry["id"] for entry in wanted["cards"]]
     for entry in record["cards"] if record else []:
-        if entry["uuid"] in leftovers(wanted, record) and entry["uuid"] in by_uuid:
-            _undo(nvml, by_uuid[entry["uuid"]], entry if entry["uuid"] not in named else {})
-    modes = {entry["uuid"]: entry.get("persistence_before") for entry in record["cards"]} if record else {}
+        if entry["id"] in leftovers(wanted, record) and entry["id"] in by_id:
+            _undo(nvml, by_id[entry["id"]], entry if entry["id"] not in named else {})
+    modes = {entry["id"]: entry.get("persistence_before") for entry in record["cards"]} if record else {}
     changed: list[Card] = []
     applied = []
     try:
         for asked in wanted["cards"]:
-            card = by_uuid[asked["uuid"]]
+            card = by_id[asked["id"]]
             handle = card["handle"]
             changed.append(card)
             # first: without it the driver forgets the rest as soon as nothing uses the card
@@ -227,7 +227,7 @@ def apply(nvml: t.Any, wanted: Settings, record: Settings | None) -> Settings:
                 _change(nvml, card, "locked clocks", "nvmlDeviceSetGpuLockedClocks", handle, *clocks)
             if asked["persistence_mode"] is False and card["persistence_mode"]:
                 _change(nvml, card, "persistence mode", "nvmlDeviceSetPersistenceMode", handle, 0)
-            earlier = modes.get(card["uuid"])
+            earlier = modes.get(card["id"])
             applied.append({**asked, "persistence_before": card["persistence_mode"] if earlier is None else earlier})
         # persistence mode switched off may have cost the rest, so only what is to last is compared
         new: Settings = {"schema": SCHEMA, "cards": applied}
@@ -250,12 +250,12 @@ def reset(nvml: t.Any, record: Settings) -> list[str]:
 
     Returns the UUIDs of the cards that are not there any more, which have nothing to set back.
     """
-    by_uuid = {card["uuid"]: card for card in read_cards(nvml)}
+    by_id = {card["id"]: card for card in read_cards(nvml)}
     for entry in record["cards"]:
-        card = by_uuid.get(entry["uuid"])
+        card = by_id.get(entry["id"])
         if card is not None:
             _undo(nvml, card, entry)
-    return [entry["uuid"] for entry in record["cards"] if entry["uuid"] not in by_uuid]
+    return [entry["id"] for entry in record["cards"] if entry["id"] not in by_id]
 
 
 def _undo(nvml: t.Any, card: Card, entry: t.Mapping[str, t.Any]) -> None:
@@ -277,7 +277,7 @@ def _change(nvml: t.Any, card: Card, what: str, function: str, *arguments: t.Any
     except nvml.NVMLError as error:
         cure = "run as root" if error.value == 4 else "leave that setting out for this card"
         raise PowerError(
-            f"{card['name']} ({card['uuid']}) refuses its {what} ({error}, NVML error {error.value}): {cure}."
+            f"{card['name']} ({card['id']}) refuses its {what} ({error}, NVML error {error.value}): {cure}."
         ) from error
 
 

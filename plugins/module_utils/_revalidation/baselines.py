@@ -21,7 +21,7 @@ Json = dict[str, t.Any]
 Dict = t.Mapping[str, t.Any]
 
 _GPU_FIELDS = (
-    "uuid",
+    "id",
     "name",
     "pci_bus_id",
     "power_limit_watts",

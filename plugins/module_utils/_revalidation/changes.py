@@ -47,16 +47,21 @@ def _field_changes(name: str, before: Dict, now: Dict) -> list[Json]:
 
 def _card_changes(before: t.Sequence[Dict], now: t.Sequence[Dict]) -> list[Json]:
     found: list[Json] = []
-    old, new = ({card["uuid"]: card for card in cards} for cards in (before, now))
-    for uuid, card in old.items():
-        if uuid in new:
-            found += _field_changes(f"{{}} of {uuid}", card, {name: new[uuid].get(name) for name in card})
+    old, new = ({card["id"]: card for card in cards} for cards in (before, now))
+    for card_id, card in old.items():
+        if card_id in new:
+            found += _field_changes(f"{{}} of {card_id}", card, {name: new[card_id].get(name) for name in card})
         else:
-            found.append({"part": f"card {uuid}", "before": card["name"], "now": None})
+            found.append({"part": f"card {card_id}", "before": card["name"], "now": None})
     found += [
-        {"part": f"card {uuid}", "before": None, "now": card["name"]} for uuid, card in new.items() if uuid not in old
+        {"part": f"card {card_id}", "before": None, "now": card["name"]}
+        for card_id, card in new.items()
+        if card_id not in old
     ]
-    order_before, order_now = [uuid for uuid in old if uuid in new], [uuid for uuid in new if uuid in old]
+    order_before, order_now = (
+        [card_id for card_id in old if card_id in new],
+        [card_id for card_id in new if card_id in old],
+    )
     if order_before != order_now:
         found.append({"part": "order of the cards", "before": order_before, "now": order_now})
     return found

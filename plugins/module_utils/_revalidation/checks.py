@@ -42,16 +42,16 @@ def cards(observed: Dict) -> Json | None:
     gpus = observed["gpus"]
     if not gpus.get("available"):
         return check("cards", "broken", f"the cards cannot be read: {gpus.get('reason')}")
-    present = [card["uuid"] for card in gpus["gpus"]]
-    names = {card["uuid"]: card["name"] for card in known}
-    gone = [uuid for uuid in sorted(recorded | set(names)) if uuid not in present]
+    present = [card["id"] for card in gpus["gpus"]]
+    names = {card["id"]: card["name"] for card in known}
+    gone = [card_id for card_id in sorted(recorded | set(names)) if card_id not in present]
     if gone:
-        listed = ", ".join(f"{names.get(uuid, 'a card')} ({uuid})" for uuid in gone)
+        listed = ", ".join(f"{names.get(card_id, 'a card')} ({card_id})" for card_id in gone)
         return check(
             "cards", "broken", f"{listed} is gone: reseat it, check its power, see 'nvidia-smi -L' and the kernel's log"
         )
-    order = [card["uuid"] for card in known]
-    if [uuid for uuid in present if uuid in order] != order and order:
+    order = [card["id"] for card in known]
+    if [card_id for card_id in present if card_id in order] != order and order:
         return check(
             "cards",
             "ok",
@@ -169,11 +169,11 @@ def _less_than_before(left: float, old: Dict, reserve_mib: int) -> bool:
     return left < min(reserve_mib, old["free_mib"] - old["loaded_mib"]) - MEMORY_SLACK_MIB
 
 
-def _under_load(loads: t.Iterable[Dict], uuid: str, quantity: str) -> float | None:
+def _under_load(loads: t.Iterable[Dict], card_id: str, quantity: str) -> float | None:
     """Return the most that was seen of a quantity of one card while loads ran."""
     seen = []
     for load in loads:
-        value = ((load.get("conditions") or {}).get(uuid) or {}).get(quantity)
+        value = ((load.get("conditions") or {}).get(card_id) or {}).get(quantity)
         if value is not None:
             seen.append(value["max"])
     return max(seen, default=None)
@@ -193,21 +193,21 @@ def _by_card(
 def links(observed: Dict) -> Json | None:
     """PCIe links under load against the baseline's; without a load the width alone, since idle links slow down."""
     baseline = observed["baseline"]
-    known = {card["uuid"]: card for card in baseline["configuration"]["gpus"]} if baseline else {}
+    known = {card["id"]: card for card in baseline["configuration"]["gpus"]} if baseline else {}
     fell: dict[str, str] = {}
     same = []
     for card in observed["gpus"].get("gpus", []):
-        uuid = card["uuid"]
+        card_id = card["id"]
         for name, words in (("pcie_generation", "generation"), ("pcie_width", "lanes")):
-            old = _under_load(baseline["loads"], uuid, name) if uuid in known else None
-            new = _under_load(observed["loads"], uuid, name)
-            if name == "pcie_width" and uuid in known and (old is None or new is None):
-                old, new = known[uuid].get(name), card.get(name)
+            old = _under_load(baseline["loads"], card_id, name) if card_id in known else None
+            new = _under_load(observed["loads"], card_id, name)
+            if name == "pcie_width" and card_id in known and (old is None or new is None):
+                old, new = known[card_id].get(name), card.get(name)
             if old is None or new is None:
                 continue
             if new < old:
-                fell[uuid] = f"{fell[uuid]}, " if uuid in fell else f"{card['name']}: "
-                fell[uuid] += f"{words} {new:g}, was {old:g}"
+                fell[card_id] = f"{fell[card_id]}, " if card_id in fell else f"{card['name']}: "
+                fell[card_id] += f"{words} {new:g}, was {old:g}"
             else:
                 same.append(f"{card['name']}: {words} {new:g}")
     return _by_card("links", fell, [], same, "reseat the card or its riser, and look at the firmware's slot settings")
@@ -217,18 +217,18 @@ def power(observed: Dict) -> Json | None:
     """Power limits against the baseline's."""
     baseline = observed["baseline"]
     known = (
-        {card["uuid"]: card.get("power_limit_watts") for card in baseline["configuration"]["gpus"]} if baseline else {}
+        {card["id"]: card.get("power_limit_watts") for card in baseline["configuration"]["gpus"]} if baseline else {}
     )
     fell: dict[str, str] = {}
     rose, same = [], []
     for card in observed["gpus"].get("gpus", []):
-        old, new = known.get(card["uuid"]), card.get("power_limit_watts")
+        old, new = known.get(card["id"]), card.get("power_limit_watts")
         if old is None or new is None:
             continue
         if abs(new - old) <= 0.5:
             same.append(f"{card['name']} {new:g} W")
         elif new < old:
-            fell[card["uuid"]] = f"{card['name']} {new:g} W, was {old:g} W"
+            fell[card["id"]] = f"{card['name']} {new:g} W, was {old:g} W"
         else:
             rose.append(f"{card['name']} {new:g} W, was {old:g} W")
     return _by_card(
@@ -240,21 +240,21 @@ def throttling(observed: Dict) -> Json | None:
     """What held the clocks down while today's loads ran, and did not in the baseline's."""
     before = observed["baseline"]["loads"] if observed["baseline"] else []
 
-    def reasons(loads: t.Iterable[Dict], uuid: str) -> set[str]:
-        own = [((load.get("conditions") or {}).get(uuid) or {}).get("throttle_reasons") or [] for load in loads]
+    def reasons(loads: t.Iterable[Dict], card_id: str) -> set[str]:
+        own = [((load.get("conditions") or {}).get(card_id) or {}).get("throttle_reasons") or [] for load in loads]
         return {reason for one in own for reason in one if reason in THROTTLED}
 
     fell: dict[str, str] = {}
     same = []
     for card in observed["gpus"].get("gpus", []):
-        uuid = card["uuid"]
-        if not any(uuid in (load.get("conditions") or {}) for load in observed["loads"]):
+        card_id = card["id"]
+        if not any(card_id in (load.get("conditions") or {}) for load in observed["loads"]):
             continue
-        hot = _under_load(observed["loads"], uuid, "temperature_celsius")
+        hot = _under_load(observed["loads"], card_id, "temperature_celsius")
         at = "" if hot is None else f" at up to {hot:g} C"
-        new = sorted(reasons(observed["loads"], uuid) - reasons(before, uuid))
+        new = sorted(reasons(observed["loads"], card_id) - reasons(before, card_id))
         if new:
-            fell[uuid] = f"{card['name']}: {', '.join(new)}{at}"
+            fell[card_id] = f"{card['name']}: {', '.join(new)}{at}"
         else:
             same.append(f"{card['name']}{at}")
     return _by_card("throttling", fell, [], same, "clean and cool the card, or lower its power limit")

@@ -123,9 +123,9 @@ def _cause(slow: t.Sequence[str], software: t.Sequence[Dict], known: t.Sequence[
     )
 
 
-def _hints(uuid: str, checks: t.Sequence[Dict]) -> list[str]:
+def _hints(card_id: str, checks: t.Sequence[Dict]) -> list[str]:
     """Return what other checks say about one card."""
-    return [f"{check['name']}: {check['cards'][uuid]}" for check in checks if uuid in check.get("cards", {})]
+    return [f"{check['name']}: {check['cards'][card_id]}" for check in checks if card_id in check.get("cards", {})]
 
 
 def _undo(software: t.Sequence[Dict]) -> list[str]:

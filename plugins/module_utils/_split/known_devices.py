@@ -56,9 +56,9 @@ def host_devices(recorded: t.Sequence[Mapping], gpus: t.Sequence[Mapping]) -> li
     C(gpus): as gpu_facts reports them. Without a record their free memory is that of the known card, or their total
     less USUAL_OVERHEAD, because what is free now says little while a server runs. Bandwidth is NVML's own.
     """
-    by_uuid = {gpu.get("uuid"): gpu for gpu in gpus}
+    by_id = {gpu.get("id"): gpu for gpu in gpus}
     if recorded:
-        known = ({**device, **_speed(by_uuid.get(device["id"]), device.get("description"))} for device in recorded)
+        known = ({**device, **_speed(by_id.get(device["id"]), device.get("description"))} for device in recorded)
         return [t.cast(KnownDevice, device) for device in known]
     result: list[KnownDevice] = []
     for index, gpu in enumerate(gpus):
@@ -72,7 +72,7 @@ def host_devices(recorded: t.Sequence[Mapping], gpus: t.Sequence[Mapping]) -> li
             f"free: estimated from the card's {total} MiB; llama.cpp has not been asked", *speed["sources"]
         ]
         result.append({
-            "device": f"CUDA{index}", "id": gpu.get("uuid") or f"CUDA{index}", "backend": "CUDA",
+            "device": f"CUDA{index}", "id": gpu.get("id") or f"CUDA{index}", "backend": "CUDA",
             "description": gpu.get("name") or "unnamed card", "total_mib": total, "free_mib": free, "budget_mib": None,
             **speed,
         })

@@ -54,7 +54,7 @@ _AS_GIVEN: t.Final = (
     "extra",
 )
 #: What a card contributes: another slot or another power limit can move the best split.
-_OF_GPU: t.Final = ("uuid", "pci_bus_id", "power_limit_watts")
+_OF_GPU: t.Final = ("id", "pci_bus_id", "power_limit_watts")
 #: Parts of a tuning that the probe of each device alone depends on as well.
 _OF_PROBE: t.Final = ("llama_cpp", "driver_version", "gpus", "rpc_endpoints", "environment", "extra")
 

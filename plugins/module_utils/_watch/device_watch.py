@@ -89,13 +89,13 @@ def cards_between(
 ) -> dict[str, float | None]:
     """Return each card's mean utilisation in percent over the readings from start to end; None without one."""
     found: dict[str, float | None] = {}
-    for uuid, rows in readings.items():
+    for card_id, rows in readings.items():
         values = [
             row["utilization_gpu_percent"]
             for row in rows
             if start <= row["at"] <= end and row["utilization_gpu_percent"] is not None
         ]
-        found[uuid] = sum(values) / len(values) if values else None
+        found[card_id] = sum(values) / len(values) if values else None
     return found
 
 

@@ -41,7 +41,7 @@ def watch(client: Client, devices: t.Sequence[t.Mapping[str, t.Any]], asked: Ask
 
     C(devices) are those of the record (device, id, backend). A phase is {kind, prompt_tokens, generated_tokens}; each
     comes back with skipped_reason (None when it was measured), overlapped (parts left out), blocks ({requests, ms,
-    wall_ms, devices: {id: {busy_ms, waiting_ms}}}) and cards ({uuid: {sampled, throttled_percent}}). C(busy) is a
+    wall_ms, devices: {id: {busy_ms, waiting_ms}}}) and cards ({card_id: {sampled, throttled_percent}}). C(busy) is a
     sentence where other requests did not end. Raises ServerError when the server does not answer at first.
     """
     watched = WatchedDevices(devices, tools, asked.sample_interval_ms)

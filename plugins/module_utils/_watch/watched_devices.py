@@ -62,7 +62,7 @@ class WatchedDevices:
         seen: Json = {"device": device["device"], "id": device["id"], "seen": None, "reason": None, "pid": None,
                       "unit": None, "cpu_quota_percent": None}  # fmt: skip
         if device["backend"] == "CUDA":
-            if any(gpu["uuid"] == device["id"] for gpu in self.gpus["gpus"]):
+            if any(gpu["id"] == device["id"] for gpu in self.gpus["gpus"]):
                 return {**seen, "seen": "nvml"}
             return {**seen, "reason": self.gpus["reason"] or "NVML lists no card with this UUID"}
         if device["backend"] != "RPC":
@@ -144,17 +144,17 @@ class WatchedDevices:
         """Return busy_ms of the split's cards from start to end: their utilisation is a share of that time."""
         ids = {device["id"] for device in self.devices}
         return {
-            uuid: {"busy_ms": round(percent / 100 * (end - start) * 1000, 3), "waiting_ms": 0.0}
-            for uuid, percent in device_watch.cards_between(self.readings, start, end).items()
-            if uuid in ids and percent is not None
+            card_id: {"busy_ms": round(percent / 100 * (end - start) * 1000, 3), "waiting_ms": 0.0}
+            for card_id, percent in device_watch.cards_between(self.readings, start, end).items()
+            if card_id in ids and percent is not None
         }
 
     def cards(self, start: float, end: float) -> Json:
         """Return what every card did from start to end, by UUID: sampled (as in gpu_facts) and throttled_percent."""
         found = {}
-        for uuid, all_rows in self.readings.items():
+        for card_id, all_rows in self.readings.items():
             rows = [row for row in all_rows if start <= row["at"] <= end]
             sampled = nvml_sampling.summary(rows, round(end - start, 2), nvml.throttle_reasons)
             throttled = device_watch.throttled_percent(rows, nvml.throttle_reasons)
-            found[uuid] = {"sampled": sampled, "throttled_percent": throttled}
+            found[card_id] = {"sampled": sampled, "throttled_percent": throttled}
         return found

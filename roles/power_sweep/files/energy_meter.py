@@ -2,7 +2,7 @@
 """Run llama-bench and add to each of its rows the energy that the cards used for it. Run by the role power_sweep.
 
 energy_meter.py [--interval-ms N] PROGRAM ARGUMENTS...: the program's output (-o jsonl) passes through, and each row
-gets `energy`: {seconds, joules: {uuid: J}, source: {uuid: counter | power}}. The exit status is the program's.
+gets `energy`: {seconds, joules: {card_id: J}, source: {card_id: counter | power}}. The exit status is the program's.
 
 llama-bench prints a row at the end of its test, right after its last sample, and its samples follow one another when
 the test has no depth. So the row's arrival and the sum of its samples tell when the samples were taken; loading the
@@ -47,17 +47,17 @@ def energy(looks: t.Sequence[Look], start: float, end: float) -> dict[str, t.Any
     """What a row gets, or None where the cards were not looked at."""
     joules: dict[str, float] = {}
     source: dict[str, str] = {}
-    for uuid in looks[0][1] if looks else {}:
-        counter = [(when, value) for when, counters, _watts in looks if (value := counters[uuid]) is not None]
-        power = [(when, value) for when, _counters, watts in looks if (value := watts[uuid]) is not None]
+    for card_id in looks[0][1] if looks else {}:
+        counter = [(when, value) for when, counters, _watts in looks if (value := counters[card_id]) is not None]
+        power = [(when, value) for when, _counters, watts in looks if (value := watts[card_id]) is not None]
         if len(counter) == len(looks):
-            joules[uuid], source[uuid] = at(counter, end) - at(counter, start), "counter"
+            joules[card_id], source[card_id] = at(counter, end) - at(counter, start), "counter"
         elif power:
-            joules[uuid], source[uuid] = integral(power, start, end), "power"
+            joules[card_id], source[card_id] = integral(power, start, end), "power"
     if not joules:
         return None
     return {
-        "seconds": round(end - start, 6), "joules": {uuid: round(value, 3) for uuid, value in joules.items()},
+        "seconds": round(end - start, 6), "joules": {card_id: round(value, 3) for card_id, value in joules.items()},
         "source": source,
     }  # fmt: skip
 

@@ -48,7 +48,7 @@ def devices():
         uuid = str(getattr(properties, "uuid", "") or "")
         found.append(
             {
-                "uuid": uuid if not uuid or uuid.startswith("GPU-") else f"GPU-{uuid}",
+                "id": uuid if not uuid or uuid.startswith("GPU-") else f"GPU-{uuid}",
                 "name": properties.name,
                 "total_mib": properties.total_memory // 2**20,
                 "free_mib": free_mib(card),

@@ -141,7 +141,7 @@ def test_an_output_layer_far_smaller_than_a_block_is_found_between_two_blocks(ru
 
 def test_memory_of_each_card_is_told(run):
     loaded = run()["load"]["loaded"]
-    assert [device["uuid"] for device in loaded] == ["GPU-1", "GPU-2"]
+    assert [device["id"] for device in loaded] == ["GPU-1", "GPU-2"]
     assert loaded[0]["used_mib"] > loaded[1]["used_mib"] > 0 and loaded[0]["peak_mib"] == loaded[0]["allocated_mib"] + 1
 
 

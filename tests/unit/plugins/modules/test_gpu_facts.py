@@ -62,7 +62,7 @@ def test_unlike_cards_in_pci_bus_order(run):
 def test_everything_about_one_card(run):
     fast = facts(run("rtx4090_rtx3090"))["gpus"][0]
     assert fast == {
-        "uuid": "GPU-11111111-2222-3333-4444-555555555555",
+        "id": "GPU-11111111-2222-3333-4444-555555555555",
         "name": "NVIDIA GeForce RTX 4090",
         "pci_bus_id": "00000000:01:00.0",
         "index": 1,
@@ -116,14 +116,14 @@ def test_what_a_card_does_not_support_is_null(run):
     # without the second version of the memory query `used` counts what the driver reserves;
     # graphics processes are readable
     assert known == {
-        "uuid", "name", "pci_bus_id", "index", "memory_total_mib", "memory_free_mib", "memory_used_mib", "processes",
+        "id", "name", "pci_bus_id", "index", "memory_total_mib", "memory_free_mib", "memory_used_mib", "processes",
     }
     assert card["memory_used_mib"] == 140 and card["processes"] == []
 
 
 def test_swapped_slots_change_the_order_and_not_the_cards(run):
     before, after = facts(run("rtx4090_rtx3090"))["gpus"], facts(run("swapped_slots"))["gpus"]
-    assert [gpu["uuid"] for gpu in after] == [gpu["uuid"] for gpu in reversed(before)]
+    assert [gpu["id"] for gpu in after] == [gpu["id"] for gpu in reversed(before)]
     assert [gpu["pci_bus_id"] for gpu in after] == [gpu["pci_bus_id"] for gpu in before]
 
 
@@ -131,7 +131,7 @@ def test_links_between_unlike_cards(run):
     box = facts(run("rtx4090_rtx3090"))
     fast, slow = box["gpus"]
     assert box["p2p"] == [{
-        "a": fast["uuid"], "b": slow["uuid"], "read": "chipset_not_supported", "write": "chipset_not_supported",
+        "a": fast["id"], "b": slow["id"], "read": "chipset_not_supported", "write": "chipset_not_supported",
         "nvlink": "ioh_topology_not_supported", "atomics": "chipset_not_supported", "pci": "chipset_not_supported",
     }]  # fmt: skip
     # an RTX 3090 has links without a bridge too, they are not active; error correction is what it does not have
@@ -148,7 +148,7 @@ def test_links_between_bridged_cards(run):
 
 def test_three_cards_are_three_pairs(run):
     box = facts(run("three_cards"))
-    names = {gpu["uuid"]: gpu["name"][-4:] for gpu in box["gpus"]}
+    names = {gpu["id"]: gpu["name"][-4:] for gpu in box["gpus"]}
     assert [(names[pair["a"]], names[pair["b"]]) for pair in box["p2p"]] == [
         ("4090", "3090"), ("4090", "3060"), ("3090", "3060"),
     ]  # fmt: skip
@@ -188,8 +188,8 @@ def test_without_sampling_there_is_nothing_sampled(run):
 
 def test_errors_of_the_driver_are_seen_while_sampling(run):
     box = facts(run("xid_events", sample_seconds=0.2, sample_interval_ms=50))
-    fast, slow = (gpu["uuid"] for gpu in box["gpus"])
-    assert box["available"] and box["xid_events"] == [{"uuid": slow, "xid": 31}, {"uuid": fast, "xid": 79}]
+    fast, slow = (gpu["id"] for gpu in box["gpus"])
+    assert box["available"] and box["xid_events"] == [{"id": slow, "xid": 31}, {"id": fast, "xid": 79}]
 
 
 def test_a_driver_without_events_is_sampled_all_the_same(run):
@@ -204,7 +204,7 @@ def test_a_card_that_is_lost_while_sampling_is_trouble(run):
     box = facts(run("lost_under_load", sample_seconds=0.2, sample_interval_ms=50))
     assert not box["available"] and "GPU 1: An NVIDIA card fell off the bus" in box["reason"]
     fast, slow = box["gpus"]
-    assert box["xid_events"] == [{"uuid": slow["uuid"], "xid": 79}]
+    assert box["xid_events"] == [{"id": slow["id"], "xid": 79}]
     assert fast["sampled"]["count"] >= 2 and slow["sampled"]["count"] == 0
 
 

@@ -23,7 +23,7 @@ SLOW = "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa"
 
 
 def wanted(watts, clocks=None):
-    entry = {"uuid": SLOW, "power_limit_watts": watts, "locked_clocks_mhz": clocks, "persistence_mode": True}
+    entry = {"id": SLOW, "power_limit_watts": watts, "locked_clocks_mhz": clocks, "persistence_mode": True}
     return {"schema": 1, "cards": [entry]}
 
 

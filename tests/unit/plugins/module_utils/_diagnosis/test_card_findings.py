@@ -10,7 +10,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import
 
 FAST = "GPU-11111111-2222-3333-4444-555555555555"
 GPU = {
-    "uuid": FAST, "name": "NVIDIA GeForce RTX 4090", "pci_bus_id": "00000000:01:00.0", "power_limit_watts": 450.0,
+    "id": FAST, "name": "NVIDIA GeForce RTX 4090", "pci_bus_id": "00000000:01:00.0", "power_limit_watts": 450.0,
     "power_limit_default_watts": 450.0, "power_limit_enforced_watts": 450.0, "pcie_generation_max": 4,
     "pcie_generation_device_max": 4, "pcie_width_max": 16, "memory_free_mib": 900,
 }  # fmt: skip
@@ -110,7 +110,7 @@ def test_heat_and_little_memory():
 
 
 def test_what_the_card_does_not_say_is_no_finding():
-    bare = {"uuid": FAST, "name": None, "pci_bus_id": None}
+    bare = {"id": FAST, "name": None, "pci_bus_id": None}
     empty = {"decode": {"sampled": {"count": 3, "power_draw_watts": None}, "throttled_percent": None}}
     found = card_findings.card(bare, empty, None, {})
     assert [one for one in found if one["severity"] != "ok"] == []
@@ -138,10 +138,10 @@ def test_kernel_lines_are_read():
 
 
 def test_xid_errors_belong_to_a_card_and_say_what_to_do():
-    slow = {**GPU, "uuid": "GPU-slow", "name": "NVIDIA GeForce RTX 3090", "pci_bus_id": "00000000:21:00.0"}
+    slow = {**GPU, "id": "GPU-slow", "name": "NVIDIA GeForce RTX 3090", "pci_bus_id": "00000000:21:00.0"}
     found = card_findings.xids(
         card_findings.xid_lines(LINES),
-        [{"uuid": "GPU-slow", "xid": 79}, {"uuid": "GPU-slow", "xid": 999}],
+        [{"id": "GPU-slow", "xid": 79}, {"id": "GPU-slow", "xid": 999}],
         [GPU, slow],
         NAMES,
     )

@@ -7,8 +7,8 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors imp
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_proof
 
 CARDS = [
-    {"uuid": "GPU-1111", "name": "NVIDIA GeForce RTX 4090"},
-    {"uuid": "GPU-2222", "name": "NVIDIA GeForce RTX 3090"},
+    {"id": "GPU-1111", "name": "NVIDIA GeForce RTX 4090"},
+    {"id": "GPU-2222", "name": "NVIDIA GeForce RTX 3090"},
 ]
 PCI = ("0000:01:00.0", "0000:02:00.0")
 

@@ -22,9 +22,9 @@ print(json.dumps(found))
 """
 
 BOX = [
-    {"uuid": "GPU-a", "name": "NVIDIA GeForce RTX 4090"},
-    {"uuid": "GPU-b", "name": "NVIDIA GeForce RTX 3090 Ti"},
-    {"uuid": "GPU-c", "name": "NVIDIA GeForce RTX 3090"},
+    {"id": "GPU-a", "name": "NVIDIA GeForce RTX 4090"},
+    {"id": "GPU-b", "name": "NVIDIA GeForce RTX 3090 Ti"},
+    {"id": "GPU-c", "name": "NVIDIA GeForce RTX 3090"},
 ]
 
 

@@ -41,7 +41,7 @@ def test_a_power_limit_lowers_the_average_and_not_the_peaks():
 
 def test_limits_and_clocks_that_are_to_be_set_count():
     plan = {"RTX 4090": 315, "GPU-2": "280"}
-    slow = {**SLOW, "uuid": "GPU-2"}
+    slow = {**SLOW, "id": "GPU-2"}
     assert budget([FAST, slow], 850, 200)["verdict"] == "exceeded"
     found = budget([FAST, slow], 850, 200, plan)
     assert (found["verdict"], found["steady_watts"]) == ("peaks", 795)

@@ -9,7 +9,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._programs import
 
 def card(uuid, name, watts=350.0, **changes):
     return {
-        "uuid": uuid, "name": f"NVIDIA GeForce {name}", "power_limit_watts": watts, "power_limit_min_watts": 100.0,
+        "id": uuid, "name": f"NVIDIA GeForce {name}", "power_limit_watts": watts, "power_limit_min_watts": 100.0,
         "power_limit_max_watts": 366.0, "power_limit_default_watts": 350.0, "clock_graphics_max_mhz": 2100,
         "persistence_mode": True, **changes,
     }  # fmt: skip
@@ -27,8 +27,8 @@ def test_a_uuid_goes_before_a_name():
     assert wanted == {
         "schema": 1,
         "cards": [
-            {"uuid": "GPU-a", "power_limit_watts": 400, "locked_clocks_mhz": None, "persistence_mode": True},
-            {"uuid": "GPU-b", "power_limit_watts": 280, "locked_clocks_mhz": [210, 1700], "persistence_mode": True},
+            {"id": "GPU-a", "power_limit_watts": 400, "locked_clocks_mhz": None, "persistence_mode": True},
+            {"id": "GPU-b", "power_limit_watts": 280, "locked_clocks_mhz": [210, 1700], "persistence_mode": True},
         ],
     }
     assert apply_power_limits.problems(wanted, BOX) == [], "the program takes settings of this form"
@@ -36,7 +36,7 @@ def test_a_uuid_goes_before_a_name():
 
 def test_names_are_whole_endings():
     cards = [card("GPU-a", "RTX 3090 Ti"), card("GPU-b", "RTX 3090"), card("GPU-c", "RTX 3090 Laptop GPU")]
-    assert [entry["uuid"] for entry in resolve(by_name={"rtx 3090": 280}, cards=cards)["cards"]] == ["GPU-b"]
+    assert [entry["id"] for entry in resolve(by_name={"rtx 3090": 280}, cards=cards)["cards"]] == ["GPU-b"]
 
 
 def test_nothing_asked_for_is_nothing_to_do():

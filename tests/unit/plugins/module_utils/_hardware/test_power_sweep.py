@@ -15,7 +15,7 @@ RECORDED = pathlib.Path(__file__).parents[4] / "fixtures" / "llama_bench" / "h20
 FAST, SLOW = "GPU-a", "GPU-b"
 GPUS = [
     {
-        "uuid": uuid, "name": f"NVIDIA GeForce RTX {name}", "power_limit_default_watts": default,
+        "id": uuid, "name": f"NVIDIA GeForce RTX {name}", "power_limit_default_watts": default,
         "power_limit_min_watts": least, "power_limit_max_watts": most,
     }
     for uuid, name, least, most, default in ((FAST, "4090", 150.0, 600.0, 450.0), (SLOW, "3090", 100.0, 366.0, 350.0))

@@ -117,7 +117,7 @@ def test_each_limit_is_set_and_measured_and_the_first_once_more():
     result = plan.result["document"]["result"]
     assert result["measured"] and result["limits_watts"] == {FAST: 450, SLOW: 280}
     assert plan.result["document"]["host"] == "box"
-    assert [card["uuid"] for card in plan.result["document"]["cards"]] == [FAST, SLOW]
+    assert [card["id"] for card in plan.result["document"]["cards"]] == [FAST, SLOW]
     assert plan.result["found"] == done[2].result["found"], "what was found before anything was set"
     assert plan.result["lines"][-1].startswith('To keep these limits, set gpu_power_limits_watts to {"GPU-a": 450')
 

@@ -72,9 +72,9 @@ LISTEN 0 5 10.0.0.1:8080 0.0.0.0:* cgroup:/user.slice
 
 def gpus(first_free, second_free, processes=()):
     return [
-        {"uuid": "GPU-aaaa", "memory_free_mib": first_free, "processes": list(processes)},
-        {"uuid": "GPU-bbbb", "memory_free_mib": second_free, "processes": None},
-        {"uuid": "GPU-cccc", "memory_free_mib": 0, "processes": []},
+        {"id": "GPU-aaaa", "memory_free_mib": first_free, "processes": list(processes)},
+        {"id": "GPU-bbbb", "memory_free_mib": second_free, "processes": None},
+        {"id": "GPU-cccc", "memory_free_mib": 0, "processes": []},
     ]
 
 

@@ -24,9 +24,9 @@ DEVICES = [
     {"device": "CUDA1", "id": "GPU-3090", "free_mib": 24010, "budget_mib": None},
 ]
 GPUS = [
-    {"uuid": "GPU-4090", "memory_bandwidth_gb_per_s": 1008.1},
-    {"uuid": "GPU-3090", "memory_bandwidth_gb_per_s": 936.1},
-    {"uuid": "GPU-not-used", "memory_bandwidth_gb_per_s": 1792.0},
+    {"id": "GPU-4090", "memory_bandwidth_gb_per_s": 1008.1},
+    {"id": "GPU-3090", "memory_bandwidth_gb_per_s": 936.1},
+    {"id": "GPU-not-used", "memory_bandwidth_gb_per_s": 1792.0},
 ]
 
 
@@ -144,13 +144,13 @@ def test_the_warning_names_both_cards_and_what_to_look_at() -> None:
 
 
 def test_a_card_beyond_its_theory_is_another_card() -> None:
-    gpus = [GPUS[0], {"uuid": "GPU-3090", "memory_bandwidth_gb_per_s": 448.0}]
+    gpus = [GPUS[0], {"id": "GPU-3090", "memory_bandwidth_gb_per_s": 448.0}]
     warning = assess(done(2.6, 1.2), gpus=gpus)["warning"]
     assert "CUDA1 does more than such a card can, so the order of the cards is swapped" in warning
     assert "throttled" in assess(done(2.6, 2.3), gpus=gpus)["warning"]
 
 
-@pytest.mark.parametrize("gpus", [[], GPUS[:1], [GPUS[0], {"uuid": "GPU-3090", "memory_bandwidth_gb_per_s": None}]])
+@pytest.mark.parametrize("gpus", [[], GPUS[:1], [GPUS[0], {"id": "GPU-3090", "memory_bandwidth_gb_per_s": None}]])
 def test_nothing_known_is_no_warning(gpus: list[dict[str, t.Any]]) -> None:
     probed = assess(done(1.5, 1.2), gpus=gpus)
     assert (probed["order"], probed["warning"]) == ("unknown", None)

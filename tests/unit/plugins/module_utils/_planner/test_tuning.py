@@ -29,7 +29,7 @@ MODEL = {
 }  # fmt: skip
 PROBE_MODEL = {**MODEL, "block_count": 2, "block_bytes": [2**20] * 2, "size_bytes": 3 * 2**20}
 GPUS = [
-    {"uuid": f"GPU-{index}", "name": "NVIDIA GeForce RTX 3090", "pci_bus_id": f"0{index}:00", "power_limit_watts": 300,
+    {"id": f"GPU-{index}", "name": "NVIDIA GeForce RTX 3090", "pci_bus_id": f"0{index}:00", "power_limit_watts": 300,
      "memory_total_mib": 24576, "memory_bandwidth_gb_per_s": 936.0}
     for index in (1, 2)
 ]  # fmt: skip
@@ -270,7 +270,7 @@ class ExllamaHost(Host):
     def split_benchmark(self, step: steps.Step) -> Json:
         assert step.args["exllama"]["python"] == "/opt/exllama/v2/venv/bin/python"
         result = super().split_benchmark(step)
-        result["load"].update(gpu_split_gb=[1.0, 2.0], loaded=[{"uuid": "GPU-1"}])
+        result["load"].update(gpu_split_gb=[1.0, 2.0], loaded=[{"id": "GPU-1"}])
         return result
 
 

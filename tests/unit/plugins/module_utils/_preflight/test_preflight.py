@@ -50,8 +50,8 @@ GPUS = {
     "reason": None,
     "driver_version": "580.95.05",
     "gpus": [
-        {"uuid": "GPU-1", "name": "NVIDIA GeForce RTX 4090"},
-        {"uuid": "GPU-2", "name": "NVIDIA GeForce RTX 3090"},
+        {"id": "GPU-1", "name": "NVIDIA GeForce RTX 4090"},
+        {"id": "GPU-2", "name": "NVIDIA GeForce RTX 3090"},
     ],
 }
 WANTED = {

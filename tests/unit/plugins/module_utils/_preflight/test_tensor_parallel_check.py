@@ -7,11 +7,11 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight impor
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight.tensor_parallel_check import judge, partition
 
 FAST = {
-    "uuid": "GPU-1111", "name": "NVIDIA GeForce RTX 4090", "compute_capability": "8.9",
+    "id": "GPU-1111", "name": "NVIDIA GeForce RTX 4090", "compute_capability": "8.9",
     "memory_bandwidth_gb_per_s": 1008.1, "memory_total_mib": 24564,
 }
 SLOW = {
-    "uuid": "GPU-2222", "name": "NVIDIA GeForce RTX 3090", "compute_capability": "8.6",
+    "id": "GPU-2222", "name": "NVIDIA GeForce RTX 3090", "compute_capability": "8.6",
     "memory_bandwidth_gb_per_s": 936.1, "memory_total_mib": 24576,
 }
 PAIR = [FAST, SLOW]
@@ -60,14 +60,14 @@ def test_without_a_record_bandwidth_decides(record):
 
 
 def test_cards_of_unknown_speed_share_evenly_and_it_says_so():
-    cards = [{"uuid": f"GPU-{number}", "name": name, "memory_total_mib": 8192} for number, name in enumerate("ab")]
+    cards = [{"id": f"GPU-{number}", "name": name, "memory_total_mib": 8192} for number, name in enumerate("ab")]
     found = partition(cards, None)
     assert found["counts"] == [41, 39]
     assert found["source"] == "nothing: their speed is not known, for a model of 80 layers"
 
 
 def test_more_cards_than_layers():
-    cards = [*PAIR, {**FAST, "uuid": "GPU-3333"}]
+    cards = [*PAIR, {**FAST, "id": "GPU-3333"}]
     record = recorded(1, 1, 2)
     record["models"]["m"]["placement"].append({"id": "GPU-3333", "layers": 1})
     with pytest.raises(ValueError, match="2 layers do not give each of 3 cards one"):
@@ -126,7 +126,7 @@ def test_an_even_pipeline_over_unlike_cards_is_told():
 
 
 def test_like_cards_and_names_without_a_driver():
-    assert judge([VLLM], [FAST, {**FAST, "uuid": "GPU-3333"}])[0]["ok"]
+    assert judge([VLLM], [FAST, {**FAST, "id": "GPU-3333"}])[0]["ok"]
     assert not judge([VLLM], [{"name": "NVIDIA GeForce RTX 4090"}, {"name": "NVIDIA GeForce RTX 3090"}])[0]["ok"]
     assert judge([], PAIR) == []
 

@@ -19,7 +19,7 @@ FAST, SLOW = "GPU-11111111-2222-3333-4444-555555555555", "GPU-66666666-7777-8888
 
 def card(uuid, name, watts=350.0, **changes):
     return {
-        "uuid": uuid, "name": f"NVIDIA GeForce {name}", "power_limit_watts": watts, "power_limit_min_watts": 100.0,
+        "id": uuid, "name": f"NVIDIA GeForce {name}", "power_limit_watts": watts, "power_limit_min_watts": 100.0,
         "power_limit_max_watts": 366.0, "power_limit_default_watts": 350.0, "clock_graphics_max_mhz": 2100,
         "persistence_mode": True, **changes,
     }  # fmt: skip
@@ -114,8 +114,8 @@ def box(library, tmp_path):
 WANTED = {
     "schema": 1,
     "cards": [
-        {"uuid": FAST, "power_limit_watts": 315, "locked_clocks_mhz": None, "persistence_mode": True},
-        {"uuid": SLOW, "power_limit_watts": 280, "locked_clocks_mhz": [210, 1700], "persistence_mode": True},
+        {"id": FAST, "power_limit_watts": 315, "locked_clocks_mhz": None, "persistence_mode": True},
+        {"id": SLOW, "power_limit_watts": 280, "locked_clocks_mhz": [210, 1700], "persistence_mode": True},
     ],
 }
 

@@ -69,9 +69,9 @@ ENTRY = {
 GPUS = {
     "available": True, "reason": None, "driver_version": "580.95.05", "cuda_driver_version": "13.0",
     "gpus": [
-        {"uuid": FAST, "name": "NVIDIA GeForce RTX 4090", "pci_bus_id": "01", "power_limit_watts": 450.0,
+        {"id": FAST, "name": "NVIDIA GeForce RTX 4090", "pci_bus_id": "01", "power_limit_watts": 450.0,
          "pcie_generation_max": 4, "pcie_width": 8, "memory_total_mib": 24564},
-        {"uuid": SLOW, "name": "NVIDIA GeForce RTX 3090", "pci_bus_id": "02", "power_limit_watts": 350.0,
+        {"id": SLOW, "name": "NVIDIA GeForce RTX 3090", "pci_bus_id": "02", "power_limit_watts": 350.0,
          "pcie_generation_max": 4, "pcie_width": 8, "memory_total_mib": 24576},
     ],
 }  # fmt: skip

@@ -220,7 +220,7 @@ def test_what_was_measured_becomes_the_baseline_where_that_is_asked_for():
     renewed = deployment.renew(ENTRY, accepted["renewal"])
     parts = renewed["fingerprint_parts"]
     assert (parts["driver_version"], parts["llama_cpp"], parts["extra"]) == ("580.105.08", "b1", {"build": 2})
-    assert [gpu["uuid"] for gpu in parts["gpus"]] == [FAST, SLOW]
+    assert [gpu["id"] for gpu in parts["gpus"]] == [FAST, SLOW]
     names = ("build", "gpus", "host", "loads")
     made = baselines.make(
         "d", renewed, *[accepted[name] for name in names], "accepted", 6, result["revalidation"]["at"]

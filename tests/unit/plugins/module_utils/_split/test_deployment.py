@@ -87,12 +87,12 @@ def test_a_choice_that_no_load_of_exllama_placed_cannot_be_recorded():
 )
 def test_a_renewed_entry_keeps_the_split_and_follows_the_host(extra, probe, wanted_extra, order):
     entry = {**deployment.build(tuning()), "recorded_at": "2026-11-24T04:40:00Z"}
-    gpu = {"uuid": FAST, "pci_bus_id": "0:1", "power_limit_watts": 400, "name": "RTX 4090"}
+    gpu = {"id": FAST, "pci_bus_id": "0:1", "power_limit_watts": 400, "name": "RTX 4090"}
     cards = {"driver_version": "580.105", "gpus": [gpu]}
     renewed = deployment.renew(entry, {"build": "b2", "gpus": cards, "extra": extra, "device_probe": probe})
     assert renewed["fingerprint_parts"] == {
         "llama_cpp": "b2", "driver_version": "580.105", "extra": wanted_extra,
-        "gpus": [{"uuid": FAST, "pci_bus_id": "0:1", "power_limit_watts": 400}],
+        "gpus": [{"id": FAST, "pci_bus_id": "0:1", "power_limit_watts": 400}],
     }  # fmt: skip
     assert renewed["fingerprint"] != entry["fingerprint"] and "recorded_at" not in renewed
     assert renewed["device_probe"] == {"order": order, "model_path": "/probe.gguf"}

@@ -9,7 +9,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import kn
 
 def test_the_devices_of_a_host() -> None:
     gpus = [
-        {"uuid": uuid, "name": f"NVIDIA {name}", "memory_total_mib": total, "memory_bandwidth_gb_per_s": bandwidth}
+        {"id": uuid, "name": f"NVIDIA {name}", "memory_total_mib": total, "memory_bandwidth_gb_per_s": bandwidth}
         for uuid, name, total, bandwidth in (
             ("GPU-a", "GeForce RTX 4090", 24564, 1008.1), ("GPU-b", "Thing", 16000, 500.0)
         )

@@ -8,7 +8,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors imp
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.fingerprints import fingerprint
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import tuning_key
 
-GPU = {"uuid": "GPU-1", "pci_bus_id": "0:1", "power_limit_watts": 400, "temperature_celsius": 41}
+GPU = {"id": "GPU-1", "pci_bus_id": "0:1", "power_limit_watts": 400, "temperature_celsius": 41}
 GIVEN = {
     "engine": "llama_cpp",
     "build": "b1",
@@ -35,7 +35,7 @@ def test_the_parts_are_all_that_can_move_the_result():
     for name in set(GIVEN) - {"engine", "build", "gpus", "model_headers_sha256"}:
         assert parts[name] == GIVEN[name]
     assert parts["llama_cpp"] == "b1" and "engine" not in parts and "model_headers_sha256" not in parts
-    assert parts["gpus"] == [{"uuid": "GPU-1", "pci_bus_id": "0:1", "power_limit_watts": 400}]
+    assert parts["gpus"] == [{"id": "GPU-1", "pci_bus_id": "0:1", "power_limit_watts": 400}]
     other = {**GIVEN, "engine": "exllamav3", "model_headers_sha256": "7c"}
     parts = tuning_key.parts(other)
     assert (parts["engine"], parts["engine_build"], parts["model_headers_sha256"]) == ("exllamav3", "b1", "7c")

@@ -166,14 +166,14 @@ def test_the_diagnosis_of_these_cards(watch, pair):
 
 def test_xid_errors_that_come_meanwhile_are_kept(watch):
     result, _server = watch("xid_events", phases=PHASES[:1])
-    assert {(event["uuid"], event["xid"]) for event in result["xid_events"]} == {(SLOW, 31), (FAST, 79)}
+    assert {(event["id"], event["xid"]) for event in result["xid_events"]} == {(SLOW, 31), (FAST, 79)}
 
 
 def test_a_card_that_is_lost_meanwhile_is_said_and_the_rest_is_kept(watch):
     result, _server = watch("lost_under_load", phases=PHASES[:1])
     assert result["phases"][0]["blocks"]
     assert SLOW not in result["phases"][0]["blocks"][0]["devices"]
-    assert (SLOW, 79) in {(event["uuid"], event["xid"]) for event in result["xid_events"]}
+    assert (SLOW, 79) in {(event["id"], event["xid"]) for event in result["xid_events"]}
 
 
 def test_a_busy_server_is_waited_for_and_then_left_alone(watch):
