@@ -80,7 +80,9 @@ def test_a_wrong_checksum_replaces_nothing(host, controller, unchanged):
     assert _answers(host)
 
 
-def test_a_play_that_is_killed_while_measuring_lets_the_server_come_back_and_goes_on(host, controller, eventually, unchanged):
+def test_a_play_that_is_killed_while_measuring_lets_the_server_come_back_and_goes_on(
+    host, controller, eventually, unchanged
+):
     def stored():
         return set(host.run("ls -1 /var/lib/mixed_gpu/measurements | grep json").stdout.split())
 
