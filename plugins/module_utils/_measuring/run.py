@@ -43,7 +43,8 @@ ARGUMENTS: dict[str, Json] = {
 def kill_leftovers(mark: str) -> None:
     """Kill every process whose environment carries the mark, until none is left (a fork may happen in between)."""
     for _attempt in range(20):
-        if not any([_killed(name, mark) for name in os.listdir("/proc") if name.isdigit()]):
+        killed = [_killed(name, mark) for name in os.listdir("/proc") if name.isdigit()]
+        if not any(killed):
             return
         time.sleep(0.05)
 

@@ -52,7 +52,8 @@ def hold(state_file: str, lock_file: str, idle_seconds: float, check_seconds: fl
             continue
         lock = take_lock(lock_file)
         if lock is not None and touched_ns(state_file) == seen:
-            print(f"nobody used the lease for {idle_seconds:g} seconds: ending it", flush=True)
+            sys.stdout.write(f"nobody used the lease for {idle_seconds:g} seconds: ending it\n")
+            sys.stdout.flush()
             return  # with the lock: no measurement begins before this process has ended
         if lock is not None:
             os.close(lock)

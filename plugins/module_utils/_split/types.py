@@ -10,7 +10,10 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json
-from .._models.types import Model as Model  # for the rooms that know models as something to split
+from .._models import types as model_types
+
+#: For the rooms that know models as something to split.
+Model = model_types.Model
 
 
 class ListedDevice(t.TypedDict):
