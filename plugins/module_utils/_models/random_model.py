@@ -109,7 +109,7 @@ def _add_tensors(writer: t.Any, parameters: Json, stored: t.Any) -> None:
             writer.add_tensor(f"blk.{index}.{name}.weight", values, raw_dtype=stored)
 
 
-def _write_model(path: str, parameters: Json, fingerprint: str) -> None:
+def write_model(path: str, parameters: Json, fingerprint: str) -> None:
     """Write the model. Deterministic: one generator, used in one order."""
     import gguf
 
@@ -197,7 +197,7 @@ class RandomModel:
             raise UserError(f"Another play is making {self.path}: wait until it has ended, then run this again.")
         try:
             disk.make_parents(self.path)
-            _write_model(part, self.parameters, self.fingerprint)
+            write_model(part, self.parameters, self.fingerprint)
             digest, size_bytes = manifest.digest(part), os.path.getsize(part)
             disk.publish(part, self.path, self.module.atomic_move)
             manifest.write_manifest(self.manifest_file, self.path, digest, self.source, self.module.atomic_move)

@@ -14,7 +14,8 @@ import time
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.modules import random_gguf, split_mode_trial
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import random_model
+from ansible_collections.homelab.mixed_gpu.plugins.modules import split_mode_trial
 
 PROJECT = pathlib.Path(__file__).parents[4]
 FAKE = PROJECT / "tests" / "unit" / "fixtures_bench" / "fake_llama_server.py"
@@ -167,7 +168,7 @@ def test_misuse_is_one_sentence(trial, changes, words):
 def test_tensor_mode_of_the_real_llama_cpp(trial, tmp_path, llama_bin):
     model = tmp_path / "real.gguf"
     shape = {"blocks": 4, "embedding_length": 256, "feed_forward_length": 512, "head_count": 8, "head_count_kv": 4}
-    random_gguf._write(
+    random_model.write_model(
         str(model),
         {**shape, "vocabulary_size": 512, "context_length": 1024, "type": "q8_0", "seed": 1, "distinct_blocks": True},
         "real",

@@ -14,8 +14,8 @@ import time
 import typing as t
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import random_model
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import layer_split
-from ansible_collections.homelab.mixed_gpu.plugins.modules import random_gguf
 
 pytestmark = pytest.mark.live
 
@@ -63,7 +63,7 @@ def endpoints(llama_bin: pathlib.Path) -> t.Iterator[list[str]]:
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = str(tmp_path_factory.mktemp("models") / "tiny.gguf")
     shape = {"blocks": BLOCKS, "embedding_length": 64, "feed_forward_length": 128, "head_count": 2, "head_count_kv": 2}
-    random_gguf._write(
+    random_model.write_model(
         path,
         {**shape, "vocabulary_size": 512, "context_length": 256, "type": "f16", "seed": 1, "distinct_blocks": False},
         "tiny",
