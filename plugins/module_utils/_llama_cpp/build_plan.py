@@ -120,6 +120,21 @@ def options(
     return {option: _value(option, value) for option, value in chosen.items()}
 
 
+def _check(name: str, source: t.Mapping[str, t.Any], targets: t.Sequence[str]) -> None:
+    """Raise BuildError for a name, a source or a target that cannot be built."""
+    if not _NAME.match(name) or name == "current":
+        raise BuildError(f"{name!r} cannot name a build; use lower case letters, digits, - and _, and not current")
+    if not targets:
+        raise BuildError(f"the build {name} has no targets; name at least one program, such as llama-server")
+    for target in targets:
+        if not _TARGET.match(target):
+            raise BuildError(f"{target!r} cannot be a target of the build {name}; name a program, such as llama-server")
+    if source["kind"] not in SOURCES:
+        raise BuildError(f"the source {source['kind']!r} is unknown; choose from {', '.join(SOURCES)}")
+    if source["kind"] == "git" and not re.match(r"[A-Za-z0-9][A-Za-z0-9._/+-]*\Z", str(source["version"])):
+        raise BuildError(f"{source['version']!r} is no git tag or commit; give a full commit, or a tag such as b11312")
+
+
 def plan(
     name: str,
     source: t.Mapping[str, t.Any],
@@ -140,18 +155,7 @@ def plan(
     `commit` unknown (0, null) where only the source itself tells.
     Raises BuildError.
     """
-    if not _NAME.match(name) or name == "current":
-        raise BuildError(f"{name!r} cannot name a build; use lower case letters, digits, - and _, and not current")
-    if not targets:
-        raise BuildError(f"the build {name} has no targets; name at least one program, such as llama-server")
-    for target in targets:
-        if not _TARGET.match(target):
-            raise BuildError(f"{target!r} cannot be a target of the build {name}; name a program, such as llama-server")
-    if source["kind"] not in SOURCES:
-        raise BuildError(f"the source {source['kind']!r} is unknown; choose from {', '.join(SOURCES)}")
-    if source["kind"] == "git" and not re.match(r"[A-Za-z0-9][A-Za-z0-9._/+-]*\Z", str(source["version"])):
-        raise BuildError(f"{source['version']!r} is no git tag or commit; give a full commit, or a tag such as b11312")
-
+    _check(name, source, targets)
     arguments: list[str] = []
     tools: dict[str, str] = {}
     if source["kind"] != "package":

@@ -40,6 +40,7 @@ def test_an_exception_that_is_none_any_more_is_named(
     (tmp_path / "plugins" / "filter").mkdir(parents=True)
     (tmp_path / "plugins" / "large.py").write_text("\n" * 401)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sizes, "EXCEPTIONS", {})
     assert sizes.main() == 1
     assert capsys.readouterr().out == "plugins/large.py: 401 lines, at most 400\n"
     monkeypatch.setitem(sizes.EXCEPTIONS, "plugins/large.py", "a table")
