@@ -55,6 +55,7 @@ lint: venv sanity docs  ## static checks: sanity, ruff, mypy, yamllint, ansible-
 	python tests/gates/rooms.py
 	python tests/gates/sizes.py
 	python tests/gates/variable_kinds.py
+	python tests/gates/task_names.py
 	ansible-lint --offline
 
 sanity: venv  ## ansible-test sanity on a copy of the working tree
