@@ -131,7 +131,7 @@ def test_another_driver_than_the_recorded_one_is_told(host, controller):
     fact["models"][fact["active"]]["fingerprint_parts"]["driver_version"] = "1.0"
     _ran(host, f"cp -a {FACT} {FACT}.kept")
     try:
-        _ran(host, f"printf %s > {FACT}", json.dumps(fact))
+        _ran(host, f"printf '%%s' %s > {FACT}", json.dumps(fact))
         shown = controller.play(playbook="homelab.mixed_gpu.preflight")
         assert re.search(r"warn revalidation +(no|the) NVIDIA driver", shown.stdout), shown.stdout[-3000:]
     finally:
