@@ -288,9 +288,11 @@ def _fit_overlap(
         scale = _scale(shape)
         return sum((scale * value - 1) ** 2 for value in shape) + _pull(values[:-1], prior)
 
+    # the error has several minima in the overlap: a descent from the ends alone may miss one that fits exactly
+    between = [(fit_prefill(points, batches, starts[0][0], step / 10, prior), step / 10) for step in (2, 4, 6, 8)]
     begins = [
         [*(least_squares.clamp(math.log(value / slot_ms[0]), -span, span) for value in slot_ms[1:]), overlap]
-        for slot_ms, overlap in starts
+        for slot_ms, overlap in (*starts, *between)
         if min(slot_ms) > 0
     ] or [[0.0] * (len(points[0][0]) - 1) + [0.5]]
     bounds = [(-span, span)] * (len(begins[0]) - 1) + [(0.0, 1.0)]
