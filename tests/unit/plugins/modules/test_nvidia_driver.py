@@ -14,6 +14,7 @@ import platform
 import shutil
 
 import pytest
+from ansible.module_utils.common import warnings
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_host, driver_versions
 from ansible_collections.homelab.mixed_gpu.plugins.modules import nvidia_driver_plan, nvidia_driver_record
@@ -84,7 +85,9 @@ def plan(run):
 
 
 @pytest.fixture
-def record(run, tmp_path):
+def record(run, tmp_path, monkeypatch):
+    # a warning that another test gave is not given again by the same process
+    monkeypatch.setattr(warnings, "_global_warnings", type(warnings._global_warnings)())
     return lambda action, **arguments: run(
         nvidia_driver_record, action=action, pin_path=str(tmp_path / "pin"), **arguments
     )
