@@ -53,6 +53,7 @@ lint: venv sanity docs  ## static checks: sanity, ruff, mypy, yamllint, ansible-
 	yamllint -s .
 	python tests/gates/argument_specs.py
 	python tests/gates/rooms.py
+	python tests/gates/rooms_picture.py
 	python tests/gates/sizes.py
 	python tests/gates/variable_kinds.py
 	python tests/gates/task_names.py
