@@ -343,20 +343,9 @@ ansible_facts:
                   type: int
 """
 
-import importlib
-
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
-
-
-def _loaded_version() -> str | None:
-    """Version of the NVIDIA kernel module that is loaded, if one is."""
-    try:
-        with open("/sys/module/nvidia/version", encoding="ascii") as handle:
-            return handle.read().strip()
-    except OSError:
-        return None
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import cards
 
 
 def main() -> None:
@@ -374,11 +363,7 @@ def main() -> None:
         module.fail_json(msg=f"sample_seconds is {seconds}: give 0, or up to an hour (3600).")
     if interval_ms < 10:
         module.fail_json(msg=f"sample_interval_ms is {interval_ms}: give at least 10, the cards answer no faster.")
-    reason = host_python.enter(["pynvml"], module.params["host_python"])
-    if reason is None:
-        facts = nvml.probe(importlib.import_module("pynvml"), _loaded_version(), seconds, interval_ms)
-    else:
-        facts = nvml.unavailable(reason)
+    facts = cards.read(module.params["host_python"], seconds, interval_ms)
     if module.params["required"] and not facts["available"]:
         module.fail_json(msg=facts["reason"])
     module.exit_json(changed=False, ansible_facts={"mixed_gpu_gpus": facts})

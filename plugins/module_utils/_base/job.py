@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Long work on a host: its log, its lock, the programs that run under the lock. Private to this collection.
+
+It acts on the host on behalf of the modules that build an engine. Standard library only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import pathlib
+import re
+import subprocess
+import typing as t
+
+from . import json_file
+from .errors import UserError
+
+MIB: t.Final = 1 << 20
+
+_ERROR = re.compile(r"\b(error|fatal)(:| at )", re.IGNORECASE)
+_TROUBLE = re.compile(r"\b(error|fatal|not found|cannot|killed|no space)\b", re.IGNORECASE)
+# ninja's lines name files and whole commands, whatever words those contain
+_NINJA = re.compile(r"\[\d+/\d+[ \]]|FAILED: ")
+
+
+class Log:
+    """The log of a job. Every line is complete, so that the action plugin follow can show the newest."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        """Empty the file, and create its directory."""
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.path = path
+        # without a buffer: what did not fit on a full disk must not fail again when the file is closed
+        self._file = path.open("wb", buffering=0)
+
+    def write(self, text: str) -> None:
+        """Append a line."""
+        self._file.write(text.rstrip("\n").encode("utf-8", errors="replace") + b"\n")
+
+    def size_bytes(self) -> int:
+        """Return how much has been written, as a mark for copy_from."""
+        return self._file.tell()
+
+    def copy_from(self, mark: int, destination: pathlib.Path) -> None:
+        """Copy what was written after a mark into another file."""
+        with self.path.open("rb") as file:
+            file.seek(mark)
+            destination.write_bytes(file.read())
+
+
+class Lock:
+    """One job at a time. Programs inherit the lock, so it is held until the last compiler has ended.
+
+    Who wants what the holder makes waits for the holder. Raises UserError where the holder makes something else.
+    """
+
+    def __init__(self, path: pathlib.Path, what: str, engine: str) -> None:
+        """Take the lock for `what`; `engine` names the program in the error."""
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "an unknown process"
+            if not holder.startswith(f"{what}, process "):
+                raise UserError(
+                    f"another build of {engine} is under way on this host ({holder}, lock {path}); "
+                    "wait until it has ended, then run the play again."
+                ) from exc
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file.truncate(0)
+        self._file.write(f"{what}, process {os.getpid()}, since {json_file.utc_now()}\n")
+        self._file.flush()
+
+    def fileno(self) -> int:
+        """Return the descriptor that programs inherit."""
+        return self._file.fileno()
+
+    def release(self) -> None:
+        """Give the lock up, once the last program that inherited it has ended."""
+        self._file.close()
+
+
+def first_error(lines: t.Iterable[str]) -> str:
+    """Return the line of a program's output that most probably names the cause, at most 300 characters."""
+    told = [line.strip() for line in lines if line.strip() and not _NINJA.match(line.strip())]
+    telling = [index for index, line in enumerate(told) if _ERROR.search(line)]
+    telling = telling or [index for index, line in enumerate(told) if _TROUBLE.search(line)]
+    if not telling:
+        return (told[-1:] or ["nothing was printed"])[0][:300]
+    # the first error explains those after it; CMake puts its reason into the lines below
+    first = told[telling[0]]
+    if first.startswith("CMake Error"):
+        first = " ".join(told[telling[0] : telling[0] + 3]).partition(" Call Stack")[0]
+    return first[:300]
+
+
+class Shell:
+    """Runs programs for one job: output into the log, the lock inherited."""
+
+    def __init__(self, log: Log, lock: Lock) -> None:
+        self.log, self._lock = log, lock
+
+    def run(
+        self,
+        argv: t.Sequence[str],
+        what: str,
+        cure: str = "",
+        env: t.Mapping[str, str] | None = None,
+        show: t.Callable[[str], str] = str,
+    ) -> list[str]:
+        """Run a program and return its lines. Raises UserError saying that `what` failed, why, and the cure.
+
+        `show` shortens a line for the log.
+        """
+        self.log.write("$ " + " ".join(argv))
+        self.log.write(what)
+        end = f": {cure}" if cure else ""
+        lines: list[str] = []
+        try:
+            with subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                errors="replace", env={**os.environ, **(env or {})}, pass_fds=[self._lock.fileno()],
+            ) as child:  # fmt: skip
+                for line in child.stdout or ():
+                    lines.append(line.rstrip())
+                    self.log.write(show(line))
+        except OSError as exc:
+            raise UserError(f"{what} failed ({argv[0]}: {exc.strerror}){end or ': run the whole role'}.") from exc
+        if child.returncode != 0:
+            reason = first_error(lines) if any(lines) else f"exit status {child.returncode}"
+            raise UserError(f"{what} failed ({reason}){end} (the whole log is {self.log.path}).")
+        return lines
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(8 * MIB):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def free_mib(path: pathlib.Path) -> int:
+    """Return the free space where a path is, or will be."""
+    while not path.exists():
+        path = path.parent
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize // MIB
+
+
+def available_memory_mib() -> int:
+    """Return the memory that new programs can use without swapping."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        found = re.search(r"^MemAvailable:\s+([0-9]+) kB", file.read(), re.MULTILINE)
+    return int(found[1]) // 1024 if found else 0
+
+
+def compilers(asked: int, memory_mib: int) -> int:
+    """Return how many compilers run at once: what was asked, else one per core as far as memory carries them."""
+    return asked or max(1, min(len(os.sched_getaffinity(0)), available_memory_mib() // memory_mib))

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import job
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+
+
+@pytest.fixture
+def shell(tmp_path):
+    lock = job.Lock(tmp_path / "lock", "b1", "llama.cpp")
+    yield job.Shell(job.Log(tmp_path / "work/build.log"), lock)
+    lock.release()
+
+
+@pytest.mark.parametrize(
+    ("lines", "cause"),
+    [
+        (["[1/2 50%] Building http_error.c", "FAILED: error.o", "a.c:1: error: no x", "b.c:2: error: no y"],
+         "a.c:1: error: no x"),
+        (["CMake Error at CMakeLists.txt:7 (message):", "  the option X is on", "", "Call Stack (most recent)"],
+         "CMake Error at CMakeLists.txt:7 (message): the option X is on"),
+        (["[1/9] nvcc -c fatal.cu", "nvcc fatal : cannot write"], "nvcc fatal : cannot write"),
+        (["some words", "write: No space left on device", "the end"], "write: No space left on device"),
+        (["first", "last", ""], "last"),
+        ([], "nothing was printed"),
+    ],
+)  # fmt: skip
+def test_the_line_that_names_the_cause(lines, cause):
+    assert job.first_error(lines) == cause
+
+
+def test_what_a_program_prints_is_in_the_log_and_returned(shell):
+    lines = shell.run(
+        ["sh", "-c", "echo $A; echo two >&2"], "counting", env={"A": "one"}, show=lambda line: f"> {line}"
+    )
+    assert lines == ["one", "two"]
+    written = shell.log.path.read_text().splitlines()
+    assert written[1:] == ["counting", "> one", "> two"] and written[0].startswith("$ sh -c")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["sh", "-c", "echo error: no disk; exit 3"],
+            "counting failed (error: no disk): buy one (the whole log is {log}).",
+        ),
+        (["false"], "counting failed (exit status 1): buy one (the whole log is {log})."),
+        (["/nonexistent/x"], "counting failed (/nonexistent/x: No such file or directory): buy one."),
+    ],
+)
+def test_a_failure_has_cause_and_cure(shell, argv, message):
+    with pytest.raises(UserError) as raised:
+        shell.run(argv, "counting", "buy one")
+    assert str(raised.value) == message.format(log=shell.log.path)
+
+
+def test_a_part_of_the_log_is_copied(shell, tmp_path):
+    shell.log.write("before\n")
+    mark = shell.log.size_bytes()
+    shell.log.write("after")
+    shell.log.copy_from(mark, tmp_path / "copy")
+    assert (tmp_path / "copy").read_text() == "after\n"
+
+
+HOLDER = """
+import pathlib, sys
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import job
+lock = job.Lock(pathlib.Path(sys.argv[1]), "b1 b2", "llama.cpp")
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+def hold(path):
+    """Start a process that takes the lock and says so."""
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+
+
+def test_another_job_is_refused_and_the_same_one_waits(tmp_path):
+    with hold(tmp_path / "lock") as holder:
+        holder.stdout.readline()
+        with pytest.raises(UserError, match=f"another build of llama.cpp is under way .*b1 b2, process {holder.pid}"):
+            job.Lock(tmp_path / "lock", "b1", "llama.cpp")
+        with hold(tmp_path / "lock") as waiting:
+            with pytest.raises(subprocess.TimeoutExpired):
+                waiting.wait(0.5)
+            holder.communicate("\n")
+            assert waiting.stdout.readline() == "held\n"
+            waiting.communicate("\n")
+    job.Lock(tmp_path / "lock", "b1", "llama.cpp").release()
+
+
+def test_a_program_that_outlives_the_job_keeps_the_lock(tmp_path):
+    lock = job.Lock(tmp_path / "lock", "b1", "llama.cpp")
+    with subprocess.Popen(["sleep", "60"], pass_fds=[lock.fileno()]) as child:
+        lock.release()
+        with pytest.raises(UserError, match="under way"):
+            job.Lock(tmp_path / "lock", "b2", "llama.cpp")
+        child.kill()
+    job.Lock(tmp_path / "lock", "b2", "llama.cpp").release()
+
+
+def test_compilers_are_as_many_as_asked_or_as_memory_carries(monkeypatch):
+    monkeypatch.setattr(job.os, "sched_getaffinity", lambda _pid: set(range(8)))
+    monkeypatch.setattr(job, "available_memory_mib", lambda: 6000)
+    assert [job.compilers(3, 2000), job.compilers(0, 2000), job.compilers(0, 500), job.compilers(0, 9000)] == [
+        3,
+        3,
+        8,
+        1,
+    ]
