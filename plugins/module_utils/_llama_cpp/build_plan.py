@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What one build of llama.cpp consists of, and its key. Private to this collection. Pure functions only."""
+"""Which builds of llama.cpp the variables ask for, their CMake options and keys. Private to this collection.
+
+Pure functions only. `settings` are the variables of the role llama_cpp without their prefix.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 import typing as t
@@ -11,8 +15,10 @@ import typing as t
 from .._base import fingerprints
 from .._base.errors import UserError
 
+Settings = t.Mapping[str, t.Any]
+
 SCHEMA = 1
-SOURCES = ("sdist", "git", "archive", "package")
+MAIN: t.Final = "main"
 BACKENDS = ("cpu", "cuda", "rpc", "vulkan")
 
 # No test, example or web page is built, and nothing may be fetched while building.
@@ -25,6 +31,7 @@ _ALWAYS: dict[str, t.Any] = {
     "CMAKE_INSTALL_RPATH_USE_LINK_PATH": True,
     "FETCHCONTENT_FULLY_DISCONNECTED": True,
     "GGML_CCACHE": True,
+    "LLAMA_ALL_WARNINGS": False,
     "LLAMA_BUILD_TESTS": False,
     "LLAMA_BUILD_EXAMPLES": False,
     "LLAMA_BUILD_APP": False,
@@ -40,33 +47,140 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]*\Z")
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 _TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
 _ARCHITECTURE = re.compile(r"[0-9]{2,3}[af]?(?:-real|-virtual)?\Z")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}\Z")
+_GIT_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*\Z")
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _NUMBERED_TAG = re.compile(r"b([0-9]+)\Z")
+_COMPILER = "install build-essential."
+_TOOLKIT = (
+    "the backend cuda needs the CUDA toolkit; run the role cuda_toolkit, correct llama_cpp_cuda_root, or remove cuda "
+    "from llama_cpp_backends."
+)
+_COMPILE_PACKAGES = ("build-essential", "ccache", "cmake", "ninja-build")
+_SOURCE_PACKAGES = {
+    "sdist": ("ca-certificates", "python3-pip"),
+    "git": ("ca-certificates", "git"),
+    "archive": ("ca-certificates",),
+}
+_VULKAN_PACKAGES = ("glslc", "libvulkan-dev", "spirv-headers")
 
 
-class BuildError(ValueError):
-    """A build that cannot be planned; the message names what is wrong and what to write instead."""
+@dataclasses.dataclass(frozen=True)
+class Tool:
+    """A program whose output identifies a part of the toolchain; `cure` says what to do where it does not run."""
+
+    name: str
+    argv: tuple[str, ...]
+    cure: str
 
 
-def _value(option: str, value: t.Any) -> str:
-    if isinstance(value, bool):
-        return "ON" if value else "OFF"
-    if isinstance(value, (str, int, float)):
-        text = str(value)
-        if "\n" not in text:
-            return text
-    raise BuildError(f"the CMake option {option} has the value {value!r}; give it text, a number or a boolean")
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """One build: what build.json says of it, but for `built_at`.
+
+    `record` has `build` and `commit` unknown (0, None) where only the source itself tells.
+    """
+
+    record: dict[str, t.Any]
+
+    @property
+    def name(self) -> str:
+        """Return the name of the build, `main` for the first."""
+        return str(self.record["name"])
+
+    @property
+    def link(self) -> str:
+        """Return the name of the link below the prefix."""
+        return link(self.name)
+
+    @property
+    def directory(self) -> str:
+        """Return the name of the directory below the prefix: the version and twelve digits of the key."""
+        return directory(self.record)
 
 
-def _version(source: t.Mapping[str, t.Any]) -> str:
-    """Return the first half of the directory's name: what a person calls this source."""
-    kind = source["kind"]
+def link(name: str) -> str:
+    """Return the name of the link to a build."""
+    return "current" if name == MAIN else name
+
+
+def directory(record: t.Mapping[str, t.Any]) -> str:
+    """Return the name of the directory of a recorded build."""
+    return f"{record['version']}-{record['key'][:12]}"
+
+
+def validate(settings: Settings) -> None:
+    """Raise UserError where the variables contradict one another, or lack what pins the source."""
+    kind = settings["source"]
+    if kind == "archive" and not (settings["archive_url"] and _SHA256.match(settings["archive_sha256"])):
+        raise UserError(
+            "llama_cpp_source is archive, and its address or its SHA-256 is missing; set llama_cpp_archive_url, and "
+            "llama_cpp_archive_sha256 to 64 hexadecimal digits."
+        )
+    if kind == "sdist" and not _SHA256.match(settings["sdist_sha256"]):
+        raise UserError(f'llama_cpp_sdist_sha256 is "{settings["sdist_sha256"]}"; set it to 64 hexadecimal digits.')
+    if kind == "git" and not _GIT_VERSION.match(settings["git_version"]):
+        raise UserError(
+            f"llama_cpp_git_version is {settings['git_version']!r}; set it to a full commit, or a tag such as b11312."
+        )
+    names = [build["name"] for build in settings["extra_builds"]]
+    if kind == "package" and names:
+        raise UserError(
+            "llama_cpp_source is package, which builds nothing, and llama_cpp_extra_builds is not empty; "
+            "choose another source, or empty llama_cpp_extra_builds."
+        )
+    for name in names:
+        if not _NAME.match(name) or name in (MAIN, link(MAIN)) or names.count(name) > 1:
+            raise UserError(
+                f"llama_cpp_extra_builds has an entry named {name!r}; give each build a name of its own, of lower "
+                "case letters, digits, - and _, and neither current nor main."
+            )
+
+
+def packages(settings: Settings) -> list[str]:
+    """Return the distribution's packages that the builds need."""
+    if settings["source"] == "package":
+        return list(settings["packages"])
+    vulkan = any("vulkan" in build["backends"] for build in _wanted(settings))
+    return [*_COMPILE_PACKAGES, *_SOURCE_PACKAGES[settings["source"]], *(_VULKAN_PACKAGES if vulkan else ())]
+
+
+def uses_cuda(settings: Settings) -> bool:
+    """Return whether any of the builds has the backend cuda."""
+    return settings["source"] != "package" and any("cuda" in build["backends"] for build in _wanted(settings))
+
+
+def tools(settings: Settings) -> list[Tool]:
+    """Return the programs that identify the toolchain; `native` is what the compiler makes of this CPU."""
+    if settings["source"] == "package":
+        return []
+    found = [
+        Tool("c", ("cc", "--version"), _COMPILER),
+        Tool("cxx", ("c++", "--version"), _COMPILER),
+        Tool("native", ("cc", "-march=native", "-E", "-dM", "-x", "c", "/dev/null"), _COMPILER),
+    ]
+    nvcc = Tool("cuda", (f"{settings['cuda_root'].rstrip('/')}/bin/nvcc", "--version"), _TOOLKIT)
+    return [*found, nvcc] if uses_cuda(settings) else found
+
+
+def source(settings: Settings, installed: t.Mapping[str, str]) -> dict[str, t.Any]:
+    """Return the source as it is hashed into the key; `installed` maps packages to their versions.
+
+    The address of an archive is left out: its content is what counts.
+    """
+    kind = settings["source"]
     if kind == "git":
-        version = str(source["version"])
-        return version[:9] if _COMMIT.match(version) else re.sub(r"[^A-Za-z0-9._+-]", "-", version)
+        return {"kind": kind, "url": settings["git_url"], "version": settings["git_version"]}
     if kind == "package":
-        return "package"
-    return f"b{source['build']}" if source["build"] else f"archive-{source['sha256'][:9]}"
+        versions = [f"{name} {installed[name]}" for name in sorted(settings["packages"]) if name in installed]
+        return {"kind": kind, "version": ", ".join(versions)}
+    found = {
+        "kind": kind,
+        "sha256": settings[f"{kind}_sha256"].lower(),
+        "build": settings[f"{kind}_build_number"],
+        "commit": settings[f"{kind}_build_commit"] or None,
+    }
+    return found | {"version": settings["sdist_version"]} if kind == "sdist" else found
 
 
 def summarise_toolchain(said: t.Mapping[str, str]) -> dict[str, str]:
@@ -82,112 +196,134 @@ def summarise_toolchain(said: t.Mapping[str, str]) -> dict[str, str]:
     return summary
 
 
-def options(
-    backends: t.Sequence[str],
-    native: bool,
-    cuda_root: str,
-    cuda_architectures: t.Sequence[str | int],
-    extra: t.Mapping[str, t.Any],
-) -> dict[str, str]:
-    """Return every CMake option of a build, `extra` last. Raises BuildError for what CMake would misread."""
-    unknown = sorted(set(backends) - set(BACKENDS))
+def plan(
+    settings: Settings,
+    wanted_source: t.Mapping[str, t.Any],
+    toolchain: t.Mapping[str, str],
+    architectures: t.Sequence[str | int],
+) -> list[Build]:
+    """Return the builds that the variables ask for, the main one first.
+
+    `wanted_source` is the result of `source`; `toolchain` maps the names of `tools` to what those print;
+    `architectures` are compute capabilities without their dot. An equal key means an equal build.
+    Raises UserError for what CMake would misread.
+    """
+    return [_build(build, settings, wanted_source, toolchain, architectures) for build in _wanted(settings)]
+
+
+def _wanted(settings: Settings) -> list[dict[str, t.Any]]:
+    """Return name, targets, native, backends and cmake_options of each build; the main one is the default."""
+    main = {name: settings[name] for name in ("targets", "native", "backends", "cmake_options")} | {"name": MAIN}
+    extra = [
+        {"native": main["native"], "backends": main["backends"], "cmake_options": {}}
+        | {option: value for option, value in build.items() if value is not None}
+        for build in settings["extra_builds"]
+    ]
+    return [main, *extra]
+
+
+def _build(
+    wanted: t.Mapping[str, t.Any],
+    settings: Settings,
+    wanted_source: t.Mapping[str, t.Any],
+    toolchain: t.Mapping[str, str],
+    architectures: t.Sequence[str | int],
+) -> Build:
+    name, kind = wanted["name"], wanted_source["kind"]
+    if not wanted["targets"]:
+        raise UserError(
+            f"The build {name} of llama.cpp has no targets; name at least one program, such as llama-server."
+        )
+    for target in wanted["targets"]:
+        if not _TARGET.match(target):
+            raise UserError(
+                f"The build {name} of llama.cpp has the target {target!r}; name a program, such as llama-server."
+            )
+    arguments: list[str] = []
+    used: dict[str, str] = {}
+    if kind != "package":
+        flags = _options(wanted, settings, architectures)
+        arguments = [f"-D{option}={value}" for option, value in sorted(flags.items())]
+        needed = ["c", "cxx", *(["cuda"] if "cuda" in wanted["backends"] else [])]
+        needed += ["native"] if wanted["native"] else []
+        used = summarise_toolchain({tool: toolchain[tool] for tool in needed})
+    parts = {
+        "source": wanted_source,
+        "cmake_arguments": arguments,
+        "targets": sorted(set(wanted["targets"])),
+        "toolchain": used,
+    }
+    numbered = _NUMBERED_TAG.match(str(wanted_source["version"])) if kind == "git" else None
+    return Build({
+        "schema": SCHEMA,
+        "name": name,
+        "key": fingerprints.fingerprint(parts),
+        "version": _version(wanted_source),
+        "build": int(numbered[1]) if numbered else int(wanted_source.get("build") or 0),
+        "commit": wanted_source.get("commit"),
+        "source": dict(wanted_source),
+        "cmake_arguments": arguments,
+        "targets": list(dict.fromkeys(wanted["targets"])),
+        "toolchain": used,
+    })  # fmt: skip
+
+
+def _options(wanted: t.Mapping[str, t.Any], settings: Settings, architectures: t.Sequence[str | int]) -> dict[str, str]:
+    """Return every CMake option of a build; those that the user gives win."""
+    unknown = sorted(set(wanted["backends"]) - set(BACKENDS))
     if unknown:
-        raise BuildError(f"the backend {unknown[0]} is unknown; choose from {', '.join(BACKENDS)}")
-    chosen: dict[str, t.Any] = dict(_ALWAYS, GGML_NATIVE=native)
-    for backend, option in _BACKEND_OPTIONS.items():
-        chosen[option] = backend in backends
-    if "cuda" in backends:
-        architectures = [str(architecture) for architecture in cuda_architectures]
-        if not architectures:
-            raise BuildError("the backend cuda needs at least one compute capability, such as 86 or 89")
-        for architecture in architectures:
-            if not _ARCHITECTURE.match(architecture):
-                raise BuildError(
-                    f"{architecture!r} is no CUDA architecture; write a compute capability without its dot, such as 89"
-                )
-        root = cuda_root.rstrip("/")
-        chosen["CUDAToolkit_ROOT"] = root
-        chosen["CMAKE_CUDA_COMPILER"] = f"{root}/bin/nvcc"
-        chosen["CMAKE_CUDA_ARCHITECTURES"] = ";".join(architectures)
-        # CMake leaves out what nvcc itself searches; without it neither ld nor the programs find a toolkit of wheels
-        chosen["CMAKE_INSTALL_RPATH"] = f"$ORIGIN;{root}/lib64;{root}/lib"
-    for option, value in extra.items():
+        raise UserError(f"llama_cpp_backends names {unknown[0]!r}; choose from {', '.join(BACKENDS)}.")
+    chosen: dict[str, t.Any] = dict(_ALWAYS, GGML_NATIVE=wanted["native"])
+    chosen |= {option: backend in wanted["backends"] for backend, option in _BACKEND_OPTIONS.items()}
+    if "cuda" in wanted["backends"]:
+        chosen |= _cuda_options(settings, [str(architecture) for architecture in architectures])
+    for option, value in wanted["cmake_options"].items():
         if not _OPTION.match(option):
-            raise BuildError(f"{option!r} is no name of a CMake option; write it without -D, such as GGML_CUDA_GRAPHS")
+            raise UserError(f"{option!r} is no name of a CMake option; write it without -D, such as GGML_CUDA_GRAPHS.")
         if option in _FROM_SOURCE:
-            raise BuildError(f"the CMake option {option} is set from the source; remove it from the options")
+            raise UserError(f"The CMake option {option} is set from the source; remove it from the options.")
         chosen[option] = value
     return {option: _value(option, value) for option, value in chosen.items()}
 
 
-def _check(name: str, source: t.Mapping[str, t.Any], targets: t.Sequence[str]) -> None:
-    """Raise BuildError for a name, a source or a target that cannot be built."""
-    if not _NAME.match(name) or name == "current":
-        raise BuildError(f"{name!r} cannot name a build; use lower case letters, digits, - and _, and not current")
-    if not targets:
-        raise BuildError(f"the build {name} has no targets; name at least one program, such as llama-server")
-    for target in targets:
-        if not _TARGET.match(target):
-            raise BuildError(f"{target!r} cannot be a target of the build {name}; name a program, such as llama-server")
-    if source["kind"] not in SOURCES:
-        raise BuildError(f"the source {source['kind']!r} is unknown; choose from {', '.join(SOURCES)}")
-    if source["kind"] == "git" and not re.match(r"[A-Za-z0-9][A-Za-z0-9._/+-]*\Z", str(source["version"])):
-        raise BuildError(f"{source['version']!r} is no git tag or commit; give a full commit, or a tag such as b11312")
-
-
-def plan(
-    name: str,
-    source: t.Mapping[str, t.Any],
-    backends: t.Sequence[str],
-    native: bool,
-    cuda_root: str,
-    cuda_architectures: t.Sequence[str | int],
-    cmake_options: t.Mapping[str, t.Any],
-    targets: t.Sequence[str],
-    toolchain: t.Mapping[str, str],
-) -> dict[str, t.Any]:
-    """Return one build as {name, key, directory, cmake_arguments, record}.
-
-    `source` is {kind: sdist|git|archive|package, ...} with `sha256`, `build` (number) and `commit` for a sdist or an
-    archive, `url` and `version` for git, and `version` for packages. `toolchain` maps c, cxx, cuda and native to what
-    the tools print; native is the macros for this CPU. The key is the SHA-256 of all that changes the result,
-    so an equal key means an equal build. `record` is what build.json says, but for `built_at`, and with `build` and
-    `commit` unknown (0, null) where only the source itself tells.
-    Raises BuildError.
-    """
-    _check(name, source, targets)
-    arguments: list[str] = []
-    tools: dict[str, str] = {}
-    if source["kind"] != "package":
-        flags = options(backends, native, cuda_root, cuda_architectures, cmake_options)
-        arguments = [f"-D{option}={value}" for option, value in sorted(flags.items())]
-        wanted = ["c", "cxx", *(["cuda"] if "cuda" in backends else []), *(["native"] if native else [])]
-        tools = summarise_toolchain({tool: toolchain[tool] for tool in wanted})
-    parts = {"source": source, "cmake_arguments": arguments, "targets": sorted(set(targets)), "toolchain": tools}
-    try:
-        key = fingerprints.fingerprint(parts)
-    except UserError as exc:
-        raise BuildError(str(exc)) from exc
-    build = int(source.get("build") or 0)
-    numbered = _NUMBERED_TAG.match(str(source["version"])) if source["kind"] == "git" else None
-    if numbered:
-        build = int(numbered.group(1))
-    record = {
-        "schema": SCHEMA,
-        "name": name,
-        "key": key,
-        "version": _version(source),
-        "build": build,
-        "commit": source.get("commit"),
-        "source": dict(source),
-        "cmake_arguments": arguments,
-        "targets": list(dict.fromkeys(targets)),
-        "toolchain": tools,
-    }
+def _cuda_options(settings: Settings, architectures: t.Sequence[str]) -> dict[str, t.Any]:
+    if not architectures:
+        raise UserError(
+            "The backend cuda needs a compute capability; set llama_cpp_cuda_architectures, such as [86, 89]."
+        )
+    for architecture in architectures:
+        if not _ARCHITECTURE.match(architecture):
+            raise UserError(
+                f"{architecture!r} in llama_cpp_cuda_architectures is no CUDA architecture; write a compute capability "
+                "without its dot, such as 89."
+            )
+    root, nccl = settings["cuda_root"].rstrip("/"), settings["nccl_root"]
     return {
-        "name": name,
-        "key": key,
-        "directory": f"{record['version']}-{key[:12]}",
-        "cmake_arguments": arguments,
-        "record": record,
+        "CUDAToolkit_ROOT": root,
+        "CMAKE_CUDA_COMPILER": f"{root}/bin/nvcc",
+        "CMAKE_CUDA_ARCHITECTURES": ";".join(architectures),
+        # CMake leaves out what nvcc itself searches; without it neither ld nor the programs find a toolkit of wheels
+        "CMAKE_INSTALL_RPATH": f"$ORIGIN;{root}/lib64;{root}/lib",
+        # said, not found: NCCL that comes or goes must change the key, and CMake takes whatever it comes across
+        "GGML_CUDA_NCCL": bool(nccl),
+        **({"NCCL_ROOT": nccl} if nccl else {}),
     }
+
+
+def _value(option: str, value: t.Any) -> str:
+    if isinstance(value, bool):
+        return "ON" if value else "OFF"
+    if isinstance(value, (str, int, float)) and "\n" not in str(value):
+        return str(value)
+    raise UserError(f"The CMake option {option} has the value {value!r}; give it text, a number or a boolean.")
+
+
+def _version(wanted_source: t.Mapping[str, t.Any]) -> str:
+    """Return the first half of the directory's name: what a person calls this source."""
+    kind = wanted_source["kind"]
+    if kind == "git":
+        version = str(wanted_source["version"])
+        return version[:9] if _COMMIT.match(version) else re.sub(r"[^A-Za-z0-9._+-]", "-", version)
+    if kind == "package":
+        return "package"
+    return f"b{wanted_source['build']}" if wanted_source["build"] else f"archive-{wanted_source['sha256'][:9]}"

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Builds llama.cpp on a host and publishes the result. Private to this collection.
+
+It acts on behalf of the module llama_cpp_build, under the lock of the job. A build appears under its final name only
+when complete and tried; a build that was interrupted continues where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import typing as t
+
+from .._base import job, json_file
+from .._base.errors import UserError
+from . import build_plan, build_source, build_state
+
+_DISK_MIB: t.Final = 3072
+_DOWNLOAD_MIB: t.Final = 200
+_MEMORY_MIB: t.Final = 1500
+_COMPILER_MIB: t.Final = {True: 3000, False: 1500}  # nvcc, or the C++ compiler alone
+# where distributions put programs that are not in PATH
+_HIDDEN_PROGRAM_DIRS = ("usr/libexec/*/llama/bin", "usr/lib/*/llama/bin", "usr/libexec/llama.cpp", "usr/lib/llama.cpp")
+
+
+def check_resources(settings: build_plan.Settings) -> None:
+    """Raise UserError when the disk or the memory is too small for compiling."""
+    if settings["source"] == "package":
+        return
+    for name, wanted in (("prefix", _DISK_MIB), ("download_dir", _DOWNLOAD_MIB)):
+        free = job.free_mib(pathlib.Path(settings[name]))
+        if free < wanted:
+            raise UserError(
+                f"the file system of {settings[name]} has {free} MiB free and a build of llama.cpp needs {wanted} MiB; "
+                f"free {wanted - free} MiB there, or set llama_cpp_{name} to another directory."
+            )
+    available = job.available_memory_mib()
+    if available < _MEMORY_MIB:
+        raise UserError(
+            f"{available} MiB of memory are available and compiling llama.cpp needs {_MEMORY_MIB} MiB; "
+            "stop what uses the memory, or add memory or swap."
+        )
+
+
+def build(
+    planned: build_plan.Build,
+    settings: build_plan.Settings,
+    shell: job.Shell,
+    download: build_source.Download,
+) -> None:
+    """Build and publish one build. Raises UserError, and publishes nothing then."""
+    prefix, record = pathlib.Path(settings["prefix"]), dict(planned.record)
+    mark, stage = shell.log.size_bytes(), prefix / ".work" / f"stage-{planned.directory}"
+    shutil.rmtree(stage, ignore_errors=True)
+    if record["source"]["kind"] == "package":
+        _link_packages(record, stage / "bin", shell.log)
+        _try_programs(stage / "bin", record["targets"], shell.log)
+        made = None
+    else:
+        check_resources(settings)
+        tree = build_source.tree(settings, record["source"], shell, download)
+        record["commit"] = build_source.commit(record["source"], tree)
+        made = _compile(planned.directory, record, settings, tree, shell)
+        shutil.copytree(made / "bin", stage / "bin", symlinks=True)
+        _try_without(made, stage / "bin", record["targets"], shell.log)
+    if not record["build"]:
+        answers = [build_state.say_version(stage / "bin" / target) for target in record["targets"]]
+        record["build"], commit = next((answer for answer in answers if answer[0]), (0, None))
+        record["commit"] = record["commit"] or commit
+    final = prefix / planned.directory
+    shell.log.write(f"publishing {final}")
+    shell.log.copy_from(mark, stage / "build.log")
+    _publish(stage, final, record | {"built_at": json_file.utc_now()})
+    if made:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _without_network() -> list[str]:
+    """Return what to put in front of a command so that it has no network, or nothing where that is not allowed."""
+    try:
+        allowed = subprocess.run(["unshare", "--net", "--", "true"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        allowed = False
+    return ["unshare", "--net", "--"] if allowed else []
+
+
+def _compile(
+    directory: str,
+    record: t.Mapping[str, t.Any],
+    settings: build_plan.Settings,
+    tree: pathlib.Path,
+    shell: job.Shell,
+) -> pathlib.Path:
+    """Configure and compile; return CMake's build directory, whose bin/ has the programs."""
+    build_dir, cache = tree.parent / f"build-{directory}", pathlib.Path(settings["ccache_dir"])
+    env = {
+        "CCACHE_DIR": str(cache),
+        "CCACHE_BASEDIR": str(tree.parent),
+        "CCACHE_NOHASHDIR": "1",
+        "CCACHE_SLOPPINESS": "pch_defines,time_macros",
+        "NINJA_STATUS": "[%f/%t %p] ",
+    }
+    if "native" in record["toolchain"]:
+        # ccache hashes the words -march=native and not what they mean here; a cache that moves to, or is shared with,
+        # another CPU would hand out code that does not run
+        env["CCACHE_NAMESPACE"] = record["toolchain"]["native"][:12]
+    cache.mkdir(mode=0o755, parents=True, exist_ok=True)
+    isolated = _without_network()
+    shell.log.write("building without a network" if isolated else "this host does not allow a build without a network")
+    arguments = [
+        *record["cmake_arguments"],
+        f"-DLLAMA_BUILD_NUMBER={record['build']}",
+        f"-DLLAMA_BUILD_COMMIT={record['commit'] or 'unknown'}",
+    ]
+    what = f"llama.cpp {record['version']} ({record['name']})"
+    cmake = [*isolated, "cmake", "-S", str(tree), "-B", str(build_dir), "-G", "Ninja", *arguments]
+    try:
+        shell.run(cmake, f"configuring {what}", env=env)
+    except UserError:
+        # what a failed configuration leaves behind can make the next one fail too
+        shutil.rmtree(build_dir, ignore_errors=True)
+        raise
+    jobs = job.compilers(settings["jobs"], _COMPILER_MIB["cuda" in record["toolchain"]])
+    shell.log.write(f"targets: {', '.join(record['targets'])}; {jobs} compilers at a time")
+    shell.run([*isolated, "ninja", "-C", str(build_dir), f"-j{jobs}", *record["targets"]], f"compiling {what}", env=env)
+    return build_dir
+
+
+def _link_packages(record: t.Mapping[str, t.Any], stage: pathlib.Path, log: job.Log) -> None:
+    """Fill the stage with links to the programs that packages installed."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/bin", "/usr/bin", "/usr/sbin"])
+    stage.mkdir(parents=True)
+    for target in record["targets"]:
+        hidden = [f for place in _HIDDEN_PROGRAM_DIRS for f in sorted(pathlib.Path("/").glob(f"{place}/{target}"))]
+        program = shutil.which(target, path=path) or next((str(f) for f in hidden if os.access(f, os.X_OK)), None)
+        if program is None:
+            raise UserError(
+                f"no installed package has the program {target}; add its package to llama_cpp_packages, "
+                "or remove it from llama_cpp_targets."
+            )
+        (stage / target).symlink_to(os.path.realpath(program))
+        log.write(f"{target} is {program}")
+
+
+def _try_programs(stage: pathlib.Path, targets: t.Sequence[str], log: job.Log) -> None:
+    """Run every program once from where it is. Raises UserError with what the loader said."""
+    for target in targets:
+        if not (stage / target).exists():
+            raise UserError(f"the target {target} made no program {target}; correct llama_cpp_targets.")
+        reason, _text = build_state.ask_help(stage / target)
+        if reason:
+            raise UserError(f"{target} was built but does not run: {reason}.")
+        log.write(f"{target} runs")
+
+
+def _try_without(made: pathlib.Path, stage: pathlib.Path, targets: t.Sequence[str], log: job.Log) -> None:
+    """Try the programs while the build directory, which they must not need, is out of the way."""
+    hidden = made.with_name(f"{made.name}.hidden")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.rename(made, hidden)
+    try:
+        _try_programs(stage, targets, log)
+    finally:
+        os.rename(hidden, made)
+
+
+def _publish(stage: pathlib.Path, final: pathlib.Path, record: t.Mapping[str, t.Any]) -> None:
+    """Make a complete build appear under its name."""
+    (stage / "build.json").write_text(json_file.to_text(record), encoding="utf-8")
+    for path in (stage, stage / "bin"):
+        path.chmod(0o755)
+    for name in ("build.log", "build.json"):
+        (stage / name).chmod(0o644)
+    os.sync()
+    # a directory without build.json was damaged: nothing incomplete is ever put there
+    damaged = final.with_name(f".old-{final.name}-{os.getpid()}")
+    if final.exists():
+        os.rename(final, damaged)
+    os.rename(stage, final)
+    shutil.rmtree(damaged, ignore_errors=True)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Builds of llama.cpp on a host: which exist, which are in use, whether they run. Private to this collection.
+
+It reads and switches the directories and links below the role's prefix, on behalf of the module llama_cpp_build.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import typing as t
+
+from .._base.errors import UserError
+from . import build_plan
+
+Record = dict[str, t.Any]
+
+#: Programs that state build number and commit of llama.cpp.
+_VERSIONED = ("llama-server", "llama-bench", "llama-fit-params", "llama-cli")
+_FLAG = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
+_VERSION = re.compile(r"build:? ([0-9]+), commit ([0-9A-Za-z]+)|version: ([0-9]+) \(([0-9A-Za-z]+)\)")
+_DIRECTORY = re.compile(r".+-[0-9a-f]{12}\Z")
+_KEY = re.compile(r"[0-9a-f]{64}\Z")
+_NOTHING: t.Final = {"present": False, "path": "", "bin_dir": "", "version": "", "build": 0, "commit": "", "key": ""}
+
+
+def in_use(prefix: pathlib.Path, name: str) -> str:
+    """Return the directory that the link of a build leads to, or "" where there is none."""
+    with contextlib.suppress(OSError):
+        return os.readlink(prefix / build_plan.link(name))
+    return ""
+
+
+def exists(prefix: pathlib.Path, directory: str) -> bool:
+    """Return whether a complete build is in this directory."""
+    return bool(directory) and (prefix / directory / "build.json").exists()
+
+
+def read(prefix: pathlib.Path, name: str) -> Record | None:
+    """Return what build.json says of the build in use, or None without one. Raises UserError for a damaged file."""
+    path = prefix / build_plan.link(name) / "build.json"
+    return parse(path) if path.exists() else None
+
+
+def parse(path: pathlib.Path) -> Record:
+    """Return what a build.json says. Raises UserError for a damaged file."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        known = record["schema"] == build_plan.SCHEMA
+        sound = known and _KEY.match(record["key"]) and isinstance(record["targets"], list)
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise UserError(
+            f"{path} is damaged or of another schema; remove the directory {path.resolve().parent} and run the role "
+            "llama_cpp again to rebuild it."
+        )
+    return dict(record)
+
+
+def entry(prefix: pathlib.Path, name: str, record: Record | None) -> Record:
+    """Return what the fact llama_cpp_installed says of one build."""
+    link = {"link": str(prefix / build_plan.link(name))}
+    if record is None:
+        return _NOTHING | link
+    path = prefix / build_plan.directory(record)
+    return link | {
+        "present": True,
+        "path": str(path),
+        "bin_dir": str(path / "bin"),
+        "version": record["version"],
+        "build": record["build"],
+        "commit": record["commit"] or "",
+        "key": record["key"],
+    }
+
+
+def _ask(program: pathlib.Path, option: str) -> tuple[int, str]:
+    """Return exit status and output, errors first, of a program called with one option."""
+    try:
+        done = subprocess.run([str(program), option], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except OSError as exc:
+        return 127, exc.strerror or str(exc)
+    return done.returncode, (done.stderr + done.stdout).decode("utf-8", errors="replace")
+
+
+def ask_help(program: pathlib.Path) -> tuple[str, str]:
+    """Run a program for its options; return why it does not run ("" where it does), and its help."""
+    status, output = _ask(program, "--help")
+    if status == 0:
+        return "", output
+    if status == -signal.SIGILL:
+        return "it uses instructions that this CPU does not have", output
+    reason = next((line.strip() for line in output.splitlines() if line.strip()), f"exit status {status}")[:300]
+    if "libcuda.so" in reason:
+        reason += " (the NVIDIA driver brings it: run the role nvidia_driver first)"
+    return reason, output
+
+
+def say_version(program: pathlib.Path) -> tuple[int, str | None]:
+    """Return build number and commit as a program states them, or (0, None)."""
+    said = _VERSION.search(_ask(program, "--version")[1])
+    if not said:
+        return 0, None
+    return int(said[1] or said[3]), said[2] or said[4]
+
+
+def lacking_flags(required: t.Sequence[str], help_text: str) -> list[str]:
+    """Return the required options that a program's help does not name."""
+    known = set(_FLAG.findall(help_text))
+    return [flag for flag in required if flag not in known]
+
+
+def check(path: pathlib.Path, record: Record, required_flags: t.Mapping[str, t.Sequence[str]]) -> None:
+    """Raise UserError where a program of a build does not run, or lacks an option that other roles use."""
+    for target in record["targets"]:
+        program = path / "bin" / target
+        reason, text = ask_help(program)
+        if reason:
+            raise UserError(
+                f"{program} does not run ({reason}); remove {path} and run the role llama_cpp again to rebuild it."
+            )
+        if lacking := lacking_flags(required_flags.get(target, ()), text):
+            raise UserError(
+                f"llama.cpp {record['version']} is too old for this collection: its {target} has no "
+                f"{', '.join(lacking)}. Choose a newer source, or remove unused options from llama_cpp_required_flags."
+            )
+
+
+def check_version(path: pathlib.Path, record: Record) -> None:
+    """Raise UserError where the programs state another version than build.json."""
+    versioned = [target for target in _VERSIONED if target in record["targets"]]
+    if not versioned or not record["build"]:
+        return
+    said = _ask(path / "bin" / versioned[0], "--version")[1]
+    if str(record["build"]) not in said or (record["commit"] or "") not in said:
+        raise UserError(
+            f"{path}/bin/{versioned[0]} is not the build {record['build']} ({record['commit']}) that its build.json "
+            f'names, and says "{said.strip()[:300]}"; remove that directory and run the role llama_cpp again.'
+        )
+
+
+def switch(prefix: pathlib.Path, name: str, directory: str) -> None:
+    """Lead the link of a build to another directory, in one step."""
+    new = prefix / f".new-{name}-{os.getpid()}"
+    new.symlink_to(directory)
+    os.replace(new, prefix / build_plan.link(name))
+
+
+def _upgrading(record: pathlib.Path) -> set[str]:
+    """Return the builds that an upgrade under way leads from and to (docs/data_formats.md, upgrade)."""
+    try:
+        upgrade = json.loads(record.read_text(encoding="utf-8"))["under_way"]
+        return {build for end in ("from", "to") for build in upgrade[end]["builds"].values()} if upgrade else set()
+    except FileNotFoundError:
+        return set()
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise UserError(
+            f"{record} is damaged, so it is unknown which builds an upgrade needs, and none was removed; move it away "
+            f"(mv {record} {record}.old) and run the play again."
+        ) from exc
+
+
+def prune(
+    prefix: pathlib.Path, keep_builds: int, previous: t.Collection[str], upgrade_record: pathlib.Path
+) -> list[str]:
+    """Remove old builds and unfinished work; return the directories of the removed builds.
+
+    Of each named build `keep_builds` remain: the linked one, which always does, then the one that was linked before
+    (in `previous`), then the newest others. Those of an upgrade under way remain, too.
+    """
+    needed = {os.path.basename(os.path.realpath(path)) for path in prefix.iterdir() if path.is_symlink()}
+    needed |= _upgrading(upgrade_record)
+    others: dict[str, list[tuple[bool, str, pathlib.Path]]] = {}
+    for path in prefix.iterdir():
+        if path.is_symlink() or not path.is_dir() or not _DIRECTORY.match(path.name) or path.name in needed:
+            continue
+        # a directory without a readable build.json is not ours to remove
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads((path / "build.json").read_text(encoding="utf-8"))
+            others.setdefault(str(record["name"]), []).append((path.name in previous, str(record["built_at"]), path))
+    removed = []
+    for builds in others.values():
+        for _previous, _built_at, path in sorted(builds, reverse=True)[max(keep_builds - 1, 0) :]:
+            os.rename(path, path.with_name(f".old-{path.name}"))
+            removed.append(path.name)
+    work = prefix / ".work"
+    rubbish = [path for kind in ("tree-", "stage-", "download-") for path in work.glob(f"{kind}*")]
+    for path in [*prefix.glob(".old-*"), *rubbish]:
+        shutil.rmtree(path, ignore_errors=True)
+    return removed

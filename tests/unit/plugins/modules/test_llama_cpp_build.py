@@ -1,0 +1,425 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Real builds of a tiny project, through the module; the archive comes from a server on loopback."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import cards
+from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_cpp_build
+
+needs_cmake = pytest.mark.skipif(
+    not (shutil.which("cmake") and shutil.which("ninja") and shutil.which("cc")), reason="needs cc, CMake and Ninja"
+)
+
+CMAKE_LISTS = """\
+cmake_minimum_required(VERSION 3.18)
+project(tiny C)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+set(CMAKE_LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+if (BREAK_CONFIGURATION)
+  message(FATAL_ERROR "the option BREAK_CONFIGURATION is on")
+endif()
+add_library(tiny SHARED tiny.c)
+add_executable(llama-bench tool.c)
+target_link_libraries(llama-bench tiny)
+target_compile_definitions(llama-bench PRIVATE NUMBER=${LLAMA_BUILD_NUMBER} COMMIT=${LLAMA_BUILD_COMMIT} STATUS=0)
+add_executable(fails tool.c)
+target_link_libraries(fails tiny)
+target_compile_definitions(fails PRIVATE NUMBER=0 COMMIT=none STATUS=3)
+add_executable(does_not_compile http_error.c)
+"""
+TOOL = """\
+#include <stdio.h>
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+int tiny(void);
+int main(void) { printf("version: %d (%s)\\n", NUMBER, TEXT(COMMIT)); return STATUS + tiny(); }
+"""
+
+
+def make_tree(root):
+    for directory in ("ggml", "tools"):
+        (root / directory).mkdir(parents=True)
+        (root / directory / "README").write_text("here\n")
+    (root / "CMakeLists.txt").write_text(CMAKE_LISTS)
+    (root / "tiny.c").write_text("int tiny(void) { return 0; }\n")
+    (root / "tool.c").write_text(TOOL)
+    (root / "http_error.c").write_text("int main(void) { return missing_name; }\n")
+    return root
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A loopback HTTP server; returns its directory and address."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_args):
+            pass
+
+    directory = tmp_path / "site"
+    directory.mkdir()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(directory)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield directory, f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def bin_dir(tmp_path, monkeypatch):
+    """A directory at the front of PATH, with a dpkg-query that knows every package."""
+    path = tmp_path / "bin"
+    path.mkdir()
+    program(path / "dpkg-query", "shift 4; for p; do echo $p installed 1-1; done")
+    monkeypatch.setenv("PATH", f"{path}{os.pathsep}{os.environ['PATH']}")
+    return path
+
+
+def program(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def settings(tmp_path, site, bin_dir):
+    """Settings that build a tiny program from an archive."""
+    directory, address = site
+    tree = make_tree(tmp_path / "unpacked" / "llama.cpp-b7")
+    with tarfile.open(directory / "source.tar.gz", "w:gz") as archive:
+        archive.add(tree, "llama.cpp-b7")
+    return {
+        "source": "archive",
+        "archive_url": f"{address}/source.tar.gz",
+        "archive_sha256": hashlib.sha256((directory / "source.tar.gz").read_bytes()).hexdigest(),
+        "archive_build_number": 7,
+        "archive_build_commit": "abc",
+        "packages": ["llama.cpp-tools"],
+        "download_dir": str(tmp_path / "downloads"),
+        "backends": ["cpu"],
+        "native": False,
+        "cuda_root": "/nonexistent",
+        "cuda_architectures": [],
+        "nccl_root": "",
+        "cmake_options": {},
+        "targets": ["llama-bench"],
+        "extra_builds": [],
+        "prefix": str(tmp_path / "prefix"),
+        "keep_builds": 2,
+        "jobs": 1,
+        "ccache_dir": str(tmp_path / "ccache"),
+        "required_flags": {},
+    }
+
+
+def arguments(state, settings, **more):
+    paths = {"host_python": "/nonexistent/python", "upgrade_record": "/nonexistent/upgrade.json"}
+    return {"state": state, "settings": settings, **paths, **more}
+
+
+@pytest.fixture
+def run(capfd):
+    """Call the module in this process; return its result."""
+
+    def _run(state, settings, **more):
+        capfd.readouterr()
+        with patch_module_args(arguments(state, settings, **more)), pytest.raises(SystemExit):
+            llama_cpp_build.main()
+        return json.loads(capfd.readouterr().out)
+
+    return _run
+
+
+def failure(result):
+    """Return the one sentence of a module that failed."""
+    assert result.get("failed"), result
+    assert len(result["msg"].splitlines()) == 1
+    return result["msg"]
+
+
+def in_use(settings):
+    return pathlib.Path(settings["prefix"]) / os.readlink(pathlib.Path(settings["prefix"]) / "current")
+
+
+@needs_cmake
+def test_builds_switches_and_then_has_nothing_to_do(run, settings):
+    planned = run("planned", settings)
+    assert planned["changed"] and planned["missing_packages"] == []
+    assert planned["planned"]["present"] == {"version": "", "builds": {}}
+    done = run("present", settings)
+    assert done["changed"] and done["removed"] == [], done
+    final, prefix = in_use(settings), pathlib.Path(settings["prefix"])
+    assert final.name == planned["planned"]["wanted"]["builds"]["main"]
+    record = json.loads((final / "build.json").read_text())
+    assert record["built_at"].endswith("Z") and (record["version"], record["commit"]) == ("b7", "abc")
+    assert "publishing" in (final / "build.log").read_text()
+    assert {path.name for path in (prefix / ".work").iterdir()} == {"lock", "build.log"}
+    # the programs find their library wherever they are
+    final.rename(prefix / "elsewhere")
+    said = subprocess.run([prefix / "elsewhere/bin/llama-bench"], capture_output=True, text=True, check=True)
+    assert said.stdout == "version: 7 (abc)\n"
+    (prefix / "elsewhere").rename(final)
+
+    again = run("planned", settings)
+    assert not again["changed"] and again["actions"] == []
+    assert again["planned"]["present"] == {"version": "b7", "builds": {"main": final.name}}
+    assert not run("present", settings)["changed"]
+    assert [path.name for path in pathlib.Path(settings["download_dir"]).iterdir()] == [
+        f"llama.cpp-{settings['archive_sha256'][:12]}.tar"
+    ]
+
+
+@needs_cmake
+def test_check_mode_says_what_would_be_done_and_does_nothing(run, settings):
+    planned = run("planned", settings, _ansible_check_mode=True, _ansible_diff=True)
+    directory = planned["planned"]["wanted"]["builds"]["main"]
+    assert planned["changed"] and planned["actions"] == [
+        f"Build {directory} (main: llama-bench).", f"Switch {settings['prefix']}/current to {directory}.",
+    ]  # fmt: skip
+    assert planned["diff"] == {"before": "", "after": f"{settings['prefix']}/current -> {directory}\n"}
+    assert run("present", settings, _ansible_check_mode=True)["changed"]
+    assert not pathlib.Path(settings["prefix"]).exists()
+    verified = run("verified", settings, _ansible_check_mode=True)
+    assert not verified["installed"]["present"] and verified["installed"]["extra_builds"] == {}
+
+
+@needs_cmake
+def test_an_extra_build_is_built_linked_and_verified_beside_the_main_one(run, settings):
+    slow = {"name": "slow", "targets": ["llama-bench"], "cmake_options": {"GGML_AVX": False}}
+    settings = settings | {"extra_builds": [slow]}
+    assert run("present", settings)["changed"]
+    installed = run("verified", settings)["installed"]
+    extra = installed["extra_builds"]["slow"]
+    assert installed["key"] != extra["key"] and (installed["build"], extra["version"]) == (7, "b7")
+    assert extra["link"] == f"{settings['prefix']}/slow" and pathlib.Path(extra["bin_dir"], "llama-bench").exists()
+
+
+@needs_cmake
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"cmake_options": {"BREAK_CONFIGURATION": True}}, "the option BREAK_CONFIGURATION is on"),
+        ({"targets": ["does_not_compile"]}, "missing_name"),
+        ({"targets": ["fails"]}, "fails was built but does not run: version: 0 (none)."),
+        ({"targets": ["tiny"]}, "the target tiny made no program tiny; correct llama_cpp_targets."),
+        ({"targets": ["no_such_target"]}, "no_such_target"),
+        ({"required_flags": {"llama-bench": ["-fa"]}}, "is too old for this collection: its llama-bench has no -fa"),
+    ],
+)
+def test_a_failure_is_one_sentence_and_switches_nothing(run, settings, change, sentence):
+    assert sentence in failure(run("present", settings | change))
+    assert not pathlib.Path(settings["prefix"], "current").is_symlink()
+    # and goes on after the correction
+    assert run("present", settings)["changed"]
+
+
+@needs_cmake
+def test_another_sha256_stops_it_and_leaves_nothing_in_the_cache(run, settings):
+    sentence = failure(run("present", settings | {"archive_sha256": "f" * 64}))
+    assert "so nothing was replaced; correct llama_cpp_archive_sha256" in sentence
+    assert settings["archive_sha256"] in sentence
+    assert list(pathlib.Path(settings["download_dir"]).glob("*")) == []
+
+
+def test_a_damaged_download_in_the_cache_is_fetched_again(run, settings):
+    cached = pathlib.Path(settings["download_dir"]) / f"llama.cpp-{settings['archive_sha256'][:12]}.tar"
+    cached.parent.mkdir()
+    cached.write_text("half")
+    sentence = failure(run("present", settings | {"archive_url": settings["archive_url"] + ".missing"}))
+    assert "cannot be downloaded: HTTP Error 404" in sentence and "check llama_cpp_archive_url" in sentence
+    log = pathlib.Path(settings["prefix"]) / ".work/build.log"
+    assert "downloading again" in log.read_text()
+
+
+def test_an_archive_of_something_else_is_refused(run, settings, site, tmp_path):
+    directory, address = site
+    (tmp_path / "note").write_text("no source\n")
+    with tarfile.open(directory / "other.tar", "w") as archive:
+        archive.add(tmp_path / "note", "other/note")
+    sha256 = hashlib.sha256((directory / "other.tar").read_bytes()).hexdigest()
+    other = settings | {"archive_url": f"{address}/other.tar", "archive_sha256": sha256}
+    assert "holds no source tree of llama.cpp" in failure(run("present", other))
+
+
+@needs_cmake
+def test_builds_from_a_shallow_git_checkout(run, settings, tmp_path):
+    tree = tmp_path / "unpacked/llama.cpp-b7"
+    git = ["git", "-C", str(tree), "-c", "user.name=a", "-c", "user.email=a@example.com"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "one"], ["tag", "b8"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    settings = settings | {"source": "git", "git_url": f"file://{tree}", "git_version": "b8"}
+    assert run("present", settings)["changed"]
+    record = json.loads((in_use(settings) / "build.json").read_text())
+    assert (record["version"], record["build"], record["commit"]) == ("b8", 8, commit[:9])
+    assert run("verified", settings)["installed"]["commit"] == commit[:9]
+    assert "fetching b9 from file://" in failure(run("present", settings | {"git_version": "b9"}))
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        (
+            "free_mib",
+            "has 9 MiB free and a build of llama.cpp needs 3072 MiB; free 3063 MiB there, or set llama_cpp_prefix",
+        ),
+        ("available_memory_mib", "9 MiB of memory are available and compiling llama.cpp needs 1500 MiB"),
+    ],
+)
+def test_refuses_to_begin_without_disk_and_memory(run, settings, bin_dir, monkeypatch, function, sentence):
+    monkeypatch.setattr(llama_cpp_build.job, function, lambda *_: 9)
+    assert sentence in failure(run("present", settings))
+    # before packages are installed for nothing, too
+    program(bin_dir / "dpkg-query", "echo dpkg installed 1-1")
+    assert sentence in failure(run("planned", settings))
+
+
+def test_missing_packages_are_named_and_the_rest_is_unknown(run, settings, bin_dir):
+    program(bin_dir / "dpkg-query", "echo dpkg installed 1-1; echo cmake deinstall 3; exit 1")
+    program(bin_dir / "cc", "exit 1")
+    planned = run("planned", settings)
+    assert planned["changed"] and {"build-essential", "cmake"} <= set(planned["missing_packages"])
+    assert "the key is unknown until build-essential, " in planned["actions"][1]
+    assert planned["planned"]["wanted"] == {"version": "", "builds": {}}
+    assert "are missing; run the whole role llama_cpp" in failure(run("present", settings))
+
+
+def test_a_tool_that_does_not_run_is_an_error_with_a_cure(run, settings):
+    cuda = settings | {"backends": ["cuda"], "cuda_architectures": [86]}
+    sentence = failure(run("planned", cuda))
+    assert sentence.startswith("/nonexistent/bin/nvcc does not run (No such file or directory); the backend cuda needs")
+    foreseen = run("planned", cuda, _ansible_check_mode=True)
+    assert "the key is unknown until /nonexistent/bin/nvcc can be used" in foreseen["actions"][0]
+
+
+def test_architectures_are_those_of_the_cards(run, settings, bin_dir, monkeypatch):
+    program(bin_dir / "nvcc", "echo Build cuda_13.0")
+    cuda = settings | {"backends": ["cuda"], "cuda_root": str(bin_dir.parent)}
+    monkeypatch.setattr(cards, "read", lambda _python: {"available": False, "reason": "No NVIDIA driver"})
+    assert "cards is unknown (No NVIDIA driver); correct that, or set" in failure(run("planned", cuda))
+    assert "until the NVIDIA driver can be used" in run("planned", cuda, _ansible_check_mode=True)["actions"][0]
+    found = {"available": True, "gpus": [{"compute_capability": "8.9"}, {"compute_capability": "8.6"}]}
+    monkeypatch.setattr(cards, "read", lambda _python: found)
+    automatic = run("planned", cuda)["planned"]["wanted"]["builds"]
+    given = run("planned", cuda | {"cuda_architectures": [86, 89]})["planned"]["wanted"]["builds"]
+    assert automatic == given and given != run("planned", settings)["planned"]["wanted"]["builds"]
+
+
+@pytest.fixture
+def packages(settings, bin_dir):
+    """Settings for programs that are there already, with those programs in the PATH."""
+    program(bin_dir / "llama-bench", "echo 'version: 5 (f00)'\nsleep ${LINGER:-0}")
+    return settings | {"source": "package"}
+
+
+def test_packages_are_linked_and_asked_for_their_version(run, packages):
+    assert run("present", packages)["changed"]
+    record = json.loads((in_use(packages) / "build.json").read_text())
+    assert (record["build"], record["commit"]) == (5, "f00")
+    assert record["source"]["version"] == "llama.cpp-tools 1-1"
+    assert (in_use(packages) / "bin/llama-bench").is_symlink()
+    assert run("verified", packages)["installed"]["build"] == 5
+    missing = run("present", packages | {"targets": ["llama-none"]})
+    assert "no installed package has the program llama-none" in failure(missing)
+
+
+def start(settings):
+    """Start a build that takes three seconds, and return it once it holds the lock and has written to its log."""
+    code = (
+        "import json, sys\n"
+        "from ansible.module_utils.testing import patch_module_args\n"
+        "from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_cpp_build\n"
+        "with patch_module_args(json.loads(sys.argv[1])):\n"
+        "    llama_cpp_build.main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(arguments("present", settings))],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "LINGER": "1"},
+    )
+    log = pathlib.Path(settings["prefix"]) / ".work/build.log"
+    while process.poll() is None and not (log.exists() and "llama-bench is" in log.read_text()):
+        time.sleep(0.01)
+    return process
+
+
+def test_another_build_meanwhile_is_refused(run, packages, bin_dir):
+    program(bin_dir / "llama-server", "")
+    first = start(packages)
+    other = packages | {"targets": ["llama-server"]}
+    assert "another build of llama.cpp is under way on this host (package-" in failure(run("present", other))
+    assert json.loads(first.communicate()[0])["changed"]
+    assert run("present", other)["changed"]
+
+
+def test_the_same_build_meanwhile_is_waited_for(run, packages):
+    first = start(packages)
+    assert not run("present", packages)["changed"]
+    assert json.loads(first.communicate()[0])["changed"]
+
+
+def test_a_killed_build_is_taken_over(run, packages):
+    first = start(packages)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert not pathlib.Path(packages["prefix"], "current").is_symlink()
+    assert run("present", packages)["changed"]
+
+
+def test_a_damaged_build_is_replaced(run, packages):
+    run("present", packages)
+    final = in_use(packages)
+    (final / "build.json").unlink()
+    (final / "bin/rubbish").write_text("x")
+    assert run("planned", packages)["actions"] == [f"Build {final.name} (main: llama-bench)."]
+    assert run("present", packages)["changed"]
+    assert [path.name for path in (final / "bin").iterdir()] == ["llama-bench"]
+    assert list(final.parent.glob(".old-*")) == []
+
+
+def test_going_back_switches_and_keeps_both(run, packages, bin_dir):
+    program(bin_dir / "llama-server", "")
+    run("present", packages)
+    first = in_use(packages)
+    run("present", packages | {"targets": ["llama-server"]})
+    second = in_use(packages)
+    use = {"main": first.name}
+    foreseen = run("switched", packages, use=use, _ansible_check_mode=True)
+    assert foreseen["changed"] and in_use(packages) == second
+    assert run("switched", packages, use=use)["changed"] and in_use(packages) == first
+    assert not run("switched", packages, use=use)["changed"]
+    gone = failure(run("switched", packages, use={"main": second.name, "slow": "b1-000000000000"}))
+    assert "b1-000000000000 does not exist any more, so llama.cpp (slow) cannot be switched" in gone
+    assert in_use(packages) == first
+
+
+@needs_cmake
+def test_verify_refuses_another_source_and_a_host_without_a_build(run, settings):
+    assert "holds no build of llama.cpp named main; run the role llama_cpp" in failure(run("verified", settings))
+    run("present", settings)
+    other = settings | {"archive_sha256": "f" * 64}
+    assert "from the source archive, which is not what the variables" in failure(run("verified", other))
+    assert run("verified", other, _ansible_check_mode=True)["installed"]["present"]
+
+
+def test_settings_that_are_not_complete_are_an_error(run, settings):
+    assert failure(run("planned", {key: value for key, value in settings.items() if key != "targets"})) == (
+        "The settings lack 'targets': pass all variables of the role llama_cpp."
+    )
