@@ -16,7 +16,7 @@ import typing as t
 
 from .._base import job, json_file
 from .._base.errors import UserError
-from . import build_plan, build_source, build_state
+from . import build_plan, build_source, build_state, quick_compile
 
 _DISK_MIB: t.Final = 3072
 _DOWNLOAD_MIB: t.Final = 200
@@ -115,6 +115,10 @@ def _compile(
         f"-DLLAMA_BUILD_NUMBER={record['build']}",
         f"-DLLAMA_BUILD_COMMIT={record['commit'] or 'unknown'}",
     ]
+    if record["quick_compile"]:
+        included = tree.parent / quick_compile.FILE
+        included.write_text(quick_compile.CMAKE, encoding="utf-8")
+        arguments.append(f"-DCMAKE_PROJECT_INCLUDE={included}")
     what = f"llama.cpp {record['version']} ({record['name']})"
     cmake = [*isolated, "cmake", "-S", str(tree), "-B", str(build_dir), "-G", "Ninja", *arguments]
     try:

@@ -14,6 +14,7 @@ import typing as t
 
 from .._base import fingerprints
 from .._base.errors import UserError
+from . import quick_compile
 
 Settings = t.Mapping[str, t.Any]
 
@@ -247,9 +248,11 @@ def _build(
         needed = ["c", "cxx", *(["cuda"] if "cuda" in wanted["backends"] else [])]
         needed += ["native"] if wanted["native"] else []
         used = summarise_toolchain({tool: toolchain[tool] for tool in needed})
+    quick = bool(settings["quick_compile"]) and kind != "package"
     parts = {
         "source": wanted_source,
         "cmake_arguments": arguments,
+        "quick_compile": quick_compile.CMAKE if quick else "",
         "targets": sorted(set(wanted["targets"])),
         "toolchain": used,
     }
@@ -263,6 +266,7 @@ def _build(
         "commit": wanted_source.get("commit"),
         "source": dict(wanted_source),
         "cmake_arguments": arguments,
+        "quick_compile": quick,
         "targets": list(dict.fromkeys(wanted["targets"])),
         "toolchain": used,
     })  # fmt: skip

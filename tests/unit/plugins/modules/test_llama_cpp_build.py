@@ -10,6 +10,7 @@ import http.server
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -119,6 +120,7 @@ def settings(tmp_path, site, bin_dir):
         "cmake_options": {},
         "targets": ["llama-bench"],
         "extra_builds": [],
+        "quick_compile": False,
         "prefix": str(tmp_path / "prefix"),
         "keep_builds": 2,
         "jobs": 1,
@@ -423,3 +425,30 @@ def test_settings_that_are_not_complete_are_an_error(run, settings):
     assert failure(run("planned", {key: value for key, value in settings.items() if key != "targets"})) == (
         "The settings lack 'targets': pass all variables of the role llama_cpp."
     )
+
+
+@needs_cmake
+def test_quick_compile_lowers_the_optimisation_of_all_but_ggml(run, settings, tmp_path):
+    """The tiny project has a subproject ggml; what CMake was told shows in its compile commands."""
+    tree = tmp_path / "unpacked/llama.cpp-b7"
+    lists = CMAKE_LISTS.replace("project(tiny C)", "project(tiny CXX)\nset(CMAKE_EXPORT_COMPILE_COMMANDS ON)")
+    (tree / "CMakeLists.txt").write_text(lists.replace(".c)", ".cpp)") + "add_subdirectory(ggml)\n")
+    (tree / "ggml/CMakeLists.txt").write_text("project(ggml CXX)\nadd_library(ggml STATIC ggml.cpp)\n")
+    (tree / "ggml/ggml.cpp").write_text("int ggml() { return 0; }\n")
+    for path in tree.glob("*.c"):
+        path.rename(path.with_suffix(".cpp"))
+    archive = tmp_path / "site/quick.tar"
+    with tarfile.open(archive, "w") as file:
+        file.add(tree, "llama.cpp-b7")
+    quick = settings | {
+        "archive_url": settings["archive_url"].replace("source.tar.gz", "quick.tar"),
+        "archive_sha256": hashlib.sha256(archive.read_bytes()).hexdigest(),
+        "quick_compile": True,
+        "targets": ["does_not_compile"],
+    }
+    run("present", quick)  # leaves CMake's files behind
+    commands = json.loads(
+        next(pathlib.Path(settings["prefix"]).glob(".work/tree-*/build-*/compile_commands.json")).read_text()
+    )
+    levels = {pathlib.Path(entry["file"]).name: re.findall(r"-O\d", entry["command"]) for entry in commands}
+    assert levels["ggml.cpp"] == ["-O3"] and levels["tiny.cpp"] == ["-O0"]

@@ -32,6 +32,7 @@ SETTINGS = {
     "cmake_options": {},
     "targets": ["llama-bench", "llama-server"],
     "extra_builds": [],
+    "quick_compile": False,
 }
 SLOW = {"name": "slow", "targets": ["ggml-rpc-server"], "native": False, "cmake_options": {"GGML_AVX": False}}
 PACKAGE = {"source": "package"}
@@ -77,6 +78,7 @@ def test_an_extra_build_inherits_all_but_the_options_of_cmake():
         {"backends": ["cpu"]},
         {"backends": ["cuda", "rpc"]},
         {"targets": ["llama-bench"]},
+        {"quick_compile": True},
         {"sdist_sha256": "84" * 32},
         {"source": "git"},
         {"toolchain": {**TOOLCHAIN, "cxx": "c++ 15"}},
