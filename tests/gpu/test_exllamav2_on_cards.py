@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""On a real card: ExLlama's extensions compiled by the role's own script, and a random model that generates.
+"""On a real card: ExLlama's extensions compiled by the role's own code, and a random model that generates.
 
 Run it with tests/gpu/exllama.sh, whose head says what to bring. MIXED_GPU_EXLLAMA_WHEELS is the folder with the wheels,
 MIXED_GPU_EXLLAMA_WORK where everything is made; what was compiled there is not compiled again. The model is a small
@@ -9,7 +9,6 @@ Llama in fp16 with random weights. What an engine makes of it is compared with t
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -20,8 +19,10 @@ import sys
 import time
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import job
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import release_job
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 WHEELS = os.environ.get("MIXED_GPU_EXLLAMA_WHEELS", "")
 WORK = pathlib.Path(os.environ.get("MIXED_GPU_EXLLAMA_WORK", "/tmp/mixed-gpu-exllama"))
 PACKAGES = {
@@ -35,10 +36,6 @@ KNOWN_TO_BUILD = (
     "exllamav2 0.3.2 and exllamav3 1.6.5 with PyTorch 2.11.0 and nvcc 13.0, as the role pins them"
 )
 PROMPT_TOKENS, NEW_TOKENS = 64, 32
-
-SPEC = importlib.util.spec_from_file_location("exllama_release", ROOT / "roles/exllamav2/files/exllama_release.py")
-exllama_release = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(exllama_release)
 
 MAKE_MODEL = """
 import json, pathlib, sys
@@ -220,7 +217,7 @@ def built(engine, box, torch, nvcc):
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--find-links", WHEELS]
         subprocess.run([*pip, "--target", str(site), package, *needs], check=True, env=clean())
         (venv / "ready").touch()
-    # v2 for an RTX 3090 and an RTX 4090 as well: that there is code for each is what the script asks of its result.
+    # v2 for an RTX 3090 and an RTX 4090 as well: that there is code for each is checked after compiling.
     # v3 has four times the files
     architectures = {gpu["compute_capability"] for gpu in box["gpus"]} | ({"8.6", "8.9"} if engine == "v2" else set())
     with_what = f"PyTorch {torch['version']} and nvcc {nvcc['version']} for"
@@ -228,18 +225,18 @@ def built(engine, box, torch, nvcc):
         "package": package, "module": f"{package}_ext", "torch": torch["version"], "nvcc": nvcc["version"],
         "arch_list": ";".join(sorted(architectures)),
     }  # fmt: skip
-    job = {
-        "record": record, "cuda_root": nvcc["root"], "jobs": os.cpu_count(), "ccache_dir": str(WORK / "ccache"),
-        "extension_script": str(ROOT / "roles/exllamav2/files/exllama_extension.py"),
-    }  # fmt: skip
-    log = exllama_release.Log(WORK / engine / "extension.log")
+    settings = {"cuda_root": nvcc["root"], "jobs": os.cpu_count(), "ccache_dir": str(WORK / "ccache")}
+    lock = job.Lock(WORK / engine / ".lock", "extension", package)
     began = time.monotonic()
     try:
-        exllama_release.extension(job, venv, log)
-    except exllama_release.Failure as exc:
+        shell = job.Shell(job.Log(WORK / engine / "extension.log"), lock)
+        release_job.compile_extension(record, settings, venv, shell)
+    except UserError as exc:
         said = f"{package} {version} does not compile with {with_what} {record['arch_list']}: {exc}"
         pytest.fail(f"{said} What is known to compile: {KNOWN_TO_BUILD}.", pytrace=False)
-    took = f"{time.monotonic() - began:.0f} s with {job['jobs']} compilers"
+    finally:
+        lock.release()
+    took = f"{time.monotonic() - began:.0f} s with {settings['jobs']} compilers"
     print(f"{package} {version} with {with_what} {record['arch_list']}: extension in {took}")
     return venv / "bin/python"
 

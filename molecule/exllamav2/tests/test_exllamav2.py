@@ -92,14 +92,14 @@ def test_one_engine_at_a_time_and_only_one_at_boot(host):
     lab.eventually(lambda: host.run(ASK).stdout == "401")
 
 
-# what the filters refuse is in tests/unit; one of theirs shows that the role passes it on
+# what the modules refuse is in tests/unit; some of theirs show that the role passes it on
 REFUSALS = {
     "reachable without a key": (
         {"exllamav2_host": "0.0.0.0", "exllamav2_api_key": ""}, "without an API key: set exllamav2_api_key",
     ),
-    "a cache of the other engine": ({"exllamav2_cache_mode": "8,8"}, "which the engine v2 does not have: use FP16, Q8"),
-    "a context between steps": ({"exllamav2_context_size": 1000}, "steps of 256 tokens, so give a multiple of 256"),
-    "a hidden model": ({"exllamav2_model_path": "/home/me/model"}, "does not see .* move it, to /srv/models"),
+    "a cache of the other engine": ({"exllamav2_cache_mode": "8,8"}, "ExLlamaV2 has no cache mode '8,8': it has"),
+    "a context between steps": ({"exllamav2_context_size": 1000}, "is 1000: ExLlama wants a multiple of 256"),
+    "a hidden model": ({"exllamav2_model_path": "/home/me/model"}, "does not see .* move the model, to /srv/models"),
     "a model that is none": ({"exllamav2_model_path": "/srv/models"}, "must be a folder with a config.json"),
     "no nvcc": ({"exllamav2_build_extension": True}, "there is no nvcc; run the role cuda_toolkit"),
     "somebody else's port": ({"exllamav2_port": 9418}, "Port 9418 is taken by .*git-daemon.service"),
@@ -141,7 +141,7 @@ def test_without_a_driver_it_says_so_also_in_check_mode(host, controller):
         assert done.returncode == 2 and "computes on NVIDIA cards only, and their driver does not answer" in done.stdout
         foretold = controller.play("--check")
         assert foretold.returncode == 0, foretold.stdout[-3000:]
-        assert "how the model will be split, is unknown until it does" in " ".join(foretold.stdout.split())
+        assert "will be served is unknown yet: ExLlama computes on NVIDIA" in " ".join(foretold.stdout.split())
     finally:
         ran(host, "mv /root/libnvidia-ml.so.1 /usr/local/lib/ && ldconfig")
 

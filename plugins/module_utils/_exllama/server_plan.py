@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""How TabbyAPI serves a model: cards, memory per card, settings, environment. Private to this collection.
+
+Pure functions only. `settings` are the variables of the role exllamav2 without their prefix.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import typing as t
+
+from .._base.errors import UserError
+from .._split import engines, exl_split
+from . import generations
+
+Settings = t.Mapping[str, t.Any]
+Json = dict[str, t.Any]
+
+_LOOPBACK = re.compile(r"(127\.[0-9.]+|::1|localhost)\Z")
+# directories that the unit's sandbox hides (ProtectHome, PrivateTmp)
+_HIDDEN = re.compile(r"/(home|root|run/user|tmp|var/tmp)/")
+_FLASH_ATTENTION = re.compile(r"^flash[-_]attn\b", re.IGNORECASE | re.MULTILINE)
+_SHORTEST_KEY: t.Final = 8
+
+
+def is_local(host: str) -> bool:
+    """Return whether only programs of the same host reach this address."""
+    return bool(_LOOPBACK.match(host))
+
+
+def validate(settings: Settings) -> None:
+    """Raise UserError for a server that must not or cannot run."""
+    host, key = settings["host"], settings["api_key"]
+    if not key and not is_local(host):
+        raise UserError(
+            f"exllama-server is to bind to {host}, which other hosts reach, without an API key: set exllamav2_api_key "
+            "(in a vault), or exllamav2_host to 127.0.0.1."
+        )
+    if key and (len(key) < _SHORTEST_KEY or re.search(r"\s", key)):
+        raise UserError(
+            f"exllamav2_api_key contains white space, at which TabbyAPI would cut the key, or is shorter than "
+            f"{_SHORTEST_KEY} characters; choose another."
+        )
+    generation = generations.named(settings["engine"])
+    try:
+        exl_split.serving_profile(generation.package, settings["context_size"], settings["cache_mode"])
+    except ValueError as exc:
+        raise UserError(f"exllamav2_context_size or exllamav2_cache_mode cannot be used: {exc}.") from exc
+    if _HIDDEN.match(settings["model_path"]):
+        raise UserError(
+            f"The model {settings['model_path']} is below a directory that exllama-server.service does not see (/home, "
+            "/root, /tmp): move the model, to /srv/models for example."
+        )
+
+
+def split(models: t.Mapping[str, t.Any], settings: Settings, known: t.Sequence[str]) -> Json:
+    """Decide on which cards a model goes, and how much of each may be used: {gpus, gpu_split_gb, source}.
+
+    `models` are the deployments of the host's facts, `known` the UUIDs of the host's cards in PCI order. `source` is
+    "variable", "record" (a deployment of this engine, model, context and cache), or "automatic", where the engine
+    fills one card after the other. Raises UserError.
+    """
+    gpus, split_gb = list(settings["gpus"]), [float(size) for size in settings["gpu_split_gb"]]
+    chosen = gpus or list(known)
+    strange = [card_id for card_id in chosen if card_id not in known]
+    if strange:
+        raise UserError(
+            f"The card {strange[0]} of exllamav2_gpus is not in this host, which has {', '.join(known) or 'none'}; "
+            "correct exllamav2_gpus."
+        )
+    if split_gb:
+        _check_given(split_gb, chosen)
+        return {"gpus": chosen, "gpu_split_gb": split_gb, "source": "variable"}
+    entry = next((entry for entry in models.values() if _is_of(entry, settings)), None)
+    if entry is None:
+        return {"gpus": chosen, "gpu_split_gb": [], "source": "automatic"}
+    recorded = dict(zip([device["id"] for device in entry["devices"]], entry["gpu_split_gb"], strict=True))
+    order = _recorded_order(recorded, gpus, known, entry["model"]["id"])
+    return {"gpus": order, "gpu_split_gb": [float(recorded[card_id]) for card_id in order], "source": "record"}
+
+
+def model_id(settings: Settings) -> str:
+    """Return the name of the model in the host's facts."""
+    return settings["model_id"] or os.path.basename(settings["model_path"])
+
+
+def _check_given(split_gb: t.Sequence[float], chosen: t.Sequence[str]) -> None:
+    if len(split_gb) != len(chosen):
+        raise UserError(
+            f"exllamav2_gpu_split_gb has {len(split_gb)} numbers for {len(chosen)} cards; give one per card, in the "
+            f"order of {', '.join(chosen)}."
+        )
+    if min(split_gb) < 0 or max(split_gb) <= 0:
+        raise UserError("exllamav2_gpu_split_gb leaves no card any memory; give GB, at least one number above 0.")
+
+
+def _is_of(entry: t.Mapping[str, t.Any], settings: Settings) -> bool:
+    """Return whether a recorded deployment is of this engine, model, context and cache, with a split."""
+    serving, engine = entry.get("serving") or {}, generations.named(settings["engine"]).package
+    same = all(serving.get(name) == settings[name] for name in ("context_size", "cache_mode"))
+    same = same and serving.get("engine") == engine and entry["model"]["id"] == model_id(settings)
+    return bool(same and entry.get("gpu_split_gb"))
+
+
+def _recorded_order(
+    recorded: t.Mapping[str, float], gpus: t.Sequence[str], known: t.Sequence[str], model: str
+) -> list[str]:
+    missing = [card_id for card_id in recorded if card_id not in known]
+    if missing:
+        raise UserError(
+            f"The recorded split of {model} is for the card {missing[0]}, which is not in this host: tune the model "
+            "again, or set exllamav2_gpu_split_gb."
+        )
+    if gpus and set(gpus) != set(recorded):
+        raise UserError(
+            f"The recorded split of {model} is for {', '.join(recorded)} and exllamav2_gpus names other cards: empty "
+            "exllamav2_gpus, or set exllamav2_gpu_split_gb."
+        )
+    return list(gpus or recorded)
+
+
+def config(settings: Settings, chosen: t.Mapping[str, t.Any]) -> Json:
+    """Return TabbyAPI's config.yml; what is missing has TabbyAPI's own default."""
+    return {
+        "network": {
+            "host": settings["host"],
+            "port": settings["port"],
+            "disable_auth": not settings["api_key"],
+            # pictures that a prompt names would be fetched from anywhere
+            "disable_fetch_requests": True,
+            "api_servers": ["OAI"],
+        },
+        "logging": {
+            "log_prompt": False,
+            "log_generation_params": False,
+            "log_requests": False,
+            "log_chat_completion_requests": False,
+        },
+        "model": {
+            "model_dir": os.path.dirname(settings["model_path"]),
+            "model_name": os.path.basename(settings["model_path"]),
+            "backend": generations.named(settings["engine"]).package,
+            "max_seq_len": settings["context_size"],
+            "cache_size": settings["context_size"],
+            "cache_mode": settings["cache_mode"],
+            "tensor_parallel": False,
+            "gpu_split_auto": not chosen["gpu_split_gb"],
+            "gpu_split": chosen["gpu_split_gb"],
+        },
+    }
+
+
+def environment(settings: Settings, chosen: t.Mapping[str, t.Any]) -> dict[str, str]:
+    """Return the variables of the unit that depend on cards and generation."""
+    generation = generations.named(settings["engine"])
+    found = engines.cuda_environment(chosen["gpus"]) | dict(generation.environment)
+    if not _FLASH_ATTENTION.search(settings["requirements"]):
+        found |= generation.environment_without_flash_attention
+    return found
+
+
+def networks(settings: Settings) -> list[str]:
+    """Return the networks that the unit may talk to; an empty list means no filter."""
+    allowed = list(settings["allowed_networks"])
+    return ["localhost", *allowed] if is_local(settings["host"]) or allowed else []

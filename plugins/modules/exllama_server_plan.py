@@ -1,0 +1,166 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: exllama_server_plan
+short_description: Plan how TabbyAPI serves a model with ExLlama
+version_added: 0.1.0
+description:
+  - Validates the settings of the server, checks that the model can be read, and decides which cards serve, with how
+    much memory each.
+  - Memory that is given counts, else what the host's facts record for this engine and model, with this context and
+    cache. Without either the engine fills one card after the other.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+    details:
+      - This action does not modify state. A host without a driver or model is no failure, since an earlier role may
+        install them; RV(available) is V(false) then.
+  diff_mode:
+    support: N/A
+options:
+  settings:
+    description:
+      - The variables of the role P(homelab.mixed_gpu.exllamav2#role), without the prefix C(exllamav2_).
+      - C(requirements) is the text of the requirements file.
+    type: dict
+    required: true
+  api_key:
+    description: Key that clients send, or an empty text.
+    type: str
+    required: true
+  fact_path:
+    description: The host's recorded splits.
+    type: path
+    default: /etc/ansible/facts.d/mixed_gpu.fact
+  cards:
+    description: The fact C(mixed_gpu_gpus) of M(homelab.mixed_gpu.gpu_facts).
+    type: dict
+    required: true
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Plan the server
+  homelab.mixed_gpu.exllama_server_plan:
+    settings: "{{ example_settings }}"
+    cards: "{{ ansible_facts['mixed_gpu_gpus'] }}"
+    api_key: ""
+  register: example_server
+"""
+
+RETURN = r"""
+available:
+  description: Whether the host can serve. Always V(true) outside of check mode.
+  returned: success
+  type: bool
+why:
+  description: Why RV(available) is V(false).
+  returned: success
+  type: str
+split:
+  description: C(gpus) (UUIDs in order), C(gpu_split_gb) (empty when the engine decides) and C(source).
+  returned: when available
+  type: dict
+config:
+  description: TabbyAPI's C(config.yml) as JSON, which is YAML.
+  returned: when available
+  type: str
+environment:
+  description: Variables of the unit that depend on cards and engine.
+  returned: when available
+  type: dict
+local:
+  description: Whether only this host reaches the server.
+  returned: success
+  type: bool
+networks:
+  description: Networks that the unit may talk to; an empty list means no filter.
+  returned: success
+  type: list
+  elements: str
+"""
+
+import json
+import typing as t
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import server_plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+
+
+def check_model(module: AnsibleModule, settings: t.Mapping[str, t.Any]) -> None:
+    """Raise UserError where the user of the service cannot read the model."""
+    groups = ",".join(settings["supplementary_groups"])
+    # systemd makes the user up at each start, so nobody stands in for that user
+    argv = ["setpriv", "--reuid=65534", "--regid=65534", f"--groups={groups}" if groups else "--clear-groups"]
+    rc, _out, err = module.run_command([*argv, "head", "--bytes=4096", f"{settings['model_path']}/config.json"])
+    if rc != 0:
+        raise UserError(
+            f"The service's user cannot read the model ({err.strip()}): exllamav2_model_path must be a folder with a "
+            "config.json, readable for all or for a group in exllamav2_supplementary_groups."
+        )
+
+
+def plan(module: AnsibleModule) -> dict[str, t.Any]:
+    """Return the module's result. Raises UserError for a server that cannot run."""
+    settings = module.params["settings"] | {"api_key": module.params["api_key"]}
+    found = module.params["cards"]
+    server_plan.validate(settings)
+    result = {
+        "changed": False,
+        "available": False,
+        "why": "",
+        "local": server_plan.is_local(settings["host"]),
+        "networks": server_plan.networks(settings),
+    }
+    try:
+        if not found["available"]:
+            raise UserError(
+                f"ExLlama computes on NVIDIA cards only, and their driver does not answer ({found['reason']}): correct "
+                "that, run the role nvidia_driver for example, or empty exllamav2_model_path to serve nothing."
+            )
+        check_model(module, settings)
+    except UserError as exc:
+        if not module.check_mode:
+            raise
+        return result | {"why": str(exc)}
+    text = json_file.read_text(module.params["fact_path"])
+    record = fact_record.empty() if text is None else fact_record.FORM.parse(text, module.params["fact_path"])
+    split = server_plan.split(record["models"], settings, [card["id"] for card in found["gpus"]])
+    return result | {
+        "available": True,
+        "split": split,
+        "config": json.dumps(server_plan.config(settings, split), indent=4) + "\n",
+        "environment": server_plan.environment(settings, split),
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "settings": {"type": "dict", "required": True},
+            "api_key": {"type": "str", "required": True, "no_log": True},
+            "fact_path": {"type": "path", "default": fact_record.PATH},
+            "cards": {"type": "dict", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        module.exit_json(**plan(module))
+    except UserError as exc:
+        module.fail_json(msg=str(exc))
+    except KeyError as exc:
+        module.fail_json(msg=f"The settings lack {exc}: pass all variables of the role exllamav2.")
+
+
+if __name__ == "__main__":
+    main()

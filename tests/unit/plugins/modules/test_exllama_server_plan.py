@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+from ansible_collections.homelab.mixed_gpu.plugins.modules import exllama_server_plan
+
+SETTINGS = {
+    "engine": "v2", "requirements": "torch==2\n", "model_id": "", "context_size": 4096, "cache_mode": "FP16",
+    "gpus": [], "gpu_split_gb": [], "host": "127.0.0.1", "port": 5000, "supplementary_groups": [],
+    "allowed_networks": [],
+}  # fmt: skip
+CARDS = {"available": True, "reason": None, "gpus": [{"id": "GPU-a"}, {"id": "GPU-b"}]}
+ENTRY = {
+    "model": {"id": "tiny"}, "serving": {"engine": "exllamav2", "context_size": 4096, "cache_mode": "FP16"},
+    "environment": {}, "devices": [{"id": "GPU-b"}, {"id": "GPU-a"}], "gpu_split_gb": [17.5, 20.5],
+    "placement": [{"id": "GPU-b", "layers": 6}, {"id": "GPU-a", "layers": 7}], "split_mode": "layer",
+    "rpc_endpoints": [], "decision": {}, "fingerprint": "0", "fingerprint_parts": {}, "campaign": "none",
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path, capfd, monkeypatch):
+    """Call the module for a model that head can read, or not; setpriv is left out, since it needs root."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/setpriv").write_text('#!/bin/sh\nshift 3\nexec "$@"\n')
+    (tmp_path / "bin/setpriv").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(
+        exllama_server_plan.server_plan, "_HIDDEN", exllama_server_plan.server_plan.re.compile("/home/")
+    )
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny/config.json").write_text("{}")
+
+    def _run(fact=None, api_key="", more=(), cards=CARDS, **changed):
+        path = tmp_path / "mixed_gpu.fact"
+        if fact is not None:
+            path.write_text(fact)
+        settings = SETTINGS | {"model_path": str(tmp_path / "tiny")} | changed
+        arguments = {"settings": settings, "api_key": api_key, "fact_path": str(path), "cards": cards, **dict(more)}
+        capfd.readouterr()
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            exllama_server_plan.main()
+        return json.loads(capfd.readouterr().out)
+
+    return _run
+
+
+def test_without_a_record_the_engine_decides(run):
+    plan = run()
+    assert plan["available"] and not plan["changed"]
+    assert plan["split"] == {"gpus": ["GPU-a", "GPU-b"], "gpu_split_gb": [], "source": "automatic"}
+    assert json.loads(plan["config"])["model"]["gpu_split_auto"] and plan["networks"] == ["localhost"]
+
+
+def test_the_recorded_split_counts_in_the_order_of_its_cards(run):
+    plan = run(json.dumps({"schema": fact_record.SCHEMA, "active": None, "models": {"tuned": ENTRY}}))
+    assert plan["split"] == {"gpus": ["GPU-b", "GPU-a"], "gpu_split_gb": [17.5, 20.5], "source": "record"}
+    assert plan["environment"]["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-a"
+
+
+def test_a_damaged_record_names_the_file_and_the_cure(run, tmp_path):
+    assert f"mv {tmp_path}/mixed_gpu.fact" in run("{")["msg"]
+
+
+def test_a_model_that_cannot_be_read_is_refused(run, tmp_path):
+    failed = run(model_path=str(tmp_path))
+    assert failed["failed"] and "must be a folder with a config.json, readable for all" in failed["msg"]
+    foreseen = run(model_path=str(tmp_path), more={"_ansible_check_mode": True})
+    assert not foreseen["available"] and "cannot read the model" in foreseen["why"]
+
+
+def test_without_a_driver_nothing_is_planned(run):
+    none = {"available": False, "reason": "No driver", "gpus": []}
+    assert (
+        "computes on NVIDIA cards only, and their driver does not answer (No driver): correct" in run(cards=none)["msg"]
+    )
+    assert not run(cards=none, more={"_ansible_check_mode": True})["available"]
+
+
+def test_a_key_is_not_in_the_result(run):
+    assert "a-secret-key" not in json.dumps({k: v for k, v in run(api_key="a-secret-key").items() if k != "invocation"})
+
+
+def test_settings_that_make_no_sense_are_refused(run):
+    assert "without an API key" in run(host="0.0.0.0")["msg"]
