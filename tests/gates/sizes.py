@@ -19,13 +19,7 @@ FILTER_FILES: t.Final = 12
 MOST_EXCEPTIONS: t.Final = 5
 
 #: path, or path:function -> why it is larger. Not more than MOST_EXCEPTIONS.
-EXCEPTIONS: t.Final[dict[str, str]] = {
-    "roles/llama_cpp/files/llama_cpp_build.py": "a program of one file that is copied to hosts, until a module builds",
-    "roles/llama_cpp/files/llama_cpp_build.py:_fetch_archive": "likewise",
-    "roles/exllamav2/tasks/configure.yml": "decides on restarts in YAML, until a module does as for llama_server",
-    "roles/exllamav2/tasks/preflight.yml": "likewise",
-    "roles/llama_rpc/tasks/configure.yml": "likewise",
-}
+EXCEPTIONS: t.Final[dict[str, str]] = {}
 
 _BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
