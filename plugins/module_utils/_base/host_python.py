@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 import typing as t
 
-from ansible.module_utils.common.respawn import has_respawned, respawn_module
+from ansible.module_utils._internal._ansiballz import _respawn
+from ansible.module_utils.common.respawn import has_respawned
 
 DEFAULT = "/opt/mixed_gpu/venv/bin/python"
 
@@ -17,7 +20,7 @@ def enter(libraries: t.Sequence[str], host_python: str) -> str | None:
     """Make ``libraries`` importable, by running the module again with ``host_python`` where that is needed.
 
     Returns None when they are, and one sentence with the reason when they cannot be. Does not return when the module
-    has moved: call it before anything is changed.
+    has moved: call it before anything is changed. The parameters may have any size.
     """
     missing = []
     for library in libraries:
@@ -35,4 +38,6 @@ def enter(libraries: t.Sequence[str], host_python: str) -> str | None:
             f"{names} cannot be imported and {host_python} does not exist: "
             "run the homelab.mixed_gpu.host_python role first."
         )
-    return respawn_module(host_python)            # never returns
+    # Ansible's respawn_module writes the parameters into a pipe before anybody reads it, and hangs beyond 64 KiB
+    done = subprocess.run([host_python, "--"], input=_respawn.create_payload().encode(), check=False)
+    sys.exit(done.returncode)

@@ -14,8 +14,7 @@ from . import nvml
 def read(python: str, sample_seconds: float = 0.0, sample_interval_ms: int = 200) -> dict[str, t.Any]:
     """Return `mixed_gpu_gpus` as gpu_facts documents it; `python` is an interpreter that has nvidia-ml-py.
 
-    Call it before anything is changed: the module may start again in that interpreter. Its parameters must be below
-    64 KiB then, or it hangs: Ansible writes them into a pipe that nobody reads yet.
+    Call it before anything is changed: the module may start again in that interpreter.
     """
     reason = host_python.enter(["pynvml"], python)
     if reason is not None:

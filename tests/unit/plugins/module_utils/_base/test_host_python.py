@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -33,19 +34,25 @@ def bare_python(tmp_path_factory):
     return str(directory / "bin" / "python")
 
 
-def _gguf_info(interpreter, host_python, path, check=False):
-    """Run the module as Ansible does, in an interpreter that has no gguf library."""
+def _run(interpreter, variables, module, arguments, check=False):
+    """Run a module as Ansible does; return the exit status and what was printed, in any output format."""
     ansible = shutil.which("ansible", path=os.path.dirname(sys.executable)) or shutil.which("ansible")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [
             ansible, "localhost", "-i", "localhost,", "-c", "local", "-e", f"ansible_python_interpreter={interpreter}",
-            *(["--check"] if check else []), "-m", "homelab.mixed_gpu.gguf_info",
-            "-a", f"path={path} cache_dir={path}.cache host_python={host_python}",
+            *(["-e", f"@{variables}"] if variables else []), *(["--check"] if check else []),
+            "-m", f"homelab.mixed_gpu.{module}", "-a", json.dumps(arguments),
         ],
-        env=environment, capture_output=True, text=True, check=False,
+        env=environment, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
-    return done.returncode, " ".join((done.stdout + done.stderr).replace('"', "").split())     # in any output format
+    return done.returncode, " ".join((done.stdout + done.stderr).replace('"', "").split())
+
+
+def _gguf_info(interpreter, host_python, path, check=False):
+    """Run a module in an interpreter that has no gguf library."""
+    arguments = {"path": str(path), "cache_dir": f"{path}.cache", "host_python": host_python}
+    return _run(interpreter, None, "gguf_info", arguments, check)
 
 
 @pytest.fixture
@@ -68,3 +75,11 @@ def test_an_environment_without_the_library_is_said_not_entered_for_ever(bare_py
 def test_check_mode_goes_on_without_the_environment(bare_python, model):
     code, output = _gguf_info(bare_python, "/nonexistent/python", model, check=True)
     assert code == 0 and "available: false" in output and "host_python role first" in output
+
+
+def test_parameters_may_be_larger_than_a_pipe(bare_python, tmp_path):
+    variables = tmp_path / "large.json"
+    variables.write_text(json.dumps({"large": {"text": "x" * (1 << 20)}}), encoding="utf-8")
+    arguments = {"settings": "{{ large }}", "host_python": bare_python}
+    code, output = _run(bare_python, variables, "gpu_power", arguments)
+    assert code != 0 and "has no pynvml" in output      # said by the second run alone
