@@ -96,17 +96,22 @@ installed:
   type: dict
 """
 
+import http.client
 import os
 import pathlib
-import shutil
 import typing as t
 
+from ansible.module_utils import urls
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.urls import fetch_url
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, job
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, job, package_index
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import cards
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import build_job, build_plan, build_state
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
+    build_job,
+    build_plan,
+    build_source,
+    build_state,
+)
 
 Result = dict[str, t.Any]
 
@@ -237,7 +242,7 @@ class Host:
             shell = job.Shell(job.Log(work / "build.log"), lock)
             made = [build for build in builds if not build_state.exists(self.prefix, build.directory)]
             for build in made:
-                build_job.build(build, self.settings, shell, self.download)
+                build_job.build(build, self.settings, shell, self.open)
             previous = self.switch({build.name: build.directory for build in builds})
             removed = []
             if previous is not None:
@@ -309,13 +314,21 @@ class Host:
         build_state.check(path, record, self.settings["required_flags"])
         build_state.check_version(path, record)
 
-    def download(self, url: str, destination: pathlib.Path) -> None:
-        """Write what is at a URL into a file."""
-        answer, info = fetch_url(self.module, url, timeout=60)
-        if answer is None or info["status"] not in (200, -1):
-            raise UserError(f"{url} cannot be downloaded: {info['msg']}; check llama_cpp_archive_url and the network.")
-        with destination.open("wb") as file:
-            shutil.copyfileobj(answer, file, job.MIB)
+    def open(self, url: str, headers: t.Mapping[str, str]) -> build_source.Answer:
+        """Open a URL with pip's certificates and proxy, so that one configuration serves all of the host's Python."""
+        pip = package_index.settings(package_index.configuration_texts(os.environ), os.environ)
+        if pip.proxy:
+            os.environ.update(http_proxy=pip.proxy, https_proxy=pip.proxy)
+        shown = package_index.without_password(url)
+        try:
+            answer = urls.open_url(
+                url, headers=dict(headers), timeout=60, ca_path=pip.certificate or None, decompress=False,
+                validate_certs=not pip.trusts(url),
+            )  # fmt: skip
+        except (OSError, ValueError, http.client.HTTPException) as exc:
+            raise UserError(f"{shown} cannot be downloaded: {exc}; check the address and the network.") from exc
+        length = str(answer.headers.get("Content-Length", ""))
+        return build_source.Answer(answer, answer.geturl(), int(length) if length.isdecimal() else None)
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ def build(
     planned: build_plan.Build,
     settings: build_plan.Settings,
     shell: job.Shell,
-    download: build_source.Download,
+    open_: build_source.Open,
 ) -> None:
     """Build and publish one build. Raises UserError, and publishes nothing then."""
     prefix, record = pathlib.Path(settings["prefix"]), dict(planned.record)
@@ -61,7 +61,7 @@ def build(
         made = None
     else:
         check_resources(settings)
-        tree = build_source.tree(settings, record["source"], shell, download)
+        tree = build_source.tree(settings, record["source"], shell, open_)
         record["commit"] = build_source.commit(record["source"], tree)
         made = _compile(planned.directory, record, settings, tree, shell)
         shutil.copytree(made / "bin", stage / "bin", symlinks=True)

@@ -44,14 +44,15 @@ _BACKEND_OPTIONS = {"cuda": "GGML_CUDA", "rpc": "GGML_RPC", "vulkan": "GGML_VULK
 # They say which source was built; the build itself sets them from the source.
 _FROM_SOURCE = ("LLAMA_BUILD_NUMBER", "LLAMA_BUILD_COMMIT")
 
-_NAME = re.compile(r"[a-z][a-z0-9_-]*\Z")
-_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
-_TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
-_ARCHITECTURE = re.compile(r"[0-9]{2,3}[af]?(?:-real|-virtual)?\Z")
-_SHA256 = re.compile(r"[0-9a-fA-F]{64}\Z")
-_GIT_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*\Z")
-_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
-_NUMBERED_TAG = re.compile(r"b([0-9]+)\Z")
+_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_ARCHITECTURE = re.compile(r"[0-9]{2,3}[af]?(?:-real|-virtual)?")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_GIT_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_OPEN_TRANSPORT = re.compile(r"(?:http|git|ftp)://", re.IGNORECASE)
+_NUMBERED_TAG = re.compile(r"b([0-9]+)")
 _COMPILER = "install build-essential."
 _TOOLKIT = (
     "the backend cuda needs the CUDA toolkit; run the role cuda_toolkit, correct llama_cpp_cuda_root, or remove cuda "
@@ -59,7 +60,7 @@ _TOOLKIT = (
 )
 _COMPILE_PACKAGES = ("build-essential", "ccache", "cmake", "ninja-build")
 _SOURCE_PACKAGES = {
-    "sdist": ("ca-certificates", "python3-pip"),
+    "sdist": ("ca-certificates",),
     "git": ("ca-certificates", "git"),
     "archive": ("ca-certificates",),
 }
@@ -113,17 +114,15 @@ def directory(record: t.Mapping[str, t.Any]) -> str:
 def validate(settings: Settings) -> None:
     """Raise UserError where the variables contradict one another, or lack what pins the source."""
     kind = settings["source"]
-    if kind == "archive" and not (settings["archive_url"] and _SHA256.match(settings["archive_sha256"])):
+    if kind == "archive" and not (settings["archive_url"] and _SHA256.fullmatch(settings["archive_sha256"])):
         raise UserError(
             "llama_cpp_source is archive, and its address or its SHA-256 is missing; set llama_cpp_archive_url, and "
             "llama_cpp_archive_sha256 to 64 hexadecimal digits."
         )
-    if kind == "sdist" and not _SHA256.match(settings["sdist_sha256"]):
+    if kind == "sdist" and not _SHA256.fullmatch(settings["sdist_sha256"]):
         raise UserError(f'llama_cpp_sdist_sha256 is "{settings["sdist_sha256"]}"; set it to 64 hexadecimal digits.')
-    if kind == "git" and not _GIT_VERSION.match(settings["git_version"]):
-        raise UserError(
-            f"llama_cpp_git_version is {settings['git_version']!r}; set it to a full commit, or a tag such as b11312."
-        )
+    if kind == "git":
+        _validate_git(settings["git_url"], settings["git_version"])
     names = [build["name"] for build in settings["extra_builds"]]
     if kind == "package" and names:
         raise UserError(
@@ -131,11 +130,26 @@ def validate(settings: Settings) -> None:
             "choose another source, or empty llama_cpp_extra_builds."
         )
     for name in names:
-        if not _NAME.match(name) or name in (MAIN, link(MAIN)) or names.count(name) > 1:
+        if not _NAME.fullmatch(name) or name in (MAIN, link(MAIN)) or names.count(name) > 1:
             raise UserError(
                 f"llama_cpp_extra_builds has an entry named {name!r}; give each build a name of its own, of lower "
                 "case letters, digits, - and _, and neither current nor main."
             )
+
+
+def _validate_git(url: str, version: str) -> None:
+    if not _GIT_VERSION.fullmatch(version):
+        raise UserError(f"llama_cpp_git_version is {version!r}; set it to a full commit, or a tag such as b11312.")
+    if _OPEN_TRANSPORT.match(url) and not is_commit(version):
+        raise UserError(
+            f"llama_cpp_git_url is {url}, where anybody on the way may change what {version} means; "
+            "use https or ssh, or set llama_cpp_git_version to a full commit."
+        )
+
+
+def is_commit(version: str) -> bool:
+    """Return whether a git version is a full commit, which pins the content."""
+    return _COMMIT.fullmatch(version) is not None
 
 
 def packages(settings: Settings) -> list[str]:
@@ -236,7 +250,7 @@ def _build(
             f"The build {name} of llama.cpp has no targets; name at least one program, such as llama-server."
         )
     for target in wanted["targets"]:
-        if not _TARGET.match(target):
+        if not _TARGET.fullmatch(target):
             raise UserError(
                 f"The build {name} of llama.cpp has the target {target!r}; name a program, such as llama-server."
             )
@@ -256,7 +270,7 @@ def _build(
         "targets": sorted(set(wanted["targets"])),
         "toolchain": used,
     }
-    numbered = _NUMBERED_TAG.match(str(wanted_source["version"])) if kind == "git" else None
+    numbered = _NUMBERED_TAG.fullmatch(str(wanted_source["version"])) if kind == "git" else None
     return Build({
         "schema": SCHEMA,
         "name": name,
@@ -282,7 +296,7 @@ def _options(wanted: t.Mapping[str, t.Any], settings: Settings, architectures: t
     if "cuda" in wanted["backends"]:
         chosen |= _cuda_options(settings, [str(architecture) for architecture in architectures])
     for option, value in wanted["cmake_options"].items():
-        if not _OPTION.match(option):
+        if not _OPTION.fullmatch(option):
             raise UserError(f"{option!r} is no name of a CMake option; write it without -D, such as GGML_CUDA_GRAPHS.")
         if option in _FROM_SOURCE:
             raise UserError(f"The CMake option {option} is set from the source; remove it from the options.")
@@ -296,7 +310,7 @@ def _cuda_options(settings: Settings, architectures: t.Sequence[str]) -> dict[st
             "The backend cuda needs a compute capability; set llama_cpp_cuda_architectures, such as [86, 89]."
         )
     for architecture in architectures:
-        if not _ARCHITECTURE.match(architecture):
+        if not _ARCHITECTURE.fullmatch(architecture):
             raise UserError(
                 f"{architecture!r} in llama_cpp_cuda_architectures is no CUDA architecture; write a compute capability "
                 "without its dot, such as 89."
@@ -327,7 +341,7 @@ def _version(wanted_source: t.Mapping[str, t.Any]) -> str:
     kind = wanted_source["kind"]
     if kind == "git":
         version = str(wanted_source["version"])
-        return version[:9] if _COMMIT.match(version) else re.sub(r"[^A-Za-z0-9._+-]", "-", version)
+        return version[:9] if is_commit(version) else re.sub(r"[^A-Za-z0-9._+-]", "-", version)
     if kind == "package":
         return "package"
     return f"b{wanted_source['build']}" if wanted_source["build"] else f"archive-{wanted_source['sha256'][:9]}"

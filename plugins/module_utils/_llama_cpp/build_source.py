@@ -9,24 +9,37 @@ when they have the pinned SHA-256.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import pathlib
 import shutil
 import subprocess
-import sys
 import typing as t
 
-from .._base import job
+from .._base import job, package_index
 from .._base.errors import UserError
 from . import build_plan
 
 Source = t.Mapping[str, t.Any]
-#: Writes what is at a URL into a file; raises UserError where that fails.
-Download = t.Callable[[str, pathlib.Path], None]
 
 
-def tree(settings: build_plan.Settings, source: Source, shell: job.Shell, download: Download) -> pathlib.Path:
+class Answer(t.NamedTuple):
+    """What a server sends: the body, its own URL after redirects, its size in bytes where that is told."""
+
+    body: t.IO[bytes]
+    url: str
+    length: int | None
+
+
+#: Opens a URL with headers; raises UserError where that fails.
+Open = t.Callable[[str, t.Mapping[str, str]], Answer]
+
+_PAGE_MIB: t.Final = 64
+_ARCHIVE_MIB: t.Final = 512
+
+
+def tree(settings: build_plan.Settings, source: Source, shell: job.Shell, open_: Open) -> pathlib.Path:
     """Return the directory of the unpacked source, fetched unless it is there."""
     work = pathlib.Path(settings["prefix"]) / ".work"
     identity = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:12]
@@ -41,7 +54,7 @@ def tree(settings: build_plan.Settings, source: Source, shell: job.Shell, downlo
         _clone(source, found, shell)
     else:
         fetch = _sdist if source["kind"] == "sdist" else _archive
-        _unpack(fetch(settings, source, work, shell, download), found, shell)
+        _unpack(fetch(settings, source, work, shell.log, open_), found, shell)
     return found
 
 
@@ -81,60 +94,86 @@ def _publish(file: pathlib.Path, destination: pathlib.Path) -> None:
 
 
 def _sdist(
-    settings: build_plan.Settings, source: Source, work: pathlib.Path, shell: job.Shell, _download: Download
+    settings: build_plan.Settings, source: Source, work: pathlib.Path, log: job.Log, open_: Open
 ) -> pathlib.Path:
-    """Return the source distribution, through pip: that is how the host's mirror or proxy is set."""
-    archive = pathlib.Path(settings["download_dir"]) / f"llama_cpp_python-{source['version']}.tar.gz"
-    if _cached(archive, source["sha256"], shell.log):
+    """Return the source distribution, from the package index that pip is configured for on this host."""
+    name = f"llama_cpp_python-{source['version']}.tar.gz"
+    archive = pathlib.Path(settings["download_dir"]) / name
+    if _cached(archive, source["sha256"], log):
         return archive
-    requirement = f"llama-cpp-python=={source['version']}"
-    fresh = work / f"download-{os.getpid()}"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    listed = fresh / "requirements.txt"
-    listed.write_text(f"{requirement} --hash=sha256:{source['sha256']}\n", encoding="utf-8")
-    argv = [
-        sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--progress-bar", "off",
-        "--no-deps", "--no-binary", "llama-cpp-python", "--require-hashes", "--dest", str(fresh),
-        "--requirement", str(listed),
-    ]  # fmt: skip
-    try:
-        shell.run(argv, f"downloading {requirement}")
-        _publish(fresh / archive.name, archive)
-    except UserError as exc:
-        if "DO NOT MATCH THE HASHES" in shell.log.path.read_text(encoding="utf-8", errors="replace"):
-            raise UserError(
-                f"the source {requirement} does not have the SHA-256 {source['sha256']}, so nothing was replaced; "
-                "correct llama_cpp_sdist_sha256, or do not trust this download."
-            ) from exc
-        raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return archive
+    index = package_index.settings(package_index.configuration_texts(os.environ), os.environ)
+    reasons = []
+    for url in [*package_index.local_files(index, name), *package_index.pages(index, "llama-cpp-python")]:
+        shown = package_index.without_password(url)
+        try:
+            file = url if url.endswith(f"/{name}") else _linked(url, name, log, open_)
+            if file:
+                _fetch(file, source["sha256"], "llama_cpp_sdist_sha256", work, archive, log, open_)
+                return archive
+            reasons.append(f"{shown} does not have that file")
+        except UserError as exc:
+            log.write(str(exc))
+            reasons.append(str(exc).rstrip("."))
+    told = "; ".join(reasons) or "pip's configuration names no index"
+    raise UserError(
+        f"the source {name} was not found ({told}): correct llama_cpp_sdist_version, pip's index-url on this host, or "
+        "the network."
+    )
+
+
+def _linked(url: str, name: str, log: job.Log, open_: Open) -> str | None:
+    """Return the URL of a file that a page of an index links to."""
+    log.write(f"asking {package_index.without_password(url)} for {name}")
+    answer = open_(url, {"Accept": package_index.ACCEPT})
+    page = b"".join(_chunks(answer, url, _PAGE_MIB))
+    return package_index.link(page.decode("utf-8", errors="replace"), answer.url, name)
 
 
 def _archive(
-    settings: build_plan.Settings, source: Source, work: pathlib.Path, shell: job.Shell, download: Download
+    settings: build_plan.Settings, source: Source, work: pathlib.Path, log: job.Log, open_: Open
 ) -> pathlib.Path:
     """Return the archive at llama_cpp_archive_url."""
-    url, wanted = settings["archive_url"], source["sha256"]
+    wanted = source["sha256"]
     archive = pathlib.Path(settings["download_dir"]) / f"llama.cpp-{wanted[:12]}.tar"
-    if _cached(archive, wanted, shell.log):
-        return archive
-    part = work / f"download-{os.getpid()}"
+    if not _cached(archive, wanted, log):
+        _fetch(settings["archive_url"], wanted, "llama_cpp_archive_sha256", work, archive, log, open_)
+    return archive
+
+
+def _fetch(
+    url: str, wanted: str, variable: str, work: pathlib.Path, destination: pathlib.Path, log: job.Log, open_: Open
+) -> None:
+    """Publish what is at a URL, hashed while it is read. Raises UserError, and publishes nothing, for another hash."""
+    shown, part, digest = package_index.without_password(url), work / f"download-{os.getpid()}", hashlib.sha256()
+    log.write(f"downloading {shown}")
     try:
-        shell.log.write(f"downloading {url}")
-        download(url, part)
-        found = job.sha256(part)
-        if found != wanted:
+        with part.open("wb") as file:
+            for chunk in _chunks(open_(url, {}), url, _ARCHIVE_MIB):
+                digest.update(chunk)
+                file.write(chunk)
+        if digest.hexdigest() != wanted:
             raise UserError(
-                f"{url} has the SHA-256 {found} and not {wanted}, so nothing was replaced; "
-                "correct llama_cpp_archive_sha256, or do not trust this archive."
+                f"{shown} has the SHA-256 {digest.hexdigest()} and not {wanted}, so nothing was replaced; "
+                f"correct {variable}, or do not trust this archive."
             )
-        _publish(part, archive)
+        _publish(part, destination)
     finally:
         part.unlink(missing_ok=True)
-    return archive
+
+
+def _chunks(answer: Answer, url: str, most_mib: int) -> t.Iterator[bytes]:
+    """Yield the body of an answer. Raises UserError where that breaks off, or is longer than `most_mib`."""
+    shown, read = package_index.without_password(url), 0
+    try:
+        while chunk := answer.body.read(job.MIB):
+            read += len(chunk)
+            if read > most_mib * job.MIB:
+                raise UserError(f"{shown} is larger than {most_mib} MiB, more than the source of llama.cpp can be.")
+            yield chunk
+    except (OSError, http.client.HTTPException) as exc:
+        raise UserError(f"{shown} broke off after {read} bytes ({exc}); run the play again.") from exc
+    if answer.length is not None and read < answer.length:
+        raise UserError(f"{shown} broke off after {read} of {answer.length} bytes; run the play again.")
 
 
 def _unpack(archive: pathlib.Path, found: pathlib.Path, shell: job.Shell) -> None:
@@ -154,15 +193,20 @@ def _unpack(archive: pathlib.Path, found: pathlib.Path, shell: job.Shell) -> Non
 
 
 def _clone(source: Source, found: pathlib.Path, shell: job.Shell) -> None:
-    """Put a shallow checkout at `found`, in one step."""
+    """Put a shallow checkout at `found`, in one step. What came must be the commit, or a tag, never a branch."""
     part = found.with_name(found.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     url, version = source["url"], source["version"]
     what, quiet = f"fetching {version} from {url}", {"GIT_TERMINAL_PROMPT": "0"}
+    cure = "correct llama_cpp_git_url, or set llama_cpp_git_version to a full commit or a tag (a branch moves)"
     git = ["git", "-C", str(part), "-c", "advice.detachedHead=false"]
+    wanted = version if build_plan.is_commit(version) else f"refs/tags/{version.removeprefix('refs/tags/')}"
     shell.run(["git", "init", "--quiet", str(part)], what, env=quiet)
-    shell.run([*git, "fetch", "--progress", "--no-tags", "--depth", "1", "--", url, version], what, env=quiet)
+    shell.run([*git, "fetch", "--progress", "--no-tags", "--depth", "1", "--", url, wanted], what, cure, env=quiet)
     shell.run([*git, "checkout", "--quiet", "FETCH_HEAD"], what, env=quiet)
+    head = shell.run([*git, "rev-parse", "HEAD"], what, env=quiet)
+    if build_plan.is_commit(version) and head != [version]:
+        raise UserError(f"{url} answered with {' '.join(head)} and not with the commit {version}; {cure}.")
     if not _is_tree(part):
         raise UserError(
             f"{version} of {url} is no source tree of llama.cpp; correct llama_cpp_git_url or llama_cpp_git_version."

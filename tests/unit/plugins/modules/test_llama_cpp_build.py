@@ -18,6 +18,7 @@ import sys
 import tarfile
 import threading
 import time
+import zipfile
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
@@ -243,7 +244,7 @@ def test_a_damaged_download_in_the_cache_is_fetched_again(run, settings):
     cached.parent.mkdir()
     cached.write_text("half")
     sentence = failure(run("present", settings | {"archive_url": settings["archive_url"] + ".missing"}))
-    assert "cannot be downloaded: HTTP Error 404" in sentence and "check llama_cpp_archive_url" in sentence
+    assert "cannot be downloaded: HTTP Error 404" in sentence and "check the address and the network" in sentence
     log = pathlib.Path(settings["prefix"]) / ".work/build.log"
     assert "downloading again" in log.read_text()
 
@@ -271,6 +272,169 @@ def test_builds_from_a_shallow_git_checkout(run, settings, tmp_path):
     assert (record["version"], record["build"], record["commit"]) == ("b8", 8, commit[:9])
     assert run("verified", settings)["installed"]["commit"] == commit[:9]
     assert "fetching b9 from file://" in failure(run("present", settings | {"git_version": "b9"}))
+
+
+@pytest.fixture
+def repository(settings, tmp_path):
+    """Settings of a repository, and the name of its one commit."""
+    tree = tmp_path / "unpacked/llama.cpp-b7"
+    git = ["git", "-C", str(tree), "-c", "user.name=a", "-c", "user.email=a@example.com"]
+    for command in (["init", "--quiet", "-b", "topic"], ["add", "."], ["commit", "--quiet", "-m", "one"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    return settings | {"source": "git", "git_url": f"file://{tree}", "git_version": commit}, git, commit
+
+
+def test_a_branch_is_refused_because_it_moves(run, repository):
+    settings, _git, _commit = repository
+    sentence = failure(run("present", settings | {"git_version": "topic"}))
+    assert "set llama_cpp_git_version to a full commit or a tag (a branch moves)" in sentence
+    assert not pathlib.Path(settings["prefix"], "current").is_symlink()
+
+
+def test_what_came_is_compared_with_the_commit(run, repository, bin_dir):
+    """A stand-in for git asks for a branch whatever it is told, as a server that lies would answer."""
+    settings, git, commit = repository
+    other = "0" * 40
+    real = shutil.which("git", path=os.environ["PATH"])
+    swap = f'for a; do shift; [ "$a" = {other} ] && a=topic; set -- "$@" "$a"; done'
+    program(bin_dir / "git", f'{swap}; exec {real} "$@"')
+    sentence = failure(run("present", settings | {"git_version": other}))
+    assert f"answered with {commit} and not with the commit {other}; correct llama_cpp_git_url" in sentence
+
+
+HOSTILE = """\
+import pathlib
+pathlib.Path({marker!r}).write_text("a build back end ran")
+def get_requires_for_build_wheel(config_settings=None): return []
+def prepare_metadata_for_build_wheel(directory, config_settings=None): raise SystemExit
+def build_wheel(*args, **kwargs): raise SystemExit
+"""
+PROJECT = """\
+[build-system]
+requires = ["hostile-backend"]
+build-backend = "hostile"
+backend-path = ["."]
+"""
+
+
+@pytest.fixture
+def index(settings, site, tmp_path, monkeypatch):
+    """Settings of a source distribution in a package index whose build back end, beside it too, leaves a mark."""
+    directory, address = site
+    marker = tmp_path / "ran"
+    tree = make_tree(tmp_path / "sdist/llama_cpp_python-0.3.36/vendor/llama.cpp").parents[1]
+    (tree / "pyproject.toml").write_text(PROJECT)
+    for name in ("hostile.py", "setup.py"):
+        (tree / name).write_text(HOSTILE.format(marker=str(marker)))
+    files = directory / "files"
+    files.mkdir()
+    sdist = files / "llama_cpp_python-0.3.36.tar.gz"
+    with tarfile.open(sdist, "w:gz") as archive:
+        archive.add(tree, tree.name)
+    with zipfile.ZipFile(files / "hostile_backend-99.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("hostile.py", HOSTILE.format(marker=str(marker)))
+        wheel.writestr("hostile_backend-99.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: hostile-backend\n")
+    for name in ("llama-cpp-python", "hostile-backend"):
+        page = directory / "simple" / name / "index.html"
+        page.parent.mkdir(parents=True)
+        page.write_text("".join(f'<a href="../../files/{f.name}#sha256=0">{f.name}</a>' for f in files.iterdir()))
+    for variable in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", f"{address}/simple")
+    return settings | {
+        "source": "sdist", "sdist_version": "0.3.36", "sdist_build_number": 9, "sdist_build_commit": "def",
+        "sdist_sha256": hashlib.sha256(sdist.read_bytes()).hexdigest(),
+    }, marker  # fmt: skip
+
+
+@needs_cmake
+def test_the_source_distribution_is_fetched_and_nothing_of_the_index_is_run(run, index, bin_dir):
+    settings, marker = index
+    program(bin_dir / "pip", f"echo pip >{marker}")
+    assert run("present", settings)["changed"]
+    assert json.loads((in_use(settings) / "build.json").read_text())["version"] == "b9"
+    assert not marker.exists()
+    kept = [path.name for path in pathlib.Path(settings["download_dir"]).iterdir()]
+    assert kept == ["llama_cpp_python-0.3.36.tar.gz"]
+    assert not run("present", settings)["changed"]
+
+
+@needs_cmake
+@pytest.mark.parametrize("place", ["configuration", "extra-index-url", "find-links", "json"])
+def test_pips_configuration_says_where_the_source_is(run, index, site, tmp_path, monkeypatch, place):
+    (settings, _marker), (directory, address) = index, site
+    text = f"[global]\nindex-url = {address}/simple\n"
+    if place == "extra-index-url":
+        text = f"[global]\nindex-url = {address}/empty\n[download]\nextra-index-url =\n  {address}/simple\n"
+    if place == "find-links":
+        text = f"[global]\nno-index = true\nfind-links = {directory}/files\n"
+    if place == "json":
+        file = {"filename": "llama_cpp_python-0.3.36.tar.gz", "url": "/files/llama_cpp_python-0.3.36.tar.gz"}
+        page = directory / "simple/llama-cpp-python/index.html"
+        page.write_text(json.dumps({"meta": {"api-version": "1.1"}, "files": [file]}))
+    (tmp_path / "pip.conf").write_text(text)
+    monkeypatch.delenv("PIP_INDEX_URL")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    assert run("present", settings)["changed"]
+
+
+def test_a_source_distribution_with_another_hash_is_not_kept(run, index):
+    settings, _marker = index
+    sentence = failure(run("present", settings | {"sdist_sha256": "f" * 64}))
+    assert settings["sdist_sha256"] in sentence
+    assert "so nothing was replaced; correct llama_cpp_sdist_sha256" in sentence
+    assert list(pathlib.Path(settings["download_dir"]).glob("*")) == []
+
+
+def test_a_version_that_the_index_does_not_have_is_one_sentence_without_a_password(run, index, monkeypatch):
+    settings, _marker = index
+    monkeypatch.setenv("PIP_INDEX_URL", os.environ["PIP_INDEX_URL"].replace("//", "//somebody:needle@"))
+    sentence = failure(run("present", settings | {"sdist_version": "0.0.1"}))
+    assert "does not have that file" in sentence and "correct llama_cpp_sdist_version, pip's index-url" in sentence
+    log = pathlib.Path(settings["prefix"], ".work/build.log").read_text()
+    assert "needle" not in sentence + log and "simple/llama-cpp-python" in log
+
+
+def test_an_index_that_cannot_be_reached_is_one_sentence(run, index, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    assert "127.0.0.1:9/simple/llama-cpp-python/ cannot be downloaded" in failure(run("present", index[0]))
+
+
+def test_a_download_that_does_not_end_is_bounded(run, settings, monkeypatch):
+    """The server names no size; the bound is made small here."""
+    monkeypatch.setattr(llama_cpp_build.build_source, "_ARCHIVE_MIB", 1)
+
+    class Endless:
+        headers: dict[str, str] = {}
+
+        def geturl(self):
+            return "http://example.com/endless"
+
+        def read(self, size):
+            return bytes(size)
+
+    monkeypatch.setattr(llama_cpp_build.urls, "open_url", lambda *_args, **_more: Endless())
+    assert "is larger than 1 MiB, more than the source" in failure(run("present", settings))
+    assert not list(pathlib.Path(settings["prefix"], ".work").glob("download-*"))
+
+
+def test_a_download_that_breaks_off_is_told_from_a_wrong_one(run, settings, monkeypatch):
+    class Short:
+        headers = {"Content-Length": "100"}
+
+        def __init__(self):
+            self.chunks = [b"half", b""]
+
+        def geturl(self):
+            return "http://example.com/short"
+
+        def read(self, _size):
+            return self.chunks.pop(0)
+
+    monkeypatch.setattr(llama_cpp_build.urls, "open_url", lambda *_args, **_more: Short())
+    assert "broke off after 4 of 100 bytes" in failure(run("present", settings))
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_packages_have_no_flags_and_their_versions_are_the_source():
 @pytest.mark.parametrize(
     ("changes", "packages", "tools"),
     [
-        ({}, {"ccache", "cmake", "python3-pip"}, ["c", "cxx", "native"]),
+        ({}, {"ccache", "cmake", "ca-certificates"}, ["c", "cxx", "native"]),
         ({"source": "git"}, {"ccache", "git"}, ["c", "cxx", "native"]),
         ({"extra_builds": [{**SLOW, "backends": ["vulkan"]}]}, {"glslc"}, ["c", "cxx", "native"]),
         ({"extra_builds": [{**SLOW, "backends": ["cuda"]}]}, {"cmake"}, ["c", "cxx", "native", "cuda"]),
@@ -174,7 +174,14 @@ def test_what_building_needs(changes, packages, tools):
         ({"targets": []}, "has no targets; name at least one program"),
         ({"targets": ["-j99"]}, "has the target '-j99'; name a program"),
         ({"source": "git", "git_version": "--upload-pack=x"}, "llama_cpp_git_version is '--upload-pack=x'; set it"),
+        ({"source": "git", "git_version": "b1\n"}, r"llama_cpp_git_version is 'b1\n'; set it"),
+        (
+            {"source": "git", "git_version": "b1", "git_url": "http://example.com/a"},
+            "llama_cpp_git_url is http://example.com/a, where anybody on the way may change what b1 means; use https",
+        ),
+        ({"source": "git", "git_version": "b1", "git_url": "git://example.com/a"}, "set llama_cpp_git_version to a"),
         ({"sdist_sha256": "83"}, 'llama_cpp_sdist_sha256 is "83"; set it to 64'),
+        ({"sdist_sha256": "83" * 32 + "\n"}, "set it to 64"),
         ({"source": "archive", "archive_url": ""}, "its address or its SHA-256 is missing; set llama_cpp_archive_url"),
         ({"source": "package", "extra_builds": [SLOW]}, "choose another source, or empty llama_cpp_extra_builds"),
         ({"extra_builds": [{**SLOW, "name": "current"}]}, "an entry named 'current'; give each build a name"),
