@@ -5,18 +5,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import typing as t
 
-from .._base import json_file
+from .._base import json_file, json_state
+from .._base.errors import UserError
 from .._base.types import Json, Mapping
 
 CHUNK_BYTES = 1 << 20
-MANIFEST_SCHEMA = 1
 
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Digest(t.NamedTuple):
@@ -35,37 +34,24 @@ def manifest_name(path: str) -> str:
     return f"{os.path.basename(path)}-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
 
 
-def manifest(
-    path: str,
-    digest: Digest,
-    size_bytes: int,
-    mtime_ns: int,
-    inode: int,
-    source: Mapping,
-) -> Json:
-    """Return what is recorded about a file whose hashes were computed."""
+def _check(recorded: Json) -> None:
+    if not isinstance(recorded.get("sha256"), str) or not _SHA256.fullmatch(recorded["sha256"]):
+        raise UserError("it has no SHA-256")
+
+
+FORM: t.Final = json_state.Form(1, "run the role llm_models: it is made anew from the model file", _check)
+
+
+def state(path: str) -> Json:
+    """Return what a manifest keeps of the file at ``path`` to tell whether it changed.
+
+    Its ctime, too: nobody can set that back, as an owner can set the time of the content.
+    """
+    status = os.stat(path)
     return {
-        "schema": MANIFEST_SCHEMA,
-        "path": path,
-        "sha256": digest.sha256,
-        **({"git_sha1": digest.git_sha1} if digest.git_sha1 else {}),
-        "size_bytes": size_bytes,
-        "mtime_ns": mtime_ns,
-        "inode": inode,
-        "source": dict(source),
-    }
-
-
-def describes(recorded: t.Any, size_bytes: int, mtime_ns: int, inode: int) -> bool:
-    """Whether a manifest still describes the file with these properties, so that its SHA-256 may be believed."""
-    if not isinstance(recorded, dict):
-        return False
-    seen = (recorded.get("schema"), recorded.get("size_bytes"), recorded.get("mtime_ns"), recorded.get("inode"))
-    return (
-        seen == (MANIFEST_SCHEMA, size_bytes, mtime_ns, inode)
-        and isinstance(recorded.get("sha256"), str)
-        and _SHA256.match(recorded["sha256"]) is not None
-    )
+        "size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns,
+        "inode": status.st_ino,
+    }  # fmt: skip
 
 
 def digest(path: str, git: bool = False, tick: t.Callable[[int], t.Any] | None = None) -> Digest:
@@ -94,17 +80,16 @@ def manifest_path(directory: str, path: str) -> str:
 def read_manifest(file: str, warn: t.Callable[[str], t.Any]) -> Json | None:
     """Return a manifest, or None where there is none. A damaged one only costs a new hash: it is warned about."""
     try:
-        recorded = json.loads(json_file.read_text(file) or "null")
-    except (OSError, ValueError) as exc:
-        warn(f"{file} cannot be read ({exc}): it is made anew from the model file.")
+        text = json_file.read_text(file)
+        return None if text is None else FORM.data(text)
+    except (OSError, UserError) as exc:
+        warn(f"{file} cannot be used ({exc}): it is made anew from the model file.")
         return None
-    return recorded if isinstance(recorded, dict) else None
 
 
 def believed(recorded: Json | None, path: str, git: bool = False) -> Digest | None:
     """Return the recorded hashes of the file at ``path`` if the manifest still describes it, and has what is asked."""
-    status = os.stat(path)
-    if recorded is None or not describes(recorded, status.st_size, status.st_mtime_ns, status.st_ino):
+    if recorded is None or any(recorded.get(name) != value for name, value in state(path).items()):
         return None
     sha1 = recorded.get("git_sha1") if git else None
     return None if git and not sha1 else Digest(recorded["sha256"], sha1)
@@ -114,6 +99,8 @@ def write_manifest(
     file: str, path: str, digest: Digest, source: Mapping, move: t.Callable[[str, str], t.Any]
 ) -> None:
     """Record the hashes that were just computed of the file at ``path``."""
-    status = os.stat(path)
-    recorded = manifest(path, digest, status.st_size, status.st_mtime_ns, status.st_ino, source)
+    recorded = {
+        "schema": FORM.schema, "path": path, "sha256": digest.sha256,
+        **({"git_sha1": digest.git_sha1} if digest.git_sha1 else {}), **state(path), "source": dict(source),
+    }  # fmt: skip
     json_file.write_text(file, json_file.to_text(recorded), 0o644, move)

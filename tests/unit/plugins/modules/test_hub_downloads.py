@@ -25,6 +25,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries, hub_api
 from ansible_collections.homelab.mixed_gpu.plugins.modules import hub_files, model_file
+from ansible_collections.homelab.mixed_gpu.tests import failing_disk
 from ansible_collections.homelab.mixed_gpu.tests.local_hub import server
 
 SIZE = (10 << 20) + 4321
@@ -456,12 +457,11 @@ def test_a_small_file_is_known_by_its_git_hash(
 # ---- hosts that fail -------------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_file_is_named_set_aside_and_fetched_again(fetch: t.Any, path: pathlib.Path) -> None:
+def test_a_damaged_file_is_named_set_aside_and_fetched_again(
+    fetch: t.Any, path: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     fetch()
-    status = path.stat()
-    with path.open("r+b") as handle:
-        handle.write(b"damage")
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    failing_disk.damage(path, tmp_path / "manifests")
     assert not fetch()["changed"]
     result = fetch(verify="full")
     assert result["changed"] and warned(result, f"{path} is damaged") and path.read_bytes() == DATA

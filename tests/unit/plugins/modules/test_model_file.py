@@ -14,6 +14,7 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file
+from ansible_collections.homelab.mixed_gpu.tests import failing_disk
 
 DATA = os.urandom((20 << 20) + 12345)
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -302,17 +303,26 @@ def test_a_local_file_with_the_wrong_sha256_or_none_at_all(run, path):
     assert failed["failed"] and WRONG in failed["msg"] and path.read_bytes() == b"x"
 
 
-def test_silent_damage_is_found_by_a_full_verification(run, path):
+def test_silent_damage_is_found_by_a_full_verification(run, path, tmp_path):
+    path.parent.mkdir()
+    path.write_bytes(DATA)
+    run()
+    failing_disk.damage(path, tmp_path / "manifests")
+    assert not run()["changed"]
+    failed = run(verify="full")
+    assert failed["failed"] and "is damaged" in failed["msg"]
+
+
+def test_content_whose_time_was_put_back_is_not_believed(run, path):
     path.parent.mkdir()
     path.write_bytes(DATA)
     run()
     status = path.stat()
     with open(path, "r+b") as handle:
-        handle.write(b"damage")
+        handle.write(b"changed")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert not run()["changed"]
-    failed = run(verify="full")
-    assert failed["failed"] and "is damaged" in failed["msg"]
+    result = run()
+    assert result["changed"] and result["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() != SHA
 
 
 def test_a_copy_is_made_once_and_follows_its_source(run, path, tmp_path):

@@ -12,6 +12,7 @@ import typing as t
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file, model_plan, random_gguf
+from ansible_collections.homelab.mixed_gpu.tests import failing_disk
 
 SMALL = {"blocks": 2, "embedding_length": 64, "feed_forward_length": 64, "head_count": 2, "head_count_kv": 1}
 
@@ -81,9 +82,7 @@ def test_a_full_verification_reads_everything_but_what_was_just_read(
     wanted = [{"id": "mine", "path": str(here)}]
     manifests = str(tmp_path / "manifests")
     assert call([], model_file, path=str(here), manifest_dir=manifests)["changed"]
-    before = here.stat()
-    here.write_bytes(b"GGUF" + os.urandom(4096))
-    os.utime(here, ns=(before.st_atime_ns, before.st_mtime_ns))
+    failing_disk.damage(here, tmp_path / "manifests")
     log = tmp_path / "log"
     assert "is damaged" in call(wanted, state="verified", verify="full", progress_log=str(log))["msg"]
     assert log.exists()
