@@ -66,11 +66,11 @@ headers_sha256:
 """
 
 import hashlib
-import json
 import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import exl_model
 
@@ -98,7 +98,7 @@ def read(folder: str) -> tuple[dict[str, t.Any], str]:
     """Return the model in a folder and the hash of its headers. Raises UserError."""
     config_text = _content(f"{folder}/config.json")
     try:
-        config = json.loads(config_text)
+        config = json_file.from_text(config_text)
     except ValueError as exc:
         raise UserError(f"{folder}/config.json is no JSON ({exc}): download it again.") from exc
     if not isinstance(config, dict):

@@ -81,13 +81,12 @@ installed:
   type: dict
 """
 
-import json
 import os
 import pathlib
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import job
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import job, json_file
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import release_job, release_plan
 
@@ -177,18 +176,12 @@ class Host:
                 release_job.make(record, self.settings, shell)
             in_use, removed = self.in_use(), []
             if in_use != directory:
-                self.link("current", directory)
-                self.link("venv", "current/venv")
+                json_file.replace_link(str(self.prefix / "current"), directory)
+                json_file.replace_link(str(self.prefix / "venv"), "current/venv")
                 removed = release_job.prune(self.prefix, self.settings["keep_releases"], in_use)
         finally:
             lock.release()
         return {"changed": made or in_use != directory, "removed": removed}
-
-    def link(self, name: str, target: str) -> None:
-        """Lead a link to a target in one step."""
-        new = self.prefix / f".new-{name}-{os.getpid()}"
-        new.symlink_to(target)
-        os.replace(new, self.prefix / name)
 
     def verified(self) -> Result:
         """Prove that the release in use can be imported."""
@@ -196,15 +189,13 @@ class Host:
         if not path.exists():
             raise UserError(f"{self.prefix} holds no release of ExLlama that is in use; run the role exllamav2.")
         venv = self.prefix / "venv"
+        record = release_job.FORM.parse(json_file.read_text(str(path)) or "", str(path.resolve()))
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
             found = {name: record[name] for name in ("version", "torch", "torch_cuda", "arch_list", "key")}
             found |= {"path": str(self.prefix / release_plan.directory(record)), "present": True}
             found |= {"server_commit": record["server"]["commit"], "venv": str(venv), "python": f"{venv}/bin/python"}
-        except (ValueError, KeyError, TypeError) as exc:
-            raise UserError(
-                f"{path} is damaged or of another schema; remove {path.resolve().parent} and run the role again."
-            ) from exc
+        except (KeyError, TypeError) as exc:
+            raise UserError(f"{path} lacks {exc}: remove {path.resolve().parent} and run the role again.") from exc
         if self.module.params["try_import"]:
             release_job.try_import(record, path.resolve().parent / "venv")
         return {"changed": False, "installed": found}

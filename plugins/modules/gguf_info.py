@@ -202,7 +202,6 @@ model:
 
 import contextlib
 import hashlib
-import json
 import os
 import typing as t
 
@@ -330,7 +329,7 @@ def main() -> None:
         cache = os.path.join(module.params["cache_dir"], f"{name}.json")
         cached = None
         with contextlib.suppress(OSError, ValueError):       # a cache: what cannot be read is made again
-            cached = json.loads(json_file.read_text(cache) or "null")
+            cached = json_file.from_text(json_file.read_text(cache) or "null")
         if isinstance(cached, dict) and cached.get("key") == key and isinstance(cached.get("model"), dict):
             module.exit_json(**{**result, "cached": True, "model": cached["model"]})
 

@@ -49,7 +49,6 @@ loads:
 """
 
 import contextlib
-import json
 import os
 import typing as t
 
@@ -66,7 +65,7 @@ def measurements(state_dir: str, campaigns: t.Container[str]) -> dict[str, types
             continue
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             text = json_file.read_text(os.path.join(state_dir, name)) or ""
-            key = json.loads(text)["key"]
+            key = json_file.from_text(text)["key"]
             if key["campaign"] in campaigns and store.file_name(key) == name:
                 loads[name] = store.read_stored(text, key)
     return loads

@@ -89,13 +89,12 @@ model:
 """
 
 import importlib
-import json
 import os
 import platform
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file, json_state
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, job, json_file, json_state
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware, nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries, manifest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines
@@ -108,14 +107,6 @@ def cards(reason: str | None) -> Json:
     """Return the cards, or why they cannot be read."""
     loaded = host_hardware.read("/sys/module/nvidia/version")
     return nvml.unavailable(reason) if reason is not None else nvml.probe(importlib.import_module("pynvml"), loaded)
-
-
-def build_key(directory: str) -> str | None:
-    """Return the key of the build in a directory, or None where there is none that can be read."""
-    try:
-        return str(json.loads(json_file.read_text(os.path.join(directory, "build.json")) or "")["key"])
-    except (KeyError, OSError, TypeError, ValueError):
-        return None
 
 
 def model(module: AnsibleModule, path: str) -> Json:
@@ -157,7 +148,7 @@ def gather(module: AnsibleModule, gpus: Json) -> Json:
         "deployment": deployment,
         "entry": entry,
         "baseline": baseline(baselines.path(params["state_dir"], deployment)),
-        "build": build_key(params["llama_cpp"]),
+        "build": job.build_key(os.path.join(params["llama_cpp"], "build.json")),
         "gpus": gpus,
         "host": {"kernel": platform.release(), "firmware": host_hardware.firmware()},
         "model": model(module, entry["model"]["path"]),

@@ -91,24 +91,14 @@ flash_attention:
 
 import glob
 import importlib
-import json
 import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, job, json_file
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
-
-
-def build_key(path: str) -> str | None:
-    """Return the key in a build.json, or None where there is none that can be read."""
-    try:
-        found = json.loads(json_file.read_text(path) or "null")
-    except (OSError, ValueError):
-        return None
-    return str(found["key"]) if isinstance(found, dict) and "key" in found else None
 
 
 def cards(reason: str | None) -> dict[str, t.Any]:
@@ -154,7 +144,7 @@ def main() -> None:
     module.exit_json(
         changed=False,
         missing=[path for path in params["needed"] if not os.path.exists(path)],
-        build=build_key(params["build_file"]),
+        build=job.build_key(params["build_file"]),
         gpus=gpus,
         record=record,
         record_problem=problem,

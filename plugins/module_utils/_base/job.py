@@ -146,6 +146,15 @@ def sha256(path: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
+def build_key(path: str) -> str | None:
+    """Return the key in a build.json, or None where there is none that can be read."""
+    try:
+        found = json_file.from_text(json_file.read_text(path) or "null")
+    except (OSError, ValueError):
+        return None
+    return str(found["key"]) if isinstance(found, dict) and "key" in found else None
+
+
 def free_mib(path: pathlib.Path) -> int:
     """Return the free space where a path is, or will be."""
     while not path.exists():

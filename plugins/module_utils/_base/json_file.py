@@ -10,14 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
+import re
 import tempfile
 import time
 import typing as t
 
 POLL_SECONDS = 0.2
+#: Nothing that this collection reads has more than a tenth of these levels; what has would exhaust Python's stack.
+DEEPEST = 100
+#: What tempfile.mkstemp calls a file of ours.
+_TEMPORARY = re.compile(r"\.new-[a-z0-9_]{8}")
+_TOO_DEEP = f"it is nested more than {DEEPEST} levels deep"
 
 
 def utc_now() -> str:
@@ -34,28 +41,115 @@ def read_text(path: str) -> str | None:
         return None
 
 
+def from_text(text: str | bytes) -> t.Any:
+    """Return what a JSON text holds. Raises ValueError, with the reason, for no JSON and for more than DEEPEST levels.
+
+    Every file, answer and output that may be damaged is read with this one function.
+    """
+    try:
+        data = json.loads(text)
+    except RecursionError as exc:
+        raise ValueError(_TOO_DEEP) from exc
+    level = [data]
+    for _depth in range(DEEPEST + 1):
+        branches = [node for node in level if isinstance(node, (dict, list))]
+        if not branches:
+            return data
+        level = [one for node in branches for one in (node.values() if isinstance(node, dict) else node)]
+    raise ValueError(_TOO_DEEP)
+
+
 def to_text(data: t.Any) -> str:
     """Return the readable JSON that this collection writes to disk."""
     return json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def write_text(path: str, text: str, mode: int, move: t.Callable[[str, str], t.Any]) -> None:
-    """Write a whole file or nothing: a synced temporary file beside it, then C(move) (AnsibleModule.atomic_move)."""
+    """Write a whole file or nothing: a synced temporary file beside it, then C(move) (AnsibleModule.atomic_move).
+
+    File and directory are on the disk when this returns. What killed writers left beside the file is removed.
+    """
     directory = os.path.dirname(path)
-    os.makedirs(directory, mode=0o755, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=directory)
+    make_directory(directory)
+    _remove_leftovers(directory)
+    descriptor, temporary = _temporary(directory)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
             handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
-        os.chmod(temporary, mode)
-        move(temporary, path)
+            os.chmod(temporary, mode)
+            move(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
     # AnsibleModule.atomic_move gives a new file the process's default mode and an old one the mode it had.
     os.chmod(path, mode)
+    sync_directory(directory)
+
+
+def replace_link(path: str, target: str) -> None:
+    """Lead a link to another target in one step, on the disk when this returns. The caller holds a lock."""
+    new = os.path.join(os.path.dirname(path), f".new-{os.path.basename(path)}")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)
+    os.symlink(target, new)
+    os.replace(new, path)
+    sync_directory(os.path.dirname(path))
+
+
+def sync_directory(path: str) -> None:
+    """Write a directory's names to the disk: without it a power cut may undo what was made or renamed there."""
+    descriptor = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOTSUP):      # a network file system that cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(path: str) -> None:
+    """Make a directory (0755 before the umask) and those above it, on the disk when this returns."""
+    if os.path.isdir(path or "."):
+        return
+    parent = os.path.dirname(path)
+    make_directory(parent)
+    with contextlib.suppress(FileExistsError):                  # made by somebody else meanwhile
+        os.mkdir(path, 0o755)
+    sync_directory(parent)
+
+
+def _temporary(directory: str) -> tuple[int, str]:
+    """Return the descriptor and name of a new file that is locked, which tells that its writer lives."""
+    while True:
+        descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=directory)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:                                 # taken for a leftover before it was locked
+            os.close(descriptor)
+            continue
+        except OSError:                                         # no locks here: then nobody removes leftovers either
+            return descriptor, temporary
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, temporary
+        os.close(descriptor)
+
+
+def _remove_leftovers(directory: str) -> None:
+    """Remove the temporary files of writers that were killed."""
+    for name in os.listdir(directory or "."):
+        if not _TEMPORARY.fullmatch(name):
+            continue
+        path = os.path.join(directory, name)
+        with contextlib.suppress(OSError):                      # it is being written, is no file, or is gone
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+            finally:
+                os.close(descriptor)
 
 
 def take_lock(path: str, wait_seconds: float) -> int | None:
@@ -66,7 +160,7 @@ def take_lock(path: str, wait_seconds: float) -> int | None:
     if os.path.isdir(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     else:
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        make_directory(os.path.dirname(path))
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     deadline = time.monotonic() + wait_seconds
     while True:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import re
 import typing as t
@@ -39,7 +38,7 @@ class Form:
     def data(self, text: str) -> Json:
         """Return the dict in C(text). Raises UserError with the reason alone, for callers that set a file aside."""
         try:
-            data = json.loads(text)
+            data = json_file.from_text(text)
         except ValueError as exc:
             raise UserError(f"it holds no JSON ({exc})") from exc
         if not isinstance(data, dict):
@@ -77,7 +76,7 @@ class StateFile:
         if self.module.check_mode:
             yield
             return
-        os.makedirs(os.path.dirname(self.path), mode=0o755, exist_ok=True)
+        json_file.make_directory(os.path.dirname(self.path))
         lock = json_file.take_lock(self.lock_file, wait_seconds)
         if lock is None:
             raise UserError(
@@ -105,6 +104,7 @@ class StateFile:
         if self.wanted is None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)
+                json_file.sync_directory(os.path.dirname(self.path))
             return changed
         if changed:
             json_file.write_text(self.path, self.wanted, 0o644, self.module.atomic_move)
@@ -130,7 +130,7 @@ class History:
         """Write a file, remove the oldest of that name, and return its path if it is kept; nothing in check mode."""
         if self.module.check_mode:
             return None
-        os.makedirs(self.folder, mode=0o755, exist_ok=True)
+        json_file.make_directory(self.folder)
         path = os.path.join(self.folder, history_name(name, at, os.listdir(self.folder)))
         json_file.write_text(path, json_file.to_text(data), 0o644, self.module.atomic_move)
         for old in to_prune(os.listdir(self.folder), name, self.keep):

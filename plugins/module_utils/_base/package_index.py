@@ -12,13 +12,13 @@ from __future__ import annotations
 import configparser
 import dataclasses
 import html.parser
-import json
 import os
 import pathlib
 import re
 import typing as t
 import urllib.parse
 
+from . import json_file
 from .errors import UserError
 
 #: The Accept header for a page of an index (PEP 503 and PEP 691).
@@ -127,8 +127,8 @@ def link(page: str, url: str, name: str) -> str | None:
     """
     if page.lstrip().startswith("{"):
         try:
-            files = [(str(file["filename"]), str(file["url"])) for file in json.loads(page)["files"]]
-        except (ValueError, KeyError, TypeError, RecursionError) as exc:
+            files = [(str(file["filename"]), str(file["url"])) for file in json_file.from_text(page)["files"]]
+        except (ValueError, KeyError, TypeError) as exc:
             raise UserError(f"{without_password(url)} is no page of a package index; correct pip's index-url.") from exc
         base = url
     else:

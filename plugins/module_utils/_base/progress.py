@@ -20,6 +20,8 @@ def newest_line(tail: str) -> str:
     A carriage return starts a new line, as progress meters use it; terminal escapes and control characters are removed.
     """
     text = _CONTROLS.sub("", _ESCAPES.sub("", tail.replace("\r", "\n")).replace("\t", " "))
+    # also marks without a width: one of them (U+202E) turns the rest of the terminal's line round
+    text = "".join(character for character in text if character.isprintable() or character == "\n")
     for line in reversed(text.split("\n")):
         if line.strip():
             return line.strip()

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-import json
 import typing as t
 
+from .._base import json_file
 from .._split import deployment
 from . import card_findings, device_findings, rules, split_advice
 from .finding import SEVERITIES, finding
@@ -21,7 +21,7 @@ def read_baseline(text: str) -> tuple[Json, list[Json]]:
     if not text:
         return {}, []
     try:
-        baseline = json.loads(text)
+        baseline = json_file.from_text(text)
         return dict(baseline["configuration"]), []
     except (KeyError, TypeError, ValueError) as error:
         detail = f"it is damaged ({error!r}), so power limits and links are not compared with it"

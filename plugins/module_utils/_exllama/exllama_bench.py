@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-import json
 import typing as t
 
+from .._base import json_file
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from .._measuring import load_checks, outcome
@@ -76,7 +76,7 @@ def _cache(engine: str, serving: Serving) -> t.Any:
 def read_answer(stdout: str) -> Json | None:
     """Return the worker's answer, or None where there is none to be read."""
     try:
-        answer = json.loads(stdout)
+        answer = json_file.from_text(stdout)
     except ValueError:
         return None
     return answer if isinstance(answer, dict) else None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -20,7 +19,7 @@ import shutil
 import subprocess
 import typing as t
 
-from .._base import job, json_file
+from .._base import job, json_file, json_state
 from .._base.errors import UserError
 from . import release_plan
 
@@ -29,6 +28,7 @@ from . import release_plan
 DISK_MIB: t.Final = 9216
 #: What one nvcc needs at most, for two architectures.
 _COMPILER_MIB: t.Final = 2500
+FORM: t.Final = json_state.Form(release_plan.SCHEMA, "run the role exllamav2 again: it completes that release")
 _NINJA = re.compile(r"^\[(\d+/\d+)\] .*?([\w.+-]+\.(?:o|so))\b")
 _DIRECTORY = re.compile(r".+-[0-9a-f]{12}\Z")
 
@@ -100,7 +100,7 @@ def try_import(record: t.Mapping[str, t.Any], venv: pathlib.Path) -> dict[str, t
             f"{record['package']} and {record['module']} of {venv} cannot be imported ({reason}): correct "
             f"exllamav2_requirements_file{hint}, or remove {venv.parent}, and run the role exllamav2 again."
         )
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    return dict(json_file.from_text(done.stdout.strip().splitlines()[-1]))
 
 
 def _checkout(url: str, commit: str, tree: pathlib.Path, shell: job.Shell) -> None:
@@ -153,7 +153,8 @@ def _environment(
         pip, "installing the pinned packages (PyTorch and NVIDIA's libraries are some GB)",
         "check the host's network, its disk, and its settings for pip", {"PIP_CACHE_DIR": settings["pip_cache_dir"]},
     )  # fmt: skip
-    stamp.write_text(wanted, encoding="utf-8")
+    os.sync()
+    json_file.write_text(str(stamp), wanted, 0o644, os.replace)
 
 
 def _short(line: str) -> str:
@@ -171,7 +172,7 @@ def compile_extension(
     """
     module, python = record["module"], str(venv / "bin/python")
     asked = subprocess.run([python, "-c", _WHERE], capture_output=True, text=True, check=True)
-    packages, libraries = json.loads(asked.stdout)
+    packages, libraries = json_file.from_text(asked.stdout)
     target, objects = pathlib.Path(packages) / f"{module}.so", venv.parent / ".objects"
     if target.exists():
         return
@@ -199,6 +200,7 @@ def compile_extension(
     part = target.with_suffix(".part")
     shutil.copyfile(built[0], part)
     part.chmod(0o755)
+    os.sync()
     os.replace(part, target)
 
 

@@ -184,4 +184,5 @@ def _publish(stage: pathlib.Path, final: pathlib.Path, record: t.Mapping[str, t.
     if final.exists():
         os.rename(final, damaged)
     os.rename(stage, final)
+    json_file.sync_directory(str(final.parent))
     shutil.rmtree(damaged, ignore_errors=True)

@@ -186,6 +186,7 @@ def _unpack(archive: pathlib.Path, found: pathlib.Path, shell: job.Shell) -> Non
     tops = [part, *(path for path in part.iterdir() if path.is_dir())]
     for candidate in [path for top in tops for path in (top, top / "vendor/llama.cpp")]:
         if _is_tree(candidate):
+            os.sync()
             os.rename(candidate, found)
             shutil.rmtree(part, ignore_errors=True)
             return
@@ -211,4 +212,5 @@ def _clone(source: Source, found: pathlib.Path, shell: job.Shell) -> None:
         raise UserError(
             f"{version} of {url} is no source tree of llama.cpp; correct llama_cpp_git_url or llama_cpp_git_version."
         )
+    os.sync()
     os.rename(part, found)

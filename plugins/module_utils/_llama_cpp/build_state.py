@@ -8,7 +8,6 @@ It reads and switches the directories and links below the role's prefix, on beha
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -17,6 +16,7 @@ import signal
 import subprocess
 import typing as t
 
+from .._base import json_file, json_state
 from .._base.errors import UserError
 from . import build_plan
 
@@ -27,7 +27,7 @@ _VERSIONED = ("llama-server", "llama-bench", "llama-fit-params", "llama-cli")
 _FLAG = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
 _VERSION = re.compile(r"build:? ([0-9]+), commit ([0-9A-Za-z]+)|version: ([0-9]+) \(([0-9A-Za-z]+)\)")
 _DIRECTORY = re.compile(r".+-[0-9a-f]{12}\Z")
-_KEY = re.compile(r"[0-9a-f]{64}\Z")
+_KEY = re.compile(r"[0-9a-f]{64}")
 _NOTHING: t.Final = {"present": False, "path": "", "bin_dir": "", "version": "", "build": 0, "commit": "", "key": ""}
 
 
@@ -49,20 +49,21 @@ def read(prefix: pathlib.Path, name: str) -> Record | None:
     return parse(path) if path.exists() else None
 
 
+def _check_record(record: Record) -> None:
+    if not isinstance(record.get("key"), str) or not _KEY.fullmatch(record["key"]):
+        raise UserError("it has no key")
+    if not isinstance(record.get("targets"), list):
+        raise UserError("it has no targets")
+
+
+FORM: t.Final = json_state.Form(
+    build_plan.SCHEMA, "run the role llama_cpp again: it makes that build anew", _check_record
+)
+
+
 def parse(path: pathlib.Path) -> Record:
     """Return what a build.json says. Raises UserError for a damaged file."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        known = record["schema"] == build_plan.SCHEMA
-        sound = known and _KEY.match(record["key"]) and isinstance(record["targets"], list)
-    except (ValueError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        raise UserError(
-            f"{path} is damaged or of another schema; remove the directory {path.resolve().parent} and run the role "
-            "llama_cpp again to rebuild it."
-        )
-    return dict(record)
+    return FORM.parse(json_file.read_text(str(path)) or "", str(path))
 
 
 def entry(prefix: pathlib.Path, name: str, record: Record | None) -> Record:
@@ -149,15 +150,13 @@ def check_version(path: pathlib.Path, record: Record) -> None:
 
 def switch(prefix: pathlib.Path, name: str, directory: str) -> None:
     """Lead the link of a build to another directory, in one step."""
-    new = prefix / f".new-{name}-{os.getpid()}"
-    new.symlink_to(directory)
-    os.replace(new, prefix / build_plan.link(name))
+    json_file.replace_link(str(prefix / build_plan.link(name)), directory)
 
 
 def _upgrading(record: pathlib.Path) -> set[str]:
     """Return the builds that an upgrade under way leads from and to (docs/data_formats.md, upgrade)."""
     try:
-        upgrade = json.loads(record.read_text(encoding="utf-8"))["under_way"]
+        upgrade = json_file.from_text(record.read_text(encoding="utf-8"))["under_way"]
         return {build for end in ("from", "to") for build in upgrade[end]["builds"].values()} if upgrade else set()
     except FileNotFoundError:
         return set()
@@ -184,7 +183,7 @@ def prune(
             continue
         # a directory without a readable build.json is not ours to remove
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            record = json.loads((path / "build.json").read_text(encoding="utf-8"))
+            record = json_file.from_text(json_file.read_text(str(path / "build.json")) or "null")
             others.setdefault(str(record["name"]), []).append((path.name in previous, str(record["built_at"]), path))
     removed = []
     for builds in others.values():

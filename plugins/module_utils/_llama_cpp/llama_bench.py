@@ -7,11 +7,11 @@ The forms are those of llama.cpp b11312; docs/data_formats.md describes the dict
 
 from __future__ import annotations
 
-import json
 import re
 import typing as t
 from dataclasses import dataclass
 
+from .._base import json_file
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from .._measuring import load_checks, outcome
@@ -195,7 +195,7 @@ def read_rows(stdout: str) -> tuple[list[Json], list[str], bool]:
         text = line.strip()
         if text.startswith("{"):
             try:
-                row = json.loads(text)
+                row = json_file.from_text(text)
             except ValueError:
                 broken = True
             else:

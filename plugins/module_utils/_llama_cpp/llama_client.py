@@ -60,7 +60,7 @@ class Client:
             data = None if body is None else json.dumps(body).encode()
             request = urllib.request.Request(where, data=data, headers=self.headers)
             with self.opener.open(request, timeout=self.timeout_seconds) as answer:
-                return json.load(answer)
+                return json_file.from_text(answer.read())
         except urllib.error.HTTPError as exc:
             raise self._http_error(where, exc) from exc
         except TimeoutError as exc:

@@ -8,9 +8,9 @@ campaign measures again.
 
 from __future__ import annotations
 
-import json
 import typing as t
 
+from .._base import json_file
 from .._base.types import Json, Mapping
 from .._split import deployment
 
@@ -36,7 +36,7 @@ def read(text: str, entry: Mapping) -> Json | None:
 
     Raises ValueError when the text is damaged or of another schema.
     """
-    stored = json.loads(text)
+    stored = json_file.from_text(text)
     known = isinstance(stored, dict) and stored.get("schema") == SCHEMA
     if not known or not isinstance(stored.get("tests"), list):
         raise ValueError(f"it is not a result of schema {SCHEMA}")

@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 import typing as t
 
+from .._base import json_file
+
 
 def free_space(path: str) -> tuple[str, int]:
     """Return the nearest existing directory above ``path``, and the bytes that are free on its filesystem."""
@@ -45,6 +47,7 @@ def publish(part: str, path: str, move: t.Callable[[str, str], t.Any]) -> None:
     move(part, path)
     if new:
         os.chmod(path, 0o644)             # AnsibleModule.atomic_move follows the umask
+    json_file.sync_directory(os.path.dirname(path))
 
 
 def candidates(directory: str | None, path: str, size_bytes: int | None) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import threading
 import time
@@ -142,7 +141,7 @@ class Download:
         """Return the bytes of an unfinished file that may be continued, and what is known about it."""
         state: Json = {}
         with contextlib.suppress(OSError, ValueError):
-            state = json.loads(json_file.read_text(self.state_file) or "{}")
+            state = json_file.from_text(json_file.read_text(self.state_file) or "{}")
         if os.path.isfile(self.part) and transfer.can_resume(state, wanted):
             return os.path.getsize(self.part), state
         return 0, {}

@@ -10,10 +10,10 @@ bytes there are the bytes of memory.
 
 from __future__ import annotations
 
-import json
 import re
 import typing as t
 
+from .._base import json_file
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
 
@@ -50,7 +50,7 @@ def header_length(path: str, start: bytes, size_bytes: int) -> int:
 def read_header(path: str, text: bytes, size_bytes: int) -> list[Tensor]:
     """Return the tensors that a header names. Raises UserError when the file does not hold them all."""
     try:
-        header = json.loads(text)
+        header = json_file.from_text(text)
         tensors = [
             (Tensor(name, int(entry["data_offsets"][1]) - int(entry["data_offsets"][0])), int(entry["data_offsets"][1]))
             for name, entry in header.items()
@@ -67,7 +67,7 @@ def read_header(path: str, text: bytes, size_bytes: int) -> list[Tensor]:
 def indexed_files(text: str, path: str) -> list[str]:
     """Return the file names of a C(model.safetensors.index.json), each once. Raises UserError."""
     try:
-        return sorted(set(json.loads(text)["weight_map"].values()))
+        return sorted(set(json_file.from_text(text)["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise UserError(f"{path} cannot be read ({exc}): download it again.") from exc
 

@@ -15,6 +15,7 @@ import re
 import typing as t
 import urllib.parse
 
+from .._base import json_file
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from . import gguf_file
@@ -203,7 +204,7 @@ def _damage(found: t.Any) -> str:
 def read_record(text: str, path: str) -> Json:
     """Return a record from its text. Raises UserError with the cure when it is damaged."""
     try:
-        found = json.loads(text)
+        found = json_file.from_text(text)
     except ValueError as exc:
         found, problem = None, str(exc)
     else:

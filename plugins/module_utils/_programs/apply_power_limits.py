@@ -302,7 +302,7 @@ def read_settings(path: str) -> Settings | None:
             data = json.load(handle)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise PowerError(f"{path} cannot be read ({exc}): run the role gpu_power to write it again.") from exc
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("cards"), list):
         raise PowerError(f"{path} is not of schema {SCHEMA}: run the role gpu_power to write it again.")
@@ -310,13 +310,20 @@ def read_settings(path: str) -> Settings | None:
 
 
 def write_record(path: str, record: Settings) -> None:
-    """Write a record whole or not at all."""
+    """Write a record whole or not at all; it is on the disk when this returns."""
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     temporary = f"{path}.new"
     with open(temporary, "w", encoding="utf-8") as handle:
         json.dump(record, handle, indent=2, sort_keys=True)
         handle.write("\n")
+        handle.flush()
+        os.fsync(handle.fileno())
     os.replace(temporary, path)
+    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def apply_file(nvml: t.Any, settings_path: str, record_path: str | None) -> None:

@@ -8,7 +8,6 @@ is installed. docs/decisions/0021-driver-comparison.md says what that sees. All 
 
 from __future__ import annotations
 
-import json
 import os
 import typing as t
 
@@ -87,7 +86,7 @@ def _history(state_dir: str, deployment: str) -> t.Iterator[Dict]:
     names = os.listdir(directory) if os.path.isdir(directory) else []
     for name in sorted((name for name in names if name.startswith(f"{deployment}@")), reverse=True):
         try:
-            result = json.loads(json_file.read_text(os.path.join(directory, name)) or "")
+            result = json_file.from_text(json_file.read_text(os.path.join(directory, name)) or "")
         except ValueError:
             continue
         if isinstance(result, dict):

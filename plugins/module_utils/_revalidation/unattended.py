@@ -9,9 +9,9 @@ accepted, measured, summary, driver_version, change_percent: {decode, prefill}}.
 from __future__ import annotations
 
 import datetime
-import json
 import typing as t
 
+from .._base import json_file
 from . import checks, due
 
 SCHEMA: t.Final = 1
@@ -29,7 +29,7 @@ State = dict[str, t.Any]
 def parse_state(text: str | None) -> State | None:
     """Return the state of the timer, or None where there is none that can be used: then a revalidation is due."""
     try:
-        state = json.loads(text or "")
+        state = json_file.from_text(text or "")
         timestamp(state["finished_at"])
         usable = state["schema"] == SCHEMA and state["outcome"]["verdict"] in checks.VERDICTS
     except (AttributeError, KeyError, TypeError, ValueError):

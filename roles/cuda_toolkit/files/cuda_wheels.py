@@ -123,6 +123,7 @@ def make(job: dict[str, t.Any], log: t.TextIO) -> bool:
             )
             os.sync()
             os.rename(stage, final)
+            os.sync()
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     return True

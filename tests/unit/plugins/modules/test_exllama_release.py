@@ -244,7 +244,7 @@ def test_without_a_release_verify_fails_with_the_cure(run, settings):
     broken.mkdir(parents=True)
     (broken / "build.json").write_text("{")
     (broken.parent / "current").symlink_to(broken.name)
-    assert f"is damaged or of another schema; remove {broken}" in run("verified", settings)["msg"]
+    assert f"{broken}/build.json cannot be used: it holds no JSON" in run("verified", settings)["msg"]
 
 
 def make_releases(prefix, *names, unfinished=()):

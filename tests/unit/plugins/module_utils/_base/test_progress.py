@@ -19,6 +19,7 @@ from hypothesis import strategies as st
         ("a\tb\x00\x08c\n", "a bc"),
         ("half of a line that tail cut\nwhole\n\x1b[2K\r", "whole"),
         ("größer 71,5 MB\n", "größer 71,5 MB"),
+        ("model-\u202efugg.gguf\u2028 71 %\n", "model-fugg.gguf 71 %"),
     ],
 )
 def test_newest_line(tail, line):
@@ -30,6 +31,7 @@ def test_newest_line_is_always_one_printable_line(tail):
     line = progress.newest_line(tail)
     assert not set(line) & set("\n\r\t\x00\x1b\x07\x7f\x9b")
     assert line == line.strip()
+    assert line.isprintable()           # no mark that turns a line round, and no separator of lines either
 
 
 def test_fit_keeps_the_counter_and_the_file_name():
