@@ -12,8 +12,12 @@ description:
   - Reads the header of a GGUF model and returns its bytes per repeating block, the bytes of its output slot, and the
     elements of KV cache per token and block.
   - The shards of a split model are found by their names and counted together.
-  - What it does not understand is said in RV(model.notes), never miscounted in silence.
-  - Results are cached by path, size and modification time, since reading a large vocabulary takes seconds.
+  - What it does not understand is said in RV(model.notes), never miscounted in silence. The header is read without
+    knowledge of architectures and tensor types, so a model that is newer than this collection is described too.
+  - A file that is no model for llama.cpp is refused with the cause. Examples are a quantisation of another engine, a
+    file of Ollama's own engine, a projector, an adapter, an importance matrix and a drafting head.
+  - Memory and time are bounded whatever the file holds.
+  - Results are cached by path, size and modification time.
 extends_documentation_fragment:
   - homelab.mixed_gpu._attributes
 attributes:
@@ -35,11 +39,9 @@ options:
     type: path
     default: /var/lib/mixed_gpu/gguf_cache
   host_python:
-    description: Python interpreter with the C(gguf) library, used when the module's own has no such library.
+    description: As for the other modules of models. The header is read with the standard library, so it is not needed.
     type: path
     default: /opt/mixed_gpu/venv/bin/python
-requirements:
-  - gguf >= 0.10 (the P(homelab.mixed_gpu.host_python#role) role installs it)
 seealso:
   - module: homelab.mixed_gpu.model_file
 author:
@@ -61,7 +63,7 @@ RETURN = r"""
 available:
   description:
     - Whether the model could be read.
-    - V(false) only in check mode, when the file or the C(gguf) library is not there yet.
+    - V(false) only in check mode, when the file is not there yet.
   returned: success
   type: bool
 reason:
@@ -193,6 +195,10 @@ model:
       type: list
       elements: int
       returned: success
+    estimated:
+      description: Whether memory is an estimate, because architecture or tensor types are not modelled here.
+      type: bool
+      returned: success
     notes:
       description: What was not understood, one sentence each. Empty means that everything was counted.
       type: list
@@ -208,105 +214,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_file
-
-# Long, and nothing in them matters for memory but the number of tokens.
-_TOKEN_LISTS = ("tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type", "tokenizer.ggml.merges")
-
-
-def _sizes(paths: list[str]) -> list[tuple[str, int, int]]:
-    """Return (path, bytes, mtime in ns) of every shard, or raise UserError naming the one that cannot be read."""
-    found = []
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except OSError as exc:
-            whole = f", shard {paths.index(path) + 1} of {len(paths)}," if len(paths) > 1 else ""
-            raise UserError(
-                f"{path}{whole} cannot be read ({exc.strerror}): check the path, or download the file."
-            ) from exc
-        if not os.path.isfile(path):
-            raise UserError(f"{path} is no file: name the GGUF file itself.")
-        found.append((path, status.st_size, status.st_mtime_ns))
-    return found
-
-
-def _read_shard(path: str, size_bytes: int) -> tuple[dict[str, t.Any], list[tuple[str, int, int]], int | None]:
-    """Return (fields, [(tensor, bytes, elements)], number of tokens) of one file."""
-    import gguf
-
-    class HeaderReader(gguf.GGUFReader):
-        """Keeps where tensors lie instead of mapping them, so that a truncated file can say what it lacks."""
-
-        extents: list[tuple[str, int, int]]
-        elements: list[int]
-
-        def _build_tensors(self, start_offs: int, fields: list[gguf.ReaderField]) -> None:
-            self.extents, self.elements = [], []
-            for field in fields:
-                _length, name, _count, dimensions, raw_type, offset = field.parts
-                per_block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(int(raw_type[0]))]
-                elements = 1
-                for dimension in dimensions.tolist():
-                    elements *= dimension
-                n_bytes = elements // per_block * block_bytes
-                self.extents.append((bytes(name).decode(), start_offs + int(offset[0]), n_bytes))
-                self.elements.append(elements)
-
-    try:
-        with open(path, "rb") as handle:
-            gguf_file.check_preamble(path, handle.read(gguf_file.PREAMBLE_BYTES))
-        reader = HeaderReader(path)
-        fields = {
-            key: field.contents()
-            for key, field in reader.fields.items()
-            if key not in _TOKEN_LISTS and not key.startswith("GGUF.")
-        }
-    except UserError:
-        raise
-    except OSError as exc:
-        raise UserError(
-            f"{path} cannot be read ({exc.strerror or exc}): check its permissions and its disk."
-        ) from exc
-    except (ValueError, LookupError, TypeError, OverflowError) as exc:
-        raise UserError(
-            f"The header of {path} cannot be read ({exc}): the file of {size_bytes} bytes is cut off or damaged, or "
-            "newer than the gguf library; download it again, or update this collection and run its host_python role."
-        ) from exc
-    gguf_file.check_extent(path, size_bytes, reader.extents)
-    tokens = reader.get_field("tokenizer.ggml.tokens")
-    sizes = zip(reader.extents, reader.elements, strict=True)
-    found = [(name, n_bytes, elements) for (name, _offset, n_bytes), elements in sizes]
-    return fields, found, len(tokens.data) if tokens else None
-
-
-def _read(files: list[tuple[str, int, int]]) -> dict[str, t.Any]:
-    import gguf
-
-    fields: dict[str, t.Any] = {}
-    tensors: list[tuple[str, int, int]] = []
-    token_count = None
-    for index, (path, size_bytes, _mtime) in enumerate(files):
-        shard_fields, shard_tensors, shard_tokens = _read_shard(path, size_bytes)
-        if index == 0:
-            fields, token_count = shard_fields, shard_tokens
-        tensors += shard_tensors
-    count = fields.get("split.count", 1)
-    if isinstance(count, int) and count > 1 and count != len(files):
-        raise UserError(
-            f"{files[0][0]} is one of {count} shards, and its name does not tell where the others are: "
-            f"keep llama.cpp's names (NAME-00001-of-{count:05d}.gguf)."
-        )
-    declared = fields.get("split.tensors.count")
-    if isinstance(declared, int) and count > 1 and declared != len(tensors):
-        raise UserError(
-            f"The shards of {files[0][0]} hold {len(tensors)} tensors and should hold {declared}: "
-            "they are not of one model; download them again."
-        )
-    file_types = {int(kind): kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in gguf.LlamaFileType}
-    file_type = file_types.get(fields.get("general.file_type", -1))
-    known = set(gguf.MODEL_ARCH_NAMES.values())
-    return gguf_file.describe(fields, tensors, [file[:2] for file in files], token_count, file_type, known)
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_file, gguf_model
 
 
 def main() -> None:
@@ -320,25 +228,20 @@ def main() -> None:
     )
     result: dict[str, t.Any] = {"changed": False, "available": True, "reason": None, "cached": False, "model": None}
     try:
-        paths = gguf_file.shard_paths(os.path.abspath(module.params["path"]))
-        if module.check_mode and not os.path.exists(paths[0]):
-            module.exit_json(**{**result, "available": False, "reason": f"{paths[0]} does not exist yet."})
-        files = _sizes(paths)
+        path = os.path.abspath(module.params["path"])
+        first = gguf_file.shard_paths(path)[0]
+        if module.check_mode and not os.path.exists(first):
+            module.exit_json(**{**result, "available": False, "reason": f"{first} does not exist yet."})
+        files = gguf_model.files_of(path)
         key = {"description": gguf_file.DESCRIPTION_VERSION, "files": [list(file) for file in files]}
-        name = hashlib.sha256(paths[0].encode()).hexdigest()
+        name = hashlib.sha256(first.encode()).hexdigest()
         cache = os.path.join(module.params["cache_dir"], f"{name}.json")
         cached = None
         with contextlib.suppress(OSError, ValueError):       # a cache: what cannot be read is made again
             cached = json_file.from_text(json_file.read_text(cache) or "null")
         if isinstance(cached, dict) and cached.get("key") == key and isinstance(cached.get("model"), dict):
             module.exit_json(**{**result, "cached": True, "model": cached["model"]})
-
-        reason = host_python.enter(["gguf", "numpy"], module.params["host_python"])
-        if reason and module.check_mode:
-            module.exit_json(**{**result, "available": False, "reason": reason})
-        if reason:
-            module.fail_json(msg=f"{paths[0]} cannot be read: {reason}")
-        model = _read(files)
+        model = gguf_model.read(files)
     except UserError as exc:
         module.fail_json(msg=str(exc))
     if not module.check_mode:

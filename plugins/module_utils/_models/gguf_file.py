@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What a GGUF header means for memory, and the shape of random test models.
+"""What a GGUF header means for memory.
 
 Private to this collection. Pure functions only: files are read, and written, by the modules.
 """
@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 import typing as t
 
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
+from . import architectures, gguf_kind, tensor_types
+from .gguf_header import Tensor, shown
 
 # Part of the cache's key: raise it whenever describe() answers differently for the same file.
-DESCRIPTION_VERSION = 3
+DESCRIPTION_VERSION = 4
 
-MAGIC = b"GGUF"
-SUPPORTED_VERSIONS = (2, 3)
-PREAMBLE_BYTES = 24                       # magic, version, tensor count, key count
+LARGEST_VALUE = 1 << 31  # of any number in a header that memory is counted with
 
 # Architectures whose KV cache is head_count_kv x (key_length + value_length) elements in every block, and whose tensors
 # have the usual names. All others are described too, with a note.
@@ -63,75 +62,55 @@ def shard_paths(path: str) -> list[str]:
     return [os.path.join(directory, f"{match['stem']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
 
 
-def check_preamble(path: str, head: bytes) -> None:
-    """Raise UserError unless ``head``, the first PREAMBLE_BYTES bytes of ``path``, start a GGUF that can be read."""
-    if head[:4] != MAGIC:
-        what = "is empty" if not head else f"starts with {head[:4]!r}, not with {MAGIC!r}"
-        raise UserError(
-            f"{path} is no GGUF file (it {what}): download the model's .gguf file, or convert the model with llama.cpp."
-        )
-    if len(head) < PREAMBLE_BYTES:
-        raise UserError(f"{path} ends after {len(head)} bytes, within the GGUF header: download it again.")
-    version = struct.unpack("<I", head[4:8])[0]
-    if version & 0xFFFF == 0:
-        raise UserError(
-            f"{path} is a big-endian GGUF, which this host cannot use: download the little-endian file, "
-            "or convert it with gguf-convert-endian."
-        )
-    if version not in SUPPORTED_VERSIONS:
-        raise UserError(
-            f"{path} has GGUF version {version}, and only versions {' and '.join(map(str, SUPPORTED_VERSIONS))} are "
-            "supported: download a current conversion of the model."
-        )
-
-
-def check_extent(path: str, size_bytes: int, extents: t.Iterable[tuple[str, int, int]]) -> None:
-    """Raise UserError when tensor data reach beyond the end of the file.
-
-    ``extents``: (tensor name, offset from the start of the file, bytes).
-    """
-    end, last = 0, ""
-    for name, offset, n_bytes in extents:
-        if offset + n_bytes > end:
-            end, last = offset + n_bytes, name
-    if end > size_bytes:
-        raise UserError(
-            f"{path} is truncated: its last tensor {last} ends at byte {end}, the file has {size_bytes}, so "
-            f"{end - size_bytes} bytes are missing: download it again."
-        )
-
-
 class _Header:
     """The header's fields, read with messages that name the file."""
 
     def __init__(self, path: str, architecture: str, fields: Mapping) -> None:
         self.path, self.architecture, self.fields = path, architecture, fields
+        #: key -> value that cannot be
+        self.strange: dict[str, str] = {}
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """Return ``<architecture>.<key>``; of a list with one entry per block, the largest."""
-        value = self.fields.get(f"{self.architecture}.{key}", default)
-        if isinstance(value, (list, tuple)):
-            value = max(value, default=0)
-        if isinstance(value, bool) or not isinstance(value, int):
+        """Return ``<architecture>.<key>``; of a list with one entry per block, the largest.
+
+        What cannot be is noted, and the default taken; without a default it is a UserError.
+        """
+        name = f"{self.architecture}.{key}"
+        value = self.fields.get(name)
+        values = value if isinstance(value, list) else [default if value is None else value]
+        if values and all(map(_usable, values)):
+            return int(max(values))
+        if default is None:
+            said = "has no" if value is None else f"has {shown(str(value))} as"
             raise UserError(
-                f"The header of {self.path} has no usable {self.architecture}.{key}: "
-                "it is damaged or not the first file of the model; download it again."
+                f"The header of {self.path} {said} {name}: it is not the first file of the model, or was made by a "
+                "program with a fault; take the model from another source."
             )
-        return value
+        if value != []:
+            self.strange.setdefault(name, shown(str(value)))
+        return default
 
     def per_block(self, key: str, blocks: int, default: list[int]) -> list[int]:
         """Return ``<architecture>.<key>`` as one integer per block."""
-        value = self.fields.get(f"{self.architecture}.{key}")
+        name = f"{self.architecture}.{key}"
+        value = self.fields.get(name)
         if value is None:
             return default
-        if not isinstance(value, (list, tuple)):
-            return [self.integer(key)] * blocks
+        if not isinstance(value, list):
+            return [self.integer(key, 0)] * blocks
         if len(value) < blocks:
             raise UserError(
-                f"The header of {self.path} has {len(value)} entries of {self.architecture}.{key} for {blocks} blocks: "
-                "it is damaged; download it again."
+                f"The header of {self.path} has {len(value)} entries of {name} for {blocks} blocks: take the model "
+                "from another source."
             )
+        if not all(map(_usable, value)):
+            self.strange.setdefault(name, shown(str(value)))
+            return default
         return [int(entry) for entry in value[:blocks]]
+
+
+def _usable(value: t.Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST_VALUE
 
 
 def _notes(header: _Header) -> list[str]:
@@ -143,9 +122,10 @@ def _notes(header: _Header) -> list[str]:
         return header.integer(key, 0) > 0
 
     if architecture not in PLAIN_ARCHITECTURES:
+        known = "" if architecture in architectures.PINNED else ", unknown to this collection,"
         notes.append(
-            f"The memory of the architecture {architecture} is not modelled here: weights are counted by tensor name, "
-            "the KV cache as that of plain attention."
+            f"The memory of the architecture {architecture}{known} is not modelled here: weights are "
+            "counted by tensor name, the KV cache as that of plain attention."
         )
     if positive("attention.sliding_window") and architecture not in WINDOW_PATTERNS:
         notes.append(
@@ -196,7 +176,7 @@ class _Weights:
         self.has_output = False
         self.others: dict[str, int] = {}
 
-    def add(self, name: str, n_bytes: int, elements: int = 0) -> None:
+    def add(self, name: str, n_bytes: int, elements: int) -> None:
         """Count one tensor."""
         block = _BLOCK.match(name)
         head = name.split(".", 1)[0]
@@ -238,8 +218,8 @@ class _Weights:
         empty = [str(i) for i, n_bytes in enumerate(self.block_bytes) if n_bytes == 0]
         if len(empty) == self.blocks:
             raise UserError(
-                f"{path} has no tensors for any of its {self.blocks} blocks: it holds a vocabulary only, or it is "
-                "damaged; download the model again."
+                f"{path} has no tensors for any of its {self.blocks} blocks, so it is no whole model: name the model's "
+                "own GGUF file."
             )
         if empty:
             notes.append(f"{len(empty)} of the {self.blocks} blocks have no tensors (the first is {empty[0]}).")
@@ -264,40 +244,39 @@ def _attention(header: _Header, blocks: int) -> Json:
     }
 
 
-def _known_architecture(path: str, fields: Mapping, known: t.Collection[str]) -> str:
-    """Return the architecture. Raises UserError when the file is no language model, or one of an unknown kind."""
-    architecture = fields.get("general.architecture")
-    if not isinstance(architecture, str) or not architecture:
-        raise UserError(f"{path} names no architecture: it is damaged or holds no model; download it again.")
-    kind = fields.get("general.type", "model")
-    if kind != "model" or architecture == "clip":
+def _unknown_types(tensors: t.Sequence[Tensor]) -> list[str]:
+    """Return a sentence for tensors whose size nobody here knows."""
+    unknown = [tensor for tensor in tensors if tensor.kind not in tensor_types.TYPES]
+    if not unknown:
+        return []
+    kinds = sorted({tensor.kind for tensor in unknown})
+    types = f"type{'s' if len(kinds) > 1 else ''} {', '.join(map(str, kinds[:5]))}{', ...' if len(kinds) > 5 else ''}"
+    return [
+        f"{len(unknown)} tensors have the unknown {types} (the first is {shown(unknown[0].name)}): their bytes are "
+        "counted by their places in the file."
+    ]
+
+
+def _blocks(header: _Header, tensors: t.Sequence[Tensor]) -> int:
+    """Return the number of blocks, which is at least 1 and at most that of the tensors."""
+    blocks = header.integer("block_count")
+    if not 1 <= blocks <= len(tensors):
         raise UserError(
-            f"{path} is no language model (its type is {kind}, its architecture {architecture}): "
-            "name the model's own GGUF file."
+            f"The header of {header.path} names {blocks} blocks, and the file has {len(tensors)} tensors: take the "
+            "model from another source."
         )
-    if architecture not in PLAIN_ARCHITECTURES and architecture not in known:
-        raise UserError(
-            f"{path} is a model of the architecture {architecture!r}, which is unknown: choose another model, or, if "
-            "it is newer than this collection, update the collection with its gguf library and llama.cpp."
-        )
-    return architecture
+    return blocks
 
 
 def describe(
-    fields: Mapping,
-    tensors: t.Iterable[tuple[str, int] | tuple[str, int, int]],
-    files: t.Sequence[tuple[str, int]],
-    token_count: int | None,
-    file_type: str | None,
-    known_architectures: t.Collection[str] = (),
+    fields: Mapping, tensors: t.Sequence[Tensor], files: t.Sequence[tuple[str, int]], token_count: int | None
 ) -> Json:
     """Return the ``model`` dict of docs/data_formats.md.
 
-    ``fields``: the header's keys and values as plain Python types, without the token lists. ``tensors``: (name, bytes,
-    elements) of all shards; without the elements nothing can be said about the work of a token. ``files``: (path,
-    bytes) of all shards, in order. ``token_count``: length of the vocabulary, if it has one. ``file_type``: name of the
-    quantisation. ``known_architectures``: those that llama.cpp has beside PLAIN_ARCHITECTURES. Raises UserError when
-    the file is no language model, or one of an unknown architecture.
+    ``fields``: the header's keys and values, without the token lists. ``tensors``: those of all shards. ``files``:
+    (path, bytes) of all shards, in order. ``token_count``: length of the vocabulary, if it has one. Raises UserError,
+    with the cause, when the file is no model that can be served. An architecture or a tensor type that is unknown here
+    is described by what the header says, with a note: whether it can be loaded is for the engine to say.
 
     Placement of tensors and tied embeddings follow llama.cpp's ``load_tensors``: without an ``output.weight`` the token
     embedding is loaded a second time for the output layer. KV elements per token and block are
@@ -305,25 +284,21 @@ def describe(
     reads and uses ``expert_used_count`` of ``expert_count``.
     """
     path = files[0][0]
-    architecture = _known_architecture(path, fields, known_architectures)
+    architecture = gguf_kind.check(path, fields, tensors)
     header = _Header(path, architecture, fields)
-    blocks = header.integer("block_count")
-    experts, experts_used = header.integer("expert_count", 0), header.integer("expert_used_count", 0)
+    blocks = _blocks(header, tensors)
+    experts = header.integer("expert_count", 0)
+    experts_used = min(experts, header.integer("expert_used_count", 0))
     weights = _Weights(blocks, experts, experts_used)
     for tensor in tensors:
-        weights.add(*tensor)
-    attention = _attention(header, blocks)
-    notes = _notes(header) + weights.notes(path)
-    if not attention["head_count"]:
-        notes.append("The header names no attention heads: no KV cache is counted.")
-    title = fields.get("general.name")
-    return {
+        weights.add(tensor.name, tensor.n_bytes, tensor.elements)
+    model = {
         "path": path,
         "shards": [file for file, _size in files],
         "size_bytes": sum(size for _file, size in files),
-        "name": title if isinstance(title, str) and title else os.path.basename(path),
+        "name": _title(fields, path),
         "architecture": architecture,
-        "file_type": file_type,
+        "file_type": tensor_types.FILE_TYPES.get(_hashable(fields.get("general.file_type"))),
         "block_count": blocks,
         "block_bytes": weights.block_bytes,
         "block_read_bytes": weights.read_bytes,
@@ -337,7 +312,23 @@ def describe(
         "expert_feed_forward_length": header.integer("expert_feed_forward_length", 0),
         "expert_count": experts,
         "expert_used_count": experts_used,
-        **attention,
+        **_attention(header, blocks),
         "context_length_train": header.integer("context_length", 0),
-        "notes": notes,
     }
+    estimates = _notes(header) + _unknown_types(tensors)
+    notes = estimates + weights.notes(path)
+    if not model["head_count"]:
+        notes.append("The header names no attention heads: no KV cache is counted.")
+    notes += [f"{key} is {value}, which cannot be: it is not counted with." for key, value in header.strange.items()]
+    return {**model, "estimated": bool(estimates), "notes": notes}
+
+
+def _hashable(value: t.Any) -> int:
+    return value if isinstance(value, int) else -1
+
+
+def _title(fields: Mapping, path: str) -> str:
+    """Return the model's name as it may be shown: without control characters, and not long."""
+    title = fields.get("general.name")
+    title = "".join(c if c.isprintable() else " " for c in title[:200]).strip() if isinstance(title, str) else ""
+    return title or os.path.basename(path)

@@ -13,10 +13,10 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json
-from . import gguf_file
+from . import gguf_file, gguf_header, tensor_types
 
-#: ggml's types in use here: type -> (elements in one block, bytes of one block).
-TYPES: dict[str, tuple[int, int]] = {"F32": (1, 4), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210)}
+#: Of all shapes: Q4_K_M.
+FILE_TYPE = 15
 
 
 class Tensor(t.NamedTuple):
@@ -34,8 +34,8 @@ class Tensor(t.NamedTuple):
 
     @property
     def n_bytes(self) -> int:
-        per, stored = TYPES[self.kind]
-        return self.elements // per * stored
+        stored = tensor_types.BY_NAME[self.kind.lower()]
+        return self.elements // stored.elements * stored.n_bytes
 
 
 class Shape(t.NamedTuple):
@@ -174,6 +174,7 @@ def fields(shape: Shape) -> Json:
     return {
         "general.architecture": shape.architecture,
         "general.name": shape.name,
+        "general.file_type": FILE_TYPE,
         **{f"{shape.architecture}.{key}": value for key, value in own.items()},
     }
 
@@ -184,6 +185,9 @@ def model(name: str) -> Json:
         raise ValueError(f"there is no model shape {name!r}; known are {', '.join(known())}")
     shape = SHAPES[name]
     parts = tensors(shape)
-    found = [(part.name, part.n_bytes, part.elements) for part in parts]
+    found = [
+        gguf_header.Tensor(part.name, tensor_types.NUMBERS[part.kind.lower()], part.elements, 0, part.n_bytes)
+        for part in parts
+    ]
     size = sum(part.n_bytes for part in parts)
-    return gguf_file.describe(fields(shape), found, [(f"{name} (shape only)", size)], shape.vocabulary_size, "Q4_K_M")
+    return gguf_file.describe(fields(shape), found, [(f"{name} (shape only)", size)], shape.vocabulary_size)

@@ -37,4 +37,5 @@ class Model(t.TypedDict):
     kv_v_elements_per_token: list[int]
     window_tokens: list[int]
     notes: list[str]
+    estimated: t.NotRequired[bool]                   # of a GGUF: whether its memory is an estimate
     block_attention_bytes: t.NotRequired[list[int]]  # of an ExLlama's model alone

@@ -15,22 +15,18 @@ import itertools
 import typing as t
 
 from .._base.types import Mapping
+from .._models import tensor_types
 from . import engines, exl_split, layer_search, layer_split
 from .types import Model, Serving
 
 MIB = 1024 * 1024
 
-#: Cache type -> (elements in one block, bytes of one block), from ggml's type table.
+#: Cache type -> (elements in one block, bytes of one block).
 CACHE_TYPES: dict[str, tuple[int, int]] = {
-    "f32": (1, 4),
-    "f16": (1, 2),
-    "bf16": (1, 2),
-    "q8_0": (32, 34),
-    "q4_0": (32, 18),
-    "q4_1": (32, 20),
-    "iq4_nl": (32, 18),
-    "q5_0": (32, 22),
-    "q5_1": (32, 24),
+    **{
+        name: (tensor_types.BY_NAME[name].elements, tensor_types.BY_NAME[name].n_bytes)
+        for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+    },
     # exllamav3's: 32 elements in so many bits each, and a scale of two bytes (cache/quant.py); exllamav2's Q8 and Q4
     # are as large as q8_0 and q4_0
     **{f"exl3_q{bits}": (32, 4 * bits + 2) for bits in range(2, 9)},

@@ -132,7 +132,7 @@ def test_every_truncation_is_one_sentence(run, tmp_path, keep):
 
 def test_unknown_and_unmodelled_architectures(run, tmp_path):
     write(tmp_path / "a.gguf", architecture="nosuch")
-    assert "architecture 'nosuch', which is unknown" in run(tmp_path / "a.gguf")["msg"]
+    assert "nosuch, unknown to this collection, is not modelled" in run(tmp_path / "a.gguf")["model"]["notes"][0]
     write(tmp_path / "b.gguf", architecture="mamba2")
     assert "mamba2 is not modelled" in run(tmp_path / "b.gguf")["model"]["notes"][0]
 

@@ -49,31 +49,23 @@ def _run(interpreter, variables, module, arguments, check=False):
     return done.returncode, " ".join((done.stdout + done.stderr).replace('"', "").split())
 
 
-def _gguf_info(interpreter, host_python, path, check=False):
-    """Run a module in an interpreter that has no gguf library."""
-    arguments = {"path": str(path), "cache_dir": f"{path}.cache", "host_python": host_python}
-    return _run(interpreter, None, "gguf_info", arguments, check)
-
-
-@pytest.fixture
-def model(tmp_path):
+def test_the_module_runs_again_in_the_environment(bare_python, tmp_path):
     path = tmp_path / "m.gguf"
-    path.write_bytes(b"GGUF" + bytes(30))
-    return path
+    arguments = {"path": str(path), "manifest_dir": str(tmp_path), "host_python": sys.executable}
+    code, output = _run(bare_python, None, "random_gguf", arguments)
+    assert code == 0, output
+    assert path.read_bytes()[:4] == b"GGUF"        # which only the second run, with the library, can have written
 
 
-def test_the_module_runs_again_in_the_environment(bare_python, model):
-    _code, output = _gguf_info(bare_python, sys.executable, model)
-    assert "big-endian" in output                  # what only the second run, with the library, can have read
-
-
-def test_an_environment_without_the_library_is_said_not_entered_for_ever(bare_python, model):
-    code, output = _gguf_info(bare_python, bare_python, model)
+def test_an_environment_without_the_library_is_said_not_entered_for_ever(bare_python, tmp_path):
+    arguments = {"path": str(tmp_path / "m.gguf"), "manifest_dir": str(tmp_path), "host_python": bare_python}
+    code, output = _run(bare_python, None, "random_gguf", arguments)
     assert code != 0 and "has no gguf and numpy" in output and "Traceback" not in output
 
 
-def test_check_mode_goes_on_without_the_environment(bare_python, model):
-    code, output = _gguf_info(bare_python, "/nonexistent/python", model, check=True)
+def test_check_mode_goes_on_without_the_environment(bare_python, tmp_path):
+    arguments = {"repo": "owner/name", "record_dir": str(tmp_path), "host_python": "/nonexistent/python"}
+    code, output = _run(bare_python, None, "hub_files", arguments, check=True)
     assert code == 0 and "available: false" in output and "host_python role first" in output
 
 

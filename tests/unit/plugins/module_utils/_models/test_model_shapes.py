@@ -9,9 +9,8 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_model, model_shapes
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import memory_plan
-from ansible_collections.homelab.mixed_gpu.plugins.modules import gguf_info
 from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
 
 RECORDED = json.loads(
@@ -36,7 +35,7 @@ def test_the_file_reads_as_the_shape_says(name: str, tmp_path: pathlib.Path) -> 
     path = tmp_path / "m.gguf"
     record.header_only(path, name)
     assert path.stat().st_blocks * 512 < 1_000_000
-    read = gguf_info._read([(str(path), path.stat().st_size, 0)])
+    read = gguf_model.read(gguf_model.files_of(str(path)))
     expected = model_shapes.model(name)
     for apart in ("path", "shards", "size_bytes"):
         del read[apart], expected[apart]

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What a GGUF file is, where it is no model that can be served: by its metadata, or else by its name. Private; pure."""
+
+from __future__ import annotations
+
+import os
+import re
+import typing as t
+
+from .._base.errors import UserError
+from .._base.types import Mapping
+from . import architectures, tensor_types
+from .gguf_header import Tensor, shown
+
+#: kind -> (what it is, what to do), the two halves of a sentence.
+_KINDS: t.Final[dict[str, tuple[str, str]]] = {
+    "projector": (
+        "is a projector (mmproj), the part of a model that sees or hears",
+        "name the model's own GGUF file, which lies beside it",
+    ),
+    "importance matrix": (
+        "is an importance matrix (imatrix), which a model is quantised with",
+        "name the model's own GGUF file",
+    ),
+    "adapter": (
+        "is an adapter (LoRA or control vector), which changes a model and is none",
+        "name the GGUF file of the model it was made for",
+    ),
+    "vocabulary": ("holds a vocabulary only, and no weights", "name the model's own GGUF file"),
+    "embedding model": (
+        "is an embedding or reranking model, which writes no text",
+        "name a model that writes text; this collection measures and serves generation",
+    ),
+    "drafting head": (
+        "is a drafting head for speculative decoding, which works only beside its model",
+        "name the model's own GGUF file",
+    ),
+    "speech model": ("is a part of a speech program, which writes no text", "name a model that writes text"),
+    "image model": (
+        "is a model that makes images or videos, which llama.cpp does not load",
+        "serve it with ComfyUI or stable-diffusion.cpp, and name a model that writes text here",
+    ),
+}
+
+#: general.type -> kind, as the converters of llama.cpp write it.
+_TYPES: t.Final = {
+    "adapter": "adapter", "imatrix": "importance matrix", "mmproj": "projector", "vocab": "vocabulary",
+    "control-vector": "adapter", "controlvector": "adapter", "lora": "adapter",
+}  # fmt: skip
+_TOWERS: t.Final = frozenset({"v", "a", "mm"})
+
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+_QUANT = re.compile(r"(?:^|[-._])(?:UD-)?(?:(?:IQ|Q|TQ|MXFP|NVFP)\d\w*|BF16|F16|FP16|F32)(?=[-._]|$)", re.IGNORECASE)
+_HEAD_NAME = re.compile(r"(?:^mtp-|(?:^|[-._])(?:eagle[23]|dflash|dspark)(?=[-._]|$))")
+_MAYBE_NAME = re.compile(r"(?:^|[-._])(?:mtp|drafter|draft|speculator|assistant|lora|adapter)(?=[-._]|$)")
+
+
+# ---- by name ---------------------------------------------------------------------------------------------------------
+
+
+def by_name(name: str) -> str | None:
+    """Return what a file is by its name, or None for a model. "mmproj" anywhere is a projector, as for llama.cpp."""
+    base = os.path.basename(name).lower()
+    if "mmproj" in base:
+        return "projector"
+    if "imatrix" in base and not _QUANT.search(base.removesuffix(".gguf")):
+        return "importance matrix"
+    if _HEAD_NAME.search(base):
+        return "drafting head"
+    return "vocabulary" if base.startswith("ggml-vocab-") else None
+
+
+def models_among(names: t.Iterable[str]) -> list[str]:
+    """Return the names of models; such as might be a model's draft or adapter count where there are no others."""
+    models = [name for name in names if by_name(name) is None]
+    plain = [name for name in models if not _MAYBE_NAME.search(os.path.basename(name).lower())]
+    return plain or models
+
+
+def sentence(path: str, kind: str, known_by: str = "") -> str:
+    """Return the whole sentence about a file that is no model."""
+    what, cure = _KINDS[kind]
+    return f"{path} {what}{known_by}: {cure}."
+
+
+# ---- by metadata -----------------------------------------------------------------------------------------------------
+
+
+def _kind(fields: Mapping, tensors: t.Sequence[Tensor], architecture: str) -> str | None:
+    """Return the kind that the metadata tell, or None for a model."""
+    declared = str(fields.get("general.type") or "model").lower()
+    if declared in _TYPES:
+        return _TYPES[declared]
+    if architecture == "clip" or any(key.startswith("clip.") for key in fields):
+        return "projector"
+    if architecture in ("imatrix", "controlvector"):
+        return "adapter" if architecture == "controlvector" else "importance matrix"
+    if any(key.startswith("imatrix.") for key in fields):
+        return "importance matrix"
+    if "adapter.type" in fields or any(tensor.name.endswith((".lora_a", ".lora_b")) for tensor in tensors):
+        return "adapter"
+    if not tensors:
+        return "vocabulary"
+    for kind, names in (
+        ("embedding model", architectures.EMBEDDING), ("drafting head", architectures.DRAFTING),
+        ("speech model", architectures.SPEECH), ("image model", architectures.IMAGE),
+    ):  # fmt: skip
+        if architecture in names:
+            return kind
+    pooling = fields.get(f"{architecture}.pooling_type")
+    return "embedding model" if isinstance(pooling, int) and 1 <= pooling <= 4 else None
+
+
+def check(path: str, fields: Mapping, tensors: t.Sequence[Tensor]) -> str:
+    """Return the architecture of a model. Raises UserError, with the cause and the cure, for what cannot be served."""
+    architecture = fields.get("general.architecture")
+    architecture = architecture if isinstance(architecture, str) else ""
+    kind = _kind(fields, tensors, architecture)
+    if kind:
+        raise UserError(sentence(path, kind))
+    _check_types(path, tensors)
+    if not architecture:
+        named = by_name(path)
+        if named:
+            raise UserError(sentence(path, named, ", as its name says"))
+        raise UserError(
+            f"{path} names no architecture, so it is no model: take one from llama.cpp's converter."
+        )
+    if not _ARCHITECTURE.fullmatch(architecture):
+        raise UserError(
+            f"{path} names the architecture {shown(architecture)}, which no program has: take the model from another "
+            "source."
+        )
+    _check_ollama(path, architecture, tensors)
+    _check_mtp(path, architecture, fields, tensors)
+    return architecture
+
+
+def _check_types(path: str, tensors: t.Sequence[Tensor]) -> None:
+    """Raise UserError where a tensor has a type of another engine."""
+    for tensor in tensors:
+        whose = tensor_types.foreign(tensor.kind)
+        if whose:
+            raise UserError(
+                f"{path} has the tensor {shown(tensor.name)} of type {tensor.kind}, {whose}: take another quantisation "
+                "of the model, made for llama.cpp."
+            )
+
+
+def _check_ollama(path: str, architecture: str, tensors: t.Sequence[Tensor]) -> None:
+    """Raise UserError for a file of Ollama's own engine, which keeps the towers of a model inside."""
+    tower = next((tensor.name for tensor in tensors if tensor.name.split(".", 1)[0] in _TOWERS), None)
+    if tower is None and architecture not in architectures.OLLAMA:
+        return
+    sign = f"the tensor {shown(tower)} beside the model's" if tower else f"the architecture {shown(architecture)}"
+    raise UserError(
+        f"{path} is a file for Ollama's own engine (it has {sign}), which llama.cpp does not load: download the "
+        "model's GGUF for llama.cpp, with the projector (mmproj) in a file of its own."
+    )
+
+
+def _check_mtp(path: str, architecture: str, fields: Mapping, tensors: t.Sequence[Tensor]) -> None:
+    """Raise UserError where the blocks for drafting are missing, or where there is nothing else."""
+    drafting, blocks = (fields.get(f"{architecture}.{key}") for key in ("nextn_predict_layers", "block_count"))
+    if not isinstance(drafting, int) or not isinstance(blocks, int) or not 0 < drafting < blocks:
+        return
+    if blocks > len(tensors):  # refused later; a loop over them may not end
+        return
+    present = {tensor.name.split(".", 2)[1] for tensor in tensors if tensor.name.startswith("blk.")}
+    missing = [block for block in range(blocks - drafting, blocks) if str(block) not in present]
+    if "0" not in present and not missing:
+        raise UserError(sentence(path, "drafting head", " (only its MTP blocks are there)"))
+    if not missing or architecture in architectures.MTP_OPTIONAL or architecture not in architectures.PINNED:
+        return
+    raise UserError(
+        f"{path} declares {drafting} of its {blocks} blocks for drafting (MTP), and block {missing[0]} has no tensors, "
+        "so llama.cpp does not load it: take a file that was converted with them, or one that declares none."
+    )
