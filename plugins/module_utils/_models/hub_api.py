@@ -10,7 +10,6 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-import os
 import re
 import typing as t
 import urllib.parse
@@ -18,7 +17,7 @@ import urllib.parse
 from .._base import json_file
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from . import gguf_file
+from . import gguf_file, gguf_kind
 
 RECORD_SCHEMA = 1
 OFFICIAL = "https://huggingface.co"
@@ -98,10 +97,6 @@ def _models(names: t.Iterable[str], every: t.Collection[str], repo: str) -> list
     return list(found.values())
 
 
-def _is_projector(name: str) -> bool:
-    return os.path.basename(name).lower().startswith("mmproj")
-
-
 def select(every: t.Collection[str], patterns: t.Sequence[str], quant: str | None, repo: str) -> tuple[str, list[str]]:
     """Return ``(format, names)`` of the files that are asked for: ``gguf``, one model, or ``folder``.
 
@@ -110,33 +105,35 @@ def select(every: t.Collection[str], patterns: t.Sequence[str], quant: str | Non
     where it has none. One shard stands for all of its model. Raises UserError, with what there is to choose from.
     """
     ggufs = [name for name in every if name.endswith(".gguf")]
+    offered = gguf_kind.models_among(ggufs)
     if quant:
         named = re.compile(rf"(?:^|[-._/]){re.escape(quant)}(?=[-./]|$)", re.IGNORECASE)
-        chosen = [name for name in ggufs if named.search(name.removesuffix(".gguf")) and not _is_projector(name)]
+        chosen = [name for name in offered if named.search(name.removesuffix(".gguf"))]
         what = f"quant {quant}"
     elif patterns:
         chosen = []
         for pattern in patterns:
             matched = [name for name in every if fnmatch.fnmatchcase(name, pattern)]
             if not matched:
-                raise UserError(f"{repo} has no file {pattern}: {_choice(ggufs or every)}.")
+                raise UserError(f"{repo} has no file {pattern}: {_choice(offered or every)}.")
             chosen += matched
         if not any(name.endswith(".gguf") for name in chosen):
             return "folder", sorted(set(chosen))
         strange = next((name for name in chosen if not name.endswith(".gguf")), None)
         if strange:
             raise UserError(f"The files of {repo} mix GGUF with {strange}: make two entries of them.")
+        chosen = gguf_kind.models_among(chosen) or chosen
         what = "files"
     elif not ggufs:
         return "folder", sorted(name for name in every if name not in LEFT_OUT)
     else:
-        chosen = [name for name in ggufs if not _is_projector(name)]
+        chosen = offered
         what = "repository"
     models = _models(chosen, set(every), repo)
     if len(models) == 1:
         return "gguf", models[0]
     if not models:
-        raise UserError(f"{repo} has no GGUF file of {what}: {_choice(ggufs)}.")
+        raise UserError(f"{repo} has no GGUF file of {what}: {_choice(offered or ggufs)}.")
     firsts = ", ".join(model[0] for model in models[:6]) + (", ..." if len(models) > 6 else "")
     raise UserError(f"{repo} has {len(models)} models of that {what} ({firsts}): name one with quant or files.")
 

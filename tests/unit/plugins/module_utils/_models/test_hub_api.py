@@ -24,6 +24,9 @@ REPO = "owner/name"
         (["m.Q4_K_M.gguf", "m.IQ4_XS.gguf"], "q4_k_m", "m.Q4_K_M.gguf"),
         (["m_q8_0.gguf"], "Q8_0", "m_q8_0.gguf"),
         (["m-UD-Q4_K_XL.gguf", "m-Q4_K_M.gguf"], "Q4_K_XL", "m-UD-Q4_K_XL.gguf"),
+        (["X.Q8_0.gguf", "X.mmproj-Q8_0.gguf", "X.Q4_K_M.gguf"], "Q8_0", "X.Q8_0.gguf"),
+        (["Q-27B-Q8_0.gguf", "mtp-Q-27B-Q8_0.gguf", "Q-27B-eagle3-Q8_0.gguf"], "Q8_0", "Q-27B-Q8_0.gguf"),
+        (["Q-27B-Q8_0.gguf", "Q-1B-draft-Q8_0.gguf", "Q-lora-Q8_0.gguf"], "Q8_0", "Q-27B-Q8_0.gguf"),
         (["m-Q8_0.gguf", "mmproj-Q8_0.gguf"], "Q8_0", "m-Q8_0.gguf"),
         (["BF16/m-00001-of-00001.gguf", "m-Q8_0.gguf"], "BF16", "BF16/m-00001-of-00001.gguf"),
     ],
@@ -33,6 +36,10 @@ def test_a_quant_is_a_whole_word_of_a_name(names: list[str], quant: str, chosen:
 
 
 def test_the_only_model_needs_no_name() -> None:
+    names = ["X-Q4_0.gguf", "X-mmproj-F16.gguf", "X.imatrix.gguf"]
+    assert hub_api.select(names, [], None, REPO) == ("gguf", ["X-Q4_0.gguf"])
+    assert hub_api.select(names, ["X*.gguf"], None, REPO) == ("gguf", ["X-Q4_0.gguf"])
+    assert hub_api.select(names, ["X-mmproj-F16.gguf"], None, REPO) == ("gguf", ["X-mmproj-F16.gguf"])   # by its name
     assert hub_api.select(["README.md", "m.gguf", "mmproj-m.gguf"], [], None, REPO) == ("gguf", ["m.gguf"])
 
 
@@ -114,3 +121,10 @@ def test_only_an_answer_that_is_complete_is_taken_as_given() -> None:
 def test_a_token_goes_nowhere_without_tls_but_to_this_machine() -> None:
     assert hub_api.token_problem("http://hub.example") and not hub_api.token_problem("https://hub.example")
     assert not hub_api.token_problem("http://127.0.0.1:1")
+
+
+def test_what_is_refused_is_not_offered():
+    names = ["g-BF16.gguf", "g-Q4_K_M.gguf", "g.mmproj-F16.gguf", "draft-g-Q2_K.gguf"]
+    for quant in ("F16", "Q2_K"):
+        with pytest.raises(UserError, match=r"no GGUF file of quant \w+: it has the quants BF16, Q4_K_M\."):
+            hub_api.select(names, [], quant, REPO)
