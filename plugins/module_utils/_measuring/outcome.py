@@ -48,6 +48,10 @@ _GONE = re.compile(
     r"Remote RPC server crashed|RPC server version mismatch|(?:send|recv) failed \(bytes_|fallen off the bus"
     r"|GPU is lost|no CUDA-capable device is detected|ErrorDeviceLost|uncorrectable ECC error",
 )
+#: The sentence that out_of_memory makes of either.
+_WANTED = re.compile(
+    r"out of memory: (?P<mib>[\d.]+) MiB more were wanted on (?:CUDA device (?P<cuda>\d+)|(?P<buffer>\S+))$"
+)
 INVALID_DEVICE = re.compile(r"error: invalid device: (\S+)")
 _SAYS_LITTLE = re.compile(
     r"^llama_bench: error: failed to|: failed to (?:load model|create context(?: with model .*)?)$|: [A-Z]+ error$"
@@ -71,6 +75,14 @@ def out_of_memory(text: str) -> str | None:
         if match:
             return f"out of memory: {int(match.group(2)) / 2**20:.0f} MiB more were wanted on {match.group(1)}"
     return f"out of memory: {clip(lines[0])}"
+
+
+def memory_wanted(reason: str) -> tuple[str, float]:
+    """Return the device and the MiB that a sentence of out_of_memory names; empty and 0 where it names none."""
+    match = _WANTED.match(reason)
+    if match is None:
+        return "", 0.0
+    return (f"CUDA{match['cuda']}" if match["cuda"] else match["buffer"]), float(match["mib"])
 
 
 def device_lost(text: str) -> str | None:

@@ -14,7 +14,7 @@ from .._split.layer_split import Layers
 from .._split.measured_loads import Load
 from .._split.split_problem import Candidate, Problem
 from .._split.workload import needed_kinds
-from . import disturbed_loads
+from . import disturbed_loads, failed_loads, remaining_splits
 
 #: A fit that misses a measured split by more than this (percent), and by more than noise, is not trusted there.
 TRUSTED_RESIDUAL_PERCENT = 5.0
@@ -35,7 +35,11 @@ class Evidence:
         self.loads = list(loads)
         self.left = problem.max_loads - len(self.loads)
         self.lost = next((load for load in loads if load.status == "device_lost"), None)
-        self.failed: dict[Layers, Load] = {load.layers: load for load in reversed(self.loads) if not load.ok}
+        allowed = self.left > 0 and self.lost is None
+        #: The splits that remain to choose from, those that are out, and a failed load to be measured once more.
+        self.splits = remaining_splits.RemainingSplits(problem, self.loads, allowed)
+        self.failed, self.again = self.splits.failed, self.splits.again
+        self.alike = failed_loads.alike_in_a_row(self.loads)
         self.ok: dict[Layers, list[Load]] = {}
         for load in self.loads:
             if load.ok:
@@ -45,11 +49,8 @@ class Evidence:
         #: Why a load is suspected of a disturbance, set aside or not.
         self.suspects = judged.suspects
         self.ok, self.disturbed = judged.ok, judged.aside
-        allowed = self.left > 0 and self.lost is None and self.measured_again < problem.repeat_disturbed
         #: The split to measure again, with the reason, while that is allowed.
-        self.repeat = judged.repeat if allowed else None
-        self.caps = [problem.slots] * len(problem.names)
-        self.listed = self._remaining()
+        self.repeat = judged.repeat if allowed and self.measured_again < problem.repeat_disturbed else None
         self._tolerances: dict[str, float] = {}
         self._objectives: dict[Layers, float] = {}
         self._ratios: dict[tuple[str, tuple[bool, ...]], float] = {}
@@ -60,6 +61,11 @@ class Evidence:
         """All loads that were measured and not set aside."""
         return [load for loads in self.ok.values() for load in loads]
 
+    @property
+    def last_failure(self) -> Load:
+        """The last load that failed; there must be one."""
+        return next(load for load in reversed(self.loads) if not load.ok)
+
     def next_number(self, layers: Layers) -> int:
         """Return the number that the next load of a split has; one that was set aside keeps its own."""
         return 1 + sum(1 for load in self.loads if load.layers == layers)
@@ -68,23 +74,9 @@ class Evidence:
         """Return how many loads of a split were measured."""
         return len(self.ok.get(layers, ()))
 
-    def _remaining(self) -> list[Candidate]:
-        """Return the splits that fit and have not failed, nor need as much as one did where memory ran out."""
-        fitting = {candidate.layers: candidate for candidate in self.problem.fitting}
-        for layers in (*self.ok, *self.failed):
-            # with more than two devices what was searched for and tried is not in the list
-            if layers not in fitting and (searched := self.problem.candidate(layers)) is not None:
-                fitting[layers] = searched
-        for candidate in fitting.values():
-            failure = self.failed.get(candidate.layers)
-            if failure is not None and failure.status == "out_of_memory":
-                tightest = min((left, d) for d, left in enumerate(candidate.headroom) if candidate.layers[d])[1]
-                self.caps[tightest] = min(self.caps[tightest], candidate.layers[tightest] - 1)
-        return [fitting[layers] for layers in sorted(fitting) if self.remains(layers)]
-
     def remains(self, layers: Layers) -> bool:
-        """Return whether a split that fits has not failed, nor needs as much as one did where memory ran out."""
-        return layers not in self.failed and all(n <= cap for n, cap in zip(layers, self.caps, strict=True))
+        """Return whether a split fits, has not failed, nor needs more than a device may hold after others failed."""
+        return self.splits.remains(layers)
 
     @functools.cached_property
     def by_layers(self) -> dict[Layers, Candidate]:
@@ -93,12 +85,12 @@ class Evidence:
         The list is coarse then. Of all splits that remain the search finds the best by the fit and the roomiest that is
         practically as fast; their neighbours, one layer moved, come with them.
         """
-        known = {candidate.layers: candidate for candidate in self.listed}
+        known = {candidate.layers: candidate for candidate in self.splits.listed}
         found: set[Layers] = set()
         cost = self.cost("objective") if len(self.problem.names) > 2 else None
         if cost is not None and (best := self.best_of_all(cost)) is not None:
             limit = cost.ms(best) * (1 + self.problem.room_price)
-            roomiest = self.problem.search.roomiest(cost, limit, self.caps, self.failed) or best
+            roomiest = self.search.roomiest(cost, limit, without=self.failed) or best
             for split in (best, roomiest):
                 found.update((split, *layer_search.moved_by_one(split)))
         for layers in found - known.keys():
@@ -114,7 +106,12 @@ class Evidence:
 
     def best_of_all(self, cost: split_cost.Cost) -> Layers | None:
         """Return the split of the least cost among all that remain, listed or not."""
-        return self.problem.search.best(cost, self.caps, self.failed)
+        return self.search.best(cost, without=self.failed)
+
+    @functools.cached_property
+    def search(self) -> layer_search.LayerSearch:
+        """The search among all splits that what failed leaves."""
+        return self.problem.search.within(self.splits.budgets)
 
     def cost(self, name: str) -> split_cost.Cost | None:
         """Return what the fit says of an objective as coefficients of the layers, or None without a fit.
@@ -197,8 +194,11 @@ class Evidence:
     @functools.cached_property
     def pool(self) -> list[Candidate]:
         """The candidates that anchors are chosen from: those over all devices, unless there are too few of them."""
-        whole = [candidate for candidate in self.listed if all(candidate.layers)]
-        return whole if len(whole) >= 2 else self.listed
+        for among in (self.splits.likely, self.splits.listed):
+            whole = [candidate for candidate in among if all(candidate.layers)]
+            if len(whole) >= 2:
+                return whole
+        return self.splits.listed
 
     @functools.cached_property
     def pool_is_whole(self) -> bool:

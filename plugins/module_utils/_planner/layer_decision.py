@@ -154,7 +154,7 @@ def _table(evidence: Evidence) -> list[Json]:
     for layers in sorted({load.layers for load in evidence.loads}):
         failure = evidence.failed.get(layers)
         aside = evidence.disturbed.get(layers, ())
-        reason = _disturbances(evidence, layers) if failure is None else failure.reason
+        reason = _remarks(evidence, layers) if failure is None else failure.reason
         rows.append(
             {
                 "layers": list(layers),
@@ -171,14 +171,19 @@ def _table(evidence: Evidence) -> list[Json]:
     return rows
 
 
-def _disturbances(evidence: Evidence, layers: Layers) -> str:
-    """Return which loads of a split were suspected, why, and whether they were set aside; empty when none was."""
+def _remarks(evidence: Evidence, layers: Layers) -> str:
+    """Return which loads of a split failed or were suspected, why, and what became of them; empty when none was."""
     aside = {load.number for load in evidence.disturbed.get(layers, ())}
-    return "; ".join(
+    failed = [
+        f"load {load.number} ended as {load.status} ({load.reason.rstrip('.')})"
+        for load in evidence.loads
+        if load.layers == layers and not load.ok
+    ]
+    return "; ".join(failed + [
         f"load {number} {'was set aside' if number in aside else 'looks disturbed, but counts'}: {reason}"
         for (split, number), reason in sorted(evidence.suspects.items())
         if split == layers
-    )
+    ])
 
 
 def _cell(evidence: Evidence, kind: str, layers: Layers) -> Json | None:

@@ -17,8 +17,9 @@ Where all splits are practically equal by the fit, one load of the roomiest foll
 more than that either, nothing more is measured (equality.py). A split with a load that looks disturbed is measured
 again first, at most C(repeat_disturbed) times (disturbed_loads.py).
 
-A split whose load fails is out, with its reason; out of memory also rules out every split with as many layers or more
-on the device that had the least room.
+A split whose load fails is out, with its reason (failed_loads.py): out of memory also rules out every split that needs
+as much on the device that was full, and other failures are measured once more before. After two loads for which memory
+ran out the engine's own split is next.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def _still_open(step: Step, evidence: Evidence) -> tuple[Wanted, ...]:
     return tuple(
         wanted
         for wanted in step.loads
-        if (wanted.layers, wanted.number) not in done and evidence.remains(wanted.layers)
+        if (wanted.layers, wanted.number) not in done and evidence.remains(wanted.layers) and evidence.alike is None
     )
 
 
@@ -100,8 +101,15 @@ def _next_step(evidence: Evidence) -> Step:
     """Return the loads to measure, the decision, or why there can be none."""
     if evidence.lost is not None:
         return Step("impossible", why.lost(evidence.lost))
+    if evidence.alike is not None:
+        return Step("impossible", why.alike(evidence.alike))
+    if evidence.again is not None:
+        wanted = _wanted(evidence, evidence.again.layers, "retry")
+        return Step("retry", f"{why.failed(evidence.again)}; measure this split once more", (wanted,))
     if not evidence.candidates:
         return Step("impossible", why.none(evidence))
+    if (fallback := _own_split(evidence)) is not None:
+        return fallback
     if evidence.repeat is not None and evidence.remains(evidence.repeat[0]):
         layers, reason = evidence.repeat
         return Step("repeat", f"{reason}; measure this split again", (_wanted(evidence, layers, "repeat"),))
@@ -119,6 +127,21 @@ def _next_step(evidence: Evidence) -> Step:
     if only is not None:
         return _decided(evidence, measured[0], None)
     return _equal(evidence, measured) or _as_good(evidence) or _confirm(evidence, measured)
+
+
+def _own_split(evidence: Evidence) -> Step | None:
+    """Return the step that tries the engine's own split, where memory ran out twice or no other load may tell.
+
+    It is what the choice is compared with anyway, and lies between what devices have held and what failed.
+    """
+    default = evidence.problem.default
+    count = evidence.splits.out_of_memory_count
+    tells = count >= 2 or (count and evidence.left == 1)
+    if evidence.left <= 0 or not tells or not evidence.splits.may_load(default):
+        return None
+    engine, failure = evidence.problem.engine, why.failed(evidence.last_failure)
+    sentence = f"{failure}; measure {engine}'s own split {split_name(default)}"
+    return Step("anchor", sentence, (_wanted(evidence, default, "anchor"),))
 
 
 def _equal(evidence: Evidence, measured: list[Candidate]) -> Step | None:

@@ -51,6 +51,15 @@ def lost(load: Load) -> str:
     )
 
 
+def alike(load: Load) -> str:
+    """Return that loads fail whatever the split, and the cure."""
+    return (
+        f"loads fail in the same way whatever the split: {failed(load)}; this is no matter of the split: look at the "
+        "message and at the kernel log, repair what it names (llama.cpp built for these cards, driver, model file) and "
+        "run again"
+    )
+
+
 def none(evidence: Evidence) -> str:
     """Return why no split can be measured."""
     problem = evidence.problem

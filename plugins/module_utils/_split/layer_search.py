@@ -260,11 +260,15 @@ class LayerSearch:
                 high = room - 1
         return None if result is None else self._leaving(high).best(cost, caps, without)
 
-    def _leaving(self, room_mib: int) -> LayerSearch:
-        """Return the same search with C(room_mib) kept free on each device, which shares what is known of memory."""
-        other = LayerSearch(self.memory, [budget - room_mib for budget in self.budgets], self.slots)
+    def within(self, budgets_mib: t.Sequence[int]) -> LayerSearch:
+        """Return the same search with lower budgets, which shares what is known of memory."""
+        other = LayerSearch(self.memory, budgets_mib, self.slots)
         other.__dict__["_rows"] = self._rows
         return other
+
+    def _leaving(self, room_mib: int) -> LayerSearch:
+        """Return the same search with C(room_mib) kept free on each device."""
+        return self.within([budget - room_mib for budget in self.budgets])
 
     def _best(self, cost: Cost, caps: tuple[int, ...], enough_ms: float | None = None) -> Layers | None:
         """Minimise sum + max: the sum alone under a cap on the longest stage, for each cap that may be the best.

@@ -33,6 +33,11 @@ class Load:
         """Whether it was measured."""
         return self.status == "ok"
 
+    @property
+    def memory_wanted(self) -> tuple[str, float]:
+        """The device that was full, as llama.cpp names it, and the MiB that were wanted; empty and 0 if unknown."""
+        return outcome.memory_wanted(self.reason)
+
     def samples(self, kind: str) -> tuple[float, ...]:
         """Return the samples of C(kind), decode or prefill."""
         return self.decode_samples if kind == "decode" else self.prefill_samples

@@ -58,6 +58,17 @@ class Problem:
         """What people call the engine that is measured."""
         return engines.of(self.raw["serving"]).display
 
+    def device_named(self, buffer: str) -> int | None:
+        """Return the device of a buffer as llama.cpp names it, C(CUDA1) or C(RPC0[127.0.0.1:50052]); None if unknown.
+
+        An RPC device's number in that name counts the devices of its endpoint, so the endpoint alone tells.
+        """
+        name, _bracket, endpoint = buffer.rstrip("]").partition("[")
+        for index, device in enumerate(self.raw["devices"]):
+            if device.get("id") == endpoint if endpoint else device["device"] == name:
+                return index
+        return None
+
     def counted(self, name: str) -> tuple[int, int]:
         """Return (prompt tokens, generated tokens) that an objective counts; ttft counts the first generated token.
 
