@@ -104,7 +104,7 @@ def judge(
         lost = outcome.device_lost(stderr)
         if lost is not None:
             return failed("device_lost", lost)
-        return failed("crashed", f"{name} {outcome.how_it_ended(rc)} ({outcome.last_words(stderr)})")
+        return failed("crashed", outcome.crash(name, rc, stderr))
     if answer.get("status") == "out_of_memory":
         return failed("out_of_memory", f"out of memory: {answer.get('reason')}")
     if answer.get("status") == "misplaced":

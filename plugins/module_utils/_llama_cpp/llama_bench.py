@@ -95,7 +95,7 @@ def explain_list_failure(rc: int, text: str, rpc_endpoints: t.Sequence[str]) -> 
     if misuse is not None:
         return misuse
     tail = f" with the endpoints {', '.join(rpc_endpoints)}" if rpc_endpoints else ""
-    return f"llama-bench could not list the devices{tail}: it {outcome.how_it_ended(rc)} ({outcome.last_words(text)})"
+    return outcome.crash(f"llama-bench could not list the devices{tail}: it", rc, text)
 
 
 # --- one load --------------------------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def judge(rc: int, stdout: str, stderr: str, timed_out_after: int | None, order:
         lost = outcome.device_lost(text)
         if lost is not None:
             return failed("device_lost", lost)
-        reason = f"llama-bench {outcome.how_it_ended(rc)} ({outcome.last_words(text)})"
+        reason = outcome.crash("llama-bench", rc, text)
         return failed("crashed", reason, explained=False)
     try:
         results = _results(rows, order)

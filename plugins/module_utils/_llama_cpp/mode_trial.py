@@ -140,7 +140,7 @@ def why_it_ended(rc: int, log: str) -> tuple[str, str]:
     lost = outcome.device_lost(log)
     if lost is not None:
         return "device_lost", lost
-    how = f"llama.cpp {outcome.how_it_ended(rc)} ({outcome.last_words(log)})"
+    how = outcome.crash("llama.cpp", rc, log)
     return ("refused" if rc == 1 else "crashed"), how
 
 

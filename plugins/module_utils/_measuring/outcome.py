@@ -52,6 +52,16 @@ _GONE = re.compile(
 _WANTED = re.compile(
     r"out of memory: (?P<mib>[\d.]+) MiB more were wanted on (?:CUDA device (?P<cuda>\d+)|(?P<buffer>\S+))$"
 )
+#: What ggml's CUDA_CHECK and PyTorch print before they abort; CUDA's texts are those of cudaGetErrorString.
+_CUDA_ERROR = re.compile(r"CUDA error: (.+)(?:\n\s*current device: (\d+))?")
+_CUDA_CURES: t.Final = (
+    ("no kernel image", "llama.cpp was not built for this card: build it for the cards of this host"),
+    ("PTX was compiled with an unsupported toolchain", "the driver is older than the CUDA toolkit: upgrade the driver"),
+    ("driver version is insufficient", "the driver is older than the CUDA toolkit: upgrade the driver"),
+    ("initialization error", "the driver does not work: look for its errors in the kernel log"),
+    ("peer access", "take GGML_CUDA_P2P out of the environment, or look at the IOMMU"),
+)
+_CUDA_CURE: t.Final = "this is no matter of memory: look for Xid errors of the driver in the kernel log"
 INVALID_DEVICE = re.compile(r"error: invalid device: (\S+)")
 _SAYS_LITTLE = re.compile(
     r"^llama_bench: error: failed to|: failed to (?:load model|create context(?: with model .*)?)$|: [A-Z]+ error$"
@@ -83,6 +93,17 @@ def memory_wanted(reason: str) -> tuple[str, float]:
     if match is None:
         return "", 0.0
     return (f"CUDA{match['cuda']}" if match["cuda"] else match["buffer"]), float(match["mib"])
+
+
+def crash(program: str, rc: int, text: str) -> str:
+    """Return how a program that failed ended, with its last words, or what an error of CUDA means, with its cure."""
+    match = _CUDA_ERROR.search(text)
+    if match is None:
+        return f"{program} {how_it_ended(rc)} ({last_words(text)})"
+    message = match.group(1).strip().rstrip(".")
+    cure = next((cure for part, cure in _CUDA_CURES if part in message), _CUDA_CURE)
+    where = f" on CUDA device {match.group(2)}" if match.group(2) else ""
+    return f"{program} {how_it_ended(rc)}: CUDA says {clip(message)}{where}; {cure}"
 
 
 def device_lost(text: str) -> str | None:

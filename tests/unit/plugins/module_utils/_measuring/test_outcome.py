@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import outcome
+
+#: What ggml_cuda_error of llama.cpp b11312 prints.
+ABORT = """CUDA error: {}
+  current device: 1, in function ggml_backend_cuda_synchronize at /src/ggml-cuda.cu:3241
+  cudaStreamSynchronize(cuda_ctx->stream())
+/src/ggml-cuda.cu:109: CUDA error
+"""
+
+
+@pytest.mark.parametrize(
+    ("message", "cure"),
+    [
+        ("an illegal memory access was encountered", "Xid"),
+        ("unspecified launch failure", "Xid"),
+        ("no kernel image is available for execution on the device", "build it for the cards"),
+        ("CUDA driver version is insufficient for CUDA runtime version", "upgrade the driver"),
+        ("peer access is not supported between these two devices", "GGML_CUDA_P2P"),
+    ],
+)
+def test_an_error_of_cuda_is_named_with_its_cure(message: str, cure: str) -> None:
+    text = ABORT.format(message)
+    assert outcome.out_of_memory(text) is None and outcome.device_lost(text) is None
+    said = outcome.crash("llama-bench", -6, text)
+    assert said.startswith(f"llama-bench was ended by SIGABRT: CUDA says {message} on CUDA device 1; ")
+    assert cure in said
+
+
+def test_another_failure_is_told_by_its_last_words() -> None:
+    said = outcome.crash("llama-bench", 1, "llama_model_load: error loading model: tensor 'x' not found\n")
+    assert said == "llama-bench ended with exit status 1 (llama_model_load: error loading model: tensor 'x' not found)"
