@@ -11,15 +11,19 @@ from ansible.errors import AnsibleFilterError
 
 def llama_server_command(entry: t.Any, settings: t.Any) -> dict[str, t.Any]:
     """Return how a deployment is served."""
-    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import systemd
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import escaping
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
     from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
 
     try:
         result = llama_server.command(entry, settings)
+        words = [escaping.escaped(word, "argument", "llama_server_extra_arguments") for word in result["arguments"]]
+    except UserError as error:
+        raise AnsibleFilterError(str(error)) from error
     except (KeyError, TypeError, ValueError) as error:
         what = f"the deployment has no {error}" if isinstance(error, KeyError) else str(error)
         raise AnsibleFilterError(f"llama_server_command: {what}: run the tuning play again") from error
-    return {**result, "exec_start": [systemd.quoted(word) for word in result["arguments"]]}
+    return {**result, "exec_start": words}
 
 
 def llama_server_url(host: str, port: int) -> str:

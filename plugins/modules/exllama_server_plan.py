@@ -91,7 +91,7 @@ import json
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import addresses, json_file
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import server_plan
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
@@ -119,7 +119,7 @@ def plan(module: AnsibleModule) -> dict[str, t.Any]:
         "changed": False,
         "available": False,
         "why": "",
-        "local": server_plan.is_local(settings["host"]),
+        "local": addresses.is_loopback(settings["host"]),
         "networks": server_plan.networks(settings),
     }
     try:

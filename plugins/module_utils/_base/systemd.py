@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What systemd says of units, and words as its unit files want them. Private to this collection.
+"""What systemd says of units. Private to this collection.
 
 Only show acts on the host, for a module that it is given; the rest is pure.
 """
@@ -54,11 +54,3 @@ def show(module: t.Any, unit: str, *names: str) -> dict[str, str]:
             f"systemd does not answer about {unit} ({stderr.strip() or stdout.strip()}): this host must run systemd"
         )
     return properties(stdout)
-
-
-def quoted(argument: str) -> str:
-    """Return one argument as ExecStart= reads it: no specifier, no variable, one word."""
-    text = argument.replace("%", "%%").replace("$", "$$")
-    if re.fullmatch(r"[\w@%$+=:,./-]+", text):
-        return text
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

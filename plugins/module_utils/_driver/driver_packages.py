@@ -23,11 +23,11 @@ _OTHER_NAME = re.compile(
 # The package that brings the kernel module decides whose driver a host has.
 _MODULE_PACKAGE = re.compile(
     r"(nvidia-(tesla-[0-9]+-)?(open-)?kernel(-open)?-dkms|nvidia-dkms(-[0-9]+)?(-server)?(-open)?"
-    r"|linux-modules-nvidia-[0-9]+.*)\Z"
+    r"|linux-modules-nvidia-[0-9]+.*)"
 )
 _KERNEL_METAPACKAGE = re.compile(
     r"linux-((image|headers|modules-extra|tools)-)?(generic|lowlatency|virtual|oem|amd64|cloud-amd64|rt-amd64)"
-    r"(-hwe)?(-[0-9]{2}\.[0-9]{2}[a-z]?)?(-edge)?\Z"
+    r"(-hwe)?(-[0-9]{2}\.[0-9]{2}[a-z]?)?(-edge)?"
 )
 
 DPKG_FORMAT = "${db:Status-Want}\t${db:Status-Status}\t${Package}\t${Architecture}\t${Version}\t${source:Package}\n"
@@ -77,12 +77,12 @@ def is_driver(name: str, source: str = "") -> bool:
 
 def is_module_package(name: str) -> bool:
     """Whether a package brings the kernel module of a driver."""
-    return bool(_MODULE_PACKAGE.match(name))
+    return bool(_MODULE_PACKAGE.fullmatch(name))
 
 
 def is_kernel_metapackage(name: str) -> bool:
     """Whether a package only pulls the newest kernel or its headers."""
-    return bool(_KERNEL_METAPACKAGE.match(name))
+    return bool(_KERNEL_METAPACKAGE.fullmatch(name))
 
 
 def parse_dpkg(text: str) -> dict[str, t.Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os.path
 import typing as t
 
+from .._base import escaping
 from . import driver_kernel
 from .driver_packages import is_driver, is_kernel_metapackage, upstream
 from .driver_types import HostDriver, Package, PersistenceUnit
@@ -82,10 +83,11 @@ def pin(version: str) -> str:
     A priority of 1000 and more also downgrades (apt_preferences(5)). By source package, because pinning a metapackage
     alone leaves its dependencies free. The glob covers packages of other revisions of the same driver version.
     """
+    upstream_version = escaping.escaped(upstream(version), "word", "the version of the driver")
     return (
         "# Written by the role homelab.mixed_gpu.nvidia_driver: the driver stays at this version, also by going back.\n"
         "Package: src:*nvidia*:any src:cuda-drivers:any src:cuda-compat:any\n"
-        f"Pin: version {version.rpartition(':')[0] and '*'}{upstream(version)}*\n"
+        f"Pin: version {version.rpartition(':')[0] and '*'}{upstream_version}*\n"
         "Pin-Priority: 1001\n"
     )
 

@@ -30,7 +30,7 @@ DISK_MIB: t.Final = 9216
 _COMPILER_MIB: t.Final = 2500
 FORM: t.Final = json_state.Form(release_plan.SCHEMA, "run the role exllamav2 again: it completes that release")
 _NINJA = re.compile(r"^\[(\d+/\d+)\] .*?([\w.+-]+\.(?:o|so))\b")
-_DIRECTORY = re.compile(r".+-[0-9a-f]{12}\Z")
+_DIRECTORY = re.compile(r".+-[0-9a-f]{12}")
 
 # Imports in the finished environment what the server will import, and prints what was found.
 _TRY = """
@@ -256,7 +256,7 @@ def prune(prefix: pathlib.Path, keep_releases: int, previous: str) -> list[str]:
     """
     in_use = os.path.basename(os.path.realpath(prefix / "current"))
     others = [path for path in prefix.iterdir() if path.is_dir() and not path.is_symlink() and path.name != in_use]
-    others = [path for path in others if _DIRECTORY.match(path.name)]
+    others = [path for path in others if _DIRECTORY.fullmatch(path.name)]
     complete = [path for path in others if (path / "build.json").is_file()]
     complete.sort(key=lambda path: (path.name == previous, (path / "build.json").stat().st_mtime), reverse=True)
     superfluous = complete[max(keep_releases - 1, 0) :] + [path for path in others if path not in complete]

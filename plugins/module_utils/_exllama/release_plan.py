@@ -26,8 +26,8 @@ _OLDEST_PYTHON: t.Final = (3, 11)
 _PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)", re.MULTILINE)
 # a wheel by its address, whose name says its version
 _WHEEL = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)\s*@\s*\S*/[^/\s-]+-([^/\s-]+)-[^/\s]*\.whl", re.MULTILINE)
-_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
-_ARCHITECTURE = re.compile(r"[0-9]{2,3}\Z")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ARCHITECTURE = re.compile(r"[0-9]{2,3}")
 _RELEASE = re.compile(r"release ([0-9]+\.[0-9]+)")
 
 
@@ -53,7 +53,7 @@ def torch_cuda(pinned: t.Mapping[str, str]) -> str:
 def arch_list(architectures: t.Iterable[t.Any]) -> str:
     """Return TORCH_CUDA_ARCH_LIST ("8.6;8.9") for compute capabilities without their dot (86, "89")."""
     plain = sorted({str(architecture) for architecture in architectures}, key=lambda text: (len(text), text))
-    wrong = [text for text in plain if not _ARCHITECTURE.match(text)]
+    wrong = [text for text in plain if not _ARCHITECTURE.fullmatch(text)]
     if wrong:
         raise UserError(
             f"{wrong[0]!r} in exllamav2_cuda_architectures is no compute capability; for a 3090 and a 4090 write "
@@ -114,7 +114,7 @@ def plan(settings: Settings, python: str, nvcc: str, wanted: t.Iterable[t.Any]) 
             "exllamav2_requirements_file, or leave it empty."
         )
     commit = settings["server_commit"] or generation.server_commit
-    if not _COMMIT.match(commit):
+    if not _COMMIT.fullmatch(commit):
         raise UserError(
             f'exllamav2_server_commit is "{commit}"; set it to the full 40 digits of a commit of TabbyAPI, because a '
             "branch or tag moves."

@@ -11,6 +11,7 @@ import os
 import re
 import typing as t
 
+from .._base import addresses
 from .._base.errors import UserError
 from .._split import engines, exl_split
 from . import generations
@@ -18,22 +19,16 @@ from . import generations
 Settings = t.Mapping[str, t.Any]
 Json = dict[str, t.Any]
 
-_LOOPBACK = re.compile(r"(127\.[0-9.]+|::1|localhost)\Z")
 # directories that the unit's sandbox hides (ProtectHome, PrivateTmp)
 _HIDDEN = re.compile(r"/(home|root|run/user|tmp|var/tmp)/")
 _FLASH_ATTENTION = re.compile(r"^flash[-_]attn\b", re.IGNORECASE | re.MULTILINE)
 _SHORTEST_KEY: t.Final = 8
 
 
-def is_local(host: str) -> bool:
-    """Return whether only programs of the same host reach this address."""
-    return bool(_LOOPBACK.match(host))
-
-
 def validate(settings: Settings) -> None:
     """Raise UserError for a server that must not or cannot run."""
     host, key = settings["host"], settings["api_key"]
-    if not key and not is_local(host):
+    if not key and not addresses.is_loopback(host):
         raise UserError(
             f"exllama-server is to bind to {host}, which other hosts reach, without an API key: set exllamav2_api_key "
             "(in a vault), or exllamav2_host to 127.0.0.1."
@@ -164,4 +159,4 @@ def environment(settings: Settings, chosen: t.Mapping[str, t.Any]) -> dict[str, 
 def networks(settings: Settings) -> list[str]:
     """Return the networks that the unit may talk to; an empty list means no filter."""
     allowed = list(settings["allowed_networks"])
-    return ["localhost", *allowed] if is_local(settings["host"]) or allowed else []
+    return ["localhost", *allowed] if addresses.is_loopback(settings["host"]) or allowed else []

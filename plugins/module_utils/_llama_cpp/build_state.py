@@ -26,7 +26,7 @@ Record = dict[str, t.Any]
 _VERSIONED = ("llama-server", "llama-bench", "llama-fit-params", "llama-cli")
 _FLAG = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
 _VERSION = re.compile(r"build:? ([0-9]+), commit ([0-9A-Za-z]+)|version: ([0-9]+) \(([0-9A-Za-z]+)\)")
-_DIRECTORY = re.compile(r".+-[0-9a-f]{12}\Z")
+_DIRECTORY = re.compile(r".+-[0-9a-f]{12}")
 _KEY = re.compile(r"[0-9a-f]{64}")
 _NOTHING: t.Final = {"present": False, "path": "", "bin_dir": "", "version": "", "build": 0, "commit": "", "key": ""}
 
@@ -179,7 +179,7 @@ def prune(
     needed |= _upgrading(upgrade_record)
     others: dict[str, list[tuple[bool, str, pathlib.Path]]] = {}
     for path in prefix.iterdir():
-        if path.is_symlink() or not path.is_dir() or not _DIRECTORY.match(path.name) or path.name in needed:
+        if path.is_symlink() or not path.is_dir() or not _DIRECTORY.fullmatch(path.name) or path.name in needed:
             continue
         # a directory without a readable build.json is not ours to remove
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

@@ -22,7 +22,7 @@ PARTS = ("model_mib", "kv_mib", "compute_mib")
 #: serving key -> flag: those of llama-bench, and the context that it has not; the slots are apart, see command.
 SERVING_FLAGS: t.Final = (("context_size", "-c"), *llama_bench.SERVING_FLAGS)
 
-_LINE = re.compile(r"^(\S.*?) (\d+) (\d+) (\d+) ?$")
+_LINE = re.compile(r"(\S.*?) (\d+) (\d+) (\d+) ?")
 
 
 def command(
@@ -68,7 +68,7 @@ def parse(text: str, devices: t.Sequence[str]) -> list[Json]:
     """
     found: dict[str, list[int]] = {}
     for line in text.splitlines():
-        match = _LINE.match(line)
+        match = _LINE.fullmatch(line)
         if match is not None:
             found[match[1]] = [int(value) for value in match.groups()[1:]]
     host = found.pop("Host", None)

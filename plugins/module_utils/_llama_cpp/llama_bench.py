@@ -43,7 +43,7 @@ _ROW_FIELDS: t.Final = (
 
 # --- devices ---------------------------------------------------------------------------------------------------------
 
-_DEVICE_LINE = re.compile(r"^\s+([A-Za-z][^\s:]*): (.*) \((\d+) MiB, (\d+) MiB free\)\s*$")
+_DEVICE_LINE = re.compile(r"\s+([A-Za-z][^\s:]*): (.*) \((\d+) MiB, (\d+) MiB free\)\s*")
 
 
 def list_devices_command(llama_bench: str, rpc_endpoints: t.Sequence[str]) -> list[str]:
@@ -68,7 +68,7 @@ def parse_devices(text: str) -> list[ListedDevice]:
     for line in lines[start:]:
         if not line.strip() or line.strip() == "(none)":
             continue
-        match = _DEVICE_LINE.match(line)
+        match = _DEVICE_LINE.fullmatch(line)
         if match is None:
             if line.startswith("  "):
                 raise UserError(f"the device line {line.strip()!r} has an unknown form")

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base import addresses, escaping
 from .._base.types import Json, Mapping
 from .._split import layer_split, placement
 
 # What a unit has to let through for the devices of a backend; CPU and RPC devices need no device node.
 _DEVICE_NODES = {"CUDA": ["char-nvidia*"], "Vulkan": ["char-drm", "char-nvidia*"], "ROCm": ["char-drm", "char-kfd"]}
 # --- calling it ------------------------------------------------------------------------------------------------------
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether an address without port means this host alone."""
-    return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
 
 
 def endpoint_host(endpoint: str) -> str:
@@ -44,6 +40,8 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
     IPAddressAllow=; empty means no filter), C(layers) and C(url).
     Raises ValueError with one sentence when the deployment cannot be served.
     """
+    for name in ("host", "alias", "cors_origins"):
+        escaping.refuse_controls(settings[name], f"llama_server_{name}")
     devices = placement.used_devices(deployment)
     serving = deployment["serving"]
     endpoints = deployment["rpc_endpoints"]
@@ -73,7 +71,8 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
         nodes += [node for node in _DEVICE_NODES.get(device["backend"], []) if node not in nodes]
 
     networks = list(settings["allowed_networks"])
-    local = is_loopback(settings["host"]) and all(is_loopback(endpoint_host(endpoint)) for endpoint in endpoints)
+    hosts = [settings["host"], *(endpoint_host(endpoint) for endpoint in endpoints)]
+    local = all(addresses.is_loopback(host) for host in hosts)
     if local or networks:
         networks = ["localhost", *networks]
     return {

@@ -59,7 +59,7 @@ def entry_kind(entry: Mapping) -> tuple[str, Json, str]:
     Raises UserError on an entry that is not understood.
     """
     identifier = entry.get("id")
-    if not isinstance(identifier, str) or not re.match(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", identifier):
+    if not isinstance(identifier, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", identifier):
         raise UserError(
             f"An entry of llm_models has the id {identifier!r}: use letters, digits, dots, hyphens and underscores."
         )

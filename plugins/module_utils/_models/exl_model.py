@@ -21,7 +21,7 @@ LENGTH_BYTES = 8
 #: The format's own limit of a header.
 LONGEST_HEADER = 100_000_000
 
-_BLOCK = re.compile(r"^(?:(?:language_model|model)\.)*(?:layers|h|blocks)\.(\d+)\.(.+)$")
+_BLOCK = re.compile(r"(?:(?:language_model|model)\.)*(?:layers|h|blocks)\.(\d+)\.(.+)")
 _EMBEDDING = re.compile(r"^(?:(?:language_model|model|transformer)\.)*(?:embed_tokens|wte)\.")
 _OUTPUT_NORM = re.compile(r"^(?:(?:language_model|model|transformer)\.)*(?:norm|ln_f|final_layernorm)\.")
 _OUTPUT = re.compile(r"^(?:language_model\.)*(?:lm_head|output)\.")
@@ -170,7 +170,7 @@ def _sort_tensors(tensors: t.Sequence[Tensor], count: int) -> _Parts:
     blocks, attention, experts = [0] * count, [0] * count, [0] * count
     sums = {"output": 0, "norm": 0, "embedding": 0, "tower": 0, "unknown": 0}
     for name, n_bytes in tensors:
-        match = _BLOCK.match(name)
+        match = _BLOCK.fullmatch(name)
         if match and int(match[1]) < count:
             blocks[int(match[1])] += n_bytes
             attention[int(match[1])] += n_bytes if _ATTENTION.match(match[2]) else 0

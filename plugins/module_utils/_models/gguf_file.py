@@ -42,7 +42,7 @@ INPUT_TENSORS = frozenset({"token_embd", "position_embd", "token_types", "per_la
 OUTPUT_TENSORS = frozenset({"output", "output_norm", "cls"})
 FIRST_BLOCK_TENSORS = frozenset({"token_embd_norm", "rope_freqs", "rope_factors_long", "rope_factors_short"})
 
-_SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf$")
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 _BLOCK = re.compile(r"^blk\.([0-9]+)\.")
 
 
@@ -53,7 +53,7 @@ def shard_paths(path: str) -> list[str]:
     numbers.
     """
     directory, name = os.path.split(path)
-    match = _SHARD.match(name)
+    match = _SHARD.fullmatch(name)
     if match is None:
         return [path]
     number, count = int(match["number"]), int(match["count"])

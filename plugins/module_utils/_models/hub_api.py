@@ -24,11 +24,11 @@ OFFICIAL = "https://huggingface.co"
 #: Of a repository that is taken as a folder, what says nothing about the model.
 LEFT_OUT = (".gitattributes",)
 
-_REPO = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
-_REVISION = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._/+-]*$")
-_COMMIT = re.compile(r"^[0-9a-f]{40}$")
-_QUANT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-_HASHES = {"sha256": re.compile(r"^[0-9a-f]{64}$"), "git_sha1": re.compile(r"^[0-9a-f]{40}$")}
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_QUANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HASHES = {"sha256": re.compile(r"[0-9a-f]{64}"), "git_sha1": re.compile(r"[0-9a-f]{40}")}
 _NAMED_QUANT = re.compile(r"(?:^|[-._/])((?:UD-)?(?:IQ|Q|TQ|MXFP)\d\w*|BF16|F16|FP16|F32)(?=[-./]|$)", re.IGNORECASE)
 
 
@@ -37,18 +37,18 @@ _NAMED_QUANT = re.compile(r"(?:^|[-._/])((?:UD-)?(?:IQ|Q|TQ|MXFP)\d\w*|BF16|F16|
 
 def is_commit(revision: str) -> bool:
     """Whether a revision is a whole commit hash, which always names the same files."""
-    return _COMMIT.match(revision) is not None
+    return _COMMIT.fullmatch(revision) is not None
 
 
 def check_request(repo: str, revision: str, patterns: t.Sequence[str], quant: str | None) -> None:
     """Raise UserError unless a repository's files can be asked for in these words."""
-    if not _REPO.match(repo):
+    if not _REPO.fullmatch(repo):
         raise UserError(f"{repo!r} is no repository of the hub: write owner/name, as the head of its page shows it.")
-    if not _REVISION.match(revision):
+    if not _REVISION.fullmatch(revision):
         raise UserError(f"{revision!r} is no revision of {repo}: give a branch, a tag, or a commit hash.")
     if patterns and quant:
         raise UserError(f"Both files and quant are given for {repo}: give one of them.")
-    if quant and not _QUANT.match(quant):
+    if quant and not _QUANT.fullmatch(quant):
         raise UserError(f"{quant!r} is no quant name such as Q4_K_M: correct the quant of {repo}.")
     for pattern in patterns:
         check_name(pattern, repo)
@@ -71,7 +71,7 @@ def repo_page(url: str) -> tuple[str, str]:
     """Return ``(endpoint, owner/name)`` of an URL that file_url() made, or empty strings for another URL."""
     parts = urllib.parse.urlsplit(url.split("/resolve/", 1)[0])
     repo = parts.path.strip("/")
-    if "/resolve/" not in url or not _REPO.match("/".join(repo.split("/")[-2:])):
+    if "/resolve/" not in url or not _REPO.fullmatch("/".join(repo.split("/")[-2:])):
         return "", ""
     owner_name = "/".join(repo.split("/")[-2:])
     prefix = f"/{repo}"[: -len(owner_name) - 1]
@@ -190,7 +190,7 @@ def _damage(found: t.Any) -> str:
     for file in found["files"]:
         try:
             check_name(file["name"], "it")
-            known = [key for key, like in _HASHES.items() if file[key] is not None and like.match(file[key])]
+            known = [key for key, like in _HASHES.items() if file[key] is not None and like.fullmatch(file[key])]
             if not known or not isinstance(file["size_bytes"], int):
                 return f"no hash or size of {file['name']}"
         except (UserError, KeyError, TypeError, AttributeError):

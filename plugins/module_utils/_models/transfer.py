@@ -20,8 +20,8 @@ MAXIMUM_ASKED_WAIT_SECONDS = 600.0       # the hub counts requests over five min
 SYSTEM_CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
-_CONTENT_RANGE = re.compile(r"^bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)$")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
 
 # ---- names and figures for people ----------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def wait_seconds(attempt: int, first_seconds: float, retry_after: str | None = N
 def check_sha256(value: str, owner: str) -> str:
     """Return the SHA-256 in lower case, or raise UserError."""
     value = value.lower()
-    if not _SHA256.match(value):
+    if not _SHA256.fullmatch(value):
         raise UserError(f"{owner} has the SHA-256 {value!r}, which is not 64 hexadecimal digits: correct it.")
     return value
 
@@ -181,7 +181,7 @@ def judge_answer(
     ``token``: whether an access token was sent.
     """
     name = shown_url(url)
-    match = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
+    match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
     ranged_total = int(match[3]) if match and match[3] != "*" else None
     if status == 200:
         length = headers.get("Content-Length", "")

@@ -51,19 +51,3 @@ def test_unit_names_get_their_type():
     assert [systemd.unit_name(name) for name in ("llama-server", "a.socket", "b@1.2")] == [
         "llama-server.service", "a.socket", "b@1.2.service",
     ]
-
-
-@pytest.mark.parametrize(
-    ("word", "quoted"),
-    [
-        ("-ts", "-ts"),
-        ("20,13", "20,13"),
-        ("/srv/my models/x.gguf", '"/srv/my models/x.gguf"'),
-        ("/srv/100%/x.gguf", "/srv/100%%/x.gguf"),
-        ("$HOME", "$$HOME"),
-        ('a"b\\c', '"a\\"b\\\\c"'),
-        ("", '""'),
-    ],
-)
-def test_a_word_is_quoted_for_a_unit_file(word, quoted):
-    assert systemd.quoted(word) == quoted

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Filters for the files of units. Each is documented in a file of its name beside this one."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+
+
+def escaped(value: t.Any, form: str, name: str) -> str:
+    """Return a value as a file of the host wants it."""
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import escaping
+
+    try:
+        return escaping.escaped(value, form, name)
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def assignments(environment: t.Mapping[str, t.Any], name: str) -> list[str]:
+    """Return variables as words of Environment=, sorted by name."""
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import escaping
+
+    try:
+        return [escaping.assignment(variable, environment[variable], name) for variable in sorted(environment)]
+    except (ValueError, TypeError) as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+class FilterModule:
+    """Filters for the files of units."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        """Return the filters by name."""
+        return {"escaped": escaped, "assignments": assignments}

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What the variables of the roles must not be, said before anything is built. Private. Pure functions only."""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+from .._base import addresses, escaping
+from .._base.errors import UserError
+
+Variables = t.Mapping[str, t.Any]
+
+# Values that a command line or an environment carries, line breaks and tabs included.
+_OF_SEVERAL_LINES: t.Final = re.compile(r"llama_server_extra_arguments|.*environment")
+# Texts of these roles go to pages of the controller, which escape them.
+_PAGES: t.Final = ("report_",)
+_SECRET: t.Final = re.compile(r".*_(key|token)")
+
+
+def problems(variables: Variables) -> list[str]:
+    """Return one sentence per value that cannot be used; `variables` holds those that the inventory sets, by name."""
+    found = [*_control_characters(variables), *_hosts(variables)]
+    return list(dict.fromkeys(found))
+
+
+def _control_characters(variables: Variables) -> t.Iterator[str]:
+    for name, value in variables.items():
+        if name.startswith(_PAGES):
+            continue
+        for path, text, several in _texts(value, name, _OF_SEVERAL_LINES.fullmatch(name) is not None):
+            secret = _SECRET.fullmatch(name) is not None
+            yield from _said(escaping.refuse_controls, text, path, "\n\t" if several else "", secret)
+
+
+def _texts(value: t.Any, path: str, several: bool) -> t.Iterator[tuple[str, str, bool]]:
+    """Yield (where, text, may have several lines) of every text in a value, keys of dicts included."""
+    if isinstance(value, str):
+        yield path, value, several
+    elif isinstance(value, t.Mapping):
+        for key, inner in value.items():
+            yield f"a key of {path}", str(key), False
+            yield from _texts(inner, f"{path}.{key}", several or _OF_SEVERAL_LINES.fullmatch(str(key)) is not None)
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from _texts(inner, f"{path}[{index}]", several)
+
+
+def _hosts(variables: Variables) -> t.Iterator[str]:
+    for name in ("llama_server_host", "exllamav2_host"):
+        if name in variables:
+            yield from _said(addresses.check_host, variables[name], name)
+    for device in _rpc_devices(variables):
+        if "host" in device:
+            yield from _said(addresses.check_host, device["host"], f"host of {device.get('name')} in llama_rpc_devices")
+
+
+def _rpc_devices(variables: Variables) -> list[Variables]:
+    devices = variables.get("llama_rpc_devices")
+    return [device for device in devices if isinstance(device, t.Mapping)] if isinstance(devices, list) else []
+
+
+def _said(check: t.Callable[..., t.Any], *arguments: t.Any) -> t.Iterator[str]:
+    """Yield the sentence of a check that refuses."""
+    try:
+        check(*arguments)
+    except UserError as error:
+        yield str(error)

@@ -1,0 +1,36 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: serving_check
+short_description: Validate the variables of the roles before anything is built
+version_added: 0.1.0
+description:
+  - Reads the variables of this collection's roles that are set for the host, and fails with one sentence per value that
+    cannot be used, with the name of the variable.
+  - Control characters are refused, but line breaks and tabs where a command line or an environment carries them. An
+    address that a server binds to must be one.
+  - Works on the controller. A variable that depends on what a later role sets is left to that role.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+    details: This action changes nothing.
+  diff_mode:
+    support: N/A
+    details: This action changes nothing.
+options: {}
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Validate the variables of the servers
+  homelab.mixed_gpu.serving_check:
+"""
+
+RETURN = r"""#"""

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The variables of the roles are judged on the controller, by the first task of a play."""
+
+from __future__ import annotations
+
+import json
+
+PLAY = [
+    {
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "roles": [{"role": "homelab.mixed_gpu.host_preflight"}],
+    }
+]
+
+
+def test_a_value_that_a_unit_cannot_hold_ends_the_first_play_by_its_name(playbook, tmp_path):
+    play = tmp_path / "play.yml"
+    play.write_text(json.dumps(PLAY))
+    variables = {
+        "llama_server_alias": "m\nUser=root",
+        "llama_server_api_key": "needle\nneedle",
+        # what a later role sets, and what a lookup cannot find, is left to that role
+        "llama_server_after_units": "{{ llama_rpc_units }}",
+        "llama_server_cors_origins": "{{ lookup('file', '/nonexistent') }}",
+    }
+    status, output = playbook(str(play), "-e", json.dumps(variables), "-vvv")
+    assert status == 2
+    assert "llama_server_alias contains a line break (U+000A)" in output
+    assert "llama_server_api_key contains a line break (U+000A); remove it" in output
+    assert "Check the host" not in output.split("PLAY RECAP")[0].split("Validate the variables of the roles")[1]
+    assert "needle\\nneedle" not in output.replace(json.dumps(variables), "")

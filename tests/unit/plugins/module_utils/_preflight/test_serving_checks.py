@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import serving_checks
+
+DEVICE = {"name": "fast", "port": 50052}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"llama_server_extra_arguments": ["--chat-template", "a\n\tb"], "llama_server_host": "::1"},
+        {"split_tuning_environment": {"X": "a\nb"}, "report_expectations": [{"note": "a\nb"}]},
+        {"llama_rpc_devices": [{**DEVICE, "environment": {"X": "a\nb"}, "host": "box.lan"}]},
+        {"llama_server_host": "0.0.0.0", "exllamav2_host": "fd00::5", "llama_server_port": 8080},
+    ],
+)
+def test_what_can_be_used_is_not_mentioned(variables):
+    assert serving_checks.problems(variables) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"llama_server_alias": "m\n"}, "llama_server_alias contains a line break (U+000A) in 'm\\n'; remove it"),
+        ({"llm_models": [{"id": "m\n"}]}, "llm_models[0].id contains a line break (U+000A)"),
+        ({"llm_models": [{"i\x07d": 1}]}, "a key of llm_models[0] contains a control character (U+0007)"),
+        ({"llama_server_extra_arguments": ["a\r"]}, "llama_server_extra_arguments[0] contains a carriage return"),
+        ({"llama_rpc_devices": [{**DEVICE, "environment": {"X\n": "1"}}]}, "a key of llama_rpc_devices[0].environment"),
+        ({"split_tuning_environment": {"X": "\u202e"}}, "split_tuning_environment.X contains a control"),
+        ({"llama_server_host": "192.168.*"}, "llama_server_host is '192.168.*'; write an IP address"),
+        ({"llama_server_host": "127.0.0.1 --host 0.0.0.0"}, "llama_server_host is '127.0.0.1 --host 0.0.0.0'"),
+        ({"exllamav2_host": "127.1"}, "exllamav2_host is '127.1'"),
+        ({"llama_rpc_devices": [{**DEVICE, "host": ""}]}, "host of fast in llama_rpc_devices is ''"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_one_sentence_with_the_name(variables, sentence):
+    found = serving_checks.problems(variables)
+    assert found and sentence in found[0] and all(len(text.splitlines()) == 1 for text in found)
+
+
+def test_a_secret_is_not_shown():
+    found = serving_checks.problems({"llama_server_api_key": "needle-needle\n", "llm_models_hub_token": "needle\t"})
+    assert len(found) >= 2 and not any("needle" in text for text in found)
