@@ -39,9 +39,9 @@ options:
     choices: [auto, existing, distribution, nvidia, wheels]
     default: auto
   version:
-    description: Release to install from NVIDIA's repository.
+    description: Release to install from NVIDIA's repository. Empty means one that fits the cards and the system.
     type: str
-    default: "13.0"
+    default: ""
   root:
     description: Where an existing toolkit is; NVIDIA's packages keep a link there.
     type: path
@@ -66,6 +66,11 @@ options:
     description: The fact C(mixed_gpu_gpus) of M(homelab.mixed_gpu.gpu_facts).
     type: dict
     required: true
+  slots_left_out:
+    description: PCI addresses of cards that need no programs.
+    type: list
+    elements: str
+    default: []
   program:
     description: Source of the program to compile. Needed for V(proof).
     type: str
@@ -121,6 +126,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import cuda_compat, cuda_toolkit, driver_host
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import card_ages, host_hardware
 
 
 class Planner:
@@ -131,6 +137,8 @@ class Planner:
         self.params = module.params
         self.gpus = module.params["gpus"]
         wishes = {key: self.params[key] for key in cuda_toolkit.Wishes.__annotations__}
+        found = card_ages.cards(host_hardware.nvidia_devices(), self.params["slots_left_out"])
+        self.targets = card_ages.capabilities(self.gpus, found)
         self.wishes = t.cast(cuda_toolkit.Wishes, wishes)
 
     def _ask(self, *command: str) -> str:
@@ -146,12 +154,12 @@ class Planner:
             "gcc": int(gcc) if gcc.isdigit() else 0,
             "glibc": self._ask("getconf", "GNU_LIBC_VERSION").removeprefix("glibc "),
             "driver": self.gpus["driver_version"] if self.gpus["available"] else "",
+            "targets": self.targets,
         }
 
     def choice(self) -> dict[str, t.Any]:
         """Decide where the toolkit comes from."""
-        found = re.search(r"release ([0-9]+[.][0-9]+)", self._ask(f"{self.params['root']}/bin/nvcc", "--version"))
-        existing = found[1] if found else ""
+        existing = cuda_compat.nvcc_release(self._ask(f"{self.params['root']}/bin/nvcc", "--version"))
         try:
             source, version = cuda_compat.choose(
                 self.params["source"], self.params["version"], existing, self._system()
@@ -197,7 +205,7 @@ class Planner:
         source = os.path.join(directory, "check.cu")
         with open(source, "w", encoding="utf-8") as handle:
             handle.write(self.params["program"])
-        flags = cuda_toolkit.compile_flags(toolkit, self.wishes, [card["compute_capability"] for card in cards])
+        flags = cuda_toolkit.compile_flags(toolkit, self.wishes, self.targets)
         cure = "its C++ compiler may be too new or missing; choose another cuda_toolkit_source"
         self._nvcc(toolkit, ["-o", f"{source}.out", source, *flags], "compile a small program", cure)
         returncode, _out, err = self.module.run_command([f"{source}.out"]) if cards else (0, "", "")
@@ -228,13 +236,14 @@ def main() -> None:
                 "choices": ["auto", "existing", "distribution", "nvidia", "wheels"],
                 "default": "auto",
             },
-            "version": {"type": "str", "default": "13.0"},
+            "version": {"type": "str", "default": ""},
             "root": {"type": "path", "default": "/usr/local/cuda"},
             "wheels_dir": {"type": "path", "default": "/opt/mixed_gpu/cuda"},
             "requirements": {"type": "str", "default": ""},
             "cublas": {"type": "bool", "default": True},
             "nccl": {"type": "bool", "default": False},
             "gpus": {"type": "dict", "required": True},
+            "slots_left_out": {"type": "list", "elements": "str", "default": []},
             "program": {"type": "str", "default": ""},
         },
         supports_check_mode=True,

@@ -214,6 +214,11 @@ host:
           type: str
           returned: always
           sample: "0x2684"
+        name:
+          description: Product name in the list of PCI ids that lspci reads, or none where the host has no such list.
+          type: str
+          returned: always
+          sample: GeForce RTX 4090
         driver:
           description: Kernel driver that holds the card, such as V(nvidia), V(nouveau) and V(vfio-pci), or none.
           type: str

@@ -105,7 +105,7 @@ from ansible.module_utils import urls
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, job, package_index
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import cards
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import card_ages, cards, host_hardware
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
     build_job,
     build_plan,
@@ -153,8 +153,10 @@ class Host:
         if given or not build_plan.uses_cuda(self.settings):
             return list(given), []
         found = cards.read(self.module.params["host_python"])
-        if found["available"]:
-            return sorted({card["compute_capability"].replace(".", "") for card in found["gpus"]}), []
+        on_bus = card_ages.cards(host_hardware.nvidia_devices())
+        capabilities = card_ages.capabilities(found, on_bus)
+        if found["available"] or (on_bus and all(card.compute_capability for card in on_bus)):
+            return [capability.replace(".", "") for capability in capabilities], []
         if self.module.check_mode:
             return [], ["the NVIDIA driver"]
         raise UserError(

@@ -42,8 +42,9 @@ options:
     choices: [distribution, nvidia]
     default: distribution
   branch:
-    description: Branch of the driver. Needed for V(packages).
+    description: Branch of the driver, for V(packages). Empty means what the cards need, by their PCI device ids.
     type: str
+    default: ""
   version:
     description: Exact version of the driver, for V(packages). Empty means any version of the branch.
     type: str
@@ -55,9 +56,15 @@ options:
     type: str
     default: ""
   open_modules:
-    description: Whether the open kernel modules are wanted, for V(packages).
-    type: bool
-    default: true
+    description: Whether the open kernel modules are wanted, for V(packages). V(auto) means what the cards need.
+    type: str
+    choices: [auto, "true", "false"]
+    default: auto
+  slots_left_out:
+    description: PCI addresses of cards that may stay without this driver, for V(packages) and V(proof).
+    type: list
+    elements: str
+    default: []
   signed_modules:
     description: Whether modules that the distribution signed are wanted, for V(packages).
     type: bool
@@ -185,6 +192,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import jso
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import (
     apt,
+    card_needs,
     driver_host,
     driver_plan,
     driver_proof,
@@ -194,10 +202,9 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import (
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver.driver_packages import branch_of, own_versions
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver.driver_types import HostDriver, Request, Step
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import card_ages, host_hardware
 
 Result = dict[str, t.Any]
-Options = t.TypeVar("Options", Request, driver_settings.Wishes)
 
 
 def step_of(step: Step, main: str) -> Result:
@@ -223,17 +230,29 @@ class Planner:
         path = os.path.join(self.params["directory"], "record.json")
         return self.host.look(), driver_record.parse(json_file.read_text(path), path)
 
-    def _options(self, kind: t.Callable[..., Options]) -> Options:
-        """Return the module's options that a TypedDict names."""
-        return kind(**{key: self.params[key] for key in kind.__annotations__})
+    def _wishes(self) -> driver_settings.Wishes:
+        keys = driver_settings.Wishes.__annotations__
+        return t.cast(driver_settings.Wishes, {key: self.params[key] for key in keys})
 
-    def _request(self) -> Request:
-        """Return the driver that is asked for."""
-        request, asked = self._options(Request), self.params["requested"]
-        if not asked:
-            return request
-        branch = branch_of(asked) or asked
-        return {**request, "branch": branch, "version": "" if branch == asked else asked}
+    def _cards(self) -> list[card_ages.Card]:
+        """Return the cards that the driver has to serve."""
+        return card_ages.cards(host_hardware.nvidia_devices(), self.params["slots_left_out"])
+
+    def _request(self, system: str) -> tuple[Request, str]:
+        """Return the driver that is asked for, with what the cards need where nothing is said, and a note."""
+        asked = self.params["requested"]
+        branch, version = self.params["branch"], self.params["version"]
+        if asked:
+            branch = branch_of(asked) or asked
+            version = "" if branch == asked else asked
+        modules = {"true": True, "false": False}.get(self.params["open_modules"])
+        source = self.params["source"]
+        choice = card_needs.choose(branch or branch_of(version), modules, system, source, self._cards())
+        request: Request = {
+            "source": source, "branch": choice.branch, "version": version, "open_modules": choice.open_modules,
+            "signed_modules": self.params["signed_modules"],
+        }  # fmt: skip
+        return request, choice.note
 
     def _fetch_lists(self) -> str:
         """Fetch the package lists; return words about those that could not be fetched."""
@@ -245,9 +264,9 @@ class Planner:
     def packages(self) -> Result:
         """Decide which packages the host is to have, in which versions."""
         host, record = self._look()
-        request = self._request()
+        request, note = self._request(host["system"])
         plan = driver_plan.plan(host, request, driver_record.ours(record))
-        step, error, message = None, "", plan["foreign"] or plan["note"]
+        step, error, message = None, "", " ".join(filter(None, [plan["foreign"] or plan["note"], note]))
         if plan["missing"] and self.params["fetch_lists"]:
             unfetched = self._fetch_lists()
             host["policies"] = self.host.policies([*plan["missing"], plan["main"], *host["packages"]])
@@ -268,7 +287,7 @@ class Planner:
         main, present = self.params["main"], own_versions(host["packages"])
         state = driver_record.state_of(record, present)
         if main in host["packages"]:
-            settings = driver_settings.settings(host, main, self._options(driver_settings.Wishes))
+            settings = driver_settings.settings(host, main, self._wishes())
         elif not main and state is not None:
             settings = driver_settings.restored(host["packages"], state["holds"])
         else:
@@ -309,7 +328,7 @@ class Planner:
         """Fail where something keeps the cards from being used."""
         problems = driver_proof.problems(
             driver_versions.loaded(), self.host.cuinit(), self.params["gpus"], self.params["gpus_expected"],
-            host_hardware.nvidia_pci(),
+            self._cards(),
         )  # fmt: skip
         if problems:
             raise UserError(" ".join(problems))
@@ -326,10 +345,11 @@ def main() -> None:
         argument_spec={
             "goal": {"type": "str", "choices": goals, "required": True},
             "source": {"type": "str", "choices": ["distribution", "nvidia"], "default": "distribution"},
-            "branch": {"type": "str"},
+            "branch": {"type": "str", "default": ""},
             "version": {"type": "str", "default": ""},
             "requested": {"type": "str", "default": ""},
-            "open_modules": {"type": "bool", "default": True},
+            "open_modules": {"type": "str", "choices": ["auto", "true", "false"], "default": "auto"},
+            "slots_left_out": {"type": "list", "elements": "str", "default": []},
             "signed_modules": {"type": "bool", "default": False},
             "fetch_lists": {"type": "bool", "default": False},
             "main": {"type": "str", "default": ""},
@@ -344,7 +364,7 @@ def main() -> None:
             "directory": {"type": "path", "default": "/var/lib/mixed_gpu/driver"},
             "lock_timeout_seconds": {"type": "int", "default": 600},
         },
-        required_if=[("goal", "packages", ("branch",)), ("goal", "proof", ("gpus",))],
+        required_if=[("goal", "proof", ("gpus",))],
         supports_check_mode=True,
     )
     try:

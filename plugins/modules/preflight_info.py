@@ -66,6 +66,11 @@ options:
     type: list
     elements: str
     default: []
+  slots_left_out:
+    description: PCI addresses of cards that may stay without a driver.
+    type: list
+    elements: str
+    default: []
   sample_seconds:
     description: For how long to watch the cards, so that the generation of their PCIe links is seen under load.
     type: float
@@ -230,6 +235,7 @@ def main() -> None:
             "models_dir": {"type": "path", "required": True},
             "model_sizes_mib": {"type": "dict", "default": {}},
             "gpus_expected": {"type": "list", "elements": "str", "default": []},
+            "slots_left_out": {"type": "list", "elements": "str", "default": []},
             "sample_seconds": {"type": "float", "default": 0},
             "psu_watts": {"type": "int", "default": 0},
             "rest_of_machine_watts": {"type": "int", "default": 200},

@@ -8,6 +8,9 @@ import typing as t
 
 from .._base.errors import UserError
 from .._base.types import Mapping
+from .._hardware import card_ages, lost_cards
+from . import card_needs
+from .driver_packages import branch_of
 from .driver_types import HostDriver
 
 #: What cuInit answers (cuda.h): name and cure.
@@ -68,11 +71,13 @@ def cuda_problem(cuinit: CuInit) -> str:
     return f"cuInit answers {cuinit['result']} ({name}), so no CUDA program can run: {cure}."
 
 
-def problems(loaded: str, cuinit: CuInit, gpus: Mapping, expected: t.Sequence[str], pci: t.Sequence[str]) -> list[str]:
+def problems(
+    loaded: str, cuinit: CuInit, gpus: Mapping, expected: t.Sequence[str], cards: t.Sequence[card_ages.Card]
+) -> list[str]:
     """Return one sentence for everything that keeps the cards from being used; empty means that all is well.
 
     `loaded` is the version of the loaded module, `gpus` the fact mixed_gpu_gpus. `expected` holds UUIDs or parts of
-    names, one per card, or nothing for any. `pci` are the addresses of NVIDIA's display controllers.
+    names, one per card, or nothing for any. `cards` are those on the PCI bus that the driver has to serve.
     """
     if not loaded:
         return [
@@ -87,11 +92,8 @@ def problems(loaded: str, cuinit: CuInit, gpus: Mapping, expected: t.Sequence[st
             f"The loaded module is {loaded} and the library {gpus['driver_version']}: reboot to end the half-done "
             "upgrade."
         )
-    if len(gpus["gpus"]) != len(pci):
-        found.append(
-            f"The PCI bus has {len(pci)} NVIDIA card(s) and NVML sees {len(gpus['gpus'])}: read 'dmesg | grep -i "
-            "nvrm', check power plugs and seating, and reboot."
-        )
+    if len(gpus["gpus"]) != len(cards):
+        found.append(_count_problem(loaded, gpus, cards))
     missing, surplus = _match(gpus["gpus"], expected)
     for want in missing:
         there = ", ".join(f"{card['name']} {card['id']}" for card in gpus["gpus"]) or "none"
@@ -105,6 +107,18 @@ def problems(loaded: str, cuinit: CuInit, gpus: Mapping, expected: t.Sequence[st
         )
     trouble = cuda_problem(cuinit)
     return [*found, trouble] if trouble else found
+
+
+def _count_problem(loaded: str, gpus: Mapping, cards: t.Sequence[card_ages.Card]) -> str:
+    """Return the sentence about cards that NVML does not see: of an age that the driver does not drive, or lost."""
+    unseen = lost_cards.unseen(cards, gpus)
+    found = f"The PCI bus has {len(cards)} NVIDIA card(s) and NVML sees {len(gpus['gpus'])}"
+    found += f", without the {' and the '.join(card.label for card in unseen)}" if unseen else ""
+    branch = branch_of(loaded)
+    old = [card for card in unseen if card.architecture and int(branch or 0) > (card.architecture.last_branch or 9999)]
+    if old:
+        return f"{found}: branch {branch} does not drive it; leave out nvidia_driver_branch, or {card_needs.CURE}."
+    return f"{found}: read 'dmesg | grep -i nvrm', check power plugs and seating, and reboot."
 
 
 def _match(cards: t.Sequence[Mapping], expected: t.Sequence[str]) -> tuple[list[str], list[Mapping]]:

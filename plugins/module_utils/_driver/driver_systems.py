@@ -89,6 +89,11 @@ _NVIDIA_UBUNTU: list[Packages] = [
 
 #: Sources (distribution, nvidia) by system.
 SYSTEMS: dict[str, dict[str, Source]] = {
+    # [Ubuntu's archive as 24.04's; NVIDIA's repository ubuntu2604 begins with 595, Driver Installation Guide 610]
+    "Ubuntu 26.04": {
+        "distribution": {"packages": [_UBUNTU], "cure": _UBUNTU_CURE},
+        "nvidia": {"packages": _NVIDIA_UBUNTU, "cure": _NVIDIA_CURE, "oldest": 595, "default": "595"},
+    },
     "Ubuntu 24.04": {
         "distribution": {"packages": [_UBUNTU], "cure": _UBUNTU_CURE},
         "nvidia": {"packages": _NVIDIA_UBUNTU, "cure": _NVIDIA_CURE, "oldest": 570, "default": "580"},

@@ -183,4 +183,7 @@ def _compile_obstacle(record: t.Mapping[str, t.Any]) -> str:
             f"a card has compute capability {listed[0] / 10:.1f}, and {record['package']} needs {oldest / 10:.1f} or "
             "later; name the other cards in exllamav2_gpus."
         )
-    return ""
+    problem = cuda_compat.architecture_problem(
+        cuda_compat.nvcc_release(f"release {has}"), record["arch_list"].replace(".", "").split(";")
+    )
+    return f"{problem}: name the other cards in exllamav2_gpus." if problem else ""

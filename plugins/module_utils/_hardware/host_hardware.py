@@ -103,8 +103,9 @@ def aperture_mib(text: str | None) -> int | None:
 
 
 def nvidia_devices(root: str = "") -> list[Json]:
-    """One entry per address of nvidia_pci: identity, bound driver, link now and at most, slot, BAR1, IOMMU."""
+    """One entry per address of nvidia_pci: identity, name, bound driver, link now and at most, slot, BAR1, IOMMU."""
     found = []
+    names = _product_names(root)
     for address in nvidia_pci(root):
         here = f"{root}/sys/bus/pci/devices/{address}"
         port = os.path.dirname(os.path.realpath(here))  # the bridge above it, which is the slot
@@ -112,6 +113,7 @@ def nvidia_devices(root: str = "") -> list[Json]:
         found.append({
             "address": address,
             "device_id": read(f"{here}/device"),
+            "name": names.get((read(f"{here}/device") or "").removeprefix("0x")),
             "driver": os.path.basename(os.readlink(driver)) if os.path.islink(driver) else None,
             "generation": generation(read(f"{here}/current_link_speed")),
             "generation_max": generation(read(f"{here}/max_link_speed")),
@@ -123,6 +125,15 @@ def nvidia_devices(root: str = "") -> list[Json]:
             "iommu": read(f"{here}/iommu_group/type"),
         })
     return found
+
+
+def _product_names(root: str) -> dict[str, str]:
+    """Return NVIDIA's product names by device id (2204) from the list that lspci reads; empty where none is there."""
+    text = read(f"{root}/usr/share/misc/pci.ids") or read(f"{root}/usr/share/hwdata/pci.ids") or ""
+    part = re.search(r"^10de  .*\n((?:[\t#].*\n|\n)*)", f"{text}\n", re.MULTILINE)
+    entries = re.findall(r"^\t([0-9a-f]{4})  (.+)$", part[1] if part else "", re.MULTILINE)
+    # the name that is sold stands in brackets behind the chip's: GA102 [GeForce RTX 3090]
+    return {number: (re.findall(r"\[(.+)\]", name) or [name])[0] for number, name in entries}
 
 
 def _lanes(text: str | None) -> int | None:

@@ -11,6 +11,7 @@ import dataclasses
 import typing as t
 
 from .._base.types import Json, Mapping
+from . import lost_cards
 
 #: Part of the nominal memory bandwidth that decoding reached in the slowest of the published runs, for all other cards.
 USUAL_FRACTION: t.Final = 0.73
@@ -105,11 +106,15 @@ def peak_of(name: str) -> Peak | None:
 
 
 def of_host(host: Mapping) -> list[Json]:
-    """Return what is known of each card: entries of gpu_facts, or, before there is a driver, name and PCI address."""
+    """Return what is known of each card: entries of gpu_facts, and for cards that do not answer name and PCI address.
+
+    Before there is a driver none answers. A card that does not answer beside others is lost, and draws power as before.
+    """
     gpus = host["gpus"]
     if gpus and gpus["gpus"]:
-        return list(gpus["gpus"])
+        return [*gpus["gpus"], *lost_cards.of_host(host)]
     names = {card.pci_device_id: card.name for card in CARDS.values() if card.pci_device_id}
     return [
-        {"name": names.get(device["device_id"]), "pci_bus_id": device["address"]} for device in host["nvidia_devices"]
+        {"name": names.get(device["device_id"]) or device.get("name"), "pci_bus_id": device["address"]}
+        for device in host["nvidia_devices"]
     ]

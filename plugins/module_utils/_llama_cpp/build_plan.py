@@ -14,6 +14,7 @@ import typing as t
 
 from .._base import fingerprints
 from .._base.errors import UserError
+from .._driver import cuda_compat
 from . import quick_compile
 
 Settings = t.Mapping[str, t.Any]
@@ -221,9 +222,20 @@ def plan(
 
     `wanted_source` is the result of `source`; `toolchain` maps the names of `tools` to what those print;
     `architectures` are compute capabilities without their dot. An equal key means an equal build.
-    Raises UserError for what CMake would misread.
+    Raises UserError for what CMake would misread, and for cards that the CUDA toolkit does not compile for.
     """
+    if uses_cuda(settings):
+        _check_targets(cuda_compat.nvcc_release(toolchain["cuda"]), [str(number) for number in architectures])
     return [_build(build, settings, wanted_source, toolchain, architectures) for build in _wanted(settings)]
+
+
+def _check_targets(release: str, architectures: t.Sequence[str]) -> None:
+    problem = cuda_compat.architecture_problem(release, architectures)
+    if problem:
+        raise UserError(
+            f"{problem}: use another toolkit (role cuda_toolkit, or llama_cpp_cuda_root), or name the cards that are "
+            "to be used in llama_cpp_cuda_architectures, such as [86, 89]."
+        )
 
 
 def _wanted(settings: Settings) -> list[dict[str, t.Any]]:

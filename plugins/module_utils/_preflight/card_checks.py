@@ -11,7 +11,9 @@ from __future__ import annotations
 import typing as t
 
 from .._base.checks import check
-from .._hardware import known_cards, nvml, power_budget
+from .._driver import card_needs
+from .._driver.driver_packages import branch_of
+from .._hardware import card_ages, known_cards, lost_cards, nvml, power_budget
 from . import tensor_parallel_check
 
 Json = dict[str, t.Any]
@@ -112,6 +114,42 @@ def iommu(host: t.Mapping[str, t.Any]) -> list[Check]:
     return [check("IOMMU", True, "note", detail, None)]
 
 
+def ages(host: t.Mapping[str, t.Any], left_out: t.Collection[str]) -> list[Check]:
+    """Return what driver, kernel modules and CUDA toolkit the cards need, by their PCI device ids."""
+    cards = card_ages.cards(host["nvidia_devices"], left_out)
+    if not cards:
+        return []
+    needs = card_ages.needs(cards)
+    labels = " and ".join(card.label for card in cards if card.architecture)
+    if needs.problem:
+        severity = "warning" if host["nvidia_module_version"] else "error"
+        return [check("card generations", False, severity, needs.problem, card_needs.CURE)]
+    loaded = branch_of(host["nvidia_module_version"] or "")
+    if loaded and not (needs.first_branch or 0) <= int(loaded) <= (needs.last_branch or int(loaded)):
+        detail = f"{labels}: driver {host['nvidia_module_version']} is loaded, and {needs_words(needs)}"
+        cure = "leave out nvidia_driver_branch: the role nvidia_driver installs the branch that fits"
+        return [check("card generations", False, "warning", detail, cure)]
+    detail = f"{labels}: {needs_words(needs)}" if labels else ""
+    if needs.unknown:
+        unknown = f"not known: {' and '.join(needs.unknown)}"
+        cure = "look up its driver branch, kernel modules and CUDA release, since nothing is derived from this card"
+        return [check("card generations", False, "note", "; ".join(filter(None, [detail, unknown])), cure)]
+    return [check("card generations", True, "note", detail, None)]
+
+
+def needs_words(needs: card_ages.Needs) -> str:
+    """Return what cards need, in words."""
+    first, last = needs.first_cuda, needs.last_cuda
+    words = [
+        f"driver up to {needs.last_branch}" if needs.last_branch else "",
+        f"driver {needs.first_branch} or later" if needs.first_branch else "",
+        {True: "open kernel modules", False: "closed kernel modules", None: ""}[needs.open_modules],
+        f"CUDA up to {card_ages.words(last)}" if last else "",
+        f"CUDA {card_ages.words(first)} or later" if first and first >= (12, 5) else "",
+    ]
+    return ", ".join(word for word in words if word) or "any maintained driver and CUDA toolkit"
+
+
 def peer_to_peer(gpus: t.Mapping[str, t.Any] | None) -> bool:
     """Return whether NVML calls reading from card to card OK for any pair."""
     pairs = (gpus or {}).get("p2p") or []
@@ -125,12 +163,8 @@ def expected_cards(host: t.Mapping[str, t.Any], expected: t.Sequence[str]) -> Ch
     if len(slots) < len(expected) and not (gpus and gpus["available"]):
         cure = "check seating and power, pass the cards through to a VM, or correct host_preflight_gpus_expected"
         return check("GPUs", False, "error", f"{on_bus}, {len(expected)} expected ({', '.join(expected)})", cure)
-    if gpus and gpus["available"]:
-        names = ", ".join(gpu["name"] or gpu["id"] or "unnamed" for gpu in gpus["gpus"])
-        detail = f"{names}; driver {gpus['driver_version']}"
-        missing = nvml.missing_gpus(list(expected), gpus["gpus"])
-        cure = f"missing is {', '.join(missing)}: check seating and power, or correct host_preflight_gpus_expected"
-        return check("GPUs", not missing, "error", detail, cure)
+    if gpus and gpus["driver_version"]:
+        return _answering(host, expected)
     if not slots:
         return check("GPUs", True, "note", "no NVIDIA card, and none expected", None)
     if loaded is None:
@@ -140,6 +174,22 @@ def expected_cards(host: t.Mapping[str, t.Any], expected: t.Sequence[str]) -> Ch
         detail = f"{on_bus}, driver {loaded} is loaded; their names are read once the role host_python has run"
         return check("GPUs", True, "note", detail, None)
     return check("GPUs", False, "warning", f"{on_bus}, driver {loaded} is loaded", gpus["reason"])
+
+
+def _answering(host: t.Mapping[str, t.Any], expected: t.Sequence[str]) -> Check:
+    """Return whether the cards that answer are the expected ones, with the names of those that are lost."""
+    gpus = host["gpus"]
+    names = ", ".join(gpu["name"] or gpu["id"] or "unnamed" for gpu in gpus["gpus"])
+    detail = f"{names}; driver {gpus['driver_version']}"
+    missing = nvml.missing_gpus(list(expected), gpus["gpus"])
+    lost = lost_cards.of_host(host, expected)
+    if lost:
+        detail += f"; lost: {' and '.join(lost_cards.words(card) for card in lost)}"
+    cure = f"missing is {', '.join(missing)}: check seating and power, or correct host_preflight_gpus_expected"
+    if gpus["reason"]:
+        cure = f"{lost_cards.reason(gpus, lost)}" + (f" Expected and missing: {', '.join(missing)}" if missing else "")
+    ok = not missing and not lost and gpus["available"]
+    return check("GPUs", ok, "error" if missing else "warning", detail, cure)
 
 
 def others_on_the_cards(host: t.Mapping[str, t.Any]) -> list[Check]:

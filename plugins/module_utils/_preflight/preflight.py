@@ -35,7 +35,8 @@ def judge(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> Json:
     `wanted` holds port, memory_mib, disk ([{path, needed_mib}]), gpus_expected (UUIDs or parts of names), server_unit
     (the unit that may hold the port), models (model_checks.read_models), psu_watts (0 where unknown),
     rest_of_machine_watts, power_limits_watts and locked_clocks_mhz (what is to be set, by UUID or end of the name), and
-    power_budget_policy (warn, fail or ignore). Raises KeyError for a missing key.
+    power_budget_policy (warn, fail or ignore). Raises KeyError for a missing key. It may hold slots_left_out, PCI
+    addresses of cards that need no driver.
     """
     found, claimed = checks(host, wanted), claims(host, wanted)
     errors = [f"{row['name']}: {row['detail']}; {row['cure']}." for row in found if is_error(row)]
@@ -75,6 +76,7 @@ def checks(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[C
         host_checks.port(host["listeners"], wanted["port"], wanted["server_unit"]),
         *card_checks.binding(host, expected),
         card_checks.expected_cards(host, expected),
+        *card_checks.ages(host, wanted.get("slots_left_out") or ()),
         *pcie.links(host),
         *card_checks.resizable_bar(host),
         *card_checks.iommu(host),

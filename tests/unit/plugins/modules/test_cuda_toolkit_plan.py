@@ -130,3 +130,15 @@ def test_a_toolkit_that_does_not_work_fails_the_proof(plan, nvcc, script, run, w
 def test_a_toolkit_that_is_missing_fails_the_proof(plan):
     answer = plan("proof", program="x")
     assert answer["failed"] and "nvcc does not run (No such file or directory): run the role" in answer["msg"]
+
+
+def test_the_cards_choose_the_release_before_there_is_a_driver(plan, monkeypatch):
+    ids = ["0x1b06", "0x2204"]
+    devices = [{"address": f"0000:0{place}:00.0", "device_id": number} for place, number in enumerate(ids)]
+    monkeypatch.setattr(cuda_toolkit_plan.host_hardware, "nvidia_devices", lambda: devices)
+    chosen = plan()
+    assert chosen["packages"][0] == "cuda-toolkit-12-8"
+    refused = plan(source="nvidia", version="13.0")
+    assert refused["failed"] and "no target for compute capability 6.1" in refused["msg"]
+    left_out = plan(source="nvidia", version="13.0", slots_left_out=["0000:00:00.0"])
+    assert left_out["packages"][0] == "cuda-toolkit-13-0"

@@ -486,6 +486,21 @@ def test_architectures_are_those_of_the_cards(run, settings, bin_dir, monkeypatc
     assert automatic == given and given != run("planned", settings)["planned"]["wanted"]["builds"]
 
 
+def test_architectures_are_known_from_the_bus_where_no_driver_answers(run, settings, bin_dir, monkeypatch):
+    program(bin_dir / "nvcc", "echo Cuda compilation tools, release 12.8, V12.8.93")
+    cuda = settings | {"backends": ["cuda"], "cuda_root": str(bin_dir.parent)}
+    monkeypatch.setattr(cards, "read", lambda _python: {"available": False, "reason": "Reboot.", "gpus": []})
+    devices = [{"address": f"0000:0{place}:00.0", "device_id": number} for place, number in enumerate(("0x1b38",
+               "0x2204"))]
+    monkeypatch.setattr(llama_cpp_build.host_hardware, "nvidia_devices", lambda: devices)
+    found = run("planned", cuda)["planned"]["wanted"]["builds"]
+    assert found == run("planned", cuda | {"cuda_architectures": [61, 86]})["planned"]["wanted"]["builds"]
+    program(bin_dir / "nvcc", "echo Cuda compilation tools, release 13.0, V13.0.88")
+    assert "CUDA 13.0 has no target for compute capability 6.1" in failure(run("planned", cuda))
+    devices.append({"address": "0000:09:00.0", "device_id": "0x3fff"})
+    assert "cards is unknown (Reboot.)" in failure(run("planned", cuda))
+
+
 @pytest.fixture
 def packages(settings, bin_dir):
     """Settings for programs that are there already, with those programs in the PATH."""

@@ -154,6 +154,48 @@ def test_what_no_source_has_is_an_answer_that_says_which_lists_are_missing(plan,
     assert checked["message"].startswith("Would install linux-headers-")
 
 
+def on_bus(monkeypatch, *ids):
+    devices = [{"address": f"0000:0{place}:00.0", "device_id": number, "name": None} for place, number in
+               enumerate(ids, 1)]
+    monkeypatch.setattr(nvidia_driver_plan.host_hardware, "nvidia_devices", lambda: devices)
+
+
+def test_nothing_said_means_what_the_cards_need(plan, host, monkeypatch):
+    assert plan("packages")["plan"]["main"] == MAIN
+    on_bus(monkeypatch, "0x1b06", "0x2684")
+    assert plan("packages")["plan"]["main"] == "nvidia-headless-580-server"
+    on_bus(monkeypatch, "0x2c05", "0x2684")
+    assert plan("packages")["plan"]["main"] == MAIN
+    on_bus(monkeypatch, "0x3fff", "0x2684")
+    known = plan("packages")
+    assert known["plan"]["main"] == MAIN and "Not known to this collection" in known["message"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "wish", "words"),
+    [
+        (("0x1db6", "0x2c05"), {}, "No driver serves both"),
+        (("0x1b06",), {"open_modules": True}, "nvidia_driver_open_modules is true"),
+        (("0x2c05",), {"open_modules": "false"}, "nvidia_driver_open_modules is false"),
+        (("0x1b06",), {"branch": "595"}, "whose last branch is 580"),
+        (("0x1b06",), {"requested": "595.71.05"}, "whose last branch is 580"),
+        (("0x1b06",), {"version": "610.43.02"}, "Driver branch 610"),
+    ],
+)
+def test_a_driver_that_a_card_does_not_stand_is_refused_before_anything_is_asked(
+    plan, host, monkeypatch, ids, wish, words
+):
+    on_bus(monkeypatch, *ids)
+    answer = plan("packages", fetch_lists=True, **wish)
+    assert answer["failed"] and words in answer["msg"] and host.asked() == []
+    left = plan("packages", slots_left_out=["01:00.0"], **wish)
+    assert words not in left.get("msg", "")
+
+
+def test_the_branch_of_an_exact_version_needs_no_saying(plan, host):
+    assert plan("packages", version="595.71.05")["plan"]["branch"] == "595"
+
+
 def test_a_branch_at_its_end_fails_with_the_alternative(plan, host):
     answer = plan("packages", branch="560")
     assert answer["failed"] and 'set nvidia_driver_branch to "580"' in answer["msg"]
@@ -207,7 +249,7 @@ def test_the_proof_fails_with_every_problem(plan, host, monkeypatch):
     gpus = {"available": True, "reason": None, "driver_version": "580.65.06", "gpus": []}
     assert "kernel module is not loaded" in plan("proof", gpus=gpus)["msg"]
     monkeypatch.setattr(driver_versions, "loaded", lambda: "580.95.05")
-    monkeypatch.setattr(nvidia_driver_plan.host_hardware, "nvidia_pci", lambda: ["0000:01:00.0"])
+    monkeypatch.setattr(nvidia_driver_plan.host_hardware, "nvidia_pci", lambda root="": ["0000:01:00.0"])
     answer = plan("proof", gpus=gpus, gpus_expected=["RTX 4090"])["msg"]
     for words in ("half-done upgrade", "1 NVIDIA card(s) and NVML sees 0", "wants RTX 4090"):
         assert words in answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_proof
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import card_ages
 
 CARDS = [
     {"id": "GPU-1111", "name": "NVIDIA GeForce RTX 4090"},
@@ -15,7 +16,8 @@ PCI = ("0000:01:00.0", "0000:02:00.0")
 
 def problems(expected=(), pci=PCI, gpus=None, loaded="580.95.05", cuinit=0, detail=""):
     facts = {"available": True, "reason": None, "driver_version": "580.95.05", "gpus": CARDS, **(gpus or {})}
-    return driver_proof.problems(loaded, {"result": cuinit, "detail": detail}, facts, list(expected), pci)
+    cards = card_ages.cards([{"address": address, "device_id": "0x2204"} for address in pci])
+    return driver_proof.problems(loaded, {"result": cuinit, "detail": detail}, facts, list(expected), cards)
 
 
 def test_all_is_well():

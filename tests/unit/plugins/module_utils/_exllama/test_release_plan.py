@@ -93,6 +93,7 @@ def test_a_wheel_that_brings_the_extension_needs_no_compiler():
             "use a toolkit of CUDA 13 (cuda_toolkit_source wheels or nvidia, driver 580",
         ),
         ({"architectures": [52, 89]}, "capability 5.2, and exllamav2 needs 6.0"),
+        ({"architectures": [61, 89]}, "CUDA 13.0 has no target for compute capability 6.1"),
         ({"driver": "570.124.06"}, "needs driver 580 or later, and 570.124.06 is loaded"),
         ({"driver": "570.124.06", "build_extension": False}, "needs driver 580"),
     ],

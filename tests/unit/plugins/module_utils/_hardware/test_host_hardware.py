@@ -10,6 +10,13 @@ import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware
 from ansible_collections.homelab.mixed_gpu.tests.described_hosts import build
 
+# an excerpt of the PCI ID Repository's file
+PCI_IDS = (
+    "# comment\n10dd  Enhance Electronics\n\t2204  wrong vendor\n10de  NVIDIA Corporation\n"
+    "\t2204  GA102 [GeForce RTX 3090]\n\t\t1043 87b3  ROG Strix\n# another\n\t2c2c  GB6-256(N22W-ES-A1)\n"
+    "10df  Emulex\n\t2204  also wrong\n"
+)
+
 
 def test_cards_on_the_bus(tmp_path):
     devices = {
@@ -27,11 +34,11 @@ def test_cards_on_the_bus(tmp_path):
 
 def test_everything_about_one_card(tmp_path):
     card = {"device": "0x2204", "width": 4, "slot_width": 4, "slot_speed": "8.0 GT/s PCIe", "iommu": "DMA-FQ"}
-    build.build({"pci": {"0000:02:00.0": card}}, tmp_path)
+    build.build({"pci": {"0000:02:00.0": card}, "files": {"/usr/share/misc/pci.ids": PCI_IDS}}, tmp_path)
     assert host_hardware.nvidia_devices(str(tmp_path)) == [{
-        "address": "0000:02:00.0", "device_id": "0x2204", "driver": "nvidia", "generation": 1, "generation_max": 4,
-        "width": 4, "width_max": 16, "slot_generation_max": 3, "slot_width_max": 4, "bar1_mib": 32768,
-        "iommu": "DMA-FQ",
+        "address": "0000:02:00.0", "device_id": "0x2204", "name": "GeForce RTX 3090", "driver": "nvidia",
+        "generation": 1, "generation_max": 4, "width": 4, "width_max": 16, "slot_generation_max": 3,
+        "slot_width_max": 4, "bar1_mib": 32768, "iommu": "DMA-FQ",
     }]
 
 

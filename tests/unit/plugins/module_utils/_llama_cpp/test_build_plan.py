@@ -168,6 +168,11 @@ def test_what_building_needs(changes, packages, tools):
     assert build_plan.uses_cuda(settings) == ("cuda" in tools)
 
 
+# what nvcc --version prints
+CUDA_13 = "Cuda compilation tools, release 13.0, V13.0.88\nBuild cuda_13.0.r13.0/compiler.36424714_0\n"
+CUDA_12 = "Cuda compilation tools, release 12.6, V12.6.85\nBuild cuda_12.6.r12.6/compiler.35059454_0\n"
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -190,6 +195,14 @@ def test_what_building_needs(changes, packages, tools):
         ({"backends": ["metal"]}, "llama_cpp_backends names 'metal'; choose from cpu, cuda, rpc, vulkan"),
         ({"backends": ["cuda"], "architectures": []}, "needs a compute capability; set llama_cpp_cuda_architectures"),
         ({"backends": ["cuda"], "architectures": ["8.9"]}, "'8.9' in llama_cpp_cuda_architectures is no CUDA"),
+        (
+            {"backends": ["cuda"], "architectures": ["61", "86"], "toolchain": {**TOOLCHAIN, "cuda": CUDA_13}},
+            "CUDA 13.0 has no target for compute capability 6.1, which ended with 12.9: use another toolkit",
+        ),
+        (
+            {"backends": ["cuda"], "architectures": ["120a-real"], "toolchain": {**TOOLCHAIN, "cuda": CUDA_12}},
+            "CUDA 12.6 has no target for compute capability 12.0, which begins with 12.8",
+        ),
         ({"cmake_options": {"-DGGML_X": 1}}, "'-DGGML_X' is no name of a CMake option"),
         ({"cmake_options": {"LLAMA_BUILD_NUMBER": 1}}, "is set from the source"),
         ({"cmake_options": {"GGML_X": [1]}}, "The CMake option GGML_X has the value"),

@@ -189,6 +189,39 @@ def test_another_card_than_expected_is_an_error():
     assert "missing is RTX 4090" in found["cure"]
 
 
+def on_bus(*ids, driver=None):
+    return [
+        {"address": f"0000:0{place}:00.0", "device_id": number, "name": None, "driver": driver, "bar1_mib": None,
+         "iommu": None}
+        for place, number in enumerate(ids, 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ids", "more", "severity", "words"),
+    [
+        (("0x1b06", "0x2204"), {}, None, ["driver up to 580, closed kernel modules, CUDA up to 12.9"]),
+        (("0x2c05", "0x2204"), {}, None, ["driver 570 or later, open kernel modules, CUDA 12.8 or later"]),
+        (("0x1db6", "0x2c05"), {}, "error", ["No driver serves both", "nvidia_driver_slots_left_out"]),
+        (("0x1287", "0x2204"), {}, "error", ["Kepler", "470"]),
+        (("0x1b06", "0x2204"), {"nvidia_module_version": "595.71.05"}, "warning", ["driver 595.71.05 is loaded"]),
+        (("0x3fff", "0x2204"), {}, "note", ["not known: card 10de:3fff"]),
+    ],
+)
+def test_the_age_of_the_cards_is_known_before_there_is_a_driver(ids, more, severity, words):
+    host = {"nvidia_module_version": None, **more}
+    found = named(judge(None, nvidia_devices=on_bus(*ids), **host), "card generations")
+    assert (found["ok"], None if found["ok"] else found["severity"]) == (severity is None, severity)
+    for word in words:
+        assert word in f"{found['detail']}; {found['cure']}"
+
+
+def test_a_card_that_is_left_out_is_no_problem():
+    checks = judge(None, {"slots_left_out": ["01:00.0"]}, nvidia_devices=on_bus("0x1287", "0x2204"),
+                   nvidia_module_version=None)
+    assert named(checks, "card generations")["ok"]
+
+
 def test_a_broken_driver_says_why():
     found = bad(judge(unavailable("A driver upgrade is half done, reboot to finish it.")))["GPUs"]
     assert (found["severity"], found["cure"]) == ("warning", "A driver upgrade is half done, reboot to finish it.")
