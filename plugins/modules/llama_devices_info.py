@@ -180,8 +180,11 @@ def list_devices(module: AnsibleModule, environment: dict[str, str]) -> list[Lis
     try:
         devices = llama_bench.parse_devices(stdout)
     except UserError as exc:
+        cure = "install the pinned llama.cpp"
+        if endpoints:
+            cure += f", and see that {', '.join(endpoints)} are its ggml-rpc-server"
         module.fail_json(
-            msg=f"What {program} --list-devices printed cannot be read: {exc}; install the pinned llama.cpp.",
+            msg=f"What {program} --list-devices printed cannot be read: {exc}; {cure}.",
             stdout=stdout[-4000:],
         )
     missing = device_list.missing_endpoints(devices, endpoints)

@@ -43,7 +43,12 @@ _ROW_FIELDS: t.Final = (
 
 # --- devices ---------------------------------------------------------------------------------------------------------
 
-_DEVICE_LINE = re.compile(r"\s+([A-Za-z][^\s:]*): (.*) \((\d+) MiB, (\d+) MiB free\)\s*")
+_DEVICE_LINE = re.compile(r"\s+([A-Za-z][^\s:]*): (.*) \(([0-9]+) MiB, ([0-9]+) MiB free\)\s*")
+
+# RPC servers have a say in the list, and may be anybody's: what no device has is refused before it is looked at.
+_LIST_CHARACTERS: t.Final = 1 << 20
+_LINE_CHARACTERS: t.Final = 1000
+_LARGEST_MIB: t.Final = 1 << 24                # 16 TiB
 
 
 def list_devices_command(llama_bench: str, rpc_endpoints: t.Sequence[str]) -> list[str]:
@@ -56,9 +61,12 @@ def parse_devices(text: str) -> list[ListedDevice]:
     """Return the devices of C(llama-bench --list-devices), in its order, without their ids.
 
     Each has device, backend, description, total_mib and free_mib. Devices without memory of their own (accelerators
-    such as BLAS) cannot hold layers and are left out. Raises UserError when the list is missing or has a line of
-    unknown form.
+    such as BLAS) cannot hold layers and are left out. More free memory than there is in all, as hosts with one memory
+    for everything report, counts as all of it. Raises UserError when the list is missing, has a line of unknown form,
+    or claims what no device has.
     """
+    if len(text) > _LIST_CHARACTERS:
+        raise UserError(f"it has {len(text)} characters, and a list of devices has some lines")
     lines = text.splitlines()
     try:
         start = lines.index("Available devices:") + 1
@@ -68,12 +76,19 @@ def parse_devices(text: str) -> list[ListedDevice]:
     for line in lines[start:]:
         if not line.strip() or line.strip() == "(none)":
             continue
+        if line.startswith(" ") and len(line) > _LINE_CHARACTERS:
+            raise UserError(f"the line of a device, {_shown(line)}, has {len(line)} characters")
         match = _DEVICE_LINE.fullmatch(line)
         if match is None:
             if line.startswith("  "):
-                raise UserError(f"the device line {line.strip()!r} has an unknown form")
+                raise UserError(f"the device line {_shown(line)} has an unknown form")
             continue
         name, description, total, free = match.groups()
+        if max(int(total), int(free)) > _LARGEST_MIB:
+            raise UserError(
+                f"{_shown(name)} ({_shown(description)}) claims {_shown(total)} MiB with {_shown(free)} MiB free, "
+                "which no device has"
+            )
         if int(total) == 0:
             continue
         devices.append({
@@ -81,13 +96,20 @@ def parse_devices(text: str) -> list[ListedDevice]:
             "backend": re.sub(r"\d+$", "", name),
             "description": description,
             "total_mib": int(total),
-            "free_mib": int(free),
+            "free_mib": min(int(free), int(total)),
         })
     return devices
 
 
+def _shown(text: str) -> str:
+    """Return what a peer may have written as it may stand in a sentence."""
+    text = text.strip()
+    return ascii(text if len(text) <= 60 else f"{text[:60]}...")
+
+
 def explain_list_failure(rc: int, text: str, rpc_endpoints: t.Sequence[str]) -> str:
     """Return one sentence for a failed listing: the endpoint that does not answer, or the program's own words."""
+    text = text[-_LIST_CHARACTERS:]
     lost = outcome.device_lost(text)
     if lost is not None:
         return lost

@@ -8,6 +8,8 @@ import re
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 RPC_PAIR = """Available devices:
   RPC0: 127.0.0.1:51152 (24105 MiB, 24105 MiB free)
@@ -57,6 +59,45 @@ def test_device_lists_are_read(name):
 def test_lists_of_unknown_form_are_refused(text, words):
     with pytest.raises(UserError, match=words):
         llama_bench.parse_devices(text)
+
+
+def line(total="10", free="10", description="127.0.0.1:50052"):
+    return f"Available devices:\n  RPC0: {description} ({total} MiB, {free} MiB free)\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (line(free="17592186044415"), r"'RPC0' \('127.0.0.1:50052'\) claims '10' MiB with '17592186044415' MiB free"),
+        (line(total="16777217"), "no device has"),
+        (line(total="9" * 700), "no device has"),
+        (line(total="9" * 10_000), r"has 100\d\d characters"),
+        (line(description="x (1 MiB, " * 50_000), r"has 5000\d\d characters"),
+        (line(description="(" * 30_000_000), r"it has 300000\d\d characters"),
+        (line() + " " * 900_000 + "x", "has 900001 characters"),
+        (line(total="\u0661\u0660"), "has an unknown form"),                  # digits of another script
+        (line(description="\x1b[2J") + "  \x1b[2J\n", r"line '\\x1b\[2J' has an unknown form"),
+    ],
+)
+def test_what_no_device_has_is_refused_in_one_sentence(text, words):
+    with pytest.raises(UserError, match=words) as caught:
+        llama_bench.parse_devices(text)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400
+
+
+def test_more_free_memory_than_there_is_counts_as_all_of_it():
+    (device,) = llama_bench.parse_devices(line(total="1000", free="1200"))
+    assert (device["total_mib"], device["free_mib"]) == (1000, 1000)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=200), st.sampled_from(["", "Available devices:\n", "Available devices:\n  RPC0: a (1 MiB, "]))
+def test_any_text_gives_devices_or_one_error(text, start):
+    try:
+        devices = llama_bench.parse_devices(start + text)
+    except UserError:
+        return
+    assert all(0 <= device["free_mib"] <= device["total_mib"] <= 1 << 24 for device in devices)
 
 
 def test_rpc_comes_before_the_listing():
