@@ -208,10 +208,30 @@ class Host:
                 found.append(f"Switch {self.prefix / build.link} to {build.directory}.")
         return found
 
+    def downloads(self, builds: t.Iterable[build_plan.Build]) -> list[pathlib.Path]:
+        """Return the archives of sources that are removed once these builds are in use."""
+        names = [build_source.archive_name(build.record["source"]) for build in builds]
+        folder = pathlib.Path(self.settings["download_dir"])
+        return build_state.superfluous_downloads(
+            folder, self.settings["keep_downloads"], {name for name in names if name}
+        )
+
+    def removals(self, builds: list[build_plan.Build]) -> list[str]:
+        """Return what a switch to these builds will remove, as at most one sentence."""
+        moved = [build for build in builds if build_state.in_use(self.prefix, build.name) != build.directory]
+        if not moved:
+            return []
+        previous = {build_state.in_use(self.prefix, build.name) for build in moved}
+        needed = build_state.needed(self.prefix, pathlib.Path(self.module.params["upgrade_record"])) - previous
+        needed |= {build.directory for build in builds}
+        old = build_state.superfluous(self.prefix, self.settings["keep_builds"], previous, needed)
+        names = [str(path) for path in [*sorted(old), *sorted(self.downloads(builds))]]
+        return [f"Remove {', '.join(names)} (llama_cpp_keep_builds, llama_cpp_keep_downloads)."] if names else []
+
     def planned(self) -> Result:
         """Say what is missing."""
         builds, missing, unknown = self.plan()
-        actions = self.actions(builds, missing, unknown)
+        actions = [*self.actions(builds, missing, unknown), *self.removals(builds)]
         if missing and not self.module.check_mode and (unknown or any(text.startswith("Build ") for text in actions)):
             build_job.check_resources(self.settings)
         names = [build.name for build in builds]
@@ -250,6 +270,9 @@ class Host:
             if previous is not None:
                 keep, record = self.settings["keep_builds"], pathlib.Path(self.module.params["upgrade_record"])
                 removed = build_state.prune(self.prefix, keep, previous, record)
+                for path in self.downloads(builds):
+                    path.unlink(missing_ok=True)
+                    removed.append(path.name)
         finally:
             lock.release()
         return {"changed": bool(made) or previous is not None, "removed": removed}

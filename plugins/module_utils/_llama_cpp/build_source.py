@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import typing as t
@@ -35,6 +36,8 @@ class Answer(t.NamedTuple):
 #: Opens a URL with headers; raises UserError where that fails.
 Open = t.Callable[[str, t.Mapping[str, str]], Answer]
 
+#: Names of the archives of download_dir.
+ARCHIVE: t.Final = re.compile(r"llama_cpp_python-[^/]+\.tar\.gz|llama\.cpp-[0-9a-f]{12}\.tar")
 _PAGE_MIB: t.Final = 64
 _ARCHIVE_MIB: t.Final = 512
 
@@ -58,6 +61,13 @@ def tree(settings: build_plan.Settings, source: Source, shell: job.Shell, open_:
     return found
 
 
+def archive_name(source: Source) -> str | None:
+    """Return the name of a source's archive in download_dir, or None for a source without one."""
+    if source["kind"] == "sdist":
+        return f"llama_cpp_python-{source['version']}.tar.gz"
+    return f"llama.cpp-{source['sha256'][:12]}.tar" if source["kind"] == "archive" else None
+
+
 def commit(source: Source, found: pathlib.Path) -> str | None:
     """Return the commit of a source tree, in nine digits where git has to be asked."""
     if source["kind"] != "git":
@@ -77,6 +87,7 @@ def _cached(path: pathlib.Path, sha256: str, log: job.Log) -> bool:
         return False
     log.write(f"checking {path}")
     if job.sha256(path) == sha256:
+        os.utime(path)      # the sources that were used last are kept
         return True
     log.write(f"{path} does not have the SHA-256 {sha256}; downloading again")
     return False
@@ -97,7 +108,7 @@ def _sdist(
     settings: build_plan.Settings, source: Source, work: pathlib.Path, log: job.Log, open_: Open
 ) -> pathlib.Path:
     """Return the source distribution, from the package index that pip is configured for on this host."""
-    name = f"llama_cpp_python-{source['version']}.tar.gz"
+    name = archive_name(source) or ""
     archive = pathlib.Path(settings["download_dir"]) / name
     if _cached(archive, source["sha256"], log):
         return archive
@@ -134,7 +145,7 @@ def _archive(
 ) -> pathlib.Path:
     """Return the archive at llama_cpp_archive_url."""
     wanted = source["sha256"]
-    archive = pathlib.Path(settings["download_dir"]) / f"llama.cpp-{wanted[:12]}.tar"
+    archive = pathlib.Path(settings["download_dir"]) / (archive_name(source) or "")
     if not _cached(archive, wanted, log):
         _fetch(settings["archive_url"], wanted, "llama_cpp_archive_sha256", work, archive, log, open_)
     return archive

@@ -18,7 +18,7 @@ import typing as t
 
 from .._base import json_file, json_state
 from .._base.errors import UserError
-from . import build_plan
+from . import build_plan, build_source
 
 Record = dict[str, t.Any]
 
@@ -167,31 +167,56 @@ def _upgrading(record: pathlib.Path) -> set[str]:
         ) from exc
 
 
-def prune(
-    prefix: pathlib.Path, keep_builds: int, previous: t.Collection[str], upgrade_record: pathlib.Path
-) -> list[str]:
-    """Remove old builds and unfinished work; return the directories of the removed builds.
+def needed(prefix: pathlib.Path, upgrade_record: pathlib.Path) -> set[str]:
+    """Return the directories that links lead to, and those of an upgrade under way."""
+    links = [path for path in prefix.iterdir() if path.is_symlink()] if prefix.is_dir() else []
+    return {os.path.basename(os.path.realpath(path)) for path in links} | _upgrading(upgrade_record)
 
-    Of each named build `keep_builds` remain: the linked one, which always does, then the one that was linked before
-    (in `previous`), then the newest others. Those of an upgrade under way remain, too.
+
+def superfluous(
+    prefix: pathlib.Path, keep_builds: int, previous: t.Collection[str], needed: t.Container[str]
+) -> list[pathlib.Path]:
+    """Return the builds to remove once those in `needed` are in use.
+
+    Of each named build `keep_builds` remain: the one in use, which always does, then the one that was used before
+    (in `previous`), then the newest others.
     """
-    needed = {os.path.basename(os.path.realpath(path)) for path in prefix.iterdir() if path.is_symlink()}
-    needed |= _upgrading(upgrade_record)
     others: dict[str, list[tuple[bool, str, pathlib.Path]]] = {}
-    for path in prefix.iterdir():
+    for path in prefix.iterdir() if prefix.is_dir() else ():
         if path.is_symlink() or not path.is_dir() or not _DIRECTORY.fullmatch(path.name) or path.name in needed:
             continue
         # a directory without a readable build.json is not ours to remove
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             record = json_file.from_text(json_file.read_text(str(path / "build.json")) or "null")
             others.setdefault(str(record["name"]), []).append((path.name in previous, str(record["built_at"]), path))
-    removed = []
-    for builds in others.values():
-        for _previous, _built_at, path in sorted(builds, reverse=True)[max(keep_builds - 1, 0) :]:
-            os.rename(path, path.with_name(f".old-{path.name}"))
-            removed.append(path.name)
+    ranked = [sorted(builds, reverse=True) for builds in others.values()]
+    return [path for builds in ranked for _previous, _built_at, path in builds[max(keep_builds - 1, 0) :]]
+
+
+def prune(
+    prefix: pathlib.Path, keep_builds: int, previous: t.Collection[str], upgrade_record: pathlib.Path
+) -> list[str]:
+    """Remove superfluous builds and unfinished work; return the directories of the removed builds."""
+    removed = superfluous(prefix, keep_builds, previous, needed(prefix, upgrade_record))
+    for path in removed:
+        os.rename(path, path.with_name(f".old-{path.name}"))
     work = prefix / ".work"
     rubbish = [path for kind in ("tree-", "stage-", "download-") for path in work.glob(f"{kind}*")]
     for path in [*prefix.glob(".old-*"), *rubbish]:
         shutil.rmtree(path, ignore_errors=True)
-    return removed
+    return [path.name for path in removed]
+
+
+def superfluous_downloads(folder: pathlib.Path, keep: int, used: t.Collection[str]) -> list[pathlib.Path]:
+    """Return the sources to remove: all but `keep`, first those named in `used`, then those that were used last.
+
+    What is in `used` stays, and counts also where it is not there yet. Other hosts may share the folder.
+    """
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):
+            if build_source.ARCHIVE.fullmatch(path.name):
+                found.append((path.name in used, path.stat().st_mtime, path))
+    present = sum(is_used for is_used, _time, _path in found)
+    stay = max(keep - (len(set(used)) - present), present)
+    return [path for _used, _time, path in sorted(found, reverse=True)[stay:]]

@@ -124,6 +124,7 @@ def settings(tmp_path, site, bin_dir):
         "quick_compile": False,
         "prefix": str(tmp_path / "prefix"),
         "keep_builds": 2,
+        "keep_downloads": 2,
         "jobs": 1,
         "ccache_dir": str(tmp_path / "ccache"),
         "required_flags": {},
@@ -199,6 +200,25 @@ def test_check_mode_says_what_would_be_done_and_does_nothing(run, settings):
     assert not pathlib.Path(settings["prefix"]).exists()
     verified = run("verified", settings, _ansible_check_mode=True)
     assert not verified["installed"]["present"] and verified["installed"]["extra_builds"] == {}
+
+
+@needs_cmake
+def test_what_a_switch_removes_is_told_before(run, settings):
+    settings = settings | {"keep_builds": 1, "keep_downloads": 1}
+    downloads = pathlib.Path(settings["download_dir"])
+    run("present", settings)
+    first = in_use(settings)
+    old = downloads / "llama_cpp_python-0.3.1.tar.gz"
+    old.write_text("x")
+    os.utime(old, (1, 1))
+    assert run("planned", settings)["actions"] == [], "nothing is removed without a switch"
+    other = settings | {"cmake_options": {"OTHER": True}}
+    told = run("planned", other, _ansible_check_mode=True)["actions"][-1]
+    assert told == f"Remove {first}, {old} (llama_cpp_keep_builds, llama_cpp_keep_downloads)."
+    assert sorted(run("present", other)["removed"]) == sorted([first.name, old.name])
+    assert not first.exists() and [path.name for path in downloads.iterdir()] == [
+        f"llama.cpp-{settings['archive_sha256'][:12]}.tar"
+    ]
 
 
 @needs_cmake

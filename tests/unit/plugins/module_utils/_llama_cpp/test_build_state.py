@@ -139,3 +139,41 @@ def test_the_builds_of_an_upgrade_under_way_stay(tmp_path):
     assert (prefix / names[0]).exists()
     record.write_text(json.dumps({"under_way": None}))
     assert sorted(build_state.prune(prefix, 1, [], record)) == names[:2]
+
+
+def make_downloads(folder):
+    """Four sources, the first used last, beside files of somebody else."""
+    folder.mkdir()
+    names = [
+        "llama_cpp_python-0.3.30.tar.gz", "llama.cpp-0123456789ab.tar", "llama_cpp_python-0.3.29.tar.gz",
+        "llama_cpp_python-0.3.28.tar.gz",
+    ]  # fmt: skip
+    for age, name in enumerate([*names, "llama_cpp_python-0.3.27.tar.gz.txt", "llama.cpp-main.tar", "other.tar.gz"]):
+        (folder / name).write_text("x")
+        os.utime(folder / name, (2e9 - age, 2e9 - age))
+    return names
+
+
+@pytest.mark.parametrize(
+    ("keep", "used", "gone"),
+    [
+        (2, [0], [2, 3]),
+        (2, [3], [1, 2]),                   # what is used stays, however old it is
+        (0, [1], [0, 2, 3]),
+        (1, ["not there yet"], [0, 1, 2, 3]),
+        (2, ["not there yet"], [1, 2, 3]),
+        (4, [0], []),
+        (2, [], [2, 3]),
+    ],
+)
+def test_the_sources_that_are_or_were_used_last_stay(tmp_path, keep, used, gone):
+    names = make_downloads(tmp_path / "downloads")
+    named = [names[number] if isinstance(number, int) else number for number in used]
+    found = build_state.superfluous_downloads(tmp_path / "downloads", keep, named)
+    assert sorted(path.name for path in found) == sorted(names[number] for number in gone)
+
+
+def test_a_folder_of_sources_that_is_not_there_has_none(tmp_path):
+    assert build_state.superfluous_downloads(tmp_path / "none", 2, []) == []
+    assert build_state.superfluous(tmp_path / "none", 2, [], set()) == []
+    assert build_state.needed(tmp_path / "none", tmp_path / "upgrade.json") == set()
