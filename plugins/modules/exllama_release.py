@@ -153,6 +153,7 @@ class Host:
                 release_job.check_disk(self.prefix)
         if in_use != directory:
             actions.append(f"Switch {self.prefix}/current to {directory}.")
+            actions += self.removals(directory, in_use)
         return {
             "changed": bool(actions),
             "actions": actions,
@@ -160,6 +161,17 @@ class Host:
             "path": str(self.prefix / directory),
             "diff": {"before": f"current -> {in_use}\n" if in_use else "", "after": f"current -> {directory}\n"},
         }
+
+    def removals(self, directory: str, in_use: str) -> list[str]:
+        """Return what a switch to a directory will remove, one sentence each."""
+        old = release_job.superfluous(self.prefix, self.settings["keep_releases"], directory, in_use)
+        cache, most_mib = pathlib.Path(self.settings["pip_cache_dir"]), self.settings["pip_cache_mib"]
+        _files, mib = job.oldest_files(cache, most_mib)
+        names = ", ".join(str(path) for path in sorted(old))
+        return [
+            *([f"Remove {names} (exllamav2_keep_releases)."] if old else []),
+            *([f"Remove the oldest {mib} MiB from {cache} (exllamav2_pip_cache_mib)."] if mib else []),
+        ]
 
     def present(self) -> Result:
         """Make the release unless it exists, switch, and remove old releases."""
@@ -179,6 +191,11 @@ class Host:
                 json_file.replace_link(str(self.prefix / "current"), directory)
                 json_file.replace_link(str(self.prefix / "venv"), "current/venv")
                 removed = release_job.prune(self.prefix, self.settings["keep_releases"], in_use)
+                old, _mib = job.oldest_files(
+                    pathlib.Path(self.settings["pip_cache_dir"]), self.settings["pip_cache_mib"]
+                )
+                for path in old:
+                    path.unlink(missing_ok=True)
         finally:
             lock.release()
         return {"changed": made or in_use != directory, "removed": removed}

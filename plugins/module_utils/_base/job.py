@@ -155,6 +155,23 @@ def build_key(path: str) -> str | None:
     return str(found["key"]) if isinstance(found, dict) and "key" in found else None
 
 
+def oldest_files(folder: pathlib.Path, most_mib: int) -> tuple[list[pathlib.Path], int]:
+    """Return the oldest files below a folder without which it has at most `most_mib`, and their size in MiB."""
+    files = []
+    for place, _folders, names in os.walk(folder):
+        for name in names:
+            status = os.lstat(os.path.join(place, name))
+            files.append((status.st_mtime, status.st_blocks * 512, pathlib.Path(place, name)))
+    left, old = sum(size for _time, size, _path in files), list[pathlib.Path]()
+    before = left
+    for _time, size, path in sorted(files):
+        if left <= most_mib * MIB:
+            break
+        old.append(path)
+        left -= size
+    return old, (before - left) // MIB
+
+
 def free_mib(path: pathlib.Path) -> int:
     """Return the free space where a path is, or will be."""
     while not path.exists():

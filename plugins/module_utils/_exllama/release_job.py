@@ -248,20 +248,25 @@ def running(prefix: pathlib.Path) -> set[str]:
     return found
 
 
-def prune(prefix: pathlib.Path, keep_releases: int, previous: str) -> list[str]:
-    """Remove old and unfinished releases; return their names.
+def superfluous(prefix: pathlib.Path, keep_releases: int, in_use: str, previous: str) -> list[pathlib.Path]:
+    """Return the old and unfinished releases to remove once the release `in_use` is in use.
 
     `keep_releases` remain: the one in use, the one before (`previous`), then the newest; and whatever a process still
     runs from, such as a server that was not restarted yet.
     """
-    in_use = os.path.basename(os.path.realpath(prefix / "current"))
-    others = [path for path in prefix.iterdir() if path.is_dir() and not path.is_symlink() and path.name != in_use]
+    found = prefix.iterdir() if prefix.is_dir() else ()
+    others = [path for path in found if path.is_dir() and not path.is_symlink() and path.name != in_use]
     others = [path for path in others if _DIRECTORY.fullmatch(path.name)]
     complete = [path for path in others if (path / "build.json").is_file()]
     complete.sort(key=lambda path: (path.name == previous, (path / "build.json").stat().st_mtime), reverse=True)
-    superfluous = complete[max(keep_releases - 1, 0) :] + [path for path in others if path not in complete]
+    old = complete[max(keep_releases - 1, 0) :] + [path for path in others if path not in complete]
     needed = running(prefix)
-    removed = [path for path in superfluous if path.name not in needed]
+    return [path for path in old if path.name not in needed]
+
+
+def prune(prefix: pathlib.Path, keep_releases: int, previous: str) -> list[str]:
+    """Remove superfluous releases; return their names."""
+    removed = superfluous(prefix, keep_releases, os.path.basename(os.path.realpath(prefix / "current")), previous)
     for path in removed:
         # without build.json it is unfinished, whatever becomes of the rest
         (path / "build.json").unlink(missing_ok=True)

@@ -93,7 +93,7 @@ def settings(tmp_path, repository):
         "engine": "v2", "prefix": str(tmp_path / "v2"), "requirements": pinned, "build_extension": False,
         "cuda_root": "/nonexistent", "cuda_architectures": [], "gpus": [], "python": sys.executable,
         "server_git_url": repository[0], "server_commit": repository[1][0], "keep_releases": 2, "jobs": 1,
-        "ccache_dir": str(tmp_path / "ccache"), "pip_cache_dir": str(tmp_path / "pip"),
+        "ccache_dir": str(tmp_path / "ccache"), "pip_cache_dir": str(tmp_path / "pip"), "pip_cache_mib": 6144,
     }  # fmt: skip
 
 
@@ -236,6 +236,23 @@ def test_what_a_killed_run_left_running_is_waited_for(run, settings, tmp_path):
     began = time.monotonic()
     assert run("present", slowly)["failed"] and time.monotonic() - began > 1
     assert "ends" in said.read_text(encoding="utf-8")
+
+
+def test_what_a_switch_removes_is_told_before(run, settings):
+    settings = settings | {"pip_cache_mib": 2, "keep_releases": 1}
+    cache, old = pathlib.Path(settings["pip_cache_dir"]), f"0.3.1-{'a' * 12}"
+    (cache / "http-v2").mkdir(parents=True)
+    for age in range(4):
+        (cache / "http-v2" / str(age)).write_bytes(os.urandom(1 << 20))
+        os.utime(cache / "http-v2" / str(age), (2e9 - age, 2e9 - age))
+    make_releases(pathlib.Path(settings["prefix"]), old)
+    told = run("planned", settings, _ansible_check_mode=True)["actions"]
+    assert told[-2:] == [
+        f"Remove {settings['prefix']}/{old} (exllamav2_keep_releases).",
+        f"Remove the oldest 2 MiB from {cache} (exllamav2_pip_cache_mib).",
+    ]
+    assert run("present", settings)["removed"] == [old]
+    assert {path.name for path in (cache / "http-v2").iterdir()} == {"0", "1"}
 
 
 def test_without_a_release_verify_fails_with_the_cure(run, settings):
