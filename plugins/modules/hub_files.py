@@ -39,6 +39,9 @@ options:
       - Files that are not GGUF make a folder, such as an EXL2 or EXL3 model.
       - Without O(files) and O(quant) it is the only GGUF model of the repository, or the whole repository as a folder
         where it has none.
+      - Patterns, and a whole repository, stand for what engines read, which is GGUF, safetensors, configuration and
+        vocabulary. Pickled weights and programs have to be named.
+      - Raw byte parts such as C(m.gguf.part1of2) are refused.
     type: list
     elements: str
     default: []
@@ -84,7 +87,7 @@ options:
     default: 5
   retry_seconds:
     description: Pause before the second attempt. It doubles with every further one. A longer one that the hub asks for
-      is kept.
+      in any of its headers is kept, up to ten minutes.
     type: float
     default: 1
   timeout_seconds:

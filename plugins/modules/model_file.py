@@ -100,6 +100,14 @@ options:
     description: Python interpreter with the C(requests) library, used when the module's own has no such library.
     type: path
     default: /opt/mixed_gpu/venv/bin/python
+  trusted_owners:
+    description:
+      - Users, by name or number, whose directories are taken as they are.
+      - Without, nothing is written below a directory that belongs to another user than root or who runs the module,
+        because that user could have it written elsewhere by a link.
+    type: list
+    elements: str
+    default: []
 requirements:
   - requests >= 2.32, for downloads only (the P(homelab.mixed_gpu.host_python#role) role installs it)
 notes:
@@ -183,7 +191,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import manifest, transfer
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import file_names, manifest, transfer
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models.placed_file import PlacedFile
 
 
@@ -193,6 +201,7 @@ def check_options(params: dict[str, t.Any]) -> None:
         transfer.check_url(params["url"])
         if not (params["sha256"] or params["git_sha1"]):
             raise UserError(f"{params['path']} has a url and no sha256: add it.")
+    file_names.check_size(params["size_bytes"], params["path"])
     if params["sha256"]:
         params["sha256"] = transfer.check_sha256(params["sha256"], params["path"])
 
@@ -243,6 +252,7 @@ def main() -> None:
             "progress_log": {"type": "path"},
             "manifest_dir": {"type": "path", "default": "/var/lib/mixed_gpu/models"},
             "host_python": {"type": "path", "default": host_python.DEFAULT},
+            "trusted_owners": {"type": "list", "elements": "str", "default": []},
         },
         mutually_exclusive=[("url", "source"), ("sha256", "git_sha1")],
         supports_check_mode=True,

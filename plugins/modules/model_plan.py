@@ -81,12 +81,20 @@ options:
     type: path
     default: /etc/ansible/facts.d/mixed_gpu.fact
   progress_log:
-    description: File for lines of progress while files are read with O(verify=full).
+    description: File for lines of progress, while the hub asks to wait and while files are read with O(verify=full).
     type: path
   host_python:
     description: Python interpreter with C(requests) and C(huggingface_hub), used when the module's own lacks them.
     type: path
     default: /opt/mixed_gpu/venv/bin/python
+  trusted_owners:
+    description:
+      - Users, by name or number, whose directories are taken as they are.
+      - Without, nothing is written below a directory that belongs to another user than root or who runs the module,
+        because that user could have it written elsewhere by a link.
+    type: list
+    elements: str
+    default: []
 seealso:
   - module: homelab.mixed_gpu.model_file
   - module: homelab.mixed_gpu.random_gguf
@@ -204,6 +212,7 @@ def main() -> None:
             "fact_file": {"type": "path", "default": fact_record.PATH},
             "progress_log": {"type": "path"},
             "host_python": {"type": "path", "default": host_python.DEFAULT},
+            "trusted_owners": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )

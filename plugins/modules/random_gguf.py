@@ -76,6 +76,14 @@ options:
     description: Python interpreter with the C(gguf) library, used when the module's own has no such library.
     type: path
     default: /opt/mixed_gpu/venv/bin/python
+  trusted_owners:
+    description:
+      - Users, by name or number, whose directories are taken as they are.
+      - Without, nothing is written below a directory that belongs to another user than root or who runs the module,
+        because that user could have it written elsewhere by a link.
+    type: list
+    elements: str
+    default: []
 requirements:
   - gguf >= 0.10 (the P(homelab.mixed_gpu.host_python#role) role installs it)
 seealso:
@@ -138,6 +146,7 @@ def main() -> None:
             **ARGUMENTS,
             "manifest_dir": {"type": "path", "default": "/var/lib/mixed_gpu/models"},
             "host_python": {"type": "path", "default": host_python.DEFAULT},
+            "trusted_owners": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )

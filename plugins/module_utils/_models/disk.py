@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 import os
+import pwd
+import stat
 import typing as t
 
 from .._base import json_file
+from .._base.errors import UserError
 
 
 def free_space(path: str) -> tuple[str, int]:
@@ -25,6 +28,57 @@ def filesystem(path: str) -> str:
     while not os.path.ismount(directory):
         directory = os.path.dirname(directory)
     return directory
+
+
+def check_owner(path: str, trusted: t.Sequence[str] = ()) -> None:
+    """Raise UserError where somebody else could exchange the directory of ``path`` for a link while root writes there.
+
+    ``trusted``: names or numbers of users whose directories are taken as they are. Directories of root and of who runs
+    this always are.
+    """
+    allowed = {0, os.geteuid(), *(_user_id(name) for name in trusted)}
+    directory = os.path.realpath(free_space(path)[0])
+    while True:
+        status = os.stat(directory)
+        everybody = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+        if status.st_uid not in allowed:
+            raise UserError(
+                f"{directory} belongs to {_user_name(status.st_uid)}, who could have root write elsewhere by a link: "
+                f"give it to root (chown root {directory}), choose another directory, or name the owner in "
+                "llm_models_trusted_owners."
+            )
+        if everybody:
+            raise UserError(
+                f"Everybody may write to {directory}, and could have root write elsewhere by a link: take that away "
+                f"(chmod o-w {directory}), or choose another directory."
+            )
+        if directory == os.path.dirname(directory):
+            return
+        directory = os.path.dirname(directory)
+
+
+def _user_id(name: str) -> int:
+    if name.isdecimal() and name.isascii():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError as exc:
+        raise UserError(f"llm_models_trusted_owners names {name!r}, who is no user of this host: correct it.") from exc
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (user id {uid})"
+    except KeyError:
+        return f"the user id {uid}"
+
+
+def is_own_file(path: str) -> bool:
+    """Whether a regular file, and no link, is at ``path``."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def make_parents(path: str) -> None:

@@ -7,7 +7,6 @@ Private to this collection. The decisions are those of transfer.py; this file do
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import threading
@@ -15,10 +14,9 @@ import time
 import typing as t
 import urllib.parse
 
-from .._base import json_file
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from . import disk, transfer
+from . import disk, file_names, part_file, retry_wait, transfer
 
 PROGRESS_SECONDS = 2.0
 WORTHWHILE_BYTES = 8 << 20               # an attempt that brought this much does not count as failed
@@ -88,7 +86,7 @@ def explain(exc: Exception, url: str) -> tuple[bool, str]:
     def caused_by(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
 
-    detail = str(causes[-1]).strip() or type(causes[-1]).__name__
+    detail = file_names.shown_text(str(causes[-1])) or type(causes[-1]).__name__
     unresolved = getattr(urllib3.exceptions, "NameResolutionError", None)  # since urllib3 2
     if unresolved is not None and caused_by(unresolved):
         return True, f"the name {host} cannot be resolved: check the host's network, its DNS, and the URL"
@@ -113,12 +111,24 @@ def _authorise(token: str, request: t.Any) -> t.Any:
     return request
 
 
+def _leave_redirect_body(response: t.Any, *_arguments: t.Any, **_options: t.Any) -> None:
+    """Close a redirect before requests reads its whole body, however long that is."""
+    if response.is_redirect:
+        response.close()
+
+
 class Download:
     """One file that comes from a URL, written to an unfinished file beside its place."""
 
     def __init__(
-        self, params: Mapping, part: str, progress: Progress, result: Json,
-        need: t.Callable[[int, str], None], token: str | None, move: t.Callable[[str, str], t.Any] | None,
+        self,
+        params: Mapping,
+        part: part_file.PartFile,
+        progress: Progress,
+        result: Json,
+        need: t.Callable[[int, str], None],
+        token: str | None,
+        move: t.Callable[[str, str], t.Any] | None,
     ) -> None:
         """Take the options of the module model_file, and where its result is kept.
 
@@ -126,31 +136,17 @@ class Download:
         in check mode, in which nothing is written.
         """
         self.url, self.name = params["url"], transfer.shown_url(params["url"])
-        self.params, self.part, self.state_file = params, part, f"{part}.json"
+        self.params, self.part = params, part
         self.progress, self.result, self.need, self.move = progress, result, need, move
         self.token = token
         self.failures, self.furthest, self.restarted = 0, 0, False
-
-    def forget(self) -> None:
-        """Remove the unfinished file and what is known about it."""
-        for path in (self.part, self.state_file):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-
-    def resumable(self, wanted: str) -> tuple[int, Json]:
-        """Return the bytes of an unfinished file that may be continued, and what is known about it."""
-        state: Json = {}
-        with contextlib.suppress(OSError, ValueError):
-            state = json_file.from_text(json_file.read_text(self.state_file) or "{}")
-        if os.path.isfile(self.part) and transfer.can_resume(state, wanted):
-            return os.path.getsize(self.part), state
-        return 0, {}
 
     def session(self) -> t.Any:
         """Return an HTTP session: no compression (ranges count stored bytes), the system's certificate authorities."""
         import requests
 
         session = requests.Session()
+        session.hooks["response"].append(_leave_redirect_body)
         session.headers.update({"Accept-Encoding": "identity", "User-Agent": "homelab.mixed_gpu"})
         if os.path.exists(transfer.SYSTEM_CA_BUNDLE):
             session.verify = transfer.SYSTEM_CA_BUNDLE
@@ -162,25 +158,28 @@ class Download:
     def fetch(self, wanted: str) -> None:
         """Fill the unfinished file with the content whose hash is ``wanted``. Raises UserError."""
         session, discarded = self.session(), False
-        self.furthest = self.result["resumed_bytes"] = self.resumable(wanted)[0]
+        self.furthest = self.result["resumed_bytes"] = self.part.resumable(wanted)[0]
         self.progress.say(f"asking {urllib.parse.urlsplit(self.url).hostname}")
         while True:
-            answer, retry_after = self.attempt(session, wanted)
+            answer, asked_seconds = self.attempt(session, wanted)
             if answer.action in ("write", "complete"):
                 return
             if answer.action == "refuse":
                 raise UserError(answer.reason)
             if answer.action == "discard" and not discarded:
                 discarded = True
-                self.forget()
+                self.part.forget()
                 continue
-            self.wait(answer, wanted, retry_after)
+            self.wait(answer, wanted, asked_seconds)
 
-    def attempt(self, session: t.Any, wanted: str) -> tuple[transfer.Answer, str | None]:
-        """Ask once and receive what comes. Returns what the answer means, and the server's Retry-After."""
+    def attempt(self, session: t.Any, wanted: str) -> tuple[transfer.Answer, float | None]:
+        """Ask once and receive what comes. Returns what the answer means, and how long the server asks to wait."""
+        import http.client
+
         import requests
+        import urllib3
 
-        offset, state = self.resumable(wanted)
+        offset, state = self.part.resumable(wanted)
         self.result["attempts"] += 1
         silent = self.params["timeout_seconds"]
         headers = transfer.range_headers(self.url, offset, state)
@@ -192,16 +191,20 @@ class Download:
                 )  # fmt: skip
                 answer = transfer.judge_size(answer, self.name, self.params["size_bytes"])
                 self.receive(response, answer, offset, wanted)
-                return answer, response.headers.get("Retry-After")
-        except requests.exceptions.RequestException as exc:
+                return answer, retry_wait.asked_seconds(response.headers, time.time())
+        except UserError:
+            raise
+        except (
+            requests.exceptions.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, ValueError,
+        ) as exc:  # fmt: skip
             again, clause = explain(exc, self.url)
             failure = f"{self.name} cannot be downloaded: {clause}"
             answer = transfer.Answer("retry" if again else "refuse", reason=failure if again else f"{failure}.")
             return answer, None
 
-    def wait(self, answer: transfer.Answer, wanted: str, retry_after: str | None) -> None:
+    def wait(self, answer: transfer.Answer, wanted: str, asked_seconds: float | None) -> None:
         """Wait before the next attempt. Raises UserError after too many failures in a row."""
-        kept = self.resumable(wanted)[0]
+        kept = self.part.resumable(wanted)[0]
         if kept >= self.furthest + WORTHWHILE_BYTES:
             self.failures, self.furthest = 1, kept
         else:
@@ -213,7 +216,7 @@ class Download:
             elif kept and self.move:
                 tail = f"; {transfer.size_text(kept)} are kept for the next run"
             raise UserError(f"{answer.reason} ({self.result['attempts']} attempts{tail}).")
-        pause = transfer.wait_seconds(self.failures, self.params["retry_seconds"], retry_after)
+        pause = transfer.wait_seconds(self.failures, self.params["retry_seconds"], asked_seconds)
         self.progress.start(None, 0)
         self.progress.say(f"next attempt in {transfer.duration_text(pause)}: {answer.reason}")
         time.sleep(pause)
@@ -228,7 +231,7 @@ class Download:
         if offset > answer.offset:
             self.restarted = True
             self.progress.say("the server does not continue, beginning again")
-        kept = os.path.getsize(self.part) if os.path.isfile(self.part) else 0
+        kept = self.part.size()
         total = answer.total
         self.result["size_bytes"] = total
         if self.result["missing_bytes"] == 0:
@@ -240,12 +243,13 @@ class Download:
             return
         if answer.offset == 0:
             self.result["resumed_bytes"] = 0
-        disk.make_parents(self.part)
+        disk.make_parents(self.part.path)
         state = transfer.part_state(self.url, wanted, response.headers, total)
         if answer.offset == 0:
-            self.forget()                                # never a state that speaks of older bytes
-        json_file.write_text(self.state_file, json_file.to_text(state), 0o644, self.move)
+            self.part.forget()  # never a state that speaks of older bytes
+        self.part.write_state(state, self.move)
         done = self.write(response, answer.offset, total)
+        total = total if total is not None else self.params["size_bytes"]
         # urllib3 before 2 says nothing of a connection that was cut
         if total is not None and done < total:
             import requests
@@ -253,13 +257,39 @@ class Download:
             raise requests.exceptions.ConnectionError(f"the connection ended after {done} of {total} bytes")
 
     def write(self, response: t.Any, done: int, total: int | None) -> int:
-        """Append the body to the unfinished file, synced to the disk, and return the bytes that it has then."""
-        self.progress.start("", total, done)
-        with open(self.part, "ab") as writer:
+        """Append the body to the unfinished file, synced to the disk, and return the bytes that it has then.
+
+        Raises UserError, and leaves nothing behind, where more comes than is wanted or than the disk may take.
+        """
+        limit = self.params["size_bytes"] if self.params["size_bytes"] is not None else total
+        self.progress.start("", limit, done)
+        with self.part.open(done) as writer:
             for chunk in response.iter_content(NETWORK_CHUNK_BYTES):
+                self.check_room(done, len(chunk), limit)
                 writer.write(chunk)
                 done += len(chunk)
                 self.progress.tick(done)
             writer.flush()
             os.fsync(writer.fileno())
         return done
+
+    def check_room(self, done: int, more: int, limit: int | None) -> None:
+        """Raise UserError, and remove what came, unless so many bytes more may be written after ``done``."""
+        problem = ""
+        if limit is not None and done + more > limit:
+            problem = f"sends more than the {limit} bytes that the file has: use another mirror, or correct the entry"
+        elif limit is None and done + more > transfer.UNNAMED_LIMIT_BYTES:
+            most = transfer.size_text(transfer.UNNAMED_LIMIT_BYTES)
+            problem = f"names no size and sends more than {most}: use a mirror that names the size of its files"
+        elif limit is None:
+            try:
+                self.need(more, self.name)
+            except UserError:
+                problem = (
+                    f"names no size, and has sent {transfer.size_text(done)} when only the reserve of "
+                    f"{self.params['reserve_mib']} MiB was left on the disk: free some space, choose another "
+                    "directory, or use a mirror that names the size of its files"
+                )
+        if problem:
+            self.part.forget()
+            raise UserError(f"{self.name} {problem}; what came was removed.")

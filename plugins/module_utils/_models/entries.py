@@ -12,7 +12,7 @@ import urllib.parse
 
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from . import catalogue, gguf_file, hub_api, random_shape
+from . import catalogue, file_names, gguf_file, hub_api, random_shape
 from .transfer import check_sha256, check_url, shown_url, size_text
 
 # What an entry of `llm_models` may be. A further kind is one more key here, and one more branch in model_files().
@@ -31,11 +31,15 @@ def _remote_files(identifier: str, shards: t.Sequence[Mapping], directory: str) 
         check_url(url)
         if not shard.get("sha256"):
             raise UserError(f"The model {identifier} has no sha256 for {shown_url(url)}: add it.")
-        name = _name_in_url(url)
+        name, owner = _name_in_url(url), f"The URL of the model {identifier}"
+        parts = file_names.raw_parts([name])
+        if parts:
+            file_names.refuse_raw_parts(parts, owner, "")
         if not name.endswith(".gguf") or "/" in name:
             raise UserError(
                 f"The model {identifier} is to come from {shown_url(url)}, which is no .gguf file: correct it."
             )
+        file_names.check_name(name, owner)
         path = os.path.join(directory, identifier, name)
         sha256 = check_sha256(shard["sha256"], f"The model {identifier}")
         files.append({"kind": "url", "path": path, "url": url, "sha256": sha256})
@@ -59,9 +63,10 @@ def entry_kind(entry: Mapping) -> tuple[str, Json, str]:
     Raises UserError on an entry that is not understood.
     """
     identifier = entry.get("id")
-    if not isinstance(identifier, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", identifier):
+    if not isinstance(identifier, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", identifier):
         raise UserError(
-            f"An entry of llm_models has the id {identifier!r}: use letters, digits, dots, hyphens and underscores."
+            f"An entry of llm_models has the id {identifier!r}: use letters, digits, dots, hyphens and underscores, at"
+            " most 100."
         )
     unknown = sorted(set(entry) - {"id", "sha256", *KINDS, *HUB_KEYS})
     if unknown:
@@ -106,6 +111,7 @@ def hub_questions(entries: t.Sequence[Mapping]) -> list[Json]:
             }  # fmt: skip
             try:
                 hub_api.check_request(question["repo"], question["revision"], question["files"], question["quant"])
+                file_names.check_size(question["size_bytes"], f"its entry for {question['repo']}")
             except UserError as exc:
                 raise UserError(f"The model {identifier}: {exc}") from exc
             questions.append(question)

@@ -17,15 +17,15 @@ import urllib.parse
 from .._base import json_file
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from . import gguf_file, gguf_kind
+from . import file_names, gguf_file, gguf_kind
+from .file_names import check_name
 
 RECORD_SCHEMA = 1
 OFFICIAL = "https://huggingface.co"
-#: Of a repository that is taken as a folder, what says nothing about the model.
-LEFT_OUT = (".gitattributes",)
 
+# all with fullmatch: $ would let a line end pass
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(?:/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _QUANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HASHES = {"sha256": re.compile(r"[0-9a-f]{64}"), "git_sha1": re.compile(r"[0-9a-f]{40}")}
@@ -42,24 +42,21 @@ def is_commit(revision: str) -> bool:
 
 def check_request(repo: str, revision: str, patterns: t.Sequence[str], quant: str | None) -> None:
     """Raise UserError unless a repository's files can be asked for in these words."""
-    if not _REPO.fullmatch(repo):
+    if not isinstance(repo, str) or not _REPO.fullmatch(repo):
         raise UserError(f"{repo!r} is no repository of the hub: write owner/name, as the head of its page shows it.")
-    if not _REVISION.fullmatch(revision):
+    if not isinstance(revision, str) or not _REVISION.fullmatch(revision):
         raise UserError(f"{revision!r} is no revision of {repo}: give a branch, a tag, or a commit hash.")
     if patterns and quant:
         raise UserError(f"Both files and quant are given for {repo}: give one of them.")
-    if quant and not _QUANT.fullmatch(quant):
+    if quant and not (isinstance(quant, str) and _QUANT.fullmatch(quant)):
         raise UserError(f"{quant!r} is no quant name such as Q4_K_M: correct the quant of {repo}.")
     for pattern in patterns:
         check_name(pattern, repo)
-
-
-def check_name(name: str, repo: str) -> str:
-    """Return the name of a file in a repository, or raise UserError where it would leave the model's directory."""
-    parts = name.split("/")
-    if not name.isprintable() or "\\" in name or any(part in ("", ".", "..") for part in parts):
-        raise UserError(f"{repo} has a file by the name {name!r}, which would leave its directory: it is not fetched.")
-    return name
+    named = [pattern for pattern in patterns if not set(pattern) & set("*?")]
+    parts = file_names.raw_parts(named)
+    if parts:
+        file_names.refuse_raw_parts(parts, repo, "")
+    file_names.check_together(named, repo)
 
 
 def file_url(endpoint: str, repo: str, commit: str, name: str) -> str:
@@ -85,7 +82,10 @@ def repo_page(url: str) -> tuple[str, str]:
 def _models(names: t.Iterable[str], every: t.Collection[str], repo: str) -> list[list[str]]:
     """Group GGUF files into models: one file each, or all shards in order. Raises UserError when a shard is missing."""
     found: dict[str, list[str]] = {}
+    grouped: set[str] = set()
     for name in sorted(names):
+        if name in grouped:
+            continue
         try:
             shards = gguf_file.shard_paths(name)
         except UserError as exc:
@@ -94,6 +94,7 @@ def _models(names: t.Iterable[str], every: t.Collection[str], repo: str) -> list
         if missing:
             raise UserError(f"{repo} lacks {missing[0]}, a part of {name}: choose another revision or repository.")
         found.setdefault(shards[0], shards)
+        grouped.update(shards)
     return list(found.values())
 
 
@@ -101,23 +102,26 @@ def select(every: t.Collection[str], patterns: t.Sequence[str], quant: str | Non
     """Return ``(format, names)`` of the files that are asked for: ``gguf``, one model, or ``folder``.
 
     ``every``: all names in the repository. ``patterns``: names, or shell patterns over the whole name. ``quant``: as in
-    the files' names, in any case. Without both it is the only GGUF model of the repository, or the whole repository
-    where it has none. One shard stands for all of its model. Raises UserError, with what there is to choose from.
+    the files' names, in any case. Without both it is the only GGUF model of the repository, or what an engine reads of
+    the whole repository where it has none. One shard stands for all of its model. Raises UserError, with what there is
+    to choose from.
     """
-    ggufs = [name for name in every if name.endswith(".gguf")]
+    parts = file_names.raw_parts(every)
+    raw = {name for names in parts.values() for name in names}
+    ggufs = [name for name in every if name.endswith(".gguf") and name not in raw]
     offered = gguf_kind.models_among(ggufs)
     if quant:
         named = re.compile(rf"(?:^|[-._/]){re.escape(quant)}(?=[-./]|$)", re.IGNORECASE)
         chosen = [name for name in offered if named.search(name.removesuffix(".gguf"))]
+        asked_parts = {base: names for base, names in parts.items() if named.search(base.removesuffix(".gguf"))}
         what = f"quant {quant}"
     elif patterns:
-        chosen = []
-        for pattern in patterns:
-            matched = [name for name in every if fnmatch.fnmatchcase(name, pattern)]
-            if not matched:
-                raise UserError(f"{repo} has no file {pattern}: {_choice(offered or every)}.")
-            chosen += matched
+        chosen = _matched(every, patterns, repo, _choice(offered or every))
+        asked_parts = {base: names for base, names in parts.items() if set(names) & set(chosen)}
+        chosen = [name for name in chosen if name not in raw]
         if not any(name.endswith(".gguf") for name in chosen):
+            if asked_parts:
+                file_names.refuse_raw_parts(asked_parts, repo, _choice(ggufs) if ggufs else "")
             return "folder", sorted(set(chosen))
         strange = next((name for name in chosen if not name.endswith(".gguf")), None)
         if strange:
@@ -125,17 +129,56 @@ def select(every: t.Collection[str], patterns: t.Sequence[str], quant: str | Non
         chosen = gguf_kind.models_among(chosen) or chosen
         what = "files"
     elif not ggufs:
-        return "folder", sorted(name for name in every if name not in LEFT_OUT)
+        return "folder", _whole(every, parts, repo)
     else:
         chosen = offered
-        what = "repository"
+        what, asked_parts = "repository", parts
     models = _models(chosen, set(every), repo)
     if len(models) == 1:
         return "gguf", models[0]
+    if not models and asked_parts:
+        file_names.refuse_raw_parts(asked_parts, repo, _choice(ggufs) if ggufs else "")
     if not models:
         raise UserError(f"{repo} has no GGUF file of {what}: {_choice(offered or ggufs)}.")
     firsts = ", ".join(model[0] for model in models[:6]) + (", ..." if len(models) > 6 else "")
     raise UserError(f"{repo} has {len(models)} models of that {what} ({firsts}): name one with quant or files.")
+
+
+def _matched(every: t.Collection[str], patterns: t.Sequence[str], repo: str, choice: str) -> list[str]:
+    """Return the names that patterns name. A name that is there means itself, also with brackets in it.
+
+    A pattern matches what engines read; what it is not for has to be named. Raises UserError.
+    """
+    chosen = []
+    for pattern in patterns:
+        if pattern in every:
+            matched = [pattern]
+        else:
+            fitting = [name for name in every if fnmatch.fnmatchcase(name, pattern)]
+            raw = {name for names in file_names.raw_parts(fitting).values() for name in names}
+            matched = [
+                name for name in fitting
+                if name in raw or name.endswith(".gguf") or file_names.is_for_engines(name)
+            ]  # fmt: skip
+        if not matched:
+            raise UserError(f"{repo} has no file {pattern}: {choice}.")
+        chosen += matched
+    return chosen
+
+
+def _whole(every: t.Collection[str], parts: t.Mapping[str, t.Sequence[str]], repo: str) -> list[str]:
+    """Return what an engine reads of a repository without GGUF. Raises UserError where that is no model."""
+    names = sorted(name for name in every if file_names.is_for_engines(name))
+    weights = any(name.lower().endswith(".safetensors") for name in names)
+    in_parts = {b: n for b, n in parts.items() if not weights or b.lower().endswith((".gguf", ".safetensors"))}
+    if in_parts:
+        file_names.refuse_raw_parts(in_parts, repo, "")
+    if every and not weights:
+        raise UserError(
+            f"{repo} has neither GGUF nor safetensors files ({_choice(every)}), which is what the engines read: choose "
+            "another repository or revision."
+        )
+    return names
 
 
 def _choice(names: t.Collection[str]) -> str:
@@ -164,10 +207,15 @@ def record(
     size_bytes, sha256 (None for a file outside of LFS) and git_sha1 (None for a file in LFS).
     """
     repo = question["repo"]
-    by_name = {check_name(file["name"], repo): file for file in every}
+    by_name: dict[str, Mapping] = {}
+    for file in every:
+        if check_name(file["name"], repo) in by_name:
+            raise UserError(f"{repo} lists the file {file['name']} twice: the hub's answer cannot be used.")
+        by_name[file["name"]] = file
     format_, names = select(by_name, question["files"], question["quant"], repo)
     if not names:
         raise UserError(f"{repo} has no files at {question['revision']}: correct the repository or the revision.")
+    file_names.check_together(names, repo)
     made = {
         "schema": RECORD_SCHEMA, "repo": repo, "revision": question["revision"],
         "asked": {"files": list(question["files"]), "quant": question["quant"]}, "commit": commit, "format": format_,
@@ -190,11 +238,16 @@ def _damage(found: t.Any) -> str:
     for file in found["files"]:
         try:
             check_name(file["name"], "it")
-            known = [key for key, like in _HASHES.items() if file[key] is not None and like.fullmatch(file[key])]
-            if not known or not isinstance(file["size_bytes"], int):
+            hashes = {key: file[key] for key in _HASHES if file[key] is not None}
+            sound = all(isinstance(value, str) and _HASHES[key].fullmatch(value) for key, value in hashes.items())
+            if not hashes or not sound or not file_names.is_size(file["size_bytes"]):
                 return f"no hash or size of {file['name']}"
         except (UserError, KeyError, TypeError, AttributeError):
             return "a file is not understood"
+    try:
+        file_names.check_together([file["name"] for file in found["files"]], "it")
+    except UserError as exc:
+        return str(exc).rstrip(".")
     return ""
 
 

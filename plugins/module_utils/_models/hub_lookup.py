@@ -15,7 +15,7 @@ import typing as t
 from .._base import host_python, json_file
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from . import hub_api, transfer
+from . import file_names, hub_api, hub_session, retry_wait, transfer
 
 
 def read_token(path: str | None, url: str) -> str | None:
@@ -34,9 +34,9 @@ def read_token(path: str | None, url: str) -> str | None:
 class HubLookup:
     """One question to the hub, and its answer."""
 
-    def __init__(self, module: t.Any, params: Mapping) -> None:
-        """Take an AnsibleModule and the options of the module hub_files."""
-        self.module, self.params = module, params
+    def __init__(self, module: t.Any, params: Mapping, say: t.Callable[[str], t.Any] = lambda line: None) -> None:
+        """Take an AnsibleModule and the options of the module hub_files; ``say`` shows a line while it waits."""
+        self.module, self.params, self.say = module, params, say
         self.endpoint = (self.params["endpoint"] or os.environ.get("HF_ENDPOINT") or hub_api.OFFICIAL).rstrip("/")
         self.asked = {key: self.params[key] for key in ("repo", "revision", "files", "quant")}
         self.name = hub_api.record_name(*self.asked.values())
@@ -118,52 +118,65 @@ class HubLookup:
         from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
         token = read_token(self.params["token_file"], self.endpoint)
+        hub_session.bound(self.endpoint)
         # False, or the library would look for a token in the home directory
         hub = huggingface_hub.HfApi(endpoint=self.endpoint, token=token or False)
-        repo, revision = self.asked["repo"], self.asked["revision"]
         for attempt in range(1, self.params["attempts"] + 1):
-            retry_after = None
+            asked_seconds = None
             try:
-                # one answer with commit and files, so that a branch cannot move in between
-                info = hub.model_info(
-                    repo, revision=revision, files_metadata=True, timeout=self.params["timeout_seconds"]
-                )
-                every = [
-                    {
-                        "name": file.rfilename, "size_bytes": file.size,
-                        "sha256": file.lfs.sha256 if file.lfs else None, "git_sha1": None if file.lfs else file.blob_id,
-                    }
-                    for file in info.siblings or []
-                ]
-                made = hub_api.record(self.asked, info.sha or "", every, self.endpoint, json_file.utc_now())
-                if info.gated:
-                    # its list is public, its files are not: find out before anything else is done
-                    url = hub_api.file_url(self.endpoint, repo, made["commit"], made["files"][0]["name"])
-                    huggingface_hub.get_hf_file_metadata(
-                        url, token=token or False, timeout=self.params["timeout_seconds"], endpoint=self.endpoint
-                    )
-                return made, ""
+                return self.look_up(hub, token), ""
             except HfHubHTTPError as exc:
-                status = exc.response.status_code
-                retry_after = exc.response.headers.get("Retry-After")
-                if status not in transfer.RETRIED_STATUSES:
-                    code = exc.response.headers.get("X-Error-Code", "")
-                    clause = hub_api.refusal(self.endpoint, repo, revision, status, code, token is not None)
-                    said = clause or f"{self.endpoint} answered with HTTP status {status}: check the repository's name"
-                    raise UserError(f"{repo} cannot be looked up: {said}.") from exc
-                failure = f"{self.endpoint} answered with HTTP status {status}"
-                if status == 429:
-                    failure += " (too many requests: wait some minutes; with a token the limit is higher)"
+                asked_seconds = retry_wait.asked_seconds(exc.response.headers, time.time())
+                failure = self.passing_fault(exc, token)
             except (HTTPError, OSError) as exc:
-                detail = str(exc).strip() or type(exc).__name__
+                detail = file_names.shown_text(str(exc)) or type(exc).__name__
                 failure = (
                     f"{self.endpoint} cannot be reached ({detail}): check the network, set llm_models_hub_endpoint to "
                     "a mirror, or bring files and records with llm_models_source_dir"
                 )
             except UserError:
                 raise
-            except (ValueError, KeyError, TypeError) as exc:
-                failure = f"{self.endpoint} gave an answer that is not understood ({exc!r}): check the hub's address"
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+                said = file_names.shown_text(repr(exc))
+                failure = f"{self.endpoint} gave an answer that is not understood ({said}): check the hub's address"
             if attempt < self.params["attempts"]:
-                time.sleep(transfer.wait_seconds(attempt, self.params["retry_seconds"], retry_after))
+                pause = transfer.wait_seconds(attempt, self.params["retry_seconds"], asked_seconds)
+                self.say(f"next attempt in {transfer.duration_text(pause)}: {failure}")
+                time.sleep(pause)
         return None, f"{failure} ({self.params['attempts']} attempts)."
+
+    def look_up(self, hub: t.Any, token: str | None) -> Json:
+        """Return the record of one answer of the hub. Raises what huggingface_hub raises, and UserError."""
+        import huggingface_hub
+
+        # one answer with commit and files, so that a branch cannot move in between
+        info = hub.model_info(
+            self.asked["repo"], revision=self.asked["revision"], files_metadata=True,
+            timeout=self.params["timeout_seconds"],
+        )  # fmt: skip
+        every = [
+            {
+                "name": file.rfilename, "size_bytes": file.size, "sha256": file.lfs.sha256 if file.lfs else None,
+                "git_sha1": None if file.lfs else file.blob_id,
+            }
+            for file in info.siblings or []
+        ]  # fmt: skip
+        made = hub_api.record(self.asked, info.sha or "", every, self.endpoint, json_file.utc_now())
+        if info.gated:
+            # its list is public, its files are not: find out before anything else is done
+            url = hub_api.file_url(self.endpoint, self.asked["repo"], made["commit"], made["files"][0]["name"])
+            huggingface_hub.get_hf_file_metadata(
+                url, token=token or False, timeout=self.params["timeout_seconds"], endpoint=self.endpoint
+            )
+        return made
+
+    def passing_fault(self, exc: t.Any, token: str | None) -> str:
+        """Return what a status says that may pass. Raises UserError for another status."""
+        status, repo = exc.response.status_code, self.asked["repo"]
+        if status not in transfer.RETRIED_STATUSES:
+            code = exc.response.headers.get("X-Error-Code", "")
+            clause = hub_api.refusal(self.endpoint, repo, self.asked["revision"], status, code, token is not None)
+            said = clause or f"{self.endpoint} answered with HTTP status {status}: check the repository's name"
+            raise UserError(f"{repo} cannot be looked up: {said}.") from exc
+        many = " (too many requests: wait some minutes; with a token the limit is higher)" if status == 429 else ""
+        return f"{self.endpoint} answered with HTTP status {status}{many}"

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-
 from .._base.errors import UserError
 from .._base.types import Json
-from . import entries
+from . import entries, random_model
+from .download import Progress
 from .hub_lookup import HubLookup
 from .placed_file import PlacedFile
-from .random_model import ARGUMENTS, RandomModel
+from .random_model import RandomModel
 
 Look = Json
 
@@ -32,16 +31,25 @@ class ModelState:
 
     def resolve(self, ask: bool) -> None:
         """Find out which files of the hub the models are; ``ask``: whether the hub itself may be asked."""
-        hub = self.params["hub"]
-        for question in entries.hub_questions(self.params["models"]):
-            options = {
-                **question, "update": hub["update"], "ask": ask, "endpoint": hub["endpoint"] or None,
-                "token_file": hub["token_file"], "source_dir": hub["source_dir"] or None,
-                "record_dir": f"{self.params['manifest_dir']}/hub", "host_python": self.params["host_python"],
-                "attempts": 5, "retry_seconds": 1.0, "timeout_seconds": 30,
-            }  # fmt: skip
-            self.answers.append({**HubLookup(self.module, options).answer(), "item": question})
+        progress = Progress(self.params["progress_log"] if ask else None)
+        try:
+            for question in entries.hub_questions(self.params["models"]):
+                self.answers.append({**self.answer(question, ask, progress), "item": question})
+        finally:
+            progress.close()
         self.files = entries.model_files(self.params["models"], self.params["path"], self.answers)
+
+    def answer(self, question: Json, ask: bool, progress: Progress) -> Json:
+        """Return the result of hub_files for one question."""
+        hub = self.params["hub"]
+        options = {
+            **question, "update": hub["update"], "ask": ask, "endpoint": hub["endpoint"] or None,
+            "token_file": hub["token_file"], "source_dir": hub["source_dir"] or None,
+            "record_dir": f"{self.params['manifest_dir']}/hub", "host_python": self.params["host_python"],
+            "attempts": 5, "retry_seconds": 1.0, "timeout_seconds": 30,
+        }  # fmt: skip
+        progress.say(f"asking for the files of {question['repo']}")
+        return HubLookup(self.module, options, progress.say).answer()
 
     def options(self, file: Json, **more: t.Any) -> Json:
         """Return the options of model_file for one file."""
@@ -50,7 +58,7 @@ class ModelState:
             "size_bytes": None, "source_dir": None, "token_file": None, "verify": "recorded", "missing_ok": True,
             "reserve_mib": self.params["reserve_mib"], "attempts": 5, "retry_seconds": 1.0, "timeout_seconds": 60,
             "progress_log": None, "manifest_dir": self.params["manifest_dir"],
-            "host_python": self.params["host_python"], **more,
+            "host_python": self.params["host_python"], "trusted_owners": self.params["trusted_owners"], **more,
         }  # fmt: skip
 
     def look(self, file: Json, **options: t.Any) -> Look:
@@ -69,8 +77,9 @@ class ModelState:
         self.resolve(ask=True)
         for file in self.files:
             if file["kind"] == "generate":
-                model = RandomModel(self.module, self.random_options(file))
-                self.looks.append({**model.look(), "item": file})
+                found = RandomModel(self.module, self.random_options(file)).look()
+                free = max(0, found["free_bytes"] - (self.params["reserve_mib"] << 20))
+                self.looks.append({**found, "free_bytes": free, "item": file})
                 continue
             hub = self.params["hub"]["token_file"] if file["kind"] == "repo" else None
             self.looks.append(self.look(
@@ -88,11 +97,12 @@ class ModelState:
 
     def random_options(self, file: Json) -> Json:
         """Return the options of random_gguf for a model that is generated. Raises UserError on a wrong value."""
-        checked = ArgumentSpecValidator(ARGUMENTS).validate(file["generate"])
-        if checked.error_messages:
-            raise UserError(f"The model {file['id']} cannot be generated: {checked.error_messages[0]}.")
-        given = {"manifest_dir": self.params["manifest_dir"], "host_python": self.params["host_python"]}
-        return {"path": file["path"], **given, **checked.validated_parameters}
+        try:
+            options = random_model.checked_options(file["generate"])
+        except UserError as exc:
+            raise UserError(f"The model {file['id']} cannot be generated: {str(exc).rstrip('.')}.") from exc
+        given = {key: self.params[key] for key in ("manifest_dir", "host_python", "trusted_owners")}
+        return {"path": file["path"], **given, **options}
 
     def verify(self) -> Json:
         """Compare every file with what was recorded of it. Raises UserError at the first that differs."""

@@ -14,7 +14,7 @@ import typing as t
 from .._base import host_python
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from . import disk, hub_lookup, manifest, transfer
+from . import disk, hub_lookup, manifest, part_file, transfer
 from .download import Download, Progress
 
 
@@ -26,7 +26,7 @@ class PlacedFile:
         self.module, self.params = module, params
         self.dry = bool(module.check_mode) or look_only
         self.path = os.path.abspath(params["path"])
-        self.part, self.corrupt = f"{self.path}.part", f"{self.path}.corrupt"
+        self.part, self.corrupt = part_file.PartFile(f"{self.path}.part"), f"{self.path}.corrupt"
         self.url, self.source = params["url"], params["source"]
         #: hash of the content that is wanted, and whether it comes from an index and not from somebody's keyboard
         self.wanted: str | None = params["sha256"] or params["git_sha1"]
@@ -127,11 +127,11 @@ class PlacedFile:
         source = {"kind": kind, "from": transfer.shown_url(self.url) if self.url else self.source or self.path}
         manifest.write_manifest(self.manifest_file, self.path, digest, source, self.module.atomic_move)
         if self.url:
-            self.forget_part()                           # of a play that was killed before it could record
+            self.part.forget()  # of a play that was killed before it could record
 
     def free_bytes(self) -> int:
         """Return what may be written to the file's filesystem. A corrupt file counts as free: a download removes it."""
-        corrupt = os.path.getsize(self.corrupt) if self.url and os.path.isfile(self.corrupt) else 0
+        corrupt = os.path.getsize(self.corrupt) if self.url and disk.is_own_file(self.corrupt) else 0
         return max(0, disk.free_space(self.path)[1] + corrupt - (self.params["reserve_mib"] << 20))
 
     def need(self, n_bytes: int, what: str) -> None:
@@ -144,24 +144,18 @@ class PlacedFile:
                 "or choose another directory."
             )
 
-    def forget_part(self) -> None:
-        """Remove the unfinished file and what is known about it."""
-        for path in (self.part, f"{self.part}.json"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-
     # ---- publication -------------------------------------------------------------------------------------------------
 
     def publish(self, wanted: str | None, origin: str) -> bool:
         """Verify the unfinished file and put it in place in one step. False: wrong, and worth another download."""
-        digest = self.hash(self.part)
+        digest = self.hash(self.part.path)
         if not digest.meets(wanted):
             self.refuse_part(digest, wanted, origin)
             return False
         if self.keep_replaced and os.path.exists(self.path):
             self.keep_present()
-        disk.publish(self.part, self.path, self.module.atomic_move)
-        self.forget_part()
+        disk.publish(self.part.path, self.path, self.module.atomic_move)
+        self.part.forget()
         self.record(digest)
         size_bytes = os.path.getsize(self.path)
         self.result.update(sha256=digest.sha256, size_bytes=size_bytes)
@@ -170,8 +164,8 @@ class PlacedFile:
 
     def refuse_part(self, digest: manifest.Digest, wanted: str | None, origin: str) -> None:
         """Keep a file with the wrong hash aside. Raises UserError unless another download may help."""
-        os.replace(self.part, self.corrupt)
-        self.forget_part()
+        os.replace(self.part.path, self.corrupt)
+        self.part.forget()
         found = f"SHA-256 {digest.sha256}" if self.params["sha256"] else f"git SHA-1 {digest.git_sha1}"
         said = f"{origin} has the {found}, and {wanted} was expected"
         if self.url and self.indexed and not self.fetched_again:
@@ -207,6 +201,7 @@ class PlacedFile:
 
     def copy(self, wanted: str | None) -> None:
         """Copy the source beside its place, verify it, publish it."""
+        disk.check_owner(self.path, self.params["trusted_owners"])
         self.check_source()
         size_bytes = os.path.getsize(self.source)
         self.result.update(size_bytes=size_bytes, missing_bytes=size_bytes)
@@ -220,7 +215,7 @@ class PlacedFile:
         self.progress.start("copying", os.path.getsize(source))
         disk.make_parents(self.path)
         done = 0
-        with open(source, "rb") as reader, open(self.part, "wb") as writer:
+        with open(source, "rb") as reader, self.part.open(0) as writer:
             while chunk := reader.read(manifest.CHUNK_BYTES):
                 writer.write(chunk)
                 done += len(chunk)
@@ -242,6 +237,9 @@ class PlacedFile:
 
     def download(self, wanted: str) -> None:
         """Take the file from source_dir, or download it."""
+        disk.check_owner(self.path, self.params["trusted_owners"])
+        if not self.dry and self.whole_part_is_right(wanted):
+            return
         if self.params["source_dir"] and not self.dry and self.copied_from_source_dir(wanted):
             return
         name = transfer.shown_url(self.url)
@@ -249,7 +247,7 @@ class PlacedFile:
         token = hub_lookup.read_token(self.params["token_file"], self.url)
         job = Download(self.params, self.part, self.progress, self.result, self.need, token, move)
         if self.indexed:
-            missing = self.params["size_bytes"] - job.resumable(wanted)[0]
+            missing = self.params["size_bytes"] - self.part.resumable(wanted)[0]
             self.result.update(size_bytes=self.params["size_bytes"], missing_bytes=max(0, missing))
             if self.dry:
                 return
@@ -267,12 +265,21 @@ class PlacedFile:
         while not self.dry and not self.publish(wanted, name):
             job.fetch(wanted)
 
+    def whole_part_is_right(self, wanted: str) -> bool:
+        """Publish an unfinished file that has all its bytes, before anybody is asked: a play may have ended then."""
+        size_bytes = self.part.whole_bytes(wanted, self.params["size_bytes"])
+        if size_bytes is None:
+            return False
+        self.result.update(size_bytes=size_bytes, resumed_bytes=size_bytes)
+        return self.publish(wanted, self.part.path)
+
     def corrupt_is_right(self, wanted: str) -> bool:
         """Take back a file that was kept aside and has the wanted hash now that the sha256 is corrected."""
-        if not os.path.isfile(self.corrupt):
+        if not disk.is_own_file(self.corrupt):
             return False
         if self.hash(self.corrupt).meets(wanted):
-            os.replace(self.corrupt, self.part)
+            self.part.forget()
+            os.replace(self.corrupt, self.part.path)
             return True
         os.unlink(self.corrupt)
         return False

@@ -11,10 +11,14 @@ import contextlib
 import os
 import typing as t
 
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
 from .._base import host_python, json_file
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from . import disk, manifest, random_shape, transfer
+from . import disk, manifest, part_file, random_shape, transfer
+
+LOCK_WAIT_SECONDS = 30  # longer than any model of this kind takes to write
 
 #: Options of random_gguf that make the model, as an argument_spec.
 ARGUMENTS: t.Final[dict[str, Json]] = {
@@ -29,7 +33,17 @@ ARGUMENTS: t.Final[dict[str, Json]] = {
     "seed": {"type": "int", "default": 0},
     "distinct_blocks": {"type": "bool", "default": False},
 }
-LOCK_WAIT_SECONDS = 30                    # longer than any model of this kind takes to write
+
+
+def checked_options(options: Mapping) -> Json:
+    """Return the options of a random model with defaults. Raises UserError with what is wrong, as a clause."""
+    checked = ArgumentSpecValidator(ARGUMENTS).validate(options)
+    if checked.error_messages:
+        raise UserError(f"{checked.error_messages[0]}")
+    parameters: Json = checked.validated_parameters
+    random_shape.check_random_parameters(parameters)
+    return parameters
+
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -131,7 +145,7 @@ class RandomModel:
     def __init__(self, module: t.Any, params: Mapping) -> None:
         """Take an AnsibleModule and the options of the module random_gguf. Raises UserError on a wrong shape."""
         self.module, self.path = module, os.path.abspath(params["path"])
-        self.host_python = params["host_python"]
+        self.host_python, self.trusted_owners = params["host_python"], params["trusted_owners"]
         self.parameters = {name: params[name] for name in random_shape.RANDOM_OPTIONS}
         try:
             random_shape.check_random_parameters(self.parameters)
@@ -191,15 +205,17 @@ class RandomModel:
         reason = host_python.enter(["gguf", "numpy"], self.host_python)
         if reason:
             raise UserError(f"{self.path} cannot be made: {reason}")
-        part = f"{self.path}.part"
+        disk.check_owner(self.path, self.trusted_owners)
+        part = part_file.PartFile(f"{self.path}.part")
         lock = json_file.take_lock(f"{self.manifest_file}.lock", LOCK_WAIT_SECONDS)
         if lock is None:
             raise UserError(f"Another play is making {self.path}: wait until it has ended, then run this again.")
         try:
             disk.make_parents(self.path)
-            write_model(part, self.parameters, self.fingerprint)
-            digest, size_bytes = manifest.digest(part), os.path.getsize(part)
-            disk.publish(part, self.path, self.module.atomic_move)
+            part.open(0).close()  # a file of ours, before the library opens it by its name
+            write_model(part.path, self.parameters, self.fingerprint)
+            digest, size_bytes = manifest.digest(part.path), os.path.getsize(part.path)
+            disk.publish(part.path, self.path, self.module.atomic_move)
             manifest.write_manifest(self.manifest_file, self.path, digest, self.source, self.module.atomic_move)
         except OSError as exc:
             raise UserError(
@@ -207,6 +223,6 @@ class RandomModel:
             ) from exc
         finally:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(part)
+                os.unlink(part.path)
             json_file.release_lock(lock)
         return {**result, "present": True, "sha256": digest.sha256, "size_bytes": size_bytes}

@@ -13,15 +13,18 @@ from dataclasses import dataclass
 
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from . import hub_api
+from . import file_names, hub_api
 
 MAXIMUM_WAIT_SECONDS = 30.0
-MAXIMUM_ASKED_WAIT_SECONDS = 600.0       # the hub counts requests over five minutes
+MAXIMUM_ASKED_WAIT_SECONDS = 600.0  # the hub counts requests over five minutes
+#: What is written at most of a body whose size nobody names. No file on the hub is larger than 50 GB by its own rule.
+UNNAMED_LIMIT_BYTES = 128 << 30
 SYSTEM_CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
+_LENGTH = re.compile(r"[0-9]{1,20}")
+_CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,20})-([0-9]{1,20})|\*)/([0-9]{1,20}|\*)")
 
 
 # ---- names and figures for people ----------------------------------------------------------------------------------
@@ -38,6 +41,8 @@ def shown_url(url: str) -> str:
 def check_url(url: str) -> None:
     """Raise UserError unless the URL is http or https, names a host, and its path ends in a file name."""
     readable = re.sub(r"//[^/@]*@", "//", url.split("?", 1)[0])
+    if not url.isprintable():
+        raise UserError(f"The URL {readable!r} has a character that cannot be shown, such as a line end: correct it.")
     try:
         parts = urllib.parse.urlsplit(url)
         host, _port = parts.hostname, parts.port
@@ -98,12 +103,13 @@ class Rate:
         return (end - start) / (last - first) if last > first else 0.0
 
 
-def wait_seconds(attempt: int, first_seconds: float, retry_after: str | None = None) -> float:
-    """Return the pause before the next attempt: doubling, at least what the server asks for, both bounded."""
+def wait_seconds(attempt: int, first_seconds: float, asked_seconds: float | None = None) -> float:
+    """Return the pause before the next attempt: doubling, at least what the server asks for, both bounded.
+
+    ``asked_seconds``: of retry_wait.asked_seconds().
+    """
     wait = min(first_seconds * 2 ** (attempt - 1), MAXIMUM_WAIT_SECONDS)
-    if retry_after is not None and retry_after.isascii() and retry_after.isdigit():
-        wait = max(wait, min(float(retry_after), MAXIMUM_ASKED_WAIT_SECONDS))
-    return wait
+    return wait if asked_seconds is None else max(wait, min(asked_seconds, MAXIMUM_ASKED_WAIT_SECONDS))
 
 
 def check_sha256(value: str, owner: str) -> str:
@@ -146,6 +152,16 @@ def part_state(url: str, wanted: str, headers: t.Mapping[str, str], total: int |
     }
 
 
+def sound_state(state: Mapping) -> Json:
+    """Return of a state only what it can be: whoever may write to the directory may have written it."""
+    texts = {
+        key: value for key in ("url", "sha256", "etag", "last_modified")
+        if isinstance(value := state.get(key), str) and value.isascii() and value.isprintable() and len(value) < 2000
+    }  # fmt: skip
+    total = state.get("total_bytes")
+    return {**texts, "total_bytes": total if file_names.is_size(total) else None}
+
+
 def can_resume(state: t.Any, wanted: str) -> bool:
     """Whether a partial file may be continued: only if it was begun for the same content."""
     return isinstance(state, dict) and state.get("sha256") == wanted
@@ -183,15 +199,24 @@ def judge_answer(
     name = shown_url(url)
     match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
     ranged_total = int(match[3]) if match and match[3] != "*" else None
+    coding = headers.get("Content-Encoding", "identity").strip().lower()
+    if status in (200, 206) and coding not in ("", "identity"):
+        # none was asked for; a few bytes of one can stand for gigabytes
+        return Answer("refuse", reason=(
+            f"{name} comes with the content coding {coding[:40]!a}, though none was asked for: use another mirror."
+        ))  # fmt: skip
     if status == 200:
         length = headers.get("Content-Length", "")
-        return Answer("write", 0, int(length) if length.isdigit() else None)
+        return Answer("write", 0, int(length) if _LENGTH.fullmatch(length) else None)
     if status == 206:
         if match is None or match[1] is None or int(match[1]) != offset:
             return Answer("discard", reason=f"{name} answered with another range than the one asked for")
         if known_total is not None and ranged_total is not None and known_total != ranged_total:
             return Answer("discard", reason=f"{name} has changed its size")
-        return Answer("write", offset, ranged_total if ranged_total is not None else known_total)
+        total = ranged_total if ranged_total is not None else known_total
+        if total is not None and total < offset:
+            return Answer("discard", reason=f"{name} has become smaller than what came of it before")
+        return Answer("write", offset, total)
     if status == 416 and offset:
         if ranged_total == offset:
             return Answer("complete", offset, ranged_total)

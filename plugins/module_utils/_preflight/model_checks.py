@@ -15,7 +15,7 @@ from .._base.checks import check
 from .._base.errors import UserError
 from .._hardware import known_cards
 from .._models import entries as llm_models
-from .._models import model_shapes
+from .._models import model_shapes, random_model, random_shape
 
 Check = dict[str, t.Any]
 Json = dict[str, t.Any]
@@ -43,12 +43,26 @@ def read_models(entries: t.Sequence[t.Mapping[str, t.Any]], directory: str, size
         if given is not None and not str(given).isdigit():
             raise ValueError(f"the size of the model {name} is {given!r}: it must be a whole number of MiB")
         paths = [file["path"] for file in files if file["id"] == name]
-        bytes_each = [file["size_bytes"] for file in files if file["id"] == name]
+        bytes_each = [_wanted_bytes(file) for file in files if file["id"] == name]
         size = int(given) if given is not None else _published_mib(posixpath.basename(first["path"]))
-        if given is None and None not in bytes_each:
-            size = round(sum(bytes_each) / MIB)
+        known = [count for count in bytes_each if count is not None]
+        if given is None and len(known) == len(bytes_each):
+            size = round(sum(known) / MIB)
         found["models"].append({"id": name, "paths": paths, "kind": first["kind"], "size_mib": size})
     return found
+
+
+def _wanted_bytes(file: t.Mapping[str, t.Any]) -> int | None:
+    """Return the size of a file of llm_models in bytes, of a generated one what it needs on disk; None where unknown.
+
+    Options that cannot be generated have no size: the role llm_models says what is wrong with them.
+    """
+    if file["kind"] != "generate":
+        return t.cast("int | None", file["size_bytes"])
+    try:
+        return random_shape.random_model_bytes(random_model.checked_options(file["generate"]))
+    except UserError:
+        return None
 
 
 def _published_mib(name: str) -> int | None:

@@ -21,6 +21,7 @@ import time
 import typing as t
 
 import pytest
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries, hub_api
@@ -132,18 +133,26 @@ def left(path: pathlib.Path) -> list[str]:
     return sorted(os.listdir(path.parent)) if path.parent.exists() else []
 
 
-def result(capfd: t.Any) -> dict[str, t.Any]:
-    """Return a module's result, and under C(said) its warnings without spaces.
+#: what the modules of one test warned of
+WARNINGS: list[str] = []
 
-    They are in the result, or on stderr in lines of 80 columns where another test has loaded the controller's side.
-    """
-    output, errors = capfd.readouterr()
-    found = json.loads(output)
-    return {**found, "said": "".join((json.dumps(found.get("warnings", [])) + errors).split())}
+
+@pytest.fixture(autouse=True)
+def warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the controller's code is loaded too, as in a whole test run, warnings do not come with the result."""
+    WARNINGS.clear()
+    monkeypatch.setattr(AnsibleModule, "warn", lambda _module, warning: WARNINGS.append(warning))
+
+
+def result(capfd: t.Any) -> dict[str, t.Any]:
+    """Return a module's result, and under C(said) what it warned of."""
+    found = json.loads(capfd.readouterr().out)
+    found["said"], WARNINGS[:] = list(WARNINGS), []
+    return found
 
 
 def warned(found: dict[str, t.Any], sentence: str) -> bool:
-    return "".join(sentence.split()) in found["said"]
+    return any(sentence in warning for warning in found["said"])
 
 
 def names(answer: dict[str, t.Any]) -> list[str]:
