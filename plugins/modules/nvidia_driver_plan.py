@@ -203,6 +203,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import (
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver.driver_packages import branch_of, own_versions
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver.driver_types import HostDriver, Request, Step
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import card_ages, host_hardware
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._programs import make_device_nodes
 
 Result = dict[str, t.Any]
 
@@ -326,10 +327,12 @@ class Planner:
 
     def proof(self) -> Result:
         """Fail where something keeps the cards from being used."""
-        problems = driver_proof.problems(
-            driver_versions.loaded(), self.host.cuinit(), self.params["gpus"], self.params["gpus_expected"],
-            self._cards(),
+        # the nodes first: whatever calls CUDA as root makes them
+        missing = make_device_nodes.missing(make_device_nodes.Host(left_out=tuple(self.params["slots_left_out"])))
+        loaded = driver_proof.Loaded(
+            driver_versions.loaded(), missing, self.host.nodes_unit(), self.host.cuinit()
         )  # fmt: skip
+        problems = driver_proof.problems(loaded, self.params["gpus"], self.params["gpus_expected"], self._cards())
         if problems:
             raise UserError(" ".join(problems))
         return {}

@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 import platform
 import re
-import sys
 import typing as t
 import urllib.parse
 
-from .._base import systemd
+from .._base import systemd, unit_sandbox
 from .._base.types import Json
 from .._hardware import host_hardware
 from . import apt, driver_kernel, driver_packages, driver_settings, driver_systems, driver_versions
@@ -24,6 +23,10 @@ from .driver_types import HostDriver, KernelModule, Package, PersistenceUnit
 UNIT: t.Final = "nvidia-persistenced.service"
 _KEYS = ("/var/lib/shim-signed/mok/MOK.der", "/var/lib/dkms/mok.pub")
 _WANTS = f"/etc/systemd/system/multi-user.target.wants/{UNIT}"
+NODES_UNIT: t.Final = "mixed-gpu-nodes.service"
+# systemd's own: the interpreter of a module may lie where the sandbox shows nothing
+_PYTHON = "/usr/bin/python3"
+_CUINIT_SECONDS: t.Final = 60
 _CUINIT = "import ctypes; print(ctypes.CDLL('libcuda.so.1').cuInit(0))"
 
 
@@ -111,14 +114,25 @@ class Host:
         return found
 
     def cuinit(self) -> CuInit:
-        """Call cuInit in a process of its own: a library that crashes or hangs must not take the module along."""
-        returncode, out, err = self.run(["timeout", "60", sys.executable, "-c", _CUINIT])
+        """Call cuInit as a serving unit would: in its sandbox, with its devices, as its kind of user.
+
+        Called as root, the library loads nvidia_uvm and makes its node, and so hides that a server cannot.
+        """
+        systemd_run = self._programs.get_bin_path("systemd-run") or "systemd-run"
+        properties = [
+            *unit_sandbox.USER,
+            *unit_sandbox.device_properties(unit_sandbox.NVIDIA_NODES),
+            f"RuntimeMaxSec={_CUINIT_SECONDS}",
+        ]
+        returncode, out, err = self.run(unit_sandbox.command(systemd_run, properties, [_PYTHON, "-I", "-c", _CUINIT]))
         if returncode == 0 and out.strip().isdigit():
             return {"result": int(out), "detail": ""}
-        if returncode == 124:
-            return {"result": None, "detail": "it did not answer within 60 seconds"}
-        detail = (err.strip().splitlines() or [f"exit status {returncode}"])[-1].removeprefix("OSError: ")
-        return {"result": None, "detail": detail}
+        lines = err.strip().splitlines() or [f"no answer within {_CUINIT_SECONDS} seconds or exit status {returncode}"]
+        return {"result": None, "detail": lines[-1].removeprefix("OSError: ")}
+
+    def nodes_unit(self) -> dict[str, str]:
+        """Return C(ActiveState) and C(UnitFileState) of the unit that makes the device nodes at boot."""
+        return systemd.properties(self._ask("systemctl", "show", "-p", "ActiveState,UnitFileState", NODES_UNIT))
 
     def _kernel_module(self, kernel: str) -> KernelModule | None:
         for name in driver_versions.MODULES:

@@ -26,7 +26,11 @@ CUDA_ERRORS: t.Final = {
     802: ("system not ready", "start nvidia-fabricmanager where the cards have NVSwitch"),
     803: ("driver and library mismatch", "reboot: the library is of another version than the loaded module"),
     804: ("forward compatibility", "remove cuda-compat: it does not work with GeForce cards"),
-    999: ("unknown", "reboot, and read 'dmesg | grep -i nvrm'"),
+    999: (
+        "unknown",
+        "run 'systemctl restart mixed-gpu-nodes.service', which loads nvidia_uvm and makes /dev/nvidia-uvm; reboot if "
+        "that does not help, and read 'dmesg | grep -i nvrm'",
+    ),
 }
 
 
@@ -35,6 +39,19 @@ class CuInit(t.TypedDict):
 
     result: int | None
     detail: str
+
+
+class Loaded(t.NamedTuple):
+    """What of the driver is in force.
+
+    `version` is that of the loaded module, or "". `missing_nodes` has one phrase per device node that is missing, and
+    `nodes_unit` the state of the unit that makes them at boot. `cuinit` was called as a serving unit would call it.
+    """
+
+    version: str
+    missing_nodes: t.Sequence[str]
+    nodes_unit: t.Mapping[str, str]
+    cuinit: CuInit
 
 
 def reboot_due(host: HostDriver, rebooted: bool, local: bool) -> str:
@@ -58,28 +75,43 @@ def reboot_due(host: HostDriver, rebooted: bool, local: bool) -> str:
     return f"The driver is installed ({installed}), but {state}: {cure}, then run the play again."
 
 
-def cuda_problem(cuinit: CuInit) -> str:
-    """Return "" when cuInit succeeded, else one sentence."""
-    if cuinit["result"] == 0:
-        return ""
-    if cuinit["result"] is None:
-        return (
-            f"The CUDA library could not be asked ({cuinit['detail']}): install the driver's library libcuda.so.1 of "
-            "the loaded module's version, then run the role nvidia_driver again."
+def cuda_problems(loaded: Loaded) -> list[str]:
+    """Return one sentence for everything that keeps a serving unit from using CUDA, now or after the next boot."""
+    found = []
+    if loaded.missing_nodes:
+        found.append(
+            f"Device nodes that no server can make are missing: {', '.join(loaded.missing_nodes)}; "
+            "run 'systemctl restart mixed-gpu-nodes.service', and see 'systemctl status mixed-gpu-nodes.service'."
         )
-    name, cure = CUDA_ERRORS.get(cuinit["result"], ("see cuda.h", "reboot, and read 'dmesg | grep -i nvrm'"))
-    return f"cuInit answers {cuinit['result']} ({name}), so no CUDA program can run: {cure}."
+    if loaded.nodes_unit.get("UnitFileState") != "enabled":
+        state = loaded.nodes_unit.get("UnitFileState") or "not there"
+        found.append(
+            f"mixed-gpu-nodes.service is {state}, so nothing loads nvidia_uvm at the next boot: run the role "
+            "nvidia_driver."
+        )
+    if loaded.cuinit["result"] not in (0, None):
+        number = loaded.cuinit["result"]
+        name, cure = CUDA_ERRORS.get(number or 0, ("see cuda.h", "reboot, and read 'dmesg | grep -i nvrm'"))
+        found.append(
+            f"cuInit answers {number} ({name}) in the sandbox of a server, so no server can use the cards: {cure}."
+        )
+    elif loaded.cuinit["result"] is None:
+        found.append(
+            f"The CUDA library could not be asked ({loaded.cuinit['detail']}): install the driver's library "
+            "libcuda.so.1 of the loaded module's version, then run the role nvidia_driver again."
+        )
+    return found
 
 
 def problems(
-    loaded: str, cuinit: CuInit, gpus: Mapping, expected: t.Sequence[str], cards: t.Sequence[card_ages.Card]
+    loaded: Loaded, gpus: Mapping, expected: t.Sequence[str], cards: t.Sequence[card_ages.Card]
 ) -> list[str]:
     """Return one sentence for everything that keeps the cards from being used; empty means that all is well.
 
-    `loaded` is the version of the loaded module, `gpus` the fact mixed_gpu_gpus. `expected` holds UUIDs or parts of
-    names, one per card, or nothing for any. `cards` are those on the PCI bus that the driver has to serve.
+    `gpus` is the fact mixed_gpu_gpus. `expected` holds UUIDs or parts of names, one per card, or nothing for any.
+    `cards` are those on the PCI bus that the driver has to serve.
     """
-    if not loaded:
+    if not loaded.version:
         return [
             "The NVIDIA kernel module is not loaded: reboot; if that does not help, read 'modprobe nvidia' and 'dmesg "
             "| grep -i nvidia', and look at Secure Boot ('mokutil --sb-state')."
@@ -87,13 +119,13 @@ def problems(
     if not gpus["available"]:
         return [str(gpus["reason"])]
     found = []
-    if gpus["driver_version"] != loaded:
+    if gpus["driver_version"] != loaded.version:
         found.append(
-            f"The loaded module is {loaded} and the library {gpus['driver_version']}: reboot to end the half-done "
-            "upgrade."
+            f"The loaded module is {loaded.version} and the library {gpus['driver_version']}: reboot to end the "
+            "half-done upgrade."
         )
     if len(gpus["gpus"]) != len(cards):
-        found.append(_count_problem(loaded, gpus, cards))
+        found.append(_count_problem(loaded.version, gpus, cards))
     missing, surplus = _match(gpus["gpus"], expected)
     for want in missing:
         there = ", ".join(f"{card['name']} {card['id']}" for card in gpus["gpus"]) or "none"
@@ -105,8 +137,7 @@ def problems(
             f"NVML sees {len(gpus['gpus'])} cards, more than the {len(expected)} of nvidia_driver_gpus_expected: add "
             f"{surplus[0]['id']} to the list."
         )
-    trouble = cuda_problem(cuinit)
-    return [*found, trouble] if trouble else found
+    return [*found, *cuda_problems(loaded)]
 
 
 def _count_problem(loaded: str, gpus: Mapping, cards: t.Sequence[card_ages.Card]) -> str:

@@ -202,9 +202,7 @@ def overtaken(before: Record, after: Record, now: str) -> Record:
     return {**after, "rollback": None}
 
 
-def way_back(
-    state: State, present: t.Mapping[str, str], policies: t.Mapping[str, Mapping], kept_files: Kept
-) -> Step:
+def way_back(state: State, present: t.Mapping[str, str], policies: t.Mapping[str, Mapping], kept_files: Kept) -> Step:
     """Return the step of apt that brings a host to a state.
 
     `kept_files` maps packages to versions to paths of package files on the host, `policies` is what apt.parse_policy

@@ -245,6 +245,26 @@ def test_a_reboot_is_due_where_the_loaded_module_is_another(plan, host):
     assert "came back with kernel" in plan("loaded", rebooted=True)["msg"]
 
 
+def test_cuda_is_asked_as_a_server_would_ask_and_the_nodes_are_looked_at_before(plan, host, monkeypatch):
+    order = host.home / "order"
+    host.program("systemd-run", f'printf "%s\n" "$@" > {host.home}/run; echo cuinit >> {order}; echo 999')
+    host.program("systemctl", f"echo unit >> {order}; echo UnitFileState=enabled")
+
+    def missing(_host):
+        order.write_text("nodes\n", encoding="utf-8")
+        return ["/dev/nvidia-uvm (the kernel module nvidia_uvm is not loaded)"]
+
+    monkeypatch.setattr(nvidia_driver_plan.make_device_nodes, "missing", missing)
+    monkeypatch.setattr(driver_versions, "loaded", lambda: "580.65.06")
+    gpus = {"available": True, "reason": None, "driver_version": "580.65.06", "gpus": []}
+    answer = plan("proof", gpus=gpus)["msg"]
+    assert "/dev/nvidia-uvm" in answer and "cuInit answers 999" in answer
+    assert order.read_text(encoding="utf-8").split() == ["nodes", "unit", "cuinit"]
+    words = (host.home / "run").read_text(encoding="utf-8").splitlines()
+    for word in ("--pipe", "--wait", "DynamicUser=yes", "CapabilityBoundingSet=", "DeviceAllow=char-nvidia* rw"):
+        assert word in words
+
+
 def test_the_proof_fails_with_every_problem(plan, host, monkeypatch):
     gpus = {"available": True, "reason": None, "driver_version": "580.65.06", "gpus": []}
     assert "kernel module is not loaded" in plan("proof", gpus=gpus)["msg"]

@@ -14,10 +14,16 @@ CARDS = [
 PCI = ("0000:01:00.0", "0000:02:00.0")
 
 
-def problems(expected=(), pci=PCI, gpus=None, loaded="580.95.05", cuinit=0, detail=""):
+ENABLED = {"ActiveState": "active", "UnitFileState": "enabled"}
+
+
+def problems(
+    expected=(), pci=PCI, gpus=None, loaded="580.95.05", cuinit=0, detail="", missing_nodes=(), nodes_unit=ENABLED
+):
     facts = {"available": True, "reason": None, "driver_version": "580.95.05", "gpus": CARDS, **(gpus or {})}
     cards = card_ages.cards([{"address": address, "device_id": "0x2204"} for address in pci])
-    return driver_proof.problems(loaded, {"result": cuinit, "detail": detail}, facts, list(expected), cards)
+    state = driver_proof.Loaded(loaded, missing_nodes, nodes_unit, {"result": cuinit, "detail": detail})
+    return driver_proof.problems(state, facts, list(expected), cards)
 
 
 def test_all_is_well():
@@ -39,6 +45,10 @@ def test_all_is_well():
         ({"expected": ["RTX 3090"]}, "add GPU-1111"),
         ({"cuinit": 3}, "nvidia_driver_uvm_disable_hmm"),
         ({"cuinit": 999}, "cuInit answers 999"),
+        ({"cuinit": 999}, "systemctl restart mixed-gpu-nodes.service"),
+        ({"missing_nodes": ["/dev/nvidia-uvm (nvidia_uvm is not loaded)"]}, "nvidia_uvm is not loaded"),
+        ({"nodes_unit": {}}, "mixed-gpu-nodes.service is not there"),
+        ({"nodes_unit": {"UnitFileState": "disabled"}}, "mixed-gpu-nodes.service is disabled"),
         ({"cuinit": 77}, "cuInit answers 77"),
         ({"cuinit": None, "detail": "libcuda.so.1: cannot open shared object file"}, "libcuda.so.1"),
     ],
