@@ -11,6 +11,8 @@ version_added: 0.1.0
 description:
   - Reads the journal of the current start of a llama-server unit and returns what the server itself reports, such as
     layers and memory per device, context and pipelining.
+  - What a start logged about its load is read once and kept in O(kept_dir), so that a journal that was rotated since
+    then does not matter.
   - With O(deployment) it also compares that with the recorded plan.
   - Asks only systemd, the journal and the public C(/health), never a device, so it does not disturb a server in use.
     Note that C(/health) says nothing about RPC devices that have died.
@@ -38,6 +40,10 @@ options:
   deployment:
     description: Entry of the host's facts (C(ansible_local.mixed_gpu.models[deployment])) to compare with.
     type: dict
+  kept_dir:
+    description: Directory of what was read of the present start. It must be gone after a boot.
+    type: path
+    default: /run/mixed_gpu
 author:
   - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
@@ -60,6 +66,13 @@ state:
   returned: always
   type: str
   sample: ready
+reason:
+  description:
+    - Why the server does not run, in one sentence; for example that it ended during each load, so that systemd does not
+      start it any more.
+    - Empty for a server that runs, and for one that was stopped on purpose.
+  returned: always
+  type: str
 pid:
   description: Process of the server, V(0) when there is none.
   returned: always
@@ -87,7 +100,7 @@ server:
   type: dict
   contains:
     complete:
-      description: Whether the journal holds the lines of this start; everything else is empty or V(none) if not.
+      description: Whether the lines of this start are known; everything else is empty or V(none) if not.
       type: bool
       returned: always
     build:
@@ -228,11 +241,15 @@ import urllib.error
 import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import systemd
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import systemd, unit_end
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server, server_check, server_log
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
+    kept_load,
+    llama_server,
+    server_check,
+)
 
-PROPERTIES = ("LoadState", "ActiveState", "SubState", "MainPID", "NRestarts", "NeedDaemonReload", "InvocationID")
+PROPERTIES = ("LoadState", "MainPID", "NeedDaemonReload", "InvocationID", *unit_end.PROPERTIES)
 POLL_SECONDS = 0.5
 LAST_LINES = 20
 
@@ -256,17 +273,15 @@ def _properties(module: AnsibleModule) -> dict[str, str]:
         module.fail_json(msg=f"{exc}.")
 
 
-def _journal(module: AnsibleModule, invocation: str) -> str:
-    """Return what one start of the unit printed, with what systemd says about that start."""
+def _last_lines(module: AnsibleModule, journalctl: str, invocation: str) -> list[str]:
+    """Return the last lines that one start of the unit printed, with what systemd says about that start."""
     if not invocation:
-        return ""
-    journalctl = module.get_bin_path("journalctl", required=True)
-    of_this_start = [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"]
-    command = [journalctl, "--no-pager", "--quiet", "-o", "cat", *of_this_start]
-    rc, stdout, stderr = module.run_command(command)
+        return []
+    command = [journalctl, "--no-pager", "--quiet", "-o", "cat", "-n", str(LAST_LINES)]
+    rc, stdout, stderr = module.run_command([*command, *kept_load.of_start(invocation)])
     if rc not in (0, 1):  # 1: no entries
-        module.fail_json(msg=f"The journal of {module.params['unit']} cannot be read ({stderr.strip()}): run as root.")
-    return stdout
+        raise UserError(f"The journal of {module.params['unit']} cannot be read ({stderr.strip()}): run as root.")
+    return stdout.splitlines()[-LAST_LINES:]
 
 
 def main() -> None:
@@ -276,6 +291,7 @@ def main() -> None:
             "url": {"type": "str", "default": "http://127.0.0.1:8080"},
             "wait_seconds": {"type": "int", "default": 0},
             "deployment": {"type": "dict"},
+            "kept_dir": {"type": "path", "default": kept_load.DIRECTORY},
         },
         supports_check_mode=True,
     )
@@ -287,16 +303,23 @@ def main() -> None:
             break
         time.sleep(POLL_SECONDS)
     invocation = properties.get("InvocationID", "")
-    text = _journal(module, invocation)
-    server = server_log.parse_load(text)
+    journalctl = module.get_bin_path("journalctl", required=True)
+    try:
+        server = kept_load.load(
+            journalctl, module.params["unit"], invocation, state == "ready", module.params["kept_dir"]
+        )
+        last_lines = _last_lines(module, journalctl, invocation)
+    except UserError as exc:
+        module.fail_json(msg=str(exc))
     result = {
         "changed": False,
         "state": state,
+        "reason": unit_end.why(module.params["unit"], properties),
         "pid": int(properties.get("MainPID") or 0),
         "automatic_restarts": int(properties.get("NRestarts") or 0),
         "needs_reload": properties.get("NeedDaemonReload") == "yes",
         "invocation_id": invocation,
-        "last_lines": text.splitlines()[-LAST_LINES:],
+        "last_lines": last_lines,
         "server": server,
     }
     if module.params["deployment"] is not None:

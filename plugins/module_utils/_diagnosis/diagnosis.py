@@ -66,7 +66,8 @@ def _server_findings(server: Json) -> list[Json]:
     """Return where the running server differs from the record, or that it does not run."""
     if server["state"] == "ready":
         return [finding("server", "placement", "problem", text, "run site") for text in server["deviations"]]
-    detail = f"llama-server is {server['state']}, so nothing was sent: {' / '.join(server['last_lines'][-2:])}"
+    said = [server["reason"], *server["last_lines"][-2:]]
+    detail = f"llama-server is {server['state']}, so nothing was sent: {' / '.join(text for text in said if text)}"
     return [finding("server", "state", "problem", detail, "journalctl -u llama-server says why; site starts it")]
 
 

@@ -133,6 +133,11 @@ _TAKEN: t.Final[tuple[tuple[re.Pattern[str], t.Callable[[_Log, re.Match[str]], N
 )
 
 
+def is_loaded(line: str) -> bool:
+    """Return whether a line says that the model is loaded: nothing after it is about the load."""
+    return _LOADED.match(line.rstrip("\n")) is not None
+
+
 def parse_load(text: str) -> Json:
     """Read what llama-server logged while it loaded its model (C(-lv 4) or more).
 

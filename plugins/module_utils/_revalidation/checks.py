@@ -64,11 +64,11 @@ def server(observed: Dict) -> Json:
     """Does the server run as its unit says?"""
     state = observed["server"]
     if state["state"] != "ready":
-        last = state["last_lines"][-1:] or ["nothing in its journal"]
+        last = state["reason"].rstrip(".") or (state["last_lines"][-1:] or ["nothing in its journal"])[0]
         return check(
             "server",
             "broken",
-            f"llama-server.service is {state['state']} ({last[0]}): see journalctl -u llama-server, or run site",
+            f"llama-server.service is {state['state']} ({last}): see journalctl -u llama-server, or run site",
         )
     if state["needs_reload"]:
         return check(

@@ -15,7 +15,7 @@ from ansible_collections.homelab.mixed_gpu.tests.fake_nvml import build
 
 FIXTURES = pathlib.Path(__file__).resolve().parents[3] / "fixtures"
 ENTRY = json.loads((FIXTURES / "report" / "mixed_70b.json").read_text(encoding="utf-8"))["entry"]
-READY = {"state": "ready", "deviations": [], "last_lines": []}
+READY = {"state": "ready", "deviations": [], "last_lines": [], "reason": ""}
 RUN = """
 import json, sys
 from ansible.module_utils.testing import patch_module_args
@@ -67,7 +67,7 @@ def test_without_load_cards_and_baseline_are_judged(diagnose, tmp_path):
 
 
 def test_a_server_that_does_not_run_is_not_loaded(diagnose):
-    result = diagnose(server={"state": "failed", "last_lines": ["out of memory"]})
+    result = diagnose(server={"state": "failed", "last_lines": ["out of memory"], "reason": ""})
     assert result["diagnosis"]["verdict"] == "problem" and result["diagnosis"]["phases"] == []
     assert "llama-server is failed, so nothing was sent: out of memory" in " ".join(result["lines"][0].split())
 

@@ -34,11 +34,13 @@ def host(tmp_path, monkeypatch):
         path.chmod(0o755)
 
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    program.kept = str(tmp_path / "kept")
     program.asked = lambda name: (tmp_path / f"{name}.asked").read_text()
     return program
 
 
 def run(capfd, **arguments):
+    arguments = {"kept_dir": "/nonexistent/of/nobody", **arguments}
     with patch_module_args(arguments), pytest.raises(SystemExit):
         llama_server_info.main()
     return json.loads(capfd.readouterr().out)
@@ -64,6 +66,25 @@ def test_failed_unit_is_reported_without_waiting(capfd, host):
     assert result["state"] == "failed"
     assert result["last_lines"] == ["error: invalid argument: --no-such-flag"]
     assert not result["server"]["complete"]
+
+
+def test_a_server_that_died_in_each_load_says_so(capfd, host):
+    end = "Result=start-limit-hit\nStartLimitBurst=10\nExecMainCode=1\nExecMainStatus=1\n"
+    host("systemctl", PROPERTIES.format(active="failed", sub="failed") + end)
+    host("journalctl", "out of memory\n")
+    result = run(capfd, url=NOBODY)
+    assert "ended after each of 10 starts: the last time it ended with exit status 1" in result["reason"]
+
+
+def test_a_server_that_is_ready_stays_right_when_its_journal_is_rotated(capfd, host, monkeypatch):
+    monkeypatch.setattr(llama_server_info, "_health", lambda url: 200)
+    host("systemctl", PROPERTIES.format(active="active", sub="running"))
+    host("journalctl", (FIXTURES / "b11312-rpc-20-13.txt").read_text())
+    before = run(capfd, url=NOBODY, kept_dir=host.kept)
+    host("journalctl", "a request\n")
+    after = run(capfd, url=NOBODY, kept_dir=host.kept)
+    assert after["server"] == before["server"] and after["server"]["complete"]
+    assert after["last_lines"] == ["a request"] and after["reason"] == ""
 
 
 def test_unit_that_never_ran_has_no_journal(capfd, host):

@@ -18,7 +18,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import de
 FIXTURES = pathlib.Path(__file__).resolve().parents[4] / "fixtures"
 PAIR = deployment.expand(json.loads((FIXTURES / "report" / "mixed_70b.json").read_text(encoding="utf-8"))["entry"])
 FAST, SLOW = (device["id"] for device in PAIR["devices"])
-READY = {"state": "ready", "deviations": [], "last_lines": []}
+READY = {"state": "ready", "deviations": [], "last_lines": [], "reason": ""}
 NO_CARDS = {"available": False, "reason": None, "gpus": []}
 
 
@@ -234,8 +234,10 @@ def test_a_server_elsewhere_than_planned_stopped_or_busy_is_said():
     placed = {**READY, "deviations": ["The server placed [40, 41] layers; the facts say [44, 37]."]}
     assert "placed" in found(diagnose(PAIR, watch(PAIR), placed), "placement")[0]["detail"]
     nothing = {**watch(PAIR), "phases": []}
-    stopped = diagnose(PAIR, nothing, {"state": "failed", "last_lines": ["out of memory"]})
+    reason = "llama-server.service is not started any more, because it ended after each of 10 starts."
+    stopped = diagnose(PAIR, nothing, {"state": "failed", "last_lines": ["out of memory"], "reason": reason})
     assert stopped["verdict"] == "problem" and "out of memory" in stopped["summary"]
+    assert "ended after each of 10 starts" in stopped["summary"]
     busy = watch(PAIR, blocks=0)
     busy["busy"] = "the server was busy"
     for phase in busy["phases"]:

@@ -84,7 +84,8 @@ def server(loaded=(22880.0, 20080.0), free=(23700, 23900), **more):
         for place, (mib, left) in enumerate(zip(loaded, free, strict=True))
     ]
     return {
-        "state": "ready", "needs_reload": False, "automatic_restarts": 0, "last_lines": ["listening"], "deviations": [],
+        "state": "ready", "needs_reload": False, "automatic_restarts": 0, "reason": "",
+        "last_lines": ["listening"], "deviations": [],
         "server": {"complete": True, "devices": devices}, **more,
     }  # fmt: skip
 
