@@ -85,13 +85,19 @@ networks:
   returned: success
   type: list
   elements: str
+limits:
+  description:
+    - C(start_burst) and C(start_interval_seconds), how often the unit is tried before it is failed for good, and
+      C(stop_seconds), how long its stop may take.
+  returned: when available
+  type: dict
 """
 
 import json
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import addresses, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import addresses, json_file, unit_end
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import server_plan
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
@@ -141,6 +147,7 @@ def plan(module: AnsibleModule) -> dict[str, t.Any]:
         "split": split,
         "config": json.dumps(server_plan.config(settings, split), indent=4) + "\n",
         "environment": server_plan.environment(settings, split),
+        "limits": unit_end.limits(settings["load_timeout_seconds"]),
     }
 
 

@@ -89,7 +89,7 @@ def served(llama_bin, entry):
     call = llama_server_command(
         entry,
         {"host": "127.0.0.1", "port": port, "alias": "random", "cache_ram_mib": 0, "cors_origins": "localhost",
-         "log_verbosity": 4, "extra_arguments": [], "allowed_networks": []},
+         "log_verbosity": 4, "extra_arguments": [], "allowed_networks": [], "load_timeout_seconds": 900},
     )  # fmt: skip
     server = subprocess.Popen(
         [f"{llama_bin}/llama-server", *call["arguments"]],

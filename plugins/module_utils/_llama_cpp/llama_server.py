@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .._base import addresses, escaping
+from .._base import addresses, escaping, unit_end
 from .._base.types import Json, Mapping
 from .._split import layer_split, placement
 
@@ -34,10 +34,12 @@ def url(host: str, port: int | str) -> str:
 def command(deployment: Mapping, settings: Mapping) -> Json:
     """Return how a deployment is served.
 
-    C(settings): host, port, alias, cache_ram_mib, cors_origins, log_verbosity, extra_arguments, allowed_networks.
+    C(settings): host, port, alias, cache_ram_mib, cors_origins, log_verbosity, extra_arguments, allowed_networks,
+    load_timeout_seconds.
     Returns C(arguments) (list of words, without the program and the key), C(environment), C(device_nodes) (for
-    DeviceAllow=; empty when no device node is needed), C(local) (whether it talks to this host alone), C(networks) (for
-    IPAddressAllow=; empty means no filter), C(layers) and C(url).
+    DeviceAllow=; empty when no device node is needed), C(cuda) (whether a device is one of CUDA), C(local) (whether it
+    talks to this host alone), C(networks) (for IPAddressAllow=; empty means no filter), C(layers), C(url) and C(limits)
+    (unit_end.Limits).
     Raises ValueError with one sentence when the deployment cannot be served.
     """
     for name in ("host", "alias", "cors_origins"):
@@ -79,10 +81,12 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
         "arguments": words,
         "environment": environment,
         "device_nodes": nodes,
+        "cuda": any(device["backend"] == "CUDA" for device in deployment["devices"]),
         "local": local,
         "networks": networks,
         "layers": [device["layers"] for device in devices],
         "url": url(settings["host"], settings["port"]),
+        "limits": unit_end.limits(int(settings["load_timeout_seconds"])),
     }
 
 

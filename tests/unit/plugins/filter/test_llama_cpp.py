@@ -42,6 +42,7 @@ SETTINGS = {
     "log_verbosity": 4,
     "extra_arguments": [],
     "allowed_networks": [],
+    "load_timeout_seconds": 900,
 }
 
 command = llama_cpp.FilterModule().filters()["llama_server_command"]

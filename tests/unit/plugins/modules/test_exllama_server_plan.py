@@ -13,7 +13,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.modules import exllama_server
 SETTINGS = {
     "engine": "v2", "requirements": "torch==2\n", "model_id": "", "context_size": 4096, "cache_mode": "FP16",
     "gpus": [], "gpu_split_gb": [], "host": "127.0.0.1", "port": 5000, "supplementary_groups": [],
-    "allowed_networks": [],
+    "allowed_networks": [], "load_timeout_seconds": 900,
 }  # fmt: skip
 CARDS = {"available": True, "reason": None, "gpus": [{"id": "GPU-a"}, {"id": "GPU-b"}]}
 ENTRY = {
@@ -55,6 +55,7 @@ def test_without_a_record_the_engine_decides(run):
     plan = run()
     assert plan["available"] and not plan["changed"]
     assert plan["split"] == {"gpus": ["GPU-a", "GPU-b"], "gpu_split_gb": [], "source": "automatic"}
+    assert plan["limits"] == {"start_burst": 10, "start_interval_seconds": 10250, "stop_seconds": 120}
     assert json.loads(plan["config"])["model"]["gpu_split_auto"] and plan["networks"] == ["localhost"]
 
 

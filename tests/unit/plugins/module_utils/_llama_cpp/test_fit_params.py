@@ -31,7 +31,7 @@ def test_asks_with_the_flags_of_the_server() -> None:
     }
     settings = {
         "cache_ram_mib": 0, "alias": "m", "host": "127.0.0.1", "port": 8080, "cors_origins": "localhost",
-        "log_verbosity": 4, "extra_arguments": [], "allowed_networks": [],
+        "log_verbosity": 4, "extra_arguments": [], "allowed_networks": [], "load_timeout_seconds": 900,
     }
     served = llama_server.command(deployment, settings)["arguments"]
     for flag in ("-dev", "-sm", "-ts", "-ngl", "-c", "-b", "-ub", "-fa", "-ctk", "-ctv", "-t", "--poll", "-lm", "-fit"):

@@ -44,6 +44,7 @@ SETTINGS = {
     "log_verbosity": 4,
     "extra_arguments": [],
     "allowed_networks": [],
+    "load_timeout_seconds": 900,
 }
 
 
@@ -241,7 +242,7 @@ def test_cards_are_chosen_by_uuid_and_renumbered():
     assert "--rpc" not in result["arguments"]
     assert result["environment"]["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa,GPU-bbbb"
     assert result["environment"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
-    assert result["device_nodes"] == ["char-nvidia*"]
+    assert result["device_nodes"] == ["char-nvidia*"] and result["cuda"]
 
 
 def test_device_without_layers_is_not_named():

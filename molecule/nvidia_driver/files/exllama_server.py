@@ -1,0 +1,1 @@
+../../../roles/exllamav2/files/exllama_server.py
