@@ -45,7 +45,7 @@ def server_command(program: str, served: Mapping, port: int) -> tuple[list[str],
     """Return (command, environment) of a private llama-server on loopback for a deployment."""
     settings = {
         "host": "127.0.0.1", "port": port, "alias": "trial", "cache_ram_mib": 0, "cors_origins": "localhost",
-        "log_verbosity": 4, "extra_arguments": [], "allowed_networks": [],
+        "log_verbosity": 4, "extra_arguments": [], "allowed_networks": [], "load_timeout_seconds": 0,
     }  # fmt: skip
     called = llama_server.command(served, settings)
     return [program, *called["arguments"]], called["environment"]
