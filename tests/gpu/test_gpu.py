@@ -16,10 +16,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import yaml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import probe_stage
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._programs import make_device_nodes
 from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module, rpc_server, tune
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -91,7 +93,53 @@ def test_cuda_answers(box):
     assert ctypes.CDLL("libcuda.so.1").cuInit(0) == 0
 
 
-def test_the_driver_is_proved_by_its_own_checks(box):
+#: Where no systemd runs: what matters of a server's unit, user and missing privileges; and the unit for the nodes.
+STAND_INS = {
+    "systemd-run": """#!/bin/bash
+while [ "$1" != -- ]; do shift; done
+shift
+exec setpriv --reuid=65534 --regid=65534 --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
+""",
+    "systemctl": "#!/bin/sh\necho ActiveState=active\necho UnitFileState=enabled\n",
+}
+HIDE_UVM = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <string.h>
+#define WRAP(name) int name(const char *path, int flags, ...) { \\
+    va_list more; va_start(more, flags); int mode = va_arg(more, int); va_end(more); \\
+    if (path && strstr(path, "nvidia-uvm")) { errno = ENOENT; return -1; } \\
+    return ((int (*)(const char *, int, ...))dlsym(RTLD_NEXT, #name))(path, flags, mode); }
+WRAP(open)
+WRAP(open64)
+"""
+
+
+@pytest.fixture
+def server_sandbox(monkeypatch):
+    """Let the proof ask CUDA as a server would, also in a container without systemd; give the stand-ins' directory."""
+    if os.path.isdir("/run/systemd/system"):
+        yield None
+        return
+    # not tmp_path, which only root may read
+    with tempfile.TemporaryDirectory() as name:
+        home = pathlib.Path(name)
+        home.chmod(0o755)
+        for program, text in STAND_INS.items():
+            (home / program).write_text(text, encoding="ascii")
+            (home / program).chmod(0o755)
+        monkeypatch.setenv("PATH", name, prepend=os.pathsep)
+        yield home
+
+
+def test_all_device_nodes_are_there(box):
+    assert make_device_nodes.missing(make_device_nodes.Host()) == []
+
+
+def test_the_driver_is_proved_by_its_own_checks(box, server_sandbox):
     driver = module("nvidia_driver_plan", goal="loaded")["driver"]
     print(json.dumps({key: value for key, value in driver.items() if key != "packages"}, indent=1))
     assert driver["loaded_version"] == box["driver_version"]
@@ -101,7 +149,20 @@ def test_the_driver_is_proved_by_its_own_checks(box):
         module("nvidia_driver_plan", goal="proof", gpus=box, gpus_expected=expected)
 
 
-def test_cuda_that_is_hidden_is_said_so(box, monkeypatch):
+def test_cuda_without_its_node_is_said_so(box, server_sandbox):
+    if server_sandbox is None or shutil.which("cc") is None:
+        pytest.skip("the node is hidden by a library, which a unit of systemd does not load")
+    (server_sandbox / "hide.c").write_text(HIDE_UVM, encoding="ascii")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", "hide.so", "hide.c", "-ldl"], cwd=server_sandbox, check=True)
+    text = STAND_INS["systemd-run"].replace("exec setpriv", f"LD_PRELOAD={server_sandbox}/hide.so exec setpriv")
+    (server_sandbox / "systemd-run").write_text(text, encoding="ascii")
+    with pytest.raises(AssertionError, match=re.escape("cuInit answers 999 (unknown) in the sandbox of a server")):
+        module("nvidia_driver_plan", goal="proof", gpus=box)
+
+
+def test_cuda_that_is_hidden_is_said_so(box, server_sandbox, monkeypatch):
+    if server_sandbox is None:
+        pytest.skip("a unit of systemd does not see the variables of this process")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(AssertionError, match=re.escape("cuInit answers 100 (no device)")):
         module("nvidia_driver_plan", goal="proof", gpus=box)
