@@ -28,6 +28,13 @@ class Controller:
             env=os.environ | {"COLUMNS": "4000"},
         )  # fmt: skip
 
+    def ask(self, module: str) -> str:
+        """Run a module on the host and return what it answered."""
+        command = ["ansible", "all", f"--inventory={HERE}/inventory/hosts.yml", "--become", f"--module-name={module}"]
+        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
 
 @pytest.fixture(scope="session")
 def controller() -> Controller:

@@ -78,8 +78,8 @@ def test_each_server_comes_after_the_nodes_and_wants_them(box, unit):
 
 def test_the_nodes_are_made_before_the_servers_run(box):
     ran(box, f"systemctl start {SERVER} {RPC}")
-    for unit in (SERVER, RPC):
-        assert show(box, unit, "ActiveState")["ActiveState"] == "active"
+    for unit in (SERVER, RPC):  # a started RPC server restarts llama-server
+        lab.eventually(lambda unit=unit: show(box, unit, "ActiveState")["ActiveState"] == "active", 20)
     assert ran(box, "stat -c '%F %t:%T %a' /dev/nvidia-uvm /dev/nvidia0 /dev/nvidiactl").splitlines() == [
         "character special file 1ff:0 666", "character special file c3:0 666", "character special file c3:ff 666",
     ]  # fmt: skip
@@ -135,3 +135,24 @@ def test_a_module_that_was_loaded_again_gets_a_node_of_its_new_number(box):
     ran(box, re.search(r'RUN\+="([^"]+)"', rule)[1])
     lab.eventually(lambda: ran(box, "stat -c %t:%T /dev/nvidia-uvm").strip() == "1fc:0", 20)
     assert show(box, SERVER, "InvocationID") == invocation
+
+
+def test_a_server_that_dies_during_each_load_is_failed_in_the_end_and_says_why(box, controller):
+    said = show(box, SERVER, "StartLimitIntervalUSec", "StartLimitBurst", "RestartUSec")
+    assert said == {"StartLimitIntervalUSec": "2h 50min 50s", "StartLimitBurst": "10", "RestartUSec": "5s"}
+    folder = f"/run/systemd/system/{SERVER}.d"
+    ran(
+        box, f"mkdir -p {folder} && printf '[Service]\nRestartSec=0\n' > {folder}/quick.conf && systemctl daemon-reload"
+    )
+    ran(box, "mv /usr/local/bin/server /root/server")
+    box.run("printf %s > /usr/local/bin/server; chmod 755 /usr/local/bin/server",
+            "#!/bin/sh\necho 'cudaMalloc failed: out of memory'\nsleep 1\nexit 1\n")  # fmt: skip
+    ran(box, f"systemctl reset-failed {SERVER}; systemctl restart {SERVER}")
+    try:
+        lab.eventually(lambda: show(box, SERVER, "ActiveState")["ActiveState"] == "failed", 60)
+    finally:
+        ran(box, f"mv /root/server /usr/local/bin/server; rm -r {folder}; systemctl daemon-reload")
+    assert show(box, SERVER, "Result", "NRestarts") == {"Result": "start-limit-hit", "NRestarts": "9"}
+    told = " ".join(controller.ask("homelab.mixed_gpu.llama_server_info").split())
+    assert "llama-server.service is not started any more, because it ended after each of 10 starts" in told
+    assert "it ended with exit status 1, 1 s after its start" in told and "cudaMalloc failed" in told
