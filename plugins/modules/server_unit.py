@@ -114,7 +114,7 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file, systemd
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file, systemd, unit_end
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import cards, host
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import restart_check
@@ -218,7 +218,8 @@ class Server:
         if rc != 0 and self.params["must_start"]:
             command = ["journalctl", "--no-pager", "--quiet", "-o", "cat", "-n", str(JOURNAL_LINES), "-u", self.unit]
             _rc, out, _err = self.module.run_command(command)
-            reason = (err or f"exit status {rc}").splitlines()[0]
+            ended = unit_end.why(self.unit, systemd.show(self.module, self.unit, *unit_end.PROPERTIES))
+            reason = ended.rstrip(".") or (err or f"exit status {rc}").splitlines()[0]
             sentence = f"{self.unit} did not start ({reason}); the end of its journal:"
             raise UserError("\n".join([sentence, *out.splitlines()]))
 

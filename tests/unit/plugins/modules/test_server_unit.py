@@ -182,3 +182,10 @@ def test_a_server_that_does_not_start_fails_with_the_end_of_its_journal(host, ru
 def test_an_entry_that_is_not_complete_is_one_sentence(host, run):
     failed = run(entry={"model": {}})
     assert failed["failed"] and "is not complete ('devices'): run the tuning play again" in failed["msg"]
+
+
+def test_a_server_without_the_node_of_its_cards_says_so(host, run):
+    (host.directory / "broken").write_text("")
+    host.unit(UNIT, active="inactive", more="AssertResult=no\nAssertTimestampMonotonic=5\n")
+    message = run()["msg"]
+    assert "/dev/nvidia-uvm is missing" in message and "systemctl status mixed-gpu-nodes.service" in message
