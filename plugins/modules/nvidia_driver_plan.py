@@ -139,8 +139,10 @@ RETURN = r"""
 driver:
   description:
     - What was found, with C(packages) (by name, each with C(version), C(source), C(arch), C(held), C(whole)),
-      C(kernel_running), C(kernel_next), C(kernel_next_why), C(modules) (by kernel, each with C(version) and C(signer),
-      or none), C(dkms), C(loaded_version), C(nouveau_loaded), C(secure_boot), C(mok), C(persistence) and C(kept).
+      C(kernel_running), C(kernel_next), C(kernels_next) (that one, or all installed ones where it is not known which
+      boots next), C(kernel_next_why), C(headers) and C(images) (packages by kernel), C(modules) (by kernel, each with
+      C(version) and C(signer), or none), C(dkms), C(loaded_version), C(nouveau_loaded), C(secure_boot), C(mok),
+      C(persistence) and C(kept).
   returned: O(goal) is not V(proof)
   type: dict
 plan:
@@ -168,10 +170,11 @@ message:
   type: str
 settings:
   description:
-    - C(ours) (whether the driver is this collection's), C(hold) and C(unhold) (packages), C(directories), C(files)
-      (each with C(path) and C(content)), C(absent) (paths), C(initramfs) (a kernel, or empty), C(link_persistence),
-      C(enable_persistence), C(reload_systemd), C(restart_persistence), C(load_module), and C(problem), which is empty
-      or says why the driver will not work after the next boot.
+    - C(ours) (whether the driver is this collection's), C(build_for) (kernels that lack its module),
+      C(hold) and C(unhold) (packages), C(directories), C(files) (each with C(path) and
+      C(content)), C(absent) (paths), C(initramfs) (a kernel, C(all), or empty),
+      C(link_persistence), C(enable_persistence), C(reload_systemd), C(restart_persistence), C(load_module), and
+      C(problem), which is empty or says why the driver will not work after the next boot.
   returned: O(goal=settings)
   type: dict
 main:

@@ -16,7 +16,16 @@ import urllib.parse
 from .._base import systemd, unit_sandbox
 from .._base.types import Json
 from .._hardware import host_hardware
-from . import apt, driver_kernel, driver_packages, driver_settings, driver_systems, driver_versions
+from . import (
+    apt,
+    boot_menu,
+    driver_kernel,
+    driver_packages,
+    driver_settings,
+    driver_systems,
+    driver_versions,
+    kernel_headers,
+)
 from .driver_proof import CuInit
 from .driver_types import HostDriver, KernelModule, Package, PersistenceUnit
 
@@ -61,21 +70,26 @@ class Host:
 
     def look(self) -> HostDriver:
         """Return everything but what apt could install (`policies`)."""
-        kernel, why = self.next_kernel()
+        kernel, why, known = self.next_kernel()
+        following = [kernel] if known else host_hardware.kernels()
+        initrds = [_mtime(f"/boot/initrd.img-{name}") for name in following]
         return {
             "system": system(),
             "packages": self.packages(),
             "kernel_running": platform.release(),
             "kernel_next": kernel,
+            "kernels_next": following,
             "kernel_next_why": why,
-            "modules": {name: self._kernel_module(name) for name in dict.fromkeys([platform.release(), kernel])},
+            "modules": {name: self._kernel_module(name) for name in dict.fromkeys([platform.release(), *following])},
+            "headers": self._headers(following),
+            "images": {name: self._owner(f"/boot/vmlinuz-{name}") for name in following},
             "dkms": self._ask("dkms", "status").splitlines(),
             "loaded_version": driver_versions.loaded(),
             "nouveau_loaded": os.path.isdir("/sys/module/nouveau"),
             "secure_boot": host_hardware.secure_boot(),
             "mok": self._mok(),
             "persistence": self._persistence(),
-            "initramfs_mtime": _mtime(f"/boot/initrd.img-{kernel}"),
+            "initramfs_mtime": min((time for time in initrds if time is not None), default=None),
             "nouveau_mtime": _mtime(driver_settings.NOUVEAU_PATH, driver_settings.NOUVEAU),
             "policies": {},
             "kept": self.kept(),
@@ -89,19 +103,41 @@ class Host:
         """Return what apt could install of these packages."""
         return apt.parse_policy(self._ask("apt-cache", "policy", *sorted(set(names))))
 
-    def next_kernel(self) -> tuple[str, str]:
+    def next_kernel(self) -> driver_kernel.NextKernel:
         """Return the kernel that boots next, and why."""
+        kernels, running = host_hardware.kernels(), platform.release()
+        if kernels and _efi_text("LoaderInfo").startswith("systemd-boot"):
+            return self._of_systemd_boot(kernels, running)
         settings = _read("/etc/default/grub")
         try:
             parts = sorted(os.listdir("/etc/default/grub.d"))
         except OSError:
             parts = []
         settings += "".join("\n" + _read(f"/etc/default/grub.d/{part}") for part in parts if part.endswith(".cfg"))
-        default = re.findall(r"^\s*GRUB_DEFAULT=[\"']?([^\"'\n]*)", settings, re.MULTILINE)
-        environment = _read("/boot/grub/grubenv")
-        return driver_kernel.next_kernel(
-            host_hardware.kernels(), platform.release(), (default or [""])[-1], environment
-        )
+        default = boot_menu.shell_value(settings, "GRUB_DEFAULT")
+        environment, menu = _read("/boot/grub/grubenv"), _read("/boot/grub/grub.cfg")
+        return driver_kernel.next_kernel(kernels, running, default, environment, menu)
+
+    def _of_systemd_boot(self, kernels: list[str], running: str) -> driver_kernel.NextKernel:
+        """Return the kernel that systemd-boot starts: Proxmox pins one in a file, and everybody else asks bootctl."""
+        for path in ("/etc/kernel/next-boot-pin", "/etc/kernel/proxmox-boot-pin"):
+            if _read(path).strip() in kernels:
+                return driver_kernel.NextKernel(_read(path).strip(), f"{path} names it")
+        listed = self._ask("bootctl", "--no-pager", "--json=short", "list")
+        kernel = boot_menu.systemd_boot(listed, _efi_text("LoaderEntryOneShot"), kernels)
+        if kernel:
+            return driver_kernel.NextKernel(kernel, "it is systemd-boot's default entry")
+        return driver_kernel.not_known(kernels, running, "bootctl names no default entry with a kernel of /boot")
+
+    def _owner(self, path: str) -> str:
+        """Return the package that owns a path, or ""; /lib is a link to /usr/lib, and packages own either name."""
+        said = [self._ask("dpkg-query", "-S", name) for name in (path, f"/usr{path}")]
+        return kernel_headers.owner("".join(said))
+
+    def _headers(self, kernels: t.Iterable[str]) -> dict[str, str]:
+        """Return the package that owns the headers of each kernel that has some."""
+        paths = {kernel: f"/lib/modules/{kernel}/build" for kernel in kernels}
+        return {kernel: self._owner(path) for kernel, path in paths.items() if os.path.exists(f"{path}/Makefile")}
 
     def kept(self) -> dict[str, dict[str, str]]:
         """Return the paths of kept package files, by package and version."""
@@ -173,6 +209,16 @@ def _read(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as handle:
             return handle.read()
+    except OSError:
+        return ""
+
+
+def _efi_text(name: str) -> str:
+    """Return a variable of the boot loader interface (systemd.io/BOOT_LOADER_INTERFACE): UTF-16 behind four bytes."""
+    path = f"/sys/firmware/efi/efivars/{name}-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+    try:
+        with open(path, "rb") as handle:
+            return handle.read()[4:].decode("utf-16-le", errors="replace").rstrip("\0")
     except OSError:
         return ""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import typing as t
 
+from . import boot_menu
 from .driver_packages import branch_of, upstream, version_key
 from .driver_types import HostDriver
 
@@ -35,28 +36,61 @@ _BAD_BUILDS = (
 )  # fmt: skip
 
 
-def next_kernel(
-    kernels: t.Sequence[str], running: str, grub_default: str = "", grub_environment: str = ""
-) -> tuple[str, str]:
-    """Return the kernel that boots next and why: (release, sentence).
+class NextKernel(t.NamedTuple):
+    """The kernel that boots next and why. Where that is not `known`, `release` is a guess: any installed one may."""
 
-    GRUB takes `next_entry` once, else the entry of GRUB_DEFAULT (a name, or `saved`), else the newest kernel
-    (/etc/grub.d/10_linux sorts by version). `kernels` are the releases in /boot. Without any, the running one counts.
+    release: str
+    why: str
+    known: bool = True
+
+
+def next_kernel(
+    kernels: t.Sequence[str], running: str, grub_default: str = "", grub_environment: str = "", grub_menu: str = ""
+) -> NextKernel:
+    """Return the kernel that GRUB boots next.
+
+    GRUB takes `next_entry` of `grub_environment` once, else the entry of GRUB_DEFAULT: a number, a title or an id in
+    the menu (`grub_menu`, the text of grub.cfg), or `saved`. Without a menu the names of kernels in these and the
+    first entry, which is the newest kernel (/etc/grub.d/10_linux sorts by version), can be told, and nothing else.
+    `kernels` are the releases in /boot. Without any, the running one counts.
     """
     if not kernels:
-        return running, "no kernel is in /boot: the running one counts"
-    newest = max(kernels, key=version_key)
+        return NextKernel(running, "no kernel is in /boot: the running one counts")
     stated = dict(re.findall(r"^(next_entry|saved_entry)=(.+)$", grub_environment, re.MULTILINE))
-    chosen = [("next_entry of GRUB", stated.get("next_entry", ""))]
-    if grub_default == "saved":
-        chosen.append(("saved_entry of GRUB", stated.get("saved_entry", "")))
-    else:
-        chosen.append(("GRUB_DEFAULT", grub_default))
-    for name, entry in chosen:
-        named = [kernel for kernel in kernels if re.search(rf"(?<![0-9.]){re.escape(kernel)}(?![A-Za-z0-9+])", entry)]
-        if named:
-            return max(named, key=len), f"{name} names it"
-    return newest, "it is the newest in /boot"
+    name, default = "GRUB_DEFAULT", grub_default or "0"
+    if default == "saved":
+        name, default = "saved_entry of GRUB", stated.get("saved_entry") or "0"
+    written = boot_menu.written_default(grub_menu)
+    if stated.get("next_entry"):
+        name, default = "next_entry of GRUB", stated["next_entry"]
+    elif written is not None and written != (grub_default or "0"):
+        return not_known(kernels, running, f"grub.cfg was made for GRUB_DEFAULT={written}, not {grub_default or 0}")
+    menu = boot_menu.parse(grub_menu)
+    return _of_menu(kernels, running, name, boot_menu.find(menu, default)) if menu else (
+        _without_menu(kernels, running, name, default)
+    )
+
+
+def not_known(kernels: t.Sequence[str], running: str, why: str) -> NextKernel:
+    """Return the running kernel, or else the newest, as a guess."""
+    return NextKernel(running if running in kernels else max(kernels, key=version_key), why, known=False)
+
+
+def _of_menu(kernels: t.Sequence[str], running: str, name: str, entry: boot_menu.Entry) -> NextKernel:
+    if entry.release in kernels:
+        return NextKernel(entry.release, f"{name} starts '{entry.title}'")
+    what = f"kernel {entry.release}, which is not in /boot" if entry.release else "no kernel of this system"
+    return not_known(kernels, running, f"{name} starts '{entry.title}', {what}")
+
+
+def _without_menu(kernels: t.Sequence[str], running: str, name: str, default: str) -> NextKernel:
+    named = [kernel for kernel in kernels if boot_menu.names(default, kernel)]
+    if named:
+        return NextKernel(max(named, key=len), f"{name} names it")
+    # an entry of a kernel that is gone: GRUB takes the first one
+    if default == "0" or re.search(r"[0-9]+\.[0-9]+\.[0-9]+-", default):
+        return NextKernel(max(kernels, key=version_key), "it is the newest in /boot")
+    return not_known(kernels, running, f"{name} is '{default}', and there is no grub.cfg to look it up in")
 
 
 def known_bad(version: str, kernel: str, open_modules: bool) -> str:
@@ -78,37 +112,64 @@ def known_bad(version: str, kernel: str, open_modules: bool) -> str:
     return ""
 
 
+def bad_for_next(host: HostDriver, version: str, open_modules: bool) -> str:
+    """Return known_bad of the kernels that may boot next."""
+    found = (known_bad(version, kernel, open_modules) for kernel in host["kernels_next"])
+    return next((bad for bad in found if bad), "")
+
+
 def is_built(host: HostDriver, exact: str = "") -> bool:
-    """Whether a module (of the exact version, where one is given) is built for the kernel that boots next."""
-    module = host["modules"].get(host["kernel_next"])
-    return module is not None and (not exact or module["version"] == upstream(exact))
+    """Whether a module (of the exact version, where one is given) is built for every kernel that may boot next."""
+    modules = [host["modules"].get(kernel) for kernel in host["kernels_next"]]
+    return all(module is not None and (not exact or module["version"] == upstream(exact)) for module in modules)
 
 
 def built_problem(host: HostDriver, version: str) -> str:
-    """Return "" when the module of this version is built for the kernel that boots next, else one sentence."""
-    kernel, version = host["kernel_next"], upstream(version)
+    """Return "" when the module of this version is built for every kernel that may boot next, else one sentence."""
+    problems = (_built_problem(host, kernel, upstream(version)) for kernel in host["kernels_next"])
+    return next((problem for problem in problems if problem), "")
+
+
+def without_module(host: HostDriver, version: str) -> list[str]:
+    """Return the kernels that may boot next for which no module of this version is built."""
+    return [kernel for kernel in host["kernels_next"] if _built_problem(host, kernel, upstream(version))]
+
+
+def _boots(host: HostDriver) -> str:
+    """Return words behind a kernel's release: that it boots next, or may."""
+    if len(host["kernels_next"]) == 1:
+        return f"which boots next ({host['kernel_next_why']})"
+    return f"which may boot next (which one does is not known: {host['kernel_next_why']})"
+
+
+def _built_problem(host: HostDriver, kernel: str, version: str) -> str:
     module = host["modules"].get(kernel)
     if module and module["version"] == version:
         return ""
     if module:
         return (
-            f"The NVIDIA kernel module for kernel {kernel}, which boots next ({host['kernel_next_why']}), is "
-            f"{module['version']}, and the packages are {version}: read 'dkms status', remove the module of the other "
-            "version, and run the play again."
+            f"The NVIDIA kernel module for kernel {kernel}, {_boots(host)}, is {module['version']}, and the packages "
+            f"are {version}: read 'dkms status', remove the module of the other version, and run the play again."
         )
     states = [line for line in host["dkms"] if line.startswith("nvidia") and f", {kernel}," in line]
     states = states or [line for line in host["dkms"] if line.startswith("nvidia")]
     said = f"dkms says '{'; '.join(states)}'" if states else "dkms has no NVIDIA module"
     return (
-        f"The NVIDIA kernel module {version} is not there for kernel {kernel}, which boots next "
-        f"({host['kernel_next_why']}); {said}: read /var/lib/dkms/nvidia*/*/build/make.log, then choose another "
-        "nvidia_driver_branch or nvidia_driver_version, or boot and keep a kernel that this driver supports."
+        f"The NVIDIA kernel module {version} is not there for kernel {kernel}, {_boots(host)}; {said}: read "
+        "/var/lib/dkms/nvidia*/*/build/make.log, then choose another nvidia_driver_branch or nvidia_driver_version, or "
+        "boot and keep a kernel that this driver supports"
+        + (f", and remove kernel {kernel}." if len(host["kernels_next"]) > 1 else ".")
     )
 
 
 def secure_boot(host: HostDriver) -> tuple[str, str]:
-    """Return (note, problem): what Secure Boot means for the module of the next kernel; one of the two is ""."""
-    module = host["modules"].get(host["kernel_next"]) or {"version": "", "signer": ""}
+    """Return (note, problem): what Secure Boot means for the modules of the next kernels; one of the two is ""."""
+    answers = [_secure_boot(host, kernel) for kernel in host["kernels_next"]]
+    return next((answer for answer in answers if answer[1]), answers[0])
+
+
+def _secure_boot(host: HostDriver, kernel: str) -> tuple[str, str]:
+    module = host["modules"].get(kernel) or {"version": "", "signer": ""}
     if host["secure_boot"] is None:
         return "Secure Boot: the firmware does not say whether it is on", ""
     if not host["secure_boot"]:

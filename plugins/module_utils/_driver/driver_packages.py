@@ -25,10 +25,15 @@ _MODULE_PACKAGE = re.compile(
     r"(nvidia-(tesla-[0-9]+-)?(open-)?kernel(-open)?-dkms|nvidia-dkms(-[0-9]+)?(-server)?(-open)?"
     r"|linux-modules-nvidia-[0-9]+.*)"
 )
+# Ubuntu and Debian; any vendor's image or headers without a release in the name; liquorix, xanmod, zabbly; Proxmox
 _KERNEL_METAPACKAGE = re.compile(
     r"linux-((image|headers|modules-extra|tools)-)?(generic|lowlatency|virtual|oem|amd64|cloud-amd64|rt-amd64)"
     r"(-hwe)?(-[0-9]{2}\.[0-9]{2}[a-z]?)?(-edge)?"
+    r"|linux-(image|headers)-(?!.*[0-9]+\.[0-9]+\.[0-9]+)(?!.*-(dbg|signed-template)$)[a-z][a-z0-9.+-]*"
+    r"|linux-(xanmod|zabbly|liquorix)(-[a-z0-9.-]+)?"
+    r"|proxmox-default-(kernel|headers)|(proxmox|pve)-(kernel|headers)-[0-9]+\.[0-9]+"
 )
+_KERNEL_PACKAGE = re.compile(r"(linux|proxmox|pve)-(.*-)?(image|kernel|headers)-")
 
 DPKG_FORMAT = "${db:Status-Want}\t${db:Status-Status}\t${Package}\t${Architecture}\t${Version}\t${source:Package}\n"
 
@@ -86,7 +91,7 @@ def is_kernel_metapackage(name: str) -> bool:
 
 
 def parse_dpkg(text: str) -> dict[str, t.Any]:
-    """Return the driver's packages, kernel metapackages, headers and dkms, by name.
+    """Return the driver's packages, those of kernels and their headers, and dkms, by name.
 
     `text` is what dpkg-query prints for ``DPKG_FORMAT``. A package is {version, source, arch, held, whole}. A held
     package counts: its status abbreviation is hi, not ii. One that was left half installed counts as well, with `whole`
@@ -101,7 +106,8 @@ def parse_dpkg(text: str) -> dict[str, t.Any]:
     return {
         name: entry
         for name, entry in sorted(found.items())
-        if is_driver(name, entry["source"]) or is_kernel_metapackage(name) or name == "dkms" or "linux-headers-" in name
+        if is_driver(name, entry["source"]) or is_kernel_metapackage(name) or _KERNEL_PACKAGE.match(name)
+        or name == "dkms"
     }
 
 

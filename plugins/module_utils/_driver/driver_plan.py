@@ -12,8 +12,8 @@ import typing as t
 
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from . import driver_kernel
-from .driver_packages import branch_of, is_driver, is_kernel_metapackage, is_module_package, upstream
+from . import driver_kernel, kernel_headers
+from .driver_packages import branch_of, is_driver, is_module_package, upstream
 from .driver_systems import BRANCHES, SYSTEMS, Packages, Source
 from .driver_types import HostDriver, Plan, Request, Step
 
@@ -36,14 +36,15 @@ def plan(host: HostDriver, request: Request, recorded: t.Container[str]) -> Plan
     source = sources[request["source"]]
     flavour = ("open" if request["open_modules"] else "proprietary") + ("_signed" if request["signed_modules"] else "")
     packages = [
-        name.format(branch=branch, kernel=host["kernel_next"])
+        name.format(branch=branch, kernel=kernel)
         for name in _names(source, branch, flavour, host["system"])
+        for kernel in (host["kernels_next"] if "{kernel}" in name else host["kernels_next"][:1])
     ]
-    headers = [] if request["signed_modules"] else _headers(host)
+    headers = [] if request["signed_modules"] else kernel_headers.wanted(host)
     main = packages[0]
     installed = host["packages"][main]["version"] if main in host["packages"] else ""
     if (exact or installed) and not driver_kernel.is_built(host, exact):
-        bad = driver_kernel.known_bad(exact or installed, host["kernel_next"], request["open_modules"])
+        bad = driver_kernel.bad_for_next(host, exact or installed, request["open_modules"])
         if bad:
             raise UserError(bad)
     foreign = "" if installed else _foreign(host, branch, recorded)
@@ -105,12 +106,6 @@ def _names(source: Source, branch: str, flavour: str, system: str) -> list[str]:
     )
 
 
-def _headers(host: HostDriver) -> list[str]:
-    """Headers of the kernel that boots next, and the packages that pull headers of later kernels as images come."""
-    images = [name for name in host["packages"] if is_kernel_metapackage(name) and name.startswith("linux-image-")]
-    return [f"linux-headers-{host['kernel_next']}", *(name.replace("-image-", "-headers-", 1) for name in images)]
-
-
 def _other_source(sources: t.Mapping[str, Source], request: Request, branch: str) -> str:
     """Words about the other source, where the asked one does not have the branch."""
     mine = sources[request["source"]]
@@ -167,7 +162,7 @@ def choose(planned: Plan, host: HostDriver, request: Request) -> Step:
     known = {name: policies.get(name, nothing)["versions"] for name in planned["missing"]}
     _check_known(known, planned, host)
     version = _version(policies.get(planned["main"], nothing)["versions"], planned, host, request)
-    bad = driver_kernel.known_bad(version, host["kernel_next"], request["open_modules"])
+    bad = driver_kernel.bad_for_next(host, version, request["open_modules"])
     if bad:
         raise UserError(bad)
     install = {}
@@ -192,10 +187,7 @@ def _check_known(known: t.Mapping[str, t.Sequence[str]], planned: Plan, host: Ho
         return
     cure = planned["cure"]
     if all(name in planned["headers"] for name in lacking):
-        cure = (
-            f"kernel {host['kernel_next']} boots next and is not of the distribution's archive any more; install the "
-            "archive's kernel and reboot into it"
-        )
+        cure = kernel_headers.cure(host)
     raise UserError(f"The host's apt sources do not have {', '.join(lacking)}: {cure}.")
 
 

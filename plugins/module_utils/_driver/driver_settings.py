@@ -34,9 +34,13 @@ REMOVABLE: t.Final = (
 # What unattended-upgrades must leave alone; Python regular expressions, matched at the start of a name.
 _BLACKLISTED = (
     "nvidia-", "libnvidia-", "libcuda1", "libnvcuvid1", "cuda-drivers", "firmware-nvidia-", "linux-modules-nvidia-",
-    "xserver-xorg-video-nvidia",
+    "linux-objects-nvidia-", "linux-signatures-nvidia-", "xserver-xorg-video-nvidia",
 )  # fmt: skip
-_BLACKLISTED_KERNELS = ("linux-image-", "linux-headers-", "linux-generic", "linux-modules-")
+_BLACKLISTED_KERNELS = (
+    "linux-image-", "linux-headers-", "linux-generic", "linux-modules-", "linux-lowlatency", "linux-virtual",
+    "linux-oem-", "linux-xanmod", "linux-zabbly", "linux-liquorix", "proxmox-default-kernel",
+    "proxmox-default-headers", "proxmox-kernel-[0-9]", "proxmox-headers-", "pve-kernel-[0-9]", "pve-headers",
+)  # fmt: skip
 
 
 class Wishes(t.TypedDict):
@@ -57,11 +61,13 @@ class File(t.TypedDict):
 class Settings(t.TypedDict):
     """What to change around the installed driver. `ours` is false where nothing but holds and files is to change.
 
-    `initramfs` names the kernel whose initramfs lacks the nouveau blacklist, or is "". `link_persistence`: a static
-    unit must be linked into multi-user.target. `problem` is "", or why the driver will not work after the next boot.
+    `build_for` are kernels that may boot next without a module of this version. `initramfs` names the kernel whose
+    initramfs lacks the nouveau blacklist, or is "all" or "". `link_persistence`: a static unit must be linked into
+    multi-user.target. `problem` is "", or why the driver will not work after the next boot.
     """
 
     ours: bool
+    build_for: list[str]
     hold: list[str]
     unhold: list[str]
     directories: list[str]
@@ -153,15 +159,17 @@ def settings(host: HostDriver, main: str, wishes: Wishes) -> Settings:
     }
     note, problem = driver_kernel.secure_boot(host)
     stale = host["nouveau_mtime"] is None or (host["initramfs_mtime"] or 0) < host["nouveau_mtime"]
+    kernels = host["kernel_next"] if len(host["kernels_next"]) == 1 else "all"
     reload_systemd = unit["stale"] or unit["dropin"] != dropin
     return {
         "ours": True,
+        "build_for": driver_kernel.without_module(host, version),
         "hold": hold,
         "unhold": unhold,
         "directories": [os.path.dirname(DROPIN_PATH)] if dropin else [],
         "files": [{"path": path, "content": text} for path, text in contents.items() if text],
         "absent": [path for path, text in contents.items() if not text],
-        "initramfs": host["kernel_next"] if host["initramfs_mtime"] is not None and stale else "",
+        "initramfs": kernels if host["initramfs_mtime"] is not None and stale else "",
         "link_persistence": link,
         "enable_persistence": unit["unit_file_state"] == "disabled",
         "reload_systemd": reload_systemd,
@@ -187,6 +195,7 @@ def unchanged() -> Settings:
     """Return settings that change nothing."""
     return {
         "ours": False,
+        "build_for": [],
         "hold": [],
         "unhold": [],
         "directories": [],

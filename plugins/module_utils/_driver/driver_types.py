@@ -48,16 +48,19 @@ class HostDriver(t.TypedDict):
     system: str  # name and release, such as Debian 13
     packages: dict[str, Package]
     kernel_running: str
-    kernel_next: str  # the release that boots next
+    kernel_next: str  # the release that boots next, or a guess
+    kernels_next: list[str]  # kernel_next, or all installed ones where it is not known which boots next
     kernel_next_why: str
     modules: dict[str, KernelModule | None]  # by kernel: the running one and the next
+    headers: dict[str, str]  # by kernel: the package with its headers, "" for headers of no package; none where missing
+    images: dict[str, str]  # by kernel: the package with its image
     dkms: list[str]
     loaded_version: str
     nouveau_loaded: bool
     secure_boot: bool | None
     mok: dict[str, str]  # key file: enrolled, not enrolled or unknown
     persistence: PersistenceUnit
-    initramfs_mtime: float | None  # of the kernel that boots next
+    initramfs_mtime: float | None  # of the kernels that may boot next, the oldest
     nouveau_mtime: float | None  # of the blacklist of nouveau, where that is as this collection writes it
     policies: Json  # what apt.parse_policy returns
     kept: dict[str, dict[str, str]]  # package: version: path of a kept package file

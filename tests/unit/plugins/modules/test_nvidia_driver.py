@@ -104,7 +104,7 @@ def record(run, tmp_path, monkeypatch):
 def test_this_machine(plan):
     driver = plan("loaded", _ansible_check_mode=True)["driver"]
     assert driver["kernel_running"] == platform.release()
-    assert set(driver["modules"]) == {driver["kernel_running"], driver["kernel_next"]}
+    assert set(driver["modules"]) == {driver["kernel_running"], *driver["kernels_next"]}
     assert driver["loaded_version"] == "" or driver["loaded_version"][0].isdigit()
     assert driver["system"].split()[-1].replace(".", "").isdigit()
 
@@ -116,6 +116,22 @@ def test_kept_package_files_are_found_by_version(plan, host, tmp_path):
     (kept / "partial").touch()
     found = plan("loaded")["driver"]["kept"]
     assert found == {"libcuda1": {"1:580.95.05-1": str(kept / "libcuda1_1%3a580.95.05-1_amd64.deb")}}
+
+
+def test_the_packages_of_another_vendors_kernel_are_found(plan, host, monkeypatch):
+    kernel = "6.14.8-2-pve"
+    monkeypatch.setattr(driver_host.host_hardware, "kernels", lambda: [kernel])
+    image = "proxmox-kernel-6.14.8-2-pve-signed"
+    host.program("dpkg-query", f"""case "$*" in
+        *"-S /boot/vmlinuz-{kernel}") echo "{image}: /boot/vmlinuz-{kernel}" ;;
+        "-S "*) exit 1 ;;
+        *) cat {host.home}/dpkg ;;
+    esac""")
+    host.has({"proxmox-default-kernel": "2.0.0", "proxmox-backup-client": "4"})
+    answer = plan("packages")
+    assert answer["driver"]["images"] == {kernel: image} and answer["driver"]["kernels_next"] == [kernel]
+    assert answer["plan"]["headers"] == [f"proxmox-headers-{kernel}", "proxmox-default-headers"]
+    assert "proxmox-backup-client" not in answer["driver"]["packages"]
 
 
 # --- packages ---

@@ -27,6 +27,7 @@ def host():
             "system": "Ubuntu 24.04",
             "packages": {name: {**entry, **value} for name, value in (packages or {}).items()},
             "kernel_running": KERNEL, "kernel_next": KERNEL, "kernel_next_why": "it is the newest in /boot",
+            "kernels_next": [changes.get("kernel_next", KERNEL)], "headers": {}, "images": {},
             "modules": {KERNEL: None}, "dkms": [], "loaded_version": "", "nouveau_loaded": False, "secure_boot": False,
             "mok": {}, "initramfs_mtime": None, "nouveau_mtime": None, "policies": {}, "kept": {},
             **changes, "persistence": {**unit, **changes.get("persistence", {})},

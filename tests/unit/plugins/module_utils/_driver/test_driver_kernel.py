@@ -75,6 +75,21 @@ def test_secure_boot_is_never_silent(host, changes, ok, words):
     assert (bool(note), bool(problem)) == (ok, not ok)
 
 
+def test_where_the_next_kernel_is_not_known_the_module_of_every_kernel_counts(host):
+    other = "6.17.2-1-pve"
+    next_ones = {"kernels_next": [KERNEL, other], "kernel_next_why": "GRUB_DEFAULT is '1>2', and there is no grub.cfg"}
+    built = host(modules={**MODULE, other: MODULE[KERNEL]}, **next_ones)
+    assert driver_kernel.built_problem(built, "580.95.05-1") == "" and driver_kernel.is_built(built, "580.95.05-1")
+    half = host(modules={**MODULE, other: None}, **next_ones)
+    problem = driver_kernel.built_problem(half, "580.95.05-1")
+    assert f"is not there for kernel {other}, which may boot next" in problem and "there is no grub.cfg" in problem
+    assert f"remove kernel {other}." in problem and not driver_kernel.is_built(half)
+    signed = {KERNEL: {"version": "1", "signer": "Canonical Ltd."}, other: {"version": "1", "signer": ""}}
+    assert "not signed" in driver_kernel.secure_boot(host(secure_boot=True, modules=signed, **next_ones))[1]
+    newer = host(kernels_next=[KERNEL, "7.1.0-1-x"])
+    assert "kernel 7.1.0-1-x" in driver_kernel.bad_for_next(newer, "580.95.05-1", True)
+
+
 def test_the_module_of_the_next_kernel_is_what_counts(host):
     assert driver_kernel.built_problem(host(modules=MODULE), "580.95.05-0ubuntu1") == ""
     assert "remove the module of the other version" in driver_kernel.built_problem(host(modules=MODULE), "580.105.08-1")

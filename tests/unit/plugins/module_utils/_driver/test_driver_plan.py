@@ -142,6 +142,24 @@ def test_a_known_bad_build_is_refused_before_it_is_tried(host):
     assert "does not compile for kernel 7.1.0-1-generic" in no_choice(found, answers)
 
 
+def test_headers_and_signed_modules_are_of_every_kernel_that_may_boot(host):
+    found = host({"proxmox-headers-6.17.2-1-pve": {}}, kernels_next=[KERNEL, "6.17.2-1-pve"])
+    assert plan(found)["headers"] == [f"linux-headers-{KERNEL}", "proxmox-headers-6.17.2-1-pve"]
+    assert "proxmox-headers-6.17.2-1-pve" not in plan(found)["missing"]
+    signed = plan(host(kernels_next=[KERNEL, "6.8.0-45-generic"]), signed_modules=True)["packages"]
+    assert [name for name in signed if name.startswith("linux-modules-")] == [
+        f"linux-modules-nvidia-580-server-open-{KERNEL}", "linux-modules-nvidia-580-server-open-6.8.0-45-generic",
+    ]  # fmt: skip
+    assert len(set(signed)) == len(signed) == 5
+
+
+def test_headers_that_no_source_has_are_the_vendors(host, policies):
+    found = host(kernel_next="6.12.9-zabbly+", images={"6.12.9-zabbly+": "linux-image-6.12.9-zabbly+"})
+    error = no_choice(found, policies("ubuntu2404-580-server-open"))
+    assert "do not have linux-headers-6.12.9-zabbly+: " in error and "the vendor's repository" in error
+    assert "/lib/modules/6.12.9-zabbly+/build" in error
+
+
 def test_an_installed_driver_of_the_branch_needs_nothing(host):
     names = ("nvidia-headless-580-server-open", "nvidia-utils-580-server", "nvidia-compute-utils-580-server")
     there = {name: {"version": "580.95.05-0ubuntu0.24.04.1"} for name in names} | {f"linux-headers-{KERNEL}": {}}

@@ -2,6 +2,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 from __future__ import annotations
 
+import re
+
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_settings
 
@@ -58,6 +60,35 @@ def test_files_follow_the_wishes(settings):
     assert "linux-image" not in driver_only[driver_settings.BLACKLIST_PATH]
 
 
+@pytest.mark.parametrize(
+    ("with_kernel", "left_alone", "upgraded"),
+    [
+        (
+            False,
+            ["linux-objects-nvidia-580-server-6.8.0-90-generic", "linux-modules-nvidia-595-generic-hwe-26.04",
+             "linux-signatures-nvidia-6.8.0-90-generic", "libnvidia-compute-580", "libcuda1", "firmware-nvidia-gsp"],
+            ["linux-image-generic", "proxmox-kernel-6.17", "openssl", "linux-modules-6.8.0-90-generic"],
+        ),
+        (
+            True,
+            ["linux-objects-nvidia-580-6.8.0-90-generic", "linux-image-6.8.0-90-generic",
+             "linux-modules-6.8.0-90-generic", "linux-modules-extra-6.8.0-90-generic",
+             "proxmox-kernel-6.17.2-1-pve-signed", "proxmox-default-kernel",
+             "pve-kernel-5.15.158-2-pve", "linux-image-6.12.9-zabbly+", "linux-zabbly", "linux-xanmod-x64v3",
+             "linux-virtual-hwe-24.04", "linux-lowlatency", "proxmox-headers-6.17", "linux-headers-generic"],
+            ["proxmox-backup-client", "linux-firmware", "linux-libc-dev", "proxmox-kernel-helper"],
+        ),
+    ],
+)  # fmt: skip
+def test_unattended_upgrades_leaves_driver_and_kernels_alone(with_kernel, left_alone, upgraded):
+    # unattended-upgrades matches Python regular expressions at the start of a name
+    patterns = re.findall(r'"(.+)";', driver_settings.blacklist(with_kernel))
+    for name in left_alone:
+        assert any(re.match(pattern, name) for pattern in patterns), name
+    for name in upgraded:
+        assert not any(re.match(pattern, name) for pattern in patterns), name
+
+
 def test_persistence_of_ubuntu_and_of_debian(host):
     def needed(unit):
         return driver_settings.persistence(host(persistence=unit)["persistence"])
@@ -94,6 +125,13 @@ def test_a_settled_daemon_is_left_alone(settings, host):
     decided = settings(persistence={**UBUNTU, "active": True, "dropin": dropin, "wanted_at_boot": True})
     assert not (decided["reload_systemd"] or decided["restart_persistence"] or decided["link_persistence"])
     assert decided["directories"] == ["/etc/systemd/system/nvidia-persistenced.service.d"]
+
+
+def test_where_any_kernel_may_boot_all_get_module_and_initramfs(settings):
+    decided = settings(initramfs_mtime=5.0, kernels_next=[KERNEL, "6.8.0-45-generic"])
+    assert (decided["initramfs"], decided["build_for"]) == ("all", ["6.8.0-45-generic"])
+    assert "6.8.0-45-generic" in decided["problem"]
+    assert settings()["build_for"] == [] and settings(modules={})["build_for"] == [KERNEL]
 
 
 @pytest.mark.parametrize(
