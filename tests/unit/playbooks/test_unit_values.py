@@ -37,6 +37,7 @@ SERVER = {
     "llama_server_cors_origins": "localhost", "llama_server_log_verbosity": 4, "llama_server_extra_arguments": [],
     "llama_server_after_units": [], "llama_server_conflicting_units": ["exllama-server.service"],
     "llama_server_supplementary_groups": [], "llama_server_allowed_networks": [],
+    "llama_server_load_timeout_seconds": 900,
     "__llama_server_recorded": {"available": True, "deployment": "m-c512", "entry": ENTRY},
     "__llama_server_program": {"rc": 0, "stdout": "/usr/bin/true"},
 }
@@ -45,11 +46,12 @@ RPC = {
     "item": {"item": DEVICE}, "__llama_rpc_program": "/usr/bin/true", "__llama_rpc_nodes": [],
     "llama_rpc_reload_unit": "llama-server.service", "llama_rpc_allowed_networks": [],
 }
+LIMITS = {"start_interval_seconds": 600, "start_burst": 10, "stop_seconds": 60}
 EXLLAMA = {
     "exllamav2_engine": "v2", "exllamav2_root": "/usr", "exllamav2_model_path": "/srv/models/m",
     "exllamav2_conflicting_units": ["llama-server.service"], "exllamav2_supplementary_groups": [],
     "exllamav2_api_key": "", "__exllamav2_plan": {"path": "/usr"},
-    "__exllamav2_server": {"local": True, "environment": {}, "networks": ["localhost"], "keyed": True},
+    "__exllamav2_server": {"local": True, "environment": {}, "networks": ["localhost"], "limits": LIMITS},
 }
 ROLES = {
     "llama_server": ("llama-server.service", SERVER),
