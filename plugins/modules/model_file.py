@@ -114,7 +114,8 @@ notes:
   - The unfinished file is O(path) with C(.part) added, and C(.part.json) tells what it is a part of.
   - A finished download with the wrong hash is kept as O(path) with C(.corrupt) added, and nothing is replaced. The
     next run uses it, if it has the hash that is asked for then, or removes it.
-  - A file at O(path) that is not what was recorded of it is kept in the same way when the right one replaces it.
+  - A file at O(path) that is damaged is kept in the same way when the right one replaces it. One that was not put there
+    by this module is kept as O(path) with C(.replaced) added, and never removed.
   - Certificate authorities are those of the system, or the bundle that the environment variable E(REQUESTS_CA_BUNDLE)
     names.
 seealso:

@@ -72,6 +72,10 @@ options:
     description: Disk space that stays free.
     type: int
     default: 1024
+  keep_corrupt_days:
+    description: How many days a file with a wrong hash stays beside the right one.
+    type: int
+    default: 14
   manifest_dir:
     description: Directory of the manifests.
     type: path
@@ -125,6 +129,11 @@ generate:
   returned: with O(state=planned)
   type: list
   elements: dict
+remove:
+  description: Files with a wrong hash that were set aside longer ago than O(keep_corrupt_days).
+  returned: with O(state=planned)
+  type: list
+  elements: str
 files:
   description: Every file of every model.
   returned: success
@@ -208,6 +217,7 @@ def main() -> None:
                 },
             },
             "reserve_mib": {"type": "int", "default": 1024},
+            "keep_corrupt_days": {"type": "int", "default": 14},
             "manifest_dir": {"type": "path", "default": "/var/lib/mixed_gpu/models"},
             "fact_file": {"type": "path", "default": fact_record.PATH},
             "progress_log": {"type": "path"},

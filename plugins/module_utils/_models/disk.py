@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import pwd
 import stat
+import time
 import typing as t
 
 from .._base import json_file
@@ -79,6 +80,20 @@ def is_own_file(path: str) -> bool:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except FileNotFoundError:
         return False
+
+
+def is_older(path: str, days: float) -> bool:
+    """Whether a regular file is at ``path`` that got its name more than so many days ago."""
+    return is_own_file(path) and time.time() - os.lstat(path).st_ctime > days * 86400
+
+
+def free_name(path: str) -> str:
+    """Return ``path``, with a number at its end where something is there already."""
+    name, number = path, 0
+    while os.path.lexists(name):
+        number += 1
+        name = f"{path}-{number}"
+    return name
 
 
 def make_parents(path: str) -> None:

@@ -11,7 +11,7 @@ import typing as t
 
 from .._base.errors import UserError
 from .._base.types import Json
-from . import entries, random_model
+from . import disk, entries, random_model
 from .download import Progress
 from .hub_lookup import HubLookup
 from .placed_file import PlacedFile
@@ -89,8 +89,12 @@ class ModelState:
         if shortfall:
             raise UserError(shortfall)
         pending = entries.pending_files(self.looks, self.params["verify"] == "full")
+        # one that may be what is wanted after all is looked at by the download
+        settled = {look["path"] for look in self.looks} - {file["path"] for file in pending}
+        set_aside = [f"{path}.corrupt" for path in sorted(settled)]
         return {
             "changed": any(answer["changed"] for answer in self.answers),
+            "remove": [path for path in set_aside if disk.is_older(path, self.params["keep_corrupt_days"])],
             "download": [file for file in pending if file["kind"] != "generate"],
             "generate": [self.random_options(file) for file in pending if file["kind"] == "generate"],
         }

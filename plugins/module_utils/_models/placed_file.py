@@ -32,6 +32,8 @@ class PlacedFile:
         self.wanted: str | None = params["sha256"] or params["git_sha1"]
         self.indexed = params["size_bytes"] is not None
         self.keep_replaced = self.fetched_again = False
+        #: where the file that is replaced is kept: one that was not ours is never removed
+        self.aside = self.corrupt
         self.manifest_file = manifest.manifest_path(params["manifest_dir"], self.path)
         self.recorded = manifest.read_manifest(self.manifest_file, module.warn)
         self.progress = Progress(None if module.check_mode else params["progress_log"])
@@ -99,11 +101,13 @@ class PlacedFile:
             )
         # it might be the only copy
         self.keep_replaced = damaged or not known
+        if not known:
+            self.aside = disk.free_name(f"{self.path}.replaced")
         if self.keep_replaced and self.url:
             state = "is damaged" if damaged else "is not the requested file, and was not downloaded by this collection"
             self.module.warn(
                 f"{self.path} {state} (its SHA-256 is {digest.sha256}): it is downloaded again, and the present file "
-                f"is kept as {self.corrupt}."
+                f"is kept as {self.aside}."
             )
 
     def diff(self, before: Json, wanted: str | None) -> None:
@@ -181,11 +185,11 @@ class PlacedFile:
     def keep_present(self) -> None:
         """Give the file that is to be replaced a second name, so that there is a file at its place all the time."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.corrupt)
+            os.unlink(self.aside)
         try:
-            os.link(self.path, self.corrupt)
+            os.link(self.path, self.aside)
         except OSError:                                  # a filesystem without hard links
-            os.replace(self.path, self.corrupt)
+            os.replace(self.path, self.aside)
 
     # ---- local files -------------------------------------------------------------------------------------------------
 

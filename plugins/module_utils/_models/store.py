@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import typing as t
 
 from .._base.types import Json
 from . import disk, manifest
+
+_SET_ASIDE = re.compile(r"\.(corrupt|replaced(-[0-9]+)?)\Z")
 
 
 def disk_bytes(directory: str) -> dict[str, int]:
@@ -26,7 +29,7 @@ def disk_bytes(directory: str) -> dict[str, int]:
             found["disk_bytes"] += used
             if name.endswith(".part"):
                 found["unfinished_bytes"] += used
-            elif name.endswith(".corrupt"):
+            elif _SET_ASIDE.search(name):
                 found["set_aside_bytes"] += used
     return found
 

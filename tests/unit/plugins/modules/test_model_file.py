@@ -198,7 +198,12 @@ def test_a_wrong_sha256_replaces_nothing_and_is_used_when_it_is_corrected(run, p
     result = run(url=server.url, sha256=SHA)
     assert result["changed"] and result["attempts"] == 0 and path.read_bytes() == DATA
     # the file that was there is nobody's business: it is kept, too
-    assert (path.parent / "m.gguf.corrupt").read_text() == "old"
+    assert (path.parent / "m.gguf.replaced").read_text() == "old" and left(path) == ["m.gguf", "m.gguf.replaced"]
+    other = hashlib.sha256(b"new").hexdigest()
+    server.data = b"new"
+    path.write_text("old again")
+    assert run(url=server.url, sha256=other)["changed"]
+    assert (path.parent / "m.gguf.replaced-1").read_text() == "old again"
 
 
 def test_a_corrupt_file_makes_room_for_the_next_download(run, path, server):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import time
 import typing as t
 
 import pytest
@@ -87,6 +88,28 @@ def test_a_full_verification_reads_everything_but_what_was_just_read(
     assert "is damaged" in call(wanted, state="verified", verify="full", progress_log=str(log))["msg"]
     assert log.exists()
     assert call(wanted, state="verified", verify="full", verified=[str(here)])["installed"]["mine"]["sha256"]
+
+
+def test_files_that_were_set_aside_go_after_some_days(
+    call: t.Any, here: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [{"id": "mine", "path": str(here)}]
+    assert call([], model_file, path=str(here), manifest_dir=str(tmp_path / "manifests"))["changed"]
+    aside = here.with_name(f"{here.name}.corrupt")
+    assert call(wanted, keep_corrupt_days=0)["remove"] == []
+    aside.write_bytes(b"wrong")
+    here.with_name(f"{here.name}.replaced").write_bytes(b"of somebody else")
+    assert call(wanted)["remove"] == []
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 13.9 * 86400)
+    assert call(wanted)["remove"] == []
+    monkeypatch.setattr(time, "time", lambda: now + 14.1 * 86400)
+    assert call(wanted)["remove"] == [str(aside)]
+    assert call(wanted, keep_corrupt_days=15)["remove"] == []
+    # a file that is to be read, or to come, may turn out to be the one that was set aside
+    assert call(wanted, verify="full")["remove"] == []
+    here.write_bytes(b"GGUF of another content")
+    assert call(wanted)["remove"] == []
 
 
 def test_what_does_not_fit_is_refused_before_a_download(call: t.Any) -> None:

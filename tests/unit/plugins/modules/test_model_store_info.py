@@ -20,6 +20,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
     model_table,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import store as model_store
 from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file, model_plan, model_store_info
 
 MIB = 1 << 20
@@ -50,6 +51,13 @@ def store(call: t.Any, tmp_path: pathlib.Path) -> t.Callable[..., dict[str, t.An
         return call(model_store_info, path=str(tmp_path / "models"), fact_file=str(tmp_path / "fact"))
 
     return _store
+
+
+def test_what_was_replaced_counts_as_set_aside(tmp_path: pathlib.Path) -> None:
+    for name in ("m.gguf", "m.gguf.replaced", "m.gguf.replaced-1", "m.gguf.corrupt", "replaced"):
+        (tmp_path / name).write_bytes(bytes(MIB))
+    found = model_store.disk_bytes(str(tmp_path))
+    assert (found["disk_bytes"], found["set_aside_bytes"]) == (5 * MIB, 3 * MIB)
 
 
 def test_what_each_directory_uses(store: t.Any, tmp_path: pathlib.Path) -> None:
