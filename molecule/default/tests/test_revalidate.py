@@ -94,6 +94,18 @@ def test_an_unchanged_host_is_fine_and_stays_as_it_is(host, controller, revalida
     assert len(history) >= 2
 
 
+def test_a_server_stays_fine_when_its_journal_is_rotated(host, revalidate):
+    assert revalidate()[0] == 0  # reads what this start logged, and keeps it
+    invocation = host.run("systemctl show -p InvocationID --value llama-server").stdout.strip()
+    loads = f"journalctl -q -o cat _SYSTEMD_INVOCATION_ID={invocation} | grep -c 'buffer size'"
+    assert int(host.run(loads).stdout) > 0
+    assert host.run("journalctl --rotate && sleep 2 && journalctl --vacuum-time=1s").rc == 0
+    assert int(host.run(loads).stdout) == 0
+    code, result, output = revalidate()
+    assert (code, _checks(result)["placement"]["verdict"]) == (0, "ok"), output[-3000:]
+    assert host.run("systemctl show -p InvocationID --value llama-server").stdout.strip() == invocation
+
+
 def test_a_device_that_became_slower_is_found_and_named(host, revalidate, eventually):
     with _braked(host, "ggml-rpc-server-slow.service"):
         code, result, output = revalidate()
