@@ -99,6 +99,10 @@ reason:
   description: Why RV(available=false), in one sentence, or V(none).
   returned: success
   type: str
+refused:
+  description: Whether llama.cpp says that it cannot load the model.
+  returned: success
+  type: bool
 devices:
   description: What each device would hold, in the order of O(devices). Empty when RV(available=false).
   returned: success
@@ -200,7 +204,9 @@ def main() -> None:
             "llama.cpp's dry run gives one sum for all devices in split mode tensor; its trial has loaded the real"
             " context instead."
         )
-        module.exit_json(changed=False, available=False, reason=known, devices=[], dry_run=None, command=[])
+        module.exit_json(
+            changed=False, available=False, refused=False, reason=known, devices=[], dry_run=None, command=[]
+        )
     try:
         command = fit_params.command(
             params["program"], params["model_path"], params["devices"], params["layers"], params["serving"],
@@ -220,8 +226,9 @@ def main() -> None:
                 module.warn(f"{apart}.")
         dry_run = {"mib": mib, "difference_mib": difference}
     module.exit_json(
-        changed=False, available=reason is None, reason=f"{reason}." if reason else None, devices=devices,
-        dry_run=dry_run, command=command,
+        changed=False, available=reason is None, reason=f"{reason}." if reason else None,
+        refused=(reason or "").startswith(fit_params.REFUSES), devices=devices, dry_run=dry_run,
+        command=command,
     )
 
 

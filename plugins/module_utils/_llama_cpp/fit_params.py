@@ -15,7 +15,10 @@ from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from .._split import layer_split, memory_plan
 from .._split.types import Model, Serving
-from . import llama_bench
+from . import llama_bench, load_check
+
+#: First words of a failure that is the model's.
+REFUSES: t.Final = "llama.cpp refuses the model"
 
 PARTS = ("model_mib", "kv_mib", "compute_mib")
 
@@ -89,6 +92,8 @@ def parse(text: str, devices: t.Sequence[str]) -> list[Json]:
 def explain_failure(program: str, rc: int, output: str) -> str:
     """Return one sentence, without a full stop, for a run that did not end well."""
     how = f"was ended by signal {-rc}" if rc < 0 else f"ended with {rc}"
+    if load_check.refused(output):
+        return f"{REFUSES} ({load_check.reason(output) or 'it names no reason'})"
     last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "it said nothing")
     return f"{program} {how}: {last[:300]}"
 

@@ -7,6 +7,15 @@ from __future__ import annotations
 import typing as t
 
 
+class MemoryCorrections(t.TypedDict):
+    """What the engine's dry run says of a model whose memory is an estimate; factors, and bytes of each block."""
+
+    weights: float
+    compute: float
+    planned_bytes: list[int]
+    cache_bytes: list[int]
+
+
 class Model(t.TypedDict):
     """A model by its headers; lists have one number per repeating block. Sizes are bytes."""
 
@@ -38,4 +47,5 @@ class Model(t.TypedDict):
     window_tokens: list[int]
     notes: list[str]
     estimated: t.NotRequired[bool]                   # of a GGUF: whether its memory is an estimate
+    memory_corrections: t.NotRequired[MemoryCorrections]     # while such a model is tuned
     block_attention_bytes: t.NotRequired[list[int]]  # of an ExLlama's model alone

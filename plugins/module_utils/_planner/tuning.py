@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The campaign of the role split_tuning, from the first look to the baseline. Private to this collection. Pure.
 
-    look -> weigh -> (lease) devices -> device probe -> layers, micro-batch, tensor mode -> dry run -> baseline
+    look -> weigh -> (lease) devices -> estimates -> device probe -> layers, micro-batch, tensor mode -> dry run
+    -> baseline
 
 Each stage is a function that returns a plan, or None when the stage has nothing more to ask (_base/steps.py).
 """
@@ -38,7 +39,8 @@ class Tuning:
     def plan(self, done: t.Sequence[Done]) -> Plan:
         """Return what comes next."""
         state = State(self.settings, done)
-        stages = (_look, _obstacle, _headers, _unchanged, _weigh, _probe_model, _devices, _probe, _decide, _finish)
+        before = (_look, _obstacle, _headers, _unchanged, _weigh, _probe_model)
+        stages = (*before, _devices, _estimate, _probe, _decide, _finish)
         return _first(state, stages) or _tuned(state)
 
     def predict(self, done: t.Sequence[Done]) -> Plan:
@@ -119,6 +121,17 @@ def _devices(state: State) -> Plan | None:
     if state.result("devices") is not None:
         return None
     return _under_lease(state, [tuning_steps.devices(state)], str(state.due))
+
+
+def _estimate(state: State) -> Plan | None:
+    """Return the dry runs of a model that is not modelled here, or the failure of one that llama.cpp does not load."""
+    refused = next((item.result for item in state.done if item.result.get("refused")), None)
+    if refused is not None:
+        return Plan(failure=f"{state.settings.model_path} cannot be planned for: {refused['reason']}")
+    steps = [tuning_steps.estimate(state, layers) for layers in state.estimates]
+    missing = [step for step in steps if state.result(step.name) is None]
+    why = "the memory of this model is not modelled here: llama.cpp's dry run is asked"
+    return _under_lease(state, missing, why) if missing else None
 
 
 def _probe(state: State) -> Plan | None:

@@ -10,7 +10,8 @@ import typing as t
 from .._base import fingerprints
 from .._base.steps import Done, result_of
 from .._split import engines, tuning_key, workload
-from . import baseline_stage, probe_stage, stages, tuning_engines
+from .._split.types import Model, Serving
+from . import baseline_stage, estimate_stage, probe_stage, stages, tuning_engines
 from .tuning_settings import Settings
 
 Json = dict[str, t.Any]
@@ -138,10 +139,21 @@ class State:
         """The devices as the engine lists them, under the lease."""
         return list(self.needed("devices")["devices"])
 
-    @property
+    @functools.cached_property
     def model(self) -> Mapping:
-        """The model, of gguf_info or exl_model_info."""
-        return t.cast(Mapping, self.needed("weigh")["model"])
+        """The model, of gguf_info or exl_model_info, with what the dry run said of one that is not modelled."""
+        model = t.cast(Mapping, self.needed("weigh")["model"])
+        answers = [self.result(estimate_stage.question(layers)) for layers in self.estimates]
+        known = [answer for answer in answers if answer is not None]
+        return estimate_stage.corrected(t.cast(Model, model), t.cast(Serving, self.serving), known) if known else model
+
+    @property
+    def estimates(self) -> list[list[int]]:
+        """The splits that the dry run is asked about before anything is planned; none for a model that is modelled."""
+        model, listed = self.needed("weigh")["model"], self.result("devices")
+        if not (self.engine.dry_run and model.get("estimated") and listed and listed["devices"]):
+            return []
+        return estimate_stage.splits(model["block_count"], len(listed["devices"]))
 
     @property
     def loads(self) -> list[Json]:

@@ -7,10 +7,12 @@ Each function takes the state of the tuning that is to go on.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import typing as t
 
 from .._base.steps import Done, Step
+from . import estimate_stage
 from .tuning_state import PROBE, State
 
 Json = dict[str, t.Any]
@@ -147,21 +149,32 @@ def trial(state: State, wanted: Mapping) -> Step:
     return Step(label, "split_mode_trial", arguments, label, 300.0 + settings.tensor_soak_seconds, limit)
 
 
-def dry_run(state: State) -> Step:
-    """Ask llama.cpp's dry run about the memory of the chosen split; it checks the plan and decides nothing."""
-    settings, decision = state.settings, state.decision
+def _dry_run(state: State, name: str, layers: t.Sequence[int], serving: Mapping, why: str) -> Step:
+    settings = state.settings
     arguments = {
         "program": f"{settings.llama_cpp}/bin/llama-fit-params",
         "model_path": settings.model_path,
         "devices": _device_names(state),
-        "layers": decision["layers"],
-        "split_mode": decision["split_mode"],
-        "serving": state.served,
+        "layers": list(layers),
+        "serving": dict(serving),
         "rpc_endpoints": settings.rpc_endpoints,
         "environment": state.needed("devices")["environment"],
-        "model": state.model,
     }
-    return Step("dry run", "llama_fit_params_info", arguments, "compare the plan with llama.cpp's dry run", 5)
+    return Step(name, "llama_fit_params_info", arguments, why, 5)
+
+
+def dry_run(state: State) -> Step:
+    """Ask llama.cpp's dry run about the memory of the chosen split; it checks the plan and decides nothing."""
+    why = "compare the plan with llama.cpp's dry run"
+    step = _dry_run(state, "dry run", state.decision["layers"], state.served, why)
+    more = {"split_mode": state.decision["split_mode"], "model": state.model}
+    return dataclasses.replace(step, args={**step.args, **more})
+
+
+def estimate(state: State, layers: t.Sequence[int]) -> Step:
+    """Ask llama.cpp's dry run about a split of a model whose memory is not modelled here."""
+    name = estimate_stage.question(layers)
+    return _dry_run(state, name, layers, state.serving, f"ask llama.cpp: {name}")
 
 
 def host() -> Step:

@@ -162,6 +162,11 @@ class DeviceMemory:
         return -(-(self.weights + self.kv + self.compute) // MIB)
 
 
+def _corrected(planned: t.Sequence[int], before: t.Sequence[int], told: t.Sequence[int]) -> list[int]:
+    """Return the cache of each block: as it was told, in proportion where another serving profile is planned for."""
+    return [held * now // was if was else held for now, was, held in zip(planned, before, told, strict=True)]
+
+
 class MemoryPlan:
     """The memory of every split of one model under one serving profile."""
 
@@ -177,6 +182,13 @@ class MemoryPlan:
             window_cells(window, serving)[1] * token_bytes
             for window, token_bytes in zip(windows, kv_bytes_per_token(model, serving), strict=True)
         ]
+        # of a model that is not modelled here the engine's dry run has said what it holds (_planner/estimate_stage.py)
+        corrections = model.get("memory_corrections")
+        self.compute_factor = corrections["compute"] if corrections else 1.0
+        if corrections:
+            self.weight_factor *= corrections["weights"]
+            kv = _corrected(kv, corrections["planned_bytes"], corrections["cache_bytes"])
+        self.cache_bytes = kv
         # sums up to and including each slot, so that a split costs two look-ups per device
         self._weights = [0, *itertools.accumulate([*model["block_bytes"], model["output_bytes"]])]
         self._kv = [0, *itertools.accumulate([*kv, 0])]
@@ -192,7 +204,7 @@ class MemoryPlan:
         return DeviceMemory(
             int((self._weights[end] - self._weights[start]) * self.weight_factor),
             self._kv[end] - self._kv[start],
-            compute_bytes(self.model, self.serving, layers, device),
+            int(compute_bytes(self.model, self.serving, layers, device) * self.compute_factor),
         )
 
     def slot_bytes(self, slot: int) -> int:

@@ -98,3 +98,10 @@ def test_tells_the_difference_to_our_plan() -> None:
 def test_a_plan_that_is_off_is_said_to_be(mib: list[int], difference: list[int], words: str | None) -> None:
     sentence = fit_params.disagreement(mib, difference, ["CUDA0", "CUDA1"])
     assert (sentence is None) if words is None else (sentence is not None and words in sentence)
+
+
+def test_a_refused_model_is_told_from_a_program_that_fails():
+    output = "x E llama_model_load: error loading model: unknown model architecture: 'new'\nterminate called\n"
+    said = fit_params.explain_failure("/b/llama-fit-params", -6, output)
+    assert said == "llama.cpp refuses the model (unknown model architecture: 'new')"
+    assert fit_params.explain_failure("/b/p", -4, "Illegal\n") == "/b/p was ended by signal 4: Illegal"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import steps
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import tuning, tuning_settings
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record, memory_plan
 
 Json = dict[str, t.Any]
 
@@ -122,6 +122,29 @@ class Host:
         assert plan.result is not None
         entry = {**recorded(plan), "recorded_at": "2026-11-24T04:33:09Z"}
         self.record = fact_record.with_entry(self.record, "m-c2048", entry, True, "now")
+
+
+class NewcomerHost(Host):
+    """A host with a model whose memory is an estimate: its cache is three times what its header lets expect."""
+
+    refused = False
+
+    def gguf_info(self, step: steps.Step) -> Json:
+        result = super().gguf_info(step)
+        return result if "probe" in step.args["path"] else {**result, "model": {**MODEL, "estimated": True}}
+
+    def llama_fit_params_info(self, step: steps.Step) -> Json:
+        if step.name == "dry run":
+            return super().llama_fit_params_info(step)
+        if self.refused:
+            said = "llama.cpp refuses it (unknown type)."
+            return {"available": False, "refused": True, "reason": said, "devices": []}
+        real = memory_plan.MemoryPlan(MODEL, step.args["serving"])
+        held = [real.device(step.args["layers"], device) for device in range(len(step.args["devices"]))]
+        parts = [(memory.weights >> 20, 3 * memory.kv >> 20, memory.compute >> 20) for memory in held]
+        names = ("model_mib", "kv_mib", "compute_mib")
+        devices = [dict(zip(names, each, strict=True)) for each in parts]
+        return {"available": True, "reason": None, "devices": devices, "dry_run": None}
 
 
 def recorded(plan: steps.Plan) -> Json:
@@ -331,3 +354,32 @@ def test_a_missing_variable_is_named() -> None:
     del given["split_tuning_poll"]
     with pytest.raises(ValueError, match="split_tuning_poll is missing"):
         tuning_settings.read(given)
+
+
+def test_a_model_that_is_not_modelled_is_planned_for_by_the_dry_run() -> None:
+    known, newcomer = Host(), NewcomerHost()
+    plans = [host.tune(context_size=1024) for host in (known, newcomer)]
+    asked = [item.step for item in newcomer.done if item.step.name.startswith("dry run of")]
+    assert [step.args["layers"][0] for step in asked][0] == BLOCKS + 1 and len(asked) > 2
+    assert all(step.args["serving"]["context_size"] == 1024 for step in asked)
+    first = [item.step.module for item in newcomer.done].index("split_benchmark")
+    assert all(newcomer.done.index(item) < first for item in newcomer.done if item.step in asked)
+    caches = []
+    for plan in plans:
+        assert plan.result is not None, plan.failure
+        problem = plan.result["tuning"]["problem"]
+        caches.append(sum(memory_plan.MemoryPlan(problem["model"], problem["serving"]).cache_bytes))
+    assert caches[1] == pytest.approx(3 * caches[0], rel=0.05)
+    assert not [item for item in known.done if item.step.name.startswith("dry run of")]
+    too_large = NewcomerHost()
+    plan = too_large.tune(context_size=8192)
+    assert plan.failure is not None and "does not fit" in plan.failure
+    assert not [item for item in too_large.done if item.step.args.get("load", {}).get("label", "").endswith("load 1")]
+
+
+def test_a_model_that_llama_cpp_refuses_costs_no_load() -> None:
+    host = NewcomerHost()
+    host.refused = True
+    plan = host.tune()
+    assert plan.failure == "/srv/m.gguf cannot be planned for: llama.cpp refuses it (unknown type)."
+    assert "split_benchmark" not in host.modules
