@@ -19,8 +19,8 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
     model_shapes,
     model_table,
 )
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import store as model_store
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file, model_plan, model_store_info
 
 MIB = 1 << 20
