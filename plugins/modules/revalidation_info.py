@@ -91,16 +91,14 @@ model:
 import importlib
 import os
 import platform
-import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, job, json_file, json_state
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.types import Json
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware, nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries, manifest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
-
-Json = dict[str, t.Any]
 
 
 def cards(reason: str | None) -> Json:

@@ -150,15 +150,13 @@ revalidation_file:
 
 import os
 import time
-import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fingerprints, json_file, json_state
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.types import Json
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines, changes, verdict
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
-
-Json = dict[str, t.Any]
 
 
 def present(file: json_state.StateFile, replaced: bool) -> Json | None:

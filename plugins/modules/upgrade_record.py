@@ -142,6 +142,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.types import Json
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import (
     upgrade_stages,
     upgrade_steps,
@@ -149,7 +150,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation im
     verdict,
 )
 
-Json = dict[str, t.Any]
 Answer = tuple[Json, Json]
 
 READING: t.Final = ("open", "decide", "verify")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-Json = dict[str, t.Any]
+from .types import Json
+
 T = t.TypeVar("T")
 
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 import re
 import typing as t
 
+from .._base.types import Json
 from .._hardware import pcie
 from .finding import finding
-
-Json = dict[str, t.Any]
 
 #: GeForce cards lower their clocks so as not to exceed 83 or 84 degrees of the chip.
 HOT_CELSIUS = 83

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json
 from . import split_advice
 from .finding import finding
-
-Json = dict[str, t.Any]
 
 #: So much waiting for a CPU, in percent of the busy time, is a problem; a note from split_advice.WAITS_PERCENT on.
 WAITING_PROBLEM_PERCENT: t.Final = 40.0

@@ -7,12 +7,11 @@ from __future__ import annotations
 import typing as t
 
 from .._base import json_file
+from .._base.types import Json
 from .._split import deployment
 from . import card_findings, device_findings, rules, split_advice
 from .finding import SEVERITIES, finding
 from .observed import observe
-
-Json = dict[str, t.Any]
 
 
 def read_baseline(text: str) -> tuple[Json, list[Json]]:

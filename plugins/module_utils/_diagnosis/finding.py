@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import typing as t
 
-Json = dict[str, t.Any]
+from .._base.types import Json
 
 #: What a finding can be, worst last.
 SEVERITIES: t.Final = ("ok", "note", "problem")

@@ -8,9 +8,8 @@ import textwrap
 import typing as t
 
 from .._base.text import columns, number
+from .._base.types import Json
 from . import split_advice
-
-Json = dict[str, t.Any]
 
 #: ansible-playbook breaks longer lines.
 WIDTH = 78

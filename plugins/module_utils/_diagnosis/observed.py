@@ -19,10 +19,9 @@ import statistics
 import typing as t
 
 from .._base import stats
+from .._base.types import Json
 from . import split_advice
 from .expected import Expected, expected, record_error
-
-Json = dict[str, t.Any]
 
 #: Outside of the interval of a change, both ends together.
 OUTSIDE: t.Final = 0.01

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import typing as t
 
-Json = dict[str, t.Any]
+from .._base.types import Json
 
 #: How far apart utilisations are when a rule of thumb calls one much higher, in percent points.
 MUCH_HIGHER_POINTS = 20.0

@@ -6,15 +6,13 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json, Mapping
 from .._split.load_tests import LEAST_BASELINE_LOADS, test_key, visible_percent
-
-Json = dict[str, t.Any]
-Dict = t.Mapping[str, t.Any]
 
 PURPOSE: t.Final = "baseline"
 
 
-def wanted_tests(tests: t.Sequence[Dict], tuned_micro_batch: int, served_micro_batch: int) -> list[Json]:
+def wanted_tests(tests: t.Sequence[Mapping], tuned_micro_batch: int, served_micro_batch: int) -> list[Json]:
     """Return the tests of a tuning as the chosen split is served: with its micro-batch where that is another."""
     if tuned_micro_batch == served_micro_batch:
         return [dict(test) for test in tests]
@@ -23,7 +21,7 @@ def wanted_tests(tests: t.Sequence[Dict], tuned_micro_batch: int, served_micro_b
     ]
 
 
-def _as_served(load: Dict, tests: t.Sequence[Dict]) -> Json | None:
+def _as_served(load: Mapping, tests: t.Sequence[Mapping]) -> Json | None:
     """Return the load with the results of these tests alone, or None when one is missing."""
     kept = []
     for test in tests:
@@ -35,7 +33,9 @@ def _as_served(load: Dict, tests: t.Sequence[Dict]) -> Json | None:
     return {**load, "results": kept}
 
 
-def step(problem: Dict, decision: Dict, loads: t.Sequence[Dict], most_loads: int, tolerance_percent: float) -> Json:
+def step(
+    problem: Mapping, decision: Mapping, loads: t.Sequence[Mapping], most_loads: int, tolerance_percent: float
+) -> Json:
     """Return how the baseline of a decision goes on: C({done, loads, reference, smallest_visible_percent, why}).
 
     C(loads) are those of the campaign; of them and of what is asked for here those of the decided split, as it is

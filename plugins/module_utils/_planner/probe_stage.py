@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 import typing as t
 
-Json = t.Mapping[str, t.Any]
+from .._base.types import Mapping
 
 #: Relative difference below which two devices count as equally fast: repeats within one load do not show how much two
 #: loads differ.
@@ -30,7 +30,7 @@ def _number(where: str, value: t.Any, least: float = 0) -> float:
     return float(value)
 
 
-def weights_bytes(model: Json) -> int:
+def weights_bytes(model: Mapping) -> int:
     """Return the bytes of weights that are read for one generated token: all blocks and the output slot.
 
     The token embedding is left out: one row of it is read per token, from host memory.
@@ -42,13 +42,13 @@ def weights_bytes(model: Json) -> int:
     return int(total + _number("model.output_bytes", model["output_bytes"]))
 
 
-def name_of(device: Json) -> str:
+def name_of(device: Mapping) -> str:
     """Return a device as C(CUDA0 (GPU-1111...)), or by its name where that is also its id."""
     name, identity = str(device["device"]), str(device["id"])
     return name if name == identity else f"{name} ({identity})"
 
 
-def shortfall(device: Json, model: Json, reserve_mib: int) -> str | None:
+def shortfall(device: Mapping, model: Mapping, reserve_mib: int) -> str | None:
     """Return why the probe model is not put on a device, or None when there is room for it.
 
     Usable is what is free, or the device's budget where that is less. Weights and C(reserve_mib) must fit into it.
@@ -63,7 +63,7 @@ def shortfall(device: Json, model: Json, reserve_mib: int) -> str | None:
 
 
 def loads(
-    devices: t.Sequence[Json], model: Json, tests: t.Sequence[Json], reserve_mib: int
+    devices: t.Sequence[Mapping], model: Mapping, tests: t.Sequence[Mapping], reserve_mib: int
 ) -> list[dict[str, t.Any]]:
     """Return one load per device that has room for the model: all layers on it, none on any other."""
     slots = len(model["block_bytes"]) + 1
@@ -84,7 +84,7 @@ def loads(
 # --- reading the results ---------------------------------------------------------------------------------------------
 
 
-def _per_token_ms(load: Json, kind: str, tokens: str) -> list[float]:
+def _per_token_ms(load: Mapping, kind: str, tokens: str) -> list[float]:
     """Return the times of one test, sorted, in milliseconds per token. C(tokens) is n_gen or n_prompt."""
     for result in load["results"]:
         if result["kind"] == kind:
@@ -97,7 +97,7 @@ def _per_token_ms(load: Json, kind: str, tokens: str) -> list[float]:
     raise ValueError(f"{load['label']} has no {kind} test among its results")
 
 
-def _measured(load: Json, n_bytes: int) -> dict[str, t.Any]:
+def _measured(load: Mapping, n_bytes: int) -> dict[str, t.Any]:
     """Return the numbers of one load that is ok. Bandwidth: bytes of weights per token over median time, in 10^9 B/s.
 
     The KV cache is left out: for the few tokens of the test it is less than the noise.
@@ -112,7 +112,7 @@ def _measured(load: Json, n_bytes: int) -> dict[str, t.Any]:
     }
 
 
-def faster(one: Json, other: Json) -> bool:
+def faster(one: Mapping, other: Mapping) -> bool:
     """Return whether a device is measurably faster than another: no sample in common, and more than EQUAL_WITHIN."""
     mine, theirs = one["decode_ms_per_token"], other["decode_ms_per_token"]
     return bool(mine["high"] < theirs["low"] and mine["median"] * (1 + EQUAL_WITHIN) < theirs["median"])
@@ -130,7 +130,7 @@ def _rank(rows: t.Sequence[dict[str, t.Any]]) -> None:
             row["rank"] = first["rank"]
 
 
-def order(rows: t.Sequence[Json]) -> tuple[str, str | None]:
+def order(rows: t.Sequence[Mapping]) -> tuple[str, str | None]:
     """Compare the measured order with the theoretical bandwidths; return what they are to each other, and a warning.
 
     C(confirmed): at least one pair is known to be unlike, and no pair is the other way round. C(contradicted): some
@@ -168,7 +168,7 @@ def _text(value: float) -> str:
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
-def _failure(rows: t.Sequence[Json]) -> str | None:
+def _failure(rows: t.Sequence[Mapping]) -> str | None:
     """Return one sentence when a device does not work at all, else None. Too little memory is no fault of a device."""
     broken = [row for row in rows if row["status"] not in ("ok", "skipped", "out_of_memory")]
     if not broken:
@@ -182,7 +182,7 @@ def _failure(rows: t.Sequence[Json]) -> str | None:
     )
 
 
-def _summary(rows: t.Sequence[Json]) -> str:
+def _summary(rows: t.Sequence[Mapping]) -> str:
     """Say in one sentence what every device does alone, the fastest first."""
     said = []
     for row in sorted(rows, key=lambda row: int(row["rank"] or len(rows) + 1)):
@@ -198,7 +198,11 @@ def _summary(rows: t.Sequence[Json]) -> str:
 
 
 def assess(
-    measured: t.Sequence[Json], devices: t.Sequence[Json], model: Json, reserve_mib: int, gpus: t.Sequence[Json] = ()
+    measured: t.Sequence[Mapping],
+    devices: t.Sequence[Mapping],
+    model: Mapping,
+    reserve_mib: int,
+    gpus: t.Sequence[Mapping] = (),
 ) -> dict[str, t.Any]:
     """Return the C(device_probe) of docs/data_formats.md.
 
@@ -208,7 +212,7 @@ def assess(
     n_bytes = weights_bytes(model)
     slots = len(model["block_bytes"]) + 1
     theory = {gpu.get("id"): gpu.get("memory_bandwidth_gb_per_s") for gpu in gpus}
-    by_device: dict[int, Json] = {}
+    by_device: dict[int, Mapping] = {}
     for load in measured:
         used = [index for index, count in enumerate(load["layers"]) if count]
         if len(load["layers"]) != len(devices) or len(used) != 1 or load["layers"][used[0]] != slots:

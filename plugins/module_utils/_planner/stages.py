@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json
 from .._split.measured_loads import read_loads
 from .._split.split_problem import read_problem
 from . import layer_stage, micro_batch_stage, tensor_loads, tensor_stage
-
-Json = dict[str, t.Any]
 
 LATER_PURPOSES: t.Final = (
     micro_batch_stage.PURPOSE, tensor_loads.PURPOSE, tensor_loads.RIVAL_PURPOSE, tensor_loads.TRIAL_PURPOSE

@@ -25,14 +25,13 @@ import math
 import statistics
 import typing as t
 
+from .._base.types import Json
 from .._split import layer_split, memory_plan
 from .._split.layer_split import Layers, split_name
 from .._split.split_problem import Problem
 from . import tensor_shares, why
 from .evidence import Evidence
 from .tensor_loads import ENVIRONMENT, MAX_LOADS, PURPOSE, RIVAL_PURPOSE, TRIAL_PURPOSE, TURNS, TensorLoads, way_of
-
-Json = dict[str, t.Any]
 
 #: Behind layer mode by more than this (relative), tensor mode is not looked at further.
 FAR_BEHIND: t.Final = 0.10

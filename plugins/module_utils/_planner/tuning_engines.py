@@ -10,10 +10,10 @@ from __future__ import annotations
 import typing as t
 
 from .._base.steps import Step
+from .._base.types import Json
 from .._split import engines, exl_split
 from .tuning_settings import Settings
 
-Json = dict[str, t.Any]
 Mapping = t.Mapping[str, t.Any]
 
 #: Always more than the model's blocks, so that no block stays on the CPU.

@@ -16,7 +16,6 @@ from .._driver.driver_packages import branch_of
 from .._hardware import card_ages, known_cards, lost_cards, nvml, power_budget
 from . import tensor_parallel_check
 
-Json = dict[str, t.Any]
 Check = dict[str, t.Any]
 
 #: Programs that this collection runs on a card.

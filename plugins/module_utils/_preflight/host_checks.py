@@ -13,7 +13,6 @@ import typing as t
 from .._base.checks import check
 
 Check = dict[str, t.Any]
-Json = dict[str, t.Any]
 
 #: Releases that are tested. Newer ones of the same distributions probably work, older ones lack Python 3.11.
 TESTED_RELEASES: t.Final = {"debian": ["12", "13"], "ubuntu": ["24.04"]}

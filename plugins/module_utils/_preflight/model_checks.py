@@ -13,12 +13,12 @@ import typing as t
 
 from .._base.checks import check
 from .._base.errors import UserError
+from .._base.types import Json
 from .._hardware import known_cards
 from .._models import entries as llm_models
 from .._models import model_shapes, random_model, random_shape
 
 Check = dict[str, t.Any]
-Json = dict[str, t.Any]
 
 MIB: t.Final = 1 << 20
 

@@ -11,7 +11,7 @@ import os
 import re
 import typing as t
 
-Json = dict[str, t.Any]
+from .._base.types import Json
 
 #: What is known of an engine before its process was read.
 NOTHING: t.Final[Json] = {

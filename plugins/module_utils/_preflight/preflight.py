@@ -8,11 +8,11 @@ import textwrap
 import typing as t
 
 from .._base.checks import check
+from .._base.types import Json
 from .._hardware import known_cards, pcie, power_budget
 from . import card_checks, host_checks, model_checks
 
 Check = dict[str, t.Any]
-Json = dict[str, t.Any]
 
 #: Ansible's own output breaks longer lines.
 WIDTH: t.Final = 74

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json
 from .._split import known_devices, layer_split
-
-Json = dict[str, t.Any]
 
 #: Layers of the model, where nothing is recorded for these cards.
 ASSUMED_LAYERS: t.Final = 80

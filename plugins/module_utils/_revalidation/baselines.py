@@ -11,14 +11,13 @@ import typing as t
 
 from .._base import fingerprints, json_state
 from .._base.errors import UserError
+from .._base.types import Json, Mapping
 from .._split import placement
 from .._split.load_tests import visible_percent
 
 SCHEMA: t.Final = 1
 REASONS: t.Final = ("tuned", "accepted")
 
-Json = dict[str, t.Any]
-Dict = t.Mapping[str, t.Any]
 
 _GPU_FIELDS = (
     "id",
@@ -31,7 +30,7 @@ _GPU_FIELDS = (
 )
 
 
-def configuration(entry: Dict, build: str, gpus: Dict, host: Dict) -> Json:
+def configuration(entry: Mapping, build: str, gpus: Mapping, host: Mapping) -> Json:
     """Return everything in clear that can move the speed of a recorded split and is read without touching a device.
 
     C(entry) is the fact's, C(build) the key of the llama.cpp build in use, C(gpus) C(mixed_gpu_gpus), C(host) the
@@ -58,11 +57,11 @@ def configuration(entry: Dict, build: str, gpus: Dict, host: Dict) -> Json:
 
 def make(
     deployment: str,
-    entry: Dict,
+    entry: Mapping,
     build: str,
-    gpus: Dict,
-    host: Dict,
-    loads: t.Sequence[Dict],
+    gpus: Mapping,
+    host: Mapping,
+    loads: t.Sequence[Mapping],
     reason: str,
     most_loads: int,
     recorded_at: str = "",
@@ -89,7 +88,7 @@ def make(
     }
 
 
-def memory(entry: Dict, server: Dict) -> list[Json] | None:
+def memory(entry: Mapping, server: Mapping) -> list[Json] | None:
     """Return what a loaded server says of each device's memory, beside the plan; None while it says nothing.
 
     C(server) is llama_server_info's C(server). What a device does not say is None.
@@ -109,7 +108,7 @@ def memory(entry: Dict, server: Dict) -> list[Json] | None:
     return rows
 
 
-def complete(baseline: Dict, seen_memory: t.Sequence[Dict] | None, served: t.Sequence[Dict] | None) -> Json:
+def complete(baseline: Mapping, seen_memory: t.Sequence[Mapping] | None, served: t.Sequence[Mapping] | None) -> Json:
     """Return the baseline with what the loaded server said; what it knew before stays."""
     return {
         **baseline,
@@ -150,6 +149,6 @@ def checked(data: t.Any) -> Json:
     return plain
 
 
-def incomplete(baseline: Dict | None) -> bool:
+def incomplete(baseline: Mapping | None) -> bool:
     """Return whether a baseline lacks what only a loaded server says."""
     return baseline is not None and (baseline["memory"] is None or baseline["served"] is None)

@@ -14,11 +14,10 @@ from __future__ import annotations
 import typing as t
 
 from .._base.steps import Done, Lease, Mapping, Plan, Step
+from .._base.types import Json
 from .._planner import probe_stage, tuning_steps
 from . import campaign_settings, campaign_steps, next_load, verdict
 from .observation import Observation
-
-Json = dict[str, t.Any]
 
 
 def planner(settings: Mapping) -> Revalidation:

@@ -8,8 +8,7 @@ import dataclasses
 import typing as t
 
 from .._base import variables
-
-Json = dict[str, t.Any]
+from .._base.types import Json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,8 @@ import typing as t
 
 from .._base import fingerprints
 from .._base.steps import Mapping, Step
+from .._base.types import Json
 from .observation import LOAD, PROBE, Observation
-
-Json = dict[str, t.Any]
 
 #: How long a job may wait for the lock of another measurement, beside its own limit.
 _WAIT_SECONDS: t.Final = 3600

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json, Mapping
 from .._split import load_tests, speed
-
-Json = dict[str, t.Any]
-Dict = t.Mapping[str, t.Any]
 
 
 def signed(percent: float) -> str:
@@ -20,7 +18,7 @@ def signed(percent: float) -> str:
     return f"{abs(percent):.1f} % {'more' if percent >= 0 else 'less'} time"
 
 
-def changes(before: Dict, now: Dict) -> list[Json]:
+def changes(before: Mapping, now: Mapping) -> list[Json]:
     """Return what differs between two configurations: C({part, before, now}) each, cards told apart by UUID."""
     found = []
     for part in sorted(set(before) | set(now)):
@@ -36,7 +34,7 @@ def changes(before: Dict, now: Dict) -> list[Json]:
     return found
 
 
-def _field_changes(name: str, before: Dict, now: Dict) -> list[Json]:
+def _field_changes(name: str, before: Mapping, now: Mapping) -> list[Json]:
     """Return a change per field that differs; C(name) has a place for the field."""
     return [
         {"part": name.format(field), "before": before.get(field), "now": now.get(field)}
@@ -45,7 +43,7 @@ def _field_changes(name: str, before: Dict, now: Dict) -> list[Json]:
     ]
 
 
-def _card_changes(before: t.Sequence[Dict], now: t.Sequence[Dict]) -> list[Json]:
+def _card_changes(before: t.Sequence[Mapping], now: t.Sequence[Mapping]) -> list[Json]:
     found: list[Json] = []
     old, new = ({card["id"]: card for card in cards} for cards in (before, now))
     for card_id, card in old.items():
@@ -67,7 +65,7 @@ def _card_changes(before: t.Sequence[Dict], now: t.Sequence[Dict]) -> list[Json]
     return found
 
 
-def since(before: Dict | None, after: Dict) -> str | None:
+def since(before: Mapping | None, after: Mapping) -> str | None:
     """Return in one sentence how the speed changed from one baseline to the next, or None without a former one.
 
     The split may be another: compared is the speed of what is served. The interval is that of a revalidation.
@@ -88,7 +86,7 @@ def since(before: Dict | None, after: Dict) -> str | None:
     return f"Against the baseline of {before['recorded_at']}: {speeds_now}. Changed since: {moved or 'nothing'}."
 
 
-def _named(before: Dict, after: Dict) -> list[Json]:
+def _named(before: Mapping, after: Mapping) -> list[Json]:
     """Return the changes of two baselines' configurations, short enough for a sentence."""
     moved = changes(before["configuration"], after["configuration"])
     for change in moved:

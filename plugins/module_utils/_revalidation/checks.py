@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json, Mapping
 from . import baselines
-
-Json = dict[str, t.Any]
-Dict = t.Mapping[str, t.Any]
 
 #: From best to worst. A host is as good as the worst of its checks.
 VERDICTS: t.Final = ("ok", "improved", "inconclusive", "regressed", "broken")
@@ -32,7 +30,7 @@ def check(name: str, verdict: str, detail: str, **more: t.Any) -> Json:
     return {"name": name, "verdict": verdict, "detail": detail, **more}
 
 
-def cards(observed: Dict) -> Json | None:
+def cards(observed: Mapping) -> Json | None:
     """Are the recorded cards there? Order alone breaks nothing: programs are told UUIDs."""
     baseline = observed["baseline"]
     known = baseline["configuration"]["gpus"] if baseline else []
@@ -60,7 +58,7 @@ def cards(observed: Dict) -> Json | None:
     return check("cards", "ok", f"{len(present)} as before: {', '.join(card['name'] for card in gpus['gpus'])}")
 
 
-def server(observed: Dict) -> Json:
+def server(observed: Mapping) -> Json:
     """Does the server run as its unit says?"""
     state = observed["server"]
     if state["state"] != "ready":
@@ -77,7 +75,7 @@ def server(observed: Dict) -> Json:
     return check("server", "ok", f"ready, {state['automatic_restarts']} automatic restarts since it was started")
 
 
-def placement(observed: Dict) -> Json | None:
+def placement(observed: Mapping) -> Json | None:
     """Is every layer where the record says? A changed device order shows here."""
     state = observed["server"]
     if state["state"] != "ready":
@@ -96,7 +94,7 @@ def placement(observed: Dict) -> Json | None:
     return check("placement", "ok", f"layers as recorded ({where}), none on the CPU")
 
 
-def completion(observed: Dict) -> Json | None:
+def completion(observed: Mapping) -> Json | None:
     """Did one real completion go through all layers?"""
     answer = observed["completion"]
     if observed["server"]["state"] != "ready" or answer is None:
@@ -108,7 +106,7 @@ def completion(observed: Dict) -> Json | None:
     return check("completion", "ok" if answer["ok"] else "broken", answer["detail"])
 
 
-def alone(observed: Dict) -> Json | None:
+def alone(observed: Mapping) -> Json | None:
     """Does each device work alone, with the small model?"""
     probed = observed["device_probe"]
     if not probed:
@@ -118,7 +116,7 @@ def alone(observed: Dict) -> Json | None:
     return check("devices alone", "ok", probed["summary"]) if probed.get("summary") else None
 
 
-def model(observed: Dict) -> Json:
+def model(observed: Mapping) -> Json:
     """Is the model the one that was tuned?"""
     seen, wanted = observed["model"], observed["entry"]["model"]["sha256"]
     path = observed["entry"]["model"]["path"]
@@ -133,7 +131,7 @@ def model(observed: Dict) -> Json:
     return check("model", "ok", f"{path}, sha256 {wanted[:12]}...")
 
 
-def memory(observed: Dict, reserve_mib: int) -> Json | None:
+def memory(observed: Mapping, reserve_mib: int) -> Json | None:
     """Does the model still fit? Compares what the loaded server reports with what was free at its start, and before."""
     rows = baselines.memory(observed["entry"], observed["server"]["server"]) if "server" in observed["server"] else None
     if not rows:
@@ -162,14 +160,14 @@ def memory(observed: Dict, reserve_mib: int) -> Json | None:
     return check("memory", worst(verdicts), "; ".join(said))
 
 
-def _less_than_before(left: float, old: Dict, reserve_mib: int) -> bool:
+def _less_than_before(left: float, old: Mapping, reserve_mib: int) -> bool:
     """Return whether what is left is a change: a box that had as little when it was tuned is as it was."""
     if old.get("free_mib") is None or old.get("loaded_mib") is None:
         return True
     return left < min(reserve_mib, old["free_mib"] - old["loaded_mib"]) - MEMORY_SLACK_MIB
 
 
-def _under_load(loads: t.Iterable[Dict], card_id: str, quantity: str) -> float | None:
+def _under_load(loads: t.Iterable[Mapping], card_id: str, quantity: str) -> float | None:
     """Return the most that was seen of a quantity of one card while loads ran."""
     seen = []
     for load in loads:
@@ -190,7 +188,7 @@ def _by_card(
     return None
 
 
-def links(observed: Dict) -> Json | None:
+def links(observed: Mapping) -> Json | None:
     """PCIe links under load against the baseline's; without a load the width alone, since idle links slow down."""
     baseline = observed["baseline"]
     known = {card["id"]: card for card in baseline["configuration"]["gpus"]} if baseline else {}
@@ -213,7 +211,7 @@ def links(observed: Dict) -> Json | None:
     return _by_card("links", fell, [], same, "reseat the card or its riser, and look at the firmware's slot settings")
 
 
-def power(observed: Dict) -> Json | None:
+def power(observed: Mapping) -> Json | None:
     """Power limits against the baseline's."""
     baseline = observed["baseline"]
     known = (
@@ -236,11 +234,11 @@ def power(observed: Dict) -> Json | None:
     )
 
 
-def throttling(observed: Dict) -> Json | None:
+def throttling(observed: Mapping) -> Json | None:
     """What held the clocks down while today's loads ran, and did not in the baseline's."""
     before = observed["baseline"]["loads"] if observed["baseline"] else []
 
-    def reasons(loads: t.Iterable[Dict], card_id: str) -> set[str]:
+    def reasons(loads: t.Iterable[Mapping], card_id: str) -> set[str]:
         own = [((load.get("conditions") or {}).get(card_id) or {}).get("throttle_reasons") or [] for load in loads]
         return {reason for one in own for reason in one if reason in THROTTLED}
 

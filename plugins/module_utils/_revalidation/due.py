@@ -13,13 +13,13 @@ import typing as t
 
 from .._base import json_file
 from .._base.errors import UserError
+from .._base.types import Mapping
 from .._driver import driver_versions
 from .._split import fact_record
 
 STATE_DIR: t.Final = "/var/lib/mixed_gpu"
 REVALIDATE: t.Final = "ansible-playbook homelab.mixed_gpu.revalidate"
 
-Dict = t.Mapping[str, t.Any]
 
 
 class Driver(t.TypedDict):
@@ -41,7 +41,7 @@ class Due(t.TypedDict):
     driver: Driver
 
 
-def recorded_driver(entry: Dict | None, history: t.Iterable[Dict]) -> str | None:
+def recorded_driver(entry: Mapping | None, history: t.Iterable[Mapping]) -> str | None:
     """Return the driver with which the speed of a deployment was validated last, or None where none was recorded.
 
     C(entry) is the fact's, or None without one. C(history) are its revalidations, newest first; of those that were
@@ -80,7 +80,7 @@ def compare(recorded: str | None, loaded: str, installed: str | None) -> Due:
     return {"needed": why is not None, "now": now, "why": why, "cure": cure, "driver": driver}
 
 
-def _history(state_dir: str, deployment: str) -> t.Iterator[Dict]:
+def _history(state_dir: str, deployment: str) -> t.Iterator[Mapping]:
     """Yield the revalidations of a deployment that can be read, newest first."""
     directory = os.path.join(state_dir, "revalidations")
     names = os.listdir(directory) if os.path.isdir(directory) else []
@@ -93,7 +93,7 @@ def _history(state_dir: str, deployment: str) -> t.Iterator[Dict]:
             yield result
 
 
-def read(record: Dict, state_dir: str = STATE_DIR, root: str = "/") -> Due:
+def read(record: Mapping, state_dir: str = STATE_DIR, root: str = "/") -> Due:
     """Return whether a revalidation of the active deployment of this host is due; C(record) is the host's fact."""
     active = record["active"]
     entry = record["models"].get(active)

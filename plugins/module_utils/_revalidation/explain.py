@@ -11,10 +11,8 @@ from __future__ import annotations
 import math
 import typing as t
 
+from .._base.types import Json, Mapping
 from .changes import signed
-
-Json = dict[str, t.Any]
-Dict = t.Mapping[str, t.Any]
 
 #: A device alone that takes this much more time than in the baseline is slower. Its probe is one load: two loads of
 #: one device differ by more than their repetitions do.
@@ -31,7 +29,7 @@ _OLD_KERNEL = "boot the former kernel from the boot menu, and revalidate again"
 _SOFTWARE = ("driver_version", "cuda_driver_version", "kernel", "llama_cpp", "firmware")
 
 
-def device_changes(before: Dict | None, now: Dict | None) -> list[Json]:
+def device_changes(before: Mapping | None, now: Mapping | None) -> list[Json]:
     """Compare two device probes: per device how much more time it takes alone, in percent; None where unknown.
 
     C(slower) is a device beyond its tolerance whose slowdown is at least half of the worst one's (in logarithms): where
@@ -58,7 +56,7 @@ def device_changes(before: Dict | None, now: Dict | None) -> list[Json]:
     return found
 
 
-def _slowdown(old: Dict | None, new: Dict) -> tuple[float | None, float | None, float]:
+def _slowdown(old: Mapping | None, new: Mapping) -> tuple[float | None, float | None, float]:
     """Return (percent more time per token, the same for prompts, slowdown beyond the tolerance as a logarithm)."""
     if old is None or old["status"] != "ok" or new["status"] != "ok":
         return None, None, 0.0
@@ -73,7 +71,7 @@ def _slowdown(old: Dict | None, new: Dict) -> tuple[float | None, float | None, 
     return decode, prefill, amount
 
 
-def explain(checks: t.Sequence[Dict], moved: t.Sequence[Dict], devices: t.Sequence[Json]) -> Json | None:
+def explain(checks: t.Sequence[Mapping], moved: t.Sequence[Mapping], devices: t.Sequence[Json]) -> Json | None:
     """Return why a speed regressed, C({cause, detail, devices, next}), or None where none did.
 
     C(moved) is what changed in the configuration, C(devices) are those of device_changes.
@@ -90,7 +88,7 @@ def explain(checks: t.Sequence[Dict], moved: t.Sequence[Dict], devices: t.Sequen
     return {"devices": [dict(device) for device in devices], "cause": cause, "detail": detail, "next": following}
 
 
-def _cause(slow: t.Sequence[str], software: t.Sequence[Dict], known: t.Sequence[Dict]) -> tuple[str, str]:
+def _cause(slow: t.Sequence[str], software: t.Sequence[Mapping], known: t.Sequence[Mapping]) -> tuple[str, str]:
     """Return the cause as a word and as a sentence; C(known) are the devices that were measured alone."""
     named = ", ".join(f"{change['part']} {change['before']} -> {change['now']}" for change in software)
     if not known:
@@ -123,12 +121,12 @@ def _cause(slow: t.Sequence[str], software: t.Sequence[Dict], known: t.Sequence[
     )
 
 
-def _hints(card_id: str, checks: t.Sequence[Dict]) -> list[str]:
+def _hints(card_id: str, checks: t.Sequence[Mapping]) -> list[str]:
     """Return what other checks say about one card."""
     return [f"{check['name']}: {check['cards'][card_id]}" for check in checks if card_id in check.get("cards", {})]
 
 
-def _undo(software: t.Sequence[Dict]) -> list[str]:
+def _undo(software: t.Sequence[Mapping]) -> list[str]:
     """Return the commands that take back what changed."""
     parts = {change["part"] for change in software}
     found = []
@@ -141,7 +139,7 @@ def _undo(software: t.Sequence[Dict]) -> list[str]:
     return found
 
 
-def moved_optimum(devices: t.Sequence[Dict], tolerance_percent: float) -> str | None:
+def moved_optimum(devices: t.Sequence[Mapping], tolerance_percent: float) -> str | None:
     """Return why another split may be the best now, or None: the devices' speeds changed against each other."""
     known = [d for d in devices if d["decode_change_percent"] is not None]
     if len(known) < 2:

@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json, Mapping
 from .._split import layer_split, load_tests, speed
 from . import checks, speed_checks
 
-Json = dict[str, t.Any]
-Dict = t.Mapping[str, t.Any]
 
-
-def next_load(entry: Dict, before: t.Sequence[Dict], now: t.Sequence[Dict], limits: Dict) -> Json | None:
+def next_load(entry: Mapping, before: t.Sequence[Mapping], now: t.Sequence[Mapping], limits: Mapping) -> Json | None:
     """Return the next load of the recorded split that a verdict needs, or None when it is clear or there were enough.
 
     C(limits) has C(tolerance_percent), C(least_loads), C(most_loads), and C(baseline): whether today's loads become a
@@ -43,7 +41,7 @@ def next_load(entry: Dict, before: t.Sequence[Dict], now: t.Sequence[Dict], limi
     }
 
 
-def blocked(observed: Dict, for_baseline: bool) -> str | None:
+def blocked(observed: Mapping, for_baseline: bool) -> str | None:
     """Return why measuring would tell nothing, or None."""
     for check in (checks.cards(observed), checks.model(observed)):
         if check is not None and check["verdict"] == "broken":
@@ -55,7 +53,7 @@ def blocked(observed: Dict, for_baseline: bool) -> str | None:
     return None
 
 
-def step(observed: Dict, limits: Dict) -> Json:
+def step(observed: Mapping, limits: Mapping) -> Json:
     """Return C({suspicion, blocked, load}), each None where there is nothing to say.
 
     Why the serving instance's timings are not enough, why nothing can be measured, and the next load to measure.

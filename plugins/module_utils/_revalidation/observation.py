@@ -11,11 +11,10 @@ import functools
 import typing as t
 
 from .._base.steps import Done, Mapping, result_of
+from .._base.types import Json
 from .._planner import probe_stage
 from . import baselines
 from .campaign_settings import Settings
-
-Json = dict[str, t.Any]
 
 #: First words of the names of the steps that measure a device alone, and the recorded split.
 PROBE: t.Final = "probe of "

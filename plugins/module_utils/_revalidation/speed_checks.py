@@ -10,15 +10,13 @@ from __future__ import annotations
 import statistics
 import typing as t
 
+from .._base.types import Json, Mapping
 from .._split import load_tests, speed
 from .changes import signed
 from .checks import check
 
-Json = dict[str, t.Any]
-Dict = t.Mapping[str, t.Any]
 
-
-def _served_values(tests: t.Sequence[Dict] | None) -> dict[str, float]:
+def _served_values(tests: t.Sequence[Mapping] | None) -> dict[str, float]:
     """Return, by name, ms per token of prompt and of generation as the server's own timings say: medians."""
     found = {}
     for test in tests or []:
@@ -31,7 +29,7 @@ def _served_values(tests: t.Sequence[Dict] | None) -> dict[str, float]:
     return found
 
 
-def served(observed: Dict) -> list[tuple[str, float]]:
+def served(observed: Mapping) -> list[tuple[str, float]]:
     """Return C([(name, percent more time than in the baseline)]) of the serving instance's own timings."""
     baseline = observed["baseline"]
     before = _served_values(baseline["served"] if baseline else None)
@@ -39,7 +37,7 @@ def served(observed: Dict) -> list[tuple[str, float]]:
     return [(name, 100 * (now[name] / old - 1)) for name, old in before.items() if name in now]
 
 
-def suspicion(observed: Dict, tolerance_percent: float) -> str | None:
+def suspicion(observed: Mapping, tolerance_percent: float) -> str | None:
     """Return why the serving instance's own timings are not enough for a verdict, or None when they are."""
     if observed["baseline"] is None:
         return "there is no baseline"
@@ -53,7 +51,7 @@ def suspicion(observed: Dict, tolerance_percent: float) -> str | None:
     return f"as served, {', '.join(slower)} than in the baseline" if slower else None
 
 
-def speeds(observed: Dict, tolerance_percent: float) -> list[Json]:
+def speeds(observed: Mapping, tolerance_percent: float) -> list[Json]:
     """Return a check per test: from today's loads where there are any, else from the serving instance's timings."""
     baseline = observed["baseline"]
     # loads measured before the failure would promise too much
@@ -71,7 +69,7 @@ def speeds(observed: Dict, tolerance_percent: float) -> list[Json]:
     return found
 
 
-def measured(before: t.Sequence[Dict], now: t.Sequence[Dict], tolerance_percent: float) -> list[Json]:
+def measured(before: t.Sequence[Mapping], now: t.Sequence[Mapping], tolerance_percent: float) -> list[Json]:
     """Return a check per test of today's loads against those of the baseline."""
     failed = [load for load in now if load["status"] != "ok"]
     if failed:
@@ -81,7 +79,7 @@ def measured(before: t.Sequence[Dict], now: t.Sequence[Dict], tolerance_percent:
 
 
 def _compared(
-    before: t.Sequence[Dict], now: t.Sequence[Dict], key: load_tests.TestKey, tolerance_percent: float
+    before: t.Sequence[Mapping], now: t.Sequence[Mapping], key: load_tests.TestKey, tolerance_percent: float
 ) -> Json:
     """Return the check of one test."""
     name = load_tests.test_name(key)

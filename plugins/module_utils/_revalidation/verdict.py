@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json, Mapping
 from . import checks, explain, speed_checks
 from .changes import changes
 
 SCHEMA: t.Final = 1
 
-Json = dict[str, t.Any]
-Dict = t.Mapping[str, t.Any]
 
 
-def judge(observed: Dict, settings: Dict) -> Json:
+def judge(observed: Mapping, settings: Mapping) -> Json:
     """Return the C(revalidation) of docs/data_formats.md, with C(lines), the same for people.
 
     C(settings): tolerance_percent, reserve_mib, accept (verdicts). Raises KeyError or TypeError for what is not as
@@ -57,7 +56,7 @@ def judge(observed: Dict, settings: Dict) -> Json:
     return {**result, "lines": lines(result)}
 
 
-def _checks(observed: Dict, tolerance_percent: float, reserve_mib: int) -> list[Json]:
+def _checks(observed: Mapping, tolerance_percent: float, reserve_mib: int) -> list[Json]:
     """Return all checks of a host that apply."""
     every = [
         checks.cards(observed),
@@ -83,7 +82,7 @@ def _checks(observed: Dict, tolerance_percent: float, reserve_mib: int) -> list[
     return found
 
 
-def _summary(verdict: str, found: t.Sequence[Dict], baseline: Dict | None) -> str:
+def _summary(verdict: str, found: t.Sequence[Mapping], baseline: Mapping | None) -> str:
     since = f" since {baseline['recorded_at'][:10]}" if baseline else ""
     if verdict == "ok":
         return f"the recorded split holds: nothing is slower or broken{since}"
@@ -91,7 +90,7 @@ def _summary(verdict: str, found: t.Sequence[Dict], baseline: Dict | None) -> st
     return f"{verdict}{since}: {'; '.join(said)}"
 
 
-def _advice(verdict: str, moved: t.Sequence[Dict], retune: str | None, observed: Dict) -> list[str]:
+def _advice(verdict: str, moved: t.Sequence[Mapping], retune: str | None, observed: Mapping) -> list[str]:
     found = []
     measured = bool(observed["loads"])
     if measured and "model_path" not in (observed["entry"].get("device_probe") or {}):
@@ -111,7 +110,7 @@ def _advice(verdict: str, moved: t.Sequence[Dict], retune: str | None, observed:
     return found
 
 
-def lines(result: Dict) -> list[str]:
+def lines(result: Mapping) -> list[str]:
     """Return a revalidation as lines for people."""
     accepted = "" if result["accepted"] else " (not accepted)"
     deployment = f", {result['deployment']}" if result["deployment"] else ""
@@ -128,12 +127,12 @@ def lines(result: Dict) -> list[str]:
     return found + list(result["advice"])
 
 
-def without_lines(result: Dict) -> Json:
+def without_lines(result: Mapping) -> Json:
     """Return a revalidation as it is stored and reported."""
     return {name: value for name, value in result.items() if name != "lines"}
 
 
-def broken(host: str, at: str, reason: str, found: Dict | None = None) -> Json:
+def broken(host: str, at: str, reason: str, found: Mapping | None = None) -> Json:
     """Return the C(revalidation) of a host on which revalidating itself failed, with C(lines).
 
     C(found) is the verdict where one was found before something failed: it stays, and is not accepted.
@@ -161,7 +160,7 @@ def failure_text(result: t.Any) -> str:
     return " ".join(str(word) for word in words) if isinstance(words, (list, tuple)) else str(words)
 
 
-def together(hosts: t.Mapping[str, Dict], unreachable: t.Iterable[str] = ()) -> Json:
+def together(hosts: t.Mapping[str, Mapping], unreachable: t.Iterable[str] = ()) -> Json:
     """Return the report over all hosts; the worst one decides, and one that was not reached is not accepted."""
     missing = sorted(unreachable)
     verdict = checks.worst([result["verdict"] for result in hosts.values()] + ["broken"] * bool(missing))

@@ -6,16 +6,16 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Mapping
 from . import speed
 
-Dict = t.Mapping[str, t.Any]
 #: Loads of the recorded split that a baseline has at least.
 LEAST_BASELINE_LOADS: t.Final = 3
 #: Kind, prompt tokens, generated tokens, depth.
 TestKey = tuple[str, int, int, int]
 
 
-def test_key(test: Dict) -> TestKey:
+def test_key(test: Mapping) -> TestKey:
     """Return what makes two tests comparable, whatever their repetitions."""
     return (str(test["kind"]), int(test["n_prompt"]), int(test["n_gen"]), int(test["n_depth"]))
 
@@ -25,7 +25,7 @@ def test_name(key: TestKey) -> str:
     return key[0] if not key[3] else f"{key[0]} at depth {key[3]}"
 
 
-def samples(loads: t.Iterable[Dict], key: TestKey) -> list[list[float]]:
+def samples(loads: t.Iterable[Mapping], key: TestKey) -> list[list[float]]:
     """Return the samples in ms of one test, a list per load that has it and is ok."""
     found = []
     for load in loads:
@@ -34,12 +34,12 @@ def samples(loads: t.Iterable[Dict], key: TestKey) -> list[list[float]]:
     return found
 
 
-def keys(loads: t.Iterable[Dict]) -> list[TestKey]:
+def keys(loads: t.Iterable[Mapping]) -> list[TestKey]:
     """Return the tests that any of the loads has, decode first."""
     return sorted({test_key(result) for load in loads for result in load["results"]})
 
 
-def visible_percent(loads: t.Sequence[Dict], most_loads: int) -> dict[str, float | None]:
+def visible_percent(loads: t.Sequence[Mapping], most_loads: int) -> dict[str, float | None]:
     """Return, by test, the smallest slowdown that a revalidation of C(most_loads) loads would find."""
     found = {}
     for key in keys(loads):

@@ -11,11 +11,10 @@ from __future__ import annotations
 import time
 import typing as t
 
+from .._base.types import Json
 from .._llama_cpp import server_timings
 from .._llama_cpp.llama_client import Client, ServerError
 from .watched_devices import Tools, WatchedDevices
-
-Json = dict[str, t.Any]
 
 SEED: t.Final = "homelab.mixed_gpu diagnosis"
 SAMPLE_INTERVAL_MS: t.Final = 100

@@ -13,10 +13,9 @@ import typing as t
 
 from .._base import systemd
 from .._base.errors import UserError
+from .._base.types import Json
 from .._hardware import host_hardware, nvml, nvml_sampling
 from . import device_watch
-
-Json = dict[str, t.Any]
 
 LONGEST_WATCH_SECONDS: t.Final = 3600.0
 QUOTA_UNITS: t.Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
