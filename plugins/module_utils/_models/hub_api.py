@@ -14,13 +14,12 @@ import re
 import typing as t
 import urllib.parse
 
-from .._base import json_file
+from .._base import json_state
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from . import file_names, gguf_file, gguf_kind
 from .file_names import check_name
 
-RECORD_SCHEMA = 1
 OFFICIAL = "https://huggingface.co"
 
 # all with fullmatch: $ would let a line end pass
@@ -217,51 +216,47 @@ def record(
         raise UserError(f"{repo} has no files at {question['revision']}: correct the repository or the revision.")
     file_names.check_together(names, repo)
     made = {
-        "schema": RECORD_SCHEMA, "repo": repo, "revision": question["revision"],
+        "schema": FORM.schema, "repo": repo, "revision": question["revision"],
         "asked": {"files": list(question["files"]), "quant": question["quant"]}, "commit": commit, "format": format_,
         "files": [dict(by_name[name]) for name in names], "endpoint": endpoint, "recorded_at": at,
     }  # fmt: skip
-    problem = _damage(made)
-    if problem:
-        raise UserError(f"The hub at {endpoint} says nothing that can be used of {repo} ({problem}): use another one.")
+    try:
+        _check(made)
+    except UserError as exc:
+        said = f"The hub at {endpoint} says nothing that can be used of {repo}"
+        raise UserError(f"{said} ({exc}): use another one.") from exc
     return made
 
 
-def _damage(found: t.Any) -> str:
-    """Say what is wrong with a record, or return an empty string."""
-    if not isinstance(found, dict) or found.get("schema") != RECORD_SCHEMA:
-        return "it is of another schema"
+def _check(found: Json) -> None:
+    """Raise UserError with what is wrong with a record."""
     if not isinstance(found.get("commit"), str) or not is_commit(found["commit"]):
-        return "no commit"
+        raise UserError("it has no commit")
     if found.get("format") not in ("gguf", "folder") or not isinstance(found.get("files"), list) or not found["files"]:
-        return "no files"
-    for file in found["files"]:
-        try:
+        raise UserError("it has no files")
+    try:
+        for file in found["files"]:
             check_name(file["name"], "it")
             hashes = {key: file[key] for key in _HASHES if file[key] is not None}
             sound = all(isinstance(value, str) and _HASHES[key].fullmatch(value) for key, value in hashes.items())
             if not hashes or not sound or not file_names.is_size(file["size_bytes"]):
-                return f"no hash or size of {file['name']}"
-        except (UserError, KeyError, TypeError, AttributeError):
-            return "a file is not understood"
-    try:
+                raise UserError(f"it has no hash or size of {file['name']}")
         file_names.check_together([file["name"] for file in found["files"]], "it")
     except UserError as exc:
-        return str(exc).rstrip(".")
-    return ""
+        raise UserError(str(exc).rstrip(".")) from exc
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise UserError("one of its files is not understood") from exc
+
+
+FORM: t.Final = json_state.Form(1, "run the role llm_models again: the hub is asked again", _check)
 
 
 def read_record(text: str, path: str) -> Json:
     """Return a record from its text. Raises UserError with the cure when it is damaged."""
     try:
-        found = json_file.from_text(text)
-    except ValueError as exc:
-        found, problem = None, str(exc)
-    else:
-        problem = _damage(found)
-    if found is None or problem:
-        raise UserError(f"{path} is damaged ({problem}): remove it, and the hub is asked again.")
-    return found
+        return FORM.parse(text, path)
+    except UserError as exc:
+        raise UserError(f"{exc}.") from exc
 
 
 def pinned(question: Mapping, sha256: str | None, size_bytes: int | None) -> Json | None:

@@ -272,7 +272,7 @@ def test_a_damaged_record_names_itself_and_the_cure(ask: t.Any, tmp_path: pathli
     for text in ("{", json.dumps({**json.loads(file.read_text()), "commit": "main"})):
         file.write_text(text)
         failed = ask(quant="Q4_K_M")
-        assert f"{file} is damaged" in failed["msg"] and "remove it" in failed["msg"]
+        assert f"{file} cannot be used: it " in failed["msg"] and f"mv {file} {file}.old" in failed["msg"]
     file.unlink()
     assert ask(quant="Q4_K_M")["commit"] == FIRST
 
