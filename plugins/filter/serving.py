@@ -29,9 +29,23 @@ def assignments(environment: t.Mapping[str, t.Any], name: str) -> list[str]:
         raise AnsibleFilterError(str(error)) from error
 
 
+def allowed_networks(host: str, networks: t.Any) -> list[str]:
+    """Return all that a unit may talk to, for IPAddressAllow=."""
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import addresses
+
+    try:
+        return addresses.allowed(host, addresses.networks(networks, "The list of allowed networks"))
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
 class FilterModule:
     """Filters for the files of units."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return the filters by name."""
-        return {"escaped": escaped, "assignments": assignments}
+        return {
+            "allowed_networks": allowed_networks,
+            "assignments": assignments,
+            "escaped": escaped,
+        }

@@ -157,6 +157,6 @@ def environment(settings: Settings, chosen: t.Mapping[str, t.Any]) -> dict[str, 
 
 
 def networks(settings: Settings) -> list[str]:
-    """Return the networks that the unit may talk to; an empty list means no filter."""
-    allowed = list(settings["allowed_networks"])
-    return ["localhost", *allowed] if addresses.is_loopback(settings["host"]) or allowed else []
+    """Return all that the unit may talk to. Raises UserError for what is no network."""
+    given = addresses.networks(settings["allowed_networks"], "exllamav2_allowed_networks")
+    return addresses.allowed(settings["host"], given)

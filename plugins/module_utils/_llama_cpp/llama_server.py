@@ -38,7 +38,7 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
     load_timeout_seconds.
     Returns C(arguments) (list of words, without the program and the key), C(environment), C(device_nodes) (for
     DeviceAllow=; empty when no device node is needed), C(cuda) (whether a device is one of CUDA), C(local) (whether it
-    talks to this host alone), C(networks) (for IPAddressAllow=; empty means no filter), C(layers), C(url) and C(limits)
+    talks to this host alone), C(networks) (for IPAddressAllow=), C(layers), C(url) and C(limits)
     (unit_end.Limits).
     Raises ValueError with one sentence when the deployment cannot be served.
     """
@@ -72,18 +72,16 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
     for device in deployment["devices"]:
         nodes += [node for node in _DEVICE_NODES.get(device["backend"], []) if node not in nodes]
 
-    networks = list(settings["allowed_networks"])
+    given = addresses.networks(settings["allowed_networks"], "llama_server_allowed_networks")
     hosts = [settings["host"], *(endpoint_host(endpoint) for endpoint in endpoints)]
     local = all(addresses.is_loopback(host) for host in hosts)
-    if local or networks:
-        networks = ["localhost", *networks]
     return {
         "arguments": words,
         "environment": environment,
         "device_nodes": nodes,
         "cuda": any(device["backend"] == "CUDA" for device in deployment["devices"]),
         "local": local,
-        "networks": networks,
+        "networks": addresses.allowed(settings["host"], given, hosts[1:]),
         "layers": [device["layers"] for device in devices],
         "url": url(settings["host"], settings["port"]),
         "limits": unit_end.limits(int(settings["load_timeout_seconds"])),

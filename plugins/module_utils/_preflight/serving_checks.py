@@ -12,6 +12,9 @@ from .._base.errors import UserError
 
 Variables = t.Mapping[str, t.Any]
 
+#: Roles of servers that have a host, a key and networks.
+SERVERS: t.Final = ("llama_server", "exllamav2")
+
 # Values that a command line or an environment carries, line breaks and tabs included.
 _OF_SEVERAL_LINES: t.Final = re.compile(r"llama_server_extra_arguments|.*environment")
 # Texts of these roles go to pages of the controller, which escape them.
@@ -21,7 +24,7 @@ _SECRET: t.Final = re.compile(r".*_(key|token)")
 
 def problems(variables: Variables) -> list[str]:
     """Return one sentence per value that cannot be used; `variables` holds those that the inventory sets, by name."""
-    found = [*_control_characters(variables), *_hosts(variables)]
+    found = [*_control_characters(variables), *_hosts(variables), *_networks(variables)]
     return list(dict.fromkeys(found))
 
 
@@ -48,12 +51,38 @@ def _texts(value: t.Any, path: str, several: bool) -> t.Iterator[tuple[str, str,
 
 
 def _hosts(variables: Variables) -> t.Iterator[str]:
-    for name in ("llama_server_host", "exllamav2_host"):
+    for name in (f"{server}_host" for server in SERVERS):
         if name in variables:
             yield from _said(addresses.check_host, variables[name], name)
     for device in _rpc_devices(variables):
         if "host" in device:
             yield from _said(addresses.check_host, device["host"], f"host of {device.get('name')} in llama_rpc_devices")
+
+
+def _networks(variables: Variables) -> t.Iterator[str]:
+    """Yield what is wrong with networks, and with RPC servers that other hosts reach."""
+    for name in (f"{role}_allowed_networks" for role in (*SERVERS, "llama_rpc")):
+        if name in variables:
+            yield from _said(addresses.networks, variables[name], name)
+    for device in _rpc_devices(variables):
+        host = str(device.get("host", addresses.LOOPBACK))
+        if addresses.is_loopback(host):
+            continue
+        start = f"The RPC server {device.get('name')} is to bind to {host}, which other hosts reach"
+        if not _true(variables.get("llama_rpc_allow_network", False)):
+            yield (
+                f"{start}, and its protocol has no authentication; use 127.0.0.1, or set llama_rpc_allow_network to "
+                "true and llama_rpc_allowed_networks to the addresses of the hosts that use it."
+            )
+        elif not variables.get("llama_rpc_allowed_networks"):
+            yield (
+                f"{start}, and llama_rpc_allowed_networks is empty; set it to the addresses of the hosts that use it, "
+                "such as [192.168.1.5]."
+            )
+
+
+def _true(value: t.Any) -> bool:
+    return str(value).lower() in ("true", "yes", "on", "1")
 
 
 def _rpc_devices(variables: Variables) -> list[Variables]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pathlib
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import systemd
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import addresses, systemd
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
     llama_server,
     server_check,
@@ -258,16 +258,27 @@ def test_device_without_layers_is_not_named():
     ("host", "endpoints", "allowed", "networks"),
     [
         ("127.0.0.1", [FAST, SLOW], [], ["localhost"]),
-        ("0.0.0.0", [FAST, SLOW], [], []),
+        ("0.0.0.0", [FAST, SLOW], [], ["localhost", *addresses.PRIVATE]),
         ("0.0.0.0", [FAST, SLOW], ["192.168.1.0/24"], ["localhost", "192.168.1.0/24"]),
-        ("127.0.0.1", [FAST, "192.168.1.7:50052"], [], []),
+        ("127.0.0.1", [FAST, "192.168.1.7:50052"], [], ["localhost", "192.168.1.7"]),
         ("127.0.0.1", [FAST, SLOW], ["192.168.1.0/24"], ["localhost", "192.168.1.0/24"]),
     ],
 )
-def test_networks_are_filtered_where_they_are_known(host, endpoints, allowed, networks):
+def test_a_server_talks_to_its_networks_alone(host, endpoints, allowed, networks):
     deployment = {**rpc_deployment(), "rpc_endpoints": endpoints}
     result = llama_server.command(deployment, {**SETTINGS, "host": host, "allowed_networks": allowed})
     assert result["networks"] == networks
+
+
+def test_what_is_no_network_is_refused_by_name():
+    with pytest.raises(ValueError, match="llama_server_allowed_networks has the entry 'lan', which is no network"):
+        llama_server.command(rpc_deployment(), {**SETTINGS, "allowed_networks": ["lan"]})
+
+
+@pytest.mark.parametrize("name", ["alias", "cors_origins", "host"])
+def test_a_line_break_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"llama_server_{name} contains a line break"):
+        llama_server.command(rpc_deployment(), {**SETTINGS, name: "127.0.0.1\n"})
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,13 @@ DEVICE = {"name": "fast", "port": 50052}
         {},
         {"llama_server_extra_arguments": ["--chat-template", "a\n\tb"], "llama_server_host": "::1"},
         {"split_tuning_environment": {"X": "a\nb"}, "report_expectations": [{"note": "a\nb"}]},
-        {"llama_rpc_devices": [{**DEVICE, "environment": {"X": "a\nb"}, "host": "box.lan"}]},
+        {"llama_rpc_devices": [{**DEVICE, "environment": {"X": "a\nb"}, "host": "localhost"}]},
         {"llama_server_host": "0.0.0.0", "exllamav2_host": "fd00::5", "llama_server_port": 8080},
+        {"llama_server_api_key": "none", "llama_server_allowed_networks": ["192.168.1.0/24", "fd00::/8"]},
+        {
+            "llama_rpc_devices": [{**DEVICE, "host": "192.168.1.7"}], "llama_rpc_allow_network": True,
+            "llama_rpc_allowed_networks": ["192.168.1.5"],
+        },
     ],
 )
 def test_what_can_be_used_is_not_mentioned(variables):
@@ -36,6 +41,13 @@ def test_what_can_be_used_is_not_mentioned(variables):
         ({"llama_server_host": "127.0.0.1 --host 0.0.0.0"}, "llama_server_host is '127.0.0.1 --host 0.0.0.0'"),
         ({"exllamav2_host": "127.1"}, "exllamav2_host is '127.1'"),
         ({"llama_rpc_devices": [{**DEVICE, "host": ""}]}, "host of fast in llama_rpc_devices is ''"),
+        ({"llama_server_allowed_networks": ["lan"]}, "llama_server_allowed_networks has the entry 'lan', which is no"),
+        ({"llama_rpc_allowed_networks": ["10.0.0.1/8"]}, "(10.0.0.1/8 has host bits set)"),
+        ({"llama_rpc_devices": [{**DEVICE, "host": "0.0.0.0"}]}, "and its protocol has no authentication; use 127."),
+        (
+            {"llama_rpc_devices": [{**DEVICE, "host": "0.0.0.0"}], "llama_rpc_allow_network": "true"},
+            "The RPC server fast is to bind to 0.0.0.0, which other hosts reach, and llama_rpc_allowed_networks is",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_one_sentence_with_the_name(variables, sentence):
