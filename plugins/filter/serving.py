@@ -39,6 +39,15 @@ def allowed_networks(host: str, networks: t.Any) -> list[str]:
         raise AnsibleFilterError(str(error)) from error
 
 
+def api_key(value: t.Any) -> dict[str, t.Any]:
+    """Return whether a server asks for a key, and the key where the variable holds it."""
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import access_key
+
+    if found := access_key.problem(value, "The API key"):
+        raise AnsibleFilterError(found)
+    return {"wanted": access_key.wanted(value), "given": access_key.given_key(value)}
+
+
 class FilterModule:
     """Filters for the files of units."""
 
@@ -46,6 +55,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "allowed_networks": allowed_networks,
+            "api_key": api_key,
             "assignments": assignments,
             "escaped": escaped,
         }

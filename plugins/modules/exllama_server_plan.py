@@ -30,10 +30,6 @@ options:
       - C(requirements) is the text of the requirements file.
     type: dict
     required: true
-  api_key:
-    description: Key that clients send, or an empty text.
-    type: str
-    required: true
   fact_path:
     description: The host's recorded splits.
     type: path
@@ -51,7 +47,6 @@ EXAMPLES = r"""
   homelab.mixed_gpu.exllama_server_plan:
     settings: "{{ example_settings }}"
     cards: "{{ ansible_facts['mixed_gpu_gpus'] }}"
-    api_key: ""
   register: example_server
 """
 
@@ -81,7 +76,7 @@ local:
   returned: success
   type: bool
 networks:
-  description: Networks that the unit may talk to; an empty list means no filter.
+  description: The only networks and addresses that the unit may talk to.
   returned: success
   type: list
   elements: str
@@ -118,7 +113,7 @@ def check_model(module: AnsibleModule, settings: t.Mapping[str, t.Any]) -> None:
 
 def plan(module: AnsibleModule) -> dict[str, t.Any]:
     """Return the module's result. Raises UserError for a server that cannot run."""
-    settings = module.params["settings"] | {"api_key": module.params["api_key"]}
+    settings = module.params["settings"]
     found = module.params["cards"]
     server_plan.validate(settings)
     result = {
@@ -155,7 +150,6 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "settings": {"type": "dict", "required": True},
-            "api_key": {"type": "str", "required": True, "no_log": True},
             "fact_path": {"type": "path", "default": fact_record.PATH},
             "cards": {"type": "dict", "required": True},
         },

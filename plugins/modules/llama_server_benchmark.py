@@ -29,9 +29,6 @@ options:
     description: Where the server listens.
     type: str
     default: http://127.0.0.1:8080
-  api_key:
-    description: API key of the server.
-    type: str
   api_key_file:
     description: File on the host that holds the API key. An absent or empty file means that the server needs none.
     type: path
@@ -276,7 +273,7 @@ class Benchmark:
 
     def measure(self, nvml: t.Any) -> Json:
         """Measure all tests and the power. Raises ServerError."""
-        key = read_api_key(self.params["api_key"], self.params["api_key_file"])
+        key = read_api_key(self.params["api_key_file"])
         if key:
             self.module.no_log_values.add(key)
         client = Client(self.params["url"], key, self.params["timeout_seconds"])
@@ -366,7 +363,6 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "url": {"type": "str", "default": "http://127.0.0.1:8080"},
-            "api_key": {"type": "str", "no_log": True},
             "api_key_file": {"type": "path", "no_log": False},
             "tests": {"type": "list", "elements": "dict", "default": [], "options": test},
             "power_tokens": {"type": "int", "default": 0, "no_log": False},

@@ -122,7 +122,7 @@ def lease(module: AnsibleModule) -> Answer | None:
 def slots(module: AnsibleModule) -> Answer:
     """The answer of the server; source is nothing where it does not tell."""
     params = module.params
-    key = read_api_key(None, params["api_key_file"])
+    key = read_api_key(params["api_key_file"])
     if key is not None:
         module.no_log_values.add(key)
     client = Client(params["url"], key, params["timeout_seconds"])

@@ -151,7 +151,7 @@ def examine(module: AnsibleModule, asked: load.Asked) -> Json:
     params = module.params
     reason = host_python.enter(["pynvml"], params["host_python"])
     nvml = reason if reason else importlib.import_module("pynvml")
-    key = read_api_key(None, params["api_key_file"])
+    key = read_api_key(params["api_key_file"])
     if key:
         module.no_log_values.add(key)
     client = Client(params["url"], key, params["timeout_seconds"])

@@ -89,6 +89,11 @@ invocation_id:
   description: systemd's name for this start of the unit.
   returned: always
   type: str
+api_key_file:
+  description: File on the host that holds the key which clients send; empty for a server without a key.
+  returned: always
+  type: str
+  sample: /etc/mixed_gpu/llama-server.key
 last_lines:
   description: The last lines of the journal of this start.
   returned: always
@@ -236,12 +241,13 @@ deviations:
 """
 
 import http.client
+import os
 import time
 import urllib.error
 import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import systemd, unit_end
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, systemd, unit_end
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
     kept_load,
@@ -249,7 +255,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp impor
     server_check,
 )
 
-PROPERTIES = ("LoadState", "MainPID", "NeedDaemonReload", "InvocationID", *unit_end.PROPERTIES)
+PROPERTIES = ("LoadState", "MainPID", "NeedDaemonReload", "InvocationID", "FragmentPath", *unit_end.PROPERTIES)
 POLL_SECONDS = 0.5
 LAST_LINES = 20
 
@@ -319,6 +325,7 @@ def main() -> None:
         "automatic_restarts": int(properties.get("NRestarts") or 0),
         "needs_reload": properties.get("NeedDaemonReload") == "yes",
         "invocation_id": invocation,
+        "api_key_file": llama_server.key_file(json_file.read_text(properties.get("FragmentPath") or os.devnull) or ""),
         "last_lines": last_lines,
         "server": server,
     }

@@ -50,6 +50,22 @@ options:
         description: Permissions, in octal digits.
         type: str
         default: "0600"
+  api_key:
+    description: The file of the key that the server asks for. Without the option the unit has none.
+    type: dict
+    suboptions:
+      path:
+        description: Path of the file, which only root may read.
+        type: path
+        required: true
+      wanted:
+        description: Whether the server asks for a key. Otherwise the file is removed.
+        type: bool
+        required: true
+      given:
+        description: The key. Without one, a file that holds a key stays, and else a key is generated.
+        type: str
+        default: ""
   port:
     description: TCP port that the server will listen on.
     type: int
@@ -114,7 +130,13 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file, systemd, unit_end
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import (
+    access_key,
+    host_python,
+    json_file,
+    systemd,
+    unit_end,
+)
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import cards, host
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import restart_check
@@ -122,6 +144,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring impor
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import device_list
 
 JOURNAL_LINES: t.Final = 20
+KEY_MODE: t.Final = 0o600
 PROPERTIES: t.Final = (
     "LoadState",
     "ActiveState",
@@ -146,11 +169,20 @@ class Server:
         unit_file = {"path": path, "content": self.params["unit_text"], "mode": "0644"}
         self.modes = {file["path"]: int(file["mode"], 8) for file in [*self.params["files"], unit_file]}
         self.files = [self.file(file["path"], file["content"]) for file in [*self.params["files"], unit_file]]
+        if self.params["api_key"]:
+            self.files.insert(0, self.key_file(**self.params["api_key"]))
 
     def file(self, path: str, content: str) -> restart_check.File:
         """Return a file as it is and as it will be."""
         now = json_file.read_text(path)
         return restart_check.File(path, now, content or None, 0.0 if now is None else os.stat(path).st_mtime)
+
+    def key_file(self, path: str, wanted: bool, given: str) -> restart_check.File:
+        """Return the file of the key as it is and as it will be."""
+        found = self.file(path, access_key.text(given, json_file.read_text(path)) if wanted else "")
+        self.modes[path] = KEY_MODE
+        self.module.no_log_values |= {text.strip() for text in (found.now, found.wanted) if text and text.strip()}
+        return found
 
     def run(self) -> dict[str, t.Any]:
         """Write, and restart when due; return the module's result."""
@@ -237,6 +269,15 @@ def main() -> None:
                     "path": {"type": "path", "required": True},
                     "content": {"type": "str", "required": True, "no_log": True},
                     "mode": {"type": "str", "default": "0600"},
+                },
+            },
+            "api_key": {
+                "type": "dict",
+                "no_log": False,
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "wanted": {"type": "bool", "required": True},
+                    "given": {"type": "str", "default": "", "no_log": True},
                 },
             },
             "port": {"type": "int", "required": True},

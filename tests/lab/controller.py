@@ -14,6 +14,9 @@ import time
 import typing as t
 
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
+KEY_FILE: t.Final = "/etc/mixed_gpu/llama-server.key"
+#: curl on a test host with the key of llama-server, which stands in no list of processes.
+CURL: t.Final = f"sed 's/^/Authorization: Bearer /' {KEY_FILE} | curl -sS -H @-"
 
 
 class Play(subprocess.Popen[str]):

@@ -24,12 +24,14 @@ port=$("${PYTHON:-python3}" tests/lab/demo_check.py)
 "$lab" forward "$LAB_HOST" "$port" 8080   # now, so that nobody else takes the port meanwhile
 "$lab" run ansible-playbook -i inventories/sandbox homelab.mixed_gpu.site "$@"
 echo
-python tests/lab/prove.py "http://127.0.0.1:$port"
+key="$lab run ${LAB_ENGINE:-podman} exec $LAB_HOST cat /etc/mixed_gpu/llama-server.key"
+MIXED_GPU_API_KEY=$($key) python tests/lab/prove.py "http://127.0.0.1:$port"
 echo
 cat reports/sandbox.txt
 cat <<TEXT
 
 It runs, and stays: http://127.0.0.1:$port (the OpenAI API under /v1)
+API key           $key
 Report            reports/sandbox.html
 Look around       tests/lab/lab.sh run ${LAB_ENGINE:-podman} exec -it $LAB_HOST bash
 Remove            make demo-clean

@@ -1,7 +1,11 @@
-"""prove.py URL: ask the served model for a completion through the official OpenAI client, as a user's program would."""
+"""prove.py URL: ask the served model for a completion through the official OpenAI client, as a user's program would.
+
+MIXED_GPU_API_KEY is the server's key.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 
 import openai
@@ -9,7 +13,9 @@ import openai
 
 def main(url: str) -> int:
     """Return 0 when the server at url answers a chat request with real tokens, else 1 after one sentence."""
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none needed on loopback", max_retries=0, timeout=120)
+    client = openai.OpenAI(
+        base_url=f"{url}/v1", api_key=os.environ["MIXED_GPU_API_KEY"], max_retries=0, timeout=120
+    )
     try:
         model = client.models.list().data[0].id
         answer = client.chat.completions.create(

@@ -80,7 +80,7 @@ class Upgrades:
     def serves(self, links: dict[str, str]) -> bool:
         """Whether links and running services are of these builds, and a completion is real."""
         body = json.dumps({"prompt": "One, two,", "n_predict": 2, "cache_prompt": False, "ignore_eos": True})
-        answer = self.host.run("curl -sS --max-time 20 http://127.0.0.1:8080/completion -d %s", body)
+        answer = self.host.run(f"{lab.CURL} --max-time 20 http://127.0.0.1:8080/completion -d %s", body)
         running = [self.runs(unit) for unit in ("llama-server", "ggml-rpc-server-fast", "ggml-rpc-server-slow")]
         return (
             self.links() == links

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+from ansible_collections.homelab.mixed_gpu.tests.lab import controller as lab
+
 
 def _fact(host):
     return json.loads(host.file("/etc/ansible/facts.d/mixed_gpu.fact").content_string)
@@ -17,7 +19,7 @@ def _active(host):
 
 def _completion(host, prompt="One, two,"):
     body = json.dumps({"prompt": prompt, "n_predict": 4, "cache_prompt": False, "ignore_eos": True})
-    answer = host.run("curl -sS --max-time 60 http://127.0.0.1:8080/completion -d %s", body)
+    answer = host.run(f"{lab.CURL} --max-time 60 http://127.0.0.1:8080/completion -d %s", body)
     return json.loads(answer.stdout)
 
 
@@ -84,6 +86,42 @@ def test_a_completion_is_real(host):
     timings = _completion(host)["timings"]
     assert timings["predicted_n"] == 4
     assert timings["prompt_n"] > 0
+
+
+def _status(host, curl, *words):
+    return host.run(f"{curl} -o /dev/null -w '%%{{http_code}}' --max-time 60 {' '.join(words)}").stdout
+
+
+def test_the_key_is_the_hosts_own_and_nobody_else_is_answered(host):
+    file = host.file(lab.KEY_FILE)
+    assert (file.user, file.mode) == ("root", 0o600) and re.fullmatch("[0-9a-f]{64}\n", file.content_string)
+    key = file.content_string.strip()
+    models = "http://127.0.0.1:8080/v1/models"
+    assert _status(host, lab.CURL, models) == "200"
+    assert _status(host, "curl -sS", models) == "401"
+    # what a web page can send after its name was led to 127.0.0.1
+    rebound = ["-H 'Host: evil.example'", "-H 'Origin: http://evil.example'", "-H 'Content-Type: text/plain'"]
+    assert _status(host, "curl -sS", *rebound, "-d '{\"content\": \"a\"}'", "http://127.0.0.1:8080/tokenize") == "401"
+    assert key not in host.run("ps axeww; journalctl --no-pager -o cat; systemctl show llama-server").stdout
+
+
+def test_what_llama_server_could_do_beyond_answering_is_shut(host):
+    shut = {
+        path: _status(host, lab.CURL, *words, f"'http://127.0.0.1:8080{path}'")
+        for path, words in {
+            "/tools": [], "/cors-proxy?url=http://127.0.0.1": [], "/slots/0?action=save": ["-d '{}'"],
+            "/props": ["-d '{}'"], "/models/load": ["-d '{}'"],
+        }.items()
+    }
+    assert set(shut.values()) <= {"403", "404", "501"}, shut
+
+
+def test_the_unit_may_talk_to_this_host_alone(host):
+    show = "systemctl show -p IPAddressAllow -p IPAddressDeny -p User -p DynamicUser llama-server ggml-rpc-server-fast"
+    found = set(host.run(show).stdout.split())
+    assert {"IPAddressDeny=0.0.0.0/0", "DynamicUser=yes"} <= found
+    allowed = {line for line in host.run(show).stdout.splitlines() if line.startswith("IPAddressAllow=")}
+    assert allowed <= {"IPAddressAllow=127.0.0.0/8 ::1/128", "IPAddressAllow=::1/128 127.0.0.0/8"}, allowed
 
 
 def test_the_server_runs_as_nobody_special(host):

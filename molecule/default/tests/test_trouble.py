@@ -8,6 +8,7 @@ import re
 import signal
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.tests.lab import controller as lab
 
 UNIT = "llama-server.service"
 
@@ -22,7 +23,7 @@ def _invocation(host):
 
 def _answers(host):
     body = json.dumps({"prompt": "One, two,", "n_predict": 2, "cache_prompt": False, "ignore_eos": True})
-    answer = host.run("curl -sS --max-time 20 http://127.0.0.1:8080/completion -d %s", body)
+    answer = host.run(f"{lab.CURL} --max-time 20 http://127.0.0.1:8080/completion -d %s", body)
     return answer.rc == 0 and '"predicted_n":2' in answer.stdout
 
 
@@ -66,7 +67,7 @@ def test_a_changed_variable_restarts_the_server_once(host, controller, unchanged
     assert done.returncode == 0, done.stdout[-4000:]
     assert _invocation(host) != before
     assert int(host.run(restarts).stdout) == started + 1
-    assert "renamed" in host.run("curl -sS http://127.0.0.1:8080/v1/models").stdout
+    assert "renamed" in host.run(f"{lab.CURL} http://127.0.0.1:8080/v1/models").stdout
 
 
 def test_a_wrong_checksum_replaces_nothing(host, controller, unchanged):

@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.tests.lab import controller as lab
 from prometheus_client.parser import text_string_to_metric_families
 
 SERVICE, TIMER = "mixed-gpu-revalidate.service", "mixed-gpu-revalidate.timer"
@@ -114,7 +115,7 @@ def test_a_run_that_is_stopped_while_it_measures_releases_the_devices(host, even
 def test_a_server_in_use_is_left_alone(host):
     before = host.file(STATE).content_string
     body = json.dumps({"prompt": "One, two,", "n_predict": 400, "cache_prompt": False, "ignore_eos": True})
-    request = f"while :; do curl -s http://127.0.0.1:8080/completion -d '{body}' >/dev/null; done"
+    request = f"while :; do {lab.CURL} http://127.0.0.1:8080/completion -d '{body}' >/dev/null; done"
     _ran(host, "systemd-run --unit=somebody sh -c %s", request)
     try:
         since = _now(host)

@@ -95,8 +95,10 @@ def test_one_engine_at_a_time_and_only_one_at_boot(host):
 # what the modules refuse is in tests/unit; some of theirs show that the role passes it on
 REFUSALS = {
     "reachable without a key": (
-        {"exllamav2_host": "0.0.0.0", "exllamav2_api_key": ""}, "without an API key: set exllamav2_api_key",
+        {"exllamav2_host": "0.0.0.0", "exllamav2_api_key": "none"}, "hosts reach, and exllamav2_api_key is none",
     ),
+    "a short key": ({"exllamav2_api_key": "another-key"}, "exllamav2_api_key has 11 characters"),
+    "a network that is none": ({"exllamav2_allowed_networks": ["lan"]}, "has the entry 'lan', which is no network"),
     "a cache of the other engine": ({"exllamav2_cache_mode": "8,8"}, "ExLlamaV2 has no cache mode '8,8': it has"),
     "a context between steps": ({"exllamav2_context_size": 1000}, "is 1000: ExLlama wants a multiple of 256"),
     "a hidden model": ({"exllamav2_model_path": "/home/me/model"}, "does not see .* move the model, to /srv/models"),
@@ -170,5 +172,5 @@ def test_verify_alone_notices_a_server_that_has_another_key(host, controller, tm
         {"ansible.builtin.import_role": {"name": "homelab.mixed_gpu.exllamav2", "tasks_from": "verify"}}]}  # fmt: skip
     playbook.write_text(json.dumps([play]), encoding="utf-8")
     assert changed(controller.play(playbook=str(playbook))) == 0
-    done = controller.play("--extra-vars=exllamav2_api_key=another-key", playbook=str(playbook))
+    done = controller.play("--extra-vars=exllamav2_api_key=another-key-for-molecule", playbook=str(playbook))
     assert done.returncode == 2 and "started with another key" in " ".join(done.stdout.split())

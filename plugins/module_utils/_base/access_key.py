@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The API key of a server: given, generated on the host, or none. Private to this collection.
 
-Pure functions, but for generated.
+Pure functions, but that text makes up a key.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 import secrets
 import typing as t
-
-from .errors import UserError
 
 #: The value of the variable for a server that asks for no key.
 NONE: t.Final = "none"
@@ -27,16 +25,16 @@ def wanted(given: str) -> bool:
     return given.lower() != NONE
 
 
-def is_given(given: str) -> bool:
-    """Return whether the variable holds the key itself."""
-    return wanted(given) and given != ""
+def given_key(given: str) -> str:
+    """Return the key that the variable holds, "" where the host generates one or the server asks for none."""
+    return given if wanted(given) else ""
 
 
 def problem(given: t.Any, name: str) -> str | None:
     """Return what is wrong with the value of a variable, never with the value in it; None where nothing is."""
     if not isinstance(given, str):
         return f"{name} is no text; quote it, leave it empty for a generated key, or set it to {NONE}."
-    if not is_given(given):
+    if not given_key(given):
         return None
     if not _KEY.fullmatch(given) or any(character in given for character in _SEPARATORS):
         return f"{name} contains white space, a comma, # or a character that is not ASCII; choose another key."
@@ -45,20 +43,20 @@ def problem(given: t.Any, name: str) -> str | None:
     return None
 
 
-def check(given: t.Any, name: str) -> None:
-    """Raise UserError where `problem` finds one."""
-    if found := problem(given, name):
-        raise UserError(found)
-
-
 def text(given: str, now: str | None) -> str:
-    """Return the text of the key file: the key that is given, else the one that is there, else a new one; "" for none.
+    """Return the text of the key file: the key that is given, else the one that is there, else a new one of 256 bits.
 
-    `now` is the text of the file as it is. A generated key has 256 bits.
+    `now` is the text of the file as it is.
     """
-    if not wanted(given):
-        return ""
     if given:
         return f"{given}\n"
     kept = (now or "").strip()
     return f"{kept}\n" if kept and problem(kept, "") is None else f"{secrets.token_hex(32)}\n"
+
+
+def connect(url: str, path: str) -> str:
+    """Return one sentence for clients of a server; `path` is that of the key file, "" for a server without a key."""
+    if not path:
+        return f"The server answers everybody who reaches {url}, web pages in a browser included: it has no key."
+    header = f"sudo sed 's/^/Authorization: Bearer /' {path}"
+    return f"Clients of {url} send the key that is in {path} (root only): {header} | curl -H @- {url}/v1/models"

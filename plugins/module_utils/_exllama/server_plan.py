@@ -22,22 +22,10 @@ Json = dict[str, t.Any]
 # directories that the unit's sandbox hides (ProtectHome, PrivateTmp)
 _HIDDEN = re.compile(r"/(home|root|run/user|tmp|var/tmp)/")
 _FLASH_ATTENTION = re.compile(r"^flash[-_]attn\b", re.IGNORECASE | re.MULTILINE)
-_SHORTEST_KEY: t.Final = 8
 
 
 def validate(settings: Settings) -> None:
     """Raise UserError for a server that must not or cannot run."""
-    host, key = settings["host"], settings["api_key"]
-    if not key and not addresses.is_loopback(host):
-        raise UserError(
-            f"exllama-server is to bind to {host}, which other hosts reach, without an API key: set exllamav2_api_key "
-            "(in a vault), or exllamav2_host to 127.0.0.1."
-        )
-    if key and (len(key) < _SHORTEST_KEY or re.search(r"\s", key)):
-        raise UserError(
-            f"exllamav2_api_key contains white space, at which TabbyAPI would cut the key, or is shorter than "
-            f"{_SHORTEST_KEY} characters; choose another."
-        )
     generation = generations.named(settings["engine"])
     try:
         exl_split.serving_profile(generation.package, settings["context_size"], settings["cache_mode"])
@@ -122,7 +110,7 @@ def config(settings: Settings, chosen: t.Mapping[str, t.Any]) -> Json:
         "network": {
             "host": settings["host"],
             "port": settings["port"],
-            "disable_auth": not settings["api_key"],
+            "disable_auth": not settings["keyed"],
             # pictures that a prompt names would be fetched from anywhere
             "disable_fetch_requests": True,
             "api_servers": ["OAI"],

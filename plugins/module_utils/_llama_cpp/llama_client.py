@@ -27,11 +27,9 @@ class ServerOccupiedError(ServerError):
     """The server is there, and does something else: it loads its model, or does not come to answer."""
 
 
-def read_api_key(given: str | None, path: str | None) -> str | None:
-    """Return the key that was given, else the first of the file; None where there is neither."""
-    if given or not path:
-        return given
-    lines = (json_file.read_text(path) or "").splitlines()
+def read_api_key(path: str | None) -> str | None:
+    """Return the first key of a file; None where there is none, or no path."""
+    lines = (json_file.read_text(path) or "").splitlines() if path else []
     return next((line for line in lines if line and not line.startswith("#")), None)
 
 
@@ -76,9 +74,24 @@ class Client:
         except ValueError as exc:
             raise ServerError(f"{where} gave no JSON ({exc}): is it a llama-server?") from exc
 
+    def status(self, method: str, path: str, body: Json | None = None) -> tuple[int | None, Json]:
+        """Return the HTTP status, None without an answer, and the JSON object of the answer, {} where it is none."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}{path}", data=data, headers=self.headers, method=method)
+        try:
+            with self.opener.open(request, timeout=self.timeout_seconds) as answer:
+                status, found = answer.status, json.load(answer)
+        except urllib.error.HTTPError as exc:
+            return exc.code, {}
+        except (OSError, http.client.HTTPException):
+            return None, {}
+        except ValueError:
+            return status, {}
+        return status, found if isinstance(found, dict) else {}
+
     def _http_error(self, where: str, error: urllib.error.HTTPError) -> ServerError:
         if error.code == 401:
-            return ServerError(f"{where} refuses the API key: give the key in api_key or api_key_file.")
+            return ServerError(f"{where} refuses the API key: name the file with its key in api_key_file.")
         if error.code == 503:
             return ServerOccupiedError(f"{where} is still loading its model: wait until /health answers 200.")
         text = error.read(ERROR_TEXT_CHARACTERS).decode(errors="replace").strip()

@@ -7,6 +7,7 @@ A deployment is an entry of the host's facts (docs/data_formats.md, "host facts"
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 from .._base import addresses, escaping, unit_end
@@ -106,6 +107,12 @@ def unit_state(properties: t.Mapping[str, str], health_status: int | None) -> st
     if active in ("active", "reloading", "activating"):
         return "ready" if health_status == 200 else "loading"
     return "stopped"
+
+
+def key_file(unit_text: str) -> str:
+    """Return the path of the API key that a unit hands to its server, "" for none."""
+    found = re.search(r"^LoadCredential=api_key:(/\S+)$", unit_text, re.MULTILINE)
+    return found[1] if found else ""
 
 
 # --- what it says about itself ---------------------------------------------------------------------------------------

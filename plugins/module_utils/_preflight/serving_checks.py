@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from .._base import addresses, escaping
+from .._base import access_key, addresses, escaping
 from .._base.errors import UserError
 
 Variables = t.Mapping[str, t.Any]
@@ -24,7 +24,7 @@ _SECRET: t.Final = re.compile(r".*_(key|token)")
 
 def problems(variables: Variables) -> list[str]:
     """Return one sentence per value that cannot be used; `variables` holds those that the inventory sets, by name."""
-    found = [*_control_characters(variables), *_hosts(variables), *_networks(variables)]
+    found = [*_control_characters(variables), *_hosts(variables), *_keys(variables), *_networks(variables)]
     return list(dict.fromkeys(found))
 
 
@@ -57,6 +57,20 @@ def _hosts(variables: Variables) -> t.Iterator[str]:
     for device in _rpc_devices(variables):
         if "host" in device:
             yield from _said(addresses.check_host, device["host"], f"host of {device.get('name')} in llama_rpc_devices")
+
+
+def _keys(variables: Variables) -> t.Iterator[str]:
+    """Yield what is wrong with keys, and with a server for other hosts that asks for none."""
+    for server in SERVERS:
+        name, host = f"{server}_api_key", variables.get(f"{server}_host", addresses.LOOPBACK)
+        key = variables.get(name, "")
+        if problem := access_key.problem(key, name):
+            yield problem
+        elif not access_key.wanted(key) and not addresses.is_loopback(str(host)):
+            yield (
+                f"{server}_host is {host}, which other hosts reach, and {name} is {access_key.NONE}: leave the key "
+                f"empty for a generated one, or set {server}_host to 127.0.0.1."
+            )
 
 
 def _networks(variables: Variables) -> t.Iterator[str]:

@@ -47,6 +47,7 @@ def report_view(
     return {
         "host": host,
         "url": url,
+        "api_key_file": (seen.server or {}).get("api_key_file", ""),
         "model": model_name(entry),
         "engine": engine_name(entry),
         "verdict": decision["verdict"].replace("_", " "),

@@ -52,6 +52,13 @@ class Nesting(html.parser.HTMLParser):
         self.text.append(data)
 
 
+def test_the_page_says_where_the_key_is() -> None:
+    path = "/etc/mixed_gpu/llama-server.key"
+    server = {"state": "stopped", "server": {"devices": [], "build": None}}
+    assert f"API key in <code>{path}</code>" in page("sandbox", server={**server, "api_key_file": path})
+    assert "API key" not in page("sandbox", server={**server, "api_key_file": ""})
+
+
 @pytest.mark.parametrize("name", ["sandbox", "mixed_70b", "three_devices"])
 def test_a_page_is_well_formed_and_needs_nothing_from_elsewhere(name: str) -> None:
     text = page(name)

@@ -12,7 +12,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.modules import exllama_server
 
 SETTINGS = {
     "engine": "v2", "requirements": "torch==2\n", "model_id": "", "context_size": 4096, "cache_mode": "FP16",
-    "gpus": [], "gpu_split_gb": [], "host": "127.0.0.1", "port": 5000, "supplementary_groups": [],
+    "gpus": [], "gpu_split_gb": [], "host": "127.0.0.1", "port": 5000, "keyed": True, "supplementary_groups": [],
     "allowed_networks": [], "load_timeout_seconds": 900,
 }  # fmt: skip
 CARDS = {"available": True, "reason": None, "gpus": [{"id": "GPU-a"}, {"id": "GPU-b"}]}
@@ -37,12 +37,12 @@ def run(tmp_path, capfd, monkeypatch):
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny/config.json").write_text("{}")
 
-    def _run(fact=None, api_key="", more=(), cards=CARDS, **changed):
+    def _run(fact=None, more=(), cards=CARDS, **changed):
         path = tmp_path / "mixed_gpu.fact"
         if fact is not None:
             path.write_text(fact)
         settings = SETTINGS | {"model_path": str(tmp_path / "tiny")} | changed
-        arguments = {"settings": settings, "api_key": api_key, "fact_path": str(path), "cards": cards, **dict(more)}
+        arguments = {"settings": settings, "fact_path": str(path), "cards": cards, **dict(more)}
         capfd.readouterr()
         with patch_module_args(arguments), pytest.raises(SystemExit):
             exllama_server_plan.main()
@@ -84,9 +84,10 @@ def test_without_a_driver_nothing_is_planned(run):
     assert not run(cards=none, more={"_ansible_check_mode": True})["available"]
 
 
-def test_a_key_is_not_in_the_result(run):
-    assert "a-secret-key" not in json.dumps({k: v for k, v in run(api_key="a-secret-key").items() if k != "invocation"})
-
-
 def test_settings_that_make_no_sense_are_refused(run):
-    assert "without an API key" in run(host="0.0.0.0")["msg"]
+    assert "exllamav2_allowed_networks has the entry 'lan'" in run(allowed_networks=["lan"])["msg"]
+
+
+def test_a_server_without_a_key_asks_nobody_for_one(run):
+    assert json.loads(run(keyed=False)["config"])["network"]["disable_auth"] is True
+    assert json.loads(run(keyed=True)["config"])["network"]["disable_auth"] is False

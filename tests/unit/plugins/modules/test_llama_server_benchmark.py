@@ -231,9 +231,10 @@ def test_power_of_the_cards_while_one_long_answer_is_generated(tmp_path):
 def test_key_is_read_from_its_file(capfd, tmp_path):
     key_file = tmp_path / "key"
     key_file.write_text("# a comment\nsecret-key\n")
+    (tmp_path / "another").write_text("another\n")
     with running(key="secret-key") as server:
         result = run(capfd, url=server.url, tests=TESTS[:1], api_key_file=str(key_file))
-        refused = run(capfd, url=server.url, tests=TESTS[:1], api_key="another")
+        refused = run(capfd, url=server.url, tests=TESTS[:1], api_key_file=str(tmp_path / "another"))
         without = run(capfd, url=server.url, tests=TESTS[:1], api_key_file=str(tmp_path / "absent"))
     assert result["changed"]
     assert "secret-key" not in json.dumps(result)

@@ -59,6 +59,16 @@ def test_report_of_the_current_start(capfd, host):
     assert "deviations" not in result
 
 
+def test_the_file_of_the_key_is_that_of_the_unit(capfd, host, tmp_path):
+    unit = tmp_path / "llama-server.service"
+    unit.write_text("[Service]\nLoadCredential=api_key:/etc/mixed_gpu/llama-server.key\n")
+    host("journalctl", "")
+    host("systemctl", PROPERTIES.format(active="active", sub="running") + f"FragmentPath={unit}\n")
+    assert run(capfd, url=NOBODY)["api_key_file"] == "/etc/mixed_gpu/llama-server.key"
+    host("systemctl", PROPERTIES.format(active="active", sub="running"))
+    assert run(capfd, url=NOBODY)["api_key_file"] == ""
+
+
 def test_failed_unit_is_reported_without_waiting(capfd, host):
     host("systemctl", PROPERTIES.format(active="failed", sub="failed"))
     host("journalctl", "error: invalid argument: --no-such-flag\n")

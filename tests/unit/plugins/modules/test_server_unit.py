@@ -108,6 +108,26 @@ def test_files_are_written_and_the_server_is_restarted_once(host, run, tmp_path)
     assert run(key="")["restarted"] and not key.exists()
 
 
+def test_a_key_is_generated_once_and_shown_nowhere(host, run, tmp_path):
+    path = tmp_path / "etc/generated.key"
+    option = {"path": str(path), "wanted": True, "given": ""}
+    foreseen = run(api_key=option, _ansible_check_mode=True, _ansible_diff=True)
+    assert foreseen["changed"] and not path.exists()
+    first = run(api_key=option, _ansible_diff=True)
+    key = path.read_text().strip()
+    assert first["restarted"] and len(key) == 64 and path.stat().st_mode & 0o777 == 0o600
+    again = run(api_key=option)
+    assert not again["changed"] and path.read_text().strip() == key
+    given = run(api_key={**option, "given": "a-key-that-is-given"})
+    assert given["due"] == f"{path} changes" and path.read_text() == "a-key-that-is-given\n"
+    # what is there is a key, so it stays
+    assert not run(api_key=option)["changed"]
+    shown = json.dumps([first, again, given]) + " ".join(host.commands())
+    assert key not in shown and "a-key-that-is-given" not in shown
+    assert run(api_key={**option, "wanted": False})["restarted"] and not path.exists()
+    assert not run(api_key={**option, "wanted": False})["changed"]
+
+
 def test_check_mode_writes_nothing(host, run, tmp_path):
     assert run(_ansible_check_mode=True)["changed"]
     assert not (tmp_path / "units").exists() and host.commands() == []

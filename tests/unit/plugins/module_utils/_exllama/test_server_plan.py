@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import addresses
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import server_plan
 
@@ -21,7 +22,7 @@ RECORD = {
 def settings(**changed):
     return {
         "engine": "v2", "model_path": "/srv/models/folder", "model_id": "m", "context_size": 8192,
-        "cache_mode": "FP16", "gpus": [], "gpu_split_gb": [], "host": "127.0.0.1", "port": 5000, "api_key": "",
+        "cache_mode": "FP16", "gpus": [], "gpu_split_gb": [], "host": "127.0.0.1", "port": 5000, "keyed": False,
         "allowed_networks": [], "requirements": "torch==2.11.0\n",
     } | changed  # fmt: skip
 
@@ -74,7 +75,7 @@ def test_without_a_name_the_folder_names_the_model():
 
 def test_the_settings_of_tabbyapi():
     given = {"gpus": [FAST, SLOW], "gpu_split_gb": [20.5, 17.0]}
-    config = server_plan.config(settings(host="0.0.0.0", api_key="a-long-key", cache_mode="Q8"), given)
+    config = server_plan.config(settings(host="0.0.0.0", keyed=True, cache_mode="Q8"), given)
     assert config["network"]["disable_auth"] is False and config["network"]["host"] == "0.0.0.0"
     model = config["model"]
     assert (model["model_dir"], model["model_name"], model["backend"]) == ("/srv/models", "folder", "exllamav2")
@@ -99,7 +100,7 @@ def test_the_environment_names_the_cards_and_what_the_generation_lacks(changed, 
 
 def test_a_server_on_loopback_talks_to_nobody_else_unless_allowed():
     assert server_plan.networks(settings()) == ["localhost"]
-    assert server_plan.networks(settings(host="0.0.0.0")) == []
+    assert server_plan.networks(settings(host="0.0.0.0")) == ["localhost", *addresses.PRIVATE]
     assert server_plan.networks(settings(host="0.0.0.0", allowed_networks=["10.0.0.0/8"])) == [
         "localhost",
         "10.0.0.0/8",
@@ -109,9 +110,6 @@ def test_a_server_on_loopback_talks_to_nobody_else_unless_allowed():
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"host": "0.0.0.0"}, "without an API key: set exllamav2_api_key"),
-        ({"api_key": "two words"}, "contains white space"),
-        ({"api_key": "short"}, "shorter than 8 characters"),
         ({"cache_mode": "8,8"}, "ExLlamaV2 has no cache mode '8,8': it has FP16, Q8, Q6, Q4"),
         ({"cache_mode": "Q5", "engine": "v3"}, "ExLlamaV3 has no cache mode 'Q5'"),
         ({"context_size": 1000}, "context_size is 1000: ExLlama wants a multiple of 256"),
@@ -125,5 +123,10 @@ def test_a_server_that_must_not_run_is_refused(changed, words):
     assert words in str(raised.value)
 
 
+def test_what_is_no_network_is_refused_by_name():
+    with pytest.raises(UserError, match="exllamav2_allowed_networks has the entry 'any', which is no network"):
+        server_plan.networks(settings(allowed_networks=["any"]))
+
+
 def test_a_server_that_may_run_passes():
-    server_plan.validate(settings(host="0.0.0.0", api_key="a-long-key", cache_mode="8,6", engine="v3"))
+    server_plan.validate(settings(host="0.0.0.0", keyed=True, cache_mode="8,6", engine="v3"))

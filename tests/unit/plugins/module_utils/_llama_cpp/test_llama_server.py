@@ -281,6 +281,11 @@ def test_a_line_break_is_refused_by_name(name):
         llama_server.command(rpc_deployment(), {**SETTINGS, name: "127.0.0.1\n"})
 
 
+def test_the_key_file_is_that_of_the_unit():
+    assert llama_server.key_file("[Service]\nLoadCredential=api_key:/etc/mixed_gpu/k\nUser=x\n") == "/etc/mixed_gpu/k"
+    assert llama_server.key_file("[Service]\nLoadCredential=config.yml:/etc/x\n") == ""
+
+
 @pytest.mark.parametrize(
     ("host", "url"),
     [
