@@ -60,11 +60,15 @@ class Tensor:
 
 @dataclass
 class Header:
-    """What a header says. ``fields``: values without long ones; ``lengths``: elements of every array."""
+    """What a header says. ``fields``: values without long ones; ``lengths``: elements of every array.
+
+    ``n_bytes``: where it ends in the file.
+    """
 
     fields: Json = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
     tensors: list[Tensor] = field(default_factory=list)
+    n_bytes: int = 0
 
 
 def shown(text: str) -> str:
@@ -162,6 +166,7 @@ def parse(path: str, data: bytes, size_bytes: int) -> Header:
         _read_key(cursor, header)
     alignment = _alignment(path, header.fields)
     raw = _read_tensors(cursor, tensors)
+    header.n_bytes = cursor.position
     start = -(-cursor.position // alignment) * alignment
     ends = sorted({start + offset for _name, _kind, _elements, _row, offset in raw} | {size_bytes})
     for name, kind, elements, row, offset in raw:

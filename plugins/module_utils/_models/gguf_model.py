@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """A GGUF model of one or several files, read by its headers. Private to this collection.
 
-Modules gguf_info and gguf_load_info are its faces.
+Modules gguf_info and gguf_load_check are its faces.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ def files_of(path: str) -> list[tuple[str, int, int]]:
 
 def read(files: t.Sequence[tuple[str, int, int]]) -> Json:
     """Return the ``model`` dict of the files that files_of() found. Raises UserError in one sentence."""
-    headers = [_read_one(path, size_bytes) for path, size_bytes, _mtime in files]
+    headers = [read_header(path, size_bytes) for path, size_bytes, _mtime in files]
     return describe(headers, [file[:2] for file in files])
 
 
-def _read_one(path: str, size_bytes: int) -> Header:
+def read_header(path: str, size_bytes: int) -> Header:
+    """Return the header of one file. Raises UserError in one sentence."""
     try:
         with open(path, "rb") as handle:
             header = gguf_header.read(path, handle, size_bytes)

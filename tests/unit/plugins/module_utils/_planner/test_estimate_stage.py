@@ -91,3 +91,29 @@ def test_a_first_question_without_answer_leaves_nothing_to_compare_with():
     model = misjudged("llama_3_1_8b_q4_k_m")
     nothing = {"available": False, "reason": "x.", "devices": []}
     assert estimate_stage.corrected(model, BASE, [nothing, answer([[1, 1, 1], [1, 1, 1]])]) is model
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("gemma_3_27b_it_q4_k_m", {"window_tokens": [0] * 62}),
+        ("qwen3_30b_a3b_q4_k_m", {"kv_k_elements_per_token": [0] * 48, "kv_v_elements_per_token": [0] * 48}),
+    ],
+)
+def test_the_real_engine_corrects_what_was_counted_wrongly(
+    llama_bin: pathlib.Path, tmp_path: pathlib.Path, name: str, wrong: dict[str, t.Any]
+) -> None:
+    model = misjudged(name, **wrong)
+    path = tmp_path / "m.gguf"
+    record.header_only(path, name)
+    with record.rpc_servers(llama_bin, 2) as endpoints:
+        blocks = model["block_count"]
+        splits = estimate_stage.splits(blocks, 2)
+        asked = [answer(record.ask(llama_bin, path, layers, BASE, endpoints)) for layers in splits]
+        plan = memory_plan.MemoryPlan(estimate_stage.corrected(model, BASE, asked), BASE)
+        for first in (blocks // 3, blocks // 2 + 3, blocks - 4):
+            layers = [first, blocks + 1 - first]
+            told = [sum(parts) for parts in record.ask(llama_bin, path, layers, BASE, endpoints)]
+            for ours, theirs in zip(plan.mib(layers), told, strict=True):
+                assert abs(ours - theirs) <= max(0.01 * theirs, 24)
