@@ -96,6 +96,13 @@ ansible_facts:
         reason:
           description: Cause and cure when not C(available), else V(none).
           type: str
+        lost:
+          description:
+            - Cards on the PCI bus that do not answer while the driver does.
+            - Name and UUID are those of the host's record of measurements, or of the list of PCI ids, else none.
+          type: list
+          elements: dict
+          sample: [{"pci_bus_id": "0000:41:00.0", "name": "NVIDIA GeForce RTX 3090", "id": "GPU-..."}]
         driver_version:
           description: Version of the loaded driver.
           type: str
@@ -345,7 +352,8 @@ ansible_facts:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import cards
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import cards, host_hardware, lost_cards
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import host_record
 
 
 def main() -> None:
@@ -364,6 +372,7 @@ def main() -> None:
     if interval_ms < 10:
         module.fail_json(msg=f"sample_interval_ms is {interval_ms}: give at least 10, the cards answer no faster.")
     facts = cards.read(module.params["host_python"], seconds, interval_ms)
+    facts = lost_cards.told(facts, host_hardware.nvidia_devices(), host_record.read())
     if module.params["required"] and not facts["available"]:
         module.fail_json(msg=facts["reason"])
     module.exit_json(changed=False, ansible_facts={"mixed_gpu_gpus": facts})

@@ -137,8 +137,9 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file, json_state, systemd
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import power_limits
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware, lost_cards, power_limits
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._programs import apply_power_limits
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import host_record
 
 
 @contextlib.contextmanager
@@ -151,8 +152,28 @@ def opened(nvml: t.Any) -> t.Iterator[None]:
         nvml.nvmlShutdown()
 
 
-def wanted_settings(params: t.Mapping[str, t.Any], cards: t.Sequence[power_limits.Card]) -> power_limits.Settings:
-    """Return the settings for these cards. Raises PowerError for what they would not take."""
+def slot(nvml: t.Any, handle: t.Any) -> str | None:
+    """Return the PCI address of a card, or None where NVML does not say."""
+    try:
+        return str(nvml.nvmlDeviceGetPciInfo(handle).busId)
+    except (nvml.NVMLError, UnicodeDecodeError):
+        return None
+
+
+def lost_words(nvml: t.Any, lost: t.Sequence[str], cards: t.Sequence[power_limits.Card]) -> list[str]:
+    """Return the lost cards with slot, name and UUID, as the bus and the host's record tell; else NVML's words."""
+    if not lost:
+        return []
+    seen = [{"id": card["id"], "name": card["name"], "pci_bus_id": slot(nvml, card["handle"])} for card in cards]
+    gpus, devices = {"driver_version": "any", "reason": None, "gpus": seen}, host_hardware.nvidia_devices()
+    found = lost_cards.of_host({"nvidia_devices": devices, "gpus": gpus, "recorded": host_record.read()})
+    return [lost_cards.words(card) for card in found] or list(lost)
+
+
+def wanted_settings(
+    params: t.Mapping[str, t.Any], cards: t.Sequence[power_limits.Card], lost: t.Sequence[str] = ()
+) -> power_limits.Settings:
+    """Return the settings for these cards. Raises PowerError for what they would not take, or a card that is lost."""
     wanted = params["settings"]
     if wanted is None:
         asked = (params["limits_watts"], params["limits_by_name_watts"], params["locked_clocks_mhz"])
@@ -161,7 +182,7 @@ def wanted_settings(params: t.Mapping[str, t.Any], cards: t.Sequence[power_limit
         raise apply_power_limits.PowerError(
             f"settings is not of schema {power_limits.SCHEMA}: give what this module returned as found."
         )
-    wrong = apply_power_limits.problems(wanted, cards)
+    wrong = apply_power_limits.problems(wanted, cards, lost)
     if wrong:
         raise apply_power_limits.PowerError(f"{' '.join(wrong)} Nothing was changed.")
     return wanted
@@ -191,8 +212,9 @@ def run(module: AnsibleModule, nvml: t.Any) -> dict[str, t.Any]:
     """Return the result, after putting the settings into force."""
     path = module.params["record"]
     record = apply_power_limits.read_settings(path) if path else None
-    cards = apply_power_limits.read_cards(nvml)
-    wanted = wanted_settings(module.params, cards)
+    lost: list[str] = []
+    cards = apply_power_limits.read_cards(nvml, lost)
+    wanted = wanted_settings(module.params, cards, lost_words(nvml, lost, cards))
     deviations = apply_power_limits.deviations(wanted, cards, record)
     found = power_limits.found_settings(cards)
     if deviations and not module.check_mode:

@@ -189,7 +189,6 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host, nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware.host_hardware import read
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import (
@@ -198,7 +197,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight impor
     preflight,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due, upgrade_stages, upgrade_words
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import host_record
 
 Json = dict[str, t.Any]
 
@@ -212,15 +211,6 @@ def ask_driver(params: Json) -> Json | None:
     if reason is not None:
         return nvml.unavailable(reason)
     return nvml.probe(importlib.import_module("pynvml"), driver, params["sample_seconds"])
-
-
-def recorded() -> Json | None:
-    """Return the host's recorded splits; None where there are none, or where the file is damaged."""
-    text = read(fact_record.PATH)
-    try:
-        return fact_record.FORM.parse(text, fact_record.PATH) if text else None
-    except UserError:
-        return None
 
 
 def main() -> None:
@@ -258,7 +248,7 @@ def main() -> None:
         **host.describe(paths, models["files"], listeners),
         "gpus": gpus,
         "engines": other_engines.running(),
-        "recorded": recorded(),
+        "recorded": host_record.read(),
         "revalidation": due.of_host(),
         "upgrade": upgrade_words.unfinished(read(upgrade_stages.PATH)),
     }

@@ -105,14 +105,15 @@ def peak_of(name: str) -> Peak | None:
     return next((card.peak for card in known if name.endswith(card.name.removeprefix("NVIDIA GeForce "))), None)
 
 
-def of_host(host: Mapping) -> list[Json]:
+def of_host(host: Mapping, expected: t.Sequence[str] = ()) -> list[Json]:
     """Return what is known of each card: entries of gpu_facts, and for cards that do not answer name and PCI address.
 
-    Before there is a driver none answers. A card that does not answer beside others is lost, and draws power as before.
+    Before there is a driver none answers. A card that does not answer beside others is lost, and draws power as before;
+    `expected` (UUIDs or parts of names) may name what nothing else does.
     """
     gpus = host["gpus"]
     if gpus and gpus["gpus"]:
-        return [*gpus["gpus"], *lost_cards.of_host(host)]
+        return [*gpus["gpus"], *lost_cards.of_host(host, expected)]
     names = {card.pci_device_id: card.name for card in CARDS.values() if card.pci_device_id}
     return [
         {"name": names.get(device["device_id"]) or device.get("name"), "pci_bus_id": device["address"]}

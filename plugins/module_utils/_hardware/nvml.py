@@ -246,8 +246,11 @@ def _p2p(nvml: t.Any, found: t.Sequence[tuple[Json, t.Any]]) -> list[Json]:
 
 def _ask(nvml: t.Any, function: str, *arguments: t.Any) -> t.Any:
     """The answer, or None where card, driver or nvidia-ml-py do not have it; CardGoneError when the card is gone."""
+    ask: t.Any = getattr(nvml, function, None)
     try:
-        return getattr(nvml, function)(*arguments)
+        return ask(*arguments) if ask else None
+    except UnicodeDecodeError:  # nvidia-ml-py decodes strictly; what it wraps gives the bytes
+        return _text(ask.__wrapped__(*arguments)) if hasattr(ask, "__wrapped__") else None
     except nvml.NVMLError as error:
         if error.value in _CARD_GONE:
             raise nvml_sampling.CardGoneError(explain(error.value, str(error))) from error
@@ -270,7 +273,7 @@ def _card(nvml: t.Any, index: int, handle: t.Any) -> Json:
     facts: Json = {
         "id": _text(ask("nvmlDeviceGetUUID")),
         "name": _text(ask("nvmlDeviceGetName")),
-        "pci_bus_id": None if pci is None else _text(pci.busId),
+        "pci_bus_id": None if pci is None else _bus_id(pci),
         "index": index,
         "minor_number": ask("nvmlDeviceGetMinorNumber"),
         "compute_capability": None if capability is None else f"{capability[0]}.{capability[1]}",
@@ -364,6 +367,13 @@ def _processes(nvml: t.Any, ask: t.Callable[..., t.Any]) -> list[Json] | None:
 
 def _watts(milliwatts: int | None) -> float | None:
     return None if milliwatts is None else round(milliwatts / 1000, 1)
+
+
+def _bus_id(pci: t.Any) -> str | None:
+    try:
+        return _text(pci.busId)
+    except UnicodeDecodeError:
+        return None
 
 
 def _text(value: str | bytes | None) -> str | None:

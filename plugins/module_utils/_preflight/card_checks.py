@@ -115,7 +115,13 @@ def iommu(host: t.Mapping[str, t.Any]) -> list[Check]:
 
 def ages(host: t.Mapping[str, t.Any], left_out: t.Collection[str]) -> list[Check]:
     """Return what driver, kernel modules and CUDA toolkit the cards need, by their PCI device ids."""
-    cards = card_ages.cards(host["nvidia_devices"], left_out)
+    gpus = (host["gpus"] or {}).get("gpus") or []
+    names = {card_ages.same_slot(gpu["pci_bus_id"]): gpu["name"] for gpu in gpus if gpu.get("pci_bus_id")}
+    devices = [
+        {**device, "name": names.get(card_ages.same_slot(device["address"])) or device.get("name")}
+        for device in host["nvidia_devices"]
+    ]
+    cards = card_ages.cards(devices, left_out)
     if not cards:
         return []
     needs = card_ages.needs(cards)
@@ -213,7 +219,8 @@ def others_on_the_cards(host: t.Mapping[str, t.Any]) -> list[Check]:
 
 def power(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[Check]:
     """Return how the power supply compares with the cards' limits and peaks."""
-    known = known_cards.of_host(host)
+    expected = wanted["gpus_expected"]
+    known = known_cards.of_host(host, expected)
     if not known:
         return []
     budget = power_budget.budget(
@@ -223,6 +230,11 @@ def power(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[Ch
     detail, verdict = power_budget.words(budget), budget["verdict"]
     policy = wanted["power_budget_policy"]
     severity = power_budget.severity(verdict, policy)
+    lost = lost_cards.of_host(host, expected)
+    if lost and nvml.missing_gpus(list(expected), host["gpus"]["gpus"]):
+        gone = f"lost: {' and '.join(lost_cards.words(card) for card in lost)}; {detail}"
+        back = "bring the card back, as the line GPUs says: what it draws then is a part of the budget"
+        return [check("power supply", False, "error", gone, back)]
     if policy == "ignore" and verdict != "ok":
         return [check("power supply", True, "note", f"{detail}; ignored, as gpu_power_budget_policy says", None)]
     problem = {

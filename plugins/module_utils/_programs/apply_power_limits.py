@@ -38,8 +38,11 @@ class NoDriverError(PowerError):
 # --- settings and cards (pure) ---------------------------------------------------------------------------------------
 
 
-def problems(wanted: Settings, cards: t.Sequence[Card]) -> list[str]:
-    """Return one sentence for each setting that the cards would not take; an empty list when all is well."""
+def problems(wanted: Settings, cards: t.Sequence[Card], lost: t.Sequence[str] = ()) -> list[str]:
+    """Return one sentence for each setting that the cards would not take; an empty list when all is well.
+
+    `lost` are cards that do not answer, as sentences name them.
+    """
     by_id = {card["id"]: card for card in cards}
     here = ", ".join(f"{card['id']} ({card['name']})" for card in cards) or "none"
     found = []
@@ -47,7 +50,10 @@ def problems(wanted: Settings, cards: t.Sequence[Card]) -> list[str]:
         card = by_id.get(asked["id"])
         if card is None:
             found.append(
-                f"Power settings name {asked['id']}, which is none of this host's cards: {here}; correct the UUID."
+                f"Power settings name {asked['id']}, which does not answer; lost is {' and '.join(lost)}: power-cycle "
+                "the machine, check riser and power cables, and read 'dmesg | grep Xid'; or correct the UUID."
+                if lost
+                else f"Power settings name {asked['id']}, which is none of this host's cards: {here}; correct the UUID."
             )
             continue
         label = f"{card['name']} ({card['id']})"
@@ -102,8 +108,9 @@ def deviations(wanted: Settings, cards: t.Sequence[Card], record: Settings | Non
             found.append(f"{asked['id']} is not there")
             continue
         label = f"{card['name']} ({card['id']})"
-        if asked["persistence_mode"] is not None and card["persistence_mode"] is not asked["persistence_mode"]:
-            found.append(f"persistence mode of {label} is {'off' if asked['persistence_mode'] else 'on'}")
+        mode, there = asked["persistence_mode"], card["persistence_mode"]
+        if None not in (mode, there) and mode is not there:  # one that NVML does not know cannot be set
+            found.append(f"persistence mode of {label} is {'off' if mode else 'on'}")
         watts = asked["power_limit_watts"]
         if watts is not None and not same_watts(card["power_limit_watts"], watts):
             found.append(f"power limit of {label} is {_plain(card['power_limit_watts'])} W, not {_plain(watts)} W")
@@ -167,21 +174,23 @@ def open_nvml(nvml: t.Any, wait_seconds: float = 0.0) -> None:
         time.sleep(1)
 
 
-def read_cards(nvml: t.Any) -> list[dict[str, t.Any]]:
-    """Return the cards that answer, each with its NVML handle as `handle`, in NVML's order."""
+def read_cards(nvml: t.Any, lost: list[str] | None = None) -> list[dict[str, t.Any]]:
+    """Return the cards that answer, each with its NVML handle as `handle`, in NVML's order; name others in `lost`."""
     cards = []
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            card_id, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
-        except nvml.NVMLError:
+            card_id, name = _text(nvml.nvmlDeviceGetUUID, handle), _text(nvml.nvmlDeviceGetName, handle)
+        except nvml.NVMLError as error:
+            if lost is not None:
+                lost.append(f"a card ({error}, NVML error {error.value})")
             continue
         limits = _ask(nvml, "nvmlDeviceGetPowerManagementLimitConstraints", handle) or (None, None)
         mode = _ask(nvml, "nvmlDeviceGetPersistenceMode", handle)
         cards.append({
             "handle": handle,
-            "id": card_id.decode() if isinstance(card_id, bytes) else card_id,
-            "name": name.decode() if isinstance(name, bytes) else name,
+            "id": card_id,
+            "name": name,
             "power_limit_watts": _watts(_ask(nvml, "nvmlDeviceGetPowerManagementLimit", handle)),
             "power_limit_min_watts": _watts(limits[0]),
             "power_limit_max_watts": _watts(limits[1]),
@@ -288,6 +297,15 @@ def _ask(nvml: t.Any, function: str, *arguments: t.Any) -> t.Any:
         return None
 
 
+def _text(ask: t.Any, handle: t.Any) -> str:
+    """Return a string of NVML. nvidia-ml-py decodes strictly; what it wraps gives the bytes, which may be no UTF-8."""
+    try:
+        text = ask(handle)
+    except UnicodeDecodeError:
+        text = getattr(ask, "__wrapped__", repr)(handle)
+    return text.decode(errors="replace") if isinstance(text, bytes) else text
+
+
 def _watts(milliwatts: int | None) -> float | None:
     return None if milliwatts is None else round(milliwatts / 1000, 1)
 
@@ -331,9 +349,15 @@ def apply_file(nvml: t.Any, settings_path: str, record_path: str | None) -> None
     wanted = read_settings(settings_path)
     if wanted is None:
         raise PowerError(f"There is no {settings_path}: run the role gpu_power to write it.")
-    new = apply(nvml, wanted, read_settings(record_path) if record_path else None)
+    lost: list[str] = []
+    answering = {card["id"] for card in read_cards(nvml, lost)}
+    gone = [entry for entry in wanted["cards"] if lost and entry["id"] not in answering]
+    here = {**wanted, "cards": [entry for entry in wanted["cards"] if entry not in gone]}
+    new = apply(nvml, here, read_settings(record_path) if record_path else None)
     if record_path:
         write_record(record_path, new)
+    if gone:  # the others have theirs: the power supply stays within its limits
+        raise PowerError(" ".join(problems({**wanted, "cards": gone}, [], lost)))
 
 
 def reset_file(nvml: t.Any, record_path: str) -> None:

@@ -51,6 +51,18 @@ def facts(result):
     return result["ansible_facts"]["mixed_gpu_gpus"]
 
 
+def test_strings_that_are_no_text_do_not_hide_the_rest(run, library, tmp_path):
+    profile = tmp_path / "profile.txt"
+    profile.write_bytes(
+        b"system.count=1\nsystem.driver_version=580.95.05\n0.uuid=GPU-0\n0.pci=0:01:00\n0.name=\xc3\x28 P40\xff\n"
+    )
+    variables = {**environment(library, None), "FAKE_NVML_PROFILE": str(profile), "PYTHONIOENCODING": "utf-8"}
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run([sys.executable, "-c", RUN, "{}"], env=variables, capture_output=True, text=True, check=True)
+    box = facts(json.loads(done.stdout))
+    assert box["available"] and box["gpus"][0]["name"] == "\ufffd( P40\ufffd" and box["gpus"][0]["id"] == "GPU-0"
+
+
 def test_unlike_cards_in_pci_bus_order(run):
     box = facts(run("rtx4090_rtx3090", required=True))
     assert (box["available"], box["reason"]) == (True, None)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 
+import pynvml
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
 from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import build_library, environment
@@ -42,6 +43,24 @@ BOX = [
 )
 def test_every_card_satisfies_one_expectation(expected, missing):
     assert nvml.missing_gpus(expected, BOX) == missing
+
+
+def test_a_text_that_is_no_utf_8_is_asked_for_as_bytes():
+    class Strict:
+        NVMLError = pynvml.NVMLError
+
+        @staticmethod
+        @pynvml.convertStrBytes
+        def nvmlSystemGetProcessName(pid):
+            return b"/srv/M\xe4rz/server"
+
+        @staticmethod
+        def nvmlDeviceGetName(handle):
+            return b"\xff".decode()
+
+    assert nvml._ask(Strict, "nvmlSystemGetProcessName", 1) == "/srv/M\ufffdrz/server"
+    assert nvml._ask(Strict, "nvmlDeviceGetName", None) is None
+    assert nvml._ask(Strict, "nvmlDeviceGetSerial", None) is None
 
 
 @pytest.mark.parametrize(

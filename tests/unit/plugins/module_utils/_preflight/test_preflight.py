@@ -189,6 +189,24 @@ def test_another_card_than_expected_is_an_error():
     assert "missing is RTX 4090" in found["cure"]
 
 
+def test_an_expected_card_that_is_lost_is_an_error_that_names_it():
+    slots = ["0000:01:00.0", "0000:02:00.0", "0000:03:00.0"]
+    gpus = [{**gpu, "pci_bus_id": f"0000{slot}"} for gpu, slot in zip(GPUS["gpus"], slots, strict=False)]
+    seen = {**GPUS, "available": False, "reason": "GPU 2: An NVIDIA card fell off the bus: power-cycle.", "gpus": gpus}
+    host = {"nvidia_devices": on_bus("0x2684", "0x2204", "0x24b0"), "nvidia_pci": slots}
+    found = named(judge(seen, {"gpus_expected": ["RTX 4090", "RTX 3090", "A4000"]}, **host), "GPUs")
+    assert found["severity"] == "error" and "lost: A4000 at 0000:03:00.0" in found["detail"]
+    assert found["cure"].startswith("A4000 at 0000:03:00.0: An NVIDIA card fell off the bus")
+    power = named(judge(seen, {"gpus_expected": ["RTX 4090", "RTX 3090", "A4000"]}, **host), "power supply")
+    assert power["severity"] == "error" and power["detail"].startswith("lost: A4000 at 0000:03:00.0")
+    surplus = judge(seen, {"gpus_expected": ["RTX 4090", "RTX 3090"], "psu_watts": 900}, **host)
+    assert named(surplus, "GPUs")["severity"] == "warning"
+    assert "the draw of unnamed card is not known" in named(surplus, "power supply")["detail"]
+    gone = {**seen, "gpus": []}
+    found = named(judge(gone, {"gpus_expected": ["RTX 4090"]}, **host), "GPUs")
+    assert found["severity"] == "error" and "0000:02:00.0" in found["detail"]
+
+
 def on_bus(*ids, driver=None):
     return [
         {"address": f"0000:0{place}:00.0", "device_id": number, "name": None, "driver": driver, "bar1_mib": None,

@@ -68,6 +68,20 @@ def test_deviations_name_what_is_not_in_force():
     assert apply_power_limits.deviations(resolve({"GPU-b": 350}), BOX[:1], None) == ["GPU-b is not there"]
 
 
+def test_a_persistence_mode_that_nvml_does_not_know_is_no_deviation():
+    cards = [card("GPU-a", "GT 1030", 30.0, persistence_mode=None), card("GPU-b", "RTX 3090", persistence_mode=False)]
+    wanted = resolve({"GPU-a": 30.0, "GPU-b": 350})
+    found = apply_power_limits.deviations(wanted, cards, None)
+    assert found == ["persistence mode of NVIDIA GeForce RTX 3090 (GPU-b) is off"]
+
+
+def test_a_card_that_is_lost_is_not_a_wrong_uuid():
+    wanted = resolve({"GPU-b": 300})
+    (sentence,) = apply_power_limits.problems(wanted, BOX[:1], ["RTX 3090 at 0000:41:00.0 (GPU-b)"])
+    assert "lost is RTX 3090 at 0000:41:00.0 (GPU-b): power-cycle" in sentence
+    assert apply_power_limits.problems(wanted, BOX, ["another"]) == []
+
+
 def test_what_is_no_longer_asked_for_is_a_deviation():
     record = resolve({"GPU-a": 450, "GPU-b": 350}, {}, {"GPU-b": [210, 1700]})
     assert apply_power_limits.deviations(record, BOX, record) == []
@@ -184,3 +198,29 @@ def test_no_driver_is_one_sentence(box):
     box.profile.write_text("system.init_error=18\n")
     done = box.run("apply")
     assert done.returncode == 1 and "NVML error 18" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_other_cards_get_their_limits_where_one_is_lost(library, tmp_path):
+    box = Box(library, tmp_path, extra="0.error.nvmlDeviceGetHandleByIndex_v2=15\n")
+    done = box.run("apply", WANTED)
+    # index 0 of the profile is the slow card
+    assert done.returncode == 1 and f"{SLOW}, which does not answer; lost is a card" in done.stderr
+    assert box.kept() == {"1.persistence_mode": "1", "1.power_limit_milliwatts": "315000"}
+    assert [entry["id"] for entry in json.loads(box.record.read_text())["cards"]] == [FAST]
+
+
+def test_a_mode_that_nvml_does_not_know_is_left_alone(library, tmp_path):
+    box = Box(library, tmp_path, extra="1.error.nvmlDeviceGetPersistenceMode=3\n")
+    done = box.run("apply", WANTED)
+    assert (done.returncode, done.stderr) == (0, "")
+    # without persistence mode the driver forgets the rest, as a real one does
+    assert "1.persistence_mode" not in box.kept() and box.kept()["0.persistence_mode"] == "1"
+
+
+def test_a_name_that_is_no_text_is_read_all_the_same(library, tmp_path):
+    box = Box(library, tmp_path)
+    box.profile.write_bytes(b"0.name=\xf8\x9d\xe2\x80 card\n1.name=\x80\n" + box.profile.read_bytes())
+    wanted = {**WANTED, "cards": [{**WANTED["cards"][1], "power_limit_watts": 9000}]}
+    refused = box.run("apply", wanted)
+    assert refused.returncode == 1 and "\ufffd card" in refused.stderr and "9000 W" in refused.stderr
+    assert box.run("apply", WANTED).returncode == 0
