@@ -25,7 +25,9 @@ PARTS = ("model_mib", "kv_mib", "compute_mib")
 #: serving key -> flag: those of llama-bench, and the context that it has not; the slots are apart, see command.
 SERVING_FLAGS: t.Final = (("context_size", "-c"), *llama_bench.SERVING_FLAGS)
 
-_LINE = re.compile(r"(\S.*?) (\d+) (\d+) (\d+) ?")
+_LINE = re.compile(r"(\S.*?) ([0-9]{1,12}) ([0-9]{1,12}) ([0-9]{1,12}) ?")
+#: RPC servers have a say in the output; a longer line is none of a device.
+_LINE_CHARACTERS: t.Final = 1000
 
 
 def command(
@@ -71,7 +73,7 @@ def parse(text: str, devices: t.Sequence[str]) -> list[Json]:
     """
     found: dict[str, list[int]] = {}
     for line in text.splitlines():
-        match = _LINE.fullmatch(line)
+        match = _LINE.fullmatch(line) if len(line) <= _LINE_CHARACTERS else None
         if match is not None:
             found[match[1]] = [int(value) for value in match.groups()[1:]]
     host = found.pop("Host", None)

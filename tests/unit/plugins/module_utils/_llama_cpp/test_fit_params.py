@@ -72,6 +72,9 @@ def test_reads_what_the_program_prints() -> None:
     [
         ("", "no lines of the form .* \\(nothing\\)"),
         ("Host 4 0 26\n", "no lines of the form"),
+        ("RPC0 " + "1 2 3 " * 2_000_000 + "x\nHost 4 0 26\n", "no lines of the form"),
+        ("RPC0 " + "9" * 10_000 + " 1 1\nHost 4 0 26\n", "no lines of the form"),
+        ("RPC0 " + "9" * 500 + " 1 1\nHost 4 0 26\n", "no lines of the form"),
         ("segmentation fault\n", "\\(segmentation fault\\)"),
         ("Meta() 39979 2560 266\nHost 563 0 112\n", "Meta\\(\\), which is none of the devices \\(RPC0, RPC1\\)"),
     ],
