@@ -8,7 +8,12 @@ import io
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_header, gguf_kind, gguf_model
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
+    architectures,
+    gguf_header,
+    gguf_kind,
+    gguf_model,
+)
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._models import gguf_bytes as made
 
 
@@ -91,6 +96,16 @@ def test_a_newer_architecture_and_type_are_described_and_said():
     architecture, kind = model["notes"]
     assert "newcomer, unknown to this collection, is not modelled" in architecture
     assert "unknown type 1234 (the first is 'blk.1.ffn_up.weight')" in kind
+
+
+OTHER_KINDS = architectures.EMBEDDING | architectures.DRAFTING | architectures.SPEECH | {"clip"}
+
+
+@pytest.mark.parametrize("architecture", sorted(architectures.PINNED - OTHER_KINDS))
+def test_every_model_of_the_pinned_engine_is_described(architecture):
+    model = describe(made.written(made.model(architecture), kinds={"blk.0.ffn_up.weight": 42}))
+    assert model["architecture"] == architecture and model["block_count"] == 2
+    assert not any("unknown" in note for note in model["notes"])
 
 
 def test_a_modelled_file_is_no_estimate():
