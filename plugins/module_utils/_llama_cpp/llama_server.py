@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """How llama-server is called and what it says about itself. Private to this collection. Pure functions only.
 
-A deployment is an entry of the host's facts (docs/data_formats.md, "host facts"). All sizes are MiB.
+A deployment is an entry of the host's facts (docs/data_formats.md, "record"). All sizes are MiB.
 """
 
 from __future__ import annotations
