@@ -49,3 +49,4 @@ class Model(t.TypedDict):
     estimated: t.NotRequired[bool]                   # of a GGUF: whether its memory is an estimate
     memory_corrections: t.NotRequired[MemoryCorrections]     # while such a model is tuned
     block_attention_bytes: t.NotRequired[list[int]]  # of an ExLlama's model alone
+    block_state_bytes: t.NotRequired[list[int]]  # what is kept whatever the context is; of an ExLlama's model alone

@@ -95,6 +95,19 @@ def kv_bytes_per_token(model: Model, serving: Serving) -> list[int]:
     ]
 
 
+def kv_bytes(model: Model, serving: Serving) -> list[int]:
+    """Return the bytes of the KV cache per block, with what a block keeps whatever the context is.
+
+    A block of an ExLlama's model that has a window and such a state keeps nothing else.
+    """
+    windows = model.get("window_tokens") or [0] * model["block_count"]
+    states = model.get("block_state_bytes") or [0] * model["block_count"]
+    return [
+        state if state and window else state + window_cells(window, serving)[1] * token_bytes
+        for window, state, token_bytes in zip(windows, states, kv_bytes_per_token(model, serving), strict=True)
+    ]
+
+
 def compute_bytes(
     model: Model, serving: Serving, layers: t.Sequence[int], device: int
 ) -> int:
@@ -177,11 +190,7 @@ class MemoryPlan:
         self.model = model
         self.serving = serving
         self.weight_factor = weight_factor
-        windows = model.get("window_tokens") or [0] * model["block_count"]
-        kv = [
-            window_cells(window, serving)[1] * token_bytes
-            for window, token_bytes in zip(windows, kv_bytes_per_token(model, serving), strict=True)
-        ]
+        kv = kv_bytes(model, serving)
         # of a model that is not modelled here the engine's dry run has said what it holds (_planner/estimate_stage.py)
         corrections = model.get("memory_corrections")
         self.compute_factor = corrections["compute"] if corrections else 1.0

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
@@ -120,3 +122,53 @@ def test_two_revisions_in_one_folder_are_refused(run, tmp_path):
     (folder / "output-00001-of-00002.safetensors").write_bytes(file.read_bytes())
     result = run(folder)
     assert result["failed"] and "twice" in result["msg"] and "another revision" in result["msg"]
+
+
+def header(folder, text):
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(64))
+
+
+def tensor(start, end, **more):
+    return {"dtype": "F16", "shape": [1], "data_offsets": [start, end], **more}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: header(folder, b"[" * 100_000), "The header of"),
+        (lambda folder: header(folder, b'{"a":' * 10_000), "The header of"),
+        (lambda folder: header(folder, json.dumps({"a": tensor(10, 2)}).encode()), "the place of a"),
+        (lambda folder: header(folder, json.dumps({"a": tensor(-4, 2)}).encode()), "the place of a"),
+        (lambda folder: header(folder, json.dumps({"a": tensor(0, True)}).encode()), "the place of a"),
+        (lambda folder: header(folder, b'{"a": {"data_offsets": [0, 1e999]}}'), "the place of a"),
+        (lambda folder: header(folder, b'{"a": {"data_offsets": [0, ' + b"9" * 5000 + b"]}}"), "The header of"),
+        (lambda folder: header(folder, b'{"a": 7, "b\\n": {}}'), "The header of"),
+        (lambda folder: header(folder, json.dumps({"a": tensor(0, 64), "b": tensor(0, 64)}).encode()), "overlap"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 63) + bytes(64)), "no safe"),
+        (lambda folder: os.truncate(folder / "config.json", 5_000_000), "has 5000000 bytes"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "is no JSON"),
+        (lambda folder: (folder / "config.json").write_text("9" * 5000), "is no JSON"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff" * 100), "is no JSON"),
+        (lambda folder: (folder / "x.safetensors").mkdir(), "cannot be read"),
+        (lambda folder: os.mkfifo(folder / "x.safetensors"), "is no file"),
+        (lambda folder: (folder / "x.safetensors").symlink_to("/dev/zero"), "is no file"),
+        (lambda folder: index(folder, {"a": "../../etc/passwd"}), "leave its directory"),
+        (lambda folder: index(folder, {"a": "/etc/passwd"}), "leave its directory"),
+        (lambda folder: index(folder, {"a": "sub/m.safetensors"}), "no safetensors file beside it"),
+        (lambda folder: index(folder, {"a": "config.json"}), "no safetensors file beside it"),
+        (lambda folder: index(folder, {"a": "m\n.safetensors"}), "cannot be shown"),
+        (lambda folder: index(folder, {"a": 7}), "no text"), (lambda folder: index(folder, [7]), "cannot be read"),
+        (lambda folder: index(folder, {"a": "x", "b": 7}), "cannot be read"),
+        (lambda folder: _declare(folder, 2**32 - 1), "no num_hidden_layers"),
+        (lambda folder: _declare(folder, 200_000), "declares 200000 blocks"),
+    ],
+)  # fmt: skip
+def test_hostile_files_end_in_one_sentence(run, tmp_path, spoil, words):
+    write_model(tmp_path / "m", "exl3")
+    spoil(tmp_path / "m")
+    said = run(tmp_path / "m")["msg"]
+    assert words in said and said.isprintable() and said.endswith(".") and len(said) < 600
+
+
+def index(folder, weights):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))

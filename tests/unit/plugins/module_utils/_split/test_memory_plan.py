@@ -87,6 +87,16 @@ def test_k_and_v_have_types_of_their_own() -> None:
     assert both[2] * 2 == both[0] + both[1]
 
 
+def test_a_state_counts_beside_a_cache_and_instead_of_the_cache_of_a_window() -> None:
+    model = {
+        "block_count": 3, "block_bytes": [1, 1, 1], "output_bytes": 1, "kv_k_elements_per_token": [256, 0, 256],
+        "kv_v_elements_per_token": [256, 0, 256], "window_tokens": [0, 0, 128], "block_state_bytes": [0, 5000, 7000],
+    }  # fmt: skip
+    whole = 4096 * 2 * 256 * 2
+    assert memory_plan.kv_bytes(model, serving(context_size=4096)) == [whole, 5000, 7000]
+    assert memory_plan.MemoryPlan(model, serving(context_size=4096)).slot_bytes(1) == 5001
+
+
 def test_slots_share_or_divide_the_context() -> None:
     """As llama-server b11312 logs them for np 4: KV of the whole context both times, masks by what one slot sees."""
     assert memory_plan.context_cells(serving(parallel_slots=4, kv_unified=True)) == (8192, 8192)
