@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 import subprocess
 import tempfile
@@ -40,7 +41,10 @@ class Server:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.command, own = mode_trial.server_command(program, served, port)
-        self.client = llama_client.Client(f"http://127.0.0.1:{port}", None, request_timeout_seconds)
+        # a web page in a browser of this host would disturb the trial; the key ends with the server
+        key = secrets.token_hex(16)
+        own |= {"LLAMA_API_KEY": key}
+        self.client = llama_client.Client(f"http://127.0.0.1:{port}", key, request_timeout_seconds)
         self.mark = f"{os.getpid()}-{time.time_ns()}"
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
         self.process = subprocess.Popen(

@@ -58,6 +58,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         global answers
+        if self.headers["Authorization"] != f"Bearer {os.environ['LLAMA_API_KEY']}":
+            self.send_error(401)
+            return
         answers += 1
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         late = answers > 6
