@@ -20,6 +20,7 @@ _BELOW_REPORT: t.Final = {
 MAY_IMPORT: t.Final[dict[str, set[str]]] = {
     "_base": set(),
     "_programs": set(),
+    "_watchdog": set(),
     "_hardware": {"_base"},
     "_driver": {"_base", "_hardware"},
     "_models": {"_base"},

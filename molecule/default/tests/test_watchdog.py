@@ -1,0 +1,238 @@
+"""A server that hangs is noticed, ended, served again, and somebody is told: with the programs that hang in service."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+
+SERVER, WATCHDOG = "llama-server.service", "mixed-gpu-watchdog.service"
+PEERS = ("ggml-rpc-server-fast.service", "ggml-rpc-server-slow.service")
+STATE = "/var/lib/mixed_gpu/watchdog/state.json"
+METRICS = "/var/lib/node_exporter/mixed_gpu_watchdog.prom"
+HEARD = "/var/lib/mixed_gpu/watchdog/heard"
+URL = "http://127.0.0.1:8080"
+#: From the last progress to the notice, with the role's own settings: the bar.
+NOTICED_SECONDS = 90
+
+
+def _ran(host, command, *arguments):
+    done = host.run(command, *arguments)
+    assert done.rc == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+def _property(host, name, unit=SERVER):
+    return _ran(host, "systemctl show -p %s --value %s", name, unit)
+
+
+def _key(host):
+    return host.run("cat /etc/mixed_gpu/llama-server.key").stdout.strip()
+
+
+def _decode(host, name, count):
+    """Start a completion of so many tokens, or of many short ones, as a unit of its own."""
+    body = json.dumps({"prompt": "One, two,", "n_predict": count, "cache_prompt": False, "ignore_eos": True})
+    _ran(
+        host, "systemd-run --quiet --collect --unit=%s curl -sS --max-time 600 -H %s %s/completion -d %s",
+        name, f"Authorization: Bearer {_key(host)}", URL, body,
+    )  # fmt: skip
+
+
+def _metric(host, name):
+    answer = host.run("curl -sS --max-time 10 -H %s %s/metrics", f"Authorization: Bearer {_key(host)}", URL)
+    found = re.search(rf"^llamacpp:{name} (\S+)$", answer.stdout, re.MULTILINE)
+    return float(found.group(1)) if found else 0.0
+
+
+def _answers(host):
+    body = json.dumps({"prompt": "One, two,", "n_predict": 2, "cache_prompt": False, "ignore_eos": True})
+    answer = host.run(
+        "curl -sS --max-time 20 -H %s %s/completion -d %s", f"Authorization: Bearer {_key(host)}", URL, body
+    )
+    return answer.rc == 0 and '"predicted_n":2' in answer.stdout
+
+
+def _restarts(host):
+    known = json.loads(host.run("cat %s", STATE).stdout or '{"units": {}}')
+    return known["units"].get(SERVER, {"restarts_total": 0})["restarts_total"]
+
+
+def _forget(host):
+    """Let the restarts so far count no more, as an hour does."""
+    _ran(
+        host,
+        "systemctl stop %s; rm -f %s; systemctl reset-failed %s; systemctl start %s",
+        WATCHDOG,
+        STATE,
+        SERVER,
+        WATCHDOG,
+    )
+
+
+def _journal(host, since):
+    return _ran(host, "journalctl -t mixed-gpu-watchdog -t mixed-gpu-notify --no-pager -o cat --since %s", since)
+
+
+def _now(host):
+    # a second is the journal's unit of --since
+    return _ran(host, "sleep 1; date '+%F %T'")
+
+
+def _play(controller, **variables):
+    given = {"server_watchdog_metrics_path": METRICS, **variables}
+    done = controller.play(f"--extra-vars={json.dumps(given)}", playbook=str(controller.directory / "watchdog.yml"))
+    assert done.returncode == 0, done.stdout[-4000:]
+    return int(re.search(r"changed=(\d+)", done.stdout).group(1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hook(host, controller, eventually):
+    """Set up a hook and a metric, and leave the host as the site playbook left it."""
+    script = f'#!/bin/sh\necho "$MIXED_GPU_UNIT: $1" >> {HEARD}\n'
+    _ran(
+        host,
+        "mkdir -p /var/lib/node_exporter && printf %s %s > /usr/local/bin/heard && chmod 755 /usr/local/bin/heard",
+        "%s",
+        script,
+    )
+    _play(controller, server_watchdog_command=["/usr/local/bin/heard"])
+    _forget(host)
+    yield
+    _play(controller, server_watchdog_metrics_path="")
+    _ran(host, "rm -rf /var/lib/node_exporter /usr/local/bin/heard %s", HEARD)
+    _forget(host)
+    eventually(lambda: _answers(host), 120)
+
+
+def test_it_watches_without_being_asked_since_rpc_serves(host):
+    assert _property(host, "ActiveState", WATCHDOG) == "active"
+    assert _property(host, "UnitFileState", WATCHDOG) == "enabled"
+
+
+def test_its_sandbox_is_tight(host):
+    report = _ran(host, "systemd-analyze security --no-pager %s", WATCHDOG)
+    assert float(re.search(rf"exposure level for {WATCHDOG}: ([\d.]+)", report).group(1)) <= 1.5
+
+
+def test_metrics_are_there_before_anything_happened(host):
+    assert "mixed_gpu_watchdog_restarts_total" in host.file(METRICS).content_string
+
+
+@pytest.mark.parametrize("fault", ["server", "device"])
+def test_what_stops_in_mid_decode_is_noticed_and_served_again(host, eventually, fault):
+    eventually(lambda: _answers(host), 120)
+    _forget(host)
+    since, before = _now(host), _property(host, "InvocationID")
+    stopped = SERVER if fault == "server" else PEERS[1]
+    _decode(host, f"decode-{fault}", 400)
+    eventually(lambda: _metric(host, "requests_processing") >= 1)
+    pid = _property(host, "MainPID", stopped)
+    _ran(host, "kill -STOP %s", pid)
+    stopped_at = time.monotonic()
+    eventually(lambda: _restarts(host) == 1, 2 * NOTICED_SECONDS)
+    assert time.monotonic() - stopped_at <= NOTICED_SECONDS
+    eventually(lambda: _property(host, "InvocationID") != before and _answers(host), 120)
+    assert _property(host, "MainPID", stopped) != pid
+    said = _journal(host, since)
+    assert f"{SERVER} " in said and "ending it" in said
+    assert "so the watchdog restarted it (restart 1)" in said
+    assert _ran(host, "grep -c 'so the watchdog restarted it' %s", HEARD) >= "1"
+    assert f'mixed_gpu_watchdog_restarts_total{{unit="{SERVER}"}} 1' in host.file(METRICS).content_string
+    assert _restarts(host) == 1
+
+
+def test_a_server_that_fails_for_good_is_told(host, eventually):
+    since = _now(host)
+    _ran(host, "systemctl kill --kill-whom=main --signal=SIGUSR2 %s", SERVER)
+    eventually(lambda: _property(host, "ActiveState") == "failed")
+    eventually(lambda: f"{SERVER} failed (signal) and stays failed until somebody starts it" in _journal(host, since))
+    assert f'mixed_gpu_watchdog_failures_total{{unit="{SERVER}"}} 1' in host.file(METRICS).content_string
+    assert f"{SERVER}: {SERVER} failed (signal)" in host.file(HEARD).content_string
+    _ran(host, "systemctl restart %s", SERVER)
+    eventually(lambda: _answers(host), 120)
+
+
+# --- shorter times: what must not be taken for a hang, and what comes again and again ---------------------------------
+
+
+@pytest.fixture(scope="module")
+def impatient(controller, host, hook):
+    """Let eight seconds without progress be a hang."""
+    _play(
+        controller,
+        server_watchdog_stall_seconds=8,
+        server_watchdog_poll_seconds=1,
+        server_watchdog_command=["/usr/local/bin/heard"],
+    )
+    settings = json.loads(host.file("/etc/mixed_gpu/watchdog.json").content_string)
+    assert settings["stall_seconds"] < 30, "the baseline's prefill is too slow for this test"
+    return settings["stall_seconds"]
+
+
+def test_thirty_requests_and_a_lease_and_a_play_are_no_hang(host, impatient, eventually):
+    _forget(host)
+    for number in range(30):
+        _decode(host, f"busy-{number}", 30)
+    lease = "systemd-run --quiet --collect --unit=mixed-gpu-lease -p Conflicts=%s -p After=%s sleep 15"
+    time.sleep(2 * impatient)
+    _ran(host, lease, SERVER, SERVER)
+    eventually(lambda: _property(host, "ActiveState") == "inactive")
+    time.sleep(impatient)
+    eventually(lambda: host.run("systemctl is-active mixed-gpu-lease").stdout.strip() != "active")
+    _ran(host, "systemctl start %s", SERVER)
+    eventually(lambda: _answers(host), 120)
+    _ran(host, "systemctl restart %s", SERVER)
+    eventually(lambda: _answers(host), 120)
+    assert _restarts(host) == 0
+
+
+def test_a_stand_in_that_loads_for_long_and_one_that_never_gives_a_token(host, impatient, eventually):
+    """The unit's own program replaced: first by one that loads, then by one that hangs in each request."""
+    _forget(host)
+    dropin = f"/run/systemd/system/{SERVER}.d/test.conf"
+    program = "/usr/local/lib/stand_in.py"
+    text = STAND_IN
+    _ran(host, "mkdir -p /usr/local/lib /run/systemd/system/%s.d", SERVER)
+    _ran(host, "printf %s %s > %s", "%s", text, program)
+    _ran(
+        host,
+        "printf %s %s > %s",
+        "%s",
+        f"[Service]\nExecStart=\nExecStart=/usr/bin/python3 {program}\nMemoryDenyWriteExecute=no\n",
+        dropin,
+    )
+    try:
+        _ran(host, "echo loading > /run/stand_in && systemctl daemon-reload && systemctl restart %s", SERVER)
+        time.sleep(3 * impatient)
+        assert _restarts(host) == 0
+        _ran(host, "echo hangs > /run/stand_in")
+        eventually(lambda: _restarts(host) == 1, 10 * impatient)
+        # it hangs again: the next restart waits for a minute
+        since = _now(host)
+        eventually(lambda: "since it was restarted before" in _journal(host, since), 10 * impatient)
+        assert _restarts(host) == 1
+    finally:
+        _ran(
+            host,
+            "rm -f %s %s /run/stand_in && systemctl daemon-reload && systemctl restart %s",
+            dropin,
+            program,
+            SERVER,
+        )
+    eventually(lambda: _answers(host), 120)
+
+
+STAND_IN = """
+import http.server, pathlib
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        loading = pathlib.Path("/run/stand_in").read_text().strip() == "loading"
+        text = "llamacpp:requests_processing 1\\nllamacpp:n_decode_total 7\\n" if self.path == "/metrics" else "{}"
+        self.send_response(503 if loading else 200)
+        self.end_headers()
+        self.wfile.write(text.encode())
+http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Handler).serve_forever()
+"""

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The module on a record and a baseline as the tuning writes them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+from ansible_collections.homelab.mixed_gpu.plugins.modules import watchdog_plan
+
+ENTRY = {
+    **{name: kind() for name, kind in fact_record.ENTRY_FIELDS},
+    "devices": [{"id": "127.0.0.1:50052"}],
+    "placement": [{"id": "127.0.0.1:50052", "layers": 17}],
+    "split_mode": "layer",
+    "rpc_endpoints": ["127.0.0.1:50052"],
+    "serving": {"batch_size": 2048, "micro_batch_size": 512},
+}
+
+
+@pytest.fixture
+def run(tmp_path, capfd):
+    """Return a function that runs the module on a host with that record and baseline."""
+
+    def call(record=None, baseline=None, **options):
+        fact = tmp_path / "mixed_gpu.fact"
+        if record is not None:
+            fact.write_text(json.dumps({"schema": fact_record.SCHEMA, "active": "m", "models": {"m": record}}))
+        if baseline is not None:
+            (tmp_path / "baselines").mkdir()
+            (tmp_path / "baselines" / "m.json").write_text(json.dumps(baseline))
+        arguments = {"url": "http://127.0.0.1:8080", "fact_file": str(fact), "state_dir": str(tmp_path), **options}
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            watchdog_plan.main()
+        return json.loads(capfd.readouterr().out)
+
+    return call
+
+
+def test_a_host_without_a_record_is_not_watched(run):
+    assert run()["wanted"] is False
+
+
+def test_the_baseline_decides_how_long_is_waited(run):
+    load = {"status": "ok", "layers": [1], "results": [{"kind": "prefill", "n_prompt": 512, "samples_ms": [51200.0]}]}
+    baseline = {
+        "schema": baselines.SCHEMA, "deployment": "m", "recorded_at": "2026-11-24T04:35:00Z", "configuration": {},
+        "loads": [load], "devices": [], "smallest_visible_percent": {}, "device_probe": None, "fit": None,
+        "memory": None, "served": None,
+    }  # fmt: skip
+    found = run(ENTRY, baseline)
+    assert (found.get("wanted"), found.get("stall_seconds")) == (True, 615), found
+    assert found["why"] == "the server uses 1 RPC device"
+    assert found["addresses"] == ["localhost"]
+    assert found["changed"] is False
+
+
+def test_a_damaged_baseline_is_named(run):
+    assert "baselines/m.json cannot be used" in run(ENTRY, {"schema": baselines.SCHEMA})["msg"]
