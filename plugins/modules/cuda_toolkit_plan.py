@@ -33,6 +33,11 @@ options:
     description: Whether a toolkit is wanted. Without, a combination that cannot work is no failure.
     type: bool
     default: true
+  system:
+    description: Name and release of the system whose toolkits are taken, such as V(Ubuntu 24.04). Empty means the
+      host's own.
+    type: str
+    default: ""
   source:
     description: Source of the toolkit.
     type: str
@@ -150,7 +155,7 @@ class Planner:
     def _system(self) -> cuda_compat.System:
         gcc = self._ask("c++", "-dumpversion").partition(".")[0]
         return {
-            "system": driver_host.system(),
+            "system": self.params["system"] or driver_host.system(),
             "gcc": int(gcc) if gcc.isdigit() else 0,
             "glibc": self._ask("getconf", "GNU_LIBC_VERSION").removeprefix("glibc "),
             "driver": self.gpus["driver_version"] if self.gpus["available"] else "",
@@ -231,6 +236,7 @@ def main() -> None:
         argument_spec={
             "goal": {"type": "str", "choices": ["choice", "proof"], "default": "choice"},
             "manage": {"type": "bool", "default": True},
+            "system": {"type": "str", "default": ""},
             "source": {
                 "type": "str",
                 "choices": ["auto", "existing", "distribution", "nvidia", "wheels"],

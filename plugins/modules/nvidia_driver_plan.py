@@ -36,6 +36,11 @@ options:
     type: str
     choices: [packages, settings, rollback, loaded, proof]
     required: true
+  system:
+    description: Name and release of the system whose packages are taken, such as V(Ubuntu 24.04). Empty means the
+      host's own.
+    type: str
+    default: ""
   source:
     description: Source of the packages, for V(packages).
     type: str
@@ -268,6 +273,7 @@ class Planner:
     def packages(self) -> Result:
         """Decide which packages the host is to have, in which versions."""
         host, record = self._look()
+        host["system"] = self.params["system"] or host["system"]
         request, note = self._request(host["system"])
         plan = driver_plan.plan(host, request, driver_record.ours(record))
         step, error, message = None, "", " ".join(filter(None, [plan["foreign"] or plan["note"], note]))
@@ -350,6 +356,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "goal": {"type": "str", "choices": goals, "required": True},
+            "system": {"type": "str", "default": ""},
             "source": {"type": "str", "choices": ["distribution", "nvidia"], "default": "distribution"},
             "branch": {"type": "str", "default": ""},
             "version": {"type": "str", "default": ""},

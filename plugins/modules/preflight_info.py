@@ -22,6 +22,10 @@ attributes:
     support: N/A
     details: This module changes nothing.
 options:
+  system:
+    description: System whose packages are tried on this one, such as V(Ubuntu 24.04). Empty means the host's own.
+    type: str
+    default: ""
   port:
     description: TCP port that the server is to listen on.
     type: int
@@ -217,6 +221,7 @@ def main() -> None:
     disk = {"path": {"type": "path", "required": True}, "needed_mib": {"type": "int", "required": True}}
     module = AnsibleModule(
         argument_spec={
+            "system": {"type": "str", "default": ""},
             "port": {"type": "int", "required": True},
             "server_unit": {"type": "str", "default": "llama-server.service"},
             "memory_mib": {"type": "int", "required": True},

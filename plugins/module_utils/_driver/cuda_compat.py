@@ -60,6 +60,12 @@ PREFERRED: dict[str, tuple[str, ...]] = {
 }
 
 
+_UNKNOWN: t.Final = (
+    f"name one of {', '.join(OFFERS)} in cuda_toolkit_system to try its toolkits, or install a toolkit yourself and "
+    "set cuda_toolkit_root to it, or set cuda_toolkit_manage to false"
+)
+
+
 def parse(version: str) -> Version:
     """Return major and minor of a version such as 13.0 or 13.0.2. Raises ValueError for any other text."""
     found = re.match(r"([0-9]+)\.([0-9]+)(\.|\Z)", version)
@@ -122,6 +128,8 @@ def good_ones(system: System) -> list[tuple[str, str]]:
 def advice(system: System) -> str:
     """Return what to write instead, as the end of a sentence."""
     good = good_ones(system)
+    if system["system"] not in OFFERS:
+        return _UNKNOWN
     if not good:
         return _no_offer(system)
     source, version = good[0]
@@ -191,8 +199,7 @@ def _auto(existing: str, system: System) -> str:
     offers = OFFERS.get(system["system"])
     if offers is None:
         raise UserError(
-            f"{system['system']} is not known to the role cuda_toolkit: install a toolkit yourself and set "
-            "cuda_toolkit_root to it, or set cuda_toolkit_manage to false."
+            f"{system['system']} is not known to the role cuda_toolkit: {_UNKNOWN}."
         )
     good = good_ones(system)
     if not system["driver"] and any(source == "distribution" for source, _version in good):

@@ -29,7 +29,8 @@ def plan(host: HostDriver, request: Request, recorded: t.Container[str]) -> Plan
     if sources is None:
         raise UserError(
             f"The role nvidia_driver knows no driver packages for {host['system']}: use {' or '.join(SYSTEMS)}, or "
-            "install a driver yourself and set nvidia_driver_manage to false."
+            "name one of these in nvidia_driver_system to try its packages, or install a driver yourself and set "
+            "nvidia_driver_manage to false."
         )
     branch, exact = request["branch"], request["version"]
     _check_branch(host["system"], sources, request)

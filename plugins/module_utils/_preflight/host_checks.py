@@ -16,6 +16,8 @@ Check = dict[str, t.Any]
 
 #: Releases that are tested. Newer ones of the same distributions probably work, older ones lack Python 3.11.
 TESTED_RELEASES: t.Final = {"debian": ["12", "13"], "ubuntu": ["24.04"]}
+#: Releases whose packages and repositories are known from what was published, and that were never tried.
+UNTRIED_RELEASES: t.Final = {"ubuntu": ["26.04"]}
 OLDEST_PYTHON: t.Final = (3, 11)
 #: More swap in use than this says that the host is short of memory.
 SWAP_USED_MIB: t.Final = 512
@@ -23,18 +25,34 @@ SWAP_USED_MIB: t.Final = 512
 NEWEST_SAFE_KERNEL: t.Final = (6, 99)
 
 
-def operating_system(system: t.Mapping[str, t.Any]) -> Check:
-    """Return whether the distribution is one that is tested."""
+def operating_system(system: t.Mapping[str, t.Any], treated_as: str = "") -> Check:
+    """Return whether the distribution is one that is tested.
+
+    `treated_as` is the system, such as Ubuntu 24.04, whose packages the owner wants to try on another one, or "".
+    """
     detail = system["pretty_name"] or system["id"] or "unknown"
-    tested = TESTED_RELEASES.get(system["id"] or "")
     version = system["version_id"] or ""
+    tested = TESTED_RELEASES.get(system["id"] or "")
     if tested is not None and version in tested:
         return check("operating system", True, "error", detail, None)
-    if tested is not None and _numbers(version) > _numbers(tested[-1]):
-        cure = f"newer than what is tested ({', '.join(tested)}); name the release when you report a problem"
+    report = "name the release when you report a problem"
+    if treated_as:
+        detail = f"{detail}, treated as {treated_as} (nvidia_driver_system)"
+        return check("operating system", False, "warning", detail, f"nothing of this was tried; {report}")
+    if version in UNTRIED_RELEASES.get(system["id"] or "", []):
+        cure = f"its packages and repositories are known, and none of them was tried; {report}"
         return check("operating system", False, "warning", detail, cure)
-    detail = f"{detail} is not supported"
-    return check("operating system", False, "error", detail, "use Debian 12 or 13, or Ubuntu 24.04")
+    if tested is not None and _numbers(version) > _numbers(tested[-1]):
+        cure = (
+            f"newer than what is tested ({', '.join(tested)}); driver and toolkit are refused unless "
+            f"nvidia_driver_system names the release whose packages to try; {report}"
+        )
+        return check("operating system", False, "warning", detail, cure)
+    cure = (
+        "use Debian 12 or 13, or Ubuntu 24.04 or 26.04; or name one of them in nvidia_driver_system to try its packages"
+        " anyway"
+    )
+    return check("operating system", False, "error", f"{detail} is not supported", cure)
 
 
 def architecture(machine: str) -> Check:

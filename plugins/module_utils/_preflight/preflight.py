@@ -36,7 +36,7 @@ def judge(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> Json:
     (the unit that may hold the port), models (model_checks.read_models), psu_watts (0 where unknown),
     rest_of_machine_watts, power_limits_watts and locked_clocks_mhz (what is to be set, by UUID or end of the name), and
     power_budget_policy (warn, fail or ignore). Raises KeyError for a missing key. It may hold slots_left_out, PCI
-    addresses of cards that need no driver.
+    addresses of cards that need no driver, and system, whose packages are tried on a host of another one.
     """
     found, claimed = checks(host, wanted), claims(host, wanted)
     errors = [f"{row['name']}: {row['detail']}; {row['cure']}." for row in found if is_error(row)]
@@ -59,7 +59,7 @@ def checks(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[C
     known = model_checks.sizes(host, wanted["models"])
     disks = [model_checks.disk_wanted(want, wanted["models"], known) for want in wanted["disk"]]
     return [
-        host_checks.operating_system(host["os"]),
+        host_checks.operating_system(host["os"], wanted.get("system") or ""),
         host_checks.architecture(host["machine"]),
         host_checks.python(host["python_version"]),
         host_checks.root(host["uid"]),

@@ -142,3 +142,11 @@ def test_the_cards_choose_the_release_before_there_is_a_driver(plan, monkeypatch
     assert refused["failed"] and "no target for compute capability 6.1" in refused["msg"]
     left_out = plan(source="nvidia", version="13.0", slots_left_out=["0000:00:00.0"])
     assert left_out["packages"][0] == "cuda-toolkit-13-0"
+
+
+def test_an_unknown_system_is_refused_or_tried_as_another(plan, monkeypatch):
+    monkeypatch.setattr(driver_host, "system", lambda: "Debian 14")
+    refused = plan()
+    assert refused["failed"] and "Debian 14 is not known" in refused["msg"] and "cuda_toolkit_system" in refused["msg"]
+    assert "cuda_toolkit_system" in plan(source="nvidia")["msg"]
+    assert plan(system="Ubuntu 24.04")["packages"][0] == "cuda-toolkit-13-0"

@@ -208,6 +208,13 @@ def test_a_driver_that_a_card_does_not_stand_is_refused_before_anything_is_asked
     assert words not in left.get("msg", "")
 
 
+def test_an_unknown_system_is_refused_or_tried_as_another(plan, host, monkeypatch):
+    monkeypatch.setattr(driver_host, "system", lambda: "Linuxmint 22.1")
+    assert "knows no driver packages for Linuxmint 22.1" in plan("packages")["msg"]
+    assert plan("packages", system="Ubuntu 24.04")["plan"]["main"] == MAIN
+    assert "for Ubuntu 99.04" in plan("packages", system="Ubuntu 99.04")["msg"]
+
+
 def test_the_branch_of_an_exact_version_needs_no_saying(plan, host):
     assert plan("packages", version="595.71.05")["plan"]["branch"] == "595"
 

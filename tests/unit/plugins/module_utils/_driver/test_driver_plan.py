@@ -107,10 +107,22 @@ def test_debian_13_sends_who_wants_580_elsewhere(host):
     assert "begins with branch 590" in refusal(host(system="Debian 13"), source="nvidia")
 
 
+def test_ubuntu_26_04_has_the_names_of_24_04_and_another_repository(host):
+    resolute = host(system="Ubuntu 26.04", kernel_next="7.0.0-27-generic")
+    assert plan(resolute, branch="595")["packages"][0] == "nvidia-headless-595-server-open"
+    assert plan(resolute, branch="595", source="nvidia")["packages"] == [
+        "nvidia-dkms-open", "libnvidia-compute", "nvidia-persistenced",
+    ]  # fmt: skip
+    assert "begins with branch 595, not 580" in refusal(resolute, source="nvidia")
+    signed = plan(resolute, signed_modules=True)["packages"]
+    assert "linux-modules-nvidia-580-server-open-7.0.0-27-generic" in signed
+
+
 def test_what_is_no_branch_no_version_or_no_system(host):
     assert "three digits" in refusal(host(), branch="580-open")
     assert 'nvidia_driver_branch to "570"' in refusal(host(), version="570.86.15")
-    assert "Ubuntu 24.04 or Debian 13 or Debian 12" in refusal(host(system="Fedora 43"))
+    error = refusal(host(system="Fedora 43"))
+    assert "Ubuntu 24.04 or Debian 13 or Debian 12" in error and "in nvidia_driver_system to try its packages" in error
 
 
 def test_a_transitional_package_is_refused_with_what_it_has_become(host, policies):

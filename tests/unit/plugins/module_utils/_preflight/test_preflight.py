@@ -116,6 +116,23 @@ def test_a_newer_release_is_a_warning(system, version):
     assert found["operating system"]["severity"] == "warning"
 
 
+def test_a_known_release_that_was_never_tried_says_so():
+    found = bad(judge(os={"id": "ubuntu", "version_id": "26.04", "pretty_name": "Ubuntu 26.04 LTS"}))
+    assert "none of them was tried" in found["operating system"]["cure"]
+    newer = bad(judge(os={"id": "debian", "version_id": "14", "pretty_name": "Debian 14"}))
+    assert "nvidia_driver_system" in newer["operating system"]["cure"]
+
+
+def test_an_unknown_system_can_be_tried_anyway():
+    mint = {"id": "linuxmint", "version_id": "22.1", "pretty_name": "Linux Mint 22.1"}
+    refused = bad(judge(os=mint))["operating system"]
+    assert refused["severity"] == "error" and "nvidia_driver_system" in refused["cure"]
+    tried = bad(judge(wanted={"system": "Ubuntu 24.04"}, os=mint))["operating system"]
+    assert (tried["severity"], tried["detail"]) == (
+        "warning", "Linux Mint 22.1, treated as Ubuntu 24.04 (nvidia_driver_system)",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("version", ["3.11.2", "3.13.5", "3.14.0rc1"])
 def test_python_versions_are_compared_as_numbers(version):
     assert bad(judge(python_version=version)) == {}
