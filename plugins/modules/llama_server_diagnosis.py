@@ -121,11 +121,12 @@ lines:
 
 import importlib
 import os
+import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import diagnosis, expected, lines
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import diagnosis, expected, hangs, lines
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
     Client,
     ServerError,
@@ -158,8 +159,10 @@ def examine(module: AnsibleModule, asked: load.Asked) -> Json:
     tools = watched_devices.Tools(module, nvml)
     watched = load.watch(client, params["entry"]["devices"], asked, tools)
     baseline = json_file.read_text(os.path.join(params["state_dir"], "baselines", f"{params['deployment']}.json"))
+    state = json_file.read_text(os.path.join(params["state_dir"], "watchdog", "state.json"))
+    hung = hangs.findings(state or "", "llama-server.service", params["journal_days"], time.time())
     judged = diagnosis.diagnose(
-        params["entry"], watched, params["server"], baseline or "", params["tolerance_percent"]
+        params["entry"], watched, params["server"], baseline or "", params["tolerance_percent"], hung
     )
     return {**judged, "deployment": params["deployment"], "at": json_file.utc_now()}
 

@@ -28,17 +28,21 @@ def read_baseline(text: str) -> tuple[Json, list[Json]]:
         return {}, [finding("baseline", "baseline", "note", detail, cure)]
 
 
-def diagnose(entry: Json, watched: Json, server: Json, baseline: str, tolerance_percent: float) -> Json:
+def diagnose(
+    entry: Json, watched: Json, server: Json, baseline: str, tolerance_percent: float, hung: t.Sequence[Json] = ()
+) -> Json:
     """Return the diagnosis of docs/data_formats.md, but for deployment and time.
 
     C(entry) is a deployment of the host's record, C(watched) what load.watch returned, C(server) what
-    llama_server_info did, C(baseline) the text of the host's baseline of this deployment or empty.
+    llama_server_info did, C(baseline) the text of the host's baseline of this deployment or empty, C(hung) what
+    hangs.findings returned.
     """
     entry = deployment.expand(entry)
     observed = [observe(entry, phase, tolerance_percent) for phase in watched["phases"]]
     layer_advice = split_advice.advice(entry, observed)
     found = [
         *_server_findings(server),
+        *hung,
         *device_findings.devices(watched["devices"], observed),
         *device_findings.split(observed),
         *_all_cards(entry, watched, baseline),
