@@ -38,24 +38,30 @@ def check_owner(path: str, trusted: t.Sequence[str] = ()) -> None:
     this always are.
     """
     allowed = {0, os.geteuid(), *(_user_id(name) for name in trusted)}
-    directory = os.path.realpath(free_space(path)[0])
-    while True:
-        status = os.stat(directory)
-        everybody = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
-        if status.st_uid not in allowed:
+    directory = free_space(os.path.abspath(path))[0]
+    for place in _above(directory) + _above(os.path.realpath(directory)):
+        status = os.stat(place)
+        owner = next((each.st_uid for each in (status, os.lstat(place)) if each.st_uid not in allowed), None)
+        if owner is not None:
             raise UserError(
-                f"{directory} belongs to {_user_name(status.st_uid)}, who could have root write elsewhere by a link: "
-                f"give it to root (chown root {directory}), choose another directory, or name the owner in "
+                f"{place} belongs to {_user_name(owner)}, who could have root write elsewhere by a link: give it to "
+                f"root (chown root {place}), choose another directory, or name the owner in "
                 "llm_models_trusted_owners."
             )
-        if everybody:
+        if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
             raise UserError(
-                f"Everybody may write to {directory}, and could have root write elsewhere by a link: take that away "
-                f"(chmod o-w {directory}), or choose another directory."
+                f"Everybody may write to {place}, and could have root write elsewhere by a link: take that away "
+                f"(chmod o-w {place}), or choose another directory."
             )
-        if directory == os.path.dirname(directory):
-            return
+
+
+def _above(directory: str) -> list[str]:
+    """Return a directory and those above it."""
+    found = [directory]
+    while directory != os.path.dirname(directory):
         directory = os.path.dirname(directory)
+        found.append(directory)
+    return found
 
 
 def _user_id(name: str) -> int:

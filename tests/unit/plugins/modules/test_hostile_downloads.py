@@ -420,6 +420,21 @@ def test_a_directory_of_another_user_has_to_be_named(fetch: t.Any, tmp_path: pat
     assert not fetch(answer(GOOD), path=path)["changed"]  # nothing is written, so nothing is in the way
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give links away")
+def test_a_link_that_another_user_may_exchange_is_refused(tmp_path: pathlib.Path) -> None:
+    for name in ("real", "theirs"):
+        (tmp_path / name).mkdir()
+    for link in (tmp_path / "link", tmp_path / "theirs" / "link"):
+        link.symlink_to(tmp_path / "real")
+        disk.check_owner(f"{link}/m.gguf")
+    os.chown(tmp_path / "link", 12345, 12345, follow_symlinks=False)
+    os.chown(tmp_path / "theirs", 12345, 12345)
+    for link in (tmp_path / "link", tmp_path / "theirs" / "link"):
+        with pytest.raises(UserError, match="belongs to the user id 12345"):
+            disk.check_owner(f"{link}/m.gguf")
+        disk.check_owner(f"{link}/m.gguf", ["12345"])
+
+
 def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: pathlib.Path) -> None:
     place = tmp_path / "open"
     place.mkdir()

@@ -12,6 +12,7 @@ import typing as t
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import disk
 from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file, model_plan, random_gguf
 from ansible_collections.homelab.mixed_gpu.tests import failing_disk
 
@@ -110,6 +111,17 @@ def test_files_that_were_set_aside_go_after_some_days(
     assert call(wanted, verify="full")["remove"] == []
     here.write_bytes(b"GGUF of another content")
     assert call(wanted)["remove"] == []
+
+
+def test_generated_models_must_fit_all_together_and_leave_the_reserve(
+    call: t.Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = disk.free_space
+    monkeypatch.setattr(disk, "free_space", lambda path: (free(path)[0], 36 << 20))
+    wanted = [{"id": name, "generate": {}} for name in ("one", "two")]       # 19 MiB each
+    assert len(call(wanted[:1])["generate"]) == 1
+    assert "and one, two still need" in call(wanted)["msg"]
+    assert "and one still needs" in call(wanted[:1], reserve_mib=30)["msg"]
 
 
 def test_what_does_not_fit_is_refused_before_a_download(call: t.Any) -> None:

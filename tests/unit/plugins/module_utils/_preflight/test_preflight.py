@@ -453,3 +453,9 @@ def test_all_that_cannot_work_is_one_text_below_the_table():
     )
     assert found["lines"] == preflight.table(found["checks"]) + preflight.claims_table(found["claims"])
     assert preflight.judge({**HOST, "gpus": GPUS}, WANTED)["problem"] is None
+
+
+def test_a_generated_model_has_the_size_that_it_needs_on_disk():
+    made = {"id": "made", "generate": {"blocks": 64, "embedding_length": 1024, "feed_forward_length": 4096}}
+    known = read_models([made, {"id": "odd", "generate": {"type": "q9"}}], "/srv/models", {})["models"]
+    assert 1900 < known[0]["size_mib"] < 2100 and known[1]["size_mib"] is None
