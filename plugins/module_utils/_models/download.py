@@ -117,6 +117,21 @@ def _leave_redirect_body(response: t.Any, *_arguments: t.Any, **_options: t.Any)
         response.close()
 
 
+def open_session(token: str | None) -> t.Any:
+    """Return an HTTP session: no compression (ranges count stored bytes), the system's certificate authorities."""
+    import requests
+
+    session = requests.Session()
+    session.hooks["response"].append(_leave_redirect_body)
+    session.headers.update({"Accept-Encoding": "identity", "User-Agent": "homelab.mixed_gpu"})
+    if os.path.exists(transfer.SYSTEM_CA_BUNDLE):
+        session.verify = transfer.SYSTEM_CA_BUNDLE
+    if token:
+        # requests drops this header where a redirect leads to another host, as the hub's do
+        session.auth = functools.partial(_authorise, token)
+    return session
+
+
 class Download:
     """One file that comes from a URL, written to an unfinished file beside its place."""
 
@@ -141,23 +156,9 @@ class Download:
         self.token = token
         self.failures, self.furthest, self.restarted = 0, 0, False
 
-    def session(self) -> t.Any:
-        """Return an HTTP session: no compression (ranges count stored bytes), the system's certificate authorities."""
-        import requests
-
-        session = requests.Session()
-        session.hooks["response"].append(_leave_redirect_body)
-        session.headers.update({"Accept-Encoding": "identity", "User-Agent": "homelab.mixed_gpu"})
-        if os.path.exists(transfer.SYSTEM_CA_BUNDLE):
-            session.verify = transfer.SYSTEM_CA_BUNDLE
-        if self.token:
-            # requests drops this header where a redirect leads to another host, as the hub's do
-            session.auth = functools.partial(_authorise, self.token)
-        return session
-
     def fetch(self, wanted: str) -> None:
         """Fill the unfinished file with the content whose hash is ``wanted``. Raises UserError."""
-        session, discarded = self.session(), False
+        session, discarded = open_session(self.token), False
         self.furthest = self.result["resumed_bytes"] = self.part.resumable(wanted)[0]
         self.progress.say(f"asking {urllib.parse.urlsplit(self.url).hostname}")
         while True:

@@ -4,12 +4,10 @@
 
 from __future__ import annotations
 
-import functools
-import os
 import time
 import typing as t
 
-from . import gguf_header, transfer
+from . import download, gguf_header, transfer
 from .gguf_header import Header
 
 SECONDS = 60.0                           # for one header: some MB
@@ -20,11 +18,6 @@ class HeaderUnknownError(Exception):
     """The header cannot be had now, in one clause; a download says it better, and tries again."""
 
 
-def _authorise(token: str, request: t.Any) -> t.Any:
-    request.headers["Authorization"] = f"Bearer {token}"
-    return request
-
-
 def fetch(url: str, token: str | None, size_bytes: int | None) -> tuple[Header, bytes, int]:
     """Return the header of a file, the bytes that it was read from, and the size of the file.
 
@@ -33,15 +26,10 @@ def fetch(url: str, token: str | None, size_bytes: int | None) -> tuple[Header, 
     HeaderUnknownError.
     """
     import requests
+    import urllib3
 
-    session = requests.Session()
-    session.headers.update({"Accept-Encoding": "identity", "User-Agent": "homelab.mixed_gpu"})
-    if os.path.exists(transfer.SYSTEM_CA_BUNDLE):
-        session.verify = transfer.SYSTEM_CA_BUNDLE
-    if token:
-        session.auth = functools.partial(_authorise, token)
     try:
-        with session.get(url, stream=True, timeout=(15, 15)) as response:
+        with download.open_session(token).get(url, stream=True, timeout=(15, 15)) as response:
             if response.status_code != 200:
                 raise HeaderUnknownError(f"{transfer.shown_url(url)} answered with status {response.status_code}")
             length = response.headers.get("Content-Length", "")
@@ -49,20 +37,25 @@ def fetch(url: str, token: str | None, size_bytes: int | None) -> tuple[Header, 
                 raise HeaderUnknownError(f"{transfer.shown_url(url)} does not say how large the file is")
             size = int(length) if size_bytes is None else size_bytes
             return (*_read(response, transfer.shown_url(url), size), size)
-    except requests.exceptions.RequestException as exc:
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
         raise HeaderUnknownError(f"{transfer.shown_url(url)} cannot be read ({type(exc).__name__})") from exc
+
+
+def read_some(raw: t.Any) -> bytes:
+    """Return what has arrived of a body: reading a number of bytes would wait for them, however slowly they come."""
+    read_one = getattr(raw, "read1", None) or raw._fp.read1          # urllib3 before 2 has none of its own
+    return bytes(read_one(_CHUNK_BYTES))
 
 
 def _read(response: t.Any, name: str, size_bytes: int) -> tuple[Header, bytes]:
     """Receive until the header is whole."""
     received, wanted, deadline = bytearray(), 1 << 20, time.monotonic() + SECONDS
-    chunks = response.iter_content(_CHUNK_BYTES)
     while True:
         while len(received) < min(wanted, size_bytes):
-            chunk = next(chunks, b"")
+            chunk = read_some(response.raw)
+            received += chunk
             if not chunk:
                 raise HeaderUnknownError(f"{name} ended after {len(received)} of {size_bytes} bytes")
-            received += chunk
             if time.monotonic() > deadline:
                 raise HeaderUnknownError(f"{name} brought {len(received)} bytes within {SECONDS:.0f} s")
         try:

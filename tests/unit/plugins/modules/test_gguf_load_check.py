@@ -10,11 +10,13 @@ import json
 import os
 import pathlib
 import threading
+import time
 import typing as t
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import load_check
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import remote_header
 from ansible_collections.homelab.mixed_gpu.plugins.modules import gguf_load_check
 from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._models import gguf_bytes as made
@@ -66,7 +68,7 @@ class Server:
 
     def __init__(self) -> None:
         self.heads: dict[str, bytes] = {}
-        self.status, self.sent, self.seen = 200, 0, []
+        self.status, self.sent, self.seen, self.drip = 200, 0, [], False
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -81,6 +83,9 @@ class Server:
                 self.end_headers()
                 with contextlib.suppress(OSError):
                     left = head or b""
+                    while head is not None and outer.drip:
+                        self.wfile.write(b"G")
+                        time.sleep(0.05)
                     while head is not None:
                         chunk, left = left[:65536] or bytes(65536), left[65536:]
                         self.wfile.write(chunk)
@@ -192,6 +197,13 @@ def test_a_server_that_does_not_answer_is_no_failure(check, server):
     assert model["loads"] is None and "answered with status 404" in model["reason"]
     file = remote(server, url="http://127.0.0.1:9/m.gguf")
     assert "cannot be read" in check([file])["models"][0]["reason"]
+
+
+def test_a_server_that_sends_byte_by_byte_is_left(check, server, monkeypatch):
+    monkeypatch.setattr(remote_header, "SECONDS", 0.5)
+    server.drip = True
+    (model,) = check([remote(server, head=made.written())])["models"]
+    assert model["loads"] is None and "within 0 s" in model["reason"]
 
 
 def test_an_engine_that_crashes_says_nothing_about_the_model(check, server, tmp_path):
