@@ -153,7 +153,7 @@ class Host:
         if given or not build_plan.uses_cuda(self.settings):
             return list(given), []
         found = cards.read(self.module.params["host_python"])
-        on_bus = card_ages.cards(host_hardware.nvidia_devices())
+        on_bus = card_ages.cards(host_hardware.nvidia_devices(), self.settings.get("slots_left_out") or ())
         capabilities = card_ages.capabilities(found, on_bus)
         if found["available"] or (on_bus and all(card.compute_capability for card in on_bus)):
             return [capability.replace(".", "") for capability in capabilities], []

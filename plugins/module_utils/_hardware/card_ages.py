@@ -106,9 +106,16 @@ def of_id(device_id: t.Any) -> tuple[Architecture, str] | None:
 
 
 def cards(devices: t.Sequence[Mapping], left_out: t.Collection[str] = ()) -> list[Card]:
-    """Return the cards among entries of host_hardware.nvidia_devices, without those in slots that are left out."""
+    """Return the cards among entries of host_hardware.nvidia_devices that this host's driver has to serve.
+
+    Without those in slots that are left out, and those that a virtual machine has (vfio-pci).
+    """
     out = {same_slot(address) for address in left_out}
-    return [_card(device) for device in devices if same_slot(device["address"]) not in out]
+    return [
+        _card(device)
+        for device in devices
+        if same_slot(device["address"]) not in out and device.get("driver") != "vfio-pci"
+    ]
 
 
 def _card(device: Mapping) -> Card:

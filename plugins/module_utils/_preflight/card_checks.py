@@ -24,6 +24,8 @@ OWN_PROGRAMS: t.Final = ("llama-server", "ggml-rpc-server", "llama-bench")
 OWN_DIRECTORY: t.Final = "/opt/exllama/"
 #: A desktop's share of a card is below this; more is another program's work.
 OTHERS_MIB: t.Final = 1024
+#: Branches before are offered by nobody any more.
+OLDEST_BRANCH: t.Final = 535
 #: BAR1 of a card without resizable BAR.
 SMALL_BAR1_MIB: t.Final = 256
 
@@ -125,7 +127,7 @@ def ages(host: t.Mapping[str, t.Any], left_out: t.Collection[str]) -> list[Check
     if not cards:
         return []
     needs = card_ages.needs(cards)
-    labels = " and ".join(card.label for card in cards if card.architecture)
+    labels = ", ".join(card.label for card in cards if card.architecture)
     if needs.problem:
         severity = "warning" if host["nvidia_module_version"] else "error"
         return [check("card generations", False, severity, needs.problem, card_needs.CURE)]
@@ -147,7 +149,7 @@ def needs_words(needs: card_ages.Needs) -> str:
     first, last = needs.first_cuda, needs.last_cuda
     words = [
         f"driver up to {needs.last_branch}" if needs.last_branch else "",
-        f"driver {needs.first_branch} or later" if needs.first_branch else "",
+        f"driver {needs.first_branch} or later" if (needs.first_branch or 0) > OLDEST_BRANCH else "",
         {True: "open kernel modules", False: "closed kernel modules", None: ""}[needs.open_modules],
         f"CUDA up to {card_ages.words(last)}" if last else "",
         f"CUDA {card_ages.words(first)} or later" if first and first >= (12, 5) else "",

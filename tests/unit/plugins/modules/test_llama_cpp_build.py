@@ -517,6 +517,10 @@ def test_architectures_are_known_from_the_bus_where_no_driver_answers(run, setti
     assert found == run("planned", cuda | {"cuda_architectures": [61, 86]})["planned"]["wanted"]["builds"]
     program(bin_dir / "nvcc", "echo Cuda compilation tools, release 13.0, V13.0.88")
     assert "CUDA 13.0 has no target for compute capability 6.1" in failure(run("planned", cuda))
+    without = cuda | {"slots_left_out": ["00:00.0"]}
+    assert run("planned", without)["planned"]["wanted"]["builds"] == (
+        run("planned", cuda | {"cuda_architectures": [86]})["planned"]["wanted"]["builds"]
+    )
     devices.append({"address": "0000:09:00.0", "device_id": "0x3fff"})
     assert "cards is unknown (Reboot.)" in failure(run("planned", cuda))
 

@@ -98,6 +98,12 @@ def test_a_pair_that_no_driver_serves_is_one_sentence(ids, words):
     assert card_ages.needs(box(*ids, left_out=["01:00.0", "00000000:03:00.0"])).problem == ""
 
 
+def test_a_card_that_a_virtual_machine_has_limits_nothing():
+    devices = [{"address": "0000:01:00.0", "device_id": "0x1b06", "driver": "vfio-pci"},
+               {"address": "0000:02:00.0", "device_id": "0x2b85", "driver": "nouveau"}]
+    assert [card.address for card in card_ages.cards(devices)] == ["0000:02:00.0"]
+
+
 def test_from_an_unknown_card_nothing_is_derived():
     needs = card_ages.needs(box(NEW, P40))
     assert needs.unknown == ["card 10de:3fff (0000:01:00.0)"] and needs.last_branch == 580
