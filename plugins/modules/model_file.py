@@ -198,6 +198,8 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models.placed_f
 
 def check_options(params: dict[str, t.Any]) -> None:
     """Raise UserError for options that do not go together; the SHA-256 is in lower case afterwards."""
+    if any(ord(character) < 32 for character in params["path"]):
+        raise UserError(f"The path {params['path']!r} has a control character: correct it.")
     if params["url"]:
         transfer.check_url(params["url"])
         if not (params["sha256"] or params["git_sha1"]):

@@ -18,6 +18,10 @@ from .transfer import check_sha256, check_url, shown_url, size_text
 # What an entry of `llm_models` may be. A further kind is one more key here, and one more branch in model_files().
 KINDS = ("url", "shards", "path", "generate", "repo")
 HUB_KEYS = ("revision", "files", "quant", "size_bytes")
+_TYPES: t.Final[dict[str, tuple[type, str]]] = {
+    **dict.fromkeys(("url", "path", "repo", "revision", "quant", "sha256"), (str, "text, in quotes")),
+    **dict.fromkeys(("shards", "files"), (list, "list")), "generate": (dict, "dict"),
+}  # fmt: skip
 
 
 def _name_in_url(url: str) -> str:
@@ -75,6 +79,7 @@ def entry_kind(entry: Mapping) -> tuple[str, Json, str]:
             f"{', '.join([*KINDS, *HUB_KEYS])}."
         )
     given = {key: value for key, value in entry.items() if value is not None}
+    _check_types(identifier, given)
     if set(given) == {"id"} and identifier in catalogue.CATALOGUE:
         given = {"id": identifier, **catalogue.CATALOGUE[identifier].entry()}
     kinds = [kind for kind in KINDS if kind in given]
@@ -93,6 +98,20 @@ def entry_kind(entry: Mapping) -> tuple[str, Json, str]:
     if strange:
         raise UserError(f"The model {identifier} has {strange[0]}, which {kind} does not use: remove it.")
     return identifier, given, kind
+
+
+def _check_types(identifier: str, given: Mapping) -> None:
+    """Raise UserError where a value has another type: YAML takes 4.0 for a number and a hash of digits, too."""
+    for key, value in given.items():
+        kind, word = _TYPES.get(key, (object, ""))
+        if not isinstance(value, kind):
+            raise UserError(f"The model {identifier} has the {key} {value!r}: give a {word}.")
+        if key in ("url", "path") and not value.isprintable():
+            raise UserError(f"The {key} of the model {identifier} has a character that cannot be shown: correct it.")
+    for shard in given.get("shards", ()):
+        if not isinstance(shard, t.Mapping):
+            raise UserError(f"The model {identifier} has the shard {shard!r}: give a dict of url and sha256.")
+        _check_types(identifier, {key: value for key, value in shard.items() if value is not None})
 
 
 def hub_questions(entries: t.Sequence[Mapping]) -> list[Json]:

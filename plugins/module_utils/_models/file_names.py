@@ -23,11 +23,13 @@ OWN_ENDINGS = (".part", ".part.json", ".corrupt")
 #: Pickled weights (.bin, .pt, .ckpt) and programs (.py) can run code where they are loaded, and no engine reads them.
 ENGINE_ENDINGS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".bpe", ".vocab")
 
-_WHOLE = re.compile(r"\.(?:gguf|safetensors|bin|pth?|ggml|zip|7z|rar|tar|t?gz|xz|bz2|zst)(?=[-._ ])", re.IGNORECASE)
+_WHOLE = re.compile(
+    r"\.(?:gguf|safetensors|bin|pth?|ggml|zip|7z|rar|tar|t?gz|xz|bz2|zst)(?=[-._ ]|[a-z]{2}$|\d{2,5}$)", re.IGNORECASE
+)
 _PART_WORD = r"(?:part|split|chunk|piece|segment|seg|volume|vol|fragment|frag|slice)"
-#: ``.part1of2``, ``-split-a``, ``.partaa``, ``.chunk_003``, ``.1of3``, ``.z01``, ``.00001``, ``.001``, ``.aa``
+#: ``.part1of2``, ``-split-a``, ``.partaa``, ``.chunk_003``, ``.1of3``, ``.z01``, ``.00001``, ``.001``, ``.aa``, ``aa``
 _SUFFIX = re.compile(
-    rf"[-._ ]+(?:{_PART_WORD}[-._ ]*(?:\d{{1,6}}|(?!ial|s$)[a-z]{{1,3}})(?:[-._ ]*of[-._ ]*\d{{1,6}})?"
+    rf"[-._ ]*(?:{_PART_WORD}[-._ ]*(?:\d{{1,6}}|(?!ial|s$)[a-z]{{1,3}})(?:[-._ ]*of[-._ ]*\d{{1,6}})?"
     r"|\d{1,6}[-._ ]*of[-._ ]*\d{1,6}|[pz]?\d{1,6}|(?P<bare>[a-z]{1,3}))",
     re.IGNORECASE,
 )
@@ -55,6 +57,8 @@ def check_name(name: t.Any, owner: str) -> str:
         raise UserError(f"{start}, which would leave its directory: it is not fetched.")
     if not name.isprintable():  # controls, line ends, overrides of the writing direction
         raise UserError(f"{start}, which has a character that cannot be shown: it is not fetched.")
+    if "$" in name or re.search(r"\{[{%#]", name):      # Ansible expands the former in paths, and Jinja the latter
+        raise UserError(f"{start}, which programs on the way would take for a variable: it is not fetched.")
     long = any(len(part.encode()) > LONGEST_PART_BYTES for part in parts)
     if long or len(name.encode()) > LONGEST_NAME_BYTES:
         raise UserError(f"{start}, which is longer than {LONGEST_PART_BYTES} bytes: it is not fetched.")

@@ -45,6 +45,8 @@ def refused(listed: list[dict[str, t.Any]], **more: t.Any) -> str:
         ("sub/./m.gguf", "leave its directory"), ("sub//m.gguf", "leave its directory"), ("", "leave its directory"),
         ("sub/../../m.gguf", "leave its directory"), ("C:\\m.gguf", "leave its directory"),
         ("/srv/m.gguf", "leave its directory"), ("m" * 201 + ".gguf", "longer than"), ("\u00e4" * 101, "longer than"),
+        ("$HOME/m.gguf", "for a variable"), ("a-${PATH}.gguf", "for a variable"), ("{{ 1 }}.gguf", "for a variable"),
+        ("{% raw %}.gguf", "for a variable"),
         ("d/" * 600 + "m.gguf", "longer than"), (None, "no text"), (7, "no text"), (["m.gguf"], "no text"),
     ],
 )  # fmt: skip
@@ -116,7 +118,9 @@ def test_a_whole_repository_is_what_engines_read() -> None:
         ["m.Q8_0.gguf.split-00001-of-00002", "m.Q8_0.gguf.split-00002-of-00002"], ["m.Q8_0.gguf.chunk_07"],
         ["m.Q8_0.gguf.aa", "m.Q8_0.gguf.ab"], ["m.Q8_0.part1of2.gguf", "m.Q8_0.part2of2.gguf"],
         ["q/m-Q8_0.partaa", "q/m-Q8_0.partab"], ["m.Q8_0.gguf.zip.001", "m.Q8_0.gguf.zip.002"], ["m.Q8_0.gguf.z01"],
-        ["m.Q8_0.GGUF.Part1Of2", "m.Q8_0.GGUF.Part2Of2"],
+        ["m.Q8_0.GGUF.Part1Of2", "m.Q8_0.GGUF.Part2Of2"], ["m.Q8_0.ggufaa", "m.Q8_0.ggufab"],
+        ["m.Q8_0.gguf00", "m.Q8_0.gguf01"], ["m.Q8_0.gguf-00001-of-00002", "m.Q8_0.gguf-00002-of-00002"],
+        ["m.Q8_0.gguf.tar.part1", "m.Q8_0.gguf.tar.part2"], ["m.Q8_0.gguf_part_aa", "m.Q8_0.gguf_part_ab"],
     ],
 )  # fmt: skip
 def test_raw_parts_are_refused_before_a_byte_however_they_are_asked_for(parts: list[str]) -> None:
@@ -137,7 +141,8 @@ def test_raw_parts_are_refused_before_a_byte_however_they_are_asked_for(parts: l
     [
         "m-00001-of-00002.gguf", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "m.gguf.md5",
         "m.gguf.sha256", "m.gguf.md", "m.gguf.zip", "m.gguf.gz", "m.gguf.json", "m.gguf.part", "my-part-2-model.gguf",
-        "m-part-00001-of-00002.gguf", "pytorch_model.bin.index.json", "m.gguf.partial", "m.v0.1.gguf", "config.json",
+        "m-part-00001-of-00002.gguf", "pytorch_model.bin.index.json", "m.gguf.partial",
+        "m.gguf2", "m.gguf.json5", "x.binary", "m.safetensorsx", "m.v0.1.gguf", "config.json",
     ],
 )  # fmt: skip
 def test_what_is_no_raw_part(name: str) -> None:
@@ -168,12 +173,17 @@ def test_a_name_with_brackets_means_itself() -> None:
         ({"url": "https://h/m.gguf.part1of2", "sha256": SHA}, "raw byte part"),
         ({"url": "https://h/m.gguf.001?download=true", "sha256": SHA}, "raw byte part"),
         ({"url": "https://h/m.gguf", "sha256": f"{SHA}\n"}, "not 64 hexadecimal digits"),
-        ({"repo": f"{REPO}\n"}, "no repository"), ({"repo": 5}, "no repository"),
-        ({"repo": REPO, "revision": "main\n"}, "no revision"), ({"repo": REPO, "revision": 3}, "no revision"),
+        ({"repo": f"{REPO}\n"}, "no repository"), ({"repo": 5}, "the repo 5"),
+        ({"repo": REPO, "revision": "main\n"}, "no revision"), ({"repo": REPO, "revision": 4.0}, "the revision 4.0"),
         ({"repo": REPO, "revision": "a/../../x"}, "no revision"), ({"repo": REPO, "revision": "a//b"}, "no revision"),
-        ({"repo": REPO, "quant": "Q4\n"}, "no quant name"), ({"repo": REPO, "quant": 4}, "no quant name"),
+        ({"repo": REPO, "quant": "Q4\n"}, "no quant name"), ({"repo": REPO, "quant": 4}, "the quant 4"),
         ({"repo": REPO, "files": ["m.gguf\n"]}, "cannot be shown"), ({"repo": REPO, "files": [7]}, "no text"),
         ({"repo": REPO, "files": ["m.gguf.partaa"]}, "raw byte part"),
+        ({"repo": REPO, "files": "m.gguf"}, "the files 'm.gguf'"), ({"url": 5, "sha256": SHA}, "the url 5"),
+        ({"url": "https://h/m.gguf", "sha256": int("1" * 64)}, "the sha256 1111"), ({"path": 5}, "the path 5"),
+        ({"path": "/m\0.gguf"}, "cannot be shown"), ({"path": "/m\n.gguf"}, "cannot be shown"),
+        ({"generate": 5}, "the generate 5"), ({"shards": "x"}, "the shards 'x'"), ({"shards": [5]}, "the shard 5"),
+        ({"shards": [{"url": 5}]}, "the url 5"), ({"url": "https://h/%24HOME.gguf", "sha256": SHA}, "for a variable"),
         ({"repo": REPO, "files": ["m.gguf"], "size_bytes": -1}, "the size_bytes -1"),
         ({"repo": REPO, "files": ["m.gguf"], "size_bytes": True}, "the size_bytes True"),
         ({"repo": REPO, "files": ["m.gguf"], "size_bytes": "10"}, "the size_bytes '10'"),
