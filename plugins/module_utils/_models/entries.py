@@ -106,7 +106,7 @@ def _check_types(identifier: str, given: Mapping) -> None:
         kind, word = _TYPES.get(key, (object, ""))
         if not isinstance(value, kind):
             raise UserError(f"The model {identifier} has the {key} {value!r}: give a {word}.")
-        if key in ("url", "path") and not value.isprintable():
+        if key in ("url", "path") and not str(value).isprintable():
             raise UserError(f"The {key} of the model {identifier} has a character that cannot be shown: correct it.")
     for shard in given.get("shards", ()):
         if not isinstance(shard, t.Mapping):
