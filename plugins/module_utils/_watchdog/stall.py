@@ -17,6 +17,8 @@ import typing as t
 Answer = t.Literal["metrics", "loading", "silent", "no_metrics", "away"]
 #: After this share of the limit an exact look is asked for, where the counters are coarse.
 EXACT_AFTER: t.Final = 0.25
+#: So many times longer is waited where coarse counters are all there is.
+COARSE_FACTOR: t.Final = 10
 
 
 class Limits(t.NamedTuple):
@@ -36,7 +38,7 @@ class Look(t.NamedTuple):
     progress: tuple[str, ...] = ()  # of /metrics
     coarse: bool = False  # whether a step may not show in progress
     exact: tuple[str, ...] = ()  # of /slots, where it was asked for
-    stopped: bool = False  # the process is in state T: a signal stopped it
+    stopped: bool = False  # its process, or one of its RPC servers on this host, was stopped by a signal (state T)
     gave_token: bool = False  # of a server without metrics: whether it gave the token that it was asked for
 
 
@@ -90,21 +92,24 @@ def _answered(known: Seen, look: Look, limits: Limits) -> Judgement:
             return Judgement(Seen(look.start, "busy", look.at, look.progress))
         if known.exact_since is None:
             known = known._replace(exact=look.exact, exact_since=look.at)
-    if look.coarse:  # what did not show in the counters counts from the first exact look on
-        since = look.at if known.exact_since is None else known.exact_since
+    limit = limits.stall_seconds
+    if look.coarse and known.exact_since is None:  # /slots is switched off, or was not asked yet
+        limit *= COARSE_FACTOR
+    elif look.coarse:  # what did not show in the counters counts from the first exact look on
+        since = t.cast(float, known.exact_since)
     count = f"{look.processing} request{'' if look.processing == 1 else 's'}"
-    return _judged(known, look, since, limits.stall_seconds, f"has {count} in processing, and no token counter moves")
+    return _judged(known, look, since, limit, f"has {count} in processing, and no token counter moves")
 
 
 def _without_metrics(known: Seen, look: Look, limits: Limits) -> Judgement:
     """Judge a server of which only the kind of its answer is known."""
-    state = "stopped" if look.answer == "silent" and look.stopped else look.answer
+    state = "stopped" if look.stopped else look.answer
     if look.gave_token or known.state != state:
         return Judgement(Seen(look.start, state, look.at))
     limit, clause = {
         "loading": (limits.load_seconds, "is still loading its model"),
         "silent": (limits.load_seconds, "does not answer"),
-        "stopped": (limits.stall_seconds, "does not answer"),
+        "stopped": (limits.stall_seconds, "does not load" if look.answer == "loading" else "does not answer"),
         "no_metrics": (limits.stall_seconds, "answers, but gives neither metrics nor a token"),
     }[state]
     return _judged(known, look, known.since, limit, clause)
@@ -114,5 +119,5 @@ def _judged(known: Seen, look: Look, since: float, limit: float, clause: str) ->
     frozen = look.at - since
     if limit <= 0 or frozen <= limit:
         return Judgement(known, "", frozen)
-    stopped = " (its process was stopped by a signal)" if look.stopped else ""
+    stopped = " (it, or an RPC server of it, was stopped by a signal)" if look.stopped else ""
     return Judgement(known, f"{clause} for {frozen:.0f} s{stopped}", frozen)

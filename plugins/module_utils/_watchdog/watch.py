@@ -47,7 +47,7 @@ class Watch:
     def look(self) -> stall.Look:
         """Look at the server once. Raises KeyRefusedError, and OSError where systemd does not answer."""
         at = time.monotonic()
-        found = host.show(self.settings.unit, self.settings.lease_unit)
+        found = host.show(self.settings.unit, self.settings.lease_unit, *self.settings.peer_units)
         unit, lease = found[self.settings.unit], found[self.settings.lease_unit]
         start = unit.get("InvocationID", "")
         if not host.running(unit) or lease.get("ActiveState") not in ("inactive", "failed"):
@@ -63,7 +63,8 @@ class Watch:
         look = stall.Look(at, start, t.cast("stall.Answer", answer))
         if answer == "no_metrics":
             return look._replace(gave_token=self.server.gives_token(self.settings.stall_seconds))
-        return look._replace(stopped=host.process_state(int(unit.get("MainPID") or 0)) in ("T", "t"))
+        pids = [int(found[name].get("MainPID") or 0) for name in (self.settings.unit, *self.settings.peer_units)]
+        return look._replace(stopped=any(host.process_state(pid) in ("T", "t") for pid in pids))
 
     def step(self) -> None:
         """Look once, and act where the server hangs. Raises as look does."""

@@ -64,6 +64,11 @@ def test_a_load_of_three_minutes_is_none_and_one_of_an_hour_is():
     assert hung_at([kind(at, "loading") for at in range(0, 3600, 5)]) == (605, "is still loading its model for 605 s")
 
 
+def test_a_load_at_an_rpc_server_that_was_stopped_by_a_signal_hangs():
+    looks = [kind(at, "loading", stopped=at > 10) for at in range(0, 300, 5)]
+    assert hung_at(looks) == (80, "does not load for 65 s (it, or an RPC server of it, was stopped by a signal)")
+
+
 def test_a_load_may_take_for_ever_where_the_limit_is_zero():
     assert hung_at([kind(at, "loading") for at in range(0, 90_000, 60)], stall.Limits(60, 0)) is None
 
@@ -75,7 +80,7 @@ def test_a_server_that_falls_silent_while_it_computes_hangs():
 
 def test_that_it_was_stopped_by_a_signal_is_said():
     looks = [metrics(0, 1, 7), *(kind(at, "silent", stopped=True) for at in range(10, 200, 10))]
-    assert hung_at(looks)[1].endswith("for 70 s (its process was stopped by a signal)")
+    assert hung_at(looks)[1].endswith("for 70 s (it, or an RPC server of it, was stopped by a signal)")
 
 
 def test_an_idle_server_that_wakes_up_may_be_silent_as_long_as_a_load():
@@ -152,5 +157,5 @@ def test_slots_are_not_asked_without_need():
             seen = stall.judge(seen, look, LIMITS).seen
 
 
-def test_slots_that_are_not_told_are_no_hang():
-    assert coarse_looks(lambda at: ())[0] is None
+def test_where_slots_are_not_told_coarse_counters_are_waited_for_longer():
+    assert coarse_looks(lambda at: (), until=900)[0] == 605

@@ -71,7 +71,7 @@ def test_a_server_that_was_stopped_in_mid_decode_is_killed(host):
     host.looks(5)
     server.send_signal(signal.SIGSTOP)
     assert server.wait(timeout=20) == -signal.SIGKILL
-    assert "its process was stopped by a signal" in host.end(dog)
+    assert "was stopped by a signal" in host.end(dog)
 
 
 def test_slots_are_not_asked_while_counters_are_exact(host):
@@ -259,3 +259,13 @@ def test_the_program_needs_nothing_beside_its_room(host):
     command = ["-E", "-s", "-B", "-c", "import watchdog.watch, watchdog.notify, sys; print('ansible' in sys.modules)"]
     process = host.start(*command, cwd=host.home / "lib", stdout=subprocess.PIPE, env={"PATH": os.environ["PATH"]})
     assert process.communicate(timeout=60)[0] == "False\n"
+
+
+def test_a_load_at_an_rpc_server_that_was_stopped_ends_with_it(host):
+    server = host.start_server(status=503)
+    peer = host.start("-c", "import time; time.sleep(600)")
+    host.unit(PEER, peer)
+    peer.send_signal(signal.SIGSTOP)
+    host.watch(peer_units=[PEER])
+    assert peer.wait(timeout=20) == -signal.SIGKILL
+    assert server.wait(timeout=20) == -signal.SIGKILL
