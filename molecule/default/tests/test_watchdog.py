@@ -121,6 +121,12 @@ def test_metrics_are_there_before_anything_happened(host):
     assert "mixed_gpu_watchdog_restarts_total" in host.file(METRICS).content_string
 
 
+def test_a_second_watchdog_ends_at_once(host):
+    second = host.run("cd /opt/mixed_gpu/lib && timeout 30 python3 -E -s -B -m watchdog.watch")
+    assert second.rc == 1
+    assert "another watchdog runs" in second.stdout
+
+
 @pytest.mark.parametrize("fault", ["server", "device"])
 def test_what_stops_in_mid_decode_is_noticed_and_served_again(host, eventually, fault):
     eventually(lambda: _answers(host), 120)
@@ -223,6 +229,23 @@ def test_a_stand_in_that_loads_for_long_and_one_that_never_gives_a_token(host, i
             SERVER,
         )
     eventually(lambda: _answers(host), 120)
+
+
+def test_a_server_that_hangs_too_often_stays_failed(host, controller, impatient, eventually):
+    _play(
+        controller, server_watchdog_stall_seconds=8, server_watchdog_poll_seconds=1,
+        server_watchdog_restarts_per_hour=0, server_watchdog_command=["/usr/local/bin/heard"],
+    )  # fmt: skip
+    _forget(host)
+    since = _now(host)
+    _decode(host, "decode-last", 400)
+    eventually(lambda: _metric(host, "requests_processing") >= 1)
+    _ran(host, "kill -STOP %s", _property(host, "MainPID"))
+    eventually(lambda: _property(host, "ActiveState") == "failed", 10 * impatient)
+    eventually(lambda: f"{SERVER} failed (signal) and stays failed" in _journal(host, since))
+    _ran(host, "systemctl restart %s", SERVER)
+    eventually(lambda: _answers(host), 120)
+    assert _restarts(host) == 0
 
 
 STAND_IN = """
