@@ -40,7 +40,8 @@ def modules(host, uvm="511 nvidia-uvm\n"):
 @pytest.fixture(scope="module")
 def box(host, controller):
     """Return the host with a card, the three servers, and a unit that asks the stand-in for the kernel."""
-    host.run(f"systemctl stop {SERVER} {RPC} {UNIT}; rm -f /dev/nvidia*")  # of an earlier run on a kept host
+    # of an earlier run on a kept host
+    host.run(f"systemctl stop {SERVER} {RPC} {UNIT}; systemctl reset-failed; rm -f /dev/nvidia*")
     done = controller.play(str(HERE / "servers.yml"))
     assert done.returncode == 0, done.stdout[-4000:]
     bus, proc = f"{KERNEL}/sys/bus/pci", f"{KERNEL}/proc/driver/nvidia/gpus/{CARD}"
