@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import card_ages
 from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module
 
 
@@ -39,6 +40,8 @@ def test_preflight_of_this_machine(box, tmp_path):
         # where the kernel says something, it says the same as NVML
         assert device["bar1_mib"] in (None, gpu["bar1_total_mib"])
         assert device["width"] in (None, gpu["pcie_width"])
+        architecture, capability = card_ages.of_id(device["device_id"])
+        assert (architecture.name, capability) == (gpu["architecture"], gpu["compute_capability"])
     limits = sum(round(gpu["power_limit_watts"]) for gpu in box["gpus"])
     assert f"more than the power supply gives: steady {limits} W of 1 W" in found["power supply"]["detail"]
     alike = len({(gpu["name"], gpu["compute_capability"]) for gpu in box["gpus"]}) == 1
