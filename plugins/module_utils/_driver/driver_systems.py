@@ -28,7 +28,7 @@ class Source(t.TypedDict, total=False):
     branches: list[str]  # all that the source has; many, where missing
     maintained: list[str]  # branches that NVIDIA ended and the distribution still maintains
     oldest: int  # first branch of NVIDIA's repository
-    default: str  # the branch to name instead of an older one
+    default: str  # the branch where nothing is said, and the one to name instead of an older one; 580 where missing
 
 
 class Branch(t.TypedDict, total=False):
@@ -89,9 +89,10 @@ _NVIDIA_UBUNTU: list[Packages] = [
 
 #: Sources (distribution, nvidia) by system.
 SYSTEMS: dict[str, dict[str, Source]] = {
-    # [Ubuntu's archive as 24.04's; NVIDIA's repository ubuntu2604 begins with 595, Driver Installation Guide 610]
+    # [names of the archive and of NVIDIA's repository: NVIDIA/gpu-driver-container, ubuntu26.04; the repository begins
+    # with 595, Driver Installation Guide 610]
     "Ubuntu 26.04": {
-        "distribution": {"packages": [_UBUNTU], "cure": _UBUNTU_CURE},
+        "distribution": {"packages": [_UBUNTU], "cure": _UBUNTU_CURE, "default": "595"},
         "nvidia": {"packages": _NVIDIA_UBUNTU, "cure": _NVIDIA_CURE, "oldest": 595, "default": "595"},
     },
     "Ubuntu 24.04": {

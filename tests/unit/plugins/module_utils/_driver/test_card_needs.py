@@ -43,6 +43,7 @@ def refusal(*ids, **wish):
         ((TITAN_V, RTX4060), ("Debian 13", "distribution"), "550", False),
         ((GTX1060,), ("Ubuntu 26.04", "distribution"), "580", False),
         ((B200,), ("Ubuntu 26.04", "nvidia"), "595", True),
+        ((RTX2060,), ("Ubuntu 26.04", "distribution"), "595", True),
         ((GTX1060,), ("Debian 12", "nvidia"), "580", False),
         ((RTX2060,), ("Fedora 43", "nvidia"), "580", True),
     ],
