@@ -74,6 +74,7 @@ class Settings:
     max_loads: int
     repeat_disturbed: int
     baseline_max_loads: int
+    keep_campaigns: int                   # of the store; the role has it pruned afterwards
     baseline_tolerance_percent: float
     load_timeout_seconds: int
     lease_file: str
