@@ -89,7 +89,7 @@ def test_a_completion_is_real(host):
 
 
 def _status(host, curl, *words):
-    return host.run(f"{curl} -o /dev/null -w '%%{{http_code}}' --max-time 60 {' '.join(words)}").stdout
+    return host.run(f"{curl} -o /dev/null -w '%{{http_code}}' --max-time 60 {' '.join(words)}").stdout
 
 
 def test_the_key_is_the_hosts_own_and_nobody_else_is_answered(host):
