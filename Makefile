@@ -3,8 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help venv lab ready demo demo-check demo-clean lab-down test lint units sanity docs importer install-test \
   package-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench \
-  bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads gpu-test build picture \
-  requirements clean
+  bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads bench-watchdog gpu-test \
+  build picture requirements clean
 
 # Each scenario has a test host of its own; `make molecule SCENARIO=name` runs one.
 MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit
@@ -95,7 +95,7 @@ upgrade-test: venv  ## upgrades killed at each stage, new versions, the driver; 
 exllamav2-build-test: venv  ## PyTorch and ExLlama's extension with the CUDA wheels, and the real TabbyAPI, without a GPU; up to an hour
 	$(AS_ROOT) tests/lab/exllama_build.sh
 
-bench: bench-planners bench-revalidation bench-downloads bench-tasks bench-live bench-site  ## all benchmarks; each writes its section of docs/benchmarks.md
+bench: bench-planners bench-revalidation bench-downloads bench-tasks bench-live bench-watchdog bench-site  ## all benchmarks; each writes its section of docs/benchmarks.md
 
 bench-planners: venv  ## regret and loads of the planners on recorded and simulated pairs; minutes, no root
 	tests/bench/planners.sh
@@ -114,6 +114,9 @@ bench-tasks: venv  ## the cost of a task with a filter, beside an earlier commit
 
 bench-downloads: venv  ## a verified download beside hf download, get_url and curl; minutes, no root
 	tests/bench/downloads.sh
+
+bench-watchdog: venv  ## what the watchdog costs a decode, on the sandbox; minutes
+	$(AS_ROOT) tests/bench/watchdog.sh
 
 gpu-test: venv  ## the NVML probe and a CUDA build on a real NVIDIA card
 	python -m pytest -v tests/gpu
