@@ -158,7 +158,8 @@ class V3:
         self.vocabulary = config.vocab_size
         bits = order["cache"]
         kind = {"layer_type": exllamav3.CacheLayer_quant, "k_bits": bits[0], "v_bits": bits[1]} if bits else {}
-        self.cache = exllamav3.Cache(self.model, max_num_tokens=order["context_size"], **kind)
+        # as TabbyAPI for models whose blocks keep a state: each slot has one, and the library's own default is 16
+        self.cache = exllamav3.Cache(self.model, max_num_tokens=order["context_size"], max_batch_size=4, **kind)
 
     def layers(self):
         counts = [0] * len(self.order["layers"])

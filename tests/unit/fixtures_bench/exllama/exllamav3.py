@@ -63,6 +63,6 @@ class Model:
 
 
 class Cache:
-    def __init__(self, model, max_num_tokens, layer_type=None, k_bits=None, v_bits=None):
-        assert (layer_type is None) == (k_bits is None)
+    def __init__(self, model, max_num_tokens, layer_type=None, max_batch_size=16, k_bits=None, v_bits=None):
+        assert (layer_type is None) == (k_bits is None) and max_batch_size == 4
         self.max_num_tokens = max_num_tokens

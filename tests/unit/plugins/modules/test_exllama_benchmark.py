@@ -149,9 +149,12 @@ def test_memory_of_each_card_is_told(run):
     ("mode", "status", "words"),
     [
         ("oom", "out_of_memory", "out of memory: CUDA out of memory. Tried to allocate 1.00 GiB"),
-        ("crash", "crashed", "ExLlamaV2 was ended by SIGABRT (RuntimeError: CUDA error: device-side assert triggered)"),
+        (
+            "crash", "crashed", "ExLlamaV2 was ended by SIGABRT: CUDA says device-side assert triggered; this is no "
+            "matter of memory: look for Xid errors of the driver in the kernel log",
+        ),
     ],
-)
+)  # fmt: skip
 def test_what_fails_is_a_result_with_its_reason(run, mode, status, words):
     load = run(mode=mode)["load"]
     assert (load["status"], load["reason"], load["results"]) == (status, words, [])
