@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import typing as t
 
-from .._split import cost_model
+from .._split import cost_model, slot_weights
 from . import split_advice
 
 Json = dict[str, t.Any]
@@ -67,15 +67,16 @@ def expected(entry: Json, kind: str, prompt_tokens: int) -> Expected | None:
     if not fit or decision["split_mode"] != "layer" or not fit.get(f"{kind}_ms_per_slot"):
         return None
     costs = fit[f"{kind}_ms_per_slot"]
+    amounts = slot_weights.of_lists(fit.get("weights"), sum(layers)).amounts(kind, layers)
     if kind == "decode":
-        busy = tuple(cost * count for cost, count in zip(costs, layers, strict=True))
+        busy = tuple(cost * amount for cost, amount in zip(costs, amounts, strict=True))
         return Expected(sum(busy), busy, 1.0, 0.0, 1) if sum(busy) > 0 else None
     micro_batch = min(entry["serving"]["micro_batch_size"], entry["serving"]["batch_size"])
     tested = split_advice.tests_of(entry).get("prefill", {}).get("n_prompt") or prompt_tokens
     batches = cost_model.micro_batches(prompt_tokens, micro_batch)
     fullness = (prompt_tokens / batches) / (tested / cost_model.micro_batches(tested, micro_batch))
     overlap = fit.get("prefill_overlap", 1.0)
-    stages = [fullness * ms for ms in cost_model.stages_ms(costs, layers)]
+    stages = [fullness * ms for ms in cost_model.stages_ms(costs, amounts)]
     of_sum, of_max = cost_model.prefill_weights(batches, overlap)
     total = of_sum * sum(stages) + of_max * max(stages)
     return Expected(total, tuple(batches * ms for ms in stages), of_sum, of_max, batches) if total > 0 else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .._split import layer_search, layer_split, split_cost
+from .._split import layer_search, layer_split, slot_weights, split_cost
 from .._split.workload import needed_kinds
 
 Json = dict[str, t.Any]
@@ -77,8 +77,10 @@ def workload(
     if ("decode" in needed and decode is None) or ("prefill" in needed and prefill is None):
         return None
     micro_batch = min(entry["serving"]["micro_batch_size"], entry["serving"]["batch_size"])
-    overlap = (entry["decision"].get("fit") or {}).get("prefill_overlap", 1.0)
-    return split_cost.workload_cost(decode, prefill, prompt, generated, tested, micro_batch, overlap)
+    fit = entry["decision"].get("fit") or {}
+    weights = slot_weights.of_lists(fit.get("weights"), sum(entry["decision"]["layers"]))
+    overlap = fit.get("prefill_overlap", 1.0)
+    return split_cost.workload_cost(decode, prefill, prompt, generated, tested, micro_batch, overlap, weights)
 
 
 def feasible(entry: Json) -> list[Json]:

@@ -21,10 +21,11 @@ EQUIVALENCE_FACTOR = 3.0
 def as_good_as_default(evidence: Evidence) -> Candidate | None:
     """Return the split to take when llama.cpp's own is practically as fast as the best by the fit, else None.
 
-    The difference must be at most the indifference by a fit that is trusted, from loads that scatter no more than that,
-    and the two so near to each other that
-    even with every layer between them at the steepest step that the fit knows they are within EQUIVALENCE_FACTOR times
-    that: the fit knows steps much better than it knows where they change their sign. The roomier of the two is taken.
+    The difference must be at most the indifference by a fit that is trusted, from loads that scatter no more than that.
+    Each test must have a residual: a form with as many coefficients as loads fits whatever was measured. And the two
+    must be so near to each other that even with every layer between them at the steepest step that the fit knows they
+    are within EQUIVALENCE_FACTOR times that: the fit knows steps much better than it knows where they change their
+    sign. The roomier of the two is taken.
     """
     problem = evidence.problem
     default = evidence.by_layers.get(problem.default)
@@ -33,7 +34,9 @@ def as_good_as_default(evidence: Evidence) -> Candidate | None:
         default is None
         or not all(problem.default)
         or evidence.repeat is not None
-        or (residual is not None and residual > evidence.tolerance("objective"))
+        or residual is None
+        or any(evidence.residual[kind] is None for kind in problem.kinds)
+        or residual > evidence.tolerance("objective")
         or any(is_single(candidate) for candidate in evidence.candidates)
         or evidence.point_noise("objective") > problem.indifference
     ):

@@ -128,6 +128,7 @@ class Evidence:
             problem.prefill_test.n_prompt if problem.prefill_test is not None else tokens,
             problem.micro_batch,
             self.prefill_overlap,
+            problem.weights,
         )
 
     def _fit(self) -> None:
@@ -148,18 +149,21 @@ class Evidence:
         # with as many coefficients as splits every residual is zero and says nothing
         telling = len(self.points) > devices
         if problem.decode_test is not None:
-            points = [(layers, self.measured("decode", layers)) for layers in self.points]
+            points = self._points("decode")
             self.decode_fit = cost_fit.fit_decode(points, self.prior("decode"))
             if telling:
-                predicted = [cost_model.decode_ms(self.decode_fit, layers) for layers, _ms in points]
-                self.residual["decode"] = cost_model.residual_percent(predicted, [ms for _layers, ms in points])
+                predicted = [cost_model.decode_ms(self.decode_fit, amounts) for amounts, _ms in points]
+                self.residual["decode"] = cost_model.residual_percent(predicted, [ms for _amounts, ms in points])
         if problem.prefill_test is not None:
             batches = cost_model.micro_batches(problem.prefill_test.n_prompt, problem.micro_batch)
-            points = [(layers, self.measured("prefill", layers)) for layers in self.points]
             fit = cost_fit.choose_prefill(
-                points, batches, self.point_noise("prefill"), self.decode_fit, self.prior("prefill")
+                self._points("prefill"), batches, self.point_noise("prefill"), self.decode_fit, self.prior("prefill")
             )
             self.prefill_form, self.prefill_overlap, self.prefill_fit, self.residual["prefill"] = fit
+
+    def _points(self, kind: str) -> list[cost_model.Point]:
+        """Return what the fit of C(kind) rests on: amounts and ms of each measured split."""
+        return [(self.problem.weights.amounts(kind, split), self.measured(kind, split)) for split in self.points]
 
     def noise(self, kind: str) -> tuple[float, int]:
         """Return the relative standard deviation between loads of C(kind), and how many degrees of freedom that has.
@@ -170,12 +174,15 @@ class Evidence:
 
     def with_expectation(self, kind: str, spread: float, degrees: int) -> tuple[float, int]:
         """Return a scatter of loads with what the repetitions within loads let expect, for a few degrees more."""
+        return disturbance.with_expectation(spread, degrees, self._repetition_error(kind))
+
+    def _repetition_error(self, kind: str) -> float:
+        """Return the relative standard error of a load's median by its repetitions, the largest of the tests used."""
         kinds = self.problem.kinds if kind == "objective" else (kind,)
-        errors = [
+        return max(
             disturbance.repetition_error(load.samples(part) for loads in self.ok.values() for load in loads)
             for part in kinds
-        ]
-        return disturbance.with_expectation(spread, degrees, max(errors))
+        )
 
     def prior(self, kind: str) -> cost_fit.Prior | None:
         """Return what the device probe says of the devices' costs in a test of C(kind); None without a probe."""
@@ -224,13 +231,14 @@ class Evidence:
 
     def predicted(self, kind: str, layers: Layers) -> float | None:
         """Return what the fit says of C(kind) (decode, prefill of the tested prompt, objective); None without a fit."""
+        amounts = self.problem.weights.amounts(kind, layers)
         if kind == "decode":
-            return None if self.decode_fit is None else cost_model.decode_ms(self.decode_fit, layers)
+            return None if self.decode_fit is None else cost_model.decode_ms(self.decode_fit, amounts)
         if kind == "prefill":
             if self.prefill_fit is None or self.problem.prefill_test is None:
                 return None
             batches = cost_model.micro_batches(self.problem.prefill_test.n_prompt, self.problem.micro_batch)
-            return cost_model.prefill_ms(self.prefill_fit, layers, batches, self.prefill_overlap)
+            return cost_model.prefill_ms(self.prefill_fit, amounts, batches, self.prefill_overlap)
         decode, prefill = self.predicted("decode", layers), self.predicted("prefill", layers)
         if self.decode_fit is None and self.prefill_fit is None:
             return None
@@ -251,7 +259,7 @@ class Evidence:
         if prompt and prefill is not None and problem.prefill_test is not None:
             total += prefill * cost_model.prefill_scale(
                 self.prefill_fit,
-                layers,
+                problem.weights.amounts("prefill", layers),
                 problem.prefill_test.n_prompt,
                 prompt,
                 problem.micro_batch,
@@ -342,8 +350,18 @@ class Evidence:
         return min(others, key=lambda c: (self.objective(c.layers), c.layers), default=None)
 
     def compare(self, kind: str, layers: Layers, other: Layers) -> cost_model.Comparison:
-        """Compare two measured splits; the noise between loads is pooled over all splits."""
-        return cost_model.compare(self.load_means(kind, layers), self.load_means(kind, other), self.spread(kind))
+        """Compare two measured splits; the noise between loads is pooled over all, and at least that of repetitions."""
+        deviation, degrees = self.spread(kind)
+        deviation = max(deviation, self._repetition_error(kind))
+        return cost_model.compare(self.load_means(kind, layers), self.load_means(kind, other), (deviation, degrees))
+
+    def measured_of(self, name: str, layers: Layers) -> float | None:
+        """Return what a split took (ms) by an objective in its own loads; None where a part was not measured."""
+        kinds = needed_kinds(name)
+        if layers not in self.ok or not all(self.load_means(kind, layers) for kind in kinds):
+            return None
+        parts = {kind: self.measured(kind, layers) for kind in kinds}
+        return self._objective(layers, parts.get("decode"), parts.get("prefill"), name)
 
     def value_of(self, name: str, layers: Layers) -> float | None:
         """Return what a split costs (ms) by another objective, as far as known; None when a part of it is unknown."""

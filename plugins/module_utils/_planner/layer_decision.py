@@ -78,7 +78,7 @@ def decide(evidence: Evidence, winner: Candidate, rival: Candidate | None, known
             if prefill is None or problem.prefill_test is None
             else round(1000 * problem.prefill_test.n_prompt / prefill, 3)
         ),
-        "best_by_objective": {name: _best_by(evidence, name) for name in SHOWN_OBJECTIVES},
+        "best_by_objective": {name: _best_by(evidence, name, chosen.layers) for name in SHOWN_OBJECTIVES},
         "range_percent": _rounded(equality.range_percent(evidence)[0], 2),
         "advice": why.advice(evidence, chosen),
         "mib": list(chosen.mib),
@@ -118,14 +118,24 @@ def _gain_over(
     return round(result.percent, 2), [round(result.low, 2), round(result.high, 2)]
 
 
-def _best_by(evidence: Evidence, name: str) -> list[int] | None:
-    """Return the fastest split by another objective, as far as known; None when a part of it was not measured."""
+def _best_by(evidence: Evidence, name: str, chosen: Layers) -> list[int] | None:
+    """Return the fastest split by another objective, as far as known; None when a part of it was not measured.
+
+    By the objective that was asked for it is the chosen one: why.advice names what the fit would prefer. By another the
+    chosen one is kept where its loads were no slower than those of the split that the fit prefers.
+    """
+    if evidence.value_of(name, chosen) is not None and name == evidence.problem.objective:
+        return list(chosen)
     among = list(evidence.by_layers)
     cost = evidence.cost(name) if len(evidence.problem.names) > 2 else None
     if cost is not None and (best := evidence.best_of_all(cost)) is not None:
         among.append(best)
     known = [(value, layers) for layers in among if (value := evidence.value_of(name, layers)) is not None]
-    return list(min(known)[1]) if known else None
+    if not known:
+        return None
+    best = min(known)[1]
+    own, other = evidence.measured_of(name, chosen), evidence.measured_of(name, best)
+    return list(chosen if own is not None and other is not None and own <= other else best)
 
 
 def fit_of(evidence: Evidence) -> Json | None:
@@ -135,6 +145,7 @@ def fit_of(evidence: Evidence) -> Json | None:
     return {
         "decode_ms_per_slot": _rounded(evidence.decode_fit),
         "prefill_ms_per_slot": _rounded(evidence.prefill_fit),
+        "weights": evidence.problem.weights.as_lists(),
         "prefill_form": evidence.prefill_form,
         "prefill_overlap": None if evidence.prefill_form is None else _rounded(evidence.prefill_overlap, 3),
         "decode_residual_percent": _rounded(evidence.residual["decode"], 2),

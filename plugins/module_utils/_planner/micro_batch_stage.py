@@ -196,8 +196,9 @@ def objective_ms(evidence: Evidence, layers: Layers, prefill_ms: float, size: in
         total += evidence.measured("decode", layers) * generated
     if prompt and tested is not None:
         total += prefill_ms * cost_model.prefill_scale(
-            evidence.prefill_fit, layers, tested.n_prompt, prompt, size, evidence.prefill_overlap
-        )
+            evidence.prefill_fit, problem.weights.amounts("prefill", layers), tested.n_prompt, prompt, size,
+            evidence.prefill_overlap,
+        )  # fmt: skip
     return total
 
 

@@ -18,9 +18,16 @@ import typing as t
 
 from .._base import text
 from .._models import model_shapes
-from .._models.types import Model
-from .._split import cost_model, layer_search, layer_split, memory_plan, split_cost, split_problem, workload
-from .._split.types import Serving
+from .._split import (
+    cost_model,
+    layer_search,
+    layer_split,
+    memory_plan,
+    model_weights,
+    split_cost,
+    split_problem,
+    workload,
+)
 
 Json = dict[str, t.Any]
 
@@ -29,17 +36,6 @@ MARGIN_MIB = 256
 
 #: Rows in a table of more than two devices.
 MOST_ROWS = 25
-
-
-def slot_bytes_read(model: Model, serving: Serving, depth_tokens: int) -> list[int]:
-    """Return the bytes that one token reads in each slot, with C(depth_tokens) tokens in the KV cache before it."""
-    windows = model.get("window_tokens") or [0] * model["block_count"]
-    cached = memory_plan.kv_bytes_per_token(model, serving)
-    blocks = [
-        weights + per_token * (min(depth_tokens, window) if window else depth_tokens)
-        for weights, per_token, window in zip(model["block_read_bytes"], cached, windows, strict=True)
-    ]
-    return [*blocks, model["output_bytes"]]
 
 
 def _stages(values: t.Sequence[float], layers: t.Sequence[int]) -> list[float]:
@@ -60,7 +56,7 @@ class _Speeds:
         self.micro_batch = problem.micro_batch
         # half of the answer is there, on average, when a token is generated
         self.depth = problem.depth_tokens + self.prompt + self.generated // 2
-        self.read = slot_bytes_read(model, problem.raw["serving"], self.depth)
+        self.read = model_weights.bytes_read(model, problem.raw["serving"], self.depth)
         # a server asks for the last token's output only, so the output layer costs a prompt next to nothing
         self.work = [2.0 * weights for weights in model["block_weights"]] + [0.0]
         self.bytes_per_ms = [
@@ -91,7 +87,6 @@ class _Speeds:
 def _with_the_best(problem: split_problem.Problem, speeds: _Speeds, devices: int) -> list[layer_split.Layers]:
     """Return the splits to show: beyond two devices, where only a grid is listed, with the best of all and its like.
 
-    The search takes all blocks for equally heavy; the times that are shown do not.
     """
     if devices <= 2:
         return list(problem.splits)
@@ -107,6 +102,7 @@ def _with_the_best(problem: split_problem.Problem, speeds: _Speeds, devices: int
         tuple(generated * (ms or 0.0) / problem.slots for ms in decode),
         tuple(stage),
         tuple((batches - 1) * ms for ms in stage),
+        problem.weights,
     )
     best = problem.search.best(cost)
     found = [] if best is None else [best, *layer_search.moved_by_one(best)]

@@ -89,8 +89,8 @@ class TensorLoads:
             scale = prompt / problem.prefill_test.n_prompt
             if layer:
                 scale = cost_model.prefill_scale(
-                    self.evidence.prefill_fit, self.layers, problem.prefill_test.n_prompt, prompt, self.micro_batch,
-                    self.evidence.prefill_overlap,
+                    self.evidence.prefill_fit, problem.weights.amounts("prefill", self.layers),
+                    problem.prefill_test.n_prompt, prompt, self.micro_batch, self.evidence.prefill_overlap,
                 )  # fmt: skip
             total += prefill * scale
         return total

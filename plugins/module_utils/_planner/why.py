@@ -210,7 +210,9 @@ def _why_there(evidence: Evidence, chosen: Candidate) -> str:
             f"fit, and {room_of(chosen) - room_of(fastest)} MiB roomier where it is tightest"
         )
     if "prefill" in problem.kinds and evidence.prefill_fit is not None and evidence.prefill_overlap > 0:
-        stages = cost_model.stages_ms(evidence.prefill_fit, chosen.layers)
+        stages = cost_model.stages_ms(
+            evidence.prefill_fit, problem.weights.amounts("prefill", chosen.layers)
+        )
         if max(stages) - min(stages) <= max(evidence.prefill_fit) * 1.5:
             return f"{where}: the point where the devices take equally long over a micro-batch"
     if fastest == chosen:
@@ -225,7 +227,24 @@ def advice(evidence: Evidence, chosen: Candidate) -> list[str]:
         f"the model was not understood in every part, so its memory may be counted wrongly: {str(note).rstrip('.')}"
         for note in problem.memory.model.get("notes") or []
     ]
-    return notes + _advice_of_one_device(evidence, chosen)
+    return notes + _advice_of_the_fit(evidence, chosen) + _advice_of_one_device(evidence, chosen)
+
+
+def _advice_of_the_fit(evidence: Evidence, chosen: Candidate) -> list[str]:
+    """Return what the fit would prefer to the chosen split by more than is nothing, and why that was not taken."""
+    fastest = min(evidence.candidates, key=lambda c: (evidence.objective(c.layers), c.layers))
+    here, there = evidence.objective(chosen.layers), evidence.objective(fastest.layers)
+    if fastest == chosen or not 0 < there < here < float("inf") or here / there - 1 <= evidence.problem.indifference:
+        return []
+    what = f"{100 * (1 - there / here):.1f} % less {WHAT_COUNTS[evidence.problem.objective]} by the fit"
+    if not evidence.count(fastest.layers):
+        return [f"{split_name(fastest.layers)} would take {what}; no load was left to measure it"]
+    own, other = (evidence.measured("objective", c.layers) for c in (chosen, fastest))
+    seen = "less" if other < own else "more"
+    return [
+        f"{split_name(fastest.layers)} would take {what}, but took {abs(100 * (1 - other / own)):.1f} % {seen} when "
+        f"measured ({evidence.count(fastest.layers)} and {evidence.count(chosen.layers)} loads): the loads decide"
+    ]
 
 
 def _advice_of_one_device(evidence: Evidence, chosen: Candidate) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json, Mapping
-from .._split import cost_model
+from .._split import cost_model, slot_weights
 from .recorded import ROW_KEYS, prompt_tokens_of, timing_of
 
 
@@ -47,7 +47,7 @@ def _modelled(entry: Mapping, quantity: str, layers: t.Sequence[int]) -> float |
     decode = fit.get("decode_ms_per_slot")
     prefill = fit.get("prefill_ms_per_slot")
     if quantity == "decode":
-        return _decode_ms(layers, decode) if decode else None
+        return _decode_ms(layers, fit) if decode else None
     micro_batch = entry["serving"]["micro_batch_size"]
     if quantity == "prefill":
         tokens = prompt_tokens_of(entry)
@@ -56,17 +56,22 @@ def _modelled(entry: Mapping, quantity: str, layers: t.Sequence[int]) -> float |
     if objective["name"] not in ("request", "ttft") or not prefill or not decode:
         return None
     prompt = _prompt_ms(layers, fit, objective["prompt_tokens"], micro_batch)
-    return prompt + (1 if objective["name"] == "ttft" else objective["generated_tokens"]) * _decode_ms(layers, decode)
+    return prompt + (1 if objective["name"] == "ttft" else objective["generated_tokens"]) * _decode_ms(layers, fit)
 
 
-def _decode_ms(layers: t.Sequence[int], costs: t.Sequence[float]) -> float:
-    return sum(count * cost for count, cost in zip(layers, costs, strict=True))
+def _decode_ms(layers: t.Sequence[int], fit: Mapping) -> float:
+    return cost_model.decode_ms(fit["decode_ms_per_slot"], _amounts("decode", layers, fit))
+
+
+def _amounts(kind: str, layers: t.Sequence[int], fit: Mapping) -> tuple[float, ...]:
+    return slot_weights.of_lists(fit.get("weights"), sum(layers)).amounts(kind, layers)
 
 
 def _prompt_ms(layers: t.Sequence[int], fit: Mapping, tokens: int, micro_batch: int) -> float:
     overlap = fit.get("prefill_overlap")
     batches = cost_model.micro_batches(tokens, micro_batch)
-    return cost_model.prefill_ms(fit["prefill_ms_per_slot"], layers, batches, 1.0 if overlap is None else overlap)
+    amounts = _amounts("prefill", layers, fit)
+    return cost_model.prefill_ms(fit["prefill_ms_per_slot"], amounts, batches, 1.0 if overlap is None else overlap)
 
 
 def chart_line(entry: Mapping, quantity: str, span: tuple[int, int]) -> list[tuple[float, float]]:

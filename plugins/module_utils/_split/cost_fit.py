@@ -47,8 +47,8 @@ class Prior(t.NamedTuple):
 _LARGEST_RATIO = 100.0
 
 
-def fit_decode(points: t.Sequence[tuple[t.Sequence[float], float]], prior: Prior | None = None) -> list[float]:
-    """Return ms per slot and token of each device, from (layers, ms per token) of at least one split.
+def fit_decode(points: Points, prior: Prior | None = None) -> list[float]:
+    """Return ms per average layer and token of each device, from (amounts, ms per token) of at least one split.
 
     Least squares of the relative errors, none below zero. What the splits leave open (fewer independent splits than
     devices) is set as near as possible to the ratios of C(prior), or to a common mean without one.
@@ -73,7 +73,7 @@ def fit_decode(points: t.Sequence[tuple[t.Sequence[float], float]], prior: Prior
 
 
 def _least_squares(
-    points: t.Sequence[tuple[t.Sequence[float], float]], used: t.Sequence[int], near: t.Sequence[float], pull: float
+    points: Points, used: t.Sequence[int], near: t.Sequence[float], pull: float
 ) -> list[float] | None:
     """Solve for the devices in C(used), the others zero: relative deviations from C(near), pulled towards their mean.
 
@@ -107,7 +107,7 @@ def fit_prefill(
     overlap: float = 1.0,
     prior: Prior | None = None,
 ) -> list[float]:
-    """Return ms per block and micro-batch of each device, from (layers, ms per prompt of C(batches) micro-batches).
+    """Return ms per block and micro-batch of each device, from (amounts, ms per prompt of C(batches) micro-batches).
 
     Without overlap the form is linear, and fitted as decoding is.
 
@@ -116,8 +116,7 @@ def fit_prefill(
     them C(start), then by steps that are halved until they are below 1e-7.
     """
     if overlap <= 0:
-        of_blocks = [(cost_model.blocks(layers), ms) for layers, ms in points]
-        return [value / batches for value in fit_decode(of_blocks, prior)]
+        return [value / batches for value in fit_decode(points, prior)]
     devices = len(points[0][0])
     if devices > 2:
         return _fit_many(points, batches, overlap, start, prior)
@@ -163,14 +162,13 @@ def _fit_many(
     """
     devices = len(points[0][0])
     of_sum, of_max = cost_model.prefill_weights(batches, overlap)
-    held = [(cost_model.blocks(layers), ms) for layers, ms in points]
 
     def error_of(slot_ms: t.Sequence[float]) -> float:
         return _squared_error(_predicted(points, slot_ms, batches, overlap), points)
 
     def solved(slot_ms: t.Sequence[float]) -> list[float]:
         rows: list[tuple[list[float], float]] = []
-        for counts, ms in held:
+        for counts, ms in points:
             longest = max(range(devices), key=lambda d: counts[d] * slot_ms[d])
             rows.append(([n * (of_sum + of_max * (d == longest)) for d, n in enumerate(counts)], ms))
         return fit_decode(rows, prior)
@@ -236,7 +234,7 @@ def choose_prefill(
     start: t.Sequence[float] | None = None,
     prior: Prior | None = None,
 ) -> PrefillFit:
-    """Fit the simplest form of prefill that the points (layers, ms per prompt) support.
+    """Fit the simplest form of prefill that the points (amounts, ms per prompt) support.
 
     C(noise) is the relative standard deviation of one point. The forms are tried in the order pipeline, serial,
     between, and a later one is taken when it lowers the sum of squared relative errors by more than 3.84 variances of
@@ -332,7 +330,5 @@ def _scale(shape: t.Sequence[float]) -> float:
     return sum(shape) / sum(value * value for value in shape)
 
 
-def _squared_error(
-    predicted: t.Sequence[float], points: t.Sequence[tuple[t.Sequence[float], float]]
-) -> float:
+def _squared_error(predicted: t.Sequence[float], points: Points) -> float:
     return sum((value / ms - 1) ** 2 for value, (_layers, ms) in zip(predicted, points, strict=True))

@@ -2,16 +2,14 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """What a split costs in time, and how sure that is. Private to this collection. Pure functions only.
 
-Layer mode, single stream. With n_i slots on device i:
+Layer mode, single stream. With n_i layers on device i, each weighed by what it reads or computes (slot_weights.py):
 
-- decode: the devices take turns, so one token takes t = sum(n_i * a_i), a_i in ms per slot and token. A hop between
-  devices costs the same in every split that uses all devices, and so does the output layer on the last of them.
-  Neither can be told apart from such splits: both are spread over the a_i, and the prediction for one device alone
-  contains them, so it is too high by the hop. One device alone is therefore no point of a fit over all devices.
-- prefill: a prompt runs as m = ceil(prompt / micro-batch) micro-batches, c_i in ms per block and micro-batch, in one of
-  three forms. Here n_i counts the blocks, without the output slot: a prompt needs the output of its last token alone,
-  so that slot costs nothing. (On the recorded pair of an H200 with 24 blocks, a pipeline with the output slot as a
-  block misses by up to 10.0 %, without it by 2.4 %.)
+- decode: the devices take turns, so one token takes t = sum(n_i * a_i), a_i in ms per average layer and token. A hop
+  between devices costs the same in every split that uses all devices. It cannot be told apart from such splits and is
+  spread over the a_i, so the prediction for fewer devices contains hops that these do not make. One device alone is
+  therefore no point of a fit over all devices.
+- prefill: a prompt runs as m = ceil(prompt / micro-batch) micro-batches, c_i in ms per average block and micro-batch,
+  in one of three forms.
   pipeline  t = sum(n_i * c_i) + (m - 1) * max(n_i * c_i), what llama.cpp does on CUDA cards and over RPC. This is
             [sum + (m - 1) * max] / m with c_i for the whole prompt;
   serial    t = m * sum(n_i * c_i), where stages cannot overlap (pipelining off, or two devices that are one chip);
@@ -27,7 +25,10 @@ import typing as t
 
 from .._base import stats
 
-Point = tuple[t.Sequence[int], float]
+#: What each device holds, in average layers (slot_weights.py).
+Amounts = t.Sequence[float]
+
+Point = tuple[Amounts, float]
 
 
 def micro_batches(prompt_tokens: int, micro_batch: int) -> int:
@@ -35,20 +36,14 @@ def micro_batches(prompt_tokens: int, micro_batch: int) -> int:
     return max(1, -(-prompt_tokens // micro_batch))
 
 
-def decode_ms(slot_ms: t.Sequence[float], layers: t.Sequence[float]) -> float:
+def decode_ms(slot_ms: t.Sequence[float], amounts: Amounts) -> float:
     """Return the predicted time of one token."""
-    return sum(a * n for a, n in zip(slot_ms, layers, strict=True))
+    return sum(a * n for a, n in zip(slot_ms, amounts, strict=True))
 
 
-def blocks(layers: t.Sequence[int]) -> tuple[int, ...]:
-    """Return the repeating blocks per device: the slots, less the output slot of the last device in use."""
-    last = max(device for device, count in enumerate(layers) if count)
-    return tuple(count - 1 if device == last else count for device, count in enumerate(layers))
-
-
-def stages_ms(slot_ms: t.Sequence[float], layers: t.Sequence[int]) -> list[float]:
+def stages_ms(slot_ms: t.Sequence[float], amounts: Amounts) -> list[float]:
     """Return how long each device takes over one micro-batch of a prompt."""
-    return [cost * count for cost, count in zip(slot_ms, blocks(layers), strict=True)]
+    return [cost * count for cost, count in zip(slot_ms, amounts, strict=True)]
 
 
 def prefill_weights(batches: int, overlap: float = 1.0) -> tuple[float, float]:
@@ -57,17 +52,17 @@ def prefill_weights(batches: int, overlap: float = 1.0) -> tuple[float, float]:
 
 
 def prefill_ms(
-    slot_ms: t.Sequence[float], layers: t.Sequence[int], batches: int, overlap: float = 1.0
+    slot_ms: t.Sequence[float], amounts: Amounts, batches: int, overlap: float = 1.0
 ) -> float:
     """Return the predicted time of a prompt of C(batches) micro-batches; C(overlap) 1 is a pipeline, 0 is serial."""
-    stages = stages_ms(slot_ms, layers)
+    stages = stages_ms(slot_ms, amounts)
     of_sum, of_max = prefill_weights(batches, overlap)
     return of_sum * sum(stages) + of_max * max(stages)
 
 
 def prefill_scale(
     slot_ms: t.Sequence[float] | None,
-    layers: t.Sequence[int],
+    amounts: Amounts,
     tested: int,
     asked: int,
     micro_batch: int,
@@ -85,8 +80,8 @@ def prefill_scale(
         return asked / tested
     tested_batches, asked_batches = micro_batches(tested, micro_batch), micro_batches(asked, micro_batch)
     fullness = (asked / asked_batches) / (tested / tested_batches)
-    before = prefill_ms(slot_ms, layers, tested_batches, overlap)
-    return fullness * prefill_ms(slot_ms, layers, asked_batches, overlap) / before if before > 0 else asked / tested
+    before = prefill_ms(slot_ms, amounts, tested_batches, overlap)
+    return fullness * prefill_ms(slot_ms, amounts, asked_batches, overlap) / before if before > 0 else asked / tested
 
 
 def residual_percent(predicted: t.Sequence[float], measured: t.Sequence[float]) -> float:

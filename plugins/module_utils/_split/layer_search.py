@@ -19,6 +19,7 @@ import itertools
 import operator
 import typing as t
 
+from . import slot_weights
 from .layer_split import Layers, output_device, single_device_splits
 from .split_cost import Cost
 
@@ -280,7 +281,9 @@ class LayerSearch:
         first = self._least_sum(cost, caps)
         if first is None or not any(cost.stage_ms):
             return first
-        stages = sorted({n * ms for ms, cap in zip(cost.stage_ms, caps, strict=True) for n in range(cap + 1)})
+        held = self._weights(cost).prefill
+        amounts = sorted({round(b - a, 6) for a, b in itertools.combinations_with_replacement(held, 2)})
+        stages = sorted({amount * ms for ms in cost.stage_ms for amount in amounts})
         best, least, stage = first, cost.ms(first), cost.longest_ms(first)
         # (bound, lowest stage, highest stage, least sum at or beyond the highest)
         total = least - stage
@@ -300,52 +303,57 @@ class LayerSearch:
             if value < least:
                 best, least = found, value
             total = value - stage
-            heapq.heappush(waiting, (total + stages[low], low, bisect.bisect_left(stages, stage) - 1, total))
+            below = min(middle, bisect.bisect_left(stages, stage)) - 1
+            heapq.heappush(waiting, (total + stages[low], low, below, total))
         return best
+
+    def _weights(self, cost: Cost) -> slot_weights.SlotWeights:
+        return cost.weights or slot_weights.equal(self.slots)
 
     def _least_sum(self, cost: Cost, caps: tuple[int, ...], longest_ms: float | None = None) -> Layers | None:
         """Return the split with the least sum of C(cost) and no stage longer than C(longest_ms).
 
-        A first slot from which a device cannot reach the end at hand reaches no later one, and is dropped. The last end
-        is the output slot, which is no block.
+        A first slot from which a device cannot reach the end at hand reaches no later one, and is dropped.
         """
         sums: list[float] = [0.0, *[_FAR] * self.slots]
         chosen: list[list[int]] = []
         for device, cap in enumerate(caps):
-            blocks, stage_ms = self.slots, cost.stage_ms[device]
-            if longest_ms is not None and stage_ms > 0:
-                blocks = int(longest_ms / stage_ms) + 1
-                while blocks * stage_ms > longest_ms:
-                    blocks -= 1
-            sums, counts = self._sums_with(device, cost, sums, cap, blocks)
+            sums, counts = self._sums_with(device, cost, sums, self._reach(device, cost, cap, longest_ms))
             chosen.append(counts)
         return self._trace(chosen, self.slots) if sums[self.slots] < _FAR else None
 
+    def _reach(self, device: int, cost: Cost, cap: int, longest_ms: float | None) -> list[int]:
+        """Return the last end that a device may reach from each first slot, by its cap and the longest stage."""
+        stage_ms, held = cost.stage_ms[device], self._weights(cost).prefill
+        reach = [min(start + cap, self.slots) for start in range(self.slots)]
+        if longest_ms is not None and stage_ms > 0:
+            limit = longest_ms / stage_ms * (1 + 1e-9) + 1e-6
+            reach = [min(end, bisect.bisect_right(held, held[start] + limit) - 1) for start, end in enumerate(reach)]
+        return reach
+
     def _sums_with(
-        self, device: int, cost: Cost, sums: t.Sequence[float], cap: int, blocks: int
+        self, device: int, cost: Cost, sums: t.Sequence[float], reach: t.Sequence[int]
     ) -> tuple[list[float], list[int]]:
-        """Return the least sums by end with one device more, of at most C(cap) slots and C(blocks) blocks, and counts.
+        """Return the least sums by end with one device more, which reaches C(reach) from each first slot, and counts.
 
         The heap holds the first slots that the device could begin with, by what they promise.
         """
-        most, block_ms = self._most[device], cost.block_ms[device]
-        reach, each_ms = min(cap, blocks), cost.slot_ms[device] + block_ms
+        most, weights = self._most[device], self._weights(cost)
+        slot_ms, block_ms = cost.slot_ms[device], cost.block_ms[device]
+        before_ms = [slot_ms * n + block_ms * m for n, m in zip(weights.decode, weights.prefill, strict=True)]
         after, counts = list(sums), [0] * (self.slots + 1)
         heap: list[tuple[float, int]] = []
-        for end, before in enumerate(sums[: self.slots]):
-            while heap and -heap[0][1] + min(reach, most[-heap[0][1]]) < end:
+        for end, before in enumerate(sums):
+            while heap and min(reach[-heap[0][1]], most[-heap[0][1]] - heap[0][1]) < end:
                 heapq.heappop(heap)
-            if heap and (value := heap[0][0] + end * each_ms) < after[end]:
+            if heap and (value := heap[0][0] + before_ms[end] + cost.hop_ms) < after[end]:
                 after[end], counts[end] = value, end + heap[0][1]
-            if before < _FAR:
-                heapq.heappush(heap, (before - end * each_ms, -end))
-        for start, before in enumerate(sums[: self.slots]):
-            count = self.slots - start
-            if count > min(cap, blocks + 1) or not (count <= most[start] if start else self._alone[device]):
-                continue
-            value = before + count * each_ms - block_ms
-            if value < after[self.slots]:
-                after[self.slots], counts[self.slots] = value, count
+            if before < _FAR and end < self.slots:
+                heapq.heappush(heap, (before - before_ms[end], -end))
+        # all layers on one device need no buffers for passing on, so they fit where the range as a part does not
+        alone = before_ms[self.slots] + cost.hop_ms + sums[0]
+        if self._alone[device] and reach[0] == self.slots and alone < after[self.slots]:
+            after[self.slots], counts[self.slots] = alone, self.slots
         return after, counts
 
 

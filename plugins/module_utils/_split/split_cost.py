@@ -6,35 +6,34 @@ from __future__ import annotations
 
 import typing as t
 
-from . import cost_model
-from .layer_split import output_device
+from . import cost_model, slot_weights
 
 
 class Cost(t.NamedTuple):
-    """What a split costs, in ms: sum(slots[i] * slot_ms[i] + blocks[i] * block_ms[i]) + max(blocks[i] * stage_ms[i]).
+    """What a split costs, in ms: sum(n[i] * slot_ms[i] + m[i] * block_ms[i]) + max(m[i] * stage_ms[i]) + hops.
 
-    The blocks of a device are its slots, less the output slot. Decoding is a sum over slots. A prompt of m
-    micro-batches is a sum over blocks, and where they pass through a pipeline, m - 1 times the longest stage. Tensor
-    mode is a maximum alone.
+    n are the layers of a device and m its blocks, each weighed by C(weights), or all equal without. Decoding is a sum
+    over layers. A prompt is a sum over blocks, and where micro-batches pass through a pipeline, all but one of them
+    times the longest stage. Tensor mode is a maximum alone. Each device in use costs C(hop_ms).
     """
 
     slot_ms: tuple[float, ...]
     block_ms: tuple[float, ...]
     stage_ms: tuple[float, ...]
+    weights: slot_weights.SlotWeights | None = None
+    hop_ms: float = 0.0
 
     def ms(self, layers: t.Sequence[int]) -> float:
         """Return the cost of C(layers)."""
-        last = output_device(layers)
-        total = self.longest_ms(layers)
-        for device, (count, slot_ms, block_ms) in enumerate(zip(layers, self.slot_ms, self.block_ms, strict=True)):
-            total += count * slot_ms + (count - (device == last)) * block_ms
-        return total
+        weights = self.weights or slot_weights.equal(sum(layers))
+        total = self.hop_ms * sum(1 for count in layers if count) + self.longest_ms(layers)
+        total += sum(a * n for a, n in zip(self.slot_ms, weights.amounts("decode", layers), strict=True))
+        return total + sum(b * m for b, m in zip(self.block_ms, weights.amounts("prefill", layers), strict=True))
 
     def longest_ms(self, layers: t.Sequence[int]) -> float:
         """Return the longest stage of C(layers)."""
-        last = output_device(layers)
-        stages = zip(layers, self.stage_ms, strict=True)
-        return max((count - (device == last)) * ms for device, (count, ms) in enumerate(stages))
+        weights = self.weights or slot_weights.equal(sum(layers))
+        return max(ms * m for ms, m in zip(self.stage_ms, weights.amounts("prefill", layers), strict=True))
 
 
 def workload_cost(
@@ -45,11 +44,13 @@ def workload_cost(
     tested_tokens: int,
     micro_batch: int,
     overlap: float,
+    weights: slot_weights.SlotWeights | None = None,
+    hop_ms: float = 0.0,
 ) -> Cost | None:
     """Return what a fit says of a prompt and an answer as coefficients of the layers; None where it says nothing.
 
     C(tested_tokens) is the prompt that the fit of prefill rests on: micro-batches are as full on average as each prompt
-    makes them (see cost_model.prefill_scale).
+    makes them (see cost_model.prefill_scale). C(hop_ms) is that of the whole request.
     """
     known = decode_slot_ms or prefill_slot_ms
     if not known:
@@ -64,4 +65,4 @@ def workload_cost(
         block_ms = [fullness * of_sum * own for own in prefill_slot_ms]
         stage_ms = [fullness * of_max * own for own in prefill_slot_ms]
     counts = any((*slot_ms, *block_ms, *stage_ms))
-    return Cost(tuple(slot_ms), tuple(block_ms), tuple(stage_ms)) if counts else None
+    return Cost(tuple(slot_ms), tuple(block_ms), tuple(stage_ms), weights, hop_ms) if counts else None

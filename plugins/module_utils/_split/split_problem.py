@@ -8,14 +8,18 @@ Whatever is not as docs/data_formats.md describes it is a UserError that names t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing as t
 
 from .._base.errors import UserError
 from .._base.fields import field
 from .._base.types import Json, Mapping
-from . import engines, exl_split, layer_search, layer_split, memory_plan, workload
+from . import engines, exl_split, layer_search, layer_split, memory_plan, model_weights, slot_weights, workload
 from .layer_split import Layers
 from .types import Model
+
+#: max_loads is for two devices. Each further one is one more cost to learn, by a load, and one more load to check it.
+LOADS_PER_DEVICE: t.Final = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,13 @@ class Problem:
     repeat_disturbed: int
     #: kind of test -> what a small model alone on each device says of the devices' costs, in any unit
     probed: t.Mapping[str, tuple[float, ...]]
+
+    @functools.cached_property
+    def weights(self) -> slot_weights.SlotWeights:
+        """How heavy the layers are, one against another, at the depth of the decode test."""
+        test = self.decode_test
+        depth = 0.0 if test is None else test.n_depth + test.n_gen / 2
+        return model_weights.of_model(self.memory.model, self.memory.serving, depth)
 
     @property
     def engine(self) -> str:
@@ -154,7 +165,7 @@ def read_problem(raw: t.Any) -> Problem:
         decode_test=decode_test,
         prefill_test=prefill_test,
         indifference=field("problem", raw, "indifference", (int, float), 0),
-        max_loads=field("problem", raw, "max_loads", int, 1),
+        max_loads=field("problem", raw, "max_loads", int, 1) + LOADS_PER_DEVICE * max(0, len(devices) - 2),
         repeat_disturbed=field("problem", {"repeat_disturbed": 2, **raw}, "repeat_disturbed", int, 0),
         probed=_read_probe(raw.get("device_probe"), len(devices)),
     )
@@ -231,6 +242,9 @@ def _read_model(model: Mapping) -> Model:
             raise UserError(f"{where}.{key} must have one number per block, {blocks}, not {len(values)}")
         if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in values):
             raise UserError(f"{where}.{key} must hold whole numbers of zero or more")
+    for key in ("block_read_bytes", "block_weights"):
+        if len(field(where, {key: [0] * blocks, **model}, key, list)) != blocks:
+            raise UserError(f"{where}.{key} must have one number per block, {blocks}, not {len(model[key])}")
     for key in ("output_bytes", "vocabulary_size", "feed_forward_length", "head_count"):
         field(where, model, key, int, 0)
     field(where, model, "embedding_length", int, 1)

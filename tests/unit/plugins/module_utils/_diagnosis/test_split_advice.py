@@ -10,7 +10,7 @@ import pathlib
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import split_advice
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import cost_model, deployment
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import cost_model, deployment, slot_weights
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,7 +90,8 @@ def objective_ms(entry, layers):
     fit, asked = entry["decision"]["fit"], entry["decision"]["objective"]
     name, batch = asked["name"], entry["serving"]["micro_batch_size"]
     batches = cost_model.micro_batches(asked["prompt_tokens"], batch)
-    prefill = cost_model.prefill_ms(fit["prefill_ms_per_slot"], layers, batches, fit["prefill_overlap"])
+    blocks = slot_weights.equal(sum(layers)).amounts("prefill", layers)
+    prefill = cost_model.prefill_ms(fit["prefill_ms_per_slot"], blocks, batches, fit["prefill_overlap"])
     token = cost_model.decode_ms(fit["decode_ms_per_slot"], layers)
     generated = asked["generated_tokens"] * token
     return {"decode": generated, "agent": generated, "prefill": prefill, "ttft": prefill + token}.get(

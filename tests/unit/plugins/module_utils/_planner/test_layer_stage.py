@@ -18,6 +18,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     cost_model,
     measured_loads,
     memory_plan,
+    slot_weights,
     split_cost,
     split_problem,
 )
@@ -78,13 +79,21 @@ class Pair:
     ) -> None:
         self.decode, self.prefill, self.noise, self.hop = decode, prefill, noise, hop
         self.random = random.Random(seed)
+        #: How heavy layers are; all equal, the output layer among them, where it is None.
+        self.weights: slot_weights.SlotWeights | None = None
+
+    def amounts(self, kind: str, layers: t.Sequence[int]) -> tuple[float, ...]:
+        return (self.weights or slot_weights.equal(sum(layers))).amounts(kind, layers)
 
     def decode_ms(self, layers: t.Sequence[int]) -> float:
         hops = sum(1 for count in layers if count) - 1
-        return sum(a * n for a, n in zip(self.decode, layers, strict=True)) + self.hop * hops
+        return cost_model.decode_ms(self.decode, self.amounts("decode", layers)) + self.hop * hops
 
     def prefill_ms(self, layers: t.Sequence[int], tokens: int) -> float:
-        return cost_model.prefill_ms(self.prefill, layers, cost_model.micro_batches(tokens, 512))
+        return self.overlapping(layers, cost_model.micro_batches(tokens, 512), 1.0)
+
+    def overlapping(self, layers: t.Sequence[int], batches: int, overlap: float) -> float:
+        return cost_model.prefill_ms(self.prefill, self.amounts("prefill", layers), batches, overlap)
 
     def objective_ms(self, problem: Json, layers: t.Sequence[int]) -> float:
         wanted = problem["objective"]
@@ -359,6 +368,7 @@ def test_the_test_nearest_to_the_depth_counts() -> None:
     problem = at_depth(8192, 16384)
     problem["tests"] = [*TESTS, *(test | {"n_depth": 8192} for test in TESTS)]
     deep = Pair((0.45, 0.86), (4, 9))
+    deep.weights = split_problem.read_problem(problem).weights
 
     def measure(load: Json) -> Json:
         done = deep.measure(load)
@@ -486,12 +496,13 @@ def test_one_device_alone_is_no_point_of_the_fit() -> None:
     """It makes no hop: a fit that took it for an anchor would get the costs of the others wrong."""
     problem = make_problem(objective="decode")
     pair = Pair((0.45, 0.60), (4, 6), hop=4.0)
+    pair.weights = split_problem.read_problem(problem).weights
     plan, loads, plans = campaign(problem, pair)
     assert all(all(load["layers"]) for load in plans[0]["loads"])
     assert [33, 0] in [load["layers"] for load in loads]
     fit = plan["decision"]["fit"]
     for layers in ((32, 1), (17, 16), (1, 32)):
-        predicted = sum(a * n for a, n in zip(fit["decode_ms_per_slot"], layers, strict=True))
+        predicted = cost_model.decode_ms(fit["decode_ms_per_slot"], pair.amounts("decode", layers))
         assert predicted == pytest.approx(pair.decode_ms(layers), rel=1e-3)
     row = next(row for row in plan["decision"]["table"] if row["layers"] == [33, 0])
     # what is said of it from the others contains a hop that it does not make
@@ -541,7 +552,7 @@ def test_the_device_probe_tells_what_two_anchors_cannot() -> None:
 
     class Serial(Pair):
         def prefill_ms(self, layers: t.Sequence[int], tokens: int) -> float:
-            return cost_model.prefill_ms(self.prefill, layers, cost_model.micro_batches(tokens, 512), 0.0)
+            return self.overlapping(layers, cost_model.micro_batches(tokens, 512), 0.0)
 
     pair = Serial((0.5, 0.6), (10.0, 11.5), noise=0.002)
     problem = make_problem((480, 260), objective="prefill", prompt_tokens=4096)
@@ -865,7 +876,9 @@ def many(devices: int, seed: int, objective: str, **changes: t.Any) -> tuple[Jso
     for device in problem["devices"]:
         device["free_mib"] = device["total_mib"] = int(need * luck.uniform(0.9, 2.2)) + 60
     decode = [luck.uniform(0.3, 1.5) for _device in range(devices)]
-    return problem, Pair(decode, [speed * luck.uniform(5, 20) for speed in decode], noise=0.0005, seed=seed)
+    pair = Pair(decode, [speed * luck.uniform(5, 20) for speed in decode], noise=0.0005, seed=seed)
+    pair.weights = split_problem.read_problem(problem).weights
+    return problem, pair
 
 
 def least_ms(problem: Json, pair: Pair) -> float:
@@ -876,7 +889,10 @@ def least_ms(problem: Json, pair: Pair) -> float:
     generated = wanted["generated_tokens"] if wanted["name"] != "prefill" else 0
     prefill = [own if wanted["name"] != "decode" else 0.0 for own in pair.prefill]
     cost = split_cost.Cost(
-        tuple(generated * own for own in pair.decode), tuple(prefill), tuple((batches - 1) * own for own in prefill)
+        tuple(generated * own for own in pair.decode),
+        tuple(prefill),
+        tuple((batches - 1) * own for own in prefill),
+        pair.weights,
     )
     best = checked.search.best(cost)
     assert best is not None and cost.ms(best) == pytest.approx(pair.objective_ms(problem, best))
@@ -913,7 +929,7 @@ def test_among_practically_equal_splits_the_roomiest_of_all_is_taken() -> None:
     decision = plan["decision"]
     assert pair.objective_ms(problem, decision["layers"]) <= 1.06 * least_ms(problem, pair)
     search = split_problem.read_problem(problem).search
-    cost = split_cost.Cost(tuple(pair.decode), (0.0,) * 4, (0.0,) * 4)
+    cost = split_cost.Cost(tuple(pair.decode), (0.0,) * 4, (0.0,) * 4, pair.weights)
     best = search.best(cost)
     assert best is not None
     # half of the indifference may go for room, the rest is for the fit's error
@@ -969,9 +985,36 @@ def test_more_devices_than_loads_still_end() -> None:
     problem, pair = many(8, seed=4, objective="request")
     problem["max_loads"] = 7
     plan, loads, plans = campaign(problem, pair)
-    assert len(plans[0]["loads"]) == 4 and len(loads) <= 7
-    anchors = [pair.objective_ms(problem, load["layers"]) for load in loads[:4]]
+    assert len(plans[0]["loads"]) == 8 and len(loads) <= 7 + 2 * 6
+    anchors = [pair.objective_ms(problem, load["layers"]) for load in loads[:8]]
     assert pair.objective_ms(problem, plan["decision"]["layers"]) <= min(anchors)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_best_split_for_the_objective_is_the_chosen_one(seed: int) -> None:
+    """What the fit prefers to it by more than is nothing is named with the reason why it was not taken."""
+    problem = make_problem(budget=(400, 400), max_loads=4, indifference=0.005)
+    plan, _loads, _plans = campaign(problem, Pair((0.45, 0.86), (4, 9), noise=0.06, seed=seed))
+    decision = plan["decision"]
+    assert decision["best_by_objective"]["request"] == decision["layers"]
+    checked = split_problem.read_problem(problem)
+    evidence = Evidence(checked, measured_loads.read_loads(checked, _loads))
+    fastest = min(evidence.candidates, key=lambda c: evidence.objective(c.layers))
+    here, there = evidence.objective(tuple(decision["layers"])), evidence.objective(fastest.layers)
+    preferred = here / there - 1 > 0.005
+    assert any(f"{'/'.join(map(str, fastest.layers))} would take" in line for line in decision["advice"]) == preferred
+
+
+def test_another_split_of_a_fit_without_residual_is_measured_before_all_are_equal() -> None:
+    """Blocks that get lighter: a form with three coefficients fits three loads exactly, and says nothing."""
+    problem = make_problem(objective="prefill", prompt_tokens=4096, blocks=64, indifference=0.02)
+    problem["model"]["block_bytes"] = [(130 - block) * 2**17 for block in range(64)]
+    pair = Pair((1.0, 1.6), (10.0, 16.0), noise=0.002)
+    pair.weights = split_problem.read_problem(problem).weights
+    plan, loads, _plans = campaign(problem, pair)
+    if plan["decision"]["verdict"] == "no_difference":
+        assert plan["decision"]["fit"]["prefill_residual_percent"] is not None
+    assert pair.objective_ms(problem, plan["decision"]["layers"]) <= 1.01 * exhaustive(problem, pair, plan)
 
 
 # --- a recorded pair -------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import typing as t
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import predictor
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import known_devices
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import known_devices, model_weights
 
 RECORDED = json.loads(
     (pathlib.Path(__file__).parents[4] / "fixtures" / "dry_run" / "shapes_b11312.json").read_text(encoding="utf-8")
@@ -95,9 +95,9 @@ def test_experts_are_read_by_their_use_and_windows_by_their_length() -> None:
     assert ratio == pytest.approx(10, rel=0.1)
     gemma = model_shapes.model("gemma_3_27b_it_q4_k_m")
     flat = {**gemma, "window_tokens": [0] * 62}
-    near, far = (predictor.slot_bytes_read(gemma, SERVING, depth) for depth in (1024, 8192))
+    near, far = (model_weights.bytes_read(gemma, SERVING, depth) for depth in (1024, 8192))
     assert [b - a for a, b in zip(near, far, strict=True)][4:7] == [0, 7168 * 8192, 0]
-    assert sum(predictor.slot_bytes_read(flat, SERVING, 8192)) > sum(far)
+    assert sum(model_weights.bytes_read(flat, SERVING, 8192)) > sum(far)
 
 
 def test_what_does_not_fit_says_what_would() -> None:

@@ -22,6 +22,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     cost_model,
     measured_loads,
     memory_plan,
+    slot_weights,
     split_problem,
 )
 
@@ -91,7 +92,8 @@ class Devices:
         if test["kind"] == "decode":
             return cost_model.decode_ms(self.decode, load["layers"]) * tokens
         per_batch = [cost * size / 512 * self.size_factor[size] for cost in self.prefill]
-        return cost_model.prefill_ms(per_batch, load["layers"], cost_model.micro_batches(tokens, size))
+        blocks = slot_weights.equal(BLOCKS + 1).amounts("prefill", load["layers"])
+        return cost_model.prefill_ms(per_batch, blocks, cost_model.micro_batches(tokens, size))
 
     def measure(self, load: Json) -> Json:
         common = self.luck(self.noise)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What a token reads and computes in each layer of a model. Private to this collection. Pure functions only."""
+
+from __future__ import annotations
+
+from . import memory_plan, slot_weights
+from .types import Model, Serving
+
+
+def bytes_read(model: Model, serving: Serving, depth_tokens: float) -> list[float]:
+    """Return the bytes that one token reads in each layer, with C(depth_tokens) tokens in the KV cache before it."""
+    windows = model.get("window_tokens") or [0] * model["block_count"]
+    cached = memory_plan.kv_bytes_per_token(model, serving)
+    read = model.get("block_read_bytes") or model["block_bytes"]
+    blocks = [
+        weights + per_token * (min(depth_tokens, window) if window else depth_tokens)
+        for weights, per_token, window in zip(read, cached, windows, strict=True)
+    ]
+    return [*blocks, float(model["output_bytes"])]
+
+
+def of_model(model: Model, serving: Serving, depth_tokens: float) -> slot_weights.SlotWeights:
+    """Return the weights of a model's layers, decoding at a depth of C(depth_tokens)."""
+    read = bytes_read(model, serving, depth_tokens)
+    work = model.get("block_weights") or model["block_bytes"]
+    if min(read[:-1]) <= 0 or min(work) <= 0:
+        return slot_weights.equal(len(read))
+    return slot_weights.SlotWeights(
+        slot_weights.prefix_sums(slot_weights.relative(read)),
+        slot_weights.prefix_sums([*slot_weights.relative(work), 0.0]),
+    )
