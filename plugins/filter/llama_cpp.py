@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Filters on llama-server. Each is documented in a file of its name beside this one."""
+"""Filters on the units that serve. Each is documented in a file of its name beside this one."""
 
 from __future__ import annotations
 
@@ -33,9 +33,23 @@ def llama_server_url(host: str, port: int) -> str:
     return llama_server.url(host, port)
 
 
+def unit_sandbox(
+    device_nodes: t.Any, networks: t.Any, engine: str = "llama_cpp", cache: str = "", nccl: bool = False
+) -> list[str]:
+    """Return the sandbox of a unit that serves, as lines."""
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import unit_sandbox as sandbox
+
+    found = sandbox.lines(engine, device_nodes, networks, nccl)
+    return found + (sandbox.cache_lines(engine, cache) if cache and device_nodes else [])
+
+
 class FilterModule:
-    """Filters on llama-server."""
+    """Filters on the units that serve."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return the filters by name."""
-        return {"llama_server_command": llama_server_command, "llama_server_url": llama_server_url}
+        return {
+            "llama_server_command": llama_server_command,
+            "llama_server_url": llama_server_url,
+            "unit_sandbox": unit_sandbox,
+        }

@@ -85,6 +85,7 @@ environment:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import sandboxed_run, unit_sandbox
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import outcome
@@ -108,21 +109,15 @@ def main() -> None:
         module.fail_json(msg=f"There is no Python {params['python']}: install ExLlama (role exllamav2), or set python.")
     given = {name: str(value) for name, value in params["environment"].items()}
     environment = {**engines.cuda_environment(params["cuda_ids"]), **given}
-    limit = f"{max(1, params['timeout_seconds'])}s"
-    command = [
-        module.get_bin_path("timeout", required=True),
-        "--signal=KILL",
-        limit,
-        params["python"],
-        params["worker"],
-    ]
-    rc, stdout, stderr = module.run_command(
-        command,
-        data='{"action": "devices"}',
-        expand_user_and_vars=False,
-        errors="replace",
-        environ_update=environment,
+    command = [params["python"], params["worker"], '{"action": "devices"}']
+    sandbox = sandboxed_run.Sandbox(
+        engine="exllama", device_nodes=unit_sandbox.nodes(["CUDA"]), files=[params["python"], params["worker"]]
     )
+    try:
+        ended = sandboxed_run.run(command, sandbox, environment, max(1, params["timeout_seconds"]))
+    except UserError as exc:
+        module.fail_json(msg=f"PyTorch cannot list the cards: {exc}.")
+    rc, stdout, stderr = ended.rc, ended.stdout, ended.stderr
     if rc != 0:
         module.fail_json(
             msg=f"PyTorch cannot list the cards: {outcome.how_it_ended(rc)} ({outcome.last_words(stderr)}).",

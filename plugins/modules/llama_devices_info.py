@@ -142,9 +142,9 @@ environment:
 """
 
 import os
-import time
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import sandboxed_run, unit_sandbox
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import device_list, engines
@@ -159,14 +159,16 @@ def list_devices(module: AnsibleModule, environment: dict[str, str]) -> list[Lis
     limit = params["timeout_seconds"]
     if not os.path.isfile(program) or not os.access(program, os.X_OK):
         module.fail_json(msg=f"There is no program {program}: install llama.cpp (role llama_cpp), or set llama_bench.")
-    command = [module.get_bin_path("timeout", required=True), "--signal=KILL", f"{limit}s"]
-    command += llama_bench.list_devices_command(program, endpoints)
-    started = time.monotonic()
-    rc, stdout, stderr = module.run_command(
-        command, environ_update={"GGML_NO_BACKTRACE": "1", **environment}, expand_user_and_vars=False, errors="replace"
-    )
+    command = llama_bench.list_devices_command(program, endpoints)
+    # which kinds of devices there are is the question
+    sandbox = sandboxed_run.Sandbox(device_nodes=unit_sandbox.ALL_NODES, endpoints=endpoints)
+    try:
+        ended = sandboxed_run.run(command, sandbox, {"GGML_NO_BACKTRACE": "1", **environment}, limit)
+    except UserError as exc:
+        module.fail_json(msg=f"The devices cannot be listed: {exc}.")
+    rc, stdout, stderr = ended.rc, ended.stdout, ended.stderr
     if rc != 0:
-        if rc in (-9, 137) and time.monotonic() - started >= limit:
+        if ended.timed_out:
             if endpoints:
                 cure = (
                     "an RPC server serves one client at a time, so stop whatever uses"

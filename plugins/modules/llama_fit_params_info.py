@@ -152,9 +152,11 @@ command:
 """
 
 import os
+import signal
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import sandboxed_run, unit_sandbox
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import fit_params
 
@@ -166,16 +168,21 @@ def ask(module: AnsibleModule, command: list[str]) -> tuple[list[dict[str, t.Any
     if not os.path.isfile(program) or not os.access(program, os.X_OK):
         return [], f"there is no program {program}: install llama.cpp (role llama_cpp)"
     environment = {"GGML_NO_BACKTRACE": "1", **{name: str(value) for name, value in params["environment"].items()}}
-    rc, stdout, stderr = module.run_command(
-        [module.get_bin_path("timeout", required=True), "--signal=KILL", f"{limit}s", *command],
-        environ_update=environment, expand_user_and_vars=False, errors="replace",
-    )
-    if rc in (-9, 137):
-        return [], f"{program} was ended after {limit} seconds or killed: see whether something else uses the devices"
-    if rc != 0:
-        return [], fit_params.explain_failure(program, rc, stderr or stdout)
+    nodes = unit_sandbox.nodes(params["devices"])
+    sandbox = sandboxed_run.Sandbox(
+        device_nodes=nodes, endpoints=params["rpc_endpoints"], files=[params["model_path"]],
+        nccl=unit_sandbox.uses_nccl(nodes, params["split_mode"]),
+    )  # fmt: skip
     try:
-        return fit_params.parse(stdout, params["devices"]), None
+        ended = sandboxed_run.run(command, sandbox, environment, limit)
+    except UserError as exc:
+        return [], str(exc)
+    if ended.timed_out or ended.rc == -signal.SIGKILL:
+        return [], f"{program} was ended after {limit} seconds or killed: see whether something else uses the devices"
+    if ended.rc != 0:
+        return [], fit_params.explain_failure(program, ended.rc, ended.stderr or ended.stdout)
+    try:
+        return fit_params.parse(ended.stdout, params["devices"]), None
     except UserError as exc:
         return [], f"what {program} printed cannot be read: {exc}"
 

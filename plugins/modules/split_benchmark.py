@@ -194,6 +194,12 @@ load:
       description: Time that the process took, with loading the model, in milliseconds.
       returned: when measured
       type: int
+    sandboxed:
+      description:
+        - Whether the program ran in the sandbox of the units that serve. It does wherever systemd runs, and directly
+          elsewhere.
+      returned: when measured
+      type: bool
     reused:
       description: Whether the load was in the store.
       returned: when measured
@@ -209,6 +215,7 @@ llama_cpp_build:
 """
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import os
@@ -290,8 +297,12 @@ class SplitBenchmark(run.StoredLoad):
     def run_bench(self, command: list[str], limit: int, lock: int) -> outcome.Verdict:
         """Run llama-bench for at most C(limit) seconds, with nothing of it left behind, and judge what it printed."""
         environment = {"GGML_NO_BACKTRACE": "1", **self.params["environment"]}     # else an abort attaches a debugger
-        rc, stdout, stderr, timed_out = self.run_limited(
-            [*self.params["wrapper"], *command], environment, limit, lock
+        wrapper = self.params["wrapper"]
+        sandbox = self.sandbox(
+            self.params["devices"], self.order.split_mode, [self.params["model_path"]], cards=bool(wrapper)
+        )
+        rc, stdout, stderr, timed_out, _sandboxed = dataclasses.astuple(
+            self.run_limited([*wrapper, *command], sandbox, environment, limit, lock)
         )
         misuse = None if timed_out or rc == 0 else llama_bench.explain_misuse(rc, f"{stdout}\n{stderr}")
         if misuse is not None and self.order.split_mode == "tensor":
@@ -330,15 +341,19 @@ class ExllamaBenchmark(run.StoredLoad):
         self.need(f"{folder}/config.json", "readable model", "fetch it (role llm_models), or set model_path")
 
     def measure(self, lock: int) -> dict[str, t.Any]:
-        command = [self.params["exllama"]["python"], self.params["exllama"]["worker"]]
+        given = self.params["exllama"]
+        command = [given["python"], given["worker"], json.dumps(self.order)]
         limit = self.params["timeout_seconds"]
+        files = [given["python"], given["worker"], f"{self.order['model']}/config.json"]
+        sandbox = self.sandbox(["CUDA"], "layer", files, "exllama")
         with self.leased():
             started = time.monotonic()
-            rc, stdout, stderr, timed_out = self.run_limited(
-                [*self.params["wrapper"], *command], self.params["environment"], limit, lock, json.dumps(self.order)
+            ended = self.run_limited(
+                [*self.params["wrapper"], *command], sandbox, self.params["environment"], limit, lock
             )
             wall_ms = round((time.monotonic() - started) * 1000)
-        verdict, more = exllama_bench.judge(rc, stdout, stderr, limit if timed_out else None, self.order)
+        after = limit if ended.timed_out else None
+        verdict, more = exllama_bench.judge(ended.rc, ended.stdout, ended.stderr, after, self.order)
         self.build = verdict.build
         load = {
             **self.load,

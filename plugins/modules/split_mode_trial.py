@@ -145,11 +145,12 @@ path:
 
 import os
 import statistics
-import subprocess
 import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import sandboxed_run
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
     llama_client,
     mode_trial,
@@ -231,10 +232,18 @@ class SplitModeTrial(run.StoredLoad):
 
     def server(self, served: dict[str, t.Any], environment: dict[str, str], lock: int) -> Server:
         params = self.params
-        return Server(
-            params["llama_server"], served, environment, lock, params["load_timeout_seconds"],
-            params["request_timeout_seconds"],
-        )  # fmt: skip
+        try:
+            return Server(
+                params["llama_server"], served, self.box(served), environment, lock, params["load_timeout_seconds"],
+                params["request_timeout_seconds"],
+            )  # fmt: skip
+        except UserError as exc:
+            self.fail(f"{self.load.get('label')} cannot be measured: {exc}.")
+
+    def box(self, served: dict[str, t.Any]) -> sandboxed_run.Sandbox:
+        devices = [device["device"] for device in self.params["devices"]]
+        files = [self.params["model_path"], self.params["text_file"]]
+        return self.sandbox(devices, served["split_mode"], files)
 
     def deployment(self, part: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         params = self.params
@@ -260,21 +269,16 @@ class SplitModeTrial(run.StoredLoad):
             params["perplexity_chunks"],
         )  # fmt: skip
         _command, own = mode_trial.server_command(params["llama_server"], served, 1)
-        mark = f"{os.getpid()}-{time.time_ns()}"
+        limit = params["load_timeout_seconds"]
         try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(lock,),
-                env={**os.environ, **own, **environment, run.MARK: mark}, check=False,
-                timeout=params["load_timeout_seconds"],
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            limit = params["load_timeout_seconds"]
-            raise TrialError("hung", f"llama-perplexity was not done after {limit} seconds and was ended") from error
-        finally:
-            run.kill_leftovers(mark)
-        text = done.stdout.decode(errors="replace")
-        if done.returncode != 0:
-            raise TrialError(*mode_trial.why_it_ended(done.returncode, text))
+            done = sandboxed_run.run(command, self.box(served), {**own, **environment}, limit, lock)
+        except UserError as exc:
+            self.fail(f"{self.load.get('label')} cannot be measured: {exc}.")
+        if done.timed_out:
+            raise TrialError("hung", f"llama-perplexity was not done after {limit} seconds and was ended")
+        text = f"{done.stdout}\n{done.stderr}"
+        if done.rc != 0:
+            raise TrialError(*mode_trial.why_it_ended(done.rc, text))
         return mode_trial.parse_perplexity(text)
 
     def soak(self, server: Server, prompt: str, answer: t.Sequence[int]) -> None:

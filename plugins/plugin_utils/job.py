@@ -12,7 +12,7 @@ import typing as t
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import progress
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import progress, sandboxed_run
 
 #: What async_status adds to the result of a job.
 PLUMBING: t.Final = ("started", "finished", "ansible_job_id", "results_file", "invocation")
@@ -32,7 +32,8 @@ if [ -d /proc/self ]; then echo $(grep -lzsx -- {pattern} /proc/[0-9]*/cmdline |
 {also}:"""
 
 # The wrapper starts a session of its own, and all that the job starts is in it. Its process group would not do: the
-# wrapper moves itself there while the job is starting, so the job may stay behind in the old one.
+# wrapper moves itself there while the job is starting, so the job may stay behind in the old one. What runs in a
+# sandbox is not in the session: its unit is named after it (_base/sandboxed_run.py).
 _KILL = """\
 session() {{ sed 's/.*) //' /proc/$1/stat | cut -d' ' -f4; }}
 members() {{ sed -n "s/^\\([0-9]*\\) (.*) [A-Za-z] -*[0-9]* -*[0-9]* $1 .*/\\1/p" /proc/[0-9]*/stat; }}
@@ -44,6 +45,7 @@ for p in $(grep -lzsx -- {pattern} /proc/[0-9]*/cmdline | tr -dc '0-9\\n'); do
   echo stopped
   sleep 2
   kill -s KILL $(members $s)
+  systemctl kill --signal=KILL "{units}-$s-*.service"
 done 2>/dev/null
 :"""
 
@@ -154,7 +156,7 @@ class Job:
 
     def stop(self) -> str:
         """Stop the job with all that it started; return in words what became of it."""
-        answer = self._run(_KILL.format(pattern=shlex.quote(wrapper_pattern(self._jid))))
+        answer = self._run(_KILL.format(pattern=shlex.quote(wrapper_pattern(self._jid)), units=sandboxed_run.PREFIX))
         if "stopped" in answer["stdout"]:
             return "the job and its processes were stopped"
         return f"its processes were not found, so nothing was stopped (job {self._jid})"

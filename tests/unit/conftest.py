@@ -11,6 +11,7 @@ import os
 import pathlib
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import sandboxed_run
 from hypothesis import settings
 
 settings.register_profile("ci", derandomize=True)
@@ -26,3 +27,9 @@ def llama_bin() -> pathlib.Path:
     absent = [name for name in wanted if not (folder / name).is_file()]
     assert not absent, f"MIXED_GPU_LLAMA_BIN names a folder without {', '.join(absent)}"
     return folder
+
+
+@pytest.fixture(autouse=True)
+def without_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs run directly, also on a developer's machine: the stand-ins are where a sandbox cannot see them."""
+    monkeypatch.setattr(sandboxed_run, "BOOTED", "/nonexistent/systemd")

@@ -161,7 +161,8 @@ def take_lock(path: str, wait_seconds: float) -> int | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     else:
         make_directory(os.path.dirname(path))
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        # not for writing: a program in a sandbox inherits it
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     deadline = time.monotonic() + wait_seconds
     while True:
         try:

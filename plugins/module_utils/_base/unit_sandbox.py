@@ -1,27 +1,34 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The user and the devices of a serving unit, for a program that is to run as the unit would run it.
+"""The sandbox of the programs that read models and talk to devices: one list. Private to this collection. Pure.
 
-Private to this collection. Pure functions only.
+The units that serve are rendered from it (filter unit_sandbox), and sandboxed_run measures in it: what is measured is
+what is served, and what is not trusted never runs as root.
 """
 
 from __future__ import annotations
 
 import typing as t
 
-#: Groups of character devices (/proc/devices) that a program on NVIDIA cards opens.
-NVIDIA_NODES: t.Final = ("char-nvidia*",)
+#: What a unit has to let through for the devices of a backend; CPU and RPC devices need no device node.
+DEVICE_NODES: t.Final[dict[str, tuple[str, ...]]] = {
+    "CUDA": ("char-nvidia*",),
+    "Vulkan": ("char-drm", "char-nvidia*"),
+    "ROCm": ("char-drm", "char-kfd"),
+}
+#: Every node that some backend needs, for a program that says which devices there are.
+ALL_NODES: t.Final = ("char-nvidia*", "char-drm", "char-kfd")
 
-#: What the serving units with cards have in common about privileges. ProtectClock= alone filters devices already.
-USER: t.Final = (
+_ENGINES: t.Final = ("llama_cpp", "exllama")
+_COMMON: t.Final = (
     "DynamicUser=yes",
     "UMask=0077",
+    "LimitCORE=0",
     "NoNewPrivileges=yes",
     "CapabilityBoundingSet=",
     "AmbientCapabilities=",
     "SystemCallArchitectures=native",
     "SystemCallFilter=@system-service",
-    "SystemCallFilter=~@privileged",
     "SystemCallErrorNumber=EPERM",
     "ProtectSystem=strict",
     "ProtectHome=yes",
@@ -33,25 +40,82 @@ USER: t.Final = (
     "ProtectKernelLogs=yes",
     "ProtectKernelModules=yes",
     "ProtectKernelTunables=yes",
-    "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX",
     "RestrictNamespaces=yes",
     "RestrictRealtime=yes",
     "RestrictSUIDSGID=yes",
     "LockPersonality=yes",
     "RemoveIPC=yes",
     "KeyringMode=private",
-    "LimitCORE=0",
 )
 
 
-def device_properties(nodes: t.Sequence[str]) -> list[str]:
-    """Return the properties that let a unit open these groups of device nodes and no others; none hides all devices."""
-    if not nodes:
-        return ["PrivateDevices=yes"]
-    return ["DevicePolicy=closed", *(f"DeviceAllow={node} rw" for node in nodes)]
+def nodes(devices: t.Iterable[str]) -> list[str]:
+    """Return the device nodes for devices as llama.cpp names them (C(CUDA0)) or for backends (C(CUDA))."""
+    found = [node for name in devices for node in DEVICE_NODES.get(name.rstrip("0123456789"), ())]
+    return list(dict.fromkeys(found))
 
 
-def command(systemd_run: str, properties: t.Sequence[str], program: t.Sequence[str]) -> list[str]:
-    """Return the command that runs a program in a unit of these properties, with its output and exit status."""
-    options = [word for value in properties for word in ("-p", value)]
-    return [systemd_run, "--pipe", "--wait", "--collect", "--quiet", *options, "--", *program]
+def uses_nccl(device_nodes: t.Collection[str], split_mode: str) -> bool:
+    """Return whether NCCL may run: cards that share layers."""
+    return "char-nvidia*" in device_nodes and split_mode == "tensor"
+
+
+def lines(
+    engine: str, device_nodes: t.Collection[str], networks: t.Collection[str], nccl: bool = False
+) -> list[str]:
+    """Return the directives C(NAME=value) of a [Service] section, in order.
+
+    C(engine) is llama_cpp or exllama; C(networks) are addresses that may be talked to, all where it is empty. C(nccl)
+    is for NCCL, which lists the host's interfaces by netlink. Raises ValueError for another engine.
+    """
+    if engine not in _ENGINES:
+        raise ValueError(f"the engine {engine!r} is unknown: {' or '.join(_ENGINES)}")
+    found = list(_COMMON)
+    # the driver of a GPU sets memory policy and affinity
+    found.append("SystemCallFilter=~@privileged" + ("" if device_nodes else " @resources"))
+    # PyTorch compiles kernels while it runs (oneDNN, Triton), and reads /proc/cpuinfo and /proc/meminfo
+    if engine == "llama_cpp":
+        found.append("MemoryDenyWriteExecute=yes")
+    if device_nodes:
+        # PrivateDevices=yes would hide the cards, ProcSubset=pid what their driver reads below /proc
+        found += ["DevicePolicy=closed", *(f"DeviceAllow={node} rw" for node in device_nodes)]
+    else:
+        found += ["PrivateDevices=yes", *(["ProcSubset=pid"] if engine == "llama_cpp" else [])]
+    found.append("RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX" + (" AF_NETLINK" if nccl else ""))
+    if nccl:
+        # else NCCL begins with an interface that the address filter closes
+        found.append("Environment=NCCL_SOCKET_IFNAME=lo")
+    if networks:
+        found += ["IPAddressDeny=any", f"IPAddressAllow={' '.join(networks)}"]
+    return found
+
+
+def cache_environment(engine: str, directory: str) -> dict[str, str]:
+    """Return the variables that keep what is compiled for the cards in a cache directory."""
+    found = {"CUDA_CACHE_PATH": directory, "XDG_CACHE_HOME": directory}
+    if engine == "exllama":
+        found |= {
+            "HOME": directory,
+            "TRITON_CACHE_DIR": f"{directory}/triton",
+            "TORCHINDUCTOR_CACHE_DIR": f"{directory}/inductor",
+        }
+    return found
+
+
+def cache_lines(engine: str, name: str) -> list[str]:
+    """Return the directives of a cache directory below /var/cache for what is compiled for the cards."""
+    given = cache_environment(engine, f"/var/cache/{name}")
+    return [
+        f"CacheDirectory={name}",
+        "CacheDirectoryMode=0700",
+        *(f"Environment={key}={value}" for key, value in given.items()),
+    ]
+
+
+def command(unit: t.Sequence[str], properties: t.Sequence[str], program: t.Sequence[str]) -> list[str]:
+    """Return the command that runs a program in a unit of these properties, with its streams and its exit status.
+
+    C(unit) is the path of systemd-run with more options of it.
+    """
+    given = [word for value in properties for word in ("-p", value)]
+    return [*unit, "--pipe", "--wait", "--collect", "--quiet", *given, "--", *program]

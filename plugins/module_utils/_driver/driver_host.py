@@ -156,11 +156,10 @@ class Host:
         """
         systemd_run = self._programs.get_bin_path("systemd-run") or "systemd-run"
         properties = [
-            *unit_sandbox.USER,
-            *unit_sandbox.device_properties(unit_sandbox.NVIDIA_NODES),
+            *unit_sandbox.lines("llama_cpp", unit_sandbox.nodes(["CUDA"]), ["localhost"]),
             f"RuntimeMaxSec={_CUINIT_SECONDS}",
         ]
-        returncode, out, err = self.run(unit_sandbox.command(systemd_run, properties, [_PYTHON, "-I", "-c", _CUINIT]))
+        returncode, out, err = self.run(unit_sandbox.command([systemd_run], properties, [_PYTHON, "-I", "-c", _CUINIT]))
         if returncode == 0 and out.strip().isdigit():
             return {"result": int(out), "detail": ""}
         lines = err.strip().splitlines() or [f"no answer within {_CUINIT_SECONDS} seconds or exit status {returncode}"]

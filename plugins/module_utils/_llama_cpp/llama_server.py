@@ -10,12 +10,10 @@ from __future__ import annotations
 import re
 import typing as t
 
-from .._base import addresses, escaping, unit_end
+from .._base import addresses, escaping, unit_end, unit_sandbox
 from .._base.types import Json, Mapping
 from .._split import layer_split, placement
 
-# What a unit has to let through for the devices of a backend; CPU and RPC devices need no device node.
-_DEVICE_NODES = {"CUDA": ["char-nvidia*"], "Vulkan": ["char-drm", "char-nvidia*"], "ROCm": ["char-drm", "char-kfd"]}
 # --- calling it ------------------------------------------------------------------------------------------------------
 
 
@@ -39,8 +37,8 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
     load_timeout_seconds.
     Returns C(arguments) (list of words, without the program and the key), C(environment), C(device_nodes) (for
     DeviceAllow=; empty when no device node is needed), C(cuda) (whether a device is one of CUDA), C(local) (whether it
-    talks to this host alone), C(networks) (for IPAddressAllow=), C(layers), C(url) and C(limits)
-    (unit_end.Limits).
+    talks to this host alone), C(networks) (for IPAddressAllow=), C(nccl) (whether NCCL may run), C(layers), C(url) and
+    C(limits) (unit_end.Limits).
     Raises ValueError with one sentence when the deployment cannot be served.
     """
     for name in ("host", "alias", "cors_origins"):
@@ -69,9 +67,7 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
     words += [str(word) for word in settings["extra_arguments"]]
 
     environment = {"GGML_NO_BACKTRACE": "1", **deployment["environment"]}
-    nodes: list[str] = []
-    for device in deployment["devices"]:
-        nodes += [node for node in _DEVICE_NODES.get(device["backend"], []) if node not in nodes]
+    nodes = unit_sandbox.nodes(device["backend"] for device in deployment["devices"])
 
     given = addresses.networks(settings["allowed_networks"], "llama_server_allowed_networks")
     hosts = [settings["host"], *(endpoint_host(endpoint) for endpoint in endpoints)]
@@ -83,6 +79,7 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
         "cuda": any(device["backend"] == "CUDA" for device in deployment["devices"]),
         "local": local,
         "networks": addresses.allowed(settings["host"], given, hosts[1:]),
+        "nccl": unit_sandbox.uses_nccl(nodes, deployment["split_mode"]),
         "layers": [device["layers"] for device in devices],
         "url": url(settings["host"], settings["port"]),
         "limits": unit_end.limits(int(settings["load_timeout_seconds"])),

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import socket
 import subprocess
@@ -13,11 +12,13 @@ import tempfile
 import time
 import typing as t
 
+from .._base import sandboxed_run
 from .._base.types import Json, Mapping
-from .._measuring import run
 from . import llama_client, mode_trial
 
 POLL_SECONDS = 0.25
+#: How long the server may take to end by itself.
+STOP_SECONDS = 20
 
 
 class TrialError(Exception):
@@ -32,10 +33,13 @@ class Server:
     """A private llama-server that ends with the block that uses it."""
 
     def __init__(
-        self, program: str, served: Mapping, environment: t.Mapping[str, str], lock: int,
-        load_timeout_seconds: int, request_timeout_seconds: int,
+        self, program: str, served: Mapping, sandbox: sandboxed_run.Sandbox, environment: t.Mapping[str, str],
+        lock: int, load_timeout_seconds: int, request_timeout_seconds: int,
     ) -> None:  # fmt: skip
-        """Start C(program) for a deployment; C(lock) is a descriptor that it inherits, to hold the lock as well."""
+        """Start C(program) for a deployment; C(lock) is a descriptor that it keeps open, to hold the lock as well.
+
+        Raises UserError where it cannot be started.
+        """
         self.load_timeout_seconds = load_timeout_seconds
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -45,20 +49,19 @@ class Server:
         key = secrets.token_hex(16)
         own |= {"LLAMA_API_KEY": key}
         self.client = llama_client.Client(f"http://127.0.0.1:{port}", key, request_timeout_seconds)
-        self.mark = f"{os.getpid()}-{time.time_ns()}"
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
-        self.process = subprocess.Popen(
-            self.command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT, pass_fds=(lock,),
-            env={**os.environ, **own, **environment, run.MARK: self.mark},
-        )  # fmt: skip
+        self.process = sandboxed_run.Process(
+            self.command, sandbox, {**own, **environment}, self.log, subprocess.STDOUT, lock, stop_seconds=STOP_SECONDS
+        )
 
     def __enter__(self) -> Server:
         deadline = time.monotonic() + self.load_timeout_seconds
         while time.monotonic() < deadline:
-            if self.process.poll() is not None:
+            status = self.process.poll()
+            if status is not None:
                 text = self.text()
                 self.__exit__()
-                raise TrialError(*mode_trial.why_it_ended(self.process.returncode, text))
+                raise TrialError(*mode_trial.why_it_ended(status, text))
             with contextlib.suppress(llama_client.ServerError):
                 self.client.ask("/health")
                 return self
@@ -69,17 +72,13 @@ class Server:
         )
 
     def __exit__(self, *_exception: t.Any) -> None:
-        self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=20)
-        run.kill_leftovers(self.mark)
-        self.process.wait()
+        self.process.end()
         self.log.close()
 
     def text(self) -> str:
         """Return what the server has printed."""
         self.log.seek(0)
-        return self.log.read().decode(errors="replace")
+        return self.log.read().decode(errors="replace") + self.process.complaint
 
     def answer(self, prompt: t.Any, generated: int) -> Json:
         """Return the greedy answer to a prompt (text or token ids); TrialError where there is none."""
@@ -92,9 +91,8 @@ class Server:
         except llama_client.ServerError as error:
             # a server that died needs a moment to be seen dead
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout=2)
-            if self.process.poll() is not None:
-                raise TrialError(*mode_trial.why_it_ended(self.process.returncode, self.text())) from error
+                status = self.process.wait(timeout=2)
+                raise TrialError(*mode_trial.why_it_ended(status, self.text())) from error
             raise TrialError("hung", f"llama-server runs, but {error}") from error
         if len(answer.get("tokens") or []) != generated:
             raise TrialError(

@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 import typing as t
 
-from .._base import json_file, systemd
+from .._base import json_file, sandboxed_run, systemd, unit_sandbox
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from . import lease_unit, store
 from .types import Load
-
-#: Marks every process of one measurement, whatever process group or session it moved itself into.
-MARK = "MIXED_GPU_MEASUREMENT"
 
 #: Options that every measuring module has.
 ARGUMENTS: dict[str, Json] = {
@@ -38,32 +34,6 @@ ARGUMENTS: dict[str, Json] = {
     "lease_owner": {"type": "str", "default": ""},
     "lease_file": {"type": "path", "default": "/run/mixed_gpu/lease.json"},
 }
-
-
-def kill_leftovers(mark: str) -> None:
-    """Kill every process whose environment carries the mark, until none is left (a fork may happen in between)."""
-    for _attempt in range(20):
-        killed = [_killed(name, mark) for name in os.listdir("/proc") if name.isdigit()]
-        if not any(killed):
-            return
-        time.sleep(0.05)
-
-
-def _killed(pid: str, mark: str) -> bool:
-    """Kill a process if its environment carries the mark; return whether it did."""
-    with contextlib.suppress(OSError):
-        with open(f"/proc/{pid}/environ", "rb") as handle:
-            ours = f"{MARK}={mark}".encode() in handle.read().split(b"\0")
-        if ours and not is_zombie(pid):
-            os.kill(int(pid), signal.SIGKILL)
-            return True
-    return False
-
-
-def is_zombie(pid: str) -> bool:
-    """Return whether the process has ended and only waits to be collected."""
-    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as handle:
-        return handle.read().rpartition(")")[2].split()[0] == "Z"
 
 
 class StoredLoad:
@@ -168,35 +138,35 @@ class StoredLoad:
         if not os.path.isfile(path) or not os.access(path, mode):
             self.module.fail_json(msg=f"There is no {what} {path}: {remedy}.")
 
-    def run_limited(
-        self,
-        command: t.Sequence[str],
-        environment: Mapping,
-        limit: int,
-        lock: int,
-        data: str | None = None,
-    ) -> tuple[int, str, str, bool]:
-        """Run a program for at most C(limit) seconds, with nothing of it left behind.
+    def sandbox(
+        self, devices: t.Sequence[str], split_mode: str, files: t.Sequence[str], engine: str = "llama_cpp",
+        cards: bool = False,
+    ) -> sandboxed_run.Sandbox:  # fmt: skip
+        """Return what a program of this load may use.
 
-        Returns its exit status, what it printed to both streams, and whether it ran into the limit.
+        C(devices) are llama.cpp's names; C(cards) opens the NVIDIA cards whatever the devices are.
         """
-        mark = f"{os.getpid()}-{time.time_ns()}"
-        variables = {
-            **{name: str(value) for name, value in environment.items()},
-            **{name: str(value) for name, value in (self.load.get("environment") or {}).items()},
-            MARK: mark,
-        }
-        timeout = self.module.get_bin_path("timeout", required=True)
-        started = time.monotonic()
+        nodes = unit_sandbox.nodes([*devices, *(["CUDA"] if cards else [])])
+        wanted = self.params["lease_unit"]
+        return sandboxed_run.Sandbox(
+            engine=engine, device_nodes=nodes, endpoints=self.params["rpc_endpoints"], files=files,
+            nccl=unit_sandbox.uses_nccl(nodes, split_mode),
+            lock_memory="mlock" in str(self.params["serving"].get("load_mode")),
+            lease=systemd.unit_name(wanted) if wanted else "",
+        )  # fmt: skip
+
+    def environment(self, given: Mapping) -> dict[str, str]:
+        """Return variables of a program, with those of the load."""
+        return {name: str(value) for name, value in {**given, **(self.load.get("environment") or {})}.items()}
+
+    def run_limited(
+        self, command: t.Sequence[str], sandbox: sandboxed_run.Sandbox, environment: Mapping, limit: int, lock: int
+    ) -> sandboxed_run.Ended:
+        """Run a program for at most C(limit) seconds, with nothing of it left behind."""
         try:
-            # KILL, because timeout itself ends with its first child and would leave a grandchild that ignores TERM.
-            rc, stdout, stderr = self.module.run_command(
-                [timeout, "--signal=KILL", f"{limit}s", *command], environ_update=variables, data=data,
-                expand_user_and_vars=False, errors="replace", pass_fds=(lock,),
-            )
-        finally:
-            kill_leftovers(mark)
-        return rc, stdout, stderr, rc in (-9, 137) and time.monotonic() - started >= limit
+            return sandboxed_run.run(command, sandbox, self.environment(environment), limit, lock)
+        except UserError as exc:
+            self.fail(f"{self.load.get('label')} cannot be measured: {exc}.")
 
     @contextlib.contextmanager
     def leased(self) -> t.Iterator[None]:
@@ -222,6 +192,7 @@ class StoredLoad:
             "fingerprint": self.params["fingerprint"],
             "measured_at": json_file.utc_now(),
             "reused": False,
+            "sandboxed": sandboxed_run.booted(),
         }
         stored = store.stored_form(self.key, load, self.build, command, warnings)
         try:

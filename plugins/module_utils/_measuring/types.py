@@ -50,4 +50,5 @@ class Load(t.TypedDict, total=False):
     measured_at: str
     conditions: Json
     wall_ms: int
+    sandboxed: bool
     reused: bool

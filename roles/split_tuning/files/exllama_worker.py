@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Load a model with ExLlama and measure it. Run by the collection with the Python of ExLlama's environment.
 
-It reads one order (JSON) from standard input and prints one answer (JSON); what the engine says goes to standard error.
+Its one argument is an order (JSON), and it prints one answer (JSON); what the engine says goes to standard error.
 One process is one load of the model, with several tests.
 
 The order: action (devices | measure), and to measure: engine (exllamav2 | exllamav3), model (a folder), layers (wanted
@@ -283,7 +283,7 @@ def out_of_memory(error):
 def main():
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the engine prints must not mix with the answer
-    order = json.load(sys.stdin)
+    order = json.loads(sys.argv[1])
     try:
         with torch.inference_mode():
             answer = {"devices": devices()} if order["action"] == "devices" else measure(order)
