@@ -239,10 +239,12 @@ class MeasurementLease:
     def start_unit(self, restart: list[str]) -> None:
         program = os.path.join(os.path.dirname(self.file), "hold_lease.py")
         json_file.write_text(program, inspect.getsource(hold_lease), 0o644, self.module.atomic_move)
+        lock_dir = os.path.dirname(self.params["lock_file"])
+        os.makedirs(lock_dir, mode=0o755, exist_ok=True)
         command = lease_unit.start_command(
             self.module.get_bin_path("systemd-run", required=True), self.systemctl,
             [sys.executable, program, self.file, self.params["lock_file"], str(self.params["idle_seconds"])],
-            self.owner, self.conflicts, restart, self.params["max_seconds"],
+            self.owner, self.conflicts, restart, self.params["max_seconds"], lock_dir,
         )  # fmt: skip
         cancelled: set[str] = set()
         for _attempt in range(START_TRIES):

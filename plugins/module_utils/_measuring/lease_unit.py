@@ -18,6 +18,37 @@ from .._base.types import Json, Mapping
 
 UNIT: t.Final = "mixed-gpu-lease.service"
 
+#: The lease waits, looks at two files, and asks systemd to start what it stopped.
+_SANDBOX: t.Final = (
+    "UMask=0077",
+    "NoNewPrivileges=yes",
+    "CapabilityBoundingSet=",
+    "AmbientCapabilities=",
+    "SystemCallArchitectures=native",
+    "SystemCallFilter=@system-service",
+    "SystemCallFilter=~@privileged @resources",
+    "SystemCallErrorNumber=EPERM",
+    "ProtectSystem=strict",
+    "ProtectHome=read-only",  # Python may be there
+    "PrivateDevices=yes",
+    "PrivateNetwork=yes",
+    "IPAddressDeny=any",
+    "RestrictAddressFamilies=AF_UNIX",
+    "ProtectClock=yes",
+    "ProtectControlGroups=yes",
+    "ProtectHostname=yes",
+    "ProtectKernelLogs=yes",
+    "ProtectKernelModules=yes",
+    "ProtectKernelTunables=yes",
+    "ProtectProc=invisible",
+    "RestrictNamespaces=yes",
+    "RestrictRealtime=yes",
+    "RestrictSUIDSGID=yes",
+    "LockPersonality=yes",
+    "MemoryDenyWriteExecute=yes",
+    "KeyringMode=private",
+)
+
 
 def new_state(owner: str, now: str, restart: t.Sequence[str]) -> Json:
     """Return the state of a lease that begins now (UTC, C(2026-11-24T04:35:00Z))."""
@@ -48,9 +79,9 @@ def decide(active: bool, state: Mapping | None, owner: str) -> str:
 
 def start_command(
     systemd_run: str, systemctl: str, program: t.Sequence[str], owner: str, conflicts: t.Sequence[str],
-    restart: t.Sequence[str], max_seconds: int,
+    restart: t.Sequence[str], max_seconds: int, lock_dir: str,
 ) -> list[str]:
-    """Return the command that starts the lease, with the command line of its program.
+    """Return the command that starts the lease, with the command line of its program; C(lock_dir) has the lock file.
 
     systemd stops what conflicts before the lease starts (Conflicts= with After=), ends the lease after C(max_seconds),
     and however it ends starts again what ran before (ExecStopPost=). C(--no-block) because that start waits for the
@@ -60,7 +91,7 @@ def start_command(
     properties = [f"Description=Measurement lease of {re.sub(r'[^ -~]', '?', owner).replace('%', '%%')}"]
     for name in conflicts:
         properties += [f"Conflicts={name}", f"After={name}"]
-    properties.append(f"RuntimeMaxSec={max_seconds}")
+    properties += [f"RuntimeMaxSec={max_seconds}", *_SANDBOX, f"ReadWritePaths={lock_dir}"]
     if restart:
         properties.append(f"ExecStopPost=-{systemctl} reset-failed {' '.join(sorted(set(restart)))}")
     properties += [f"ExecStopPost={systemctl} --no-block start {name}" for name in sorted(set(restart))]

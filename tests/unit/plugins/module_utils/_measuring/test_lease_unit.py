@@ -48,7 +48,7 @@ def test_a_damaged_state_is_named(text, words):
 
 def test_only_what_ran_is_started_again():
     conflicts, restart = ["a.service", "b.service"], ["b.service"]
-    command = lease_unit.start_command("/sr", "/sc", ["/py", "hold"], "c 50%", conflicts, restart, 600)
+    command = lease_unit.start_command("/sr", "/sc", ["/py", "hold"], "c 50%", conflicts, restart, 600, "/state")
     assert command[:4] == ["/sr", "--quiet", "--collect", "--unit=mixed-gpu-lease.service"]
     assert command[-2:] == ["/py", "hold"]
     properties = [command[index + 1] for index, part in enumerate(command) if part == "-p"]
@@ -56,6 +56,8 @@ def test_only_what_ran_is_started_again():
         "Description=Measurement lease of c 50%%",
         "Conflicts=a.service", "After=a.service", "Conflicts=b.service", "After=b.service",
         "RuntimeMaxSec=600",
+        *lease_unit._SANDBOX,
+        "ReadWritePaths=/state",
         "ExecStopPost=-/sc reset-failed b.service",
         "ExecStopPost=/sc --no-block start b.service",
     ]
