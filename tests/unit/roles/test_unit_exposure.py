@@ -18,7 +18,7 @@ import jinja2
 import pytest
 from ansible.plugins.filter import core as core_filters
 from ansible.plugins.test import core as core_tests
-from ansible_collections.homelab.mixed_gpu.plugins.filter import llama_cpp
+from ansible_collections.homelab.mixed_gpu.plugins.filter import llama_cpp, serving
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import sandboxed_run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import lease_unit
 
@@ -82,6 +82,11 @@ SERVER, RPC, EXL = (
     "llama_rpc/templates/ggml-rpc-server.service.j2",
     "exllamav2/templates/exllama-server.service.j2",
 )
+NODES_UNIT = {
+    "__nvidia_driver_nodes_program": "/opt/p.py", "nvidia_driver_nodes_wait_seconds": 60,
+    "nvidia_driver_slots_left_out": [],
+}  # fmt: skip
+
 #: unit, case, template below roles/, its variables, the most that is allowed
 CASES: t.Final = (
     ("llama-server", "RPC and CPU devices, this host alone", SERVER, server(), 1.5),
@@ -93,6 +98,7 @@ CASES: t.Final = (
     ("ggml-rpc-server", "a card, other hosts too", RPC, rpc(NODES, []), 1.8),
     ("exllama-server", "this host alone", EXL, exllama(), 1.7),
     ("exllama-server", "other hosts too", EXL, exllama(**ANYWHERE), 1.8),
+    ("mixed-gpu-nodes", "", "nvidia_driver/templates/mixed-gpu-nodes.service.j2", NODES_UNIT, 3.0),
     ("mixed-gpu-power", "", "gpu_power/templates/mixed-gpu-power.service.j2", POWER, 1.5),
     ("mixed-gpu-revalidate", "", "revalidation_timer/templates/mixed-gpu-revalidate.service.j2", TIMER, 3.0),
 )
@@ -122,7 +128,7 @@ def rendered(template: str, variables: dict[str, t.Any]) -> str:
     path = ROOT / "roles" / template
     engine = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
     engine.filters |= core_filters.FilterModule().filters()
-    own = llama_cpp.FilterModule().filters()
+    own = llama_cpp.FilterModule().filters() | serving.FilterModule().filters()
     engine.filters |= {f"homelab.mixed_gpu.{name}": function for name, function in own.items()}
     engine.tests |= core_tests.TestModule().tests()
     engine.globals["lookup"] = lambda _plugin, name, **_options: name
