@@ -1,4 +1,4 @@
-"""What measures and asks runs in the sandbox of the units that serve."""
+"""What measures and asks runs in the sandbox of the units that serve, and what builds in one without a network."""
 
 from __future__ import annotations
 
@@ -60,3 +60,58 @@ def test_what_is_not_trusted_has_no_power(host, controller, evil):
     # nothing of it is left, the unit neither
     assert host.run("pgrep -f 'sleep [9]87654'").stdout == ""
     assert host.run("systemctl list-units --all --no-legend 'mixed-gpu-run-*'").stdout == ""
+
+
+#: configures as any project does, and tries what it must not
+CMAKE = """
+cmake_minimum_required(VERSION 3.18)
+project(evil C)
+foreach(path /etc/owned /srv/models/owned /opt/llama.cpp/owned)
+  execute_process(COMMAND touch ${path} RESULT_VARIABLE touched ERROR_QUIET)
+  message(STATUS "write ${path}: ${touched}")
+endforeach()
+execute_process(COMMAND python3 -c "import socket; socket.socket()" RESULT_VARIABLE opened ERROR_QUIET)
+message(STATUS "socket: ${opened}")
+execute_process(COMMAND cat /etc/shadow RESULT_VARIABLE opened ERROR_QUIET OUTPUT_QUIET)
+message(STATUS "shadow: ${opened}")
+execute_process(COMMAND id -u OUTPUT_VARIABLE uid OUTPUT_STRIP_TRAILING_WHITESPACE)
+message(STATUS "user: ${uid}")
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+add_executable(llama-bench tool.c)
+"""
+PREFIX = "/opt/evil/prefix"
+
+
+@pytest.fixture
+def evil_source(host, evil):
+    """Settings of a build from a source that is not to be trusted."""
+    make = (
+        "mkdir -p /opt/evil/site /opt/evil/x/ggml /opt/evil/x/tools && cd /opt/evil && touch x/ggml/a x/tools/a && "
+        "printf %s %s > x/CMakeLists.txt && echo 'int main(void) { return 0; }' > x/tool.c && "
+        "tar -cf site/source.tar x && sha256sum site/source.tar"
+    )
+    sha256 = host.run(make, "%s", CMAKE).stdout.split()[0]
+    serve = "python3 -m http.server --bind 127.0.0.1 --directory /opt/evil/site 8123"
+    assert host.run(f"systemd-run --collect --unit=evil-site {serve}").rc == 0
+    yield {
+        "source": "archive", "archive_url": "http://127.0.0.1:8123/source.tar", "archive_sha256": sha256,
+        "archive_build_number": 7, "archive_build_commit": "abc", "packages": [], "download_dir": "/opt/evil/downloads",
+        "backends": ["cpu"], "native": False, "cuda_root": "/nonexistent", "cuda_architectures": [], "nccl_root": "",
+        "cmake_options": {}, "targets": ["llama-bench"], "extra_builds": [], "quick_compile": False, "prefix": PREFIX,
+        "keep_builds": 2, "keep_downloads": 2, "jobs": 1, "ccache_dir": "/var/cache/ccache", "required_flags": {},
+    }  # fmt: skip
+    host.run("systemctl stop evil-site")
+
+
+def test_a_build_cannot_write_elsewhere_or_reach_a_network(host, controller, evil_source):
+    answer = _module(controller, "llama_cpp_build", {"state": "present", "settings": evil_source})
+    assert answer.get("changed"), answer
+    log = host.file(f"{PREFIX}/.work/build.log").content_string
+    assert "building in a sandbox without a network" in log
+    for path in ("/etc/owned", "/srv/models/owned", "/opt/llama.cpp/owned"):
+        assert f"write {path}: 1" in log and not host.file(path).exists
+    assert "socket: 1" in log and "shadow: 1" in log
+    assert "user: 0" not in log and "user: " in log
+    made = host.file(f"{PREFIX}/current/bin/llama-bench")
+    assert (made.user, made.mode & 0o7777) == ("root", 0o755)
+    assert host.run("find %s/.work -user root -o -print", PREFIX).stdout == ""

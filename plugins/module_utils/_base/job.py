@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import typing as t
 
-from . import json_file
+from . import json_file, sandboxed_run
 from .errors import UserError
 
 MIB: t.Final = 1 << 20
@@ -60,11 +62,12 @@ class Lock:
     def __init__(self, path: pathlib.Path, what: str, engine: str) -> None:
         """Take the lock for `what`; `engine` names the program in the error."""
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._file = path.open("a+", encoding="utf-8")
+        path.touch(mode=0o600)
+        # not for writing: a program in a sandbox inherits it
+        self._file = path.open(encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
-            self._file.seek(0)
             holder = self._file.read().strip() or "an unknown process"
             if not holder.startswith(f"{what}, process "):
                 raise UserError(
@@ -72,9 +75,7 @@ class Lock:
                     "wait until it has ended, then run the play again."
                 ) from exc
             fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._file.truncate(0)
-        self._file.write(f"{what}, process {os.getpid()}, since {json_file.utc_now()}\n")
-        self._file.flush()
+        path.write_text(f"{what}, process {os.getpid()}, since {json_file.utc_now()}\n", encoding="utf-8")
 
     def fileno(self) -> int:
         """Return the descriptor that programs inherit."""
@@ -112,29 +113,74 @@ class Shell:
         cure: str = "",
         env: t.Mapping[str, str] | None = None,
         show: t.Callable[[str], str] = str,
+        box: sandboxed_run.Build | None = None,
     ) -> list[str]:
         """Run a program and return its lines. Raises UserError saying that `what` failed, why, and the cure.
 
-        `show` shortens a line for the log.
+        `show` shortens a line for the log. With a `box` it runs there; programs that fetch have none.
         """
         self.log.write("$ " + " ".join(argv))
         self.log.write(what)
         end = f": {cure}" if cure else ""
-        lines: list[str] = []
         try:
-            with subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                errors="replace", env={**os.environ, **(env or {})}, pass_fds=[self._lock.fileno()],
-            ) as child:  # fmt: skip
-                for line in child.stdout or ():
-                    lines.append(line.rstrip())
-                    self.log.write(show(line))
+            status, lines = self._boxed(argv, env or {}, show, box) if box else self._direct(argv, env or {}, show)
+        except UserError as exc:
+            raise UserError(f"{what} failed ({exc}){end}.") from exc
         except OSError as exc:
             raise UserError(f"{what} failed ({argv[0]}: {exc.strerror}){end or ': run the whole role'}.") from exc
-        if child.returncode != 0:
-            reason = first_error(lines) if any(lines) else f"exit status {child.returncode}"
+        if status != 0:
+            reason = first_error(lines) if any(lines) else f"exit status {status}"
             raise UserError(f"{what} failed ({reason}){end} (the whole log is {self.log.path}).")
         return lines
+
+    def _direct(
+        self, argv: t.Sequence[str], env: t.Mapping[str, str], show: t.Callable[[str], str]
+    ) -> tuple[int, list[str]]:
+        """Return exit status and lines of a program that runs as this process's user."""
+        with subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace", env={**os.environ, **env}, pass_fds=[self._lock.fileno()],
+        ) as child:  # fmt: skip
+            lines = self._read(child.stdout or (), show)
+        return child.returncode, lines
+
+    def _boxed(
+        self, argv: t.Sequence[str], env: t.Mapping[str, str], show: t.Callable[[str], str], box: sandboxed_run.Build
+    ) -> tuple[int, list[str]]:
+        """Return exit status and lines of a program in a sandbox."""
+        pipe, merged = subprocess.PIPE, subprocess.STDOUT
+        process = sandboxed_run.Process(argv, box, env, pipe, merged, self._lock.fileno())
+        with sandboxed_run.ended_with_us(process), process.output or io.BytesIO() as output:
+            lines = self._read((line.decode(errors="replace") for line in output), show)
+            status = process.wait()
+        return status, [*lines, *([process.complaint] if process.complaint else [])]
+
+    def _read(self, output: t.Iterable[str], show: t.Callable[[str], str]) -> list[str]:
+        lines = []
+        for line in output:
+            lines.append(line.rstrip())
+            self.log.write(show(line))
+        return lines
+
+
+def copy_programs(source: pathlib.Path, destination: pathlib.Path) -> None:
+    """Copy the files of a folder that was built in a sandbox, with links among them.
+
+    Who built it may have put anything there: raises UserError for what is neither a file nor a link to one beside it.
+    """
+    destination.mkdir(parents=True)
+    for path in sorted(source.iterdir()):
+        target = destination / path.name
+        if path.is_symlink():
+            to = os.readlink(path)
+            if "/" in to or not (source / to).is_file():
+                raise UserError(f"{path} is a link to {to}, which is no file beside it: do not trust this source")
+            target.symlink_to(to)
+        elif path.is_file():
+            shutil.copyfile(path, target, follow_symlinks=False)
+            target.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
+        elif not path.is_dir():
+            raise UserError(f"{path} is neither a file nor a link: do not trust this source")
 
 
 def sha256(path: pathlib.Path) -> str:

@@ -31,6 +31,8 @@ from .errors import UserError
 BOOTED = "/run/systemd/system"
 #: Every unit of this session is mixed-gpu-run-SESSION-*: who ends a session ends its units (plugin_utils/job.py).
 PREFIX: t.Final = "mixed-gpu-run"
+#: The user of programs that build.
+BUILDER: t.Final = "mixed-gpu-build"
 #: Marks every process of a program that runs directly, whatever process group or session it moved itself into.
 MARK: t.Final = "MIXED_GPU_MEASUREMENT"
 
@@ -41,9 +43,16 @@ _HIDDEN: t.Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: 
 _NODE_FILES: t.Final = {"char-nvidia*": "/dev/nvidia*", "char-drm": "/dev/dri/*", "char-kfd": "/dev/kfd"}
 
 
+class Box(t.Protocol):
+    """What a program may use."""
+
+    def given(self, unit: str, environment: t.Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+        """Return the properties of its unit and its variables. Raises UserError where it cannot be so."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Sandbox:
-    """What a program may use. C(endpoints) are RPC servers (host:port), C(files) what it reads, C(lease) a unit."""
+    """What measures. C(endpoints) are RPC servers (host:port), C(files) what it reads, C(lease) a unit."""
 
     engine: str = "llama_cpp"
     device_nodes: t.Sequence[str] = ()
@@ -53,6 +62,34 @@ class Sandbox:
     lock_memory: bool = False
     #: the program ends before this unit does, so that nothing measures beside a server that comes back
     lease: str = ""
+
+    def given(self, unit: str, environment: t.Mapping[str, str]) -> tuple[list[str], dict[str, str]]:  # noqa: ARG002
+        """Return the properties of its unit and its variables. Raises UserError for a file that it cannot read."""
+        networks = ["localhost", *_networks(self.endpoints)]
+        wanted = unit_sandbox.lines(self.engine, self.device_nodes, networks, self.nccl)
+        wanted.append(f"User={PREFIX}")
+        variables = dict(environment)
+        if self.device_nodes:
+            wanted += [f"CacheDirectory={PREFIX}", "CacheDirectoryMode=0700"]
+            variables = {**unit_sandbox.cache_environment(self.engine, f"/var/cache/{PREFIX}"), **variables}
+        if groups := _groups(self.files, self.device_nodes):
+            wanted.append(f"SupplementaryGroups={' '.join(groups)}")
+        if self.lock_memory:
+            wanted.append("LimitMEMLOCK=infinity")
+        if self.lease:
+            wanted += [f"BindsTo={self.lease}", f"After={self.lease}"]
+        return wanted, variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """What builds, without a network. C(writable) are the only folders that it can write to; they exist."""
+
+    writable: tuple[str, ...]
+
+    def given(self, unit: str, environment: t.Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+        """Return the properties of its unit and its variables."""
+        return [*unit_sandbox.build_lines(unit, self.writable), f"User={BUILDER}"], dict(environment)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +112,10 @@ class Process:
     """One program that was started, with all that it starts itself."""
 
     def __init__(
-        self, argv: t.Sequence[str], sandbox: Sandbox, environment: t.Mapping[str, t.Any], stdout: t.Any, stderr: t.Any,
+        self, argv: t.Sequence[str], box: Box, environment: t.Mapping[str, t.Any], stdout: t.Any, stderr: t.Any,
         lock: int | None = None, limit_seconds: int | None = None, stop_seconds: int = 0,
     ) -> None:  # fmt: skip
-        """Start a program; C(stdout) and C(stderr) are files.
+        """Start a program; C(stdout) and C(stderr) are as for subprocess.Popen, a pipe is C(output) then.
 
         C(lock) is a descriptor that the program keeps open, so that a lock lasts as long as the program. After
         C(limit_seconds) everything of it is killed. C(stop_seconds) is the time it has between SIGTERM and SIGKILL.
@@ -92,7 +129,7 @@ class Process:
         self._deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
         if self.sandboxed:
             os.makedirs(_RESULTS, mode=0o755, exist_ok=True)
-            command = [*prefix(self._unit, sandbox, variables, limit_seconds, stop_seconds), *map(_verbatim, argv)]
+            command = [*prefix(self._unit, box, variables, limit_seconds, stop_seconds), *map(_verbatim, argv)]
             # the service gets the three descriptors of systemd-run and no other: the lock is its standard input
             options: dict[str, t.Any] = {"stdin": subprocess.DEVNULL if lock is None else lock}
         else:
@@ -103,6 +140,7 @@ class Process:
             }  # fmt: skip
         try:
             self._process = subprocess.Popen(command, stdout=stdout, stderr=stderr, **options)
+            self.output = self._process.stdout
         except OSError as exc:
             raise UserError(f"{command[0]} cannot be run ({exc.strerror}): install it") from exc
 
@@ -170,7 +208,7 @@ class Process:
 
 
 @contextlib.contextmanager
-def _ended_with_us(process: Process) -> t.Iterator[None]:
+def ended_with_us(process: Process) -> t.Iterator[None]:
     """End the process whatever ends this block, SIGTERM included (a job that is stopped)."""
 
     def stop(_number: int, _frame: t.Any) -> None:
@@ -191,13 +229,13 @@ def _ended_with_us(process: Process) -> t.Iterator[None]:
 
 
 def run(
-    argv: t.Sequence[str], sandbox: Sandbox, environment: t.Mapping[str, t.Any], limit_seconds: int,
+    argv: t.Sequence[str], box: Box, environment: t.Mapping[str, t.Any], limit_seconds: int,
     lock: int | None = None,
 ) -> Ended:  # fmt: skip
     """Run a program for at most C(limit_seconds), with nothing of it left behind. Raises UserError as Process does."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = Process(argv, sandbox, environment, out, err, lock, limit_seconds)
-        with _ended_with_us(process):
+        process = Process(argv, box, environment, out, err, lock, limit_seconds)
+        with ended_with_us(process):
             rc = process.wait()
         texts = []
         for file in (out, err):
@@ -208,22 +246,10 @@ def run(
 
 
 def prefix(
-    unit: str, sandbox: Sandbox, environment: t.Mapping[str, str], limit_seconds: int | None, stop_seconds: int
+    unit: str, box: Box, environment: t.Mapping[str, str], limit_seconds: int | None, stop_seconds: int
 ) -> list[str]:
-    """Return what stands before the command: systemd-run with the properties of the sandbox."""
-    networks = ["localhost", *_networks(sandbox.endpoints)]
-    wanted = unit_sandbox.lines(sandbox.engine, sandbox.device_nodes, networks, sandbox.nccl)
-    wanted.append(f"User={PREFIX}")
-    variables = dict(environment)
-    if sandbox.device_nodes:
-        wanted += [f"CacheDirectory={PREFIX}", "CacheDirectoryMode=0700"]
-        variables = {**unit_sandbox.cache_environment(sandbox.engine, f"/var/cache/{PREFIX}"), **variables}
-    if groups := _groups(sandbox.files, sandbox.device_nodes):
-        wanted.append(f"SupplementaryGroups={' '.join(groups)}")
-    if sandbox.lock_memory:
-        wanted.append("LimitMEMLOCK=infinity")
-    if sandbox.lease:
-        wanted += [f"BindsTo={sandbox.lease}", f"After={sandbox.lease}"]
+    """Return what stands before the command: systemd-run with the properties of the unit."""
+    wanted, variables = box.given(unit, environment)
     if limit_seconds is not None:
         wanted.append(f"RuntimeMaxSec={limit_seconds}")
     wanted += ["KillSignal=SIGTERM", f"TimeoutStopSec={stop_seconds}"] if stop_seconds else ["KillSignal=SIGKILL"]

@@ -90,6 +90,29 @@ def lines(
     return found
 
 
+def build_lines(unit: str, writable: t.Sequence[str]) -> list[str]:
+    """Return the directives of a unit in which a program builds: no privileges, no devices, no network.
+
+    It writes to the folders C(writable), which exist and are given to its user first. Others can read what it makes.
+    """
+    own = [line for line in _COMMON if not line.startswith("UMask=")]
+    folders = " ".join(f'"{folder}"' for folder in writable)
+    # not StateDirectory=: ccache's files are where the owner wants them, and the build beside its source, as ccache
+    # knows it. systemd alone knows the user that it made up.
+    user = f"$$(systemctl show --value --property=UID {unit})"
+    return [
+        *own,
+        "UMask=0022",
+        "SystemCallFilter=~@privileged",
+        "PrivateDevices=yes",
+        "PrivateNetwork=yes",
+        "IPAddressDeny=any",
+        "RestrictAddressFamilies=AF_UNIX",
+        f"ReadWritePaths={folders}",
+        f"ExecStartPre=+/bin/sh -c 'chown -R {user} {folders}'",
+    ]
+
+
 def cache_environment(engine: str, directory: str) -> dict[str, str]:
     """Return the variables that keep what is compiled for the cards in a cache directory."""
     found = {"CUDA_CACHE_PATH": directory, "XDG_CACHE_HOME": directory}

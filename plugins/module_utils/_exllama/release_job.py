@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import typing as t
 
-from .._base import job, json_file, json_state
+from .._base import job, json_file, json_state, sandboxed_run, unit_sandbox
 from .._base.errors import UserError
 from . import release_plan
 
@@ -29,6 +29,8 @@ DISK_MIB: t.Final = 9216
 #: What one nvcc needs at most, for two architectures.
 _COMPILER_MIB: t.Final = 2500
 FORM: t.Final = json_state.Form(release_plan.SCHEMA, "run the role exllamav2 again: it completes that release")
+#: PyTorch and the engine are imported by then, also from a slow disk.
+_ASK_SECONDS: t.Final = 600
 _NINJA = re.compile(r"^\[(\d+/\d+)\] .*?([\w.+-]+\.(?:o|so))\b")
 _DIRECTORY = re.compile(r".+-[0-9a-f]{12}")
 
@@ -49,7 +51,10 @@ print(json.dumps([sysconfig.get_path("purelib"), list(found.submodule_search_loc
 # Lets the engine compile its own extension now instead of at its first import. The engine knows its sources and flags;
 # PyTorch compiles them below TORCH_EXTENSIONS_DIR for TORCH_CUDA_ARCH_LIST, and is told to print its progress.
 _COMPILE = """
-import importlib, sys
+import importlib, os, pathlib, sys
+# PyTorch waits for ever for a run that was killed and left its lock; our lock says that there is none
+for left in pathlib.Path(os.environ["TORCH_EXTENSIONS_DIR"]).rglob("lock"):
+    left.unlink()
 from torch.utils import cpp_extension
 load = cpp_extension.load
 cpp_extension.load = lambda *args, **options: load(*args, **{**options, "verbose": True})
@@ -78,7 +83,8 @@ def make(record: release_plan.Record, settings: release_plan.Settings, shell: jo
         compile_extension(record, settings, release / "venv", shell)
     shell.log.write("importing engine and extension")
     found = try_import(record, release / "venv")
-    shutil.rmtree(release / ".objects", ignore_errors=True)
+    for rest in (".objects", ".links"):
+        shutil.rmtree(release / rest, ignore_errors=True)
     shell.log.write(f"{release} is complete")
     shell.log.copy_from(mark, release / "build.log")
     os.sync()
@@ -87,20 +93,25 @@ def make(record: release_plan.Record, settings: release_plan.Settings, shell: jo
 
 def try_import(record: t.Mapping[str, t.Any], venv: pathlib.Path) -> dict[str, t.Any]:
     """Import engine and extension as the server will; return where the extension is, and PyTorch's CUDA."""
-    argv = [str(venv / "bin/python"), "-c", _TRY, record["package"], record["module"]]
-    env = {**os.environ, "TORCH_EXTENSIONS_DIR": "/nonexistent", "CUDA_HOME": "/nonexistent"}
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", env=env)
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:300]
-    except OSError as exc:
-        raise UserError(f"{venv} does not work ({exc.strerror}): remove {venv.parent} and run the role again.") from exc
-    if done.returncode:
+    code = [_TRY, record["package"], record["module"]]
+    done = _ask(venv, code, {"TORCH_EXTENSIONS_DIR": "/nonexistent", "CUDA_HOME": "/nonexistent"})
+    if done.rc:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.rc}"])[-1][:300]
         hint = "" if record["build_extension"] else ", or set exllamav2_build_extension to true"
         raise UserError(
             f"{record['package']} and {record['module']} of {venv} cannot be imported ({reason}): correct "
             f"exllamav2_requirements_file{hint}, or remove {venv.parent}, and run the role exllamav2 again."
         )
     return dict(json_file.from_text(done.stdout.strip().splitlines()[-1]))
+
+
+def _ask(venv: pathlib.Path, code: t.Sequence[str], env: t.Mapping[str, str]) -> sandboxed_run.Ended:
+    """Run Python code, with its arguments, in the environment, in the sandbox of the server. Raises UserError."""
+    python = venv / "bin/python"
+    if not python.exists():
+        raise UserError(f"{venv} does not work (there is no {python}): remove {venv.parent} and run the role again.")
+    box = sandboxed_run.Sandbox(engine="exllama", device_nodes=unit_sandbox.nodes(["CUDA"]))
+    return sandboxed_run.run([str(python), "-c", *code], box, env, _ASK_SECONDS)
 
 
 def _checkout(url: str, commit: str, tree: pathlib.Path, shell: job.Shell) -> None:
@@ -171,24 +182,26 @@ def compile_extension(
     Of the settings it reads `cuda_root`, `jobs` and `ccache_dir`.
     """
     module, python = record["module"], str(venv / "bin/python")
-    asked = subprocess.run([python, "-c", _WHERE], capture_output=True, text=True, check=True)
+    asked = _ask(venv, [_WHERE], {})
+    if asked.rc:
+        raise UserError(f"{venv} does not work ({asked.stderr.strip()[-300:]}): remove {venv.parent} and run the role.")
     packages, libraries = json_file.from_text(asked.stdout)
     target, objects = pathlib.Path(packages) / f"{module}.so", venv.parent / ".objects"
+    if not target.is_relative_to(venv):
+        raise UserError(f"{venv} installs packages into {packages}: remove {venv.parent} and run the role again.")
     if target.exists():
         return
     pathlib.Path(settings["ccache_dir"]).mkdir(mode=0o755, parents=True, exist_ok=True)
     objects.mkdir(exist_ok=True)
-    # PyTorch waits for ever for a run that was killed and left its lock; our lock says that there is none
-    for left in objects.rglob("lock"):
-        left.unlink()
     what = f"compiling {module} for {record['arch_list']}"
     cure = (
         "see in the role's README which combination is known to work; this is PyTorch "
         f"{record['torch']} and nvcc {record['nvcc']}"
     )
     env = _compiler_environment(record, settings, venv, objects, libraries)
-    shell.run([python, "-c", _COMPILE, record["package"]], what, cure, env, _short)
-    built = [path for path in objects.rglob(f"{module}.so") if path.is_file()]
+    box = sandboxed_run.Build((str(objects), settings["ccache_dir"]))
+    shell.run([python, "-c", _COMPILE, record["package"]], what, cure, env, _short, box)
+    built = [path for path in objects.rglob(f"{module}.so") if path.is_file() and not path.is_symlink()]
     if len(built) != 1:
         raise UserError(
             f"{what} made {len(built)} files {module}.so below {objects}; remove that directory and run the play again."
@@ -215,7 +228,7 @@ def _compiler_environment(
     root = settings["cuda_root"]
     nvcc = f"{root}/bin/nvcc"
     # NVIDIA's packages have libraries with a version only, and a linker looks for those without
-    links = objects / "links"
+    links = venv.parent / ".links"
     links.mkdir(exist_ok=True)
     for runtime in [path for place in libraries for path in pathlib.Path(place).glob("*/lib/libcudart.so.*")]:
         (links / "libcudart.so").unlink(missing_ok=True)
@@ -233,6 +246,7 @@ def _compiler_environment(
         "CCACHE_NOHASHDIR": "1",
         "TORCH_CUDA_ARCH_LIST": record["arch_list"],
         "TORCH_EXTENSIONS_DIR": str(objects),
+        "HOME": str(objects),
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
-import subprocess
 import typing as t
 
-from .._base import job, json_file
+from .._base import job, json_file, sandboxed_run
 from .._base.errors import UserError
 from . import build_plan, build_source, build_state, quick_compile
 
@@ -64,7 +63,7 @@ def build(
         tree = build_source.tree(settings, record["source"], shell, open_)
         record["commit"] = build_source.commit(record["source"], tree)
         made = _compile(planned.directory, record, settings, tree, shell)
-        shutil.copytree(made / "bin", stage / "bin", symlinks=True)
+        job.copy_programs(made / "bin", stage / "bin")
         _try_without(made, stage / "bin", record["targets"], shell.log)
     if not record["build"]:
         answers = [build_state.say_version(stage / "bin" / target) for target in record["targets"]]
@@ -78,15 +77,6 @@ def build(
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _without_network() -> list[str]:
-    """Return what to put in front of a command so that it has no network, or nothing where that is not allowed."""
-    try:
-        allowed = subprocess.run(["unshare", "--net", "--", "true"], capture_output=True, check=False).returncode == 0
-    except OSError:
-        allowed = False
-    return ["unshare", "--net", "--"] if allowed else []
-
-
 def _compile(
     directory: str,
     record: t.Mapping[str, t.Any],
@@ -94,8 +84,9 @@ def _compile(
     tree: pathlib.Path,
     shell: job.Shell,
 ) -> pathlib.Path:
-    """Configure and compile; return CMake's build directory, whose bin/ has the programs."""
+    """Configure and compile in a sandbox; return CMake's build directory, whose bin/ has the programs."""
     build_dir, cache = tree.parent / f"build-{directory}", pathlib.Path(settings["ccache_dir"])
+    box = sandboxed_run.Build((str(build_dir), str(cache)))
     env = {
         "CCACHE_DIR": str(cache),
         "CCACHE_BASEDIR": str(tree.parent),
@@ -107,9 +98,10 @@ def _compile(
         # ccache hashes the words -march=native and not what they mean here; a cache that moves to, or is shared with,
         # another CPU would hand out code that does not run
         env["CCACHE_NAMESPACE"] = record["toolchain"]["native"][:12]
-    cache.mkdir(mode=0o755, parents=True, exist_ok=True)
-    isolated = _without_network()
-    shell.log.write("building without a network" if isolated else "this host does not allow a build without a network")
+    for folder in (build_dir, cache):
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    unboxed = "systemd does not run here: building without a sandbox"
+    shell.log.write("building in a sandbox without a network" if sandboxed_run.booted() else unboxed)
     arguments = [
         *record["cmake_arguments"],
         f"-DLLAMA_BUILD_NUMBER={record['build']}",
@@ -120,16 +112,17 @@ def _compile(
         included.write_text(quick_compile.CMAKE, encoding="utf-8")
         arguments.append(f"-DCMAKE_PROJECT_INCLUDE={included}")
     what = f"llama.cpp {record['version']} ({record['name']})"
-    cmake = [*isolated, "cmake", "-S", str(tree), "-B", str(build_dir), "-G", "Ninja", *arguments]
+    cmake = ["cmake", "-S", str(tree), "-B", str(build_dir), "-G", "Ninja", *arguments]
     try:
-        shell.run(cmake, f"configuring {what}", env=env)
+        shell.run(cmake, f"configuring {what}", env=env, box=box)
     except UserError:
         # what a failed configuration leaves behind can make the next one fail too
         shutil.rmtree(build_dir, ignore_errors=True)
         raise
     jobs = job.compilers(settings["jobs"], _COMPILER_MIB["cuda" in record["toolchain"]])
     shell.log.write(f"targets: {', '.join(record['targets'])}; {jobs} compilers at a time")
-    shell.run([*isolated, "ninja", "-C", str(build_dir), f"-j{jobs}", *record["targets"]], f"compiling {what}", env=env)
+    ninja = ["ninja", "-C", str(build_dir), f"-j{jobs}", *record["targets"]]
+    shell.run(ninja, f"compiling {what}", env=env, box=box)
     return build_dir
 
 

@@ -13,14 +13,16 @@ import pathlib
 import re
 import shutil
 import signal
-import subprocess
 import typing as t
 
-from .._base import json_file, json_state
+from .._base import json_file, json_state, sandboxed_run, unit_sandbox
 from .._base.errors import UserError
 from . import build_plan, build_source
 
 Record = dict[str, t.Any]
+
+#: A program that is asked for its options must have answered by then.
+_ASK_SECONDS: t.Final = 120
 
 #: Programs that state build number and commit of llama.cpp.
 _VERSIONED = ("llama-server", "llama-bench", "llama-fit-params", "llama-cli")
@@ -84,12 +86,13 @@ def entry(prefix: pathlib.Path, name: str, record: Record | None) -> Record:
 
 
 def _ask(program: pathlib.Path, option: str) -> tuple[int, str]:
-    """Return exit status and output, errors first, of a program called with one option."""
+    """Return exit status and output, errors first, of a program called with one option, in the sandbox of servers."""
+    box = sandboxed_run.Sandbox(device_nodes=unit_sandbox.ALL_NODES)
     try:
-        done = subprocess.run([str(program), option], stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    except OSError as exc:
-        return 127, exc.strerror or str(exc)
-    return done.returncode, (done.stderr + done.stdout).decode("utf-8", errors="replace")
+        done = sandboxed_run.run([str(program), option], box, {"GGML_NO_BACKTRACE": "1"}, _ASK_SECONDS)
+    except UserError as exc:
+        return 127, str(exc)
+    return done.rc, done.stderr + done.stdout
 
 
 def ask_help(program: pathlib.Path) -> tuple[str, str]:

@@ -107,6 +107,7 @@ TRANSIENT: t.Final = (
     ("mixed-gpu-run-*", "measuring on RPC and CPU devices", sandboxed_run.Sandbox(), 1.5),
     ("mixed-gpu-run-*", "measuring on cards", sandboxed_run.Sandbox(device_nodes=NODES), 1.7),
     ("mixed-gpu-run-*", "ExLlama's worker", sandboxed_run.Sandbox(engine="exllama", device_nodes=NODES), 1.7),
+    ("mixed-gpu-run-*", "building", sandboxed_run.Build(("/opt/build", "/var/cache/ccache")), 1.5),
 )
 
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import job
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import job, sandboxed_run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 
 
@@ -69,7 +69,7 @@ def test_a_part_of_the_log_is_copied(shell, tmp_path):
 
 HOLDER = """
 import pathlib, sys
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import job
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import job, sandboxed_run
 lock = job.Lock(pathlib.Path(sys.argv[1]), "b1 b2", "llama.cpp")
 print("held", flush=True)
 sys.stdin.readline()
@@ -117,3 +117,44 @@ def test_compilers_are_as_many_as_asked_or_as_memory_carries(monkeypatch):
         8,
         1,
     ]
+
+
+def test_a_program_in_a_box_is_told_as_any_other(shell, tmp_path):
+    box = sandboxed_run.Build((str(tmp_path),))
+    assert shell.run(["sh", "-c", "echo $A; echo b >&2"], "trying", env={"A": "a"}, box=box) == ["a", "b"]
+    with pytest.raises(UserError, match=r"trying failed \(a.c:1: error: no x\): look \(the whole log is"):
+        shell.run(["sh", "-c", "echo a.c:1: error: no x; exit 1"], "trying", "look", box=box)
+    with pytest.raises(UserError, match=r"trying failed \(/nonexistent cannot be run"):
+        shell.run(["/nonexistent"], "trying", box=box)
+
+
+def test_what_was_built_is_copied_as_files_and_links_beside_them(tmp_path):
+    made, copy = tmp_path / "made", tmp_path / "stage" / "bin"
+    (made / "CMakeFiles").mkdir(parents=True)
+    (made / "tool").write_text("x")
+    (made / "tool").chmod(0o4711)
+    (made / "lib.so.1").write_text("y")
+    (made / "lib.so").symlink_to("lib.so.1")
+    job.copy_programs(made, copy)
+    assert {path.name: path.stat().st_mode & 0o7777 for path in copy.iterdir() if not path.is_symlink()} == {
+        "tool": 0o755, "lib.so.1": 0o644,
+    }  # fmt: skip
+    assert os.readlink(copy / "lib.so") == "lib.so.1"
+
+
+@pytest.mark.parametrize("to", ["/etc/shadow", "../secret", "missing", ".."])
+def test_a_link_that_leads_away_is_refused(tmp_path, to):
+    (tmp_path / "secret").write_text("x")
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "tool").symlink_to(to)
+    with pytest.raises(UserError, match="which is no file beside it: do not trust this source"):
+        job.copy_programs(made, tmp_path / "copy")
+
+
+def test_a_fifo_is_refused(tmp_path):
+    made = tmp_path / "made"
+    made.mkdir()
+    os.mkfifo(made / "tool")
+    with pytest.raises(UserError, match="is neither a file nor a link"):
+        job.copy_programs(made, tmp_path / "copy")

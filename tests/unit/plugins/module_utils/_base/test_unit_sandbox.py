@@ -80,3 +80,13 @@ def test_the_units_that_serve_have_no_sandbox_of_their_own(template):
     names |= {"PrivateDevices", "ProcSubset"}
     own = {line.partition("=")[0] for line in text.splitlines() if "=" in line and not line.startswith(("{", "#"))}
     assert own & names == set()
+
+
+def test_what_builds_has_no_network_and_writes_where_it_may():
+    lines = unit_sandbox.build_lines("u.service", ["/opt/build", "/var/cache/ccache"])
+    closed = {"DynamicUser=yes", "PrivateNetwork=yes", "PrivateDevices=yes", "RestrictAddressFamilies=AF_UNIX"}
+    assert closed <= set(lines)
+    assert 'ReadWritePaths="/opt/build" "/var/cache/ccache"' in lines
+    assert "UMask=0022" in lines and "UMask=0077" not in lines
+    before = lines[-1]
+    assert before.startswith("ExecStartPre=+/bin/sh -c 'chown -R $$(systemctl show") and "u.service" in before
