@@ -105,7 +105,7 @@ import tempfile
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, sandboxed_run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import load_check
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import hub_lookup, load_question
@@ -175,12 +175,9 @@ class Check:
 
     def run(self, command: list[str]) -> tuple[int, str]:
         """Run a program for a bounded time; return its exit status and what it printed on stderr."""
-        limit = f"{self.params['timeout_seconds']}s"
-        rc, _stdout, stderr = self.module.run_command(
-            [self.module.get_bin_path("timeout", required=True), "--signal=KILL", limit, *command],
-            environ_update=load_check.ENVIRONMENT, expand_user_and_vars=False, errors="replace",
-        )  # fmt: skip
-        return rc, stderr
+        box = sandboxed_run.Sandbox(files=[command[command.index("-m") + 1]])
+        ended = sandboxed_run.run(command, box, load_check.ENVIRONMENT, self.params["timeout_seconds"])
+        return ended.rc, ended.stderr
 
 
 def main() -> None:

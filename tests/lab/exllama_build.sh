@@ -54,7 +54,9 @@ code=$(inside sh -c "strings -a '$module' | grep -o 'sm_8[69]' | sort -u | tr '\
 say "$module has code for $code"
 
 # The real server without a model, in the unit's sandbox: it must answer, demand the key, and not log the key.
-sandbox=$(sed -n '/^UMask=/,/^\[Install\]/{/^[A-Z][A-Za-z]*=[^{]*$/p}' roles/exllamav2/templates/exllama-server.service.j2)
+sandbox=$(PYTHONPATH=.venv/collections .venv/bin/python -c '
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import unit_sandbox
+print("\n".join(unit_sandbox.lines("exllama", unit_sandbox.nodes(["CUDA"]), ["localhost"])))')
 inside sh -c 'umask 077; mkdir -p /run/try; echo a-key-for-this-test > /run/try/key
   echo "{\"network\": {\"host\": \"127.0.0.1\", \"port\": 5000, \"disable_auth\": false}}" > /run/try/config'
 inside sh -c 'cat > /opt/exllama/try_server.py' < roles/exllamav2/files/exllama_server.py

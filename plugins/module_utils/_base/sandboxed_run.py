@@ -36,6 +36,8 @@ BUILDER: t.Final = "mixed-gpu-build"
 #: Marks every process of a program that runs directly, whatever process group or session it moved itself into.
 MARK: t.Final = "MIXED_GPU_MEASUREMENT"
 
+#: Of each stream that much is read: an RPC server has a say in what a program prints.
+_MOST_BYTES: t.Final = 64 << 20
 _RESULTS: t.Final = "/run/mixed_gpu"
 _ENDED_FILE: t.Final = re.compile(r"([a-z-]+) ([a-z]+) (\w+)")
 #: Hidden from the sandbox (ProtectHome=, PrivateTmp=).
@@ -129,9 +131,11 @@ class Process:
         self._deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
         if self.sandboxed:
             os.makedirs(_RESULTS, mode=0o755, exist_ok=True)
-            command = [*prefix(self._unit, box, variables, limit_seconds, stop_seconds), *map(_verbatim, argv)]
+            start, variables = prefix(self._unit, box, variables, limit_seconds, stop_seconds)
+            command = [*start, *map(_verbatim, argv)]
             # the service gets the three descriptors of systemd-run and no other: the lock is its standard input
             options: dict[str, t.Any] = {"stdin": subprocess.DEVNULL if lock is None else lock}
+            options["env"] = {**os.environ, **variables}
         else:
             command = list(argv)
             options = {
@@ -240,15 +244,15 @@ def run(
         texts = []
         for file in (out, err):
             file.seek(0)
-            texts.append(file.read().decode(errors="replace"))
+            texts.append(file.read(_MOST_BYTES).decode(errors="replace"))
     complaint = f"\n{process.complaint}\n" if process.complaint else ""
     return Ended(rc, texts[0], texts[1] + complaint, process.timed_out, process.sandboxed)
 
 
 def prefix(
     unit: str, box: Box, environment: t.Mapping[str, str], limit_seconds: int | None, stop_seconds: int
-) -> list[str]:
-    """Return what stands before the command: systemd-run with the properties of the unit."""
+) -> tuple[list[str], dict[str, str]]:
+    """Return what stands before the command, systemd-run with the properties of the unit, and its variables."""
     wanted, variables = box.given(unit, environment)
     if limit_seconds is not None:
         wanted.append(f"RuntimeMaxSec={limit_seconds}")
@@ -256,8 +260,9 @@ def prefix(
     # systemd-run answers a signal, a timeout and a lack of memory with the same exit status
     told = 'echo "$$SERVICE_RESULT $$EXIT_CODE $$EXIT_STATUS"'
     wanted.append(f"ExecStopPost=+/bin/sh -c '{told} > {_RESULTS}/{unit}'")
-    given = [f"--setenv={name}={value}" for name, value in variables.items()]
-    return unit_sandbox.command(["systemd-run", f"--unit={unit}", *given], wanted, [])
+    # systemd-run takes the values from its own variables: a key must not be on a command line
+    given = [f"--setenv={name}" for name in variables]
+    return unit_sandbox.command(["systemd-run", f"--unit={unit}", *given], wanted, []), variables
 
 
 def _verbatim(word: str) -> str:

@@ -32,6 +32,7 @@ _COMMON: t.Final = (
     "SystemCallErrorNumber=EPERM",
     "ProtectSystem=strict",
     "ProtectHome=yes",
+    "PrivateMounts=yes",
     "PrivateTmp=yes",
     "ProtectProc=invisible",
     "ProtectClock=yes",

@@ -30,6 +30,7 @@ _SANDBOX: t.Final = (
     "SystemCallErrorNumber=EPERM",
     "ProtectSystem=strict",
     "ProtectHome=read-only",  # Python may be there
+    "PrivateMounts=yes",
     "PrivateDevices=yes",
     "PrivateNetwork=yes",
     "IPAddressDeny=any",

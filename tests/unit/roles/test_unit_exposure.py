@@ -30,7 +30,7 @@ CALL = {
     "exec_start": ["-m", "m"], "environment": {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, "cuda": False,
     "limits": {"start_interval_seconds": 600, "start_burst": 10, "stop_seconds": 60},
 }  # fmt: skip
-ANYWHERE = {"local": False, "networks": []}
+ANYWHERE = {"local": False, "networks": ["localhost", "192.0.2.0/24"]}
 EXLLAMA = {
     "local": True, "networks": ["localhost"], "environment": {}, "limits": CALL["limits"],
 }  # fmt: skip
@@ -41,17 +41,19 @@ def server(**call: t.Any) -> dict[str, t.Any]:
     return {
         "__llama_server_command": {**CALL, **call}, "__llama_server_key": "m", "llama_server_after_units": [],
         "llama_server_conflicting_units": ["exllama-server.service"], "llama_server_program": "/opt/llama-server",
-        "__llama_server_program": {"rc": 0, "stdout": "/opt/llama-server"}, "llama_server_api_key": "",
+        "__llama_server_program": {"rc": 0, "stdout": "/opt/llama-server"}, "__llama_server_access": {"wanted": True},
         "__llama_server_key_path": "/etc/key", "__llama_server_entry": {
             "model": {"sha256": "0"}, "serving": {"load_mode": "auto"}}, "llama_server_supplementary_groups": [],
     }  # fmt: skip
 
 
-def rpc(nodes: t.Sequence[str] = (), networks: t.Sequence[str] = ("localhost",)) -> dict[str, t.Any]:
+def rpc(
+    nodes: t.Sequence[str] = (), host: str = "127.0.0.1", networks: t.Sequence[str] = ()
+) -> dict[str, t.Any]:
     """Variables of ggml-rpc-server's template."""
-    device = {"name": "fast", "host": "127.0.0.1", "port": 50052, "threads": 1, "device": "", "environment": {}}
+    device = {"name": "fast", "host": host, "port": 50052, "threads": 1, "device": "", "environment": {}}
     return {
-        "item": {"item": device}, "__llama_rpc_nodes": list(nodes), "__llama_rpc_networks": list(networks),
+        "item": {"item": device}, "__llama_rpc_nodes": list(nodes), "llama_rpc_allowed_networks": list(networks),
         "__llama_rpc_program": "/opt/ggml-rpc-server", "llama_rpc_reload_unit": "llama-server.service",
     }  # fmt: skip
 
@@ -60,7 +62,7 @@ def exllama(**plan: t.Any) -> dict[str, t.Any]:
     """Variables of exllama-server's template."""
     return {
         "__exllamav2_server": {**EXLLAMA, **plan}, "__exllamav2_plan": {"path": "/opt/exllama/r"},
-        "exllamav2_api_key": "", "exllamav2_engine": "v3", "exllamav2_model_path": "/srv/m",
+        "__exllamav2_access": {"wanted": True}, "exllamav2_engine": "v3", "exllamav2_model_path": "/srv/m",
         "exllamav2_conflicting_units": [],
         "exllamav2_root": "/opt/exllama", "__exllamav2_config_path": "/etc/c", "__exllamav2_key_path": "/etc/key",
         "exllamav2_supplementary_groups": [],
@@ -87,27 +89,37 @@ NODES_UNIT = {
     "nvidia_driver_slots_left_out": [],
 }  # fmt: skip
 
+WATCHDOG = {
+    "__server_watchdog_contents": "0", "__server_watchdog_lib": "/opt/mixed_gpu/lib",
+    "server_watchdog_unit": "a.service", "__server_watchdog_key": {"stat": {"exists": True}},
+    "server_watchdog_key_path": "/etc/key",
+    "server_watchdog_metrics_path": "", "__server_watchdog_plan": {"addresses": ["localhost"]},
+    "server_watchdog_command": [], "server_watchdog_webhook_url": "",
+}  # fmt: skip
+
 #: unit, case, template below roles/, its variables, the most that is allowed
 CASES: t.Final = (
-    ("llama-server", "RPC and CPU devices, this host alone", SERVER, server(), 1.5),
-    ("llama-server", "cards, this host alone", SERVER, server(device_nodes=NODES), 1.7),
-    ("llama-server", "cards, other hosts too", SERVER, server(device_nodes=NODES, **ANYWHERE), 1.8),
-    ("llama-server", "cards in tensor mode, this host alone", SERVER, server(device_nodes=NODES, nccl=True), 1.8),
-    ("ggml-rpc-server", "CPU, this host alone", RPC, rpc(), 1.5),
-    ("ggml-rpc-server", "a card, this host alone", RPC, rpc(NODES), 1.7),
-    ("ggml-rpc-server", "a card, other hosts too", RPC, rpc(NODES, []), 1.8),
-    ("exllama-server", "this host alone", EXL, exllama(), 1.7),
-    ("exllama-server", "other hosts too", EXL, exllama(**ANYWHERE), 1.8),
-    ("mixed-gpu-nodes", "", "nvidia_driver/templates/mixed-gpu-nodes.service.j2", NODES_UNIT, 3.0),
+    ("llama-server", "RPC and CPU devices, this host alone", SERVER, server(), 1.2),
+    ("llama-server", "cards, this host alone", SERVER, server(device_nodes=NODES), 1.5),
+    ("llama-server", "cards, other hosts too", SERVER, server(device_nodes=NODES, **ANYWHERE), 1.6),
+    ("llama-server", "cards in tensor mode, this host alone", SERVER, server(device_nodes=NODES, nccl=True), 1.5),
+    ("ggml-rpc-server", "CPU, this host alone", RPC, rpc(), 1.2),
+    ("ggml-rpc-server", "a card, this host alone", RPC, rpc(NODES), 1.5),
+    ("ggml-rpc-server", "a card, other hosts too", RPC, rpc(NODES, "192.0.2.7", ["192.0.2.8"]), 1.6),
+    ("exllama-server", "this host alone", EXL, exllama(), 1.5),
+    ("exllama-server", "other hosts too", EXL, exllama(**ANYWHERE), 1.6),
+    ("mixed-gpu-nodes", "", "nvidia_driver/templates/mixed-gpu-nodes.service.j2", NODES_UNIT, 2.5),
+    ("mixed-gpu-watchdog", "", "server_watchdog/templates/mixed-gpu-watchdog.service.j2", WATCHDOG, 1.5),
+    ("mixed-gpu-notify@", "to the journal", "server_watchdog/templates/mixed-gpu-notify@.service.j2", WATCHDOG, 1.5),
     ("mixed-gpu-power", "", "gpu_power/templates/mixed-gpu-power.service.j2", POWER, 1.5),
     ("mixed-gpu-revalidate", "", "revalidation_timer/templates/mixed-gpu-revalidate.service.j2", TIMER, 3.0),
 )
 #: name of a transient unit, case, what systemd-run is given, the most that is allowed
 TRANSIENT: t.Final = (
-    ("mixed-gpu-run-*", "measuring on RPC and CPU devices", sandboxed_run.Sandbox(), 1.5),
-    ("mixed-gpu-run-*", "measuring on cards", sandboxed_run.Sandbox(device_nodes=NODES), 1.7),
-    ("mixed-gpu-run-*", "ExLlama's worker", sandboxed_run.Sandbox(engine="exllama", device_nodes=NODES), 1.7),
-    ("mixed-gpu-run-*", "building", sandboxed_run.Build(("/opt/build", "/var/cache/ccache")), 1.5),
+    ("mixed-gpu-run-*", "measuring on RPC and CPU devices", sandboxed_run.Sandbox(), 1.2),
+    ("mixed-gpu-run-*", "measuring on cards", sandboxed_run.Sandbox(device_nodes=NODES), 1.5),
+    ("mixed-gpu-run-*", "ExLlama's worker", sandboxed_run.Sandbox(engine="exllama", device_nodes=NODES), 1.5),
+    ("mixed-gpu-run-*", "building", sandboxed_run.Build(("/opt/build", "/var/cache/ccache")), 0.8),
 )
 
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
@@ -115,7 +127,7 @@ pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason=
 
 def exposure(folder: pathlib.Path, unit: str, text: str) -> float:
     """Return the exposure of a unit by its text."""
-    path = folder / f"{unit.replace('*', 'x')}.service"
+    path = folder / f"{re.sub('[^a-z-]', 'x', unit)}.service"
     path.write_text(text, encoding="utf-8")
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -147,9 +159,9 @@ def figures(folder: pathlib.Path) -> list[tuple[str, str, float, float]]:
     """Return unit, case, exposure and the most that is allowed, for all units."""
     texts = [(unit, case, rendered(template, given), most) for unit, case, template, given, most in CASES]
     for unit, case, box, most in TRANSIENT:
-        texts.append((unit, case, transient(sandboxed_run.prefix("u.service", box, {}, 60, 0)), most))
+        texts.append((unit, case, transient(sandboxed_run.prefix("u.service", box, {}, 60, 0)[0]), most))
     lease = lease_unit.start_command("systemd-run", "/sc", ["/p"], "o", ["a.service"], ["a.service"], 60, "/s")
-    texts.append(("mixed-gpu-lease", "", transient(lease), 1.5))
+    texts.append(("mixed-gpu-lease", "", transient(lease), 1.2))
     return [(unit, case, exposure(folder, unit, text), most) for unit, case, text, most in texts]
 
 
