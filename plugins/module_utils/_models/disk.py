@@ -34,10 +34,10 @@ def filesystem(path: str) -> str:
 def check_owner(path: str, trusted: t.Sequence[str] = ()) -> None:
     """Raise UserError where somebody else could exchange the directory of ``path`` for a link while root writes there.
 
-    ``trusted``: names or numbers of users whose directories are taken as they are. Directories of root and of who runs
-    this always are.
+    ``trusted``: names or numbers of users whose directories are taken as they are. Directories of root, of who runs
+    this, and of the owner of / (root under another number in a user namespace) always are.
     """
-    allowed = {0, os.geteuid(), *(_user_id(name) for name in trusted)}
+    allowed = {0, os.geteuid(), os.stat("/").st_uid, *(_user_id(name) for name in trusted)}
     directory = free_space(os.path.abspath(path))[0]
     for place in _above(directory) + _above(os.path.realpath(directory)):
         status = os.stat(place)
