@@ -15,6 +15,7 @@ import os
 import typing as t
 
 BOOT_ID: t.Final = "/proc/sys/kernel/random/boot_id"
+SCHEMA: t.Final = 1
 #: Restarts that are kept: more than can happen in an hour.
 KEEP: t.Final = 50
 
@@ -30,7 +31,7 @@ def boot_id(path: str = BOOT_ID) -> str:
 
 def empty() -> Json:
     """Return the state of a host on which nothing happened yet."""
-    return {"units": {}}
+    return {"schema": SCHEMA, "units": {}}
 
 
 def of_unit(state: Json, unit: str) -> Json:
@@ -111,10 +112,10 @@ class Store:
         self.metrics_error = ""  # why the metrics could not be written last
 
     def read(self) -> Json:
-        """Return the state; an empty one where there is none, or a damaged one."""
-        with contextlib.suppress(OSError, ValueError), open(self.path, encoding="utf-8") as file:
+        """Return the state; an empty one where there is none, a damaged one, or one of another schema."""
+        with contextlib.suppress(OSError, ValueError, RecursionError), open(self.path, encoding="utf-8") as file:
             state = json.load(file)
-            if isinstance(state, dict) and isinstance(state.get("units"), dict):
+            if isinstance(state, dict) and state.get("schema") == SCHEMA and isinstance(state.get("units"), dict):
                 return state
         return empty()
 
