@@ -160,24 +160,27 @@ class Check:
     def ask(self, paths: t.Sequence[str], name: str) -> tuple[bool | None, str | None]:
         """Ask llama.cpp about files on the host."""
         program = self.params["program"]
-        rc, said = self.run(load_check.command(program, paths[0]))
-        output, attempts = said, 1
-        while load_check.refused(said) and not load_check.reason(output) and attempts < load_check.ATTEMPTS:
-            output, attempts = self.run(load_check.reason_command(program, paths[0]))[1], attempts + 1
-        if load_check.refused(said):
+        try:
+            ended = self.run(load_check.command(program, paths[0]), paths)
+            output, attempts = ended.stderr, 1
+            while load_check.refused(ended.stderr) and not load_check.reason(output) and attempts < load_check.ATTEMPTS:
+                output, attempts = self.run(load_check.reason_command(program, paths[0]), paths).stderr, attempts + 1
+        except UserError as exc:
+            return None, f"llama.cpp cannot be asked about {name}: {exc}."
+        if load_check.refused(ended.stderr):
             raise UserError(
                 f"llama.cpp does not load {name} ({load_check.reason(output) or 'it names no reason'}): choose another "
                 "file or quantisation of the model, or update llama.cpp."
             )
-        if rc == 0:
+        if ended.rc == 0:
             return True, None
-        return None, f"llama.cpp, asked about {name}, ended with {rc} without a word about the model."
+        how = "did not end in time" if ended.timed_out else f"ended with {ended.rc}"
+        return None, f"llama.cpp, asked about {name}, {how} without a word about the model."
 
-    def run(self, command: list[str]) -> tuple[int, str]:
-        """Run a program for a bounded time; return its exit status and what it printed on stderr."""
-        box = sandboxed_run.Sandbox(files=[command[command.index("-m") + 1]])
-        ended = sandboxed_run.run(command, box, load_check.ENVIRONMENT, self.params["timeout_seconds"])
-        return ended.rc, ended.stderr
+    def run(self, command: list[str], paths: t.Sequence[str]) -> sandboxed_run.Ended:
+        """Run a program that reads files of anybody's, in the sandbox of the units that serve. Raises UserError."""
+        sandbox = sandboxed_run.Sandbox(files=paths)
+        return sandboxed_run.run(command, sandbox, load_check.ENVIRONMENT, self.params["timeout_seconds"])
 
 
 def main() -> None:
