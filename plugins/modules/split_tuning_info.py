@@ -95,10 +95,12 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, job, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, job, json_file, sandboxed_run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+
+_LDD_SECONDS = 30
 
 
 def cards(reason: str | None) -> dict[str, t.Any]:
@@ -122,7 +124,8 @@ def linked_with_nccl(module: AnsibleModule, library: str) -> bool:
     ldd = module.get_bin_path("ldd")
     if ldd is None or not os.path.exists(library):
         return False
-    return "libnccl" in module.run_command([ldd, library])[1]
+    # it runs the loader that the library names
+    return "libnccl" in sandboxed_run.run([ldd, library], sandboxed_run.Sandbox(), {}, _LDD_SECONDS).stdout
 
 
 def main() -> None:
