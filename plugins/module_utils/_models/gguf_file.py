@@ -260,6 +260,8 @@ def _unknown_types(tensors: t.Sequence[Tensor]) -> list[str]:
 def _blocks(header: _Header, tensors: t.Sequence[Tensor]) -> int:
     """Return the number of blocks, which is at least 1 and at most that of the tensors."""
     blocks = header.integer("block_count")
+    if header.integer("embedding_length") < 1:
+        raise UserError(f"The header of {header.path} names a width of 0: take the model from another source.")
     if not 1 <= blocks <= len(tensors):
         raise UserError(
             f"The header of {header.path} names {blocks} blocks, and the file has {len(tensors)} tensors: take the "
@@ -287,8 +289,10 @@ def describe(
     architecture = gguf_kind.check(path, fields, tensors)
     header = _Header(path, architecture, fields)
     blocks = _blocks(header, tensors)
-    experts = header.integer("expert_count", 0)
-    experts_used = min(experts, header.integer("expert_used_count", 0))
+    experts, experts_used = header.integer("expert_count", 0), header.integer("expert_used_count", 0)
+    if experts_used > experts:
+        header.strange[f"{architecture}.expert_used_count"] = shown(f"{experts_used} of {experts}")
+        experts_used = experts
     weights = _Weights(blocks, experts, experts_used)
     for tensor in tensors:
         weights.add(tensor.name, tensor.n_bytes, tensor.elements)

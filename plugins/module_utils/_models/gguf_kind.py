@@ -48,7 +48,8 @@ _TYPES: t.Final = {
     "adapter": "adapter", "imatrix": "importance matrix", "mmproj": "projector", "vocab": "vocabulary",
     "control-vector": "adapter", "controlvector": "adapter", "lora": "adapter",
 }  # fmt: skip
-_TOWERS: t.Final = frozenset({"v", "a", "mm"})
+#: First parts of the names of what sees, hears and connects in a file of Ollama's.
+_TOWERS: t.Final = frozenset({"v", "a", "s", "mm"})
 
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _QUANT = re.compile(r"(?:^|[-._])(?:UD-)?(?:(?:IQ|Q|TQ|MXFP|NVFP)\d\w*|BF16|F16|FP16|F32)(?=[-._]|$)", re.IGNORECASE)
@@ -119,6 +120,7 @@ def check(path: str, fields: Mapping, tensors: t.Sequence[Tensor]) -> str:
     kind = _kind(fields, tensors, architecture)
     if kind:
         raise UserError(sentence(path, kind))
+    _check_ollama(path, architecture, tensors)           # before types: it gives old numbers another meaning
     _check_types(path, tensors)
     if not architecture:
         named = by_name(path)
@@ -132,7 +134,6 @@ def check(path: str, fields: Mapping, tensors: t.Sequence[Tensor]) -> str:
             f"{path} names the architecture {shown(architecture)}, which no program has: take the model from another "
             "source."
         )
-    _check_ollama(path, architecture, tensors)
     _check_mtp(path, architecture, fields, tensors)
     return architecture
 

@@ -92,6 +92,7 @@ def test_known_but_unmodelled_architecture_gets_a_note():
         ({"general.architecture": None}, None, "names no architecture"),
         ({"llama.block_count": None}, None, "has no llama.block_count"),
         ({"llama.block_count": 0}, None, "names 0 blocks"),
+        ({"llama.embedding_length": 0}, None, "names a width of 0"),
         ({"llama.block_count": -5}, None, "has '-5' as llama.block_count"),
         ({"llama.block_count": 8}, None, "names 8 blocks, and the file has 7 tensors"),
         ({"llama.embedding_length": 2**31}, None, "has '2147483648' as llama.embedding_length"),
@@ -116,6 +117,12 @@ def test_what_cannot_be_is_said_and_not_counted_with(key, value, field, taken):
     model = describe({f"llama.{key}": value})
     assert model[field] == taken
     assert model["notes"] == [f"llama.{key} is '{value}', which cannot be: it is not counted with."]
+
+
+def test_more_experts_in_use_than_there_are_is_said():
+    model = describe({"llama.expert_count": 4, "llama.expert_used_count": 9})
+    assert model["expert_used_count"] == 4
+    assert "llama.expert_used_count is '9 of 4', which cannot be" in model["notes"][0]
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 10**9)), min_size=1), st.integers(1, 6))

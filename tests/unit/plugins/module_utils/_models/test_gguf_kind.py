@@ -58,6 +58,7 @@ CAUSES = {
     "removed": (made.written(kinds={"blk.0.ffn_up.weight": 31}), "Q4_0_4_4, and llama.cpp has removed it"),
     "Ollama's towers": (made.written(made.model("gemma3"), [*made.NAMES, "v.blk.0.attn_k.weight"]), "Ollama's own"),
     "Ollama's projection": (made.written(made.model("llama4"), [*made.NAMES, "mm.0.weight"]), "Ollama's own"),
+    "Ollama's type": (made.written(made.model("gptoss"), kinds={"blk.0.ffn_up.weight": 4}), "Ollama's own"),
     "Ollama's name": (made.written(made.model("gptoss")), "Ollama's own"),
     "MTP blocks missing": (mtp("qwen3next"), "block 2 has no tensors"),
     "one of two MTP blocks missing": (
