@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import json
 import os
@@ -33,9 +34,12 @@ def say(priority: int, text: str) -> None:
 
 def systemctl(*words: str) -> str:
     """Run systemctl; return what it prints. Raises OSError where that fails."""
-    done = subprocess.run(
-        ["systemctl", *words], capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL
-    )
+    try:
+        done = subprocess.run(
+            ["systemctl", *words], capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise OSError(errno.ETIMEDOUT, f"systemctl {words[0]} did not end") from exc
     if done.returncode != 0:
         raise OSError(done.returncode, done.stderr.strip() or f"systemctl {words[0]} failed")
     return done.stdout

@@ -21,6 +21,8 @@ from .host import say
 
 #: Ends the server for good: its unit names this signal in RestartPreventExitStatus=.
 GIVE_UP_SIGNAL: t.Final = "SIGUSR2"
+#: So often SIGKILL is sent before a process counts as stuck.
+KILL_ATTEMPTS: t.Final = 2
 
 
 def credential(name: str) -> str:
@@ -42,6 +44,7 @@ class Watch:
         self.limits = stall.Limits(wanted.stall_seconds, wanted.load_seconds)
         self.seen = stall.Seen()
         self.images = ("", False)  # of which start it was asked, and whether the model reads images
+        self.unwritten = state.empty()  # what a full disk does not take
         self.said = ""  # the last line about a wait, which is said once
 
     def look(self) -> stall.Look:
@@ -62,7 +65,10 @@ class Watch:
             return look._replace(exact=self.server.slots()) if exact else look
         look = stall.Look(at, start, t.cast("stall.Answer", answer))
         if answer == "no_metrics":
-            return look._replace(gave_token=self.server.gives_token(self.settings.stall_seconds))
+            if (self.seen.start, self.seen.state) != (start, "no_metrics"):
+                return look
+            token = self.server.gives_token(self.settings.stall_seconds)
+            return look._replace(at=time.monotonic(), gave_token=token)
         pids = [int(found[name].get("MainPID") or 0) for name in (self.settings.unit, *self.settings.peer_units)]
         return look._replace(stopped=any(host.process_state(pid) in ("T", "t") for pid in pids))
 
@@ -81,21 +87,12 @@ class Watch:
         idle_lease = lease.get("ActiveState") in ("inactive", "failed")
         if unit.get("InvocationID") != start or not host.running(unit) or not idle_lease:
             return  # somebody else restarts it, or measures
-        with self.store.changing() as known:
-            if state.was_ended(known, self.settings.unit, start):
-                return
-            boot, now = state.boot_id(), time.monotonic()
-            decision = restarts.decide(
-                state.times(known, self.settings.unit, boot), now, self.settings.restarts_per_hour
-            )
-            if decision.action == "wait":
-                self.say_once(
-                    f"{reason}: restarting it in {decision.wait_seconds:.0f} s, since it was restarted before"
-                )
-                return
-            event = {"boot": boot, "monotonic": now, "at": time.time(), "start": start, "reason": reason}
-            if decision.action == "restart":
-                state.add_restart(known, self.settings.unit, event)
+        decision = self.decide(start, reason)
+        if decision is None:
+            return
+        if decision.action == "wait":
+            self.say_once(f"{reason}: restarting it in {decision.wait_seconds:.0f} s, since it was restarted before")
+            return
         self.say_metrics_error()
         pids = {name: int(found[name].get("MainPID") or 0) for name in (self.settings.unit, *self.settings.peer_units)}
         if decision.action == "restart":
@@ -104,17 +101,44 @@ class Watch:
             self.give_up(reason, pids[self.settings.unit])
         self.seen = stall.Seen()
 
+    def decide(self, start: str, reason: str) -> restarts.Decision | None:
+        """Return what to do with a server that hangs, recorded where it is a restart; None where it was ended before.
+
+        A full disk must not keep a server from being restarted: what cannot be written is remembered here.
+        """
+        try:
+            with self.store.changing() as known:
+                return self.decided(known, start, reason)
+        except OSError as exc:
+            self.say_once(f"{self.store.path} cannot be written ({exc.strerror}): restarts are counted in memory")
+            return self.decided(self.unwritten, start, reason)
+
+    def decided(self, known: state.Json, start: str, reason: str) -> restarts.Decision | None:
+        """Decide as decide does, by a state, and record a restart in it."""
+        unit, boot, now = self.settings.unit, state.boot_id(), time.monotonic()
+        if state.was_ended(known, unit, start):
+            return None
+        decision = restarts.decide(state.times(known, unit, boot), now, self.settings.restarts_per_hour)
+        if decision.action == "restart":
+            event = {"boot": boot, "monotonic": now, "at": time.time(), "start": start, "reason": reason}
+            state.add_restart(known, unit, event)
+        return decision
+
     def restart(self, reason: str, pids: dict[str, int]) -> None:
         """End the server and its RPC servers on this host, any of which may hang; systemd starts them again."""
         others = [name for name in pids if name != self.settings.unit]
         peers = f" and {', '.join(others)}" if others else ""
         say(3, f"{reason}: ending it{peers} by SIGKILL, systemd starts it again")
         begun = {pid: host.started_at(pid) for pid in pids.values()}
-        # the server first: its RPC servers would restart it by a stop, for which a hung server has no ear
-        for name in (self.settings.unit, *others):
-            self.kill(name, "SIGKILL")
-        stuck = self.wait_for_end(begun)
-        for name in [name for name, pid in pids.items() if pid in stuck]:
+        there = list(pids.values())
+        for _attempt in range(KILL_ATTEMPTS):
+            # the server first: its RPC servers would restart it by a stop, for which a hung server has no ear
+            for name in (name for name, pid in pids.items() if pid in there):
+                self.kill(name, "SIGKILL")
+            there = self.wait_for_end(begun)
+            if not there:
+                break
+        for name in [name for name, pid in pids.items() if pid in there]:
             self.tell_stuck(name, pids[name])
         self.notify(self.settings.unit)
 

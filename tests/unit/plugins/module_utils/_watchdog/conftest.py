@@ -65,6 +65,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif self.path == "/completion":
             text = '{"tokens_predicted": 1}' if told.get("token") else ""
             status = 200 if text else 404
+            time.sleep(600 if told.get("waits") else 0)
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()

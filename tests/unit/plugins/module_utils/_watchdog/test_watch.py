@@ -65,6 +65,13 @@ def test_a_server_that_answers_health_and_never_a_token_is_killed(host):
     assert server.wait(timeout=20) == -signal.SIGKILL
 
 
+def test_a_server_that_keeps_each_request_waiting_is_killed(host):
+    server = host.start_server(status=404, waits=True)
+    host.watch(stall_seconds=4.0)
+    assert server.wait(timeout=20) == -signal.SIGKILL
+    assert host.asked().count("/completion") == 1
+
+
 def test_a_server_that_was_stopped_in_mid_decode_is_killed(host):
     server = host.start_server(processing=1, moves=True)
     dog = host.watch()
@@ -217,10 +224,21 @@ def test_restarts_of_another_boot_do_not_count(host, dog):
     assert host.process.wait(timeout=20) == -signal.SIGKILL
 
 
+def test_a_full_disk_does_not_keep_a_server_from_being_restarted(host, dog, monkeypatch, capsys):
+    def full(*dummy):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(state, "replace", full)
+    for _again in range(2):
+        dog.act(f"start-{host.process.pid}", "it hangs")
+    assert host.commands("kill") == [KILL]
+    assert "state.json cannot be written (No space left on device)" in capsys.readouterr().out
+
+
 def test_a_process_that_ignores_sigkill_asks_for_a_reboot(host, dog, monkeypatch, capsys):
     # what waits in the kernel for a card is not to be had on a host without cards
     dog.settings = settings.parse(json.dumps({**host.settings, "end_seconds": 0.2}))
-    there = iter([True] * 6)
+    there = iter([True] * 20)
     monkeypatch.setattr(real_host, "is_there", lambda pid, started: next(there, False))
     monkeypatch.setattr(real_host, "process_state", lambda pid, root="/proc": "D")
     dog.act(f"start-{host.process.pid}", "it hangs")
