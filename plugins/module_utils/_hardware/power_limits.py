@@ -16,6 +16,41 @@ SCHEMA: t.Final = 1
 RESTORE_UNIT: t.Final = "mixed-gpu-power-restore.service"
 RESTORE_FILES: t.Final = ("power_limits_found.json", "apply_power_limits.py")
 
+#: What mixed-gpu-power.service has, too. It waits, and then sets limits: NVML alone, as root.
+_SANDBOX: t.Final = (
+    "CapabilityBoundingSet=CAP_SYS_ADMIN",
+    "AmbientCapabilities=",
+    "UMask=0077",
+    "NoNewPrivileges=yes",
+    "SystemCallArchitectures=native",
+    "SystemCallFilter=@system-service",
+    "SystemCallFilter=~@privileged @resources",
+    "SystemCallErrorNumber=EPERM",
+    "ProtectSystem=strict",
+    "ProtectHome=read-only",  # Python may be there
+    "PrivateMounts=yes",
+    "ProtectProc=invisible",
+    "DevicePolicy=closed",
+    "DeviceAllow=char-195 rw",
+    "DeviceAllow=char-nvidia* rw",
+    "PrivateNetwork=yes",
+    "IPAddressDeny=any",
+    "RestrictAddressFamilies=AF_UNIX",
+    "ProtectClock=yes",
+    "ProtectControlGroups=yes",
+    "ProtectHostname=yes",
+    "ProtectKernelLogs=yes",
+    "ProtectKernelModules=yes",
+    "ProtectKernelTunables=yes",
+    "RestrictNamespaces=yes",
+    "RestrictRealtime=yes",
+    "RestrictSUIDSGID=yes",
+    "LockPersonality=yes",
+    "MemoryDenyWriteExecute=yes",
+    "RemoveIPC=yes",
+    "KeyringMode=private",
+)
+
 Settings = Json
 Card = Mapping
 
@@ -78,5 +113,6 @@ def restore_unit(systemd_run: str, bound_to: str, restore: t.Sequence[str]) -> l
         "After": bound_to,
         "ExecStopPost": " ".join(restore),
     }
-    values = [f"--property={name}={value}" for name, value in properties.items()]
+    given = [*(f"{name}={value}" for name, value in properties.items()), *_SANDBOX]
+    values = [f"--property={value}" for value in given]
     return [systemd_run, "--quiet", "--collect", f"--unit={RESTORE_UNIT}", *values]

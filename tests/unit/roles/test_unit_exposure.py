@@ -20,6 +20,7 @@ from ansible.plugins.filter import core as core_filters
 from ansible.plugins.test import core as core_tests
 from ansible_collections.homelab.mixed_gpu.plugins.filter import llama_cpp, serving
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import sandboxed_run
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import power_limits
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import lease_unit
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -151,6 +152,7 @@ def rendered(template: str, variables: dict[str, t.Any]) -> str:
 def transient(command: t.Sequence[str]) -> str:
     """Return the text of the unit that a command of systemd-run starts."""
     values = [value for option, value in zip(command, command[1:], strict=False) if option == "-p"]
+    values += [word.removeprefix("--property=") for word in command if word.startswith("--property=")]
     unit = ("Description=", "After=", "BindsTo=", "Conflicts=", "CollectMode=")
     return "\n".join(["[Service]", "ExecStart=/x", *(value for value in values if not value.startswith(unit)), ""])
 
@@ -162,6 +164,8 @@ def figures(folder: pathlib.Path) -> list[tuple[str, str, float, float]]:
         texts.append((unit, case, transient(sandboxed_run.prefix("u.service", box, {}, 60, 0)[0]), most))
     lease = lease_unit.start_command("systemd-run", "/sc", ["/p"], "o", ["a.service"], ["a.service"], 60, "/s")
     texts.append(("mixed-gpu-lease", "", transient(lease), 1.2))
+    restore = power_limits.restore_unit("systemd-run", "a.service", ["/p"])
+    texts.append(("mixed-gpu-power-restore", "", transient(restore), 1.5))
     return [(unit, case, exposure(folder, unit, text), most) for unit, case, text, most in texts]
 
 
