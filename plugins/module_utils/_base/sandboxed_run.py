@@ -90,8 +90,9 @@ class Build:
     writable: tuple[str, ...]
 
     def given(self, unit: str, environment: t.Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-        """Return the properties of its unit and its variables."""
-        return [*unit_sandbox.build_lines(unit, self.writable), f"User={BUILDER}"], dict(environment)
+        """Return the properties of its unit and its variables; ccache wants a home."""
+        variables = {"HOME": self.writable[0], **environment}
+        return [*unit_sandbox.build_lines(unit, self.writable), f"User={BUILDER}"], variables
 
 
 @dataclasses.dataclass(frozen=True)

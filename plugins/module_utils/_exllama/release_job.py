@@ -246,7 +246,6 @@ def _compiler_environment(
         "CCACHE_NOHASHDIR": "1",
         "TORCH_CUDA_ARCH_LIST": record["arch_list"],
         "TORCH_EXTENSIONS_DIR": str(objects),
-        "HOME": str(objects),
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -98,6 +98,13 @@ def test_the_service_has_the_sandbox_of_the_units_that_serve(systemd):
     assert f"--unit={sandboxed_run.PREFIX}-{os.getsid(0)}-{os.getpid()}-" in "\n".join(words)
 
 
+def test_what_builds_has_a_home_that_it_can_write_to(systemd):
+    box = sandboxed_run.Build(("/opt/build", "/var/cache/ccache"))
+    ended, words = systemd("success exited 0", "printenv", "HOME", "A", box=box, environment={"A": "a"})
+    assert ended.stdout == "/opt/build\na\n"
+    assert {"User=mixed-gpu-build", "PrivateNetwork=yes", "--setenv=HOME", "--setenv=A"} <= set(words)
+
+
 def test_the_service_keeps_the_lock_as_its_standard_input(systemd, tmp_path):
     lock = json_file.take_lock(str(tmp_path / "lock"), 0)
     ended, _words = systemd("success exited 0", "readlink", "/proc/self/fd/0", lock=lock)
