@@ -21,7 +21,7 @@ TOKENS = 150
 LOOKS = f"""
 import sys, time
 sys.path.insert(0, {LIB!r})
-from watchdog import host, settings, watch
+from mixed_gpu_watchdog import host, settings, watch
 wanted = settings.read(settings.PATH)
 dog = watch.Watch(wanted, "/nonexistent", host.Server(wanted.url, sys.stdin.readline().strip(), 5))
 due = time.monotonic()

@@ -122,7 +122,7 @@ def test_metrics_are_there_before_anything_happened(host):
 
 
 def test_a_second_watchdog_ends_at_once(host):
-    second = host.run("cd /opt/mixed_gpu/lib && timeout 30 python3 -E -s -B -m watchdog.watch")
+    second = host.run("cd /opt/mixed_gpu/lib && timeout 30 python3 -E -s -B -m mixed_gpu_watchdog.watch")
     assert second.rc == 1
     assert "another watchdog runs" in second.stdout
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Tells the owner that a unit failed, was restarted since it hung, or cannot be ended: journal, metric, hooks.
 
-    python3 -m watchdog.notify UNIT [SETTINGS_FILE [STATE_DIRECTORY]]
+    python3 -m mixed_gpu_watchdog.notify UNIT [SETTINGS_FILE [STATE_DIRECTORY]]
 
 Main program of mixed-gpu-notify@.service, which the units name in OnFailure=. Standard library only.
 """

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The watchdog, main program of mixed-gpu-watchdog.service: ends a server that hangs, and systemd starts it again.
 
-    python3 -m watchdog.watch [SETTINGS_FILE [STATE_DIRECTORY]]
+    python3 -m mixed_gpu_watchdog.watch [SETTINGS_FILE [STATE_DIRECTORY]]
 
 Copied to the host with its room. Standard library only.
 """

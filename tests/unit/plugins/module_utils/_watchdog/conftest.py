@@ -100,7 +100,7 @@ class Host:
         program = home / "bin" / "systemctl"
         program.write_text(f"#!{sys.executable} -I\n{SYSTEMCTL}")
         program.chmod(0o755)
-        shutil.copytree(ROOM, home / "lib" / "watchdog", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOM, home / "lib" / "mixed_gpu_watchdog", ignore=shutil.ignore_patterns("__pycache__"))
         self.settings = {"stall_seconds": 1.0, "poll_seconds": 0.1, "timeout_seconds": 0.5, "end_seconds": 3.0}
         self.environment = {**os.environ, "PATH": f"{home / 'bin'}:{os.environ['PATH']}", "UNITS": str(home / "units")}
 
@@ -143,8 +143,8 @@ class Host:
         path = self.home / "watchdog.json"
         path.write_text(json.dumps({**self.settings, **settings}))
         return self.start(
-            "-E", "-s", "-B", "-m", "watchdog.watch", str(path), str(self.home / "state"), cwd=self.home / "lib",
-            env={**self.environment, "CREDENTIALS_DIRECTORY": str(credentials)}, stdout=subprocess.PIPE,
+            "-E", "-s", "-B", "-m", "mixed_gpu_watchdog.watch", str(path), str(self.home / "state"),
+            cwd=self.home / "lib", env={**self.environment, "CREDENTIALS_DIRECTORY": str(credentials)}, stdout=subprocess.PIPE,
         )  # fmt: skip
 
     def end(self, process):

@@ -90,7 +90,17 @@ def told(host, **settings):
     """Run the notifier as its unit does; return exit status and what it printed."""
     path = host.home / "watchdog.json"
     path.write_text(json.dumps({**host.settings, **settings}))
-    command = [sys.executable, "-E", "-s", "-B", "-m", "watchdog.notify", SERVER, str(path), str(host.home / "state")]
+    command = [
+        sys.executable,
+        "-E",
+        "-s",
+        "-B",
+        "-m",
+        "mixed_gpu_watchdog.notify",
+        SERVER,
+        str(path),
+        str(host.home / "state"),
+    ]
     done = subprocess.run(
         command, cwd=host.home / "lib", env=host.environment, capture_output=True, text=True, check=False
     )

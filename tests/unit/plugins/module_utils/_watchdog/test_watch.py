@@ -274,7 +274,13 @@ def test_systemd_that_does_not_answer_is_said_once(host):
 
 
 def test_the_program_needs_nothing_beside_its_room(host):
-    command = ["-E", "-s", "-B", "-c", "import watchdog.watch, watchdog.notify, sys; print('ansible' in sys.modules)"]
+    command = [
+        "-E",
+        "-s",
+        "-B",
+        "-c",
+        "import mixed_gpu_watchdog.watch, mixed_gpu_watchdog.notify, sys; print('ansible' in sys.modules)",
+    ]
     process = host.start(*command, cwd=host.home / "lib", stdout=subprocess.PIPE, env={"PATH": os.environ["PATH"]})
     assert process.communicate(timeout=60)[0] == "False\n"
 
