@@ -144,7 +144,8 @@ class Host:
         path.write_text(json.dumps({**self.settings, **settings}))
         return self.start(
             "-E", "-s", "-B", "-m", "mixed_gpu_watchdog.watch", str(path), str(self.home / "state"),
-            cwd=self.home / "lib", env={**self.environment, "CREDENTIALS_DIRECTORY": str(credentials)}, stdout=subprocess.PIPE,
+            cwd=self.home / "lib", env={**self.environment, "CREDENTIALS_DIRECTORY": str(credentials)},
+            stdout=subprocess.PIPE,
         )  # fmt: skip
 
     def end(self, process):
