@@ -8,4 +8,6 @@ if [ ! -e "$stamp" ]; then
   rm -f .venv/benchmarks-*
   touch "$stamp"
 fi
-PYTHONPATH=.venv/collections exec .venv/bin/python tests/bench/planners.py "$@" docs/benchmarks.md
+export PYTHONPATH=.venv/collections
+.venv/bin/python tests/bench/families.py docs/benchmarks.md
+exec .venv/bin/python tests/bench/planners.py "$@" docs/benchmarks.md
