@@ -39,6 +39,11 @@ PIPELINE_COPIES = 4
 CONTEXT_STEP = 256
 
 
+def cache_types(cache_mode: t.Any) -> list[str]:
+    """Return the types of KV cache that an engine knows: those of an ExLlama with its C(cache_mode), or llama.cpp's."""
+    return [name for name in CACHE_TYPES if cache_mode or not name.startswith("exl3_")]
+
+
 def row_bytes(elements: int, cache_type: str) -> int:
     """Return the bytes of C(elements) values of a cache type; a started block counts whole. KeyError if unknown."""
     block_elements, block_bytes = CACHE_TYPES[cache_type]

@@ -107,7 +107,7 @@ def read_serving(serving: Mapping) -> Serving:
     field(where, serving, "kv_unified", bool)
     choice(f"{where}.flash_attention", field(where, serving, "flash_attention", str), ("on", "off", "auto"))
     for key in ("cache_type_k", "cache_type_v"):
-        choice(f"{where}.{key}", field(where, serving, key, str), memory_plan.CACHE_TYPES)
+        choice(f"{where}.{key}", field(where, serving, key, str), memory_plan.cache_types(serving.get("cache_mode")))
     return t.cast(Serving, serving)
 
 

@@ -89,10 +89,36 @@ def test_a_model_that_fits_one_card_is_said_to() -> None:
     assert prediction["why"].endswith("the model fits on CUDA0 (NVIDIA GeForce RTX 4090) alone")
 
 
+def test_a_sparse_model_is_bound_by_launches_as_published() -> None:
+    """One RTX 4090 gives up to 196 tokens per second with Qwen3-30B-A3B at Q4_K_M; people are told what bounds it."""
+    prediction = ask("qwen3_30b_a3b_q4_k_m", "rtx4090")
+    assert prediction["best"]["decode_tokens_per_second"] == pytest.approx(196, rel=0.06)
+    assert any("launching the kernels of 48 blocks" in line for line in prediction["lines"])
+    dense = ask("llama_3_3_70b_q4_k_m", "rtx4090_rtx3090")
+    assert dense["launch_ms"] < 0.5 and not any("launching" in line for line in dense["lines"])
+
+
+def test_what_would_fit_keeps_the_reserve() -> None:
+    prediction = ask("llama_3_3_70b_q4_k_m", "rtx4090_rtx3090", context_size=65536)
+    assert prediction["best"] is None and "512 MiB of each kept free" in prediction["why"]
+    if "q8_0 KV cache" in prediction["why"]:
+        smaller = ask(
+            "llama_3_3_70b_q4_k_m", "rtx4090_rtx3090", context_size=65536, cache_type_k="q8_0", cache_type_v="q8_0"
+        )
+        assert any(row["verdict"] == "fits" for row in smaller["rows"])
+
+
+def test_the_cache_types_of_another_engine_are_refused() -> None:
+    with pytest.raises(ValueError, match="cache_type_k.*exl3_q4") as refused:
+        ask("llama_3_3_70b_q4_k_m", "rtx4090_rtx3090", cache_type_k="exl3_q4")
+    assert "exl3_q8" not in str(refused.value) and "q8_0" in str(refused.value)
+
+
 def test_experts_are_read_by_their_use_and_windows_by_their_length() -> None:
     moe, dense = ask("qwen3_30b_a3b_q4_k_m", "rtx3090"), ask("qwen2_5_coder_32b_q4_k_m", "rtx3090")
     ratio = moe["best"]["decode_tokens_per_second"] / dense["best"]["decode_tokens_per_second"]
-    assert ratio == pytest.approx(10, rel=0.1)
+    # by bytes it would be 10, but launching kernels takes as long for a sparse model
+    assert ratio == pytest.approx(5.6, rel=0.1)
     gemma = model_shapes.model("gemma_3_27b_it_q4_k_m")
     flat = {**gemma, "window_tokens": [0] * 62}
     near, far = (model_weights.bytes_read(gemma, SERVING, depth) for depth in (1024, 8192))
