@@ -20,7 +20,7 @@ attributes:
   check_mode:
     support: full
   diff_mode:
-    support: none
+    support: full
 options:
   state_dir:
     description: Directory that keeps one JSON file per load.
@@ -131,7 +131,8 @@ def main() -> None:
         module.fail_json(msg=f"keep_campaigns is {module.params['keep_campaigns']}: give at least 1.")
     with json_state.failures_told(module, module.params["state_dir"]):
         removed = run(module)
-        module.exit_json(changed=bool(removed), removed=removed)
+        diff = {"before": "".join(f"{name}\n" for name in removed), "after": ""}
+        module.exit_json(changed=bool(removed), removed=removed, diff=diff)
 
 
 if __name__ == "__main__":

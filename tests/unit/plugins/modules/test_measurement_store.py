@@ -57,6 +57,7 @@ def test_check_mode_tells_what_a_run_removes(run, folder):
     (folder / "notes.txt").write_text("x")
     told = run(check=True)
     assert told["changed"] and told["removed"] == sorted(old)
+    assert told["diff"] == {"before": "".join(f"{name}\n" for name in sorted(old)), "after": ""}
     assert sorted(os.listdir(folder)) == sorted([*old, new, "notes.txt"])
     assert run()["removed"] == sorted(old)
     assert sorted(os.listdir(folder)) == sorted([".lock", new, "notes.txt"])
