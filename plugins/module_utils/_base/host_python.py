@@ -7,7 +7,6 @@ from __future__ import annotations
 import importlib
 import os
 import subprocess
-import sys
 import typing as t
 
 from ansible.module_utils._internal._ansiballz import _respawn
@@ -40,4 +39,4 @@ def enter(libraries: t.Sequence[str], host_python: str) -> str | None:
         )
     # Ansible's respawn_module writes the parameters into a pipe before anybody reads it, and hangs beyond 64 KiB
     done = subprocess.run([host_python, "--"], input=_respawn.create_payload().encode(), check=False)
-    sys.exit(done.returncode)
+    raise SystemExit(done.returncode)

@@ -63,9 +63,9 @@ def head(journalctl: str, unit: str, invocation: str, most_lines: int = MOST_LIN
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, text=True, errors="replace"
         ) as process:
-            assert process.stdout is not None
+            output = t.cast(t.IO[str], process.stdout)
             while len(lines) < most_lines and not (lines and server_log.is_loaded(lines[-1])) and not ended:
-                line = process.stdout.readline(LONGEST_LINE)
+                line = output.readline(LONGEST_LINE)
                 ended = not line
                 lines.append(line)
             if not ended:

@@ -80,11 +80,13 @@ class Client:
         request = urllib.request.Request(f"{self.url}{path}", data=data, headers=self.headers, method=method)
         try:
             with self.opener.open(request, timeout=self.timeout_seconds) as answer:
-                status, found = answer.status, json.load(answer)
+                status, text = answer.status, answer.read()
         except urllib.error.HTTPError as exc:
             return exc.code, {}
         except (OSError, http.client.HTTPException):
             return None, {}
+        try:
+            found = json.loads(text)
         except ValueError:
             return status, {}
         return status, found if isinstance(found, dict) else {}

@@ -63,6 +63,10 @@ def header_length(path: str, start: bytes, size_bytes: int) -> int:
     return length
 
 
+def _whole(value: t.Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def read_header(path: str, text: bytes, size_bytes: int) -> list[Tensor]:
     """Return the tensors that a header names. Raises UserError when the file does not hold them all."""
     try:
@@ -71,10 +75,10 @@ def read_header(path: str, text: bytes, size_bytes: int) -> list[Tensor]:
         tensors, last, total = [], 0, 0
         for name, entry in entries:
             start, end = entry["data_offsets"]
-            if type(start) is not int or type(end) is not int or not 0 <= start <= end:
+            if not (_whole(start) and _whole(end) and 0 <= start <= end):
                 raise ValueError(f"the place of {file_names.shown_text(name, 80)}")
             shape = entry.get("shape")
-            sound = isinstance(shape, list) and all(type(each) is int and each >= 0 for each in shape)
+            sound = isinstance(shape, list) and all(_whole(each) and each >= 0 for each in shape)
             tensors.append(Tensor(name, end - start, tuple(shape) if sound else ()))
             last, total = max(last, end), total + end - start
     except (ValueError, KeyError, TypeError, AttributeError) as exc:

@@ -21,7 +21,6 @@ STATE_DIR: t.Final = "/var/lib/mixed_gpu"
 REVALIDATE: t.Final = "ansible-playbook homelab.mixed_gpu.revalidate"
 
 
-
 class Driver(t.TypedDict):
     """Versions of the driver; C(recorded) is None where none was recorded, as on a host without cards."""
 

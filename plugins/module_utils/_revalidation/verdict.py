@@ -22,7 +22,6 @@ from .changes import changes
 SCHEMA: t.Final = 1
 
 
-
 def judge(observed: Mapping, settings: Mapping) -> Json:
     """Return the C(revalidation) of docs/data_formats.md, with C(lines), the same for people.
 

@@ -20,15 +20,15 @@ ADVANCED = "Advanced options for Debian GNU/Linux"
 # as os-prober, memtest86+ and 41_custom add them
 MORE = """\
 menuentry 'Windows Boot Manager (on /dev/sdb1)' --class windows $menuentry_id_option 'osprober-efi-AAAA-BBBB' {
-	insmod part_gpt
-	chainloader /EFI/Microsoft/Boot/bootmgfw.efi
+    insmod part_gpt
+    chainloader /EFI/Microsoft/Boot/bootmgfw.efi
 }
 menuentry "Rescue > with 6.1 (it's old)" --id rescue {
-	linux /boot/vmlinuz-6.1.0-40-amd64 root=/dev/sda2 single
+    linux /boot/vmlinuz-6.1.0-40-amd64 root=/dev/sda2 single
 }
 menuentry 'Xen' --id xen {
-	multiboot2 /boot/xen.gz placeholder
-	module2 /boot/vmlinuz-6.1.0-40-amd64 placeholder root=/dev/sda2
+    multiboot2 /boot/xen.gz placeholder
+    module2 /boot/vmlinuz-6.1.0-40-amd64 placeholder root=/dev/sda2
 }
 """
 

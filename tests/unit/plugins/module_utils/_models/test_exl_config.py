@@ -56,47 +56,47 @@ PLAIN = {
         ("Qwen3.5: layer_types", of("Qwen3_5ForConditionalGeneration", text_config={
             "num_hidden_layers": 4, "hidden_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 2,
             "head_dim": 256, "layer_types": ["linear_attention"] * 3 + ["full_attention"],
-         }), either(lambda index: index == 3, "self_attn", ["linear_attn.in_proj_qkv.trellis"]), [0, 0, 0, 512]),
+        }), either(lambda index: index == 3, "self_attn", ["linear_attn.in_proj_qkv.trellis"]), [0, 0, 0, 512]),
         ("Qwen3.5: the interval of its class", of("Qwen3_5ForConditionalGeneration", model_type="qwen3_5", text_config={
             "num_hidden_layers": 8, "model_type": "qwen3_5_text",
-         }), lambda index: ["mlp.up_proj.trellis"], [0, 0, 0, 1024] * 2),
+        }), lambda index: ["mlp.up_proj.trellis"], [0, 0, 0, 1024] * 2),
         ("Nemotron-H: a pattern of letters", of(
             "NemotronHForCausalLM", hybrid_override_pattern="M-M*E", hidden_size=4096, num_attention_heads=32,
             num_key_value_heads=8, head_dim=128,
-         ), either(lambda index: index == 3, "mixer", ["mixer.up_proj.trellis"]), [0, 0, 0, 1024, 0]),
+        ), either(lambda index: index == 3, "mixer", ["mixer.up_proj.trellis"]), [0, 0, 0, 1024, 0]),
         ("Nemotron-H: words", of(
             "NemotronHForCausalLM", layers_block_type=["mamba", "attention", "moe"], **PLAIN,
-         ), lambda index: ["mixer.a.trellis"], [0, 256, 0]),
+        ), lambda index: ["mixer.a.trellis"], [0, 256, 0]),
         ("LFM2: full_attn_idxs", of("Lfm2ForCausalLM", **PLAIN, num_hidden_layers=4, full_attn_idxs=[2]),
          lambda index: ["feed_forward.w1.trellis"], [0, 0, 256, 0]),
         ("Kimi Linear: numbers of blocks from 1 on, and a latent", of(
             "KimiLinearForCausalLM", **PLAIN, num_hidden_layers=4, kv_lora_rank=512, qk_rope_head_dim=64,
             linear_attn_config={"kda_layers": [1, 2, 3], "full_attn_layers": [4], "num_heads": 32, "head_dim": 128},
-         ), either(lambda index: index == 3, "self_attn", ["self_attn.q_proj.trellis", "self_attn.A_log"]),
+        ), either(lambda index: index == 3, "self_attn", ["self_attn.q_proj.trellis", "self_attn.A_log"]),
          [0, 0, 0, 512]),
         ("Bailing: the last of each group, and the tail", of(
             "BailingMoeV3ForCausalLM", **PLAIN, num_hidden_layers=5, layer_group_size=2, kv_lora_rank=256,
             qk_rope_head_dim=64,
-         ), lambda index: ["attention.q_proj.trellis"], [0, 256, 0, 256, 256]),
+        ), lambda index: ["attention.q_proj.trellis"], [0, 256, 0, 256, 256]),
         ("MiMo V2: fewer heads without a window", of(
             "MiMoV2ForCausalLM", **PLAIN, num_hidden_layers=3, hybrid_layer_pattern=[0, 1, 1], sliding_window=128,
             head_dim=192, v_head_dim=128, swa_num_key_value_heads=4,
-         ), llama, [384, 768, 768]),
+        ), llama, [384, 768, 768]),
         ("Step 3.5: another setting under a window", of(
             "Step3p5ForCausalLM", hidden_size=4096, num_attention_heads=64, num_attention_groups=8, head_dim=128,
             num_hidden_layers=2, sliding_window=512, layer_types=["full_attention", "sliding_attention"],
             attention_other_setting={"num_attention_heads": 96, "num_attention_groups": 4},
-         ), llama, [1024, 512]),
+        ), llama, [1024, 512]),
         ("heads listed per block", of(
             "OpenELMForCausalLM", model_dim=1280, hidden_size=1280, num_hidden_layers=3, head_dim=64,
             num_query_heads=[12, 16, 20], num_kv_heads=[3, 4, 5],
-         ), llama, [192, 256, 320]),
+        ), llama, [192, 256, 320]),
         ("a block of its own", of(
             "Gemma4ForConditionalGeneration", text_config={
                 **PLAIN, "num_hidden_layers": 2, "head_dim": 256, "layer_types": ["sliding_attention"] * 2,
                 "sliding_window": 512, "per_layer_config": {"1": {"head_dim": 512, "num_key_value_heads": 1}},
             },
-         ), llama, [512, 512]),
+        ), llama, [512, 512]),
         ("Nemotron-NAS: groups and blocks without attention", of(
             "DeciLMForCausalLM", hidden_size=8192, num_attention_heads=64, num_key_value_heads=None,
             num_hidden_layers=3, block_configs=[
@@ -104,7 +104,7 @@ PLAIN = {
                 {"attention": {"no_op": True}, "ffn": {"ffn_mult": 1.3125}},
                 {"attention": {"replace_with_linear": True}, "ffn": {"no_op": True}},
             ],
-         ), either(lambda index: index == 0, "self_attn", ["mlp.up_proj.trellis"]), [512, 0, 0]),
+        ), either(lambda index: index == 0, "self_attn", ["mlp.up_proj.trellis"]), [512, 0, 0]),
     ],
 )  # fmt: skip
 def test_each_block_keeps_what_it_keeps(title: str, config: dict[str, t.Any], names: Names, k: list[int]) -> None:
