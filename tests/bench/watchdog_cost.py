@@ -30,8 +30,8 @@ def text(found: t.Mapping[str, t.Any]) -> str:
     count, rate, poll = len(found["pairs"]), found["looks_per_second"], found["poll_seconds"]
     return f"""## Watchdog
 
-Written by `make bench-watchdog`. What does the watchdog cost a decode? {count} pairs of requests on the sandbox of
-`make demo`, one beside {rate} looks per second, one without, in alternating order. The result is divided by
+Written by `make bench-watchdog`. What does the watchdog cost a decode? {count} pairs of requests on a sandbox
+without cards, one beside {rate} looks per second, one without, in alternating order. The result is divided by
 {1 / share:g}, since the watchdog looks once in {poll:g} s.
 
 Measured {page.today()} on {page.machine()}: **{mean:.3f} %** more time per token
