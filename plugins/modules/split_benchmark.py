@@ -162,10 +162,11 @@ load:
       type: list
       elements: dict
     conditions:
-      description:
-        - What NVML said of each card meanwhile, by UUID, as C(sampled) of M(homelab.mixed_gpu.gpu_facts). Clocks,
-          temperature, power, utilisation, PCIe link and throttle reasons.
-        - Empty where there is no card.
+      description: What NVML said of each card meanwhile, as C(sampled) of M(homelab.mixed_gpu.gpu_facts), by UUID.
+      returned: when measured
+      type: dict
+    contention:
+      description: What else computed meanwhile, see C(docs/data_formats.md).
       returned: when measured
       type: dict
     campaign:
@@ -195,9 +196,7 @@ load:
       returned: when measured
       type: int
     sandboxed:
-      description:
-        - Whether the program ran in the sandbox of the units that serve. It does wherever systemd runs, and directly
-          elsewhere.
+      description: Whether the program ran in the sandbox of the units that serve, as it does where systemd runs.
       returned: when measured
       type: bool
     reused:

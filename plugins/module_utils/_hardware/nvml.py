@@ -121,11 +121,13 @@ def probe(
     sample_interval_ms: int = 200,
     ended: t.Callable[[], bool] = lambda: False,
     readings: dict[str, list[nvml_sampling.Reading]] | None = None,
+    used_by: dict[str, dict[int, float]] | None = None,
 ) -> Json:
     """Ask NVML for all cards; the result is `mixed_gpu_gpus` as gpu_facts documents it.
 
     `nvml` is nvidia-ml-py's module. With `sample_seconds` above 0 the cards are also watched for that long or until
-    `ended`, every `sample_interval_ms`; what is read of each goes into `readings`, by UUID. Never raises for what NVML
+    `ended`, every `sample_interval_ms`; what is read of each goes into `readings`, by UUID, and the share of its time
+    that each process had into `used_by`, by UUID and pid. Never raises for what NVML
     answers: `reason` says what is wrong.
     """
     try:
@@ -133,7 +135,7 @@ def probe(
     except nvml.NVMLError as error:
         return unavailable(explain(error.value, str(error), loaded_version))
     try:
-        return _probe_cards(nvml, loaded_version, sample_seconds, sample_interval_ms, ended, readings)
+        return _probe_cards(nvml, loaded_version, sample_seconds, sample_interval_ms, ended, readings, used_by)
     except nvml.NVMLError as error:
         return unavailable(explain(error.value, str(error), loaded_version))
     except nvml_sampling.CardGoneError as gone:
@@ -146,14 +148,19 @@ def probe(
 def watched(nvml: t.Any, interval_ms: int = 500) -> t.Iterator[Json]:
     """Watch all cards in a thread while the body runs.
 
-    The dict that it gives is filled at the end: by UUID what gpu_facts calls `sampled`. It stays empty where NVML does
-    not answer or there is no card: what is watched matters more than the watching.
+    The dict that it gives is filled at the end: by UUID what gpu_facts calls `sampled`, with the `processes` of the
+    card at the beginning and the share that each had since (`gpu_percent`, None where the card does not say). It stays
+    empty where NVML does not answer or there is no card: what is watched matters more than the watching.
     """
     found: Json = {}
     ended = threading.Event()
     said: list[Json] = []
+    used_by: dict[str, dict[int, float]] = {}
     watcher = threading.Thread(
-        target=lambda: said.append(probe(nvml, None, _LONGEST_SECONDS, interval_ms, ended.is_set)), daemon=True
+        target=lambda: said.append(
+            probe(nvml, None, _LONGEST_SECONDS, interval_ms, ended.is_set, used_by=used_by)
+        ),
+        daemon=True,
     )
     watcher.start()
     try:
@@ -161,7 +168,15 @@ def watched(nvml: t.Any, interval_ms: int = 500) -> t.Iterator[Json]:
     finally:
         ended.set()
         watcher.join(timeout=10)
-        found.update({gpu["id"]: gpu["sampled"] for facts in said for gpu in facts["gpus"]})
+        for gpu in (gpu for facts in said for gpu in facts["gpus"]):
+            found[gpu["id"]] = {**gpu["sampled"], "processes": _users(gpu, used_by.get(gpu["id"], {}))}
+
+
+def _users(gpu: Json, shares: t.Mapping[int, float]) -> list[Json]:
+    """The processes that a card listed, and those that used it since, with the share of its time that each had."""
+    listed = {one["pid"]: one for one in gpu["processes"] or []}
+    since = {pid: {"pid": pid, "name": None, "memory_mib": None} for pid in shares if pid not in listed}
+    return [{**one, "gpu_percent": shares.get(pid)} for pid, one in sorted({**listed, **since}.items())]
 
 
 def missing_gpus(expected: list[str], gpus: list[Json]) -> list[str]:
@@ -189,6 +204,7 @@ def _probe_cards(
     sample_interval_ms: int,
     ended: t.Callable[[], bool],
     readings: dict[str, list[nvml_sampling.Reading]] | None,
+    used_by: dict[str, dict[int, float]] | None,
 ) -> Json:
     found: list[tuple[Json, t.Any]] = []  # facts and handle of each card that answers
     problems: list[str] = []
@@ -215,6 +231,8 @@ def _probe_cards(
         xid_events = watch["xid_events"]
         for facts, _handle in found:
             facts["sampled"] = nvml_sampling.summary(watch["cards"][facts["id"]], watch["seconds"], throttle_reasons)
+            if used_by is not None:
+                used_by[facts["id"]] = watch["used_by"][facts["id"]]
             if facts["id"] in watch["gone"]:
                 problems.append(f"GPU {facts['index']}: {watch['gone'][facts['id']]}")
     cuda = _ask(nvml, "nvmlSystemGetCudaDriverVersion_v2")

@@ -55,14 +55,14 @@ def watch(
     """Look at the cards every `interval_ms` for `seconds` or until `ended`, at least once, and collect Xid events.
 
     `handles` are NVML's by UUID; `ask(nvml, function, *arguments)` is _nvml's. Returns
-    {cards: {card_id: [reading, ...]}, seconds: float, gone: {card_id: sentence}, xid_events: [{id, xid}] or None where
-    the driver reports none}.
+    {cards: {card_id: [reading, ...]}, used_by: {card_id: {pid: percent of the time}}, seconds: float,
+    gone: {card_id: sentence}, xid_events: [{id, xid}] or None where the driver reports none}.
     """
     readings: dict[str, list[Reading]] = {card_id: [] for card_id in handles}
     gone: dict[str, str] = {}
     events = _register(nvml, handles)
     xids: list[Json] = []
-    started = time.monotonic()
+    started, began_us = time.monotonic(), time.time_ns() // 1000
     ends = started + seconds
     try:
         while True:
@@ -75,9 +75,23 @@ def watch(
         if events is not None:
             nvml.nvmlEventSetFree(events)
     return {
+        "used_by": {card_id: _used_by(nvml, ask, handle, began_us) for card_id, handle in handles.items()},
         "cards": readings, "seconds": round(time.monotonic() - started, 2), "gone": gone,
         "xid_events": None if events is None else xids,
     }  # fmt: skip
+
+
+def _used_by(nvml: t.Any, ask: Ask, handle: t.Any, since_us: int) -> dict[int, float]:
+    """How much of a card's time each process had; NVML keeps the last seconds alone, and some cards say nothing."""
+    try:
+        samples = ask(nvml, "nvmlDeviceGetProcessUtilization", handle, since_us) or []
+    except CardGoneError:
+        return {}
+    moments = len({sample.timeStamp for sample in samples})
+    found: dict[int, float] = {}
+    for sample in samples:
+        found[sample.pid] = found.get(sample.pid, 0.0) + sample.smUtil / moments
+    return {pid: round(percent, 1) for pid, percent in found.items()}
 
 
 def _read_all(

@@ -16,7 +16,7 @@ import typing as t
 from .._base import json_file, sandboxed_run, systemd, unit_sandbox
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from . import lease_unit, store
+from . import contention_watch, lease_unit, store
 from .types import Load
 
 #: Options that every measuring module has.
@@ -49,6 +49,7 @@ class StoredLoad:
         self.key = store.load_key(self.params["fingerprint"], self.params["campaign"], load)
         self.path = os.path.join(self.params["state_dir"], store.file_name(self.key))
         self.build: str | None = None
+        self.watch = contention_watch.Watch()
 
     def fail(self, message: str) -> t.NoReturn:
         """End the module."""
@@ -170,13 +171,14 @@ class StoredLoad:
 
     @contextlib.contextmanager
     def leased(self) -> t.Iterator[None]:
-        """Hold the caller to the lease: it must be there before and after, and be the same one."""
+        """Hold the caller to the lease, which must be there before and after and be the same one; watch the host."""
         wanted = bool(self.params["lease_unit"])
         before = ""
         if wanted:
             before = self.lease()
             self.touch_lease()
-        yield
+        with self.watch:
+            yield
         if wanted:
             if self.lease() != before:
                 self.no_lease(f"the measurement lease {self.params['lease_unit']} was replaced by another meanwhile")
@@ -188,6 +190,7 @@ class StoredLoad:
         """Write a finished load to the store, complete it, and return it."""
         load = {
             **load,
+            "contention": self.watch.with_cards(load.get("conditions") or {}),
             "campaign": self.params["campaign"],
             "fingerprint": self.params["fingerprint"],
             "measured_at": json_file.utc_now(),

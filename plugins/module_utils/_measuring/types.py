@@ -49,6 +49,7 @@ class Load(t.TypedDict, total=False):
     results: list[Result]
     measured_at: str
     conditions: Json
+    contention: Json | None
     wall_ms: int
     sandboxed: bool
     reused: bool

@@ -111,6 +111,7 @@ def test_the_cards_are_watched_while_something_else_runs(watched):
     for sampled in found.values():
         assert sampled["count"] > 3 and sampled["temperature_celsius"]["max"] > 0
         assert isinstance(sampled["throttle_reasons"], list)
+        assert all(one["gpu_percent"] is None for one in sampled["processes"])  # these cards do not say
 
 
 @pytest.mark.parametrize("profile", ["no_driver", "no_card"])
