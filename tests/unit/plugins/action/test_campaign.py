@@ -152,7 +152,7 @@ def test_it_measures_shows_and_decides_under_one_lease(box: Box) -> None:
     status, output = box.tune()
     assert status == 0, output
     result = box.result
-    assert result["needed"] and result["changed"] and result["tuning"]["plan"]["decision"]["loads_used"] == 3
+    assert result["needed"] and result["changed"] and result["tuning"]["plan"]["decision"]["loads_used"] == 4
     assert result["tuning"]["model"]["id"] == "m" and result["baseline"]["reason"] == "tuned"
     assert len(box.measured) == len(set(box.measured)) + 1  # the baseline is the only repetition
     assert "box | tuning of m: 1 of about" in output
@@ -198,8 +198,8 @@ def test_a_killed_campaign_lets_the_server_come_back_and_goes_on(box: Box, way: 
     status, output = box.tune(lease_idle_seconds=12)
     assert status == 0, output
     assert output.count("measured before") == stored
-    assert len(box.measured) == 2 + 4 - stored
-    assert box.result["tuning"]["plan"]["decision"]["loads_used"] == 3 and box.served
+    assert len(box.measured) == 2 + 5 - stored
+    assert box.result["tuning"]["plan"]["decision"]["loads_used"] == 4 and box.served
 
 
 def test_a_stopped_controller_acquires_the_lease_again(box: Box) -> None:
@@ -213,7 +213,7 @@ def test_a_stopped_controller_acquires_the_lease_again(box: Box) -> None:
     for pid in (worker, process.pid):
         os.kill(pid, signal.SIGCONT)
     assert process.wait(timeout=240) == 0, box.output
-    assert box.result["tuning"]["plan"]["decision"]["loads_used"] == 3 and box.served
+    assert box.result["tuning"]["plan"]["decision"]["loads_used"] == 4 and box.served
 
 
 def test_a_task_with_a_timeout_stops_its_job_and_releases_the_lease(box: Box) -> None:
