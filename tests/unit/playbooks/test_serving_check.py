@@ -22,6 +22,10 @@ def test_a_value_that_a_unit_cannot_hold_ends_the_first_play_by_its_name(playboo
     variables = {
         "llama_server_alias": "m\nUser=root",
         "llama_server_api_key": "needle\nneedle",
+        "exllamav2_host": "0.0.0.0",
+        "exllamav2_api_key": "none",
+        "llama_rpc_devices": [{"name": "fast", "port": 50052, "host": "192.168.1.7"}],
+        "llama_rpc_allow_network": True,
         # what a later role sets, and what a lookup cannot find, is left to that role
         "llama_server_after_units": "{{ llama_rpc_units }}",
         "llama_server_cors_origins": "{{ lookup('file', '/nonexistent') }}",
@@ -30,5 +34,7 @@ def test_a_value_that_a_unit_cannot_hold_ends_the_first_play_by_its_name(playboo
     assert status == 2
     assert "llama_server_alias contains a line break (U+000A)" in output
     assert "llama_server_api_key contains a line break (U+000A); remove it" in output
+    assert "exllamav2_host is 0.0.0.0, which other hosts reach, and exllamav2_api_key is none" in output
+    assert "The RPC server fast is to bind to 192.168.1.7, which other hosts reach, and llama_rpc_allowed" in output
     assert "Check the host" not in output.split("PLAY RECAP")[0].split("Validate the variables of the roles")[1]
     assert "needle\\nneedle" not in output.replace(json.dumps(variables), "")
