@@ -9,6 +9,7 @@ import typing as t
 from .._base import least_squares
 from .._split.layer_split import Layers
 from .._split.split_problem import Candidate
+from . import known_costs
 from .evidence import Evidence, room_of
 
 
@@ -16,9 +17,12 @@ def missing_anchors(evidence: Evidence) -> list[Candidate]:
     """Return the splits that are still missing for a fit.
 
     For each device it is the one with the most layers there; where these do not determine the fit, those farthest from
-    all chosen ones follow.
+    all chosen ones follow. Where an earlier tuning has measured the costs, it is the best by these alone.
     """
     pool = evidence.pool
+    cost = None if evidence.known is None else known_costs.cost(evidence.problem)
+    if cost is not None:
+        return [min(pool, key=lambda c: (cost.ms(c.layers), c.layers))] if pool and not evidence.ok else []
     chosen = list(evidence.ok)
     result: list[Candidate] = []
     ends = [_end(pool, device) for device in range(len(evidence.problem.names))]

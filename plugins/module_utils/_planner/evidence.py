@@ -12,9 +12,9 @@ from .._base import least_squares, stats
 from .._split import cost_fit, cost_model, disturbance, layer_search, split_cost
 from .._split.layer_split import Layers
 from .._split.measured_loads import Load
-from .._split.split_problem import Candidate, Problem
+from .._split.split_problem import Candidate, KnownCosts, Problem
 from .._split.workload import needed_kinds
-from . import disturbed_loads, failed_loads, remaining_splits
+from . import disturbed_loads, failed_loads, known_costs, remaining_splits
 
 #: A fit that misses a measured split by more than this (percent), and by more than noise, is not trusted there.
 TRUSTED_RESIDUAL_PERCENT = 5.0
@@ -113,6 +113,16 @@ class Evidence:
         """The search among all splits that what failed leaves."""
         return self.problem.search.within(self.splits.budgets)
 
+    @functools.cached_property
+    def known(self) -> KnownCosts | None:
+        """The costs of an earlier tuning, while the loads bear them out."""
+        tolerances = {kind: self.tolerance(kind) for kind in ("decode", "prefill")}
+        measured = {
+            kind: {split: self.measured(kind, split) for split in self.ok if self.load_means(kind, split)}
+            for kind in tolerances
+        }
+        return self.problem.known if known_costs.hold(self.problem, measured, tolerances) else None
+
     def cost(self, name: str) -> split_cost.Cost | None:
         """Return what the fit says of an objective as coefficients of the layers, or None without a fit.
 
@@ -185,9 +195,11 @@ class Evidence:
         )
 
     def prior(self, kind: str) -> cost_fit.Prior | None:
-        """Return what the device probe says of the devices' costs in a test of C(kind); None without a probe."""
-        costs = self.problem.probed.get(kind)
-        return None if costs is None else cost_fit.Prior(costs, PROBE_ERROR, self.point_noise(kind))
+        """Return what an earlier tuning or the device probe says of the devices' costs in a test; None without them."""
+        known = self.known
+        costs = self.problem.probed.get(kind) if known is None else known.costs.get(kind)
+        error = PROBE_ERROR if known is None else known.error
+        return None if costs is None else cost_fit.Prior(costs, error, self.point_noise(kind))
 
     def point_noise(self, kind: str) -> float:
         """Return how well a point of a fit is known (relative standard deviation); no better than what is nothing."""
@@ -217,7 +229,8 @@ class Evidence:
         """Whether what was measured determines as many coefficients as measuring any further split could."""
         measured = [layers for layers in self.ok if all(layers) or not self.pool_is_whole]
         reachable = least_squares.rank([*measured, *(candidate.layers for candidate in self.pool)])
-        return bool(self.ok) and least_squares.rank(measured) >= min(reachable, self.problem.max_anchors)
+        enough = self.problem.max_anchors if self.known is None else 1
+        return bool(self.ok) and least_squares.rank(measured) >= min(reachable, enough)
 
     def measured(self, kind: str, layers: Layers) -> float:
         """Return the mean over loads of C(kind) (decode, prefill or objective) of a measured split."""

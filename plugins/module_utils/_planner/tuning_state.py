@@ -11,7 +11,7 @@ from .._base import fingerprints
 from .._base.steps import Done, result_of
 from .._split import engines, tuning_key, workload
 from .._split.types import Model, Serving
-from . import baseline_stage, estimate_stage, probe_stage, stages, tuning_engines
+from . import baseline_stage, estimate_stage, known_costs, probe_stage, stages, tuning_engines
 from .tuning_settings import Settings
 
 Json = dict[str, t.Any]
@@ -184,7 +184,13 @@ class State:
             "max_loads": settings.max_loads,
             "repeat_disturbed": settings.repeat_disturbed,
             "device_probe": self.probed if self.probing else None,
+            "known_costs": None if settings.retune else self.known_costs,
         }
+
+    @property
+    def known_costs(self) -> Json | None:
+        """What an earlier tuning of this model has measured with another context, KV type or number of slots."""
+        return known_costs.find(self.look["record"]["models"], self.parts, [device["id"] for device in self.devices])
 
     @functools.cached_property
     def plan(self) -> Json:

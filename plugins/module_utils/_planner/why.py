@@ -77,6 +77,9 @@ def none(evidence: Evidence) -> str:
 def anchors(evidence: Evidence, missing: t.Sequence[Candidate]) -> str:
     """Return which splits are measured for the fit."""
     names = " and ".join(split_name(candidate.layers) for candidate in missing)
+    if evidence.known is not None:
+        known = evidence.problem.raw["known_costs"]["deployment"]
+        return f"measure {names}, the best by what layers cost in the tuning of {known}"
     bad = next((load for load in reversed(evidence.loads) if not load.ok), None)
     before = f"{failed(bad)}; " if bad is not None else ""
     return (

@@ -31,6 +31,14 @@ class Candidate:
     headroom: tuple[int, ...]
 
 
+class KnownCosts(t.NamedTuple):
+    """Costs of an average layer by device and kind of test (ms), their relative error, and the overlap of prefill."""
+
+    costs: dict[str, tuple[float, ...]]
+    error: float
+    overlap: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """A checked problem, with what follows from it alone."""
@@ -56,6 +64,8 @@ class Problem:
     repeat_disturbed: int
     #: kind of test -> what a small model alone on each device says of the devices' costs, in any unit
     probed: t.Mapping[str, tuple[float, ...]]
+    #: what an earlier tuning of the model has measured, in ms per average layer
+    known: KnownCosts | None
 
     @functools.cached_property
     def weights(self) -> slot_weights.SlotWeights:
@@ -168,6 +178,7 @@ def read_problem(raw: t.Any) -> Problem:
         max_loads=field("problem", raw, "max_loads", int, 1) + LOADS_PER_DEVICE * max(0, len(devices) - 2),
         repeat_disturbed=field("problem", {"repeat_disturbed": 2, **raw}, "repeat_disturbed", int, 0),
         probed=_read_probe(raw.get("device_probe"), len(devices)),
+        known=_read_known(raw.get("known_costs"), len(devices), objective.name),
     )
     fitting = (problem.candidate(layers) for layers in splits)
     return dataclasses.replace(problem, fitting=tuple(candidate for candidate in fitting if candidate is not None))
@@ -219,6 +230,20 @@ def _read_probe(probe: t.Any, devices: int) -> dict[str, tuple[float, ...]]:
     if min(*decode, *speed) <= 0:
         raise UserError(f"{where}.devices must hold positive times and speeds")
     return {"decode": decode, "prefill": tuple(1000 / value for value in speed)}
+
+
+def _read_known(known: t.Any, devices: int, objective: str) -> KnownCosts | None:
+    """Return the known costs; nothing where a kind of test that the objective needs is not among them."""
+    if known is None:
+        return None
+    where = "problem.known_costs"
+    costs = {kind: tuple(map(float, known[kind])) for kind in ("decode", "prefill") if known.get(kind)}
+    if any(len(own) != devices or min(own) <= 0 for own in costs.values()):
+        raise UserError(f"{where} must have one positive number per device, {devices}")
+    if not set(workload.needed_kinds(objective)) <= set(costs):
+        return None
+    error = float(field(where, known, "error", (int, float)))
+    return KnownCosts(costs, error, float(field(where, known, "overlap", (int, float), 0)))
 
 
 def _read_devices(devices: t.Sequence[t.Any]) -> list[Json]:

@@ -56,7 +56,7 @@ _AS_GIVEN: t.Final = (
 #: What a card contributes: another slot or another power limit can move the best split.
 _OF_GPU: t.Final = ("id", "pci_bus_id", "power_limit_watts")
 #: Parts of a tuning that the probe of each device alone depends on as well.
-_OF_PROBE: t.Final = ("llama_cpp", "driver_version", "gpus", "rpc_endpoints", "environment", "extra")
+OF_PROBE: t.Final = ("llama_cpp", "driver_version", "gpus", "rpc_endpoints", "environment", "extra")
 
 
 def parts(given: Inputs) -> Json:
@@ -90,7 +90,7 @@ def probe_parts(of_tuning: Mapping, model_sha256: str, ids: t.Sequence[str], ser
     C(model_sha256), C(serving) and C(tests) are those of the probe, C(ids) those of the devices in order.
     """
     return {
-        **{name: of_tuning[name] for name in _OF_PROBE if name in of_tuning},
+        **{name: of_tuning[name] for name in OF_PROBE if name in of_tuning},
         "model_sha256": model_sha256,
         "devices": list(ids),
         "serving": serving,

@@ -1017,6 +1017,46 @@ def test_another_split_of_a_fit_without_residual_is_measured_before_all_are_equa
     assert pair.objective_ms(problem, plan["decision"]["layers"]) <= 1.01 * exhaustive(problem, pair, plan)
 
 
+# --- costs of an earlier tuning ---------------------------------------------------------------------------------------
+
+
+def known(fit: Json) -> Json:
+    return {
+        "deployment": "sandbox-2k", "error": 0.05, "decode": fit["decode_ms_per_slot"],
+        "prefill": fit["prefill_ms_per_slot"], "overlap": fit["prefill_overlap"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", ["decode", "prefill", "request"])
+def test_a_longer_context_is_planned_with_the_costs_of_the_shorter_one(objective: str) -> None:
+    """No anchors: the best by the known costs and the engine's own split get two loads each."""
+    pair = Pair((0.45, 0.86), (4, 9), noise=0.003)
+    first, loads, _plans = campaign(make_problem(budget=(400, 400), objective=objective), pair)
+    longer = make_problem(budget=(400, 400), objective=objective, known_costs=known(first["decision"]["fit"]))
+    longer["serving"]["context_size"] = 2560
+    second, fewer, plans = campaign(longer, pair)
+    assert len(fewer) <= 4 and len(fewer) < len(loads)
+    assert "what layers cost in the tuning of sandbox-2k" in plans[0]["why"]
+    best = exhaustive(longer, pair, second)
+    assert pair.objective_ms(longer, second["decision"]["layers"]) <= 1.01 * best
+    assert second["decision"]["verdict"] in ("faster", "no_difference")
+
+
+def test_costs_that_have_changed_are_found_by_the_loads() -> None:
+    """The first device has become twice as slow, which no fingerprint shows."""
+    wrong = {"deployment": "d", "error": 0.05, "decode": [0.45, 0.86], "prefill": [4.0, 9.0], "overlap": 1.0}
+    problem = make_problem(budget=(400, 400), objective="decode", known_costs=wrong)
+    pair = Pair((1.2, 0.86), (4, 9), noise=0.003)
+    plan, _loads, _plans = campaign(problem, pair)
+    assert pair.objective_ms(problem, plan["decision"]["layers"]) <= 1.02 * exhaustive(problem, pair, plan)
+
+
+def test_known_costs_of_other_devices_are_refused() -> None:
+    wrong = {"deployment": "d", "error": 0.05, "decode": [0.45], "prefill": None, "overlap": 1.0}
+    with pytest.raises(ValueError, match="known_costs must have one positive number per device, 2"):
+        stages.plan(make_problem(known_costs=wrong), [])
+
+
 # --- a recorded pair -------------------------------------------------------------------------------------------------
 
 
