@@ -6,9 +6,11 @@ another, in this order."""
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.molecule.nvidia_driver.tests.conftest import HERE
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import unit_sandbox
 from ansible_collections.homelab.mixed_gpu.tests.lab import controller as lab
 
 UNIT, SERVER, RPC, EXLLAMA = (
@@ -69,6 +71,14 @@ def test_the_unit_is_there_at_boot_and_has_few_rights(host):
     report = ran(host, f"systemd-analyze security --no-pager {UNIT}")
     assert float(re.search(r"exposure level for \S+ ([\d.]+)", report)[1]) <= 2.5, report
     assert host.file("/opt/mixed_gpu/lib/make_device_nodes.py").mode == 0o644
+
+
+def test_python_can_ask_a_library_in_the_sandbox_of_a_server(host):
+    # as the check of the driver asks CUDA; the library of C stands in for it
+    ask = "import ctypes; print(ctypes.CDLL('libc.so.6').getuid())"
+    properties = unit_sandbox.lines("llama_cpp", unit_sandbox.nodes(["CUDA"]), ["localhost"])
+    command = unit_sandbox.command(["systemd-run"], properties, ["/usr/bin/python3", "-I", "-c", ask])
+    assert int(ran(host, shlex.join(command))) > 0
 
 
 @pytest.mark.parametrize("unit", SERVERS)
