@@ -125,7 +125,7 @@ def test_a_node_that_never_comes_is_named_and_no_server_is_tried(box):
     modules(box, uvm="")
     assert box.run(f"systemctl start {SERVER}").rc != 0
     assert show(box, UNIT, "ActiveState", "Result") == {"ActiveState": "failed", "Result": "exit-code"}
-    journal = ran(box, f"journalctl --no-pager -o cat -n 5 -u {UNIT}")
+    journal = ran(box, f"journalctl --no-pager -o cat -n 5 _SYSTEMD_UNIT={UNIT}")
     assert "/dev/nvidia-uvm (the kernel module nvidia_uvm is not loaded)" in journal
     said = show(box, SERVER, "ActiveState", "NRestarts", "AssertResult", "ExecMainPID")
     assert (said["ActiveState"], said["NRestarts"], said["AssertResult"]) == ("inactive", "0", "no")
