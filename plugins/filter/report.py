@@ -44,9 +44,6 @@ def split_summary(
     entry: Json,
     server: Json | None = None,
     served: Json | None = None,
-    url: str | None = None,
-    report: str | None = None,
-    more: t.Sequence[str] | None = None,
 ) -> list[str]:
     """Return the summary of a recorded entry as lines. Raises AnsibleFilterError when the entry is no such entry."""
     from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import summary, view
@@ -54,7 +51,7 @@ def split_summary(
 
     try:
         entry = deployment.expand(entry)
-        return summary.summary_lines(entry, served, view.Seen(server).devices, url, report, more or ())
+        return summary.summary_lines(entry, served, view.Seen(server).devices)
     except (KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(_no_entry("split_summary", error)) from error
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.steps import Done, Lease, Plan, Step, Store
-from .._split import known_devices
+from .._split import known_devices, split_problem
 from .._split.types import KnownDevice
 from . import predictor, tuning_settings, tuning_steps
 from .tuning_state import State
@@ -196,8 +196,9 @@ def _usual_measurements(state: State) -> int:
     if "tensor" not in state.modes:
         stages.discard("mode")
     usual = sum(loads for stage, loads in _USUAL_LOADS.items() if stage in stages)
-    more = max(0, devices - 2)
-    return min(usual + more, settings.max_loads + usual - _USUAL_LOADS["layers"]) + (devices if state.probing else 0)
+    more = split_problem.LOADS_PER_DEVICE * max(0, devices - 2)
+    most = settings.max_loads + more
+    return min(usual + more, most + usual - _USUAL_LOADS["layers"]) + (devices if state.probing else 0)
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

@@ -22,14 +22,8 @@ def summary_lines(
     entry: Mapping,
     served: Mapping | None = None,
     server_devices: t.Sequence[Mapping] | None = None,
-    url: str | None = None,
-    report: str | None = None,
-    more: t.Sequence[str] = (),
 ) -> list[str]:
-    """Return a short summary of a recorded deployment, one string per line, at most WIDTH columns wide.
-
-    I(more) are lines that say how to look further. URL, paths and those lines are never broken or cut.
-    """
+    """Return a short summary of a recorded deployment, one string per line, at most WIDTH columns wide."""
     lines = [
         *_decision_lines(entry),
         *_memory_lines(entry, server_devices),
@@ -37,9 +31,6 @@ def summary_lines(
         *_table_lines(entry),
         *_served_lines(served),
     ]
-    ways = [(word, value) for word, value in (("URL", url), ("Report", report)) if value]
-    if ways or more:
-        lines += ["", *columns(ways), *more]
     # not every terminal of a play shows more than ASCII
     return [line.replace(DASH, "-") for line in lines]
 
