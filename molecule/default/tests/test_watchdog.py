@@ -7,6 +7,7 @@ import re
 import time
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.tests.lab import controller as lab
 
 SERVER, WATCHDOG = "llama-server.service", "mixed-gpu-watchdog.service"
 PEERS = ("ggml-rpc-server-fast.service", "ggml-rpc-server-slow.service")
@@ -28,30 +29,22 @@ def _property(host, name, unit=SERVER):
     return _ran(host, "systemctl show -p %s --value %s", name, unit)
 
 
-def _key(host):
-    return host.run("cat /etc/mixed_gpu/llama-server.key").stdout.strip()
-
-
 def _decode(host, name, count):
     """Start a completion of so many tokens, or of many short ones, as a unit of its own."""
     body = json.dumps({"prompt": "One, two,", "n_predict": count, "cache_prompt": False, "ignore_eos": True})
-    _ran(
-        host, "systemd-run --quiet --collect --unit=%s curl -sS --max-time 600 -H %s %s/completion -d %s",
-        name, f"Authorization: Bearer {_key(host)}", URL, body,
-    )  # fmt: skip
+    request = f"{lab.CURL} --max-time 600 {URL}/completion -d '{body}'"
+    _ran(host, "systemd-run --quiet --collect --unit=%s sh -c %s", name, request)
 
 
 def _metric(host, name):
-    answer = host.run("curl -sS --max-time 10 -H %s %s/metrics", f"Authorization: Bearer {_key(host)}", URL)
+    answer = host.run(f"{lab.CURL} --max-time 10 {URL}/metrics")
     found = re.search(rf"^llamacpp:{name} (\S+)$", answer.stdout, re.MULTILINE)
     return float(found.group(1)) if found else 0.0
 
 
 def _answers(host):
     body = json.dumps({"prompt": "One, two,", "n_predict": 2, "cache_prompt": False, "ignore_eos": True})
-    answer = host.run(
-        "curl -sS --max-time 20 -H %s %s/completion -d %s", f"Authorization: Bearer {_key(host)}", URL, body
-    )
+    answer = host.run(f"{lab.CURL} --max-time 20 {URL}/completion -d %s", body)
     return answer.rc == 0 and '"predicted_n":2' in answer.stdout
 
 
