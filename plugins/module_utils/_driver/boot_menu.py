@@ -8,10 +8,11 @@ GRUB finds its default entry as normal/menu.c does: by number from 0, else by ti
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import typing as t
+
+from .._base import json_file
 
 _KERNEL = re.compile(r"\s*(?:linux(?:16|efi)?|module2?)\s+\S*/?vmlinu[xz]-(\S+)")
 
@@ -96,7 +97,7 @@ def systemd_boot(listed: str, one_shot: str, kernels: t.Sequence[str]) -> str:
     `listed` is what `bootctl list --json=short` prints, and `one_shot` the id of the entry for the next boot alone.
     """
     try:
-        entries = json.loads(listed or "[]")
+        entries = json_file.from_text(listed or "[]")
     except ValueError:
         return ""
     wanted = [entry for entry in entries if entry.get("id") == one_shot] if one_shot else [

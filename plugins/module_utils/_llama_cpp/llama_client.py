@@ -86,7 +86,7 @@ class Client:
         except (OSError, http.client.HTTPException):
             return None, {}
         try:
-            found = json.loads(text)
+            found = json_file.from_text(text)
         except ValueError:
             return status, {}
         return status, found if isinstance(found, dict) else {}

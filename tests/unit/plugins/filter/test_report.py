@@ -142,10 +142,9 @@ def test_a_panel_that_does_not_exist() -> None:
 def test_the_summary_takes_what_the_page_takes() -> None:
     data = json.loads((ROOT / "tests/fixtures/report/sandbox.json").read_text(encoding="utf-8"))
     server = {"state": "ready", "server": {"devices": data["devices"]}}
-    lines = split_summary(data["entry"], server=server, served=data["served"], url="http://x", report="r.html")
+    lines = split_summary(data["entry"], server=server, served=data["served"])
     assert lines[0] == "mixed_gpu sandbox: 23 of 33 layers on RPC0 and 10 on RPC1"
     assert any("RPC0 127.0.0.1:50052" in line and line.endswith(" 17") for line in lines)
-    assert lines[-2:] == ["URL     http://x", "Report  r.html"]
 
 
 def test_a_template_that_asks_for_what_is_not_there() -> None:
