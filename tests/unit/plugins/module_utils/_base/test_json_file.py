@@ -55,11 +55,10 @@ def test_settings_of_power_that_are_nested_too_deep_are_one_sentence(tmp_path):
 
 def test_there_is_one_reader_of_json():
     """Programs that are copied to hosts import nothing of ours and have their own."""
-    others = [
-        str(path.relative_to(PLUGINS))
-        for path in sorted(PLUGINS.rglob("*.py"))
-        if not {"_programs", "_watchdog"} & set(path.parts) and re.search(r"\bjson\.loads?\(", path.read_text(encoding="utf-8"))
-    ]
+    alone = {"_programs", "_watchdog"}
+    files = [path for path in sorted(PLUGINS.rglob("*.py")) if not alone & set(path.parts)]
+    reading = re.compile(r"\bjson\.loads?\(")
+    others = [str(path.relative_to(PLUGINS)) for path in files if reading.search(path.read_text(encoding="utf-8"))]
     assert others == ["module_utils/_base/json_file.py"]
 
 
