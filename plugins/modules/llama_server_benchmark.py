@@ -194,6 +194,10 @@ reused:
   description: Whether the results were stored before.
   returned: always
   type: bool
+contention:
+  description: What else computed meanwhile, see C(docs/data_formats.md); V(none) when nothing was measured now.
+  returned: always
+  type: dict
 result_path:
   description: Where the results are stored, V(none) without O(deployment).
   returned: always
@@ -214,6 +218,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama
     ServerError,
     read_api_key,
 )
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import contention_watch
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import power, watched_devices
 
@@ -249,6 +254,7 @@ class Benchmark:
         self.module = module
         self.params = module.params
         self.path: str | None = None
+        self.watch = contention_watch.Watch((*contention_watch.UNITS, *contention_watch.SERVERS))
         if self.params["deployment"]:
             self.path = os.path.join(self.params["state_dir"], f"{self.params['deployment']}.json")
 
@@ -281,11 +287,12 @@ class Benchmark:
         if server_timings.does_not_fit(WARM_UP, context) is None:
             _sample(client, WARM_UP, vocabulary_size)
         measured = []
-        for test in self.params["tests"]:
-            reason = server_timings.does_not_fit(test, context)
-            count = 0 if reason else test["repetitions"]
-            samples = [_sample(client, test, vocabulary_size) for _number in range(count)]
-            measured.append({**test, "skipped_reason": reason, "samples": samples})
+        with self.watch:
+            for test in self.params["tests"]:
+                reason = server_timings.does_not_fit(test, context)
+                count = 0 if reason else test["repetitions"]
+                samples = [_sample(client, test, vocabulary_size) for _number in range(count)]
+                measured.append({**test, "skipped_reason": reason, "samples": samples})
         drawn = self.power(client, nvml, context, vocabulary_size)
         return {"tests": measured, "power": drawn, "context_per_slot": context, "measured_at": json_file.utc_now()}
 
@@ -385,7 +392,7 @@ def main() -> None:
         module.fail_json(msg=str(exc))
     except KeyError as exc:
         module.fail_json(msg=f"The recorded deployment is not complete ({exc} is missing): run the tuning play again.")
-    module.exit_json(result_path=benchmark.path, **result)
+    module.exit_json(result_path=benchmark.path, contention=benchmark.watch.with_cards({}), **result)
 
 
 if __name__ == "__main__":

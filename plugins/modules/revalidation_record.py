@@ -83,6 +83,9 @@ options:
         description: C(tests) of M(homelab.mixed_gpu.llama_server_benchmark).
         type: list
         elements: dict
+      contention:
+        description: Its C(contention). Where something else computed, O(completion.served) is not taken.
+        type: dict
   revalidation:
     description: A verdict of M(homelab.mixed_gpu.campaign), for the history.
     type: dict
@@ -155,6 +158,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fingerprints, json_file, json_state
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.types import Json
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import contention
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines, changes, verdict
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 
@@ -179,7 +183,8 @@ def wanted(params: Json, before: Json | None) -> Json | None:
             after = baselines.checked(baselines.make(params["deployment"], **measured))
         if completion is not None and after is not None:
             memory = baselines.memory(completion["entry"], completion["server"])
-            after = baselines.checked(baselines.complete(after, memory, completion["served"]))
+            calm = contention.who(completion["contention"]) is None
+            after = baselines.checked(baselines.complete(after, memory, completion["served"] if calm else None))
     except (ValueError, KeyError) as exc:
         what = f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)
         raise UserError(f"This is no baseline: {what}") from exc
@@ -238,6 +243,7 @@ def main() -> None:
                     "entry": {"type": "dict", "required": True},
                     "server": {"type": "dict", "required": True},
                     "served": {"type": "list", "elements": "dict"},
+                    "contention": {"type": "dict"},
                 },
             },
             "revalidation": {"type": "dict"},

@@ -24,11 +24,13 @@ options:
   action:
     description:
       - V(open) returns which component and version count. V(decide) returns the first step. V(verify) fails where an
-        upgrade is under way. These three only read.
+        upgrade is under way, V(admit) where O(revalidation) is not accepted, so that no upgrade could be judged. These
+        only read.
       - V(begin) records that an upgrade has begun, V(advance) that it is in another O(stage), V(judge) the verdict on
         the new version, V(fail) that the installation failed, V(finish) that the upgrade has ended.
+      - V(judge) and V(finish) fail, and leave the record as it is, where something else computed meanwhile.
     type: str
-    choices: [open, decide, verify, begin, advance, judge, fail, finish]
+    choices: [open, decide, verify, admit, begin, advance, judge, fail, finish]
     default: open
   component:
     description: What is to be upgraded. Empty means what is under way.
@@ -152,7 +154,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation im
 
 Answer = tuple[Json, Json]
 
-READING: t.Final = ("open", "decide", "verify")
+READING: t.Final = ("open", "decide", "verify", "admit")
 
 
 def places(params: Json) -> tuple[t.Mapping[str, t.Any] | None, t.Mapping[str, t.Any] | None]:
@@ -192,6 +194,13 @@ def begun(params: Json, record: Json, now: str) -> Answer:
     return record, {"step": {"do": "install", "sentence": ""}}
 
 
+def admitted(params: Json, record: Json, _now: str) -> Answer:
+    """Return the record, with C(msg) where the host is not as its baseline says: an upgrade could not be judged."""
+    if params["revalidation"]["accepted"]:
+        return record, {}
+    return record, {"msg": upgrade_words.not_as_its_baseline(params["host"], params["revalidation"])}
+
+
 def advanced(params: Json, record: Json, now: str) -> Answer:
     """Return the record with its upgrade in another stage."""
     step = {"do": "revalidate" if params["stage"] == "revalidating" else "restore", "sentence": ""}
@@ -200,6 +209,8 @@ def advanced(params: Json, record: Json, now: str) -> Answer:
 
 def judged(params: Json, record: Json, now: str) -> Answer:
     """Return the record with the verdict on the new version, and the next step."""
+    if params["revalidation"]["contended"]:
+        return record, {"msg": upgrade_words.not_judged(upgrade_stages.under_way(record), params["revalidation"])}
     record, step = upgrade_steps.judged(record, params["revalidation"], now)
     return record, {"step": step}
 
@@ -220,7 +231,10 @@ def failed(params: Json, record: Json, now: str) -> Answer:
 
 def finished(params: Json, record: Json, now: str) -> Answer:
     """Return the record with its upgrade at its end, and what is said of it."""
-    record = upgrade_steps.finished(record, params["revalidation"], now, params["keep"])
+    back = params["revalidation"]
+    if back is not None and back["contended"] and not back["accepted"]:
+        return record, {"msg": upgrade_words.not_judged(upgrade_stages.under_way(record), back)}
+    record = upgrade_steps.finished(record, back, now, params["keep"])
     upgrade = record["finished"][-1]
     return record, {
         "result": {"changed": True, "summary": upgrade_words.summary(upgrade), "upgrade": upgrade},
@@ -230,8 +244,8 @@ def finished(params: Json, record: Json, now: str) -> Answer:
 
 
 ACTIONS: t.Final[dict[str, t.Callable[[Json, Json, str], Answer]]] = {
-    "open": opened, "decide": decided, "verify": verified, "begin": begun, "advance": advanced, "judge": judged,
-    "fail": failed, "finish": finished,
+    "open": opened, "decide": decided, "verify": verified, "admit": admitted, "begin": begun, "advance": advanced,
+    "judge": judged, "fail": failed, "finish": finished,
 }  # fmt: skip
 
 
@@ -276,6 +290,7 @@ def main() -> None:
             "keep": {"type": "int", "default": 20},
         },
         required_if=[
+            ("action", "admit", ("revalidation",)),
             ("action", "begin", ("planned", "revalidation")),
             ("action", "advance", ("stage",)),
             ("action", "judge", ("revalidation",)),

@@ -29,7 +29,7 @@ MAY_IMPORT: t.Final[dict[str, set[str]]] = {
     "_planner": {"_base", "_models", "_split"},
     "_llama_cpp": {"_base", "_driver", "_measuring", "_split"},
     "_exllama": {"_base", "_driver", "_measuring", "_split"},
-    "_revalidation": {"_base", "_driver", "_planner", "_split"},
+    "_revalidation": {"_base", "_driver", "_measuring", "_planner", "_split"},
     "_report": _BELOW_REPORT,
     "_preflight": _BELOW_REPORT,
     "_diagnosis": _BELOW_REPORT,

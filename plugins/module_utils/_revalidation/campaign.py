@@ -15,8 +15,9 @@ import typing as t
 
 from .._base.steps import Done, Lease, Mapping, Plan, Step
 from .._base.types import Json
+from .._measuring import contention
 from .._planner import probe_stage, tuning_steps
-from . import campaign_settings, campaign_steps, next_load, verdict
+from . import campaign_settings, campaign_steps, contended, next_load, verdict
 from .observation import Observation
 
 
@@ -85,6 +86,8 @@ def _wish(seen: Observation) -> tuple[bool, str]:
         return False, "Nothing is measured: measuring was not asked for (revalidate_measure)."
     if observed["busy"]["busy"]:
         return False, f"Nothing is measured now, since the server is in use ({observed['busy']['why']})."
+    if (others := contended.of_serving(observed)) is not None:
+        return False, f"Nothing is measured now: {contention.sentence(others)}."
     return True, f"The recorded split is measured under the lease: {asked['suspicion']}."
 
 
@@ -169,6 +172,9 @@ def _accepted(seen: Observation, result: Mapping) -> Json:
     if result["verdict"] == "broken" or not result["measured"]:
         since = result["baseline_at"] or "nobody"
         return {"obstacle": f"The baseline stays that of {since}, because {result['summary']}. Repair that first."}
+    others = contended.obstacle(seen.loads)
+    if others is not None:
+        return {"obstacle": f"The baseline stays that of {result['baseline_at'] or 'nobody'}, because {others}."}
     host, observed = seen.host, seen.observed
     renewal = {
         "build": host["build"],
@@ -176,14 +182,14 @@ def _accepted(seen: Observation, result: Mapping) -> Json:
         "extra": seen.settings.fingerprint_extra,
         "device_probe": observed["device_probe"],
     }
-    in_use = observed["busy"]["busy"]
+    in_use = contended.of_serving(observed) is not None
     return {
         "obstacle": None,
         "renewal": renewal,
         "build": host["build"],
         "gpus": host["gpus"],
         "host": host["host"],
-        "loads": observed["loads"],
+        "loads": contended.judged_loads(seen.loads),
         "server": observed["server"]["server"],
         "served": None if in_use else observed["served"],
         "revalidation": _renamed(result, "new baseline"),

@@ -7,8 +7,9 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json, Mapping
+from .._measuring import contention
 from .._split import layer_split, load_tests, speed
-from . import checks, speed_checks
+from . import checks, contended, speed_checks
 
 
 def next_load(entry: Mapping, before: t.Sequence[Mapping], now: t.Sequence[Mapping], limits: Mapping) -> Json | None:
@@ -16,16 +17,18 @@ def next_load(entry: Mapping, before: t.Sequence[Mapping], now: t.Sequence[Mappi
 
     C(limits) has C(tolerance_percent), C(least_loads), C(most_loads), and C(baseline): whether today's loads become a
     baseline, which wants more of them (load_tests.LEAST_BASELINE_LOADS, and a slowdown of the tolerance visible).
+    Contended loads count for nothing, and there are contention.MOST_CONTENDED of them at most.
     """
     done, most, tolerance = len(now), int(limits["most_loads"]), float(limits["tolerance_percent"])
-    if any(load["status"] != "ok" for load in now) or done >= most:
+    if any(load["status"] != "ok" for load in now) or done >= most or contended.given_up(now):
         return None
+    calm = contention.calm(now)
     least = max(int(limits["least_loads"]), speed.LEAST_LOADS)
-    found = speed_checks.measured(before, now, tolerance) if before else []
-    clear = done >= least and not any(check["verdict"] == "inconclusive" for check in found)
+    found = speed_checks.measured(before, calm, tolerance) if before else []
+    clear = len(calm) >= least and not any(check["verdict"] == "inconclusive" for check in found)
     if limits.get("baseline") and clear:
-        visible = load_tests.visible_percent(now, most).values()
-        enough = done >= load_tests.LEAST_BASELINE_LOADS
+        visible = load_tests.visible_percent(calm, most).values()
+        enough = len(calm) >= load_tests.LEAST_BASELINE_LOADS
         clear = enough and all(value is not None and value <= tolerance for value in visible)
     if clear:
         return None

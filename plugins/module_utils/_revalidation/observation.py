@@ -96,6 +96,14 @@ class Observation:
         probe = self.entry.get("device_probe")
         return probe if probe and "model_path" in probe else None
 
+    @property
+    def probe_contention(self) -> list[Json | None]:
+        """What else computed beside each load of the device probe."""
+        loads = [
+            item.result["load"] for item in self.done if item.step.name.startswith(PROBE) and "load" in item.result
+        ]
+        return [load.get("contention") for load in loads]
+
     @functools.cached_property
     def device_probe(self) -> Json | None:
         """The devices, ranked by the probe of today; None where it was not or not wholly repeated."""
@@ -138,5 +146,6 @@ class Observation:
             "model": host["model"],
             "loads": self.loads,
             "device_probe": self.device_probe,
+            "contention": {"served": (served or {}).get("contention"), "probe": self.probe_contention},
             "failure": self.failure,
         }

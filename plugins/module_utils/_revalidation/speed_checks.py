@@ -12,6 +12,7 @@ import typing as t
 
 from .._base.types import Json, Mapping
 from .._split import load_tests, speed
+from . import contended
 from .changes import signed
 from .checks import check
 
@@ -58,7 +59,9 @@ def speeds(observed: Mapping, tolerance_percent: float) -> list[Json]:
     if observed.get("failure"):
         return [check("speed", "broken", observed["failure"])]
     if observed["loads"]:
-        return measured(baseline["loads"] if baseline else [], observed["loads"], tolerance_percent)
+        loads = contended.judged_loads(observed["loads"])
+        found = measured(baseline["loads"] if baseline else [], loads, tolerance_percent)
+        return contended.checked(found, observed)
     found = []
     for name, percent in served(observed):
         verdict = "ok" if percent <= tolerance_percent else "inconclusive"
@@ -66,7 +69,7 @@ def speeds(observed: Mapping, tolerance_percent: float) -> list[Json]:
         found.append(check(name, verdict, detail, change_percent=round(percent, 2), interval_percent=None, loads=0))
     if not found and observed["server"]["state"] == "ready":
         found.append(check("speed", "inconclusive", "nothing to compare with; measure with -e revalidate_measure=true"))
-    return found
+    return contended.checked(found, observed)
 
 
 def measured(before: t.Sequence[Mapping], now: t.Sequence[Mapping], tolerance_percent: float) -> list[Json]:

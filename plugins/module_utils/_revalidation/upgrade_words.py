@@ -88,6 +88,24 @@ def summary(upgrade: Table) -> str:
     )
 
 
+def not_as_its_baseline(host: str, revalidation: Table) -> str:
+    """Return why an upgrade does not begin on a host whose revalidation is not accepted, and the cure."""
+    untouched = "so an upgrade could not be judged, and nothing was changed"
+    if revalidation["contended"]:
+        return f"{host} cannot be compared with its baseline now, {untouched}: {revalidation['contended']}."
+    return (
+        f"{host} is not as its baseline says ({_trimmed(revalidation['summary'])}), {untouched}: find out why with the"
+        " playbook diagnose, or tune it again (site -e '{split_tuning_retune: true}'), or make the present state the"
+        " baseline (revalidate -e accept=true)."
+    )
+
+
+def not_judged(upgrade: Table, revalidation: Table) -> str:
+    """Return why the verdict on a version waits, and how to go on: contention accuses no version."""
+    waits = f"{_capital(describe(upgrade))} waits with its verdict: {revalidation['contended']}"
+    return f"{waits}. Then {ways_out(upgrade)}."
+
+
 def _verdict(verdict: Table | None) -> str:
     if verdict is None:
         return "not revalidated"

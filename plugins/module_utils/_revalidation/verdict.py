@@ -8,7 +8,8 @@ is what the role revalidate saw of a host:
   at, host, deployment, entry (of the fact), baseline (or None), configuration (of today, as baselines.configuration),
   gpus (mixed_gpu_gpus), server (llama_server_info), completion ({ok, detail}), served (tests, or None),
   busy ({busy, why}), model ({path, exists, sha256}), loads (of today),
-  device_probe (of today, or None), failure (what ended measuring, or None)
+  device_probe (of today, or None), failure (what ended measuring, or None),
+  contention ({served, probe}: what else computed meanwhile)
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json, Mapping
-from . import checks, explain, speed_checks
+from .._measuring import contention
+from . import checks, contended, explain, speed_checks
 from .changes import changes
 
 SCHEMA: t.Final = 1
@@ -33,7 +35,10 @@ def judge(observed: Mapping, settings: Mapping) -> Json:
     moved = changes(baseline["configuration"], observed["configuration"]) if baseline else []
     found = _checks(observed, tolerance, int(settings["reserve_mib"]))
     verdict = checks.worst(check["verdict"] for check in found)
-    devices = explain.device_changes(baseline["device_probe"] if baseline else None, observed["device_probe"])
+    said = contended.whose(observed)
+    calm = said is None and contended.of_probe(observed) is None
+    probed = baseline["device_probe"] if baseline and calm else None
+    devices = explain.device_changes(probed, observed["device_probe"])
     retune = explain.moved_optimum(devices, tolerance)
     result = {
         "schema": SCHEMA,
@@ -45,6 +50,8 @@ def judge(observed: Mapping, settings: Mapping) -> Json:
         "verdict": verdict,
         "accepted": verdict in settings["accept"],
         "measured": bool(observed["loads"]),
+        # what is worse than open was found in spite of it
+        "contended": None if said is None or verdict in ("regressed", "broken") else contention.sentence(said),
         "summary": _summary(verdict, found, baseline),
         "changes": moved,
         "checks": found,
@@ -102,7 +109,7 @@ def _advice(verdict: str, moved: t.Sequence[Mapping], retune: str | None, observ
             f"The configuration changed ({what}) and the speed did not fall: -e accept=true makes this the new"
             " baseline, and site then measures nothing."
         )
-    if verdict == "inconclusive" and not measured:
+    if verdict == "inconclusive" and not measured and contended.whose(observed) is None:
         found.append("Measure under a lease, which stops the server for some minutes: -e revalidate_measure=true.")
     if retune:
         found.append(f"{retune[0].upper()}{retune[1:]}.")
@@ -141,7 +148,7 @@ def broken(host: str, at: str, reason: str, found: Mapping | None = None) -> Jso
         return {**result, "lines": lines(result)}
     result = {
         "schema": SCHEMA, "host": host, "deployment": None, "at": at, "baseline_at": None,
-        "driver_version": None, "verdict": "broken", "accepted": False, "measured": False,
+        "driver_version": None, "verdict": "broken", "accepted": False, "measured": False, "contended": None,
         "summary": f"broken: {reason}", "changes": [],
         "checks": [checks.check("revalidation", "broken", reason)], "explanation": None, "retune": None, "advice": [],
     }  # fmt: skip

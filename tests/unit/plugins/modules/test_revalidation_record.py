@@ -64,6 +64,18 @@ def test_what_the_loaded_server_says_completes_it_once(run):
     assert not run(completion=later)["changed"]
 
 
+def test_timings_beside_something_else_complete_nothing(run):
+    run(measured=measured())
+    seen = {
+        "seconds": 9.0, "cpus": 2, "others_percent": 50.0, "top": {"name": "stress", "cpus": 1.0}, "cards": {},
+        "unseen_percent": 0.0, "steal_percent": 0.0, "cpu_waiting_percent": 50.0, "memory_stalled_percent": 0.0,
+    }  # fmt: skip
+    completion = {"entry": ENTRY, "server": server()["server"], "served": served(), "contention": seen}
+    result = run(completion=completion)
+    assert result["baseline"]["served"] is None and result["incomplete"]
+    assert len(run(completion={**completion, "contention": None})["baseline"]["served"]) == 2
+
+
 def test_a_damaged_baseline_is_an_error_until_it_is_replaced(run, tmp_path):
     file = tmp_path / "baselines" / "d.json"
     run(measured=measured())

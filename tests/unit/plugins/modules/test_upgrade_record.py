@@ -10,7 +10,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.modules import upgrade_record
 
-OK = {"verdict": "ok", "accepted": True, "summary": "as before", "checks": []}
+OK = {"verdict": "ok", "accepted": True, "summary": "as before", "checks": [], "contended": None}
 PLANNED = {"present": "580.95.05-1", "wanted": "580.105.08-1", "foreign": ""}
 INSTALLED = {**PLANNED, "present": "580.105.08-1"}
 ASKED = {"version": "580.105.08"}
@@ -54,6 +54,28 @@ def test_the_whole_way(run, path):
     assert not run("verify").get("failed")
     assert run("open", component="driver", on_resume="rollback")["opening"]["sentence"] == ""
     assert run("decide", component="driver", planned=INSTALLED | {"wanted": "580.105.08-1"})["step"]["do"] == "nothing"
+
+
+CONTENDED = {
+    "verdict": "inconclusive", "accepted": False, "summary": "inconclusive", "checks": [],
+    "contended": "something else computes (stress 1.0 of 2 CPUs): wait or stop it",
+}  # fmt: skip
+
+
+def test_contention_accuses_no_version(run, path):
+    refused = run("admit", host="box", revalidation=CONTENDED)
+    assert "nothing was changed: something else computes (stress" in refused["msg"] and not path.exists()
+    slow = run("admit", host="box", revalidation=CONTENDED | {"contended": None})
+    assert "box is not as its baseline says" in slow["msg"]
+    assert not run("admit", revalidation=OK).get("failed")
+    run("begin", **BEGUN)
+    run("advance", stage="revalidating")
+    before = path.read_text()
+    assert "stress 1.0 of 2 CPUs" in run("judge", revalidation=CONTENDED)["msg"] and path.read_text() == before
+    run("advance", stage="rolling_back")
+    run("advance", stage="proving")
+    before = path.read_text()
+    assert "stress 1.0 of 2 CPUs" in run("finish", revalidation=CONTENDED)["msg"] and path.read_text() == before
 
 
 def test_a_failure_ends_waits_or_leads_back(run, path):

@@ -117,7 +117,7 @@ def observed_host():
         "configuration": baselines.configuration(ENTRY, "b1", GPUS, HOST), "gpus": GPUS, "server": server(),
         "completion": {"ok": True, "detail": "fine"}, "served": served(), "busy": {"busy": False, "why": ""},
         "model": {"path": ENTRY["model"]["path"], "exists": True, "sha256": "a" * 64}, "loads": [],
-        "device_probe": None, "failure": None,
+        "device_probe": None, "failure": None, "contention": {"served": None, "probe": []},
     })  # fmt: skip
 
 
