@@ -112,6 +112,10 @@ diagnosis:
   description: The verdict and what it rests on, see C(docs/data_formats.md); V(none) in check mode.
   returned: always
   type: dict
+failure:
+  description: Why the server was not diagnosed, V(none) where it runs, and in check mode.
+  returned: always
+  type: str
 lines:
   description: The diagnosis as lines of text.
   returned: always
@@ -197,7 +201,7 @@ def main() -> None:
         asked = asked_of(params)
         if module.check_mode:
             would = lines.would_send(params["url"], params["entry"], asked.phases, params["seconds"])
-            module.exit_json(changed=False, diagnosis=None, lines=would)
+            module.exit_json(changed=False, diagnosis=None, failure=None, lines=would)
         judged = examine(module, asked)
     except ServerError as exc:
         module.fail_json(msg=str(exc))
@@ -205,7 +209,8 @@ def main() -> None:
         module.fail_json(
             msg=f"The recorded deployment {params['deployment']} is not complete ({exc!r}): run the tuning play again."
         )
-    module.exit_json(changed=False, diagnosis=judged, lines=lines.table(judged))
+    failure = diagnosis.failure(params["server"])
+    module.exit_json(changed=False, diagnosis=judged, failure=failure, lines=lines.table(judged))
 
 
 if __name__ == "__main__":

@@ -209,11 +209,13 @@ def _merged(sampled: t.Sequence[Json]) -> Json:
     return merged
 
 
-def card(gpu: Json, phases: t.Mapping[str, Json], before: Json | None, names: t.Mapping[str, str]) -> list[Json]:
+def card(
+    gpu: Json, phases: t.Mapping[str, Json], before: Json | None, names: t.Mapping[str, str], loaded: bool = True
+) -> list[Json]:
     """Return the findings about one card.
 
     C(gpu) is an entry of gpu_facts; C(phases) what load.watch saw of the card, by kind; C(before) its entry in the
-    baseline's configuration, or None.
+    baseline's configuration, or None, C(loaded) whether the model is on the card: what else is free says nothing.
     """
     subject = called(gpu, names)
     sampled = [phase["sampled"] for phase in phases.values() if phase["sampled"]["count"]]
@@ -222,7 +224,7 @@ def card(gpu: Json, phases: t.Mapping[str, Json], before: Json | None, names: t.
         *_link(subject, gpu, sampled, before),
         *_power(subject, gpu, sampled, before),
         *_temperature(subject, sampled),
-        *_memory(subject, gpu),
+        *(_memory(subject, gpu) if loaded else []),
     ]
 
 

@@ -45,7 +45,7 @@ def diagnose(
         *hung,
         *device_findings.devices(watched["devices"], observed),
         *device_findings.split(observed),
-        *_all_cards(entry, watched, baseline),
+        *_all_cards(entry, watched, baseline, server["state"] == "ready"),
         *_skipped(watched),
     ]
     found.sort(key=lambda one: -SEVERITIES.index(one["severity"]))
@@ -65,6 +65,17 @@ def diagnose(
     }
 
 
+def failure(server: Json) -> str | None:
+    """Return why a host was not diagnosed, with the cure, or None where its server runs.
+
+    C(server) is what llama_server_info returned.
+    """
+    if server["state"] == "ready":
+        return None
+    (found,) = _server_findings(server)
+    return f"{found['detail'].rstrip('.')} ({found['cure']}); run diagnose again then."
+
+
 def _server_findings(server: Json) -> list[Json]:
     """Return where the running server differs from the record, or that it does not run."""
     if server["state"] == "ready":
@@ -74,7 +85,7 @@ def _server_findings(server: Json) -> list[Json]:
     return [finding("server", "state", "problem", detail, "journalctl -u llama-server says why; site starts it")]
 
 
-def _all_cards(entry: Json, watched: Json, baseline: str) -> list[Json]:
+def _all_cards(entry: Json, watched: Json, baseline: str, loaded: bool) -> list[Json]:
     """Return the findings about the cards, their driver and Xid errors."""
     names = {device["id"]: device["device"] for device in entry["devices"]}
     configuration, found = read_baseline(baseline)
@@ -84,7 +95,7 @@ def _all_cards(entry: Json, watched: Json, baseline: str) -> list[Json]:
         seen = {
             phase["kind"]: phase["cards"][gpu["id"]] for phase in watched["phases"] if gpu["id"] in phase["cards"]
         }
-        found += card_findings.card(gpu, seen, before.get(gpu["id"]), names)
+        found += card_findings.card(gpu, seen, before.get(gpu["id"]), names, loaded)
     uses_cards = any(device["backend"] == "CUDA" for device in entry["devices"])
     if gpus["reason"] and (gpus["gpus"] or uses_cards):
         found.append(finding("cards", "driver", "problem", gpus["reason"], None))

@@ -40,15 +40,16 @@ def change(ratios: t.Sequence[float], error: float, tolerance_percent: float) ->
 
     C(slower) and C(faster): the interval excludes zero and the change exceeds the tolerance. C(within_noise): the
     interval includes zero, and something beyond the tolerance too, so nothing can be said. C(as_recorded): the rest.
-    With one block there is no interval, and nothing can be said.
+    With one block there is no interval, and one from half of the time to twice the time says nothing: no change either.
     """
     if len(ratios) < 2:
-        percent = 100 * (ratios[0] - 1) if ratios else None
-        return Change(percent, None, "within_noise" if ratios else "not_seen")
+        return Change(None, None, "within_noise" if ratios else "not_seen")
     logs = [math.log(ratio) for ratio in ratios]
     mean = statistics.fmean(logs)
     own = stats.t_quantile(len(logs) - 1, OUTSIDE) * statistics.stdev(logs) / math.sqrt(len(logs))
     half = math.hypot(own, math.log1p(error))
+    if half > max(math.log(2), abs(mean)):
+        return Change(None, None, "within_noise")
     percent, low, high = (100 * (math.exp(value) - 1) for value in (mean, mean - half, mean + half))
     verdict = "as_recorded"
     if low > 0 and percent > tolerance_percent:

@@ -18,6 +18,13 @@ def signed(percent: float) -> str:
     return f"{abs(percent):.1f} % {'more' if percent >= 0 else 'less'} time"
 
 
+def interval(low: float | None, high: float | None, what: str = "98 % interval") -> str:
+    """Return an interval in words: C(98 % interval 1.2 to 3.4 %)."""
+    if low is None or high is None:
+        return f"no {what}: too few samples, or too noisy"
+    return f"{what} {low:.1f} to {high:.1f} %"
+
+
 def changes(before: Mapping, now: Mapping) -> list[Json]:
     """Return what differs between two configurations: C({part, before, now}) each, cards told apart by UUID."""
     found = []
@@ -77,10 +84,11 @@ def since(before: Mapping | None, after: Mapping) -> str | None:
         old, new = load_tests.samples(before["loads"], key), load_tests.samples(after["loads"], key)
         if old and new:
             change = speed.compare(old, new, 0.0)
+            within = interval(change.low, change.high)
             if change.verdict in ("regressed", "improved"):
-                said.append(f"{load_tests.test_name(key)} takes {signed(change.percent)}")
+                said.append(f"{load_tests.test_name(key)} takes {signed(change.percent)} ({within})")
             else:
-                said.append(f"{load_tests.test_name(key)} is the same within noise ({change.percent:+.1f} %)")
+                said.append(f"{load_tests.test_name(key)} is the same within noise ({within})")
     moved = ", ".join(f"{c['part']} {c['before']} -> {c['now']}" for c in _named(before, after))
     speeds_now = "; ".join(said) or "nothing comparable was measured"
     return f"Against the baseline of {before['recorded_at']}: {speeds_now}. Changed since: {moved or 'nothing'}."

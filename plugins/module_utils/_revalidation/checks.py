@@ -133,7 +133,9 @@ def model(observed: Mapping) -> Json:
 
 def memory(observed: Mapping, reserve_mib: int) -> Json | None:
     """Does the model still fit? Compares what the loaded server reports with what was free at its start, and before."""
-    rows = baselines.memory(observed["entry"], observed["server"]["server"]) if "server" in observed["server"] else None
+    seen = observed["server"]
+    # a server that does not run holds nothing, whatever its last journal says
+    rows = baselines.memory(observed["entry"], seen["server"]) if seen["state"] == "ready" else None
     if not rows:
         return None
     baseline = observed["baseline"]

@@ -12,7 +12,7 @@ import math
 import typing as t
 
 from .._base.types import Json, Mapping
-from .changes import signed
+from .changes import interval, signed
 
 #: A device alone that takes this much more time than in the baseline is slower. Its probe is one load: two loads of
 #: one device differ by more than their repetitions do.
@@ -20,6 +20,8 @@ DEVICE_TOLERANCE_PERCENT: t.Final = 3.0
 #: The same for prompts, of which a load has fewer samples.
 DEVICE_PREFILL_TOLERANCE_PERCENT: t.Final = 6.0
 
+_KINDS: t.Final = {"decode": DEVICE_TOLERANCE_PERCENT, "prefill": DEVICE_PREFILL_TOLERANCE_PERCENT}
+_UNITS: t.Final = {"decode": "token", "prefill": "prompt"}
 _DIAGNOSE = "ansible-playbook homelab.mixed_gpu.diagnose"
 _ROLLBACK = "ansible-playbook homelab.mixed_gpu.driver_rollback"
 _OLD_BUILD = (
@@ -32,43 +34,47 @@ _SOFTWARE = ("driver_version", "cuda_driver_version", "kernel", "llama_cpp", "fi
 def device_changes(before: Mapping | None, now: Mapping | None) -> list[Json]:
     """Compare two device probes: per device how much more time it takes alone, in percent; None where unknown.
 
-    C(slower) is a device beyond its tolerance whose slowdown is at least half of the worst one's (in logarithms): where
-    one card fell far behind, what a busy machine costs all of them is not its cause.
+    C(slower_in) are the kinds (decode, prefill) in which a device is slower beyond what two loads differ by: those
+    whose interval excludes zero, with at least half of the worst device's slowdown (in logarithms). Where one card fell
+    far behind, what a busy machine costs all of them is not its cause.
     """
     if not before or not now:
         return []
     known = {row["id"]: row for row in before["devices"]}
     found = []
-    amounts = []
     for row in now["devices"]:
-        decode, prefill, amount = _slowdown(known.get(row["id"]), row)
-        amounts.append(amount)
+        both = _changes(known.get(row["id"]), row)
         found.append({
             "device": row["device"],
             "id": row["id"],
-            "decode_change_percent": None if decode is None else round(decode, 2),
-            "prefill_change_percent": None if prefill is None else round(prefill, 2),
-            "slower": False,
+            **{f"{kind}_change_percent": None if one is None else one[0] for kind, one in both.items()},
+            **{f"{kind}_interval_percent": None if one is None else one[1:] for kind, one in both.items()},
+            "slower_in": [],
             "hints": [],
         })  # fmt: skip
-    for device, amount in zip(found, amounts, strict=True):
-        device["slower"] = amount > 0 and amount >= max(amounts) / 2
+    for kind in _KINDS:
+        amounts = [math.log1p(max(0.0, (device[f"{kind}_interval_percent"] or [0.0])[0]) / 100) for device in found]
+        for device, amount in zip(found, amounts, strict=True):
+            if amount > 0 and amount >= max(amounts) / 2:
+                device["slower_in"].append(kind)
     return found
 
 
-def _slowdown(old: Mapping | None, new: Mapping) -> tuple[float | None, float | None, float]:
-    """Return (percent more time per token, the same for prompts, slowdown beyond the tolerance as a logarithm)."""
+def _changes(old: Mapping | None, new: Mapping) -> dict[str, list[float] | None]:
+    """Return by kind C([percent more time, low, high]); the interval has what two loads of one device differ by."""
     if old is None or old["status"] != "ok" or new["status"] != "ok":
-        return None, None, 0.0
-    decode = 100 * (new["decode_ms_per_token"]["median"] / old["decode_ms_per_token"]["median"] - 1)
-    prefill = 100 * (old["prefill_tokens_per_second"] / new["prefill_tokens_per_second"] - 1)
-    amount = 0.0
-    apart = new["decode_ms_per_token"]["low"] > old["decode_ms_per_token"]["high"]
-    if apart and decode > DEVICE_TOLERANCE_PERCENT:
-        amount = math.log1p(decode / 100)
-    if prefill > DEVICE_PREFILL_TOLERANCE_PERCENT:
-        amount = max(amount, math.log1p(prefill / 100))
-    return decode, prefill, amount
+        return dict.fromkeys(_KINDS)
+    was, is_now = old["decode_ms_per_token"], new["decode_ms_per_token"]
+    prefill = old["prefill_tokens_per_second"] / new["prefill_tokens_per_second"]
+    ratios = {
+        "decode": (is_now["median"] / was["median"], is_now["low"] / was["high"], is_now["high"] / was["low"]),
+        "prefill": (prefill, prefill, prefill),
+    }
+    found: dict[str, list[float] | None] = {}
+    for kind, (ratio, low, high) in ratios.items():
+        apart = 1 + _KINDS[kind] / 100
+        found[kind] = [round(100 * (value - 1), 2) for value in (ratio, low / apart, high * apart)]
+    return found
 
 
 def explain(checks: t.Sequence[Mapping], moved: t.Sequence[Mapping], devices: t.Sequence[Json]) -> Json | None:
@@ -94,18 +100,16 @@ def _cause(slow: t.Sequence[str], software: t.Sequence[Mapping], known: t.Sequen
     if not known:
         changed = f"; what changed: {named}" if named else ""
         return "unknown", f"no device was measured alone, so it is unknown which one is slower{changed}"
-    slower = [device for device in known if device["slower"]]
-    each = "; ".join(
-        f"{d['device']} alone takes {signed(d['decode_change_percent'])} per token and"
-        f" {signed(d['prefill_change_percent'])} per prompt"
-        for d in known
-    )
+    kinds = [kind for kind in _KINDS if any(name.startswith(kind) for name in slow)]
+    slower = [device for device in known if set(device["slower_in"]) & set(kinds)]
+    alike = [kind for kind in kinds if all(kind in device["slower_in"] for device in known)]
+    each = _each(known, alike or list(_KINDS))
     if not slower and all(name.startswith("prefill") for name in slow):
         return "prefill_only", (
             f"only prompts are slower, generating is not ({each}): a kernel for large batches, flash attention or a"
             f" link changed; {named or 'no software changed'}"
         )
-    if len(slower) == len(known) > 1:
+    if alike and len(known) > 1:
         return "all_devices", (
             f"every device is slower ({each}): the driver, the build or the whole machine, not one card;"
             f" {named or 'no software changed: look for heat, power saving, another load'}"
@@ -114,10 +118,27 @@ def _cause(slow: t.Sequence[str], software: t.Sequence[Mapping], known: t.Sequen
         which = " and ".join(f"{d['device']} ({d['id']})" for d in slower)
         hints = "; ".join(hint for device in slower for hint in device["hints"])
         why = hints or (named and f"what changed: {named}") or "look at its power limit, temperature and link"
-        return "one_device", f"{which} is slower ({each}); {why}"
+        return "one_device", f"{which} {'is' if len(slower) == 1 else 'are'} slower ({each}); {why}"
     return "neither", (
         f"no device alone is slower ({each}): the link between the devices or the placement is;"
         f" {named or 'no software changed'}"
+    )
+
+
+def _interval(both: t.Sequence[float]) -> str:
+    return interval(both[0], both[1], "interval")
+
+
+def _each(known: t.Sequence[Mapping], kinds: t.Sequence[str]) -> str:
+    """Return what each device alone takes, with intervals."""
+    return "; ".join(
+        f"{device['device']} alone takes "
+        + " and ".join(
+            f"{signed(device[f'{kind}_change_percent'])} per {_UNITS[kind]}"
+            f" ({_interval(device[f'{kind}_interval_percent'])})"
+            for kind in kinds
+        )
+        for device in known
     )
 
 
@@ -144,15 +165,24 @@ def moved_optimum(devices: t.Sequence[Mapping], tolerance_percent: float) -> str
     known = [d for d in devices if d["decode_change_percent"] is not None]
     if len(known) < 2:
         return None
-    for field, words, tolerance in (
-        ("decode_change_percent", "in generating", max(tolerance_percent, DEVICE_TOLERANCE_PERCENT)),
-        ("prefill_change_percent", "in prompts", max(tolerance_percent, DEVICE_PREFILL_TOLERANCE_PERCENT)),
-    ):
-        low, high = (pick(known, key=lambda d: float(d[field])) for pick in (min, max))
-        ratio = 100 * ((1 + high[field] / 100) / (1 + low[field] / 100) - 1)
-        if ratio > tolerance:
+    for kind, words in (("decode", "in generating"), ("prefill", "in prompts")):
+        tolerance = max(tolerance_percent, _KINDS[kind])
+        low, high = (pick(known, key=lambda d: float(d[f"{kind}_change_percent"])) for pick in (min, max))
+        ratio = _against(high[f"{kind}_change_percent"], low[f"{kind}_change_percent"])
+        within = [
+            _against(one, other)
+            for one, other in zip(
+                high[f"{kind}_interval_percent"], reversed(low[f"{kind}_interval_percent"]), strict=True
+            )
+        ]
+        if ratio > tolerance and within[0] > 0:
             return (
-                f"{high['device']} became {ratio:.1f} % slower against {low['device']} {words}, so another split may be"
-                " the best now: measure with -e retune=true"
+                f"{high['device']} became {ratio:.1f} % slower against {low['device']} {words}"
+                f" ({_interval(within)}), so another split may be the best now: measure with -e retune=true"
             )
     return None
+
+
+def _against(one: float, other: float) -> float:
+    """Return the change of a ratio of two times, all in percent."""
+    return 100 * ((1 + one / 100) / (1 + other / 100) - 1)

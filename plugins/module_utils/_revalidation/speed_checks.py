@@ -13,29 +13,43 @@ import typing as t
 from .._base.types import Json, Mapping
 from .._split import load_tests, speed
 from . import contended
-from .changes import signed
+from .changes import interval, signed
 from .checks import check
 
 
-def _served_values(tests: t.Sequence[Mapping] | None) -> dict[str, float]:
-    """Return, by name, ms per token of prompt and of generation as the server's own timings say: medians."""
+class Served(t.NamedTuple):
+    """A change of the serving instance's own timings: percent more time, with the interval of its repetitions."""
+
+    name: str
+    percent: float
+    low: float | None
+    high: float | None
+
+    @property
+    def within(self) -> str:
+        """The interval in words."""
+        return interval(self.low, self.high, "98 % interval of the repetitions")
+
+
+def _served_values(tests: t.Sequence[Mapping] | None) -> dict[str, list[float]]:
+    """Return, by name, ms per token of prompt and of generation as the server's own timings say."""
     found = {}
     for test in tests or []:
         prompts = [1000 / s["prompt_tokens_per_second"] for s in test["samples"] if s.get("prompt_tokens_per_second")]
         tokens = [1000 / s["decode_tokens_per_second"] for s in test["samples"] if s.get("decode_tokens_per_second")]
         if tokens:
-            found[f"decode ({test['name']})"] = statistics.median(tokens)
+            found[f"decode ({test['name']})"] = tokens
         elif prompts:  # a test of generation has a prompt too short to say anything
-            found[f"prefill ({test['name']})"] = statistics.median(prompts)
+            found[f"prefill ({test['name']})"] = prompts
     return found
 
 
-def served(observed: Mapping) -> list[tuple[str, float]]:
-    """Return C([(name, percent more time than in the baseline)]) of the serving instance's own timings."""
+def served(observed: Mapping) -> list[Served]:
+    """Return how the serving instance's own timings changed since the baseline."""
     baseline = observed["baseline"]
     before = _served_values(baseline["served"] if baseline else None)
     now = _served_values(observed["served"])
-    return [(name, 100 * (now[name] / old - 1)) for name, old in before.items() if name in now]
+    return [Served(name, *speed.repeated(old, now[name])) for name, old in before.items() if name in now]
 
 
 def suspicion(observed: Mapping, tolerance_percent: float) -> str | None:
@@ -45,10 +59,14 @@ def suspicion(observed: Mapping, tolerance_percent: float) -> str | None:
     if observed["server"]["state"] == "ready" and observed["server"]["server"].get("complete") is False:
         return "the journal no longer holds where the server put its layers"
     compared = served(observed)
-    kinds = {name.split(" ")[0] for name, _percent in compared}
+    kinds = {one.name.split(" ")[0] for one in compared}
     if not {"decode", "prefill"} <= kinds:
         return "the serving instance's timings cannot be compared with the baseline's"
-    slower = [f"{name} takes {percent:.1f} % more time" for name, percent in compared if percent > tolerance_percent]
+    slower = [
+        f"{one.name} takes {one.percent:.1f} % more time ({one.within})"
+        for one in compared
+        if one.percent > tolerance_percent
+    ]
     return f"as served, {', '.join(slower)} than in the baseline" if slower else None
 
 
@@ -63,10 +81,12 @@ def speeds(observed: Mapping, tolerance_percent: float) -> list[Json]:
         found = measured(baseline["loads"] if baseline else [], loads, tolerance_percent)
         return contended.checked(found, observed)
     found = []
-    for name, percent in served(observed):
-        verdict = "ok" if percent <= tolerance_percent else "inconclusive"
-        detail = f"{signed(percent)} than in the baseline, as served; not measured under a lease"
-        found.append(check(name, verdict, detail, change_percent=round(percent, 2), interval_percent=None, loads=0))
+    for one in served(observed):
+        verdict = "ok" if one.percent <= tolerance_percent else "inconclusive"
+        detail = f"{signed(one.percent)} than in the baseline ({one.within}), as served; not measured under a lease"
+        both = None if one.low is None or one.high is None else [round(one.low, 2), round(one.high, 2)]
+        change = round(one.percent, 2)
+        found.append(check(one.name, verdict, detail, change_percent=change, interval_percent=both, loads=0))
     if not found and observed["server"]["state"] == "ready":
         found.append(check("speed", "inconclusive", "nothing to compare with; measure with -e revalidate_measure=true"))
     return contended.checked(found, observed)
@@ -94,18 +114,19 @@ def _compared(
     change = speed.compare(old, calm, tolerance_percent)
     if len(calm) < speed.LEAST_LOADS:
         change = change._replace(verdict="inconclusive")
-    interval = None if change.low is None or change.high is None else [round(change.low, 2), round(change.high, 2)]
+    both = None if change.low is None or change.high is None else [round(change.low, 2), round(change.high, 2)]
     tokens = key[2] or key[1]
     rates = [1000 * tokens / statistics.fmean(speed.medians(group)) for group in (old, calm)]
-    detail = f"{signed(change.percent)} than in the baseline ({rates[0]:.4g} -> {rates[1]:.4g} tok/s"
-    detail += f", 98 % interval {interval[0]:.1f} to {interval[1]:.1f} %" if interval else ""
-    detail += f", {len(old)} and {len(calm)} loads)"
+    told, within = "the loads differ too much to tell a change", ""
+    if both is not None:
+        told, within = f"{signed(change.percent)} than in the baseline", f", {interval(change.low, change.high)}"
+    detail = f"{told} ({rates[0]:.4g} -> {rates[1]:.4g} tok/s{within}, {len(old)} and {len(calm)} loads)"
     if change.verdict == "inconclusive":
         least = "unknown noise" if change.smallest_visible is None else f"{change.smallest_visible:.1f} %"
         detail += f"; the smallest slowdown that could be seen is {least}"
     for place, why in sorted(aside.items()):
         detail += f"; load {place + 1} set aside: {why}"
     return check(
-        name, change.verdict, detail, change_percent=round(change.percent, 2), interval_percent=interval,
+        name, change.verdict, detail, change_percent=round(change.percent, 2), interval_percent=both,
         loads=len(new), smallest_visible_percent=change.smallest_visible,
     )  # fmt: skip

@@ -31,6 +31,8 @@ POWER: t.Final = 0.95
 ENOUGH_DEGREES: t.Final = 5
 #: Relative difference that counts as none when a load is suspected of a disturbance.
 INDIFFERENCE: t.Final = 0.005
+#: A wider interval, in logarithms, reaches from half of the time to twice the time: it says nothing, and is not told.
+WIDEST: t.Final = math.log(2)
 #: Fewest loads of today that a verdict rests on.
 LEAST_LOADS: t.Final = 2
 
@@ -40,7 +42,7 @@ Loads = t.Sequence[Samples]
 
 
 class Change(t.NamedTuple):
-    """How much more time something takes than in the baseline; low and high None while noise is unknown."""
+    """How much more time something takes than in the baseline; low and high None while noise is unknown or too much."""
 
     verdict: str
     percent: float
@@ -94,7 +96,7 @@ def compare(before: Loads, now: Loads, tolerance_percent: float) -> Change:
     change = statistics.fmean(map(math.log, medians(now))) - statistics.fmean(map(math.log, medians(before)))
     half = half_width(spread, len(before), len(now))
     percent = 100 * math.expm1(change)
-    if math.isinf(half):
+    if math.isinf(half) or half > max(WIDEST, abs(change)):
         return Change("inconclusive", percent, None, None, None)
     low, high = 100 * math.expm1(change - half), 100 * math.expm1(change + half)
     if low > 0 and percent > tolerance_percent:
@@ -106,6 +108,18 @@ def compare(before: Loads, now: Loads, tolerance_percent: float) -> Change:
     else:
         verdict = "inconclusive"
     return Change(verdict, percent, low, high, smallest_visible_percent(spread, len(before), len(now)))
+
+
+def repeated(before: Samples, now: Samples) -> tuple[float, float | None, float | None]:
+    """Return (percent more time, low, high) of repetitions within one process each: medians, and a 98 % interval.
+
+    The interval is that of the repetitions alone. It is None where there are too few of them, or they differ too much.
+    """
+    change = math.log(statistics.median(now) / statistics.median(before))
+    half = half_width(stats.pooled_spread([before, now]), len(before), len(now))
+    if half > max(WIDEST, abs(change)):
+        return 100 * math.expm1(change), None, None
+    return 100 * math.expm1(change), 100 * math.expm1(change - half), 100 * math.expm1(change + half)
 
 
 def set_aside(before: Loads, now: Loads) -> dict[int, str]:

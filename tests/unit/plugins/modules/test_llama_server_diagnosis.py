@@ -70,6 +70,8 @@ def test_a_server_that_does_not_run_is_not_loaded(diagnose):
     result = diagnose(server={"state": "failed", "last_lines": ["out of memory"], "reason": ""})
     assert result["diagnosis"]["verdict"] == "problem" and result["diagnosis"]["phases"] == []
     assert "llama-server is failed, so nothing was sent: out of memory" in " ".join(result["lines"][0].split())
+    assert result["failure"].startswith("llama-server is failed, so nothing was sent: out of memory (journalctl")
+    assert diagnose(load=False)["failure"] is None
 
 
 def test_check_mode_sends_nothing_and_shows_what_it_would_send(diagnose):

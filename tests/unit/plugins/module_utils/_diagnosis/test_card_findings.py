@@ -160,3 +160,10 @@ def test_xid_errors_belong_to_a_card_and_say_what_to_do():
 def test_the_meanings_are_whole(xid):
     severity, meaning, cure = card_findings.XIDS[xid]
     assert severity in ("note", "problem") and meaning and cure
+
+
+def test_without_the_model_free_memory_says_nothing():
+    def kinds(**more):
+        return {one["kind"] for one in card_findings.card(GPU, phases(), None, NAMES, **more)}
+
+    assert kinds() - kinds(loaded=False) == {"memory"}

@@ -68,7 +68,7 @@ def test_a_measured_regression_of_one_card(observed):
     assert low < 8 < high and low > 3
     why = result["explanation"]
     assert why["cause"] == "one_device" and "CUDA1" in why["detail"]
-    assert [device["slower"] for device in why["devices"]] == [False, True]
+    assert [device["slower_in"] != [] for device in why["devices"]] == [False, True]
     assert "CUDA1 became 15.0 % slower against CUDA0 in generating" in result["retune"]
 
 
@@ -235,7 +235,7 @@ def test_one_card_far_behind_is_the_cause_although_all_are_a_little_slower(obser
     observed["loads"] = [load(number, decode=2.5, prefill=2.0) for number in (1, 2)]
     observed["device_probe"] = probe(fast=1.1, slow=6.0)
     why = judged(observed)[0]["explanation"]
-    assert why["cause"] == "one_device" and [device["slower"] for device in why["devices"]] == [False, True]
+    assert why["cause"] == "one_device" and [device["slower_in"] != [] for device in why["devices"]] == [False, True]
     observed["device_probe"] = probe(fast=1.12, slow=1.15)
     assert judged(observed)[0]["explanation"]["cause"] == "all_devices"
 
@@ -328,3 +328,41 @@ def test_the_table_says_everything_in_words(observed):
         "next: ",
     ):
         assert words in lines
+
+
+def test_every_stated_change_has_its_interval(observed):
+    observed["served"] = served(decode=1.08)
+    suspicion = next_load.step(observed, LIMITS)["suspicion"]
+    assert "8.0 % more time (98 % interval of the repetitions 8.0 to 8.0 %)" in suspicion
+    observed["loads"] = [load(number, decode=1.2, prefill=1.2) for number in (1, 2, 3)]
+    observed["device_probe"] = probe(1.2, 1.5)
+    result, _checks = judged(observed)
+    for line in result["lines"]:
+        stated = sum(line.count(words) for words in ("more time", "less time", "% slower"))
+        assert stated == line.count("interval"), line
+
+
+@pytest.mark.parametrize("fast", [0.9, 0.97, 1.0, 1.02])
+@pytest.mark.parametrize("slow", [0.9, 1.0, 1.02, 1.1, 1.5])
+def test_a_device_that_is_called_slower_is_slower(observed, fast, slow):
+    observed["loads"] = [load(number, decode=1.2) for number in (1, 2, 3)]
+    observed["device_probe"] = probe(fast, slow)
+    why = judged(observed)[0]["explanation"]
+    assert why["cause"] == ("one_device" if slow > 1.03 else "neither")
+    for device in why["devices"]:
+        for kind in device["slower_in"]:
+            assert device[f"{kind}_interval_percent"][0] > 0
+
+
+def test_a_device_slower_in_prompts_is_no_cause_of_slow_generation(observed):
+    observed["loads"] = [load(number, decode=1.2) for number in (1, 2, 3)]
+    observed["device_probe"] = probe(0.914, 0.914)  # 8.6 % less time per token
+    for row in observed["device_probe"]["devices"]:
+        row["prefill_tokens_per_second"] *= 0.7
+    why = judged(observed)[0]["explanation"]
+    assert why["cause"] == "neither" and "every device" not in why["detail"]
+
+
+def test_a_server_that_does_not_run_has_no_memory(observed):
+    observed["server"] = server(state="failed", reason="out of memory")
+    assert "memory" not in judged(observed)[1]

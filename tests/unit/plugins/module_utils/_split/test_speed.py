@@ -51,6 +51,21 @@ def test_one_load_on_each_side_without_repetitions_tells_nothing():
         statistics.compare([], [[1.0]], 3.0)
 
 
+def test_no_interval_reaches_where_a_time_would_vanish():
+    for factor in (1.0, 1.3, 3.0, 10.0):  # two loads each, which differ by this much
+        now = [[10.0, 10.01, 9.99], [10.0 * factor, 10.02 * factor, 9.98 * factor]]
+        change = statistics.compare([[10.0, 10.01, 9.99], [10.0 / factor, 10.01 / factor]], now, 3.0)
+        assert change.low is None or change.low > -50.1
+        assert factor < 3 or (change.verdict, change.low) == ("inconclusive", None)
+
+
+def test_repetitions_have_an_interval_of_their_own():
+    percent, low, high = statistics.repeated([10.0, 10.1, 9.9], [11.0, 11.1, 10.9])
+    assert low is not None and high is not None and 0 < low < percent < high < 15
+    assert statistics.repeated([10.0], [11.0]) == (pytest.approx(10.0), None, None)
+    assert statistics.repeated([10.0, 30.0], [11.0, 90.0])[1] is None
+
+
 def test_a_small_real_change_is_no_regression():
     before = [[10.0, 10.01, 9.99], [10.01, 10.0, 10.0], [9.99, 10.0, 10.01], [10.0, 10.0, 10.01]]
     now = [[10.1, 10.11, 10.09], [10.1, 10.1, 10.11], [10.09, 10.1, 10.1]]
