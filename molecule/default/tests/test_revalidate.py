@@ -114,7 +114,7 @@ def test_a_device_that_became_slower_is_found_and_named(host, revalidate, eventu
     assert speed["verdict"] == "regressed" and speed["interval_percent"][0] > 0
     why = result["explanation"]
     assert why["cause"] == "one_device", why
-    assert [device["id"] for device in why["devices"] if device["slower"]] == [SLOW]
+    assert [device["id"] for device in why["devices"] if device["slower_in"]] == [SLOW]
     assert result["retune"] and "retune=true" in result["retune"]
     # the server is back, and the host as good as before
     eventually(lambda: revalidate()[0] == 0, 180)
