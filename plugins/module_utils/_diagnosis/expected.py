@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import typing as t
 
-from .._split import cost_model, slot_weights
+from .._split import cost_model, layer_weights
 from . import split_advice
 
 Json = dict[str, t.Any]
@@ -64,10 +64,10 @@ def expected(entry: Json, kind: str, prompt_tokens: int) -> Expected | None:
     """Return what the fit of a record expects, or None where there is none for layers."""
     decision = entry["decision"]
     layers, fit = decision["layers"], decision.get("fit")
-    if not fit or decision["split_mode"] != "layer" or not fit.get(f"{kind}_ms_per_slot"):
+    if not fit or decision["split_mode"] != "layer" or not fit.get(f"{kind}_ms_per_layer"):
         return None
-    costs = fit[f"{kind}_ms_per_slot"]
-    amounts = slot_weights.of_lists(fit.get("weights"), sum(layers)).amounts(kind, layers)
+    costs = fit[f"{kind}_ms_per_layer"]
+    amounts = layer_weights.of_lists(fit.get("weights"), sum(layers)).amounts(kind, layers)
     if kind == "decode":
         busy = tuple(cost * amount for cost, amount in zip(costs, amounts, strict=True))
         return Expected(sum(busy), busy, 1.0, 0.0, 1) if sum(busy) > 0 else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .._split import layer_search, layer_split, slot_weights, split_cost
+from .._split import layer_search, layer_split, layer_weights, split_cost
 from .._split.workload import needed_kinds
 
 Json = dict[str, t.Any]
@@ -52,7 +52,7 @@ def costs_now(entry: Json, observed: t.Sequence[Json]) -> tuple[list[float] | No
     costs: dict[str, list[float] | None] = {}
     changed = False
     for kind in ("decode", "prefill"):
-        recorded = fit.get(f"{kind}_ms_per_slot")
+        recorded = fit.get(f"{kind}_ms_per_layer")
         own = None if recorded is None else list(recorded)
         phase = next((phase for phase in observed if phase["kind"] == kind), None)
         for row in phase["devices"] if phase else []:
@@ -78,7 +78,7 @@ def workload(
         return None
     micro_batch = min(entry["serving"]["micro_batch_size"], entry["serving"]["batch_size"])
     fit = entry["decision"].get("fit") or {}
-    weights = slot_weights.of_lists(fit.get("weights"), sum(entry["decision"]["layers"]))
+    weights = layer_weights.of_lists(fit.get("weights"), sum(entry["decision"]["layers"]))
     overlap = fit.get("prefill_overlap", 1.0)
     return split_cost.workload_cost(decode, prefill, prompt, generated, tested, micro_batch, overlap, weights)
 

@@ -32,7 +32,7 @@ def find(recorded: Mapping, parts: Mapping, ids: t.Sequence[str]) -> Json | None
     found: list[tuple[str, str, Json]] = []
     for deployment, entry in recorded.items():
         fit = entry["decision"].get("fit") or {}
-        decode, prefill = fit.get("decode_ms_per_slot"), fit.get("prefill_ms_per_slot")
+        decode, prefill = fit.get("decode_ms_per_layer"), fit.get("prefill_ms_per_layer")
         positive = all(min(costs) > 0 for costs in (decode, prefill) if costs)
         if [device["id"] for device in entry["devices"]] != list(ids) or not positive or not _same(entry, parts):
             continue

@@ -143,8 +143,8 @@ def fit_of(evidence: Evidence) -> Json | None:
     if evidence.decode_fit is None and evidence.prefill_fit is None:
         return None
     return {
-        "decode_ms_per_slot": _rounded(evidence.decode_fit),
-        "prefill_ms_per_slot": _rounded(evidence.prefill_fit),
+        "decode_ms_per_layer": _rounded(evidence.decode_fit),
+        "prefill_ms_per_layer": _rounded(evidence.prefill_fit),
         "weights": evidence.problem.weights.as_lists(),
         "prefill_form": evidence.prefill_form,
         "prefill_overlap": None if evidence.prefill_form is None else _rounded(evidence.prefill_overlap, 3),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json, Mapping
-from .._split import cost_model, slot_weights
+from .._split import cost_model, layer_weights
 from .recorded import ROW_KEYS, prompt_tokens_of, timing_of
 
 
@@ -44,8 +44,8 @@ def _modelled(entry: Mapping, quantity: str, layers: t.Sequence[int]) -> float |
     """Return the fitted cost of a split in milliseconds, without its constant."""
     decision = entry["decision"]
     fit = decision.get("fit") or {}
-    decode = fit.get("decode_ms_per_slot")
-    prefill = fit.get("prefill_ms_per_slot")
+    decode = fit.get("decode_ms_per_layer")
+    prefill = fit.get("prefill_ms_per_layer")
     if quantity == "decode":
         return _decode_ms(layers, fit) if decode else None
     micro_batch = entry["serving"]["micro_batch_size"]
@@ -60,18 +60,18 @@ def _modelled(entry: Mapping, quantity: str, layers: t.Sequence[int]) -> float |
 
 
 def _decode_ms(layers: t.Sequence[int], fit: Mapping) -> float:
-    return cost_model.decode_ms(fit["decode_ms_per_slot"], _amounts("decode", layers, fit))
+    return cost_model.decode_ms(fit["decode_ms_per_layer"], _amounts("decode", layers, fit))
 
 
 def _amounts(kind: str, layers: t.Sequence[int], fit: Mapping) -> tuple[float, ...]:
-    return slot_weights.of_lists(fit.get("weights"), sum(layers)).amounts(kind, layers)
+    return layer_weights.of_lists(fit.get("weights"), sum(layers)).amounts(kind, layers)
 
 
 def _prompt_ms(layers: t.Sequence[int], fit: Mapping, tokens: int, micro_batch: int) -> float:
     overlap = fit.get("prefill_overlap")
     batches = cost_model.micro_batches(tokens, micro_batch)
     amounts = _amounts("prefill", layers, fit)
-    return cost_model.prefill_ms(fit["prefill_ms_per_slot"], amounts, batches, 1.0 if overlap is None else overlap)
+    return cost_model.prefill_ms(fit["prefill_ms_per_layer"], amounts, batches, 1.0 if overlap is None else overlap)
 
 
 def chart_line(entry: Mapping, quantity: str, span: tuple[int, int]) -> list[tuple[float, float]]:

@@ -162,8 +162,8 @@ def _splits(entry: Mapping) -> View:
     none: list[float | None] = [None] * len(entry["devices"])
     costs = zip(
         entry["devices"],
-        fit.get("decode_ms_per_slot") or none,
-        fit.get("prefill_ms_per_slot") or none,
+        fit.get("decode_ms_per_layer") or none,
+        fit.get("prefill_ms_per_layer") or none,
         strict=True,
     )
     return {

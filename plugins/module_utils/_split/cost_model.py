@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """What a split costs in time, and how sure that is. Private to this collection. Pure functions only.
 
-Layer mode, single stream. With n_i layers on device i, each weighed by what it reads or computes (slot_weights.py):
+Layer mode, single stream. With n_i layers on device i, each weighed by what it reads or computes (layer_weights.py):
 
 - decode: the devices take turns, so one token takes t = sum(n_i * a_i), a_i in ms per average layer and token. A hop
   between devices costs the same in every split that uses all devices. It cannot be told apart from such splits and is
@@ -25,7 +25,7 @@ import typing as t
 
 from .._base import stats
 
-#: What each device holds, in average layers (slot_weights.py).
+#: What each device holds, in average layers (layer_weights.py).
 Amounts = t.Sequence[float]
 
 Point = tuple[Amounts, float]

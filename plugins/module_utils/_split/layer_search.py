@@ -19,7 +19,7 @@ import itertools
 import operator
 import typing as t
 
-from . import slot_weights
+from . import layer_weights
 from .layer_split import Layers, output_device, single_device_splits
 from .split_cost import Cost
 
@@ -307,8 +307,8 @@ class LayerSearch:
             heapq.heappush(waiting, (total + stages[low], low, below, total))
         return best
 
-    def _weights(self, cost: Cost) -> slot_weights.SlotWeights:
-        return cost.weights or slot_weights.equal(self.slots)
+    def _weights(self, cost: Cost) -> layer_weights.LayerWeights:
+        return cost.weights or layer_weights.equal(self.slots)
 
     def _least_sum(self, cost: Cost, caps: tuple[int, ...], longest_ms: float | None = None) -> Layers | None:
         """Return the split with the least sum of C(cost) and no stage longer than C(longest_ms).

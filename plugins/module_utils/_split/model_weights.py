@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from . import memory_plan, slot_weights
+from . import layer_weights, memory_plan
 from .types import Model, Serving
 
 
@@ -20,13 +20,13 @@ def bytes_read(model: Model, serving: Serving, depth_tokens: float) -> list[floa
     return [*blocks, float(model["output_bytes"])]
 
 
-def of_model(model: Model, serving: Serving, depth_tokens: float) -> slot_weights.SlotWeights:
+def of_model(model: Model, serving: Serving, depth_tokens: float) -> layer_weights.LayerWeights:
     """Return the weights of a model's layers, decoding at a depth of C(depth_tokens)."""
     read = bytes_read(model, serving, depth_tokens)
     work = model.get("block_weights") or model["block_bytes"]
     if min(read[:-1]) <= 0 or min(work) <= 0:
-        return slot_weights.equal(len(read))
-    return slot_weights.SlotWeights(
-        slot_weights.prefix_sums(slot_weights.relative(read)),
-        slot_weights.prefix_sums([*slot_weights.relative(work), 0.0]),
+        return layer_weights.equal(len(read))
+    return layer_weights.LayerWeights(
+        layer_weights.prefix_sums(layer_weights.relative(read)),
+        layer_weights.prefix_sums([*layer_weights.relative(work), 0.0]),
     )

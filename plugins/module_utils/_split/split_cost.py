@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import cost_model, slot_weights
+from . import cost_model, layer_weights
 
 
 class Cost(t.NamedTuple):
@@ -20,19 +20,19 @@ class Cost(t.NamedTuple):
     slot_ms: tuple[float, ...]
     block_ms: tuple[float, ...]
     stage_ms: tuple[float, ...]
-    weights: slot_weights.SlotWeights | None = None
+    weights: layer_weights.LayerWeights | None = None
     hop_ms: float = 0.0
 
     def ms(self, layers: t.Sequence[int]) -> float:
         """Return the cost of C(layers)."""
-        weights = self.weights or slot_weights.equal(sum(layers))
+        weights = self.weights or layer_weights.equal(sum(layers))
         total = self.hop_ms * sum(1 for count in layers if count) + self.longest_ms(layers)
         total += sum(a * n for a, n in zip(self.slot_ms, weights.amounts("decode", layers), strict=True))
         return total + sum(b * m for b, m in zip(self.block_ms, weights.amounts("prefill", layers), strict=True))
 
     def longest_ms(self, layers: t.Sequence[int]) -> float:
         """Return the longest stage of C(layers)."""
-        weights = self.weights or slot_weights.equal(sum(layers))
+        weights = self.weights or layer_weights.equal(sum(layers))
         return max(ms * m for ms, m in zip(self.stage_ms, weights.amounts("prefill", layers), strict=True))
 
 
@@ -44,7 +44,7 @@ def workload_cost(
     tested_tokens: int,
     micro_batch: int,
     overlap: float,
-    weights: slot_weights.SlotWeights | None = None,
+    weights: layer_weights.LayerWeights | None = None,
     hop_ms: float = 0.0,
 ) -> Cost | None:
     """Return what a fit says of a prompt and an answer as coefficients of the layers; None where it says nothing.

@@ -14,7 +14,7 @@ import typing as t
 from .._base.errors import UserError
 from .._base.fields import field
 from .._base.types import Json, Mapping
-from . import engines, exl_split, layer_search, layer_split, memory_plan, model_weights, slot_weights, workload
+from . import engines, exl_split, layer_search, layer_split, layer_weights, memory_plan, model_weights, workload
 from .layer_split import Layers
 from .types import Model
 
@@ -68,7 +68,7 @@ class Problem:
     known: KnownCosts | None
 
     @functools.cached_property
-    def weights(self) -> slot_weights.SlotWeights:
+    def weights(self) -> layer_weights.LayerWeights:
         """How heavy the layers are, one against another, at the depth of the decode test."""
         test = self.decode_test
         depth = 0.0 if test is None else test.n_depth + test.n_gen / 2

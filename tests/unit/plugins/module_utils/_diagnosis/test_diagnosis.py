@@ -296,7 +296,7 @@ def test_where_the_rule_of_thumb_says_the_opposite_both_are_shown():
     entry = copy.deepcopy(PAIR)
     entry["placement"] = placement.by_id(entry["devices"], [37, 44])
     entry = deployment.expand(entry)
-    entry["decision"]["fit"]["decode_ms_per_slot"] = [0.4, 1.1]
+    entry["decision"]["fit"]["decode_ms_per_layer"] = [0.4, 1.1]
     result = diagnose(entry, watch(entry))
     decode = next(rule for rule in result["rules"] if rule["measured"].startswith("decode"))
     assert decode["says"] == "move layers from CUDA0 to CUDA1"

@@ -10,7 +10,7 @@ import pathlib
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import split_advice
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import cost_model, deployment, slot_weights
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import cost_model, deployment, layer_weights
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,7 +77,7 @@ def records(draw):
         "decision": {
             "layers": draw(st.sampled_from(rows)), "split_mode": "layer", "table": [],
             "objective": {"name": name, "prompt_tokens": prompt, "generated_tokens": generated, "depth_tokens": 0},
-            "fit": {"decode_ms_per_slot": draw(cost), "prefill_ms_per_slot": draw(cost),
+            "fit": {"decode_ms_per_layer": draw(cost), "prefill_ms_per_layer": draw(cost),
                     "prefill_overlap": draw(st.sampled_from([0.0, 0.4, 1.0])),
                     "decode_residual_percent": draw(st.sampled_from([None, 0.5, 8.0])),
                     "prefill_residual_percent": draw(st.sampled_from([None, 2.0]))},
@@ -90,9 +90,9 @@ def objective_ms(entry, layers):
     fit, asked = entry["decision"]["fit"], entry["decision"]["objective"]
     name, batch = asked["name"], entry["serving"]["micro_batch_size"]
     batches = cost_model.micro_batches(asked["prompt_tokens"], batch)
-    blocks = slot_weights.equal(sum(layers)).amounts("prefill", layers)
-    prefill = cost_model.prefill_ms(fit["prefill_ms_per_slot"], blocks, batches, fit["prefill_overlap"])
-    token = cost_model.decode_ms(fit["decode_ms_per_slot"], layers)
+    blocks = layer_weights.equal(sum(layers)).amounts("prefill", layers)
+    prefill = cost_model.prefill_ms(fit["prefill_ms_per_layer"], blocks, batches, fit["prefill_overlap"])
+    token = cost_model.decode_ms(fit["decode_ms_per_layer"], layers)
     generated = asked["generated_tokens"] * token
     return {"decode": generated, "agent": generated, "prefill": prefill, "ttft": prefill + token}.get(
         name, prefill + generated
@@ -106,7 +106,7 @@ def test_the_advice_is_the_best_of_all_that_fit_or_none_is_worth_it(entry):
     name = entry["decision"]["objective"]["name"]
     fit = entry["decision"]["fit"]
     tokens = {"prefill": 0, "ttft": 1}.get(name, entry["decision"]["objective"]["generated_tokens"])
-    part = tokens * cost_model.decode_ms(fit["decode_ms_per_slot"], now) / times[tuple(now)]
+    part = tokens * cost_model.decode_ms(fit["decode_ms_per_layer"], now) / times[tuple(now)]
     residual = part * (fit["decode_residual_percent"] or 0) + (1 - part) * (fit["prefill_residual_percent"] or 0)
     threshold = max(0.01, residual / 100)
     best = min(times.values())

@@ -15,7 +15,7 @@ PARTS: dict[str, t.Any] = {
 
 
 def entry(recorded_at: str = "2026-01-01T00:00:00Z", **parts: t.Any) -> dict[str, t.Any]:
-    fit = {"decode_ms_per_slot": [0.4, 0.9], "prefill_ms_per_slot": [4.0, 9.0], "prefill_overlap": 1.0}
+    fit = {"decode_ms_per_layer": [0.4, 0.9], "prefill_ms_per_layer": [4.0, 9.0], "prefill_overlap": 1.0}
     return {
         "decision": {"fit": fit}, "devices": [{"id": "GPU-a"}, {"id": "GPU-b"}], "recorded_at": recorded_at,
         "fingerprint_parts": {**PARTS, **parts},
@@ -48,6 +48,6 @@ def test_another_host_or_model_tells_nothing(changed: dict[str, t.Any]) -> None:
 def test_other_devices_or_a_useless_fit_tell_nothing() -> None:
     assert find({"one": entry()}, ids=("GPU-b", "GPU-a")) is None
     useless = entry()
-    useless["decision"]["fit"]["decode_ms_per_slot"] = [0.0, 0.9]
+    useless["decision"]["fit"]["decode_ms_per_layer"] = [0.0, 0.9]
     assert find({"one": useless}) is None
     assert find({"one": {**entry(), "decision": {"fit": None}}}) is None

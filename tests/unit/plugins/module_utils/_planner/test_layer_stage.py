@@ -16,9 +16,9 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import 
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner.evidence import Evidence
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     cost_model,
+    layer_weights,
     measured_loads,
     memory_plan,
-    slot_weights,
     split_cost,
     split_problem,
 )
@@ -80,10 +80,10 @@ class Pair:
         self.decode, self.prefill, self.noise, self.hop = decode, prefill, noise, hop
         self.random = random.Random(seed)
         #: How heavy layers are; all equal, the output layer among them, where it is None.
-        self.weights: slot_weights.SlotWeights | None = None
+        self.weights: layer_weights.LayerWeights | None = None
 
     def amounts(self, kind: str, layers: t.Sequence[int]) -> tuple[float, ...]:
-        return (self.weights or slot_weights.equal(sum(layers))).amounts(kind, layers)
+        return (self.weights or layer_weights.equal(sum(layers))).amounts(kind, layers)
 
     def decode_ms(self, layers: t.Sequence[int]) -> float:
         hops = sum(1 for count in layers if count) - 1
@@ -284,8 +284,8 @@ def test_every_field_of_the_decision() -> None:
     assert set(plan) == {"done", "stage", "why", "loads", "trials", "feasible", "default_layers", "fit", "decision"}
     assert decision["loads_used"] == len(loads)
     assert decision["decode_tokens_per_second"] == pytest.approx(1000 / (22 * 0.45 + 11 * 0.86), rel=0.05)
-    assert decision["fit"]["decode_ms_per_slot"] == pytest.approx([0.45, 0.86], rel=0.15)
-    assert decision["fit"]["prefill_ms_per_slot"] == pytest.approx([4, 9], rel=0.15)
+    assert decision["fit"]["decode_ms_per_layer"] == pytest.approx([0.45, 0.86], rel=0.15)
+    assert decision["fit"]["prefill_ms_per_layer"] == pytest.approx([4, 9], rel=0.15)
     assert decision["fit"]["decode_residual_percent"] < 5
     rows = decision["table"]
     assert [row["layers"] for row in rows] == [[10, 23], [17, 16], [22, 11]]
@@ -379,7 +379,7 @@ def test_the_test_nearest_to_the_depth_counts() -> None:
 
     plan = stages.plan(problem, [])
     fit = stages.plan(problem, [measure(load) for load in plan["loads"]])["fit"]
-    assert fit["decode_ms_per_slot"] == pytest.approx([3 * 0.45, 3 * 0.86], rel=1e-3)
+    assert fit["decode_ms_per_layer"] == pytest.approx([3 * 0.45, 3 * 0.86], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -502,7 +502,7 @@ def test_one_device_alone_is_no_point_of_the_fit() -> None:
     assert [33, 0] in [load["layers"] for load in loads]
     fit = plan["decision"]["fit"]
     for layers in ((32, 1), (17, 16), (1, 32)):
-        predicted = cost_model.decode_ms(fit["decode_ms_per_slot"], pair.amounts("decode", layers))
+        predicted = cost_model.decode_ms(fit["decode_ms_per_layer"], pair.amounts("decode", layers))
         assert predicted == pytest.approx(pair.decode_ms(layers), rel=1e-3)
     row = next(row for row in plan["decision"]["table"] if row["layers"] == [33, 0])
     # what is said of it from the others contains a hop that it does not make
@@ -864,7 +864,7 @@ def test_three_devices(objective: str) -> None:
     plan, loads, plans = campaign(problem, pair)
     assert len(plans[0]["loads"]) == 3 and len(loads) <= 7
     assert pair.objective_ms(problem, plan["decision"]["layers"]) <= 1.03 * exhaustive(problem, pair, plan)
-    assert plan["decision"]["fit"]["decode_ms_per_slot"] == pytest.approx([0.4, 0.6, 0.9], rel=0.05)
+    assert plan["decision"]["fit"]["decode_ms_per_layer"] == pytest.approx([0.4, 0.6, 0.9], rel=0.05)
 
 
 def many(devices: int, seed: int, objective: str, **changes: t.Any) -> tuple[Json, Pair]:
@@ -1022,8 +1022,8 @@ def test_another_split_of_a_fit_without_residual_is_measured_before_all_are_equa
 
 def known(fit: Json) -> Json:
     return {
-        "deployment": "sandbox-2k", "error": 0.05, "decode": fit["decode_ms_per_slot"],
-        "prefill": fit["prefill_ms_per_slot"], "overlap": fit["prefill_overlap"],
+        "deployment": "sandbox-2k", "error": 0.05, "decode": fit["decode_ms_per_layer"],
+        "prefill": fit["prefill_ms_per_layer"], "overlap": fit["prefill_overlap"],
     }  # fmt: skip
 
 

@@ -20,9 +20,9 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import 
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     cost_model,
+    layer_weights,
     measured_loads,
     memory_plan,
-    slot_weights,
     split_problem,
 )
 
@@ -92,7 +92,7 @@ class Devices:
         if test["kind"] == "decode":
             return cost_model.decode_ms(self.decode, load["layers"]) * tokens
         per_batch = [cost * size / 512 * self.size_factor[size] for cost in self.prefill]
-        blocks = slot_weights.equal(BLOCKS + 1).amounts("prefill", load["layers"])
+        blocks = layer_weights.equal(BLOCKS + 1).amounts("prefill", load["layers"])
         return cost_model.prefill_ms(per_batch, blocks, cost_model.micro_batches(tokens, size))
 
     def measure(self, load: Json) -> Json:

@@ -22,7 +22,7 @@ def test_the_fitted_line_goes_through_its_predictions(sandbox: dict[str, t.Any])
 
 def test_predictions_that_do_not_follow_the_model_are_joined_instead(sandbox: dict[str, t.Any]) -> None:
     entry = sandbox["entry"]
-    entry["decision"]["fit"]["decode_ms_per_slot"] = [5.0, 0.1]
+    entry["decision"]["fit"]["decode_ms_per_layer"] = [5.0, 0.1]
     line = chart.chart_line(entry, "decode", (8, 26))
     assert [x for x, dummy in line] == [10.0, 17.0, 20.0, 23.0]
 

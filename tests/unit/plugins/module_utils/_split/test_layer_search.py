@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     layer_search,
+    layer_weights,
     memory_plan,
-    slot_weights,
     split_cost,
 )
 from hypothesis import assume, given, settings
@@ -84,7 +84,7 @@ def any_case(draw: st.DrawFn) -> Case:
     budgets = draw(st.lists(st.integers(0, alone + least), min_size=devices, max_size=devices))
     speeds = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.7, 1.0, 1.3, 2.0, 8.0]), min_size=devices, max_size=devices)
     weight = st.lists(st.sampled_from([0.5, 1.0, 1.0, 1.7]), min_size=slots, max_size=slots)
-    weights = slot_weights.of_lists({"decode": draw(weight), "prefill": [*draw(weight)[1:], 0.0]}, slots)
+    weights = layer_weights.of_lists({"decode": draw(weight), "prefill": [*draw(weight)[1:], 0.0]}, slots)
     hop_ms = draw(st.sampled_from([0.0, 0.3, 2.0]))
     cost = split_cost.Cost(*(tuple(draw(speeds)) for _part in range(3)), draw(st.sampled_from([None, weights])), hop_ms)
     fitting = [layers for layers in every_split(slots, devices) if not missing_mib(plan, budgets, layers)]

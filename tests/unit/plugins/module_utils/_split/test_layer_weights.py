@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import model_weights, slot_weights
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import layer_weights, model_weights
 
 SERVING = {"cache_type_k": "f16", "cache_type_v": "f16"}
 
@@ -22,7 +22,7 @@ def model(**changes: object) -> dict[str, object]:
     [((20, 13), (20, 12)), ((33, 0), (32, 0)), ((32, 1), (32, 0)), ((0, 20, 13, 0), (0, 20, 12, 0))],
 )
 def test_the_output_layer_is_no_work_in_a_prompt(layers: tuple[int, ...], amounts: tuple[int, ...]) -> None:
-    weights = slot_weights.equal(33)
+    weights = layer_weights.equal(33)
     assert weights.amounts("prefill", layers) == amounts
     assert weights.amounts("decode", layers) == layers
     assert weights.as_lists() is None
@@ -32,7 +32,7 @@ def test_layers_count_by_what_a_token_reads() -> None:
     weights = model_weights.of_model(model(), SERVING, 0)  # type: ignore[arg-type]
     assert weights.amounts("decode", (3, 2)) == pytest.approx((2.5, 2.5))
     assert weights.amounts("prefill", (3, 2)) == pytest.approx((2.4, 1.6))
-    kept = slot_weights.of_lists(weights.as_lists(), 5)
+    kept = layer_weights.of_lists(weights.as_lists(), 5)
     assert kept.amounts("prefill", (3, 2)) == pytest.approx((2.4, 1.6), rel=1e-4)
 
 

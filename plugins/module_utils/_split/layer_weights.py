@@ -17,7 +17,7 @@ import itertools
 import typing as t
 
 
-class SlotWeights(t.NamedTuple):
+class LayerWeights(t.NamedTuple):
     """Sums of the weights of all layers before the n-th, for decoding and for a prompt: layers + 1 numbers each."""
 
     decode: tuple[float, ...]
@@ -39,16 +39,16 @@ class SlotWeights(t.NamedTuple):
         }
 
 
-def equal(slots: int) -> SlotWeights:
+def equal(slots: int) -> LayerWeights:
     """Return the weights of C(slots) equal layers, the output layer among them."""
-    return SlotWeights(tuple(map(float, range(slots + 1))), (*map(float, range(slots)), float(slots - 1)))
+    return LayerWeights(tuple(map(float, range(slots + 1))), (*map(float, range(slots)), float(slots - 1)))
 
 
-def of_lists(weights: t.Mapping[str, t.Sequence[float]] | None, slots: int) -> SlotWeights:
+def of_lists(weights: t.Mapping[str, t.Sequence[float]] | None, slots: int) -> LayerWeights:
     """Return the weights that a record keeps (as_lists)."""
     if weights is None:
         return equal(slots)
-    return SlotWeights(prefix_sums(weights["decode"]), prefix_sums(weights["prefill"]))
+    return LayerWeights(prefix_sums(weights["decode"]), prefix_sums(weights["prefill"]))
 
 
 def relative(values: t.Sequence[float]) -> list[float]:
