@@ -25,14 +25,14 @@ attributes:
 options:
   state:
     description:
-      - V(planned) says what is missing, and changes nothing.
+      - V(planned) says what is missing, V(offered) fails for a source that cannot be had. Both change nothing.
       - V(present) builds what is missing, switches the links and removes old builds. Start it with C(async) and watch
         C(PREFIX/.work/build.log) with M(homelab.mixed_gpu.follow).
       - V(verified) fails unless the builds in use are of the source asked for, run, and have the options that other
         roles use.
       - V(switched) leads links to the builds that O(use) names, and builds nothing.
     type: str
-    choices: [planned, present, verified, switched]
+    choices: [planned, offered, present, verified, switched]
     default: planned
   settings:
     description:
@@ -250,6 +250,15 @@ class Host:
             "diff": self.links((build.name, build.directory) for build in builds),
         }
 
+    def offered(self) -> Result:
+        """Ask for the source of what has to be built."""
+        builds, _missing, _unknown = self.plan()
+        log = job.Log(self.prefix / ".work" / "offered.log")
+        for build in builds:
+            if not build_state.exists(self.prefix, build.directory):
+                build_source.check_offered(self.settings, build.record["source"], log, self.open)
+        return {"changed": False}
+
     def present(self) -> Result:
         """Build what is missing, check, switch, and remove old builds."""
         builds, missing, unknown = self.plan()
@@ -361,7 +370,7 @@ def main() -> None:
         argument_spec={
             "state": {
                 "type": "str",
-                "choices": ["planned", "present", "verified", "switched"],
+                "choices": ["planned", "offered", "present", "verified", "switched"],
                 "default": "planned",
             },
             "settings": {"type": "dict", "required": True},

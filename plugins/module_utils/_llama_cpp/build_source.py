@@ -16,6 +16,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import tempfile
 import typing as t
 
 from .._base import job, package_index
@@ -38,6 +39,9 @@ Open = t.Callable[[str, t.Mapping[str, str]], Answer]
 
 #: Names of the archives of download_dir.
 ARCHIVE: t.Final = re.compile(r"llama_cpp_python-[^/]+\.tar\.gz|llama\.cpp-[0-9a-f]{12}\.tar")
+_GIT_CURE: t.Final = (
+    "correct llama_cpp_git_url, or set llama_cpp_git_version to a full commit or a tag (a branch moves)"
+)
 _PAGE_MIB: t.Final = 64
 _ARCHIVE_MIB: t.Final = 512
 
@@ -59,6 +63,42 @@ def tree(settings: build_plan.Settings, source: Source, shell: job.Shell, open_:
         fetch = _sdist if source["kind"] == "sdist" else _archive
         _unpack(fetch(settings, source, work, shell.log, open_), found, shell)
     return found
+
+
+def check_offered(settings: build_plan.Settings, source: Source, log: job.Log, open_: Open) -> None:
+    """Raise UserError for a source that cannot be had, before anything is measured or built for it.
+
+    Of a commit git has to fetch its name, of the rest the index or the address is asked. Hashes are checked later.
+    """
+    name = archive_name(source)
+    if name and (pathlib.Path(settings["download_dir"]) / name).is_file():
+        return
+    if source["kind"] == "git" and shutil.which("git"):
+        _check_git(source)
+    elif source["kind"] == "archive":
+        open_(settings["archive_url"], {}).body.close()
+    elif source["kind"] == "sdist":
+        next(_offers(name or "", log, open_, []))
+
+
+def _check_git(source: Source) -> None:
+    url, version = source["url"], source["version"]
+    with tempfile.TemporaryDirectory() as place:
+        git = ["git", "-C", place]
+        command = [*git, "ls-remote", "--quiet", "--exit-code", "--", url, _wanted(version)]
+        if build_plan.is_commit(version):
+            subprocess.run([*git, "init", "--quiet"], capture_output=True, check=False)
+            command = [*git, "fetch", "--quiet", "--no-tags", "--depth", "1", "--filter=tree:0", "--", url, version]
+        variables = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
+        asked = subprocess.run(command, capture_output=True, text=True, errors="replace", env=variables, check=False)
+    if asked.returncode != 0:
+        said = (asked.stderr.strip().splitlines() or ["it has no such tag"])[-1]
+        raise UserError(f"{version} cannot be had from {url} ({said}): {_GIT_CURE}.")
+
+
+def _wanted(version: str) -> str:
+    """Return what git is asked for: a commit or a tag, never a branch."""
+    return version if build_plan.is_commit(version) else f"refs/tags/{version.removeprefix('refs/tags/')}"
 
 
 def archive_name(source: Source) -> str | None:
@@ -112,19 +152,34 @@ def _sdist(
     archive = pathlib.Path(settings["download_dir"]) / name
     if _cached(archive, source["sha256"], log):
         return archive
-    index = package_index.settings(package_index.configuration_texts(os.environ), os.environ)
-    reasons = []
-    for url in [*package_index.local_files(index, name), *package_index.pages(index, "llama-cpp-python")]:
-        shown = package_index.without_password(url)
+    reasons: list[str] = []
+    for file in _offers(name, log, open_, reasons):
         try:
-            file = url if url.endswith(f"/{name}") else _linked(url, name, log, open_)
-            if file:
-                _fetch(file, source["sha256"], "llama_cpp_sdist_sha256", work, archive, log, open_)
-                return archive
-            reasons.append(f"{shown} does not have that file")
+            _fetch(file, source["sha256"], "llama_cpp_sdist_sha256", work, archive, log, open_)
+            return archive
         except UserError as exc:
             log.write(str(exc))
             reasons.append(str(exc).rstrip("."))
+    raise UserError(f"the source {name} was not found.")  # _offers has said so, and why
+
+
+def _offers(name: str, log: job.Log, open_: Open, reasons: list[str]) -> t.Iterator[str]:
+    """Yield where the package index that pip is configured for on this host has a file. Raises UserError at the end.
+
+    C(reasons) is what is told then, with what the caller adds.
+    """
+    index = package_index.settings(package_index.configuration_texts(os.environ), os.environ)
+    for url in [*package_index.local_files(index, name), *package_index.pages(index, "llama-cpp-python")]:
+        try:
+            file = url if url.endswith(f"/{name}") else _linked(url, name, log, open_)
+            if file is None:
+                reasons.append(f"{package_index.without_password(url)} does not have that file")
+        except UserError as exc:
+            log.write(str(exc))
+            reasons.append(str(exc).rstrip("."))
+            continue
+        if file is not None:
+            yield file
     told = "; ".join(reasons) or "pip's configuration names no index"
     raise UserError(
         f"the source {name} was not found ({told}): correct llama_cpp_sdist_version, pip's index-url on this host, or "
@@ -210,9 +265,9 @@ def _clone(source: Source, found: pathlib.Path, shell: job.Shell) -> None:
     shutil.rmtree(part, ignore_errors=True)
     url, version = source["url"], source["version"]
     what, quiet = f"fetching {version} from {url}", {"GIT_TERMINAL_PROMPT": "0"}
-    cure = "correct llama_cpp_git_url, or set llama_cpp_git_version to a full commit or a tag (a branch moves)"
+    cure = _GIT_CURE
     git = ["git", "-C", str(part), "-c", "advice.detachedHead=false"]
-    wanted = version if build_plan.is_commit(version) else f"refs/tags/{version.removeprefix('refs/tags/')}"
+    wanted = _wanted(version)
     shell.run(["git", "init", "--quiet", str(part)], what, env=quiet)
     shell.run([*git, "fetch", "--progress", "--no-tags", "--depth", "1", "--", url, wanted], what, cure, env=quiet)
     shell.run([*git, "checkout", "--quiet", "FETCH_HEAD"], what, env=quiet)

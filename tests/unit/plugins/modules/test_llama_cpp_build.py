@@ -305,6 +305,17 @@ def repository(settings, tmp_path):
     return settings | {"source": "git", "git_url": f"file://{tree}", "git_version": commit}, git, commit
 
 
+def test_a_source_is_asked_for_before_anything_is_done_for_it(run, repository):
+    settings, git, commit = repository
+    subprocess.run([*git, "tag", "b8"], check=True, capture_output=True)
+    for version in (commit, "b8"):
+        assert not run("offered", settings | {"git_version": version}).get("failed")
+    for version in ("b9", "topic", "0" * 40):
+        sentence = failure(run("offered", settings | {"git_version": version}))
+        assert sentence.startswith(f"{version} cannot be had from file://") and "a branch moves" in sentence
+    assert not pathlib.Path(settings["prefix"], "current").is_symlink()
+
+
 def test_a_branch_is_refused_because_it_moves(run, repository):
     settings, _git, _commit = repository
     sentence = failure(run("present", settings | {"git_version": "topic"}))
@@ -411,6 +422,8 @@ def test_a_source_distribution_with_another_hash_is_not_kept(run, index):
 def test_a_version_that_the_index_does_not_have_is_one_sentence_without_a_password(run, index, monkeypatch):
     settings, _marker = index
     monkeypatch.setenv("PIP_INDEX_URL", os.environ["PIP_INDEX_URL"].replace("//", "//somebody:needle@"))
+    assert not run("offered", settings).get("failed")
+    assert "0.0.1.tar.gz was not found" in failure(run("offered", settings | {"sdist_version": "0.0.1"}))
     sentence = failure(run("present", settings | {"sdist_version": "0.0.1"}))
     assert "does not have that file" in sentence and "correct llama_cpp_sdist_version, pip's index-url" in sentence
     log = pathlib.Path(settings["prefix"], ".work/build.log").read_text()
