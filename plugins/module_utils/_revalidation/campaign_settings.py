@@ -21,6 +21,7 @@ class Settings:
     measure: str
     accept: list[str]
     tolerance_percent: float
+    ignore_contention: bool
     min_loads: int
     max_loads: int
     reserve_mib: int

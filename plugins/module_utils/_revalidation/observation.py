@@ -69,10 +69,14 @@ class Observation:
     def loads(self) -> list[Json]:
         """The loads of the recorded split, in their order."""
         return [
-            dict(item.result["load"])
+            {**item.result["load"], "contention": self._counted(item.result["load"].get("contention"))}
             for item in self.done
             if item.step.name.startswith(LOAD) and not item.result.get("failed")
         ]
+
+    def _counted(self, contention: Json | None) -> Json | None:
+        """What else computed, None where it is not to count."""
+        return None if self.settings.ignore_contention else contention
 
     @property
     def failure(self) -> str | None:
@@ -102,7 +106,7 @@ class Observation:
         loads = [
             item.result["load"] for item in self.done if item.step.name.startswith(PROBE) and "load" in item.result
         ]
-        return [load.get("contention") for load in loads]
+        return [self._counted(load.get("contention")) for load in loads]
 
     @functools.cached_property
     def device_probe(self) -> Json | None:
@@ -146,6 +150,6 @@ class Observation:
             "model": host["model"],
             "loads": self.loads,
             "device_probe": self.device_probe,
-            "contention": {"served": (served or {}).get("contention"), "probe": self.probe_contention},
+            "contention": {"served": self._counted((served or {}).get("contention")), "probe": self.probe_contention},
             "failure": self.failure,
         }

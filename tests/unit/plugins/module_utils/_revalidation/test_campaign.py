@@ -27,6 +27,7 @@ from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._reva
 
 VARIABLES = {
     "host": "box", "deployment": "", "measure": "auto", "accept": ["ok", "improved"], "tolerance_percent": 3.0,
+    "ignore_contention": False,
     "min_loads": 2, "max_loads": 6, "reserve_mib": 512, "replace_baseline": False, "for_baseline": False,
     "fingerprint_extra": {}, "llama_cpp": "/opt/llama.cpp/current", "server_url": "http://127.0.0.1:8080",
     "api_key_file": "/key", "served_tests": [{"name": "prompt"}], "busy_seconds": 5, "host_python": "/venv/python",

@@ -153,3 +153,9 @@ def test_an_upgrade_says_what_to_stop(observed):
     assert "tune it again" not in before
     after = upgrade_words.not_judged(at("revalidating")["under_way"], result)
     assert SENTENCE in after and "-e upgrade_on_resume=rollback" in after
+
+
+def test_a_host_that_always_computes_for_others_can_be_judged():
+    host = Host(served={"tests": served(decode=1.5), "contention": BUSY}, split_benchmark=measured(BUSY))
+    result = play(host, ignore_contention=True, max_loads=3).result["revalidation"]
+    assert "load 1" in host.asked and result["verdict"] == "regressed" and result["contended"] is None
