@@ -34,7 +34,8 @@ def _module(controller, name, arguments):
         f"homelab.mixed_gpu.{name}", "-a", json.dumps(arguments),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return json.loads(done.stdout[done.stdout.index("{") :])
+    # a failure is shown twice: in an error with the task, and as the result
+    return json.loads(done.stdout.partition(" => ")[2])
 
 
 def test_every_measurement_was_made_in_the_sandbox(host):
