@@ -26,7 +26,7 @@ MAY_IMPORT: t.Final[dict[str, set[str]]] = {
     "_models": {"_base"},
     "_measuring": {"_base"},
     "_split": {"_base", "_hardware", "_measuring", "_models"},
-    "_planner": {"_base", "_models", "_split"},
+    "_planner": {"_base", "_measuring", "_models", "_split"},
     "_llama_cpp": {"_base", "_driver", "_measuring", "_split"},
     "_exllama": {"_base", "_driver", "_measuring", "_split"},
     "_revalidation": {"_base", "_driver", "_measuring", "_planner", "_split"},

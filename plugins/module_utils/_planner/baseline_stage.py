@@ -7,6 +7,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json, Mapping
+from .._measuring import contention
 from .._split.load_tests import LEAST_BASELINE_LOADS, test_key, visible_percent
 
 PURPOSE: t.Final = "baseline"
@@ -33,6 +34,14 @@ def _as_served(load: Mapping, tests: t.Sequence[Mapping]) -> Json | None:
     return {**load, "results": kept}
 
 
+def _calm(reference: t.Sequence[Json]) -> list[Json]:
+    """Return the loads beside which nothing else computed; all, where it is no use to measure again."""
+    again = [load for load in reference if load.get("purpose") == PURPOSE]
+    calm = contention.calm(reference)
+    useless = len(calm) < LEAST_BASELINE_LOADS and len(contention.contended(again)) >= contention.MOST_CONTENDED
+    return list(reference) if useless else calm
+
+
 def step(
     problem: Mapping, decision: Mapping, loads: t.Sequence[Mapping], most_loads: int, tolerance_percent: float
 ) -> Json:
@@ -40,7 +49,9 @@ def step(
 
     C(loads) are those of the campaign; of them and of what is asked for here those of the decided split, as it is
     served, are the C(reference). More are wanted until a slowdown of C(tolerance_percent) could be seen,
-    LEAST_BASELINE_LOADS at least and C(most_loads) at most. Raises ValueError when there can be no load.
+    LEAST_BASELINE_LOADS at least and C(most_loads) at most. A load beside which something else computed is measured
+    again; after contention.MOST_CONTENDED of these all are taken, and a revalidation leaves them out.
+    Raises ValueError when there can be no load.
     """
     if most_loads < 1:
         raise ValueError(f"a baseline needs at least one load, not {most_loads}")
@@ -62,6 +73,7 @@ def step(
             reference += [served] if served is not None else []
         elif load.get("purpose") == "baseline":
             failed = load
+    reference = _calm(reference)
     visible = visible_percent(reference, most_loads)
     name = "/".join(str(count) for count in layers)
     result: Json = {"done": True, "loads": [], "reference": reference, "smallest_visible_percent": visible}

@@ -12,6 +12,7 @@ import typing as t
 
 from .._base.steps import Done, Mapping, result_of
 from .._base.types import Json
+from .._measuring import contention
 from .._planner import probe_stage
 from . import baselines
 from .campaign_settings import Settings
@@ -47,6 +48,14 @@ class Observation:
         return t.cast(Mapping, self.host["entry"])
 
     @property
+    def baseline(self) -> Mapping | None:
+        """The baseline, of whose loads those count beside which nothing else computed."""
+        found = self.host["baseline"]
+        if found is None or self.settings.ignore_contention:
+            return t.cast("Mapping | None", found)
+        return {**found, "loads": contention.calm(found["loads"])}
+
+    @property
     def began_at(self) -> str:
         """When the host was looked at."""
         return self.done[0].at
@@ -74,9 +83,9 @@ class Observation:
             if item.step.name.startswith(LOAD) and not item.result.get("failed")
         ]
 
-    def _counted(self, contention: Json | None) -> Json | None:
+    def _counted(self, seen: Json | None) -> Json | None:
         """What else computed, None where it is not to count."""
-        return None if self.settings.ignore_contention else contention
+        return None if self.settings.ignore_contention else seen
 
     @property
     def failure(self) -> str | None:
@@ -140,7 +149,7 @@ class Observation:
             "host": self.settings.host,
             "deployment": host["deployment"],
             "entry": host["entry"],
-            "baseline": host["baseline"],
+            "baseline": self.baseline,
             "configuration": self.configuration,
             "gpus": host["gpus"],
             "server": again if again is not None else self.result("server"),

@@ -108,7 +108,8 @@ def _compared(
     name = load_tests.test_name(key)
     old, new = load_tests.samples(before, key), load_tests.samples(now, key)
     if not old:
-        return check(name, "inconclusive", "the baseline has no such test; make a new one with -e accept=true")
+        cure = "make a new one with -e accept=true"
+        return check(name, "inconclusive", f"the baseline has no calm load with this test; {cure}")
     aside = speed.set_aside(old, new)
     calm = [samples for place, samples in enumerate(new) if place not in aside]
     change = speed.compare(old, calm, tolerance_percent)

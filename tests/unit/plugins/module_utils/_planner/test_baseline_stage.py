@@ -69,3 +69,20 @@ def test_a_split_that_fails_when_it_is_repeated_ends_the_baseline():
     assert step["done"] and "no room" in step["why"] and len(step["reference"]) == 2
     with pytest.raises(ValueError, match="at least one load"):
         baseline_stage.step(problem(), ENTRY["decision"], [], 0, 3.0)
+
+
+def test_a_load_beside_something_else_is_measured_again_and_twice_at_most():
+    seen = {
+        "seconds": 30.0, "cpus": 4, "others_percent": 50.0, "top": {"name": "stress", "cpus": 2.0}, "cards": {},
+        "unseen_percent": 2.0, "steal_percent": 0.0, "cpu_waiting_percent": 60.0, "memory_stalled_percent": 0.0,
+    }  # fmt: skip
+    loads = [load(1), load(2, contention=seen), load(3)]
+    step = baseline_stage.step(problem(), ENTRY["decision"], loads, 6, 3.0)
+    assert [own["load"] for own in step["reference"]] == [1, 3] and step["loads"][0]["load"] == 4
+    loads += [load(4, purpose="baseline", contention=seen)]
+    assert baseline_stage.step(problem(), ENTRY["decision"], loads, 6, 3.0)["loads"][0]["load"] == 5
+    calm = baseline_stage.step(problem(), ENTRY["decision"], [*loads, load(5, purpose="baseline")], 6, 3.0)
+    assert calm["done"] and [own["load"] for own in calm["reference"]] == [1, 3, 5]
+    loads += [load(5, purpose="baseline", contention=seen)]
+    given_up = baseline_stage.step(problem(), ENTRY["decision"], loads, 5, 3.0)
+    assert given_up["done"] and [own["load"] for own in given_up["reference"]] == [1, 2, 3, 4, 5]

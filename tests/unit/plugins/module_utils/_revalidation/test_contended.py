@@ -14,6 +14,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation im
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._revalidation.described_pair import (
     LIMITS,
     SETTINGS,
+    baseline,
     load,
     observed_host,
     probe,
@@ -159,3 +160,18 @@ def test_a_host_that_always_computes_for_others_can_be_judged():
     host = Host(served={"tests": served(decode=1.5), "contention": BUSY}, split_benchmark=measured(BUSY))
     result = play(host, ignore_contention=True, max_loads=3).result["revalidation"]
     assert "load 1" in host.asked and result["verdict"] == "regressed" and result["contended"] is None
+
+
+def test_loads_of_a_baseline_beside_something_else_do_not_count():
+    def described(loads):
+        host = Host()
+        known = {**host._revalidation_info(None), "baseline": baseline(loads)}
+        return Host(host=known)
+
+    slow_ones = [slow(number, BUSY, 1.5) for number in (1, 2, 3)]
+    mixed = play(described([*slow_ones, *(load(number) for number in (4, 5, 6))]), measure="true").result
+    assert mixed["revalidation"]["verdict"] == "ok"
+    all_slow = play(described(slow_ones), measure="true").result["revalidation"]
+    assert all_slow["verdict"] == "inconclusive" and "no calm load" in all_slow["summary"]
+    ignored = play(described(slow_ones), measure="true", ignore_contention=True).result["revalidation"]
+    assert ignored["verdict"] == "improved"
