@@ -20,6 +20,8 @@ _INTERVAL_SECONDS: t.Final = 0.5
 #: First words of the units that measure and of those that serve its devices.
 UNITS: t.Final = ("mixed-gpu-run-", "ggml-rpc-server-")
 SERVERS: t.Final = ("llama-server", "exllama-server")
+#: systemd moves a process into its unit soon after it was started.
+_LOOKS_AT_UNIT: t.Final = 4
 #: RPC servers that run without a unit.
 _NAMES: t.Final = ("rpc-server", "ggml-rpc-server")
 #: Kernel threads have this parent (kthreadd); what they do, they do for anybody.
@@ -32,7 +34,7 @@ class Watch:
     def __init__(self, units: t.Sequence[str] = UNITS, root: str = "/proc") -> None:
         self.result: Json | None = None
         self._units, self._root = tuple(units), root
-        self._measures: dict[tuple[int, int], bool] = {}
+        self._measures: dict[tuple[int, int], tuple[int, bool]] = {}
         self._names: dict[int, str] = {}
         self._account: contention.Account | None = None
         self._ended = threading.Event()
@@ -98,11 +100,14 @@ class Watch:
         if one.name in _NAMES:
             return True
         key = (pid, one.started)
-        if not self._measures.get(key):  # systemd moves a process into its unit after it was started
+        asked, ours = self._measures.get(key, (0, False))
+        if not ours and asked < _LOOKS_AT_UNIT:
             with contextlib.suppress(OSError):
-                unit = self._read(f"{pid}/cgroup").strip().rpartition("/")[2]
-                self._measures[key] = unit.startswith(self._units)
-        return self._measures.get(key, False)
+                # a line per hierarchy where cgroups are not unified; not all of them are systemd's
+                places = self._read(f"{pid}/cgroup").splitlines()
+                ours = any(place.rpartition("/")[2].startswith(self._units) for place in places)
+            self._measures[key] = (asked + 1, ours)
+        return ours
 
     def _pressure(self, what: str) -> str:
         try:

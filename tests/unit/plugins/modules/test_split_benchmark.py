@@ -91,6 +91,7 @@ def test_one_process_measures_all_tests(bench):
     assert load["results"][1] == {
         "kind": "decode", "n_prompt": 0, "n_gen": 32, "n_depth": 0, "samples_ms": [320.0, 320.000001, 320.000002],
     }
+    assert load["contention"]["cpus"] >= 1 and load["contention"]["cards"] == {}
     assert isinstance(load["wall_ms"], int) and load["measured_at"].endswith("Z")
     assert result["diff"]["before"] == {} and result["diff"]["after"] == load
 

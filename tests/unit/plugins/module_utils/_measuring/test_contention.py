@@ -153,3 +153,24 @@ def test_a_host_without_proc_is_not_looked_at(tmp_path):
     with contention_watch.Watch(root=str(tmp_path)) as watch:
         pass
     assert watch.result is None and watch.with_cards({}) is None
+
+
+@pytest.mark.parametrize(
+    "cgroup",
+    [
+        "0::/system.slice/mixed-gpu-run-1-2-3.service\n",
+        "1:name=systemd:/system.slice/ggml-rpc-server-fast.service\n0::/\n",
+        "1:name=systemd:/user.slice/user-0.slice\n0::/user.slice\n",
+    ],
+)
+def test_a_process_of_a_measuring_unit_is_ours_and_another_is_not(tmp_path, cgroup):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "cgroup").write_text(cgroup)
+    (tmp_path / "7" / "stat").write_text(line(7, "llama-bench", 1, 50, 0, 9))
+    (tmp_path / "stat").write_text("cpu 10 0 0 90 0 0 0 0\n")
+    with contention_watch.Watch(root=str(tmp_path)) as watch:
+        (tmp_path / "stat").write_text("cpu 160 0 0 140 0 0 0 0\n")
+        (tmp_path / "7" / "stat").write_text(line(7, "llama-bench", 1, 150, 0, 9))
+    ours = "service" in cgroup
+    assert watch.result["others_percent"] == (0.0 if ours else 50.0)
+    assert watch.result["unseen_percent"] == 25.0 and watch.result["cpu_waiting_percent"] is None
