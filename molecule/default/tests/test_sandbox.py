@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -12,7 +13,7 @@ EVIL = "/opt/evil/llama-bench"
 SCRIPT = """#!/bin/sh
 id -u
 touch /etc/owned /var/lib/mixed_gpu/owned /srv/models/owned
-python3 -c 'import socket; socket.create_connection(("192.0.2.1", 80), 3)'
+python3 -c 'import os, socket; socket.create_connection((os.environ["OWN"], 8188), 2)' && echo CONNECTED >&2
 ls /dev/kmsg
 cat /etc/shadow
 setsid sleep 987654 &
@@ -24,8 +25,9 @@ exit 1
 def evil(host):
     """A llama-bench that is not to be trusted."""
     host.run("mkdir -p /opt/evil; printf %s %s > %s; chmod 755 %s", "%s", SCRIPT, EVIL, EVIL)
+    assert host.run("systemd-run --collect --unit=evil-listener python3 -m http.server 8188").rc == 0
     yield EVIL
-    host.run("rm -r /opt/evil; rm -f /etc/owned")
+    host.run("systemctl stop evil-listener; rm -r /opt/evil; rm -f /etc/owned")
 
 
 def _module(controller, name, arguments):
@@ -33,7 +35,8 @@ def _module(controller, name, arguments):
         "ansible", f"--inventory={controller.project}/inventories/sandbox", "mixed_gpu", "-m",
         f"homelab.mixed_gpu.{name}", "-a", json.dumps(arguments),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     # a failure is shown twice: in an error with the task, and as the result
     return json.loads(done.stdout.partition(" => ")[2])
 
@@ -43,18 +46,20 @@ def test_every_measurement_was_made_in_the_sandbox(host):
     loads = host.run("grep -l wall_ms %s/*.json", folder).stdout.split()
     assert loads
     assert [path for path in loads if '"sandboxed": true' not in host.file(path).content_string] == []
-    units = host.run("journalctl --no-pager -o cat -u 'mixed-gpu-run-*' | grep -c ^Started").stdout
-    assert int(units) >= len(loads)
 
 
 def test_what_is_not_trusted_has_no_power(host, controller, evil):
-    answer = _module(controller, "llama_devices_info", {"llama_bench": evil})
+    # the host's own address, which is not loopback
+    own = host.run("hostname -I").stdout.split()[0]
+    connect = f"import socket; socket.create_connection(('{own}', 8188), 2)"
+    assert host.run("for i in 1 2 3 4 5 6 7 8 9; do python3 -c %s && exit; sleep 1; done; exit 1", connect).rc == 0
+    answer = _module(controller, "llama_devices_info", {"llama_bench": evil, "environment": {"OWN": own}})
     said = answer["stderr"]
-    assert answer["failed"]
+    assert answer["rc"] == 1
     assert "touch: cannot touch '/etc/owned': Read-only file system" in said
     assert "touch: cannot touch '/var/lib/mixed_gpu/owned': Read-only file system" in said
     assert "touch: cannot touch '/srv/models/owned': Read-only file system" in said
-    assert "Network is unreachable" in said or "Operation not permitted" in said
+    assert "CONNECTED" not in said and "create_connection" in said
     assert "cannot access '/dev/kmsg'" in said
     assert "/etc/shadow: Permission denied" in said
     assert not host.file("/etc/owned").exists
