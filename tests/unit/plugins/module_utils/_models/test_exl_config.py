@@ -73,7 +73,7 @@ PLAIN = {
             "KimiLinearForCausalLM", **PLAIN, num_hidden_layers=4, kv_lora_rank=512, qk_rope_head_dim=64,
             linear_attn_config={"kda_layers": [1, 2, 3], "full_attn_layers": [4], "num_heads": 32, "head_dim": 128},
         ), either(lambda index: index == 3, "self_attn", ["self_attn.q_proj.trellis", "self_attn.A_log"]),
-         [0, 0, 0, 512]),
+            [0, 0, 0, 512]),
         ("Bailing: the last of each group, and the tail", of(
             "BailingMoeV3ForCausalLM", **PLAIN, num_hidden_layers=5, layer_group_size=2, kv_lora_rank=256,
             qk_rope_head_dim=64,
