@@ -154,7 +154,9 @@ def test_it_measures_shows_and_decides_under_one_lease(box: Box) -> None:
     result = box.result
     assert result["needed"] and result["changed"] and result["tuning"]["plan"]["decision"]["loads_used"] == 4
     assert result["tuning"]["model"]["id"] == "m" and result["baseline"]["reason"] == "tuned"
-    assert len(box.measured) == len(set(box.measured)) + 1  # the baseline is the only repetition
+    again = [split for split in box.measured if box.measured.count(split) > 1]
+    # the baseline is the only repetition; beside other work its load is made again, at most twice
+    assert set(again) == {"19/14"} and 2 <= len(again) <= 4
     assert "box | tuning of m: 1 of about" in output
     assert "22/11 load 1: prefill 1000.0 tokens/s, decode 100.0 tokens/s" in output
     assert box.served and not (box.folder / "lease.json").exists()
@@ -198,7 +200,8 @@ def test_a_killed_campaign_lets_the_server_come_back_and_goes_on(box: Box, way: 
     status, output = box.tune(lease_idle_seconds=12)
     assert status == 0, output
     assert output.count("measured before") == stored
-    assert len(box.measured) == 2 + 5 - stored
+    # a load of the baseline beside other work is made again, at most twice
+    assert 2 + 5 - stored <= len(box.measured) <= 2 + 5 - stored + 2
     assert box.result["tuning"]["plan"]["decision"]["loads_used"] == 4 and box.served
 
 
