@@ -74,7 +74,8 @@ def _braked(host, unit):
 
 def test_the_tuning_left_a_baseline_that_the_server_completed(host):
     baseline = json.loads(host.file(_baseline(host)).content_string)
-    assert baseline["schema"] == 1 and baseline["reason"] == "tuned" and len(baseline["loads"]) == 3
+    assert baseline["schema"] == 1 and baseline["reason"] == "tuned"
+    assert 3 <= len(baseline["loads"]) <= 5  # loads beside other work are made again, at most twice
     assert {row["id"] for row in baseline["memory"]} == {"127.0.0.1:50052", SLOW}
     assert all(row["loaded_mib"] > 0 for row in baseline["memory"])
     assert all(test["samples"] for test in baseline["served"])
