@@ -108,12 +108,10 @@ def slowed(host):
     host.run(f"rm -r {dropin}; systemctl daemon-reload; taskset -apc {cpus} {pid}")
 
 
-def test_a_device_that_is_held_up_is_named(slowed, diagnose, usual):
+def test_a_device_that_is_held_up_is_named(slowed, diagnose):
     result, output = diagnose()
     named = [one for one in result["findings"] if one["subject"] == "RPC1" and one["kind"] == "waiting"]
     assert named and named[0]["severity"] == "problem", output[-6000:]
     assert "CPU quota of 20 %" in named[0]["detail"] and "ggml-rpc-server-slow.service" in named[0]["cure"]
     assert result["verdict"] == "problem"
-    waited = [_rows(one, "decode")[SLOW]["waiting_percent"] for one in (usual[0], result)]
-    assert waited[1] > max(waited[0], 40)
     assert result["advice"]["costs"] == "record"  # it is to get its CPU back, not fewer layers
