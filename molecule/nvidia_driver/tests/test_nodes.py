@@ -156,14 +156,14 @@ def test_a_server_that_dies_during_each_load_is_failed_in_the_end_and_says_why(b
     ran(
         box, f"mkdir -p {folder} && printf '[Service]\nRestartSec=0\n' > {folder}/quick.conf && systemctl daemon-reload"
     )
-    ran(box, "mv /usr/local/bin/server /root/server")
+    ran(box, "mv /usr/local/bin/server /usr/local/bin/server.kept")
     box.run("printf %s > /usr/local/bin/server; chmod 755 /usr/local/bin/server",
             "#!/bin/sh\necho 'cudaMalloc failed: out of memory'\nsleep 1\nexit 1\n")  # fmt: skip
     ran(box, f"systemctl reset-failed {SERVER}; systemctl restart {SERVER}")
     try:
         lab.eventually(lambda: show(box, SERVER, "ActiveState")["ActiveState"] == "failed", 60)
     finally:
-        ran(box, f"mv /root/server /usr/local/bin/server; rm -r {folder}; systemctl daemon-reload")
+        ran(box, f"mv /usr/local/bin/server.kept /usr/local/bin/server; rm -r {folder}; systemctl daemon-reload")
     told = " ".join(controller.ask("homelab.mixed_gpu.llama_server_info").split())
     assert "llama-server.service is not started any more, because it ended after each of 10 starts" in told
     assert "it ended with exit status 1, 1 s after its start" in told and "cudaMalloc failed" in told

@@ -3,7 +3,7 @@
 """Where a Python package index has a file, by pip's own settings of the host. Private to this collection.
 
 pip itself runs the build back end of a source distribution even to download it, with whatever that needs and without a
-hash. What is asked for here is one file, and nothing is run. Pure functions, but for
+hash. What is asked for here is one file, and nothing of an index is run. Pure functions, but for own_index,
 configuration_texts and for looking into local folders.
 """
 
@@ -15,6 +15,7 @@ import html.parser
 import os
 import pathlib
 import re
+import subprocess
 import typing as t
 import urllib.parse
 
@@ -25,7 +26,6 @@ from .errors import UserError
 ACCEPT: t.Final = (
     "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1, */*;q=0.01"
 )
-_DEFAULT: t.Final = "https://pypi.org/simple"
 _COMMAND: t.Final = "download"
 _OFF: t.Final = ("", "0", "n", "no", "off", "f", "false")
 
@@ -46,6 +46,22 @@ class Settings:
         return {parts.hostname, f"{parts.hostname}:{parts.port}"} & set(self.trusted_hosts) != set()
 
 
+def own_index(pythons: t.Iterable[str]) -> str:
+    """Return the index that pip asks where no configuration names one, of the first Python that has pip; else "".
+
+    pip has no public name for it.
+    """
+    asked = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+    for python in pythons:
+        try:
+            done = subprocess.run([python, "-I", "-c", asked], capture_output=True, text=True, timeout=60, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if done.returncode == 0 and done.stdout.strip():
+            return done.stdout.strip()
+    return ""
+
+
 def configuration_texts(environment: t.Mapping[str, str]) -> list[str]:
     """Return the contents of pip's configuration files on this host, the most important last."""
     home, named = pathlib.Path(environment.get("HOME", "/root")), environment.get("PIP_CONFIG_FILE", "")
@@ -60,9 +76,10 @@ def configuration_texts(environment: t.Mapping[str, str]) -> list[str]:
     return [path.read_text(encoding="utf-8", errors="replace") for path in paths if path.is_file()]
 
 
-def settings(texts: t.Iterable[str], environment: t.Mapping[str, str]) -> Settings:
+def settings(texts: t.Iterable[str], environment: t.Mapping[str, str], own: str = "") -> Settings:
     """Return what configuration files (the most important last) and the variables PIP_* say.
 
+    C(own) is the index that is asked where they name none (own_index).
     Raises UserError for a file that is no configuration.
     """
     sections: dict[str, dict[str, str]] = {"global": {}, _COMMAND: {}}
@@ -83,8 +100,8 @@ def settings(texts: t.Iterable[str], environment: t.Mapping[str, str]) -> Settin
         if name.startswith(prefix) and value
     }
     found = sections["global"] | sections[_COMMAND] | given
-    main = found.get("index-url", "").strip() or _DEFAULT
-    indexes = [main, *found.get("extra-index-url", "").split()]
+    main = found.get("index-url", "").strip() or own
+    indexes = [*([main] if main else []), *found.get("extra-index-url", "").split()]
     return Settings(
         indexes=() if found.get("no-index", "").lower() not in _OFF else tuple(indexes),
         links=tuple(found.get("find-links", "").split()),

@@ -16,10 +16,11 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import typing as t
 
-from .._base import job, package_index
+from .._base import host_python, job, package_index
 from .._base.errors import UserError
 from . import build_plan
 
@@ -168,7 +169,8 @@ def _offers(name: str, log: job.Log, open_: Open, reasons: list[str]) -> t.Itera
 
     C(reasons) is what is told then, with what the caller adds.
     """
-    index = package_index.settings(package_index.configuration_texts(os.environ), os.environ)
+    own = package_index.own_index([sys.executable, host_python.DEFAULT])
+    index = package_index.settings(package_index.configuration_texts(os.environ), os.environ, own)
     for url in [*package_index.local_files(index, name), *package_index.pages(index, "llama-cpp-python")]:
         try:
             file = url if url.endswith(f"/{name}") else _linked(url, name, log, open_)
@@ -180,7 +182,7 @@ def _offers(name: str, log: job.Log, open_: Open, reasons: list[str]) -> t.Itera
             continue
         if file is not None:
             yield file
-    told = "; ".join(reasons) or "pip's configuration names no index"
+    told = "; ".join(reasons) or "pip's configuration names no index, and no pip is here that knows its own"
     raise UserError(
         f"the source {name} was not found ({told}): correct llama_cpp_sdist_version, pip's index-url on this host, or "
         "the network."

@@ -5,18 +5,24 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import package_index
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from pip._internal.models import index
 
 NAME = "llama_cpp_python-1.0.tar.gz"
 
 
-def test_without_configuration_it_is_pypi():
-    found = package_index.settings([], {})
-    assert package_index.pages(found, "llama_cpp.python") == ["https://pypi.org/simple/llama-cpp-python/"]
-    assert not found.trusts("https://pypi.org/simple/")
+def test_without_configuration_it_is_the_one_that_pip_knows():
+    own = package_index.own_index(["/nonexistent/python", "/bin/false", sys.executable])
+    assert own == index.PyPI.simple_url
+    found = package_index.settings([], {}, own)
+    assert package_index.pages(found, "llama_cpp.python") == [f"{own}/llama-cpp-python/"]
+    assert not found.trusts(own)
+    assert package_index.settings([], {"PIP_INDEX_URL": "https://d"}, own).indexes == ("https://d",)
+    assert package_index.settings([], {}, package_index.own_index(["/bin/false"])).indexes == ()
 
 
 def test_files_sections_and_variables_come_in_pips_order():
