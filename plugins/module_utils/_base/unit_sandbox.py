@@ -20,20 +20,16 @@ DEVICE_NODES: t.Final[dict[str, tuple[str, ...]]] = {
 ALL_NODES: t.Final = ("char-nvidia*", "char-drm", "char-kfd")
 
 _ENGINES: t.Final = ("llama_cpp", "exllama")
-_COMMON: t.Final = (
-    "DynamicUser=yes",
+#: What every unit of this collection that runs something has, the servers as well as those that stay root.
+EVERY_UNIT: t.Final = (
     "UMask=0077",
-    "LimitCORE=0",
     "NoNewPrivileges=yes",
-    "CapabilityBoundingSet=",
     "AmbientCapabilities=",
     "SystemCallArchitectures=native",
     "SystemCallFilter=@system-service",
     "SystemCallErrorNumber=EPERM",
     "ProtectSystem=strict",
-    "ProtectHome=yes",
     "PrivateMounts=yes",
-    "PrivateTmp=yes",
     "ProtectProc=invisible",
     "ProtectClock=yes",
     "ProtectControlGroups=yes",
@@ -45,8 +41,16 @@ _COMMON: t.Final = (
     "RestrictRealtime=yes",
     "RestrictSUIDSGID=yes",
     "LockPersonality=yes",
-    "RemoveIPC=yes",
     "KeyringMode=private",
+)
+_COMMON: t.Final = (
+    *EVERY_UNIT,
+    "DynamicUser=yes",
+    "LimitCORE=0",
+    "CapabilityBoundingSet=",
+    "ProtectHome=yes",
+    "PrivateTmp=yes",
+    "RemoveIPC=yes",
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base import unit_sandbox
 from .._base.types import Json, Mapping
 
 SCHEMA: t.Final = 1
@@ -18,37 +19,18 @@ RESTORE_FILES: t.Final = ("power_limits_found.json", "apply_power_limits.py")
 
 #: What mixed-gpu-power.service has, too. It waits, and then sets limits: NVML alone, as root.
 _SANDBOX: t.Final = (
+    *unit_sandbox.EVERY_UNIT,
     "CapabilityBoundingSet=CAP_SYS_ADMIN",
-    "AmbientCapabilities=",
-    "UMask=0077",
-    "NoNewPrivileges=yes",
-    "SystemCallArchitectures=native",
-    "SystemCallFilter=@system-service",
     "SystemCallFilter=~@privileged @resources",
-    "SystemCallErrorNumber=EPERM",
-    "ProtectSystem=strict",
     "ProtectHome=read-only",  # Python may be there
-    "PrivateMounts=yes",
-    "ProtectProc=invisible",
     "DevicePolicy=closed",
     "DeviceAllow=char-195 rw",
     "DeviceAllow=char-nvidia* rw",
     "PrivateNetwork=yes",
     "IPAddressDeny=any",
     "RestrictAddressFamilies=AF_UNIX",
-    "ProtectClock=yes",
-    "ProtectControlGroups=yes",
-    "ProtectHostname=yes",
-    "ProtectKernelLogs=yes",
-    "ProtectKernelModules=yes",
-    "ProtectKernelTunables=yes",
-    "RestrictNamespaces=yes",
-    "RestrictRealtime=yes",
-    "RestrictSUIDSGID=yes",
-    "LockPersonality=yes",
     "MemoryDenyWriteExecute=yes",
     "RemoveIPC=yes",
-    "KeyringMode=private",
 )
 
 Settings = Json

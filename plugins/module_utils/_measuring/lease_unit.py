@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from .._base import json_state
+from .._base import json_state, unit_sandbox
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
 
@@ -20,34 +20,15 @@ UNIT: t.Final = "mixed-gpu-lease.service"
 
 #: The lease waits, looks at two files, and asks systemd to start what it stopped.
 _SANDBOX: t.Final = (
-    "UMask=0077",
-    "NoNewPrivileges=yes",
+    *unit_sandbox.EVERY_UNIT,
     "CapabilityBoundingSet=",
-    "AmbientCapabilities=",
-    "SystemCallArchitectures=native",
-    "SystemCallFilter=@system-service",
     "SystemCallFilter=~@privileged @resources",
-    "SystemCallErrorNumber=EPERM",
-    "ProtectSystem=strict",
     "ProtectHome=read-only",  # Python may be there
-    "PrivateMounts=yes",
     "PrivateDevices=yes",
     "PrivateNetwork=yes",
     "IPAddressDeny=any",
     "RestrictAddressFamilies=AF_UNIX",
-    "ProtectClock=yes",
-    "ProtectControlGroups=yes",
-    "ProtectHostname=yes",
-    "ProtectKernelLogs=yes",
-    "ProtectKernelModules=yes",
-    "ProtectKernelTunables=yes",
-    "ProtectProc=invisible",
-    "RestrictNamespaces=yes",
-    "RestrictRealtime=yes",
-    "RestrictSUIDSGID=yes",
-    "LockPersonality=yes",
     "MemoryDenyWriteExecute=yes",
-    "KeyringMode=private",
 )
 
 
