@@ -121,6 +121,12 @@ model:
       type: list
       elements: int
       returned: success
+    block_expert_bytes:
+      description:
+        - Bytes of all experts per repeating block, by their part, V(up), V(gate), V(down), or V(gate_up) for both.
+        - Empty for a model without experts.
+      type: dict
+      returned: success
     block_weights:
       description: Weights that one token is multiplied with, per repeating block; of experts only those in use.
       type: list

@@ -17,7 +17,7 @@ from . import architectures, gguf_kind, tensor_types
 from .gguf_header import Tensor, shown
 
 # Part of the cache's key: raise it whenever describe() answers differently for the same file.
-DESCRIPTION_VERSION = 4
+DESCRIPTION_VERSION = 5
 
 LARGEST_VALUE = 1 << 31  # of any number in a header that memory is counted with
 
@@ -44,6 +44,8 @@ FIRST_BLOCK_TENSORS = frozenset({"token_embd_norm", "rope_freqs", "rope_factors_
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 _BLOCK = re.compile(r"^blk\.([0-9]+)\.")
+# The tensors that llama.cpp's --n-cpu-moe keeps in host memory: LLM_FFN_EXPS_REGEX of its common/common.h (b11312).
+_EXPERTS = re.compile(r"\.ffn_(up|down|gate|gate_up)_(?:ch)?exps")
 
 
 def shard_paths(path: str) -> list[str]:
@@ -172,6 +174,7 @@ class _Weights:
     def __init__(self, blocks: int, experts: int, experts_used: int) -> None:
         self.blocks, self.experts, self.experts_used = blocks, experts, experts_used
         self.block_bytes, self.read_bytes, self.block_weights = [0] * blocks, [0] * blocks, [0] * blocks
+        self.expert_bytes: dict[str, list[int]] = {}
         self.output_bytes = self.output_weights = self.input_bytes = self.embedding_bytes = 0
         self.has_output = False
         self.others: dict[str, int] = {}
@@ -201,6 +204,9 @@ class _Weights:
         self.block_bytes[index] += n_bytes
         self.read_bytes[index] += n_bytes * share // whole
         self.block_weights[index] += elements * share // whole
+        part = _EXPERTS.search(name)
+        if part:
+            self.expert_bytes.setdefault(part[1], [0] * self.blocks)[index] += n_bytes
 
     def output_layer_bytes(self) -> int:
         """Return the bytes of the output layer; a tied token embedding is loaded a second time for it."""
@@ -307,6 +313,7 @@ def describe(
         "block_bytes": weights.block_bytes,
         "block_read_bytes": weights.read_bytes,
         "block_weights": weights.block_weights,
+        "block_expert_bytes": weights.expert_bytes,
         "output_bytes": weights.output_layer_bytes(),
         "output_weights": weights.output_weights,
         "token_embedding_bytes": weights.input_bytes,

@@ -29,6 +29,7 @@ class Model(t.TypedDict):
     block_bytes: list[int]
     block_read_bytes: list[int]
     block_weights: list[int]
+    block_expert_bytes: t.NotRequired[dict[str, list[int]]]  # by part (up, gate, down, gate_up); empty without experts
     output_bytes: int
     output_weights: int
     token_embedding_bytes: int

@@ -11,13 +11,13 @@ import typing as t
 
 from .._base import fingerprints
 from .._base.types import Json, Mapping
-from . import device_list, engines, tuning_key
+from . import device_list, engines, expert_placement, tuning_key
 from . import placement as placements
 
 #: What an entry takes of the model that was planned for.
 _OF_MODEL: t.Final = ("size_bytes", "block_count", "architecture")
 #: What a planner's decision says that an entry holds in its own fields.
-_STORED_ONCE: t.Final = ("layers", "split_mode", "micro_batch_size", "environment")
+_STORED_ONCE: t.Final = ("layers", "split_mode", "micro_batch_size", "environment", "experts_in_ram")
 
 
 class Tuning(t.TypedDict):
@@ -43,9 +43,11 @@ def build(tuning: Tuning) -> Json:
     problem, decision = tuning["problem"], tuning["plan"]["decision"]
     devices, layers, parts = problem["devices"], decision["layers"], tuning["fingerprint_parts"]
     cards = engines.cuda_environment(device_list.cuda_ids(devices))
+    experts = expert_placement.from_json(layers, decision.get("experts_in_ram"))
+    serving = expert_placement.serving_with(problem["serving"], experts)
     entry: Json = {
         "model": {**tuning["model"], **{name: problem["model"][name] for name in _OF_MODEL}},
-        "serving": {**problem["serving"], "micro_batch_size": decision["micro_batch_size"]},
+        "serving": {**serving, "micro_batch_size": decision["micro_batch_size"]},
         "environment": {**cards, **(decision.get("environment") or {})},
         "devices": list(devices),
         "placement": placements.by_id(devices, layers),
@@ -59,6 +61,9 @@ def build(tuning: Tuning) -> Json:
         "fingerprint_parts": parts,
         "campaign": tuning["campaign"],
     }
+    if experts:
+        planned = {"ram_mib": expert_placement.ram_mib(problem["model"], experts)}
+        entry["experts_in_ram"] = {**(expert_placement.as_json(experts) or {}), **planned}
     exllama = engines.of(entry["serving"]).family == "exllama"
     return {**entry, **_of_exllama(layers, tuning["loads"])} if exllama else entry
 
@@ -114,5 +119,6 @@ def expand(entry: Mapping) -> Json:
             "layers": layers(entry),
             "split_mode": entry["split_mode"],
             "micro_batch_size": entry["serving"].get("micro_batch_size"),
+            **({"experts_in_ram": entry["experts_in_ram"]} if "experts_in_ram" in entry else {}),
         },
     }

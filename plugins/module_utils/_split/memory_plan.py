@@ -16,7 +16,7 @@ import typing as t
 
 from .._base.types import Mapping
 from .._models import tensor_types
-from . import engines, exl_split, layer_search, layer_split
+from . import engines, exl_split, expert_placement, layer_search, layer_split
 from .types import Model, Serving
 
 MIB = 1024 * 1024
@@ -114,7 +114,7 @@ def kv_bytes(model: Model, serving: Serving) -> list[int]:
 
 
 def compute_bytes(
-    model: Model, serving: Serving, layers: t.Sequence[int], device: int
+    model: Model, serving: Serving, layers: t.Sequence[int], device: int, experts_in_ram: bool = False
 ) -> int:
     """Return the compute buffer of C(device) as llama.cpp's dry run counts it, in bytes.
 
@@ -124,8 +124,9 @@ def compute_bytes(
     token of a micro-batch, in float32 values, with H the embedding length, F the feed-forward length, V the vocabulary,
     E the K elements of a token, and u experts of width X in use:
 
-    - what comes in, once per pipeline copy: H on the first device and on one that holds the output layer alone, 2 H on
-      others (the two terms of a block's last sum cross the border one by one);
+    - what comes in, once per pipeline copy (one where experts are in RAM, which ends pipelining): H on the first device
+      and on one that holds the output layer alone, 2 H on others (the two terms of a block's last sum cross the border
+      one by one);
     - the attention mask, per copy: one value of 2 bytes per visible token, 4 without flash attention; a second one
       where blocks have a window;
     - the largest of: a feed-forward step, 3 H + 3 F; a step of experts, 4 H + 3 u X, or, if that is more, the lesser of
@@ -141,7 +142,7 @@ def compute_bytes(
     first = not any(layers[:device])
     has_blocks = layers[device] > 1 or not last
     # a device without slots is not named to llama.cpp
-    copies = PIPELINE_COPIES if sum(1 for count in layers if count) > 1 else 1
+    copies = PIPELINE_COPIES if sum(1 for count in layers if count) > 1 and not experts_in_ram else 1
     fused = flash_attention(serving)
     seen, _total = context_cells(serving)
     hidden = model["embedding_length"]
@@ -189,10 +190,18 @@ class MemoryPlan:
     """The memory of every split of one model under one serving profile."""
 
     def __init__(
-        self, model: Model, serving: Serving, weight_factor: float = 1.0
+        self,
+        model: Model,
+        serving: Serving,
+        weight_factor: float = 1.0,
+        experts: expert_placement.ExpertPlacement | None = None,
     ) -> None:
-        """Take a model and a serving profile of docs/data_formats.md; C(weight_factor) asks about lighter weights."""
+        """Take a model and a serving profile of docs/data_formats.md; C(weight_factor) asks about lighter weights.
+
+        C(experts) are in RAM, and on no device: their layers do not matter, those asked about do.
+        """
         self.model = model
+        self.experts_in_ram = experts is not None and experts.any
         self.serving = serving
         self.weight_factor = weight_factor
         kv = kv_bytes(model, serving)
@@ -204,7 +213,9 @@ class MemoryPlan:
             kv = _corrected(kv, corrections["planned_bytes"], corrections["cache_bytes"])
         self.cache_bytes = kv
         # sums up to and including each slot, so that a split costs two look-ups per device
-        self._weights = [0, *itertools.accumulate([*model["block_bytes"], model["output_bytes"]])]
+        in_ram = expert_placement.block_ram_bytes(model, experts)
+        held = [whole - moved for whole, moved in zip(model["block_bytes"], in_ram, strict=True)]
+        self._weights = [0, *itertools.accumulate([*held, model["output_bytes"]])]
         self._kv = [0, *itertools.accumulate([*kv, 0])]
 
     def devices(self, layers: t.Sequence[int]) -> list[DeviceMemory]:
@@ -218,7 +229,7 @@ class MemoryPlan:
         return DeviceMemory(
             int((self._weights[end] - self._weights[start]) * self.weight_factor),
             self._kv[end] - self._kv[start],
-            int(compute_bytes(self.model, self.serving, layers, device) * self.compute_factor),
+            int(compute_bytes(self.model, self.serving, layers, device, self.experts_in_ram) * self.compute_factor),
         )
 
     def slot_bytes(self, slot: int) -> int:

@@ -84,6 +84,7 @@ class Decision(t.TypedDict):
     split_mode: str
     environment: dict[str, str]
     micro_batch_size: int
+    experts_in_ram: t.NotRequired[Json | None]  # expert_placement.as_json
     micro_batches: Json
     tensor: Json | None
     single_device: bool
@@ -114,7 +115,7 @@ class Placed(t.TypedDict):
 
 class Entry(t.TypedDict, total=False):
     """One recorded deployment. In decision, what stands in fields of the entry is left out; gpu_split_gb and loaded are
-    of an ExLlama alone."""
+    of an ExLlama alone, experts_in_ram (expert_placement.as_json) of a deployment with experts in RAM."""
 
     model: t.Required[Json]
     serving: t.Required[Serving]
@@ -131,5 +132,6 @@ class Entry(t.TypedDict, total=False):
     fingerprint_parts: t.Required[Json]
     campaign: t.Required[str]
     recorded_at: str
+    experts_in_ram: Json
     gpu_split_gb: list[float]
     loaded: list[Json]

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Experts in RAM: the blocks of a MoE whose expert weights stay in host memory, where the CPU computes them.
+
+Private to this collection. Pure functions only. A block keeps its attention, router, shared experts and KV cache on its
+device. Only up, gate and down of its experts move, all of them, or, in one block at most, some. Forms are those of
+llama.cpp b11312.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing as t
+
+from .._base.types import Json, Mapping
+from .layer_split import Layers
+from .types import Model, Serving
+
+MIB: t.Final = 1024 * 1024
+
+#: What stands between the overrides in each program's `-ot`. In llama-bench a comma separates whole tests.
+SEPARATORS: t.Final[dict[str, str]] = {"llama_bench": ";", "llama_fit_params": ",", "llama_server": ","}
+
+#: Parts of a block's experts, as llama.cpp names their tensors: some architectures have up and gate in one.
+PARTS: t.Final = ("up", "gate", "gate_up", "down")
+
+#: serving.load_mode with experts in RAM: memory maps cannot be pinned, and double what the page cache holds.
+LOAD_MODE: t.Final = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class PartialBlock:
+    """A block of which only these parts of the experts are in RAM."""
+
+    block: int
+    parts: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertPlacement:
+    """Layers per device, and the blocks whose experts are in RAM: all of them, or of one block some parts.
+
+    C(threads) of the CPU compute them; 0 where that is not chosen yet. C(no_host) keeps them out of pinned buffers,
+    which llama.cpp needs to repack them for the CPU. C(override) is the `-ot` of llama.cpp's own fit as it printed it,
+    which may move what no plan moves; it is empty for placements of the planner.
+    """
+
+    layers: Layers
+    blocks: tuple[int, ...]
+    partial: PartialBlock | None = None
+    threads: int = 0
+    no_host: bool = False
+    override: str = ""
+
+    @property
+    def any(self) -> bool:
+        """Whether any expert is in RAM."""
+        return bool(self.blocks or self.partial or self.override)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many of each device's blocks have all their experts in RAM."""
+        ends = [sum(self.layers[: device + 1]) for device in range(len(self.layers))]
+        starts = [0, *ends[:-1]]
+        return tuple(sum(start <= b < end for b in self.blocks) for start, end in zip(starts, ends, strict=True))
+
+
+def blocks_with_experts(model: Model, layers: t.Sequence[int], device: int) -> list[int]:
+    """Return the blocks on C(device) that have experts, in order. Dense lead blocks and the output layer have none."""
+    by_part = model.get("block_expert_bytes") or {}
+    start = sum(layers[:device])
+    end = min(start + layers[device], model["block_count"])
+    return [block for block in range(start, end) if any(sizes[block] for sizes in by_part.values())]
+
+
+def place(
+    model: Model, layers: Layers, counts: t.Sequence[int], partial: tuple[int, tuple[str, ...]] | None = None
+) -> ExpertPlacement:
+    """Return the placement with the experts of the first C(counts) blocks of each device in RAM.
+
+    C(partial): (device, parts) of one block more. Raises ValueError where a device has fewer blocks with experts, or
+    the model no such part.
+    """
+    known = tuple(part for part in PARTS if part in (model.get("block_expert_bytes") or {}))
+    if partial and (not partial[1] or not set(partial[1]) < set(known)):
+        raise ValueError(f"a part of the experts is some of {', '.join(known)}, not {', '.join(partial[1])}")
+    chosen: list[int] = []
+    started = None
+    for device, count in enumerate(counts):
+        blocks = blocks_with_experts(model, layers, device)
+        wanted = count + bool(partial and partial[0] == device)
+        if wanted > len(blocks):
+            raise ValueError(
+                f"the experts of {wanted} blocks of device {device} cannot be in RAM: it has {len(blocks)} blocks "
+                "with experts"
+            )
+        chosen += blocks[:count]
+        if partial and wanted > count:
+            started = PartialBlock(blocks[count], tuple(part for part in known if part in partial[1]))
+    return ExpertPlacement(layers, tuple(chosen), started)
+
+
+def on_first_device(model: Model, layers: Layers, count: int) -> ExpertPlacement:
+    """Return the placement with the experts of C(count) blocks in RAM, all on layers of the first device in use.
+
+    Prompts copy experts over the link of the first device alone, so there they cross it once.
+    """
+    first = next(device for device, own in enumerate(layers) if own)
+    return place(model, layers, [count if device == first else 0 for device in range(len(layers))])
+
+
+def block_ram_bytes(model: Model, placement: ExpertPlacement | None) -> list[int]:
+    """Return the bytes of experts in RAM, per block."""
+    taken = [0] * model["block_count"]
+    if placement is None:
+        return taken
+    by_part = model.get("block_expert_bytes") or {}
+    for block in placement.blocks:
+        taken[block] = sum(sizes[block] for sizes in by_part.values())
+    if placement.partial:
+        block = placement.partial.block
+        taken[block] = sum(sizes[block] for part, sizes in by_part.items() if part in placement.partial.parts)
+    return taken
+
+
+def ram_mib(model: Model, placement: ExpertPlacement | None) -> int:
+    """Return the MiB of weights in RAM, a started one counted whole: experts, and the token embedding of any model."""
+    return -(-(sum(block_ram_bytes(model, placement)) + model["token_embedding_bytes"]) // MIB)
+
+
+def read_bytes(model: Model, placement: ExpertPlacement | None) -> int:
+    """Return the bytes of experts in RAM that one token reads: those in use."""
+    used, of_all = model["expert_used_count"], max(1, model["expert_count"])
+    return sum(block_ram_bytes(model, placement)) * used // of_all
+
+
+def render(placement: ExpertPlacement, program: str) -> str:
+    """Return the value of C(program)'s `-ot`, or "" where no expert is in RAM. ValueError for an unknown program.
+
+    One pattern names the whole blocks. C([.]) is used where C(\\.) is usual, because systemd takes backslashes away.
+    """
+    if program not in SEPARATORS:
+        raise ValueError(f"unknown program {program!r}: known are {', '.join(sorted(SEPARATORS))}")
+    if placement.override:
+        return SEPARATORS[program].join(placement.override.split(","))
+    moved = [(placement.blocks, PARTS)] if placement.blocks else []
+    if placement.partial:
+        moved += [((placement.partial.block,), placement.partial.parts)]
+    return SEPARATORS[program].join(
+        f"blk[.]({'|'.join(map(str, blocks))})[.]ffn_({'|'.join(parts)})_(ch|)exps=CPU" for blocks, parts in moved
+    )
+
+
+def serving_with(serving: Serving, placement: ExpertPlacement | None) -> Serving:
+    """Return the serving profile as it holds with experts in RAM: threads of the CPU, and no memory map."""
+    if placement is None or not placement.any:
+        return serving
+    changed: Serving = {**serving, "load_mode": LOAD_MODE}
+    if placement.threads:
+        changed["threads"] = placement.threads
+    return changed
+
+
+# --- in loads, decisions and records: C(experts_in_ram) ---------------------------------------------------------------
+
+
+def as_json(placement: ExpertPlacement | None) -> Json | None:
+    """Return C({blocks, partial, threads, no_host, override}), or None where no expert is in RAM.
+
+    The layers stand beside it.
+    """
+    if placement is None or not placement.any:
+        return None
+    partial = placement.partial
+    return {
+        "blocks": list(placement.blocks),
+        "partial": {"block": partial.block, "parts": list(partial.parts)} if partial else None,
+        "threads": placement.threads,
+        "no_host": placement.no_host,
+        "override": placement.override,
+    }
+
+
+def from_json(layers: t.Sequence[int], experts: Mapping | None) -> ExpertPlacement | None:
+    """Return what as_json wrote, or None. Raises ValueError in one sentence where it cannot be."""
+    if experts is None:
+        return None
+    blocks, partial = experts.get("blocks"), experts.get("partial")
+    threads, override = experts.get("threads", 0), experts.get("override", "")
+    last = sum(layers) - 1  # the output layer
+    if not isinstance(blocks, list) or not all(_whole(block) and block < last for block in blocks):
+        raise ValueError(f"experts_in_ram.blocks must be blocks of the model, 0 to {last - 1}, not {blocks!r}")
+    if partial is not None and not _is_partial(partial, last):
+        raise ValueError(f"experts_in_ram.partial must name a block and parts of {', '.join(PARTS)}, not {partial!r}")
+    if not _whole(threads):
+        raise ValueError(f"experts_in_ram.threads must be a whole number, not {threads!r}")
+    if not isinstance(override, str) or not re.fullmatch(r"[\x21-\x7e]*", override):
+        raise ValueError(f"experts_in_ram.override must be the value of -ot, not {override!r}")
+    return ExpertPlacement(
+        tuple(layers),
+        tuple(blocks),
+        PartialBlock(partial["block"], tuple(partial["parts"])) if partial else None,
+        threads,
+        bool(experts.get("no_host", False)),
+        override,
+    )
+
+
+def _is_partial(partial: t.Any, last: int) -> bool:
+    if not isinstance(partial, dict) or not isinstance(partial.get("parts"), list) or not partial["parts"]:
+        return False
+    return _whole(partial.get("block")) and partial["block"] < last and set(partial["parts"]) < set(PARTS)
+
+
+def _whole(value: t.Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
