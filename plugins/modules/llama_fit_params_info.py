@@ -158,7 +158,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import sandboxed_run, unit_sandbox
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import fit_params
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import fit_params, lost_words
 
 
 def ask(module: AnsibleModule, command: list[str]) -> tuple[list[dict[str, t.Any]], str | None]:
@@ -174,7 +174,7 @@ def ask(module: AnsibleModule, command: list[str]) -> tuple[list[dict[str, t.Any
         nccl=unit_sandbox.uses_nccl(nodes, params["split_mode"]),
     )  # fmt: skip
     try:
-        ended = sandboxed_run.run(command, sandbox, environment, limit)
+        ended = lost_words.run(command, sandbox, environment, limit)
     except UserError as exc:
         return [], str(exc)
     if ended.timed_out or ended.rc == -signal.SIGKILL:

@@ -153,6 +153,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import san
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
     llama_client,
+    lost_words,
     mode_trial,
     server_timings,
 )
@@ -198,6 +199,8 @@ class SplitModeTrial(run.StoredLoad):
                 self.run_trial(lock)
             except TrialError as end:
                 status, reason = end.status, end.reason
+            except UserError as exc:
+                self.fail(f"{self.load.get('label')} cannot be measured: {exc}.")
         load = {
             **self.load, "status": status, "reason": reason, "results": [self.found],
             "wall_ms": round((time.monotonic() - started) * 1000),
@@ -232,13 +235,10 @@ class SplitModeTrial(run.StoredLoad):
 
     def server(self, served: dict[str, t.Any], environment: dict[str, str], lock: int) -> Server:
         params = self.params
-        try:
-            return Server(
-                params["llama_server"], served, self.box(served), environment, lock, params["load_timeout_seconds"],
-                params["request_timeout_seconds"],
-            )  # fmt: skip
-        except UserError as exc:
-            self.fail(f"{self.load.get('label')} cannot be measured: {exc}.")
+        return Server(
+            params["llama_server"], served, self.box(served), environment, lock, params["load_timeout_seconds"],
+            params["request_timeout_seconds"],
+        )  # fmt: skip
 
     def box(self, served: dict[str, t.Any]) -> sandboxed_run.Sandbox:
         devices = [device["device"] for device in self.params["devices"]]
@@ -270,10 +270,9 @@ class SplitModeTrial(run.StoredLoad):
         )  # fmt: skip
         _command, own = mode_trial.server_command(params["llama_server"], served, 1)
         limit = params["load_timeout_seconds"]
-        try:
-            done = sandboxed_run.run(command, self.box(served), {**own, **environment}, limit, lock)
-        except UserError as exc:
-            self.fail(f"{self.load.get('label')} cannot be measured: {exc}.")
+        done = lost_words.run(
+            command, self.box(served), {**own, **environment}, limit, lock, mode_trial.PERPLEXITY
+        )
         if done.timed_out:
             raise TrialError("hung", f"llama-perplexity was not done after {limit} seconds and was ended")
         text = f"{done.stdout}\n{done.stderr}"

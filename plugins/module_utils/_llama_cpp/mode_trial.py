@@ -18,7 +18,10 @@ from .._measuring import outcome
 from .._split import placement
 from . import llama_server
 
-_PERPLEXITY = re.compile(r"Final estimate: PPL = ([0-9.]+|-?nan|inf) \+/- ([0-9.]+|-?nan|inf)", re.IGNORECASE)
+#: How llama-perplexity says its result.
+PERPLEXITY: t.Final = re.compile(
+    r"Final estimate: PPL = ([0-9.]+|-?nan|inf) \+/- ([0-9.]+|-?nan|inf)", re.IGNORECASE
+)
 
 
 def deployment(
@@ -66,7 +69,7 @@ def perplexity_command(
 
 def parse_perplexity(text: str) -> tuple[float, float] | None:
     """Return (perplexity, its standard error) of llama-perplexity's output, or None where there is none."""
-    match = _PERPLEXITY.search(text)
+    match = PERPLEXITY.search(text)
     if match is None:
         return None
     return float(match[1]), float(match[2])

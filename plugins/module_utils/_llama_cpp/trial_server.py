@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import socket
 import subprocess
@@ -14,11 +15,13 @@ import typing as t
 
 from .._base import sandboxed_run
 from .._base.types import Json, Mapping
-from . import llama_client, mode_trial
+from . import llama_client, lost_words, mode_trial
 
 POLL_SECONDS = 0.25
 #: How long the server may take to end by itself.
 STOP_SECONDS = 20
+#: The port was free when it was chosen; somebody else may have been faster.
+_PORT_TAKEN = re.compile(r"couldn't bind HTTP server socket")
 
 
 class TrialError(Exception):
@@ -36,35 +39,51 @@ class Server:
         self, program: str, served: Mapping, sandbox: sandboxed_run.Sandbox, environment: t.Mapping[str, str],
         lock: int, load_timeout_seconds: int, request_timeout_seconds: int,
     ) -> None:  # fmt: skip
-        """Start C(program) for a deployment; C(lock) is a descriptor that it keeps open, to hold the lock as well.
+        """Prepare C(program) for a deployment; C(lock) is a descriptor that it keeps open, to hold the lock as well."""
+        self.program, self.served, self.sandbox, self.environment, self.lock = (
+            program, served, sandbox, environment, lock
+        )  # fmt: skip
+        self.load_timeout_seconds, self.request_timeout_seconds = load_timeout_seconds, request_timeout_seconds
 
-        Raises UserError where it cannot be started.
-        """
-        self.load_timeout_seconds = load_timeout_seconds
+    def __enter__(self) -> Server:
+        """Start the server and wait until it answers. Raises TrialError, or UserError where it cannot be started."""
+        for _start in range(lost_words.STARTS):
+            self._start()
+            status = self._ended_while_loading()
+            if status is None:
+                return self
+            text = self.text()
+            why = mode_trial.why_it_ended(status, text)
+            self.__exit__()
+            if not lost_words.lost(status, text) and _PORT_TAKEN.search(text) is None:
+                break
+        raise TrialError(*why)
+
+    def _start(self) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.command, own = mode_trial.server_command(program, served, port)
+        self.command, own = mode_trial.server_command(self.program, self.served, port)
         # a web page in a browser of this host would disturb the trial; the key ends with the server
         key = secrets.token_hex(16)
         own |= {"LLAMA_API_KEY": key}
-        self.client = llama_client.Client(f"http://127.0.0.1:{port}", key, request_timeout_seconds)
+        self.client = llama_client.Client(f"http://127.0.0.1:{port}", key, self.request_timeout_seconds)
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
         self.process = sandboxed_run.Process(
-            self.command, sandbox, {**own, **environment}, self.log, subprocess.STDOUT, lock, stop_seconds=STOP_SECONDS
-        )
+            self.command, self.sandbox, {**own, **self.environment}, self.log, subprocess.STDOUT, self.lock,
+            stop_seconds=STOP_SECONDS,
+        )  # fmt: skip
 
-    def __enter__(self) -> Server:
+    def _ended_while_loading(self) -> int | None:
+        """Return the exit status of a server that ended, or None as soon as it answers. Raises TrialError."""
         deadline = time.monotonic() + self.load_timeout_seconds
         while time.monotonic() < deadline:
             status = self.process.poll()
             if status is not None:
-                text = self.text()
-                self.__exit__()
-                raise TrialError(*mode_trial.why_it_ended(status, text))
+                return status
             with contextlib.suppress(llama_client.ServerError):
                 self.client.ask("/health")
-                return self
+                return None
             time.sleep(POLL_SECONDS)
         self.__exit__()
         raise TrialError(

@@ -68,6 +68,7 @@ _SAYS_LITTLE = re.compile(
 )
 #: What llama-server and llama-perplexity put before an error: minutes.seconds.milliseconds.microseconds and E.
 _ERROR_LINE = r"^\d+\.\d{2}\.\d{3}\.\d{3} E "
+_COMPLAINT = re.compile(_ERROR_LINE + r"|error|fail|abort|assert|what\(\)|terminate", re.IGNORECASE)
 _SOURCE_PLACE = re.compile(r"^\S+\.(?:c|cc|cpp|cu|cuh|h|hpp|m):\d+: ")
 
 
@@ -135,14 +136,22 @@ def clip(text: str, limit: int = 240) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def _lines(text: str) -> list[str]:
+    """Return the lines that say something, without those of a backtrace."""
+    return [line.strip() for line in text.splitlines() if line.strip() and "[0x" not in line]
+
+
+def complaints(text: str) -> list[str]:
+    """Return the lines of a program in which it says that something went wrong."""
+    return [line for line in _lines(text) if _COMPLAINT.search(line)]
+
+
 def last_words(text: str) -> str:
     """Return the line of a failed program that says most: its last complaint, or else its last line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and "[0x" not in line]
-    wanted = re.compile(_ERROR_LINE + r"|error|fail|abort|assert|what\(\)|terminate", re.IGNORECASE)
-    complaints = [line for line in lines if wanted.search(line)]
+    found = complaints(text)
     # The last lines only say that loading failed; what llama.cpp said before them is the reason.
-    reasons = [line for line in complaints if not _SAYS_LITTLE.search(line)]
-    chosen = (reasons or complaints or lines or ["it printed nothing"])[-1]
+    reasons = [line for line in found if not _SAYS_LITTLE.search(line)]
+    chosen = (reasons or found or _lines(text) or ["it printed nothing"])[-1]
     return clip(_SOURCE_PLACE.sub("", re.sub(_ERROR_LINE, "", chosen)))
 
 

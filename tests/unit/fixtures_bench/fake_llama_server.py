@@ -2,6 +2,8 @@
 
 FAKE_MODE says how, in split mode tensor only: ok, refuse, hang_load, hang_answer, die_answer, short, other_soak,
 out_of_memory, perplexity_high, perplexity_nan, perplexity_none, perplexity_hang. FAKE_REFERENCE=1: in layer mode, too.
+FAKE_MUTE=n: the first n starts of each program print nothing and end, llama-server in failure; where FAKE_PORT is set,
+llama-server says that its port is taken.
 """
 
 import http.server
@@ -13,10 +15,17 @@ import time
 arguments = sys.argv[1:]
 tensor = arguments[arguments.index("-sm") + 1] == "tensor"
 mode = os.environ["FAKE_MODE"] if tensor or os.environ.get("FAKE_REFERENCE") else "ok"
-with open(os.environ["FAKE_LOG"], "a", encoding="utf-8") as log:
-    log.write(" ".join([os.path.basename(sys.argv[0]), os.environ.get("GGML_CUDA_ALLREDUCE", "-"), *arguments]) + "\n")
+me = os.path.basename(sys.argv[0])
+with open(os.environ["FAKE_LOG"], "a+", encoding="utf-8") as log:
+    log.write(" ".join([me, os.environ.get("GGML_CUDA_ALLREDUCE", "-"), *arguments]) + "\n")
+    log.seek(0)
+    starts = sum(line.startswith(f"{me} ") and ("-sm tensor" in line) == tensor for line in log)
+if tensor and starts <= int(os.environ.get("FAKE_MUTE", "0")):
+    if os.environ.get("FAKE_PORT"):
+        print("0.00.100.000 E srv  start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 1")
+    sys.exit(me == "llama-server")
 
-if "perplexity" in sys.argv[0]:
+if me == "llama-perplexity":
     if mode == "perplexity_hang":
         time.sleep(600)
     value = {"perplexity_high": "7.0000", "perplexity_nan": "nan"}.get(mode, "5.0100" if tensor else "5.0000")

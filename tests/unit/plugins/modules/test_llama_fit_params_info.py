@@ -63,11 +63,14 @@ def test_compares_only_with_a_model(run):
         ("kill -ABRT $$", "llama-fit-params was ended by signal 6"),
         ("echo all is well", "what it printed (all is well)."),
         ("echo Meta'()' 39979 2560 266; echo Host 1 2 3", "speaks of Meta()"),
-        ("sleep 60", "was ended after 1 seconds or killed"),
+        # llama.cpp prints through a thread, and may end before its words are out
+        ("[ -e $0.again ] && echo error: no device && exit 1; touch $0.again; exit 1", "1: error: no device."),
+        ("exit 1", "ended with 1: it said nothing."),
+        ("sleep 600", "was ended after 1 seconds or killed"),
     ],
 )
 def test_what_went_wrong_is_a_result(run, script, words):
-    result = run(script, timeout_seconds=1)
+    result = run(script, timeout_seconds=1 if "sleep" in (script or "") else 60)
     assert not result.get("failed") and result["available"] is False
     assert result["devices"] == [] and result["dry_run"] is None
     assert words in result["reason"] and "\n" not in result["reason"]

@@ -14,6 +14,7 @@ import time
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import lost_words
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import random_model
 from ansible_collections.homelab.mixed_gpu.plugins.modules import split_mode_trial
 
@@ -129,6 +130,29 @@ def test_a_mode_that_fails_is_a_result(trial, mode, status, words):
     assert words in result["load"]["reason"]
     assert left_over() == []
     assert trial(mode)["load"]["reused"]
+
+
+@pytest.mark.parametrize("environment", [{}, {"FAKE_PORT": "1"}])
+def test_a_program_whose_last_words_are_lost_is_started_again(trial, environment):
+    result = trial(environment={"FAKE_MUTE": str(lost_words.STARTS - 1), **environment})
+    assert (result["load"]["status"], result["load"]["reason"]) == ("ok", None)
+    assert result["load"]["results"][0]["perplexity"]["candidate"] == 5.01
+    ports = [line.split("--port ")[1].split()[0] for line in trial.starts if "--port" in line and "tensor" in line]
+    assert len(ports) == lost_words.STARTS
+    assert left_over() == []
+
+
+def test_lost_words_between_others_are_asked_for_as_well(trial):
+    result = trial("refuse", environment={"FAKE_MUTE": "1"})
+    assert result["load"]["status"] == "refused" and "mamba" in result["load"]["reason"]
+
+
+def test_a_program_that_never_says_why_it_fails_is_left(trial):
+    result = trial(environment={"FAKE_MUTE": "99"})
+    assert result["load"]["reason"] == "llama.cpp ended with exit status 1 (it printed nothing)"
+    perplexities = [line for line in trial.starts if line.startswith("llama-perplexity") and "tensor" in line]
+    servers = [line for line in trial.starts if line.startswith("llama-server") and "tensor" in line]
+    assert len(perplexities) == len(servers) == lost_words.STARTS
 
 
 @pytest.mark.parametrize("mode", ["hang_load", "perplexity_hang"])
