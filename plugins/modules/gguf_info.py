@@ -196,6 +196,11 @@ model:
       type: list
       elements: int
       returned: success
+    block_sequence_bytes:
+      description: Bytes per repeating block that each sequence keeps whatever its length is; 0 for attention.
+      type: list
+      elements: int
+      returned: success
     window_tokens:
       description: Tokens that a block's attention looks back on, per block; 0 where that is the whole context.
       type: list

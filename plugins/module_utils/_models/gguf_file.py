@@ -30,8 +30,15 @@ PLAIN_ARCHITECTURES = frozenset({
     "hunyuan-dense", "hunyuan-moe", "internlm2", "jais", "maincoder", "minicpm", "minimax-m2", "mistral3", "mpt",
     "nemotron", "olmo", "olmo2", "olmoe", "openelm", "orion", "pangu-embedded", "phi2", "phi3", "phimoe", "plamo",
     "qwen", "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "refact", "seed_oss",
-    "smollm3", "stablelm", "starcoder", "starcoder2", "xverse",
+    "smollm3", "stablelm", "starcoder", "starcoder2", "xverse", "glm4moe", "qwen35", "qwen35moe", "qwen3next",
 })
+
+# Architectures whose last blocks, those that only predict further tokens (MTP), are not loaded without a draft: neither
+# their weights nor a KV cache of theirs. From load_arch_tensors in llama.cpp's src/models (b11312).
+UNLOADED_MTP = frozenset({"glm4moe", "qwen35", "qwen35moe", "qwen3next"})
+
+# Architectures in which all blocks but every so many-th have a gated delta net instead of attention.
+DELTA_NETS = frozenset({"qwen35", "qwen35moe", "qwen3next"})
 
 # Architectures with a sliding window in some blocks -> pattern that holds when the header has none: of every so many
 # blocks the last one sees everything. From load_arch_hparams in llama.cpp's src/models (b11312).
@@ -144,9 +151,9 @@ def _notes(header: _Header) -> list[str]:
             "Some blocks share their KV cache: it is counted for every block, which is more than llama.cpp needs."
         )
     recurrent = tuple(f"{architecture}.{part}." for part in ("ssm", "wkv", "shortconv"))
-    if any(key.startswith(recurrent) for key in header.fields):
+    if architecture not in DELTA_NETS and any(key.startswith(recurrent) for key in header.fields):
         notes.append("Some blocks are recurrent: the fixed state that they keep per sequence is not counted.")
-    if positive("nextn_predict_layers"):
+    if positive("nextn_predict_layers") and architecture not in UNLOADED_MTP:
         notes.append("The last blocks only predict further tokens (MTP): they are counted like all others.")
     return notes
 
@@ -171,8 +178,8 @@ def _windows(header: _Header, blocks: int) -> list[int]:
 class _Weights:
     """The tensors of a model, added up by the block or the layer that they belong to."""
 
-    def __init__(self, blocks: int, experts: int, experts_used: int) -> None:
-        self.blocks, self.experts, self.experts_used = blocks, experts, experts_used
+    def __init__(self, blocks: int, loaded: int, experts: int, experts_used: int) -> None:
+        self.blocks, self.loaded, self.experts, self.experts_used = blocks, loaded, experts, experts_used
         self.block_bytes, self.read_bytes, self.block_weights = [0] * blocks, [0] * blocks, [0] * blocks
         self.expert_bytes: dict[str, list[int]] = {}
         self.output_bytes = self.output_weights = self.input_bytes = self.embedding_bytes = 0
@@ -186,7 +193,8 @@ class _Weights:
         if name in ("output.weight", "token_embd.weight"):
             self.output_weights = max(self.output_weights, elements)
         if block and int(block[1]) < self.blocks:
-            self._add_to_block(int(block[1]), name, n_bytes, elements)
+            if int(block[1]) < self.loaded:
+                self._add_to_block(int(block[1]), name, n_bytes, elements)
         elif head in FIRST_BLOCK_TENSORS and self.blocks:
             self.block_bytes[0] += n_bytes
         elif head in OUTPUT_TENSORS:
@@ -221,8 +229,8 @@ class _Weights:
                 f"{len(names)} tensors of {sum(self.others.values())} bytes belong to no known layer and are not "
                 f"counted ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})."
             )
-        empty = [str(i) for i, n_bytes in enumerate(self.block_bytes) if n_bytes == 0]
-        if len(empty) == self.blocks:
+        empty = [str(i) for i, n_bytes in enumerate(self.block_bytes[: self.loaded]) if n_bytes == 0]
+        if len(empty) == self.loaded:
             raise UserError(
                 f"{path} has no tensors for any of its {self.blocks} blocks, so it is no whole model: name the model's "
                 "own GGUF file."
@@ -232,22 +240,49 @@ class _Weights:
         return notes
 
 
-def _attention(header: _Header, blocks: int) -> Json:
-    """Return heads, key length and the elements of the KV cache per block and token."""
+def _attention(header: _Header, blocks: int, loaded: int) -> Json:
+    """Return heads, key length, the elements of the KV cache per block and token, and what a sequence keeps per block.
+
+    Blocks from C(loaded) on keep nothing.
+    """
     head_count = header.per_block("attention.head_count", blocks, [0] * blocks)
     head_count_kv = header.per_block("attention.head_count_kv", blocks, head_count)
     heads = (head_count[0] or max(head_count)) if head_count else 0
     natural = header.integer("embedding_length") // heads if heads else 0
     key_length = header.integer("attention.key_length", natural)
     value_length = header.integer("attention.value_length", natural)
+    states = _sequence_bytes(header, blocks, loaded)
+    cached = [
+        0 if state or block >= loaded else count
+        for block, (state, count) in enumerate(zip(states, head_count_kv, strict=True))
+    ]
     return {
         "head_count": max(head_count, default=0),
         "head_count_kv": max(head_count_kv, default=0),
         "key_length": key_length,
-        "kv_k_elements_per_token": [count * key_length for count in head_count_kv],
-        "kv_v_elements_per_token": [count * value_length for count in head_count_kv],
+        "kv_k_elements_per_token": [count * key_length for count in cached],
+        "kv_v_elements_per_token": [count * value_length for count in cached],
         "window_tokens": _windows(header, blocks),
+        "block_sequence_bytes": states,
     }
+
+
+def _sequence_bytes(header: _Header, blocks: int, loaded: int) -> list[int]:
+    """Return the bytes that a sequence keeps per block whatever its length: the state of a gated delta net, else 0.
+
+    As n_embd_r and n_embd_s of llama.cpp's src/llama-hparams.cpp, in float32.
+    """
+    if header.architecture not in DELTA_NETS:
+        return [0] * blocks
+    inner, state = header.integer("ssm.inner_size", 0), header.integer("ssm.state_size", 0)
+    kernel, groups = header.integer("ssm.conv_kernel", 0), header.integer("ssm.group_count", 0)
+    own = 4 * (max(0, kernel - 1) * (inner + 2 * groups * state) + state * inner)
+    named = header.fields.get(f"{header.architecture}.attention.recurrent_layers")
+    every = max(1, header.integer("full_attention_interval", 4))
+    recurrent = [(block + 1) % every > 0 for block in range(blocks)]
+    if isinstance(named, (list, tuple)) and len(named) >= blocks:
+        recurrent = [bool(entry) for entry in named[:blocks]]
+    return [own if of_net and block < loaded else 0 for block, of_net in enumerate(recurrent)]
 
 
 def _unknown_types(tensors: t.Sequence[Tensor]) -> list[str]:
@@ -299,7 +334,10 @@ def describe(
     if experts_used > experts:
         header.strange[f"{architecture}.expert_used_count"] = shown(f"{experts_used} of {experts}")
         experts_used = experts
-    weights = _Weights(blocks, experts, experts_used)
+    # of a file that is a draft alone, all blocks are loaded
+    nextn = header.integer("nextn_predict_layers", 0) if architecture in UNLOADED_MTP else 0
+    loaded = blocks - nextn if nextn < blocks else blocks
+    weights = _Weights(blocks, loaded, experts, experts_used)
     for tensor in tensors:
         weights.add(tensor.name, tensor.n_bytes, tensor.elements)
     model = {
@@ -323,7 +361,7 @@ def describe(
         "expert_feed_forward_length": header.integer("expert_feed_forward_length", 0),
         "expert_count": experts,
         "expert_used_count": experts_used,
-        **_attention(header, blocks),
+        **_attention(header, blocks, loaded),
         "context_length_train": header.integer("context_length", 0),
     }
     estimates = _notes(header) + _unknown_types(tensors)

@@ -46,6 +46,7 @@ class Model(t.TypedDict):
     kv_k_elements_per_token: list[int]
     kv_v_elements_per_token: list[int]
     window_tokens: list[int]
+    block_sequence_bytes: t.NotRequired[list[int]]  # what each sequence keeps whatever its length is; of a GGUF alone
     notes: list[str]
     estimated: t.NotRequired[bool]                   # of a GGUF: whether its memory is an estimate
     memory_corrections: t.NotRequired[MemoryCorrections]     # while such a model is tuned

@@ -144,7 +144,7 @@ def render(placement: ExpertPlacement, program: str) -> str:
         raise ValueError(f"unknown program {program!r}: known are {', '.join(sorted(SEPARATORS))}")
     if placement.override:
         return SEPARATORS[program].join(placement.override.split(","))
-    moved = [(placement.blocks, PARTS)] if placement.blocks else []
+    moved: list[tuple[tuple[int, ...], tuple[str, ...]]] = [(placement.blocks, PARTS)] if placement.blocks else []
     if placement.partial:
         moved += [((placement.partial.block,), placement.partial.parts)]
     return SEPARATORS[program].join(

@@ -103,13 +103,18 @@ def kv_bytes_per_token(model: Model, serving: Serving) -> list[int]:
 def kv_bytes(model: Model, serving: Serving) -> list[int]:
     """Return the bytes of the KV cache per block, with what a block keeps whatever the context is.
 
-    A block of an ExLlama's model that has a window and such a state keeps nothing else.
+    A block of an ExLlama's model that has a window and such a state keeps nothing else. llama.cpp keeps the state of
+    recurrent blocks once per slot.
     """
+    sequences = model.get("block_sequence_bytes") or [0] * model["block_count"]
     windows = model.get("window_tokens") or [0] * model["block_count"]
     states = model.get("block_state_bytes") or [0] * model["block_count"]
     return [
-        state if state and window else state + window_cells(window, serving)[1] * token_bytes
-        for window, state, token_bytes in zip(windows, states, kv_bytes_per_token(model, serving), strict=True)
+        (state if state and window else state + window_cells(window, serving)[1] * token_bytes)
+        + sequence * serving["parallel_slots"]
+        for window, state, token_bytes, sequence in zip(
+            windows, states, kv_bytes_per_token(model, serving), sequences, strict=True
+        )
     ]
 
 

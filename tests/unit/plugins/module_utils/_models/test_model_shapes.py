@@ -18,15 +18,44 @@ RECORDED = json.loads(
 )
 
 
-@pytest.mark.parametrize("name", model_shapes.known())
+@pytest.mark.parametrize("name", sorted(model_shapes.PUBLISHED_GB))
 def test_has_the_size_of_the_published_file(name: str) -> None:
     model = model_shapes.model(name)
     assert model["size_bytes"] / 1e9 == pytest.approx(model_shapes.PUBLISHED_GB[name], rel=0.003)
-    assert model["notes"] == [] and model["file_type"] == "Q4_K_M"
+    assert model["file_type"] == "Q4_K_M"
+
+
+@pytest.mark.parametrize("name", sorted(model_shapes.PUBLISHED_WEIGHTS))
+def test_has_the_weights_of_the_published_model(name: str) -> None:
+    weights = sum(tensor.elements for tensor in model_shapes.tensors(model_shapes.SHAPES[name]))
+    assert round(weights / 1e9, 2) == model_shapes.PUBLISHED_WEIGHTS[name]
+
+
+@pytest.mark.parametrize("name", model_shapes.known())
+def test_what_is_published_and_modelled_is_known_of_every_shape(name: str) -> None:
+    assert name in {*model_shapes.PUBLISHED_GB, *model_shapes.PUBLISHED_WEIGHTS}
+    model = model_shapes.model(name)
+    assert model["notes"] == [] and not model["estimated"]
+
+
+def test_a_block_that_is_not_loaded_has_neither_weights_nor_a_cache() -> None:
+    model = model_shapes.model("glm_4_5_air_q4_k_m")
+    for name in ("block_bytes", "block_read_bytes", "kv_k_elements_per_token", "kv_v_elements_per_token"):
+        assert model[name][-1] == 0 < min(model[name][:-1])
+    # the first block is dense, and has no experts to move
+    assert [bool(size) for size in model["block_expert_bytes"]["up"]] == [False, *[True] * 45, False]
+
+
+def test_three_of_four_blocks_of_a_delta_net_keep_a_state_and_no_cache() -> None:
+    model = model_shapes.model("qwen3_next_80b_a3b_q4_k_m")
+    full = [block for block, count in enumerate(model["kv_k_elements_per_token"]) if count]
+    assert full == list(range(3, 48, 4))
+    # n_embd_r: 3 x (4096 + 2 x 16 x 128), n_embd_s: 128 x 4096, in float32
+    assert {model["block_sequence_bytes"][block] for block in range(48) if block not in full} == {2195456}
 
 
 def test_an_unknown_shape_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no model shape 'gpt-9'; known are gemma_3_27b_it_q4_k_m, llama_3_1_8b"):
+    with pytest.raises(ValueError, match="no model shape 'gpt-9'; known are gemma_3_27b_it_q4_k_m, glm_4_5_air_q4_k_m"):
         model_shapes.model("gpt-9")
 
 
