@@ -14,7 +14,8 @@ description:
   - A missing program, a crash or output of another form is a result (RV(available=false) with RV(reason)), not a
     failure, because the dry run only checks a plan.
   - The dry run assumes an output for every token of a micro-batch, so it is an upper bound for the device that holds
-    the output layer. It prints nothing per device in tensor mode.
+    the output layer. In tensor mode it prints nothing per device,
+    and tells whether llama.cpp has the mode for a model.
   - This is an active probe. An RPC server serves one client at a time. Hold the lease
     (M(homelab.mixed_gpu.measurement_lease)) while it runs.
 extends_documentation_fragment:
@@ -161,12 +162,12 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors imp
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import fit_params, lost_words
 
 
-def ask(module: AnsibleModule, command: list[str]) -> tuple[list[dict[str, t.Any]], str | None]:
-    """Return (devices, None), or ([], why there are none)."""
+def ask(module: AnsibleModule, command: list[str]) -> tuple[list[dict[str, t.Any]], str | None, bool]:
+    """Return (devices, None, False), or ([], why there are none, whether llama.cpp refuses what is asked)."""
     params = module.params
     program, limit = params["program"], params["timeout_seconds"]
     if not os.path.isfile(program) or not os.access(program, os.X_OK):
-        return [], f"there is no program {program}: install llama.cpp (role llama_cpp)"
+        return [], f"there is no program {program}: install llama.cpp (role llama_cpp)", False
     environment = {"GGML_NO_BACKTRACE": "1", **{name: str(value) for name, value in params["environment"].items()}}
     nodes = unit_sandbox.nodes(params["devices"])
     sandbox = sandboxed_run.Sandbox(
@@ -176,15 +177,19 @@ def ask(module: AnsibleModule, command: list[str]) -> tuple[list[dict[str, t.Any
     try:
         ended = lost_words.run(command, sandbox, environment, limit)
     except UserError as exc:
-        return [], str(exc)
+        return [], str(exc), False
     if ended.timed_out or ended.rc == -signal.SIGKILL:
-        return [], f"{program} was ended after {limit} seconds or killed: see whether something else uses the devices"
+        busy = f"{program} was ended after {limit} seconds or killed: see whether something else uses the devices"
+        return [], busy, False
     if ended.rc != 0:
-        return [], fit_params.explain_failure(program, ended.rc, ended.stderr or ended.stdout)
+        output = ended.stderr or ended.stdout
+        return [], *fit_params.failure(program, ended.rc, output, params["split_mode"])
+    if params["split_mode"] == "tensor":
+        return [], fit_params.ONE_SUM, False
     try:
-        return fit_params.parse(ended.stdout, params["devices"]), None
+        return fit_params.parse(ended.stdout, params["devices"]), None, False
     except UserError as exc:
-        return [], f"what {program} printed cannot be read: {exc}"
+        return [], f"what {program} printed cannot be read: {exc}", False
 
 
 def main() -> None:
@@ -206,14 +211,6 @@ def main() -> None:
     params = module.params
     if params["timeout_seconds"] < 1:
         module.fail_json(msg=f"timeout_seconds is {params['timeout_seconds']}: give at least 1.")
-    if params["split_mode"] == "tensor":
-        known = (
-            "llama.cpp's dry run gives one sum for all devices in split mode tensor; its trial has loaded the real"
-            " context instead."
-        )
-        module.exit_json(
-            changed=False, available=False, refused=False, reason=known, devices=[], dry_run=None, command=[]
-        )
     try:
         command = fit_params.command(
             params["program"], params["model_path"], params["devices"], params["layers"], params["serving"],
@@ -221,7 +218,7 @@ def main() -> None:
         )
     except UserError as exc:
         module.fail_json(msg=f"Cannot run llama-fit-params: {exc}.")
-    devices, reason = ask(module, command)
+    devices, reason, refused = ask(module, command)
     dry_run = None
     if reason is None:
         mib = [entry["mib"] for entry in devices]
@@ -234,7 +231,7 @@ def main() -> None:
         dry_run = {"mib": mib, "difference_mib": difference}
     module.exit_json(
         changed=False, available=reason is None, reason=f"{reason}." if reason else None,
-        refused=(reason or "").startswith(fit_params.REFUSES), devices=devices, dry_run=dry_run,
+        refused=refused, devices=devices, dry_run=dry_run,
         command=command,
     )
 

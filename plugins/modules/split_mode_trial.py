@@ -14,8 +14,8 @@ description:
   - A private C(llama-server) on loopback loads the model in each mode with the real context, and answers the same
     prompts greedily; the first token that differs is reported. C(llama-perplexity) measures how well each predicts
     the same text; more than O(perplexity_tolerance_percent) above the reference is a failed trial.
-  - Then the mode on trial answers prompts of many lengths for O(soak_seconds), and now and then the first prompt
-    again, whose answer must not change.
+  - Then the mode on trial answers prompts of many lengths for O(soak_seconds), with idle gaps in between, and now and
+    then the first prompt again, whose answer must not change.
   - A refusal, a crash, a hang (killed at its time limit), too little memory or a wrong answer is a result, not a
     failure of the task; the reason is in C(load.reason).
   - The result is kept in the store of M(homelab.mixed_gpu.split_benchmark) under a key of its own, so the module is
@@ -75,13 +75,25 @@ options:
     type: int
     default: 8
   perplexity_tolerance_percent:
-    description: How much the perplexity may be above that of the reference.
+    description:
+      - How much the perplexity may be above that of the reference, where cards add up in BF16, as NCCL and llama.cpp's
+        internal all-reduce do. Where sums stay in float32 it may be half as much.
     type: float
     default: 1.0
   soak_seconds:
-    description: How long the mode on trial is kept busy.
+    description: How long the mode on trial is kept busy, the idle gaps not counted.
     type: int
     default: 120
+  idle_gaps:
+    description:
+      - How often the mode on trial is left without a request meanwhile. A hang of llama.cpp (issue 27110) comes with a
+        request after 40 seconds or more without one.
+    type: int
+    default: 2
+  idle_seconds:
+    description: How long each idle gap is.
+    type: int
+    default: 45
   load_timeout_seconds:
     description: Time after which loading the model, or measuring a perplexity, counts as a hang.
     type: int
@@ -132,8 +144,9 @@ load:
     results:
       description:
         - One dict with C(answers) (C(tokens_compared), C(first_divergence), C(diverging_answers)), C(perplexity)
-          (C(reference), C(candidate), C(difference_percent)), C(soak) (C(seconds), C(requests), C(tokens),
-          C(decode_tokens_per_second)) as far as the trial came.
+          (C(reference), C(candidate), C(difference_percent), C(tolerance_percent)), C(allreduce) (C(asked), C(ran),
+          C(transport), C(fallback), or V(none) where the server says nothing of it), C(soak) (C(seconds), C(idle_gaps),
+          C(requests), C(tokens), C(decode_tokens_per_second)) as far as the trial came.
       returned: when tried
       type: list
       elements: dict
@@ -144,7 +157,6 @@ path:
 """
 
 import os
-import statistics
 import time
 import typing as t
 
@@ -152,17 +164,15 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import sandboxed_run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
-    llama_client,
+    allreduce_log,
     lost_words,
     mode_trial,
-    server_timings,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import Server, TrialError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_soak import Soak
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring.types import Load
-
-#: Every so many requests of the soak are the first prompt again.
-REPEAT_EVERY = 5
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import allreduce
 
 
 class SplitModeTrial(run.StoredLoad):
@@ -176,6 +186,9 @@ class SplitModeTrial(run.StoredLoad):
         for name in ("prompts", "generated_tokens", "soak_seconds", "load_timeout_seconds", "request_timeout_seconds"):
             if module.params[name] < 1:
                 module.fail_json(msg=f"{name} is {module.params[name]}: give at least 1.")
+        for name in ("idle_gaps", "idle_seconds"):
+            if module.params[name] < 0:
+                module.fail_json(msg=f"{name} is {module.params[name]}: give 0 or more.")
         super().__init__(module, trial)
         size = trial.get("micro_batch_size") or self.params["serving"]["micro_batch_size"]
         self.serving = {**self.params["serving"], "micro_batch_size": size}
@@ -225,13 +238,21 @@ class SplitModeTrial(run.StoredLoad):
             raise TrialError("reference_failed", f"layer mode, the reference, failed: {end.reason}") from end
         after = self.perplexity(candidate, own, lock)
         self.found["perplexity"] = mode_trial.perplexities(before, after)
-        with self.server(candidate, own, lock) as server:
-            mine = [server.answer(prompt, generated)["tokens"] for prompt in prompts]
-            self.found["answers"] = mode_trial.compare_answers(known, mine)
-            reason = mode_trial.judge_perplexity(before, after, self.params["perplexity_tolerance_percent"])
-            if reason is not None:
-                raise TrialError("different", reason)
-            self.soak(server, prompts[0], mine[0])
+        server = self.server(candidate, own, lock)
+        try:
+            with server:
+                mine = [server.answer(prompt, generated)["tokens"] for prompt in prompts]
+                self.found["answers"] = mode_trial.compare_answers(known, mine)
+                self.found["allreduce"] = allreduce_log.read(server.text(), allreduce.asked(self.load))
+                tolerance = self.found["perplexity"]["tolerance_percent"] = self.tolerance()
+                reason = mode_trial.judge_perplexity(before, after, tolerance)
+                if reason is not None:
+                    raise TrialError("different", reason)
+                self.soak(server, prompts[0], mine[0])
+        finally:
+            # NCCL's lines are all there once the server has ended
+            self.found["allreduce"] = allreduce_log.read(server.said, allreduce.asked(self.load))
+        self.check_allreduce()
 
     def server(self, served: dict[str, t.Any], environment: dict[str, str], lock: int) -> Server:
         params = self.params
@@ -281,50 +302,31 @@ class SplitModeTrial(run.StoredLoad):
         return mode_trial.parse_perplexity(text)
 
     def soak(self, server: Server, prompt: str, answer: t.Sequence[int]) -> None:
-        """Keep the server busy with prompts of many lengths; the first prompt's answer must stay what it was."""
-        client = server.client
+        """Keep the server busy, with idle gaps."""
+        params = self.params
+        soak = Soak(server, prompt, answer, params["generated_tokens"], self.serving["micro_batch_size"])
         try:
-            vocabulary, context = client.vocabulary_size(), client.context_per_slot()
-        except llama_client.ServerError as error:
-            raise TrialError("unstable", str(error)) from error
-        generated = self.params["generated_tokens"]
-        speeds: list[float] = []
-        requests = tokens = 0
-        started = time.monotonic()
-        try:
-            while time.monotonic() - started < self.params["soak_seconds"]:
-                if requests % REPEAT_EVERY == 0:
-                    reply = self.repeated(server, prompt, answer, requests)
-                else:
-                    others = requests - requests // REPEAT_EVERY - 1
-                    length = mode_trial.soak_prompt_tokens(
-                        others, context, generated, self.serving["micro_batch_size"]
-                    )
-                    reply = server.answer(server_timings.prompt_tokens(length, vocabulary, str(requests)), generated)
-                requests += 1
-                timings = reply.get("timings") or {}
-                tokens += int(timings.get("prompt_n", 0)) + int(timings.get("predicted_n", 0))
-                if timings.get("predicted_per_second"):
-                    speeds.append(float(timings["predicted_per_second"]))
+            soak.run(params["soak_seconds"], params["idle_gaps"], params["idle_seconds"])
         finally:
-            self.found["soak"] = {
-                "seconds": round(time.monotonic() - started),
-                "requests": requests,
-                "tokens": tokens,
-                "decode_tokens_per_second": (
-                    {"min": round(min(speeds), 3), "median": round(statistics.median(speeds), 3),
-                     "max": round(max(speeds), 3)} if speeds else None
-                ),
-            }  # fmt: skip
+            self.found["soak"] = soak.found
 
-    def repeated(self, server: Server, prompt: str, answer: t.Sequence[int], requests: int) -> t.Any:
-        """Return the answer to the first prompt. Raises TrialError when it is not what it was."""
-        reply = server.answer(prompt, self.params["generated_tokens"])
-        place = mode_trial.first_divergence(answer, reply["tokens"])
-        if place is None:
-            return reply
-        after = f"after {requests} requests"
-        raise TrialError("unstable", f"the same prompt got another answer from token {place} on, {after}")
+    def check_allreduce(self) -> None:
+        """Raise TrialError where the server did not use the all-reduce that was measured."""
+        asked, found = allreduce.asked(self.load), self.found["allreduce"]
+        if not asked or found is None or found["ran"] in (None, asked):
+            return
+        why = f": {found['fallback']}" if found["fallback"] else ""
+        raise TrialError(
+            "different",
+            f"it was measured with {allreduce.name(asked)}, and llama-server used {allreduce.name(found['ran'])}{why}",
+        )
+
+    def tolerance(self) -> float:
+        """Return by how many percent the perplexity may be worse: less where no sum is rounded to BF16."""
+        cuda = all(device["backend"] == "CUDA" for device in self.params["devices"])
+        rounded = allreduce_log.rounds_to_bf16(self.found["allreduce"], cuda)
+        given = float(self.params["perplexity_tolerance_percent"])
+        return given if rounded else given * mode_trial.EXACT_SUMS
 
 
 def main() -> None:
@@ -342,6 +344,8 @@ def main() -> None:
             "perplexity_chunks": {"type": "int", "default": 8},
             "perplexity_tolerance_percent": {"type": "float", "default": 1.0},
             "soak_seconds": {"type": "int", "default": 120},
+            "idle_gaps": {"type": "int", "default": 2},
+            "idle_seconds": {"type": "int", "default": 45},
             "load_timeout_seconds": {"type": "int", "default": 900},
             "request_timeout_seconds": {"type": "int", "default": 120},
             **run.ARGUMENTS,

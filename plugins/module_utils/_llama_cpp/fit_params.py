@@ -20,12 +20,24 @@ from . import llama_bench, load_check
 #: First words of a failure that is the model's.
 REFUSES: t.Final = "llama.cpp refuses the model"
 
+#: In split mode tensor all devices are one to the dry run.
+ONE_SUM: t.Final = (
+    "llama.cpp's dry run gives one sum for all devices in split mode tensor; its trial has loaded the real context"
+    " instead"
+)
+
+#: A refusal whose reason was not printed, as happens (load_check.py).
+SILENT: t.Final = f"{REFUSES} (it names no reason)"
+
 PARTS = ("model_mib", "kv_mib", "compute_mib")
 
 #: serving key -> flag: those of llama-bench, and the context that it has not; the slots are apart, see command.
 SERVING_FLAGS: t.Final = (("context_size", "-c"), *llama_bench.SERVING_FLAGS)
 
 _LINE = re.compile(r"(\S.*?) ([0-9]{1,12}) ([0-9]{1,12}) ([0-9]{1,12}) ?")
+#: An error line of llama.cpp about split mode tensor.
+_TENSOR_ERROR = re.compile(r" E \w+: (?:error loading model: )?(.*SPLIT_MODE_TENSOR.*)")
+_NO_CONTEXT: t.Final = "what():  failed to create llama_context"
 #: RPC servers have a say in the output; a longer line is none of a device.
 _LINE_CHARACTERS: t.Final = 1000
 
@@ -91,13 +103,20 @@ def parse(text: str, devices: t.Sequence[str]) -> list[Json]:
     return result
 
 
-def explain_failure(program: str, rc: int, output: str) -> str:
-    """Return one sentence, without a full stop, for a run that did not end well."""
+def failure(program: str, rc: int, output: str, split_mode: str) -> tuple[str, bool]:
+    """Return one sentence without a full stop for a run that did not end well, and whether llama.cpp refuses it.
+
+    Of split mode tensor llama.cpp refuses some architectures and settings; the sentence is its own then.
+    """
+    own = _TENSOR_ERROR.search(output) if split_mode == "tensor" else None
+    if own is not None:
+        return own[1].strip()[:300].rstrip("."), True
+    if load_check.refused(output) or (split_mode == "tensor" and _NO_CONTEXT in output):
+        words = load_check.reason(output)
+        return (f"{REFUSES} ({words})" if words else SILENT), True
     how = f"was ended by signal {-rc}" if rc < 0 else f"ended with {rc}"
-    if load_check.refused(output):
-        return f"{REFUSES} ({load_check.reason(output) or 'it names no reason'})"
     last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "it said nothing")
-    return f"{program} {how}: {last[:300]}"
+    return f"{program} {how}: {last[:300]}", False
 
 
 #: How far plan and dry run may be apart on a device: the larger of the two counts.

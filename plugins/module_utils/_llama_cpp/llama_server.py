@@ -13,6 +13,7 @@ import typing as t
 from .._base import addresses, escaping, unit_end, unit_sandbox
 from .._base.types import Json, Mapping
 from .._split import layer_split, placement
+from . import allreduce_log
 
 # --- calling it ------------------------------------------------------------------------------------------------------
 
@@ -66,7 +67,9 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
     words += ["--cors-origins", settings["cors_origins"], "--metrics", "--slots", "-lv", str(settings["log_verbosity"])]
     words += [str(word) for word in settings["extra_arguments"]]
 
-    environment = {"GGML_NO_BACKTRACE": "1", **deployment["environment"]}
+    cuda = any(device["backend"] == "CUDA" for device in deployment["devices"])
+    telling = allreduce_log.environment(cuda, deployment["split_mode"])
+    environment = {"GGML_NO_BACKTRACE": "1", **telling, **deployment["environment"]}
     nodes = unit_sandbox.nodes(device["backend"] for device in deployment["devices"])
 
     given = addresses.networks(settings["allowed_networks"], "llama_server_allowed_networks")
@@ -76,7 +79,7 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
         "arguments": words,
         "environment": environment,
         "device_nodes": nodes,
-        "cuda": any(device["backend"] == "CUDA" for device in deployment["devices"]),
+        "cuda": cuda,
         "local": local,
         "networks": addresses.allowed(settings["host"], given, hosts[1:]),
         "nccl": unit_sandbox.uses_nccl(nodes, deployment["split_mode"]),

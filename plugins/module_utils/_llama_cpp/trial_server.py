@@ -44,6 +44,8 @@ class Server:
             program, served, sandbox, environment, lock
         )  # fmt: skip
         self.load_timeout_seconds, self.request_timeout_seconds = load_timeout_seconds, request_timeout_seconds
+        #: What it has printed, once it has ended.
+        self.said = ""
 
     def __enter__(self) -> Server:
         """Start the server and wait until it answers. Raises TrialError, or UserError where it cannot be started."""
@@ -92,6 +94,7 @@ class Server:
 
     def __exit__(self, *_exception: t.Any) -> None:
         self.process.end()
+        self.said = self.text()
         self.log.close()
 
     def text(self) -> str:

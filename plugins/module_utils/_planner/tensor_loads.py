@@ -8,7 +8,7 @@ import statistics
 import typing as t
 
 from .._base import stats
-from .._split import cost_model
+from .._split import allreduce, cost_model
 from .._split.layer_split import Layers
 from .._split.measured_loads import read_loads
 from .evidence import Evidence
@@ -22,8 +22,6 @@ TRIAL_PURPOSE: t.Final = "tensor_trial"
 MAX_LOADS: t.Final = 10
 #: Turns of one load of each mode that are needed before tensor mode may win.
 TURNS: t.Final = 2
-#: How an allreduce is chosen, by llama.cpp's own names.
-ENVIRONMENT: t.Final = "GGML_CUDA_ALLREDUCE"
 
 
 class TensorLoads:
@@ -51,6 +49,8 @@ class TensorLoads:
         settings = self.problem.raw.get("tensor") or {}
         self.ways: list[str] = list(settings.get("allreduce") or [""])
         self.left = int(settings.get("max_loads") or MAX_LOADS) - len(self.loads)
+        #: All-reduces that were measured, or stood in for by another that ran.
+        self.tried_ways: set[str] = set()
         #: (shares, way) -> objective of each load
         self.times: dict[tuple[Layers, str], list[float]] = {}
         self.rival_times: list[float] = []
@@ -64,13 +64,14 @@ class TensorLoads:
             if load["purpose"] == RIVAL_PURPOSE:
                 self.rival_times.append(value)
                 continue
-            key = (tuple(load["layers"]), way_of(load))
+            key = (tuple(load["layers"]), allreduce.of_load(load))
             self.times.setdefault(key, []).append(value)
+            self.tried_ways |= {allreduce.asked(load), key[1]}
             for known, ms in ((self.decode, decode), (self.prefill, prefill)):
                 if ms is not None:
                     known.setdefault(key, []).append(ms)
         self.bad_shares = {tuple(load["layers"]) for load in self.failed if load["status"] == "out_of_memory"}
-        self.bad_ways = {way_of(load) for load in self.failed if load["status"] != "out_of_memory"}
+        self.bad_ways = {allreduce.of_load(load) for load in self.failed if load["status"] != "out_of_memory"}
         self.rival_failed = any(
             load["purpose"] == RIVAL_PURPOSE and load["status"] != "ok" for load in self.loads
         )
@@ -110,14 +111,21 @@ class TensorLoads:
         return statistics.fmean(known)
 
     def mean(self, key: tuple[Layers, str]) -> float:
-        """Return the mean objective of shares, added up in one way."""
+        """Return the mean objective of shares with an all-reduce."""
         return statistics.fmean(self.times[key])
 
     @property
     def best(self) -> tuple[Layers, str] | None:
-        """The fastest shares that were measured and never failed, with the way to add up."""
+        """The fastest shares that were measured and never failed, with the all-reduce."""
         sound = [key for key in self.times if key[0] not in self.bad_shares and key[1] not in self.bad_ways]
         return min(sound, key=lambda key: (self.mean(key), key), default=None)
+
+    @property
+    def seen(self) -> list[Json]:
+        """What loads of tensor mode, and the trial, say of the all-reduce that ran; the trial last."""
+        found = [load["allreduce"] for load in self.loads if load["purpose"] == PURPOSE and load.get("allreduce")]
+        tried = allreduce.of_trial(self.trial)
+        return [*found, *([tried] if tried else [])]
 
     @property
     def turns(self) -> int:
@@ -144,8 +152,3 @@ class TensorLoads:
         if not self.layer_times:
             return cost_model.compare(self.times[self.best], [self.layer_ms], (0.0, 0))
         return cost_model.compare(self.times[self.best], self.layer_times, self.spread)
-
-
-def way_of(load: t.Mapping[str, t.Any]) -> str:
-    """Return the way to add up that a load was measured with, empty for llama.cpp's own choice."""
-    return str((load.get("environment") or {}).get(ENVIRONMENT, ""))

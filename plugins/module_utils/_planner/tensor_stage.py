@@ -9,14 +9,15 @@ experimental: it may refuse, hang, crash or answer wrongly. So it is measured af
 that are counted apart. A failure is an answer. Before the mode may win, its output is compared with that of layer mode,
 and it has to last (module split_mode_trial).
 
-1. the predicted best shares, one load for each way to add up (NCCL, the internal one); that is all where the better
-   one is far behind layer mode;
+1. the predicted best shares, one load for each all-reduce that was built in (NCCL, the internal one), unless it already
+   ran in place of another; that is all where the better one is far behind layer mode;
 2. the neighbours of these shares on the grid;
 3. confirmation against the layer split, in loads that take turns, L T T L; only these are compared, so that a drift
    cancels. More turns follow while tensor mode looks better and that is not sure;
 4. the trial.
 
-Whatever failed once (shares that ran out of memory, a way to add up that crashed or hung) cannot win any more.
+Whatever failed once (shares that ran out of memory, an all-reduce that crashed or hung) cannot win any more. An arm is
+named by the all-reduce that ran, as the log tells it, and not by the one that was asked for.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ import math
 import statistics
 import typing as t
 
+from .._base import addresses
 from .._base.types import Json
-from .._split import layer_split, memory_plan
+from .._split import allreduce, layer_split, memory_plan
 from .._split.layer_split import Layers, split_name
 from .._split.split_problem import Problem
 from . import tensor_shares, why
 from .evidence import Evidence
-from .tensor_loads import ENVIRONMENT, MAX_LOADS, PURPOSE, RIVAL_PURPOSE, TRIAL_PURPOSE, TURNS, TensorLoads, way_of
+from .tensor_loads import MAX_LOADS, PURPOSE, RIVAL_PURPOSE, TRIAL_PURPOSE, TURNS, TensorLoads
 
 #: Behind layer mode by more than this (relative), tensor mode is not looked at further.
 FAR_BEHIND: t.Final = 0.10
@@ -87,8 +89,7 @@ def plan(found: Json, evidence: Evidence, later: t.Sequence[Json], longest_ms: f
             "decision": None,
         }
     decision = _settled(decision, outcome(state))
-    if state.trial is not None and state.trial["status"] == "reference_failed":
-        decision["advice"] = [*decision["advice"], f"look at this before you rely on it: {state.trial['reason']}"]
+    decision["advice"] = [*decision["advice"], *why.tensor_advice(state)]
     return {**found, "decision": decision, "why": decision["why"]}
 
 
@@ -129,6 +130,8 @@ def wanted(problem: Problem, layers: Layers) -> str | None:
         return "it is not among the split modes that are allowed"
     if len(problem.names) < 2:
         return "there is one device alone"
+    if far := _on_another_host(problem):
+        return f"{far} is on another host, and each layer would wait for the network twice"
     if not memory_plan.flash_attention(problem.memory.serving):
         return "it needs flash attention, which is off"
     units = tensor_shares.attention_units(problem.memory.model, len(problem.names))
@@ -138,6 +141,15 @@ def wanted(problem: Problem, layers: Layers) -> str | None:
         return f"the model's attention divides into {units} parts, fewer than there are devices"
     if not tensor_shares.candidates(problem, None):
         return "no shares of it fit the devices' memory"
+    return (problem.raw.get("tensor") or {}).get("refused")
+
+
+def _on_another_host(problem: Problem) -> str | None:
+    """Return the first device that is reached over a network, None where there is none."""
+    for device in problem.raw["devices"]:
+        host = str(device["id"]).rpartition(":")[0]
+        if device["backend"] == "RPC" and host and not addresses.is_loopback(host):
+            return f"{device['device']} ({device['id']})"
     return None
 
 
@@ -153,7 +165,7 @@ def next_loads(state: TensorLoads) -> list[Json]:
         return []
     first = listed[0][1]
     for way in ways:
-        if not any(key[1] == way for key in state.times):
+        if way not in state.tried_ways:
             return [_load(state, first, way)]
     best = state.best
     if best is None:
@@ -167,10 +179,20 @@ def next_loads(state: TensorLoads) -> list[Json]:
     if state.turns >= TURNS and verdict == "inconclusive":
         result = state.compare()
         open_turns = result is not None and result.percent > 100 * problem.indifference
-    if open_turns and state.left >= 2 and not state.rival_failed:
-        turn = [_rival(state), _load(state, best[0], best[1])]
-        return turn if state.turns % 2 == 0 else turn[::-1]
+    if open_turns and not state.rival_failed:
+        return _turn(state, best)
     return []
+
+
+def _turn(state: TensorLoads, best: tuple[Layers, str]) -> list[Json]:
+    """Return a load of each mode, the other one first in each next turn, or the load that a begun turn lacks."""
+    own, rivals = len(state.times[best]) - 1, len(state.rival_times)
+    turn = [_rival(state), _load(state, best[0], best[1])]
+    if own != rivals:
+        return turn[1:] if own < rivals else turn[:1]
+    if state.left < len(turn):
+        return []
+    return turn if own % 2 == 0 else turn[::-1]
 
 
 def _hopeless(state: TensorLoads) -> bool:
@@ -189,16 +211,15 @@ def _neighbour(state: TensorLoads, best: tuple[Layers, str], listed: t.Sequence[
 def _load(state: TensorLoads, shares: Layers, way: str) -> Json:
     number = 1 + sum(
         1 for load in state.loads
-        if load["purpose"] == PURPOSE and tuple(load["layers"]) == shares and way_of(load) == way
+        if load["purpose"] == PURPOSE and tuple(load["layers"]) == shares and allreduce.asked(load) == way
     )  # fmt: skip
-    environment = {ENVIRONMENT: way} if way else {}
     load = {
         "label": f"tensor {split_name(shares)}{f' {way}' if way else ''} load {number}",
         "split_mode": "tensor",
         "layers": list(shares),
         "load": number,
         "purpose": PURPOSE,
-        "environment": environment,
+        "environment": allreduce.environment(way),
         "tests": _tests(state),
     }
     if state.longest_ms:
@@ -257,7 +278,7 @@ def trial(state: TensorLoads) -> Json | None:
         "layers": list(shares),
         "load": 1,
         "purpose": TRIAL_PURPOSE,
-        "environment": {ENVIRONMENT: way} if way else {},
+        "environment": allreduce.environment(way),
         "micro_batch_size": state.micro_batch,
         "reference": {"split_mode": "layer", "layers": list(state.layers)},
     }
@@ -280,7 +301,8 @@ def outcome(state: TensorLoads) -> Json:
         "why": why.tensor_mode(state, verdict),
         "layers": None if best is None else list(best[0]),
         "layer_split": list(state.layers),
-        "environment": {ENVIRONMENT: best[1]} if best is not None and best[1] else {},
+        "environment": allreduce.environment(best[1]) if best is not None else {},
+        "allreduce": _allreduce(state),
         "less_percent": None if result is None else round(result.percent, 2),
         "interval_percent": (
             None
@@ -300,6 +322,13 @@ def outcome(state: TensorLoads) -> Json:
     }
 
 
+def _allreduce(state: TensorLoads) -> Json | None:
+    """Return what ran in the best of tensor mode, as the trial's server or the last load that tells says."""
+    return None if state.best is None else next(
+        (found for found in reversed(state.seen) if found["ran"] == state.best[1]), None
+    )
+
+
 def _per_second(known: t.Mapping[t.Any, list[float]], key: t.Any, tokens: int) -> float | None:
     return round(1000 * tokens / statistics.fmean(known[key]), 3) if key in known else None
 
@@ -309,10 +338,15 @@ def _table(state: TensorLoads) -> list[Json]:
     for load in state.loads:
         if load["purpose"] != PURPOSE:
             continue
-        key = (tuple(load["layers"]), way_of(load))
-        empty = {"layers": list(key[0]), "allreduce": key[1] or None, "loads": 0, "status": "ok", "reason": None}
+        key = (tuple(load["layers"]), allreduce.of_load(load))
+        empty = {
+            "layers": list(key[0]), "allreduce": key[1] or None, "transport": None, "fallback": None, "loads": 0,
+            "status": "ok", "reason": None,
+        }  # fmt: skip
         row = rows.setdefault(key, empty)
         row["loads"] += 1
+        said = load.get("allreduce") or {}
+        row.update({name: said[name] for name in ("transport", "fallback") if said.get(name)})
         if load["status"] != "ok":
             row.update(status=load["status"], reason=load.get("reason"))
     for key, row in rows.items():

@@ -16,7 +16,7 @@ from .._base.steps import Done, Lease, Plan, Step, Store
 from .._split import known_devices, split_problem
 from .._split.types import KnownDevice
 from . import predictor, tuning_settings, tuning_steps
-from .tuning_state import State
+from .tuning_state import TENSOR_QUESTION, State
 
 Json = dict[str, t.Any]
 Mapping = t.Mapping[str, t.Any]
@@ -52,7 +52,7 @@ class Tuning:
             return plan
         if settings.shape or settings.predict_only:
             return _prediction(state, [])
-        missing = state.look["missing"]
+        missing = state.missing
         if missing:
             return _said(f"The split is unknown until {' and '.join(missing)} exists: a real run installs it first.")
         would = f"Would measure splits of {settings.model_id} now: {state.due}."
@@ -77,7 +77,7 @@ def _look(state: State) -> Plan | None:
 
 def _obstacle(state: State) -> Plan | None:
     """Return the failure of a host that cannot be tuned."""
-    missing = state.look["missing"]
+    missing = state.missing
     if missing:
         return Plan(failure=f"{' and '.join(missing)} does not exist. {state.family.cure()}")
     if state.look["record_problem"]:
@@ -125,7 +125,8 @@ def _devices(state: State) -> Plan | None:
 
 def _estimate(state: State) -> Plan | None:
     """Return the dry runs of a model that is not modelled here, or the failure of one that llama.cpp does not load."""
-    refused = next((item.result for item in state.done if item.result.get("refused")), None)
+    others = [item.result for item in state.done if item.step.name != TENSOR_QUESTION]
+    refused = next((result for result in others if result.get("refused")), None)
     if refused is not None:
         return Plan(failure=f"{state.settings.model_path} cannot be planned for: {refused['reason']}")
     steps = [tuning_steps.estimate(state, layers) for layers in state.estimates]
@@ -151,6 +152,8 @@ def _decide(state: State) -> Plan | None:
     plan = state.plan
     if plan["done"]:
         return Plan(failure=f"{plan['why']}.") if plan["decision"] is None else None
+    if plan["stage"] == "tensor" and state.result(TENSOR_QUESTION) is None:
+        return _under_lease(state, [tuning_steps.tensor_question(state, plan["loads"][0])], "")
     steps = [tuning_steps.load(state, load) for load in plan["loads"]]
     steps += [tuning_steps.trial(state, trial) for trial in plan["trials"]]
     return _under_lease(state, steps, f"{plan['stage']}: {plan['why']}")

@@ -85,8 +85,8 @@ class LlamaCpp:
 
     def cure(self) -> str:
         return (
-            "Run the llama_cpp and llm_models roles first (split mode tensor needs llama-perplexity among"
-            " llama_cpp_targets), or correct split_tuning_model_path and split_tuning_llama_cpp."
+            "Run the llama_cpp and llm_models roles first, or correct split_tuning_model_path and"
+            " split_tuning_llama_cpp."
         )
 
     def serving(self, look: Mapping) -> Json:

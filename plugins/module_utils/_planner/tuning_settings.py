@@ -62,6 +62,8 @@ class Settings:
     tensor_allreduce: list[str]
     tensor_max_loads: int
     tensor_soak_seconds: int
+    tensor_idle_gaps: int
+    tensor_idle_seconds: int
     tensor_perplexity_tolerance_percent: float
     objective: str
     prompt_tokens: int

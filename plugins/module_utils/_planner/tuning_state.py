@@ -19,6 +19,8 @@ Mapping = t.Mapping[str, t.Any]
 
 #: First words of the names of the steps that measure a device alone.
 PROBE: t.Final = "probe of "
+#: Name of the step that asks llama.cpp's dry run about split mode tensor.
+TENSOR_QUESTION: t.Final = "question of split mode tensor"
 
 
 class State:
@@ -67,6 +69,21 @@ class State:
     def look(self) -> Mapping:
         """What the host depends on, of split_tuning_info."""
         return self.needed("look")
+
+    @property
+    def trial_programs(self) -> list[str]:
+        """What only the trial of split mode tensor needs."""
+        return [f"{self.settings.llama_cpp}/bin/llama-perplexity"] if "tensor" in self.modes else []
+
+    @property
+    def missing(self) -> list[str]:
+        """Files without which nothing can be measured."""
+        return [path for path in self.look["missing"] if path not in self.trial_programs]
+
+    @property
+    def lacking_trial(self) -> list[str]:
+        """Programs without which split mode tensor cannot be tried."""
+        return [path for path in self.look["missing"] if path in self.trial_programs]
 
     @functools.cached_property
     def gpus(self) -> list[Json]:
@@ -168,8 +185,6 @@ class State:
     def problem(self) -> Json:
         """The problem of docs/data_formats.md."""
         settings, devices = self.settings, self.devices
-        all_cuda = bool(devices) and all(device["backend"] == "CUDA" for device in devices)
-        ways = [*(["nccl"] if self.look["nccl"] else []), "internal"] if all_cuda else []
         return {
             "schema": 1,
             "devices": devices,
@@ -178,7 +193,11 @@ class State:
             "reserve_mib": settings.reserve_mib,
             "split_modes": self.modes,
             "micro_batches": self.micro_batches,
-            "tensor": {"allreduce": settings.tensor_allreduce or ways, "max_loads": settings.tensor_max_loads},
+            "tensor": {
+                "allreduce": settings.tensor_allreduce or self._built_in(devices),
+                "max_loads": settings.tensor_max_loads,
+                "refused": self.tensor_refused,
+            },
             **self.workload,
             "indifference": settings.indifference,
             "max_loads": settings.max_loads,
@@ -186,6 +205,21 @@ class State:
             "device_probe": self.probed if self.probing else None,
             "known_costs": None if settings.retune else self.known_costs,
         }
+
+    def _built_in(self, devices: t.Sequence[Mapping]) -> list[str]:
+        """Return the all-reduces that this llama.cpp has between these devices; none where they are no cards."""
+        if not devices or any(device["backend"] != "CUDA" for device in devices):
+            return []
+        found = ["nccl"] if self.look["nccl"] else []
+        return [*found, *(["internal"] if len(devices) == 2 else [])] or ["none"]
+
+    @property
+    def tensor_refused(self) -> str | None:
+        """Why split mode tensor cannot be tried, as far as that is known; None where nothing speaks against it."""
+        if self.lacking_trial:
+            return f"{self.lacking_trial[0]}, which judges it, does not exist (llama_cpp_targets)"
+        asked = self.result(TENSOR_QUESTION) or {}
+        return f"llama.cpp refuses it: {str(asked['reason']).rstrip('.')}" if asked.get("refused") else None
 
     @property
     def known_costs(self) -> Json | None:

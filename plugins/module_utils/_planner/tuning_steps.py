@@ -13,7 +13,7 @@ import typing as t
 
 from .._base.steps import Done, Step
 from . import estimate_stage
-from .tuning_state import PROBE, State
+from .tuning_state import PROBE, TENSOR_QUESTION, State
 
 Json = dict[str, t.Any]
 Mapping = t.Mapping[str, t.Any]
@@ -29,9 +29,8 @@ def look(state: State) -> Step:
     """Gather what a recorded split depends on."""
     settings, engine = state.settings, state.engine
     model = f"{settings.model_path}/{engine.model_file}" if engine.model_file else settings.model_path
-    trial = [f"{settings.llama_cpp}/bin/llama-perplexity"] if "tensor" in state.modes else []
     arguments = {
-        "needed": [model, state.build_file, *trial],
+        "needed": [model, state.build_file, *state.trial_programs],
         "build_file": state.build_file,
         "host_python": settings.host_python,
         **state.family.look(),
@@ -142,11 +141,14 @@ def trial(state: State, wanted: Mapping) -> Step:
         "text_file": f"{settings.state_dir}/trial_text.txt",
         "perplexity_tolerance_percent": settings.tensor_perplexity_tolerance_percent,
         "soak_seconds": settings.tensor_soak_seconds,
+        "idle_gaps": settings.tensor_idle_gaps,
+        "idle_seconds": settings.tensor_idle_seconds,
         "load_timeout_seconds": settings.load_timeout_seconds,
     }
     label = str(wanted["label"])
-    limit = 5 * settings.load_timeout_seconds + settings.tensor_soak_seconds + _WAIT_SECONDS
-    return Step(label, "split_mode_trial", arguments, label, 300.0 + settings.tensor_soak_seconds, limit)
+    soak = settings.tensor_soak_seconds + settings.tensor_idle_gaps * settings.tensor_idle_seconds
+    limit = 5 * settings.load_timeout_seconds + soak + _WAIT_SECONDS
+    return Step(label, "split_mode_trial", arguments, label, 300.0 + soak, limit)
 
 
 def _dry_run(state: State, name: str, layers: t.Sequence[int], serving: Mapping, why: str) -> Step:
@@ -169,6 +171,13 @@ def dry_run(state: State) -> Step:
     step = _dry_run(state, "dry run", state.decision["layers"], state.served, why)
     more = {"split_mode": state.decision["split_mode"], "model": state.model}
     return dataclasses.replace(step, args={**step.args, **more})
+
+
+def tensor_question(state: State, wanted: Mapping) -> Step:
+    """Ask llama.cpp's dry run whether it has split mode tensor for this model, KV type and build."""
+    why = "ask llama.cpp whether it has split mode tensor for this model"
+    step = _dry_run(state, TENSOR_QUESTION, wanted["layers"], state.serving, why)
+    return dataclasses.replace(step, args={**step.args, "split_mode": "tensor"})
 
 
 def estimate(state: State, layers: t.Sequence[int]) -> Step:

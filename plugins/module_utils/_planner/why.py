@@ -7,7 +7,7 @@ from __future__ import annotations
 import statistics
 import typing as t
 
-from .._split import cost_model, layer_split, memory_plan
+from .._split import allreduce, cost_model, layer_split, memory_plan
 from .._split.layer_split import split_name
 from .._split.measured_loads import Load
 from .._split.split_problem import Candidate, Problem
@@ -295,7 +295,7 @@ def tensor_mode(state: TensorLoads, verdict: str) -> str:
     if best is None or result is None:
         reason = next((load.get("reason") or load["status"] for load in state.failed), "nothing was measured")
         return f"tensor mode is not usable here: {reason.rstrip('.')}"
-    name = f"tensor mode {split_name(best[0])}{f' with the {best[1]} allreduce' if best[1] else ''}"
+    name = f"tensor mode {split_name(best[0])}{f' with {allreduce.name(best[1])}' if best[1] else ''}"
     span = ""
     if result.low is not None and result.high is not None:
         span = f" (95 % interval {result.low:.1f} to {result.high:.1f} %)"
@@ -310,3 +310,19 @@ def tensor_mode(state: TensorLoads, verdict: str) -> str:
             reason = state.trial.get("reason") or state.trial["status"]
         return f"{name} takes {result.percent:.1f} % less {what}{span}, but is not trusted: {reason.rstrip('.')}"
     return f"{name} takes {result.percent:.1f} % less {what} than layer mode{span}, and passed its trial"
+
+
+def tensor_advice(state: TensorLoads) -> list[str]:
+    """Return what to look at: a reference that failed, an all-reduce that fell back, one that goes through sockets."""
+    found = []
+    if state.trial is not None and state.trial["status"] == "reference_failed":
+        found.append(f"look at this before you rely on it: {state.trial['reason']}")
+    for fallback in dict.fromkeys(said["fallback"] for said in state.seen if said["fallback"]):
+        ran = next(said["ran"] for said in state.seen if said["fallback"] == fallback)
+        found.append(f"{fallback}, so tensor mode ran with {allreduce.name(ran or 'another all-reduce')}")
+    if any(said["transport"] == "NET" for said in state.seen):
+        found.append(
+            "NCCL adds up through network sockets, which is slow: it wants shared memory, so look at the size of "
+            "/dev/shm and at NCCL_SHM_DISABLE"
+        )
+    return found

@@ -1,7 +1,9 @@
 """Behaves, and misbehaves, like llama-server and llama-perplexity, for what the real ones cannot be made to do at will.
 
 FAKE_MODE says how, in split mode tensor only: ok, refuse, hang_load, hang_answer, die_answer, short, other_soak,
-out_of_memory, perplexity_high, perplexity_nan, perplexity_none, perplexity_hang. FAKE_REFERENCE=1: in layer mode, too.
+idle_hang (once it had nothing to do for half a second), out_of_memory, perplexity_high, perplexity_nan,
+perplexity_none, perplexity_hang. FAKE_REFERENCE=1: in layer mode, too. FAKE_SAYS is printed by the server in split mode
+tensor.
 FAKE_MUTE=n: the first n starts of each program print nothing and end, llama-server in failure; where FAKE_PORT is set,
 llama-server says that its port is taken.
 """
@@ -43,7 +45,11 @@ if mode == "out_of_memory":
 if mode == "hang_load":
     time.sleep(600)
 
+if tensor:
+    print(os.environ.get("FAKE_SAYS", ""), flush=True)
+
 answers = 0
+last = None
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -66,13 +72,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.reply({"status": "ok"})
 
     def do_POST(self):
-        global answers
+        global answers, last
         if self.headers["Authorization"] != f"Bearer {os.environ['LLAMA_API_KEY']}":
             self.send_error(401)
             return
         answers += 1
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         late = answers > 6
+        if mode == "idle_hang" and last is not None and time.monotonic() - last > 0.5:
+            time.sleep(600)
         if mode == "hang_answer" and late:
             time.sleep(600)
         if mode == "die_answer" and late:
@@ -86,6 +94,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             tokens[1] = 99
         timings = {"prompt_n": 16, "predicted_n": len(tokens), "predicted_per_second": 20.0 + answers % 3}
         self.reply({"tokens": tokens, "timings": timings})
+        last = time.monotonic()
 
 
 port = int(arguments[arguments.index("--port") + 1])

@@ -76,6 +76,23 @@ def test_what_went_wrong_is_a_result(run, script, words):
     assert words in result["reason"] and "\n" not in result["reason"]
 
 
+def test_split_mode_tensor_is_asked_for_and_has_no_figures_of_a_device(run, tmp_path):
+    log = tmp_path / "log"
+    result = run(f"echo $* > {log}\necho 'Meta() 39979 2560 266'; echo 'Host 1 2 3'", split_mode="tensor")
+    assert "-sm tensor -ts 44,37" in log.read_text()
+    assert (result["available"], result["refused"], result["dry_run"]) == (False, False, None)
+    assert "one sum for all devices" in result["reason"]
+    error = "0.1 E llama_model_load: error loading model: LLAMA_SPLIT_MODE_TENSOR not implemented for architecture"
+    result = run(f"echo \"{error} 'olmo2'\" >&2; kill -ABRT $$", split_mode="tensor")
+    assert (result["available"], result["refused"]) == (False, True)
+    assert result["reason"] == "LLAMA_SPLIT_MODE_TENSOR not implemented for architecture 'olmo2'."
+
+
+def test_a_refusal_whose_words_were_lost_is_one(run):
+    result = run("echo '  what():  failed to create llama_context from model' >&2; kill -ABRT $$", split_mode="tensor")
+    assert (result["refused"], result["reason"]) == (True, "llama.cpp refuses the model (it names no reason).")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

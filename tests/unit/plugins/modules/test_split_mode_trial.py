@@ -58,7 +58,8 @@ class Trial:
             "rpc_endpoints": [device["id"] for device in DEVICES], "serving": SERVING, "campaign": "c",
             "fingerprint": "f", "state_dir": str(self.here / "measurements"), "lock_wait_seconds": 0,
             "lease_unit": "", "text_file": str(PROJECT / "LICENSE"), "prompts": 3, "generated_tokens": 8,
-            "soak_seconds": 1, "load_timeout_seconds": 20, "request_timeout_seconds": 3,
+            "soak_seconds": 1, "idle_gaps": 1, "idle_seconds": 1, "load_timeout_seconds": 20,
+            "request_timeout_seconds": 3,
             "environment": {"FAKE_MODE": mode, "FAKE_LOG": str(self.log), **(environment or {})},
             **changes, "_ansible_check_mode": check,
         }  # fmt: skip
@@ -88,8 +89,13 @@ def test_a_mode_that_passes(trial):
     assert (load["status"], load["reason"], result["changed"]) == ("ok", None, True)
     found = load["results"][0]
     assert found["answers"] == {"tokens_compared": 24, "first_divergence": 2, "diverging_answers": 3}
-    assert found["perplexity"] == {"reference": 5.0, "candidate": 5.01, "difference_percent": 0.2}
-    assert found["soak"]["requests"] > 5
+    # sums over RPC stay in float32
+    assert found["perplexity"] == {
+        "reference": 5.0, "candidate": 5.01, "difference_percent": 0.2, "tolerance_percent": 0.5,
+    }  # fmt: skip
+    assert found["allreduce"] is None
+    assert found["soak"]["requests"] >= 2
+    assert found["soak"]["idle_gaps"] == 1 and found["soak"]["seconds"] >= 2
     assert found["soak"]["decode_tokens_per_second"]["min"] >= 20
     starts = trial.starts
     programs = [line.split()[0] for line in starts]
@@ -119,7 +125,8 @@ def test_a_finished_trial_is_not_repeated(trial):
         ("die_answer", "crashed", "SIGABRT"),
         ("short", "unstable", "7 tokens instead of 8"),
         ("other_soak", "unstable", "the same prompt got another answer from token 1 on"),
-        ("perplexity_high", "different", "40.00 % above the 5.0000 of layer mode (1 % are tolerated)"),
+        ("perplexity_high", "different", "40.00 % above the 5.0000 of layer mode (0.5 % are tolerated)"),
+        ("idle_hang", "hung", "did not answer within 3 s"),
         ("perplexity_nan", "different", "its perplexity is nan"),
         ("perplexity_none", "different", "the perplexity in the mode on trial could not be measured"),
     ],
@@ -155,6 +162,25 @@ def test_a_program_that_never_says_why_it_fails_is_left(trial):
     assert len(perplexities) == len(servers) == lost_words.STARTS
 
 
+def test_cards_round_their_sums_and_say_how_they_add_up(trial):
+    cards = [{**device, "backend": "CUDA", "device": f"CUDA{i}"} for i, device in enumerate(DEVICES)]
+    said = (
+        "box:1:2 [0] NCCL INFO ncclCommInitAll comm 0x5 rank 0 nranks 2 - Init COMPLETE\n"
+        "box:1:3 [0] NCCL INFO Channel 00 : 0[0] -> 1[1] via SHM/direct/direct"
+    )
+    found = trial(devices=cards, rpc_endpoints=[], environment={"FAKE_SAYS": said})["load"]["results"][0]
+    assert found["perplexity"]["tolerance_percent"] == 1.0
+    assert found["allreduce"] == {"asked": "nccl", "ran": "nccl", "transport": "SHM", "fallback": None}
+    # what is served must be what was measured
+    said = "W NCCL init failed (invalid usage); falling back to internal AllReduce\nI x: initialized AllReduce pipeline"
+    load = trial(devices=cards, rpc_endpoints=[], environment={"FAKE_SAYS": said}, campaign="another")["load"]
+    assert load["status"] == "different" and load["results"][0]["allreduce"]["ran"] == "internal"
+    assert load["reason"] == (
+        "it was measured with NCCL, and llama-server used llama.cpp's internal all-reduce: NCCL init failed (invalid"
+        " usage)"
+    )
+
+
 @pytest.mark.parametrize("mode", ["hang_load", "perplexity_hang"])
 def test_a_hang_is_killed_at_its_limit(trial, mode):
     started = time.monotonic()
@@ -179,6 +205,7 @@ def test_check_mode_starts_nothing(trial):
     [
         ({"trial": {"label": "x"}}, "trial.split_mode is missing"),
         ({"prompts": 0}, "prompts is 0"),
+        ({"idle_gaps": -1}, "idle_gaps is -1"),
         ({"llama_perplexity": "/nowhere/llama-perplexity"}, "llama_cpp_targets"),
         ({"text_file": "/nowhere/text"}, "There is no text /nowhere/text"),
     ],

@@ -105,6 +105,23 @@ def test_a_plan_that_is_off_is_said_to_be(mib: list[int], difference: list[int],
 
 def test_a_refused_model_is_told_from_a_program_that_fails():
     output = "x E llama_model_load: error loading model: unknown model architecture: 'new'\nterminate called\n"
-    said = fit_params.explain_failure("/b/llama-fit-params", -6, output)
-    assert said == "llama.cpp refuses the model (unknown model architecture: 'new')"
-    assert fit_params.explain_failure("/b/p", -4, "Illegal\n") == "/b/p was ended by signal 4: Illegal"
+    said = fit_params.failure("/b/llama-fit-params", -6, output, "layer")
+    assert said == ("llama.cpp refuses the model (unknown model architecture: 'new')", True)
+    assert fit_params.failure("/b/p", -4, "Illegal\n", "layer") == ("/b/p was ended by signal 4: Illegal", False)
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("0.00.011.993 E llama_model_load: error loading model: LLAMA_SPLIT_MODE_TENSOR not implemented for"
+         " architecture 'olmo2'\nterminate called after throwing\n  what():  failed to load model\n",
+         "LLAMA_SPLIT_MODE_TENSOR not implemented for architecture 'olmo2'"),
+        ("0.00.018.366 E llama_init_from_model: SPLIT_MODE_TENSOR requires flash_attn to be enabled\n"
+         "terminate called\n  what():  failed to create llama_context from model\n",
+         "SPLIT_MODE_TENSOR requires flash_attn to be enabled"),
+        # its last words were lost
+        ("terminate called\n  what():  failed to create llama_context from model\n", fit_params.SILENT),
+    ],
+)
+def test_split_mode_tensor_is_refused_in_the_words_of_llama_cpp(output, words):
+    assert fit_params.failure("/b/llama-fit-params", -6, output, "tensor") == (words, True)

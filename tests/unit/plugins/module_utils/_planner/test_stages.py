@@ -15,10 +15,10 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import 
     layer_stage,
     micro_batch_stage,
     stages,
-    tensor_loads,
     tensor_shares,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
+    allreduce,
     cost_model,
     layer_weights,
     measured_loads,
@@ -279,7 +279,7 @@ def test_tensor_mode_wins_after_confirmation_and_trial() -> None:
     assert purposes(loads).count("tensor") + order.count("against_tensor") <= 10
     assert [plan["stage"] for plan in plans][-2:] == ["tensor_trial", "decided"]
     # both ways of adding up, and neighbours on the grid of eighths
-    tried = {(tuple(load["layers"]), tensor_loads.way_of(load)) for load in loads if load["purpose"] == "tensor"}
+    tried = {(tuple(load["layers"]), allreduce.asked(load)) for load in loads if load["purpose"] == "tensor"}
     assert {((4, 4), "nccl"), ((4, 4), "internal")} <= tried
     assert all(sum(layers) == 8 for layers, _way in tried)
 
@@ -320,13 +320,53 @@ def test_no_difference_is_no_reason_for_an_experimental_mode() -> None:
 @pytest.mark.parametrize("status", ["crashed", "timed_out", "unreadable"])
 def test_a_way_that_fails_is_recorded_and_the_other_goes_on(status: str) -> None:
     def fate(item: Json) -> str | None:
-        return status if item["purpose"] == "tensor" and tensor_loads.way_of(item) == "nccl" else None
+        return status if item["purpose"] == "tensor" and allreduce.asked(item) == "nccl" else None
 
     plan, loads, _plans = campaign(make_problem("decode", ("layer", "tensor")), Devices(), fate)
     assert purposes(loads).count("tensor") > 2
     failed = [row for row in plan["decision"]["tensor"]["table"] if row["status"] != "ok"]
     assert [(row["allreduce"], row["reason"]) for row in failed] == [("nccl", f"it was {status}")]
     assert plan["decision"]["environment"] == {"GGML_CUDA_ALLREDUCE": "internal"}
+
+
+def test_an_all_reduce_that_stood_in_for_another_is_called_by_its_name() -> None:
+    """NCCL that cannot start is llama.cpp's internal one, said only in the log: no arm of its own, and never NCCL."""
+
+    class FallingBack(Devices):
+        def test_ms(self, load: Json, test: Json) -> float:
+            environment = {"GGML_CUDA_ALLREDUCE": "internal"} if load["split_mode"] == "tensor" else {}
+            return super().test_ms({**load, "environment": environment}, test)
+
+        def measure(self, load: Json) -> Json:
+            asked = allreduce.asked(load)
+            said = {"asked": asked, "ran": "internal", "transport": None,
+                    "fallback": "NCCL init failed (x)" if asked == "nccl" else None}  # fmt: skip
+            return {**super().measure(load), **({"allreduce": said} if load["split_mode"] == "tensor" else {})}
+
+    plan, loads, _plans = campaign(make_problem("decode", ("layer", "tensor")), FallingBack())
+    first = [load for load in loads if load["purpose"] == "tensor" and load["layers"] == [4, 4]]
+    assert [allreduce.asked(load) for load in first] == ["nccl"] + ["internal"] * (len(first) - 1)
+    decision = plan["decision"]
+    assert decision["environment"] == {"GGML_CUDA_ALLREDUCE": "internal"}
+    assert decision["tensor"]["allreduce"]["ran"] == "internal"
+    assert "with llama.cpp's internal all-reduce takes" in decision["tensor"]["why"]
+    assert "NCCL init failed (x), so tensor mode ran with llama.cpp's internal all-reduce" in decision["advice"]
+    assert {row["allreduce"] for row in decision["tensor"]["table"]} == {"internal"}
+    keys = [store.file_name(store.load_key("f", "c", load)) for load in loads]
+    assert len(set(keys)) == len(keys)
+
+
+def test_sockets_are_said_to_be_slow() -> None:
+    class Sockets(Devices):
+        def measure(self, load: Json) -> Json:
+            said = {"asked": "nccl", "ran": "nccl", "transport": "NET", "fallback": None}
+            tensor = load["split_mode"] == "tensor" and allreduce.asked(load) == "nccl"
+            return {**super().measure(load), **({"allreduce": said} if tensor else {})}
+
+    plan, _loads, _plans = campaign(make_problem("decode", ("layer", "tensor")), Sockets())
+    assert any("through network sockets" in advice for advice in plan["decision"]["advice"])
+    rows = {row["allreduce"]: row["transport"] for row in plan["decision"]["tensor"]["table"]}
+    assert rows == {"nccl": "NET", "internal": None}
 
 
 def test_a_mode_that_never_works_is_not_usable_here() -> None:
@@ -385,7 +425,7 @@ def test_what_failed_once_does_not_win(status: str) -> None:
 
     def fate(item: Json) -> str | None:
         bad = item["purpose"] == "tensor" and item["layers"] == [4, 4] and item["load"] == 2
-        return status if bad and tensor_loads.way_of(item) == "nccl" else None
+        return status if bad and allreduce.asked(item) == "nccl" else None
 
     plan, loads, _plans = campaign(make_problem("decode", ("layer", "tensor")), Devices(), fate)
     decision = plan["decision"]
@@ -395,7 +435,7 @@ def test_what_failed_once_does_not_win(status: str) -> None:
         else:
             assert decision["environment"] == {"GGML_CUDA_ALLREDUCE": "internal"}
     trials = [load for load in loads if load["purpose"] == "tensor_trial"]
-    assert all(tensor_loads.way_of(load) != "nccl" or load["layers"] != [4, 4] for load in trials)
+    assert all(allreduce.asked(load) != "nccl" or load["layers"] != [4, 4] for load in trials)
 
 
 def test_a_disturbed_layer_load_does_not_make_tensor_mode_win() -> None:
@@ -477,6 +517,8 @@ def test_a_wrong_later_load_is_told_by_its_field(field: str) -> None:
     [
         ({"serving": {"flash_attention": "off"}}, "needs flash attention"),
         ({"model": {"head_count": 0}}, "is not known"),
+        ({"remote": True}, "is on another host, and each layer would wait for the network twice"),
+        ({"tensor": {"refused": "llama.cpp refuses it: no"}}, "tensor mode was not tried: llama.cpp refuses it: no"),
         ({"model": {"head_count": 8, "head_count_kv": 1}}, "divides into 1 parts"),
         ({"devices": 300}, "no shares of it fit"),
     ],
@@ -484,7 +526,9 @@ def test_a_wrong_later_load_is_told_by_its_field(field: str) -> None:
 def test_it_says_why_tensor_mode_is_not_tried(changes: Json, words: str) -> None:
     problem = make_problem("decode", ("layer", "tensor"))
     for part, values in changes.items():
-        if part == "devices":
+        if part == "remote":
+            problem["devices"][1] |= {"device": "RPC0", "backend": "RPC", "id": "192.0.2.7:50052"}
+        elif part == "devices":
             # whole slots fit, but not a share and the compute buffer of the whole model
             for device, free in zip(problem["devices"], (values, 520), strict=True):
                 device["free_mib"] = free

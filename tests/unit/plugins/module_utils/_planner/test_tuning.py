@@ -55,6 +55,9 @@ class Host:
         self.record = fact_record.empty()
         self.missing: list[str] = []
         self.fate: dict[str, str] = {}
+        #: Time of a token in split mode tensor, and why llama.cpp has not got it.
+        self.tensor_ms = 99.0
+        self.no_tensor = ""
         self.done: list[steps.Done] = []
 
     def run(self, step: steps.Step) -> Json:
@@ -85,7 +88,9 @@ class Host:
     def split_benchmark(self, step: steps.Step) -> Json:
         load = step.args["load"]
         status = self.fate.get(load["label"], "ok")
-        cost = 0.5 * load["layers"][0] + 0.9 * load["layers"][1]
+        cost = sum(ms * count for ms, count in zip((0.5, 0.9, 0.7), load["layers"], strict=False))
+        if load["split_mode"] == "tensor":
+            cost = self.tensor_ms
         results = [{**test, "samples_ms": [cost * (test["n_prompt"] / 10 + test["n_gen"])] * 3}
                    for test in load["tests"]]  # fmt: skip
         return {"changed": True, "load": {
@@ -94,7 +99,15 @@ class Host:
             "campaign": step.args["campaign"], "wall_ms": 4000, "reused": False,
         }}  # fmt: skip
 
-    def llama_fit_params_info(self, _step: steps.Step) -> Json:
+    def split_mode_trial(self, step: steps.Step) -> Json:
+        results = [{"kind": "trial", "allreduce": {"asked": "internal", "ran": "internal", "transport": None,
+                    "fallback": None}}]  # fmt: skip
+        return {"changed": True, "load": {**step.args["trial"], "status": "ok", "reason": None, "results": results}}
+
+    def llama_fit_params_info(self, step: steps.Step) -> Json:
+        if step.args.get("split_mode") == "tensor":
+            said = f"{self.no_tensor}." if self.no_tensor else "one sum for all devices."
+            return {"available": False, "refused": bool(self.no_tensor), "reason": said, "dry_run": None}
         return {"available": True, "reason": None, "dry_run": {"mib": [200, 200], "difference_mib": [1, 2]}}
 
     def host_info(self, _step: steps.Step) -> Json:
@@ -134,7 +147,7 @@ class NewcomerHost(Host):
         return result if "probe" in step.args["path"] else {**result, "model": {**MODEL, "estimated": True}}
 
     def llama_fit_params_info(self, step: steps.Step) -> Json:
-        if step.name == "dry run":
+        if step.name == "dry run" or "split_mode" in step.args and step.args["split_mode"] == "tensor":
             return super().llama_fit_params_info(step)
         if self.refused:
             said = "llama.cpp refuses it (unknown type)."
@@ -170,7 +183,57 @@ def test_a_tuning_ends_with_all_that_is_recorded(host: Host) -> None:
     # nothing touches a device before the lease is named, and everything after it does so under the lease
     names = [item.step.name for item in host.done]
     assert names[:4] == ["look", "weigh", "probe model", "probe sizes"] and names[4] == "devices"
-    assert host.modules.count("split_benchmark") == 2 + entry["decision"]["loads_used"] + 1
+    used = entry["decision"]["loads_used"] + entry["decision"]["tensor"]["loads"]
+    assert host.modules.count("split_benchmark") == 2 + used + 1
+
+
+def test_split_mode_tensor_is_tried_last_and_by_default(host: Host) -> None:
+    host.tensor_ms = 5.0
+    plan = host.tune()
+    entry = recorded(plan)
+    assert (entry["split_mode"], entry["environment"]["GGML_CUDA_ALLREDUCE"]) == ("tensor", "internal")
+    assert entry["decision"]["tensor"]["allreduce"]["ran"] == "internal"
+    trial = next(item.step for item in host.done if item.step.module == "split_mode_trial")
+    # the known hang comes after 40 seconds without a request
+    assert trial.args["idle_gaps"] >= 1 and trial.args["idle_seconds"] > 40
+    assert trial.limit_seconds > trial.args["idle_gaps"] * trial.args["idle_seconds"]
+    loads = [item.step.args["load"] for item in host.done if item.step.module == "split_benchmark"]
+    tensor = [load["split_mode"] for load in loads].index("tensor")
+    assert all(load.get("purpose") in ("tensor", "against_tensor", "baseline") for load in loads[tensor:])
+    # llama.cpp is asked before it loads
+    asked = [item.step.name for item in host.done].index("question of split mode tensor")
+    assert host.done[asked + 1].step.args["load"]["split_mode"] == "tensor"
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (lambda host: setattr(host, "no_tensor", "not implemented for architecture 'olmo2'"),
+         "tensor mode was not tried: llama.cpp refuses it: not implemented for architecture 'olmo2'"),
+        (lambda host: host.missing.append("/opt/llama.cpp/current/bin/llama-perplexity"),
+         "llama-perplexity, which judges it, does not exist (llama_cpp_targets)"),
+    ],
+)  # fmt: skip
+def test_split_mode_tensor_that_cannot_be_had_costs_no_load(
+    host: Host, prepare: t.Callable[[Host], t.Any], words: str
+) -> None:
+    prepare(host)
+    entry = recorded(host.tune())
+    assert entry["split_mode"] == "layer" and entry["decision"]["tensor"]["verdict"] == "not_tried"
+    assert words in entry["decision"]["tensor"]["why"]
+    loads = [item.step.args["load"] for item in host.done if item.step.module == "split_benchmark"]
+    assert not [load for load in loads if load["split_mode"] == "tensor"]
+
+
+def test_only_an_all_reduce_that_these_devices_have_is_an_arm() -> None:
+    two, three = Host(), Host([*GPUS, {**GPUS[0], "id": "GPU-3"}])
+    ways = []
+    for host in (two, three):
+        plan = host.tune()
+        assert plan.result is not None, plan.failure
+        ways.append(plan.result["tuning"]["problem"]["tensor"]["allreduce"])
+    # the internal one is for two cards
+    assert ways == [["internal"], ["none"]]
 
 
 def test_the_lease_is_named_from_the_devices_on(host: Host) -> None:

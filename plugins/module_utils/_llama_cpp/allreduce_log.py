@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Which all-reduce ran in split mode tensor, read from what llama.cpp and NCCL print. Private. Pure functions only.
+
+The lines are those of llama.cpp b11312 (ggml-cuda.cu, allreduce.cu) and NCCL 2.32. Where NCCL runs llama.cpp says
+nothing; NCCL itself speaks when it is asked to (ENVIRONMENT), on standard output, which it does not flush.
+"""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+from .._base.types import Json
+
+#: Makes NCCL say that it runs, and what its channels go through.
+ENVIRONMENT: t.Final = {"NCCL_DEBUG": "INFO"}
+
+_OF_NCCL = re.compile(r"\bNCCL (?:INFO|WARN|TRACE|CALL|version) ")
+_READY = re.compile(r"NCCL INFO .*- Init COMPLETE")
+_CHANNEL = re.compile(r"NCCL INFO Channel \S+ : \S+ -> \S+ (?:\[\w+\] )?via (P2P|SHM|NET)\b")
+_INTERNAL: t.Final = "initialized AllReduce pipeline"
+_NO_NCCL = re.compile(r"NCCL init failed \([^)\n]*\)|NCCL not compiled in|NCCL disabled: [^;\n]*")
+_NO_INTERNAL = re.compile(r"internal AllReduce init failed|unknown GGML_CUDA_ALLREDUCE value: \S*")
+#: From the slowest: one slow channel is what everything waits for.
+_TRANSPORTS: t.Final = ("NET", "SHM", "P2P")
+
+
+def is_of_nccl(line: str) -> bool:
+    """Return whether NCCL printed a line."""
+    return _OF_NCCL.search(line) is not None
+
+
+def read(text: str, asked: str = "") -> Json | None:
+    """Return what a program printed of its all-reduce (_split/allreduce.py), None where it says nothing of one.
+
+    C(asked) is the all-reduce that it was told to use.
+    """
+    reasons = [match[0] for pattern in (_NO_NCCL, _NO_INTERNAL) if (match := pattern.search(text))]
+    ran = None
+    if _NO_INTERNAL.search(text):
+        ran = "none"
+    elif _INTERNAL in text:
+        ran = "internal"
+    elif _READY.search(text) and not _NO_NCCL.search(text):
+        ran = "nccl"
+    if ran is None and not reasons:
+        return None
+    seen = set(_CHANNEL.findall(text)) if ran == "nccl" else set()
+    fallback = ", ".join(reasons) if reasons and asked != ran else None
+    transport = next((name for name in _TRANSPORTS if name in seen), None)
+    return {"asked": asked or None, "ran": ran, "transport": transport, "fallback": fallback}
+
+
+def rounds_to_bf16(found: t.Mapping[str, t.Any] | None, cuda: bool) -> bool:
+    """Return whether sums may be rounded to BF16.
+
+    NCCL does so from 32768 elements on and the internal all-reduce always; the generic one, which other devices have,
+    never.
+    """
+    return cuda and (found or {}).get("ran") != "none"
+
+
+def environment(cuda: bool, split_mode: str) -> dict[str, str]:
+    """Return the variables under which a program says which all-reduce runs; none where there is none to tell."""
+    return dict(ENVIRONMENT) if cuda and split_mode == "tensor" else {}
+
+

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""How cards add up in split mode tensor: names and words for what ran. Private to this collection. Pure functions only.
+
+An all-reduce adds the parts of the devices, twice per block. llama.cpp has three between CUDA devices: C(nccl), the
+C(internal) one (two devices), and C(none), its generic way that every backend has. One that cannot be had is replaced
+by the next in this order, with a warning in the log alone. Recorded is what ran: C({asked, ran, transport, fallback}),
+each None where it is not known, C(transport) of NCCL alone (P2P, SHM, NET), C(fallback) why the asked one did not run.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._base.types import Json, Mapping
+
+#: Asks llama.cpp for an all-reduce.
+VARIABLE: t.Final = "GGML_CUDA_ALLREDUCE"
+_NAMES: t.Final = {
+    "nccl": "NCCL", "internal": "llama.cpp's internal all-reduce", "none": "llama.cpp's generic all-reduce",
+}  # fmt: skip
+_THROUGH: t.Final = {"P2P": "from card to card", "SHM": "through host memory", "NET": "through network sockets"}
+
+
+def asked(load: Mapping) -> str:
+    """Return the all-reduce that a load asked for, empty for llama.cpp's own choice."""
+    return str((load.get("environment") or {}).get(VARIABLE, ""))
+
+
+def environment(way: str) -> dict[str, str]:
+    """Return the variables that ask for an all-reduce; none for llama.cpp's own choice."""
+    return {VARIABLE: way} if way else {}
+
+
+def of_load(load: Mapping) -> str:
+    """Return the all-reduce that a load ran with as far as known, else the one that it asked for."""
+    return str((load.get("allreduce") or {}).get("ran") or asked(load))
+
+
+def of_trial(trial: Mapping | None) -> Json | None:
+    """Return what the server of a trial added up with, None where it does not say."""
+    results = (trial or {}).get("results") or [{}]
+    found = results[0].get("allreduce")
+    return dict(found) if found else None
+
+
+def name(way: str) -> str:
+    """Return an all-reduce in words."""
+    return _NAMES.get(way, way)
+
+
+def words(found: Mapping | None) -> str:
+    """Return what ran in words, empty where it is not known: C(NCCL through host memory)."""
+    if not found or not found.get("ran"):
+        return ""
+    through = _THROUGH.get(found.get("transport") or "")
+    return f"{name(found['ran'])} {through}" if through else name(found["ran"])
+
+
+def same(one: Mapping, other: Mapping) -> bool:
+    """Return whether two servers add up alike; what one of them does not say is no difference."""
+    pairs = [(one.get(key), other.get(key)) for key in ("ran", "transport")]
+    return all(mine is None or theirs is None or mine == theirs for mine, theirs in pairs)

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Names and words of an all-reduce."""
+
+from __future__ import annotations
+
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import allreduce
+
+ASKED = {"environment": {"GGML_CUDA_ALLREDUCE": "nccl"}}
+
+
+def test_an_arm_is_called_by_what_ran():
+    assert (allreduce.asked(ASKED), allreduce.of_load(ASKED)) == ("nccl", "nccl")
+    fell = {**ASKED, "allreduce": {"asked": "nccl", "ran": "internal", "transport": None, "fallback": "x"}}
+    assert (allreduce.asked(fell), allreduce.of_load(fell)) == ("nccl", "internal")
+    assert allreduce.of_load({**ASKED, "allreduce": {"ran": None}}) == "nccl"
+    assert allreduce.of_load({}) == ""
+    assert allreduce.environment("none") == {"GGML_CUDA_ALLREDUCE": "none"} and allreduce.environment("") == {}
+
+
+def test_what_ran_in_words():
+    assert allreduce.words({"ran": "nccl", "transport": "SHM"}) == "NCCL through host memory"
+    assert allreduce.words({"ran": "internal", "transport": None}) == "llama.cpp's internal all-reduce"
+    assert allreduce.words({"ran": None, "fallback": "y"}) == allreduce.words(None) == ""
+
+
+def test_what_one_does_not_say_is_no_difference():
+    shm, net = {"ran": "nccl", "transport": "SHM"}, {"ran": "nccl", "transport": "NET"}
+    assert allreduce.same(shm, shm) and not allreduce.same(shm, net)
+    assert allreduce.same(shm, {"ran": "nccl", "transport": None})
+    assert not allreduce.same(shm, {"ran": "internal", "transport": None})
+    assert allreduce.same(shm, {"ran": None, "transport": None})
+
+
+def test_a_trial_tells_what_its_server_used():
+    assert allreduce.of_trial({"results": [{"allreduce": {"ran": "nccl"}}]}) == {"ran": "nccl"}
+    assert allreduce.of_trial({"results": []}) is allreduce.of_trial(None) is None
