@@ -144,7 +144,7 @@ def test_a_program_whose_last_words_are_lost_is_started_again(trial, environment
     result = trial(environment={"FAKE_MUTE": str(lost_words.STARTS - 1), **environment})
     assert (result["load"]["status"], result["load"]["reason"]) == ("ok", None)
     assert result["load"]["results"][0]["perplexity"]["candidate"] == 5.01
-    ports = [line.split("--port ")[1].split()[0] for line in trial.starts if "--port" in line and "tensor" in line]
+    ports = [line.split("--port ")[1].split()[0] for line in trial.starts if "--port" in line and "-sm tensor" in line]
     assert len(ports) == lost_words.STARTS
     assert left_over() == []
 
@@ -157,8 +157,8 @@ def test_lost_words_between_others_are_asked_for_as_well(trial):
 def test_a_program_that_never_says_why_it_fails_is_left(trial):
     result = trial(environment={"FAKE_MUTE": "99"})
     assert result["load"]["reason"] == "llama.cpp ended with exit status 1 (it printed nothing)"
-    perplexities = [line for line in trial.starts if line.startswith("llama-perplexity") and "tensor" in line]
-    servers = [line for line in trial.starts if line.startswith("llama-server") and "tensor" in line]
+    perplexities = [line for line in trial.starts if line.startswith("llama-perplexity") and "-sm tensor" in line]
+    servers = [line for line in trial.starts if line.startswith("llama-server") and "-sm tensor" in line]
     assert len(perplexities) == len(servers) == lost_words.STARTS
 
 
