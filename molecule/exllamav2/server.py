@@ -8,6 +8,8 @@ from loguru import logger
 
 config = json.loads(pathlib.Path("config.yml").read_text())
 keys = {}
+# what it says beside the truth
+said = pathlib.Path("/srv/models/stand_in.json")
 logger.add("logs/{time}.log")
 if not config["network"]["disable_auth"]:
     keys = json.loads(pathlib.Path("api_tokens.yml").read_text())
@@ -39,8 +41,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.allowed():
             counted = asked.get("stream_options", {}).get("include_usage")
-            usage = {"completion_tokens": asked["max_tokens"]} if counted else None
-            self.answer(200, {"choices": [{"text": "four"}], "usage": usage})
+            usage = {"prompt_tokens": len(asked["prompt"].split()), "completion_tokens": asked["max_tokens"]}
+            text = json.loads(said.read_text())["ANSWER"] if said.exists() else "four"
+            self.answer(200, {"choices": [{"text": text}], "usage": usage if counted else None})
         else:
             self.answer(401, {"detail": "Please provide an API key"})
 

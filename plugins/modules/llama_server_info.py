@@ -105,7 +105,9 @@ server:
   type: dict
   contains:
     complete:
-      description: Whether the lines of this start are known; everything else is empty or V(none) if not.
+      description:
+        - Whether the lines of this start are known; everything else is empty or V(none) if not.
+        - V(none) for an ExLlama that is compared with O(deployment), whose journal does not say what it holds.
       type: bool
       returned: always
     build:
@@ -249,11 +251,14 @@ import urllib.request
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, systemd, unit_end
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.types import Json
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import server_check as exllama_check
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
     kept_load,
     llama_server,
     server_check,
 )
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import engines
 
 PROPERTIES = ("LoadState", "MainPID", "NeedDaemonReload", "InvocationID", "FragmentPath", *unit_end.PROPERTIES)
 POLL_SECONDS = 0.5
@@ -290,6 +295,15 @@ def _last_lines(module: AnsibleModule, journalctl: str, invocation: str) -> list
     return stdout.splitlines()[-LAST_LINES:]
 
 
+def _compared(deployment: Json, server: Json, unit_text: str) -> Json:
+    """Return how the server differs from a deployment; TabbyAPI's settings are compared, for it says nothing itself."""
+    if engines.of(deployment["serving"]).family == "llama_cpp":
+        return {"deviations": server_check.deviations(deployment, server)}
+    path = exllama_check.config_path(unit_text)
+    text = json_file.read_text(path or os.devnull) or ""
+    return {"deviations": exllama_check.deviations(deployment, unit_text, text), "server": {**server, "complete": None}}
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -317,6 +331,7 @@ def main() -> None:
         last_lines = _last_lines(module, journalctl, invocation)
     except UserError as exc:
         module.fail_json(msg=str(exc))
+    unit_text = json_file.read_text(properties.get("FragmentPath") or os.devnull) or ""
     result = {
         "changed": False,
         "state": state,
@@ -325,13 +340,13 @@ def main() -> None:
         "automatic_restarts": int(properties.get("NRestarts") or 0),
         "needs_reload": properties.get("NeedDaemonReload") == "yes",
         "invocation_id": invocation,
-        "api_key_file": llama_server.key_file(json_file.read_text(properties.get("FragmentPath") or os.devnull) or ""),
+        "api_key_file": llama_server.key_file(unit_text),
         "last_lines": last_lines,
         "server": server,
     }
     if module.params["deployment"] is not None:
         try:
-            result["deviations"] = server_check.deviations(module.params["deployment"], server)
+            result.update(_compared(module.params["deployment"], server, unit_text))
         except (KeyError, TypeError, ValueError) as exc:
             module.fail_json(msg=f"The recorded deployment is not complete ({exc}): run the tuning play again.")
     module.exit_json(**result)

@@ -31,6 +31,10 @@ options:
     description: Directory of the llama.cpp build.
     type: path
     default: /opt/llama.cpp/current
+  exllama_root:
+    description: Directory that ExLlama is installed in, for a deployment of it.
+    type: path
+    default: /opt/exllama
   fact_file:
     description: The host's recorded splits.
     type: path
@@ -71,9 +75,13 @@ baseline:
   returned: RV(why) is none
   type: dict
 build:
-  description: The key of the llama.cpp build in use, V(none) without one.
+  description: The key of the engine's build in use, V(none) without one.
   returned: RV(why) is none
   type: str
+versions:
+  description: Of an ExLlama, the versions of engine, C(pytorch) and C(tabbyapi) in that build; empty for llama.cpp.
+  returned: RV(why) is none
+  type: dict
 gpus:
   description: The NVIDIA cards, as C(mixed_gpu_gpus) of M(homelab.mixed_gpu.gpu_facts).
   returned: RV(why) is none
@@ -83,22 +91,27 @@ host:
   returned: RV(why) is none
   type: dict
 model:
-  description: C(path) of the model, whether it C(exists), and its C(sha256).
+  description:
+    - C(path) of the model, whether it C(exists), its C(sha256), and of a folder C(headers_sha256).
+    - The SHA-256 of a folder is that of its files with a manifest, V(none) without any.
   returned: RV(why) is none
   type: dict
 """
 
+import glob
 import importlib
 import os
 import platform
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, job, json_file, json_state
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.types import Json
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import release_plan
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware, nvml
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries, manifest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries, exl_folder, manifest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import engines, fact_record
 
 
 def cards(reason: str | None) -> Json:
@@ -107,18 +120,40 @@ def cards(reason: str | None) -> Json:
     return nvml.unavailable(reason) if reason is not None else nvml.probe(importlib.import_module("pynvml"), loaded)
 
 
+def folder(module: AnsibleModule, path: str) -> Json:
+    """Return whether a model in a folder is there, with the hashes of its headers and of the files with a manifest."""
+    try:
+        headers = exl_folder.read(path)[1]
+    except UserError as exc:
+        module.warn(str(exc))
+        return {"path": path, "exists": False, "sha256": None, "headers_sha256": None}
+    directory = os.path.join(module.params["state_dir"], "models")
+    recorded = [manifest.read_manifest(file, module.warn) for file in sorted(glob.glob(f"{directory}/*.json"))]
+    files = {one["path"]: one for one in recorded if one and str(one.get("path", "")).startswith(f"{path}/")}
+    if not all(os.path.isfile(file) for file in files):
+        return {"path": path, "exists": False, "sha256": None, "headers_sha256": headers}
+    hashed = []
+    for file in sorted(files):
+        digest = manifest.believed(files[file], file) or manifest.digest(file)
+        item = {"id": "tuned", "model_path": path}
+        hashed.append({"item": item, "sha256": digest.sha256, "size_bytes": None})
+    whole = entries.installed_models(hashed)["tuned"]["sha256"] if hashed else None
+    return {"path": path, "exists": True, "sha256": whole, "headers_sha256": headers}
+
+
 def model(module: AnsibleModule, path: str) -> Json:
     """Return whether the model is there, and its hash as the role llm_models counts that of several files."""
     directory = os.path.join(module.params["state_dir"], "models")
     files = entries.model_files([{"id": "tuned", "path": path}], "/")
     if not all(os.path.isfile(file["path"]) for file in files):
-        return {"path": path, "exists": False, "sha256": None}
+        return {"path": path, "exists": False, "sha256": None, "headers_sha256": None}
     hashed = []
     for file in files:
         recorded = manifest.read_manifest(manifest.manifest_path(directory, file["path"]), module.warn)
         digest = manifest.believed(recorded, file["path"]) or manifest.digest(file["path"])
         hashed.append({"item": file, "sha256": digest.sha256, "size_bytes": None})
-    return {"path": path, "exists": True, "sha256": entries.installed_models(hashed)["tuned"]["sha256"]}
+    whole = entries.installed_models(hashed)["tuned"]["sha256"]
+    return {"path": path, "exists": True, "sha256": whole, "headers_sha256": None}
 
 
 def baseline(path: str) -> Json | None:
@@ -132,7 +167,7 @@ def gather(module: AnsibleModule, gpus: Json) -> Json:
     params = module.params
     text = json_file.read_text(params["fact_file"])
     record = fact_record.empty() if text is None else fact_record.FORM.parse(text, params["fact_file"])
-    found = fact_record.find(record, params["fact_file"], params["deployment"], "llama_cpp")
+    found = fact_record.find(record, params["fact_file"], params["deployment"])
     deployment, entry = found["deployment"], found["entry"]
     if deployment is None or entry is None:
         return {"why": found["why"]}
@@ -141,15 +176,19 @@ def gather(module: AnsibleModule, gpus: Json) -> Json:
             "why": f"{deployment} is not what is served ({found['active']} is), and only a served model can be"
             " revalidated: serve it first (split_tuning_model_id, then site)"
         }
+    engine = engines.of(entry["serving"])
+    root = params["llama_cpp"] if engine.family == "llama_cpp" else params["exllama_root"]
+    build_file, path = os.path.join(root, engine.build_file), entry["model"]["path"]
     return {
         "why": None,
         "deployment": deployment,
         "entry": entry,
         "baseline": baseline(baselines.path(params["state_dir"], deployment)),
-        "build": job.build_key(os.path.join(params["llama_cpp"], "build.json")),
+        "build": job.build_key(build_file),
+        "versions": release_plan.versions(job.build_record(build_file)),
         "gpus": gpus,
         "host": {"kernel": platform.release(), "firmware": host_hardware.firmware()},
-        "model": model(module, entry["model"]["path"]),
+        "model": folder(module, path) if engine.model_file else model(module, path),
     }
 
 
@@ -158,6 +197,7 @@ def main() -> None:
         argument_spec={
             "deployment": {"type": "str", "default": ""},
             "llama_cpp": {"type": "path", "default": "/opt/llama.cpp/current"},
+            "exllama_root": {"type": "path", "default": "/opt/exllama"},
             "fact_file": {"type": "path", "default": "/etc/ansible/facts.d/mixed_gpu.fact"},
             "state_dir": {"type": "path", "default": "/var/lib/mixed_gpu"},
             "host_python": {"type": "path", "default": host_python.DEFAULT},

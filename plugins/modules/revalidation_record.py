@@ -37,9 +37,13 @@ options:
         type: dict
         required: true
       build:
-        description: Key of the llama.cpp build that measured.
+        description: Key of the engine's build that measured.
         type: str
         required: true
+      versions:
+        description: Versions in the build of an ExLlama, as M(homelab.mixed_gpu.split_tuning_info) tells them.
+        type: dict
+        default: {}
       gpus:
         description: The fact C(mixed_gpu_gpus) of M(homelab.mixed_gpu.gpu_facts).
         type: dict
@@ -79,13 +83,15 @@ options:
         description: C(server) of M(homelab.mixed_gpu.llama_server_info).
         type: dict
         required: true
-      served:
-        description: C(tests) of M(homelab.mixed_gpu.llama_server_benchmark).
-        type: list
-        elements: dict
-      contention:
-        description: Its C(contention). Where something else computed, O(completion.served) is not taken.
+      completions:
+        description: >-
+          The result of M(homelab.mixed_gpu.llama_server_benchmark) or M(homelab.mixed_gpu.exllama_server_benchmark).
+          Its C(tests) are not taken where something else computed meanwhile.
         type: dict
+      ignore_contention:
+        description: Whether they are taken all the same.
+        type: bool
+        default: false
   revalidation:
     description: A verdict of M(homelab.mixed_gpu.campaign), for the history.
     type: dict
@@ -183,8 +189,10 @@ def wanted(params: Json, before: Json | None) -> Json | None:
             after = baselines.checked(baselines.make(params["deployment"], **measured))
         if completion is not None and after is not None:
             memory = baselines.memory(completion["entry"], completion["server"])
-            calm = contention.who(completion["contention"]) is None
-            after = baselines.checked(baselines.complete(after, memory, completion["served"] if calm else None))
+            seen = completion["completions"] or {}
+            calm = completion["ignore_contention"] or contention.who(seen.get("contention")) is None
+            served = seen.get("tests") if calm else None
+            after = baselines.checked(baselines.complete(after, memory, served, seen.get("answer")))
     except (ValueError, KeyError) as exc:
         what = f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)
         raise UserError(f"This is no baseline: {what}") from exc
@@ -229,6 +237,7 @@ def main() -> None:
                 "options": {
                     "entry": {"type": "dict", "required": True},
                     "build": {"type": "str", "required": True},
+                    "versions": {"type": "dict", "default": {}},
                     "gpus": {"type": "dict", "required": True},
                     "host": {"type": "dict", "required": True},
                     "loads": {"type": "list", "elements": "dict", "required": True},
@@ -242,8 +251,8 @@ def main() -> None:
                 "options": {
                     "entry": {"type": "dict", "required": True},
                     "server": {"type": "dict", "required": True},
-                    "served": {"type": "list", "elements": "dict"},
-                    "contention": {"type": "dict"},
+                    "completions": {"type": "dict"},
+                    "ignore_contention": {"type": "bool", "default": False},
                 },
             },
             "revalidation": {"type": "dict"},

@@ -187,6 +187,10 @@ load:
       returned: when ExLlama measured
       type: list
       elements: dict
+    answers:
+      description: Of ExLlama, what the model made of a fixed text, see C(docs/data_formats.md).
+      returned: when ExLlama measured
+      type: dict
     measured_at:
       description: When the measurement ended (UTC).
       returned: when measured
@@ -213,9 +217,7 @@ llama_cpp_build:
   type: str
 """
 
-import contextlib
 import dataclasses
-import importlib
 import json
 import os
 import time
@@ -225,7 +227,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import card_watch
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import outcome, run, store
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring.types import Load
@@ -245,13 +247,7 @@ class SplitBenchmark(run.StoredLoad):
         except UserError as exc:
             module.fail_json(msg=f"This load cannot be measured: {exc}.")
         super().__init__(module, load)
-        # before anything is changed: it may move this module into the other interpreter
-        unwatched = host_python.enter(["pynvml"], module.params["host_python"])
-        self.nvml = importlib.import_module("pynvml") if unwatched is None else None
-
-    def watched(self) -> contextlib.AbstractContextManager[dict[str, t.Any]]:
-        """Watch the cards meanwhile; the dict has their conditions at the end, and is empty without any."""
-        return contextlib.nullcontext({}) if self.nvml is None else nvml.watched(self.nvml)
+        self.cards = card_watch.once(module.params["host_python"])
 
     def answers(self, stored: Load) -> bool:
         # a device that tensor mode brought down would be brought down again
@@ -272,7 +268,7 @@ class SplitBenchmark(run.StoredLoad):
         limit = min(self.params["timeout_seconds"], self.load.get("timeout_seconds") or self.params["timeout_seconds"])
         with self.leased():
             started = time.monotonic()
-            with self.watched() as conditions:
+            with self.cards as conditions:
                 verdict = self.run_bench(command, limit, lock)
             wall_ms = round((time.monotonic() - started) * 1000)
             remaining = limit - int(time.monotonic() - started)
@@ -328,6 +324,7 @@ class ExllamaBenchmark(run.StoredLoad):
         except UserError as exc:
             module.fail_json(msg=f"This load cannot be measured: {exc}.")
         super().__init__(module, load)
+        self.cards = card_watch.once(module.params["host_python"])
 
     def answers(self, stored: Load) -> bool:
         return store.reusable(stored, self.order["tests"])
@@ -347,9 +344,10 @@ class ExllamaBenchmark(run.StoredLoad):
         sandbox = self.sandbox(["CUDA"], "layer", files, "exllama")
         with self.leased():
             started = time.monotonic()
-            ended = self.run_limited(
-                [*self.params["wrapper"], *command], sandbox, self.params["environment"], limit, lock
-            )
+            with self.cards as conditions:
+                ended = self.run_limited(
+                    [*self.params["wrapper"], *command], sandbox, self.params["environment"], limit, lock
+                )
             wall_ms = round((time.monotonic() - started) * 1000)
         after = limit if ended.timed_out else None
         verdict, more = exllama_bench.judge(ended.rc, ended.stdout, ended.stderr, after, self.order)
@@ -360,6 +358,7 @@ class ExllamaBenchmark(run.StoredLoad):
             "reason": verdict.reason,
             "results": verdict.results,
             **more,
+            "conditions": conditions,
             "wall_ms": wall_ms,
         }
         return self.store(load, command)

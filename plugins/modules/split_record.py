@@ -126,6 +126,14 @@ engine:
   description: The engine that it was tuned with, V(none) when it is not recorded.
   returned: when O(state=query)
   type: str
+family:
+  description: The family of that engine, V(llama_cpp) or V(exllama), or V(none).
+  returned: when O(state=query)
+  type: str
+unit:
+  description: The unit of the server of that engine, or V(none).
+  returned: when O(state=query)
+  type: str
 active:
   description: Id of the deployment that is served, or V(none).
   returned: when O(state=query)

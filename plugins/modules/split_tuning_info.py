@@ -67,6 +67,10 @@ build:
   description: The key of the engine's build, or V(none).
   returned: success
   type: str
+versions:
+  description: Of an ExLlama, the versions of engine, C(pytorch) and C(tabbyapi) in this build; empty for llama.cpp.
+  returned: success
+  type: dict
 gpus:
   description: The NVIDIA cards, as C(mixed_gpu_gpus) of M(homelab.mixed_gpu.gpu_facts).
   returned: success
@@ -97,6 +101,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, job, json_file, sandboxed_run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import release_plan
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 
@@ -148,6 +153,7 @@ def main() -> None:
         changed=False,
         missing=[path for path in params["needed"] if not os.path.exists(path)],
         build=job.build_key(params["build_file"]),
+        versions=release_plan.versions(job.build_record(params["build_file"])),
         gpus=gpus,
         record=record,
         record_problem=problem,

@@ -1,4 +1,8 @@
-"""The whole way with the other engine: site fetches a model, tunes it on unequal cards, serves it as it was tuned."""
+"""The whole way with the other engine: site fetches a model, tunes it on unequal cards, serves it as it was tuned.
+
+Then the playbook revalidate says whether it is as it was. The clock is that of the stand-ins, so all that is measured
+follows from FAKE_BLOCK_MS.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ import pytest
 from ansible_collections.homelab.mixed_gpu.tests.lab import controller as lab
 
 FAST, SLOW = "GPU-11111111-2222-3333-4444-555555555555", "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa"
+BASELINES = "/var/lib/mixed_gpu/baselines"
+OTHERWISE = "/srv/models/stand_in.json"
 FACT = "/etc/ansible/facts.d/mixed_gpu.fact"
 SITE = {
     "mixed_gpu_engine": "exllamav2",
@@ -28,8 +34,10 @@ SITE = {
     # what a block takes on each of them
     "split_tuning_environment": {
         "FAKE_UUIDS": f"{FAST},{SLOW}", "FAKE_BLOCK_MS": "0.5,1.5", "FAKE_BLOCK_GB": "0.0014028",
-        "FAKE_OVERHEAD_GB": "0.087", "FAKE_HEAD_GB": "0.0007",
+        "FAKE_OVERHEAD_GB": "0.087", "FAKE_HEAD_GB": "0.0007", "FAKE_CLOCK": "1", "FAKE_OVERRIDES": OTHERWISE,
     },
+    # other programs of this machine are no matter of these tests
+    "revalidate_ignore_contention": True,
 }  # fmt: skip
 
 
@@ -66,6 +74,107 @@ def test_site_serves_the_split_that_it_measured(host, site):
 def test_a_second_run_of_site_changes_nothing(site):
     done = site()
     assert done.returncode == 0 and re.search(r"changed=0 ", done.stdout), done.stdout[-6000:]
+
+
+# --- revalidate ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def revalidate(host, site, tmp_path):
+    """Return how a revalidation ended, its verdict, and its checks by name."""
+    (tmp_path / "site.json").write_text(json.dumps(SITE), encoding="utf-8")
+    controller = lab.Controller("exllamav2", "homelab.mixed_gpu.revalidate")
+
+    def _revalidate(*options):
+        report = tmp_path / "revalidation.json"
+        report.unlink(missing_ok=True)
+        wanted = (f"--extra-vars=@{tmp_path}/site.json", "--extra-vars=revalidate_measure=true")
+        done = controller.play(*wanted, f"--extra-vars=revalidate_report={report}", *options)
+        (result,) = json.loads(report.read_text(encoding="utf-8"))["hosts"].values()
+        return done, result, {check["name"]: check for check in result["checks"]}
+
+    yield _revalidate
+    host.run(f"rm -f {OTHERWISE}")
+
+
+def otherwise(host, **variables):
+    """Let the stand-ins behave otherwise than they did."""
+    assert host.run(f"echo '{json.dumps(variables)}' > {OTHERWISE}").rc == 0
+
+
+def recorded(host):
+    """Return the served deployment, its entry, and its baseline."""
+    fact = json.loads(host.file(FACT).content_string)
+    name = fact["active"]
+    return name, fact["models"][name], json.loads(host.file(f"{BASELINES}/{name}.json").content_string)
+
+
+def test_the_tuning_has_left_a_baseline(host, site):
+    _name, entry, baseline = recorded(host)
+    assert len(baseline["loads"]) >= 3 and baseline["reason"] == "tuned"
+    assert {load["status"] for load in baseline["loads"]} == {"ok"}
+    said = {json.dumps(load["answers"], sort_keys=True) for load in baseline["loads"]}
+    assert len(said) == 1 and json.loads(said.pop())["nats_per_token"] > 0
+    assert [row["id"] for row in baseline["memory"]] == [FAST, SLOW]
+    configuration = baseline["configuration"]
+    assert configuration["pytorch"] == "2.11.0+cu130.stand.in" and len(configuration["tabbyapi"]) == 40
+    assert configuration["gpu_split_gb"] == entry["gpu_split_gb"]
+
+
+def test_a_host_that_is_as_it_was_is_ok(host, revalidate):
+    done, result, checks = revalidate()
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert (result["verdict"], result["measured"], result["changes"]) == ("ok", True, [])
+    assert {"cards", "server", "placement", "model", "memory", "answers", "decode", "prefill"} <= set(checks)
+    assert "as likely as in the baseline" in checks["answers"]["detail"]
+    lab.eventually(lambda: host.run("systemctl is-active exllama-server").stdout.strip() == "active")
+    assert host.run("systemctl is-active mixed-gpu-lease").stdout.strip() != "active"
+
+
+def test_a_file_of_the_model_that_was_replaced_is_broken(host, revalidate):
+    weights = f"{recorded(host)[1]['model']['path']}/model.safetensors"
+    assert host.run(f"cp -a {weights} /root/kept && printf x | dd of={weights} bs=1 seek=20000 conv=notrunc").rc == 0
+    try:
+        done, result, checks = revalidate()
+        assert done.returncode == 2 and "was replaced" in checks["model"]["detail"]
+        assert (result["verdict"], result["measured"]) == ("broken", False)
+    finally:
+        host.run(f"cp -a /root/kept {weights} && rm /root/kept")
+
+
+def test_slower_cards_have_regressed_by_what_they_are_slower(host, revalidate):
+    _name, entry, _baseline = recorded(host)
+    fast, slow = (place["layers"] for place in entry["placement"])
+    otherwise(host, FAKE_BLOCK_MS="0.5,3.0")
+    done, result, checks = revalidate()
+    assert done.returncode == 2 and result["verdict"] == checks["decode"]["verdict"] == "regressed"
+    # the output layer is on the last card and takes no time there
+    percent = 100 * ((0.5 * fast + 3.0 * (slow - 1)) / (0.5 * fast + 1.5 * (slow - 1)) - 1)
+    assert checks["decode"]["change_percent"] == pytest.approx(percent, abs=1)
+    assert checks["answers"]["verdict"] == "ok"
+
+
+def test_wrong_answers_are_broken_and_become_no_baseline(host, revalidate):
+    before = recorded(host)[2]
+    otherwise(host, FAKE_MODE="wrong")
+    done, result, checks = revalidate("--extra-vars=accept=true")
+    assert done.returncode == 2 and result["verdict"] == "broken", done.stdout[-6000:]
+    assert checks["answers"]["verdict"] == "broken" and "wrong results" in checks["answers"]["detail"]
+    assert recorded(host)[2] == before
+
+
+def test_another_build_is_named_and_accepted(host, site, revalidate):
+    """As after an update that changed neither speed nor answers: site then measures nothing."""
+    build = host.run("readlink -f /opt/exllama/v2/current/build.json").stdout.strip()
+    assert host.run(f"cp -a {build} /root/build.json && sed -i s/2.11.0/2.12.0/ {build}").rc == 0
+    try:
+        done, result, _checks = revalidate("--extra-vars=accept=true")
+        assert done.returncode == 0, done.stdout[-6000:]
+        assert [change["part"] for change in result["changes"]] == ["pytorch"]
+        baseline = recorded(host)[2]
+        assert baseline["reason"] == "accepted" and baseline["configuration"]["pytorch"].startswith("2.12.0")
+    finally:
+        host.run(f"cp -a /root/build.json {build} && rm /root/build.json")
 
 
 def test_the_cards_of_the_inventory_are_tuned_and_served_in_their_order(host, site):

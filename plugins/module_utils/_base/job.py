@@ -19,6 +19,7 @@ import typing as t
 
 from . import json_file, sandboxed_run
 from .errors import UserError
+from .types import Json
 
 MIB: t.Final = 1 << 20
 
@@ -192,13 +193,19 @@ def sha256(path: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
-def build_key(path: str) -> str | None:
-    """Return the key in a build.json, or None where there is none that can be read."""
+def build_record(path: str) -> Json:
+    """Return what a build.json says; nothing where there is none that can be read."""
     try:
         found = json_file.from_text(json_file.read_text(path) or "null")
     except (OSError, ValueError):
-        return None
-    return str(found["key"]) if isinstance(found, dict) and "key" in found else None
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def build_key(path: str) -> str | None:
+    """Return the key in a build.json, or None where there is none that can be read."""
+    found = build_record(path)
+    return str(found["key"]) if "key" in found else None
 
 
 def oldest_files(folder: pathlib.Path, most_mib: int) -> tuple[list[pathlib.Path], int]:

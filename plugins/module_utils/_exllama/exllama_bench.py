@@ -12,6 +12,7 @@ from .._base.types import Json, Mapping
 from .._measuring import load_checks, outcome
 from .._split import engines, exl_split, memory_plan
 from .._split.types import ListedDevice, Model, Serving
+from . import fixed_text
 
 #: How often the worker may load a model again to correct where exllamav3 put it.
 LOADS_TO_CORRECT = 6
@@ -42,7 +43,9 @@ def measure_order(
     try:
         memory = memory_plan.MemoryPlan(model, serving)
         budgets = memory_plan.budgets_mib(devices, reserve_mib)
-        split = exl_split.gpu_split_gb(model, serving, memory, load["layers"], budgets)
+        # of a recorded split the numbers are known, and others are none of it
+        recorded = [float(share) for share in load.get("gpu_split_gb") or []]
+        split = recorded or exl_split.gpu_split_gb(model, serving, memory, load["layers"], budgets)
         cache = _cache(engine.name, serving)
     except KeyError as exc:
         raise UserError(f"model or serving of {label} has no {exc}") from exc
@@ -61,7 +64,8 @@ def measure_order(
         "chunk_size": serving["micro_batch_size"],
         "cache": cache,
         "tests": [dict(test) for test in tests],
-        "tries": LOADS_TO_CORRECT,
+        "tries": 1 if recorded else LOADS_TO_CORRECT,
+        **fixed_text.order(serving["context_size"]),
     }
 
 
@@ -87,7 +91,8 @@ def judge(
 ) -> tuple[outcome.Verdict, Json]:
     """Return the verdict over a finished worker, and what the load says beyond a load of llama-bench.
 
-    That is C(gpu_split_gb), C(tries), C(load_ms) and C(loaded), cards with their memory; empty unless it is ok.
+    That is C(gpu_split_gb), C(tries), C(load_ms), C(loaded), cards with their memory, and C(answers); empty unless it
+    is ok.
     """
     name = engines.named(order["engine"]).display
 
@@ -122,6 +127,7 @@ def judge(
             "tries": answer["tries"],
             "load_ms": answer["load_ms"],
             "loaded": answer["devices"],
+            "answers": fixed_text.checked(answer["answers"]),
         }
         return outcome.Verdict("ok", None, answer["results"], [], versions, True), more
     except (KeyError, TypeError, ValueError) as exc:

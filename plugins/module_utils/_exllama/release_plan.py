@@ -95,6 +95,21 @@ def architectures(settings: Settings, cards: t.Mapping[str, t.Any]) -> list[t.An
     return sorted({card["compute_capability"].replace(".", "") for card in found})
 
 
+def versions(record: t.Mapping[str, t.Any]) -> dict[str, str]:
+    """Return what a build.json of a release says of versions: engine, pytorch and tabbyapi; of another build, nothing.
+
+    A revalidation tells them where they changed.
+    """
+    if "package" not in record:
+        return {}
+    server = record.get("server") or {}
+    return {
+        str(record["package"]): str(record.get("version", "")),
+        "pytorch": str(record.get("torch", "")),
+        "tabbyapi": str(server.get("commit", "")),
+    }
+
+
 def directory(record: t.Mapping[str, t.Any]) -> str:
     """Return the name of the directory of a recorded release."""
     return f"{record['version']}-{record['key'][:12]}"

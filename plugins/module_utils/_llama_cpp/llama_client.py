@@ -34,9 +34,10 @@ def read_api_key(path: str | None) -> str | None:
 
 
 class Client:
-    """One llama-server."""
+    """One llama-server, or another server that answers with JSON; C(server) is its unit's name, for sentences."""
 
-    def __init__(self, url: str, api_key: str | None, timeout_seconds: int) -> None:
+    def __init__(self, url: str, api_key: str | None, timeout_seconds: int, server: str = "llama-server") -> None:
+        self.server = server
         self.url = url.rstrip("/")
         self.headers = {"Content-Type": "application/json"}
         if api_key:
@@ -49,7 +50,7 @@ class Client:
         """GET, or POST where there is a body, and return the JSON object of the answer. Raises ServerError."""
         parsed = self._ask(path, body)
         if not isinstance(parsed, dict):
-            raise ServerError(f"{self.url}{path} gave no JSON object: is it a llama-server?")
+            raise ServerError(f"{self.url}{path} gave no JSON object: is it {self.server}?")
         return parsed
 
     def _ask(self, path: str, body: Json | None = None) -> t.Any:
@@ -67,12 +68,12 @@ class Client:
             ) from exc
         except (http.client.HTTPException, ConnectionResetError) as exc:
             raise ServerError(
-                f"{where}: the server broke off ({exc}), so it probably died: see journalctl -u llama-server."
+                f"{where}: the server broke off ({exc}), so it probably died: see journalctl -u {self.server}."
             ) from exc
         except urllib.error.URLError as exc:
-            raise ServerError(f"{where} cannot be reached ({exc.reason}): is llama-server running?") from exc
+            raise ServerError(f"{where} cannot be reached ({exc.reason}): is {self.server} running?") from exc
         except ValueError as exc:
-            raise ServerError(f"{where} gave no JSON ({exc}): is it a llama-server?") from exc
+            raise ServerError(f"{where} gave no JSON ({exc}): is it {self.server}?") from exc
 
     def status(self, method: str, path: str, body: Json | None = None) -> tuple[int | None, Json]:
         """Return the HTTP status, None without an answer, and the JSON object of the answer, {} where it is none."""

@@ -229,6 +229,7 @@ def _tuned(state: State) -> Plan:
         lines.insert(0, state.baseline["why"])
         measured = {
             "build": state.look["build"],
+            "versions": state.look["versions"],
             "gpus": state.look["gpus"],
             "host": state.needed("host")["host"],
             "loads": state.baseline["reference"],

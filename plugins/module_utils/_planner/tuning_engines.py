@@ -155,10 +155,7 @@ class Exllama:
         return [by_id[card_id] for card_id in self.settings.exllama_gpus] or found
 
     def environment(self, look: Mapping) -> Json:
-        # as exllama-server.service has it
-        if self.settings.engine != "exllamav2":
-            return {}
-        return {"EXLLAMA_NO_SDPA": "1", **({} if look["flash_attention"] else {"EXLLAMA_NO_FLASH_ATTN": "1"})}
+        return exl_split.environment(self.serving(look))
 
     @property
     def _programs(self) -> Json:

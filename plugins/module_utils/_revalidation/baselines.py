@@ -12,7 +12,7 @@ import typing as t
 from .._base import fingerprints, json_state
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from .._split import placement
+from .._split import engines, placement
 from .._split.load_tests import visible_percent
 
 SCHEMA: t.Final = 1
@@ -30,14 +30,20 @@ _GPU_FIELDS = (
 )
 
 
-def configuration(entry: Mapping, build: str, gpus: Mapping, host: Mapping) -> Json:
+def configuration(
+    entry: Mapping, build: str | None, gpus: Mapping, host: Mapping, versions: Mapping | None = None
+) -> Json:
     """Return everything in clear that can move the speed of a recorded split and is read without touching a device.
 
-    C(entry) is the fact's, C(build) the key of the llama.cpp build in use, C(gpus) C(mixed_gpu_gpus), C(host) the
-    C(host) of host_info.
+    C(entry) is the fact's, C(build) the key of the engine's build in use, C(gpus) C(mixed_gpu_gpus), C(host) the
+    C(host) of host_info, C(versions) what split_tuning_info says of an ExLlama's build.
     """
+    engine = engines.of(entry["serving"])
+    split = {"gpu_split_gb": list(entry["gpu_split_gb"])} if "gpu_split_gb" in entry else {}
     return {
-        "llama_cpp": build,
+        engine.build_part: build,
+        **(versions or {}),
+        **split,
         "model_sha256": entry["model"]["sha256"],
         "driver_version": gpus.get("driver_version"),
         "cuda_driver_version": gpus.get("cuda_driver_version"),
@@ -65,27 +71,49 @@ def make(
     reason: str,
     most_loads: int,
     recorded_at: str = "",
+    versions: Mapping | None = None,
 ) -> Json:
     """Return a baseline; what only a loaded server tells (C(memory), C(served)) is added by complete.
 
-    C(entry), C(build), C(gpus) and C(host) are as for configuration, C(loads) those of the recorded split as it is
-    served, C(most_loads) the number that a later revalidation may measure, C(recorded_at) when they were measured
-    unless that is when the entry was recorded.
+    C(entry), C(build), C(gpus), C(host) and C(versions) are as for configuration, C(loads) those of the recorded split
+    as it is served, C(most_loads) the number that a later revalidation may measure, C(recorded_at) when they were
+    measured unless that is when the entry was recorded.
     """
     return {
         "schema": SCHEMA,
         "deployment": deployment,
         "recorded_at": recorded_at or entry["recorded_at"],
         "reason": reason,
-        "configuration": configuration(entry, build, gpus, host),
+        "configuration": configuration(entry, build, gpus, host, versions),
         "devices": [dict(device) for device in entry["devices"]],
         "loads": [dict(load) for load in loads],
         "device_probe": entry.get("device_probe"),
         "fit": entry["decision"].get("fit"),
-        "memory": None,
+        "memory": loaded(entry, loads),
         "served": None,
+        "answer": None,
         "smallest_visible_percent": visible_percent(loads, most_loads),
     }
+
+
+def loaded(entry: Mapping, loads: t.Sequence[Mapping]) -> list[Json] | None:
+    """Return what each card held in the last load that says it, beside the plan, as C(memory); None of llama.cpp.
+
+    The worker of an ExLlama tells it; TabbyAPI does not.
+    """
+    cards = next((load["loaded"] for load in reversed(loads) if load.get("loaded")), None)
+    if cards is None:
+        return None
+    said = dict(zip([device["id"] for device in entry["devices"]], cards, strict=True))
+    return [
+        {
+            "id": plan["id"],
+            "planned_mib": plan["mib"],
+            "loaded_mib": said[plan["id"]]["used_mib"],
+            "free_mib": said[plan["id"]]["free_mib"],
+        }
+        for plan in placement.used_devices(entry)
+    ]
 
 
 def memory(entry: Mapping, server: Mapping) -> list[Json] | None:
@@ -108,10 +136,16 @@ def memory(entry: Mapping, server: Mapping) -> list[Json] | None:
     return rows
 
 
-def complete(baseline: Mapping, seen_memory: t.Sequence[Mapping] | None, served: t.Sequence[Mapping] | None) -> Json:
+def complete(
+    baseline: Mapping,
+    seen_memory: t.Sequence[Mapping] | None,
+    served: t.Sequence[Mapping] | None,
+    answer: str | None = None,
+) -> Json:
     """Return the baseline with what the loaded server said; what it knew before stays."""
     return {
         **baseline,
+        "answer": baseline["answer"] if baseline["answer"] is not None else answer,
         "memory": baseline["memory"] if baseline["memory"] is not None else seen_memory,
         "served": baseline["served"] if baseline["served"] is not None else served,
     }
@@ -127,7 +161,7 @@ def _check(data: Json) -> None:
     for field, kind in _FIELDS.items():
         if not isinstance(data.get(field), kind):
             raise UserError(f"its {field} is missing or no {kind.__name__}")
-    for field in ("device_probe", "fit", "memory", "served"):
+    for field in ("device_probe", "fit", "memory", "served", "answer"):
         if field not in data:
             raise UserError(f"its {field} is missing")
     if not all(isinstance(load, dict) and {"status", "results", "layers"} <= set(load) for load in data["loads"]):

@@ -17,6 +17,7 @@ from .._base.steps import Done, Lease, Mapping, Plan, Step
 from .._base.types import Json
 from .._measuring import contention
 from .._planner import probe_stage, tuning_steps
+from .._split import engines
 from . import campaign_settings, campaign_steps, contended, next_load, verdict
 from .observation import Observation
 
@@ -96,8 +97,9 @@ def _measure(seen: Observation) -> Plan | None:
     wanted, why = _wish(seen)
     if not wanted or seen.failure is not None:
         return None
-    if seen.result("devices") is None:
-        return _under_lease(seen, campaign_steps.devices(seen), why)
+    missing = [step for step in campaign_steps.before_loads(seen) if seen.result(step.name) is None]
+    if missing:
+        return _under_lease(seen, missing[0], why)
     step = _probe(seen)
     if step is None:
         load = next_load.step(seen.observed, seen.settings.limits)["load"]
@@ -187,22 +189,27 @@ def _accepted(seen: Observation, result: Mapping) -> Json:
         "obstacle": None,
         "renewal": renewal,
         "build": host["build"],
+        "versions": host["versions"],
         "gpus": host["gpus"],
         "host": host["host"],
         "loads": contended.judged_loads(seen.loads),
         "server": observed["server"]["server"],
-        "served": None if in_use else observed["served"],
+        "completions": {"tests": None if in_use else observed["served"], "answer": observed["answer"]},
         "revalidation": _renamed(result, "new baseline"),
     }
 
 
 def _retuned(seen: Observation, result: Mapping) -> Json:
-    """Return C({obstacle, model, rpc_endpoints, fingerprint_extra, revalidation}): what tunes this deployment again."""
+    """Return C({obstacle, family, engine, serving, cards, ...}): what tunes this deployment again."""
     blocked = next_load.blocked(seen.observed, for_baseline=True)
     entry, extra = seen.entry, seen.settings.fingerprint_extra
     return {
         "obstacle": None if blocked is None else f"Nothing was tuned: {blocked}.",
-        "model": {**entry["model"], "sha256": seen.host["model"]["sha256"]},
+        "family": engines.of(entry["serving"]).family,
+        "engine": engines.of(entry["serving"]).name,
+        "serving": entry["serving"],
+        "cards": [device["id"] for device in entry["devices"]],
+        "model": {**entry["model"], "sha256": seen.host["model"]["sha256"] or ""},
         "rpc_endpoints": entry["rpc_endpoints"],
         "fingerprint_extra": extra or entry["fingerprint_parts"].get("extra", {}),
         "revalidation": _renamed(result, "tuned again after"),

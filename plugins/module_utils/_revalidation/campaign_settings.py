@@ -31,6 +31,9 @@ class Settings:
     llama_cpp: str
     server_url: str
     api_key_file: str
+    exllama_root: str
+    exllama_url: str
+    exllama_api_key_file: str
     served_tests: list[dict[str, t.Any]]
     busy_seconds: float
     host_python: str

@@ -10,14 +10,13 @@ import typing as t
 from .._base import fingerprints
 from .._base.steps import Mapping, Step
 from .._base.types import Json
+from . import campaign_engines
 from .observation import LOAD, PROBE, Observation
 
 #: How long a job may wait for the lock of another measurement, beside its own limit.
 _WAIT_SECONDS: t.Final = 3600
 #: Seconds that a load takes of which the baseline does not say.
 _USUAL_SECONDS: t.Final = 60.0
-#: What a restarted server is asked: it has to answer, how fast does not matter.
-_AGAIN_TESTS: t.Final = ({"name": "again", "prompt_tokens": 16, "generated_tokens": 8, "repetitions": 1},)
 
 
 def host(seen: Observation) -> Step:
@@ -26,6 +25,7 @@ def host(seen: Observation) -> Step:
     arguments = {
         "deployment": settings.deployment,
         "llama_cpp": settings.llama_cpp,
+        "exllama_root": settings.exllama_root,
         "state_dir": settings.state_dir,
         "host_python": settings.host_python,
     }
@@ -34,41 +34,26 @@ def host(seen: Observation) -> Step:
 
 def server(seen: Observation, name: str = "server", wait_seconds: int = 0) -> Step:
     """Read where the server put the model; wait while it loads."""
-    arguments = {"url": seen.settings.server_url, "deployment": dict(seen.entry), "wait_seconds": wait_seconds}
+    arguments = {**seen.family.server(), "deployment": dict(seen.entry), "wait_seconds": wait_seconds}
     return Step(name, "llama_server_info", arguments, "wait for the server" if wait_seconds else "read the server", 10)
 
 
 def use(seen: Observation) -> Step:
     """Check whether the server or a card is in use."""
     settings = seen.settings
-    arguments = {
-        "url": settings.server_url,
-        "api_key_file": settings.api_key_file,
-        "seconds": settings.busy_seconds,
-        "host_python": settings.host_python,
-    }
+    arguments = {**seen.family.client(), "seconds": settings.busy_seconds, "host_python": settings.host_python}
     return Step("use", "llama_server_busy_info", arguments, "check whether the server is in use", 10)
 
 
 def served(seen: Observation, again: bool = False) -> Step:
     """Measure completions of the server; nothing is stored, so each run asks anew."""
-    settings = seen.settings
-    tests = list(_AGAIN_TESTS) if again else settings.served_tests
-    arguments = {"url": settings.server_url, "api_key_file": settings.api_key_file, "tests": tests}
-    name = "completion again" if again else "served"
-    return Step(name, "llama_server_benchmark", arguments, "measure completions of the server", 20, tolerated=True)
+    tests = campaign_engines.AGAIN_TESTS if again else seen.settings.served_tests
+    return seen.family.served("completion again" if again else "served", tests)
 
 
-def devices(seen: Observation) -> Step:
-    """List the devices as llama.cpp sees them, in the recorded order."""
-    entry = seen.entry
-    arguments = {
-        "llama_bench": f"{seen.settings.llama_cpp}/bin/llama-bench",
-        "rpc_endpoints": entry["rpc_endpoints"],
-        "environment": seen.environment,
-        "expected_devices": entry["devices"],
-    }
-    return Step("devices", "llama_devices_info", arguments, "list the devices", 10, tolerated=True)
+def before_loads(seen: Observation) -> list[Step]:
+    """Return what is asked under the lease before the first load."""
+    return seen.family.before_loads(seen.environment)
 
 
 def probe_sizes(seen: Observation, probe: Mapping) -> Step:
@@ -83,7 +68,7 @@ def _measuring(seen: Observation) -> Json:
     settings = seen.settings
     listed = seen.result("devices") or {"devices": []}
     return {
-        "llama_bench": f"{settings.llama_cpp}/bin/llama-bench",
+        **seen.family.bench(),
         "devices": [device["device"] for device in listed["devices"]],
         "rpc_endpoints": seen.entry["rpc_endpoints"],
         "environment": seen.environment,
@@ -112,7 +97,7 @@ def load(seen: Observation, wanted: Mapping) -> Step:
     arguments = {
         **_measuring(seen),
         "model_path": seen.entry["model"]["path"],
-        "load": dict(wanted),
+        "load": {**wanted, **seen.family.load()},
         "serving": seen.entry["serving"],
         "fingerprint": fingerprints.fingerprint(seen.configuration),
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json, Mapping
+from .._split import engines
 from . import baselines
 
 #: From best to worst. A host is as good as the worst of its checks.
@@ -60,18 +61,16 @@ def cards(observed: Mapping) -> Json | None:
 
 def server(observed: Mapping) -> Json:
     """Does the server run as its unit says?"""
-    state = observed["server"]
+    state, unit = observed["server"], engines.of(observed["entry"]["serving"]).unit
     if state["state"] != "ready":
         last = state["reason"].rstrip(".") or (state["last_lines"][-1:] or ["nothing in its journal"])[0]
         return check(
             "server",
             "broken",
-            f"llama-server.service is {state['state']} ({last}): see journalctl -u llama-server, or run site",
+            f"{unit} is {state['state']} ({last}): see journalctl -u {unit.removesuffix('.service')}, or run site",
         )
     if state["needs_reload"]:
-        return check(
-            "server", "broken", "its unit changed since it was started: restart llama-server.service, or run site"
-        )
+        return check("server", "broken", f"its unit changed since it was started: restart {unit}, or run site")
     return check("server", "ok", f"ready, {state['automatic_restarts']} automatic restarts since it was started")
 
 
@@ -91,6 +90,9 @@ def placement(observed: Mapping) -> Json | None:
     if found:
         return check("placement", "broken", f"{' '.join(found)} Run site, which puts the recorded split back")
     where = ", ".join(f"{place['id']}: {place['layers']}" for place in observed["entry"]["placement"])
+    if "gpu_split_gb" in observed["entry"]:
+        split = "/".join(f"{share:g}" for share in observed["entry"]["gpu_split_gb"])
+        return check("placement", "ok", f"gpu_split and cards as recorded ({split} GB for layers {where})")
     return check("placement", "ok", f"layers as recorded ({where}), none on the CPU")
 
 
@@ -122,11 +124,16 @@ def model(observed: Mapping) -> Json:
     path = observed["entry"]["model"]["path"]
     if not seen["exists"]:
         return check("model", "broken", f"{path} is not there: run site, which fetches it")
+    cure = "put it back, or run site to tune the new one"
+    headers = observed["entry"]["fingerprint_parts"].get("model_headers_sha256")
+    if headers and seen["headers_sha256"] != headers:
+        return check("model", "broken", f"{path} was replaced: it has other tensors than what was tuned; {cure}")
+    if not wanted:  # a folder whose files nobody has hashed
+        return check("model", "ok", f"{path}, tensors as tuned; the files themselves were not hashed")
     if seen["sha256"] != wanted:
         return check(
             "model", "broken", f"{path} was replaced: its sha256 is {str(seen['sha256'])[:12]}...,"
-            f" {wanted[:12]}... was tuned; put it"
-            " back, or run site to tune the new one"
+            f" {wanted[:12]}... was tuned; {cure}"
         )  # fmt: skip
     return check("model", "ok", f"{path}, sha256 {wanted[:12]}...")
 
@@ -136,6 +143,7 @@ def memory(observed: Mapping, reserve_mib: int) -> Json | None:
     seen = observed["server"]
     # a server that does not run holds nothing, whatever its last journal says
     rows = baselines.memory(observed["entry"], seen["server"]) if seen["state"] == "ready" else None
+    rows = baselines.loaded(observed["entry"], observed["loads"]) or rows
     if not rows:
         return None
     baseline = observed["baseline"]

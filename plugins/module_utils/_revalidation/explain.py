@@ -27,8 +27,12 @@ _ROLLBACK = "ansible-playbook homelab.mixed_gpu.driver_rollback"
 _OLD_BUILD = (
     "set llama_cpp_source and its version back to the former build, and run ansible-playbook homelab.mixed_gpu.site"
 )
+_OLD_EXLLAMA = (
+    "set exllamav2_requirements_file and exllamav2_server_commit back, and run ansible-playbook homelab.mixed_gpu.site"
+)
 _OLD_KERNEL = "boot the former kernel from the boot menu, and revalidate again"
-_SOFTWARE = ("driver_version", "cuda_driver_version", "kernel", "llama_cpp", "firmware")
+_EXLLAMA = ("engine_build", "exllamav2", "exllamav3", "pytorch", "tabbyapi")
+_SOFTWARE = ("driver_version", "cuda_driver_version", "kernel", "llama_cpp", "firmware", *_EXLLAMA)
 
 
 def device_changes(before: Mapping | None, now: Mapping | None) -> list[Json]:
@@ -155,6 +159,8 @@ def _undo(software: t.Sequence[Mapping]) -> list[str]:
         found.append(_ROLLBACK)
     if "llama_cpp" in parts:
         found.append(_OLD_BUILD)
+    if parts & set(_EXLLAMA):
+        found.append(_OLD_EXLLAMA)
     if "kernel" in parts:
         found.append(_OLD_KERNEL)
     return found

@@ -8,8 +8,8 @@ import typing as t
 
 from .._base.types import Json, Mapping
 from .._measuring import contention
-from .._split import layer_split, load_tests, speed
-from . import checks, contended, speed_checks
+from .._split import engines, layer_split, load_tests, speed
+from . import answers, checks, contended, speed_checks
 
 
 def next_load(entry: Mapping, before: t.Sequence[Mapping], now: t.Sequence[Mapping], limits: Mapping) -> Json | None:
@@ -21,6 +21,8 @@ def next_load(entry: Mapping, before: t.Sequence[Mapping], now: t.Sequence[Mappi
     """
     done, most, tolerance = len(now), int(limits["most_loads"]), float(limits["tolerance_percent"])
     if any(load["status"] != "ok" for load in now) or done >= most or contended.given_up(now):
+        return None
+    if answers.wrong(before, now):
         return None
     calm = contention.calm(now)
     least = max(int(limits["least_loads"]), speed.LEAST_LOADS)
@@ -49,8 +51,9 @@ def blocked(observed: Mapping, for_baseline: bool) -> str | None:
     for check in (checks.cards(observed), checks.model(observed)):
         if check is not None and check["verdict"] == "broken":
             return str(check["detail"])
-    if observed["configuration"]["llama_cpp"] is None:
-        return "there is no llama.cpp build to measure with: run site, which installs one"
+    engine = engines.of(observed["entry"]["serving"])
+    if observed["configuration"][engine.build_part] is None:
+        return f"there is no {engine.display} to measure with: run site, which installs one"
     if observed["baseline"] is None and not for_baseline:
         return "there is no baseline to compare with; -e accept=true measures and records one"
     return None

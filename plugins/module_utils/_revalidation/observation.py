@@ -14,7 +14,7 @@ from .._base.steps import Done, Mapping, result_of
 from .._base.types import Json
 from .._measuring import contention
 from .._planner import probe_stage
-from . import baselines
+from . import baselines, campaign_engines
 from .campaign_settings import Settings
 
 #: First words of the names of the steps that measure a device alone, and the recorded split.
@@ -51,9 +51,11 @@ class Observation:
     def baseline(self) -> Mapping | None:
         """The baseline, of whose loads those count beside which nothing else computed."""
         found = self.host["baseline"]
-        if found is None or self.settings.ignore_contention:
-            return t.cast("Mapping | None", found)
-        return {**found, "loads": contention.calm(found["loads"])}
+        if found is None:
+            return None
+        # other programs change times and no answer
+        told = {**found, "all_loads": found["loads"]}
+        return told if self.settings.ignore_contention else {**told, "loads": contention.calm(found["loads"])}
 
     @property
     def began_at(self) -> str:
@@ -64,13 +66,19 @@ class Observation:
     def configuration(self) -> Json:
         """Everything that can move the speed, as it is today."""
         host = self.host
-        today = baselines.configuration(self.entry, host["build"], host["gpus"], host["host"])
+        today = baselines.configuration(self.entry, host["build"], host["gpus"], host["host"], host["versions"])
         return {**today, "model_sha256": host["model"]["sha256"]}
 
     @property
     def environment(self) -> Json:
         """The environment of everything that measures: the recorded one, and what the inventory added then."""
-        return {**self.entry["environment"], **self.entry["fingerprint_parts"].get("environment", {})}
+        added = self.entry["fingerprint_parts"].get("environment", {})
+        return {**self.entry["environment"], **self.family.environment(), **added}
+
+    @property
+    def family(self) -> campaign_engines.Family:
+        """What the recorded engine does in its own way."""
+        return campaign_engines.of(self)
 
     # --- measurements ------------------------------------------------------------------------------------------------
 
@@ -91,7 +99,8 @@ class Observation:
     def failure(self) -> str | None:
         """What ended measuring, or None: a failed list of the devices, or a load that could not be measured."""
         for item in self.done:
-            if item.result.get("failed") and (item.step.name == "devices" or item.step.name.startswith(LOAD)):
+            before = item.step.name in ("devices", "weigh")
+            if item.result.get("failed") and (before or item.step.name.startswith(LOAD)):
                 return str(item.result.get("msg") or f"{item.step.label} failed")
         return None
 
@@ -155,6 +164,7 @@ class Observation:
             "server": again if again is not None else self.result("server"),
             "completion": self._completion(answer),
             "served": served.get("tests") if served is not None else None,
+            "answer": (answer or {}).get("answer"),
             "busy": {"busy": bool(use.get("busy")), "why": str(use.get("why", ""))},
             "model": host["model"],
             "loads": self.loads,

@@ -7,7 +7,8 @@ is what the role revalidate saw of a host:
 
   at, host, deployment, entry (of the fact), baseline (or None), configuration (of today, as baselines.configuration),
   gpus (mixed_gpu_gpus), server (llama_server_info), completion ({ok, detail}), served (tests, or None),
-  busy ({busy, why}), model ({path, exists, sha256}), loads (of today),
+  answer (to a fixed question, or None),
+  busy ({busy, why}), model ({path, exists, sha256, headers_sha256}), loads (of today),
   device_probe (of today, or None), failure (what ended measuring, or None),
   contention ({served, probe}: what else computed meanwhile)
 """
@@ -18,7 +19,8 @@ import typing as t
 
 from .._base.types import Json, Mapping
 from .._measuring import contention
-from . import checks, contended, explain, speed_checks
+from .._split import engines
+from . import answers, checks, contended, explain, speed_checks
 from .changes import changes
 
 SCHEMA: t.Final = 1
@@ -64,6 +66,7 @@ def judge(observed: Mapping, settings: Mapping) -> Json:
 
 def _checks(observed: Mapping, tolerance_percent: float, reserve_mib: int) -> list[Json]:
     """Return all checks of a host that apply."""
+    baseline = observed["baseline"]
     every = [
         checks.cards(observed),
         checks.server(observed),
@@ -72,6 +75,8 @@ def _checks(observed: Mapping, tolerance_percent: float, reserve_mib: int) -> li
         checks.model(observed),
         checks.alone(observed),
         checks.memory(observed, reserve_mib),
+        answers.checked(baseline and baseline.get("all_loads", baseline["loads"]), observed["loads"]),
+        answers.served(baseline, observed),
         checks.links(observed),
         checks.power(observed),
         checks.throttling(observed),
@@ -82,7 +87,7 @@ def _checks(observed: Mapping, tolerance_percent: float, reserve_mib: int) -> li
     for check in found:
         if check["name"] == "throttling" and check["verdict"] == "regressed" and not slower:
             check.update(verdict="ok", detail=f"{check['detail']}; no speed fell by it")
-    if observed["baseline"] is None:
+    if baseline is None:
         detail = "there is none to compare with; -e accept=true measures and records one"
         found.append(checks.check("baseline", "inconclusive", detail))
     return found
@@ -99,7 +104,8 @@ def _summary(verdict: str, found: t.Sequence[Mapping], baseline: Mapping | None)
 def _advice(verdict: str, moved: t.Sequence[Mapping], retune: str | None, observed: Mapping) -> list[str]:
     found = []
     measured = bool(observed["loads"])
-    if measured and "model_path" not in (observed["entry"].get("device_probe") or {}):
+    probing = "probe" in engines.of(observed["entry"]["serving"]).stages
+    if probing and measured and "model_path" not in (observed["entry"].get("device_probe") or {}):
         found.append(
             "The record does not say how each device was measured alone, so that was not repeated: -e retune=true."
         )

@@ -28,17 +28,22 @@ class Engine:
     model_file: str          # below the path of a model; empty where the path is a file itself
     stages: tuple[str, ...]
     dry_run: bool            # whether a program tells the memory of a split without loading the model
+    unit: str                # of the server
+    build_part: str          # name of the build's key in a fingerprint and in a baseline
 
 
 TABLE: t.Final[dict[str, Engine]] = {
     engine.name: engine
     for engine in (
         Engine("llama_cpp", "llama.cpp", "llama_cpp", "llama_cpp", build_file="build.json", model_file="",
-               stages=("probe", "layers", "micro_batch", "mode", "baseline"), dry_run=True),
+               stages=("probe", "layers", "micro_batch", "mode", "baseline"), dry_run=True,
+               unit="llama-server.service", build_part="llama_cpp"),
         Engine("exllamav2", "ExLlamaV2", "exllama", "exllamav2", build_file="v2/current/build.json",
-               model_file="config.json", stages=("layers",), dry_run=False),
+               model_file="config.json", stages=("layers", "baseline"), dry_run=False,
+               unit="exllama-server.service", build_part="engine_build"),
         Engine("exllamav3", "ExLlamaV3", "exllama", "exllamav2", build_file="v3/current/build.json",
-               model_file="config.json", stages=("layers",), dry_run=False),
+               model_file="config.json", stages=("layers", "baseline"), dry_run=False,
+               unit="exllama-server.service", build_part="engine_build"),
     )
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from .._base.types import Json
+from .._base.types import Json, Mapping
 from . import engines, layer_split
 from .types import Model, Serving
 
@@ -89,6 +89,15 @@ def serving_profile(
         "cache_type_k": type_k,
         "cache_type_v": type_v,
     }
+
+
+def environment(serving: Mapping) -> dict[str, str]:
+    """Return the variables that exllamav2 needs, as exllama-server.service has them; exllamav3 needs none."""
+    if serving["engine"] != "exllamav2":
+        return {}
+    # its attention by PyTorch alone lets a prompt see its own future
+    without = {} if serving["flash_attention"] == "on" else {"EXLLAMA_NO_FLASH_ATTN": "1"}
+    return {"EXLLAMA_NO_SDPA": "1", **without}
 
 
 # --- exllamav2's modules ---------------------------------------------------------------------------------------------

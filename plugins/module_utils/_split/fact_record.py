@@ -42,6 +42,8 @@ class Found(t.TypedDict):
     deployment: str | None
     entry: Entry | None
     engine: str | None
+    family: str | None
+    unit: str | None
     active: str | None
     deployments: list[str]
     why: str | None
@@ -97,6 +99,8 @@ def find(record: Record, path: str, deployment: str = "", engine: str = "") -> F
         "deployment": name or None,
         "entry": entry if why is None else None,
         "engine": tuned_with.name if tuned_with else None,
+        "family": tuned_with.family if tuned_with else None,
+        "unit": tuned_with.unit if tuned_with else None,
         "active": active,
         "deployments": sorted(models),
         "why": why,

@@ -63,24 +63,25 @@ def parts(given: Inputs) -> Json:
     """Return the parts of a tuning. Raises KeyError naming a missing input, UserError for an engine."""
     found: Json = {name: t.cast(Mapping, given)[name] for name in _AS_GIVEN}
     found["gpus"] = _gpus(given["gpus"])
-    if engines.named(given["engine"]).family == "exllama":
-        return {
-            **found,
-            "engine": given["engine"],
-            "engine_build": given["build"],
-            "model_headers_sha256": given["model_headers_sha256"],
-        }
-    return {**found, "llama_cpp": given["build"]}
+    engine = engines.named(given["engine"])
+    found[engine.build_part] = given["build"]
+    if engine.family == "exllama":
+        return {**found, "engine": engine.name, "model_headers_sha256": given["model_headers_sha256"]}
+    return found
 
 
 def renewed(
     recorded: Mapping, build: str | None, driver_version: str | None, gpus: t.Sequence[Mapping], extra: Mapping
 ) -> Json:
-    """Return what a tuning with llama.cpp would compute now: recorded settings, and the host as it is.
+    """Return what a tuning would compute now: recorded settings, and the host as it is.
 
-    C(extra) replaces the recorded C(extra) unless it is empty.
+    C(extra) replaces the recorded C(extra) unless it is empty. An ExLlama keeps to the cards that it was tuned with.
     """
-    now: Json = {**recorded, "llama_cpp": build, "driver_version": driver_version, "gpus": _gpus(gpus)}
+    engine = engines.named(recorded.get("engine", engines.DEFAULT))
+    if engine.family == "exllama":
+        present = {gpu["id"]: gpu for gpu in gpus}
+        gpus = [present[gpu["id"]] for gpu in recorded["gpus"] if gpu["id"] in present]
+    now: Json = {**recorded, engine.build_part: build, "driver_version": driver_version, "gpus": _gpus(gpus)}
     return {**now, "extra": dict(extra)} if extra else now
 
 

@@ -6,10 +6,12 @@ One process is one load of the model, with several tests.
 
 The order: action (devices | measure), and to measure: engine (exllamav2 | exllamav3), model (a folder), layers (wanted
 per card, in CUDA's order), gpu_split_gb, block_gb (what one block more moves a card's number), context_size,
-chunk_size, cache (exllamav2: FP16, Q8, Q6, Q4; exllamav3: null or [bits of K, bits of V]), tests, tries.
+chunk_size, cache (exllamav2: FP16, Q8, Q6, Q4; exllamav3: null or [bits of K, bits of V]), tests, tries, and text,
+text_tokens, answer_tokens (see answers).
 
 The answer: status (ok | out_of_memory | misplaced), reason, and when ok: versions, layers as loaded, the gpu_split_gb
-that led there, tries, devices with their memory, and results. Anything else ends with a traceback and an exit status.
+that led there, tries, devices with their memory, results, and answers. Anything else ends with a traceback and an exit
+status.
 
 The tests are ExLlama's own speed tests, test_inference.py (-ps, -s) of exllamav2, eval/perf.py of exllamav3: a prompt
 through the model without its logits, and single tokens with the most likely one brought back to the host.
@@ -19,8 +21,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import sys
 import time
@@ -29,6 +33,8 @@ import torch
 
 #: How often a misplaced split is corrected where nothing is loaded for it (exllamav2 decides on paper).
 PAPER_TRIES = 24
+#: Tokens whose logits are asked for at once: ExLlamaV2 keeps scratch space for so many (max_output_len).
+LOGITS_AT_ONCE = 16
 
 
 class Misplaced(Exception):
@@ -96,9 +102,16 @@ class V2:
         config.max_seq_len = order["context_size"]
         config.max_input_len = order["chunk_size"]
         config.max_attention_size = order["chunk_size"] ** 2
-        config.max_output_len = 16
+        config.max_output_len = LOGITS_AT_ONCE
+        self.config = config
         self.model = exllamav2.ExLlamaV2(config)
         self.vocabulary = config.vocab_size
+
+    def encode(self, text):
+        return self.package.ExLlamaV2Tokenizer(self.config).encode(text, add_bos=True)
+
+    def state(self, _past):
+        return contextlib.nullcontext()
 
     def layers(self):
         """Blocks and the output layer per card; a block whose halves part counts half on each."""
@@ -112,7 +125,8 @@ class V2:
 
     def load(self):
         split, tried = list(self.order["gpu_split_gb"]), []
-        for attempt in range(1, PAPER_TRIES + 1):
+        tries = PAPER_TRIES if self.order["tries"] > 1 else 1  # one of a recorded split
+        for attempt in range(1, tries + 1):
             self.tries = attempt
             try:
                 self.model.load(split, lazy=True)
@@ -122,12 +136,10 @@ class V2:
             if found == self.order["layers"]:
                 break
             tried += [(split, found)] if found else []
-            better = found and corrected(tried, self.order["layers"], self.order["block_gb"])
+            better = found and attempt < tries and corrected(tried, self.order["layers"], self.order["block_gb"])
             if not better:
                 raise Misplaced(f"exllamav2 makes {found or 'nothing'} of gpu_split {split}")
             split = better
-        else:
-            raise Misplaced(f"exllamav2 makes {found} of gpu_split {tried[-1][0]} after {PAPER_TRIES} corrections")
         self.model.load(split)
         suffix = {"FP16": "", "Q8": "_Q8", "Q6": "_Q6", "Q4": "_Q4"}[self.order["cache"]]
         cache_class = getattr(self.package, f"ExLlamaV2Cache{suffix}")
@@ -138,12 +150,18 @@ class V2:
         self.cache.current_seq_len = past
         self.model.forward(ids, self.cache, preprocess_only=True)
 
+    def logits(self, ids, past):
+        self.cache.current_seq_len = past
+        return self.model.forward(ids, self.cache)
+
     def generate(self, ids, past, count):
         self.cache.current_seq_len = past
-        token = ids[:, :1]
+        token, tokens = ids[:, :1], []
         for _number in range(count):
             logits = self.model.forward(token, self.cache)
             token = torch.argmax(logits[0, -1]).cpu().reshape(1, 1).clamp(0, self.vocabulary - 1)
+            tokens.append(token)
+        return tokens
 
 
 class V3:
@@ -152,14 +170,17 @@ class V3:
     def __init__(self, order):
         import exllamav3
 
-        self.order, self.tries, self.recurrent = order, 0, None
-        config = exllamav3.Config.from_directory(order["model"])
+        self.order, self.package, self.tries, self.recurrent = order, exllamav3, 0, None
+        self.config = config = exllamav3.Config.from_directory(order["model"])
         self.model = exllamav3.Model.from_config(config)
         self.vocabulary = config.vocab_size
         bits = order["cache"]
         kind = {"layer_type": exllamav3.CacheLayer_quant, "k_bits": bits[0], "v_bits": bits[1]} if bits else {}
         # as TabbyAPI for models whose blocks keep a state: each slot has one, and the library's own default is 16
         self.cache = exllamav3.Cache(self.model, max_num_tokens=order["context_size"], max_batch_size=4, **kind)
+
+    def encode(self, text):
+        return self.package.Tokenizer.from_config(self.config).encode(text, add_bos=True)
 
     def layers(self):
         counts = [0] * len(self.order["layers"])
@@ -206,29 +227,70 @@ class V3:
 
     def prompt(self, ids, past):
         step = self.order["chunk_size"]
-        with self.state(past):
-            for start in range(0, ids.shape[-1], step):
-                self.model.prefill(ids[:, start : start + step], self.parameters(past + start))
+        for start in range(0, ids.shape[-1], step):
+            self.model.prefill(ids[:, start : start + step], self.parameters(past + start))
+
+    def logits(self, ids, past):
+        return self.model.forward(ids, self.parameters(past))
 
     def generate(self, ids, past, count):
-        token = ids[:, :1]
-        with self.state(past):
-            for number in range(count):
-                logits = self.model.forward(token, self.parameters(past + number))
-                token = torch.argmax(logits[0, -1]).cpu().reshape(1, 1).clamp(0, self.vocabulary - 1)
+        token, tokens = ids[:, :1], []
+        for number in range(count):
+            logits = self.model.forward(token, self.parameters(past + number))
+            token = torch.argmax(logits[0, -1]).cpu().reshape(1, 1).clamp(0, self.vocabulary - 1)
+            tokens.append(token)
+        return tokens
 
 
 def sample(engine, ids, test):
     """One sample of a test in milliseconds: its prompt, then its tokens, after what the cache already holds."""
     past, prompt = test["n_depth"], test["n_prompt"]
-    synchronize()
-    started = time.perf_counter()
-    if prompt:
-        engine.prompt(ids[:, past : past + prompt], past)
-    if test["n_gen"]:
-        engine.generate(ids, past + prompt, test["n_gen"])
-    synchronize()
-    return (time.perf_counter() - started) * 1000
+    with engine.state(past):
+        synchronize()
+        started = time.perf_counter()
+        if prompt:
+            engine.prompt(ids[:, past : past + prompt], past)
+        if test["n_gen"]:
+            engine.generate(ids, past + prompt, test["n_gen"])
+        synchronize()
+        return (time.perf_counter() - started) * 1000
+
+
+def answers(engine, ids):
+    """What the model makes of a text: how unlikely it finds the second half, and what it says after the first one.
+
+    The first half goes through the model as a prompt, so that the second one rests on the cache of every block. It is
+    unlikely by so many nats a token, the natural logarithm of the perplexity; None where that is no number.
+    """
+    length = ids.shape[-1]
+    half, nats = length // 2, 0.0
+    with engine.state(0):
+        engine.prompt(ids[:, :half], 0)
+        for start in range(half, length - 1, LOGITS_AT_ONCE):
+            end = min(start + LOGITS_AT_ONCE, length - 1)
+            # on the CPU: the cards are as full as the tuning wants them
+            scores = torch.log_softmax(engine.logits(ids[:, start:end], start)[0].cpu().float(), -1)
+            nats -= sum(float(scores[place - start, int(ids[0, place + 1])]) for place in range(start, end))
+    with engine.state(0):
+        engine.prompt(ids[:, :half], 0)
+        said = engine.generate(ids[:, half:], half, engine.order["answer_tokens"])
+    per_token = nats / (length - 1 - half)
+    return {
+        "text": hashlib.sha256(" ".join(str(int(token)) for token in ids[0]).encode()).hexdigest()[:16],
+        "judged_tokens": length - 1 - half,
+        "nats_per_token": round(per_token, 6) if math.isfinite(per_token) else None,
+        "tokens": [int(token[0, 0]) for token in said],
+    }
+
+
+def text_ids(engine, numbers):
+    """The tokens of the order's text; numbers where the model has no tokenizer that can be used."""
+    length = engine.order["text_tokens"]
+    try:
+        return engine.encode(engine.order["text"])[:, :length]
+    except Exception as error:
+        print(f"the text is replaced by numbers: {error!r}", file=sys.stderr)
+        return numbers[:, :length]
 
 
 def measure(order):
@@ -244,11 +306,13 @@ def measure(order):
     results = []
     for test in order["tests"]:
         if test["n_depth"]:
-            engine.prompt(ids[:, : test["n_depth"]], 0)
+            with engine.state(0):
+                engine.prompt(ids[:, : test["n_depth"]], 0)
         # a whole one: on an H100 the first 64 tokens took 4 s, the next 0.3 s, since kernels are prepared by length
         sample(engine, ids, test)
         own = {key: test[key] for key in ("kind", "n_prompt", "n_gen", "n_depth")}
         results.append({**own, "samples_ms": [sample(engine, ids, test) for _number in range(test["repetitions"])]})
+    said = answers(engine, text_ids(engine, ids))
     layers = engine.layers()
     return {
         "status": "ok",
@@ -270,6 +334,7 @@ def measure(order):
             for card, device in enumerate(before)
         ],
         "results": results,
+        "answers": said,
     }
 
 

@@ -9,6 +9,7 @@ import types
 
 import torch
 
+MODE = os.environ.get("FAKE_MODE", "ok")
 BLOCKS = int(os.environ["FAKE_BLOCKS"])
 BLOCK_GB = float(os.environ["FAKE_BLOCK_GB"])
 HEAD_GB = float(os.environ.get("FAKE_HEAD_GB", "0"))
@@ -58,8 +59,17 @@ class Model:
         assert ids.shape[-1] <= 1024 and params["past_len"] + ids.shape[-1] <= params["cache"].max_num_tokens
 
     def forward(self, ids, params):
-        assert ids.shape == (1, 1) and params["attn_mode"] == "flash_attn"
-        return torch.zeros(1, 1, 64)
+        assert ids.shape[-1] <= 16 and params["attn_mode"] == "flash_attn"
+        return torch.next_token(ids, 64, MODE)
+
+
+class Tokenizer:
+    @classmethod
+    def from_config(cls, config):
+        return cls()
+
+    def encode(self, text, add_bos):
+        raise FileNotFoundError("a model without a tokenizer")
 
 
 class Cache:

@@ -15,7 +15,7 @@ import sys
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench, fixed_text
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import exl_split
 from ansible_collections.homelab.mixed_gpu.plugins.modules import exl_model_info, exllama_devices_info, split_benchmark
 from ansible_collections.homelab.mixed_gpu.tests.exl_models import write_model
@@ -137,6 +137,29 @@ def test_an_output_layer_far_smaller_than_a_block_is_found_between_two_blocks(ru
     # a step of a block leaps from 13/0 to 11/2 and back
     assert load["tries"] > 2
     assert [device["layers"] for device in load["loaded"]] == [12, 1]
+
+
+def test_what_the_model_makes_of_a_text_is_told(run):
+    """The stand-in finds the number after each most likely, and the text has others."""
+    told = run()["load"]["answers"]
+    last = ord(fixed_text.TEXT[fixed_text.TEXT_TOKENS // 2]) % 64
+    assert told["tokens"] == [(last + 1 + place) % 64 for place in range(fixed_text.ANSWER_TOKENS)]
+    assert told["judged_tokens"] == fixed_text.TEXT_TOKENS // 2 - 1 and 4 < told["nats_per_token"] < 6
+
+
+def test_a_model_without_a_tokenizer_is_judged_by_numbers(run):
+    told = run("exllamav3")["load"]["answers"]
+    assert len(told["tokens"]) == fixed_text.ANSWER_TOKENS and told["judged_tokens"] == 95
+
+
+@pytest.mark.parametrize("mode", ["wrong", "nan"])
+def test_wrong_answers_are_other_numbers(run, mode):
+    told = run(mode=mode)["load"]["answers"]
+    assert told["text"] == run(mode=mode)["load"]["answers"]["text"]
+    if mode == "nan":
+        assert told["nats_per_token"] is None
+    else:
+        assert told["tokens"][1] == (told["tokens"][0] - 1) % 64
 
 
 def test_memory_of_each_card_is_told(run):

@@ -56,7 +56,7 @@ def test_a_replaced_baseline_is_kept_and_the_oldest_go(run, tmp_path):
 
 def test_what_the_loaded_server_says_completes_it_once(run):
     run(measured=measured())
-    completion = {"entry": ENTRY, "server": server()["server"], "served": served()}
+    completion = {"entry": ENTRY, "server": server()["server"], "completions": {"tests": served(), "answer": "21"}}
     result = run(completion=completion)
     assert result["changed"] and result["history_file"] is None
     assert result["baseline"]["memory"][0]["loaded_mib"] == 22880.0 and len(result["baseline"]["served"]) == 2
@@ -70,10 +70,11 @@ def test_timings_beside_something_else_complete_nothing(run):
         "seconds": 9.0, "cpus": 2, "others_percent": 50.0, "top": {"name": "stress", "cpus": 1.0}, "cards": {},
         "unseen_percent": 0.0, "steal_percent": 0.0, "cpu_waiting_percent": 50.0, "memory_stalled_percent": 0.0,
     }  # fmt: skip
-    completion = {"entry": ENTRY, "server": server()["server"], "served": served(), "contention": seen}
+    asked = {"tests": served(), "contention": seen}
+    completion = {"entry": ENTRY, "server": server()["server"], "completions": asked}
     result = run(completion=completion)
     assert result["baseline"]["served"] is None and result["incomplete"]
-    assert len(run(completion={**completion, "contention": None})["baseline"]["served"]) == 2
+    assert len(run(completion={**completion, "ignore_contention": True})["baseline"]["served"]) == 2
 
 
 def test_a_damaged_baseline_is_an_error_until_it_is_replaced(run, tmp_path):

@@ -65,8 +65,8 @@ class Host:
 
     def split_tuning_info(self, step: steps.Step) -> Json:
         return {
-            "missing": self.missing, "build": "b1", "nccl": False, "flash_attention": False, "record": self.record,
-            "record_problem": None,
+            "missing": self.missing, "build": "b1", "nccl": False, "versions": {}, "flash_attention": False,
+            "record": self.record, "record_problem": None,
             "gpus": {"available": True, "driver_version": "580.1", "gpus": copy.deepcopy(self.gpus)},
         }  # fmt: skip
 
@@ -370,7 +370,12 @@ def test_an_exllama_is_tuned_by_the_same_planner() -> None:
     assert [device["id"] for device in entry["devices"]] == ["GPU-2", "GPU-1"]
     assert entry["fingerprint_parts"]["model_headers_sha256"] == "d" * 64
     assert "llama_cpp" not in entry["fingerprint_parts"] and entry["fingerprint_parts"]["engine_build"] == "b1"
-    assert plan.result["baseline"] is None and entry["dry_run"] is None and entry["device_probe"] is None
+    assert entry["dry_run"] is None and entry["device_probe"] is None
+    # as llama.cpp's: loads of the chosen split, and what it was measured with
+    baseline = plan.result["baseline"]
+    assert (baseline["build"], baseline["reason"]) == ("b1", "tuned") and len(baseline["loads"]) >= 3
+    chosen = [place["layers"] for place in entry["placement"]]
+    assert all(load["layers"] == chosen for load in baseline["loads"])
     bench = next(item.step.args for item in host.done if item.step.module == "split_benchmark")
     assert bench["environment"]["CUDA_VISIBLE_DEVICES"] == "GPU-2,GPU-1"
     assert bench["environment"]["EXLLAMA_NO_FLASH_ATTN"] == "1"

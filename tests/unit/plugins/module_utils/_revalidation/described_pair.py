@@ -116,7 +116,8 @@ def observed_host():
         "at": "2026-11-25T10:00:00Z", "host": "box", "deployment": "d", "entry": ENTRY, "baseline": baseline(),
         "configuration": baselines.configuration(ENTRY, "b1", GPUS, HOST), "gpus": GPUS, "server": server(),
         "completion": {"ok": True, "detail": "fine"}, "served": served(), "busy": {"busy": False, "why": ""},
-        "model": {"path": ENTRY["model"]["path"], "exists": True, "sha256": "a" * 64}, "loads": [],
+        "model": {"path": ENTRY["model"]["path"], "exists": True, "sha256": "a" * 64,
+                  "headers_sha256": None}, "loads": [],
         "device_probe": None, "failure": None, "contention": {"served": None, "probe": []},
     })  # fmt: skip
 

@@ -30,7 +30,9 @@ VARIABLES = {
     "ignore_contention": False,
     "min_loads": 2, "max_loads": 6, "reserve_mib": 512, "replace_baseline": False, "for_baseline": False,
     "fingerprint_extra": {}, "llama_cpp": "/opt/llama.cpp/current", "server_url": "http://127.0.0.1:8080",
-    "api_key_file": "/key", "served_tests": [{"name": "prompt"}], "busy_seconds": 5, "host_python": "/venv/python",
+    "api_key_file": "/key", "exllama_root": "/opt/exllama",
+    "exllama_url": "http://127.0.0.1:5000", "exllama_api_key_file": "/exllama.key",
+    "served_tests": [{"name": "prompt"}], "busy_seconds": 5, "host_python": "/venv/python",
     "state_dir": "/var/lib/mixed_gpu", "conflicting_units": ["llama-server.service"], "load_timeout_seconds": 1200,
     "lease_seconds": 7200, "lease_wait_seconds": 300,
 }  # fmt: skip
@@ -59,7 +61,7 @@ class Host:
     def _revalidation_info(self, _step):
         return {
             "why": None, "deployment": "d", "entry": self.entry, "baseline": baseline(), "build": "b1", "gpus": GPUS,
-            "host": HOST, "model": {"path": "/srv/models/m.gguf", "exists": True, "sha256": "a" * 64},
+            "versions": {}, "host": HOST, "model": {"path": "/srv/models/m.gguf", "exists": True, "sha256": "a" * 64},
         }  # fmt: skip
 
     def _llama_server_info(self, _step):
@@ -227,7 +229,7 @@ def test_what_was_measured_becomes_the_baseline_where_that_is_asked_for():
         "d", renewed, *[accepted[name] for name in names], "accepted", 6, result["revalidation"]["at"]
     )
     assert (made["reason"], made["recorded_at"], len(made["loads"])) == ("accepted", "2026-11-25T10:00:00Z", 3)
-    assert accepted["served"] == served() and accepted["server"] == server()["server"]
+    assert accepted["completions"]["tests"] == served() and accepted["server"] == server()["server"]
 
 
 def test_what_tunes_a_host_again():

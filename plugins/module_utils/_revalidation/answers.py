@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Does the model answer as in the baseline? Private to this collection. Pure functions only.
+
+Each load of an ExLlama says what the model made of a fixed text (docs/data_formats.md, C(answers)). Tokens alone accuse
+innocents: where two are nearly as likely, another order of a sum decides. So the likelihood of the text is compared.
+"""
+
+from __future__ import annotations
+
+import statistics
+import typing as t
+
+from .._base.types import Json, Mapping
+from .checks import check
+
+#: Two loads of one model differ by less, in nats a token: a sum in another order, by other kernels or on other cards,
+#: moves a token by some hundredths to either side, and the mean of a hundred by some thousandths. One wrong layer, or
+#: one card that returns noise, moves the mean by whole nats. 0.02 nats are 2 % of the perplexity.
+TOLERANCE_NATS: t.Final = 0.02
+#: What makes results wrong at full speed.
+CAUSES: t.Final = (
+    "the cards return wrong results: peer access through an IOMMU, a fault of memory, the driver, or another build; see"
+    " docs/troubleshooting.md, and do not use this server"
+)
+
+
+def _usable(loads: t.Iterable[Mapping], text: str) -> list[float]:
+    said = [load["answers"] for load in loads if load.get("answers")]
+    return [one["nats_per_token"] for one in said if one["text"] == text and one["nats_per_token"] is not None]
+
+
+def checked(before: t.Sequence[Mapping] | None, now: t.Sequence[Mapping]) -> Json | None:
+    """Return the check of the answers of today's loads, or None where they say nothing or there is no baseline.
+
+    C(before) are the loads of the baseline, contended ones too: other programs change no result.
+    """
+    today = [load for load in now if load.get("answers")]
+    for load in today:
+        if load["answers"]["nats_per_token"] is None:
+            return check("answers", "broken", f"{load['label']}: the likelihood of a fixed text is no number: {CAUSES}")
+    if not today or before is None:
+        return None
+    known = _usable(before, today[0]["answers"]["text"])
+    if not known or max(known) - min(known) > TOLERANCE_NATS:
+        why = "says nothing of this text" if not known else "has loads that answer differently"
+        return check("answers", "inconclusive", f"the baseline {why}: make a new one with -e retune=true")
+    usual = statistics.median(known)
+    worst = max(today, key=lambda load: abs(load["answers"]["nats_per_token"] - usual))
+    found = worst["answers"]["nats_per_token"]
+    told = f"({usual:.3f} -> {found:.3f} nats a token)"
+    if abs(found - usual) > TOLERANCE_NATS:
+        how = "less" if found > usual else "more"
+        return check(
+            "answers", "broken", f"{worst['label']}: the model finds a fixed text {how} likely than in the baseline"
+            f" {told}, by more than rounding explains ({TOLERANCE_NATS}): {CAUSES}",
+        )  # fmt: skip
+    return check("answers", "ok", f"a fixed text is as likely as in the baseline {told}{_same(before, worst)}")
+
+
+def _same(before: t.Sequence[Mapping], load: Mapping) -> str:
+    """Return how many of the tokens that a load answered are those of the baseline."""
+    first: list[int] = next((one["answers"]["tokens"] for one in before if one.get("answers")), [])
+    own = load["answers"]["tokens"]
+    count = next((n for n, (a, b) in enumerate(zip(first, own, strict=False)) if a != b), min(len(first), len(own)))
+    return f", and the first {count} of {len(own)} answered tokens are the same"
+
+
+def wrong(before: t.Sequence[Mapping] | None, now: t.Sequence[Mapping]) -> bool:
+    """Return whether answers are so wrong that measuring on tells nothing."""
+    found = checked(before, now)
+    return found is not None and found["verdict"] == "broken"
+
+
+def served(baseline: Mapping | None, observed: Mapping) -> Json | None:
+    """Return the check of what the serving instance answers to a fixed question; None where nothing is known.
+
+    The question is one to which a model has one answer. A server that answers otherwise is measured (suspicion); one
+    that answers otherwise after it was measured and started anew computes something else than what was measured.
+    """
+    if not differs(baseline, observed):
+        known = baseline is not None and baseline.get("answer") is not None and observed.get("answer") is not None
+        return check("served answer", "ok", "the server answers a fixed question as in the baseline") if known else None
+    told = f"{observed['answer']!r} instead of {(baseline or {})['answer']!r}"
+    if observed["loads"]:
+        return check("served answer", "broken", f"the server answers a fixed question with {told}: {CAUSES}")
+    return check(
+        "served answer", "inconclusive", f"the server answers a fixed question with {told}: measure with -e"
+        " revalidate_measure=true",
+    )  # fmt: skip
+
+
+def differs(baseline: Mapping | None, observed: Mapping) -> bool:
+    """Return whether the serving instance answers a fixed question otherwise than in the baseline."""
+    before, now = (baseline or {}).get("answer"), observed.get("answer")
+    return before is not None and now is not None and before != now
