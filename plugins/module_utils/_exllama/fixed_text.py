@@ -3,7 +3,7 @@
 """The text by which wrong answers of an ExLlama are noticed. Private to this collection. Pure functions only.
 
 Every load tells how unlikely the model finds the second half of the text, and what it says itself after the first half;
-_revalidation/answers.py compares that with the baseline.
+_revalidation/text_answers.py compares that with the baseline.
 """
 
 from __future__ import annotations

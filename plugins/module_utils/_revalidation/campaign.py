@@ -194,7 +194,7 @@ def _accepted(seen: Observation, result: Mapping) -> Json:
         "host": host["host"],
         "loads": contended.judged_loads(seen.loads),
         "server": observed["server"]["server"],
-        "completions": {"tests": None if in_use else observed["served"], "answer": observed["answer"]},
+        "completions": {"tests": None if in_use else observed["served"], "answer": observed["served_answer"]},
         "revalidation": _renamed(result, "new baseline"),
     }
 

@@ -81,10 +81,13 @@ def _changes(old: Mapping | None, new: Mapping) -> dict[str, list[float] | None]
     return found
 
 
-def explain(checks: t.Sequence[Mapping], moved: t.Sequence[Mapping], devices: t.Sequence[Json]) -> Json | None:
+def explain(
+    checks: t.Sequence[Mapping], moved: t.Sequence[Mapping], devices: t.Sequence[Json], diagnosed: bool = True
+) -> Json | None:
     """Return why a speed regressed, C({cause, detail, devices, next}), or None where none did.
 
-    C(moved) is what changed in the configuration, C(devices) are those of device_changes.
+    C(moved) is what changed in the configuration, C(devices) are those of device_changes, C(diagnosed) says whether
+    the playbook diagnose knows the engine.
     """
     slow = [c["name"] for c in checks if c["verdict"] == "regressed" and "change_percent" in c]
     if not slow:
@@ -94,7 +97,8 @@ def explain(checks: t.Sequence[Mapping], moved: t.Sequence[Mapping], devices: t.
     software = [change for change in moved if change["part"] in _SOFTWARE]
     cause, detail = _cause(slow, software, [d for d in devices if d["decode_change_percent"] is not None])
     undo = _undo(software)
-    following = [*undo, _DIAGNOSE] if cause in ("prefill_only", "all_devices", "neither") else [_DIAGNOSE, *undo]
+    diagnose = [_DIAGNOSE] if diagnosed else []
+    following = [*undo, *diagnose] if cause in ("prefill_only", "all_devices", "neither") else [*diagnose, *undo]
     return {"devices": [dict(device) for device in devices], "cause": cause, "detail": detail, "next": following}
 
 

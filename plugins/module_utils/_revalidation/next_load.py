@@ -9,7 +9,7 @@ import typing as t
 from .._base.types import Json, Mapping
 from .._measuring import contention
 from .._split import engines, layer_split, load_tests, speed
-from . import answers, checks, contended, speed_checks
+from . import checks, contended, speed_checks, text_answers
 
 
 def next_load(entry: Mapping, before: t.Sequence[Mapping], now: t.Sequence[Mapping], limits: Mapping) -> Json | None:
@@ -22,7 +22,7 @@ def next_load(entry: Mapping, before: t.Sequence[Mapping], now: t.Sequence[Mappi
     done, most, tolerance = len(now), int(limits["most_loads"]), float(limits["tolerance_percent"])
     if any(load["status"] != "ok" for load in now) or done >= most or contended.given_up(now):
         return None
-    if answers.wrong(before, now):
+    if text_answers.wrong(before, now):
         return None
     calm = contention.calm(now)
     least = max(int(limits["least_loads"]), speed.LEAST_LOADS)

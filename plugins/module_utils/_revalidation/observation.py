@@ -164,7 +164,7 @@ class Observation:
             "server": again if again is not None else self.result("server"),
             "completion": self._completion(answer),
             "served": served.get("tests") if served is not None else None,
-            "answer": (answer or {}).get("answer"),
+            "served_answer": (answer or {}).get("answer"),
             "busy": {"busy": bool(use.get("busy")), "why": str(use.get("why", ""))},
             "model": host["model"],
             "loads": self.loads,

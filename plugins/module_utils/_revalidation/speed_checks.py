@@ -12,7 +12,7 @@ import typing as t
 
 from .._base.types import Json, Mapping
 from .._split import load_tests, speed
-from . import answers, contended
+from . import contended, text_answers
 from .changes import interval, signed
 from .checks import check
 
@@ -67,7 +67,7 @@ def suspicion(observed: Mapping, tolerance_percent: float) -> str | None:
         for one in compared
         if one.percent > tolerance_percent
     ]
-    if answers.differs(observed["baseline"], observed):
+    if text_answers.differs(observed["baseline"], observed):
         return "the server answers a fixed question otherwise than in the baseline"
     return f"as served, {', '.join(slower)} than in the baseline" if slower else None
 

@@ -7,7 +7,7 @@ is what the role revalidate saw of a host:
 
   at, host, deployment, entry (of the fact), baseline (or None), configuration (of today, as baselines.configuration),
   gpus (mixed_gpu_gpus), server (llama_server_info), completion ({ok, detail}), served (tests, or None),
-  answer (to a fixed question, or None),
+  served_answer (to a fixed question, or None),
   busy ({busy, why}), model ({path, exists, sha256, headers_sha256}), loads (of today),
   device_probe (of today, or None), failure (what ended measuring, or None),
   contention ({served, probe}: what else computed meanwhile)
@@ -20,7 +20,7 @@ import typing as t
 from .._base.types import Json, Mapping
 from .._measuring import contention
 from .._split import engines
-from . import answers, checks, contended, explain, speed_checks
+from . import checks, contended, explain, speed_checks, text_answers
 from .changes import changes
 
 SCHEMA: t.Final = 1
@@ -33,7 +33,7 @@ def judge(observed: Mapping, settings: Mapping) -> Json:
     described at the top.
     """
     tolerance = float(settings["tolerance_percent"])
-    baseline = observed["baseline"]
+    baseline, engine = observed["baseline"], engines.of(observed["entry"]["serving"])
     moved = changes(baseline["configuration"], observed["configuration"]) if baseline else []
     found = _checks(observed, tolerance, int(settings["reserve_mib"]))
     verdict = checks.worst(check["verdict"] for check in found)
@@ -57,7 +57,7 @@ def judge(observed: Mapping, settings: Mapping) -> Json:
         "summary": _summary(verdict, found, baseline),
         "changes": moved,
         "checks": found,
-        "explanation": explain.explain(found, moved, devices),
+        "explanation": explain.explain(found, moved, devices, engine.family == "llama_cpp"),
         "retune": retune,
         "advice": _advice(verdict, moved, retune, observed),
     }
@@ -75,8 +75,8 @@ def _checks(observed: Mapping, tolerance_percent: float, reserve_mib: int) -> li
         checks.model(observed),
         checks.alone(observed),
         checks.memory(observed, reserve_mib),
-        answers.checked(baseline and baseline.get("all_loads", baseline["loads"]), observed["loads"]),
-        answers.served(baseline, observed),
+        text_answers.checked(baseline and baseline.get("all_loads", baseline["loads"]), observed["loads"]),
+        text_answers.served(baseline, observed),
         checks.links(observed),
         checks.power(observed),
         checks.throttling(observed),

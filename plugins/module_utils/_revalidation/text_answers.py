@@ -78,19 +78,22 @@ def served(baseline: Mapping | None, observed: Mapping) -> Json | None:
     The question is one to which a model has one answer. A server that answers otherwise is measured (suspicion); one
     that answers otherwise after it was measured and started anew computes something else than what was measured.
     """
-    if not differs(baseline, observed):
-        known = baseline is not None and baseline.get("answer") is not None and observed.get("answer") is not None
-        return check("served answer", "ok", "the server answers a fixed question as in the baseline") if known else None
-    told = f"{observed['answer']!r} instead of {(baseline or {})['answer']!r}"
+    before, now = _said(baseline, observed)
+    if before is None or now is None:
+        return None
+    if before == now:
+        return check("served answer", "ok", "the server answers a fixed question as in the baseline")
+    told = f"the server answers a fixed question with {now!r} instead of {before!r}"
     if observed["loads"]:
-        return check("served answer", "broken", f"the server answers a fixed question with {told}: {CAUSES}")
-    return check(
-        "served answer", "inconclusive", f"the server answers a fixed question with {told}: measure with -e"
-        " revalidate_measure=true",
-    )  # fmt: skip
+        return check("served answer", "broken", f"{told}: {CAUSES}")
+    return check("served answer", "inconclusive", f"{told}: measure with -e revalidate_measure=true")
+
+
+def _said(baseline: Mapping | None, observed: Mapping) -> tuple[str | None, str | None]:
+    return (baseline or {}).get("answer"), observed.get("served_answer")
 
 
 def differs(baseline: Mapping | None, observed: Mapping) -> bool:
     """Return whether the serving instance answers a fixed question otherwise than in the baseline."""
-    before, now = (baseline or {}).get("answer"), observed.get("answer")
+    before, now = _said(baseline, observed)
     return before is not None and now is not None and before != now

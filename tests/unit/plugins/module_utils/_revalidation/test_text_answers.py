@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import answers
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import text_answers
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._revalidation.described_exllama import (
     answers as said,
 )
@@ -29,28 +29,28 @@ BEFORE = [exllama_load(number, nats) for number, nats in enumerate((1.249, 1.251
     ],
 )
 def test_a_text_is_as_likely_as_before_or_something_is_broken(nats, verdict, words):
-    found = answers.checked(BEFORE, [exllama_load(1), exllama_load(2, nats)])
+    found = text_answers.checked(BEFORE, [exllama_load(1), exllama_load(2, nats)])
     assert found["verdict"] == verdict and words in found["detail"]
-    assert answers.wrong(BEFORE, [exllama_load(2, nats)]) == (verdict == "broken")
+    assert text_answers.wrong(BEFORE, [exllama_load(2, nats)]) == (verdict == "broken")
 
 
 def test_other_tokens_are_told_and_accuse_nobody():
     other = {**exllama_load(1), "answers": said(tokens=(7, 5, 9))}
-    found = answers.checked(BEFORE, [other])
+    found = text_answers.checked(BEFORE, [other])
     assert found["verdict"] == "ok" and "the first 1 of 3 answered tokens are the same" in found["detail"]
 
 
 def test_what_cannot_be_compared_is_open():
     other = {**exllama_load(1), "answers": {**said(), "text": "t2"}}
-    assert answers.checked(BEFORE, [other])["verdict"] == "inconclusive"
+    assert text_answers.checked(BEFORE, [other])["verdict"] == "inconclusive"
     apart = [exllama_load(1, 1.25), exllama_load(2, 2.0)]
-    assert "answer differently" in answers.checked(apart, [exllama_load(1)])["detail"]
+    assert "answer differently" in text_answers.checked(apart, [exllama_load(1)])["detail"]
 
 
 def test_where_nothing_is_known_there_is_no_check():
-    assert answers.checked(None, [exllama_load(1)]) is None
+    assert text_answers.checked(None, [exllama_load(1)]) is None
     # of llama.cpp
-    assert answers.checked([load(1)], [load(2)]) is None
-    assert answers.served(None, {"answer": "x", "loads": []}) is None
-    assert answers.served({"answer": None}, {"answer": "x", "loads": []}) is None
-    assert answers.served({"answer": "x"}, {"answer": None, "loads": []}) is None
+    assert text_answers.checked([load(1)], [load(2)]) is None
+    assert text_answers.served(None, {"served_answer": "x", "loads": []}) is None
+    assert text_answers.served({"answer": None}, {"served_answer": "x", "loads": []}) is None
+    assert text_answers.served({"answer": "x"}, {"served_answer": None, "loads": []}) is None
