@@ -44,10 +44,23 @@ options:
     elements: str
     required: true
   layers:
-    description: Slots on each device.
+    description: Layers on each device. Required unless O(fit=true).
     type: list
     elements: int
-    required: true
+  experts_in_ram:
+    description: Which experts stay in RAM, see C(docs/data_formats.md); none without it.
+    type: dict
+  fit:
+    description:
+      - Ask where llama.cpp would place the model by itself, which takes some seconds, instead of what a split needs.
+      - O(model) is required then.
+    type: bool
+    default: false
+  margins_mib:
+    description: Memory that stays free on each device, with O(fit=true).
+    type: list
+    elements: int
+    default: []
   split_mode:
     description: llama.cpp's split mode.
     type: str
@@ -130,6 +143,30 @@ devices:
       description: All three.
       returned: always
       type: int
+host_mib:
+  description:
+    - Weights in RAM, rounded down, without those that llama.cpp repacks for the CPU. V(none) when
+      RV(available=false).
+  returned: success
+  type: int
+fitted:
+  description: Where llama.cpp would place the model by itself; V(none) without O(fit=true) or RV(available=false).
+  returned: success
+  type: dict
+  contains:
+    layers:
+      description: Layers on each device.
+      returned: always
+      type: list
+      elements: int
+    experts_in_ram:
+      description: Which experts it leaves in RAM, or V(none).
+      returned: always
+      type: dict
+    context_size:
+      description: The context that it would serve.
+      returned: always
+      type: int
 dry_run:
   description: The same in short, as it is recorded; V(none) when RV(available=false).
   returned: success
@@ -160,14 +197,15 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import sandboxed_run, unit_sandbox
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import fit_params, lost_words
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import expert_placement
 
 
-def ask(module: AnsibleModule, command: list[str]) -> tuple[list[dict[str, t.Any]], str | None, bool]:
-    """Return (devices, None, False), or ([], why there are none, whether llama.cpp refuses what is asked)."""
+def ask(module: AnsibleModule, command: list[str]) -> tuple[str, str | None, bool]:
+    """Return (output, None, False), or ("", why there is none, whether llama.cpp refuses what is asked)."""
     params = module.params
     program, limit = params["program"], params["timeout_seconds"]
     if not os.path.isfile(program) or not os.access(program, os.X_OK):
-        return [], f"there is no program {program}: install llama.cpp (role llama_cpp)", False
+        return "", f"there is no program {program}: install llama.cpp (role llama_cpp)", False
     environment = {"GGML_NO_BACKTRACE": "1", **{name: str(value) for name, value in params["environment"].items()}}
     nodes = unit_sandbox.nodes(params["devices"])
     sandbox = sandboxed_run.Sandbox(
@@ -177,19 +215,50 @@ def ask(module: AnsibleModule, command: list[str]) -> tuple[list[dict[str, t.Any
     try:
         ended = lost_words.run(command, sandbox, environment, limit)
     except UserError as exc:
-        return [], str(exc), False
+        return "", str(exc), False
     if ended.timed_out or ended.rc == -signal.SIGKILL:
         busy = f"{program} was ended after {limit} seconds or killed: see whether something else uses the devices"
-        return [], busy, False
+        return "", busy, False
     if ended.rc != 0:
         output = ended.stderr or ended.stdout
-        return [], *fit_params.failure(program, ended.rc, output, params["split_mode"])
+        return "", *fit_params.failure(program, ended.rc, output, params["split_mode"])
     if params["split_mode"] == "tensor":
-        return [], fit_params.ONE_SUM, False
+        return "", fit_params.ONE_SUM, False
+    return ended.stdout, None, False
+
+
+def read(module: AnsibleModule, output: str) -> dict[str, t.Any]:
+    """Return what the module returns of an output. Raises UserError where it has another form."""
+    params = module.params
+    if params["fit"]:
+        context, placed = fit_params.parse_fit(output, params["devices"], params["model"]["block_count"])
+        fitted = {"layers": list(placed.layers), "experts_in_ram": expert_placement.as_json(placed)}
+        return {"fitted": {**fitted, "context_size": context}}
+    devices = fit_params.parse(output, params["devices"])
+    mib, difference = [entry["mib"] for entry in devices], None
+    if params["model"] is not None:
+        experts = expert_placement.from_json(params["layers"], params["experts_in_ram"])
+        difference = fit_params.compare(mib, params["model"], params["serving"], params["layers"], experts)
+        apart = fit_params.disagreement(mib, difference, params["devices"])
+        if apart is not None:
+            module.warn(f"{apart}.")
+    host_mib = fit_params.host_mib(output)
+    return {"devices": devices, "host_mib": host_mib, "dry_run": {"mib": mib, "difference_mib": difference}}
+
+
+def command_of(params: t.Mapping[str, t.Any]) -> list[str]:
+    """Return the command. Raises UserError where the options do not fit together."""
+    program, path, endpoints = params["program"], params["model_path"], params["rpc_endpoints"]
+    if params["fit"]:
+        margins = params["margins_mib"]
+        return fit_params.fit_command(program, path, params["devices"], params["serving"], endpoints, margins)
     try:
-        return fit_params.parse(ended.stdout, params["devices"]), None, False
-    except UserError as exc:
-        return [], f"what {program} printed cannot be read: {exc}", False
+        experts = expert_placement.from_json(params["layers"], params["experts_in_ram"])
+    except ValueError as exc:
+        raise UserError(str(exc)) from exc
+    return fit_params.command(
+        program, path, params["devices"], params["layers"], params["serving"], endpoints, params["split_mode"], experts
+    )
 
 
 def main() -> None:
@@ -198,7 +267,10 @@ def main() -> None:
             "program": {"type": "path", "default": "/opt/llama.cpp/current/bin/llama-fit-params"},
             "model_path": {"type": "path", "required": True},
             "devices": {"type": "list", "elements": "str", "required": True},
-            "layers": {"type": "list", "elements": "int", "required": True},
+            "layers": {"type": "list", "elements": "int"},
+            "experts_in_ram": {"type": "dict"},
+            "fit": {"type": "bool", "default": False},
+            "margins_mib": {"type": "list", "elements": "int", "default": []},
             "split_mode": {"type": "str", "default": "layer"},
             "serving": {"type": "dict", "required": True},
             "rpc_endpoints": {"type": "list", "elements": "str", "default": []},
@@ -206,34 +278,28 @@ def main() -> None:
             "model": {"type": "dict"},
             "timeout_seconds": {"type": "int", "default": 60},
         },
+        required_if=[("fit", False, ["layers"]), ("fit", True, ["model"])],
         supports_check_mode=True,
     )
     params = module.params
     if params["timeout_seconds"] < 1:
         module.fail_json(msg=f"timeout_seconds is {params['timeout_seconds']}: give at least 1.")
+    result: dict[str, t.Any] = {
+        "changed": False, "available": False, "refused": False, "reason": None, "devices": [], "host_mib": None,
+        "fitted": None, "dry_run": None, "command": [],
+    }  # fmt: skip
     try:
-        command = fit_params.command(
-            params["program"], params["model_path"], params["devices"], params["layers"], params["serving"],
-            params["rpc_endpoints"], params["split_mode"],
-        )
+        result["command"] = command_of(params)
     except UserError as exc:
         module.fail_json(msg=f"Cannot run llama-fit-params: {exc}.")
-    devices, reason, refused = ask(module, command)
-    dry_run = None
+    output, reason, refused = ask(module, result["command"])
     if reason is None:
-        mib = [entry["mib"] for entry in devices]
-        difference = None
-        if params["model"] is not None:
-            difference = fit_params.compare(mib, params["model"], params["serving"], params["layers"])
-            apart = fit_params.disagreement(mib, difference, params["devices"])
-            if apart is not None:
-                module.warn(f"{apart}.")
-        dry_run = {"mib": mib, "difference_mib": difference}
-    module.exit_json(
-        changed=False, available=reason is None, reason=f"{reason}." if reason else None,
-        refused=refused, devices=devices, dry_run=dry_run,
-        command=command,
-    )
+        try:
+            result |= read(module, output)
+        except UserError as exc:
+            reason = f"what {params['program']} printed cannot be read: {exc}"
+    result |= {"available": reason is None, "reason": f"{reason}." if reason else None, "refused": refused}
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ module: random_gguf
 short_description: Make a GGUF model with random weights
 version_added: 0.1.0
 description:
-  - Writes a model of the llama architecture that llama.cpp loads and generates from, to try a host without a download.
+  - Writes a model that llama.cpp loads and generates from, to try a host without a download. It is of the llama
+    architecture, or of qwen3moe with O(expert_count).
   - What it says is noise; what it costs is that of a real model of the same shape.
   - The same options give the same file, byte for byte.
   - A file at O(path) that was not made by this module is never replaced.
@@ -34,7 +35,7 @@ options:
     type: int
     default: 256
   feed_forward_length:
-    description: Width of the feed-forward layers. A multiple of 32.
+    description: Width of the feed-forward layers, or of each expert. A multiple of 32.
     type: int
     default: 512
   head_count:
@@ -68,6 +69,14 @@ options:
       - Otherwise all blocks repeat the first one, which is quicker to write.
     type: bool
     default: false
+  expert_count:
+    description: Number of experts of every block; V(0) for a model without.
+    type: int
+    default: 0
+  expert_used_count:
+    description: Number of experts that a token uses.
+    type: int
+    default: 0
   manifest_dir:
     description: Directory of the manifests, which make a second run quick.
     type: path

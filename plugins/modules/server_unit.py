@@ -211,7 +211,17 @@ class Server:
             *(restart_check.measurement(lease_unit.UNIT, lease) if self.params["check_lease"] else []),
             *restart_check.port(port, listeners, self.units),
             *self.memory_obstacles(),
+            *self.ram_obstacles(),
         ]
+
+    def ram_obstacles(self) -> list[str]:
+        """Return whether RAM is missing for experts."""
+        entry = self.params["entry"]
+        if not entry or not entry.get("experts_in_ram"):
+            return []
+        found = host.memory(json_file.read_text("/proc/meminfo") or "")
+        leaves = any(unit.get("ActiveState") in ("active", "activating") for unit in self.units.values())
+        return restart_check.ram(entry, found["memory_available_mib"], found["memory_total_mib"], leaves)
 
     def memory_obstacles(self) -> list[str]:
         """Return which cards have no room for the plan; asks no driver where the plan needs no card."""

@@ -46,8 +46,9 @@ options:
       - It has C(label), C(split_mode), C(layers), C(load) and C(tests), each test with C(kind), C(n_prompt),
         C(n_gen), C(n_depth) and C(repetitions). All samples are kept; the largest number of repetitions holds for all
         tests of the process.
-      - A test may have a C(micro_batch_size) of its own, and a load an C(environment) that is added to O(environment).
-      - Tests at different depths cost more than their sum, because C(llama-bench) runs every depth with every length.
+      - A test may have a C(micro_batch_size) and C(threads) of its own, and a load an C(environment) that is added to
+        O(environment), and C(experts_in_ram), without room for which nothing is started.
+      - Tests at different depths cost more than their sum, as C(llama-bench) runs every depth with every length.
     type: dict
     required: true
   devices:
@@ -108,7 +109,7 @@ options:
 requirements:
   - coreutils (C(timeout))
 notes:
-  - Loop over the loads, one per item, so that progress is visible and an interrupted run resumes.
+  - Loop over the loads, one per item, so that an interrupted run resumes.
 seealso:
   - module: homelab.mixed_gpu.measurement_lease
 author:
@@ -231,9 +232,9 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import outcome, run, store
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring.types import Load
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import engines
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import engines, expert_room
 
-#: A second, talkative run to learn why the first one failed is not worth starting for less.
+#: A second, talkative run to learn why the first one failed needs as much.
 SHORTEST_DIAGNOSIS_SECONDS = 5
 
 
@@ -269,7 +270,8 @@ class SplitBenchmark(run.StoredLoad):
         with self.leased():
             started = time.monotonic()
             with self.cards as conditions:
-                verdict = self.run_bench(command, limit, lock)
+                short = expert_room.shortage(self.params["model_path"], self.order.experts)
+                verdict = short or self.run_bench(command, limit, lock)
             wall_ms = round((time.monotonic() - started) * 1000)
             remaining = limit - int(time.monotonic() - started)
             if not verdict.explained and remaining >= SHORTEST_DIAGNOSIS_SECONDS:
@@ -281,9 +283,7 @@ class SplitBenchmark(run.StoredLoad):
         self.build = verdict.build
         load = {
             **self.load,
-            "status": verdict.status,
-            "reason": verdict.reason,
-            "results": verdict.results,
+            **{name: getattr(verdict, name) for name in ("status", "reason", "results")},
             "conditions": conditions,
             "wall_ms": wall_ms,
         }

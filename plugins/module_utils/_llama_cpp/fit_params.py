@@ -13,7 +13,8 @@ import typing as t
 
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from .._split import layer_split, memory_plan
+from .._split import expert_placement, layer_split, memory_plan
+from .._split.expert_placement import ExpertPlacement
 from .._split.types import Model, Serving
 from . import llama_bench, load_check
 
@@ -50,6 +51,7 @@ def command(
     serving: Mapping,
     rpc_endpoints: t.Sequence[str] = (),
     split_mode: str = "layer",
+    experts: ExpertPlacement | None = None,
 ) -> list[str]:
     """Return the command that asks llama.cpp about C(layers) on C(devices), with the flags of the server.
 
@@ -61,21 +63,88 @@ def command(
         raise UserError(f"{len(layers)} layer counts do not belong to {len(devices)} devices")
     if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in layers) or not any(layers):
         raise UserError(f"layers must be whole numbers of zero or more, at least one of them more: {list(layers)}")
+    used = [(name, count) for name, count in zip(devices, layers, strict=True) if count]
+    words = _model_words(program, model_path, [name for name, _count in used], rpc_endpoints)
+    words += ["-sm", "none" if len(used) == 1 else split_mode]
+    if len(used) > 1:
+        words += ["-ts", layer_split.render_tensor_split([count for _name, count in used], "llama_fit_params")]
+    words += _serving_words(serving, experts)
+    if experts is not None and experts.any:
+        words += ["-ot", expert_placement.render(experts, "llama_fit_params")]
+    return [*words, "-fit", "off", "-fitp", "on"]
+
+
+def fit_command(
+    program: str,
+    model_path: str,
+    devices: t.Sequence[str],
+    serving: Mapping,
+    rpc_endpoints: t.Sequence[str] = (),
+    margins_mib: t.Sequence[int] = (),
+) -> list[str]:
+    """Return the command that asks llama.cpp where it would place the model by itself, with the flags of the server.
+
+    C(margins_mib) stay free on each device. It answers in the form that parse_fit reads. Raises UserError as command().
+    """
+    words = _model_words(program, model_path, devices, rpc_endpoints)
+    flags = _serving_words(serving, None)
+    at = flags.index("-ngl")  # what is set, fit leaves alone
+    words += [*flags[:at], *flags[at + 2 :]]
+    words += ["-fitt", ",".join(map(str, margins_mib))] if margins_mib else []
+    return [*words, "-fit", "on"]
+
+
+def _model_words(
+    program: str, model_path: str, devices: t.Sequence[str], rpc_endpoints: t.Sequence[str]
+) -> list[str]:
+    # --rpc comes before -dev, which knows registered devices only
+    rpc = ["--rpc", ",".join(rpc_endpoints)] if rpc_endpoints else []
+    return [program, "-m", model_path, *rpc, "-dev", ",".join(devices)]
+
+
+def _serving_words(serving: Mapping, experts: ExpertPlacement | None) -> list[str]:
     missing = [key for key, _flag in SERVING_FLAGS if key not in serving]
     missing += [key for key in ("parallel_slots", "kv_unified") if key not in serving]
     if missing:
         raise UserError(f"serving.{missing[0]} is missing")
-    used = [(name, count) for name, count in zip(devices, layers, strict=True) if count]
-    words = [program, "-m", model_path]
-    if rpc_endpoints:
-        words += ["--rpc", ",".join(rpc_endpoints)]            # before -dev, which knows registered devices only
-    words += ["-dev", ",".join(name for name, _count in used)]
-    words += ["-sm", "none" if len(used) == 1 else split_mode]
-    if len(used) > 1:
-        words += ["-ts", layer_split.render_tensor_split([count for _name, count in used], "llama_fit_params")]
-    words += [part for key, flag in SERVING_FLAGS for part in (flag, str(serving[key]))]
+    told = expert_placement.serving_with(t.cast(Serving, serving), experts)
+    words = [part for key, flag in SERVING_FLAGS for part in (flag, str(dict(told)[key]))]
     words += ["-np", str(1 if serving["kv_unified"] else serving["parallel_slots"])]
-    return [*words, "-fit", "off", "-fitp", "on"]
+    return [*words, "--no-host"] if experts is not None and experts.no_host else words
+
+
+#: Patterns of `-ot` as fit prints them: all experts of a block, or everything of its feed-forward part but some.
+_FITTED = re.compile(r"blk\\\.([0-9]+)\\\.ffn_(\([a-z_|]+\)|down)(_\(ch\|\)exps|\.\*)=(\S+)")
+_WHOLE: t.Final = ("up", "down", "gate_up", "gate")
+
+
+def parse_fit(text: str, devices: t.Sequence[str], block_count: int) -> tuple[int, ExpertPlacement]:
+    """Return (context, placement) of what llama.cpp placed by itself: C(-c 8192 -ngl 49 -ts 20,29 -ot "..."), one line.
+
+    Blocks whose experts are whole in RAM are named; what it moves beyond stands in C(override) alone, as it is printed.
+    Raises UserError where it leaves whole layers in RAM, which no plan does, or printed something else.
+    """
+    line = next((line for line in reversed(text.splitlines()) if re.match(r"-c [0-9]+ -ngl ", line)), "")
+    match = re.fullmatch(r"-c ([0-9]+) -ngl (-?[0-9]+)(?: -ts ([0-9,]+))?(?: -ot \"(.*)\")?\s*", line)
+    if match is None:
+        raise UserError(f"there is no line of the form '-c N -ngl N -ts N,N' in its output ({text[-200:].strip()})")
+    layers, slots = int(match[2]), block_count + 1
+    if not match[3] and layers < 0:
+        raise UserError("it changes nothing: the model fits as it is")
+    if layers < slots:
+        raise UserError(f"it leaves {slots - layers} whole layers in RAM, which the collection does not measure")
+    shares = [int(share) for share in match[3].split(",")] if match[3] else [slots]
+    counts = layer_split.layers_from_shares([*shares, *[0] * (len(devices) - len(shares))], slots)
+    overrides = match[4].split(",") if match[4] else []
+    blocks = []
+    for override in overrides:
+        found = _FITTED.fullmatch(override)
+        if found is None:
+            raise UserError(f"it moves tensors in a form that is not known ({override[:100]})")
+        if found[4] == "CPU" and set(found[2].strip("()").split("|")) == set(_WHOLE) and found[3] != ".*":
+            blocks.append(int(found[1]))
+    # systemd takes backslashes away
+    return int(match[1]), ExpertPlacement(counts, tuple(blocks), override=",".join(overrides).replace("\\.", "[.]"))
 
 
 def parse(text: str, devices: t.Sequence[str]) -> list[Json]:
@@ -101,6 +170,12 @@ def parse(text: str, devices: t.Sequence[str]) -> list[Json]:
         entry: Json = {"device": name, **dict(zip(PARTS, values, strict=True))}
         result.append({**entry, "mib": sum(values)})
     return result
+
+
+def host_mib(text: str) -> int | None:
+    """Return the MiB of weights in RAM by the same output: token embedding, and experts that are there."""
+    found = [match for line in text.splitlines() if (match := _LINE.fullmatch(line[:_LINE_CHARACTERS]))]
+    return next((int(match[2]) for match in found if match[1] == "Host"), None)
 
 
 def failure(program: str, rc: int, output: str, split_mode: str) -> tuple[str, bool]:
@@ -144,10 +219,11 @@ def compare(
     model: Model,
     serving: Serving,
     layers: t.Sequence[int],
+    experts: ExpertPlacement | None = None,
 ) -> list[int]:
     """Return, per device, what our plan counts more (or, below zero, less) than the dry run, in MiB.
 
     Both are upper bounds on the device of the output slot: they count an output for every token of a micro-batch.
     """
-    planned = memory_plan.MemoryPlan(model, serving).mib(layers)
+    planned = memory_plan.MemoryPlan(model, serving, experts=experts).mib(layers)
     return [ours - theirs for ours, theirs in zip(planned, dry_run_mib, strict=True)]

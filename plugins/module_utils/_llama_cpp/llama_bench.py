@@ -15,7 +15,8 @@ from .._base import json_file
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from .._measuring import load_checks, outcome
-from .._split.types import ListedDevice
+from .._split import expert_placement
+from .._split.types import ListedDevice, Serving
 
 #: serving key -> llama-bench flag, in the order of the command line. llama-bench has no context or slots of its own.
 SERVING_FLAGS: t.Final = (
@@ -35,7 +36,6 @@ _ROW_FIELDS: t.Final = (
     ("batch_size", "n_batch"),
     ("cache_type_k", "type_k"),
     ("cache_type_v", "type_v"),
-    ("threads", "n_threads"),
     ("poll", "poll"),
     ("load_mode", "load_mode"),
 )
@@ -132,12 +132,15 @@ class Order:
     split_mode: str
     serving: Mapping
     tests: tuple[Mapping, ...]
+    experts: expert_placement.ExpertPlacement | None = None
 
 
 def make_order(load: Mapping, devices: t.Sequence[str], serving: Mapping) -> Order:
     """Check a load of the planner against the devices and return the Order; raises UserError naming the wrong field.
 
     Devices without a layer are not named to llama.cpp at all: as C(-dev A/B -ts 33/0) B would still get buffers.
+    With experts in RAM the serving profile is that of expert_placement.serving_with, and the batch is at least as large
+    as the largest micro-batch of the tests.
     """
     label = load.get("label", "the load")
     counts = load_checks.check_layers(load, len(devices))
@@ -145,6 +148,16 @@ def make_order(load: Mapping, devices: t.Sequence[str], serving: Mapping) -> Ord
     if not isinstance(split_mode, str) or not re.fullmatch(r"[a-z]+", split_mode):
         raise UserError(f"split_mode of {label} is {split_mode!r}: it must be a mode of llama.cpp such as layer")
     tests = load_checks.check_tests(load)
+    try:
+        experts = expert_placement.from_json(counts, load.get("experts_in_ram"))
+    except ValueError as exc:
+        raise UserError(f"{exc} ({label})") from exc
+    if experts is not None:
+        if split_mode == "tensor":
+            raise UserError(f"{label} has experts in RAM and split mode tensor, which needs whole blocks on devices")
+        serving = expert_placement.serving_with(t.cast(Serving, serving), experts)
+        sizes = [size for test in tests if isinstance(size := micro_batch(test, serving), int)]
+        serving = {**serving, "batch_size": max([serving["batch_size"], *sizes])}
     for field, flag in SERVING_FLAGS:
         value = serving.get(field)
         if not isinstance(value, (str, int)) or isinstance(value, bool):
@@ -156,12 +169,18 @@ def make_order(load: Mapping, devices: t.Sequence[str], serving: Mapping) -> Ord
         split_mode=split_mode,
         serving=serving,
         tests=tests,
+        experts=experts,
     )
 
 
 def micro_batch(test: Mapping, serving: Mapping) -> t.Any:
     """Return the micro-batch of a test: its own where it names one, else that of the serving profile."""
     return test.get("micro_batch_size", serving.get("micro_batch_size"))
+
+
+def threads(test: Mapping, serving: Mapping) -> t.Any:
+    """Return the threads of the CPU in a test: its own where it names some, else those of the serving profile."""
+    return test.get("threads", serving.get("threads"))
 
 
 def _joined(values: t.Iterable[t.Any]) -> str:
@@ -173,19 +192,23 @@ def bench_command(llama_bench: str, model_path: str, order: Order, rpc_endpoints
 
     llama-bench runs every depth with every prompt and every generation length, and has one number of repetitions: rows
     that were not asked for are dropped when the output is read, and the largest number of repetitions holds for all.
-    Micro-batches are run in the order in which the tests name them.
+    Micro-batches and threads are run in the order in which the tests name them.
     Only what belongs to the model (file, split, devices) makes it load again, and that is the same for all tests.
     """
     tests = order.tests
     rpc = ["--rpc", ",".join(rpc_endpoints)] if rpc_endpoints else []
     split = ["-ts", "/".join(str(share) for share in order.shares)] if order.shares else []
-    values = {**order.serving, "micro_batch_size": _joined(micro_batch(test, order.serving) for test in tests)}
+    values = {
+        **order.serving,
+        "micro_batch_size": _joined(micro_batch(test, order.serving) for test in tests),
+        "threads": _joined(threads(test, order.serving) for test in tests),
+    }
     flags = [part for field, flag in SERVING_FLAGS for part in (flag, str(values[field]))]
     pairs = dict.fromkeys((test["n_prompt"], test["n_gen"]) for test in tests if test["n_prompt"] and test["n_gen"])
     return [
         llama_bench, "-m", model_path,
         *rpc,                            # before -dev, which knows only devices that are already registered
-        "-dev", "/".join(order.devices), "-sm", order.split_mode, *split, *flags,
+        "-dev", "/".join(order.devices), "-sm", order.split_mode, *split, *flags, *_experts(order),
         "-p", _joined(test["n_prompt"] for test in tests if not test["n_gen"]),
         "-n", _joined(test["n_gen"] for test in tests if not test["n_prompt"]),
         *(part for prompt, gen in pairs for part in ("-pg", f"{prompt},{gen}")),
@@ -193,6 +216,14 @@ def bench_command(llama_bench: str, model_path: str, order: Order, rpc_endpoints
         "-r", str(max(test["repetitions"] for test in tests)),
         "-o", "jsonl",
     ]
+
+
+def _experts(order: Order) -> list[str]:
+    """Return the flags of experts in RAM."""
+    if order.experts is None or not order.experts.any:
+        return []
+    no_host = ["--no-host", "1"] if order.experts.no_host else []
+    return ["-ot", expert_placement.render(order.experts, "llama_bench"), *no_host]
 
 
 def diagnosis_command(command: t.Sequence[str]) -> list[str]:
@@ -248,6 +279,9 @@ def _disagreement(row: Mapping, order: Order) -> str | None:
         return f"split mode {row.get('split_mode')} instead of {order.split_mode}"
     if not same_split(row.get("tensor_split"), order.shares):
         return f"split {row.get('tensor_split')} instead of {'/'.join(str(share) for share in order.shares) or 'none'}"
+    experts = expert_placement.render(order.experts, "llama_bench") if order.experts else ""
+    if row.get("tensor_buft_overrides", "none") != (experts or "none"):
+        return f"the overrides {row.get('tensor_buft_overrides')} instead of {experts or 'none'}"
     for field, name in _ROW_FIELDS:
         if name in row and str(row[name]) != str(order.serving[field]):
             return f"{name} {row[name]} instead of {order.serving[field]}"
@@ -260,12 +294,13 @@ def _results(rows: t.Sequence[Mapping], order: Order) -> list[Json]:
     for test in order.tests:
         shape = tuple(test[field] for field in ("n_prompt", "n_gen", "n_depth"))
         name = f"the {test.get('kind')} test (n_prompt {shape[0]}, n_gen {shape[1]}, n_depth {shape[2]})"
-        wanted = micro_batch(test, order.serving)
+        wanted, of_cpu = micro_batch(test, order.serving), threads(test, order.serving)
         matching = [
             row
             for row in rows
             if (row.get("n_prompt"), row.get("n_gen"), row.get("n_depth")) == shape
             and row.get("n_ubatch", wanted) == wanted
+            and row.get("n_threads", of_cpu) == of_cpu
         ]
         if not matching:
             raise UserError(f"it printed no row for {name}")
@@ -275,7 +310,7 @@ def _results(rows: t.Sequence[Mapping], order: Order) -> list[Json]:
         difference = _disagreement(matching[0], order)
         if difference is not None:
             raise UserError(f"the row for {name} says {difference}")
-        own = {"micro_batch_size": wanted} if "micro_batch_size" in test else {}
+        own = {name: test[name] for name in ("micro_batch_size", "threads") if name in test}
         results.append({
             "kind": test.get("kind"),
             "n_prompt": shape[0],

@@ -12,7 +12,8 @@ import typing as t
 
 from .._base import addresses, escaping, unit_end, unit_sandbox
 from .._base.types import Json, Mapping
-from .._split import layer_split, placement
+from .._split import deployment as deployments
+from .._split import expert_placement, layer_split, placement
 from . import allreduce_log
 
 # --- calling it ------------------------------------------------------------------------------------------------------
@@ -62,7 +63,7 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
     words += ["-b", str(serving["batch_size"]), "-ub", str(serving["micro_batch_size"])]
     words += ["-fa", serving["flash_attention"], "-ctk", serving["cache_type_k"], "-ctv", serving["cache_type_v"]]
     words += ["-t", str(serving["threads"]), "--poll", str(serving["poll"]), "-lm", serving["load_mode"]]
-    words += ["--cache-ram", str(settings["cache_ram_mib"])]
+    words += [*_experts(deployment), "--cache-ram", str(settings["cache_ram_mib"])]
     words += ["-a", settings["alias"], "--host", settings["host"], "--port", str(settings["port"])]
     words += ["--cors-origins", settings["cors_origins"], "--metrics", "--slots", "-lv", str(settings["log_verbosity"])]
     words += [str(word) for word in settings["extra_arguments"]]
@@ -87,6 +88,15 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
         "url": url(settings["host"], settings["port"]),
         "limits": unit_end.limits(int(settings["load_timeout_seconds"])),
     }
+
+
+def _experts(deployment: Mapping) -> list[str]:
+    """Return the flags of experts in RAM; prompts and single tokens are computed by the same threads."""
+    experts = expert_placement.from_json(deployments.layers(deployment), deployment.get("experts_in_ram"))
+    if experts is None:
+        return []
+    threads, no_host = str(deployment["serving"]["threads"]), ["--no-host"] if experts.no_host else []
+    return ["-tb", threads, "-ot", expert_placement.render(experts, "llama_server"), *no_host]
 
 
 # --- what systemd says -----------------------------------------------------------------------------------------------

@@ -4,8 +4,15 @@
 
 from __future__ import annotations
 
+import re
+
 from .._base.types import Mapping
-from .._split import placement
+from .._split import deployment as deployments
+from .._split import expert_placement, placement
+
+#: By how much the log, which rounds, and the header may differ; the experts of one part of a block are far more.
+RAM_TOLERANCE_MIB = 0.2
+RAM_TOLERANCE = 0.001
 
 # llama-server rounds the context of a slot up to this many tokens (src/llama-context.cpp, GGML_PAD).
 CONTEXT_STEP = 256
@@ -53,7 +60,43 @@ def deviations(deployment: Mapping, load: Mapping) -> list[str]:
             )
         elif layers != wanted:
             found.append(f"The server placed {layers} layers on {', '.join(seen)}; the facts say {wanted}.")
-    return found + _serving_deviations(deployment["serving"], load)
+    return found + _ram_deviations(deployment, load) + _serving_deviations(deployment["serving"], load)
+
+
+def _ram_deviations(deployment: Mapping, load: Mapping) -> list[str]:
+    """Return one sentence per difference in what is in RAM: exactly the planned experts, and nothing else."""
+    recorded = deployment.get("experts_in_ram")
+    experts = expert_placement.from_json(deployments.layers(deployment), recorded)
+    moved = {name: buffer for name, buffer in load["overridden"].items() if not _planned(name, experts)}
+    found = []
+    if moved:
+        first = min(moved)
+        found.append(
+            f"{len(moved)} tensors are not where the facts say, {first} on {moved[first]} for one: take -ot, -cmoe and "
+            "-ncmoe out of llama_server_extra_arguments."
+        )
+    if experts is None or recorded is None:
+        return found
+    planned, seen = recorded["ram_bytes"] / expert_placement.MIB, load["host"]["model_mib"]
+    if not experts.override and abs(seen - planned) > max(RAM_TOLERANCE_MIB, RAM_TOLERANCE * planned):
+        found.append(
+            f"{seen} MiB of weights are in RAM; the facts say {planned:.2f} MiB, with the experts of "
+            f"{len(experts.blocks) + bool(experts.partial)} blocks."
+        )
+    threads = deployment["serving"]["threads"]
+    if load["threads"] not in (None, [threads, threads]):
+        found.append(f"{load['threads'][0]} threads compute the experts in RAM; the facts say {threads}.")
+    if load["pipeline_parallel"]:
+        found.append("Prompts are pipelined, which llama.cpp never does with experts in RAM.")
+    return found
+
+
+def _planned(name: str, experts: expert_placement.ExpertPlacement | None) -> bool:
+    """Return whether a tensor is moved by the recorded placement."""
+    if experts is None or not experts.any:
+        return False
+    overrides = expert_placement.render(experts, "llama_server").split(",")
+    return any(re.search(override.rpartition("=")[0], name) for override in overrides)
 
 
 def _serving_deviations(serving: Mapping, load: Mapping) -> list[str]:

@@ -24,6 +24,8 @@ _ASSIGNED = re.compile(r"load_tensors: layer +(\d+) assigned to device (\w+)")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 _CONTEXT = re.compile(r"llama_context: (\w+) += (\S+)$")
 _OUTPUT_OFFLOADED = re.compile(r"offloading output layer to GPU")
+_OVERRIDDEN = re.compile(r"tensor (\S+) \(\d+ MiB \S+\) buffer type overridden to (\S+)$")
+_THREADS = re.compile(r"system_info: n_threads = (\d+) \(n_threads_batch = (\d+)\)")
 _PIPELINE = re.compile(r"pipeline parallelism enabled|retrying without pipeline parallelism")
 
 
@@ -64,6 +66,8 @@ class _Log:
         self.offloaded: tuple[int, int] | None = None
         self.output_offloaded = False
         self.pipeline = False
+        self.overridden: dict[str, str] = {}
+        self.threads: tuple[int, int] | None = None
         self.load_seconds: float | None = None
 
     def take(self, line: str) -> None:
@@ -110,6 +114,12 @@ class _Log:
     def set_pipeline(self, match: re.Match[str]) -> None:
         self.pipeline = match[0].endswith("enabled")
 
+    def override(self, match: re.Match[str]) -> None:
+        self.overridden[match[1]] = match[2]
+
+    def set_threads(self, match: re.Match[str]) -> None:
+        self.threads = (int(match[1]), int(match[2]))
+
     def set_build(self, match: re.Match[str]) -> None:
         self.build = match[1]
 
@@ -128,6 +138,8 @@ _TAKEN: t.Final[tuple[tuple[re.Pattern[str], t.Callable[[_Log, re.Match[str]], N
     (_OFFLOADED, _Log.offload),
     (_OUTPUT_OFFLOADED, _Log.offload_output),
     (_PIPELINE, _Log.set_pipeline),
+    (_OVERRIDDEN, _Log.override),
+    (_THREADS, _Log.set_threads),
     (_BUILD, _Log.set_build),
     (_LOADED, _Log.loaded),
 )
@@ -146,7 +158,9 @@ def parse_load(text: str) -> Json:
     device, id, description, pci_bus_id, free_mib, layers, output, model_mib, kv_mib, compute_mib, total_mib), C(host)
     (the same three sizes for host memory), C(layers_source), C(layers_note), C(model_layers) and C(offloaded_layers)
     (repeating blocks and the output layer), C(host_layers), context_size, context_per_slot, slots, kv_unified,
-    batch_size, micro_batch_size, flash_attention, cache_type_k, cache_type_v, pipeline_parallel, load_seconds.
+    batch_size, micro_batch_size, flash_attention, cache_type_k, cache_type_v, pipeline_parallel, load_seconds,
+    C(overridden) (which tensors were placed by hand, by name, and where; logged with C(-lv 5)), and C(threads) of the
+    CPU for a token and for prompts.
 
     The counts of layers come from the lines that name each layer's device where they are logged (C(-lv 5)), else from
     the KV buffers: within a cache all layers are equally large, so a device's share of the cache is its share of the
@@ -181,6 +195,8 @@ def parse_load(text: str) -> Json:
         "cache_type_v": log.cache_types[1],
         "pipeline_parallel": log.pipeline,
         "load_seconds": log.load_seconds,
+        "overridden": log.overridden,
+        "threads": list(log.threads) if log.threads else None,
     }
 
 

@@ -44,8 +44,9 @@ def check_tests(load: Mapping) -> tuple[Test, ...]:
         for field in ("n_prompt", "n_gen", "n_depth"):
             _whole(test.get(field), f"{field} of {where}")
         _whole(test.get("repetitions"), f"repetitions of {where}", 1)
-        if "micro_batch_size" in test:
-            _whole(test["micro_batch_size"], f"micro_batch_size of {where}", 1)
+        for field in ("micro_batch_size", "threads"):
+            if field in test:
+                _whole(test[field], f"{field} of {where}", 1)
         if test["n_prompt"] == 0 and test["n_gen"] == 0:
             raise UserError(f"{where} has n_prompt 0 and n_gen 0: it must process or generate at least one token")
     return tuple(tests)

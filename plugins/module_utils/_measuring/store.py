@@ -16,6 +16,8 @@ from . import outcome
 from .types import Load
 
 SCHEMA: t.Final = 1
+#: What tells the tests of one load apart.
+_SHAPE: t.Final = ("kind", "n_prompt", "n_gen", "n_depth", "micro_batch_size", "threads")
 FORM: t.Final = json_state.Form(SCHEMA, "run the play again: the load is measured again")
 
 
@@ -29,7 +31,8 @@ def load_key(fingerprint: str, campaign: str, load: Mapping) -> Json:
         "load": load["load"],
     }
     # only where they say something, so that older loads keep their keys
-    more = {name: load[name] for name in ("environment", "reference", "micro_batch_size") if load.get(name)}
+    names = ("environment", "reference", "micro_batch_size", "experts_in_ram")
+    more = {name: load[name] for name in names if load.get(name)}
     return {**key, **more}
 
 
@@ -73,6 +76,6 @@ def reusable(stored: Load, tests: t.Sequence[Mapping]) -> bool:
         return True
 
     def shape(entry: Mapping) -> tuple[t.Any, ...]:
-        return tuple(entry.get(field) for field in ("kind", "n_prompt", "n_gen", "n_depth", "micro_batch_size"))
+        return tuple(entry.get(field) for field in _SHAPE)
 
     return {shape(test) for test in tests} <= {shape(result) for result in stored["results"]}

@@ -10,7 +10,7 @@ from .._base.types import Json
 
 
 class Test(t.TypedDict, total=False):
-    """One test of a load; micro_batch_size where it is another than that of the serving profile."""
+    """One test of a load; micro_batch_size and threads where they are others than those of the serving profile."""
 
     kind: t.Required[str]
     n_prompt: t.Required[int]
@@ -18,6 +18,7 @@ class Test(t.TypedDict, total=False):
     n_depth: t.Required[int]
     repetitions: t.Required[int]
     micro_batch_size: int
+    threads: int
 
 
 class Result(t.TypedDict, total=False):
@@ -29,6 +30,7 @@ class Result(t.TypedDict, total=False):
     n_depth: t.Required[int]
     samples_ms: t.Required[list[float]]
     micro_batch_size: int
+    threads: int
     energy: Json
 
 
@@ -42,6 +44,7 @@ class Load(t.TypedDict, total=False):
     purpose: str
     tests: t.Required[list[Test]]
     environment: dict[str, str]
+    experts_in_ram: Json | None  # _split/expert_placement.as_json
     campaign: str
     fingerprint: str
     status: str

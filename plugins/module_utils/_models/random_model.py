@@ -32,6 +32,8 @@ ARGUMENTS: t.Final[dict[str, Json]] = {
     "type": {"type": "str", "choices": ["f16", "q8_0", "q4_0"], "default": "f16"},
     "seed": {"type": "int", "default": 0},
     "distinct_blocks": {"type": "bool", "default": False},
+    "expert_count": {"type": "int", "default": 0},
+    "expert_used_count": {"type": "int", "default": 0},
 }
 
 
@@ -69,7 +71,7 @@ def _add_metadata(writer: t.Any, parameters: Json, fingerprint: str) -> None:
     """Add the header: shape, tokenizer, chat template."""
     width = parameters["embedding_length"]
     writer.add_string(random_shape.PARAMETERS_KEY, fingerprint)           # early in the file, where it is looked for
-    writer.add_name(f"Random llama {parameters['blocks']}x{width}")
+    writer.add_name(f"Random {random_shape.architecture(parameters)} {parameters['blocks']}x{width}")
     writer.add_block_count(parameters["blocks"])
     writer.add_context_length(parameters["context_length"])
     writer.add_embedding_length(width)
@@ -77,6 +79,12 @@ def _add_metadata(writer: t.Any, parameters: Json, fingerprint: str) -> None:
     writer.add_head_count(parameters["head_count"])
     writer.add_head_count_kv(parameters["head_count_kv"])
     writer.add_rope_dimension_count(width // parameters["head_count"])
+    if parameters["expert_count"]:
+        writer.add_expert_count(parameters["expert_count"])
+        writer.add_expert_used_count(parameters["expert_used_count"])
+        writer.add_expert_feed_forward_length(parameters["feed_forward_length"])
+        writer.add_key_length(width // parameters["head_count"])
+        writer.add_value_length(width // parameters["head_count"])
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(parameters["vocabulary_size"])
     tokens = _vocabulary(parameters["vocabulary_size"])
@@ -102,12 +110,21 @@ def _add_tensors(writer: t.Any, parameters: Json, stored: t.Any) -> None:
     width, vocabulary = parameters["embedding_length"], parameters["vocabulary_size"]
     generator = numpy.random.default_rng(parameters["seed"])
 
-    def matrix(rows: int, columns: int, scale: float = 0.02) -> t.Any:
-        values = generator.standard_normal((rows, columns), dtype=numpy.float32) * numpy.float32(scale)
+    def matrix(*shape: int, scale: float = 0.02) -> t.Any:
+        values = generator.standard_normal(shape, dtype=numpy.float32) * numpy.float32(scale)
         return gguf.quants.quantize(values, stored)
 
     def block() -> Json:
-        return {name: matrix(rows, columns) for name, (rows, columns) in random_shape.block_shapes(parameters).items()}
+        return {name: matrix(*shape) for name, shape in random_shape.block_shapes(parameters).items()}
+
+    def vectors() -> Json:
+        # a router of equal weights would send all tokens to the same experts
+        return {
+            name: numpy.ones(shape, dtype=numpy.float32)
+            if len(shape) == 1
+            else generator.standard_normal(shape, dtype=numpy.float32)
+            for name, shape in random_shape.vector_shapes(parameters).items()
+        }
 
     norm = numpy.ones(width, dtype=numpy.float32)
     writer.add_tensor("token_embd.weight", matrix(vocabulary, width, scale=1.0), raw_dtype=stored)
@@ -117,8 +134,8 @@ def _add_tensors(writer: t.Any, parameters: Json, stored: t.Any) -> None:
     for index in range(parameters["blocks"]):
         if index and parameters["distinct_blocks"]:
             weights = block()
-        writer.add_tensor(f"blk.{index}.attn_norm.weight", norm)
-        writer.add_tensor(f"blk.{index}.ffn_norm.weight", norm)
+        for name, values in vectors().items():
+            writer.add_tensor(f"blk.{index}.{name}.weight", values)
         for name, values in weights.items():
             writer.add_tensor(f"blk.{index}.{name}.weight", values, raw_dtype=stored)
 
@@ -128,7 +145,7 @@ def write_model(path: str, parameters: Json, fingerprint: str) -> None:
     import gguf
 
     stored = gguf.GGMLQuantizationType[parameters["type"].upper()]
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, random_shape.architecture(parameters))
     _add_metadata(writer, parameters, fingerprint)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{stored.name}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 
 from .._base.errors import UserError
@@ -15,7 +16,7 @@ RANDOM_VERSION = 1                        # raise it when the same parameters gi
 PARAMETERS_KEY = "mixed_gpu.random_gguf.parameters"       # header key by which our own files are recognised
 RANDOM_OPTIONS = (                        # the options of random_gguf that make the model
     "blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "vocabulary_size",
-    "context_length", "type", "seed", "distinct_blocks",
+    "context_length", "type", "seed", "distinct_blocks", "expert_count", "expert_used_count",
 )
 MINIMUM_VOCABULARY = 3 + 256 + 1 + 94     # special tokens, bytes, word separator, printable ASCII
 
@@ -38,6 +39,11 @@ def check_random_parameters(parameters: Mapping) -> None:
         raise UserError(
             f"head_count {p['head_count']} is no multiple of head_count_kv {p['head_count_kv']}: choose a divisor."
         )
+    if not 0 <= p["expert_used_count"] <= p["expert_count"] or (p["expert_count"] and not p["expert_used_count"]):
+        raise UserError(
+            f"expert_used_count is {p['expert_used_count']} of {p['expert_count']} experts: choose 1 or more of them, "
+            "or 0 of 0."
+        )
     for key in ("embedding_length", "feed_forward_length"):
         if p[key] % _STORAGE[p["type"]][1]:
             raise UserError(f"{key} {p[key]} does not suit {p['type']}, which needs a multiple of 32: choose one.")
@@ -47,34 +53,51 @@ def check_random_parameters(parameters: Mapping) -> None:
         )
 
 
-def block_shapes(parameters: Mapping) -> dict[str, tuple[int, int]]:
-    """Return (rows, columns) of the matrices of one block, by llama.cpp's tensor name."""
+def architecture(parameters: Mapping) -> str:
+    """Return the architecture of a random model: qwen3moe where it has experts."""
+    return "qwen3moe" if parameters["expert_count"] else "llama"
+
+
+def block_shapes(parameters: Mapping) -> dict[str, tuple[int, ...]]:
+    """Return (rows, columns) of the matrices of one block, by llama.cpp's tensor name; of experts with their number."""
     width, hidden = parameters["embedding_length"], parameters["feed_forward_length"]
     kv_width = width // parameters["head_count"] * parameters["head_count_kv"]
-    return {
+    shapes: dict[str, tuple[int, ...]] = {
         "attn_q": (width, width),
         "attn_k": (kv_width, width),
         "attn_v": (kv_width, width),
         "attn_output": (width, width),
-        "ffn_gate": (hidden, width),
-        "ffn_up": (hidden, width),
-        "ffn_down": (width, hidden),
     }
+    forward = {"ffn_gate": (hidden, width), "ffn_up": (hidden, width), "ffn_down": (width, hidden)}
+    count = parameters["expert_count"]
+    experts = {f"{name}_exps": (count, *shape) for name, shape in forward.items()}
+    return {**shapes, **(experts if count else forward)}
+
+
+def vector_shapes(parameters: Mapping) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of one block that stay in float32: norms, and the router of experts."""
+    width = parameters["embedding_length"]
+    norms: dict[str, tuple[int, ...]] = {"attn_norm": (width,), "ffn_norm": (width,)}
+    if not parameters["expert_count"]:
+        return norms
+    head = (width // parameters["head_count"],)
+    return {**norms, "attn_q_norm": head, "attn_k_norm": head, "ffn_gate_inp": (parameters["expert_count"], width)}
 
 
 def random_model_bytes(parameters: Mapping) -> int:
     """Return the bytes that a random model needs on disk: tensors, norms, and a margin for header and alignment."""
     width, vocabulary, blocks = parameters["embedding_length"], parameters["vocabulary_size"], parameters["blocks"]
     stored, per = _STORAGE[parameters["type"]]
-    per_block = sum(rows * columns for rows, columns in block_shapes(parameters).values())
+    per_block = sum(math.prod(shape) for shape in block_shapes(parameters).values())
     elements = 2 * vocabulary * width + blocks * per_block
-    norms = 4 * width * (2 * blocks + 1)
-    return elements * stored // per + norms + 64 * vocabulary + 1024 * blocks + 65536
+    vectors = 4 * (width + blocks * sum(math.prod(shape) for shape in vector_shapes(parameters).values()))
+    return elements * stored // per + vectors + 64 * vocabulary + 1024 * blocks + 65536
 
 
 def parameters_hash(parameters: Mapping) -> str:
     """Return the SHA-256 that names a random model: of its parameters and of this recipe's version."""
-    canonical = json.dumps({**parameters, "recipe": RANDOM_VERSION}, sort_keys=True, separators=(",", ":"))
+    made_of = {name: value for name, value in parameters.items() if value or not name.startswith("expert_")}
+    canonical = json.dumps({**made_of, "recipe": RANDOM_VERSION}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

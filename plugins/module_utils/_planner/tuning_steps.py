@@ -169,7 +169,11 @@ def dry_run(state: State) -> Step:
     """Ask llama.cpp's dry run about the memory of the chosen split; it checks the plan and decides nothing."""
     why = "compare the plan with llama.cpp's dry run"
     step = _dry_run(state, "dry run", state.decision["layers"], state.served, why)
-    more = {"split_mode": state.decision["split_mode"], "model": state.model}
+    more = {
+        "split_mode": state.decision["split_mode"],
+        "model": state.model,
+        "experts_in_ram": state.decision.get("experts_in_ram"),
+    }
     return dataclasses.replace(step, args={**step.args, **more})
 
 

@@ -45,6 +45,8 @@ def build(tuning: Tuning) -> Json:
     cards = engines.cuda_environment(device_list.cuda_ids(devices))
     experts = expert_placement.from_json(layers, decision.get("experts_in_ram"))
     serving = expert_placement.serving_with(problem["serving"], experts)
+    if experts:  # whose micro-batches may be larger than any batch without
+        serving = {**serving, "batch_size": max(serving["batch_size"], decision["micro_batch_size"])}
     entry: Json = {
         "model": {**tuning["model"], **{name: problem["model"][name] for name in _OF_MODEL}},
         "serving": {**serving, "micro_batch_size": decision["micro_batch_size"]},
@@ -62,7 +64,7 @@ def build(tuning: Tuning) -> Json:
         "campaign": tuning["campaign"],
     }
     if experts:
-        planned = {"ram_mib": expert_placement.ram_mib(problem["model"], experts)}
+        planned = {"ram_bytes": expert_placement.ram_bytes(problem["model"], experts)}
         entry["experts_in_ram"] = {**(expert_placement.as_json(experts) or {}), **planned}
     exllama = engines.of(entry["serving"]).family == "exllama"
     return {**entry, **_of_exllama(layers, tuning["loads"])} if exllama else entry

@@ -25,6 +25,9 @@ SEPARATORS: t.Final[dict[str, str]] = {"llama_bench": ";", "llama_fit_params": "
 #: Parts of a block's experts, as llama.cpp names their tensors: some architectures have up and gate in one.
 PARTS: t.Final = ("up", "gate", "gate_up", "down")
 
+#: What a host needs beside the weights in RAM: compute buffers, libraries, and its own programs.
+RAM_KEPT_FREE_MIB: t.Final = 1024
+
 #: serving.load_mode with experts in RAM: memory maps cannot be pinned, and double what the page cache holds.
 LOAD_MODE: t.Final = "none"
 
@@ -124,9 +127,23 @@ def block_ram_bytes(model: Model, placement: ExpertPlacement | None) -> list[int
     return taken
 
 
+def ram_bytes(model: Model, placement: ExpertPlacement | None) -> int:
+    """Return the bytes of weights in RAM: experts, and the token embedding of any model."""
+    return sum(block_ram_bytes(model, placement)) + model["token_embedding_bytes"]
+
+
 def ram_mib(model: Model, placement: ExpertPlacement | None) -> int:
-    """Return the MiB of weights in RAM, a started one counted whole: experts, and the token embedding of any model."""
-    return -(-(sum(block_ram_bytes(model, placement)) + model["token_embedding_bytes"]) // MIB)
+    """Return ram_bytes in MiB, a started one counted whole."""
+    return -(-ram_bytes(model, placement) // MIB)
+
+
+def ram_missing_mib(needed_bytes: int, available_mib: int) -> int:
+    """Return the MiB of RAM that are missing, 0 where there are enough.
+
+    C(available_mib) is MemAvailable: what the page cache can give back counts, swap does not, because a token reads all
+    the experts that it uses.
+    """
+    return max(0, -(-needed_bytes // MIB) + RAM_KEPT_FREE_MIB - available_mib)
 
 
 def read_bytes(model: Model, placement: ExpertPlacement | None) -> int:

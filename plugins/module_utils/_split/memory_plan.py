@@ -167,9 +167,11 @@ def compute_bytes(
         mask_bytes = copies * masked * (2 if fused else 4)
         if not fused:
             steps.append(model["head_count"] * seen + 4 * hidden + 8 * max(model["kv_k_elements_per_token"], default=0))
+    needed = [4 * max(steps) + mask_bytes] if steps else []
     if last:
-        steps.append(hidden + model["vocabulary_size"])
-    return micro_batch_tokens(serving) * (4 * (inputs + max(steps)) + mask_bytes)
+        # the mask is not needed any more, but stays where there are copies
+        needed.append(4 * (hidden + model["vocabulary_size"]) + (mask_bytes if copies > 1 else 0))
+    return micro_batch_tokens(serving) * (4 * inputs + max(needed))
 
 
 @dataclasses.dataclass(frozen=True)

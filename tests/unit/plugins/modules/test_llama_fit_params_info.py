@@ -55,6 +55,35 @@ def test_compares_only_with_a_model(run):
     assert run(f"cat <<END\n{PRINTED}END")["dry_run"] == {"mib": [23197, 20079], "difference_mib": None}
 
 
+def test_experts_in_ram_are_asked_about_and_compared(run, tmp_path):
+    log, model = tmp_path / "log", model_shapes.model("qwen3_30b_a3b_q4_k_m")
+    # as recorded in tests/fixtures/dry_run/shapes_b11312.json: 7834 + 512 + 92, 6103 + 256 + 300
+    result = run(
+        f'echo "$*" > {log}\nprintf "CUDA0 7834 512 92 \\nCUDA1 6103 256 300 \\nHost 3753 0 84 \\n"',
+        model=model, layers=[32, 17],
+        experts_in_ram={"blocks": list(range(10)), "partial": None, "threads": 8, "no_host": True, "override": ""},
+    )
+    assert result["available"] and result["host_mib"] == 3753 and result["fitted"] is None
+    assert all(abs(more) <= 18 for more in result["dry_run"]["difference_mib"])
+    words = log.read_text()
+    assert " -ot blk[.](0|1|2|3|4|5|6|7|8|9)[.]ffn_(up|gate|gate_up|down)_(ch|)exps=CPU " in words
+    assert " -t 8 " in words and " -lm none " in words and " --no-host " in words
+
+
+def test_llama_cpps_own_placement_is_a_result(run, tmp_path):
+    log = tmp_path / "log"
+    moved = r"blk\.24\.ffn_down.*=CUDA1,blk\.45\.ffn_(up|down|gate_up|gate)_(ch|)exps=CPU"
+    printed = f'-c 8192 -ngl 49 -ts 25,24 -ot "{moved}"'
+    result = run(
+        f"echo \"$*\" > {log}\ncat <<'END'\n{printed}\nEND", fit=True, margins_mib=[512, 1024],
+        model=model_shapes.model("qwen3_next_80b_a3b_q4_k_m"),
+    )
+    assert result["fitted"]["layers"] == [25, 24] and result["fitted"]["context_size"] == 8192
+    assert result["fitted"]["experts_in_ram"]["blocks"] == [45] and result["dry_run"] is None
+    words = log.read_text()
+    assert " -fitt 512,1024 -fit on" in words and " -ts " not in words and " -ngl " not in words
+
+
 @pytest.mark.parametrize(
     ("script", "words"),
     [

@@ -51,6 +51,16 @@ def test_writes_a_whole_model(run, path, kind):
         assert model["block_bytes"][index] == sum(x.n_bytes for x in reader.tensors if x.name.startswith(prefix))
 
 
+def test_writes_a_model_of_experts(run, path):
+    result = run(path, type="q8_0", expert_count=4, expert_used_count=2)
+    assert result["size_bytes"] == path.stat().st_size <= result["missing_bytes"]
+    model = run(path, module=gguf_info, cache_dir=str(path.parent / "cache"))["model"]
+    assert (model["architecture"], model["expert_count"], model["expert_used_count"]) == ("qwen3moe", 4, 2)
+    assert model["notes"] == [] and model["expert_feed_forward_length"] == 96
+    sizes = {part: 4 * 64 * 96 * 34 // 32 for part in ("gate", "up", "down")}
+    assert model["block_expert_bytes"] == {part: [size, size] for part, size in sizes.items()}
+
+
 def test_the_tokenizer_spells_any_text(run, path):
     run(path)
     reader = gguf.GGUFReader(path)

@@ -14,8 +14,9 @@ import time
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import job, json_file
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import lease_unit
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import random_model
 from ansible_collections.homelab.mixed_gpu.plugins.modules import split_benchmark
 from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import HERE, build_library, environment
 
@@ -94,6 +95,17 @@ def test_one_process_measures_all_tests(bench):
     assert load["contention"]["cpus"] >= 1 and load["contention"]["cards"] == {}
     assert isinstance(load["wall_ms"], int) and load["measured_at"].endswith("Z")
     assert result["diff"]["before"] == {} and result["diff"]["after"] == load
+
+
+def test_experts_without_room_in_ram_are_out_of_memory_before_anything_starts(bench, monkeypatch):
+    options = random_model.checked_options({"blocks": 32, "type": "q8_0", "expert_count": 4, "expert_used_count": 2})
+    random_model.write_model(str(bench.model), options, "0" * 64)
+    monkeypatch.setattr(job, "available_memory_mib", lambda: 1027)
+    experts = {"blocks": list(range(20)), "partial": None, "threads": 2, "no_host": False, "override": ""}
+    # 20 blocks of 4 x 3 x 512 x 256 weights and 512 x 256 of the token embedding, 34 bytes for 32: 33 MiB, beside 1024
+    load = bench(load={**LOAD, "experts_in_ram": experts})["load"]
+    assert (load["status"], bench.starts) == ("out_of_memory", [])
+    assert load["reason"] == "out of memory: 30 MiB more were wanted on CPU"
 
 
 @pytest.fixture

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import pathlib
+import subprocess
+
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import fit_params, llama_server
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import fit_params, llama_bench, llama_server
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import expert_placement
+from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
 
 SERVING = {
     "context_size": 8192, "parallel_slots": 1, "kv_unified": True, "batch_size": 2048, "micro_batch_size": 512,
@@ -125,3 +130,64 @@ def test_a_refused_model_is_told_from_a_program_that_fails():
 )
 def test_split_mode_tensor_is_refused_in_the_words_of_llama_cpp(output, words):
     assert fit_params.failure("/b/llama-fit-params", -6, output, "tensor") == (words, True)
+
+
+def _moved(*blocks: int) -> str:
+    return ",".join(rf"blk\.{block}\.ffn_(up|down|gate_up|gate)_(ch|)exps=CPU" for block in blocks)
+
+
+def test_reads_llama_cpps_own_placement() -> None:
+    # llama-fit-params b11312 about the shape of gpt-oss-120b on two RPC devices of 24000 and 20000 MiB
+    parts = r"blk\.14\.ffn_(gate|gate_up|down).*=RPC0[127.0.0.1:40817],blk\.25\.ffn_(gate|gate_up|down).*=CPU,"
+    line = f'-c 8192 -ngl 37 -ts 15,22 -ot "{parts}{_moved(*range(26, 36))}"'
+    context, placed = fit_params.parse_fit(f"noise\n{line}\n", ["RPC0", "RPC1"], 36)
+    assert (context, placed.layers, placed.blocks, placed.partial) == (8192, (15, 22), tuple(range(26, 36)), None)
+    rendered = expert_placement.render(placed, "llama_bench")
+    assert rendered.startswith("blk[.]14[.]ffn_(gate|gate_up|down).*=RPC0[127.0.0.1:40817];blk[.]25[.]ffn_(gate|")
+    assert rendered.count("=") == rendered.count(";") + 1 == 12 and "\\" not in rendered
+    assert expert_placement.from_json(placed.layers, expert_placement.as_json(placed)) == placed
+
+
+def test_a_single_device_has_no_shares() -> None:
+    _context, placed = fit_params.parse_fit(f'-c 4096 -ngl 37 -ot "{_moved(0, 1)}"', ["CUDA0"], 36)
+    assert (placed.layers, placed.blocks) == ((37,), (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("printed", "sentence"),
+    [
+        ("-c 8192 -ngl -1", "the model fits as it is"),
+        ("-c 8192 -ngl 47 -ts 20,27", "leaves 1 whole layers in RAM"),
+        (r'-c 8192 -ngl 48 -ts 20,28 -ot "output\.weight=CPU"', r"a form that is not known \(output"),
+        ("all is well", r"no line of the form .* in its output \(all is well\)"),
+    ],
+)
+def test_an_own_placement_that_cannot_be_measured_says_why(printed: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        fit_params.parse_fit(printed, ["CUDA0", "CUDA1"], 47)
+
+
+@pytest.mark.live
+def test_the_real_programs_own_placement_fills_the_devices_and_ram(
+    llama_bin: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    name, path = "qwen3_next_80b_a3b_q4_k_m", tmp_path / "m.gguf"
+    record.header_only(path, name)
+    model, devices = model_shapes.model(name), ["RPC0", "RPC1"]
+    with record.rpc_servers(llama_bin, 2) as endpoints:
+        listed = subprocess.run(
+            llama_bench.list_devices_command(str(llama_bin / "llama-bench"), endpoints),
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        free = [device["free_mib"] for device in llama_bench.parse_devices(listed.stdout)]
+        # as if there were 20000 and 16000 MiB, whatever this machine has
+        margins = [value - have for value, have in zip(free, (20000, 16000), strict=True)]
+        program = str(llama_bin / "llama-fit-params")
+        words = fit_params.fit_command(program, str(path), devices, SERVING, endpoints, margins)
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if min(margins) < 0:
+            pytest.skip(f"this machine has {free} MiB free, too little to limit")
+        assert done.returncode == 0, done.stderr[-500:]
+        _context, placed = fit_params.parse_fit(done.stdout, devices, model["block_count"])
+        told, _host = record.ask(llama_bin, path, list(placed.layers), SERVING, endpoints, placed)
+    assert placed.blocks and all(sum(parts) <= have for parts, have in zip(told, (20000, 16000), strict=True))

@@ -135,6 +135,33 @@ def test_the_command_has_every_flag_that_decides_speed():
     )
 
 
+EXPERTS = {"blocks": [0, 1], "partial": {"block": 2, "parts": ["up"]}, "threads": 8, "no_host": True, "override": ""}
+
+
+def test_experts_in_ram_are_one_override_with_threads_of_their_own():
+    tests = ({**PREFILL, "micro_batch_size": 4096, "threads": 16}, DECODE)
+    given = llama_bench.make_order(load(tests=tests, experts_in_ram=EXPERTS), ["CUDA0", "CUDA1"], SERVING)
+    words = llama_bench.bench_command("/b", "/m.gguf", given, [])
+    said = " ".join(words)
+    # a batch as large as the largest micro-batch
+    assert " -b 4096 -ub 4096,512 " in said and " -t 16,8 " in said and " -lm none " in said
+    override = "blk[.](0|1)[.]ffn_(up|gate|gate_up|down)_(ch|)exps=CPU;blk[.](2)[.]ffn_(up)_(ch|)exps=CPU"
+    at = words.index("-ot")
+    assert words[at : at + 4] == ["-ot", override, "--no-host", "1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"experts_in_ram": {**EXPERTS, "blocks": [32]}}, "experts_in_ram.blocks must be .* 0 to 31"),
+        ({"experts_in_ram": EXPERTS, "split_mode": "tensor"}, "experts in RAM and split mode tensor"),
+    ],
+)
+def test_experts_that_cannot_be_in_ram_are_named(changes, words):
+    with pytest.raises(UserError, match=words):
+        llama_bench.make_order(load(**changes), ["CUDA0", "CUDA1"], SERVING)
+
+
 @pytest.mark.parametrize(
     ("layers", "names", "words"),
     [

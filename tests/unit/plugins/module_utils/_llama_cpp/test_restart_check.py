@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import restart_check
@@ -105,3 +107,18 @@ def test_memory_of_what_is_stopped_counts_as_free():
 def test_an_absent_card_is_in_the_way():
     (sentence,) = restart_check.memory(ENTRY, gpus(24000, 24000)[:1], [])
     assert "RTX 3090 (GPU-bbbb) is part of the recorded placement" in sentence and "does not list it" in sentence
+
+
+@pytest.mark.parametrize(
+    ("available", "total", "leaves", "words"),
+    [
+        (41 * 1024, 64 * 1024, False, None),
+        (41 * 1024 - 1, 64 * 1024, False, "41983 MiB of RAM available, .* 40960 MiB .* 1024 MiB to spare: 1 MiB are"),
+        (5 * 1024, 64 * 1024, True, None),  # the server that leaves holds the rest
+        (5 * 1024, 32 * 1024, True, "32768 MiB of RAM in all, .*: 9216 MiB are missing"),
+    ],
+)
+def test_experts_need_room_in_ram(available, total, leaves, words):
+    found = restart_check.ram({"experts_in_ram": {"ram_bytes": 40 << 30}}, available, total, leaves)
+    assert (not found) if words is None else re.search(words, found[0])
+    assert restart_check.ram({}, 0, 0, False) == []

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 def parameters(**changes):
     return {
         "blocks": 2, "embedding_length": 64, "feed_forward_length": 96, "head_count": 4, "head_count_kv": 2,
-        "vocabulary_size": 400, "context_length": 128, "type": "q8_0", "seed": 0, "distinct_blocks": False, **changes,
+        "vocabulary_size": 400, "context_length": 128, "type": "q8_0", "seed": 0, "distinct_blocks": False,
+        "expert_count": 0, "expert_used_count": 0, **changes,
     }
 
 
@@ -155,6 +156,8 @@ def test_shards_are_found_from_any_of_them():
         ({"head_count_kv": 3}, "no multiple of head_count_kv 3"),
         ({"feed_forward_length": 100}, "needs a multiple of 32"),
         ({"vocabulary_size": 100}, "too small"),
+        ({"expert_count": 4}, "expert_used_count is 0 of 4 experts"),
+        ({"expert_count": 4, "expert_used_count": 5}, "expert_used_count is 5 of 4 experts"),
     ],
 )
 def test_impossible_shapes_are_refused(changes, sentence):

@@ -10,7 +10,7 @@ import typing as t
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_model, model_shapes
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import memory_plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import expert_placement, memory_plan
 from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
 
 RECORDED = json.loads(
@@ -84,33 +84,37 @@ def test_every_sixth_block_of_gemma_3_sees_everything() -> None:
     assert set(windows) == {0, 1024}
 
 
-def compare(row: dict[str, t.Any], mib: list[list[int]]) -> None:
-    serving = {**record.BASE, **row["serving"]}
-    planned = memory_plan.MemoryPlan(model_shapes.model(row["shape"]), serving).devices(row["layers"])
-    for memory, (weights, kv, compute) in zip(planned, mib, strict=True):
+def compare(row: dict[str, t.Any]) -> None:
+    serving, model = {**record.BASE, **row["serving"]}, model_shapes.model(row["shape"])
+    experts = expert_placement.from_json(row["layers"], row.get("experts_in_ram"))
+    planned = memory_plan.MemoryPlan(model, serving, experts=experts).devices(row["layers"])
+    for memory, (weights, kv, compute) in zip(planned, row["mib"], strict=True):
         # the dry run prints whole MiB, rounded down
         assert weights <= memory.weights / memory_plan.MIB < weights + 1
         assert kv <= memory.kv / memory_plan.MIB < kv + 1
         total = weights + kv + compute
         assert abs(memory.mib - total) <= max(0.01 * total, 4)
+    in_ram = sum(expert_placement.block_ram_bytes(model, experts)) + model["token_embedding_bytes"]
+    assert row["host_mib"] <= in_ram / memory_plan.MIB < row["host_mib"] + 1
 
 
 def row_id(row: dict[str, t.Any]) -> str:
-    return "-".join([row["shape"], *map(str, row["layers"]), *map(str, row["serving"].values())])
+    blocks = (row.get("experts_in_ram") or {}).get("blocks", [])
+    return "-".join([row["shape"], *map(str, row["layers"]), *map(str, row["serving"].values()), f"n{len(blocks)}"])
 
 
 @pytest.mark.parametrize("row", RECORDED, ids=row_id)
 def test_the_plan_agrees_with_the_recorded_dry_run(row: dict[str, t.Any]) -> None:
-    compare(row, row["mib"])
+    compare(row)
+
+
+def test_what_is_recorded_is_what_is_asked() -> None:
+    asked = [{name: value for name, value in row.items() if name not in ("mib", "host_mib")} for row in RECORDED]
+    assert asked == list(record.questions())
 
 
 @pytest.mark.live
 def test_the_plan_agrees_with_the_real_dry_run(llama_bin: pathlib.Path, tmp_path: pathlib.Path) -> None:
     with record.rpc_servers(llama_bin, 2) as endpoints:
-        for name, changes, splits in record.QUESTIONS:
-            path = tmp_path / f"{name}.gguf"
-            if not path.exists():
-                record.header_only(path, name)
-            for layers in splits:
-                row = {"shape": name, "serving": changes, "layers": layers}
-                compare(row, record.ask(llama_bin, path, layers, {**record.BASE, **changes}, endpoints))
+        for row in record.questions():
+            compare(record.answer(llama_bin, tmp_path, row, endpoints))

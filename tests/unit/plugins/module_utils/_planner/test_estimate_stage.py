@@ -110,10 +110,10 @@ def test_the_real_engine_corrects_what_was_counted_wrongly(
     with record.rpc_servers(llama_bin, 2) as endpoints:
         blocks = model["block_count"]
         splits = estimate_stage.splits(blocks, 2)
-        asked = [answer(record.ask(llama_bin, path, layers, BASE, endpoints)) for layers in splits]
+        asked = [answer(record.ask(llama_bin, path, layers, BASE, endpoints)[0]) for layers in splits]
         plan = memory_plan.MemoryPlan(estimate_stage.corrected(model, BASE, asked), BASE)
         for first in (blocks // 3, blocks // 2 + 3, blocks - 4):
             layers = [first, blocks + 1 - first]
-            told = [sum(parts) for parts in record.ask(llama_bin, path, layers, BASE, endpoints)]
+            told = [sum(parts) for parts in record.ask(llama_bin, path, layers, BASE, endpoints)[0]]
             for ours, theirs in zip(plan.mib(layers), told, strict=True):
                 assert abs(ours - theirs) <= max(0.01 * theirs, 24)

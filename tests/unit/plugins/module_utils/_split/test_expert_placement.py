@@ -108,7 +108,7 @@ def test_an_entry_holds_the_experts_with_the_threads_that_compute_them() -> None
         "problem": {"devices": devices, "model": MODEL, "serving": SERVING},
         "plan": {
             "decision": {
-                "layers": [30, 19], "split_mode": "layer", "micro_batch_size": 256,
+                "layers": [30, 19], "split_mode": "layer", "micro_batch_size": 4096,
                 "experts_in_ram": expert_placement.as_json(placement),
             },
             "feasible": [],
@@ -118,7 +118,16 @@ def test_an_entry_holds_the_experts_with_the_threads_that_compute_them() -> None
     }  # fmt: skip
     entry = deployment.build(tuning)
     assert (entry["serving"]["threads"], entry["serving"]["load_mode"]) == (8, "none")
-    assert entry["experts_in_ram"]["ram_mib"] == expert_placement.ram_mib(MODEL, placement)
+    # a micro-batch is never larger than a batch
+    assert (entry["serving"]["micro_batch_size"], entry["serving"]["batch_size"]) == (4096, 4096)
+    assert entry["experts_in_ram"]["ram_bytes"] == expert_placement.ram_bytes(MODEL, placement)
     assert "experts_in_ram" not in entry["decision"]
     assert expert_placement.from_json(deployment.layers(entry), entry["experts_in_ram"]) == placement
     assert deployment.expand(entry)["decision"]["experts_in_ram"] == entry["experts_in_ram"]
+
+
+def test_swap_is_no_room_for_experts_and_the_host_keeps_some() -> None:
+    needed = 40 * 1024 * expert_placement.MIB
+    assert expert_placement.ram_missing_mib(needed, 41 * 1024) == 0
+    assert expert_placement.ram_missing_mib(needed + 1, 41 * 1024) == 1
+    assert expert_placement.ram_missing_mib(needed, 30 * 1024) == 11 * 1024
