@@ -238,7 +238,8 @@ def read(module: AnsibleModule, output: str) -> dict[str, t.Any]:
     mib, difference = [entry["mib"] for entry in devices], None
     if params["model"] is not None:
         experts = expert_placement.from_json(params["layers"], params["experts_in_ram"])
-        difference = fit_params.compare(mib, params["model"], params["serving"], params["layers"], experts)
+        copied = not params["devices"][0].startswith("RPC")
+        difference = fit_params.compare(mib, params["model"], params["serving"], params["layers"], experts, copied)
         apart = fit_params.disagreement(mib, difference, params["devices"])
         if apart is not None:
             module.warn(f"{apart}.")

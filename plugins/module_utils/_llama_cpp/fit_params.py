@@ -220,10 +220,11 @@ def compare(
     serving: Serving,
     layers: t.Sequence[int],
     experts: ExpertPlacement | None = None,
+    copied: bool = True,
 ) -> list[int]:
     """Return, per device, what our plan counts more (or, below zero, less) than the dry run, in MiB.
 
     Both are upper bounds on the device of the output slot: they count an output for every token of a micro-batch.
     """
-    planned = memory_plan.MemoryPlan(model, serving, experts=experts).mib(layers)
+    planned = memory_plan.MemoryPlan(model, serving, experts=experts, copied=copied).mib(layers)
     return [ours - theirs for ours, theirs in zip(planned, dry_run_mib, strict=True)]

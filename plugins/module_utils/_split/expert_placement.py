@@ -146,6 +146,37 @@ def ram_missing_mib(needed_bytes: int, available_mib: int) -> int:
     return max(0, -(-needed_bytes // MIB) + RAM_KEPT_FREE_MIB - available_mib)
 
 
+class Copies(t.NamedTuple):
+    """What a card holds of experts in RAM while it computes a prompt: bytes of their largest tensor, and of two."""
+
+    largest: int
+    two: int  # 0 where there is never more than one
+
+
+NO_COPIES: t.Final = Copies(0, 0)
+
+
+def copies(model: Model, placement: ExpertPlacement, layers: t.Sequence[int]) -> Copies:
+    """Return what the first device copies for prompts of 32 tokens or more (llama.cpp's op offload).
+
+    The buffer is reused from tensor to tensor. By llama.cpp b11312's dry run (tests/fixtures/dry_run) there may be two
+    where experts belong to blocks of another device, or tensors of one part differ in size, as in most Q4_K_M.
+    """
+    first = next(count for count in layers if count)
+    parts: dict[int, tuple[str, ...]] = dict.fromkeys(placement.blocks, PARTS)
+    if placement.partial:
+        parts[placement.partial.block] = placement.partial.parts
+    by_part = model.get("block_expert_bytes") or {}
+    sizes = {part: {own[block] for block in parts if part in parts[block]} for part, own in by_part.items()}
+    ranked = sorted((max(own) for own in sizes.values() if own), reverse=True)
+    if not ranked:
+        return NO_COPIES
+    if any(len(own) > 1 for own in sizes.values()):
+        return Copies(ranked[0], 2 * ranked[0])
+    elsewhere = any(block >= first for block in parts)
+    return Copies(ranked[0], sum(ranked[:2]) if elsewhere else 0)
+
+
 def read_bytes(model: Model, placement: ExpertPlacement | None) -> int:
     """Return the bytes of experts in RAM that one token reads: those in use."""
     used, of_all = model["expert_used_count"], max(1, model["expert_count"])

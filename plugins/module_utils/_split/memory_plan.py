@@ -35,6 +35,9 @@ CACHE_TYPES: dict[str, tuple[int, int]] = {
 #: GGML_SCHED_MAX_COPIES of llama.cpp's build: with pipelining every input of a device exists this many times.
 PIPELINE_COPIES = 4
 
+#: Where two tensors of experts in RAM are copied, how many times the embedding length is in use beside, per token.
+COPIED_AGAIN = 7
+
 #: llama.cpp rounds contexts up to a multiple of this.
 CONTEXT_STEP = 256
 
@@ -119,7 +122,7 @@ def kv_bytes(model: Model, serving: Serving) -> list[int]:
 
 
 def compute_bytes(
-    model: Model, serving: Serving, layers: t.Sequence[int], device: int, experts_in_ram: bool = False
+    model: Model, serving: Serving, layers: t.Sequence[int], device: int, experts: expert_placement.Copies | None = None
 ) -> int:
     """Return the compute buffer of C(device) as llama.cpp's dry run counts it, in bytes.
 
@@ -129,6 +132,8 @@ def compute_bytes(
     token of a micro-batch, in float32 values, with H the embedding length, F the feed-forward length, V the vocabulary,
     E the K elements of a token, and u experts of width X in use:
 
+    - of experts in RAM (C(experts)), on the first device: the largest tensor of them, which is copied there for a
+      prompt, with the step of experts; or two of them, an upper bound, see expert_placement.copies;
     - what comes in, once per pipeline copy (one where experts are in RAM, which ends pipelining): H on the first device
       and on one that holds the output layer alone, 2 H on others (the two terms of a block's last sum cross the border
       one by one);
@@ -147,7 +152,7 @@ def compute_bytes(
     first = not any(layers[:device])
     has_blocks = layers[device] > 1 or not last
     # a device without slots is not named to llama.cpp
-    copies = PIPELINE_COPIES if sum(1 for count in layers if count) > 1 and not experts_in_ram else 1
+    copies = PIPELINE_COPIES if sum(1 for count in layers if count) > 1 and experts is None else 1
     fused = flash_attention(serving)
     seen, _total = context_cells(serving)
     hidden = model["embedding_length"]
@@ -167,11 +172,15 @@ def compute_bytes(
         mask_bytes = copies * masked * (2 if fused else 4)
         if not fused:
             steps.append(model["head_count"] * seen + 4 * hidden + 8 * max(model["kv_k_elements_per_token"], default=0))
-    needed = [4 * max(steps) + mask_bytes] if steps else []
+    tokens = micro_batch_tokens(serving)
+    needed = [tokens * (4 * max(steps) + mask_bytes)] if steps else []
+    if first and experts is not None and experts.largest:
+        again = experts.two + 4 * tokens * COPIED_AGAIN * hidden if experts.two else 0
+        needed = [max(needed[0] + experts.largest if needed else 0, again)]
     if last:
         # the mask is not needed any more, but stays where there are copies
-        needed.append(4 * (hidden + model["vocabulary_size"]) + (mask_bytes if copies > 1 else 0))
-    return micro_batch_tokens(serving) * (4 * inputs + max(needed))
+        needed.append(tokens * (4 * (hidden + model["vocabulary_size"]) + (mask_bytes if copies > 1 else 0)))
+    return 4 * tokens * inputs + max(needed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,13 +211,15 @@ class MemoryPlan:
         serving: Serving,
         weight_factor: float = 1.0,
         experts: expert_placement.ExpertPlacement | None = None,
+        copied: bool = True,
     ) -> None:
         """Take a model and a serving profile of docs/data_formats.md; C(weight_factor) asks about lighter weights.
 
-        C(experts) are in RAM, and on no device: their layers do not matter, those asked about do.
+        C(experts) are in RAM, and on no device: their layers do not matter, those asked about do. C(copied) tells
+        whether the first device copies them for prompts, as a card does, and an RPC device does not.
         """
         self.model = model
-        self.experts_in_ram = experts is not None and experts.any
+        self.experts, self.copied = experts if experts is not None and experts.any else None, copied
         self.serving = serving
         self.weight_factor = weight_factor
         kv = kv_bytes(model, serving)
@@ -236,8 +247,13 @@ class MemoryPlan:
         return DeviceMemory(
             int((self._weights[end] - self._weights[start]) * self.weight_factor),
             self._kv[end] - self._kv[start],
-            int(compute_bytes(self.model, self.serving, layers, device, self.experts_in_ram) * self.compute_factor),
+            int(compute_bytes(self.model, self.serving, layers, device, self._copies(layers)) * self.compute_factor),
         )
+
+    def _copies(self, layers: t.Sequence[int]) -> expert_placement.Copies | None:
+        if self.experts is None:
+            return None
+        return expert_placement.copies(self.model, self.experts, layers) if self.copied else expert_placement.NO_COPIES
 
     def slot_bytes(self, slot: int) -> int:
         """Return weights and KV cache of one slot."""

@@ -16,6 +16,9 @@ from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
 RECORDED = json.loads(
     (pathlib.Path(__file__).parents[4] / "fixtures" / "dry_run" / "shapes_b11312.json").read_text(encoding="utf-8")
 )
+COPIED = json.loads(
+    (pathlib.Path(__file__).parents[4] / "fixtures" / "dry_run" / "copied_b11312.json").read_text(encoding="utf-8")
+)
 
 
 @pytest.mark.parametrize("name", sorted(model_shapes.PUBLISHED_GB))
@@ -87,7 +90,7 @@ def test_every_sixth_block_of_gemma_3_sees_everything() -> None:
 def compare(row: dict[str, t.Any]) -> None:
     serving, model = {**record.BASE, **row["serving"]}, model_shapes.model(row["shape"])
     experts = expert_placement.from_json(row["layers"], row.get("experts_in_ram"))
-    planned = memory_plan.MemoryPlan(model, serving, experts=experts).devices(row["layers"])
+    planned = memory_plan.MemoryPlan(model, serving, experts=experts, copied=False).devices(row["layers"])
     for memory, (weights, kv, compute) in zip(planned, row["mib"], strict=True):
         # the dry run prints whole MiB, rounded down
         assert weights <= memory.weights / memory_plan.MIB < weights + 1
@@ -106,6 +109,21 @@ def row_id(row: dict[str, t.Any]) -> str:
 @pytest.mark.parametrize("row", RECORDED, ids=row_id)
 def test_the_plan_agrees_with_the_recorded_dry_run(row: dict[str, t.Any]) -> None:
     compare(row)
+
+
+@pytest.mark.parametrize("row", COPIED, ids=row_id)
+def test_the_first_device_has_room_for_the_experts_that_it_copies(row: dict[str, t.Any]) -> None:
+    serving, model = {**record.BASE, **row["serving"]}, model_shapes.model(row["shape"])
+    experts = expert_placement.from_json(row["layers"], row["experts_in_ram"])
+    plan = memory_plan.MemoryPlan(model, serving, experts=experts)
+    largest = max(max(sizes) for sizes in model["block_expert_bytes"].values()) / memory_plan.MIB
+    for memory, (_weights, _kv, compute) in zip(plan.devices(row["layers"]), row["mib"], strict=True):
+        # an upper bound but for what the output layer needs, and at most one tensor too large
+        assert compute - max(0.03 * compute, 4) <= memory.compute / memory_plan.MIB <= 1.1 * compute + largest
+    without = memory_plan.MemoryPlan(model, serving, experts=experts, copied=False)
+    plain = [memory.compute for memory in without.devices(row["layers"])]
+    more = [memory.compute - other for memory, other in zip(plan.devices(row["layers"]), plain, strict=True)]
+    assert more[0] >= 0 == sum(more[1:])
 
 
 def test_what_is_recorded_is_what_is_asked() -> None:
