@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Experts in RAM on real cards: what they cost by number, threads and micro-batch, and the memory that the plan counts.
+
+Two CUDA devices are two cards, or one that llama.cpp shows twice (GGML_CUDA_DEVICES=2).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import expert_placement
+from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
+from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module
+
+SERVING = {**record.BASE, "context_size": 4096}
+BLOCKS = 24
+THREADS = [count for count in (4, 8, 16, 32) if count <= (os.cpu_count() or 1)] or [1]
+PREFILL = {"kind": "prefill", "n_prompt": 2048, "n_gen": 0, "n_depth": 0, "repetitions": 1, "threads": THREADS[-1]}
+DECODE = {"kind": "decode", "n_prompt": 0, "n_gen": 32, "n_depth": 0, "repetitions": 3}
+TESTS = [
+    *({**PREFILL, "micro_batch_size": size} for size in (512, 2048)),
+    *({**DECODE, "threads": count} for count in THREADS),
+]
+
+
+@pytest.fixture(scope="module")
+def pair(box):
+    """The environment in which llama.cpp sees two CUDA devices."""
+    uuids = [gpu["id"] for gpu in box["gpus"]][:2]
+    found = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(uuids)}
+    return found if len(uuids) == 2 else {**found, "GGML_CUDA_DEVICES": "2"}
+
+
+@pytest.fixture(scope="module")
+def moe(llama_bin, tmp_path_factory):
+    """A model of 24 blocks with 320 MB of experts each, as in the published measurement, and what its header says."""
+    folder = tmp_path_factory.mktemp("moe")
+    module(
+        "random_gguf", path=str(folder / "moe.gguf"), blocks=BLOCKS, embedding_length=2048, feed_forward_length=768,
+        head_count=16, head_count_kv=4, type="q8_0", expert_count=64, expert_used_count=8, host_python=sys.executable,
+        manifest_dir=str(folder),
+    )  # fmt: skip
+    found = module(
+        "gguf_info", path=str(folder / "moe.gguf"), host_python=sys.executable, cache_dir=str(folder / "cache")
+    )
+    return found["model"]
+
+
+def measured(llama_bin, moe, environment, tmp_path, layers, count, no_host=False):
+    """Return one load with the experts of so many blocks in RAM, all on the first device."""
+    placed = expert_placement.as_json(expert_placement.on_first_device(moe, tuple(layers), count))
+    experts = {"experts_in_ram": {**placed, "no_host": no_host}} if placed else {}
+    load = {"label": f"{layers} with {count}", "split_mode": "layer", "layers": layers, "load": 1, "tests": TESTS}
+    return module(
+        "split_benchmark", llama_bench=f"{llama_bin}/llama-bench", model_path=moe["path"], load={**load, **experts},
+        devices=["CUDA0", "CUDA1"], serving=SERVING, environment=environment, campaign="experts", fingerprint="2" * 64,
+        state_dir=str(tmp_path), lease_unit="", timeout_seconds=500,
+    )["load"]  # fmt: skip
+
+
+def test_what_experts_in_ram_cost(llama_bin, moe, pair, tmp_path):
+    """The table of blocks, splits, threads and micro-batches; each load has every test, with the threads asked for."""
+    rows = [([13, 12], count, False) for count in (0, 6, 12)] + [([19, 6], 18, False), ([19, 6], 12, False)]
+    for layers, count, no_host in [*rows, ([13, 12], 12, True)]:
+        load = measured(llama_bin, moe, pair, tmp_path, layers, count, no_host)
+        assert (load["status"], load["reason"]) == ("ok", None)
+        assert [(found["kind"], found["threads"]) for found in load["results"]] == [
+            (test["kind"], test["threads"]) for test in TESTS
+        ]
+        decode = {
+            found["threads"]: round(statistics.median(found["samples_ms"]) / DECODE["n_gen"], 2)
+            for found in load["results"][2:]
+        }
+        prefill = {
+            found["micro_batch_size"]: round(2048e3 / statistics.median(found["samples_ms"]))
+            for found in load["results"][:2]
+        }
+        print(json.dumps({
+            "blocks": count, "layers": layers, "no_host": no_host, "decode_ms_by_threads": decode,
+            "prefill_tokens_per_second_by_micro_batch": prefill,
+        }), flush=True)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(model_shapes.PUBLISHED_WEIGHTS))
+def test_the_plan_has_room_for_what_the_cards_hold(llama_bin, pair, tmp_path, name):
+    """Weights and cache as they are, on the first card room for the experts that it copies, and the rest in RAM."""
+    path, model = tmp_path / "m.gguf", model_shapes.model(name)
+    record.header_only(path, name)
+    layers = [(model["block_count"] + 1) * 2 // 3, (model["block_count"] + 1) - (model["block_count"] + 1) * 2 // 3]
+    placement = expert_placement.on_first_device(model, tuple(layers), 12)
+    largest = max(max(sizes) for sizes in model["block_expert_bytes"].values()) >> 20
+    for size in (512, 2048):
+        answer = module(
+            "llama_fit_params_info", program=f"{llama_bin}/llama-fit-params", model_path=str(path),
+            devices=["CUDA0", "CUDA1"], layers=layers, experts_in_ram=expert_placement.as_json(placement),
+            serving={**SERVING, "micro_batch_size": size}, environment=pair, model=model,
+        )  # fmt: skip
+        assert answer["available"], answer["reason"]
+        print(json.dumps({"name": name, "micro_batch": size, **answer["dry_run"], "host_mib": answer["host_mib"]}))
+        for more, mib in zip(answer["dry_run"]["difference_mib"], answer["dry_run"]["mib"], strict=True):
+            assert -max(64, 0.01 * mib) <= more <= 0.02 * mib + largest
+        # pinned host memory is not repacked, so all of it is counted; a card's own alignment of each tensor comes to it
+        assert 0 <= answer["host_mib"] - expert_placement.ram_bytes(model, placement) // expert_placement.MIB <= 64
