@@ -16,8 +16,8 @@ import typing as t
 from .._base import sandboxed_run
 from .._measuring import outcome
 
-#: How often a program is started, at most, until it says why it fails.
-STARTS: t.Final = 3
+#: How often a program is started, at most. Of 30 starts 3 were silent on two CPUs with ten programs that computed.
+STARTS: t.Final = 5
 
 
 def lost(rc: int, text: str, result: re.Pattern[str] | None = None) -> bool:
