@@ -83,8 +83,11 @@ class Controller:
         subprocess.run([str(lab), "create", self.host_name], check=True, capture_output=True)
 
 
-def eventually(condition: t.Callable[[], bool], seconds: float = 60) -> None:
-    """Wait until a condition holds, at most so many seconds."""
+def eventually(condition: t.Callable[[], bool], seconds: float = 300) -> None:
+    """Wait until a condition holds, at most so many seconds.
+
+    The limit ends a test that would wait for ever; it claims nothing about speed, since the machine may do much else.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"

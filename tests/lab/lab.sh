@@ -107,10 +107,10 @@ CONF
 runs() { [ -s "$1" ] && tr '\0' ' ' 2>/dev/null < "/proc/$(cat "$1")/cmdline" | grep -q -- "$2"; }
 alive() { runs "$LAB_DIR/pid" 'sleep infinity'; }
 
-# $1: file that must become non-empty within ten seconds
+# $1: file that must become non-empty within a minute
 await_file() {
   local _
-  for _ in $(seq 100); do [ -s "$1" ] && return 0; sleep 0.1; done
+  for _ in $(seq 600); do [ -s "$1" ] && return 0; sleep 0.1; done
   die "$1 did not appear; see $LAB_DIR/*.log"
 }
 
@@ -212,7 +212,7 @@ create() {
       fi ;;
     *) say "starting $name"; inside "$ENGINE" start "$name" >/dev/null ;;
   esac
-  for _ in $(seq 60); do
+  for _ in $(seq 600); do
     case $(inside "$ENGINE" exec "$name" systemctl is-system-running 2>/dev/null || true) in
       running|degraded) return ;;
     esac
@@ -233,7 +233,7 @@ forward() {
   setsid python3 "$(dirname "${BASH_SOURCE[0]}")/forward.py" listen "$port" -- "${BASH_SOURCE[0]}" connect "$name" "$host_port" \
     </dev/null >"$LAB_DIR/forward-$name-$port.log" 2>&1 &
   echo $! > "$file"
-  for _ in $(seq 50); do
+  for _ in $(seq 600); do
     kill -0 "$(cat "$file")" 2>/dev/null || { rm -f "$file"; die "$(tail -n 1 "$LAB_DIR/forward-$name-$port.log")"; }
     grep -q listening "$LAB_DIR/forward-$name-$port.log" && return
     sleep 0.1

@@ -48,11 +48,11 @@ def test_every_measurement_was_made_in_the_sandbox(host):
     assert [path for path in loads if '"sandboxed": true' not in host.file(path).content_string] == []
 
 
-def test_what_is_not_trusted_has_no_power(host, controller, evil):
+def test_what_is_not_trusted_has_no_power(host, controller, eventually, evil):
     # the host's own address, which is not loopback
     own = host.run("hostname -I").stdout.split()[0]
     connect = f"import socket; socket.create_connection(('{own}', 8188), 2)"
-    assert host.run("for i in 1 2 3 4 5 6 7 8 9; do python3 -c %s && exit; sleep 1; done; exit 1", connect).rc == 0
+    eventually(lambda: host.run("python3 -c %s", connect).rc == 0)
     answer = _module(controller, "llama_devices_info", {"llama_bench": evil, "environment": {"OWN": own}})
     said = answer["stderr"]
     assert answer["rc"] == 1
@@ -65,7 +65,7 @@ def test_what_is_not_trusted_has_no_power(host, controller, evil):
     assert not host.file("/etc/owned").exists
     # nothing of it is left, the unit neither
     assert host.run("pgrep -f 'sleep [9]87654'").stdout == ""
-    assert host.run("systemctl list-units --all --no-legend 'mixed-gpu-run-*'").stdout == ""
+    eventually(lambda: host.run("systemctl list-units --all --no-legend 'mixed-gpu-run-*'").stdout == "")
 
 
 #: configures as any project does, and tries what it must not

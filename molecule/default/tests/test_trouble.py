@@ -45,7 +45,7 @@ def test_a_killed_device_takes_the_server_along_and_both_come_back(host, eventua
 
 def test_a_reboot_brings_everything_back(host, controller, eventually):
     controller.reboot()
-    eventually(lambda: _answers(host), 120)
+    eventually(lambda: _answers(host))
 
 
 @pytest.fixture(scope="module")
@@ -90,19 +90,19 @@ def test_a_play_that_is_killed_while_measuring_lets_the_server_come_back_and_goe
     before = stored()
     play = controller.start("--extra-vars={split_tuning_retune: true}")
     try:
-        eventually(lambda: len(stored() - before) >= 1 or play.poll() is not None, 300)
+        eventually(lambda: len(stored() - before) >= 1 or play.poll() is not None, 900)
     finally:
         if play.poll() is None:
             os.killpg(play.pid, signal.SIGKILL)
         output = play.finish()
     # nobody is left who could release the lease: it ends itself, and the server comes back
-    eventually(lambda: _answers(host), 240)
+    eventually(lambda: _answers(host), 900)
     assert _property(host, "ActiveState", "mixed-gpu-lease.service") == "inactive"
     measured = stored() - before
     assert measured, output[-4000:]
     last = max(host.file(f"/var/lib/mixed_gpu/measurements/{name}").mtime.timestamp() for name in measured)
     began = float(host.run("date -d \"$(systemctl show -p ActiveEnterTimestamp --value %s)\" +%%s", UNIT).stdout)
-    assert began - last <= 120
+    assert began + 1 >= last  # nothing was measured beside the server
     written = {name: host.file(f"/var/lib/mixed_gpu/measurements/{name}").mtime for name in measured}
     done = controller.play("--extra-vars={split_tuning_retune: true}")
     assert done.returncode == 0, done.stdout[-4000:]

@@ -73,7 +73,7 @@ def test_it_comes_when_the_calendar_says(host):
     assert _ran(host, "systemctl show --value -p UnitFileState,Persistent %s", TIMER).split() == ["yes", "enabled"]
 
 
-def test_a_start_revalidates_on_the_host_itself_and_tells_journal_and_metric(host):
+def test_a_start_revalidates_on_the_host_itself_and_tells_journal_and_metric(host, eventually):
     since = _now(host)
     status = host.run(f"systemctl start {SERVICE}").rc
     told = _journal(host, since)
@@ -93,7 +93,7 @@ def test_a_start_revalidates_on_the_host_itself_and_tells_journal_and_metric(hos
     assert changes == outcome["change_percent"]
     assert found["needs_revalidation",] == 0
     # measured or not, the server is back
-    assert _ran(host, "systemctl is-active llama-server mixed-gpu-lease || true").split()[0] == "active"
+    eventually(lambda: host.run("systemctl is-active llama-server").stdout.strip() == "active")
 
 
 def test_a_run_that_is_stopped_while_it_measures_releases_the_devices(host, eventually):
@@ -103,10 +103,10 @@ def test_a_run_that_is_stopped_while_it_measures_releases_the_devices(host, even
     _ran(host, f"mkdir -p {drop_in} && printf %s > {drop_in}/measure.conf", measuring)
     try:
         _ran(host, f"systemctl daemon-reload && systemctl start --no-block {SERVICE}")
-        eventually(lambda: host.run("systemctl is-active mixed-gpu-lease").stdout.strip() == "active", 120)
+        eventually(lambda: host.run("systemctl is-active mixed-gpu-lease").stdout.strip() == "active", 900)
         _ran(host, f"systemctl stop {SERVICE}")
         # nobody renews the lease: it ends by itself
-        eventually(lambda: host.run("systemctl is-active llama-server").stdout.strip() == "active", 180)
+        eventually(lambda: host.run("systemctl is-active llama-server").stdout.strip() == "active", 900)
         assert host.run("systemctl is-active mixed-gpu-lease").stdout.strip() in ("inactive", "failed")
     finally:
         _ran(host, f"rm -r {drop_in} && systemctl daemon-reload && systemctl reset-failed {SERVICE} || true")
@@ -121,7 +121,9 @@ def test_a_server_in_use_is_left_alone(host):
         since = _now(host)
         _ran(host, f"systemctl start {SERVICE}")
         ((priority, text),) = _journal(host, since)
-        assert priority == "5" and text.startswith("sandbox: skipped: llama-server is answering 1 request in "), text
+        # between two requests of the loop it is idle for a moment
+        busy = r"sandbox: skipped: llama-server (is answering 1 request in \d+ slots?|answered a request just now);"
+        assert priority == "5" and re.match(busy, text), text
     finally:
         _ran(host, "systemctl stop somebody")
     assert host.file(STATE).content_string == before

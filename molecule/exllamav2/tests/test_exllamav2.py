@@ -86,9 +86,9 @@ def test_the_unit_is_valid_and_hardened(host):
 def test_one_engine_at_a_time_and_only_one_at_boot(host):
     assert host.run("systemctl is-enabled llama-server").stdout.strip() == "disabled"
     ran(host, "systemctl start llama-server")
-    assert host.run(f"systemctl is-active {UNIT}").stdout.strip() == "inactive"
+    lab.eventually(lambda: host.run(f"systemctl is-active {UNIT}").stdout.strip() == "inactive")
     ran(host, f"systemctl start {UNIT}")
-    assert host.run("systemctl is-active llama-server").stdout.strip() == "inactive"
+    lab.eventually(lambda: host.run("systemctl is-active llama-server").stdout.strip() == "inactive")
     lab.eventually(lambda: host.run(ASK).stdout == "401")
 
 

@@ -23,12 +23,13 @@ def test_check_mode_says_what_would_be_measured(host, kept, controller):
 def test_a_sweep_that_is_killed_leaves_the_limits_as_they_were(host, kept, controller, eventually):
     play = controller.start(playbook=PLAYBOOK)
     try:
-        eventually(lambda: "245000" in str(kept()) or play.poll() is not None, 120)
+        eventually(lambda: "245000" in str(kept()) or play.poll() is not None, 900)
     finally:
         if play.poll() is None:
             os.killpg(play.pid, signal.SIGKILL)
         output = play.finish()
-    assert kept()["0.power_limit_milliwatts"] == "245000", output[-3000:]
+    # still those of the sweep, whichever of its limits it has come to
+    assert kept().keys() == IN_FORCE.keys() and kept() != IN_FORCE, output[-3000:]
     # what happens by itself when the lease expires
     eventually(lambda: host.run("flock -n %s/.lock true", STORE).rc == 0)
     assert host.run("systemctl stop mixed-gpu-lease").rc == 0
@@ -44,7 +45,7 @@ def test_a_sweep_recommends_and_leaves_everything_as_it_was(host, kept, controll
     eventually(lambda: host.service("llama-server").is_running)
     document = json.loads((controller.directory / "reports" / "sandbox-power.json").read_text())
     result = document["result"]
-    # 315 W leave the RTX 4090 its 250 W; 245 W make the RTX 3090 22 % slower, which is more than 3 % of a token
+    # 315 W leave the RTX 4090 its 250 W; 245 W make the RTX 3090 five times slower
     assert result["limits_watts"][SLOW] == 350 and result["measured"]
     rows = {row["label"]: row for row in result["rows"]}
     assert list(rows)[:3] == ["350 + 450 W", "245 + 450 W", "350 + 315 W"] and rows["350 + 450 W"]["loads"] == 2

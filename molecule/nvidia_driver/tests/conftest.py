@@ -24,14 +24,14 @@ class Controller:
             playbook or str(HERE / "converge.yml"),
         ]  # fmt: skip
         return subprocess.run(
-            command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False,
+            command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1200, check=False,
             env=os.environ | {"COLUMNS": "4000"},
         )  # fmt: skip
 
     def ask(self, module: str) -> str:
         """Run a module on the host and return what it answered."""
         command = ["ansible", "all", f"--inventory={HERE}/inventory/hosts.yml", "--become", f"--module-name={module}"]
-        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

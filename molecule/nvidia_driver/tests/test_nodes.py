@@ -52,13 +52,18 @@ def box(host, controller):
     ran(host, f"ln -sfn {bus}/drivers/nvidia {bus}/devices/{CARD}/driver")
     ran(host, f"echo 'Device Minor: 0' > {proc}/information")
     modules(host)
+    waiting(host, 6)
+    return host
+
+
+def waiting(host, seconds):
+    """Let the unit ask the stand-in for the kernel, and wait so long for a node that is not there."""
     program = f"/usr/bin/python3 -I /opt/mixed_gpu/lib/make_device_nodes.py --proc={KERNEL}/proc --sys={KERNEL}/sys"
-    commands = "".join(f"{key}=\n{key}={program} --wait-seconds=6\n" for key in ("ExecStart", "ExecReload"))
+    commands = "".join(f"{key}=\n{key}={program} --wait-seconds={seconds}\n" for key in ("ExecStart", "ExecReload"))
     folder = f"/etc/systemd/system/{UNIT}.d"
     host.run(
         f"mkdir -p {folder} && printf %s > {folder}/kernel.conf && systemctl daemon-reload", f"[Service]\n{commands}"
     )
-    return host
 
 
 def reboot():
@@ -91,7 +96,7 @@ def test_each_server_comes_after_the_nodes_and_wants_them(box, unit):
 def test_the_nodes_are_made_before_the_servers_run(box):
     ran(box, f"systemctl start {SERVER} {RPC}")
     for unit in (SERVER, RPC):  # a started RPC server restarts llama-server
-        lab.eventually(lambda unit=unit: show(box, unit, "ActiveState")["ActiveState"] == "active", 20)
+        lab.eventually(lambda unit=unit: show(box, unit, "ActiveState")["ActiveState"] == "active")
     assert ran(box, "stat -c '%F %t:%T %a' /dev/nvidia-uvm /dev/nvidia0 /dev/nvidiactl").splitlines() == [
         "character special file 1ff:0 666", "character special file c3:0 666", "character special file c3:ff 666",
     ]  # fmt: skip
@@ -100,8 +105,9 @@ def test_the_nodes_are_made_before_the_servers_run(box):
 def test_a_reboot_brings_nodes_and_servers_back(box):
     before = show(box, UNIT, "InvocationID")
     reboot()
-    lab.eventually(lambda: show(box, SERVER, "ActiveState")["ActiveState"] == "active", 60)
+    lab.eventually(lambda: show(box, SERVER, "ActiveState")["ActiveState"] == "active")
     assert show(box, UNIT, "InvocationID") != before
+    lab.eventually(lambda: show(box, RPC, "ActiveState")["ActiveState"] == "active")
     when = {
         unit: int(show(box, unit, "ActiveEnterTimestampMonotonic")["ActiveEnterTimestampMonotonic"])
         for unit in (UNIT, SERVER, RPC)
@@ -112,12 +118,14 @@ def test_a_reboot_brings_nodes_and_servers_back(box):
 def test_a_node_that_comes_late_is_waited_for_and_the_server_follows(box):
     ran(box, f"systemctl stop {SERVER} {RPC} {UNIT}; rm -f /dev/nvidia-uvm")
     modules(box, uvm="")
+    waiting(box, 180)
     ran(box, f"systemctl start --no-block {SERVER}")
-    lab.eventually(lambda: show(box, UNIT, "ActiveState")["ActiveState"] == "activating", 20)
+    lab.eventually(lambda: show(box, UNIT, "ActiveState")["ActiveState"] == "activating")
     assert show(box, SERVER, "ActiveState", "NRestarts") == {"ActiveState": "inactive", "NRestarts": "0"}
     modules(box)
-    lab.eventually(lambda: show(box, SERVER, "ActiveState")["ActiveState"] == "active", 20)
+    lab.eventually(lambda: show(box, SERVER, "ActiveState")["ActiveState"] == "active")
     assert show(box, SERVER, "NRestarts")["NRestarts"] == "0"
+    waiting(box, 6)
 
 
 def test_a_node_that_never_comes_is_named_and_no_server_is_tried(box):
@@ -137,7 +145,7 @@ def test_the_rule_of_a_loaded_driver_brings_nodes_and_servers(box):
     assert 'DEVPATH=="/bus/pci/drivers/nvidia"' in rule
     ran(box, re.search(r'RUN\+="([^"]+)"', rule)[1])
     for unit in (UNIT, SERVER, RPC):
-        lab.eventually(lambda unit=unit: show(box, unit, "ActiveState")["ActiveState"] == "active", 30)
+        lab.eventually(lambda unit=unit: show(box, unit, "ActiveState")["ActiveState"] == "active")
 
 
 def test_a_module_that_was_loaded_again_gets_a_node_of_its_new_number(box):
@@ -145,7 +153,7 @@ def test_a_module_that_was_loaded_again_gets_a_node_of_its_new_number(box):
     invocation = show(box, SERVER, "InvocationID")
     rule = box.file("/etc/udev/rules.d/72-mixed-gpu-nodes.rules").content_string
     ran(box, re.search(r'RUN\+="([^"]+)"', rule)[1])
-    lab.eventually(lambda: ran(box, "stat -c %t:%T /dev/nvidia-uvm").strip() == "1fc:0", 20)
+    lab.eventually(lambda: ran(box, "stat -c %t:%T /dev/nvidia-uvm").strip() == "1fc:0")
     assert show(box, SERVER, "InvocationID") == invocation
 
 
@@ -161,9 +169,9 @@ def test_a_server_that_dies_during_each_load_is_failed_in_the_end_and_says_why(b
             "#!/bin/sh\necho 'cudaMalloc failed: out of memory'\nsleep 1\nexit 1\n")  # fmt: skip
     ran(box, f"systemctl reset-failed {SERVER}; systemctl restart {SERVER}")
     try:
-        lab.eventually(lambda: show(box, SERVER, "ActiveState")["ActiveState"] == "failed", 60)
+        lab.eventually(lambda: show(box, SERVER, "ActiveState")["ActiveState"] == "failed")
     finally:
         ran(box, f"mv /usr/local/bin/server.kept /usr/local/bin/server; rm -r {folder}; systemctl daemon-reload")
     told = " ".join(controller.ask("homelab.mixed_gpu.llama_server_info").split())
     assert "llama-server.service is not started any more, because it ended after each of 10 starts" in told
-    assert "it ended with exit status 1, 1 s after its start" in told and "cudaMalloc failed" in told
+    assert re.search(r"it ended with exit status 1, \d+ s after its start", told) and "cudaMalloc failed" in told

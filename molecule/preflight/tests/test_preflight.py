@@ -9,6 +9,7 @@ import subprocess
 import typing as t
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.tests.lab import controller as lab
 
 HERE = pathlib.Path(__file__).resolve().parents[1]
 LIST = "/run/preflight.json"
@@ -23,7 +24,7 @@ def play(*options: str, **variables: t.Any) -> subprocess.CompletedProcess[str]:
             f"--extra-vars=@{HERE}/variables.yml", f"--extra-vars={json.dumps(variables)}", *options,
             f"{HERE}/converge.yml",
         ],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False, cwd=HERE,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1200, check=False, cwd=HERE,
     )  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def test_all_that_stops_is_said_at_once_and_the_recorded_split_becomes_the_parti
     text = json.dumps({"schema": 2, "active": "llama-c8192", "models": {"llama-c8192": entry}})
     host.run("mkdir -p /etc/ansible/facts.d && printf %%s %s > %s", text, FACT)
     host.run("systemd-run --unit=squatter python3 -m http.server 8080 --bind 127.0.0.1")
-    host.run("for i in 1 2 3 4 5 6 7 8 9; do ss -Hltn 'sport = :8080' | grep -q . && break; sleep 0.3; done")
+    lab.eventually(lambda: host.run("ss -Hltn 'sport = :8080'").stdout != "")
     try:
         done = play(
             host_preflight_memory_mib=10**9,
