@@ -33,7 +33,7 @@ def playbook(tmp_path: pathlib.Path) -> t.Callable[..., tuple[int, str]]:
             "HOME": str(tmp_path),
         }
         done = subprocess.run(
-            [*command, *words], capture_output=True, text=True, check=False, cwd=tmp_path, env=env, timeout=120
+            [*command, *words], capture_output=True, text=True, check=False, cwd=tmp_path, env=env, timeout=600
         )
         return done.returncode, done.stdout + done.stderr
 

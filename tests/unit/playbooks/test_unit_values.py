@@ -127,7 +127,7 @@ def read_back(text: str) -> dict[str, list[str]]:
         }
         done = subprocess.run(
             [*NOBODY, str(SYSTEMD), "--test", "--user", "--no-pager"],
-            env=environment, capture_output=True, text=True, check=True, timeout=60,
+            env=environment, capture_output=True, text=True, check=True, timeout=600,
         )  # fmt: skip
     unit = done.stdout.partition("-> Unit a.service:\n")[2].partition("-> Unit ")[0]
     found: dict[str, list[str]] = {"log": [line for line in done.stderr.splitlines() if "a.service" in line]}

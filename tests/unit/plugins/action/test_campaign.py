@@ -10,6 +10,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 import typing as t
 
@@ -127,7 +128,7 @@ class Box:
     def served(self) -> bool:
         return (self.units / SERVER).exists()
 
-    def wait_for(self, what: t.Callable[[], object], seconds: float = 60) -> None:
+    def wait_for(self, what: t.Callable[[], object], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not what():
             assert time.monotonic() < deadline, self.output
@@ -185,19 +186,19 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_campaign_lets_the_server_come_back_and_goes_on(box: Box, way: signal.Signals) -> None:
-    process = box.start(seconds=8, lease_idle_seconds=12)
+    process = box.start(seconds=8, lease_idle_seconds=20)
     box.wait_for(lambda: len(box.measured) == 2)
     worker = worker_of(process)
     assert worker is not None and not box.served
     # Ctrl-C reaches the whole foreground group; a worker of ansible-playbook is in a session of its own
     os.kill(process.pid, way) if way is signal.SIGKILL else os.killpg(process.pid, way)
-    process.wait(timeout=30)
-    box.wait_for(lambda: gone(worker), 30)
-    box.wait_for(lambda: box.served, 60)
+    process.wait(timeout=300)
+    box.wait_for(lambda: gone(worker))
+    box.wait_for(lambda: box.served)
     # the second load is short and no job of the host: a signal to all processes of a local connection may end it
     stored = len(list((box.folder / "state/measurements").glob("*.json")))
     assert stored == 2 or (stored == 1 and way is signal.SIGINT)
-    status, output = box.tune(lease_idle_seconds=12)
+    status, output = box.tune(lease_idle_seconds=20)
     assert status == 0, output
     assert output.count("measured before") == stored
     # a load of the baseline beside other work is made again, at most twice
@@ -212,7 +213,7 @@ def test_a_stopped_controller_acquires_the_lease_again(box: Box) -> None:
     assert worker is not None
     for pid in (process.pid, worker):
         os.kill(pid, signal.SIGSTOP)
-    box.wait_for(lambda: box.served, 60)
+    box.wait_for(lambda: box.served)
     for pid in (worker, process.pid):
         os.kill(pid, signal.SIGCONT)
     assert process.wait(timeout=240) == 0, box.output
@@ -220,7 +221,7 @@ def test_a_stopped_controller_acquires_the_lease_again(box: Box) -> None:
 
 
 def test_a_task_with_a_timeout_stops_its_job_and_releases_the_lease(box: Box) -> None:
-    status, output = box.tune(seconds=300, task={"timeout": 25, "ignore_errors": False})
+    status, output = box.tune(seconds=300, task={"timeout": 45, "ignore_errors": False})
     assert status == 2 and "imed out" in output
     assert len(box.measured) == 1 and box.served
     line = str(box.folder / "llama.cpp/bin/llama-bench").encode()
@@ -272,8 +273,9 @@ def test_only_modules_of_the_list_are_run() -> None:
 def test_a_short_step_that_takes_long_gives_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaign, "_LINE_SECONDS", 0.1)
     shown: list[int] = []
-    with campaign._SignsOfLife(shown.append):
-        time.sleep(0.5)
+    two = threading.Event()
+    with campaign._SignsOfLife(lambda number: (shown.append(number), len(shown) < 2 or two.set())):
+        assert two.wait(60)
     count = len(shown)
     time.sleep(0.3)
-    assert count >= 2 and len(shown) == count
+    assert len(shown) == count

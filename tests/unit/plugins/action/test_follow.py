@@ -82,7 +82,7 @@ def play(tmp_path):
 
 
 def test_shows_lines_while_the_job_runs_and_returns_its_own_result(play, tmp_path):
-    done, result = play("printf 'one\\rtwo of 2\\r' > {log}; sleep 3; echo out; echo err >&2", timeout=60)
+    done, result = play("printf 'one\\rtwo of 2\\r' > {log}; sleep 10; echo out; echo err >&2", timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "  localhost | counting: two of 2\n" in done.stdout
     assert result["rc"] == 0
@@ -102,16 +102,16 @@ def test_a_failing_job_fails_with_its_own_return_code(play):
 
 def test_gives_a_sign_of_life_and_ignores_a_log_the_job_did_not_touch(play, tmp_path):
     (tmp_path / "log").write_text("from yesterday\n")
-    done, _result = play("sleep 4", heartbeat=1)
+    done, _result = play("sleep 10", heartbeat=1)
     assert "counting: still running, " in done.stdout
     assert "yesterday" not in done.stdout
 
 
 def test_stops_a_job_that_runs_too_long_with_its_children(play, tmp_path):
-    done, result = play("echo $$ > {log}; sleep 300; true", timeout=2)
+    done, result = play("echo $$ > {log}; sleep 300; true", timeout=10)
     assert result["failed"] is True
     assert result["msg"].startswith(
-        "counting: not finished after 2 s; the job and its processes were stopped. Its last line was: "
+        "counting: not finished after 10 s; the job and its processes were stopped. Its last line was: "
     )
     shell = pathlib.Path("/proc") / (tmp_path / "log").read_text().strip()
     assert not shell.exists() or "State:\tZ" in (shell / "status").read_text()
@@ -132,7 +132,7 @@ for p in $supervisor $wrapper; do grep -aq async_wrapper /proc/$p/cmdline && kil
 
 
 def test_shows_no_line_of_a_secret_job(play):
-    done, result = play("echo hunter2 > {log}; sleep 3; exit 1", heartbeat=1, no_log=True)
+    done, result = play("echo hunter2 > {log}; sleep 10; exit 1", heartbeat=1, no_log=True)
     assert "counting: still running" in done.stdout
     assert "hunter2" not in done.stdout + done.stderr
 

@@ -541,7 +541,7 @@ def test_architectures_are_known_from_the_bus_where_no_driver_answers(run, setti
 @pytest.fixture
 def packages(settings, bin_dir):
     """Settings for programs that are there already, with those programs in the PATH."""
-    program(bin_dir / "llama-bench", "echo 'version: 5 (f00)'\nsleep ${LINGER:-0}")
+    program(bin_dir / "llama-bench", "echo 'version: 5 (f00)'\nwhile [ -e ${HOLD:-/nonexistent} ]; do sleep 0.1; done")
     return settings | {"source": "package"}
 
 
@@ -556,8 +556,9 @@ def test_packages_are_linked_and_asked_for_their_version(run, packages):
     assert "no installed package has the program llama-none" in failure(missing)
 
 
-def start(settings):
-    """Start a build that takes three seconds, and return it once it holds the lock and has written to its log."""
+def start(settings, hold):
+    """Start a build that goes on while the file C(hold) exists; return it once it has the lock and wrote to its log."""
+    hold.touch()
     code = (
         "import json, sys\n"
         "from ansible.module_utils.testing import patch_module_args\n"
@@ -570,7 +571,7 @@ def start(settings):
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "LINGER": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOLD": str(hold)},
     )
     log = pathlib.Path(settings["prefix"]) / ".work/build.log"
     while process.poll() is None and not (log.exists() and "llama-bench is" in log.read_text()):
@@ -578,25 +579,28 @@ def start(settings):
     return process
 
 
-def test_another_build_meanwhile_is_refused(run, packages, bin_dir):
+def test_another_build_meanwhile_is_refused(run, packages, bin_dir, tmp_path):
     program(bin_dir / "llama-server", "")
-    first = start(packages)
+    first = start(packages, tmp_path / "hold")
     other = packages | {"targets": ["llama-server"]}
     assert "another build of llama.cpp is under way on this host (package-" in failure(run("present", other))
+    (tmp_path / "hold").unlink()
     assert json.loads(first.communicate()[0])["changed"]
     assert run("present", other)["changed"]
 
 
-def test_the_same_build_meanwhile_is_waited_for(run, packages):
-    first = start(packages)
+def test_the_same_build_meanwhile_is_waited_for(run, packages, tmp_path):
+    first = start(packages, tmp_path / "hold")
+    threading.Timer(1, (tmp_path / "hold").unlink).start()
     assert not run("present", packages)["changed"]
     assert json.loads(first.communicate()[0])["changed"]
 
 
-def test_a_killed_build_is_taken_over(run, packages):
-    first = start(packages)
+def test_a_killed_build_is_taken_over(run, packages, tmp_path):
+    first = start(packages, tmp_path / "hold")
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
+    (tmp_path / "hold").unlink()
     assert not pathlib.Path(packages["prefix"], "current").is_symlink()
     assert run("present", packages)["changed"]
 

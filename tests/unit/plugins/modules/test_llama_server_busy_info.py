@@ -90,7 +90,7 @@ def test_a_request_makes_it_busy(run, server):
 
 def test_a_request_between_two_looks_is_seen_too(run, server):
     server.answers = [(200, [IDLE]), (200, [{**IDLE, "id_task": 12}])]
-    result = run()
+    result = run(seconds=30)  # it ends with the second look
     assert result["busy"] and "just now" in result["why"]
 
 

@@ -104,7 +104,7 @@ def test_an_abandoned_one_is_waited_for(run, units):
     long_ago(run)
     assert run("B")["failed"]
     threading.Timer(1, (units / "mixed-gpu-lease.service").unlink).start()
-    assert run("B", wait_seconds=30)["changed"] and json.loads(run.file.read_text())["owner"] == "B"
+    assert run("B", wait_seconds=120)["changed"] and json.loads(run.file.read_text())["owner"] == "B"
 
 
 def test_the_unit_runs_the_program_that_watches_the_lease(run, units):
@@ -117,7 +117,7 @@ def test_the_unit_runs_the_program_that_watches_the_lease(run, units):
 def test_a_lease_that_nobody_touches_ends_and_the_server_comes_back(run, units):
     (units / "llama-server.service").touch()
     run(idle_seconds=1)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while there(units) != ["llama-server.service"] and time.monotonic() < deadline:
         time.sleep(0.1)
     assert there(units) == ["llama-server.service"]

@@ -44,7 +44,7 @@ def _run(interpreter, variables, module, arguments, check=False):
             *(["-e", f"@{variables}"] if variables else []), *(["--check"] if check else []),
             "-m", f"homelab.mixed_gpu.{module}", "-a", json.dumps(arguments),
         ],
-        env=environment, capture_output=True, text=True, check=False, timeout=120,
+        env=environment, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     return done.returncode, " ".join((done.stdout + done.stderr).replace('"', "").split())
 

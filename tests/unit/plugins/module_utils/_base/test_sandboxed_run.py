@@ -171,7 +171,7 @@ def test_a_module_that_is_ended_ends_its_program(tmp_path):
             assert parent.poll() is None
             time.sleep(0.05)
         parent.terminate()
-        assert parent.wait(20) == 128 + signal.SIGTERM
+        assert parent.wait(120) == 128 + signal.SIGTERM
     assert not pathlib.Path(f"/proc/{told.read_text().strip()}/exe").exists()
 
 

@@ -18,7 +18,7 @@ import json, time
 import pynvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
 with nvml.watched(pynvml, 20) as found:
-    time.sleep(0.3)
+    time.sleep(1)
 print(json.dumps(found))
 """
 

@@ -65,10 +65,10 @@ def test_nothing_secret_comes_out():
 def vllm(tmp_path):
     """A process whose command line is vLLM's."""
     program = tmp_path / "vllm"
-    program.write_text("import time\ntime.sleep(60)\n")
+    program.write_text("import time\ntime.sleep(600)\n")
     command = [sys.executable, str(program), "serve", "org/m", "-tp", "2", "--api-key", "sk-secret"]
     process = subprocess.Popen(command, env={"CUDA_VISIBLE_DEVICES": "0,1", "HF_TOKEN": "hf_secret"})
-    for _attempt in range(100):
+    for _attempt in range(2400):
         if b"serve" in pathlib.Path(f"/proc/{process.pid}/cmdline").read_bytes():
             break
         time.sleep(0.05)

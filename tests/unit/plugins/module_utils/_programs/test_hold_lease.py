@@ -35,26 +35,26 @@ def lease(tmp_path):
 
 def test_it_ends_when_nobody_touches_the_lease(lease):
     process = lease(0.5)
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=120) == 0
     assert "nobody used the lease for 0.5 seconds" in process.stdout.read()
 
 
 def test_it_stays_while_the_lease_is_touched(lease):
-    process = lease(2)
-    for _touch in range(8):
+    process = lease(4)
+    for _touch in range(10):
         time.sleep(0.5)
         os.utime(lease.state)
         assert process.poll() is None
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=120) == 0
 
 
 def test_a_clock_that_was_set_does_not_end_it(lease):
-    process = lease(2)
-    time.sleep(1)
+    process = lease(5)
+    time.sleep(3)
     os.utime(lease.state, (0, 0))  # as if the clock had been set forward by half a century
-    time.sleep(1.5)
+    time.sleep(3)
     assert process.poll() is None
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=120) == 0
 
 
 def test_it_stays_while_something_measures(lease):
@@ -64,10 +64,10 @@ def test_it_stays_while_something_measures(lease):
     time.sleep(1.5)
     assert process.poll() is None
     json_file.release_lock(held)
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=120) == 0
 
 
 def test_a_lost_state_file_counts_as_untouched(lease):
     process = lease(1)
     pathlib.Path(lease.state).unlink()
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=120) == 0

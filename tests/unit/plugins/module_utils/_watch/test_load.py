@@ -39,6 +39,7 @@ class Module:
         return done.returncode, done.stdout, done.stderr
 
 given = json.loads(sys.argv[1])
+load.QUEUED_MS = 1e9  # a slow machine is no queue: other requests show in the slots
 url, devices = given.pop("url"), given.pop("devices")
 tools = watched_devices.Tools(Module(), importlib.import_module("pynvml"))
 try:
@@ -186,13 +187,13 @@ def test_a_busy_server_is_waited_for_and_then_left_alone(watch):
 
 
 def test_parts_that_overlap_with_other_requests_are_left_out(watch):
-    result, _server = watch("no_card", server={"busy_at": range(4, 6)}, phases=PHASES[:1])
-    assert result["phases"][0]["overlapped"] >= 1
-    assert len(result["phases"][0]["blocks"]) >= 1
+    result, _server = watch("no_card", server={"busy_at": [2]}, phases=PHASES[:1])
+    assert result["phases"][0]["overlapped"] == 1
+    assert len(result["phases"][0]["blocks"]) >= 2
 
 
 def test_a_server_that_dies_is_said_by_phase(watch):
-    result, _server = watch("no_card", server={"dies_after": 5})
+    result, _server = watch("no_card", server={"dies_after": 2})
     assert all("broke off" in phase["skipped_reason"] for phase in result["phases"])
 
 

@@ -81,7 +81,7 @@ server.serve_forever()
 """
 
 
-def eventually(condition, seconds=20):
+def eventually(condition, seconds=120):
     """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -101,7 +101,7 @@ class Host:
         program.write_text(f"#!{sys.executable} -I\n{SYSTEMCTL}")
         program.chmod(0o755)
         shutil.copytree(ROOM, home / "lib" / "mixed_gpu_watchdog", ignore=shutil.ignore_patterns("__pycache__"))
-        self.settings = {"stall_seconds": 1.0, "poll_seconds": 0.1, "timeout_seconds": 0.5, "end_seconds": 3.0}
+        self.settings = {"stall_seconds": 1.0, "poll_seconds": 0.1, "timeout_seconds": 10.0, "end_seconds": 30.0}
         self.environment = {**os.environ, "PATH": f"{home / 'bin'}:{os.environ['PATH']}", "UNITS": str(home / "units")}
 
     def tell(self, **told):
@@ -151,7 +151,7 @@ class Host:
     def end(self, process):
         """End a program; return what it printed."""
         process.terminate()
-        return process.communicate(timeout=20)[0]
+        return process.communicate(timeout=120)[0]
 
     def commands(self, verb):
         """Return the calls of systemctl with that verb."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -22,7 +23,7 @@ KILL = ["--kill-whom=main", "--signal=SIGKILL", SERVER]
 def test_a_server_with_frozen_counters_is_killed_once_and_that_is_told(host):
     server = host.start_server(processing=1)
     dog = host.watch()
-    assert server.wait(timeout=20) == -signal.SIGKILL
+    assert server.wait(timeout=120) == -signal.SIGKILL
     eventually(lambda: host.commands("start"))
     time.sleep(1)  # systemctl goes on to say that it runs
     said = host.end(dog)
@@ -35,19 +36,21 @@ def test_a_server_with_frozen_counters_is_killed_once_and_that_is_told(host):
 
 
 @pytest.mark.parametrize(
-    "told",
+    ("told", "stall_seconds"),
     [
-        pytest.param({"processing": 30, "moves": True}, id="thirty busy requests"),
-        pytest.param({"processing": 0}, id="idle"),
-        pytest.param({"status": 503}, id="loading"),
-        pytest.param({"processing": 1, "decodes": "1.5e+06", "moves": True}, id="coarse counters, and slots that move"),
-        pytest.param({"status": 404, "token": True}, id="no metrics, but tokens"),
+        pytest.param({"processing": 30, "moves": True}, 1, id="thirty busy requests"),
+        pytest.param({"processing": 0}, 1, id="idle"),
+        pytest.param({"status": 503}, 1, id="loading"),
+        pytest.param({"processing": 1, "decodes": "1.5e+06", "moves": True}, 1, id="coarse counters, slots that move"),
+        # a token may take so long: more than a busy machine takes for one
+        pytest.param({"status": 404, "token": True}, 3, id="no metrics, but tokens"),
     ],
 )
-def test_a_server_that_works_is_left_alone(host, told):
+def test_a_server_that_works_is_left_alone(host, told, stall_seconds):
     server = host.start_server(**told)
-    dog = host.watch()
-    time.sleep(4)
+    dog = host.watch(stall_seconds=stall_seconds)
+    host.looks(3)
+    time.sleep(3 * stall_seconds)
     host.end(dog)
     assert server.poll() is None
     assert host.commands("kill") == []
@@ -56,42 +59,42 @@ def test_a_server_that_works_is_left_alone(host, told):
 def test_thirty_requests_that_stand_still_are_a_hang(host):
     server = host.start_server(processing=30)
     host.watch()
-    assert server.wait(timeout=20) == -signal.SIGKILL
+    assert server.wait(timeout=120) == -signal.SIGKILL
 
 
 def test_a_server_that_answers_health_and_never_a_token_is_killed(host):
     server = host.start_server(status=404)
     host.watch()
-    assert server.wait(timeout=20) == -signal.SIGKILL
+    assert server.wait(timeout=120) == -signal.SIGKILL
 
 
 def test_a_server_that_keeps_each_request_waiting_is_killed(host):
     server = host.start_server(status=404, waits=True)
     host.watch(stall_seconds=4.0)
-    assert server.wait(timeout=20) == -signal.SIGKILL
+    assert server.wait(timeout=120) == -signal.SIGKILL
     assert host.asked().count("/completion") == 1
 
 
 def test_a_server_that_was_stopped_in_mid_decode_is_killed(host):
     server = host.start_server(processing=1, moves=True)
-    dog = host.watch()
+    dog = host.watch(stall_seconds=3.0, timeout_seconds=1.0)
     host.looks(5)
     server.send_signal(signal.SIGSTOP)
-    assert server.wait(timeout=20) == -signal.SIGKILL
+    assert server.wait(timeout=120) == -signal.SIGKILL
     assert "was stopped by a signal" in host.end(dog)
 
 
 def test_slots_are_not_asked_while_counters_are_exact(host):
     server = host.start_server(processing=1)
     host.watch()
-    server.wait(timeout=20)
+    server.wait(timeout=120)
     assert "/slots" not in host.asked()
 
 
 def test_slots_decide_where_the_counters_are_coarse(host):
     server = host.start_server(processing=1, decodes="1.5e+06")
     host.watch()
-    assert server.wait(timeout=20) == -signal.SIGKILL
+    assert server.wait(timeout=120) == -signal.SIGKILL
     assert "/slots" in host.asked()
 
 
@@ -101,8 +104,8 @@ def test_rpc_servers_of_the_host_end_with_it(host):
     host.unit(PEER, peer)
     peer.send_signal(signal.SIGSTOP)
     dog = host.watch(peer_units=[PEER])
-    assert server.wait(timeout=20) == -signal.SIGKILL
-    assert peer.wait(timeout=20) == -signal.SIGKILL
+    assert server.wait(timeout=120) == -signal.SIGKILL
+    assert peer.wait(timeout=120) == -signal.SIGKILL
     assert f"ending it and {PEER} by SIGKILL" in host.end(dog)
 
 
@@ -113,7 +116,7 @@ def test_a_lease_in_between_keeps_it_still_and_it_counts_anew_afterwards(host):
     time.sleep(2)
     assert host.asked() == []
     host.lease(False)
-    assert server.wait(timeout=20) == -signal.SIGKILL
+    assert server.wait(timeout=120) == -signal.SIGKILL
     host.end(dog)
 
 
@@ -129,7 +132,7 @@ def test_a_play_that_restarts_the_server_is_not_disturbed(host, unit):
 def test_of_two_watchdogs_one_ends_and_the_server_is_killed_once(host):
     server = host.start_server(processing=1)
     dogs = [host.watch(), host.watch()]
-    assert server.wait(timeout=20) == -signal.SIGKILL
+    assert server.wait(timeout=120) == -signal.SIGKILL
     eventually(lambda: any(dog.poll() == 1 for dog in dogs))
     time.sleep(1)
     assert host.commands("kill") == [KILL]
@@ -143,13 +146,13 @@ def test_the_key_is_sent_and_a_changed_key_ends_the_program(host, tmp_path):
     dog = host.watch(credentials=tmp_path)
     host.looks(3)
     host.tell(key="xyz")
-    assert dog.wait(timeout=20) == 1
+    assert dog.wait(timeout=120) == 1
     assert "refuses the API key (HTTP status 401): reading the key again" in dog.stdout.read()
 
 
 def test_unusable_settings_are_named(host):
     dog = host.watch(stall=3)
-    assert dog.wait(timeout=20) == 1
+    assert dog.wait(timeout=120) == 1
     assert "unexpected keyword argument 'stall'" in dog.stdout.read()
 
 
@@ -201,14 +204,15 @@ def test_a_hang_soon_after_a_restart_waits(host, dog, capsys):
     for _look in range(3):
         dog.act(f"start-{host.process.pid}", "it hangs")
     assert host.commands("kill") == []
-    assert capsys.readouterr().out == "<4>it hangs: restarting it in 50 s, since it was restarted before\n"
+    said = r"<4>it hangs: restarting it in (\d+) s, since it was restarted before\n"
+    assert 0 < int(re.fullmatch(said, capsys.readouterr().out)[1]) <= 50
 
 
 def test_after_too_many_restarts_it_is_ended_for_good(host, dog, capsys):
     restarted(dog, [3000, 2000, 1000])
     host.process.send_signal(signal.SIGSTOP)  # a signal that waits until the process goes on
     dog.act(f"start-{host.process.pid}", "it hangs")
-    assert host.process.wait(timeout=20) == -signal.SIGUSR2
+    assert host.process.wait(timeout=120) == -signal.SIGUSR2
     assert [words[1] for words in host.commands("kill")] == ["--signal=SIGUSR2", "--signal=SIGCONT"]
     assert (
         "it stays failed until somebody starts it (systemctl restart llama-server.service)" in capsys.readouterr().out
@@ -221,7 +225,7 @@ def test_restarts_of_another_boot_do_not_count(host, dog):
         for event in known["units"][SERVER]["restarts"]:
             event["boot"] = "another"
     dog.act(f"start-{host.process.pid}", "it hangs")
-    assert host.process.wait(timeout=20) == -signal.SIGKILL
+    assert host.process.wait(timeout=120) == -signal.SIGKILL
 
 
 def test_a_full_disk_does_not_keep_a_server_from_being_restarted(host, dog, monkeypatch, capsys):
@@ -267,9 +271,10 @@ def test_a_stopped_process_is_seen(host):
 def test_systemd_that_does_not_answer_is_said_once(host):
     host.start_server(processing=1)
     program = host.home / "bin" / "systemctl"
-    program.write_text("#!/bin/sh\necho Failed to connect to bus >&2; exit 1\n")
+    program.write_text("#!/bin/sh\necho x >> $UNITS/calls\necho Failed to connect to bus >&2; exit 1\n")
     dog = host.watch()
-    time.sleep(1.5)
+    calls = host.home / "units" / "calls"
+    eventually(lambda: calls.exists() and len(calls.read_text().split()) >= 3)
     assert host.end(dog).count("Failed to connect to bus") == 1
 
 
@@ -282,7 +287,7 @@ def test_the_program_needs_nothing_beside_its_room(host):
         "import mixed_gpu_watchdog.watch, mixed_gpu_watchdog.notify, sys; print('ansible' in sys.modules)",
     ]
     process = host.start(*command, cwd=host.home / "lib", stdout=subprocess.PIPE, env={"PATH": os.environ["PATH"]})
-    assert process.communicate(timeout=60)[0] == "False\n"
+    assert process.communicate(timeout=600)[0] == "False\n"
 
 
 def test_a_load_at_an_rpc_server_that_was_stopped_ends_with_it(host):
@@ -291,5 +296,5 @@ def test_a_load_at_an_rpc_server_that_was_stopped_ends_with_it(host):
     host.unit(PEER, peer)
     peer.send_signal(signal.SIGSTOP)
     host.watch(peer_units=[PEER])
-    assert peer.wait(timeout=20) == -signal.SIGKILL
-    assert server.wait(timeout=20) == -signal.SIGKILL
+    assert peer.wait(timeout=120) == -signal.SIGKILL
+    assert server.wait(timeout=120) == -signal.SIGKILL
