@@ -64,5 +64,3 @@ def rounds_to_bf16(found: t.Mapping[str, t.Any] | None, cuda: bool) -> bool:
 def environment(cuda: bool, split_mode: str) -> dict[str, str]:
     """Return the variables under which a program says which all-reduce runs; none where there is none to tell."""
     return dict(ENVIRONMENT) if cuda and split_mode == "tensor" else {}
-
-
