@@ -212,7 +212,7 @@ def test_recorded_output_of_llama_bench_gets_its_energy():
         "source": {FAST: "counter", SLOW: "power"},
     }
     serving = {field: row[name] for field, name in llama_bench._ROW_FIELDS}
-    serving |= {"flash_attention": "auto", "micro_batch_size": row["n_ubatch"]}
+    serving |= {"flash_attention": "auto", "micro_batch_size": row["n_ubatch"], "threads": row["n_threads"]}
     shares = [int(float(share)) for share in row["tensor_split"].split("/")]
     devices = row["devices"].split("/")
     load = {
