@@ -42,9 +42,9 @@ PLANNERS: t.Final = {
 MEASURING: t.Final = {"split_benchmark": "load", "split_mode_trial": "trial"}
 #: Modules of this collection that a step may name.
 MODULES: t.Final = frozenset(MEASURING) | {
-    "exl_model_info", "exllama_devices_info", "gguf_info", "gpu_facts", "gpu_power", "host_info", "llama_devices_info",
-    "llama_fit_params_info", "llama_server_benchmark", "llama_server_busy_info", "llama_server_info", "random_gguf",
-    "revalidation_info", "split_record", "split_tuning_info",
+    "exl_model_info", "exllama_devices_info", "exllama_server_benchmark", "gguf_info", "gpu_facts", "gpu_power",
+    "host_info", "llama_devices_info", "llama_fit_params_info", "llama_server_benchmark", "llama_server_busy_info",
+    "llama_server_info", "random_gguf", "revalidation_info", "split_record", "split_tuning_info",
 }  # fmt: skip
 
 #: A step that takes longer than this runs as a job that is followed: a lost connection does not end it.

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.action import campaign
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._revalidation.described_exllama import (
     EXLLAMA_ENTRY,
@@ -23,6 +24,7 @@ from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._reva
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._revalidation.test_campaign import (
     AGAIN,
     LOOK,
+    Host,
     play,
 )
 
@@ -59,6 +61,15 @@ def test_the_recorded_load_is_repeated_with_the_recorded_numbers():
     assert load["environment"]["EXLLAMA_NO_SDPA"] == load["environment"]["EXLLAMA_NO_FLASH_ATTN"] == "1"
     assert load["environment"]["FAKE"] == "1" and load["environment"]["CUDA_VISIBLE_DEVICES"] == f"{FAST},{SLOW}"
     assert not any("device was measured alone" in advice for advice in verdict["advice"])
+
+
+def test_every_module_that_is_asked_for_is_one_that_a_campaign_may_run():
+    for host in (ExllamaHost(), Host()):
+        asked = []
+        run = host.run
+        host.run = lambda step, run=run, asked=asked: asked.append(step.module) or run(step)
+        play(host, measure="true")
+        assert len(asked) > 5 and set(asked) <= campaign.MODULES
 
 
 def test_a_slower_host_has_regressed():
