@@ -220,7 +220,9 @@ def test_tensor_mode_of_the_real_llama_cpp(trial, tmp_path, llama_bin, rpc_endpo
     shape = {"blocks": 4, "embedding_length": 256, "feed_forward_length": 512, "head_count": 8, "head_count_kv": 4}
     random_model.write_model(
         str(model),
-        {**shape, "vocabulary_size": 512, "context_length": 1024, "type": "q8_0", "seed": 1, "distinct_blocks": True},
+        random_model.checked_options({
+            **shape, "vocabulary_size": 512, "context_length": 1024, "type": "q8_0", "seed": 1, "distinct_blocks": True,
+        }),  # fmt: skip
         "real",
     )
     endpoints = rpc_endpoints[:2]
