@@ -16,6 +16,8 @@ FAST, SLOW = "GPU-11111111-2222-3333-4444-555555555555", "GPU-66666666-7777-8888
 BASELINES = "/var/lib/mixed_gpu/baselines"
 OTHERWISE = "/srv/models/stand_in.json"
 FACT = "/etc/ansible/facts.d/mixed_gpu.fact"
+#: Where a test keeps a file that it changes.
+KEPT = "/var/lib/kept_file"
 SITE = {
     "mixed_gpu_engine": "exllamav2",
     "nvidia_driver_manage": False,
@@ -133,13 +135,13 @@ def test_a_host_that_is_as_it_was_is_ok(host, revalidate):
 
 def test_a_file_of_the_model_that_was_replaced_is_broken(host, revalidate):
     weights = f"{recorded(host)[1]['model']['path']}/model.safetensors"
-    assert host.run(f"cp -a {weights} /root/kept && printf x | dd of={weights} bs=1 seek=20000 conv=notrunc").rc == 0
+    assert host.run(f"cp -a {weights} {KEPT} && printf x | dd of={weights} bs=1 seek=20000 conv=notrunc").rc == 0
     try:
         done, result, checks = revalidate()
         assert done.returncode == 2 and "was replaced" in checks["model"]["detail"]
         assert (result["verdict"], result["measured"]) == ("broken", False)
     finally:
-        host.run(f"cp -a /root/kept {weights} && rm /root/kept")
+        host.run(f"cp -a {KEPT} {weights} && rm {KEPT}")
 
 
 def test_slower_cards_have_regressed_by_what_they_are_slower(host, revalidate):
@@ -166,7 +168,7 @@ def test_wrong_answers_are_broken_and_become_no_baseline(host, revalidate):
 def test_another_build_is_named_and_accepted(host, site, revalidate):
     """As after an update that changed neither speed nor answers: site then measures nothing."""
     build = host.run("readlink -f /opt/exllama/v2/current/build.json").stdout.strip()
-    assert host.run(f"cp -a {build} /root/build.json && sed -i s/2.11.0/2.12.0/ {build}").rc == 0
+    assert host.run(f"cp -a {build} {KEPT} && sed -i s/2.11.0/2.12.0/ {build}").rc == 0
     try:
         done, result, _checks = revalidate("--extra-vars=accept=true")
         assert done.returncode == 0, done.stdout[-6000:]
@@ -174,7 +176,7 @@ def test_another_build_is_named_and_accepted(host, site, revalidate):
         baseline = recorded(host)[2]
         assert baseline["reason"] == "accepted" and baseline["configuration"]["pytorch"].startswith("2.12.0")
     finally:
-        host.run(f"cp -a /root/build.json {build} && rm /root/build.json")
+        host.run(f"cp -a {KEPT} {build} && rm {KEPT}")
 
 
 def test_the_cards_of_the_inventory_are_tuned_and_served_in_their_order(host, site):
