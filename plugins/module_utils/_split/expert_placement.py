@@ -132,11 +132,6 @@ def ram_bytes(model: Model, placement: ExpertPlacement | None) -> int:
     return sum(block_ram_bytes(model, placement)) + model["token_embedding_bytes"]
 
 
-def ram_mib(model: Model, placement: ExpertPlacement | None) -> int:
-    """Return ram_bytes in MiB, a started one counted whole."""
-    return -(-ram_bytes(model, placement) // MIB)
-
-
 def ram_missing_mib(needed_bytes: int, available_mib: int) -> int:
     """Return the MiB of RAM that are missing, 0 where there are enough.
 

@@ -54,7 +54,7 @@ def test_bytes_in_ram_are_those_of_the_tensors_that_move() -> None:
     sizes = {t.name: t.n_bytes for t in model_shapes.tensors(model_shapes.SHAPES["qwen3_30b_a3b_q4_k_m"])}
     wanted = sum(sizes[name] for name in names)
     assert sum(expert_placement.block_ram_bytes(MODEL, placement)) == wanted
-    assert expert_placement.ram_mib(MODEL, placement) == -(-(wanted + sizes["token_embd.weight"]) // (1 << 20))
+    assert expert_placement.ram_bytes(MODEL, placement) == wanted + sizes["token_embd.weight"]
     assert expert_placement.read_bytes(MODEL, placement) == wanted * 8 // 128
     without = memory_plan.MemoryPlan(MODEL, SERVING).devices((30, 19))
     beside = memory_plan.MemoryPlan(MODEL, SERVING, experts=placement, copied=False).devices((30, 19))
