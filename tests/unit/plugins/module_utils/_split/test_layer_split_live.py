@@ -25,11 +25,8 @@ BLOCKS = 20
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = str(tmp_path_factory.mktemp("models") / "tiny.gguf")
     shape = {"blocks": BLOCKS, "embedding_length": 64, "feed_forward_length": 128, "head_count": 2, "head_count_kv": 2}
-    random_model.write_model(
-        path,
-        {**shape, "vocabulary_size": 512, "context_length": 256, "type": "f16", "seed": 1, "distinct_blocks": False},
-        "tiny",
-    )
+    options = random_model.checked_options({**shape, "vocabulary_size": 512, "context_length": 256, "seed": 1})
+    random_model.write_model(path, options, "tiny")
     return path
 
 
