@@ -115,6 +115,17 @@ server:
       type: str
       returned: always
       sample: 11312 (0c1e57098)
+    tensor_devices:
+      description: In split mode tensor, the devices that share each layer.
+      type: list
+      elements: str
+      returned: always
+    allreduce:
+      description:
+        - How cards add up in split mode tensor, with C(ran), C(transport) of NCCL and C(fallback); V(none) where the
+          server says nothing of it.
+      type: dict
+      returned: always
     devices:
       description: The devices in use, in order.
       type: list
@@ -240,6 +251,11 @@ deviations:
   returned: when O(deployment) is given
   type: list
   elements: str
+allreduce_deviation:
+  description:
+    - One sentence where cards that share layers add up in another way than the measured one; empty where they do not.
+  returned: when O(deployment) of llama.cpp is given
+  type: str
 """
 
 import http.client
@@ -298,7 +314,10 @@ def _last_lines(module: AnsibleModule, journalctl: str, invocation: str) -> list
 def _compared(deployment: Json, server: Json, unit_text: str) -> Json:
     """Return how the server differs from a deployment; TabbyAPI's settings are compared, for it says nothing itself."""
     if engines.of(deployment["serving"]).family == "llama_cpp":
-        return {"deviations": server_check.deviations(deployment, server)}
+        return {
+            "deviations": server_check.deviations(deployment, server),
+            "allreduce_deviation": server_check.allreduce_deviation(deployment, server),
+        }
     path = exllama_check.config_path(unit_text)
     text = json_file.read_text(path or os.devnull) or ""
     return {"deviations": exllama_check.deviations(deployment, unit_text, text), "server": {**server, "complete": None}}
@@ -326,8 +345,9 @@ def main() -> None:
     journalctl = module.get_bin_path("journalctl", required=True)
     try:
         server = kept_load.load(
-            journalctl, module.params["unit"], invocation, state == "ready", module.params["kept_dir"]
-        )
+            journalctl, module.params["unit"], invocation, state == "ready", module.params["kept_dir"],
+            int(properties.get("MainPID") or 0),
+        )  # fmt: skip
         last_lines = _last_lines(module, journalctl, invocation)
     except UserError as exc:
         module.fail_json(msg=str(exc))

@@ -178,6 +178,12 @@ load:
       description: The fingerprint.
       returned: when measured
       type: str
+    allreduce:
+      description:
+        - Of split mode tensor between cards, how they added up, with C(asked), C(ran) (V(nccl), V(internal), V(none)),
+          C(transport) of NCCL (V(P2P), V(SHM), V(NET)) and C(fallback), why the asked one did not run.
+      returned: when a program said it
+      type: dict
     gpu_split_gb:
       description: Of ExLlama, the gigabytes per card that placed the layers so.
       returned: when ExLlama measured
@@ -218,8 +224,8 @@ llama_cpp_build:
   type: str
 """
 
+import contextlib
 import dataclasses
-import json
 import os
 import time
 import typing as t
@@ -227,12 +233,12 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama.exllama_load import ExllamaLoad
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import card_watch
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import allreduce_log, llama_bench
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import outcome, run, store
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring.types import Load
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import engines, expert_room
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import allreduce, engines, expert_room
 
 #: A second, talkative run to learn why the first one failed needs as much.
 SHORTEST_DIAGNOSIS_SECONDS = 5
@@ -241,14 +247,18 @@ SHORTEST_DIAGNOSIS_SECONDS = 5
 class SplitBenchmark(run.StoredLoad):
     """One load of llama-bench."""
 
-    def __init__(self, module: AnsibleModule) -> None:
+    def __init__(self, module: AnsibleModule, cards: contextlib.AbstractContextManager[dict[str, t.Any]]) -> None:
         load = module.params["load"]
         try:
             self.order = llama_bench.make_order(load, module.params["devices"], module.params["serving"])
         except UserError as exc:
             module.fail_json(msg=f"This load cannot be measured: {exc}.")
         super().__init__(module, load)
-        self.cards = card_watch.once(module.params["host_python"])
+        self.cards_share = self.order.split_mode == "tensor" and all(
+            name.startswith("CUDA") for name in self.order.devices
+        )
+        self.added_up: dict[str, t.Any] | None = None
+        self.cards = cards
 
     def answers(self, stored: Load) -> bool:
         # a device that tensor mode brought down would be brought down again
@@ -278,6 +288,8 @@ class SplitBenchmark(run.StoredLoad):
                 second = self.run_bench(llama_bench.diagnosis_command(command), remaining, lock)
                 if second.status in ("out_of_memory", "device_lost", "crashed"):
                     verdict = second
+            if verdict.status == "ok":
+                self.ask_allreduce(command, remaining, lock)
         for warning in verdict.warnings:
             self.module.warn(warning)
         self.build = verdict.build
@@ -286,12 +298,21 @@ class SplitBenchmark(run.StoredLoad):
             **{name: getattr(verdict, name) for name in ("status", "reason", "results")},
             "conditions": conditions,
             "wall_ms": wall_ms,
+            **({"allreduce": self.added_up} if self.added_up else {}),
         }
         return self.store(load, command, verdict.warnings)
 
+    def ask_allreduce(self, command: list[str], remaining: int, lock: int) -> None:
+        """Let a short, talkative run say which all-reduce runs, once per arm: llama-bench itself says nothing of it."""
+        known = self.added_up is not None and self.added_up["ran"] is not None
+        if self.cards_share and not known and self.load["load"] == 1 and remaining >= SHORTEST_DIAGNOSIS_SECONDS:
+            self.run_bench(llama_bench.question_command(command), remaining, lock)
+
     def run_bench(self, command: list[str], limit: int, lock: int) -> outcome.Verdict:
         """Run llama-bench for at most C(limit) seconds, with nothing of it left behind, and judge what it printed."""
-        environment = {"GGML_NO_BACKTRACE": "1", **self.params["environment"]}     # else an abort attaches a debugger
+        telling = allreduce_log.environment(self.cards_share, "tensor")
+        # without the first an abort attaches a debugger
+        environment = {"GGML_NO_BACKTRACE": "1", **telling, **self.params["environment"]}
         wrapper = self.params["wrapper"]
         sandbox = self.sandbox(
             self.params["devices"], self.order.split_mode, [self.params["model_path"]], cards=bool(wrapper)
@@ -299,6 +320,8 @@ class SplitBenchmark(run.StoredLoad):
         rc, stdout, stderr, timed_out, _sandboxed = dataclasses.astuple(
             self.run_limited([*wrapper, *command], sandbox, environment, limit, lock)
         )
+        if self.cards_share:
+            self.added_up = allreduce_log.read(f"{stdout}\n{stderr}", allreduce.asked(self.load)) or self.added_up
         misuse = None if timed_out or rc == 0 else llama_bench.explain_misuse(rc, f"{stdout}\n{stderr}")
         if misuse is not None and self.order.split_mode == "tensor":
             return outcome.Verdict("crashed", misuse, [], [], None, True)
@@ -307,61 +330,6 @@ class SplitBenchmark(run.StoredLoad):
                 msg=f"{self.load.get('label')} cannot be measured: {misuse}.", rc=rc, stderr=stderr[-2000:]
             )
         return llama_bench.judge(rc, stdout, stderr, limit if timed_out else None, self.order)
-
-
-class ExllamaBenchmark(run.StoredLoad):
-    """One load of an ExLlama."""
-
-    def __init__(self, module: AnsibleModule) -> None:
-        load, given = module.params["load"], module.params["exllama"]
-        if given is None:
-            engine = module.params["serving"]["engine"]
-            module.fail_json(msg=f"serving.engine is {engine}, which requires the option exllama.")
-        try:
-            self.order = exllama_bench.measure_order(
-                load, given["devices"], module.params["serving"], given["model"], given["reserve_mib"]
-            )
-        except UserError as exc:
-            module.fail_json(msg=f"This load cannot be measured: {exc}.")
-        super().__init__(module, load)
-        self.cards = card_watch.once(module.params["host_python"])
-
-    def answers(self, stored: Load) -> bool:
-        return store.reusable(stored, self.order["tests"])
-
-    def check_programs(self) -> None:
-        given = self.params["exllama"]
-        self.need(given["python"], "Python", "install ExLlama (role exllamav2), or set exllama.python", os.X_OK)
-        self.need(given["worker"], "worker", "copy it from the role split_tuning, or set exllama.worker")
-        folder = self.order["model"]
-        self.need(f"{folder}/config.json", "readable model", "fetch it (role llm_models), or set model_path")
-
-    def measure(self, lock: int) -> dict[str, t.Any]:
-        given = self.params["exllama"]
-        command = [given["python"], given["worker"], json.dumps(self.order)]
-        limit = self.params["timeout_seconds"]
-        files = [given["python"], given["worker"], f"{self.order['model']}/config.json"]
-        sandbox = self.sandbox(["CUDA"], "layer", files, "exllama")
-        with self.leased():
-            started = time.monotonic()
-            with self.cards as conditions:
-                ended = self.run_limited(
-                    [*self.params["wrapper"], *command], sandbox, self.params["environment"], limit, lock
-                )
-            wall_ms = round((time.monotonic() - started) * 1000)
-        after = limit if ended.timed_out else None
-        verdict, more = exllama_bench.judge(ended.rc, ended.stdout, ended.stderr, after, self.order)
-        self.build = verdict.build
-        load = {
-            **self.load,
-            "status": verdict.status,
-            "reason": verdict.reason,
-            "results": verdict.results,
-            **more,
-            "conditions": conditions,
-            "wall_ms": wall_ms,
-        }
-        return self.store(load, command)
 
 
 def main() -> None:
@@ -391,7 +359,8 @@ def main() -> None:
     if module.params["timeout_seconds"] < 1:
         module.fail_json(msg=f"timeout_seconds is {module.params['timeout_seconds']}: give at least 1.")
     other = engines.of(module.params["serving"]).family == "exllama"
-    module.exit_json(**(ExllamaBenchmark if other else SplitBenchmark)(module).run())
+    cards = card_watch.once(module.params["host_python"])
+    module.exit_json(**(ExllamaLoad if other else SplitBenchmark)(module, cards).run())
 
 
 if __name__ == "__main__":

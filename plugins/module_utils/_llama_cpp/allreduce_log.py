@@ -16,6 +16,10 @@ from .._base.types import Json
 #: Makes NCCL say that it runs, and what its channels go through.
 ENVIRONMENT: t.Final = {"NCCL_DEBUG": "INFO"}
 
+#: Where NCCL writes in a unit, in its private /tmp: to standard output it would write without flushing.
+NCCL_FILE: t.Final = "/tmp/nccl.log"  # noqa: S108 (of the unit alone, PrivateTmp)
+
+_OF_NCCL = re.compile(r"\bNCCL (?:INFO|WARN|TRACE|CALL|version) ")
 _READY = re.compile(r"NCCL INFO .*- Init COMPLETE")
 _CHANNEL = re.compile(r"NCCL INFO Channel \S+ : \S+ -> \S+ (?:\[\w+\] )?via (P2P|SHM|NET)\b")
 _INTERNAL: t.Final = "initialized AllReduce pipeline"
@@ -23,6 +27,11 @@ _NO_NCCL = re.compile(r"NCCL init failed \([^)\n]*\)|NCCL not compiled in|NCCL d
 _NO_INTERNAL = re.compile(r"internal AllReduce init failed|unknown GGML_CUDA_ALLREDUCE value: \S*")
 #: From the slowest: one slow channel is what everything waits for.
 _TRANSPORTS: t.Final = ("NET", "SHM", "P2P")
+
+
+def is_of_nccl(line: str) -> bool:
+    """Return whether NCCL printed a line."""
+    return _OF_NCCL.search(line) is not None
 
 
 def read(text: str, asked: str = "") -> Json | None:

@@ -16,7 +16,7 @@ import typing as t
 from .._base import json_file, systemd
 from .._base.errors import UserError
 from .._base.types import Json
-from . import server_log
+from . import allreduce_log, server_log
 
 DIRECTORY: t.Final = "/run/mixed_gpu"
 SCHEMA: t.Final = 1
@@ -36,18 +36,20 @@ def of_start(invocation: str) -> list[str]:
     return [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"]
 
 
-def load(journalctl: str, unit: str, invocation: str, ready: bool, directory: str = DIRECTORY) -> Json:
+def load(
+    journalctl: str, unit: str, invocation: str, ready: bool, directory: str = DIRECTORY, pid: int = 0
+) -> Json:
     """Return what a start of a unit logged about its load (server_log.parse_load), as it was kept, or from the journal.
 
-    It is kept once the load is over, which `ready` says, and all its lines are there. Raises UserError where the
-    journal cannot be read.
+    It is kept once the load is over, which `ready` says, and all its lines are there. `pid` is the server, whose NCCL
+    writes to a file that only it sees. Raises UserError where the journal cannot be read.
     """
     if not invocation:
         return server_log.parse_load("")
     kept = _read(path(unit, directory), invocation)
     if kept is not None:
         return kept
-    found = server_log.parse_load(head(journalctl, unit, invocation))
+    found = server_log.parse_load(f"{head(journalctl, unit, invocation)}\n{_said_by_nccl(pid)}")
     if ready and found["complete"]:
         _write(path(unit, directory), {"schema": SCHEMA, "invocation_id": invocation, "server": found})
     return found
@@ -75,6 +77,17 @@ def head(journalctl: str, unit: str, invocation: str, most_lines: int = MOST_LIN
     if ended and process.returncode not in (0, 1):  # 1: no entries
         raise UserError(f"The journal of {unit} cannot be read ({said}): run as root.")
     return "".join(lines)
+
+
+def _said_by_nccl(pid: int) -> str:
+    """Return what NCCL wrote in a server (allreduce_log.NCCL_FILE), "" where it wrote nothing."""
+    if not pid:
+        return ""
+    try:
+        with open(f"/proc/{pid}/root{allreduce_log.NCCL_FILE}", encoding="utf-8", errors="replace") as file:
+            return file.read(MOST_LINES * LONGEST_LINE)
+    except OSError:
+        return ""
 
 
 def _read(where: str, invocation: str) -> Json | None:

@@ -17,6 +17,7 @@ from .._base.types import Json, Mapping
 from .._measuring import load_checks, outcome
 from .._split import expert_placement
 from .._split.types import ListedDevice, Serving
+from . import allreduce_log
 
 #: serving key -> llama-bench flag, in the order of the command line. llama-bench has no context or slots of its own.
 SERVING_FLAGS: t.Final = (
@@ -236,6 +237,17 @@ def diagnosis_command(command: t.Sequence[str]) -> list[str]:
     return [*short, "--no-warmup", "-v"]
 
 
+def question_command(command: t.Sequence[str]) -> list[str]:
+    """Return the shortest, talkative form of C(command): one token, for what llama.cpp says while it loads."""
+    short = diagnosis_command(command)
+    while "-pg" in short:
+        place = short.index("-pg")
+        del short[place : place + 2]
+    for flag, value in (("-p", "0"), ("-n", "1"), ("-d", "0")):
+        short[short.index(flag) + 1] = value
+    return short
+
+
 # --- reading the output ----------------------------------------------------------------------------------------------
 
 
@@ -253,7 +265,7 @@ def read_rows(stdout: str) -> tuple[list[Json], list[str], bool]:
                 broken = True
             else:
                 rows.append(row)
-        elif text:
+        elif text and not allreduce_log.is_of_nccl(text):
             strange.append(text)
     return rows, strange, broken
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 import re
 
 from .._base.types import Mapping
+from .._split import allreduce, expert_placement, placement
 from .._split import deployment as deployments
-from .._split import expert_placement, placement
 
 #: By how much the log, which rounds, and the header may differ; the experts of one part of a block are far more.
 RAM_TOLERANCE_MIB = 0.2
@@ -97,6 +97,18 @@ def _planned(name: str, experts: expert_placement.ExpertPlacement | None) -> boo
         return False
     overrides = expert_placement.render(experts, "llama_server").split(",")
     return any(re.search(override.rpartition("=")[0], name) for override in overrides)
+
+
+def allreduce_deviation(deployment: Mapping, load: Mapping) -> str:
+    """Return a sentence where the server adds up in another way than the one that was measured and tried, else ""."""
+    recorded, seen = allreduce.recorded(deployment), load["allreduce"]
+    if recorded is None or seen is None or allreduce.same(recorded, seen):
+        return ""
+    why = f" ({seen['fallback']})" if seen["fallback"] else ""
+    return (
+        f"The server adds up with {allreduce.words(seen)}{why}; {allreduce.words(recorded)} was measured: see what"
+        " changed on this host (/dev/shm, driver, NCCL), and revalidate or tune again."
+    )
 
 
 def _serving_deviations(serving: Mapping, load: Mapping) -> list[str]:

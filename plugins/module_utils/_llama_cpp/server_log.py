@@ -11,6 +11,7 @@ import re
 import typing as t
 
 from .._base.types import Json
+from . import allreduce_log
 
 _LOADED = re.compile(r"^(\d+)\.(\d{2})\.(\d{3})\.\d{3} [A-Z] .*llama_server: model loaded$")
 _BUILD = re.compile(r"common_params_print_info: build (\d+ \(\S+\))")
@@ -154,7 +155,8 @@ def parse_load(text: str) -> Json:
     """Read what llama-server logged while it loaded its model (C(-lv 4) or more).
 
     Returns C(complete) (whether the load lines are there), C(build), C(tensor_devices) (in split mode tensor, where all
-    of them are one device "Meta()" to the rest of llama.cpp, their names in order), C(devices) (one per device in use:
+    of them are one device "Meta()" to the rest of llama.cpp, their names in order), C(allreduce) (how cards add up
+    then, _split/allreduce.py; None where nothing says so), C(devices) (one per device in use:
     device, id, description, pci_bus_id, free_mib, layers, output, model_mib, kv_mib, compute_mib, total_mib), C(host)
     (the same three sizes for host memory), C(layers_source), C(layers_note), C(model_layers) and C(offloaded_layers)
     (repeating blocks and the output layer), C(host_layers), context_size, context_per_slot, slots, kv_unified,
@@ -182,6 +184,7 @@ def parse_load(text: str) -> Json:
     return {
         "complete": bool(devices) and of_all is not None and bool(log.context),
         "tensor_devices": log.members,
+        "allreduce": allreduce_log.read(text) if log.members else None,
         "build": log.build,
         "devices": devices,
         "host": _sizes(host),

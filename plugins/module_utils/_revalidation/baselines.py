@@ -12,7 +12,7 @@ import typing as t
 from .._base import fingerprints, json_state
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from .._split import engines, placement
+from .._split import allreduce, engines, placement
 from .._split.load_tests import visible_percent
 
 SCHEMA: t.Final = 1
@@ -39,7 +39,10 @@ def configuration(
     C(host) of host_info, C(versions) what split_tuning_info says of an ExLlama's build.
     """
     engine = engines.of(entry["serving"])
-    split = {"gpu_split_gb": list(entry["gpu_split_gb"])} if "gpu_split_gb" in entry else {}
+    split: Json = {"gpu_split_gb": list(entry["gpu_split_gb"])} if "gpu_split_gb" in entry else {}
+    shared = allreduce.recorded(entry)
+    if shared is not None:
+        split["allreduce"] = allreduce.words(shared)
     return {
         engine.build_part: build,
         **(versions or {}),

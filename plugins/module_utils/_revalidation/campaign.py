@@ -183,6 +183,7 @@ def _accepted(seen: Observation, result: Mapping) -> Json:
         "gpus": host["gpus"],
         "extra": seen.settings.fingerprint_extra,
         "device_probe": observed["device_probe"],
+        "allreduce": seen.added_up,
     }
     in_use = contended.of_serving(observed) is not None
     return {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json, Mapping
-from .._split import engines
+from .._split import allreduce, engines
 from . import baselines
 
 #: From best to worst. A host is as good as the worst of its checks.
@@ -94,6 +94,18 @@ def placement(observed: Mapping) -> Json | None:
         split = "/".join(f"{share:g}" for share in observed["entry"]["gpu_split_gb"])
         return check("placement", "ok", f"gpu_split and cards as recorded ({split} GB for layers {where})")
     return check("placement", "ok", f"layers as recorded ({where}), none on the CPU")
+
+
+def added_up(observed: Mapping) -> Json | None:
+    """How do cards add up that share layers? Another way is a change of the configuration, and the speed judges it."""
+    recorded, state = allreduce.recorded(observed["entry"]), observed["server"]
+    seen = (state.get("server") or {}).get("allreduce")
+    if recorded is None or state["state"] != "ready" or not seen or not seen.get("ran"):
+        return None
+    if allreduce.same(recorded, seen):
+        return check("all-reduce", "ok", f"{allreduce.words(seen)}, as measured")
+    why = f" ({seen['fallback']})" if seen.get("fallback") else ""
+    return check("all-reduce", "ok", f"{allreduce.words(seen)}{why}, and {allreduce.words(recorded)} was measured")
 
 
 def completion(observed: Mapping) -> Json | None:

@@ -14,6 +14,7 @@ from .._base.steps import Done, Mapping, result_of
 from .._base.types import Json
 from .._measuring import contention
 from .._planner import probe_stage
+from .._split import allreduce
 from . import baselines, campaign_engines
 from .campaign_settings import Settings
 
@@ -66,8 +67,17 @@ class Observation:
     def configuration(self) -> Json:
         """Everything that can move the speed, as it is today."""
         host = self.host
-        today = baselines.configuration(self.entry, host["build"], host["gpus"], host["host"], host["versions"])
+        entry = allreduce.with_seen(self.entry, self.added_up)
+        today = baselines.configuration(entry, host["build"], host["gpus"], host["host"], host["versions"])
         return {**today, "model_sha256": host["model"]["sha256"]}
+
+    @property
+    def added_up(self) -> Mapping | None:
+        """What cards that share layers add up with, as the server says; None where that is what was recorded."""
+        served = self.result("server again") or self.result("server") or {}
+        seen = (served.get("server") or {}).get("allreduce")
+        recorded = allreduce.recorded(self.entry)
+        return None if not seen or recorded is None or allreduce.same(recorded, seen) else seen
 
     @property
     def environment(self) -> Json:

@@ -71,6 +71,7 @@ def _checks(observed: Mapping, tolerance_percent: float, reserve_mib: int) -> li
         checks.cards(observed),
         checks.server(observed),
         checks.placement(observed),
+        checks.added_up(observed),
         checks.completion(observed),
         checks.model(observed),
         checks.alone(observed),

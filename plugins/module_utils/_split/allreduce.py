@@ -44,6 +44,22 @@ def of_trial(trial: Mapping | None) -> Json | None:
     return dict(found) if found else None
 
 
+def recorded(entry: Mapping) -> Json | None:
+    """Return what ran where a recorded deployment was measured, None for one that is not served in tensor mode."""
+    if entry["split_mode"] != "tensor":
+        return None
+    found = ((entry.get("decision") or {}).get("tensor") or {}).get("allreduce")
+    return dict(found) if found and found.get("ran") else None
+
+
+def with_seen(entry: Mapping, seen: Mapping | None) -> Json:
+    """Return a recorded deployment with what its server adds up with now; unchanged where nothing is known of it."""
+    if recorded(entry) is None or not seen or not seen.get("ran"):
+        return dict(entry)
+    decision = entry["decision"]
+    return {**entry, "decision": {**decision, "tensor": {**decision["tensor"], "allreduce": dict(seen)}}}
+
+
 def name(way: str) -> str:
     """Return an all-reduce in words."""
     return _NAMES.get(way, way)

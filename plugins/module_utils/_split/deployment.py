@@ -11,7 +11,7 @@ import typing as t
 
 from .._base import fingerprints
 from .._base.types import Json, Mapping
-from . import device_list, engines, expert_placement, tuning_key
+from . import allreduce, device_list, engines, expert_placement, tuning_key
 from . import placement as placements
 
 #: What an entry takes of the model that was planned for.
@@ -85,6 +85,7 @@ class Renewal(t.TypedDict):
     gpus: Mapping  # the fact mixed_gpu_gpus
     extra: Mapping  # replaces the recorded one unless it is empty
     device_probe: Mapping | None  # of today; None keeps the recorded one
+    allreduce: t.NotRequired[Mapping | None]  # what the server adds up with; None keeps the recorded one
 
 
 def renew(entry: Mapping, renewal: Renewal) -> Json:
@@ -99,6 +100,7 @@ def renew(entry: Mapping, renewal: Renewal) -> Json:
     parts = tuning_key.renewed(
         entry["fingerprint_parts"], renewal["build"], cards["driver_version"], cards["gpus"], renewal["extra"] or {}
     )
+    entry = allreduce.with_seen(entry, renewal.get("allreduce"))
     return {
         **{name: value for name, value in entry.items() if name != "recorded_at"},
         "fingerprint": fingerprints.fingerprint(parts),

@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """A stand-in for llama-bench: it takes the same arguments, prints the same rows, and misbehaves as FAKE_MODE says.
 
-The tests make an executable of it. Every start appends its arguments to the file FAKE_LOG.
+The tests make an executable of it. Every start appends its arguments to the file FAKE_LOG. FAKE_SAYS is printed before
+the rows, FAKE_LOUD only with -v.
 """
 
 from __future__ import annotations
@@ -129,6 +130,9 @@ def main() -> None:
     if MODE == "replace_lease":
         with open(os.environ["FAKE_UNIT"], "w", encoding="utf-8") as unit:
             unit.write("another invocation")
+    print(os.environ.get("FAKE_SAYS", ""), flush=True)
+    if talkative:
+        print(os.environ.get("FAKE_LOUD", ""), file=sys.stderr)
     lines = [json.dumps(row) for row in rows(given)]
     if MODE == "warnings":
         sys.stdout.buffer.write(b"warning: \xff\xfe something odd\n")

@@ -97,6 +97,48 @@ def test_one_process_measures_all_tests(bench):
     assert result["diff"]["before"] == {} and result["diff"]["after"] == load
 
 
+NCCL = (
+    "NCCL version 2.32.3+cuda13.0\n"
+    "box:1:2 [0] NCCL INFO ncclCommInitAll comm 0x5 rank 0 nranks 2 - Init COMPLETE\n"
+    "box:1:3 [0] NCCL INFO Channel 00 : 0[0] -> 1[1] via SHM/direct/direct"
+)
+INTERNAL = "ggml_cuda_ar_pipeline_init: initialized AllReduce pipeline: 2 GPUs, 256 KB staging"
+FALLBACK = f"NCCL init failed (unhandled system error); falling back to internal AllReduce\n{INTERNAL}"
+
+
+@pytest.mark.parametrize(
+    ("way", "says", "loud", "found", "starts"),
+    [
+        # NCCL speaks for itself; llama.cpp only in a talkative run
+        ("nccl", NCCL, "", {"ran": "nccl", "transport": "SHM", "fallback": None}, 1),
+        ("internal", "", INTERNAL, {"ran": "internal", "transport": None, "fallback": None}, 2),
+        ("nccl", "", FALLBACK,
+         {"ran": "internal", "transport": None, "fallback": "NCCL init failed (unhandled system error)"}, 2),
+        ("internal", "", "", None, 2),
+    ],
+)  # fmt: skip
+def test_cards_that_share_layers_say_how_they_add_up(bench, way, says, loud, found, starts):
+    load = {**LOAD, "split_mode": "tensor", "layers": [4, 4], "environment": {"GGML_CUDA_ALLREDUCE": way}}
+    arguments = {"devices": ["CUDA0", "CUDA1"], "rpc_endpoints": [], "more": {"FAKE_SAYS": says, "FAKE_LOUD": loud}}
+    result = bench(load=load, **arguments)
+    assert (result["load"]["status"], len(bench.starts), bench.warnings) == ("ok", starts, [])
+    assert result["load"].get("allreduce") == (found and {"asked": way, **found})
+    assert len(result["load"]["results"]) == 2
+    if starts == 2:
+        assert "-p 0 -n 1 -d 0 -r 1" in bench.starts[1] and bench.starts[1].endswith("--no-warmup -v")
+    # once per arm
+    bench(load={**load, "load": 2}, **arguments)
+    assert len(bench.starts) == starts + 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "devices"), [("layer", ["CUDA0", "CUDA1"]), ("tensor", ["RPC0", "RPC1"])]
+)
+def test_others_add_up_in_one_way_alone(bench, mode, devices):
+    load = bench(load={**LOAD, "split_mode": mode}, devices=devices, more={"FAKE_LOUD": INTERNAL})["load"]
+    assert "allreduce" not in load and len(bench.starts) == 1
+
+
 def test_experts_without_room_in_ram_are_out_of_memory_before_anything_starts(bench, monkeypatch):
     options = random_model.checked_options({"blocks": 32, "type": "q8_0", "expert_count": 4, "expert_used_count": 2})
     random_model.write_model(str(bench.model), options, "0" * 64)

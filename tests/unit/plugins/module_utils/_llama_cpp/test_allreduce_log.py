@@ -53,6 +53,13 @@ def test_a_program_that_says_nothing_of_it_is_not_judged():
     assert allreduce_log.read("load_tensors: offloaded 33/33 layers to GPU\n", "internal") is None
 
 
+def test_lines_of_nccl_are_told_from_results():
+    assert all(allreduce_log.is_of_nccl(line) for line in (NCCL + SHM).splitlines() if line)
+    warned = "[2026-11-29 03:00:00] box:1:2 [0] init.cc:12 (ncclInit) NCCL WARN Cuda failure"
+    assert allreduce_log.is_of_nccl(warned)
+    assert not allreduce_log.is_of_nccl('{"backends": "CUDA", "model_filename": "/srv/NCCL.gguf"}')
+
+
 def test_only_cards_round_their_sums():
     assert allreduce_log.rounds_to_bf16({"ran": "nccl"}, cuda=True)
     assert allreduce_log.rounds_to_bf16(None, cuda=True)

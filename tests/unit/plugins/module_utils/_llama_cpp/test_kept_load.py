@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import kept_load, server_log
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import allreduce_log, kept_load, server_log
 
 FIXTURES = sorted((pathlib.Path(__file__).parent / "fixtures" / "llama_server").glob("*.txt"))
 LOADED = (FIXTURES[0].parent / "b11312-rpc-20-13.txt").read_text()
@@ -32,8 +33,8 @@ def journal(tmp_path):
         def asked(self):
             return len(self.calls.read_text().split()) if self.calls.exists() else 0
 
-        def load(self, invocation=START, ready=True):
-            return kept_load.load(str(self.program), UNIT, invocation, ready, str(self.kept))
+        def load(self, invocation=START, ready=True, pid=0):
+            return kept_load.load(str(self.program), UNIT, invocation, ready, str(self.kept), pid)
 
     return Journal()
 
@@ -52,6 +53,22 @@ def test_a_start_is_read_once_and_a_rotated_journal_does_not_matter(journal):
     journal.says(REQUEST * 1000)
     assert journal.load() == first
     assert journal.asked() == 1
+
+
+def test_what_nccl_writes_in_the_unit_is_read_with_it(journal, tmp_path, monkeypatch):
+    said = tmp_path / "nccl.log"
+    said.write_text(
+        "box:1:2 [0] NCCL INFO ncclCommInitAll comm 0x5 rank 0 nranks 2 - Init COMPLETE\n"
+        "box:1:3 [0] NCCL INFO Channel 00 : 0[0] -> 1[1] via NET/Socket/0\n"
+    )
+    monkeypatch.setattr(allreduce_log, "NCCL_FILE", str(said))
+    journal.says((FIXTURES[0].parent / "b11312-rpc-tensor-3-1.txt").read_text())
+    assert journal.load(NEXT)["allreduce"] is None
+    # as a process sees it
+    found = journal.load(pid=os.getpid())["allreduce"]
+    assert found == {"asked": None, "ran": "nccl", "transport": "NET", "fallback": None}
+    said.unlink()
+    assert journal.load(pid=os.getpid())["allreduce"] == found
 
 
 def test_the_next_start_is_read_anew(journal):

@@ -112,6 +112,14 @@ def test_split_mode_tensor_is_served_and_verified():
     assert "The server uses RPC1, RPC0; the facts say split mode tensor over RPC0, RPC1" in other
     (layer,) = server_check.deviations(deployment, {**load, "tensor_devices": []})
     assert "in layer mode" in layer
+    assert server_check.allreduce_deviation(deployment, load) == ""
+    seen = {"asked": None, "ran": "nccl", "transport": "NET", "fallback": None}
+    added = {"decision": {"tensor": {"allreduce": {**seen, "transport": "SHM"}}}}
+    for now, words in ((seen, "NCCL through network sockets; NCCL through host memory was measured"),
+                       ({**seen, "ran": "internal", "transport": None, "fallback": "NCCL init failed (x)"},
+                        "internal all-reduce (NCCL init failed (x)); NCCL through host memory")):  # fmt: skip
+        assert words in server_check.allreduce_deviation({**deployment, **added}, {**load, "allreduce": now})
+    assert server_check.allreduce_deviation({**deployment, **added}, {**load, "allreduce": None}) == ""
     changed = {**deployment, "serving": {**deployment["serving"], "micro_batch_size": 128}}
     assert "micro_batch_size is 64" in server_check.deviations(changed, load)[0]
 

@@ -9,7 +9,7 @@ import itertools
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines, next_load, verdict
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import load_tests
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import allreduce, load_tests
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._revalidation.described_pair import (
     DECODE,
     ENTRY,
@@ -44,6 +44,25 @@ def test_nothing_changed(observed):
     assert {"cards", "server", "placement", "completion", "model", "memory", "power limits", "links"} <= set(checks)
     assert {check["verdict"] for check in checks.values()} == {"ok"}
     assert result["explanation"] is None and not result["advice"] and "holds" in result["summary"]
+
+
+def test_cards_that_add_up_in_another_way_are_a_named_change(observed):
+    before = {"asked": "nccl", "ran": "nccl", "transport": "SHM", "fallback": None}
+    entry = {**observed["entry"], "split_mode": "tensor"}
+    observed["entry"] = {**entry, "decision": {**entry["decision"], "tensor": {"allreduce": before}}}
+    today = {**before, "transport": "NET"}
+    observed["server"]["server"]["allreduce"] = before
+    same, _said = judged(observed)
+    assert "NCCL through host memory, as measured" in [check["detail"] for check in same["checks"]]
+    observed["server"]["server"]["allreduce"] = today
+    for place, seen in (("baseline", observed["entry"]), ("today", allreduce.with_seen(observed["entry"], today))):
+        into = observed["baseline"]["configuration"] if place == "baseline" else observed["configuration"]
+        into["allreduce"] = baselines.configuration(seen, "b", {}, {})["allreduce"]
+    result, _said = judged(observed)
+    (changed,) = [change for change in result["changes"] if change["part"] == "allreduce"]
+    assert (changed["before"], changed["now"]) == ("NCCL through host memory", "NCCL through network sockets")
+    (check,) = [check for check in result["checks"] if check["name"] == "all-reduce"]
+    assert "and NCCL through host memory was measured" in check["detail"]
 
 
 def test_the_timings_of_the_serving_instance_raise_suspicion(observed):

@@ -32,6 +32,18 @@ def test_what_one_does_not_say_is_no_difference():
     assert allreduce.same(shm, {"ran": None, "transport": None})
 
 
+def test_a_record_follows_what_its_server_uses_once_that_is_accepted():
+    shm, net = {"ran": "nccl", "transport": "SHM"}, {"ran": "nccl", "transport": "NET"}
+    entry = {"split_mode": "tensor", "decision": {"why": "w", "tensor": {"allreduce": shm, "verdict": "faster"}}}
+    assert allreduce.recorded(entry) == shm
+    renewed = allreduce.with_seen(entry, net)
+    assert allreduce.recorded(renewed) == net and renewed["decision"]["tensor"]["verdict"] == "faster"
+    assert allreduce.recorded(entry) == shm
+    assert allreduce.with_seen(entry, None) == allreduce.with_seen(entry, {"ran": None}) == entry
+    layer = {**entry, "split_mode": "layer"}
+    assert allreduce.recorded(layer) is None and allreduce.with_seen(layer, net) == layer
+
+
 def test_a_trial_tells_what_its_server_used():
     assert allreduce.of_trial({"results": [{"allreduce": {"ran": "nccl"}}]}) == {"ran": "nccl"}
     assert allreduce.of_trial({"results": []}) is allreduce.of_trial(None) is None
