@@ -84,7 +84,10 @@ def _said_by_nccl(pid: int) -> str:
     if not pid:
         return ""
     try:
-        with open(f"/proc/{pid}/root{allreduce_log.NCCL_FILE}", encoding="utf-8", errors="replace") as file:
+        # /tmp there is the server's: no link is followed, and a pipe does not hold us
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(f"/proc/{pid}/root{allreduce_log.NCCL_FILE}", flags)
+        with open(descriptor, encoding="utf-8", errors="replace") as file:
             return file.read(MOST_LINES * LONGEST_LINE)
     except OSError:
         return ""
