@@ -54,6 +54,8 @@ class TensorLoads:
         #: (shares, way) -> objective of each load
         self.times: dict[tuple[Layers, str], list[float]] = {}
         self.rival_times: list[float] = []
+        self.rival_decode: list[float] = []
+        self.rival_prefill: list[float] = []
         self.decode: dict[tuple[Layers, str], list[float]] = {}
         self.prefill: dict[tuple[Layers, str], list[float]] = {}
         for load in self.loads:
@@ -63,6 +65,8 @@ class TensorLoads:
             value = self._objective(decode, prefill, load["purpose"] == RIVAL_PURPOSE)
             if load["purpose"] == RIVAL_PURPOSE:
                 self.rival_times.append(value)
+                self.rival_decode += [] if decode is None else [decode]
+                self.rival_prefill += [] if prefill is None else [prefill]
                 continue
             key = (tuple(load["layers"]), allreduce.of_load(load))
             self.times.setdefault(key, []).append(value)
@@ -99,10 +103,13 @@ class TensorLoads:
     @property
     def layer_times(self) -> list[float]:
         """The objective of each load of the layer split; those of before count while there is no other micro-batch."""
-        before = []
-        if self.micro_batch == self.problem.micro_batch:
-            before = self.evidence.load_means("objective", self.layers)
-        return [*before, *self.rival_times]
+        return [*self.before("objective"), *self.rival_times]
+
+    def before(self, quantity: str) -> list[float]:
+        """The decode, prefill or objective time of each load of the layer split before this stage; none at another
+        micro-batch."""
+        same = self.micro_batch == self.problem.micro_batch
+        return list(self.evidence.load_means(quantity, self.layers)) if same else []
 
     @property
     def layer_ms(self) -> float:

@@ -31,7 +31,7 @@ from .._base.types import Json
 from .._split import allreduce, layer_split, memory_plan
 from .._split.layer_split import Layers, split_name
 from .._split.split_problem import Problem
-from . import tensor_shares, why
+from . import mode_table, tensor_shares, why
 from .evidence import Evidence
 from .tensor_loads import MAX_LOADS, PURPOSE, RIVAL_PURPOSE, TRIAL_PURPOSE, TURNS, TensorLoads
 
@@ -317,7 +317,7 @@ def outcome(state: TensorLoads) -> Json:
             state.prefill, best, problem.prefill_test.n_prompt if problem.prefill_test else 0
         ),
         "loads": len(state.loads),
-        "table": _table(state),
+        "table": mode_table.rows(state, verdict),
         "trial": state.trial,
     }
 
@@ -331,26 +331,3 @@ def _allreduce(state: TensorLoads) -> Json | None:
 
 def _per_second(known: t.Mapping[t.Any, list[float]], key: t.Any, tokens: int) -> float | None:
     return round(1000 * tokens / statistics.fmean(known[key]), 3) if key in known else None
-
-
-def _table(state: TensorLoads) -> list[Json]:
-    rows: dict[tuple[Layers, str], Json] = {}
-    for load in state.loads:
-        if load["purpose"] != PURPOSE:
-            continue
-        key = (tuple(load["layers"]), allreduce.of_load(load))
-        empty = {
-            "layers": list(key[0]), "allreduce": key[1] or None, "transport": None, "fallback": None, "loads": 0,
-            "status": "ok", "reason": None,
-        }  # fmt: skip
-        row = rows.setdefault(key, empty)
-        row["loads"] += 1
-        said = load.get("allreduce") or {}
-        row.update({name: said[name] for name in ("transport", "fallback") if said.get(name)})
-        if load["status"] != "ok":
-            row.update(status=load["status"], reason=load.get("reason"))
-    for key, row in rows.items():
-        shown = {"decode_ms_per_token": state.decode, "prefill_ms": state.prefill, "objective_ms": state.times}
-        for name, known in shown.items():
-            row[name] = round(statistics.fmean(known[key]), 4) if key in known else None
-    return [rows[key] for key in sorted(rows)]

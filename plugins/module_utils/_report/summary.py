@@ -10,6 +10,7 @@ import typing as t
 from .._base.text import DASH, columns, mebibytes, number, vector
 from .._base.types import Mapping
 from . import rows
+from .mode_rows import mode_rows
 from .recorded import engine_name, model_name, prompt_tokens_of
 from .served_rows import served_tests
 from .words import gain_words, later_stages, placement_words
@@ -29,6 +30,7 @@ def summary_lines(
         *_memory_lines(entry, server_devices),
         *_probe_lines(entry),
         *_table_lines(entry),
+        *_mode_lines(entry),
         *_served_lines(served),
     ]
     # not every terminal of a play shows more than ASCII
@@ -89,6 +91,24 @@ def _table_row(row: Mapping, default: str) -> tuple[str, str, str, str, str, str
         return row["layers"], row["status"], DASH, DASH, str(row["loads"] or DASH), ", ".join(marks)
     timing = row["decode"] if row["decode"] == DASH else f"{row['decode']} ({row['decode_range']})"
     return row["layers"], timing, row["rate"], row["prefill"], str(row["loads"]), ", ".join(marks)
+
+
+def _mode_lines(entry: Mapping) -> list[str]:
+    """Return the table of both split modes, and why an arm failed; empty where tensor mode was not measured."""
+    measured = mode_rows(entry)
+    if not measured:
+        return []
+    prefill = "prefill tok/s" if prompt_tokens_of(entry) else "prefill ms"
+    body = [("mode", "adds up with", "decode ms/token", "tok/s", prefill, "time", "")]
+    body += [
+        tuple(row[name] for name in ("mode", "adds_up", "decode", "rate", "prefill", "time", "verdict"))
+        for row in measured
+    ]
+    lines = ["", "Both split modes (time of a request against layer mode)", *_table(body, right={2, 3, 4, 5})]
+    for row in measured:
+        if row["why"]:
+            lines += _wrapped(f"{row['mode']}: {row['why']}")
+    return lines
 
 
 def _served_lines(served: Mapping | None) -> list[str]:

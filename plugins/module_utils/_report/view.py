@@ -10,6 +10,7 @@ import typing as t
 from .._base.text import DASH, interval, mebibytes, number, percent, vector
 from .._base.types import Json, Mapping
 from . import rows, words
+from .mode_rows import mode_rows
 from .recorded import engine_name, model_name, prompt_tokens_of
 from .served_rows import expectation_rows, served_tests
 
@@ -168,6 +169,7 @@ def _splits(entry: Mapping) -> View:
     )
     return {
         "table": rows.table_rows(entry),
+        "modes": mode_rows(entry),
         "prompt_tokens": prompt_tokens_of(entry),
         "objective_name": decision["objective"]["name"],
         "best_by_objective": [

@@ -19,6 +19,7 @@ VARIABLE: t.Final = "GGML_CUDA_ALLREDUCE"
 _NAMES: t.Final = {
     "nccl": "NCCL", "internal": "llama.cpp's internal all-reduce", "none": "llama.cpp's generic all-reduce",
 }  # fmt: skip
+_SHORT: t.Final = {"nccl": "NCCL", "internal": "internal", "none": "generic"}
 _THROUGH: t.Final = {"P2P": "from card to card", "SHM": "through host memory", "NET": "through network sockets"}
 
 
@@ -71,6 +72,13 @@ def words(found: Mapping | None) -> str:
         return ""
     through = _THROUGH.get(found.get("transport") or "")
     return f"{name(found['ran'])} {through}" if through else name(found["ran"])
+
+
+def short(found: Mapping) -> str:
+    """Return what ran for the cell of a table, empty where it is not known: C(NCCL, host memory)."""
+    through = {"P2P": "card to card", "SHM": "host memory", "NET": "sockets"}.get(found.get("transport") or "")
+    ran = _SHORT.get(found.get("ran") or "", found.get("ran") or "")
+    return f"{ran}, {through}" if ran and through else ran
 
 
 def same(one: Mapping, other: Mapping) -> bool:

@@ -351,7 +351,9 @@ def test_an_all_reduce_that_stood_in_for_another_is_called_by_its_name() -> None
     assert decision["tensor"]["allreduce"]["ran"] == "internal"
     assert "with llama.cpp's internal all-reduce takes" in decision["tensor"]["why"]
     assert "NCCL init failed (x), so tensor mode ran with llama.cpp's internal all-reduce" in decision["advice"]
-    assert {row["allreduce"] for row in decision["tensor"]["table"]} == {"internal"}
+    assert {row["allreduce"] for row in decision["tensor"]["table"][1:]} == {"internal"}
+    (even,) = [row for row in decision["tensor"]["table"] if row["layers"] == [4, 4]]
+    assert "nccl" in even["asked"] and even["fallback"] == "NCCL init failed (x)"
     keys = [store.file_name(store.load_key("f", "c", load)) for load in loads]
     assert len(set(keys)) == len(keys)
 
@@ -365,7 +367,7 @@ def test_sockets_are_said_to_be_slow() -> None:
 
     plan, _loads, _plans = campaign(make_problem("decode", ("layer", "tensor")), Sockets())
     assert any("through network sockets" in advice for advice in plan["decision"]["advice"])
-    rows = {row["allreduce"]: row["transport"] for row in plan["decision"]["tensor"]["table"]}
+    rows = {row["allreduce"]: row["transport"] for row in plan["decision"]["tensor"]["table"][1:]}
     assert rows == {"nccl": "NET", "internal": None}
 
 
@@ -388,6 +390,60 @@ def test_out_of_memory_leads_to_other_shares() -> None:
     tensor = [load for load in loads if load["purpose"] == "tensor"]
     assert tensor[0]["layers"] == [4, 4]
     assert tensor[1]["layers"] in ([5, 3], [3, 5])
+
+
+def test_both_modes_are_in_one_table_with_what_became_of_each_arm() -> None:
+    plan, loads, _plans = campaign(make_problem("decode", ("layer", "tensor")), Devices())
+    decision = plan["decision"]
+    assert decision["split_mode"] == "tensor"
+    layer, *tensor = decision["tensor"]["table"]
+    assert (layer["mode"], layer["layers"]) == ("layer", decision["tensor"]["layer_split"])
+    assert (layer["verdict"], layer["less_percent"]) == ("slower", 0.0)
+    assert {row["allreduce"] for row in tensor} == {"nccl", "internal"}
+    assert [row["layers"] for row in tensor if row["verdict"] == "chosen"] == [decision["layers"]]
+    assert {row["verdict"] for row in tensor} <= {"chosen", "slower"}
+    for row in decision["tensor"]["table"]:
+        assert row["decode_ms_per_token"] > 0 and row["prefill_ms"] > 0 and row["objective_ms"] > 0
+        less = 100 * (1 - row["objective_ms"] / layer["objective_ms"])
+        assert row["less_percent"] == pytest.approx(less, abs=0.06)
+    assert sum(row["loads"] for row in tensor) == purposes(loads).count("tensor")
+
+
+def test_an_arm_that_fails_says_so_beside_the_one_that_is_kept() -> None:
+    def fate(item: Json) -> str | None:
+        return "crashed" if item["purpose"] == "tensor" and allreduce.asked(item) == "nccl" else None
+
+    devices = Devices()
+    devices.sync = dict.fromkeys(devices.sync, 0.5)
+    plan, _loads, _plans = campaign(make_problem("decode", ("layer", "tensor")), devices, fate)
+    rows = plan["decision"]["tensor"]["table"]
+    assert [(row["mode"], row["verdict"]) for row in rows] == [
+        ("layer", "chosen"), ("tensor", "slower"), ("tensor", "failed"),
+    ]  # fmt: skip
+    failed = rows[-1]
+    assert (failed["asked"], failed["status"], failed["reason"]) == (["nccl"], "crashed", "it was crashed")
+    assert failed["decode_ms_per_token"] is None and failed["less_percent"] is None
+
+
+def test_the_layer_split_is_shown_at_the_micro_batch_that_tensor_mode_has() -> None:
+    class Quick(Devices):
+        def test_ms(self, load: Json, test: Json) -> float:
+            tensor = load["split_mode"] == "tensor" and test["kind"] == "prefill"
+            return 10.0 if tensor else super().test_ms(load, test)
+
+    devices = Quick()
+    devices.size_factor[256] = 0.5
+    problem = make_problem("request", ("layer", "tensor"), micro_batches=[256, 512])
+    plan, loads, _plans = campaign(problem, devices)
+    assert plan["decision"]["micro_batch_size"] == 256
+    rivals = [load for load in loads if load["purpose"] == "against_tensor" and load["status"] == "ok"]
+    layer = plan["decision"]["tensor"]["table"][0]
+    prefills = [
+        sum(result["samples_ms"]) / len(result["samples_ms"])
+        for load in rivals for result in load["results"] if result["kind"] == "prefill"
+    ]  # fmt: skip
+    assert layer["loads"] == len(rivals) > 0
+    assert layer["prefill_ms"] == pytest.approx(sum(prefills) / len(prefills), rel=0.001)
 
 
 def test_a_device_that_tensor_mode_brings_down_speaks_against_tensor_mode() -> None:
