@@ -22,7 +22,6 @@ SITE = {
     "mixed_gpu_engine": "exllamav2",
     "nvidia_driver_manage": False,
     "cuda_toolkit_manage": False,
-    "host_preflight_disk_mib": {},
     "llm_models_hub_endpoint": "http://127.0.0.1:8099",
     "llm_models": [{"id": "tiny", "repo": "owner/Tiny-exl2", "revision": "main"}],
     "exllamav2_model_id": "tiny",

@@ -38,3 +38,22 @@ def test_a_value_that_a_unit_cannot_hold_ends_the_first_play_by_its_name(playboo
     assert "The RPC server fast is to bind to 192.168.1.7, which other hosts reach, and llama_rpc_allowed" in output
     assert "Check the host" not in output.split("PLAY RECAP")[0].split("Validate the variables of the roles")[1]
     assert "needle\\nneedle" not in output.replace(json.dumps(variables), "")
+
+
+def test_slips_wrong_types_and_an_unknown_model_end_the_first_play_together(playbook, tmp_path):
+    play = tmp_path / "play.yml"
+    play.write_text(json.dumps(PLAY))
+    variables = {
+        "llama_sever_port": 9000,
+        "split_tuning_contxt_size": 4096,
+        "split_tuning_parallel_slots": "two",
+        "split_tuning_model_id": "sandbox-q4_0",
+        "llm_models": [{"id": "sandbox-q8_0", "url": "file:///m.gguf"}],
+    }
+    status, output = playbook(str(play), "-e", json.dumps(variables))
+    assert status == 2
+    assert "llama_sever_port is no variable of this collection; did you mean llama_server_port?" in output
+    assert "did you mean split_tuning_context_size?" in output
+    assert "split_tuning_parallel_slots is 'two', and must be a whole number." in output
+    assert "split_tuning_model_id is 'sandbox-q4_0', which is no id of an entry of llm_models (sandbox-q8_0)." in output
+    assert len(output.splitlines()) < 30

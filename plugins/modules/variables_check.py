@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-module: serving_check
+module: variables_check
 short_description: Validate the variables of the roles before anything is built
 version_added: 0.1.0
 description:
   - Reads the variables of this collection's roles that are set for the host, and fails with one sentence per value that
-    cannot be used, with the name of the variable.
+    cannot be used, with the name of the variable. All roles are judged at once, also those that run last.
+  - Types, choices and keys follow the argument specs of the roles. A name that begins with a role's name and is none of
+    its variables is refused, with the nearest name. C(split_tuning_model_id) must be an id of C(llm_models).
   - Control characters are refused, but line breaks and tabs where a command line or an environment carries them. An
     address that a server binds to must be one.
   - Works on the controller. A variable that depends on what a later role sets is left to that role.
@@ -30,7 +32,7 @@ author:
 
 EXAMPLES = r"""
 - name: Validate the variables of the servers
-  homelab.mixed_gpu.serving_check:
+  homelab.mixed_gpu.variables_check:
 """
 
 RETURN = r"""#"""
