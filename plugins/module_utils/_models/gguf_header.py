@@ -62,11 +62,12 @@ class Tensor:
 class Header:
     """What a header says. ``fields``: values without long ones; ``lengths``: elements of every array.
 
-    ``n_bytes``: where it ends in the file.
+    ``places``: where the elements of every array start and end in the file. ``n_bytes``: where the header ends.
     """
 
     fields: Json = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
     tensors: list[Tensor] = field(default_factory=list)
     n_bytes: int = 0
 
@@ -247,11 +248,19 @@ def _read_array(cursor: _Cursor, header: Header, key: str) -> None:
     what = f"the array {shown(key)}"
     kind, count = cursor.number("I", what), cursor.number("Q", what)
     header.lengths[key] = count
+    start = cursor.position
     if kind == _STRING:
         cursor.skip_strings(count, what)
-        return
-    if kind not in _SCALARS:
+    elif kind in _SCALARS:
+        _read_numbers(cursor, header, key, kind, count)
+    else:
         raise _unknown_kind(cursor.path, key, kind)
+    header.places[key] = start, cursor.position
+
+
+def _read_numbers(cursor: _Cursor, header: Header, key: str, kind: int, count: int) -> None:
+    """Keep the numbers of an array, or pass over a long one."""
+    what = f"the array {shown(key)}"
     n_bytes = count * struct.calcsize(_SCALARS[kind])
     cursor.ahead(n_bytes, what)
     if count <= KEPT_ELEMENTS:

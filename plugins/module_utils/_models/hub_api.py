@@ -180,6 +180,12 @@ def _whole(every: t.Collection[str], parts: t.Mapping[str, t.Sequence[str]], rep
     return names
 
 
+def named_quant(name: str) -> str | None:
+    """Return the quant that the name of a GGUF file tells, such as Q4_K_M, in capitals; None where it tells none."""
+    found = [match[1].upper() for match in _NAMED_QUANT.finditer(name.removesuffix(".gguf"))]
+    return found[-1] if found else None
+
+
 def _choice(names: t.Collection[str]) -> str:
     quants = sorted({match[1].upper() for name in names for match in _NAMED_QUANT.finditer(name.removesuffix(".gguf"))})
     if quants:

@@ -43,14 +43,8 @@ class HubLookup:
         self.record_file = os.path.join(self.params["record_dir"], self.name)
 
     def answer(self) -> Json:
-        """Return the module's result. Raises UserError and UserError."""
-        hub_api.check_request(*self.asked.values())
-        transfer.check_url(f"{self.endpoint}/x")
-        if "@" in self.endpoint.partition("://")[2].partition("/")[0]:
-            raise UserError(
-                "The hub's address has a user or a password in it, which would be recorded for all to read: leave it"
-                " out."
-            )
+        """Return the module's result. Raises UserError."""
+        self.check()
         known = hub_api.pinned(self.asked, self.params["sha256"], self.params["size_bytes"])
         if known:
             return self.result(known, "given")
@@ -76,6 +70,16 @@ class HubLookup:
             self.module.warn(f"The recorded answer about {self.asked['repo']} is used: {failure}")
             return self.result(before, "record")
         raise UserError(f"{self.asked['repo']} cannot be looked up: {failure}")
+
+    def check(self) -> None:
+        """Raise UserError for a question or an address that cannot be."""
+        hub_api.check_request(*self.asked.values())
+        transfer.check_url(f"{self.endpoint}/x")
+        if "@" in self.endpoint.partition("://")[2].partition("/")[0]:
+            raise UserError(
+                "The hub's address has a user or a password in it, which would be recorded for all to read: leave it"
+                " out."
+            )
 
     def recorded(self, directory: str) -> Json | None:
         """Return the recorded answer in a directory, or None."""
@@ -145,10 +149,8 @@ class HubLookup:
                 time.sleep(pause)
         return None, f"{failure} ({self.params['attempts']} attempts)."
 
-    def look_up(self, hub: t.Any, token: str | None) -> Json:
-        """Return the record of one answer of the hub. Raises what huggingface_hub raises, and UserError."""
-        import huggingface_hub
-
+    def listed(self, hub: t.Any) -> tuple[t.Any, list[Json]]:
+        """Return the hub's answer about a repository, and its files. Raises what huggingface_hub raises."""
         # one answer with commit and files, so that a branch cannot move in between
         info = hub.model_info(
             self.asked["repo"], revision=self.asked["revision"], files_metadata=True,
@@ -161,14 +163,24 @@ class HubLookup:
             }
             for file in info.siblings or []
         ]  # fmt: skip
+        return info, every
+
+    def look_up(self, hub: t.Any, token: str | None) -> Json:
+        """Return the record of one answer of the hub. Raises what huggingface_hub raises, and UserError."""
+        info, every = self.listed(hub)
         made = hub_api.record(self.asked, info.sha or "", every, self.endpoint, json_file.utc_now())
         if info.gated:
-            # its list is public, its files are not: find out before anything else is done
-            url = hub_api.file_url(self.endpoint, self.asked["repo"], made["commit"], made["files"][0]["name"])
-            huggingface_hub.get_hf_file_metadata(
-                url, token=token or False, timeout=self.params["timeout_seconds"], endpoint=self.endpoint
-            )
+            self.check_access(made, token)
         return made
+
+    def check_access(self, made: Mapping, token: str | None) -> None:
+        """Ask for the first file of a gated repository, whose list is public and whose files are not."""
+        import huggingface_hub
+
+        url = hub_api.file_url(self.endpoint, self.asked["repo"], made["commit"], made["files"][0]["name"])
+        huggingface_hub.get_hf_file_metadata(
+            url, token=token or False, timeout=self.params["timeout_seconds"], endpoint=self.endpoint
+        )
 
     def passing_fault(self, exc: t.Any, token: str | None) -> str:
         """Return what a status says that may pass. Raises UserError for another status."""
