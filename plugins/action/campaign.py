@@ -35,6 +35,7 @@ _ROOMS: t.Final = "ansible_collections.homelab.mixed_gpu.plugins.module_utils"
 #: Name of a planner -> the module that offers it.
 PLANNERS: t.Final = {
     "tuning": f"{_ROOMS}._planner.tuning",
+    "planning": f"{_ROOMS}._planner.planning",
     "revalidation": f"{_ROOMS}._revalidation.campaign",
     "power_sweep": f"{_ROOMS}._hardware.power_sweep_campaign",
 }
@@ -43,8 +44,9 @@ MEASURING: t.Final = {"split_benchmark": "load", "split_mode_trial": "trial"}
 #: Modules of this collection that a step may name.
 MODULES: t.Final = frozenset(MEASURING) | {
     "exl_model_info", "exllama_devices_info", "exllama_server_benchmark", "gguf_info", "gpu_facts", "gpu_power",
-    "host_info", "llama_devices_info", "llama_fit_params_info", "llama_server_benchmark", "llama_server_busy_info",
-    "llama_server_info", "random_gguf", "revalidation_info", "split_record", "split_tuning_info",
+    "host_info", "hub_models_info", "llama_devices_info", "llama_fit_params_info", "llama_server_benchmark",
+    "llama_server_busy_info", "llama_server_info", "random_gguf", "revalidation_info", "split_record",
+    "split_tuning_info",
 }  # fmt: skip
 
 #: A step that takes longer than this runs as a job that is followed: a lost connection does not end it.

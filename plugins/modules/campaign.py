@@ -35,15 +35,16 @@ options:
   planner:
     description:
       - What decides. V(tuning) finds the best split of a model, V(revalidation) compares a recorded split with its
-        baseline, V(power_sweep) compares power limits.
+        baseline, V(power_sweep) compares power limits. V(planning) predicts, and measures nothing.
     type: str
-    choices: [power_sweep, revalidation, tuning]
+    choices: [planning, power_sweep, revalidation, tuning]
     required: true
   settings:
     description:
-      - What the planner is told. For V(tuning) the variables of the role P(homelab.mixed_gpu.split_tuning#role) by
-        name, for V(power_sweep) those of P(homelab.mixed_gpu.power_sweep#role), for V(revalidation) those of
-        P(homelab.mixed_gpu.revalidate#role) with C(revalidate_host), the name of the host; others are ignored.
+      - What the planner is told. For V(tuning) and V(planning) the variables of the role
+        P(homelab.mixed_gpu.split_tuning#role) by name, for V(power_sweep) those of
+        P(homelab.mixed_gpu.power_sweep#role), for V(revalidation) those of P(homelab.mixed_gpu.revalidate#role) with
+        C(revalidate_host), the name of the host; others are ignored.
     type: dict
     required: true
   label:

@@ -243,7 +243,7 @@ def _tuned(state: State) -> Plan:
 def _prediction(state: State, lines: list[str]) -> Plan:
     """Return what is to be expected from memory and bandwidth alone, or the step that this needs."""
     settings = state.settings
-    devices = known_devices.profile_devices(settings.profile) if settings.profile else _expected_devices(state)
+    devices = known_devices.profile_devices(settings.profile) if settings.profile else expected_devices(state)
     if not devices or not state.engine.dry_run:
         return _said(*lines, needed=True)
     weighed = state.result("weigh")
@@ -263,7 +263,7 @@ def _prediction(state: State, lines: list[str]) -> Plan:
     return Plan(result={"needed": True, "prediction": prediction, "lines": shown, "why": prediction["why"]})
 
 
-def _expected_devices(state: State) -> list[KnownDevice]:
+def expected_devices(state: State) -> list[KnownDevice]:
     """Return the devices of a host as far as they are known without asking the engine."""
     record = state.look["record"]
     entry = state.recorded or record["models"].get(record.get("active")) or {}

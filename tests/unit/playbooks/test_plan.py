@@ -12,6 +12,7 @@ import typing as t
 import pytest
 from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import build_library, environment
 from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
+from ansible_collections.homelab.mixed_gpu.tests.local_hub import quants, server
 
 
 @pytest.fixture
@@ -69,3 +70,35 @@ def test_for_the_cards_of_a_host(plan: t.Callable[..., tuple[int, str]], tmp_pat
     assert rc == 0, output
     assert "CUDA1 NVIDIA GeForce RTX 3090" in output and "NVML" in output
     assert "43/38 is predicted to be the fastest of 6 splits that fit" in output
+
+
+@pytest.fixture
+def hub(tmp_path: pathlib.Path) -> t.Iterator[server.Hub]:
+    repo = tmp_path / "hub" / "owner" / "Model-GGUF"
+    few = {name: quants.QUANTS[name] for name in ("F16", "Q8_0", "Q4_K_M", "Q2_K")}
+    quants.write(repo / ("5" * 40), "Model", "qwen2_5_coder_32b_q4_k_m", few)
+    (repo / "main").write_text("5" * 40)
+    hub = server.Hub(tmp_path / "hub")
+    yield hub
+    hub.close()
+
+
+def test_every_quant_of_a_repository(plan: t.Callable[..., tuple[int, str]], hub: server.Hub) -> None:
+    asked = ["-e", "mixed_gpu_profile=rtx4090_rtx3090", "-e", "model_repo=owner/Model-GGUF"]
+    rc, output = plan(*asked, "-e", f"llm_models_hub_endpoint={hub.url}")
+    assert rc == 0, output
+    assert "PREDICTION, nothing was downloaded: 4 quants of owner/Model-GGUF" in output
+    assert "Q8_0 is the largest that fits; Q4_K_M is the largest that one card holds alone." in output
+    assert "changed=0" in output and hub.sent_bytes < 40_000_000
+    rc, output = plan(*asked, "-e", f"llm_models_hub_endpoint={hub.url}", "-e", "quant=q8_0")
+    assert rc == 0, output
+    assert "1 quant of owner/Model-GGUF" in output and "is predicted to be the fastest of" in output
+
+
+def test_a_repository_without_a_network(plan: t.Callable[..., tuple[int, str]]) -> None:
+    rc, output = plan(
+        "-e", "mixed_gpu_profile=rtx3090", "-e", "model_repo=owner/Model-GGUF",
+        "-e", "llm_models_hub_endpoint=http://127.0.0.1:9",
+    )  # fmt: skip
+    assert rc == 2
+    assert "owner/Model-GGUF cannot be looked up: http://127.0.0.1:9 cannot be reached (" in output

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The planner of a plan: what a model would give, before anything is downloaded, bought or measured. Private. Pure.
+
+Of a repository of the hub every quant is told of, by the headers of its files. What is asked about a shape, a file or
+the model of a host is answered by the planner of the tuning, in check mode.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._base.steps import Done, Plan, Step, result_of
+from .._split import known_devices
+from .._split.types import KnownDevice
+from . import planning_settings, predictor, quant_table, tuning, tuning_settings, tuning_steps
+from .tuning_state import State
+
+Json = dict[str, t.Any]
+
+_MODELS: t.Final = "models of the repository"
+
+
+def planner(settings: t.Mapping[str, t.Any]) -> Planning:
+    """Return the planner of a plan; C(settings) are the variables of the role split_tuning."""
+    return Planning(settings)
+
+
+class Planning:
+    """Planner of a plan. It measures nothing and changes nothing."""
+
+    def __init__(self, given: t.Mapping[str, t.Any]) -> None:
+        self.settings = tuning_settings.read(given)
+        self.question = planning_settings.read(given)
+        self._tuning = tuning.planner(given)
+
+    def plan(self, done: t.Sequence[Done]) -> Plan:
+        """Return what comes next: as in check mode, since nothing is measured either way."""
+        return self.predict(done)
+
+    def predict(self, done: t.Sequence[Done]) -> Plan:
+        """Return what comes next: the look at a host, the headers of the repository, and the prediction."""
+        if not self.question.repo:
+            return self._tuning.predict(done)
+        state = State(self.settings, done)
+        if not self.settings.profile and result_of(done, "look") is None:
+            return Plan((tuning_steps.look(state),))
+        found = result_of(done, _MODELS)
+        return Plan((self._ask(),)) if found is None else self._quants(state, found)
+
+    def line(self, done: Done) -> str:
+        """Return what is shown of a step."""
+        if done.step.name != _MODELS:
+            return self._tuning.line(done)
+        return f"{len(done.result['models'])} models, {done.result['read_bytes'] / 1e6:.1f} MB read"
+
+    def _ask(self) -> Step:
+        asked = self.question
+        options = {
+            "repo": asked.repo, "revision": asked.revision, "host_python": self.settings.host_python,
+            "quant": asked.quant or None, "endpoint": asked.hub_endpoint or None,
+            "token_file": asked.hub_token_file or None,
+        }  # fmt: skip
+        given = {name: value for name, value in options.items() if value is not None}
+        return Step(_MODELS, "hub_models_info", given, f"read the headers of {asked.repo}", 20)
+
+    def _quants(self, state: State, found: t.Mapping[str, t.Any]) -> Plan:
+        """Return the table of all quants, or the prediction of the only one that was asked for."""
+        devices = known_devices.with_budgets(self._devices(state), self.settings.device_budget_mib)
+        if not devices:
+            return Plan(failure="This host has no card that is known: name cards with -e mixed_gpu_profile=NAME.")
+        question = {
+            "serving": state.family.serving({}), "reserve_mib": self.settings.reserve_mib,
+            "objective": self.settings.asked, "bench": self.settings.bench,
+        }  # fmt: skip
+        rows = quant_table.rows(found["models"], question, devices)
+        lines = quant_table.lines(self.question.repo, rows, question, devices)
+        if self.question.quant and found["models"][0]["model"] is not None:
+            lines += predictor.table(predictor.predict({**question, "model": found["models"][0]["model"]}, devices))
+        result = {
+            "needed": True, "quants": rows, "read_bytes": found["read_bytes"], "commit": found["commit"],
+            "lines": lines, "why": quant_table.advice(rows),
+        }  # fmt: skip
+        return Plan(result=result)
+
+    def _devices(self, state: State) -> list[KnownDevice]:
+        profile = self.settings.profile
+        return known_devices.profile_devices(profile) if profile else tuning.expected_devices(state)

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Which quant of a repository fits on which cards, and what it would give. Private to this collection. Pure functions.
+
+A prediction by the headers alone, nothing was downloaded.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._base import text
+from .._base.types import Json, Mapping
+from .._split import layer_search, layer_split, memory_plan
+from .._split.types import Model, Serving
+from . import predictor
+
+GB: t.Final = 10**9
+CONTEXT_STEP: t.Final = 1024
+#: Bound where a header does not say for which context a model was trained.
+_UNTRAINED: t.Final = 131072
+
+
+def rows(models: t.Sequence[Mapping], question: Mapping, devices: t.Sequence[Mapping]) -> list[Json]:
+    """Return a row per quant.
+
+    C(models): of module hub_models_info. C(question): as predictor.predict takes it, without the model. A row has
+    C(quant), C(files), C(size_bytes), C(problem) (one sentence, or None), C(alone_on) (devices that hold it alone),
+    C(layers), C(mib) and C(left_mib) per device, C(context_size) (the largest that fits, in tokens; 0 for none), and
+    the speeds of a prediction. Without a split that fits these are None, and C(missing_mib) says how much it lacks.
+    """
+    return [_row(model, question, devices) for model in models]
+
+
+def _row(found: Mapping, question: Mapping, devices: t.Sequence[Mapping]) -> Json:
+    row: Json = {name: found[name] for name in ("quant", "files", "size_bytes", "problem")}
+    if found["model"] is None:
+        return {**row, "alone_on": [], "missing_mib": 0, "context_size": 0, **_nothing(), "notes": None}
+    model = found["model"]
+    prediction = predictor.predict({**question, "model": model}, devices)
+    serving = prediction["serving"]
+    budgets = memory_plan.budgets_mib(devices, prediction["reserve_mib"])
+    plan = memory_plan.MemoryPlan(model, serving)
+    alone = [
+        device["device"]
+        for index, (device, budget) in enumerate(zip(devices, budgets, strict=True))
+        if plan.mib(_only(index, len(devices), model["block_count"] + 1))[index] <= budget
+    ]
+    best = prediction["best"]
+    usable = best if best is not None and best["verdict"] == "fits" else None
+    told = _nothing() if usable is None else {
+        "layers": usable["layers"],
+        "mib": usable["mib"],
+        "left_mib": usable["headroom_mib"],
+        **{name: usable[name] for name in _SPEEDS},
+    }
+    missing = [] if usable is not None else _missing(plan, budgets, model["block_count"] + 1)
+    return {
+        **row, "problem": None if usable is not None else str(prediction["why"]), "alone_on": alone,
+        "missing_mib": sum(missing), "context_size": _most_context(model, serving, budgets), **told,
+        "notes": model["notes"],
+    }  # fmt: skip
+
+
+def _missing(plan: memory_plan.MemoryPlan, budgets: t.Sequence[int], layers: int) -> list[int]:
+    """Return the MiB that each device lacks in the split that comes nearest."""
+    nearest = layer_search.LayerSearch(plan, budgets, layers).nearest_miss()
+    return [-left for left in memory_plan.headroom_mib(plan.mib(nearest), budgets) if left < 0]
+
+
+def _most_context(model: Model, serving: Serving, budgets: t.Sequence[int]) -> int:
+    """Return the largest context, a multiple of CONTEXT_STEP up to what the model was trained for, that fits."""
+    low, high = 0, (model["context_length_train"] or _UNTRAINED) // CONTEXT_STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        plan = memory_plan.MemoryPlan(model, t.cast(Serving, {**serving, "context_size": middle * CONTEXT_STEP}))
+        fits = layer_search.LayerSearch(plan, budgets, model["block_count"] + 1).feasible
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low * CONTEXT_STEP
+
+
+_SPEEDS: t.Final = ("decode_tokens_per_second", "prefill_tokens_per_second", "ttft_ms")
+
+
+def _nothing() -> Json:
+    return dict.fromkeys(("layers", "mib", "left_mib", *_SPEEDS))
+
+
+def _only(device: int, devices: int, layers: int) -> tuple[int, ...]:
+    return tuple(layers if other == device else 0 for other in range(devices))
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def lines(repo: str, found: t.Sequence[Json], question: Mapping, devices: t.Sequence[Mapping]) -> list[str]:
+    """Return the rows as text, with what they are about before and what follows from them behind."""
+    serving, objective = question["serving"], question["objective"]
+    shown = [
+        f"PREDICTION, nothing was downloaded: {len(found)} quant{'' if len(found) == 1 else 's'} of {repo}",
+        f"  context {serving['context_size']} tokens, {serving['parallel_slots']} slot(s), KV cache"
+        f" {serving['cache_type_k']}/{serving['cache_type_v']}, {question['reserve_mib']} MiB to be kept free per"
+        f" device; {objective['prompt_tokens']} tokens in and {objective['generated_tokens']} out",
+        *(f"  {device['device']} {device['description']}: {device['free_mib']} MiB free" for device in devices),
+    ]
+    names = [device["device"] for device in devices]
+    heads = ["quant", "GB", "fits alone on", "split", *(f"{name} left" for name in names)]
+    heads += ["most context", "decode/s", "ttft ms"]
+    body = [heads, *(_cells(row, len(names)) for row in found)]
+    shown += [f"  {line}" for line in text.columns(body, right={1, *range(4, len(heads))})]
+    shown += [
+        "  GB: 10^9 bytes to download; left: MiB; most context: tokens that fit with this KV cache; decode/s: tokens"
+        " per second; ttft: time to the first token",
+        *(f"  {row['quant']}: {row['problem']}" for row in found if row["notes"] is None),
+        f"{advice(found)}.",
+    ]
+    notes = dict.fromkeys(note for row in found for note in row["notes"] or ())
+    return [*shown, *(f"Note: {note}" for note in notes)]
+
+
+def _cells(row: Json, devices: int) -> list[str]:
+    start = [row["quant"], f"{row['size_bytes'] / GB:.1f}", ", ".join(row["alone_on"]) or "-"]
+    if row["layers"] is None:
+        lacks = f"{row['missing_mib']} MiB missing" if row["missing_mib"] else "-"
+        return [*start, lacks, *(["-"] * devices), str(row["context_size"] or "-"), "-", "-"]
+    return [
+        *start, layer_split.split_name(row["layers"]), *(str(mib) for mib in row["left_mib"]),
+        str(row["context_size"]), text.number(row["decode_tokens_per_second"], "-"), text.number(row["ttft_ms"], "-"),
+    ]  # fmt: skip
+
+
+def advice(found: t.Sequence[Json]) -> str:
+    """Return what follows from the rows, in one sentence without a full stop."""
+    able = [row for row in found if row["layers"] is not None]
+    if not able:
+        least = min(found, key=lambda row: int(row["size_bytes"]))
+        return (
+            f"None of them fits: the smallest is {least['quant']} with {least['size_bytes'] / GB:.1f} GB; take a"
+            " smaller model, a smaller context or KV cache, or more memory"
+        )
+    largest = max(able, key=lambda row: int(row["size_bytes"]))
+    alone = max((row for row in able if row["alone_on"]), key=lambda row: int(row["size_bytes"]), default=None)
+    said = f"{largest['quant']} is the largest that fits"
+    if alone is largest:
+        return f"{said}, and {largest['alone_on'][0]} alone holds it"
+    return said if alone is None else f"{said}; {alone['quant']} is the largest that one card holds alone"

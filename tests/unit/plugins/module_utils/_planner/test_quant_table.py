@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The table of a repository's quants, and its memory against llama.cpp's own dry run."""
+
+from __future__ import annotations
+
+import pathlib
+import typing as t
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_model, hub_quants, model_shapes
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import quant_table
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import known_devices, memory_plan
+from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
+from ansible_collections.homelab.mixed_gpu.tests.local_hub import quants
+
+QUESTION = {
+    "serving": record.BASE, "reserve_mib": 512,
+    "objective": {"name": "request", "prompt_tokens": 1024, "generated_tokens": 256, "depth_tokens": 0},
+    "bench": {"prompt_tokens": 1024, "generated_tokens": 64, "repetitions": 1},
+}  # fmt: skip
+PAIR = known_devices.profile_devices("rtx4090_rtx3090")
+
+
+def found(folder: pathlib.Path, shape: str, wanted: t.Iterable[str] = quants.QUANTS) -> list[dict[str, t.Any]]:
+    paths = quants.write(folder, "Model", shape, {name: quants.QUANTS[name] for name in wanted})
+    models = []
+    for quant, path in paths.items():
+        model = gguf_model.read(gguf_model.files_of(str(path)))
+        models.append({
+            "quant": quant, "files": model["shards"], "size_bytes": model["size_bytes"], "model": model,
+            "problem": None,
+        })  # fmt: skip
+    return models
+
+
+def test_what_fits_where(tmp_path: pathlib.Path) -> None:
+    models = found(tmp_path, "qwen2_5_coder_32b_q4_k_m", ("F16", "Q8_0", "Q4_K_M"))
+    models.append({"quant": "Q2_K", "files": ["x"], "size_bytes": 1, "model": None, "problem": "It is no model."})
+    rows = {row["quant"]: row for row in quant_table.rows(models, QUESTION, PAIR)}
+    assert rows["F16"]["layers"] is None and "MiB" in rows["F16"]["problem"] and rows["F16"]["context_size"] == 0
+    assert rows["Q8_0"]["alone_on"] == [] and sum(rows["Q8_0"]["layers"]) == 65
+    assert rows["Q4_K_M"]["alone_on"] == ["CUDA0", "CUDA1"] and rows["Q4_K_M"]["layers"] == [65, 0]
+    trained = model_shapes.SHAPES["qwen2_5_coder_32b_q4_k_m"].context_length
+    assert rows["Q4_K_M"]["context_size"] == rows["Q8_0"]["context_size"] == trained
+    assert rows["Q4_K_M"]["decode_tokens_per_second"] > rows["Q8_0"]["decode_tokens_per_second"]
+    assert rows["Q2_K"]["problem"] == "It is no model."
+    lines = quant_table.lines("owner/name", list(rows.values()), QUESTION, PAIR)
+    assert lines[0] == "PREDICTION, nothing was downloaded: 4 quants of owner/name"
+    assert "Q8_0 is the largest that fits; Q4_K_M is the largest that one card holds alone." in lines
+    assert "  Q2_K: It is no model." in lines
+
+
+def test_nothing_fits(tmp_path: pathlib.Path) -> None:
+    card = known_devices.profile_devices("rtx3060")
+    rows = quant_table.rows(found(tmp_path, "llama_3_3_70b_q4_k_m", ("Q8_0", "Q2_K")), QUESTION, card)
+    assert quant_table.advice(rows).startswith("None of them fits: the smallest is Q2_K with ")
+
+
+def test_quants_are_told_apart() -> None:
+    every = {
+        "M-Q4_K_M.gguf": 5, "UD/M-UD-Q4_K_XL.gguf": 6, "mmproj-F16.gguf": 1, "M-Q8_0-00001-of-00002.gguf": 9,
+        "M-Q8_0-00002-of-00002.gguf": 9, "M.imatrix.gguf": 1, "README.md": 1, "other.gguf": 3,
+    }  # fmt: skip
+    named = {quant.name: len(quant.files) for quant in hub_quants.of(every, "o/n", None)}
+    assert named == {"Q8_0": 2, "UD-Q4_K_XL": 1, "Q4_K_M": 1, "other": 1}
+    twice = {"A-Q4_K_M.gguf": 1, "B-Q4_K_M.gguf": 2}
+    assert [quant.name for quant in hub_quants.of(twice, "o/n", None)] == ["B-Q4_K_M", "A-Q4_K_M"]
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("shape", ["llama_3_3_70b_q4_k_m", "qwen3_30b_a3b_q4_k_m"])
+def test_memory_of_every_quant_is_that_of_the_dry_run(
+    shape: str, llama_bin: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Weights, KV cache and compute buffer of every quant on two devices, within 1 %."""
+    blocks = model_shapes.SHAPES[shape].blocks
+    split = [blocks // 2, blocks + 1 - blocks // 2]
+    with record.rpc_servers(llama_bin, 2) as endpoints:
+        for model in found(tmp_path, shape):
+            theirs, _host = record.ask(llama_bin, pathlib.Path(model["files"][0]), split, record.BASE, endpoints)
+            plan = memory_plan.MemoryPlan(model["model"], record.BASE).mib(split)
+            for ours, parts in zip(plan, theirs, strict=True):
+                assert abs(ours - sum(parts)) <= 0.01 * sum(parts), (model["quant"], plan, theirs)
