@@ -12,7 +12,11 @@ import typing as t
 import pytest
 import yaml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import steps
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import tuning, tuning_settings
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import (
+    planning_settings,
+    tuning,
+    tuning_settings,
+)
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record, memory_plan
 
 Json = dict[str, t.Any]
@@ -389,7 +393,8 @@ def test_an_exllama_is_tuned_by_the_same_planner() -> None:
 
 def test_settings_are_the_documented_variables() -> None:
     documented = yaml.safe_load((ROOT / "roles/split_tuning/meta/argument_specs.yml").read_text())
-    names = {f"split_tuning_{name}" for name in tuning_settings.Settings.__annotations__}
+    read = (tuning_settings.Settings, planning_settings.Question)
+    names = {f"split_tuning_{name}" for settings in read for name in settings.__annotations__}
     of_tasks = {"split_tuning_keep_campaigns"}                 # which the planner has no use for
     assert names | of_tasks == set(documented["argument_specs"]["main"]["options"])
 
