@@ -39,13 +39,34 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.allowed():
+        if not self.allowed():
+            self.answer(401, {"detail": "Please provide an API key"})
+        elif self.path == "/v1/chat/completions":
+            self.chat(asked)
+        else:
             counted = asked.get("stream_options", {}).get("include_usage")
             usage = {"prompt_tokens": len(asked["prompt"].split()), "completion_tokens": asked["max_tokens"]}
             text = json.loads(said.read_text())["ANSWER"] if said.exists() else "four"
             self.answer(200, {"choices": [{"text": text}], "usage": usage if counted else None})
-        else:
-            self.answer(401, {"detail": "Please provide an API key"})
+
+    def chat(self, asked):
+        named = {"id": "chatcmpl-1", "created": 1, "model": config["model"]["model_name"]}
+        message = {"role": "assistant", "content": "Rome."}
+        if not asked.get("stream"):
+            usage = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            self.answer(200, {**named, "object": "chat.completion", "choices": [choice], "usage": usage})
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.end_headers()
+        deltas = [({"role": "assistant", "content": "Ro"}, None), ({"content": "me."}, None), ({}, "stop")]
+        for delta, reason in deltas:
+            choices = [{"index": 0, "delta": delta, "finish_reason": reason}]
+            chunk = {**named, "object": "chat.completion.chunk", "choices": choices}
+            self.wfile.write(f"data: {json.dumps(chunk)}\r\n\r\n".encode())
+            self.wfile.flush()
+        self.wfile.write(b"data: [DONE]\r\n\r\n")
 
 
 http.server.ThreadingHTTPServer((config["network"]["host"], config["network"]["port"]), Handler).serve_forever()

@@ -51,7 +51,7 @@ def split_summary(
 
     try:
         entry = deployment.expand(entry)
-        return summary.summary_lines(entry, served, view.Seen(server).devices)
+        return summary.summary_lines(entry, served, view.Seen(server).devices, (server or {}).get("chats"))
     except (KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(_no_entry("split_summary", error)) from error
 

@@ -69,7 +69,7 @@ state:
 reason:
   description:
     - Why the server does not run, in one sentence; for example that it ended during each load, so that systemd does not
-      start it any more.
+      start it any more. A chat template that llama.cpp refuses is named in a second one.
     - Empty for a server that runs, and for one that was stopped on purpose.
   returned: always
   type: str
@@ -246,6 +246,12 @@ server:
       description: From the start of the process to the loaded model.
       type: float
       returned: always
+chats:
+  description:
+    - What M(homelab.mixed_gpu.serving_proof) proved of this start, its C(chats) with C(proved_at).
+    - V(none) where that is not known.
+  returned: always
+  type: dict
 deviations:
   description: One sentence per difference between O(deployment) and the running server.
   returned: when O(deployment) is given
@@ -270,6 +276,8 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors imp
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.types import Json
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import server_check as exllama_check
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
+    chat_proof,
+    chat_record,
     kept_load,
     llama_server,
     server_check,
@@ -352,10 +360,11 @@ def main() -> None:
     except UserError as exc:
         module.fail_json(msg=str(exc))
     unit_text = json_file.read_text(properties.get("FragmentPath") or os.devnull) or ""
+    why = unit_end.why(module.params["unit"], properties)
     result = {
         "changed": False,
         "state": state,
-        "reason": unit_end.why(module.params["unit"], properties),
+        "reason": " ".join(filter(None, [why, chat_proof.refused_template(last_lines) if why else ""])),
         "pid": int(properties.get("MainPID") or 0),
         "automatic_restarts": int(properties.get("NRestarts") or 0),
         "needs_reload": properties.get("NeedDaemonReload") == "yes",
@@ -363,6 +372,7 @@ def main() -> None:
         "api_key_file": llama_server.key_file(unit_text),
         "last_lines": last_lines,
         "server": server,
+        "chats": chat_record.kept(module.params["unit"], module.params["kept_dir"], invocation),
     }
     if module.params["deployment"] is not None:
         try:

@@ -6,20 +6,24 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: serving_proof
-short_description: Prove that a server answers those who have its key, and nobody else
+short_description: Prove what a server answers, and that it answers nobody without its key
 version_added: 0.1.0
 description:
   - Asks for a short completion with the key, because C(/health) stays fine when a device has died.
   - Asserts that a server with a key refuses requests without the key.
   - Asserts of llama-server that C(/tools), C(/cors-proxy), saving of slots, C(POST /props) and C(/models/load) are shut
     (HTTP status 403, 404 or 501), unless O(arguments) or O(environment) open them.
+  - With O(chats) it asks as clients do, and asserts a chat through the model's chat template, a tool call, a stream
+    that ends as it should, and the web page where one is built in.
+  - A tool call is asked for where the chat template knows tools and the engine can lead to one, as llama.cpp does.
+  - Answers are judged by their structure, never by their sense. What cannot be proved is said, and is no failure.
   - The key is read on the host, and never returned.
 extends_documentation_fragment:
   - homelab.mixed_gpu._attributes
 attributes:
   check_mode:
     support: full
-    details: This module changes nothing.
+    details: This module changes nothing on the server. In check mode it keeps no record of what it proved.
   diff_mode:
     support: N/A
     details: This module changes nothing.
@@ -51,6 +55,24 @@ options:
     description: Variables of the server's environment.
     type: dict
     default: {}
+  chats:
+    description: Whether to ask for a chat, a tool call, a stream and the web page as well.
+    type: bool
+    default: true
+  model_path:
+    description: GGUF file of the model, whose header tells whether it has a chat template. Empty for one of ExLlama.
+    type: path
+    default: ""
+  invocation_id:
+    description:
+      - The start that is proved, as M(homelab.mixed_gpu.llama_server_info) names it. With it the result is kept in
+        O(kept_dir), where that module reads it.
+    type: str
+    default: ""
+  kept_dir:
+    description: Directory of what was proved of the present start. It must be gone after a boot.
+    type: path
+    default: /run/mixed_gpu
   timeout_seconds:
     description: How long to wait for an answer.
     type: int
@@ -71,17 +93,73 @@ connect:
   description: One sentence for clients, with the path of the key and a command that uses the key.
   returned: success
   type: str
+chats:
+  description: What a client gets.
+  returned: success
+  type: dict
+  contains:
+    proved:
+      description: What was asked for and is as it should be.
+      type: list
+      elements: str
+      returned: always
+      sample: [a chat through the template, a tool call, a stream]
+    unproved:
+      description: One sentence for each thing that is not proved.
+      type: list
+      elements: str
+      returned: always
+    seconds:
+      description: How long that took.
+      type: float
+      returned: always
+    line:
+      description: All of it in one line.
+      type: str
+      returned: always
 """
+
+import os
+import time
+import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import access_key
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import served_proof
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
+    chat_proof,
+    chat_record,
+    kept_load,
+    served_proof,
+)
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import Client, read_api_key
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_model
 
 
-def prove(module: AnsibleModule) -> None:
-    """Ask the server. Raises UserError where an answer is not the right one."""
+def prove_chats(params: dict[str, t.Any], engine: served_proof.Engine, client: Client) -> chat_proof.Chats:
+    """Ask as clients do. Raises UserError where an answer is not what a client can use."""
+    chats = chat_proof.Chats()
+    if not params["chats"]:
+        return chats
+    if params["model_path"]:
+        header = gguf_model.read_header(params["model_path"], os.path.getsize(params["model_path"]))
+        chat_proof.check_template(chats, header.fields, params["arguments"], params["environment"])
+    chat = client.status("POST", chat_proof.PATH, chat_proof.chat_body(stream=False))
+    if not chat_proof.judge_chat(chats, engine, *chat):
+        return chats
+    properties = client.status("GET", "/props")[1] if params["engine"] == "llama_cpp" else None
+    if chat_proof.has_tools(chats, properties):
+        call = client.status("POST", chat_proof.PATH, chat_proof.tool_body())
+        chat_proof.judge_tool_call(chats, engine, *call)
+    stream = client.events(chat_proof.PATH, chat_proof.chat_body(stream=True))
+    chat_proof.judge_stream(chats, engine, *stream)
+    if params["engine"] == "llama_cpp":
+        chat_proof.judge_page(chats, engine, *client.content_type("/"))
+    return chats
+
+
+def prove(module: AnsibleModule) -> dict[str, t.Any]:
+    """Ask the server; return C(chats). Raises UserError where an answer is not the right one."""
     params = module.params
     engine, url, path = served_proof.ENGINES[params["engine"]], params["url"], params["api_key_file"]
     key = read_api_key(path)
@@ -100,6 +178,14 @@ def prove(module: AnsibleModule) -> None:
         for endpoint in served_proof.shut(params["arguments"], params["environment"]):
             status, _answer = client.status(endpoint.method, endpoint.path, endpoint.body)
             served_proof.check_shut(engine, endpoint, status)
+    began = time.monotonic()
+    chats = prove_chats(params, engine, client)
+    for sentence in chats.warnings:
+        module.warn(sentence)
+    result = {**chats.result(engine, params["chats"]), "seconds": round(time.monotonic() - began, 2)}
+    if params["chats"] and params["invocation_id"] and not module.check_mode:
+        chat_record.keep(engine.unit, params["kept_dir"], params["invocation_id"], result)
+    return result
 
 
 def main() -> None:
@@ -111,18 +197,23 @@ def main() -> None:
             "api_key": {"type": "str", "default": "", "no_log": True},
             "arguments": {"type": "list", "elements": "str", "default": []},
             "environment": {"type": "dict", "default": {}},
+            "chats": {"type": "bool", "default": True},
+            "model_path": {"type": "path", "default": ""},
+            "invocation_id": {"type": "str", "default": ""},
+            "kept_dir": {"type": "path", "default": kept_load.DIRECTORY},
             "timeout_seconds": {"type": "int", "default": 300},
         },
         supports_check_mode=True,
     )
     try:
-        prove(module)
+        chats = prove(module)
     except UserError as exc:
         module.fail_json(msg=str(exc))
     except OSError as exc:
-        module.fail_json(msg=f"{module.params['api_key_file']} cannot be read ({exc.strerror}): run as root.")
+        name = exc.filename or module.params["api_key_file"]
+        module.fail_json(msg=f"{name} cannot be read or written ({exc.strerror}): run as root.")
     connect = access_key.connect(module.params["url"], module.params["api_key_file"])
-    module.exit_json(changed=False, connect=connect)
+    module.exit_json(changed=False, connect=connect, chats=chats)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -75,6 +76,15 @@ class Controller:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
         return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+    def forward(self, host_port: int) -> int:
+        """Return a port of 127.0.0.1 that reaches a port inside the host, until the host is removed."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = int(free.getsockname()[1])
+        lab = PROJECT / "tests" / "lab" / "lab.sh"
+        subprocess.run([str(lab), "forward", self.host_name, str(port), str(host_port)], check=True)
+        return port
 
     def reboot(self) -> None:
         """Stop the host, start it again and wait for systemd."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 OTHER = "exllama-server.service"
@@ -33,6 +35,11 @@ def test_starting_one_engine_stops_the_other_and_the_role_switches_back(host, co
     assert host.service("llama-server").is_running and host.service("llama-server").is_enabled
     assert not host.service(OTHER).is_running and not host.service(OTHER).is_enabled
     assert host.file(UNIT).exists
+    # what was proved of this start is said in one line, and kept
+    said = "llama-server.service answers, as proved: a chat through the template, a tool call, a stream."
+    kept = json.loads(host.file("/run/mixed_gpu/chats-llama-server.service.json").content_string)
+    assert said in done.stdout and (kept["chats"]["line"], kept["chats"]["unproved"]) == (said, [])
+    assert kept["invocation_id"] == host.run("systemctl show -p InvocationID --value llama-server").stdout.strip()
     # back and forth with systemd alone
     host.run_expect([0], f"systemctl start {OTHER}")
     eventually(lambda: not host.service("llama-server").is_running)

@@ -75,6 +75,13 @@ def test_keys_and_settings_are_for_nobody_else(host):
     assert ran(host, ASK) == "401" and ran(host, f"{ASK} -H 'Authorization: Bearer {KEY}'") == "200"
 
 
+def test_a_chat_and_a_stream_are_proved_and_a_tool_call_is_not(host):
+    kept = json.loads(host.file("/run/mixed_gpu/chats-exllama-server.service.json").content_string)
+    assert kept["invocation_id"] == ran(host, "systemctl show -p InvocationID --value exllama-server").strip()
+    assert kept["chats"]["proved"] == ["a chat through the template", "a stream"]
+    assert [said for said in kept["chats"]["unproved"] if "TabbyAPI" in said] == kept["chats"]["unproved"] != []
+
+
 def test_the_unit_is_valid_and_hardened(host):
     assert ran(host, f"systemd-analyze verify /etc/systemd/system/{UNIT} 2>&1 | grep {UNIT} || true") == ""
     level = ran(host, f"systemd-analyze --no-pager security {UNIT} | tail -n 1")

@@ -7,8 +7,10 @@ It talks HTTP; read_api_key reads a file.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import time
 import typing as t
 import urllib.error
 import urllib.request
@@ -17,6 +19,9 @@ from .._base import json_file
 from .._base.types import Json
 
 ERROR_TEXT_CHARACTERS = 300
+REFUSAL_BYTES = 16384
+
+_Read = t.TypeVar("_Read")
 
 
 class ServerError(Exception):
@@ -31,6 +36,15 @@ def read_api_key(path: str | None) -> str | None:
     """Return the first key of a file; None where there is none, or no path."""
     lines = (json_file.read_text(path) or "").splitlines() if path else []
     return next((line for line in lines if line and not line.startswith("#")), None)
+
+
+def _object(text: bytes) -> Json:
+    """Return the JSON object that a text is, {} for anything else."""
+    try:
+        found = json_file.from_text(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Client:
@@ -77,20 +91,55 @@ class Client:
 
     def status(self, method: str, path: str, body: Json | None = None) -> tuple[int | None, Json]:
         """Return the HTTP status, None without an answer, and the JSON object of the answer, {} where it is none."""
+        status, answer, text = self._exchange(method, path, body, lambda answer: answer.read())
+        return status, answer if text is None else _object(text)
+
+    def events(self, path: str, body: Json) -> tuple[int | None, list[str], Json]:
+        """POST for a stream: return the HTTP status, the data of each event, and the object of a refusal, else {}.
+
+        Reading ends with the time of the client.
+        """
+        deadline = time.monotonic() + self.timeout_seconds
+
+        def read(answer: t.Any) -> list[str]:
+            found = []
+            for line in answer:
+                if time.monotonic() > deadline:
+                    break
+                if line.startswith(b"data:"):
+                    found.append(line.removeprefix(b"data:").strip().decode(errors="replace"))
+            return found
+
+        status, refusal, found = self._exchange("POST", path, body, read)
+        return status, found or [], refusal
+
+    def content_type(self, path: str) -> tuple[int | None, str]:
+        """Return the HTTP status of what a browser asks for, None without an answer, and its type."""
+        browser = {"Accept-Encoding": "gzip", "Accept": "text/html"}
+        answered = self._exchange("GET", path, None, lambda answer: answer.headers.get_content_type(), browser)
+        return answered[0], answered[2] or ""
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: Json | None,
+        read: t.Callable[[t.Any], _Read],
+        headers: t.Mapping[str, str] | None = None,
+    ) -> tuple[int | None, Json, _Read | None]:
+        """Return the HTTP status, None without an answer; the object of a refusal; what C(read) made of an answer."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}{path}", data=data, headers=self.headers, method=method)
+        asked = {**self.headers, **(headers or {})}
+        request = urllib.request.Request(f"{self.url}{path}", data=data, headers=asked, method=method)
         try:
             with self.opener.open(request, timeout=self.timeout_seconds) as answer:
-                status, text = answer.status, answer.read()
+                return answer.status, {}, read(answer)
         except urllib.error.HTTPError as exc:
-            return exc.code, {}
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                return exc.code, _object(exc.read(REFUSAL_BYTES)), None
+            return exc.code, {}, None
         except (OSError, http.client.HTTPException):
-            return None, {}
-        try:
-            found = json_file.from_text(text)
-        except ValueError:
-            return status, {}
-        return status, found if isinstance(found, dict) else {}
+            return None, {}, None
 
     def _http_error(self, where: str, error: urllib.error.HTTPError) -> ServerError:
         if error.code == 401:

@@ -47,10 +47,26 @@ def checked_options(options: Mapping) -> Json:
     return parameters
 
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
+#: Begins a call of the first tool where tools are given, else a text. llama.cpp takes the marks for those of Cohere2
+#: MoE, and its grammar for them lets nothing but a call follow, so that even random weights make tool calls.
+CHAT_TEMPLATE: t.Final = """\
+{%- for tool in tools or [] -%}
+tool {{ tool.function.name }}: {{ tool.function.parameters | tojson }}{{ '\\n' }}
+{%- endfor -%}
+{%- for message in messages -%}
+{{ message.role }}: {{ message.content or '' }}
+{%- for call in message.tool_calls or [] %} {{ call.function.name }} {{ call.function.arguments | tojson }}{% endfor -%}
+{{ '\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>
+{%- if tools -%}
+<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "{{ tools[0].function.name }}", "parameters":
+{%- else -%}
+<|START_TEXT|>
+{%- endif -%}
+{%- endif -%}
+"""
 
 
 def _vocabulary(size: int) -> list[tuple[bytes, float, int]]:

@@ -23,6 +23,7 @@ def summary_lines(
     entry: Mapping,
     served: Mapping | None = None,
     server_devices: t.Sequence[Mapping] | None = None,
+    chats: Mapping | None = None,
 ) -> list[str]:
     """Return a short summary of a recorded deployment, one string per line, at most WIDTH columns wide."""
     lines = [
@@ -31,6 +32,7 @@ def summary_lines(
         *_probe_lines(entry),
         *_table_lines(entry),
         *_mode_lines(entry),
+        *_chat_lines(chats),
         *_served_lines(served),
     ]
     # not every terminal of a play shows more than ASCII
@@ -109,6 +111,11 @@ def _mode_lines(entry: Mapping) -> list[str]:
         if row["why"]:
             lines += _wrapped(f"{row['mode']}: {row['why']}")
     return lines
+
+
+def _chat_lines(chats: Mapping | None) -> list[str]:
+    """Return what the running server was proved to answer: the result of serving_proof."""
+    return ["", *_wrapped(chats["line"])] if chats else []
 
 
 def _served_lines(served: Mapping | None) -> list[str]:

@@ -49,6 +49,7 @@ def report_view(
         "host": host,
         "url": url,
         "api_key_file": (seen.server or {}).get("api_key_file", ""),
+        "chats": (seen.server or {}).get("chats"),
         "model": model_name(entry),
         "engine": engine_name(entry),
         "verdict": decision["verdict"].replace("_", " "),

@@ -59,6 +59,16 @@ def test_the_page_says_where_the_key_is() -> None:
     assert "API key" not in page("sandbox", server={**server, "api_key_file": ""})
 
 
+def test_page_and_summary_say_which_chats_are_proved() -> None:
+    line = "llama-server.service answers, as proved: a chat, a stream."
+    server = {"state": "ready", "server": {"devices": [], "build": None}}
+    assert line in page("sandbox", server={**server, "chats": {"line": line}})
+    assert "as proved" not in page("sandbox", server={**server, "chats": None})
+    entry = json.loads((ROOT / "tests/fixtures/report/sandbox.json").read_text(encoding="utf-8"))["entry"]
+    assert f"  {line}" in split_summary(entry, server={**server, "chats": {"line": line}})
+    assert not [said for said in split_summary(entry, server=server) if "as proved" in said]
+
+
 @pytest.mark.parametrize("name", ["sandbox", "mixed_70b", "three_devices"])
 def test_a_page_is_well_formed_and_needs_nothing_from_elsewhere(name: str) -> None:
     text = page(name)

@@ -9,6 +9,7 @@ import pathlib
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import chat_record
 from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_server_info
 
 FIXTURES = pathlib.Path(__file__).parent.parent / "module_utils" / "_llama_cpp" / "fixtures" / "llama_server"
@@ -84,6 +85,25 @@ def test_a_server_that_died_in_each_load_says_so(capfd, host):
     host("journalctl", "out of memory\n")
     result = run(capfd, url=NOBODY)
     assert "ended after each of 10 starts: the last time it ended with exit status 1" in result["reason"]
+
+
+def test_a_template_that_llama_cpp_refuses_is_named(capfd, host):
+    end = "Result=exit-code\nExecMainCode=1\nExecMainStatus=1\n"
+    host("systemctl", PROPERTIES.format(active="failed", sub="failed") + end)
+    host("journalctl", "init: chat template parsing error:\n---\nError: Jinja Exception: no chats here\n")
+    assert "exit status 1" in run(capfd, url=NOBODY)["reason"]
+    assert "llama.cpp refuses the chat template (no chats here): name the" in run(capfd, url=NOBODY)["reason"]
+    host("systemctl", PROPERTIES.format(active="active", sub="running"))
+    assert run(capfd, url=NOBODY)["reason"] == ""
+
+
+def test_what_this_start_was_proved_of_is_returned(capfd, host):
+    host("systemctl", PROPERTIES.format(active="active", sub="running"))
+    host("journalctl", "")
+    assert run(capfd, url=NOBODY, kept_dir=host.kept)["chats"] is None
+    proved = {"proved": ["a chat"], "unproved": [], "line": "x"}
+    chat_record.keep("llama-server.service", host.kept, "cf83e1357eefb8bdf1542850d66d8007", proved)
+    assert run(capfd, url=NOBODY, kept_dir=host.kept)["chats"]["proved"] == ["a chat"]
 
 
 def test_a_server_that_is_ready_stays_right_when_its_journal_is_rotated(capfd, host, monkeypatch):

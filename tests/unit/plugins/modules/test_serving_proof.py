@@ -9,23 +9,41 @@ import http.server
 import json
 import threading
 
+import gguf
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import chat_record
 from ansible_collections.homelab.mixed_gpu.plugins.modules import serving_proof
 
 KEY = "a-key-of-twenty-chars"
+CHAT = "POST /v1/chat/completions"
+SAID = {"choices": [{"message": {"content": "Rome."}, "finish_reason": "stop"}]}
+FUNCTION = {"name": "get_weather", "arguments": '{"city": "Rome"}'}
+CALLS = {"tool_calls": [{"id": "0", "type": "function", "function": FUNCTION}]}
+CALLED = {"choices": [{"message": CALLS, "finish_reason": "tool_calls"}]}
+
+
+def chunk(delta, reason=None):
+    return f"data: {json.dumps({'choices': [{'delta': delta, 'finish_reason': reason}]})}\n\n"
+
+
+STREAMED = f": ping\n\n{chunk({'content': 'Ro'})}{chunk({'content': 'me.'})}{chunk({}, 'stop')}data: [DONE]\n\n"
+REFUSED = {"error": {"code": 400, "message": "Unable.\nError: Jinja Exception: no chats here", "type": "invalid"}}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self):
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        given = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         asked = f"{self.command} {self.path}"
+        if asked == CHAT:
+            asked += " tools" if b'"tools"' in given else " stream" if b'"stream": true' in given else ""
         self.server.asked.append(asked)
         status, body = self.server.answers.get(asked, (404, {}))
         if self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
             status, body = 401, {}
-        data = json.dumps(body).encode()
+        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
         self.send_response(status)
+        self.send_header("Content-Type", "text/html" if data.startswith(b"<") else "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -41,11 +59,12 @@ def running(key="", **changes):
     answers = {
         "POST /completion": (200, {"timings": {"prompt_n": 4, "predicted_n": 8}}), "GET /props": (200, {}),
         "POST /v1/completions": (200, {"usage": {"completion_tokens": 8}}), "GET /v1/model": (200, {}),
+        CHAT: (200, SAID), f"{CHAT} tools": (200, CALLED), f"{CHAT} stream": (200, STREAMED),
         "POST /slots/0?action=save": (501, {}), "POST /props": (501, {}), "GET /tools": (403, {}),
     }  # fmt: skip
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.asked, server.key = [], key
-    server.answers = answers | {name: (status, {}) for name, status in changes.items()}
+    server.answers = answers | {name: what if isinstance(what, tuple) else (what, {}) for name, what in changes.items()}
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
@@ -73,6 +92,11 @@ def test_a_server_with_a_key_is_proved(run):
     assert not result.get("failed"), result
     assert KEY not in json.dumps(result) and "curl -H @-" in result["connect"]
     assert server.asked[:2] == ["POST /completion", "GET /props"] and "GET /tools" in server.asked
+    chats = result["chats"]
+    assert chats["proved"] == ["a chat through the template", "a tool call", "a stream"]
+    assert chats["line"] == (
+        "llama-server.service answers, as proved: a chat through the template, a tool call, a stream."
+    )
 
 
 def test_a_server_without_a_key_is_proved_and_said_so(run):
@@ -100,7 +124,65 @@ def test_an_open_endpoint_is_an_error_unless_meant(run):
 def test_exllama_has_other_paths(run):
     with running(KEY) as server:
         assert not run(server, KEY, engine="exllama").get("failed")
-    assert server.asked == ["POST /v1/completions", "GET /v1/model"]
+    assert server.asked == ["POST /v1/completions", "GET /v1/model", CHAT, f"{CHAT} stream"]
+
+
+def test_chats_are_not_asked_for_where_the_owner_wants_none(run):
+    with running() as server:
+        result = run(server, chats=False)
+    assert not any(asked.startswith(CHAT) for asked in server.asked)
+    assert result["chats"]["line"] == "llama-server.service was not asked for chats."
+
+
+def test_what_a_start_was_proved_of_is_kept(run, tmp_path):
+    given = {"invocation_id": "one", "kept_dir": str(tmp_path / "kept")}
+    with running() as server:
+        assert not run(server, **given, _ansible_check_mode=True).get("failed")
+        assert not (tmp_path / "kept").exists()
+        chats = run(server, **given)["chats"]
+    kept = chat_record.kept("llama-server.service", given["kept_dir"], "one")
+    assert {name: kept[name] for name in chats} == chats
+    (tmp_path / "file").touch()
+    with running() as server:
+        assert "cannot be read or written" in run(server, **{**given, "kept_dir": str(tmp_path / "file")})["msg"]
+
+
+def test_a_web_page_is_proved_where_there_is_one(run):
+    with running(**{"GET /": (200, "<html>")}) as server:
+        assert run(server)["chats"]["proved"][-1] == "the web page"
+    with running(**{"GET /": 500}) as server:
+        assert "has a web page that no browser shows (HTTP status 500" in run(server)["msg"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "sentence"),
+    [
+        (CHAT, (400, REFUSED), "refuses a chat (HTTP status 400: no chats here): name the template of the model's"),
+        (f"{CHAT} tools", (500, {}), "refuses a tool call (HTTP status 500: no reason)"),
+        (f"{CHAT} stream", (200, STREAMED.replace("[DONE]", "")), "4 events and no [DONE] at the end"),
+    ],
+)
+def test_a_wrong_answer_is_an_error_with_its_cure(run, asked, answer, sentence):
+    with running(**{asked: answer}) as server:
+        assert sentence in run(server)["msg"]
+
+
+def test_a_model_without_a_template_is_warned_of(run, tmp_path, monkeypatch):
+    warned = []
+    monkeypatch.setattr(serving_proof.AnsibleModule, "warn", lambda _self, sentence: warned.append(sentence))
+    for name, template in (("with", "{{ messages }}"), ("without", None)):
+        writer = gguf.GGUFWriter(str(tmp_path / name), "llama")
+        if template:
+            writer.add_chat_template(template)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+    with running() as server:
+        assert run(server, model_path=str(tmp_path / "with"))["chats"]["unproved"] == [] and not warned
+        result = run(server, model_path=str(tmp_path / "without"))
+        assert result["chats"]["unproved"] == warned and "The model has no chat template" in warned[0]
+        assert result["chats"]["proved"] == ["a chat", "a tool call", "a stream"]
+        assert str(tmp_path / "absent") in run(server, model_path=str(tmp_path / "absent"))["msg"]
 
 
 def test_nobody_there_and_no_key_in_the_file_are_one_sentence(run, tmp_path):
