@@ -278,8 +278,8 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import 
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
     chat_proof,
     chat_record,
-    kept_load,
     llama_server,
+    load_journal,
     server_check,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import engines
@@ -313,7 +313,7 @@ def _last_lines(module: AnsibleModule, journalctl: str, invocation: str) -> list
     if not invocation:
         return []
     command = [journalctl, "--no-pager", "--quiet", "-o", "cat", "-n", str(LAST_LINES)]
-    rc, stdout, stderr = module.run_command([*command, *kept_load.of_start(invocation)])
+    rc, stdout, stderr = module.run_command([*command, *load_journal.of_start(invocation)])
     if rc not in (0, 1):  # 1: no entries
         raise UserError(f"The journal of {module.params['unit']} cannot be read ({stderr.strip()}): run as root.")
     return stdout.splitlines()[-LAST_LINES:]
@@ -338,7 +338,7 @@ def main() -> None:
             "url": {"type": "str", "default": "http://127.0.0.1:8080"},
             "wait_seconds": {"type": "int", "default": 0},
             "deployment": {"type": "dict"},
-            "kept_dir": {"type": "path", "default": kept_load.DIRECTORY},
+            "kept_dir": {"type": "path", "default": load_journal.DIRECTORY},
         },
         supports_check_mode=True,
     )
@@ -352,7 +352,7 @@ def main() -> None:
     invocation = properties.get("InvocationID", "")
     journalctl = module.get_bin_path("journalctl", required=True)
     try:
-        server = kept_load.load(
+        server = load_journal.load(
             journalctl, module.params["unit"], invocation, state == "ready", module.params["kept_dir"],
             int(properties.get("MainPID") or 0),
         )  # fmt: skip

@@ -129,7 +129,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors imp
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
     chat_proof,
     chat_record,
-    kept_load,
+    load_journal,
     served_proof,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import Client, read_api_key
@@ -200,7 +200,7 @@ def main() -> None:
             "chats": {"type": "bool", "default": True},
             "model_path": {"type": "path", "default": ""},
             "invocation_id": {"type": "str", "default": ""},
-            "kept_dir": {"type": "path", "default": kept_load.DIRECTORY},
+            "kept_dir": {"type": "path", "default": load_journal.DIRECTORY},
             "timeout_seconds": {"type": "int", "default": 300},
         },
         supports_check_mode=True,

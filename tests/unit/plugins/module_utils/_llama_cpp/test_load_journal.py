@@ -10,7 +10,11 @@ import pathlib
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import allreduce_log, kept_load, server_log
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
+    allreduce_log,
+    load_journal,
+    server_log,
+)
 
 FIXTURES = sorted((pathlib.Path(__file__).parent / "fixtures" / "llama_server").glob("*.txt"))
 LOADED = (FIXTURES[0].parent / "b11312-rpc-20-13.txt").read_text()
@@ -34,7 +38,7 @@ def journal(tmp_path):
             return len(self.calls.read_text().split()) if self.calls.exists() else 0
 
         def load(self, invocation=START, ready=True, pid=0):
-            return kept_load.load(str(self.program), UNIT, invocation, ready, str(self.kept), pid)
+            return load_journal.load(str(self.program), UNIT, invocation, ready, str(self.kept), pid)
 
     return Journal()
 
@@ -91,7 +95,7 @@ def test_a_load_that_goes_on_is_not_kept(journal):
 def test_what_was_kept_and_is_damaged_is_read_from_the_journal(journal, text):
     journal.says(LOADED)
     first = journal.load()
-    path = pathlib.Path(kept_load.path(UNIT, str(journal.kept)))
+    path = pathlib.Path(load_journal.path(UNIT, str(journal.kept)))
     assert json.loads(path.read_text())["invocation_id"] == START
     path.write_text(text)
     assert journal.load() == first
