@@ -212,7 +212,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import served, server_timings
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import served_store, server_timings
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
     Client,
     ServerError,
@@ -264,7 +264,7 @@ class Benchmark:
         if text is None:
             return None
         try:
-            return served.read(text, self.params["entry"])
+            return served_store.read(text, self.params["entry"])
         except ValueError as exc:
             self.module.fail_json(msg=f"{self.path} is damaged ({exc}): remove it, then it is measured again.")
 
@@ -316,9 +316,9 @@ class Benchmark:
         """Write the results for later runs."""
         if self.path is None:
             return
-        configuration = served.configuration(self.params["entry"])
+        configuration = served_store.configuration(self.params["entry"])
         stored = {
-            "schema": served.SCHEMA, "configuration": configuration, "power_tokens": self.params["power_tokens"],
+            "schema": served_store.SCHEMA, "configuration": configuration, "power_tokens": self.params["power_tokens"],
             **result,
         }  # fmt: skip
         try:
@@ -333,21 +333,21 @@ class Benchmark:
         stored = self.stored()
         if stored is not None and not self.params["measure"]:
             return {"changed": False, "reused": True, **_shown(stored)}
-        if stored is not None and served.covers(stored, self.params["tests"], self.params["power_tokens"]):
+        if stored is not None and served_store.covers(stored, self.params["tests"], self.params["power_tokens"]):
             return {"changed": False, "reused": True, **_shown(stored)}
         if not self.params["measure"]:
-            return {"changed": False, "reused": False, **served.NOTHING}
+            return {"changed": False, "reused": False, **served_store.NOTHING}
         if self.module.check_mode:
             reason = "not measured in check mode"
             tests = [{**test, "skipped_reason": reason, "samples": []} for test in self.params["tests"]]
-            return {"changed": True, "reused": False, **served.NOTHING, "tests": tests}
+            return {"changed": True, "reused": False, **served_store.NOTHING, "tests": tests}
         result = self.measure(self.nvml())
         self.store(result)
         return {"changed": True, "reused": False, **result}
 
 
 def _shown(stored: Json) -> Json:
-    return {key: stored.get(key) for key in served.NOTHING}
+    return {key: stored.get(key) for key in served_store.NOTHING}
 
 
 def _sample(client: Client, test: t.Mapping[str, t.Any], vocabulary_size: int) -> Json:

@@ -7,7 +7,7 @@ import json
 import pathlib
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import served
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import served_store
 
 ENTRY = json.loads(
     (pathlib.Path(__file__).parents[4] / "fixtures" / "report" / "mixed_70b.json").read_text(encoding="utf-8")
@@ -17,27 +17,28 @@ TESTS = [{"name": "a", "prompt_tokens": 16, "generated_tokens": 8, "repetitions"
 
 def stored(entry=ENTRY, **change):
     rows = [{**test, "skipped_reason": None, "samples": []} for test in TESTS]
-    result = {"schema": served.SCHEMA, "configuration": served.configuration(entry), "power_tokens": 0, "tests": rows}
+    configuration = served_store.configuration(entry)
+    result = {"schema": served_store.SCHEMA, "configuration": configuration, "power_tokens": 0, "tests": rows}
     return {**result, **change}
 
 
 def test_results_belong_to_the_recorded_configuration():
     text = json.dumps(stored())
-    assert served.read(text, ENTRY) == json.loads(text)
+    assert served_store.read(text, ENTRY) == json.loads(text)
     # when an entry was recorded does not matter, nor what else is in it
-    assert served.read(text, {**ENTRY, "recorded_at": "2027-01-01T00:00:00Z"}) is not None
+    assert served_store.read(text, {**ENTRY, "recorded_at": "2027-01-01T00:00:00Z"}) is not None
     for key in ("fingerprint", "campaign"):
-        assert served.read(text, {**ENTRY, key: "another"}) is None
+        assert served_store.read(text, {**ENTRY, key: "another"}) is None
     moved = copy.deepcopy(ENTRY)
     moved["placement"][0]["layers"] -= 1
     moved["placement"][1]["layers"] += 1
-    assert served.read(text, moved) is None
+    assert served_store.read(text, moved) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 9, "tests": []}', '{"schema": 1}'])
 def test_a_damaged_file_is_an_error(text):
     with pytest.raises(ValueError):
-        served.read(text, ENTRY)
+        served_store.read(text, ENTRY)
 
 
 @pytest.mark.parametrize(
@@ -51,4 +52,4 @@ def test_a_damaged_file_is_an_error(text):
     ],
 )
 def test_results_answer_the_tests_that_were_measured(tests, power_tokens, answered):
-    assert served.covers(stored(), tests, power_tokens) is answered
+    assert served_store.covers(stored(), tests, power_tokens) is answered
