@@ -136,22 +136,22 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama
     ServerError,
     read_api_key,
 )
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import load, watched_devices
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import server_under_load, watched_devices
 
 Json = dict[str, t.Any]
 
 
-def asked_of(params: Json) -> load.Asked:
+def asked_of(params: Json) -> server_under_load.Asked:
     """Return what to load the server with; nothing where it is not ready."""
     phases = []
     if params["load"] and params["server"]["state"] == "ready":
         phases = expected.phases(params["entry"], params["seconds"] / params["blocks"])
-    return load.Asked(
+    return server_under_load.Asked(
         phases, params["seconds"], params["blocks"], params["wait_seconds"], params["journal_days"]
     )
 
 
-def examine(module: AnsibleModule, asked: load.Asked) -> Json:
+def examine(module: AnsibleModule, asked: server_under_load.Asked) -> Json:
     """Watch the devices and return the diagnosis."""
     params = module.params
     reason = host_python.enter(["pynvml"], params["host_python"])
@@ -161,7 +161,7 @@ def examine(module: AnsibleModule, asked: load.Asked) -> Json:
         module.no_log_values.add(key)
     client = Client(params["url"], key, params["timeout_seconds"])
     tools = watched_devices.Tools(module, nvml)
-    watched = load.watch(client, params["entry"]["devices"], asked, tools)
+    watched = server_under_load.watch(client, params["entry"]["devices"], asked, tools)
     baseline = json_file.read_text(os.path.join(params["state_dir"], "baselines", f"{params['deployment']}.json"))
     state = json_file.read_text(os.path.join(params["state_dir"], "watchdog", "state.json"))
     hung = hangs.findings(state or "", "llama-server.service", params["journal_days"], time.time())

@@ -214,8 +214,9 @@ def card(
 ) -> list[Json]:
     """Return the findings about one card.
 
-    C(gpu) is an entry of gpu_facts; C(phases) what load.watch saw of the card, by kind; C(before) its entry in the
-    baseline's configuration, or None, C(loaded) whether the model is on the card: what else is free says nothing.
+    C(gpu) is an entry of gpu_facts; C(phases) what server_under_load.watch saw of the card, by kind; C(before) its
+    entry in the baseline's configuration, or None, C(loaded) whether the model is on the card: what else is free says
+    nothing.
     """
     subject = called(gpu, names)
     sampled = [phase["sampled"] for phase in phases.values() if phase["sampled"]["count"]]

@@ -33,7 +33,7 @@ def diagnose(
 ) -> Json:
     """Return the diagnosis of docs/data_formats.md, but for deployment and time.
 
-    C(entry) is a deployment of the host's record, C(watched) what load.watch returned, C(server) what
+    C(entry) is a deployment of the host's record, C(watched) what server_under_load.watch returned, C(server) what
     llama_server_info did, C(baseline) the text of the host's baseline of this deployment or empty, C(hung) what
     hangs.findings returned.
     """

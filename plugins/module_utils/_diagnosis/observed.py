@@ -108,7 +108,7 @@ def _parts(entry: Json, phase: Json, model: Expected | None) -> list[_Part]:
 
 
 def observe(entry: Json, phase: Json, tolerance_percent: float) -> Json:
-    """Compare one phase of load.watch with the record; see docs/data_formats.md, diagnosis."""
+    """Compare one phase of server_under_load.watch with the record; see docs/data_formats.md, diagnosis."""
     kind, depth = phase["kind"], _depth(entry, phase["kind"])
     model, error = expected(entry, kind, phase["prompt_tokens"]), record_error(entry, kind)
     parts = _parts(entry, phase, model)

@@ -39,7 +39,7 @@ def block(entry, phase, stretch=(1.0, 1.0), waiting=(0.0, 0.0), noise=0.0, rng=N
 
 
 def watch(entry, blocks=4, seen_as="nvml", seed=1, **physics):
-    """What load.watch returns of such a server."""
+    """What server_under_load.watch returns of such a server."""
     rng = random.Random(seed)
     phases = [
         {

@@ -29,7 +29,7 @@ MS_PER_REQUEST = 50
 RUN = """
 import importlib, json, shutil, subprocess, sys
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import Client, ServerError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import load, watched_devices
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import server_under_load, watched_devices
 
 class Module:
     get_bin_path = staticmethod(shutil.which)
@@ -39,11 +39,11 @@ class Module:
         return done.returncode, done.stdout, done.stderr
 
 given = json.loads(sys.argv[1])
-load.QUEUED_MS = 1e9  # a slow machine is no queue: other requests show in the slots
+server_under_load.QUEUED_MS = 1e9  # a slow machine is no queue: other requests show in the slots
 url, devices = given.pop("url"), given.pop("devices")
 tools = watched_devices.Tools(Module(), importlib.import_module("pynvml"))
 try:
-    print(json.dumps(load.watch(Client(url, None, 10), devices, load.Asked(**given), tools)))
+    print(json.dumps(server_under_load.watch(Client(url, None, 10), devices, server_under_load.Asked(**given), tools)))
 except ServerError as error:
     print(json.dumps({"failed": True, "msg": str(error)}))
 """
