@@ -21,7 +21,10 @@ import pytest
 
 CACHE = pathlib.Path(os.environ.get("MIXED_GPU_CACHE") or pathlib.Path.home() / ".cache" / "homelab-mixed-gpu")
 #: file -> sha256
-WHEELS = {"exllamav2-0.3.2-py3-none-any.whl": "7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e"}
+WHEELS = {
+    "exllamav2-0.3.2-py3-none-any.whl": "7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
+    "exllamav3-1.6.5-py3-none-any.whl": "550c0d04c755f249840e5c1edc26b0e80c7342c33b5d99ad17479abb407e8ded",
+}
 
 
 def wheel(file: str) -> zipfile.ZipFile:

@@ -43,6 +43,7 @@ ENTRY = {
     "fingerprint_parts": {},
     "campaign": "none",
     "gpu_split_gb": [20.5, 17.25],
+    "tensor_parallel": "",
 }
 FACT = json.dumps({"schema": 2, "active": None, "models": {"tuned": ENTRY}})
 

@@ -60,13 +60,19 @@ why:
   returned: success
   type: str
 split:
-  description: C(gpus) (UUIDs in order), C(gpu_split_gb) (empty when the engine decides) and C(source).
+  description:
+    - C(gpus) (UUIDs in order), C(gpu_split_gb) (empty when the engine decides), C(tensor_parallel) (how cards add up
+      that share each layer, empty where they take turns) and C(source).
   returned: when available
   type: dict
 config:
   description: TabbyAPI's C(config.yml) as JSON, which is YAML.
   returned: when available
   type: str
+nccl:
+  description: Whether NCCL may run, so that the unit must let it.
+  returned: when available
+  type: bool
 environment:
   description: Variables of the unit that depend on cards and engine.
   returned: when available
@@ -141,6 +147,7 @@ def plan(module: AnsibleModule) -> dict[str, t.Any]:
         "available": True,
         "split": split,
         "config": json.dumps(server_plan.config(settings, split), indent=4) + "\n",
+        "nccl": bool(split["tensor_parallel"]),
         "environment": server_plan.environment(settings, split),
         "limits": unit_end.limits(settings["load_timeout_seconds"]),
     }

@@ -17,7 +17,12 @@ import sys
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import stages
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import memory_plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
+    allreduce,
+    exl_tensor,
+    memory_plan,
+    text_likelihood,
+)
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.exl_split import serving_profile
 from ansible_collections.homelab.mixed_gpu.tests.exl_models import write_model
 from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module
@@ -156,13 +161,75 @@ def test_a_campaign_decides_and_its_numbers_place_the_same_layers_again(measure,
     order = exllama_bench.measure_order(load_of(decision["layers"]), small, serving, model, RESERVE_MIB)
     order |= {"gpu_split_gb": recorded["gpu_split_gb"], "tries": 1, "tests": []}
     again = subprocess.run(
-        [PYTHON, str(WORKER)], input=json.dumps(order), capture_output=True, text=True, check=False,
+        [PYTHON, str(WORKER), json.dumps(order)], capture_output=True, text=True, check=False,
         env=os.environ | variables,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr[-3000:]
     answer = json.loads(again.stdout)
     assert answer["status"] == "ok", answer
     assert (answer["layers"], answer["tries"]) == (decision["layers"], 1)
+
+
+# --- tensor parallelism of ExLlamaV3 ---------------------------------------------------------------------------------
+
+
+def shared(shares, way, number=1, **more):
+    name = "/".join(map(str, shares))
+    return {
+        "label": f"tensor {name} {way} load {number}", "split_mode": "tensor", "layers": list(shares), "load": number,
+        "purpose": "tensor", "tests": TESTS, "environment": allreduce.environment(way, "exllama"), **more,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def sharing(engine, model):
+    if engine != "exllamav3":
+        pytest.skip("ExLlamaV3 alone shares layers")
+    return exl_tensor.attention_units(model)
+
+
+@pytest.mark.parametrize("way", allreduce.OF_EXLLAMA)
+@pytest.mark.parametrize("more", [0, 1])
+def test_both_cards_share_each_layer_and_answer_as_in_turns(measure, sharing, way, more):
+    shares = (sharing // 2 + more, sharing // 2 - more)
+    turns = measure(load_of((5, 8)))
+    measured = measure(shared(shares, way))
+    assert measured["status"] == "ok", measured["reason"]
+    assert [card["layers"] for card in measured["loaded"]] == list(shares)
+    assert measured["allreduce"]["ran"] == way
+    print(f"  transport: {measured['allreduce']['transport']}")
+    first, second = (card["used_mib"] for card in measured["loaded"])
+    assert first > 0 and second > 0 and (not more or first > second)
+    assert text_likelihood.difference([turns], [measured]) == ""
+
+
+def test_shared_layers_last_over_idle_gaps(measure, sharing):
+    soak = {"seconds": 20, "idle_gaps": 1, "idle_seconds": 45}
+    trial = shared((sharing // 2, sharing // 2), "native", purpose="tensor_trial", soak=soak)
+    measured = measure({**trial, "micro_batch_size": 2048, "reference": {"split_mode": "layer", "layers": [5, 8]}})
+    assert measured["status"] == "ok", measured["reason"]
+    assert text_likelihood.difference([measure(load_of((5, 8)))], [measured]) == ""
+
+
+def test_a_campaign_over_both_modes_decides(measure, sharing, model, serving, devices):
+    problem = {
+        "schema": 1, "devices": devices, "model": model, "serving": serving, "reserve_mib": RESERVE_MIB,
+        "split_modes": ["layer", "tensor"], "micro_batches": [], "tests": TESTS, "indifference": 0.01, "max_loads": 7,
+        "objective": {"name": "decode", "prompt_tokens": 2048, "generated_tokens": 64},
+        "tensor": {"allreduce": list(allreduce.OF_EXLLAMA), "max_loads": 8, "refused": None},
+    }  # fmt: skip
+    soak = {"seconds": 5, "idle_gaps": 1, "idle_seconds": 1}
+    loads = []
+    plan = stages.plan(problem, loads)
+    while not plan["done"]:
+        print(f"{plan['stage']}: {plan['why']}", flush=True)
+        loads += [measure(load) for load in plan["loads"]]
+        loads += [measure({**trial, "tests": TESTS, "soak": soak}) for trial in plan["trials"]]
+        plan = stages.plan(problem, loads)
+    found = plan["decision"]["tensor"]
+    print(f"{plan['why']}\n{json.dumps(found, indent=1)}", flush=True)
+    assert found["verdict"] in ("faster", "slower", "inconclusive")
+    assert {row["allreduce"] for row in found["table"] if row["status"] == "ok"} >= {None, "native"}
 
 
 def test_a_card_without_room_is_out_of_memory(measure, cards, variables):

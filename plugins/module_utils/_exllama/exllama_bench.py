@@ -10,7 +10,7 @@ from .._base import json_file
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from .._measuring import load_checks, outcome
-from .._split import engines, exl_split, memory_plan
+from .._split import allreduce, engines, exl_split, exl_tensor, memory_plan
 from .._split.types import ListedDevice, Model, Serving
 from . import fixed_text
 
@@ -34,10 +34,9 @@ def measure_order(
     if engine.family != "exllama":
         known = " or ".join(other.name for other in engines.in_family("exllama"))
         raise UserError(f"serving.engine is {engine.name!r}: it must be {known}")
-    if load.get("split_mode") != "layer":
-        raise UserError(
-            f"split_mode of {label} is {load.get('split_mode')!r}: ExLlama is measured by layer"
-        )
+    mode = load.get("split_mode")
+    if mode not in ("layer", "tensor") or mode not in _modes(engine):
+        raise UserError(f"split_mode of {label} is {mode!r}: {engine.display} has {' and '.join(_modes(engine))}")
     load_checks.check_layers(load, len(devices))
     tests = load_checks.check_tests(load)
     try:
@@ -45,7 +44,10 @@ def measure_order(
         budgets = memory_plan.budgets_mib(devices, reserve_mib)
         # of a recorded split the numbers are known, and others are none of it
         recorded = [float(share) for share in load.get("gpu_split_gb") or []]
-        split = recorded or exl_split.gpu_split_gb(model, serving, memory, load["layers"], budgets)
+        if mode == "tensor":
+            split = recorded or exl_tensor.gpu_split_gb(load["layers"], budgets)
+        else:
+            split = recorded or exl_split.gpu_split_gb(model, serving, memory, load["layers"], budgets)
         cache = _cache(engine.name, serving)
     except KeyError as exc:
         raise UserError(f"model or serving of {label} has no {exc}") from exc
@@ -56,6 +58,7 @@ def measure_order(
     return {
         "action": "measure",
         "engine": engine.name,
+        "split_mode": mode,
         "model": model["path"],
         "layers": list(load["layers"]),
         "gpu_split_gb": split,
@@ -65,8 +68,13 @@ def measure_order(
         "cache": cache,
         "tests": [dict(test) for test in tests],
         "tries": 1 if recorded else LOADS_TO_CORRECT,
+        **({"soak": dict(load["soak"])} if load.get("soak") else {}),
         **fixed_text.order(serving["context_size"]),
     }
+
+
+def _modes(engine: engines.Engine) -> list[str]:
+    return ["layer", "tensor"] if "mode" in engine.stages else ["layer"]
 
 
 def _cache(engine: str, serving: Serving) -> t.Any:
@@ -91,8 +99,8 @@ def judge(
 ) -> tuple[outcome.Verdict, Json]:
     """Return the verdict over a finished worker, and what the load says beyond a load of llama-bench.
 
-    That is C(gpu_split_gb), C(tries), C(load_ms), C(loaded), cards with their memory, and C(answers); empty unless it
-    is ok.
+    That is C(gpu_split_gb), C(tries), C(load_ms), C(loaded), cards with their memory, C(answers), and in split mode
+    tensor C(allreduce); empty unless it is ok.
     """
     name = engines.named(order["engine"]).display
 
@@ -114,6 +122,8 @@ def judge(
         return failed("out_of_memory", f"out of memory: {answer.get('reason')}")
     if answer.get("status") == "misplaced":
         return failed("crashed", f"{answer.get('reason')}, where {order['layers']} was wanted")
+    if answer.get("status") == "refused":
+        return failed("crashed", f"{name} refuses it: {str(answer.get('reason')).rstrip('.')}")
     try:
         if answer["layers"] != order["layers"]:
             raise ValueError(f"it placed {answer['layers']} instead of {order['layers']}")
@@ -128,10 +138,18 @@ def judge(
             "load_ms": answer["load_ms"],
             "loaded": answer["devices"],
             "answers": fixed_text.checked(answer["answers"]),
+            **({"allreduce": _added_up(answer, stderr)} if order["split_mode"] == "tensor" else {}),
         }
         return outcome.Verdict("ok", None, answer["results"], [], versions, True), more
     except (KeyError, TypeError, ValueError) as exc:
         return failed("unreadable", f"{name}'s worker ended well but its answer cannot be used ({exc})")
+
+
+def _added_up(answer: Mapping, stderr: str) -> Json:
+    """Return how cards added up (_split/allreduce.py): what the worker asked for, which ExLlamaV3 does not replace."""
+    way = str(answer["allreduce"])
+    transport = allreduce.transport(stderr) if way == "nccl" else None
+    return {"asked": way, "ran": way, "transport": transport, "fallback": None}
 
 
 def read_devices(stdout: str, cuda_ids: t.Sequence[str]) -> list[ListedDevice]:

@@ -14,6 +14,7 @@ from .._base.errors import UserError
 from .._base.types import Json
 from .._measuring import run, store
 from .._measuring.types import Load
+from .._split import allreduce
 from . import exllama_bench
 
 if t.TYPE_CHECKING:
@@ -53,12 +54,14 @@ class ExllamaLoad(run.StoredLoad):
         command = [given["python"], given["worker"], json.dumps(self.order)]
         limit = self.params["timeout_seconds"]
         files = [given["python"], given["worker"], f"{self.order['model']}/config.json"]
-        sandbox = self.sandbox(["CUDA"], "layer", files, "exllama")
+        mode = self.order["split_mode"]
+        sandbox = self.sandbox(["CUDA"], mode, files, "exllama")
+        telling = allreduce.NCCL_TELLS if mode == "tensor" else {}
         with self.leased():
             started = time.monotonic()
             with self.cards as conditions:
                 ended = self.run_limited(
-                    [*self.params["wrapper"], *command], sandbox, self.params["environment"], limit, lock
+                    [*self.params["wrapper"], *command], sandbox, {**telling, **self.params["environment"]}, limit, lock
                 )
             wall_ms = round((time.monotonic() - started) * 1000)
         after = limit if ended.timed_out else None

@@ -36,6 +36,8 @@ def deviations(deployment: Mapping, unit_text: str, config_text: str) -> list[st
         "max_seq_len": serving["context_size"],
         "cache_mode": serving["cache_mode"],
         "backend": serving["engine"],
+        "tensor_parallel": bool(deployment["tensor_parallel"]),
+        "tensor_parallel_backend": deployment["tensor_parallel"] or "native",
         "model": deployment["model"]["path"],
     }
     served = {**model, "model": f"{model.get('model_dir')}/{model.get('model_name')}"}

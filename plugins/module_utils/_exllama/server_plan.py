@@ -39,11 +39,12 @@ def validate(settings: Settings) -> None:
 
 
 def split(models: t.Mapping[str, t.Any], settings: Settings, known: t.Sequence[str]) -> Json:
-    """Decide on which cards a model goes, and how much of each may be used: {gpus, gpu_split_gb, source}.
+    """Decide on which cards a model goes, and how: {gpus, gpu_split_gb, tensor_parallel, source}.
 
     `models` are the deployments of the host's facts, `known` the UUIDs of the host's cards in PCI order. `source` is
     "variable", "record" (a deployment of this engine, model, context and cache), or "automatic", where the engine
-    fills one card after the other. Raises UserError.
+    fills one card after the other. `tensor_parallel` is how cards add up that share each layer, "" where they take
+    turns. Raises UserError.
     """
     gpus, split_gb = list(settings["gpus"]), [float(size) for size in settings["gpu_split_gb"]]
     chosen = gpus or list(known)
@@ -53,15 +54,29 @@ def split(models: t.Mapping[str, t.Any], settings: Settings, known: t.Sequence[s
             f"The card {strange[0]} of exllamav2_gpus is not in this host, which has {', '.join(known) or 'none'}; "
             "correct exllamav2_gpus."
         )
+    shared = _tensor_parallel(settings)
     if split_gb:
         _check_given(split_gb, chosen)
-        return {"gpus": chosen, "gpu_split_gb": split_gb, "source": "variable"}
+        return {"gpus": chosen, "gpu_split_gb": split_gb, "tensor_parallel": shared, "source": "variable"}
     entry = next((entry for entry in models.values() if _is_of(entry, settings)), None)
     if entry is None:
-        return {"gpus": chosen, "gpu_split_gb": [], "source": "automatic"}
+        return {"gpus": chosen, "gpu_split_gb": [], "tensor_parallel": shared, "source": "automatic"}
     recorded = dict(zip([device["id"] for device in entry["devices"]], entry["gpu_split_gb"], strict=True))
     order = _recorded_order(recorded, gpus, known, entry["model"]["id"])
-    return {"gpus": order, "gpu_split_gb": [float(recorded[card_id]) for card_id in order], "source": "record"}
+    numbers = [float(recorded[card_id]) for card_id in order]
+    return {
+        "gpus": order,
+        "gpu_split_gb": numbers,
+        "tensor_parallel": entry["tensor_parallel"],
+        "source": "record",
+    }
+
+
+def _tensor_parallel(settings: Settings) -> str:
+    way = str(settings["tensor_parallel"])
+    if way and generations.named(settings["engine"]).name != "v3":
+        raise UserError(f"exllamav2_tensor_parallel is {way!r}, which only the engine v3 has: empty it.")
+    return way
 
 
 def model_id(settings: Settings) -> str:
@@ -128,7 +143,8 @@ def config(settings: Settings, chosen: t.Mapping[str, t.Any]) -> Json:
             "max_seq_len": settings["context_size"],
             "cache_size": settings["context_size"],
             "cache_mode": settings["cache_mode"],
-            "tensor_parallel": False,
+            "tensor_parallel": bool(chosen["tensor_parallel"]),
+            "tensor_parallel_backend": chosen["tensor_parallel"] or "native",
             "gpu_split_auto": not chosen["gpu_split_gb"],
             "gpu_split": chosen["gpu_split_gb"],
         },

@@ -3,7 +3,7 @@
 """Which all-reduce ran in split mode tensor, read from what llama.cpp and NCCL print. Private. Pure functions only.
 
 The lines are those of llama.cpp b11312 (ggml-cuda.cu, allreduce.cu) and NCCL 2.32. Where NCCL runs llama.cpp says
-nothing; NCCL itself speaks when it is asked to (ENVIRONMENT), on standard output, which it does not flush.
+nothing; NCCL itself speaks when it is asked to (NCCL_DEBUG), on standard output, which it does not flush.
 """
 
 from __future__ import annotations
@@ -12,21 +12,16 @@ import re
 import typing as t
 
 from .._base.types import Json
-
-#: Makes NCCL say that it runs, and what its channels go through.
-ENVIRONMENT: t.Final = {"NCCL_DEBUG": "INFO"}
+from .._split import allreduce
 
 #: Where NCCL writes in a unit, in its private /tmp: to standard output it would write without flushing.
 NCCL_FILE: t.Final = "/tmp/nccl.log"  # noqa: S108 (of the unit alone, PrivateTmp)
 
 _OF_NCCL = re.compile(r"\bNCCL (?:INFO|WARN|TRACE|CALL|version) ")
 _READY = re.compile(r"NCCL INFO .*- Init COMPLETE")
-_CHANNEL = re.compile(r"NCCL INFO Channel \S+ : \S+ -> \S+ (?:\[\w+\] )?via (P2P|SHM|NET)\b")
 _INTERNAL: t.Final = "initialized AllReduce pipeline"
 _NO_NCCL = re.compile(r"NCCL init failed \([^)\n]*\)|NCCL not compiled in|NCCL disabled: [^;\n]*")
 _NO_INTERNAL = re.compile(r"internal AllReduce init failed|unknown GGML_CUDA_ALLREDUCE value: \S*")
-#: From the slowest: one slow channel is what everything waits for.
-_TRANSPORTS: t.Final = ("NET", "SHM", "P2P")
 
 
 def is_of_nccl(line: str) -> bool:
@@ -49,9 +44,8 @@ def read(text: str, asked: str = "") -> Json | None:
         ran = "nccl"
     if ran is None and not reasons:
         return None
-    seen = set(_CHANNEL.findall(text)) if ran == "nccl" else set()
     fallback = ", ".join(reasons) if reasons and asked != ran else None
-    transport = next((name for name in _TRANSPORTS if name in seen), None)
+    transport = allreduce.transport(text) if ran == "nccl" else None
     return {"asked": asked or None, "ran": ran, "transport": transport, "fallback": fallback}
 
 
@@ -66,4 +60,4 @@ def rounds_to_bf16(found: t.Mapping[str, t.Any] | None, cuda: bool) -> bool:
 
 def environment(cuda: bool, split_mode: str) -> dict[str, str]:
     """Return the variables under which a program says which all-reduce runs; none where there is none to tell."""
-    return dict(ENVIRONMENT) if cuda and split_mode == "tensor" else {}
+    return dict(allreduce.NCCL_TELLS) if cuda and split_mode == "tensor" else {}

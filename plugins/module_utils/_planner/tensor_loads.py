@@ -8,7 +8,7 @@ import statistics
 import typing as t
 
 from .._base import stats
-from .._split import allreduce, cost_model
+from .._split import allreduce, cost_model, engines, text_likelihood
 from .._split.layer_split import Layers
 from .._split.measured_loads import read_loads
 from .evidence import Evidence
@@ -39,6 +39,7 @@ class TensorLoads:
         long the longest load of layer mode took (ms), where that is known."""
         self.evidence, self.layers, self.micro_batch, self.longest_ms = evidence, layers, micro_batch, longest_ms
         self.problem = evidence.problem
+        self.family = engines.of(self.problem.memory.serving).family
         self.loads = [load for load in loads if load["purpose"] in (PURPOSE, RIVAL_PURPOSE)]
         #: Loads of the layer split in any later stage, failures included: their numbers are taken.
         self.numbers_taken = sum(
@@ -133,6 +134,16 @@ class TensorLoads:
         found = [load["allreduce"] for load in self.loads if load["purpose"] == PURPOSE and load.get("allreduce")]
         tried = allreduce.of_trial(self.trial)
         return [*found, *([tried] if tried else [])]
+
+    @property
+    def distrust(self) -> str:
+        """Why the mode is not trusted, as its trial says; empty where it passed."""
+        if self.trial is None:
+            return "its trial was not run"
+        if self.trial["status"] != "ok":
+            return str(self.trial.get("reason") or self.trial["status"])
+        rivals = [load for load in self.loads if load["purpose"] == RIVAL_PURPOSE]
+        return text_likelihood.difference(rivals, [self.trial])
 
     @property
     def turns(self) -> int:

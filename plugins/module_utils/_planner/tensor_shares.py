@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The shares that split mode tensor can have, and their memory. Private to this collection. Pure functions only.
 
-llama.cpp floors shares to whole groups of attention heads (attention_units), so there are few candidates.
+llama.cpp floors shares to whole groups of attention heads (attention_units), and ExLlamaV3 to whole heads of keys
+(_split/exl_tensor.py), so there are few candidates.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 import math
 import typing as t
 
-from .._split import memory_plan
+from .._split import engines, exl_tensor, memory_plan
 from .._split.layer_split import Layers
 from .._split.split_problem import Problem
 
@@ -47,6 +48,14 @@ def attention_units(model: t.Mapping[str, t.Any], devices: int) -> int | None:
     return None if rest or units < 1 else units
 
 
+def units_of(problem: Problem) -> int | None:
+    """Return into how many equal parts the engine of a problem divides attention; None where that is not known."""
+    model = problem.memory.model
+    if engines.of(problem.memory.serving).family == "exllama":
+        return exl_tensor.attention_units(model)
+    return attention_units(model, len(problem.names))
+
+
 def candidates(problem: Problem, slot_ms: t.Sequence[float] | None) -> list[tuple[float, Layers]]:
     """Return (predicted ms per token without synchronisation, shares), the best first; shares are whole units.
 
@@ -54,7 +63,7 @@ def candidates(problem: Problem, slot_ms: t.Sequence[float] | None) -> list[tupl
     share.
     """
     devices = len(problem.names)
-    units = attention_units(problem.memory.model, devices)
+    units = units_of(problem)
     if units is None or units < devices:
         return []
     costs = list(slot_ms) if slot_ms is not None else [1.0] * devices

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The guarded trial of llama.cpp's split mode "tensor". Private to this collection. Pure functions only.
+"""The guarded trial of split mode "tensor". Private to this collection. Pure functions only.
 
 In tensor mode every device works on every block at the same time and holds a share of it, so a token takes
 t = max(share_i * S * a_i) + synchronisation, with S layers and a_i ms per layer, as fitted in layer mode. The best
 shares are near the ratio of the devices' speeds, and there are few of them (tensor_shares.py). The mode is
 experimental: it may refuse, hang, crash or answer wrongly. So it is measured after the layer split is decided, in loads
 that are counted apart. A failure is an answer. Before the mode may win, its output is compared with that of layer mode,
-and it has to last (module split_mode_trial).
+and it has to last (module split_mode_trial; of ExLlamaV3, whose loads all answer a fixed text, a load with a soak).
 
-1. the predicted best shares, one load for each all-reduce that was built in (NCCL, the internal one), unless it already
-   ran in place of another; that is all where the better one is far behind layer mode;
+1. the predicted best shares, one load for each all-reduce that was built in (NCCL, the internal or native one), unless
+   it already ran in place of another; that is all where the better one is far behind layer mode;
 2. the neighbours of these shares on the grid;
 3. confirmation against the layer split, in loads that take turns, L T T L; only these are compared, so that a drift
    cancels. More turns follow while tensor mode looks better and that is not sure;
@@ -28,7 +28,7 @@ import typing as t
 
 from .._base import addresses
 from .._base.types import Json
-from .._split import allreduce, layer_split, memory_plan
+from .._split import allreduce, engines, layer_split, memory_plan
 from .._split.layer_split import Layers, split_name
 from .._split.split_problem import Problem
 from . import mode_table, tensor_shares, why
@@ -134,9 +134,10 @@ def wanted(problem: Problem, layers: Layers) -> str | None:
         return f"{far} is on another host, and each layer would wait for the network twice"
     if not memory_plan.flash_attention(problem.memory.serving):
         return "it needs flash attention, which is off"
-    units = tensor_shares.attention_units(problem.memory.model, len(problem.names))
+    units = tensor_shares.units_of(problem)
     if units is None:
-        return "how llama.cpp would divide this model's attention is not known"
+        engine = engines.of(problem.memory.serving).display
+        return f"how {engine} would divide this model's attention is not known"
     if units < len(problem.names):
         return f"the model's attention divides into {units} parts, fewer than there are devices"
     if not tensor_shares.candidates(problem, None):
@@ -219,7 +220,7 @@ def _load(state: TensorLoads, shares: Layers, way: str) -> Json:
         "layers": list(shares),
         "load": number,
         "purpose": PURPOSE,
-        "environment": allreduce.environment(way),
+        "environment": allreduce.environment(way, state.family),
         "tests": _tests(state),
     }
     if state.longest_ms:
@@ -278,7 +279,7 @@ def trial(state: TensorLoads) -> Json | None:
         "layers": list(shares),
         "load": 1,
         "purpose": TRIAL_PURPOSE,
-        "environment": allreduce.environment(way),
+        "environment": allreduce.environment(way, state.family),
         "micro_batch_size": state.micro_batch,
         "reference": {"split_mode": "layer", "layers": list(state.layers)},
     }
@@ -293,7 +294,7 @@ def outcome(state: TensorLoads) -> Json:
     problem = state.problem
     verdict = _verdict(state)
     if verdict == "faster":
-        verdict = "faster" if state.trial is not None and state.trial["status"] == "ok" else "rejected"
+        verdict = "rejected" if state.distrust else "faster"
     result = state.compare()
     best = state.best
     return {
@@ -301,7 +302,7 @@ def outcome(state: TensorLoads) -> Json:
         "why": why.tensor_mode(state, verdict),
         "layers": None if best is None else list(best[0]),
         "layer_split": list(state.layers),
-        "environment": allreduce.environment(best[1]) if best is not None else {},
+        "environment": allreduce.environment(best[1], state.family) if best is not None else {},
         "allreduce": _allreduce(state),
         "less_percent": None if result is None else round(result.percent, 2),
         "interval_percent": (
@@ -309,7 +310,7 @@ def outcome(state: TensorLoads) -> Json:
             if result is None or result.low is None or result.high is None
             else [round(result.low, 2), round(result.high, 2)]
         ),
-        "attention_units": tensor_shares.attention_units(problem.memory.model, len(problem.names)),
+        "attention_units": tensor_shares.units_of(problem),
         "mib": None if best is None else tensor_shares.shares_mib(problem, best[0]),
         "headroom_mib": None if best is None else tensor_shares.headroom_mib(problem, best[0])[0],
         "decode_tokens_per_second": _per_second(state.decode, best, 1),

@@ -152,7 +152,7 @@ def _decide(state: State) -> Plan | None:
     plan = state.plan
     if plan["done"]:
         return Plan(failure=f"{plan['why']}.") if plan["decision"] is None else None
-    if plan["stage"] == "tensor" and state.result(TENSOR_QUESTION) is None:
+    if plan["stage"] == "tensor" and state.engine.dry_run and state.result(TENSOR_QUESTION) is None:
         return _under_lease(state, [tuning_steps.tensor_question(state, plan["loads"][0])], "")
     steps = [tuning_steps.load(state, load) for load in plan["loads"]]
     steps += [tuning_steps.trial(state, trial) for trial in plan["trials"]]

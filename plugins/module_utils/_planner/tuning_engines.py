@@ -11,7 +11,7 @@ import typing as t
 
 from .._base.steps import Step
 from .._base.types import Json
-from .._split import engines, exl_split
+from .._split import allreduce, engines, exl_split
 from .tuning_settings import Settings
 
 Mapping = t.Mapping[str, t.Any]
@@ -57,6 +57,12 @@ class Family(t.Protocol):
 
     def bench(self, model: Mapping, devices: t.Sequence[Mapping]) -> Json:
         """Return the arguments of split_benchmark that only this engine has."""
+
+    def trial_programs(self) -> list[str]:
+        """Return the programs that the trial of split mode tensor needs beside those of every load."""
+
+    def ways(self, look: Mapping, devices: t.Sequence[Mapping]) -> list[str]:
+        """Return the all-reduces that split mode tensor is tried with; empty where there is nothing to choose."""
 
 
 class LlamaCpp:
@@ -110,6 +116,18 @@ class LlamaCpp:
 
     def bench(self, model: Mapping, devices: t.Sequence[Mapping]) -> Json:
         return {"llama_bench": f"{self.settings.llama_cpp}/bin/llama-bench"}
+
+    def trial_programs(self) -> list[str]:
+        return [f"{self.settings.llama_cpp}/bin/llama-perplexity"]
+
+    def ways(self, look: Mapping, devices: t.Sequence[Mapping]) -> list[str]:
+        asked = [way for way in self.settings.tensor_allreduce if way in allreduce.OF_LLAMA_CPP]
+        if asked:
+            return asked
+        if not devices or any(device["backend"] != "CUDA" for device in devices):
+            return []
+        found = ["nccl"] if look["nccl"] else []
+        return [*found, *(["internal"] if len(devices) == 2 else [])] or ["none"]
 
 
 class Exllama:
@@ -177,6 +195,13 @@ class Exllama:
         listed = [dict(device) for device in devices]
         own = {"model": dict(model), "devices": listed, "reserve_mib": self.settings.reserve_mib}
         return {"exllama": {**self._programs, **own}}
+
+    def trial_programs(self) -> list[str]:
+        return []
+
+    def ways(self, look: Mapping, devices: t.Sequence[Mapping]) -> list[str]:
+        asked = [way for way in self.settings.tensor_allreduce if way in allreduce.OF_EXLLAMA]
+        return asked or list(allreduce.OF_EXLLAMA)
 
 
 def of(settings: Settings) -> Family:

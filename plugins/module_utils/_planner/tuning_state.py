@@ -73,7 +73,7 @@ class State:
     @property
     def trial_programs(self) -> list[str]:
         """What only the trial of split mode tensor needs."""
-        return [f"{self.settings.llama_cpp}/bin/llama-perplexity"] if "tensor" in self.modes else []
+        return self.family.trial_programs() if "tensor" in self.modes else []
 
     @property
     def missing(self) -> list[str]:
@@ -194,7 +194,7 @@ class State:
             "split_modes": self.modes,
             "micro_batches": self.micro_batches,
             "tensor": {
-                "allreduce": settings.tensor_allreduce or self._built_in(devices),
+                "allreduce": self.family.ways(self.look, devices),
                 "max_loads": settings.tensor_max_loads,
                 "refused": self.tensor_refused,
             },
@@ -205,13 +205,6 @@ class State:
             "device_probe": self.probed if self.probing else None,
             "known_costs": None if settings.retune else self.known_costs,
         }
-
-    def _built_in(self, devices: t.Sequence[Mapping]) -> list[str]:
-        """Return the all-reduces that this llama.cpp has between these devices; none where they are no cards."""
-        if not devices or any(device["backend"] != "CUDA" for device in devices):
-            return []
-        found = ["nccl"] if self.look["nccl"] else []
-        return [*found, *(["internal"] if len(devices) == 2 else [])] or ["none"]
 
     @property
     def tensor_refused(self) -> str | None:

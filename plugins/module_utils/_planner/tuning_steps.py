@@ -130,6 +130,8 @@ def probe(state: State, wanted: Mapping) -> Step:
 
 def trial(state: State, wanted: Mapping) -> Step:
     """Compare split mode tensor with layer mode, and keep it busy."""
+    if state.engine.family == "exllama":
+        return _trial_of_exllama(state, wanted)
     settings = state.settings
     arguments = {
         **_measuring(state),
@@ -149,6 +151,23 @@ def trial(state: State, wanted: Mapping) -> Step:
     soak = settings.tensor_soak_seconds + settings.tensor_idle_gaps * settings.tensor_idle_seconds
     limit = 5 * settings.load_timeout_seconds + soak + _WAIT_SECONDS
     return Step(label, "split_mode_trial", arguments, label, 300.0 + soak, limit)
+
+
+def _trial_of_exllama(state: State, wanted: Mapping) -> Step:
+    """Load once more and keep it busy, with the same rests; each load answers a fixed text anyway."""
+    settings = state.settings
+    soak = {
+        "seconds": settings.tensor_soak_seconds,
+        "idle_gaps": settings.tensor_idle_gaps,
+        "idle_seconds": settings.tensor_idle_seconds,
+    }
+    seconds = soak["seconds"] + soak["idle_gaps"] * soak["idle_seconds"]
+    step = load(state, {**wanted, "tests": state.problem["tests"], "soak": soak})
+    limit = settings.load_timeout_seconds + seconds
+    return dataclasses.replace(
+        step, args={**step.args, "timeout_seconds": limit}, expected_seconds=step.expected_seconds + seconds,
+        limit_seconds=limit + _WAIT_SECONDS,
+    )  # fmt: skip
 
 
 def _dry_run(state: State, name: str, layers: t.Sequence[int], serving: Mapping, why: str) -> Step:

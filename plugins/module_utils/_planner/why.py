@@ -305,10 +305,8 @@ def tensor_mode(state: TensorLoads, verdict: str) -> str:
         difference = f"{abs(result.percent):.1f} % {_more(result.percent)} {what}"
         return f"{name} could not be told from layer mode: {difference}{span}; layer mode is kept"
     if verdict == "rejected":
-        reason = "its trial was not run"
-        if state.trial is not None:
-            reason = state.trial.get("reason") or state.trial["status"]
-        return f"{name} takes {result.percent:.1f} % less {what}{span}, but is not trusted: {reason.rstrip('.')}"
+        reason = state.distrust.rstrip(".")
+        return f"{name} takes {result.percent:.1f} % less {what}{span}, but is not trusted: {reason}"
     return f"{name} takes {result.percent:.1f} % less {what} than layer mode{span}, and passed its trial"
 
 

@@ -2,8 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Does the model answer as in the baseline? Private to this collection. Pure functions only.
 
-Each load of an ExLlama says what the model made of a fixed text (docs/data_formats.md, C(answers)). Tokens alone accuse
-innocents: where two are nearly as likely, another order of a sum decides. So the likelihood of the text is compared.
+Each load of an ExLlama says what the model made of a fixed text (_split/text_likelihood.py).
 """
 
 from __future__ import annotations
@@ -12,22 +11,14 @@ import statistics
 import typing as t
 
 from .._base.types import Json, Mapping
+from .._split import text_likelihood
 from .checks import check
 
-#: Two loads of one model differ by less, in nats a token: a sum in another order, by other kernels or on other cards,
-#: moves a token by some hundredths to either side, and the mean of a hundred by some thousandths. One wrong layer, or
-#: one card that returns noise, moves the mean by whole nats. 0.02 nats are 2 % of the perplexity.
-TOLERANCE_NATS: t.Final = 0.02
 #: What makes results wrong at full speed.
 CAUSES: t.Final = (
     "the cards return wrong results: peer access through an IOMMU, a fault of memory, the driver, or another build; see"
     " docs/troubleshooting.md, and do not use this server"
 )
-
-
-def _usable(loads: t.Iterable[Mapping], text: str) -> list[float]:
-    said = [load["answers"] for load in loads if load.get("answers")]
-    return [one["nats_per_token"] for one in said if one["text"] == text and one["nats_per_token"] is not None]
 
 
 def checked(before: t.Sequence[Mapping] | None, now: t.Sequence[Mapping]) -> Json | None:
@@ -41,19 +32,19 @@ def checked(before: t.Sequence[Mapping] | None, now: t.Sequence[Mapping]) -> Jso
             return check("answers", "broken", f"{load['label']}: the likelihood of a fixed text is no number: {CAUSES}")
     if not today or before is None:
         return None
-    known = _usable(before, today[0]["answers"]["text"])
-    if not known or max(known) - min(known) > TOLERANCE_NATS:
+    known = text_likelihood.usable(before, today[0]["answers"]["text"])
+    if not known or max(known) - min(known) > text_likelihood.TOLERANCE_NATS:
         why = "says nothing of this text" if not known else "has loads that answer differently"
         return check("answers", "inconclusive", f"the baseline {why}: make a new one with -e retune=true")
     usual = statistics.median(known)
     worst = max(today, key=lambda load: abs(load["answers"]["nats_per_token"] - usual))
     found = worst["answers"]["nats_per_token"]
     told = f"({usual:.3f} -> {found:.3f} nats a token)"
-    if abs(found - usual) > TOLERANCE_NATS:
+    if abs(found - usual) > text_likelihood.TOLERANCE_NATS:
         how = "less" if found > usual else "more"
         return check(
             "answers", "broken", f"{worst['label']}: the model finds a fixed text {how} likely than in the baseline"
-            f" {told}, by more than rounding explains ({TOLERANCE_NATS}): {CAUSES}",
+            f" {told}, by more than rounding explains ({text_likelihood.TOLERANCE_NATS}): {CAUSES}",
         )  # fmt: skip
     return check("answers", "ok", f"a fixed text is as likely as in the baseline {told}{_same(before, worst)}")
 

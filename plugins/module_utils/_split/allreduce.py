@@ -4,33 +4,43 @@
 
 An all-reduce adds the parts of the devices, twice per block. llama.cpp has three between CUDA devices: C(nccl), the
 C(internal) one (two devices), and C(none), its generic way that every backend has. One that cannot be had is replaced
-by the next in this order, with a warning in the log alone. Recorded is what ran: C({asked, ran, transport, fallback}),
-each None where it is not known, C(transport) of NCCL alone (P2P, SHM, NET), C(fallback) why the asked one did not run.
+by the next in this order, with a warning in the log alone. ExLlamaV3 has two: C(native), through host memory, and
+C(nccl). Recorded is what ran: C({asked, ran, transport, fallback}), each None where it is not known, C(transport) of
+NCCL alone (P2P, SHM, NET), C(fallback) why the asked one did not run.
 """
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 from .._base.types import Json, Mapping
 
-#: Asks llama.cpp for an all-reduce.
-VARIABLE: t.Final = "GGML_CUDA_ALLREDUCE"
+#: Asks an engine of a family for an all-reduce: llama.cpp itself, or the worker that loads ExLlamaV3.
+VARIABLES: t.Final = {"llama_cpp": "GGML_CUDA_ALLREDUCE", "exllama": "MIXED_GPU_EXLLAMA_ALLREDUCE"}
+OF_LLAMA_CPP: t.Final = ("nccl", "internal", "none")
+#: Through host memory, and NCCL; neither replaces the other.
+OF_EXLLAMA: t.Final = ("native", "nccl")
+#: Makes NCCL say that it runs, and what its channels go through.
+NCCL_TELLS: t.Final = {"NCCL_DEBUG": "INFO"}
+_CHANNEL = re.compile(r"NCCL INFO Channel \S+ : \S+ -> \S+ (?:\[\w+\] )?via (P2P|SHM|NET)\b")
 _NAMES: t.Final = {
     "nccl": "NCCL", "internal": "llama.cpp's internal all-reduce", "none": "llama.cpp's generic all-reduce",
+    "native": "ExLlama's native all-reduce",
 }  # fmt: skip
-_SHORT: t.Final = {"nccl": "NCCL", "internal": "internal", "none": "generic"}
+_SHORT: t.Final = {"nccl": "NCCL", "internal": "internal", "none": "generic", "native": "native"}
 _THROUGH: t.Final = {"P2P": "from card to card", "SHM": "through host memory", "NET": "through network sockets"}
 
 
 def asked(load: Mapping) -> str:
     """Return the all-reduce that a load asked for, empty for llama.cpp's own choice."""
-    return str((load.get("environment") or {}).get(VARIABLE, ""))
+    given = load.get("environment") or {}
+    return next((str(given[name]) for name in VARIABLES.values() if given.get(name)), "")
 
 
-def environment(way: str) -> dict[str, str]:
-    """Return the variables that ask for an all-reduce; none for llama.cpp's own choice."""
-    return {VARIABLE: way} if way else {}
+def environment(way: str, family: str) -> dict[str, str]:
+    """Return the variables that ask an engine of a family for an all-reduce; none for llama.cpp's own choice."""
+    return {VARIABLES[family]: way} if way else {}
 
 
 def of_load(load: Mapping) -> str:
@@ -39,9 +49,9 @@ def of_load(load: Mapping) -> str:
 
 
 def of_trial(trial: Mapping | None) -> Json | None:
-    """Return what the server of a trial added up with, None where it does not say."""
+    """Return what a trial added up with, None where it does not say: llama.cpp's server does, or ExLlama's load."""
     results = (trial or {}).get("results") or [{}]
-    found = results[0].get("allreduce")
+    found = results[0].get("allreduce") or (trial or {}).get("allreduce")
     return dict(found) if found else None
 
 
@@ -64,6 +74,15 @@ def with_seen(entry: Mapping, seen: Mapping | None) -> Json:
 def name(way: str) -> str:
     """Return an all-reduce in words."""
     return _NAMES.get(way, way)
+
+
+def transport(text: str) -> str | None:
+    """Return what the channels of NCCL go through, as it says with NCCL_DEBUG=INFO; None where it does not say.
+
+    From the slowest: one slow channel is what everything waits for.
+    """
+    seen = set(_CHANNEL.findall(text))
+    return next((name for name in ("NET", "SHM", "P2P") if name in seen), None)
 
 
 def words(found: Mapping | None) -> str:

@@ -67,15 +67,19 @@ def build(tuning: Tuning) -> Json:
         planned = {"ram_bytes": expert_placement.ram_bytes(problem["model"], experts)}
         entry["experts_in_ram"] = {**(expert_placement.as_json(experts) or {}), **planned}
     exllama = engines.of(entry["serving"]).family == "exllama"
-    return {**entry, **_of_exllama(layers, tuning["loads"])} if exllama else entry
+    return {**entry, **_of_exllama(decision, tuning["loads"])} if exllama else entry
 
 
-def _of_exllama(layers: t.Sequence[int], loads: t.Sequence[Mapping]) -> Json:
+def _of_exllama(decision: Mapping, loads: t.Sequence[Mapping]) -> Json:
     """Return what the load that placed the layers was told and what each card held then."""
+    layers, environment = list(decision["layers"]), decision.get("environment") or {}
     for load in reversed(loads):
-        if load.get("status") == "ok" and list(load["layers"]) == list(layers) and "gpu_split_gb" in load:
-            return {"gpu_split_gb": load["gpu_split_gb"], "loaded": load["loaded"]}
-    raise ValueError(f"no load placed the layers {list(layers)}, so its gpu_split is not known")
+        same = (load["split_mode"], load.get("environment") or {}) == (decision["split_mode"], environment)
+        if load.get("status") == "ok" and same and list(load["layers"]) == layers and "gpu_split_gb" in load:
+            # in split mode tensor how cards add up, as exllamav2_tensor_parallel has it
+            shared = allreduce.asked(load) if decision["split_mode"] == "tensor" else ""
+            return {"gpu_split_gb": load["gpu_split_gb"], "tensor_parallel": shared, "loaded": load["loaded"]}
+    raise ValueError(f"no load placed the layers {layers}, so its gpu_split is not known")
 
 
 class Renewal(t.TypedDict):

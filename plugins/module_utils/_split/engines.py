@@ -42,7 +42,7 @@ TABLE: t.Final[dict[str, Engine]] = {
                model_file="config.json", stages=("layers", "baseline"), dry_run=False,
                unit="exllama-server.service", build_part="engine_build"),
         Engine("exllamav3", "ExLlamaV3", "exllama", "exllamav2", build_file="v3/current/build.json",
-               model_file="config.json", stages=("layers", "baseline"), dry_run=False,
+               model_file="config.json", stages=("layers", "mode", "baseline"), dry_run=False,
                unit="exllama-server.service", build_part="engine_build"),
     )
 }  # fmt: skip

@@ -114,8 +114,9 @@ class Placed(t.TypedDict):
 
 
 class Entry(t.TypedDict, total=False):
-    """One recorded deployment. In decision, what stands in fields of the entry is left out; gpu_split_gb and loaded are
-    of an ExLlama alone, experts_in_ram (expert_placement.as_json) of a deployment with experts in RAM."""
+    """One recorded deployment. In decision, what stands in fields of the entry is left out; gpu_split_gb,
+    tensor_parallel and loaded are of an ExLlama alone, experts_in_ram (expert_placement.as_json) of a deployment with
+    experts in RAM."""
 
     model: t.Required[Json]
     serving: t.Required[Serving]
@@ -134,4 +135,5 @@ class Entry(t.TypedDict, total=False):
     recorded_at: str
     experts_in_ram: Json
     gpu_split_gb: list[float]
+    tensor_parallel: str
     loaded: list[Json]

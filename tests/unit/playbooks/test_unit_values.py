@@ -51,7 +51,9 @@ EXLLAMA = {
     "exllamav2_engine": "v2", "exllamav2_root": "/usr", "exllamav2_model_path": "/srv/models/m",
     "exllamav2_conflicting_units": ["llama-server.service"], "exllamav2_supplementary_groups": [],
     "exllamav2_api_key": "", "__exllamav2_plan": {"path": "/usr"},
-    "__exllamav2_server": {"local": True, "environment": {}, "networks": ["localhost"], "limits": LIMITS},
+    "__exllamav2_server": {
+        "local": True, "environment": {}, "networks": ["localhost"], "limits": LIMITS, "nccl": False,
+    },
 }
 ROLES = {
     "llama_server": ("llama-server.service", SERVER),

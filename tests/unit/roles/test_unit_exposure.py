@@ -34,7 +34,7 @@ CALL = {
 }  # fmt: skip
 ANYWHERE = {"local": False, "networks": ["localhost", "192.0.2.0/24"]}
 EXLLAMA = {
-    "local": True, "networks": ["localhost"], "environment": {}, "limits": CALL["limits"],
+    "local": True, "networks": ["localhost"], "environment": {}, "limits": CALL["limits"], "nccl": True,
 }  # fmt: skip
 
 

@@ -90,6 +90,7 @@ def device(name):
 
 version = types.SimpleNamespace(cuda="13.0")
 inference_mode = contextlib.nullcontext
+distributed = types.SimpleNamespace(is_nccl_available=lambda: os.environ.get("FAKE_MODE") != "no nccl")
 #: bytes on each card, which the engines' stand-ins add to
 used = [0] * len(UUIDS)
 cuda = types.SimpleNamespace(

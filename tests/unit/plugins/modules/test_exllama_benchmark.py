@@ -16,7 +16,8 @@ import sys
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench, fixed_text
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import exl_split
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import stages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import exl_split, text_likelihood
 from ansible_collections.homelab.mixed_gpu.plugins.modules import exl_model_info, exllama_devices_info, split_benchmark
 from ansible_collections.homelab.mixed_gpu.tests.exl_models import write_model
 
@@ -61,13 +62,14 @@ def environment(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, capfd, environment):
-    write_model(tmp_path / "m", "exl2", blocks=BLOCKS, hidden=1024, forward=2816, heads=8)
+    write_model(tmp_path / "m", "exl2", blocks=BLOCKS, hidden=1024, forward=2816, heads=8, kv_heads=8)
     model = answer_of(exl_model_info.main, {"path": str(tmp_path / "m")}, capfd)["model"]
 
     def _run(engine="exllamav2", mode="ok", overhead_blocks=0.0, check=False, cache_mode="Q8", **changes):
         serving = exl_split.serving_profile(engine, 2048, cache_mode, 1024)
         # the stand-ins count blocks alone, so what is planned beyond is their overhead, and that much more
         planned = exllama_bench.measure_order(LOAD, DEVICES, serving, model, 512)
+        own = {**environment, **changes.pop("environment", {})}
         block = planned["block_gb"]
         overhead = planned["gpu_split_gb"][0] - (LOAD["layers"][0] + 0.25) * block
         return answer_of(
@@ -83,7 +85,7 @@ def run(tmp_path, capfd, environment):
                 "lease_unit": "",
                 "timeout_seconds": 30,
                 "environment": {
-                    **environment,
+                    **own,
                     "FAKE_MODE": mode,
                     "FAKE_BLOCK_GB": str(block),
                     "FAKE_OVERHEAD_GB": str(overhead + overhead_blocks * block),
@@ -195,6 +197,104 @@ def test_a_card_that_is_not_there_is_told(run, environment):
     assert load["status"] == "crashed" and "CUDA shows 1 cards where 2 were named" in load["reason"]
 
 
+# --- tensor parallelism of ExLlamaV3 ---------------------------------------------------------------------------------
+
+
+SOAK = {"seconds": 0.1, "idle_gaps": 1, "idle_seconds": 0.1}
+SHARED = {**LOAD, "label": "tensor 5/3 native load 1", "split_mode": "tensor", "layers": [5, 3], "purpose": "tensor"}
+
+
+def way(name):
+    return {"environment": {"MIXED_GPU_EXLLAMA_ALLREDUCE": name}}
+
+
+@pytest.mark.parametrize("name", ["native", "nccl"])
+def test_cards_share_each_layer_as_they_were_meant_to(run, name):
+    load = run("exllamav3", load={**SHARED, **way(name)})["load"]
+    assert (load["status"], load["reason"], load["tries"]) == ("ok", None, 1)
+    assert [device["layers"] for device in load["loaded"]] == [5, 3]
+    first, second = load["gpu_split_gb"]
+    assert first / second == pytest.approx(5 / 3, rel=1e-4) and max(first, second) <= 22000 / 1024
+    assert load["allreduce"] == {"asked": name, "ran": name, "transport": None, "fallback": None}
+    assert load["loaded"][0]["used_mib"] > load["loaded"][1]["used_mib"] > 0
+    assert load["answers"]["tokens"] == run("exllamav3")["load"]["answers"]["tokens"]
+
+
+def test_numbers_that_miss_the_shares_grow_until_they_hit(run):
+    load = run("exllamav3", load={**SHARED, "layers": [6, 2]}, environment={"FAKE_ALONE_GB": "4"})["load"]
+    assert (load["status"], load["reason"]) == ("ok", None)
+    assert load["tries"] > 1 and [device["layers"] for device in load["loaded"]] == [6, 2]
+    recorded = {**SHARED, "layers": [6, 2], "load": 2, "gpu_split_gb": load["gpu_split_gb"]}
+    again = run("exllamav3", load=recorded, environment={"FAKE_ALONE_GB": "4"})["load"]
+    assert (again["status"], again["tries"], again["gpu_split_gb"]) == ("ok", 1, load["gpu_split_gb"])
+
+
+def test_numbers_that_never_share_so_are_told(run):
+    load = run("exllamav3", load=SHARED, environment={"FAKE_HEADS": "1"})["load"]
+    assert load["status"] == "crashed" and "makes shares" in load["reason"] and "[5, 3] was wanted" in load["reason"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "status", "words"),
+    [
+        ("refuses", "native", "crashed", "ExLlamaV3 refuses it: Tensor-parallel is not currently implemented for"),
+        ("no nccl", "nccl", "crashed", "ExLlamaV3 refuses it: this PyTorch has no NCCL"),
+        ("oom in tensor", "native", "out_of_memory", "out of memory: CUDA out of memory. Tried to allocate 1.00 GiB"),
+    ],
+)
+def test_a_refusal_is_a_result_with_its_reason(run, mode, name, status, words):
+    load = run("exllamav3", mode=mode, load={**SHARED, **way(name)})["load"]
+    assert load["status"] == status and words in load["reason"]
+
+
+def test_a_trial_works_and_rests_before_it_answers(run):
+    soak = {"seconds": 0.2, "idle_gaps": 2, "idle_seconds": 0.5}
+    trial = {**SHARED, "purpose": "tensor_trial", "soak": soak, "micro_batch_size": 1024, **way("native")}
+    trial["reference"] = {"split_mode": "layer", "layers": [8, 5]}
+    load = run("exllamav3", load=trial)["load"]
+    assert (load["status"], load["purpose"]) == ("ok", "tensor_trial")
+    # both rests were taken
+    assert load["wall_ms"] >= 1000
+    wrong = run("exllamav3", mode="wrong in tensor", load={**trial, "load": 2})["load"]
+    assert text_likelihood.difference([run("exllamav3")["load"]], [load]) == ""
+    assert "more than rounding explains" in text_likelihood.difference([load], [wrong])
+
+
+@pytest.mark.parametrize(
+    ("sync_ms", "mode", "verdict"),
+    [("native:0.05,nccl:0.5", "ok", "faster"), ("native:0.05,nccl:0.5", "wrong in tensor", "rejected"),
+     ("native:2,nccl:3", "ok", "slower"), ("native:0,nccl:0", "refuses", "not_usable")],
+)  # fmt: skip
+def test_a_whole_campaign_decides_between_both_modes(run, tmp_path, capfd, sync_ms, mode, verdict):
+    """All loads by the real worker, on cards of which one is three times as fast, with a clock of their own."""
+    serving = exl_split.serving_profile("exllamav3", 2048, "Q8", 1024)
+    model = answer_of(exl_model_info.main, {"path": str(tmp_path / "m")}, capfd)["model"]
+    devices = [{**device, "backend": "CUDA", "description": "", "total_mib": 24000} for device in DEVICES]
+    problem = {
+        "schema": 1, "devices": devices, "model": model, "serving": serving, "reserve_mib": 512,
+        "split_modes": ["layer", "tensor"], "micro_batches": [], "tests": TESTS, "indifference": 0.01, "max_loads": 7,
+        "objective": {"name": "decode", "prompt_tokens": 1536, "generated_tokens": 16},
+        "tensor": {"allreduce": ["native", "nccl"], "max_loads": 10, "refused": None},
+    }  # fmt: skip
+    clock = {"FAKE_CLOCK": "1", "FAKE_BLOCK_MS": "0.5,1.5", "FAKE_SYNC_MS": sync_ms}
+    loads, plan = [], stages.plan(problem, [])
+    while not plan["done"]:
+        wanted = [*plan["loads"], *({**trial, "tests": TESTS, "soak": SOAK} for trial in plan["trials"])]
+        loads += [run("exllamav3", mode=mode, load=load, environment=clock)["load"] for load in wanted]
+        plan = stages.plan(problem, loads)
+    decision = plan["decision"]
+    assert decision["tensor"]["verdict"] == verdict, decision["why"]
+    assert decision["split_mode"] == ("tensor" if verdict == "faster" else "layer")
+    if verdict == "faster":
+        # three times as fast, of eight heads
+        assert decision["layers"] == [6, 2]
+        assert decision["environment"] == {"MIXED_GPU_EXLLAMA_ALLREDUCE": "native"}
+    if verdict == "rejected":
+        assert "more than rounding explains" in decision["tensor"]["why"]
+    if verdict == "not_usable":
+        assert "refuses it: Tensor-parallel is not currently implemented for Stand-in" in decision["tensor"]["why"]
+
+
 def test_check_mode_starts_nothing(run):
     result = run(check=True)
     assert result["changed"] and result["load"] is None
@@ -204,7 +304,11 @@ def test_check_mode_starts_nothing(run):
     ("changes", "words"),
     [
         ({"exllama": None}, "serving.engine is exllamav2, which requires the option exllama"),
-        ({"load": {**LOAD, "split_mode": "tensor"}}, "ExLlama is measured by layer"),
+        ({"load": {**LOAD, "split_mode": "tensor"}}, "split_mode of 8/5 load 1 is 'tensor': ExLlamaV2 has layer"),
+        (
+            {"engine": "exllamav3", "load": {**LOAD, "split_mode": "tensor", "layers": [8, 0]}},
+            "each card needs a share",
+        ),
         ({"load": {**LOAD, "layers": [8, 4]}}, "8/4 is no split of 13 slots over 2 cards"),
         ({"load": {**LOAD, "layers": [8, 4, 1]}}, "one number for each of 2 devices"),
         ({"load": {**LOAD, "tests": []}}, "it must be a list with at least one test"),

@@ -12,13 +12,14 @@ from ansible_collections.homelab.mixed_gpu.plugins.modules import exllama_server
 
 SETTINGS = {
     "engine": "v2", "requirements": "torch==2\n", "model_id": "", "context_size": 4096, "cache_mode": "FP16",
-    "gpus": [], "gpu_split_gb": [], "host": "127.0.0.1", "port": 5000, "keyed": True, "supplementary_groups": [],
-    "allowed_networks": [], "load_timeout_seconds": 900,
+    "gpus": [], "gpu_split_gb": [], "tensor_parallel": "", "host": "127.0.0.1", "port": 5000, "keyed": True,
+    "supplementary_groups": [], "allowed_networks": [], "load_timeout_seconds": 900,
 }  # fmt: skip
 CARDS = {"available": True, "reason": None, "gpus": [{"id": "GPU-a"}, {"id": "GPU-b"}]}
 ENTRY = {
     "model": {"id": "tiny"}, "serving": {"engine": "exllamav2", "context_size": 4096, "cache_mode": "FP16"},
     "environment": {}, "devices": [{"id": "GPU-b"}, {"id": "GPU-a"}], "gpu_split_gb": [17.5, 20.5],
+    "tensor_parallel": "",
     "placement": [{"id": "GPU-b", "layers": 6}, {"id": "GPU-a", "layers": 7}], "split_mode": "layer",
     "rpc_endpoints": [], "decision": {}, "fingerprint": "0", "fingerprint_parts": {}, "campaign": "none",
 }  # fmt: skip
@@ -54,14 +55,17 @@ def run(tmp_path, capfd, monkeypatch):
 def test_without_a_record_the_engine_decides(run):
     plan = run()
     assert plan["available"] and not plan["changed"]
-    assert plan["split"] == {"gpus": ["GPU-a", "GPU-b"], "gpu_split_gb": [], "source": "automatic"}
+    automatic = {"gpu_split_gb": [], "tensor_parallel": "", "source": "automatic"}
+    assert plan["split"] == {"gpus": ["GPU-a", "GPU-b"], **automatic} and not plan["nccl"]
     assert plan["limits"] == {"start_burst": 10, "start_interval_seconds": 10250, "stop_seconds": 120}
     assert json.loads(plan["config"])["model"]["gpu_split_auto"] and plan["networks"] == ["localhost"]
 
 
 def test_the_recorded_split_counts_in_the_order_of_its_cards(run):
     plan = run(json.dumps({"schema": fact_record.SCHEMA, "active": None, "models": {"tuned": ENTRY}}))
-    assert plan["split"] == {"gpus": ["GPU-b", "GPU-a"], "gpu_split_gb": [17.5, 20.5], "source": "record"}
+    assert plan["split"] == {
+        "gpus": ["GPU-b", "GPU-a"], "gpu_split_gb": [17.5, 20.5], "tensor_parallel": "", "source": "record",
+    }  # fmt: skip
     assert plan["environment"]["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-a"
 
 

@@ -10,7 +10,8 @@ import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import server_check
 
 DEPLOYMENT = {
-    "model": {"path": "/srv/models/m"}, "gpu_split_gb": [21.5, 19.0], "devices": [{"id": "GPU-1"}, {"id": "GPU-2"}],
+    "model": {"path": "/srv/models/m"}, "gpu_split_gb": [21.5, 19.0], "tensor_parallel": "",
+    "devices": [{"id": "GPU-1"}, {"id": "GPU-2"}],
     "serving": {"context_size": 8192, "cache_mode": "Q8", "engine": "exllamav2"},
 }  # fmt: skip
 UNIT = (
@@ -20,7 +21,7 @@ UNIT = (
 )
 MODEL = {
     "model_dir": "/srv/models", "model_name": "m", "backend": "exllamav2", "max_seq_len": 8192, "cache_mode": "Q8",
-    "gpu_split": [21.5, 19.0],
+    "gpu_split": [21.5, 19.0], "tensor_parallel": False, "tensor_parallel_backend": "native",
 }  # fmt: skip
 
 
@@ -37,6 +38,8 @@ def test_what_is_recorded_deviates_in_nothing():
     ("unit", "model", "words"),
     [
         (UNIT, {"gpu_split": [19.0, 21.5]}, "with gpu_split [19.0, 21.5]; the facts say [21.5, 19.0]."),
+        (UNIT, {"tensor_parallel": True}, "with tensor_parallel True; the facts say False."),
+        (UNIT, {"tensor_parallel_backend": "nccl"}, "with tensor_parallel_backend nccl; the facts say native."),
         (UNIT, {"model_name": "other"}, "with model /srv/models/other; the facts say /srv/models/m."),
         (UNIT, {"max_seq_len": 4096}, "with max_seq_len 4096; the facts say 8192."),
         (UNIT.replace("GPU-1,GPU-2", "GPU-2,GPU-1"), {}, "uses the cards GPU-2,GPU-1; the facts say GPU-1,GPU-2."),

@@ -14,6 +14,7 @@ SERVING = {"engine": "exllamav2", "context_size": 8192, "cache_mode": "FP16", "c
 RECORD = {
     "tuned": {
         "model": {"id": "m"}, "serving": SERVING, "devices": [{"id": SLOW}, {"id": FAST}], "gpu_split_gb": [17, 20.5],
+        "tensor_parallel": "",
     },
     "other": {"model": {"id": "m"}, "devices": [{"id": FAST}], "serving": {**SERVING, "engine": "llama_cpp"}},
 }  # fmt: skip
@@ -22,8 +23,8 @@ RECORD = {
 def settings(**changed):
     return {
         "engine": "v2", "model_path": "/srv/models/folder", "model_id": "m", "context_size": 8192,
-        "cache_mode": "FP16", "gpus": [], "gpu_split_gb": [], "host": "127.0.0.1", "port": 5000, "keyed": False,
-        "allowed_networks": [], "requirements": "torch==2.11.0\n",
+        "cache_mode": "FP16", "gpus": [], "gpu_split_gb": [], "tensor_parallel": "", "host": "127.0.0.1",
+        "port": 5000, "keyed": False, "allowed_networks": [], "requirements": "torch==2.11.0\n",
     } | changed  # fmt: skip
 
 
@@ -32,20 +33,35 @@ def split(known=(FAST, SLOW), models=None, **changed):
 
 
 def test_a_given_split_comes_before_the_recorded_one():
-    assert split(gpu_split_gb=[20, 17.5]) == {"gpus": [FAST, SLOW], "gpu_split_gb": [20.0, 17.5], "source": "variable"}
+    assert split(gpu_split_gb=[20, 17.5]) == {
+        "gpus": [FAST, SLOW], "gpu_split_gb": [20.0, 17.5], "tensor_parallel": "", "source": "variable",
+    }  # fmt: skip
     assert split(gpus=[SLOW], gpu_split_gb=[20])["gpus"] == [SLOW]
 
 
 def test_the_recorded_split_follows_the_cards_not_their_places():
-    recorded = {"gpus": [SLOW, FAST], "gpu_split_gb": [17.0, 20.5], "source": "record"}
+    recorded = {"gpus": [SLOW, FAST], "gpu_split_gb": [17.0, 20.5], "tensor_parallel": "", "source": "record"}
     assert split() == recorded and split(known=(SLOW, FAST)) == recorded
     assert split(gpus=[FAST, SLOW])["gpu_split_gb"] == [20.5, 17.0]
 
 
 def test_without_a_record_for_this_engine_the_engine_decides():
-    automatic = {"gpus": [FAST, SLOW], "gpu_split_gb": [], "source": "automatic"}
+    automatic = {"gpus": [FAST, SLOW], "gpu_split_gb": [], "tensor_parallel": "", "source": "automatic"}
     assert split(model_id="another") == automatic and split(models={}) == automatic
     assert split(models={"other": RECORD["other"]}) == automatic and split(engine="v3") == automatic
+
+
+def test_layers_are_shared_as_recorded_or_as_asked():
+    v3 = {**SERVING, "engine": "exllamav3"}
+    models = {"tuned": {**RECORD["tuned"], "serving": v3, "tensor_parallel": "nccl"}}
+    chosen = split(models=models, engine="v3")
+    assert (chosen["tensor_parallel"], chosen["source"]) == ("nccl", "record")
+    model = server_plan.config(settings(engine="v3"), chosen)["model"]
+    assert (model["tensor_parallel"], model["tensor_parallel_backend"]) == (True, "nccl")
+    given = split(engine="v3", tensor_parallel="native", gpu_split_gb=[20, 17.5])
+    assert (given["tensor_parallel"], given["source"]) == ("native", "variable")
+    with pytest.raises(UserError, match="exllamav2_tensor_parallel is 'native', which only the engine v3 has"):
+        split(tensor_parallel="native", gpu_split_gb=[20, 17.5])
 
 
 def test_a_split_for_another_context_or_cache_is_not_taken():
@@ -74,13 +90,14 @@ def test_without_a_name_the_folder_names_the_model():
 
 
 def test_the_settings_of_tabbyapi():
-    given = {"gpus": [FAST, SLOW], "gpu_split_gb": [20.5, 17.0]}
+    given = {"gpus": [FAST, SLOW], "gpu_split_gb": [20.5, 17.0], "tensor_parallel": ""}
     config = server_plan.config(settings(host="0.0.0.0", keyed=True, cache_mode="Q8"), given)
     assert config["network"]["disable_auth"] is False and config["network"]["host"] == "0.0.0.0"
     model = config["model"]
     assert (model["model_dir"], model["model_name"], model["backend"]) == ("/srv/models", "folder", "exllamav2")
     assert (model["gpu_split"], model["gpu_split_auto"], model["cache_size"]) == ([20.5, 17.0], False, 8192)
-    assert server_plan.config(settings(), {"gpu_split_gb": []})["model"]["gpu_split_auto"] is True
+    assert model["tensor_parallel"] is False
+    assert server_plan.config(settings(), {**given, "gpu_split_gb": []})["model"]["gpu_split_auto"] is True
     assert server_plan.config(settings(), given)["network"]["disable_auth"] is True
 
 

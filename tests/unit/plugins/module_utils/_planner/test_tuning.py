@@ -358,10 +358,26 @@ class ExllamaHost(Host):
         listed = self.llama_devices_info(step)
         return {**listed, "devices": [{**device, "free_mib": 4000} for device in listed["devices"]]}
 
+    generation = "v2"
+    #: Nats per token that split mode tensor finds a text unlikely by; in layer mode it is 1.25.
+    tensor_nats = 1.25
+
     def split_benchmark(self, step: steps.Step) -> Json:
-        assert step.args["exllama"]["python"] == "/opt/exllama/v2/venv/bin/python"
+        assert step.args["exllama"]["python"] == f"/opt/exllama/{self.generation}/venv/bin/python"
         result = super().split_benchmark(step)
-        result["load"].update(gpu_split_gb=[1.0, 2.0], loaded=[{"id": "GPU-1"}])
+        load = result["load"]
+        nats, shared = 1.25, load["split_mode"] == "tensor"
+        if shared:
+            way = load["environment"]["MIXED_GPU_EXLLAMA_ALLREDUCE"]
+            # NCCL is a little slower here
+            for test in load["results"]:
+                test["samples_ms"] = [ms * (1.1 if way == "nccl" else 1) for ms in test["samples_ms"]]
+            load["allreduce"] = {"asked": way, "ran": way, "transport": None, "fallback": None}
+            nats = self.tensor_nats
+        load.update(
+            gpu_split_gb=[3.0, 2.0] if shared else [1.0, 2.0], loaded=[{"id": "GPU-1"}],
+            answers={"text": "t", "judged_tokens": 95, "nats_per_token": nats, "tokens": [1]},
+        )  # fmt: skip
         return result
 
 
@@ -386,6 +402,71 @@ def test_an_exllama_is_tuned_by_the_same_planner() -> None:
     assert bench["environment"]["EXLLAMA_NO_FLASH_ATTN"] == "1"
     with pytest.raises(ValueError, match="names GPU-9, and this host has GPU-1, GPU-2"):
         host.tune(**{**given, "exllama_gpus": ["GPU-9"]})
+
+
+class SharingHost(ExllamaHost):
+    """The same with ExLlamaV3, which can share layers."""
+
+    generation = "v3"
+
+    def tune(self, predict: bool = False, **changes: t.Any) -> steps.Plan:
+        return super().tune(predict, engine="exllamav3", model_path="/srv/m", modes=BOTH_MODES, **changes)
+
+
+def test_layers_are_shared_where_exllama_is_faster_so() -> None:
+    host = SharingHost()
+    host.tensor_ms = 5.0
+    plan = host.tune()
+    entry = recorded(plan)
+    assert plan.result is not None
+    assert (entry["split_mode"], entry["tensor_parallel"], entry["gpu_split_gb"]) == ("tensor", "native", [3.0, 2.0])
+    assert entry["environment"]["MIXED_GPU_EXLLAMA_ALLREDUCE"] == "native"
+    found = entry["decision"]["tensor"]
+    assert found["allreduce"]["ran"] == "native" and found["attention_units"] == 8
+    assert {row["allreduce"] for row in found["table"]} == {None, "native", "nccl"}
+    # nothing of llama.cpp is asked, and the trial is a load of the same module that works and rests
+    assert not {"llama_fit_params_info", "split_mode_trial"} & set(host.modules)
+    (trial,) = [item.step for item in host.done if item.step.args.get("load", {}).get("purpose") == "tensor_trial"]
+    soak = trial.args["load"]["soak"]
+    assert soak["idle_gaps"] >= 1 and soak["idle_seconds"] > 40
+    assert trial.args["timeout_seconds"] > soak["seconds"] + soak["idle_gaps"] * soak["idle_seconds"]
+    assert trial.limit_seconds > trial.args["timeout_seconds"]
+    baseline = plan.result["baseline"]["loads"]
+    assert len(baseline) >= 3 and {load["split_mode"] for load in baseline} == {"tensor"}
+    assert "soak" not in baseline[-1]
+
+
+@pytest.mark.parametrize("nats", [1.3, None])
+def test_shared_layers_that_answer_otherwise_are_not_trusted(nats: float | None) -> None:
+    host = SharingHost()
+    host.tensor_ms, host.tensor_nats = 5.0, nats  # type: ignore[assignment]
+    entry = recorded(host.tune())
+    assert (entry["split_mode"], entry["tensor_parallel"], entry["gpu_split_gb"]) == ("layer", "", [1.0, 2.0])
+    assert entry["decision"]["tensor"]["verdict"] == "rejected"
+    assert "but is not trusted: trial of tensor" in entry["decision"]["tensor"]["why"]
+
+
+def test_a_model_that_exllama_does_not_share_stays_as_it_is_in_one_sentence() -> None:
+    host = SharingHost()
+    refused = "ExLlamaV3 refuses it: Tensor-parallel is not currently implemented for Olmo3ForCausalLM"
+
+    def refuse(step: steps.Step) -> Json:
+        result = ExllamaHost.split_benchmark(host, step)
+        if step.args["load"]["split_mode"] == "tensor":
+            result["load"].update(status="crashed", reason=refused, results=[])
+        return result
+
+    host.split_benchmark = refuse  # type: ignore[method-assign]
+    entry = recorded(host.tune())
+    found = entry["decision"]["tensor"]
+    assert (entry["split_mode"], found["verdict"]) == ("layer", "not_usable")
+    assert found["why"] == f"tensor mode is not usable here: {refused}"
+
+
+def test_an_exllama_that_cannot_share_layers_measures_by_layer_alone() -> None:
+    host = ExllamaHost()
+    entry = recorded(host.tune(engine="exllamav2", model_path="/srv/m", modes=BOTH_MODES))
+    assert entry["decision"]["tensor"] is None and entry["split_mode"] == "layer"
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ VERSIONS = {"exllamav2": "0.3.2", "pytorch": "2.11.0", "tabbyapi": "79126f9"}
 SPLIT_GB = [21.5, 19.25]
 MODEL = {"id": "m", "path": "/srv/models/m-exl2", "sha256": "a" * 64}
 EXLLAMA_ENTRY = {
-    **ENTRY, "model": MODEL, "device_probe": None, "gpu_split_gb": SPLIT_GB,
+    **ENTRY, "model": MODEL, "device_probe": None, "gpu_split_gb": SPLIT_GB, "tensor_parallel": "",
     "serving": {"engine": "exllamav2", "context_size": 8192, "cache_mode": "Q8", "flash_attention": "off",
                 "micro_batch_size": 2048},
     "environment": {"CUDA_VISIBLE_DEVICES": f"{FAST},{SLOW}"},

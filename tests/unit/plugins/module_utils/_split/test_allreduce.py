@@ -15,7 +15,24 @@ def test_an_arm_is_called_by_what_ran():
     assert (allreduce.asked(fell), allreduce.of_load(fell)) == ("nccl", "internal")
     assert allreduce.of_load({**ASKED, "allreduce": {"ran": None}}) == "nccl"
     assert allreduce.of_load({}) == ""
-    assert allreduce.environment("none") == {"GGML_CUDA_ALLREDUCE": "none"} and allreduce.environment("") == {}
+    assert allreduce.environment("none", "llama_cpp") == {"GGML_CUDA_ALLREDUCE": "none"}
+    assert allreduce.environment("", "llama_cpp") == {}
+    of_exllama = allreduce.environment("native", "exllama")
+    assert allreduce.asked({"environment": of_exllama}) == "native"
+
+
+def test_the_slowest_channel_of_nccl_is_what_counts():
+    line = "box:1:3 [0] NCCL INFO Channel 0%d : 0[0] -> 1[1] via %s\n"
+    text = line % (0, "SHM/direct/direct") + line % (1, "NET/Socket/0")
+    assert allreduce.transport(text) == "NET" and allreduce.transport(line % (0, "P2P/IPC")) == "P2P"
+    assert allreduce.transport("NCCL INFO Init COMPLETE") is None
+
+
+def test_a_trial_says_what_ran_in_its_server_or_its_load():
+    ran = {"ran": "native"}
+    assert allreduce.of_trial({"results": [{"kind": "trial", "allreduce": ran}]}) == ran
+    assert allreduce.of_trial({"results": [{"kind": "decode"}], "allreduce": ran}) == ran
+    assert allreduce.of_trial(None) is None and allreduce.of_trial({"results": []}) is None
 
 
 def test_what_ran_in_words():

@@ -62,17 +62,30 @@ def test_the_environment_shows_the_cards_in_order_and_has_what_the_decision_adds
     }
 
 
-def load(layers, number, status="ok"):
+def load(layers, number, status="ok", mode="layer", **environment):
     placed = {"gpu_split_gb": [20.0 + number, 23.0], "loaded": [{}, {}]} if status == "ok" else {}
-    return {"layers": layers, "load": number, "status": status, **placed}
+    more = {"split_mode": mode, "environment": environment}
+    return {**more, "layers": layers, "load": number, "status": status, **placed}
 
 
 def test_an_exllama_records_what_placed_the_chosen_layers_last():
     done = tuning((44, 37), exl_split.serving_profile("exllamav2", 8192, "Q8"))
     done["loads"] = [load([44, 37], 1), load([40, 41], 1), load([44, 37], 2), load([44, 37], 3, "crashed")]
     entry = deployment.build(done)
-    assert (entry["gpu_split_gb"], entry["loaded"]) == ([22.0, 23.0], [{}, {}])
+    assert (entry["gpu_split_gb"], entry["loaded"], entry["tensor_parallel"]) == ([22.0, 23.0], [{}, {}], "")
     assert "gpu_split_gb" not in deployment.build({**done, "problem": tuning((44, 37))["problem"]})
+
+
+def test_an_exllama_that_shares_layers_records_the_load_that_shared_them_so():
+    native, nccl = ({"MIXED_GPU_EXLLAMA_ALLREDUCE": way} for way in ("native", "nccl"))
+    serving = exl_split.serving_profile("exllamav3", 8192, "Q8")
+    done = tuning((5, 3), serving, split_mode="tensor", environment=native)
+    done["loads"] = [
+        load([5, 3], 1, mode="tensor", **native), load([5, 3], 2, mode="tensor", **nccl), load([5, 3], 3),
+    ]  # fmt: skip
+    entry = deployment.build(done)
+    assert (entry["gpu_split_gb"], entry["tensor_parallel"]) == ([21.0, 23.0], "native")
+    assert entry["environment"]["MIXED_GPU_EXLLAMA_ALLREDUCE"] == "native"
 
 
 def test_a_choice_that_no_load_of_exllama_placed_cannot_be_recorded():
