@@ -1,7 +1,7 @@
 # Two commands matter most: `make demo`, the main job on a sandbox without a GPU, and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv lab ready demo demo-check demo-clean lab-down test lint units sanity docs importer install-test \
+.PHONY: help venv lab ready configure demo demo-check demo-clean lab-down test lint units sanity docs importer install-test \
   package-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench \
   bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads bench-watchdog gpu-test \
   build picture requirements clean
@@ -36,6 +36,9 @@ ready:
 
 demo: demo-check ready  ## build, tune and serve a small model on a sandbox host with two unequal devices; no GPU needed
 	@$(AS_ROOT) tests/lab/demo.sh
+
+configure: venv  ## look at this machine, ask three questions and write its inventory; changes nothing else
+	@ansible-playbook homelab.mixed_gpu.init
 
 demo-clean:  ## remove the sandbox host, and the lab where that was its only host; caches stay
 	@$(AS_ROOT) tests/lab/demo.sh clean
