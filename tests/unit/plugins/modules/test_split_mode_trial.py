@@ -69,16 +69,16 @@ class Trial:
     def starts(self):
         return self.log.read_text().splitlines() if self.log.exists() else []
 
+    @property
+    def left_over(self):
+        command = ["pgrep", "-f", f"{self.here}/llama-(server|perplexity)"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+
 
 @pytest.fixture
 def trial(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(AnsibleModule, "warn", lambda self, warning: None)
     return Trial(tmp_path, capfd)
-
-
-def left_over():
-    command = ["pgrep", "-f", "pytest-.*/llama-(server|perplexity)"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
 
 
 def test_a_mode_that_passes(trial):
@@ -102,7 +102,7 @@ def test_a_mode_that_passes(trial):
     assert "-sm layer -ts 10,7" in starts[0] and "-sm tensor -ts 1,3" in starts[3]
     assert [line.split()[1] for line in starts] == ["-", "-", "nccl", "nccl"]
     assert "-c 512 -b 512" in starts[1] and "--chunks 8" in starts[1]
-    assert left_over() == []
+    assert trial.left_over == []
 
 
 def test_a_finished_trial_is_not_repeated(trial):
@@ -136,7 +136,7 @@ def test_a_mode_that_fails_is_a_result(trial, mode, status, words):
     result = trial(mode, **times)
     assert result["load"]["status"] == status
     assert words in result["load"]["reason"]
-    assert left_over() == []
+    assert trial.left_over == []
     assert trial(mode, **times)["load"]["reused"]
 
 
@@ -147,7 +147,7 @@ def test_a_program_whose_last_words_are_lost_is_started_again(trial, environment
     assert result["load"]["results"][0]["perplexity"]["candidate"] == 5.01
     ports = [line.split("--port ")[1].split()[0] for line in trial.starts if "--port" in line and "-sm tensor" in line]
     assert len(ports) == lost_words.STARTS
-    assert left_over() == []
+    assert trial.left_over == []
 
 
 def test_lost_words_between_others_are_asked_for_as_well(trial):
@@ -187,7 +187,7 @@ def test_a_hang_is_killed_at_its_limit(trial, mode):
     result = trial(mode, load_timeout_seconds=6)
     assert result["load"]["status"] == "hung"
     assert "after 6 seconds and was ended" in result["load"]["reason"]
-    assert left_over() == []
+    assert trial.left_over == []
 
 
 def test_a_reference_that_fails_is_told_apart(trial):
