@@ -174,7 +174,15 @@ def test_tensor_mode_between_two_cuda_devices(box, llama_bin, model_path, model,
     assert decision is not None, plan["why"]
     print(json.dumps(decision["tensor"], indent=1))
     assert decision["tensor"]["verdict"] in ("faster", "slower", "inconclusive", "rejected")
-    assert [row for row in decision["tensor"]["table"] if row["status"] == "ok"]
+    layer, *arms = decision["tensor"]["table"]
+    assert (layer["mode"], layer["layers"]) == ("layer", decision["tensor"]["layer_split"])
+    measured = [row for row in arms if row["status"] == "ok"]
+    assert measured and all(row["decode_ms_per_token"] > 0 for row in measured)
+    for row in measured if len(uuids) == 2 else []:
+        # what really ran is known of each arm, and of NCCL what it went through
+        assert row["allreduce"] in ("nccl", "internal", "none")
+        assert row["allreduce"] in row["asked"] or row["fallback"]
+        assert row["allreduce"] != "nccl" or row["transport"] in ("P2P", "SHM", "NET")
     if decision["split_mode"] == "tensor":
         assert decision["tensor"]["trial"]["status"] == "ok"
 

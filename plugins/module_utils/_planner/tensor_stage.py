@@ -128,6 +128,9 @@ def wanted(problem: Problem, layers: Layers) -> str | None:
     """Return why tensor mode is not tried, or None when it is to be."""
     if "tensor" not in problem.raw["split_modes"]:
         return "it is not among the split modes that are allowed"
+    engine = engines.of(problem.memory.serving)
+    if "mode" not in engine.stages:
+        return f"{engine.display} is measured by layer alone"
     if len(problem.names) < 2:
         return "there is one device alone"
     if far := _on_another_host(problem):
@@ -136,8 +139,7 @@ def wanted(problem: Problem, layers: Layers) -> str | None:
         return "it needs flash attention, which is off"
     units = tensor_shares.units_of(problem)
     if units is None:
-        engine = engines.of(problem.memory.serving).display
-        return f"how {engine} would divide this model's attention is not known"
+        return f"how {engine.display} would divide this model's attention is not known"
     if units < len(problem.names):
         return f"the model's attention divides into {units} parts, fewer than there are devices"
     if not tensor_shares.candidates(problem, None):

@@ -53,7 +53,7 @@ class State:
     @property
     def modes(self) -> list[str]:
         """Split modes to consider."""
-        return self.settings.modes if "mode" in self.engine.stages else ["layer"]
+        return self.settings.modes
 
     @property
     def micro_batches(self) -> list[int]:

@@ -466,7 +466,9 @@ def test_a_model_that_exllama_does_not_share_stays_as_it_is_in_one_sentence() ->
 def test_an_exllama_that_cannot_share_layers_measures_by_layer_alone() -> None:
     host = ExllamaHost()
     entry = recorded(host.tune(engine="exllamav2", model_path="/srv/m", modes=BOTH_MODES))
-    assert entry["decision"]["tensor"] is None and entry["split_mode"] == "layer"
+    assert entry["split_mode"] == "layer"
+    why = "tensor mode was not tried: ExLlamaV2 is measured by layer alone"
+    assert entry["decision"]["tensor"] == {"verdict": "not_tried", "why": why}
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
