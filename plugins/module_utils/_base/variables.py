@@ -38,6 +38,13 @@ def _text(value: t.Any) -> str:
     return str(value)
 
 
+def _whole_or_word(value: t.Any) -> int | str:
+    try:
+        return _whole(value)
+    except (ValueError, TypeError):
+        return _text(value)
+
+
 def _mapping(value: t.Any) -> Json:
     if not isinstance(value, t.Mapping):
         raise ValueError
@@ -54,6 +61,7 @@ def _listed(value: t.Any) -> list[t.Any]:
 _KINDS: t.Final[dict[str, tuple[t.Callable[[t.Any], t.Any], str]]] = {
     "str": (_text, "text"),
     "int": (_whole, "a whole number"),
+    "int | str": (_whole_or_word, "a whole number or a word"),
     "float": (_number, "a number"),
     "bool": (_truth, "true or false"),
     "list[str]": (lambda value: [_text(item) for item in _listed(value)], "a list of words"),

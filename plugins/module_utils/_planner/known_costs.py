@@ -4,7 +4,9 @@
 
 A change of context, KV type or slots moves the bound of memory, and hardly what a layer costs on a device. So the
 fitted costs of a recorded tuning of the same model are a prior of the next one, if engine, driver, cards and power
-limits are the same. The first load then is of the split that they favour, instead of as many anchors as devices.
+limits are the same. The first load then is of the split that they favour, instead of as many anchors as devices. The
+costs of another model of the same architecture and type tell less surely, and only where there are none of its own.
+Costs are carried over by what they are for: bytes that a token reads, and operations of a prompt.
 """
 
 from __future__ import annotations
@@ -16,43 +18,132 @@ from .._base.types import Json, Mapping
 from .._split import cost_model, split_cost, tuning_key
 from .._split.layer_split import Layers
 from .._split.split_problem import Problem
+from .._split.types import Model
 
 #: How far a cost may have moved with another context, KV type or number of slots (relative standard deviation).
 ERROR: t.Final = 0.05
+#: The same between models of one architecture and type, whose matrices have other shapes.
+KIN_ERROR: t.Final = 0.10
+#: How much longer a byte of the KV cache may take to read than one of weights, where no two depths were measured:
+#: least, expected, most. Published with growing context: 13 % at 20K of a dense model, and up to three times.
+UNKNOWN_CACHE: t.Final = (0.5, 1.0, 3.0)
+#: Two depths tell the cost of the cache where its bytes differ by this share of the weights.
+_TELLING_SHARE: t.Final = 0.03
+_LARGEST_FACTOR: t.Final = 20.0
 
 _OF_ENGINE: t.Final = ("engine", "engine_build")
 
 
-def find(recorded: Mapping, parts: Mapping, ids: t.Sequence[str]) -> Json | None:
-    """Return C({deployment, error, decode, prefill, overlap}) of the latest recorded tuning that tells, or None.
+class Known(t.NamedTuple):
+    """Costs of an earlier tuning: ms of its average layer by device, and what that layer was (average_layer)."""
+
+    deployment: str
+    error: float
+    decode: list[float] | None
+    prefill: list[float] | None
+    overlap: float
+    layer: Mapping
+    cache: tuple[float, float, float]  # of a byte of KV cache against one of weights: least, expected, most
+
+
+def find(recorded: Mapping, parts: Mapping, ids: t.Sequence[str], model: Model) -> Known | None:
+    """Return the costs of the latest recorded tuning that tells something of a model, or None.
 
     C(recorded): the entries of the record, by deployment. C(parts): of this tuning (tuning_key.parts). C(ids): of the
-    devices in their order. Costs are in ms per average layer, one per device.
+    devices in their order. A tuning of the model itself is preferred to one of another model of its kind.
     """
-    found: list[tuple[str, str, Json]] = []
-    for deployment, entry in recorded.items():
-        fit = entry["decision"].get("fit") or {}
-        decode, prefill = fit.get("decode_ms_per_layer"), fit.get("prefill_ms_per_layer")
-        positive = all(min(costs) > 0 for costs in (decode, prefill) if costs)
-        if [device["id"] for device in entry["devices"]] != list(ids) or not positive or not _same(entry, parts):
-            continue
-        overlap = fit.get("prefill_overlap")
-        costs: Json = {
-            "deployment": deployment, "error": ERROR, "decode": decode, "prefill": prefill,
-            "overlap": 1.0 if overlap is None else overlap,
-        }  # fmt: skip
-        if decode or prefill:
-            found.append((str(entry.get("recorded_at", "")), deployment, costs))
-    return max(found, key=lambda item: item[:2])[2] if found else None
+    usable = {name: entry for name, entry in recorded.items() if _tells(entry, parts, ids)}
+    same = {name: entry for name, entry in usable.items() if _same_model(entry, parts, model)}
+    kin = {name: entry for name, entry in usable.items() if _of_a_kind(entry, model)}
+    among = same or kin
+    if not among:
+        return None
+    deployment = max(among, key=lambda name: (str(among[name].get("recorded_at", "")), name))
+    fits = fits_of(same, parts, ids, model)
+    return of_fit(deployment, among[deployment]["decision"]["fit"], ERROR if same else KIN_ERROR, fits)
 
 
-def _same(entry: Mapping, parts: Mapping) -> bool:
-    """Return whether a recorded tuning was of the same model, on the same host in the same state."""
+def of_fit(deployment: str, fit: Mapping, error: float, others: t.Sequence[Mapping]) -> Known:
+    """Return the costs of a fit; C(others) are fits of the same model, which may tell what the KV cache costs."""
+    overlap = fit.get("prefill_overlap")
+    return Known(
+        deployment, error, fit["decode_ms_per_layer"], fit["prefill_ms_per_layer"],
+        1.0 if overlap is None else overlap, fit["average_layer"], _cache(fit, others),
+    )  # fmt: skip
+
+
+def fits_of(recorded: Mapping, parts: Mapping, ids: t.Sequence[str], model: Model) -> list[Mapping]:
+    """Return the recorded fits of the model on these devices in the same state."""
+    return [
+        entry["decision"]["fit"]
+        for entry in recorded.values()
+        if _tells(entry, parts, ids) and _same_model(entry, parts, model)
+    ]
+
+
+def _tells(entry: Mapping, parts: Mapping, ids: t.Sequence[str]) -> bool:
+    """Return whether a recorded tuning has costs, and was of these devices in the same state, by the same engine."""
+    fit = entry["decision"].get("fit") or {}
+    costs = [fit[name] for name in ("decode_ms_per_layer", "prefill_ms_per_layer") if fit.get(name)]
+    if not costs or not fit.get("average_layer") or any(min(own) <= 0 for own in costs):
+        return False
     before = entry["fingerprint_parts"]
-    names = (*tuning_key.OF_PROBE, *_OF_ENGINE, "model_sha256")
-    return bool(before.get("model_sha256")) and all(
-        fingerprints.canonical(before.get(name)) == fingerprints.canonical(parts.get(name)) for name in names
+    return [device["id"] for device in entry["devices"]] == list(ids) and all(
+        fingerprints.canonical(before.get(name)) == fingerprints.canonical(parts.get(name))
+        for name in (*tuning_key.OF_PROBE, *_OF_ENGINE)
     )
+
+
+def _same_model(entry: Mapping, parts: Mapping, model: Model) -> bool:
+    """Return whether a recorded tuning was of the model: by its hash, or by path and size where none is given."""
+    if parts.get("model_sha256"):
+        return bool(entry["fingerprint_parts"].get("model_sha256") == parts["model_sha256"])
+    return (entry["model"].get("path"), entry["model"].get("size_bytes")) == (model["path"], model["size_bytes"])
+
+
+def _of_a_kind(entry: Mapping, model: Model) -> bool:
+    kind = (model["architecture"], model["file_type"])
+    return None not in kind and (entry["model"].get("architecture"), entry["model"].get("file_type")) == kind
+
+
+def _cache(fit: Mapping, others: t.Sequence[Mapping]) -> tuple[float, float, float]:
+    """Return what a byte of the KV cache costs against one of weights: by two depths of one model, else a wide guess.
+
+    Of two tunings with the average layers w + k and w + k', whose costs have the ratio r, it is w (r - 1) / (k' - r k).
+    """
+    for told in others:
+        if not fit["decode_ms_per_layer"] or not told["decode_ms_per_layer"]:
+            continue
+        weights, near, far = (
+            fit["average_layer"]["weights_bytes"], fit["average_layer"]["cache_bytes"],
+            told["average_layer"]["cache_bytes"],
+        )  # fmt: skip
+        ratio = sum(told["decode_ms_per_layer"]) / sum(fit["decode_ms_per_layer"])
+        if abs(far - near) < _TELLING_SHARE * weights or not far - ratio * near:
+            continue
+        factor = weights * (ratio - 1) / (far - ratio * near)
+        if not 0 < factor < _LARGEST_FACTOR:
+            continue
+        # both costs are off by as much as a cost may move
+        doubt = 2 * ERROR * weights / abs(far - near)
+        return max(0.0, factor - doubt), factor, factor + doubt
+    return UNKNOWN_CACHE
+
+
+def of_problem(known: Known, average_layer: Mapping) -> Json:
+    """Return C(known_costs) of a problem: ms of its own average layer by device."""
+    before = known.layer
+    read = (average_layer["weights_bytes"] + known.cache[1] * average_layer["cache_bytes"]) / (
+        before["weights_bytes"] + known.cache[1] * before["cache_bytes"]
+    )
+    computed = average_layer["operations"] / before["operations"] if before["operations"] else 1.0
+    return {
+        "deployment": known.deployment,
+        "error": known.error,
+        "decode": None if not known.decode else [read * ms for ms in known.decode],
+        "prefill": None if not known.prefill else [computed * ms for ms in known.prefill],
+        "overlap": known.overlap,
+    }
 
 
 def cost(problem: Problem) -> split_cost.Cost | None:

@@ -146,6 +146,7 @@ def fit_of(evidence: Evidence) -> Json | None:
         "decode_ms_per_layer": _rounded(evidence.decode_fit),
         "prefill_ms_per_layer": _rounded(evidence.prefill_fit),
         "weights": evidence.problem.weights.as_lists(),
+        "average_layer": evidence.problem.average_layer,
         "prefill_form": evidence.prefill_form,
         "prefill_overlap": None if evidence.prefill_form is None else _rounded(evidence.prefill_overlap, 3),
         "decode_residual_percent": _rounded(evidence.residual["decode"], 2),

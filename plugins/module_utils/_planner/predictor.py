@@ -1,15 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What a split would give, from memory bandwidth alone, without measuring. Private to this collection. Pure functions.
+"""What a split would give, without measuring it. Private to this collection. Pure functions only.
 
-A prediction, never a decision. The memory of every split is that of _memory_plan. Times, for one request at a time:
-
-- decode: the devices take turns, and each reads its weights (of experts those in use) and the KV cache of the tokens
-  that its blocks look back on, once per token, at the fraction of its nominal memory bandwidth that published runs
-  reached. Launching kernels takes time per block; what 70B runs need of it is part of their fraction already.
-- prefill: two floating point operations per weight and token at the rate that published runs reached, through the
-  pipeline of _cost_model. Attention's own work, which grows with the prompt, and the transfers between cards are left
-  out.
+A prediction, never a decision. The memory of every split is that of memory_plan, the times those of expected_speeds:
+from memory bandwidth alone, or from the costs that an earlier tuning of the host has measured.
 """
 
 from __future__ import annotations
@@ -18,113 +12,26 @@ import typing as t
 
 from .._base import text
 from .._models import model_shapes
-from .._split import (
-    cost_model,
-    layer_search,
-    layer_split,
-    memory_plan,
-    model_weights,
-    split_cost,
-    split_problem,
-    workload,
-)
+from .._split import layer_search, layer_split, memory_plan, split_problem, workload
+from . import context_stage, context_table, expected_speeds, known_costs
 
 Json = dict[str, t.Any]
 
 #: How far the plan may be off llama.cpp's dry run, and free memory off what published logs show: the width of marginal.
 MARGIN_MIB = 256
 
-#: What launching the kernels of a block takes per token, in ms. Published for one RTX 4090 and Qwen3-30B-A3B at Q4_K_M,
-#: 48 blocks, are up to 196 tokens per second, and 167 for an RTX 3090 Ti; its bytes alone would give 393.
-LAUNCH_MS: t.Final = 0.055
-
-#: The fractions come from runs of a 70B at Q4_K_M, 80 blocks in 40 GB, and contain the launches of so many.
-BLOCKS_PER_BYTE: t.Final = 80 / 40.3e9
-
 #: Rows in a table of more than two devices.
 MOST_ROWS = 25
 
 
-def _stages(values: t.Sequence[float], layers: t.Sequence[int]) -> list[float]:
-    """Return the sum of C(values), one per slot, on each device."""
-    result, start = [], 0
-    for count in layers:
-        result.append(sum(values[start : start + count]))
-        start += count
-    return result
-
-
-class _Speeds:
-    """Predicted times of one problem's splits."""
-
-    def __init__(self, problem: split_problem.Problem, devices: t.Sequence[t.Mapping[str, t.Any]]) -> None:
-        model = problem.raw["model"]
-        self.prompt, self.generated = problem.prompt_tokens, problem.generated_tokens
-        self.micro_batch = problem.micro_batch
-        # half of the answer is there, on average, when a token is generated
-        self.depth = problem.depth_tokens + self.prompt + self.generated // 2
-        self.read = model_weights.bytes_read(model, problem.raw["serving"], self.depth)
-        launched = LAUNCH_MS * (problem.slots - 1 - BLOCKS_PER_BYTE * sum(self.read))
-        self.launch_ms = max(0.0, launched)
-        # a server asks for the last token's output only, so the output layer costs a prompt next to nothing
-        self.work = [2.0 * weights for weights in model["block_weights"]] + [0.0]
-        self.bytes_per_ms = [
-            device["bandwidth_gb_per_s"] * device["fraction"] * 1e6 if device["bandwidth_gb_per_s"] else None
-            for device in devices
-        ]
-        self.operations_per_ms = [
-            device["prefill_tflops"] * 1e9 if device["prefill_tflops"] and any(self.work) else None
-            for device in devices
-        ]
-
-    def decode_ms(self, layers: t.Sequence[int]) -> float | None:
-        """Return the time of one token, or None where a used device's bandwidth is unknown."""
-        times = _divided(_stages(self.read, layers), self.bytes_per_ms)
-        return None if times is None else sum(times) + self.launch_ms
-
-    def ttft_ms(self, layers: t.Sequence[int]) -> float | None:
-        """Return the time of the prompt, or None where a used device's rate is unknown or there is no prompt."""
-        if not self.prompt:
-            return None
-        batches = cost_model.micro_batches(self.prompt, self.micro_batch)
-        tokens = self.prompt / batches
-        times = _divided([work * tokens for work in _stages(self.work, layers)], self.operations_per_ms)
-        # the pipeline of _cost_model, with stages whose blocks differ
-        return None if times is None else sum(times) + (batches - 1) * max(times)
-
-
-def _with_the_best(problem: split_problem.Problem, speeds: _Speeds, devices: int) -> list[layer_split.Layers]:
-    """Return the splits to show: beyond two devices, where only a grid is listed, with the best of all and its like.
-
-    """
-    if devices <= 2:
-        return list(problem.splits)
-    whole = [tuple(problem.slots if other == index else 0 for other in range(devices)) for index in range(devices)]
-    decode = [speeds.decode_ms(layers) for layers in whole]
-    ttft = [speeds.ttft_ms(layers) for layers in whole]
-    prompt, generated = problem.counted(problem.objective)
-    if (generated and None in decode) or (prompt and None in ttft):
-        return list(problem.splits)
-    batches = cost_model.micro_batches(prompt, problem.micro_batch) if prompt else 1
-    stage = [(ms or 0.0) / batches / (problem.slots - 1) if prompt else 0.0 for ms in ttft]
-    cost = split_cost.Cost(
-        tuple(generated * (ms or 0.0) / problem.slots for ms in decode),
-        tuple(stage),
-        tuple((batches - 1) * ms for ms in stage),
-        problem.weights,
-    )
-    best = problem.search.best(cost)
+def _with_the_best(
+    problem: split_problem.Problem, speeds: expected_speeds.Speeds, devices: int
+) -> list[layer_split.Layers]:
+    """Return the splits to show: beyond two devices, where only a grid is listed, with the best of all and its like."""
+    cost = speeds.cost(problem.weights) if devices > 2 else None
+    best = None if cost is None else problem.search.best(cost)
     found = [] if best is None else [best, *layer_search.moved_by_one(best)]
     return sorted({*problem.splits, *found})
-
-
-def _divided(amounts: t.Sequence[float], rates: t.Sequence[float | None]) -> list[float] | None:
-    result = []
-    for amount, rate in zip(amounts, rates, strict=True):
-        if amount and not rate:
-            return None
-        result.append(amount / rate if rate else 0.0)
-    return result
 
 
 def _verdict(mib: t.Sequence[int], free: t.Sequence[int], reserve: int) -> str:
@@ -133,20 +40,6 @@ def _verdict(mib: t.Sequence[int], free: t.Sequence[int], reserve: int) -> str:
     if least >= reserve:
         return "fits"
     return "tight" if least >= 0 else "marginal" if least >= -MARGIN_MIB else "no"
-
-
-def _objective_ms(objective: str, row: Json, generated: int) -> float | None:
-    decode: float | None = row["decode_ms_per_token"]
-    ttft: float | None = row["ttft_ms"]
-    if objective == "decode":
-        return decode
-    if objective == "agent":
-        return None if decode is None else generated * decode
-    if objective == "prefill":
-        return ttft
-    if objective == "ttft":
-        generated = 1
-    return None if decode is None or ttft is None else ttft + generated * decode
 
 
 def _typed(value: t.Any) -> t.Any:
@@ -158,52 +51,35 @@ def _typed(value: t.Any) -> t.Any:
     return value.lower() == "true" if isinstance(value, str) and value.lower() in ("true", "false") else value
 
 
-def predict(question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, t.Any]]) -> Json:
+def predict(
+    question: t.Mapping[str, t.Any],
+    devices: t.Sequence[t.Mapping[str, t.Any]],
+    known: known_costs.Known | None = None,
+) -> Json:
     """Return the C(prediction) of docs/data_formats.md.
 
     C(question): model (or the name of a shape of _model_shapes), serving, reserve_mib, and objective and bench as
-    workload.plan takes them. C(devices): of profile_devices or host_devices. Raises ValueError naming what is
-    wrong or unknown.
+    workload.plan takes them. C(devices): of profile_devices or host_devices. C(known): what an earlier tuning has
+    measured on them. Raises ValueError naming what is wrong or unknown.
     """
-    if not devices:
-        raise ValueError("there are no devices: name a hardware profile, or a host with cards")
-    missing = [key for key in ("model", "serving", "reserve_mib", "objective", "bench") if key not in question]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing")
-    model = question["model"]
-    serving = _typed(question["serving"])
-    problem = split_problem.read_problem({
-        "schema": 1,
-        "devices": list(devices),
-        "model": model_shapes.model(model) if isinstance(model, str) else model,
-        "serving": serving,
-        "reserve_mib": _typed(question["reserve_mib"]),
-        "split_modes": ["layer"],
-        **workload.plan(_typed(question["objective"]), _typed(question["bench"]), serving),
-        "indifference": 0.01,
-        "max_loads": 1,
-    })
-    model = problem.raw["model"]
+    problem = _problem(question, devices)
+    model, reserve = problem.raw["model"], problem.raw["reserve_mib"]
     if "block_read_bytes" not in model:
         raise ValueError("problem.model.block_read_bytes is missing: read the file again with gguf_info")
-    reserve = problem.raw["reserve_mib"]
     free = memory_plan.budgets_mib(devices, 0)
-    speeds = _Speeds(problem, devices)
-    rows = []
-    for layers in _with_the_best(problem, speeds, len(devices)):
-        mib = problem.memory.mib(layers)
-        decode, ttft = speeds.decode_ms(layers), speeds.ttft_ms(layers)
-        rows.append({
-            "layers": list(layers), "mib": mib, "headroom_mib": memory_plan.headroom_mib(mib, free),
-            "verdict": _verdict(mib, free, reserve), "decode_ms_per_token": decode, "ttft_ms": ttft,
-            "decode_tokens_per_second": 1000 / decode if decode else None,
-            "prefill_tokens_per_second": 1000 * speeds.prompt / ttft if ttft else None,
-        })
-    for row in rows:
-        row["objective_ms"] = _objective_ms(problem.objective, row, speeds.generated)
+    objective = workload.read_objective("objective", problem.raw["objective"])
+    rates = expected_speeds.published(devices) if known is None else expected_speeds.measured(known)
+    speeds = expected_speeds.Speeds(problem.memory.model, problem.memory.serving, objective, rates)
+    rows = [
+        _row(problem, speeds, layers, free, reserve) for layers in _with_the_best(problem, speeds, len(devices))
+    ]
     best = _best(rows)
+    asked = context_table.Question(
+        problem.memory.model, problem.memory.serving, list(devices), reserve, objective, rates
+    )
     prediction: Json = {
         "prediction": True,
+        "measured_by": None if known is None else known.deployment,
         "model": {key: model[key] for key in ("name", "architecture", "file_type", "block_count", "notes")},
         "serving": problem.raw["serving"],
         "objective": problem.raw["objective"],
@@ -214,9 +90,62 @@ def predict(question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, 
         "default_layers": list(problem.default),
         "best": best,
         "launch_ms": speeds.launch_ms,
+        "contexts": {"rows": context_table.rows(asked), "source": context_table.source(rates)},
         "why": _why(problem, rows, best, devices, free),
     }
     return {**prediction, "lines": table(prediction)}
+
+
+def _problem(
+    question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, t.Any]]
+) -> split_problem.Problem:
+    """Return the problem that a question is about."""
+    if not devices:
+        raise ValueError("there are no devices: name a hardware profile, or a host with cards")
+    missing = [key for key in ("model", "serving", "reserve_mib", "objective", "bench") if key not in question]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+    named, reserve = question["model"], _typed(question["reserve_mib"])
+    model: t.Any = model_shapes.model(named) if isinstance(named, str) else named
+    serving = _typed(question["serving"])
+    if context_stage.asked(serving):
+        serving = context_stage.planned(model, serving, devices, reserve)
+    return split_problem.read_problem({
+        "schema": 1,
+        "devices": list(devices),
+        "model": model,
+        "serving": serving,
+        "reserve_mib": reserve,
+        "split_modes": ["layer"],
+        **workload.plan(_typed(question["objective"]), _typed(question["bench"]), serving),
+        "indifference": 0.01,
+        "max_loads": 1,
+    })
+
+
+def _row(
+    problem: split_problem.Problem,
+    speeds: expected_speeds.Speeds,
+    layers: layer_split.Layers,
+    free: t.Sequence[int],
+    reserve: int,
+) -> Json:
+    """Return what is to be expected of one split."""
+    mib = problem.memory.mib(layers)
+    decode, ttft = speeds.decode(layers), speeds.ttft(layers)
+    return {
+        "layers": list(layers),
+        "mib": mib,
+        "headroom_mib": memory_plan.headroom_mib(mib, free),
+        "verdict": _verdict(mib, free, reserve),
+        "decode_ms_per_token": decode.ms if decode else None,
+        "ttft_ms": ttft.ms if ttft else None,
+        "decode_tokens_per_second": 1000 / decode.ms if decode and decode.ms else None,
+        "decode_interval": [1000 / decode.high, 1000 / decode.low] if decode and decode.low and decode.high else None,
+        "prefill_tokens_per_second": 1000 * speeds.prompt / ttft.ms if ttft and ttft.ms else None,
+        "ttft_interval": [ttft.low, ttft.high] if ttft and ttft.low is not None else None,
+        "objective_ms": speeds.objective_ms(layers),
+    }
 
 
 def _best(rows: t.Sequence[Json]) -> Json | None:
@@ -293,8 +222,10 @@ def table(prediction: t.Mapping[str, t.Any]) -> list[str]:
     """Return a prediction as lines of text."""
     model, serving, devices = prediction["model"], prediction["serving"], prediction["devices"]
     objective = prediction["objective"]
+    measured = prediction["measured_by"]
+    what = f"PREDICTION from what {measured} measured" if measured else "PREDICTION, nothing was measured"
     lines = [
-        f"PREDICTION, nothing was measured: {' '.join(filter(None, (model['name'], model['file_type'])))}",
+        f"{what}: {' '.join(filter(None, (model['name'], model['file_type'])))}",
         f"  context {serving['context_size']} tokens, {serving['parallel_slots']} slot(s), KV cache"
         f" {serving['cache_type_k']}/{serving['cache_type_v']}, micro-batch {serving['micro_batch_size']},"
         f" {prediction['reserve_mib']} MiB to be kept free per device",
@@ -302,12 +233,8 @@ def table(prediction: t.Mapping[str, t.Any]) -> list[str]:
         f" depth of {objective['depth_tokens']}; best for: {objective['name']}",
     ]
     for device in devices:
-        speed = device["bandwidth_gb_per_s"]
-        lines.append(
-            f"  {device['device']} {device['description']}: {device['free_mib']} MiB free"
-            + (f", {speed:g} GB/s of which {device['fraction']:.0%} are expected" if speed else ", speed unknown")
-            + (f", {device['prefill_tflops']:g} TFLOP/s for prompts" if device["prefill_tflops"] else "")
-        )
+        words = "" if measured else _speed_words(device)
+        lines.append(f"  {device['device']} {device['description']}: {device['free_mib']} MiB free{words}")
     heads = ["layers", *(f"{device['device']} (left)" for device in devices)]
     heads += ["decode/s", "prompt/s", "ttft ms", "memory"]
     body = [heads]
@@ -321,8 +248,9 @@ def table(prediction: t.Mapping[str, t.Any]) -> list[str]:
         body.append([
             layer_split.split_name(row["layers"]),
             *(f"{mib} ({left:+d})" for mib, left in zip(row["mib"], row["headroom_mib"], strict=True)),
-            _number(row["decode_tokens_per_second"], 1), _number(row["prefill_tokens_per_second"], 0),
-            _number(row["ttft_ms"], 0), ", ".join([row["verdict"], *marks]),
+            _number(row["decode_tokens_per_second"], 1, row["decode_interval"]),
+            _number(row["prefill_tokens_per_second"], 0),
+            _number(row["ttft_ms"], 0, row["ttft_interval"]), ", ".join([row["verdict"], *marks]),
         ])
     lines += text.columns(body, right=range(len(heads) - 1))
     lines += [
@@ -331,6 +259,7 @@ def table(prediction: t.Mapping[str, t.Any]) -> list[str]:
         "  fits: the reserve stays free; tight: into the reserve; marginal: too much, but by no more than"
         f" {MARGIN_MIB} MiB; default: llama.cpp's own split by free memory",
         f"{prediction['why']}.",
+        *_contexts(prediction),
     ]
     if prediction["launch_ms"] >= 0.5:
         lines.append(
@@ -338,10 +267,32 @@ def table(prediction: t.Mapping[str, t.Any]) -> list[str]:
             f" {model['block_count']} blocks, whatever the split (from published runs of one model of experts)."
         )
     lines += [f"Note: {note}" for note in model["notes"]]
-    for device in {device["description"]: device for device in devices}.values():
+    for device in {} if measured else {device["description"]: device for device in devices}.values():
         lines += [f"{device['description']}: {source}" for source in device["sources"]]
     return lines
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _speed_words(device: t.Mapping[str, t.Any]) -> str:
+    speed = device["bandwidth_gb_per_s"]
+    words = f", {speed:g} GB/s of which {device['fraction']:.0%} are expected" if speed else ", speed unknown"
+    return words + (f", {device['prefill_tflops']:g} TFLOP/s for prompts" if device["prefill_tflops"] else "")
+
+
+def _contexts(prediction: t.Mapping[str, t.Any]) -> list[str]:
+    """Return the table of contexts with its title."""
+    contexts, objective = prediction["contexts"], prediction["objective"]
+    if not contexts["rows"]:
+        return []
+    return [
+        "How much context, and what does it cost? The best split of each, MiB left of the free memory, tokens per",
+        f"second with an empty and a full cache, time to the first token of a prompt of {objective['prompt_tokens']}:",
+        *context_table.lines(contexts["rows"], prediction["devices"]),
+        f"  Speeds are {contexts['source']}.",
+    ]
+
+
+def _number(value: float | None, digits: int, interval: t.Sequence[float] | None = None) -> str:
+    if value is None:
+        return "-"
+    ends = "" if interval is None else f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
+    return f"{value:.{digits}f}{ends}"

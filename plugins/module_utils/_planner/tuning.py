@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The campaign of the role split_tuning, from the first look to the baseline. Private to this collection. Pure.
 
-    look -> weigh -> (lease) devices -> estimates -> device probe -> layers, micro-batch, tensor mode -> dry run
-    -> baseline
+    look -> weigh -> (lease) devices -> estimates -> largest context -> device probe
+    -> layers, micro-batch, tensor mode -> dry run -> baseline
 
 Each stage is a function that returns a plan, or None when the stage has nothing more to ask (_base/steps.py).
 """
@@ -13,9 +13,10 @@ from __future__ import annotations
 import typing as t
 
 from .._base.steps import Done, Lease, Plan, Step, Store
+from .._models import model_shapes
 from .._split import known_devices, split_problem
 from .._split.types import KnownDevice
-from . import predictor, tuning_settings, tuning_steps
+from . import context_stage, predictor, tuning_settings, tuning_steps
 from .tuning_state import TENSOR_QUESTION, State
 
 Json = dict[str, t.Any]
@@ -40,7 +41,7 @@ class Tuning:
         """Return what comes next."""
         state = State(self.settings, done)
         before = (_look, _obstacle, _headers, _unchanged, _weigh, _probe_model)
-        stages = (*before, _devices, _estimate, _probe, _decide, _finish)
+        stages = (*before, _devices, _estimate, _context, _probe, _decide, _finish)
         return _first(state, stages) or _tuned(state)
 
     def predict(self, done: t.Sequence[Done]) -> Plan:
@@ -135,6 +136,14 @@ def _estimate(state: State) -> Plan | None:
     return _under_lease(state, missing, why) if missing else None
 
 
+def _context(state: State) -> Plan | None:
+    """Return the dry run that the largest context still needs; none where a context was named."""
+    if not context_stage.asked(state.asked_serving) or state.context.ask is None:
+        return None
+    why = f"the largest context: by the plan about {state.context.context} tokens fit, and llama.cpp's dry run decides"
+    return _under_lease(state, [tuning_steps.context(state, state.context.ask)], why)
+
+
 def _probe(state: State) -> Plan | None:
     """Return the loads of the probe model that are missing, or the failure of a device that does not work."""
     if not state.probing:
@@ -215,7 +224,7 @@ def _tuned(state: State) -> Plan:
     tuning = {
         "model": {"id": settings.model_id, "path": settings.model_path, "sha256": settings.model_sha256},
         "problem": state.problem,
-        "plan": {"decision": decision, "feasible": state.plan["feasible"]},
+        "plan": {"decision": {**decision, "contexts": state.contexts}, "feasible": state.plan["feasible"]},
         "loads": state.loads,
         "rpc_endpoints": settings.rpc_endpoints,
         "dry_run": None if dry_run is None else dry_run["dry_run"],
@@ -251,14 +260,16 @@ def _prediction(state: State, lines: list[str]) -> Plan:
         return Plan((state.family.weigh(),))
     if weighed is not None and not weighed["available"]:
         return _said(*lines, f"No prediction: {weighed['reason']}", needed=True)
+    model: t.Any = model_shapes.model(settings.shape) if weighed is None else weighed["model"]
     question = {
-        "model": settings.shape if weighed is None else weighed["model"],
-        "serving": state.family.serving({}) if settings.profile else state.serving,
+        "model": model,
+        "serving": state.family.serving({}) if settings.profile else state.asked_serving,
         "reserve_mib": settings.reserve_mib,
         "objective": settings.asked,
         "bench": settings.bench,
     }
-    prediction = predictor.predict(question, known_devices.with_budgets(devices, settings.device_budget_mib))
+    known = None if settings.profile else state.known([device["id"] for device in devices], model)
+    prediction = predictor.predict(question, known_devices.with_budgets(devices, settings.device_budget_mib), known)
     shown = [*lines, *predictor.table(prediction)]
     return Plan(result={"needed": True, "prediction": prediction, "lines": shown, "why": prediction["why"]})
 

@@ -157,7 +157,7 @@ class Exllama:
     def serving(self, look: Mapping) -> Json:
         settings = self.settings
         return exl_split.serving_profile(
-            settings.engine, settings.context_size, settings.exllama_cache_mode,
+            settings.engine, int(settings.context_size), settings.exllama_cache_mode,
             flash_attention=bool(look.get("flash_attention")),
         )  # fmt: skip
 

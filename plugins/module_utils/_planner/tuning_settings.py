@@ -32,7 +32,7 @@ class Settings:
     state_dir: str
     conflicting_units: list[str]
     fingerprint_extra: dict[str, t.Any]
-    context_size: int
+    context_size: int | str  # or max
     parallel_slots: int
     kv_unified: bool
     batch_size: int
@@ -130,6 +130,14 @@ def read(given: t.Mapping[str, t.Any]) -> Settings:
         value = getattr(settings, field)
         if value not in known:
             raise ValueError(f"split_tuning_{field} is {value!r}: it must be {', '.join(known[:-1])} or {known[-1]}")
+    context = settings.context_size
+    if context != "max" and (isinstance(context, str) or context < 1):
+        raise ValueError(f"split_tuning_context_size is {context!r}: it must be a number of tokens, or max")
+    if context == "max" and settings.engine != "llama_cpp":
+        raise ValueError(
+            "split_tuning_context_size is max, which llama.cpp's dry run settles, and the engine is"
+            f" {settings.engine}: give a number of tokens"
+        )
     unknown = sorted(set(settings.modes) - {"layer", "tensor"})
     if unknown:
         raise ValueError(f"split_tuning_modes names {unknown[0]!r}: known are layer and tensor")

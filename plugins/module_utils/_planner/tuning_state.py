@@ -5,13 +5,24 @@
 from __future__ import annotations
 
 import functools
+import sys
 import typing as t
 
 from .._base import fingerprints
 from .._base.steps import Done, result_of
-from .._split import engines, tuning_key, workload
+from .._split import context_room, engines, memory_plan, split_problem, tuning_key, workload
 from .._split.types import Model, Serving
-from . import baseline_stage, estimate_stage, known_costs, probe_stage, stages, tuning_engines
+from . import (
+    baseline_stage,
+    context_stage,
+    context_table,
+    estimate_stage,
+    expected_speeds,
+    known_costs,
+    probe_stage,
+    stages,
+    tuning_engines,
+)
 from .tuning_settings import Settings
 
 Json = dict[str, t.Any]
@@ -96,14 +107,42 @@ class State:
         return {**self.family.environment(self.look), **self.settings.environment}
 
     @functools.cached_property
-    def serving(self) -> Json:
-        """The serving profile as it is asked for."""
+    def asked_serving(self) -> Json:
+        """The serving profile as it is asked for; its context may be C(max)."""
         return self.family.serving(self.look)
+
+    @functools.cached_property
+    def serving(self) -> Json:
+        """The serving profile, with the largest context where that is asked for."""
+        if not context_stage.asked(self.asked_serving):
+            return self.asked_serving
+        return {**self.asked_serving, "context_size": self.context.context}
+
+    @functools.cached_property
+    def context(self) -> context_stage.Settled:
+        """How far the search for the largest context is."""
+        model, reserve = t.cast(Model, self.model), self.settings.reserve_mib
+        first = context_stage.planned(model, self.asked_serving, self.devices, reserve)["context_size"]
+        budgets = memory_plan.budgets_mib(self.devices, reserve)
+
+        def answer(context: int) -> Mapping | None:
+            return self.result(context_stage.question(context, self.placed(context)))
+
+        return context_stage.settle(model, first, budgets, answer)
+
+    def placed(self, context: int) -> tuple[int, ...]:
+        """Return the split by which a context is judged."""
+        serving = context_room.with_context(self.asked_serving, context)
+        return context_stage.placed(t.cast(Model, self.model), serving, self.devices, self.settings.reserve_mib)
 
     @functools.cached_property
     def workload(self) -> Json:
         """What is to be fast and what measures it: C({objective, tests})."""
-        return workload.plan(self.settings.asked, self.settings.bench, self.serving)
+        serving = self.asked_serving
+        if context_stage.asked(serving):
+            # whether it fits the context is checked when that is known (split_problem.read_problem)
+            serving = {**serving, "context_size": sys.maxsize}
+        return workload.plan(self.settings.asked, self.settings.bench, serving)
 
     @functools.cached_property
     def recorded(self) -> Mapping:
@@ -127,7 +166,7 @@ class State:
             "driver_version": self.look["gpus"].get("driver_version"),
             "gpus": self.gpus,
             "rpc_endpoints": settings.rpc_endpoints,
-            "serving": self.serving,
+            "serving": self.asked_serving,
             "split_modes": self.modes,
             "micro_batches": self.micro_batches,
             "tensor_allreduce": settings.tensor_allreduce,
@@ -162,7 +201,14 @@ class State:
         model = t.cast(Mapping, self.needed("weigh")["model"])
         answers = [self.result(estimate_stage.question(layers)) for layers in self.estimates]
         known = [answer for answer in answers if answer is not None]
-        return estimate_stage.corrected(t.cast(Model, model), t.cast(Serving, self.serving), known) if known else model
+        return estimate_stage.corrected(t.cast(Model, model), self.estimated_serving, known) if known else model
+
+    @property
+    def estimated_serving(self) -> Serving:
+        """The serving profile that the dry run of a model that is not modelled is asked about."""
+        if not context_stage.asked(self.asked_serving):
+            return t.cast(Serving, self.asked_serving)
+        return context_room.with_context(self.asked_serving, context_room.usual(self.needed("weigh")["model"]))
 
     @property
     def estimates(self) -> list[list[int]]:
@@ -185,7 +231,7 @@ class State:
     def problem(self) -> Json:
         """The problem of docs/data_formats.md."""
         settings, devices = self.settings, self.devices
-        return {
+        raw: Json = {
             "schema": 1,
             "devices": devices,
             "model": self.model,
@@ -203,8 +249,13 @@ class State:
             "max_loads": settings.max_loads,
             "repeat_disturbed": settings.repeat_disturbed,
             "device_probe": self.probed if self.probing else None,
-            "known_costs": None if settings.retune else self.known_costs,
+            "known_costs": None,
         }
+        known = self.known([device["id"] for device in devices], t.cast(Model, self.model))
+        if known is None or settings.retune:
+            return raw
+        layer = split_problem.read_problem(raw).average_layer
+        return {**raw, "known_costs": known_costs.of_problem(known, layer)}
 
     @property
     def tensor_refused(self) -> str | None:
@@ -214,10 +265,9 @@ class State:
         asked = self.result(TENSOR_QUESTION) or {}
         return f"llama.cpp refuses it: {str(asked['reason']).rstrip('.')}" if asked.get("refused") else None
 
-    @property
-    def known_costs(self) -> Json | None:
-        """What an earlier tuning of this model has measured with another context, KV type or number of slots."""
-        return known_costs.find(self.look["record"]["models"], self.parts, [device["id"] for device in self.devices])
+    def known(self, ids: t.Sequence[str], model: Model) -> known_costs.Known | None:
+        """Return the costs that an earlier tuning on these devices has measured, or None."""
+        return known_costs.find(self.look["record"]["models"], self.parts, ids, model)
 
     @functools.cached_property
     def plan(self) -> Json:
@@ -234,6 +284,22 @@ class State:
     def served(self) -> Json:
         """The serving profile with the micro-batch that was found to be the best."""
         return {**self.serving, "micro_batch_size": self.decision["micro_batch_size"]}
+
+    @property
+    def contexts(self) -> Json | None:
+        """What other contexts and types of KV cache would cost, by what was measured; None where it is not modelled."""
+        fit, settings = self.decision.get("fit"), self.settings
+        if not self.engine.dry_run or not fit or self.decision["split_mode"] != "layer":
+            return None
+        model, ids = t.cast(Model, self.model), [device["id"] for device in self.devices]
+        others = known_costs.fits_of(self.look["record"]["models"], self.parts, ids, model)
+        known = known_costs.of_fit(settings.deployment, fit, known_costs.ERROR, others)
+        rates = expected_speeds.measured(known)
+        objective = workload.read_objective("objective", self.workload["objective"])
+        question = context_table.Question(
+            model, t.cast(Serving, self.served), self.devices, settings.reserve_mib, objective, rates
+        )
+        return {"rows": context_table.rows(question), "source": context_table.source(rates)}
 
     @functools.cached_property
     def baseline(self) -> Json | None:

@@ -12,7 +12,8 @@ import statistics
 import typing as t
 
 from .._base.steps import Done, Step
-from . import estimate_stage
+from .._split import context_room
+from . import context_stage, estimate_stage
 from .tuning_state import PROBE, TENSOR_QUESTION, State
 
 Json = dict[str, t.Any]
@@ -206,7 +207,15 @@ def tensor_question(state: State, wanted: Mapping) -> Step:
 def estimate(state: State, layers: t.Sequence[int]) -> Step:
     """Ask llama.cpp's dry run about a split of a model whose memory is not modelled here."""
     name = estimate_stage.question(layers)
-    return _dry_run(state, name, layers, state.serving, f"ask llama.cpp: {name}")
+    return _dry_run(state, name, layers, state.estimated_serving, f"ask llama.cpp: {name}")
+
+
+def context(state: State, context_size: int) -> Step:
+    """Ask llama.cpp's dry run whether a context fits."""
+    layers = state.placed(context_size)
+    name = context_stage.question(context_size, layers)
+    serving = context_room.with_context(state.asked_serving, context_size)
+    return _dry_run(state, name, layers, serving, f"ask llama.cpp: {name}")
 
 
 def host() -> Step:

@@ -8,6 +8,7 @@ import typing as t
 
 from .._base.text import DASH, interval, number, vector
 from .._base.types import Json, Mapping
+from .._planner import context_table
 from .._split import placement
 from .recorded import device_label, rate_of, timing_of
 
@@ -58,6 +59,25 @@ def memory_rows(entry: Mapping, server_devices: t.Sequence[Mapping] | None) -> l
             }
         )
     return rows
+
+
+# --- contexts ---
+
+
+def context_rows(entry: Mapping) -> Json | None:
+    """Return heads and cells of the table of contexts, with the source of its speeds; None where there is none.
+
+    A row of three cells does not fit: the last one says what is missing.
+    """
+    contexts = entry["decision"].get("contexts")
+    if not contexts or not contexts["rows"]:
+        return None
+    return {
+        "heads": context_table.heads(entry["devices"]),
+        "rows": [context_table.cells(row) for row in contexts["rows"]],
+        "source": contexts["source"],
+        "prompt_tokens": entry["decision"]["objective"]["prompt_tokens"],
+    }
 
 
 # --- each device alone ---

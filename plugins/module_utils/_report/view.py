@@ -59,6 +59,7 @@ def report_view(
         "later_stages": words.later_stages(decision),
         "tiles": _tiles(entry, tests),
         **_devices(entry, seen),
+        "contexts": rows.context_rows(entry),
         "probe": rows.probe_rows(entry),
         "probe_warning": rows.probe_warning(entry),
         **_splits(entry),

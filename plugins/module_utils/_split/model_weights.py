@@ -20,6 +20,19 @@ def bytes_read(model: Model, serving: Serving, depth_tokens: float) -> list[floa
     return [*blocks, float(model["output_bytes"])]
 
 
+def of_average_layer(model: Model, serving: Serving, depth_tokens: float, batch_tokens: float) -> dict[str, float]:
+    """Return what an average layer is to a device: bytes of weights and of KV cache that a token reads in it, at
+    C(depth_tokens), and the operations of an average block for C(batch_tokens) tokens of a prompt."""
+    weights = bytes_read(model, serving, 0)
+    cached = sum(bytes_read(model, serving, depth_tokens)) - sum(weights)
+    work = model.get("block_weights") or model["block_bytes"]
+    return {
+        "weights_bytes": round(sum(weights) / len(weights)),
+        "cache_bytes": round(cached / len(weights)),
+        "operations": round(2.0 * sum(work) / len(work) * batch_tokens),
+    }
+
+
 def of_model(model: Model, serving: Serving, depth_tokens: float) -> layer_weights.LayerWeights:
     """Return the weights of a model's layers, decoding at a depth of C(depth_tokens)."""
     read = bytes_read(model, serving, depth_tokens)

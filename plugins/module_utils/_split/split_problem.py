@@ -14,7 +14,17 @@ import typing as t
 from .._base.errors import UserError
 from .._base.fields import field
 from .._base.types import Json, Mapping
-from . import engines, exl_split, layer_search, layer_split, layer_weights, memory_plan, model_weights, workload
+from . import (
+    cost_model,
+    engines,
+    exl_split,
+    layer_search,
+    layer_split,
+    layer_weights,
+    memory_plan,
+    model_weights,
+    workload,
+)
 from .layer_split import Layers
 from .types import Model
 
@@ -70,9 +80,19 @@ class Problem:
     @functools.cached_property
     def weights(self) -> layer_weights.LayerWeights:
         """How heavy the layers are, one against another, at the depth of the decode test."""
-        test = self.decode_test
-        depth = 0.0 if test is None else test.n_depth + test.n_gen / 2
-        return model_weights.of_model(self.memory.model, self.memory.serving, depth)
+        return model_weights.of_model(self.memory.model, self.memory.serving, self.tested_depth)
+
+    @property
+    def tested_depth(self) -> float:
+        """How many tokens the KV cache holds in the decode test, on average."""
+        return 0.0 if self.decode_test is None else self.decode_test.n_depth + self.decode_test.n_gen / 2
+
+    @property
+    def average_layer(self) -> dict[str, float]:
+        """What an average layer is to a device in the tests (model_weights.of_average_layer)."""
+        tokens = self.prefill_test.n_prompt if self.prefill_test else self.micro_batch
+        batch = tokens / cost_model.micro_batches(tokens, self.micro_batch)
+        return model_weights.of_average_layer(self.memory.model, self.memory.serving, self.tested_depth, batch)
 
     @property
     def engine(self) -> str:

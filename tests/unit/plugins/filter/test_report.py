@@ -79,6 +79,14 @@ def test_a_page_is_well_formed_and_needs_nothing_from_elsewhere(name: str) -> No
     assert not re.search(r"<(script|link|img|iframe)|@import|url\((?!#)|src=", text)
 
 
+def test_contexts_are_a_table_with_the_source_of_its_speeds() -> None:
+    text = page("mixed_70b")
+    table = text[text.index("How much context") : text.index("Claimed and measured")]
+    assert "interpolated from the costs" in table and "asked for" in table
+    assert 'colspan="7">does not fit: ' in table and "missing</td>" in table
+    assert "How much context" not in page("sandbox")
+
+
 def test_the_same_data_gives_the_same_page() -> None:
     assert page("mixed_70b") == page("mixed_70b")
 

@@ -14,21 +14,29 @@ PARTS: dict[str, t.Any] = {
 }  # fmt: skip
 
 
+MODEL: t.Any = {"path": "/srv/m.gguf", "size_bytes": 400, "architecture": "llama", "file_type": "Q4_K_M"}
+LAYER = {"weights_bytes": 1000.0, "cache_bytes": 0.0, "operations": 500.0}
+
+
 def entry(recorded_at: str = "2026-01-01T00:00:00Z", **parts: t.Any) -> dict[str, t.Any]:
-    fit = {"decode_ms_per_layer": [0.4, 0.9], "prefill_ms_per_layer": [4.0, 9.0], "prefill_overlap": 1.0}
+    fit = {
+        "decode_ms_per_layer": [0.4, 0.9], "prefill_ms_per_layer": [4.0, 9.0], "prefill_overlap": 1.0,
+        "average_layer": LAYER,
+    }  # fmt: skip
     return {
-        "decision": {"fit": fit}, "devices": [{"id": "GPU-a"}, {"id": "GPU-b"}], "recorded_at": recorded_at,
-        "fingerprint_parts": {**PARTS, **parts},
+        "model": dict(MODEL), "decision": {"fit": fit}, "devices": [{"id": "GPU-a"}, {"id": "GPU-b"}],
+        "recorded_at": recorded_at, "fingerprint_parts": {**PARTS, **parts},
     }  # fmt: skip
 
 
-def find(models: dict[str, t.Any], ids: t.Sequence[str] = ("GPU-a", "GPU-b")) -> t.Any:
-    return known_costs.find(models, {**PARTS, "serving": {"context_size": 8192}}, ids)
+def find(models: dict[str, t.Any], ids: t.Sequence[str] = ("GPU-a", "GPU-b"), **changes: t.Any) -> t.Any:
+    parts = {**PARTS, "serving": {"context_size": 8192}, **changes.pop("parts", {})}
+    return known_costs.find(models, parts, ids, {**MODEL, **changes})
 
 
 def test_the_latest_tuning_of_the_same_model_tells() -> None:
     found = find({"old": entry(), "new": entry("2026-02-01T00:00:00Z"), "other": entry(model_sha256="bb")})
-    assert (found["deployment"], found["decode"], found["error"]) == ("new", [0.4, 0.9], 0.05)
+    assert (found.deployment, found.decode, found.error) == ("new", [0.4, 0.9], 0.05)
 
 
 @pytest.mark.parametrize(
@@ -37,11 +45,10 @@ def test_the_latest_tuning_of_the_same_model_tells() -> None:
         {"llama_cpp": "b2"},
         {"driver_version": "590.1"},
         {"gpus": [{"id": "GPU-a", "power_limit_watts": 300}]},
-        {"model_sha256": "bb"},
         {"environment": {"GGML_CUDA_P2P": "1"}},
     ],
 )
-def test_another_host_or_model_tells_nothing(changed: dict[str, t.Any]) -> None:
+def test_another_host_tells_nothing(changed: dict[str, t.Any]) -> None:
     assert find({"one": entry(**changed)}) is None
 
 
@@ -51,3 +58,45 @@ def test_other_devices_or_a_useless_fit_tell_nothing() -> None:
     useless["decision"]["fit"]["decode_ms_per_layer"] = [0.0, 0.9]
     assert find({"one": useless}) is None
     assert find({"one": {**entry(), "decision": {"fit": None}}}) is None
+
+
+def test_another_model_of_its_kind_tells_less_surely() -> None:
+    found = find({"other": entry(model_sha256="bb")})
+    assert (found.deployment, found.error) == ("other", known_costs.KIN_ERROR) and found.error > known_costs.ERROR
+    assert find({"other": entry(model_sha256="bb")}, architecture="qwen2") is None
+    assert find({"other": entry(model_sha256="bb")}, file_type="Q8_0") is None
+    unnamed = entry(model_sha256="bb")
+    unnamed["model"]["file_type"] = None
+    assert find({"other": unnamed}, file_type=None) is None
+
+
+def test_without_a_hash_path_and_size_tell_a_model() -> None:
+    nameless = {"model_sha256": ""}
+    assert find({"one": entry()}, parts=nameless).error == known_costs.ERROR
+    assert find({"one": entry()}, parts=nameless, size_bytes=401).error == known_costs.KIN_ERROR
+
+
+def test_costs_are_carried_over_by_bytes_and_operations() -> None:
+    found = find({"one": entry()})
+    now = {"weights_bytes": 2000.0, "cache_bytes": 500.0, "operations": 1500.0}
+    carried = known_costs.of_problem(found, now)
+    assert carried["decode"] == pytest.approx([1.0, 2.25]) and carried["prefill"] == pytest.approx([12.0, 27.0])
+    assert (carried["deployment"], carried["error"], carried["overlap"]) == ("one", 0.05, 1.0)
+
+
+def deep(cache_bytes: float, factor: float) -> dict[str, t.Any]:
+    """Return a tuning at a depth, on a host where a byte of KV cache takes C(factor) times one of weights."""
+    found = entry("2026-03-01T00:00:00Z")
+    found["decision"]["fit"]["average_layer"] = {**LAYER, "cache_bytes": cache_bytes}
+    found["decision"]["fit"]["decode_ms_per_layer"] = [ms * (1 + factor * cache_bytes / 1000) for ms in (0.4, 0.9)]
+    return found
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.0, 2.5])
+def test_two_depths_tell_what_the_cache_costs(factor: float) -> None:
+    for flat, far in ((entry(), deep(400, factor)), (deep(200, factor), deep(600, factor))):
+        models = {"flat": flat, "deep": far}
+        least, expected, most = find(models).cache
+        assert expected == pytest.approx(factor) and least < factor < most
+    assert find({"flat": entry(), "near": deep(20, factor)}).cache == known_costs.UNKNOWN_CACHE
+    assert find({"flat": entry()}).cache == known_costs.UNKNOWN_CACHE

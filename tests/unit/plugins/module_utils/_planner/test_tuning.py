@@ -535,6 +535,112 @@ def test_a_model_that_is_not_modelled_is_planned_for_by_the_dry_run() -> None:
     assert not [item for item in too_large.done if item.step.args.get("load", {}).get("label", "").endswith("load 1")]
 
 
+# --- contexts --------------------------------------------------------------------------------------------------------
+
+
+class RoomyHost(Host):
+    """A host whose dry run counts as the plan does, plus C(more) MiB on each device."""
+
+    more = 0
+
+    def llama_fit_params_info(self, step: steps.Step) -> Json:
+        if step.name == "dry run":
+            return super().llama_fit_params_info(step)
+        mib = memory_plan.MemoryPlan(MODEL, step.args["serving"]).mib(step.args["layers"])
+        devices = [{"device": f"CUDA{i}", "mib": need + self.more} for i, need in enumerate(mib)]
+        return {"available": True, "reason": None, "refused": False, "devices": devices, "dry_run": None}
+
+
+def contexts_asked(host: Host) -> list[int]:
+    return [i.step.args["serving"]["context_size"] for i in host.done if i.step.name.startswith("dry run of a context")]
+
+
+def test_the_largest_context_is_found_before_anything_is_measured_and_recorded() -> None:
+    host = RoomyHost()
+    plan = host.tune(context_size="max")
+    entry = recorded(plan)
+    largest = entry["serving"]["context_size"]
+    assert contexts_asked(host) == [largest, largest + 1024]
+    names = [item.step.name for item in host.done]
+    asked = [names.index(name) for name in names if name.startswith("dry run of a context")]
+    assert max(asked) < host.modules.index("split_benchmark")
+    assert all(
+        item.step.args["serving"]["context_size"] == largest
+        for item in host.done
+        if item.step.module == "split_benchmark" and not item.step.name.startswith("probe of ")
+    )
+    # what is asked for, not what was found, decides whether a tuning is due: the record stands
+    assert entry["fingerprint_parts"]["serving"]["context_size"] == "max"
+    host.keep(plan)
+    host.tune(context_size="max")
+    assert host.modules == ["split_tuning_info"]
+
+
+def test_the_dry_run_lowers_the_largest_context() -> None:
+    plain, strict = RoomyHost(), RoomyHost()
+    strict.more = 40
+    sizes = [recorded(host.tune(context_size="max"))["serving"]["context_size"] for host in (plain, strict)]
+    assert sizes[1] < sizes[0] and contexts_asked(strict)[0] == sizes[0] and contexts_asked(strict)[-1] == sizes[1]
+
+
+def test_a_host_without_room_for_any_context_says_so() -> None:
+    host = RoomyHost()
+    with pytest.raises(ValueError, match="not even a context of 1024 tokens fits: .* MiB are missing"):
+        host.tune(context_size="max", reserve_mib=300)
+    assert "split_benchmark" not in host.modules
+    with pytest.raises(ValueError, match="is 0: it must be a number of tokens, or max"):
+        tuning_settings.read(variables(context_size=0))
+    with pytest.raises(ValueError, match="the engine is exllamav3: give a number of tokens"):
+        tuning_settings.read(variables(context_size="max", engine="exllamav3"))
+
+
+def test_the_largest_context_of_a_model_that_is_not_modelled() -> None:
+    class Newcomer(NewcomerHost):
+        def llama_fit_params_info(self, step: steps.Step) -> Json:
+            found = super().llama_fit_params_info(step)
+            parts = ("model_mib", "kv_mib", "compute_mib")
+            devices = [{**d, "mib": sum(d[part] for part in parts)} for d in found.get("devices", [])]
+            return {**found, "devices": devices}
+
+    host = Newcomer()
+    largest = recorded(host.tune(context_size="max"))["serving"]["context_size"]
+    assert largest % 1024 == 0 and contexts_asked(host)
+    assert largest < recorded(RoomyHost().tune(context_size="max"))["serving"]["context_size"]
+
+
+def test_a_tuning_records_what_other_contexts_would_cost(host: Host) -> None:
+    entry = recorded(host.tune())
+    contexts = entry["decision"]["contexts"]
+    assert {row["cache_type_k"] for row in contexts["rows"]} == {"f16", "q8_0", "q4_0"}
+    (asked,) = [row for row in contexts["rows"] if row["asked"]]
+    assert asked["context_size"] == 2048 and "m-c2048 measured" in contexts["source"]
+    true_ms = 0.5 * asked["layers"][0] + 0.9 * asked["layers"][1]
+    assert asked["decode_empty"]["low"] < 1000 / true_ms < asked["decode_empty"]["high"]
+
+
+def test_a_plan_on_a_tuned_host_uses_what_was_measured(host: Host) -> None:
+    host.keep(host.tune())
+    for gpu in host.gpus:
+        del gpu["memory_bandwidth_gb_per_s"]
+    # the plan is not told the hash of the file: path and size tell the model
+    plan = host.tune(predict=True, predict_only=True, context_size=1024, cache_type_k="q8_0", cache_type_v="q8_0",
+                     model_sha256="", deployment="m-c1024-q8")  # fmt: skip
+    assert plan.result is not None
+    assert plan.result["lines"][0] == "PREDICTION from what m-c2048 measured: m Q8_0"
+    best = plan.result["prediction"]["best"]
+    true_rate = 1000 / (0.5 * best["layers"][0] + 0.9 * best["layers"][1])
+    assert best["decode_interval"][0] < true_rate < best["decode_interval"][1]
+    assert any(line.startswith("How much context") for line in plan.result["lines"])
+
+
+def test_another_model_of_its_kind_starts_from_the_costs(host: Host) -> None:
+    host.keep(host.tune())
+    plan = host.tune(model_sha256="c" * 64, deployment="other-c2048")
+    assert plan.result is not None
+    known = plan.result["tuning"]["problem"]["known_costs"]
+    assert known["deployment"] == "m-c2048" and known["error"] > 0.05
+
+
 def test_a_model_that_llama_cpp_refuses_costs_no_load() -> None:
     host = NewcomerHost()
     host.refused = True

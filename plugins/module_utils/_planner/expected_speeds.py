@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Times to expect of a split that was not measured. Private to this collection. Pure functions only.
+
+For one request at a time:
+
+- decode: the devices take turns, and each reads its weights (of experts those in use) and the KV cache of the tokens
+  that its blocks look back on, once per token. So the time grows with the context by bytes of KV over the rate.
+- prefill: two floating point operations per weight and token, through the pipeline of _cost_model. Attention's own
+  work, which grows with the prompt, and the transfers between cards are left out.
+
+Rates come from one of two sources. Published: the fraction of the nominal memory bandwidth, and operations per second,
+that published runs reached, and the launches of kernels. Measured: the costs that a tuning of this host has fitted,
+which contain the launches; what is said then has an interval of 95 %.
+"""
+
+from __future__ import annotations
+
+import statistics
+import typing as t
+
+from .._base.types import Mapping
+from .._split import cost_model, layer_weights, memory_plan, model_weights, split_cost, workload
+from .._split.types import Model, Serving
+from . import known_costs
+
+#: What launching the kernels of a block takes per token, in ms. Published for one RTX 4090 and Qwen3-30B-A3B at Q4_K_M,
+#: 48 blocks, are up to 196 tokens per second, and 167 for an RTX 3090 Ti; its bytes alone would give 393.
+LAUNCH_MS: t.Final = 0.055
+
+#: The fractions come from runs of a 70B at Q4_K_M, 80 blocks in 40 GB, and contain the launches of so many.
+BLOCKS_PER_BYTE: t.Final = 80 / 40.3e9
+
+#: Standard deviations to each side that hold 95 %.
+_SIDE: t.Final = statistics.NormalDist().inv_cdf(0.975)
+
+
+class Rates(t.NamedTuple):
+    """How fast devices read and compute, per ms; None where nothing is known of a device."""
+
+    read_bytes: tuple[float | None, ...]
+    operations: tuple[float | None, ...]
+    overlap: float = 1.0
+    cache: tuple[float, float, float] = (1.0, 1.0, 1.0)  # time of a byte of KV against one of weights: least to most
+    error: float | None = None  # relative standard deviation; None: published, not measured here
+    deployment: str = ""  # whose tuning measured them
+
+
+def published(devices: t.Sequence[Mapping]) -> Rates:
+    """Return the rates that published runs reached on devices of known_devices."""
+    return Rates(
+        tuple(d["bandwidth_gb_per_s"] * d["fraction"] * 1e6 if d["bandwidth_gb_per_s"] else None for d in devices),
+        tuple(d["prefill_tflops"] * 1e9 if d["prefill_tflops"] else None for d in devices),
+    )
+
+
+def measured(known: known_costs.Known) -> Rates:
+    """Return the rates that an earlier tuning has measured."""
+    layer = known.layer
+    read = layer["weights_bytes"] + known.cache[1] * layer["cache_bytes"]
+    none = [None] * len(known.decode or known.prefill or ())
+    return Rates(
+        tuple(read / ms for ms in known.decode) if known.decode else tuple(none),
+        tuple(layer["operations"] / ms for ms in known.prefill) if known.prefill else tuple(none),
+        known.overlap, known.cache, known.error, known.deployment,
+    )  # fmt: skip
+
+
+class Time(t.NamedTuple):
+    """A time in ms with its interval of 95 %, which is None where nothing was measured."""
+
+    ms: float
+    low: float | None
+    high: float | None
+
+
+class Speeds:
+    """Expected times of the splits of one model under one serving profile."""
+
+    def __init__(self, model: Model, serving: Serving, objective: workload.Objective, rates: Rates) -> None:
+        self.objective, self.rates = objective, rates
+        self.prompt, self.generated = objective.prompt_tokens, objective.generated_tokens
+        # half of the answer is there, on average, when a token is generated
+        self.depth = objective.depth_tokens + self.prompt + self.generated // 2
+        self.micro_batch = memory_plan.micro_batch_tokens(serving)
+        self._model, self._serving = model, serving
+        self._weights = model_weights.bytes_read(model, serving, 0)
+        launched = LAUNCH_MS * (len(self._weights) - 1 - BLOCKS_PER_BYTE * sum(self._weights))
+        self.launch_ms = max(0.0, launched) if rates.error is None else 0.0
+        # a server asks for the last token's output only, so the output layer costs a prompt next to nothing
+        self._work = [2.0 * weights for weights in model["block_weights"]] + [0.0]
+
+    def cache_bytes(self, depth: int) -> float:
+        """Return the bytes of the KV cache that one token reads at a depth."""
+        return sum(model_weights.bytes_read(self._model, self._serving, depth)) - sum(self._weights)
+
+    def decode(self, layers: t.Sequence[int], depth: int | None = None) -> Time | None:
+        """Return the time of one token, at the depth of the objective or another; None where a rate is unknown."""
+        whole = model_weights.bytes_read(self._model, self._serving, self.depth if depth is None else depth)
+        cached = [all_of_it - own for all_of_it, own in zip(whole, self._weights, strict=True)]
+        weights, cache = (
+            _divided(stages(values, layers), self.rates.read_bytes) for values in (self._weights, cached)
+        )
+        if weights is None or cache is None:
+            return None
+        least, expected, most = (sum(weights) + factor * sum(cache) for factor in self.rates.cache)
+        return self._time(least, expected, most, self.launch_ms)
+
+    def ttft(self, layers: t.Sequence[int]) -> Time | None:
+        """Return the time of the prompt; None where a used device's rate is unknown or there is no prompt."""
+        if not self.prompt or not any(self._work):
+            return None
+        batches = cost_model.micro_batches(self.prompt, self.micro_batch)
+        tokens = self.prompt / batches
+        times = _divided([work * tokens for work in stages(self._work, layers)], self.rates.operations)
+        if times is None:
+            return None
+        # the pipeline of _cost_model, with stages whose blocks differ
+        of_sum, of_max = cost_model.prefill_weights(batches, self.rates.overlap)
+        ms = of_sum * sum(times) + of_max * max(times)
+        return self._time(ms, ms, ms, 0.0)
+
+    def _time(self, least: float, expected: float, most: float, more: float) -> Time:
+        error = self.rates.error
+        if error is None:
+            return Time(expected + more, None, None)
+        return Time(expected, least * max(0.0, 1 - _SIDE * error), most * (1 + _SIDE * error))
+
+    def decode_ms(self, layers: t.Sequence[int]) -> float | None:
+        """Return the time of one token at the depth of the objective."""
+        found = self.decode(layers)
+        return None if found is None else found.ms
+
+    def ttft_ms(self, layers: t.Sequence[int]) -> float | None:
+        """Return the time of the prompt."""
+        found = self.ttft(layers)
+        return None if found is None else found.ms
+
+    def objective_ms(self, layers: t.Sequence[int]) -> float | None:
+        """Return the time of the objective; None where a part of it is unknown."""
+        name, decode, ttft = self.objective.name, self.decode_ms(layers), self.ttft_ms(layers)
+        if name == "decode":
+            return decode
+        if name == "agent":
+            return None if decode is None else self.generated * decode
+        if name == "prefill":
+            return ttft
+        generated = 1 if name == "ttft" else self.generated
+        return None if decode is None or ttft is None else ttft + generated * decode
+
+    def cost(self, weights: layer_weights.LayerWeights) -> split_cost.Cost | None:
+        """Return the objective as the exact search takes it; None where a device's rate is unknown."""
+        devices, total = len(self.rates.read_bytes), len(self._weights)
+        whole = [tuple(total if other == index else 0 for other in range(devices)) for index in range(devices)]
+        decode = [self.decode_ms(layers) for layers in whole]
+        ttft = [self.ttft_ms(layers) for layers in whole]
+        name = self.objective.name
+        prompt = 0 if name in ("decode", "agent") else self.prompt
+        generated = {"prefill": 0, "ttft": 1}.get(name, self.generated or 1)
+        if (generated and None in decode) or (prompt and None in ttft):
+            return None
+        batches = cost_model.micro_batches(prompt, self.micro_batch) if prompt else 1
+        of_sum, of_max = cost_model.prefill_weights(batches, self.rates.overlap)
+        stage = [(ms or 0.0) / (of_sum + of_max) / (total - 1) if prompt else 0.0 for ms in ttft]
+        return split_cost.Cost(
+            tuple(generated * (ms or 0.0) / total for ms in decode),
+            tuple(of_sum * ms for ms in stage),
+            tuple(of_max * ms for ms in stage),
+            weights,
+        )
+
+
+def stages(values: t.Sequence[float], layers: t.Sequence[int]) -> list[float]:
+    """Return the sum of C(values), one per layer, on each device."""
+    result, start = [], 0
+    for count in layers:
+        result.append(sum(values[start : start + count]))
+        start += count
+    return result
+
+
+def _divided(amounts: t.Sequence[float], rates: t.Sequence[float | None]) -> list[float] | None:
+    result = []
+    for amount, rate in zip(amounts, rates, strict=True):
+        if amount and not rate:
+            return None
+        result.append(amount / rate if rate else 0.0)
+    return result

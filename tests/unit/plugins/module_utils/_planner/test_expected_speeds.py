@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import expected_speeds, known_costs
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
+    cost_model,
+    layer_weights,
+    model_weights,
+    workload,
+)
+
+SERVING: dict[str, t.Any] = {
+    "context_size": 8192, "parallel_slots": 1, "kv_unified": True, "batch_size": 2048, "micro_batch_size": 512,
+    "flash_attention": "on", "cache_type_k": "f16", "cache_type_v": "f16",
+}  # fmt: skip
+QWEN = model_shapes.model("qwen2_5_coder_32b_q4_k_m")
+REQUEST = workload.Objective("request", 2048, 256, 0)
+
+
+def rates(decode: list[float], prefill: list[float] | None, overlap: float = 1.0) -> expected_speeds.Rates:
+    fit = {
+        "decode_ms_per_layer": decode, "prefill_ms_per_layer": prefill, "prefill_overlap": overlap,
+        "average_layer": model_weights.of_average_layer(QWEN, SERVING, 64, 512),
+    }  # fmt: skip
+    return expected_speeds.measured(known_costs.of_fit("d", fit, known_costs.ERROR, []))
+
+
+@pytest.mark.parametrize("overlap", [1.0, 0.0, 0.4])
+def test_measured_costs_give_the_times_of_the_fit_back(overlap: float) -> None:
+    decode, prefill = [0.4, 0.9], [4.0, 9.0]
+    speeds = expected_speeds.Speeds(QWEN, SERVING, REQUEST, rates(decode, prefill, overlap))
+    weights = model_weights.of_model(QWEN, SERVING, 64)
+    for layers in ((30, 35), (50, 15), (65, 0)):
+        token, prompt = speeds.decode(layers, 64), speeds.ttft(layers)
+        assert token is not None and prompt is not None
+        assert token.ms == pytest.approx(cost_model.decode_ms(decode, weights.amounts("decode", layers)), rel=1e-4)
+        fitted = cost_model.prefill_ms(prefill, weights.amounts("prefill", layers), 4, overlap)
+        assert prompt.ms == pytest.approx(fitted, rel=1e-4)
+        for time in (token, prompt):
+            assert time.low is not None and time.high is not None and time.low < time.ms < time.high
+
+
+def test_the_search_is_given_the_same_times() -> None:
+    equal = {**QWEN, "block_bytes": [300] * 64, "block_read_bytes": [300] * 64, "block_weights": [300] * 64}
+    equal |= {"output_bytes": 300, "kv_k_elements_per_token": [0] * 64, "kv_v_elements_per_token": [0] * 64}
+    speeds = expected_speeds.Speeds(
+        equal, SERVING, REQUEST, expected_speeds.Rates((300.0, 150.0), (600.0, 300.0), overlap=0.7)
+    )
+    cost = speeds.cost(layer_weights.equal(65))
+    assert cost is not None
+    base = (cost.ms((40, 25)), speeds.objective_ms((40, 25)))
+    for layers in ((20, 45), (50, 15)):
+        found = speeds.objective_ms(layers)
+        assert found is not None and base[1] is not None
+        # launching kernels costs every split the same, and is no part of the search
+        assert cost.ms(layers) - base[0] == pytest.approx(found - base[1], rel=1e-6)
+
+
+def test_what_is_not_known_is_not_told() -> None:
+    speeds = expected_speeds.Speeds(QWEN, SERVING, REQUEST, rates([0.4, 0.9], None))
+    assert speeds.decode((30, 35)) is not None and speeds.ttft((30, 35)) is None
+    assert speeds.objective_ms((30, 35)) is None and speeds.cost(layer_weights.equal(65)) is None
+    decode = expected_speeds.Speeds(QWEN, SERVING, REQUEST._replace(name="decode"), rates([0.4, 0.9], None))
+    assert decode.cost(layer_weights.equal(65)) is not None
+    half = expected_speeds.Rates((100.0, None), (100.0, None))
+    alone = expected_speeds.Speeds(QWEN, SERVING, REQUEST, half)
+    assert alone.decode((65, 0)) is not None and alone.decode((64, 1)) is None
