@@ -115,7 +115,12 @@ class Evidence:
 
     @functools.cached_property
     def known(self) -> KnownCosts | None:
-        """The costs of an earlier tuning, while the loads bear them out."""
+        """The costs of an earlier tuning, while the loads bear them out; none once a load has failed.
+
+        What they favour is then out, or memory is not what the plan says, and a single load no longer tells the rest.
+        """
+        if self.failed:
+            return None
         tolerances = {kind: self.tolerance(kind) for kind in ("decode", "prefill")}
         measured = {
             kind: {split: self.measured(kind, split) for split in self.ok if self.load_means(kind, split)}

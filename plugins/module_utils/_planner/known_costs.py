@@ -4,8 +4,7 @@
 
 A change of context, KV type or slots moves the bound of memory, and hardly what a layer costs on a device. So the
 fitted costs of a recorded tuning of the same model are a prior of the next one, if engine, driver, cards and power
-limits are the same. The first load then is of the split that they favour, instead of as many anchors as devices. The
-costs of another model of the same architecture and type tell less surely, and only where there are none of its own.
+limits are the same. The first load then is of the split that they favour, instead of as many anchors as devices.
 Costs are carried over by what they are for: bytes that a token reads, and operations of a prompt.
 """
 
@@ -22,8 +21,6 @@ from .._split.types import Model
 
 #: How far a cost may have moved with another context, KV type or number of slots (relative standard deviation).
 ERROR: t.Final = 0.05
-#: The same between models of one architecture and type, whose matrices have other shapes.
-KIN_ERROR: t.Final = 0.10
 #: How much longer a byte of the KV cache may take to read than one of weights, where no two depths were measured:
 #: least, expected, most. Published with growing context: 13 % at 20K of a dense model, and up to three times.
 UNKNOWN_CACHE: t.Final = (0.5, 1.0, 3.0)
@@ -50,35 +47,39 @@ def find(recorded: Mapping, parts: Mapping, ids: t.Sequence[str], model: Model) 
     """Return the costs of the latest recorded tuning that tells something of a model, or None.
 
     C(recorded): the entries of the record, by deployment. C(parts): of this tuning (tuning_key.parts). C(ids): of the
-    devices in their order. A tuning of the model itself is preferred to one of another model of its kind.
+    devices in their order.
     """
-    usable = {name: entry for name, entry in recorded.items() if _tells(entry, parts, ids)}
-    same = {name: entry for name, entry in usable.items() if _same_model(entry, parts, model)}
-    kin = {name: entry for name, entry in usable.items() if _of_a_kind(entry, model)}
-    among = same or kin
-    if not among:
+    telling = _telling(recorded, parts, ids, model)
+    if not telling:
         return None
-    deployment = max(among, key=lambda name: (str(among[name].get("recorded_at", "")), name))
-    fits = fits_of(same, parts, ids, model)
-    return of_fit(deployment, among[deployment]["decision"]["fit"], ERROR if same else KIN_ERROR, fits)
+    deployment = max(telling, key=lambda name: (str(telling[name].get("recorded_at", "")), name))
+    fits = [entry["decision"]["fit"] for entry in telling.values()]
+    return of_fit(deployment, telling[deployment]["decision"]["fit"], fits)
 
 
-def of_fit(deployment: str, fit: Mapping, error: float, others: t.Sequence[Mapping]) -> Known:
+def of_fit(deployment: str, fit: Mapping, others: t.Sequence[Mapping]) -> Known:
     """Return the costs of a fit; C(others) are fits of the same model, which may tell what the KV cache costs."""
     overlap = fit.get("prefill_overlap")
     return Known(
-        deployment, error, fit["decode_ms_per_layer"], fit["prefill_ms_per_layer"],
+        deployment, ERROR, fit["decode_ms_per_layer"], fit["prefill_ms_per_layer"],
         1.0 if overlap is None else overlap, fit["average_layer"], _cache(fit, others),
     )  # fmt: skip
 
 
 def fits_of(recorded: Mapping, parts: Mapping, ids: t.Sequence[str], model: Model) -> list[Mapping]:
     """Return the recorded fits of the model on these devices in the same state."""
-    return [
-        entry["decision"]["fit"]
-        for entry in recorded.values()
+    return [entry["decision"]["fit"] for entry in _telling(recorded, parts, ids, model).values()]
+
+
+def _telling(
+    recorded: Mapping, parts: Mapping, ids: t.Sequence[str], model: Model
+) -> dict[str, Mapping]:
+    """Return the recorded tunings of the model on these devices in the same state that have costs, by deployment."""
+    return {
+        name: entry
+        for name, entry in recorded.items()
         if _tells(entry, parts, ids) and _same_model(entry, parts, model)
-    ]
+    }
 
 
 def _tells(entry: Mapping, parts: Mapping, ids: t.Sequence[str]) -> bool:
@@ -99,11 +100,6 @@ def _same_model(entry: Mapping, parts: Mapping, model: Model) -> bool:
     if parts.get("model_sha256"):
         return bool(entry["fingerprint_parts"].get("model_sha256") == parts["model_sha256"])
     return (entry["model"].get("path"), entry["model"].get("size_bytes")) == (model["path"], model["size_bytes"])
-
-
-def _of_a_kind(entry: Mapping, model: Model) -> bool:
-    kind = (model["architecture"], model["file_type"])
-    return None not in kind and (entry["model"].get("architecture"), entry["model"].get("file_type")) == kind
 
 
 def _cache(fit: Mapping, others: t.Sequence[Mapping]) -> tuple[float, float, float]:

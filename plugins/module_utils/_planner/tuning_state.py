@@ -293,7 +293,7 @@ class State:
             return None
         model, ids = t.cast(Model, self.model), [device["id"] for device in self.devices]
         others = known_costs.fits_of(self.look["record"]["models"], self.parts, ids, model)
-        known = known_costs.of_fit(settings.deployment, fit, known_costs.ERROR, others)
+        known = known_costs.of_fit(settings.deployment, fit, others)
         rates = expected_speeds.measured(known)
         objective = workload.read_objective("objective", self.workload["objective"])
         question = context_table.Question(

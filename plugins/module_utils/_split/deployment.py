@@ -15,7 +15,7 @@ from . import allreduce, device_list, engines, expert_placement, tuning_key
 from . import placement as placements
 
 #: What an entry takes of the model that was planned for.
-_OF_MODEL: t.Final = ("size_bytes", "block_count", "architecture", "file_type")
+_OF_MODEL: t.Final = ("size_bytes", "block_count", "architecture")
 #: What a planner's decision says that an entry holds in its own fields.
 _STORED_ONCE: t.Final = ("layers", "split_mode", "micro_batch_size", "environment", "experts_in_ram")
 

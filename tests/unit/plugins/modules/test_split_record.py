@@ -20,8 +20,7 @@ def tuning(**changes):
             "devices": [
                 {"id": "a:1", "device": "RPC0", "backend": "RPC"}, {"id": "b:2", "device": "RPC1", "backend": "RPC"},
             ],
-            "model": {"size_bytes": 9, "block_count": 32, "architecture": "llama", "file_type": "Q4_K_M",
-                      "block_bytes": [1]},
+            "model": {"size_bytes": 9, "block_count": 32, "architecture": "llama", "block_bytes": [1]},
             "serving": {"context_size": 2048, "micro_batch_size": 512},
         },
         "plan": {

@@ -28,7 +28,7 @@ def rates(decode: list[float], prefill: list[float] | None, overlap: float = 1.0
         "decode_ms_per_layer": decode, "prefill_ms_per_layer": prefill, "prefill_overlap": overlap,
         "average_layer": model_weights.of_average_layer(QWEN, SERVING, 64, 512),
     }  # fmt: skip
-    return expected_speeds.measured(known_costs.of_fit("d", fit, known_costs.ERROR, []))
+    return expected_speeds.measured(known_costs.of_fit("d", fit, []))
 
 
 @pytest.mark.parametrize("overlap", [1.0, 0.0, 0.4])

@@ -14,7 +14,7 @@ PARTS: dict[str, t.Any] = {
 }  # fmt: skip
 
 
-MODEL: t.Any = {"path": "/srv/m.gguf", "size_bytes": 400, "architecture": "llama", "file_type": "Q4_K_M"}
+MODEL: t.Any = {"path": "/srv/m.gguf", "size_bytes": 400}
 LAYER = {"weights_bytes": 1000.0, "cache_bytes": 0.0, "operations": 500.0}
 
 
@@ -60,20 +60,14 @@ def test_other_devices_or_a_useless_fit_tell_nothing() -> None:
     assert find({"one": {**entry(), "decision": {"fit": None}}}) is None
 
 
-def test_another_model_of_its_kind_tells_less_surely() -> None:
-    found = find({"other": entry(model_sha256="bb")})
-    assert (found.deployment, found.error) == ("other", known_costs.KIN_ERROR) and found.error > known_costs.ERROR
-    assert find({"other": entry(model_sha256="bb")}, architecture="qwen2") is None
-    assert find({"other": entry(model_sha256="bb")}, file_type="Q8_0") is None
-    unnamed = entry(model_sha256="bb")
-    unnamed["model"]["file_type"] = None
-    assert find({"other": unnamed}, file_type=None) is None
+def test_another_model_tells_nothing() -> None:
+    assert find({"other": entry(model_sha256="bb")}) is None
 
 
 def test_without_a_hash_path_and_size_tell_a_model() -> None:
     nameless = {"model_sha256": ""}
-    assert find({"one": entry()}, parts=nameless).error == known_costs.ERROR
-    assert find({"one": entry()}, parts=nameless, size_bytes=401).error == known_costs.KIN_ERROR
+    assert find({"one": entry()}, parts=nameless).deployment == "one"
+    assert find({"one": entry()}, parts=nameless, size_bytes=401) is None
 
 
 def test_costs_are_carried_over_by_bytes_and_operations() -> None:

@@ -20,8 +20,7 @@ def tuning(layers=(40, 30, 11), serving=None, **decision):
         "model": {"id": "m", "path": "/m.gguf", "sha256": "5a"},
         "problem": {
             "devices": DEVICES[: len(layers)],
-            "model": {"size_bytes": 9, "block_count": 80, "architecture": "llama", "file_type": "Q4_K_M",
-                      "block_bytes": [1]},
+            "model": {"size_bytes": 9, "block_count": 80, "architecture": "llama", "block_bytes": [1]},
             "serving": {"context_size": 8192, "micro_batch_size": 512, **(serving or {})},
         },
         "plan": {
@@ -46,7 +45,6 @@ def test_an_entry_holds_the_split_once_and_gives_it_back():
     assert entry["decision"] == {"why": "it is faster"} and entry["serving"]["micro_batch_size"] == 256
     assert entry["model"] == {
         "id": "m", "path": "/m.gguf", "sha256": "5a", "size_bytes": 9, "block_count": 80, "architecture": "llama",
-        "file_type": "Q4_K_M",
     }  # fmt: skip
     assert entry["device_probe"] == {"order": "confirmed", "model_path": "/probe.gguf"}
     assert deployment.layers(entry) == [40, 30, 11]
