@@ -25,7 +25,7 @@ from simulated_families import Machine
 from simulated_pair import Json
 
 FAMILIES: t.Final = ("two", "two, uneven blocks", "two, hop 0.3 to 2 ms", "two, short memory", "three", "four")
-KINDS: t.Final = {"the model itself": known_costs.ERROR, "a relative": known_costs.KIN_ERROR}
+KINDS: t.Final = ("the model itself", "a relative")
 
 
 class Outcome(t.NamedTuple):
@@ -97,7 +97,7 @@ def outcome(family: str, kind: str, seed: int) -> Outcome | None:
     fit = (plan["decision"] or {}).get("fit")
     if not fit or any(min(fit[name] or (1,)) <= 0 for name in ("decode_ms_per_layer", "prefill_ms_per_layer")):
         return None
-    known = known_costs.of_fit("earlier", fit, KINDS[kind], [])
+    known = known_costs.of_fit("earlier", fit, [])
     problem = {**machine.problem, "known_costs": known_costs.of_problem(known, machine.checked.average_layer)}
     regrets, counts, kept = [], [], False
     for tried in (machine, dataclasses.replace(machine, problem=problem)):

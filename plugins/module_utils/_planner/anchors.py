@@ -17,12 +17,11 @@ def missing_anchors(evidence: Evidence) -> list[Candidate]:
     """Return the splits that are still missing for a fit.
 
     For each device it is the one with the most layers there; where these do not determine the fit, those farthest from
-    all chosen ones follow. Where an earlier tuning has measured the costs, it is the best by these alone.
+    all chosen ones follow. Where the costs of an earlier tuning suffice, it is what they favour.
     """
     pool = evidence.pool
-    cost = None if evidence.known is None else known_costs.cost(evidence.problem)
-    if cost is not None:
-        return [min(pool, key=lambda c: (cost.ms(c.layers), c.layers))] if pool and not evidence.ok else []
+    if evidence.carried:
+        return [] if evidence.ok else _favoured(evidence, pool)
     chosen = list(evidence.ok)
     result: list[Candidate] = []
     ends = [_end(pool, device) for device in range(len(evidence.problem.names))]
@@ -40,6 +39,19 @@ def missing_anchors(evidence: Evidence) -> list[Candidate]:
             take = max(useful, key=lambda c: (distance(c.layers, chosen), room_of(c), c.layers))
         chosen.append(take.layers)
         result.append(take)
+
+
+def _favoured(evidence: Evidence, pool: t.Sequence[Candidate]) -> list[Candidate]:
+    """Return the best by known costs, and the split farthest from it where the engine's own is no other to compare."""
+    cost = known_costs.cost(evidence.problem)
+    if cost is None:
+        return []
+    best = min(pool, key=lambda c: (cost.ms(c.layers), c.layers))
+    default = evidence.by_layers.get(evidence.problem.default)
+    if default is not None and default != best:
+        return [best]
+    far = max(pool, key=lambda c: (distance(c.layers, [best.layers]), room_of(c), c.layers))
+    return [best] if far == best else [best, far]
 
 
 def _end(pool: t.Sequence[Candidate], device: int) -> Candidate:

@@ -115,18 +115,19 @@ class Evidence:
 
     @functools.cached_property
     def known(self) -> KnownCosts | None:
-        """The costs of an earlier tuning, while the loads bear them out; none once a load has failed.
-
-        What they favour is then out, or memory is not what the plan says, and a single load no longer tells the rest.
-        """
-        if self.failed:
-            return None
+        """The costs of an earlier tuning, while no load has failed and all bear them out."""
         tolerances = {kind: self.tolerance(kind) for kind in ("decode", "prefill")}
         measured = {
             kind: {split: self.measured(kind, split) for split in self.ok if self.load_means(kind, split)}
             for kind in tolerances
         }
-        return self.problem.known if known_costs.hold(self.problem, measured, tolerances) else None
+        holds = not self.failed and known_costs.hold(self.problem, measured, tolerances)
+        return self.problem.known if holds else None
+
+    @functools.cached_property
+    def carried(self) -> bool:
+        """Whether the costs of an earlier tuning tell the best split without anchors."""
+        return self.known is not None and known_costs.suffice(self.problem, [c.layers for c in self.pool])
 
     def cost(self, name: str) -> split_cost.Cost | None:
         """Return what the fit says of an objective as coefficients of the layers, or None without a fit.
@@ -161,8 +162,7 @@ class Evidence:
         self.residual: dict[str, float | None] = {"decode": None, "prefill": None}
         if not self.anchored or not self.points:
             return
-        # with as many coefficients as splits every residual is zero and says nothing
-        telling = len(self.points) > devices
+        telling = len(self.points) > devices  # else every residual is zero and says nothing
         if problem.decode_test is not None:
             points = self._points("decode")
             self.decode_fit = cost_fit.fit_decode(points, self.prior("decode"))
@@ -212,8 +212,9 @@ class Evidence:
         return max(self.problem.indifference, noise) if degrees else UNKNOWN_NOISE
 
     def spread(self, kind: str) -> tuple[float, int]:
-        """Return the relative standard deviation between loads of C(kind), pooled over splits, and its degrees."""
-        return stats.pooled_spread(self.load_means(kind, layers) for layers in self.ok)
+        """Return the relative standard deviation between loads of C(kind), earlier ones as well, and its degrees."""
+        own = stats.pooled_spread(self.load_means(kind, layers) for layers in self.ok)
+        return known_costs.with_spread(self.problem, kind, own)
 
     @functools.cached_property
     def pool(self) -> list[Candidate]:
@@ -234,7 +235,7 @@ class Evidence:
         """Whether what was measured determines as many coefficients as measuring any further split could."""
         measured = [layers for layers in self.ok if all(layers) or not self.pool_is_whole]
         reachable = least_squares.rank([*measured, *(candidate.layers for candidate in self.pool)])
-        enough = self.problem.max_anchors if self.known is None else 1
+        enough = 1 if self.carried else self.problem.max_anchors
         return bool(self.ok) and least_squares.rank(measured) >= min(reachable, enough)
 
     def measured(self, kind: str, layers: Layers) -> float:

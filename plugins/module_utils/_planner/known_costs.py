@@ -4,19 +4,22 @@
 
 A change of context, KV type or slots moves the bound of memory, and hardly what a layer costs on a device. So the
 fitted costs of a recorded tuning of the same model are a prior of the next one, if engine, driver, cards and power
-limits are the same. The first load then is of the split that they favour, instead of as many anchors as devices.
-Costs are carried over by what they are for: bytes that a token reads, and operations of a prompt.
+limits are the same. Costs are carried over by what they are for: bytes that a token reads, and operations of a prompt.
+Where their error would not change the choice, the first load is of the split that they favour, instead of as many
+anchors as devices. How loads scattered is carried over, too, so that one load each may tell two splits apart.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import typing as t
 
 from .._base import fingerprints
 from .._base.types import Json, Mapping
 from .._split import cost_model, split_cost, tuning_key
 from .._split.layer_split import Layers
-from .._split.split_problem import Problem
+from .._split.split_problem import KnownCosts, Problem
 from .._split.types import Model
 
 #: How far a cost may have moved with another context, KV type or number of slots (relative standard deviation).
@@ -40,6 +43,7 @@ class Known(t.NamedTuple):
     prefill: list[float] | None
     overlap: float
     layer: Mapping
+    spread: Mapping
     cache: tuple[float, float, float]  # of a byte of KV cache against one of weights: least, expected, most
 
 
@@ -61,8 +65,8 @@ def of_fit(deployment: str, fit: Mapping, others: t.Sequence[Mapping]) -> Known:
     """Return the costs of a fit; C(others) are fits of the same model, which may tell what the KV cache costs."""
     overlap = fit.get("prefill_overlap")
     return Known(
-        deployment, ERROR, fit["decode_ms_per_layer"], fit["prefill_ms_per_layer"],
-        1.0 if overlap is None else overlap, fit["average_layer"], _cache(fit, others),
+        deployment, math.hypot(ERROR, fit["error"]), fit["decode_ms_per_layer"], fit["prefill_ms_per_layer"],
+        1.0 if overlap is None else overlap, fit["average_layer"], fit["spread"], _cache(fit, others),
     )  # fmt: skip
 
 
@@ -139,7 +143,34 @@ def of_problem(known: Known, average_layer: Mapping) -> Json:
         "decode": None if not known.decode else [read * ms for ms in known.decode],
         "prefill": None if not known.prefill else [computed * ms for ms in known.prefill],
         "overlap": known.overlap,
+        "spread": known.spread,
     }
+
+
+def error_of_fit(points: t.Sequence[Layers], noise: float, before: KnownCosts | None) -> float:
+    """Return how far the ratio of fitted costs between devices may be off (relative standard deviation).
+
+    C(noise) is that of a point. Splits that lie close together tell it badly; then what was known before counts.
+    """
+    shares = [[count / sum(layers) for count in layers] for layers in points]
+    reach = min(max(column) - min(column) for column in zip(*shares, strict=True))
+    own = min(1.0, math.sqrt(2) * noise / reach) if reach else 1.0
+    return own if before is None else min(own, before.error)
+
+
+def with_spread(problem: Problem, kind: str, own: tuple[float, int]) -> tuple[float, int]:
+    """Return how loads scatter (relative standard deviation, degrees), with what an earlier tuning has seen of it.
+
+    The objective is taken to scatter as much as the worst of the tests that it is made of.
+    """
+    kinds = problem.kinds if kind == "objective" else (kind,)
+    known = {} if problem.known is None else problem.known.spread
+    before = [known[name] for name in kinds if name in known]
+    if not before or len(before) < len(kinds):
+        return own
+    deviation, degrees = max(one[0] for one in before), min(one[1] for one in before)
+    pooled = degrees + own[1]
+    return math.sqrt((degrees * deviation**2 + own[1] * own[0] ** 2) / pooled), pooled
 
 
 def cost(problem: Problem) -> split_cost.Cost | None:
@@ -147,11 +178,38 @@ def cost(problem: Problem) -> split_cost.Cost | None:
     known = problem.known
     if known is None:
         return None
+    return _cost(problem, known, known.costs)
+
+
+def _cost(problem: Problem, known: KnownCosts, costs: Mapping) -> split_cost.Cost | None:
     tokens, generated = problem.counted(problem.objective)
     return split_cost.workload_cost(
-        known.costs.get("decode"), known.costs.get("prefill"), tokens, generated, tokens, problem.micro_batch,
-        known.overlap, problem.weights,
+        costs.get("decode"), costs.get("prefill"), tokens, generated, tokens, problem.micro_batch, known.overlap,
+        problem.weights,
     )  # fmt: skip
+
+
+def suffice(problem: Problem, splits: t.Sequence[Layers]) -> bool:
+    """Return whether the split that the known costs favour would do as well if they were off by their error.
+
+    Each device in turn is taken for slower and for faster by the error; what the favoured split then takes longer than
+    the best must be no more than the indifference.
+    """
+    known, exact = problem.known, cost(problem)
+    if known is None or exact is None or not splits:
+        return False
+    favoured = min(splits, key=lambda split: (exact.ms(split), split))
+    for device, factor in itertools.product(range(len(problem.names)), (1 + known.error, 1 / (1 + known.error))):
+        moved = {
+            kind: [ms * (factor if own == device else 1.0) for own, ms in enumerate(costs)]
+            for kind, costs in known.costs.items()
+        }
+        other = _cost(problem, known, moved)
+        if other is None or other.ms(favoured) > (1 + problem.indifference) * min(other.ms(split) for split in splits):
+            return False
+    return True
+
+
 
 
 def hold(

@@ -11,7 +11,7 @@ from .._base import stats
 from .._split.layer_split import Layers
 from .._split.measured_loads import Load
 from .._split.split_problem import Candidate, Json
-from . import equality, why
+from . import equality, known_costs, why
 from .evidence import Evidence, is_single, room_of
 
 #: The objectives whose best splits are shown beside the chosen one.
@@ -22,13 +22,13 @@ def verdict_of(evidence: Evidence, chosen: Candidate, rival: Candidate | None) -
     """Return faster, no_difference or inconclusive for two measured splits, by the 95 % interval between their loads.
 
     faster: the interval excludes zero and the difference is more than the indifference, whichever of the two it
-    favours; both have two loads at least.
+    favours; both have two loads at least, or how loads scatter is known from an earlier tuning whose costs hold.
     no_difference: the difference is at most the indifference, and the interval lies within three times that; or all
     splits are equal within three times that (equality.equal_within).
     """
     if rival is None or not evidence.count(chosen.layers) or not evidence.count(rival.layers):
         return "inconclusive"
-    single = min(evidence.count(chosen.layers), evidence.count(rival.layers)) < 2
+    single = not evidence.carried and min(evidence.count(chosen.layers), evidence.count(rival.layers)) < 2
     within = equality.equal_within(evidence)
     if within is not None and within <= 100 * equality.EQUIVALENCE_FACTOR * evidence.problem.indifference:
         return "no_difference"
@@ -147,11 +147,24 @@ def fit_of(evidence: Evidence) -> Json | None:
         "prefill_ms_per_layer": _rounded(evidence.prefill_fit),
         "weights": evidence.problem.weights.as_lists(),
         "average_layer": evidence.problem.average_layer,
+        "error": _rounded(_error(evidence), 4),
+        "spread": {
+            kind: [round(deviation, 5), degrees]
+            for kind in evidence.problem.kinds
+            for deviation, degrees in [evidence.spread(kind)]
+            if degrees
+        },
         "prefill_form": evidence.prefill_form,
         "prefill_overlap": None if evidence.prefill_form is None else _rounded(evidence.prefill_overlap, 3),
         "decode_residual_percent": _rounded(evidence.residual["decode"], 2),
         "prefill_residual_percent": _rounded(evidence.residual["prefill"], 2),
     }
+
+
+def _error(evidence: Evidence) -> float:
+    """Return how far the ratios of the fitted costs may be off (relative standard deviation)."""
+    noise = max(evidence.point_noise(kind) for kind in evidence.problem.kinds)
+    return known_costs.error_of_fit(evidence.points, noise, evidence.known)
 
 
 def _rounded(value: t.Any, digits: int = 5) -> t.Any:

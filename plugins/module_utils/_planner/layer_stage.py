@@ -10,7 +10,8 @@ from those before it, so a campaign that was broken off goes on. The way to a de
 3. confirmation: the predicted winner (A) and the engine's own split (B; the best measured other one where that does not
    fit or is the winner) get two loads each, in the order A B B A, counting what is already measured. After the first
    load of each the fit is made anew. If it is off by more than 5 %, one more anchor between the others is measured,
-   and a better split may take A's place;
+   and a better split may take A's place. Where the costs of an earlier tuning suffice (known_costs.py), one load of
+   A and one of B are enough where they agree with these costs and tell the two apart;
 4. two more loads, one of each, while the two cannot be told apart and loads are left.
 
 Where all splits are practically equal by the fit, one load of the roomiest follows the anchors. If the loads differ no
@@ -210,9 +211,10 @@ def _confirm(evidence: Evidence, measured: list[Candidate]) -> Step:
                 (_wanted(evidence, extra.layers, "anchor"),),
             )
     # A B, then B A
-    second = [c for c in (rival, winner) if c is not None and evidence.count(c.layers) < 2]
-    wanted = (first or second)[: max(0, evidence.left)]
     verdict = layer_decision.verdict_of(evidence, winner, rival)
+    sure = evidence.carried and verdict != "inconclusive"
+    second = [c for c in (rival, winner) if c is not None and evidence.count(c.layers) < 2 and not sure]
+    wanted = (first or second)[: max(0, evidence.left)]
     if not wanted and rival is not None and evidence.left >= 2 and verdict == "inconclusive":
         wanted = [winner, rival]
     if not wanted:

@@ -77,9 +77,10 @@ def none(evidence: Evidence) -> str:
 def anchors(evidence: Evidence, missing: t.Sequence[Candidate]) -> str:
     """Return which splits are measured for the fit."""
     names = " and ".join(split_name(candidate.layers) for candidate in missing)
-    if evidence.known is not None:
+    if evidence.carried:
         known = evidence.problem.raw["known_costs"]["deployment"]
-        return f"measure {names}, the best by what layers cost in the tuning of {known}"
+        far = ", and what is farthest from it" if len(missing) > 1 else ""
+        return f"measure {names}, the best by what layers cost in the tuning of {known}{far}"
     bad = next((load for load in reversed(evidence.loads) if not load.ok), None)
     before = f"{failed(bad)}; " if bad is not None else ""
     return (

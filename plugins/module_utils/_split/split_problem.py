@@ -42,11 +42,15 @@ class Candidate:
 
 
 class KnownCosts(t.NamedTuple):
-    """Costs of an average layer by device and kind of test (ms), their relative error, and the overlap of prefill."""
+    """Costs of an average layer by device and kind of test (ms), their relative error, and the overlap of prefill.
+
+    C(spread) is by kind how loads scattered (relative standard deviation) and the degrees of freedom of that.
+    """
 
     costs: dict[str, tuple[float, ...]]
     error: float
     overlap: float
+    spread: dict[str, tuple[float, int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +267,8 @@ def _read_known(known: t.Any, devices: int, objective: str) -> KnownCosts | None
     if not set(workload.needed_kinds(objective)) <= set(costs):
         return None
     error = float(field(where, known, "error", (int, float)))
-    return KnownCosts(costs, error, float(field(where, known, "overlap", (int, float), 0)))
+    spread = {kind: (float(deviation), int(degrees)) for kind, (deviation, degrees) in known["spread"].items()}
+    return KnownCosts(costs, error, float(field(where, known, "overlap", (int, float), 0)), spread)
 
 
 def _read_devices(devices: t.Sequence[t.Any]) -> list[Json]:
