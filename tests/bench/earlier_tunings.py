@@ -1,8 +1,7 @@
 """earlier_tunings.py [--machines N] PAGE: what costs of an earlier tuning save, and whether the choice stays as good.
 
-Each simulated machine is tuned twice, from nothing and with the costs that an earlier campaign on it has fitted: of the
-same model with another context and type of KV cache, or of a relative, a model of the same architecture and type with
-other matrices. What both choose is judged by the true times; writes its section of the page.
+Each simulated machine is tuned twice, from nothing and with the costs that an earlier campaign on it has fitted, of the
+same model with a shorter context. What both choose is judged by the true times; writes its section of the page.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import itertools
 import math
 import pathlib
 import random
@@ -25,7 +23,6 @@ from simulated_families import Machine
 from simulated_pair import Json
 
 FAMILIES: t.Final = ("two", "two, uneven blocks", "two, hop 0.3 to 2 ms", "two, short memory", "three", "four")
-KINDS: t.Final = ("the model itself", "a relative")
 
 
 class Outcome(t.NamedTuple):
@@ -38,59 +35,27 @@ class Outcome(t.NamedTuple):
     kept: bool  # whether the campaign went on with the costs to its end
 
 
-def earlier(machine: Machine, kind: str, chance: random.Random) -> Machine:
-    """Return the machine with what was tuned on it before."""
+def earlier(machine: Machine, chance: random.Random) -> Machine:
+    """Return the machine with what was tuned on it before: a shorter context.
+
+    What a layer costs has moved together since, and on each device by a little.
+    """
     problem = copy.deepcopy(machine.problem)
-    problem.pop("device_probe", None)
-    if kind == "the model itself":
-        # a shorter context: what a layer costs has moved together, and on each device by a little
-        problem["serving"]["context_size"] //= chance.choice((2, 4))
-        together = math.exp(chance.uniform(-0.3, 0.0))
-        decode = [ms * together * chance.lognormvariate(0, 0.03) for ms in machine.decode_ms]
-        prefill = [ms * chance.lognormvariate(0, 0.03) for ms in machine.prefill_ms]
-        made = (machine.decode_weights, machine.prefill_weights)
-        return _like(machine, problem, decode, prefill, *made)
-    # smaller layers of a model that fits for sure; launching kernels takes as long as before
-    share = chance.uniform(0.2, 0.9)
-    launch = chance.uniform(0, 0.2) * min(machine.decode_ms)
-    decode = [(launch + share * (ms - launch)) * chance.lognormvariate(0, 0.05) for ms in machine.decode_ms]
-    prefill = [share * ms * chance.lognormvariate(0, 0.07) for ms in machine.prefill_ms]
-    blocks = chance.choice((24, 32, 48))
-    every = range(problem["model"]["block_count"])
-    taken = [round(index * (len(every) - 1) / (blocks - 1)) for index in range(blocks)]
-    model = problem["model"]
-    model["block_count"] = blocks
-    for name in ("block_bytes", "block_read_bytes", "block_weights"):
-        model[name] = [max(1, int(share * model[name][index])) for index in taken]
-    for name in ("kv_k_elements_per_token", "kv_v_elements_per_token"):
-        model[name] = [model[name][index] for index in taken]
-    heavy, compute = machine.decode_weights, machine.prefill_weights
-    output = heavy[-1] / share
-    return _like(
-        machine, problem, decode, prefill,
-        [*(heavy[index] for index in taken), output], [*(compute[index] for index in taken), 0.0],
-    )  # fmt: skip
-
-
-def _like(
-    machine: Machine,
-    problem: Json,
-    decode: list[float],
-    prefill: list[float],
-    decode_weights: list[float],
-    prefill_weights: list[float],
-) -> Machine:
+    problem["serving"]["context_size"] //= chance.choice((2, 4))
+    together = math.exp(chance.uniform(-0.3, 0.0))
     return dataclasses.replace(
-        machine, problem=problem, decode_ms=decode, prefill_ms=prefill, decode_weights=decode_weights,
-        prefill_weights=prefill_weights,
-    )  # fmt: skip
+        machine,
+        problem=problem,
+        decode_ms=[ms * together * chance.lognormvariate(0, 0.03) for ms in machine.decode_ms],
+        prefill_ms=[ms * chance.lognormvariate(0, 0.03) for ms in machine.prefill_ms],
+    )
 
 
-def outcome(family: str, kind: str, seed: int) -> Outcome | None:
+def outcome(family: str, seed: int) -> Outcome | None:
     """Tune one machine twice; None where the earlier campaign has found no costs."""
-    chance = random.Random(f"earlier {family} {kind} {seed}")
+    chance = random.Random(f"earlier {family} {seed}")
     machine = simulated_families.machine(family, seed)
-    before = earlier(machine, kind, chance)
+    before = earlier(machine, chance)
     if len(stages.plan(before.problem, [])["feasible"]) < 2:
         return None
     plan, _loads = simulated_families.drive(before, chance)
@@ -115,8 +80,8 @@ def _regret(machine: Machine, decision: Json | None) -> float:
     return max(0.0, 100 * (machine.true_ms(tuple(decision["layers"])) / machine.true_ms(best) - 1))
 
 
-def row(family: str, kind: str, outcomes: t.Sequence[Outcome]) -> str:
-    """Return the line of one family and kind of earlier tuning."""
+def row(family: str, outcomes: t.Sequence[Outcome]) -> str:
+    """Return the line of one family."""
 
     def percentiles(regrets: t.Iterable[float]) -> str:
         ordered = sorted(regrets)
@@ -125,7 +90,6 @@ def row(family: str, kind: str, outcomes: t.Sequence[Outcome]) -> str:
 
     cells = [
         family,
-        kind,
         str(len(outcomes)),
         f"{statistics.fmean(o.loads_without for o in outcomes):.1f}",
         f"{statistics.fmean(o.loads_with for o in outcomes):.1f}",
@@ -142,24 +106,24 @@ def main() -> None:
     """Run all families and write the section."""
     parser = argparse.ArgumentParser(description="What the costs of an earlier tuning save.")
     parser.add_argument("page", type=pathlib.Path, help="the page whose section is replaced")
-    parser.add_argument("--machines", type=int, default=60, help="machines of each family and kind")
+    parser.add_argument("--machines", type=int, default=60, help="machines of each family")
     arguments = parser.parse_args()
     lines = [
         "## Planner, with the costs of an earlier tuning",
         "",
         f"`make bench-planners`, {arguments.machines} machines of each family, each tuned from nothing and with the",
-        "costs of an earlier campaign: of the model itself with a shorter context, or of a relative of 20 to 90 % of",
-        "its layers' size. Regret in percent: median / 95th percentile / most. Worse and better count machines whose",
-        "regret differs by more than 1 %, which is what makes no difference.",
+        "costs of an earlier campaign with a shorter context; since then each device's costs have changed by 3 %.",
+        "Regret in percent: median / 95th percentile / most. Worse and better count machines whose regret differs by",
+        "more than 1 %, which is what makes no difference.",
         "",
-        "| family | costs of | machines | loads without | loads with | regret without | regret with | worse | better"
+        "| family | machines | loads without | loads with | regret without | regret with | worse | better"
         " | costs kept |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for family, kind in itertools.product(FAMILIES, KINDS):
+    for family in FAMILIES:
         began = time.monotonic()
-        found = [outcome(family, kind, seed) for seed in range(arguments.machines)]
-        lines.append(row(family, kind, [o for o in found if o is not None]))
+        found = [outcome(family, seed) for seed in range(arguments.machines)]
+        lines.append(row(family, [o for o in found if o is not None]))
         print(f"earlier tunings | {lines[-1]} {time.monotonic() - began:.0f} s", flush=True)
     page.write_section(arguments.page, "earlier", "\n".join(lines) + "\n")
 

@@ -90,7 +90,7 @@ def _tells(entry: Mapping, parts: Mapping, ids: t.Sequence[str]) -> bool:
     """Return whether a recorded tuning has costs, and was of these devices in the same state, by the same engine."""
     fit = entry["decision"].get("fit") or {}
     costs = [fit[name] for name in ("decode_ms_per_layer", "prefill_ms_per_layer") if fit.get(name)]
-    if not costs or not fit.get("average_layer") or any(min(own) <= 0 for own in costs):
+    if not costs or "spread" not in fit or any(min(own) <= 0 for own in costs):
         return False
     before = entry["fingerprint_parts"]
     return [device["id"] for device in entry["devices"]] == list(ids) and all(

@@ -33,6 +33,8 @@ def question(profile: str = "rtx4090_rtx3090", measured: bool = False, **changes
         fit = {
             "decode_ms_per_layer": [0.66, 0.75], "prefill_ms_per_layer": [8.0, 14.0], "prefill_overlap": 1.0,
             "average_layer": model_weights.of_average_layer(LLAMA, SERVING, 64, 512),
+            "error": 0.0,
+            "spread": {},
         }  # fmt: skip
         rates = expected_speeds.measured(known_costs.of_fit("m-c8192", fit, []))
     objective = workload.Objective("request", 1024, 256, 0)

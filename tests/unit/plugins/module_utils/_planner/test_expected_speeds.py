@@ -27,6 +27,7 @@ def rates(decode: list[float], prefill: list[float] | None, overlap: float = 1.0
     fit = {
         "decode_ms_per_layer": decode, "prefill_ms_per_layer": prefill, "prefill_overlap": overlap,
         "average_layer": model_weights.of_average_layer(QWEN, SERVING, 64, 512),
+        "error": 0.0, "spread": {},
     }  # fmt: skip
     return expected_speeds.measured(known_costs.of_fit("d", fit, []))
 

@@ -7,6 +7,7 @@ import typing as t
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import known_costs
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import split_problem
 
 PARTS: dict[str, t.Any] = {
     "llama_cpp": "b1", "driver_version": "580.95.05", "gpus": [{"id": "GPU-a", "power_limit_watts": 350}],
@@ -21,7 +22,7 @@ LAYER = {"weights_bytes": 1000.0, "cache_bytes": 0.0, "operations": 500.0}
 def entry(recorded_at: str = "2026-01-01T00:00:00Z", **parts: t.Any) -> dict[str, t.Any]:
     fit = {
         "decode_ms_per_layer": [0.4, 0.9], "prefill_ms_per_layer": [4.0, 9.0], "prefill_overlap": 1.0,
-        "average_layer": LAYER,
+        "average_layer": LAYER, "error": 0.0, "spread": {"decode": [0.01, 3]},
     }  # fmt: skip
     return {
         "model": dict(MODEL), "decision": {"fit": fit}, "devices": [{"id": "GPU-a"}, {"id": "GPU-b"}],
@@ -76,6 +77,62 @@ def test_costs_are_carried_over_by_bytes_and_operations() -> None:
     carried = known_costs.of_problem(found, now)
     assert carried["decode"] == pytest.approx([1.0, 2.25]) and carried["prefill"] == pytest.approx([12.0, 27.0])
     assert (carried["deployment"], carried["error"], carried["overlap"]) == ("one", 0.05, 1.0)
+    assert carried["spread"] == {"decode": [0.01, 3]}
+
+
+def test_costs_that_close_splits_have_told_are_less_sure() -> None:
+    far, near = [(60, 21), (20, 61)], [(42, 39), (40, 41)]
+    assert known_costs.error_of_fit(far, 0.01, None) < 0.03 < 0.3 < known_costs.error_of_fit(near, 0.01, None)
+    # of three devices the one whose layers hardly changed counts
+    assert known_costs.error_of_fit([(40, 30, 11), (10, 60, 11)], 0.01, None) == 1.0
+    before = split_problem.KnownCosts({"decode": (0.4, 0.9)}, 0.05, 1.0, {})
+    assert known_costs.error_of_fit(near, 0.01, before) == 0.05
+    unsure = entry()
+    unsure["decision"]["fit"]["error"] = 0.12
+    assert find({"one": unsure}).error == pytest.approx(0.13)
+
+
+class Asked(t.NamedTuple):
+    """What a problem says to the functions below."""
+
+    known: split_problem.KnownCosts | None
+    kinds: tuple[str, ...] = ("decode", "prefill")
+    indifference: float = 0.01
+    names: tuple[str, ...] = ("CUDA0", "CUDA1")
+    objective: str = "decode"
+    micro_batch: int = 512
+    weights: t.Any = None
+    counts: tuple[int, int] = (0, 256)
+
+    def counted(self, _name: str) -> tuple[int, int]:
+        return self.counts
+
+
+def test_the_scatter_of_earlier_loads_counts() -> None:
+    spread = {"decode": (0.01, 3), "prefill": (0.02, 1)}
+    problem: t.Any = Asked(split_problem.KnownCosts({}, 0.05, 1.0, spread))
+    assert known_costs.with_spread(problem, "decode", (0.0, 0)) == (pytest.approx(0.01), 3)
+    assert known_costs.with_spread(problem, "objective", (0.0, 0)) == (pytest.approx(0.02), 1)
+    deviation, degrees = known_costs.with_spread(problem, "decode", (0.03, 1))
+    assert degrees == 4 and 0.01 < deviation < 0.03
+    lacking: t.Any = problem._replace(known=problem.known._replace(spread={"decode": (0.01, 3)}))
+    assert known_costs.with_spread(lacking, "objective", (0.03, 1)) == (0.03, 1)
+    assert known_costs.with_spread(problem._replace(known=None), "decode", (0.03, 1)) == (0.03, 1)
+
+
+def test_costs_suffice_where_their_error_changes_nothing() -> None:
+    costs = {"decode": (0.4, 0.9), "prefill": (4.0, 9.0)}
+    splits = [(first, 81 - first) for first in range(30, 60)]
+    decode: t.Any = Asked(split_problem.KnownCosts(costs, 0.05, 1.0, {}))
+    assert known_costs.suffice(decode, splits)
+    # the balance of a pipeline follows the costs
+    prompt = decode._replace(counts=(8192, 0), objective="prefill")
+    assert not known_costs.suffice(prompt, splits)
+    assert known_costs.suffice(prompt._replace(known=decode.known._replace(error=0.001)), splits)
+    alike = decode.known._replace(costs={"decode": (0.40, 0.41)}, error=0.2)
+    assert not known_costs.suffice(decode._replace(known=alike), splits)
+    assert not known_costs.suffice(decode._replace(known=None), splits)
+    assert not known_costs.suffice(decode, [])
 
 
 def deep(cache_bytes: float, factor: float) -> dict[str, t.Any]:

@@ -1023,7 +1023,7 @@ def test_another_split_of_a_fit_without_residual_is_measured_before_all_are_equa
 def known(fit: Json) -> Json:
     return {
         "deployment": "sandbox-2k", "error": 0.05, "decode": fit["decode_ms_per_layer"],
-        "prefill": fit["prefill_ms_per_layer"], "overlap": fit["prefill_overlap"],
+        "prefill": fit["prefill_ms_per_layer"], "overlap": fit["prefill_overlap"], "spread": fit["spread"],
     }  # fmt: skip
 
 
@@ -1042,9 +1042,47 @@ def test_a_longer_context_is_planned_with_the_costs_of_the_shorter_one(objective
     assert second["decision"]["verdict"] in ("faster", "no_difference")
 
 
+@pytest.mark.parametrize("faster_first", [True, False])
+def test_two_loads_tell_where_the_costs_and_the_scatter_of_loads_are_known(faster_first: bool) -> None:
+    pair = Pair((0.45, 0.86) if faster_first else (0.86, 0.45), (4, 9), noise=0.002)
+    first, loads, _plans = campaign(make_problem(budget=(400, 400), objective="decode"), pair)
+    before = known(first["decision"]["fit"])
+    assert before["spread"]["decode"][1] > 0
+    second, fewer, _plans = campaign(make_problem(budget=(390, 390), objective="decode", known_costs=before), pair)
+    assert len(fewer) == 2 < len(loads) and second["decision"]["verdict"] == "faster"
+    # without the scatter it takes turns to tell
+    alone = {**before, "spread": {}}
+    _third, more, _plans = campaign(make_problem(budget=(390, 390), objective="decode", known_costs=alone), pair)
+    assert len(more) > 2
+
+
+def test_known_costs_count_no_more_once_a_load_has_failed() -> None:
+    first, _loads, _plans = campaign(make_problem(budget=(400, 400), objective="decode"), Pair((0.45, 0.86), (4, 9)))
+    problem = make_problem(budget=(400, 400), objective="decode", known_costs=known(first["decision"]["fit"]))
+    favoured = stages.plan(problem, [])
+    assert len(labels(favoured)) == 1 and "in the tuning of sandbox-2k" in favoured["why"]
+    plan = stages.plan(problem, [failed(favoured["loads"][0], "out_of_memory")])
+    assert len(labels(plan)) == 2 and "as far apart as memory allows" in plan["why"]
+
+
+def test_where_the_own_split_is_the_best_another_is_measured_to_compare_it_with() -> None:
+    equal = {"deployment": "d", "error": 0.05, "decode": [0.5, 0.5001], "prefill": [4.0, 4.0], "overlap": 1.0,
+             "spread": {}}  # fmt: skip
+    problem = make_problem(budget=(400, 400), objective="decode", known_costs=equal)
+    default = stages.plan(problem, [])["default_layers"]
+    # memory allows nothing with more layers on the faster device than the engine's own split has
+    budgets = [next(row["mib"] for row in stages.plan(problem, [])["feasible"] if row["layers"] == default)[0], 400]
+    for device, mib in zip(problem["devices"], budgets, strict=True):
+        device["budget_mib"] = mib + problem["reserve_mib"]
+    plan = stages.plan(problem, [])
+    wanted = [load["layers"] for load in plan["loads"]]
+    assert plan["default_layers"] in wanted and len(wanted) == 2
+
+
 def test_costs_that_have_changed_are_found_by_the_loads() -> None:
     """The first device has become twice as slow, which no fingerprint shows."""
-    wrong = {"deployment": "d", "error": 0.05, "decode": [0.45, 0.86], "prefill": [4.0, 9.0], "overlap": 1.0}
+    wrong = {"deployment": "d", "error": 0.05, "decode": [0.45, 0.86], "prefill": [4.0, 9.0], "overlap": 1.0,
+             "spread": {}}  # fmt: skip
     problem = make_problem(budget=(400, 400), objective="decode", known_costs=wrong)
     pair = Pair((1.2, 0.86), (4, 9), noise=0.003)
     plan, _loads, _plans = campaign(problem, pair)
@@ -1052,7 +1090,7 @@ def test_costs_that_have_changed_are_found_by_the_loads() -> None:
 
 
 def test_known_costs_of_other_devices_are_refused() -> None:
-    wrong = {"deployment": "d", "error": 0.05, "decode": [0.45], "prefill": None, "overlap": 1.0}
+    wrong = {"deployment": "d", "error": 0.05, "decode": [0.45], "prefill": None, "overlap": 1.0, "spread": {}}
     with pytest.raises(ValueError, match="known_costs must have one positive number per device, 2"):
         stages.plan(make_problem(known_costs=wrong), [])
 
