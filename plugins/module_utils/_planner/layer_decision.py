@@ -163,7 +163,8 @@ def fit_of(evidence: Evidence) -> Json | None:
 
 def _error(evidence: Evidence) -> float:
     """Return how far the ratios of the fitted costs may be off (relative standard deviation)."""
-    noise = max(evidence.point_noise(kind) for kind in evidence.problem.kinds)
+    kinds = evidence.problem.kinds
+    noise = max(max(evidence.point_noise(kind), (evidence.residual[kind] or 0.0) / 100) for kind in kinds)
     return known_costs.error_of_fit(evidence.points, noise, evidence.known)
 
 
