@@ -12,7 +12,7 @@ import typing as t
 
 from .._base import text
 from .._models import model_shapes
-from .._split import layer_search, layer_split, memory_plan, split_problem, workload
+from .._split import context_room, layer_search, layer_split, memory_plan, split_problem, workload
 from . import context_stage, context_table, expected_speeds, known_costs
 
 Json = dict[str, t.Any]
@@ -109,7 +109,9 @@ def _problem(
     model: t.Any = model_shapes.model(named) if isinstance(named, str) else named
     serving = _typed(question["serving"])
     if context_stage.asked(serving):
-        serving = context_stage.planned(model, serving, devices, reserve)
+        # of a model that does not fit it is said what is missing for the least
+        largest = context_room.largest(model, serving, memory_plan.budgets_mib(devices, reserve))
+        serving = context_room.with_context(serving, largest or context_room.STEP)
     return split_problem.read_problem({
         "schema": 1,
         "devices": list(devices),

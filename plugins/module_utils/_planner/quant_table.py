@@ -11,14 +11,10 @@ import typing as t
 
 from .._base import text
 from .._base.types import Json, Mapping
-from .._split import layer_search, layer_split, memory_plan
-from .._split.types import Model, Serving
+from .._split import context_room, layer_search, layer_split, memory_plan
 from . import predictor
 
 GB: t.Final = 10**9
-CONTEXT_STEP: t.Final = 1024
-#: Bound where a header does not say for which context a model was trained.
-_UNTRAINED: t.Final = 131072
 
 
 def rows(models: t.Sequence[Mapping], question: Mapping, devices: t.Sequence[Mapping]) -> list[Json]:
@@ -57,7 +53,7 @@ def _row(found: Mapping, question: Mapping, devices: t.Sequence[Mapping]) -> Jso
     missing = [] if usable is not None else _missing(plan, budgets, model["block_count"] + 1)
     return {
         **row, "problem": None if usable is not None else str(prediction["why"]), "alone_on": alone,
-        "missing_mib": sum(missing), "context_size": _most_context(model, serving, budgets), **told,
+        "missing_mib": sum(missing), "context_size": context_room.largest(model, serving, budgets), **told,
         "notes": model["notes"],
     }  # fmt: skip
 
@@ -66,17 +62,6 @@ def _missing(plan: memory_plan.MemoryPlan, budgets: t.Sequence[int], layers: int
     """Return the MiB that each device lacks in the split that comes nearest."""
     nearest = layer_search.LayerSearch(plan, budgets, layers).nearest_miss()
     return [-left for left in memory_plan.headroom_mib(plan.mib(nearest), budgets) if left < 0]
-
-
-def _most_context(model: Model, serving: Serving, budgets: t.Sequence[int]) -> int:
-    """Return the largest context, a multiple of CONTEXT_STEP up to what the model was trained for, that fits."""
-    low, high = 0, (model["context_length_train"] or _UNTRAINED) // CONTEXT_STEP
-    while low < high:
-        middle = (low + high + 1) // 2
-        plan = memory_plan.MemoryPlan(model, t.cast(Serving, {**serving, "context_size": middle * CONTEXT_STEP}))
-        fits = layer_search.LayerSearch(plan, budgets, model["block_count"] + 1).feasible
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low * CONTEXT_STEP
 
 
 _SPEEDS: t.Final = ("decode_tokens_per_second", "prefill_tokens_per_second", "ttft_ms")

@@ -276,9 +276,7 @@ def _prediction(state: State, lines: list[str]) -> Plan:
 
 def expected_devices(state: State) -> list[KnownDevice]:
     """Return the devices of a host as far as they are known without asking the engine."""
-    record = state.look["record"]
-    entry = state.recorded or record["models"].get(record.get("active")) or {}
-    return known_devices.host_devices(entry.get("devices") or [], state.gpus)
+    return known_devices.host_devices(state.reference.get("devices") or [], state.gpus)
 
 
 def _said(*lines: str, needed: bool = False) -> Plan:

@@ -266,8 +266,21 @@ class State:
         return f"llama.cpp refuses it: {str(asked['reason']).rstrip('.')}" if asked.get("refused") else None
 
     def known(self, ids: t.Sequence[str], model: Model) -> known_costs.Known | None:
-        """Return the costs that an earlier tuning on these devices has measured, or None."""
-        return known_costs.find(self.look["record"]["models"], self.parts, ids, model)
+        """Return the costs that an earlier tuning on these devices has measured, or None.
+
+        A prediction knows no role that starts RPC servers: it is about those that were tuned with.
+        """
+        parts, record = self.parts, self.look["record"]
+        if self.settings.predict_only and self.reference:
+            before = self.reference["fingerprint_parts"]
+            parts = {**parts, **{name: before[name] for name in ("rpc_endpoints", "extra")}}
+        return known_costs.find(record["models"], parts, ids, model)
+
+    @property
+    def reference(self) -> Mapping:
+        """The entry of this deployment, else of the one that is served; empty when there is none."""
+        record = self.look["record"]
+        return self.recorded or record["models"].get(record.get("active")) or {}
 
     @functools.cached_property
     def plan(self) -> Json:

@@ -57,6 +57,14 @@ def test_nothing_fits(tmp_path: pathlib.Path) -> None:
     assert quant_table.advice(rows).startswith("None of them fits: the smallest is Q2_K with ")
 
 
+def test_the_largest_context_is_planned_for_each_quant(tmp_path: pathlib.Path) -> None:
+    models = found(tmp_path, "llama_3_3_70b_q4_k_m", ("Q8_0", "Q4_K_M"))
+    question = {**QUESTION, "serving": {**record.BASE, "context_size": "max"}}
+    rows = {row["quant"]: row for row in quant_table.rows(models, question, PAIR)}
+    assert rows["Q8_0"]["context_size"] == 0 and rows["Q8_0"]["missing_mib"] > 0
+    assert rows["Q4_K_M"]["context_size"] > 4096 and min(rows["Q4_K_M"]["left_mib"]) >= QUESTION["reserve_mib"]
+
+
 def test_quants_are_told_apart() -> None:
     every = {
         "M-Q4_K_M.gguf": 5, "UD/M-UD-Q4_K_XL.gguf": 6, "mmproj-F16.gguf": 1, "M-Q8_0-00001-of-00002.gguf": 9,
