@@ -52,17 +52,20 @@ def problems(values: Variables, names: t.Iterable[str], specs: Specs, words: t.C
     found = [*misspelt(names, specs, words)]
     for name, value in values.items():
         found += _wrong(value, options.get(name, {}), name, options.get(name, {}).get("no_log", False))
-    return [*found, *_unknown_model(values)]
+    return [*found, *_context_size(values), *_unknown_model(values)]
 
 
 def misspelt(names: t.Iterable[str], specs: Specs, words: t.Collection[str]) -> t.Iterator[str]:
     """Yield a sentence per name that begins with a role's name and that nothing in the collection has.
 
+    What begins with an underscore is a role's own; of a role that is imported it counts as set for the whole play.
     Roles of one plain word (C(report), C(upgrade)) share their prefix with variables of other people: there only a name
     that is nearly an option's is taken for a slip.
     """
     options = sorted(name for role in specs.values() for name in role)
     for name in sorted(set(names) - set(words) - set(options)):
+        if name.startswith("_"):
+            continue
         role = max((role for role in specs if name.startswith(f"{role}_")), key=len, default=None)
         near = difflib.get_close_matches(name, options, 1, LIKENESS if role else LIKENESS_ELSEWHERE)
         if near:
@@ -109,6 +112,13 @@ def _inner(value: t.Any, spec: Json, path: str, secret: bool) -> t.Iterator[str]
 
 def _shown(value: t.Any, secret: bool) -> str:
     return "a secret" if secret else f"{value!r:.60}"
+
+
+def _context_size(values: Variables) -> t.Iterator[str]:
+    """Yield a sentence where the context is neither a number nor max, which no type of an argument spec says."""
+    size = values.get("split_tuning_context_size")
+    if size is not None and size != "max" and not (str(size).isdecimal() and int(str(size)) > 0):
+        yield f"split_tuning_context_size is {size!r:.60}, and must be a number of tokens, or max."
 
 
 def _unknown_model(values: Variables) -> t.Iterator[str]:

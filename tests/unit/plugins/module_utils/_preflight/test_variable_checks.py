@@ -45,7 +45,7 @@ def test_an_unlike_name_of_a_role_is_refused_too():
 @pytest.mark.parametrize(
     "name",
     ["report_email", "upgrade_windows", "llama_swap_port", "ansible_user", "llama_server_report", "llama_server_proof",
-     "revalidate_result", "diagnose_result", "mixed_gpu_engine", "vault_llama_server_api_key"],
+     "revalidate_result", "__host_python_requirements", "diagnose_result", "mixed_gpu_engine", "vault_llama_server_api_key"],
 )  # fmt: skip
 def test_names_of_other_people_and_results_of_roles_are_left_alone(name):
     assert problems({}, [name]) == []
@@ -55,6 +55,7 @@ def test_names_of_other_people_and_results_of_roles_are_left_alone(name):
     ("values", "sentence"),
     [
         ({"split_tuning_context_size": "eightk"}, "split_tuning_context_size is 'eightk', and must be"),
+        ({"split_tuning_context_size": 0}, "split_tuning_context_size is 0, and must be a number of tokens, or max."),
         ({"split_tuning_device_budget_mib": 22000}, "split_tuning_device_budget_mib is 22000, and must be a mapping."),
         ({"llama_server_log_verbosity": 3}, "llama_server_log_verbosity is 3, and must be one of 4, 5."),
         ({"split_tuning_modes": ["layer", "tenso"]}, "split_tuning_modes is 'tenso', and must be one of layer,"),
