@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 
-"""Filters of the report; their documentation is in split_report.yml and split_summary.yml."""
+"""Filters of the report; their documentation is in files of their names."""
 
 from __future__ import annotations
 
@@ -56,6 +56,19 @@ def split_summary(
         raise AnsibleFilterError(_no_entry("split_summary", error)) from error
 
 
+def plan_page(plan: Json, template: str) -> str:
+    """Return the page of a plan. Raises AnsibleFilterError for what is no plan, or a template that cannot be read."""
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import page, plan_view
+
+    try:
+        return page.filled(template, view=plan_view.view(plan))
+    except UserError as error:
+        raise AnsibleFilterError(f"plan_page: {error}.") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise AnsibleFilterError(f"plan_page: the input is no result of the planner planning ({error}).") from error
+
+
 def _no_entry(name: str, error: Exception) -> str:
     """Return what a malformed entry lacks, and the cure."""
     lacks = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -70,4 +83,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return the filters by name."""
-        return {"split_report": split_report, "split_summary": split_summary}
+        return {"split_report": split_report, "split_summary": split_summary, "plan_page": plan_page}

@@ -99,6 +99,15 @@ SHAPES: dict[str, Shape] = {
         "Gemma 3 27B it", "gemma3", 62, 5376, 21504, 32, 16, 128, 262144, 131072, tied=True, head_norms=True,
         post_norms=True, sliding_window=1024,
     ),
+    "qwen3_5_27b_q4_k_m": Shape(
+        "Qwen3.5 27B", "qwen35", 64, 5120, 17408, 24, 4, 256, 248320, 262144, head_norms=True,
+        post_attention_norm=True, linear=LinearAttention(4, 4, 128, 16, 48),
+    ),
+    "gpt_oss_20b_mxfp4": Shape(
+        "gpt-oss 20b", "gpt-oss", 24, 2880, 2880, 64, 8, 64, 201088, 131072, attention_bias=True, sliding_window=128,
+        expert_count=32, expert_used_count=4, expert_feed_forward_length=2880, post_attention_norm=True,
+        open_weight_format=True,
+    ),
     "gpt_oss_120b_mxfp4": Shape(
         "gpt-oss 120b", "gpt-oss", 36, 2880, 2880, 64, 8, 64, 201088, 131072, attention_bias=True, sliding_window=128,
         expert_count=128, expert_used_count=4, expert_feed_forward_length=2880, post_attention_norm=True,
@@ -123,6 +132,8 @@ SHAPES: dict[str, Shape] = {
 
 #: Weights in 10^9, as llama.cpp prints them for the published files (110.47 B of a GLM 4.5 Air with its last block).
 PUBLISHED_WEIGHTS: dict[str, float] = {
+    "qwen3_5_27b_q4_k_m": 26.90,
+    "gpt_oss_20b_mxfp4": 20.91,
     "gpt_oss_120b_mxfp4": 116.83,
     "glm_4_5_air_q4_k_m": 110.47,
     "qwen3_next_80b_a3b_q4_k_m": 79.67,
@@ -312,7 +323,7 @@ def fields(shape: Shape) -> Json:
             "ssm.group_count": shape.linear.key_heads,
             "rope.dimension_count": shape.head_length // 4,
         }
-    if shape.architecture == "qwen35moe":
+    if shape.architecture in ("qwen35", "qwen35moe"):
         own["rope.dimension_sections"] = [11, 11, 10, 0]
     return {
         "general.architecture": shape.architecture,

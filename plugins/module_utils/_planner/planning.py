@@ -2,18 +2,20 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The planner of a plan: what a model would give, before anything is downloaded, bought or measured. Private. Pure.
 
-Of a repository of the hub every quant is told of, by the headers of its files. What is asked about a shape, a file or
-the model of a host is answered by the planner of the tuning, in check mode.
+Of a repository of the hub every quant is told of, by the headers of its files. Configurations of cards are compared
+side by side. What is asked about a shape, a file or the model of a host is answered by the planner of the tuning, in
+check mode.
 """
 
 from __future__ import annotations
 
 import typing as t
 
+from .._base.errors import UserError
 from .._base.steps import Done, Plan, Step, result_of
 from .._split import known_devices
 from .._split.types import KnownDevice
-from . import planning_settings, predictor, quant_table, tuning, tuning_settings, tuning_steps
+from . import comparison, planning_settings, predictor, quant_table, tuning, tuning_settings, tuning_steps
 from .tuning_state import State
 
 Json = dict[str, t.Any]
@@ -39,14 +41,16 @@ class Planning:
         return self.predict(done)
 
     def predict(self, done: t.Sequence[Done]) -> Plan:
-        """Return what comes next: the look at a host, the headers of the repository, and the prediction."""
-        if not self.question.repo:
+        """Return what comes next: the look at a host, the headers of the model, and the prediction."""
+        if not self.question.repo and not self.question.profiles:
             return self._tuning.predict(done)
         state = State(self.settings, done)
-        if not self.settings.profile and result_of(done, "look") is None:
+        looks = self.question.measured_here if self.question.profiles else not self.settings.profile
+        if looks and result_of(done, "look") is None:
             return Plan((tuning_steps.look(state),))
-        found = result_of(done, _MODELS)
-        return Plan((self._ask(),)) if found is None else self._quants(state, found)
+        if self.question.repo and result_of(done, _MODELS) is None:
+            return Plan((self._ask(),))
+        return self._compared(state) if self.question.profiles else self._quants(state, state.needed(_MODELS))
 
     def line(self, done: Done) -> str:
         """Return what is shown of a step."""
@@ -64,15 +68,50 @@ class Planning:
         given = {name: value for name, value in options.items() if value is not None}
         return Step(_MODELS, "hub_models_info", given, f"read the headers of {asked.repo}", 20)
 
+    def _asked(self, state: State) -> Json:
+        """Return the question that predictions answer, without the model."""
+        return {
+            "serving": state.family.serving({}), "reserve_mib": self.settings.reserve_mib,
+            "objective": self.settings.asked, "bench": self.settings.bench,
+        }  # fmt: skip
+
+    @property
+    def _reads_file(self) -> bool:
+        return bool(self.settings.model_path) and not self.question.repo and not self.settings.shape
+
+    def _models(self, state: State) -> list[t.Any]:
+        """Return the models of interest. Raises UserError where a repository has several."""
+        if self._reads_file:
+            return [state.needed("weigh")["model"]]
+        if not self.question.repo:
+            named = [self.settings.shape] if self.settings.shape else comparison.USUAL
+            return [comparison.shape(name) for name in named]
+        found = state.needed(_MODELS)["models"]
+        if len(found) != 1 or found[0]["model"] is None:
+            names = ", ".join(each["quant"] for each in found)
+            raise UserError(f"{self.question.repo} has {names}: name one that is a model with -e quant=NAME.")
+        return [found[0]["model"]]
+
+    def _compared(self, state: State) -> Plan:
+        """Return the comparison of configurations, or the step that it needs."""
+        if self._reads_file and state.result("weigh") is None:
+            return Plan((state.family.weigh(),))
+        try:
+            models = self._models(state)
+        except UserError as exc:
+            return Plan(failure=str(exc))
+        record = state.look["record"] if self.question.measured_here else None
+        result = comparison.compare(
+            self.question.profiles, models, self._asked(state), self.question.costs, self.question.users, record
+        )
+        return Plan(result={"needed": True, "comparison": result, "lines": result["lines"], "why": result["advice"][0]})
+
     def _quants(self, state: State, found: t.Mapping[str, t.Any]) -> Plan:
         """Return the table of all quants, or the prediction of the only one that was asked for."""
         devices = known_devices.with_budgets(self._devices(state), self.settings.device_budget_mib)
         if not devices:
             return Plan(failure="This host has no card that is known: name cards with -e mixed_gpu_profile=NAME.")
-        question = {
-            "serving": state.family.serving({}), "reserve_mib": self.settings.reserve_mib,
-            "objective": self.settings.asked, "bench": self.settings.bench,
-        }  # fmt: skip
+        question = self._asked(state)
         rows = quant_table.rows(found["models"], question, devices)
         lines = quant_table.lines(self.question.repo, rows, question, devices)
         if self.question.quant and found["models"][0]["model"] is not None:

@@ -8,6 +8,7 @@ import dataclasses
 import typing as t
 
 from .._base import variables
+from .._split import card_costs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +20,23 @@ class Question:
     revision: str
     hub_endpoint: str
     hub_token_file: str
+    profiles: list[str]
+    prices_usd: dict[str, t.Any]
+    card_watts: dict[str, t.Any]
+    owned_cards: list[str]
+    users: int
+    measured_here: bool
+    plan_page: str                        # which the role writes
+    plan_json: str
+
+    @property
+    def costs(self) -> card_costs.Costs:
+        """What cards cost and draw, where the user knows better."""
+        return card_costs.Costs(self.prices_usd, self.card_watts, tuple(self.owned_cards))
 
 
 def read(given: t.Mapping[str, t.Any]) -> Question:
     """Return the question in variables of the role. Raises ValueError that names the variable and its value."""
-    return variables.read(Question, given, "split_tuning")
+    question = variables.read(Question, given, "split_tuning")
+    card_costs.check(question.prices_usd, question.card_watts, question.owned_cards)
+    return question

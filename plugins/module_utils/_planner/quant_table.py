@@ -12,7 +12,7 @@ import typing as t
 from .._base import text
 from .._base.types import Json, Mapping
 from .._split import context_room, layer_search, layer_split, memory_plan
-from . import predictor
+from . import configurations, predictor
 
 GB: t.Final = 10**9
 
@@ -47,6 +47,7 @@ def _row(found: Mapping, question: Mapping, devices: t.Sequence[Mapping]) -> Jso
     told = _nothing() if usable is None else {
         "layers": usable["layers"],
         "mib": usable["mib"],
+        "memory": configurations.memory(model, serving, usable["layers"], devices),
         "left_mib": usable["headroom_mib"],
         **{name: usable[name] for name in _SPEEDS},
     }
@@ -68,7 +69,7 @@ _SPEEDS: t.Final = ("decode_tokens_per_second", "prefill_tokens_per_second", "tt
 
 
 def _nothing() -> Json:
-    return dict.fromkeys(("layers", "mib", "left_mib", *_SPEEDS))
+    return dict.fromkeys(("layers", "mib", "memory", "left_mib", *_SPEEDS))
 
 
 def _only(device: int, devices: int, layers: int) -> tuple[int, ...]:

@@ -31,8 +31,6 @@ def render(
     The template gets C(view) (report_view), C(charts) (SVG by name of the panel) and C(drawn), whether charts were
     asked for. Raises KeyError, TypeError or ValueError for an entry that cannot be read, UserError for the template.
     """
-    from jinja2 import StrictUndefined, TemplateError
-    from jinja2.sandbox import SandboxedEnvironment
     from markupsafe import Markup
 
     unknown = [panel for panel in panels if panel not in QUANTITIES]
@@ -40,10 +38,18 @@ def render(
         raise UserError(f"unknown panel {', '.join(map(str, unknown))}; choose from {', '.join(QUANTITIES)}")
     view = report_view(entry, seen, expectations, host, url)
     charts = {panel: Markup(drawing.draw(entry, [panel])) for panel in panels if chart.has_points(entry, panel)}
+    return filled(template, view=view, charts=charts, drawn=bool(panels))
+
+
+def filled(template: str, **values: t.Any) -> str:
+    """Return a template with its values, each of them escaped. Raises UserError for the template."""
+    from jinja2 import StrictUndefined, TemplateError
+    from jinja2.sandbox import SandboxedEnvironment
+
     environment = SandboxedEnvironment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     try:
-        return environment.from_string(str(template)).render(view=view, charts=charts, drawn=bool(panels))
+        return environment.from_string(str(template)).render(**values)
     except TemplateError as error:
         raise UserError(f"the template cannot be rendered: {error}; correct it") from error

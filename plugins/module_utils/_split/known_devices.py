@@ -7,31 +7,58 @@ C(fraction) and C(prefill_tflops) come from the table of known cards, bandwidth 
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 from .._base.types import Mapping
 from .._hardware import known_cards
 from .types import KnownDevice
 
-#: NVML's total less what llama.cpp found free on idle cards was 2.4 to 3.8 % of the total (see known_cards.CARDS).
-USUAL_OVERHEAD = 0.04
-
 #: Pairs to name in a message; any cards of known_cards.CARDS can be put together the same way.
-PROFILES = ("rtx4090_rtx3090", "rtx3090_rtx3060", "rtx5090_rtx3090", "rtx3090_rtx3090", "rtx5090_rtx4090")
+PROFILES = (
+    "rtx4090_rtx3090", "rtx3090_x2_nvlink", "rtx3090_rtx3060", "rtx5090_rtx3090", "rtx3090_rtx3090", "rtx5090_rtx4090",
+)  # fmt: skip
+
+
+class Profile(t.NamedTuple):
+    """Cards by their short names, in llama.cpp's order, and whether a bridge joins the two of them."""
+
+    cards: tuple[str, ...]
+    nvlink: bool
+
+
+def read_profile(name: str) -> Profile:
+    """Return what a profile names: C(rtx4090_rtx3090), C(rtx3090_x2_nvlink). Raises ValueError, with what is known.
+
+    Cards are joined by underscores, one to eight in all. C(xN) makes the card before it N cards. C(nvlink) at the end
+    is a bridge between two cards that have such a connector.
+    """
+    *parts, last = name.split("_")
+    parts += [] if last == "nvlink" else [last]
+    cards: list[str] = []
+    for part in parts:
+        count = re.fullmatch(r"x([2-8])", part)
+        if count and cards:
+            cards += [cards[-1]] * (int(count[1]) - 1)
+        else:
+            cards.append(part)
+    if not 1 <= len(cards) <= 8 or any(card not in known_cards.CARDS for card in cards):
+        raise ValueError(
+            f"there is no hardware profile {name!r}; known are {', '.join(PROFILES)}, and up to eight of "
+            f"{', '.join(sorted(known_cards.CARDS))} joined by underscores in the order of the devices (x2 is two"
+            " of the card before it)"
+        )
+    nvlink = last == "nvlink"
+    if nvlink and not (len(cards) == 2 and all(known_cards.CARDS[card].nvlink for card in cards)):
+        able = ", ".join(sorted(short for short, card in known_cards.CARDS.items() if card.nvlink))
+        raise ValueError(f"the hardware profile {name!r} cannot have nvlink: it joins two cards of {able}")
+    return Profile(tuple(cards), nvlink)
 
 
 def profile_devices(name: str) -> list[KnownDevice]:
-    """Return devices with what is known of their speed for a profile such as C(rtx4090_rtx3090).
-
-    A profile names cards in llama.cpp's order, one to eight. Raises ValueError that lists what is known.
-    """
-    parts = name.split("_")
-    if not 1 <= len(parts) <= 8 or any(part not in known_cards.CARDS for part in parts):
-        raise ValueError(
-            f"there is no hardware profile {name!r}; known are {', '.join(PROFILES)}, and up to eight of "
-            f"{', '.join(sorted(known_cards.CARDS))} joined by underscores in the order of the devices"
-        )
-    return [_device(f"CUDA{index}", f"CUDA{index}", known_cards.CARDS[part]) for index, part in enumerate(parts)]
+    """Return devices with what is known of their speed for a profile as of read_profile. Raises ValueError."""
+    cards = read_profile(name).cards
+    return [_device(f"CUDA{index}", f"CUDA{index}", known_cards.CARDS[card]) for index, card in enumerate(cards)]
 
 
 def _device(name: str, identity: str, card: known_cards.Card) -> KnownDevice:
@@ -54,7 +81,7 @@ def host_devices(recorded: t.Sequence[Mapping], gpus: t.Sequence[Mapping]) -> li
 
     C(recorded): devices of an earlier tuning, whose free memory was read while nothing else used them; they win.
     C(gpus): as gpu_facts reports them. Without a record their free memory is that of the known card, or their total
-    less USUAL_OVERHEAD, because what is free now says little while a server runs. Bandwidth is NVML's own.
+    less known_cards.OVERHEAD, because what is free now says little while a server runs. Bandwidth is NVML's own.
     """
     by_id = {gpu.get("id"): gpu for gpu in gpus}
     if recorded:
@@ -66,7 +93,7 @@ def host_devices(recorded: t.Sequence[Mapping], gpus: t.Sequence[Mapping]) -> li
         total = gpu.get("memory_total_mib") or 0
         card = known_cards.named(gpu.get("name"))
         free = card.free_mib if card and abs(card.total_mib - total) < total * 0.02 else int(
-            total * (1 - USUAL_OVERHEAD)
+            total * (1 - known_cards.OVERHEAD)
         )
         speed["sources"] = [
             f"free: estimated from the card's {total} MiB; llama.cpp has not been asked", *speed["sources"]

@@ -102,3 +102,28 @@ def test_a_repository_without_a_network(plan: t.Callable[..., tuple[int, str]]) 
     )  # fmt: skip
     assert rc == 2
     assert "owner/Model-GGUF cannot be looked up: http://127.0.0.1:9 cannot be reached (" in output
+
+
+def test_configurations_side_by_side(plan: t.Callable[..., tuple[int, str]], tmp_path: pathlib.Path) -> None:
+    names = ["rtx4090_rtx3090", "rtx3090_x2_nvlink", "rtx5090"]
+    given = {"mixed_gpu_profiles": names, "mixed_gpu_owned": ["rtx3090"], "mixed_gpu_prices_usd": {"rtx5090": 2500}}
+    page, data = tmp_path / "plan.html", tmp_path / "plan.json"
+    rc, output = plan("-e", json.dumps(given), "-e", f"plan_page={page}", "-e", f"plan_json={data}")
+    assert rc == 0, output
+    assert "configurations side by side" in output and "costs the least for its speed" in output
+    comparison = json.loads(data.read_text())["comparison"]
+    assert [each["name"] for each in comparison["configurations"]] == names
+    shown = page.read_text()
+    fitting = [row for row in comparison["rows"] if row["fits"]]
+    assert shown.count('class="card"') == sum(len(row["memory"]) for row in fitting)
+    assert "MiB weights" in shown and "rtx3090_x2_nvlink: Llama 3.3 70B Instruct Q4_K_M" in shown
+
+
+def test_a_page_of_quants(plan: t.Callable[..., tuple[int, str]], hub: server.Hub, tmp_path: pathlib.Path) -> None:
+    rc, output = plan(
+        "-e", "mixed_gpu_profile=rtx4090_rtx3090", "-e", "model_repo=owner/Model-GGUF",
+        "-e", f"llm_models_hub_endpoint={hub.url}", "-e", f"plan_page={tmp_path}/plan.html",
+    )  # fmt: skip
+    assert rc == 0, output
+    shown = (tmp_path / "plan.html").read_text()
+    assert "Every quant of the repository" in shown and "MiB KV cache" in shown and shown.count('class="card"') == 6

@@ -30,6 +30,14 @@ def test_the_devices_of_a_host() -> None:
         known_devices.with_budgets([third], {"CUDA0": "much"})
 
 
+def test_a_profile_may_repeat_a_card_and_name_a_bridge() -> None:
+    assert known_devices.read_profile("rtx3090_x2_nvlink") == (("rtx3090", "rtx3090"), True)
+    assert known_devices.read_profile("p40_x3_rtx3060") == (("p40", "p40", "p40", "rtx3060"), False)
+    for wrong in ("nvlink", "x2", "rtx3090_nvlink", "rtx3090_x2_rtx4090_nvlink", "rtx3090_x8_x2", "", "rtx3090_x9"):
+        with pytest.raises(ValueError, match="hardware profile"):
+            known_devices.read_profile(wrong)
+
+
 def test_profiles_name_cards_in_the_order_of_the_devices() -> None:
     for name in known_devices.PROFILES:
         assert len(known_devices.profile_devices(name)) == 2

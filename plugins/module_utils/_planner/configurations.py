@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What a configuration of cards gives with a model: speed and memory, as ranges. Private. Pure functions only."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._base.types import Json, Mapping
+from .._split import memory_plan
+from .._split.card_costs import Configuration
+from .._split.types import Model, Serving
+from . import expected_modes, predictor
+
+#: Time of a prompt against the prediction: newer builds and cards took as little as this part of it.
+FASTEST_PROMPT: t.Final = 0.6
+PROMPT_SPREAD: t.Final = 0.12
+
+
+def serves(configuration: Configuration, model: Model, question: Mapping) -> Json:
+    """Return what a configuration gives with a model, or why it does not fit.
+
+    C(question): as predictor.predict takes it, without the model. Speeds are tokens per second, times ms.
+    """
+    devices = configuration.devices
+    prediction = predictor.predict({**question, "model": model}, devices)
+    best = prediction["best"]
+    row: Json = {"configuration": configuration.name, "model": model["name"], "why": prediction["why"]}
+    if best is None or best["verdict"] != "fits":
+        return {**row, "fits": False, **dict.fromkeys(("layers", "layer", "tensor", "speculation", "ttft_ms"))}
+    serving = t.cast(Serving, prediction["serving"])
+    objective = prediction["objective"]
+    depth = objective["depth_tokens"] + objective["prompt_tokens"] + objective["generated_tokens"] // 2
+    layer = expected_modes.layer(best["decode_tokens_per_second"])
+    shared = expected_modes.tensor(model, serving, devices, question["reserve_mib"], depth, prediction["launch_ms"])
+    tensor = None if shared is None else shared[0]
+    fastest = layer if tensor is None or tensor.expected < layer.expected else tensor
+    least, most, source = expected_modes.speculation(model)
+    ttft = best["ttft_ms"]
+    return {
+        **row,
+        "fits": True,
+        "layers": best["layers"],
+        "memory": memory(model, serving, best["layers"], devices),
+        "layer": expected_modes.as_json(layer),
+        "tensor": expected_modes.as_json(tensor),
+        "tensor_parts": None if shared is None else list(shared[1].parts),
+        "speculation": {"low": fastest.low * least, "high": fastest.high * most, "source": source},
+        "ttft_ms": None if ttft is None else [FASTEST_PROMPT * ttft, (1 + PROMPT_SPREAD) * ttft],
+        "fastest": "layer" if fastest is layer else "tensor",
+    }
+
+
+def memory(model: Model, serving: Serving, layers: t.Sequence[int], devices: t.Sequence[Mapping]) -> list[Json]:
+    """Return what lies where, in MiB, of each device."""
+    held = memory_plan.MemoryPlan(model, serving).devices(layers)
+    return [
+        {
+            "device": device["device"], "card": device["description"], "total_mib": device["total_mib"],
+            "layers": count, "weights_mib": part.weights // memory_plan.MIB, "kv_mib": part.kv // memory_plan.MIB,
+            "compute_mib": part.compute // memory_plan.MIB, "free_mib": device["free_mib"] - part.mib,
+        }
+        for device, count, part in zip(devices, layers, held, strict=True)
+    ]  # fmt: skip
+
+
+def per_token(outlay_usd: t.Sequence[float] | None, speed: Mapping) -> list[float] | None:
+    """Return dollars for each token per second: least and most; None where the outlay is unknown."""
+    if outlay_usd is None:
+        return None
+    low, high = max(0.0, outlay_usd[0]), max(0.0, outlay_usd[1])
+    return [low / speed["high"], high / speed["low"]]

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Speeds to expect of each split mode and of speculation, as ranges, before anything was measured. Private; pure.
+
+Layer mode is that of the predictor. In tensor mode all cards read their share of every layer at once, and twice per
+block they exchange sums. How long that takes, and what speculation gains, is taken from published runs.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._base.types import Json, Mapping
+from .._split import memory_plan, model_weights
+from .._split.types import Model, Serving
+
+_SWEEPS: t.Final = "sudoingX, qwen38-mtp, community numbers and sweeps, August 2026"
+
+
+class Range(t.NamedTuple):
+    """A speed or a time: least, expected, most."""
+
+    low: float
+    expected: float
+    high: float
+
+
+#: How far cards of one kind were apart in published runs of a dense model, to each side (RTX 4090, 27B: 43 to 48).
+SPREAD: t.Final = 0.12
+#: Microseconds of one all-reduce between two cards, two per block: fastest, usual and slowest of the published pairs.
+#: 2x RTX 5090 107.5 tokens per second, 2x RTX 5060 Ti 38.3, RTX 5080 + RTX 3090 55.6, RTX 3060 + RTX 4070 Super 30.1.
+ALLREDUCE_US: t.Final = Range(11.0, 30.0, 38.0)
+ALLREDUCE_SOURCE: t.Final = f"{_SWEEPS}; llama.cpp PR 19378"
+#: Tokens per second with a drafting method against without: least and most of what was published, and where.
+SPECULATION: t.Final[dict[str, tuple[float, float, str]]] = {
+    "mtp": (1.25, 2.45, f"MTP head, dense models of 27 billion weights ({_SWEEPS})"),
+    "mtp_experts": (1.25, 1.35, f"MTP head, a model of 35 billion weights with 3 in use ({_SWEEPS})"),
+    "draft": (
+        1.35, 2.47,
+        "a small model as draft, which needs room beside it: llama-swap's examples of 70B and 32B, textgen PR 6899",
+    ),
+}  # fmt: skip
+
+
+def speculation(model: Mapping) -> tuple[float, float, str]:
+    """Return the least and the most factor of speculation for a model, and their source."""
+    if model["expert_count"]:
+        return SPECULATION["mtp_experts"]
+    return SPECULATION["mtp" if model["architecture"] in ("qwen35", "qwen35moe") else "draft"]
+
+
+def layer(tokens_per_second: float) -> Range:
+    """Return the range around a predicted speed of layer mode."""
+    return Range(tokens_per_second * (1 - SPREAD), tokens_per_second, tokens_per_second * (1 + SPREAD))
+
+
+class Shares(t.NamedTuple):
+    """How tensor mode shares a model: parts of C(units) per device, and the MiB that each device then holds."""
+
+    parts: tuple[int, ...]
+    units: int
+    mib: tuple[int, ...]
+
+
+def tensor(
+    model: Model, serving: Serving, devices: t.Sequence[Mapping], reserve_mib: int, depth: int, launch_ms: float
+) -> tuple[Range, Shares] | None:
+    """Return tokens per second of tensor mode on two equal or unequal cards; None where it cannot be told.
+
+    A model is shared in parts of its attention heads' groups, so the shares are the fastest such parts that fit.
+    """
+    units = model["head_count_kv"]
+    if len(devices) != 2 or units < 2 or not all(device["bandwidth_gb_per_s"] for device in devices):
+        return None
+    read = sum(model_weights.bytes_read(model, serving, depth))
+    rates = [device["bandwidth_gb_per_s"] * device["fraction"] * 1e6 for device in devices]
+    budgets = memory_plan.budgets_mib(devices, reserve_mib)
+    found = []
+    for first in range(1, units):
+        parts = (first, units - first)
+        mib = _shared_mib(model, serving, parts, units)
+        if all(need <= budget for need, budget in zip(mib, budgets, strict=True)):
+            slowest = max(read * part / units / rate for part, rate in zip(parts, rates, strict=True))
+            found.append((slowest, Shares(parts, units, mib)))
+    if not found:
+        return None
+    reading, shares = min(found, key=lambda item: item[0])
+    exchanges = 2 * model["block_count"] / 1000
+
+    def speed(factor: float, microseconds: float) -> float:
+        return 1000 / (reading / factor + launch_ms + exchanges * microseconds)
+
+    return Range(
+        speed(1 - SPREAD, ALLREDUCE_US.high), speed(1.0, ALLREDUCE_US.expected), speed(1 + SPREAD, ALLREDUCE_US.low)
+    ), shares
+
+
+def _shared_mib(model: Model, serving: Serving, parts: t.Sequence[int], units: int) -> tuple[int, ...]:
+    """Return the MiB of each device: its share of weights and KV cache, and the compute buffer of a whole model."""
+    layers = (model["block_count"] + 1,)
+    whole = memory_plan.MemoryPlan(model, serving).device(layers, 0)
+    return tuple(
+        -(-int((whole.weights + whole.kv) * part / units + whole.compute) // memory_plan.MIB) for part in parts
+    )
+
+
+def as_json(found: Range | None) -> Json | None:
+    """Return a range with three digits."""
+    return None if found is None else {name: float(f"{value:.3g}") for name, value in found._asdict().items()}

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Configurations side by side: what is shown follows from what was asked and from the table of cards."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+import yaml
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.steps import Done, Plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import known_cards
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import planning
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import card_costs, fact_record
+from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._planner.test_tuning import ROOT
+
+FIVE = ["rtx4090_rtx3090", "rtx3090_x2_nvlink", "rtx4090_x2", "rtx5090", "rtx3090"]
+
+
+def asked(**changes: t.Any) -> dict[str, t.Any]:
+    defaults = yaml.safe_load((ROOT / "roles/split_tuning/defaults/main.yml").read_text())
+    own = {"deployment": "m", "probe_model_path": "/p.gguf", "profiles": FIVE, **changes}
+    return {**defaults, **{f"split_tuning_{name}": value for name, value in own.items()}}
+
+
+def compared(**changes: t.Any) -> dict[str, t.Any]:
+    plan = planning.planner(asked(**changes)).predict([])
+    assert plan.result is not None, plan
+    return t.cast("dict[str, t.Any]", plan.result["comparison"])
+
+
+def by_configuration(comparison: dict[str, t.Any], model: int = 0) -> dict[str, dict[str, t.Any]]:
+    name = comparison["models"][model]
+    return {row["configuration"]: row for row in comparison["rows"] if row["model"] == name}
+
+
+def test_the_five_of_the_guide() -> None:
+    comparison = compared()
+    assert comparison["models"] == ["Llama 3.3 70B Instruct Q4_K_M", "Qwen2.5 Coder 32B Instruct Q4_K_M"]
+    rows = by_configuration(comparison)
+    assert {name for name, row in rows.items() if row["fits"]} == {"rtx4090_rtx3090", "rtx3090_x2_nvlink", "rtx4090_x2"}
+    assert all(row["fits"] for row in by_configuration(comparison, 1).values())
+    for row in comparison["rows"]:
+        if row["fits"]:
+            spans = [row["layer"]] + ([row["tensor"]] if row["tensor"] else [])
+            assert all(span["low"] < span["expected"] < span["high"] for span in spans)
+            assert row["speculation"]["high"] > row[row["fastest"]]["high"]
+            held = sum(card["weights_mib"] for card in row["memory"])
+            assert all(card["free_mib"] >= 512 for card in row["memory"] if card["layers"]) and held > 17000
+    assert rows["rtx4090_rtx3090"]["layers"] == [43, 38]
+    text = "\n".join(comparison["lines"])
+    assert all(name in text for name in FIVE) and "does not fit" in text
+    assert set(comparison["others"]) == {
+        f"{model['name']} {model['file_type']}" for model in map(model_shapes.model, model_shapes.known())
+    } - set(comparison["models"])
+    assert comparison["others"]["gpt-oss 120b MXFP4_MOE"]["rtx4090_rtx3090"] == "RAM"
+
+
+def test_a_card_that_is_owned_costs_nothing_and_counts_where_it_is_sold() -> None:
+    costs = card_costs.Costs({"rtx3090": 700, "rtx4090": "2000"}, {}, ("rtx3090",))
+    assert card_costs.outlay(("rtx4090", "rtx3090"), costs) == (2000, 2000)
+    assert card_costs.outlay(("rtx4090", "rtx4090"), costs) == (3300, 3300)
+    assert card_costs.outlay(("rtx3090",), costs) == (0, 0)
+    assert card_costs.outlay(("p40",), costs) is None
+    assert card_costs.outlay(("p40", "p40"), card_costs.Costs({"p40": 200}, {})) == (400, 400)
+
+
+def test_prices_and_watts_that_are_given_are_taken() -> None:
+    comparison = compared(prices_usd={"rtx3090": 1}, card_watts={"rtx3090": 250}, owned_cards=[])
+    pair = next(each for each in comparison["configurations"] if each["name"] == "rtx3090_x2_nvlink")
+    assert pair["outlay_usd"] == [2, 2] and pair["limit_watts"] == 500 and pair["watts"]["tensor"][1] == 500
+    assert "  $ of rtx3090: given" in comparison["lines"]
+    assert comparison["advice"][1].startswith("rtx3090_x2_nvlink costs the least for its speed: 2 $ to pay")
+    assert any(sentence.startswith("What would change it: at more than") for sentence in comparison["advice"])
+
+
+def test_advice_for_many_users() -> None:
+    one, many = compared()["advice"], compared(users=8)["advice"]
+    assert any("With 4 users at a time or more" in sentence for sentence in one)
+    assert any("With 8 users at a time speculation gains nothing" in sentence for sentence in many)
+
+
+def test_what_this_host_has_measured_stands_beside() -> None:
+    planner = planning.planner(asked(measured_here=True))
+    look = planner.predict([]).steps[0]
+    assert look.module == "split_tuning_info"
+    model = model_shapes.model("llama_3_3_70b_q4_k_m")
+    entry = {
+        "model": {key: model[key] for key in ("architecture", "block_count", "file_type")},
+        "decision": {"decode_tokens_per_second": 17.25}, "split_mode": "layer",
+        "devices": [{"description": "NVIDIA GeForce RTX 4090"}, {"description": "NVIDIA GeForce RTX 3090"}],
+        "placement": [{"id": "a", "layers": 44}, {"id": "b", "layers": 37}],
+    }  # fmt: skip
+    record = {**fact_record.empty(), "models": {"m": entry}}
+    plan: Plan = planner.predict([Done(look, {"record": record}, "2026-11-29T00:00:00Z")])
+    assert plan.result is not None
+    assert [each["layers"] for each in plan.result["comparison"]["measured"]] == [[44, 37]]
+    shown = next(line for line in plan.result["lines"] if "measured here" in line)
+    assert "44/37" in shown and "17.2" in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"profiles": ["rtx4090_voodoo2"]}, "there is no hardware profile 'rtx4090_voodoo2'; known are"),
+        ({"profiles": ["rtx4090_x2_nvlink"]}, "cannot have nvlink: it joins two cards of rtx3090"),
+        ({"prices_usd": {"rtx9090": 1}}, "a price is given for 'rtx9090', which is no card of the table"),
+        ({"card_watts": {"rtx3090": "much"}}, "the power limit of rtx3090 is 'much': it must be a number"),
+        ({"owned_cards": ["mine"]}, "an owned card is given for 'mine'"),
+        ({"shape": "llama_9"}, "there is no model shape 'llama_9'"),
+    ],
+)
+def test_what_cannot_be_is_said(changes: dict[str, t.Any], words: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        planning.planner(asked(**changes)).predict([])
+    assert words in str(caught.value)
+
+
+def test_any_cards_can_be_put_together() -> None:
+    for card in known_cards.CARDS:
+        rows = compared(profiles=[f"{card}_rtx3060"], shape="llama_3_1_8b_q4_k_m")["rows"]
+        assert rows[0]["fits"]

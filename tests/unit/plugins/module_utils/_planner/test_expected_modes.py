@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Predictions against every published figure of a pair or a card that was found, each with its source."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import expected_modes, predictor
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import known_devices
+from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
+
+LLAMA, QWEN, CODER = "llama_3_3_70b_q4_k_m", "qwen3_5_27b_q4_k_m", "qwen2_5_coder_32b_q4_k_m"
+MTP = "sudoingX/qwen38-mtp, README.md and sweeps/multi-gpu.md, August 2026"
+DAI = "XiongjieDai, GPU-Benchmarks-on-LLM-Inference, May 2024"
+GUIDE = "guide to a mixed RTX 4090 and RTX 3090, 2026-05-07"
+PR = "llama.cpp PR 19378"
+
+#: profile, model, split mode, least and most tokens per second that were published, source
+PUBLISHED: list[tuple[str, str, str, float, float, str]] = [
+    ("rtx4090_rtx3090", LLAMA, "layer", 12, 18, GUIDE),
+    ("rtx3090_x2", LLAMA, "layer", 16.29, 16.29, DAI),
+    ("rtx4090_x2", LLAMA, "layer", 19.06, 19.06, DAI),
+    ("rtx3090_rtx3060_x2", LLAMA, "layer", 10.3, 12.1, "r/LocalLLaMA, R1-Distill-70B Q4, default and tuned -ts"),
+    ("rtx3090_x2_nvlink", LLAMA, "tensor", 25, 30, GUIDE),
+    ("rtx4090_x2", LLAMA, "tensor", 28, 35, GUIDE),
+    ("rtx5060ti16_x2", QWEN, "layer", 22.1, 23.1, MTP),
+    ("rtx5060ti16_x2", QWEN, "tensor", 37.1, 38.3, MTP),
+    ("rtx3060_rtx4070super", QWEN, "layer", 21.2, 21.2, PR),
+    ("rtx3060_rtx4070super", QWEN, "tensor", 30.1, 30.1, PR),
+    ("rtx5080_rtx3090", QWEN, "tensor", 55.6, 55.6, MTP),
+    ("rtx3090", QWEN, "layer", 41.3, 41.3, MTP),
+    ("rtx4090", QWEN, "layer", 47.0, 47.7, MTP),
+    ("rtx3090ti", QWEN, "layer", 41.2, 42.0, MTP),
+    ("rtx5090", QWEN, "layer", 71.9, 76.9, MTP),
+    ("rtx5090_x2", QWEN, "tensor", 107.5, 107.5, MTP),
+    ("p40_x2", QWEN, "tensor", 13.2, 13.2, MTP),
+    ("rtx3090", CODER, "layer", 33.9, 33.9, "llama-swap, docs/examples/speculative-decoding, without a draft"),
+]
+
+
+def expected(profile: str, shape: str, mode: str) -> expected_modes.Range:
+    """At little depth, as the published figures are."""
+    devices = known_devices.profile_devices(profile)
+    serving = {**record.BASE, "context_size": 4096}
+    prediction = predictor.predict({
+        "model": shape, "serving": serving, "reserve_mib": 0,
+        "objective": {"name": "decode", "prompt_tokens": 0, "generated_tokens": 256, "depth_tokens": 0},
+        "bench": {"prompt_tokens": 512, "generated_tokens": 128, "repetitions": 1},
+    }, devices)  # fmt: skip
+    if mode == "layer":
+        return expected_modes.layer(prediction["best"]["decode_tokens_per_second"])
+    model = t.cast(t.Any, model_shapes.model(shape))
+    found = expected_modes.tensor(model, t.cast(t.Any, serving), devices, 0, 128, prediction["launch_ms"])
+    assert found is not None
+    return found[0]
+
+
+@pytest.mark.parametrize(("profile", "shape", "mode", "low", "high", "source"), PUBLISHED)
+def test_what_was_published_lies_in_what_is_predicted(
+    profile: str, shape: str, mode: str, low: float, high: float, source: str
+) -> None:
+    found = expected(profile, shape, mode)
+    assert source
+    if high > 1.1 * low:  # a range of others: our expectation lies in it
+        assert low <= found.expected <= high
+    else:
+        assert found.low <= low and high <= found.high
+        assert found.high <= 1.6 * found.low
+
+
+def test_ten_configurations_at_least() -> None:
+    assert len({row[0] for row in PUBLISHED}) >= 10
