@@ -57,6 +57,12 @@ def test_the_five_of_the_guide() -> None:
     assert comparison["others"]["gpt-oss 120b MXFP4_MOE"]["rtx4090_rtx3090"] == "RAM"
 
 
+def test_the_largest_context_of_each() -> None:
+    rows = by_configuration(compared(context_size="max", profiles=["rtx4090_rtx3090", "rtx3090"]))
+    assert rows["rtx4090_rtx3090"]["fits"] and not rows["rtx3090"]["fits"]
+    assert "does not fit" in rows["rtx3090"]["why"]
+
+
 def test_a_card_that_is_owned_costs_nothing_and_counts_where_it_is_sold() -> None:
     costs = card_costs.Costs({"rtx3090": 700, "rtx4090": "2000"}, {}, ("rtx3090",))
     assert card_costs.outlay(("rtx4090", "rtx3090"), costs) == (2000, 2000)

@@ -51,6 +51,14 @@ def test_what_fits_where(tmp_path: pathlib.Path) -> None:
     assert "  Q2_K: It is no model." in lines
 
 
+def test_the_largest_context_of_each(tmp_path: pathlib.Path) -> None:
+    question = {**QUESTION, "serving": {**record.BASE, "context_size": "max"}}
+    rows = quant_table.rows(found(tmp_path, "llama_3_3_70b_q4_k_m", ("Q8_0", "Q4_K_M")), question, PAIR)
+    assert rows[0]["layers"] is None and rows[0]["missing_mib"] > 20000
+    assert sum(rows[1]["layers"]) == 81 and rows[1]["context_size"] > 8192
+    assert any(line.split()[:2] == ["Q8_0", "75.0"] for line in quant_table.lines("o/n", rows, question, PAIR))
+
+
 def test_nothing_fits(tmp_path: pathlib.Path) -> None:
     card = known_devices.profile_devices("rtx3060")
     rows = quant_table.rows(found(tmp_path, "llama_3_3_70b_q4_k_m", ("Q8_0", "Q2_K")), QUESTION, card)
