@@ -132,13 +132,12 @@ def test_a_second_watchdog_ends_at_once(host):
     assert "another watchdog runs" in second.stdout
 
 
-@pytest.mark.parametrize("fault", ["server", "device"])
-def test_what_stops_in_mid_decode_is_noticed_and_served_again(host, eventually, fault):
+def _stopped_is_noticed_and_served_again(host, eventually, stopped):
+    """Stop a unit's process by a signal in mid-decode, and see what the watchdog does and says."""
     eventually(lambda: _answers(host))
     _forget(host)
     since, before = _now(host), _property(host, "InvocationID")
-    stopped = SERVER if fault == "server" else PEERS[1]
-    with _decoding(host, eventually, f"decode-{fault}"):
+    with _decoding(host, eventually, "decode-stopped"):
         pid = _property(host, "MainPID", stopped)
         _ran(host, "kill -STOP %s", pid)
         eventually(lambda: _restarts(host) == 1, 600)
@@ -152,6 +151,10 @@ def test_what_stops_in_mid_decode_is_noticed_and_served_again(host, eventually, 
     eventually(lambda: "so the watchdog restarted it" in host.file(HEARD).content_string)
     assert f'mixed_gpu_watchdog_restarts_total{{unit="{SERVER}"}} 1' in host.file(METRICS).content_string
     assert _restarts(host) == 1
+
+
+def test_a_server_that_stops_in_mid_decode_is_noticed_and_served_again(host, eventually):
+    _stopped_is_noticed_and_served_again(host, eventually, SERVER)
 
 
 def test_a_server_that_fails_for_good_is_told(host, eventually):
@@ -179,6 +182,10 @@ def impatient(controller, host, hook):
         server_watchdog_command=["/usr/local/bin/heard"],
     )
     return json.loads(host.file("/etc/mixed_gpu/watchdog.json").content_string)["stall_seconds"]
+
+
+def test_a_device_that_stops_in_mid_decode_is_noticed_and_served_again(host, impatient, eventually):
+    _stopped_is_noticed_and_served_again(host, eventually, PEERS[1])
 
 
 def test_thirty_requests_and_a_lease_and_a_play_are_no_hang(host, impatient, eventually):
@@ -249,6 +256,14 @@ def test_a_server_that_hangs_too_often_stays_failed(host, controller, impatient,
     _ran(host, "systemctl restart %s", SERVER)
     eventually(lambda: _answers(host))
     assert _restarts(host) == 0
+
+
+def test_absent_leaves_nothing(host, controller):
+    assert _play(controller, server_watchdog_state="absent") > 0
+    left = "ls -d /etc/systemd/system/mixed-gpu-{watchdog,notify@}.service /opt/mixed_gpu/lib/mixed_gpu_watchdog"
+    found = host.run(f"bash -c '{left} /etc/mixed_gpu/watchdog.json /var/lib/mixed_gpu/watchdog {METRICS}'")
+    assert found.stdout == ""
+    assert _property(host, "LoadState", WATCHDOG) == "not-found"
 
 
 STAND_IN = """
