@@ -181,6 +181,8 @@ class V3:
                 raise Refused(str(error) or repr(error)) from error
             found = self.shares()
             if found == self.order["layers"]:
+                # a card that compiles kernels for the first time can keep the others waiting for too long
+                self.model.warmup(self.cache, self.order["chunk_size"], max_batch_size=1, long_context=False)
                 return split
             self.close()
             split = [share * ROOMIER for share in split]

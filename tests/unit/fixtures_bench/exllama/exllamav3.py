@@ -89,6 +89,9 @@ class Model:
         self.plan = None
         torch.used[:] = [0] * len(torch.used)
 
+    def warmup(self, cache, max_chunk_size, max_batch_size, long_context):
+        assert self.plan is not None and max_chunk_size == CHUNK and max_batch_size == 1 and not long_context
+
     def tp_drain_acks(self):
         assert self.plan is not None
 
