@@ -44,7 +44,8 @@ class ActionModule(ActionBase):
         result = super().run(tmp, variables)
         self.validate_argument_spec(argument_spec={})
         roles = specs()
-        values = self.values(variables, [name for options in roles.values() for name in options])
+        names = [name for options in roles.values() for name in options]
+        values = self.values(variables, [*names, "mixed_gpu_engine"])
         found = [
             *variable_checks.problems(values, variables, roles, words()),
             *serving_checks.problems(values),

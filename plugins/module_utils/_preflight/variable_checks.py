@@ -122,7 +122,12 @@ def _context_size(values: Variables) -> t.Iterator[str]:
 
 
 def _unknown_model(values: Variables) -> t.Iterator[str]:
-    """Yield a sentence where the model to tune is none of the models to install."""
+    """Yield a sentence where the model to tune is none of the models to install.
+
+    With ExLlama site names the model itself, and says so where it has no entry.
+    """
+    if values.get("mixed_gpu_engine") == "exllamav2":
+        return
     wanted, entries = values.get("split_tuning_model_id"), values.get("llm_models")
     if not wanted or not isinstance(entries, list) or values.get("split_tuning_model_path"):
         return

@@ -45,7 +45,8 @@ def test_an_unlike_name_of_a_role_is_refused_too():
 @pytest.mark.parametrize(
     "name",
     ["report_email", "upgrade_windows", "llama_swap_port", "ansible_user", "llama_server_report", "llama_server_proof",
-     "revalidate_result", "__host_python_requirements", "diagnose_result", "mixed_gpu_engine", "vault_llama_server_api_key"],
+     "revalidate_result", "__host_python_requirements", "diagnose_result", "mixed_gpu_engine",
+     "vault_llama_server_api_key"],
 )  # fmt: skip
 def test_names_of_other_people_and_results_of_roles_are_left_alone(name):
     assert problems({}, [name]) == []
@@ -76,6 +77,12 @@ def test_what_no_role_can_use_is_one_sentence(values, sentence):
 
 def test_values_as_the_command_line_gives_them_are_taken():
     assert problems({"llama_server_port": "8081", "llama_cpp_cuda_build": "yes", "llm_models": None}) == []
+
+
+def test_the_model_of_the_other_engine_is_no_matter_of_exllama():
+    values = {"split_tuning_model_id": "b", "exllamav2_model_id": "a", "llm_models": [{"id": "a"}]}
+    assert problems({**values, "mixed_gpu_engine": "exllamav2"}) == []
+    assert len(problems({**values, "mixed_gpu_engine": "llama_cpp"})) == 1
 
 
 def test_a_model_with_a_path_of_its_own_needs_no_entry():
