@@ -17,11 +17,12 @@ def table(
     results: t.Sequence[Mapping],
     answers: t.Sequence[Mapping],
     store: Mapping,
+    expected: t.Mapping[str, str] | None = None,
 ) -> list[str]:
     """Return one line per model, then per directory that no entry names, the filesystem, and the catalogue.
 
     ``results``: of model_file with verify recorded, looped over model_files(). ``answers``: of hub_files, looped over
-    hub_questions(). ``store``: of model_store_info.
+    hub_questions(). ``store``: of model_store_info. ``expected``: what each model of the catalogue would give here.
     """
     directories = {directory["name"]: directory for directory in store["directories"]}
     commits = {answer["item"]["id"]: answer for answer in answers}
@@ -42,8 +43,12 @@ def table(
     offered = [(name, model) for name, model in CATALOGUE.items() if name not in by_id]
     if offered:
         lines.append("In the catalogue (an entry of llm_models that is only the id):")
+        told = expected or {}
         lines += _aligned([
-            (name, transfer.size_text(model.size_bytes), f"{model.layers} layers", model.licence)
+            (
+                name, transfer.size_text(model.size_bytes), f"{model.layers} layers",
+                *([told.get(name, "-")] if told else []), "; ".join(filter(None, (model.licence, model.notes))),
+            )
             for name, model in offered
         ])  # fmt: skip
     return lines

@@ -16,14 +16,18 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors imp
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
     catalogue,
     entries,
+    hub_api,
     model_shapes,
     model_table,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import store as model_store
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import catalogue_fit
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, known_devices
 from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file, model_plan, model_store_info
 
 MIB = 1 << 20
+#: What was published of the repositories of the catalogue: commit, names of files, sizes or null.
+LISTINGS = json.loads((pathlib.Path(__file__).parents[3] / "fixtures" / "hub_listings.json").read_text("utf-8"))
 PINNED = {"id": "pinned", "repo": "owner/Model-GGUF", "revision": "a" * 40, "files": ["m.gguf"], "sha256": "1" * 64}
 
 
@@ -115,13 +119,45 @@ def test_without_models_there_is_the_catalogue(call: t.Any, tmp_path: pathlib.Pa
     assert lines[0].startswith("No models in llm_models") and len(lines) == 3 + len(catalogue.CATALOGUE)
 
 
+@pytest.mark.parametrize("name", catalogue.CATALOGUE)
+def test_the_catalogue_is_what_was_published_of_each_repository(name: str) -> None:
+    model = catalogue.CATALOGUE[name]
+    (question,) = entries.hub_questions([{"id": name}])
+    assert question["files"] == [model.file] and model.licence
+    listing = LISTINGS[model.repo]
+    assert len(question["revision"]) == 40 and question["revision"] == listing["commit"] and listing["source"]
+    kind, files = hub_api.select(listing["files"], question["files"], question["quant"], model.repo)
+    assert kind == "gguf" and files[0] == model.file
+    sizes = [listing["files"][file] for file in files]
+    assert None in sizes or sum(sizes) == model.size_bytes
+    if model.exact:
+        assert len(files) == 1 and question["size_bytes"] == model.size_bytes
+    else:
+        assert question["size_bytes"] is None
+
+
 def test_the_catalogue_agrees_with_what_the_planner_knows() -> None:
     for name, model in catalogue.CATALOGUE.items():
-        (question,) = entries.hub_questions([{"id": name}])
-        assert len(question["revision"]) == 40 and question["files"] == [model.file]
         key = name.replace("_instruct", "")
         if key in model_shapes.SHAPES:
-            assert model_shapes.SHAPES[key].blocks == model.layers
-            assert model.size_bytes / 1e9 == pytest.approx(model_shapes.PUBLISHED_GB[key], abs=0.02)
+            assert model_shapes.SHAPES[key].blocks == model.layers and model.shape == key
+            planned = model_shapes.model(key)["size_bytes"]
+            # a vocabulary of some MB is in the file only
+            assert model.size_bytes / 1e9 == pytest.approx(planned / 1e9, rel=0.004)
+            assert model.size_bytes / 1e9 == pytest.approx(
+                model_shapes.PUBLISHED_GB.get(key, planned / 1e9), rel=0.004
+            )
     with pytest.raises(UserError, match="one of the catalogue"):
         entries.hub_questions([{"id": "unheard_of"}])
+
+
+def test_the_table_says_what_fits_this_host(call: t.Any, tmp_path: pathlib.Path) -> None:
+    devices = known_devices.profile_devices("rtx4090_rtx3090")
+    told = catalogue_fit.words(devices)
+    assert told["llama_3_3_70b_instruct_q4_k_m"].startswith("fits as 43/38, about 17 tokens/s")
+    assert told["gpt_oss_120b_mxfp4"] == "only with experts in RAM"
+    assert catalogue_fit.words(known_devices.profile_devices("rtx3060"))["qwen3_8_27b_ud_q4_k_xl"] == "does not fit"
+    assert catalogue_fit.words([]) == {}
+    empty = call(model_store_info, path=str(tmp_path / "none"), fact_file=str(tmp_path / "fact"))
+    lines = model_table.table([], [], empty, told)
+    assert any("fits as 43/38" in line and line.startswith("llama_3_3_70b") for line in lines)
