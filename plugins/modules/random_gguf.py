@@ -77,6 +77,16 @@ options:
     description: Number of experts that a token uses.
     type: int
     default: 0
+  agreement:
+    description:
+      - For speculation without real weights. Makes a model whose next token is a known function of the last one, at the
+        full cost of its shape, and as many texts as the list has elements.
+      - V(1) everywhere makes the target. A draft has the share of each text's tokens that it predicts as the target
+        does; O(seed) chooses which.
+      - Target and draft need the same O(vocabulary_size). What it says is words of three letters.
+    type: list
+    elements: float
+    default: []
   manifest_dir:
     description: Directory of the manifests, which make a second run quick.
     type: path

@@ -16,7 +16,7 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from .._base import host_python, json_file
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from . import disk, manifest, part_file, random_shape, transfer
+from . import disk, known_next_token, manifest, part_file, random_shape, transfer
 
 LOCK_WAIT_SECONDS = 30  # longer than any model of this kind takes to write
 
@@ -34,6 +34,7 @@ ARGUMENTS: t.Final[dict[str, Json]] = {
     "distinct_blocks": {"type": "bool", "default": False},
     "expert_count": {"type": "int", "default": 0},
     "expert_used_count": {"type": "int", "default": 0},
+    "agreement": {"type": "list", "elements": "float", "default": []},
 }
 
 
@@ -69,16 +70,23 @@ tool {{ tool.function.name }}: {{ tool.function.parameters | tojson }}{{ '\\n' }
 """
 
 
-def _vocabulary(size: int) -> list[tuple[bytes, float, int]]:
-    """Return (text, score, type) of every token of a SentencePiece vocabulary that can spell any text by bytes."""
+def _vocabulary(size: int, known: bool) -> list[tuple[bytes, float, int]]:
+    """Return (text, score, type) of every token of a SentencePiece vocabulary that can spell any text by bytes.
+
+    C(known): the rest are words, so that the text of an answer tells its tokens.
+    """
     from gguf import TokenType
 
     tokens = [
         (b"<unk>", 0.0, TokenType.UNKNOWN), (b"<s>", 0.0, TokenType.CONTROL), (b"</s>", 0.0, TokenType.CONTROL),
         *((f"<0x{value:02X}>".encode(), 0.0, TokenType.BYTE) for value in range(256)),
         ("\u2581".encode(), -1.0, TokenType.NORMAL),
-        *((bytes([code]), -2.0 - 0.01 * rank, TokenType.NORMAL) for rank, code in enumerate(range(33, 127))),
     ]
+    if known:
+        names = known_next_token.words(size - len(tokens))
+        tokens += ((name.encode(), -2.0 - 0.001 * rank, TokenType.NORMAL) for rank, name in enumerate(names))
+        return [(text, score, int(kind)) for text, score, kind in tokens]
+    tokens += ((bytes([code]), -2.0 - 0.01 * rank, TokenType.NORMAL) for rank, code in enumerate(range(33, 127)))
     tokens += ((f"<unused{index}>".encode(), -1000.0, TokenType.UNUSED) for index in range(size - len(tokens)))
     return [(text, score, int(kind)) for text, score, kind in tokens]
 
@@ -103,7 +111,7 @@ def _add_metadata(writer: t.Any, parameters: Json, fingerprint: str) -> None:
         writer.add_value_length(width // parameters["head_count"])
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(parameters["vocabulary_size"])
-    tokens = _vocabulary(parameters["vocabulary_size"])
+    tokens = _vocabulary(parameters["vocabulary_size"], bool(parameters["agreement"]))
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list([text for text, _score, _kind in tokens])
@@ -143,9 +151,12 @@ def _add_tensors(writer: t.Any, parameters: Json, stored: t.Any) -> None:
         }
 
     norm = numpy.ones(width, dtype=numpy.float32)
-    writer.add_tensor("token_embd.weight", matrix(vocabulary, width, scale=1.0), raw_dtype=stored)
+    embedding, output = matrix(vocabulary, width, scale=1.0), matrix(vocabulary, width)
+    if parameters["agreement"]:
+        output = _successors(embedding, parameters, stored)
+    writer.add_tensor("token_embd.weight", embedding, raw_dtype=stored)
     writer.add_tensor("output_norm.weight", norm)
-    writer.add_tensor("output.weight", matrix(vocabulary, width), raw_dtype=stored)
+    writer.add_tensor("output.weight", output, raw_dtype=stored)
     weights = block()
     for index in range(parameters["blocks"]):
         if index and parameters["distinct_blocks"]:
@@ -153,7 +164,26 @@ def _add_tensors(writer: t.Any, parameters: Json, stored: t.Any) -> None:
         for name, values in vectors().items():
             writer.add_tensor(f"blk.{index}.{name}.weight", values)
         for name, values in weights.items():
-            writer.add_tensor(f"blk.{index}.{name}.weight", values, raw_dtype=stored)
+            nothing = parameters["agreement"] and name in ("attn_output", "ffn_down")
+            kept = numpy.zeros_like(values) if nothing else values
+            writer.add_tensor(f"blk.{index}.{name}.weight", kept, raw_dtype=stored)
+
+
+def _successors(embedding: t.Any, parameters: Json, stored: t.Any) -> t.Any:
+    """Return the output matrix that makes the next token known (known_next_token.py)."""
+    import gguf
+    import numpy
+
+    agreement = parameters["agreement"]
+    known = known_next_token.target(parameters["vocabulary_size"], len(agreement), 0)
+    if any(share < 1 for share in agreement):
+        known, _wrong = known_next_token.draft(known, agreement, parameters["seed"])
+    # the engine sees the stored embedding
+    seen = gguf.quants.dequantize(embedding, stored)
+    direction = seen / numpy.linalg.norm(seen, axis=1, keepdims=True)
+    output = numpy.zeros_like(seen)
+    numpy.add.at(output, known.following, direction)
+    return gguf.quants.quantize(output, stored)
 
 
 def write_model(path: str, parameters: Json, fingerprint: str) -> None:

@@ -8,15 +8,17 @@ import hashlib
 import json
 import math
 import re
+import typing as t
 
 from .._base.errors import UserError
 from .._base.types import Mapping
+from . import known_next_token
 
 RANDOM_VERSION = 2                        # raise it when the same parameters give another file
 PARAMETERS_KEY = "mixed_gpu.random_gguf.parameters"       # header key by which our own files are recognised
 RANDOM_OPTIONS = (                        # the options of random_gguf that make the model
     "blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "vocabulary_size",
-    "context_length", "type", "seed", "distinct_blocks", "expert_count", "expert_used_count",
+    "context_length", "type", "seed", "distinct_blocks", "expert_count", "expert_used_count", "agreement",
 )
 MINIMUM_VOCABULARY = 3 + 256 + 1 + 94     # special tokens, bytes, word separator, printable ASCII
 
@@ -51,6 +53,25 @@ def check_random_parameters(parameters: Mapping) -> None:
         raise UserError(
             f"vocabulary_size {p['vocabulary_size']} is too small: byte tokens and ASCII need {MINIMUM_VOCABULARY}."
         )
+    if p["agreement"] and p["expert_count"]:
+        raise UserError("agreement is of models without experts: give expert_count 0.")
+    _check_agreement(p["agreement"], p["vocabulary_size"], p["type"])
+
+
+def _check_agreement(agreement: t.Sequence[float], vocabulary: int, stored: str) -> None:
+    """Raise UserError for shares of agreement with a known text that this model cannot have."""
+    if not agreement:
+        return
+    if not all(0 <= share <= 1 for share in agreement):
+        raise UserError(f"agreement is {', '.join(map(str, agreement))}: give shares between 0 and 1.")
+    per_text = (vocabulary - known_next_token.FIRST_WORD) // len(agreement)
+    if per_text < known_next_token.LEAST_WORDS:
+        raise UserError(
+            f"vocabulary_size {vocabulary} leaves {per_text} words for each of {len(agreement)} texts: "
+            f"each needs {known_next_token.LEAST_WORDS}."
+        )
+    if stored == "q4_0":
+        raise UserError("agreement needs weights of type f16 or q8_0: q4_0 is too coarse for a known next token.")
 
 
 def architecture(parameters: Mapping) -> str:
@@ -96,7 +117,7 @@ def random_model_bytes(parameters: Mapping) -> int:
 
 def parameters_hash(parameters: Mapping) -> str:
     """Return the SHA-256 that names a random model: of its parameters and of this recipe's version."""
-    made_of = {name: value for name, value in parameters.items() if value or not name.startswith("expert_")}
+    made_of = {name: value for name, value in parameters.items() if value or not name.startswith(("expert_", "agree"))}
     canonical = json.dumps({**made_of, "recipe": RANDOM_VERSION}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -16,7 +16,7 @@ def parameters(**changes):
     return {
         "blocks": 2, "embedding_length": 64, "feed_forward_length": 96, "head_count": 4, "head_count_kv": 2,
         "vocabulary_size": 400, "context_length": 128, "type": "q8_0", "seed": 0, "distinct_blocks": False,
-        "expert_count": 0, "expert_used_count": 0, **changes,
+        "expert_count": 0, "expert_used_count": 0, "agreement": [], **changes,
     }
 
 
