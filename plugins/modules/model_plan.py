@@ -162,7 +162,7 @@ files:
       description: SHA-256 that is expected, or V(none).
       type: str
 installed:
-  description: By model id a dict of C(path), C(sha256) and C(size_bytes). An unknown SHA-256 is empty.
+  description: By model id a dict of C(path), C(sha256), C(size_bytes) and C(draft_for). An unknown SHA-256 is empty.
   returned: success
   type: dict
 lines:

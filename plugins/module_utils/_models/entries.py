@@ -19,7 +19,7 @@ from .transfer import check_sha256, check_url, shown_url, size_text
 KINDS = ("url", "shards", "path", "generate", "repo")
 HUB_KEYS = ("revision", "files", "quant", "size_bytes")
 _TYPES: t.Final[dict[str, tuple[type, str]]] = {
-    **dict.fromkeys(("url", "path", "repo", "revision", "quant", "sha256"), (str, "text, in quotes")),
+    **dict.fromkeys(("url", "path", "repo", "revision", "quant", "sha256", "draft_for"), (str, "text, in quotes")),
     **dict.fromkeys(("shards", "files"), (list, "list")), "generate": (dict, "dict"),
 }  # fmt: skip
 
@@ -72,16 +72,16 @@ def entry_kind(entry: Mapping) -> tuple[str, Json, str]:
             f"An entry of llm_models has the id {identifier!r}: use letters, digits, dots, hyphens and underscores, at"
             " most 100."
         )
-    unknown = sorted(set(entry) - {"id", "sha256", *KINDS, *HUB_KEYS})
+    unknown = sorted(set(entry) - {"id", "sha256", "draft_for", *KINDS, *HUB_KEYS})
     if unknown:
         raise UserError(
-            f"The model {identifier} has the unknown key {unknown[0]}: known are id, sha256, "
+            f"The model {identifier} has the unknown key {unknown[0]}: known are id, sha256, draft_for, "
             f"{', '.join([*KINDS, *HUB_KEYS])}."
         )
     given = {key: value for key, value in entry.items() if value is not None}
     _check_types(identifier, given)
-    if set(given) == {"id"} and identifier in catalogue.CATALOGUE:
-        given = {"id": identifier, **catalogue.CATALOGUE[identifier].entry()}
+    if set(given) <= {"id", "draft_for"} and identifier in catalogue.CATALOGUE:
+        given = {**given, **catalogue.CATALOGUE[identifier].entry()}
     kinds = [kind for kind in KINDS if kind in given]
     if len(kinds) != 1:
         words = " and ".join(kinds) or "none"
@@ -205,8 +205,24 @@ def model_files(
         }  # fmt: skip
         for index, file in enumerate(found):
             path = file.get("model_path") or found[0]["path"]
-            files.append({"id": identifier, "first": index == 0, **empty, **file, "model_path": path})
+            of_entry = {"id": identifier, "draft_for": entry.get("draft_for"), "first": index == 0}
+            files.append({**of_entry, **empty, **file, "model_path": path})
+    _check_drafts(files)
     return files
+
+
+def _check_drafts(files: t.Sequence[Mapping]) -> None:
+    """Raise UserError for a draft of a model that no entry has, or of a draft."""
+    drafts = {file["id"]: file["draft_for"] for file in files}
+    for identifier, target in drafts.items():
+        if target is None:
+            continue
+        if target not in drafts or target == identifier:
+            others = ", ".join(name for name in drafts if name != identifier) or "no other"
+            raise UserError(
+                f"The model {identifier} is a draft for {target}, which no other entry of llm_models has: name one of"
+                f" {others}."
+            )
 
 
 def _local_files(identifier: str, entry: Mapping) -> list[Json]:
@@ -225,7 +241,7 @@ def _local_files(identifier: str, entry: Mapping) -> list[Json]:
 
 
 def installed_models(results: t.Iterable[Mapping]) -> dict[str, Json]:
-    """Return ``{id: {path, sha256, size_bytes}}`` from the results of model_file, one per entry of model_files().
+    """Return ``{id: {path, sha256, size_bytes, draft_for}}`` from results of model_file, one per item of model_files().
 
     ``results``: dicts with ``item`` (the entry of model_files), ``sha256``, ``size_bytes``. Of a model that is not
     there yet it says what is known: the SHA-256 may be empty and the size None. The SHA-256 of a model of several files
@@ -244,6 +260,7 @@ def installed_models(results: t.Iterable[Mapping]) -> dict[str, Json]:
             "path": files[0]["item"]["model_path"],
             "sha256": whole if all(hashes) else "",
             "size_bytes": None if None in sizes else sum(size for size in sizes if size is not None),
+            "draft_for": files[0]["item"].get("draft_for"),
         }
     return installed
 

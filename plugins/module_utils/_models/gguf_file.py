@@ -17,7 +17,7 @@ from . import architectures, gguf_kind, tensor_types
 from .gguf_header import Tensor, shown
 
 # Part of the cache's key: raise it whenever describe() answers differently for the same file.
-DESCRIPTION_VERSION = 5
+DESCRIPTION_VERSION = 6
 
 LARGEST_VALUE = 1 << 31  # of any number in a header that memory is counted with
 
@@ -185,6 +185,7 @@ class _Weights:
         self.output_bytes = self.output_weights = self.input_bytes = self.embedding_bytes = 0
         self.has_output = False
         self.others: dict[str, int] = {}
+        self.nextn_bytes = 0
 
     def add(self, name: str, n_bytes: int, elements: int) -> None:
         """Count one tensor."""
@@ -195,6 +196,8 @@ class _Weights:
         if block and int(block[1]) < self.blocks:
             if int(block[1]) < self.loaded:
                 self._add_to_block(int(block[1]), name, n_bytes, elements)
+            else:
+                self.nextn_bytes += n_bytes
         elif head in FIRST_BLOCK_TENSORS and self.blocks:
             self.block_bytes[0] += n_bytes
         elif head in OUTPUT_TENSORS:
@@ -362,6 +365,7 @@ def describe(
         "expert_count": experts,
         "expert_used_count": experts_used,
         **_attention(header, blocks, loaded),
+        **_further(header, blocks, loaded, weights),
         "context_length_train": header.integer("context_length", 0),
     }
     estimates = _notes(header) + _unknown_types(tensors)
@@ -370,6 +374,19 @@ def describe(
         notes.append("The header names no attention heads: no KV cache is counted.")
     notes += [f"{key} is {value}, which cannot be: it is not counted with." for key, value in header.strange.items()]
     return {**model, "estimated": bool(estimates), "notes": notes}
+
+
+def _further(header: _Header, blocks: int, loaded: int, weights: _Weights) -> Json:
+    """Return what the blocks are that only predict further tokens (MTP): number, bytes, KV elements of a token.
+
+    All are 0 where there are none, and where the file has lost their tensors.
+    """
+    if loaded == blocks or not weights.nextn_bytes:
+        return {"nextn_blocks": 0, "nextn_bytes": 0, "nextn_kv_elements": 0}
+    heads = header.per_block("attention.head_count_kv", blocks, [0] * blocks)[loaded:]
+    per_head = header.integer("attention.key_length", 0) + header.integer("attention.value_length", 0)
+    elements = sum(heads) * per_head
+    return {"nextn_blocks": blocks - loaded, "nextn_bytes": weights.nextn_bytes, "nextn_kv_elements": elements}
 
 
 def _hashable(value: t.Any) -> int:

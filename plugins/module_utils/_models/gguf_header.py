@@ -10,8 +10,10 @@ long names, names twice, more than four dimensions) is refused here too, in one 
 from __future__ import annotations
 
 import bisect
+import itertools
 import struct
 import typing as t
+import zlib
 from dataclasses import dataclass, field
 
 from .._base.errors import UserError
@@ -31,6 +33,9 @@ MAXIMUM_NAME_BYTES = 63  # GGML_MAX_NAME with its end
 MAXIMUM_DIMENSIONS = 4  # GGML_MAX_DIMS
 KEPT_STRING_BYTES = 1 << 16  # longer values are counted, not kept: a chat template, a token list
 KEPT_ELEMENTS = 1 << 16
+#: The tokens of the vocabulary, of which each so many in a row have a checksum.
+TOKENS = "tokenizer.ggml.tokens"
+TOKENS_PER_SUM = 1024
 MAXIMUM_KEPT_BYTES = 16 << 20
 
 _STRING, _ARRAY = 8, 9
@@ -63,6 +68,7 @@ class Header:
     """What a header says. ``fields``: values without long ones; ``lengths``: elements of every array.
 
     ``places``: where the elements of every array start and end in the file. ``n_bytes``: where the header ends.
+    ``token_sums``: a checksum of each TOKENS_PER_SUM tokens in a row.
     """
 
     fields: Json = field(default_factory=dict)
@@ -70,6 +76,7 @@ class Header:
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
     tensors: list[Tensor] = field(default_factory=list)
     n_bytes: int = 0
+    token_sums: list[str] = field(default_factory=list)
 
 
 def shown(text: str) -> str:
@@ -117,23 +124,27 @@ class _Cursor:
             raise UserError(f"{self.path} has {what} of {length} bytes, and {maximum} is the most: {_OTHER_SOURCE}")
         return self.take(length, what).decode("utf-8", "replace")
 
-    def skip_strings(self, count: int, what: str) -> None:
-        """Pass over an array of strings, within bounds."""
+    def skip_strings(self, count: int, what: str) -> list[int]:
+        """Pass over an array of strings, within bounds; return where each TOKENS_PER_SUM of them begin, and the end."""
         self.ahead(8 * count, what)
         self.strings += count
         if self.strings > MAXIMUM_STRINGS:
             raise UserError(f"{self.path} has more than {MAXIMUM_STRINGS} strings in its header: {_OTHER_SOURCE}")
         position, end, data, length_at = self.position, len(self.data), self.data, _LENGTH.unpack_from
-        for _string in range(count):
+        begins: list[int] = []
+        for number in range(count):
             if position + 8 > end:
                 break
+            if number % TOKENS_PER_SUM == 0:
+                begins.append(position)
             position += 8 + length_at(data, position)[0]
         else:
             self.position = position
             self.ahead(0, what)
-            return
+            return [*begins, position]
         self.position = position
         self.ahead(8, what)
+        return []
 
     def kept(self, n_bytes: int) -> None:
         """Count bytes that are kept. Raises UserError beyond the bound."""
@@ -250,7 +261,10 @@ def _read_array(cursor: _Cursor, header: Header, key: str) -> None:
     header.lengths[key] = count
     start = cursor.position
     if kind == _STRING:
-        cursor.skip_strings(count, what)
+        begins = cursor.skip_strings(count, what)
+        if key == TOKENS:
+            chunks = (cursor.data[begin:end] for begin, end in itertools.pairwise(begins))
+            header.token_sums = [f"{zlib.crc32(chunk):08x}" for chunk in chunks]
     elif kind in _SCALARS:
         _read_numbers(cursor, header, key, kind, count)
     else:

@@ -12,10 +12,8 @@ import typing as t
 
 from .._base.errors import UserError
 from .._base.types import Json
-from . import gguf_file, gguf_header, gguf_kind
+from . import gguf_file, gguf_header, gguf_kind, vocabulary
 from .gguf_header import Header
-
-TOKENS = "tokenizer.ggml.tokens"
 
 
 def files_of(path: str) -> list[tuple[str, int, int]]:
@@ -76,4 +74,5 @@ def describe(headers: t.Sequence[Header], files: t.Sequence[tuple[str, int]]) ->
             f"The shards of {path} hold {len(tensors)} tensors and should hold {declared}: "
             "they are not of one model; download them again."
         )
-    return gguf_file.describe(fields, tensors, files, lengths.get(TOKENS))
+    model = gguf_file.describe(fields, tensors, files, lengths.get(gguf_header.TOKENS))
+    return {**model, "vocabulary": vocabulary.of_header(headers[0])}

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json
+
 
 class MemoryCorrections(t.TypedDict):
     """What the engine's dry run says of a model whose memory is an estimate; factors, and bytes of each block."""
@@ -48,6 +50,10 @@ class Model(t.TypedDict):
     window_tokens: list[int]
     block_sequence_bytes: t.NotRequired[list[int]]  # what each sequence keeps whatever its length is; of a GGUF alone
     notes: list[str]
+    vocabulary: t.NotRequired[Json]                  # of a GGUF: vocabulary.of_header
+    nextn_blocks: t.NotRequired[int]                 # of a GGUF: blocks that only predict further tokens (MTP) ...
+    nextn_bytes: t.NotRequired[int]                  # ... which are loaded for speculation alone
+    nextn_kv_elements: t.NotRequired[int]            # of K and V, per token, of all of them
     estimated: t.NotRequired[bool]                   # of a GGUF: whether its memory is an estimate
     memory_corrections: t.NotRequired[MemoryCorrections]     # while such a model is tuned
     block_attention_bytes: t.NotRequired[list[int]]  # of an ExLlama's model alone

@@ -96,10 +96,10 @@ def test_installed_models_say_what_is_known():
     ]
     both = hashlib.sha256(("11" * 32 + "\n" + "22" * 32 + "\n").encode()).hexdigest()
     assert entries.installed_models(results) == {
-        "a": {"path": "/m/a/a.gguf", "sha256": SHA, "size_bytes": 10},
-        "b": {"path": "/m/b/1.gguf", "sha256": both, "size_bytes": 7},
-        "c": {"path": "/m/c/c.gguf", "sha256": "", "size_bytes": None},
-        "d": {"path": "/m/d/1.gguf", "sha256": "", "size_bytes": None},
+        "a": {"path": "/m/a/a.gguf", "sha256": SHA, "size_bytes": 10, "draft_for": None},
+        "b": {"path": "/m/b/1.gguf", "sha256": both, "size_bytes": 7, "draft_for": None},
+        "c": {"path": "/m/c/c.gguf", "sha256": "", "size_bytes": None, "draft_for": None},
+        "d": {"path": "/m/d/1.gguf", "sha256": "", "size_bytes": None, "draft_for": None},
     }
     assert entries.installed_models([]) == {}
 
@@ -115,3 +115,16 @@ def test_what_is_missing_must_fit_all_together():
     assert entries.disk_shortfall(fits) == "" == entries.disk_shortfall([look("c", "/c", missing=None, free=0)])
     sentence = entries.disk_shortfall([*fits, look("b", "/m/b/c", missing=gib, free=6 * gib)])
     assert sentence == "/m has 6144 MiB free, and a, b still need 7168 MiB: free 1024 MiB, or choose another directory."
+
+
+def test_a_draft_names_the_model_that_it_drafts_for():
+    draft = {"id": "d", "draft_for": "m", "path": "/m/d.gguf"}
+    target = {"id": "m", "path": "/m/m.gguf"}
+    files = entries.model_files([draft, target], "/m")
+    assert [(file["id"], file["draft_for"]) for file in files] == [("d", "m"), ("m", None)]
+    looked = [{"item": file, "sha256": SHA, "size_bytes": 1} for file in files]
+    assert entries.installed_models(looked)["d"]["draft_for"] == "m"
+    with pytest.raises(UserError, match="d is a draft for m, which no other entry of llm_models has: name one of no o"):
+        entries.model_files([draft], "/m")
+    with pytest.raises(UserError, match="has the draft_for 7: give a text"):
+        entries.model_files([{**draft, "draft_for": 7}, target], "/m")

@@ -69,6 +69,7 @@ def test_the_file_reads_as_the_shape_says(name: str, tmp_path: pathlib.Path) -> 
     assert path.stat().st_blocks * 512 < 1_000_000
     read = gguf_model.read(gguf_model.files_of(str(path)))
     expected = model_shapes.model(name)
+    del read["vocabulary"]  # a shape has no words
     for apart in ("path", "shards", "size_bytes"):
         del read[apart], expected[apart]
     assert read == expected
