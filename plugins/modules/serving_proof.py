@@ -73,6 +73,10 @@ options:
     description: Directory of what was proved of the present start. It must be gone after a boot.
     type: path
     default: /run/mixed_gpu
+  deployment:
+    description: The recorded entry. Where it drafts with a model, the answer has to have drafted tokens.
+    type: dict
+    default: {}
   timeout_seconds:
     description: How long to wait for an answer.
     type: int
@@ -171,6 +175,7 @@ def prove(module: AnsibleModule) -> dict[str, t.Any]:
     client = Client(url, key, params["timeout_seconds"])
     status, answer = client.status("POST", engine.completion, dict(engine.body))
     served_proof.check_completion(engine, status, answer, path)
+    served_proof.check_drafts(engine, params["deployment"], answer)
     if key:
         stranger = Client(url, None, params["timeout_seconds"])
         served_proof.check_secured(engine, stranger.status("GET", engine.secured)[0])
@@ -201,6 +206,7 @@ def main() -> None:
             "model_path": {"type": "path", "default": ""},
             "invocation_id": {"type": "str", "default": ""},
             "kept_dir": {"type": "path", "default": load_journal.DIRECTORY},
+            "deployment": {"type": "dict", "default": {}},
             "timeout_seconds": {"type": "int", "default": 300},
         },
         supports_check_mode=True,

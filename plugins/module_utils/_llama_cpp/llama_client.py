@@ -67,13 +67,19 @@ class Client:
             raise ServerError(f"{self.url}{path} gave no JSON object: is it {self.server}?")
         return parsed
 
-    def _ask(self, path: str, body: Json | None = None) -> t.Any:
+    def text(self, path: str) -> str:
+        """GET a page that is no JSON. Raises ServerError."""
+        return str(self._ask(path, read=lambda page: page.decode(errors="replace")))
+
+    def _ask(
+        self, path: str, body: Json | None = None, read: t.Callable[[bytes], t.Any] = json_file.from_text
+    ) -> t.Any:
         where = f"{self.url}{path}"
         try:
             data = None if body is None else json.dumps(body).encode()
             request = urllib.request.Request(where, data=data, headers=self.headers)
             with self.opener.open(request, timeout=self.timeout_seconds) as answer:
-                return json_file.from_text(answer.read())
+                return read(answer.read())
         except urllib.error.HTTPError as exc:
             raise self._http_error(where, exc) from exc
         except TimeoutError as exc:

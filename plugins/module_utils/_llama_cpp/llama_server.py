@@ -14,7 +14,7 @@ from .._base import addresses, escaping, unit_end, unit_sandbox
 from .._base.types import Json, Mapping
 from .._split import deployment as deployments
 from .._split import expert_placement, layer_split, placement
-from . import allreduce_log
+from . import allreduce_log, speculation_flags
 
 # --- calling it ------------------------------------------------------------------------------------------------------
 
@@ -63,7 +63,8 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
     words += ["-b", str(serving["batch_size"]), "-ub", str(serving["micro_batch_size"])]
     words += ["-fa", serving["flash_attention"], "-ctk", serving["cache_type_k"], "-ctv", serving["cache_type_v"]]
     words += ["-t", str(serving["threads"]), "--poll", str(serving["poll"]), "-lm", serving["load_mode"]]
-    words += [*_experts(deployment), "--cache-ram", str(settings["cache_ram_mib"])]
+    words += [*_experts(deployment), *speculation_flags.arguments(deployment)]
+    words += ["--cache-ram", str(settings["cache_ram_mib"])]
     words += ["-a", settings["alias"], "--host", settings["host"], "--port", str(settings["port"])]
     words += ["--cors-origins", settings["cors_origins"], "--metrics", "--slots", "-lv", str(settings["log_verbosity"])]
     words += [str(word) for word in settings["extra_arguments"]]

@@ -12,6 +12,7 @@ import typing as t
 
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
+from .._split import speculation
 
 TOKENS: t.Final = 8
 #: Statuses of an endpoint that is shut: forbidden, not there, not implemented.
@@ -126,6 +127,19 @@ def check_completion(engine: Engine, status: int | None, answer: Mapping, key_pa
         raise UserError(
             f"{engine.unit} answers /health but no completion (HTTP status {status}): a device that it uses may have "
             f"died; see journalctl -u {engine.unit}, and restart it."
+        )
+
+
+def check_drafts(engine: Engine, deployment: Mapping, answer: Mapping) -> None:
+    """Raise UserError where a server that is to draft with a model did not: a draft that failed to load is no error.
+
+    An n-gram kind drafts only where the text repeats, so its answer tells nothing.
+    """
+    kind = (deployment.get("speculation") or {}).get("kind")
+    if kind in speculation.LINE_KINDS and not (answer.get("timings") or {}).get("draft_n"):
+        raise UserError(
+            f"{engine.unit} answers without drafting a token, and {kind} is recorded: see journalctl -u {engine.unit} "
+            "for why the draft was not loaded, then restart it."
         )
 
 

@@ -40,7 +40,7 @@ def deviations(deployment: Mapping, load: Mapping) -> list[str]:
         if load["tensor_devices"] != names:
             used = ", ".join(load["tensor_devices"]) or "one device at a time, in layer mode"
             found.append(f"The server uses {used}; the facts say split mode tensor over {', '.join(names)}.")
-        return found + _serving_deviations(deployment["serving"], load)
+        return found + _speculation(deployment, load) + _serving_deviations(deployment["serving"], load)
     # a CUDA device is known to llama.cpp by its number alone; CUDA_VISIBLE_DEVICES ties the number to the id
     names = [device["device"] if device["backend"] == "CUDA" else device["id"] for device in planned]
     seen = [device["device"] if device["device"].startswith("CUDA") else device["id"] for device in load["devices"]]
@@ -60,7 +60,21 @@ def deviations(deployment: Mapping, load: Mapping) -> list[str]:
             )
         elif layers != wanted:
             found.append(f"The server placed {layers} layers on {', '.join(seen)}; the facts say {wanted}.")
-    return found + _ram_deviations(deployment, load) + _serving_deviations(deployment["serving"], load)
+    found += _ram_deviations(deployment, load) + _speculation(deployment, load)
+    return found + _serving_deviations(deployment["serving"], load)
+
+
+def _speculation(deployment: Mapping, load: Mapping) -> list[str]:
+    """Return one sentence where the server speculates in another way than the facts say."""
+    recorded, seen = deployment.get("speculation"), load["speculation"]
+    planned = [] if recorded is None else [recorded["kind"]]
+    if seen == planned:
+        return []
+    words, says = (" and ".join(kinds) or "nothing" for kinds in (seen, planned))
+    return [
+        f"The server drafts with {words}; the facts say {says}: take --spec-type out of llama_server_extra_arguments, "
+        "or restart llama-server.service."
+    ]
 
 
 def _ram_deviations(deployment: Mapping, load: Mapping) -> list[str]:

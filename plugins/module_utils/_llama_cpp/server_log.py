@@ -27,6 +27,11 @@ _CONTEXT = re.compile(r"llama_context: (\w+) += (\S+)$")
 _OUTPUT_OFFLOADED = re.compile(r"offloading output layer to GPU")
 _OVERRIDDEN = re.compile(r"tensor (\S+) \(\d+ MiB \S+\) buffer type overridden to (\S+)$")
 _THREADS = re.compile(r"system_info: n_threads = (\d+) \(n_threads_batch = (\d+)\)")
+_SPECULATES = re.compile(r"adding speculative implementation '([^']+)'")
+#: Where a draft begins to be loaded, and where all is loaded; MTP blocks are a second context of the model.
+_DRAFT_BEGINS = "loading draft model '"
+_CONTEXT_BEGINS = "llama_context: constructing llama_context"
+_DRAFT_ENDS = "load_model: initializing, n_slots"
 _PIPELINE = re.compile(r"pipeline parallelism enabled|retrying without pipeline parallelism")
 
 
@@ -70,6 +75,7 @@ class _Log:
         self.overridden: dict[str, str] = {}
         self.threads: tuple[int, int] | None = None
         self.load_seconds: float | None = None
+        self.speculation: list[str] = []
 
     def take(self, line: str) -> None:
         """Take up one line; most lines say nothing."""
@@ -124,6 +130,10 @@ class _Log:
     def set_build(self, match: re.Match[str]) -> None:
         self.build = match[1]
 
+    def speculate(self, match: re.Match[str]) -> None:
+        if match[1] != "none":
+            self.speculation.append(match[1])
+
     def loaded(self, match: re.Match[str]) -> None:
         self.load_seconds = int(match[1]) * 60 + int(match[2]) + int(match[3]) / 1e3
 
@@ -142,6 +152,7 @@ _TAKEN: t.Final[tuple[tuple[re.Pattern[str], t.Callable[[_Log, re.Match[str]], N
     (_OVERRIDDEN, _Log.override),
     (_THREADS, _Log.set_threads),
     (_BUILD, _Log.set_build),
+    (_SPECULATES, _Log.speculate),
     (_LOADED, _Log.loaded),
 )
 
@@ -162,18 +173,22 @@ def parse_load(text: str) -> Json:
     (repeating blocks and the output layer), C(host_layers), context_size, context_per_slot, slots, kv_unified,
     batch_size, micro_batch_size, flash_attention, cache_type_k, cache_type_v, pipeline_parallel, load_seconds,
     C(overridden) (which tensors were placed by hand, by name, and where; logged with C(-lv 5)), and C(threads) of the
-    CPU for a token and for prompts.
+    CPU for a token and for prompts. C(speculation) are the kinds of speculation, C(draft_mib) what a draft, or the
+    model's own blocks for drafting, take by the id of the device: it is part of C(total_mib), and of no other size.
 
     The counts of layers come from the lines that name each layer's device where they are logged (C(-lv 5)), else from
     the KV buffers: within a cache all layers are equally large, so a device's share of the cache is its share of the
     layers; the output layer has no KV and is on the last device with weights.
     """
-    log = _Log()
-    for line in text.splitlines():
-        log.take(line)
+    log, draft = _Log(), _Log()
+    for line, of_draft in _parted(text):
+        (draft if of_draft else log).take(line)
     devices, buffer_of = _identified(log.devices)
+    draft_mib = _draft_mib(draft, devices, buffer_of)
     for device in devices:
-        device.update(_sizes(log.sizes.pop(buffer_of[device["device"]], {})))
+        sizes = _sizes(log.sizes.pop(buffer_of[device["device"]], {}))
+        device.update(sizes)
+        device["total_mib"] = round(sizes["total_mib"] + draft_mib.get(device["id"], 0.0), 2)
     host: dict[str, float] = {}
     for kind, size in (item for own in log.sizes.values() for item in own.items()):
         host[kind] = host.get(kind, 0.0) + size
@@ -200,7 +215,31 @@ def parse_load(text: str) -> Json:
         "load_seconds": log.load_seconds,
         "overridden": log.overridden,
         "threads": list(log.threads) if log.threads else None,
+        "speculation": log.speculation,
+        "draft_mib": draft_mib,
     }
+
+
+def _parted(text: str) -> t.Iterator[tuple[str, bool]]:
+    """Yield each line, and whether it is of the load of a draft, which says the same things again."""
+    contexts, of_draft = 0, False
+    for line in text.splitlines():
+        contexts += _CONTEXT_BEGINS in line
+        if _DRAFT_BEGINS in line or contexts > 1:
+            of_draft = True
+        if _DRAFT_ENDS in line:
+            of_draft, contexts = False, 0
+        yield line, of_draft
+
+
+def _draft_mib(draft: _Log, devices: t.Sequence[Json], buffer_of: t.Mapping[str, str]) -> dict[str, float]:
+    """Return what drafting takes of each device, by its id."""
+    own, own_buffers = _identified(draft.devices)
+    names = {buffer: row["id"] for rows, of in ((own, own_buffers), (devices, buffer_of)) for row in rows
+             for name, buffer in of.items() if name == row["device"]}  # fmt: skip
+    return {
+        names[buffer]: _sizes(sizes)["total_mib"] for buffer, sizes in draft.sizes.items() if buffer in names
+    }  # fmt: skip
 
 
 def _identified(found: t.Sequence[Json]) -> tuple[list[Json], dict[str, str]]:

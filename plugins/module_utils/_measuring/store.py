@@ -31,7 +31,7 @@ def load_key(fingerprint: str, campaign: str, load: Mapping) -> Json:
         "load": load["load"],
     }
     # only where they say something, so that older loads keep their keys
-    names = ("environment", "reference", "micro_batch_size", "experts_in_ram")
+    names = ("environment", "reference", "micro_batch_size", "experts_in_ram", "speculation")
     more = {name: load[name] for name in names if load.get(name)}
     return {**key, **more}
 

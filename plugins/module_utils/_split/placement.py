@@ -22,6 +22,17 @@ def by_id(devices: t.Sequence[Mapping], layers: t.Sequence[int]) -> list[Placed]
     return [{"id": str(device["id"]), "layers": int(count)} for device, count in zip(devices, layers, strict=True)]
 
 
+def device_names(deployment: Mapping) -> dict[str, str]:
+    """Return llama.cpp's name of each recorded device by its id, under engines.cuda_environment of the cards."""
+    names, cuda_index = {}, 0
+    for device in deployment["devices"]:
+        names[device["id"]] = device["device"]
+        if device["backend"] == "CUDA":
+            names[device["id"]] = f"CUDA{cuda_index}"
+            cuda_index += 1
+    return names
+
+
 def used_devices(deployment: Mapping) -> list[UsedDevice]:
     """Return the devices that hold at least one slot, in order: C({id, device, backend, layers, mib, ...}).
 
@@ -34,12 +45,9 @@ def used_devices(deployment: Mapping) -> list[UsedDevice]:
     placement = {place["id"]: int(place["layers"]) for place in deployment["placement"]}
     planned = (deployment.get("decision") or {}).get("mib") or []
     used: list[UsedDevice] = []
-    cuda_index = 0
+    names = device_names(deployment)
     for index, device in enumerate(deployment["devices"]):
-        name = device["device"]
-        if device["backend"] == "CUDA":
-            name = f"CUDA{cuda_index}"
-            cuda_index += 1
+        name = names[device["id"]]
         layers = placement.pop(device["id"], 0)
         if layers > 0:
             mib = planned[index] if index < len(planned) else None

@@ -192,3 +192,14 @@ def test_nobody_there_and_no_key_in_the_file_are_one_sentence(run, tmp_path):
     with running(KEY) as server:
         result = run(server, api_key_file=str(tmp_path / "absent"))
     assert result["msg"].endswith("absent holds no key: run the role that configures llama-server.service.")
+
+
+def test_a_draft_that_is_recorded_has_to_draft(run):
+    recorded = {"speculation": {"kind": "draft-simple"}}
+    with running() as server:
+        said = run(server, deployment=recorded)["msg"]
+        assert said.startswith("llama-server.service answers without drafting a token, and draft-simple is recorded: ")
+        assert "msg" not in run(server, deployment={"speculation": {"kind": "ngram-mod"}})
+        assert "msg" not in run(server, deployment={})
+        server.answers["POST /completion"] = (200, {"timings": {"predicted_n": 8, "draft_n": 5}})
+        assert "msg" not in run(server, deployment=recorded)

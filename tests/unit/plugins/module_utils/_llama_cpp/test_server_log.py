@@ -52,6 +52,21 @@ def test_split_mode_tensor_is_one_device_of_several():
     assert server_log.parse_load(transcript("rpc-20-13"))["tensor_devices"] == []
 
 
+def test_a_draft_is_told_apart_from_the_model():
+    load = server_log.parse_load(transcript("rpc-draft"))
+    assert load["complete"] and load["speculation"] == ["draft-simple"]
+    assert [device["layers"] for device in load["devices"]] == [2, 1]
+    assert (load["model_layers"], load["offloaded_layers"], load["layers_source"]) == (3, 3, "kv_buffers")
+    # its memory is part of what the device holds, and of nothing else that is said of the model
+    slow = load["devices"][1]
+    assert load["draft_mib"] == {SLOW: pytest.approx(0.87 + 0.5 + 3.01)}
+    assert (slow["model_mib"], slow["kv_mib"], slow["compute_mib"]) == (0.53, 0.0, 0.07)
+    assert slow["total_mib"] == pytest.approx(0.6 + 4.38)
+    assert load["load_seconds"] == 0.198
+    without = server_log.parse_load(transcript("rpc-20-13"))
+    assert (without["speculation"], without["draft_mib"]) == ([], {})
+
+
 def test_buffers_are_told_apart_by_endpoint():
     load = server_log.parse_load(transcript("rpc-20-13"))
     fast, slow = load["devices"]

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Has a llama-server answer texts and reads what that took. Private to this collection. It talks HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import typing as t
+
+from .._base.types import Json, Mapping
+from . import llama_client, mode_trial, speculation_flags
+from .trial_server import Server, TrialError
+
+#: Sampled as served, but the same in every load.
+_SEED: t.Final = 1
+#: Tokens of a long prompt: ids in no order that repeats soon.
+_FIRST_ID, _IDS, _STEP = 10, 211, 89
+
+
+def measure(server: Server, texts: t.Sequence[Mapping], generated: int, prompt_tokens: int = 0) -> list[Json]:
+    """Return tokens, times and acceptance per kind of text, in the order of first mention. Raises TrialError.
+
+    The last row is what a prompt of C(prompt_tokens) took, unless that is 0.
+
+    A short answer to a text of no use comes first: the first request of a load is slower than all others.
+    """
+    _ask(server, [1] * 8, 8)
+    of_kind: dict[str, list[t.Any]] = {}
+    for text in texts:
+        of_kind.setdefault(str(text["name"]), []).append(text["prompt"])
+    rows = [_kind(server, name, prompts, generated) for name, prompts in of_kind.items()]
+    return [*rows, _prompt(server, prompt_tokens)] if prompt_tokens else rows
+
+
+def _prompt(server: Server, tokens: int) -> Json:
+    """Return what a prompt of so many tokens takes: single bytes or letters, which every vocabulary has."""
+    ids = [_FIRST_ID + place * _STEP % _IDS for place in range(tokens)]
+    timing = _ask(server, ids, 1)
+    if not timing.get("prompt_n") or not timing.get("prompt_ms"):
+        raise TrialError("unstable", f"the server did not say what a prompt of {tokens} tokens took")
+    return {"kind": "prompt", "prompt_tokens": int(timing["prompt_n"]), "prompt_ms": round(timing["prompt_ms"], 3)}
+
+
+def _kind(server: Server, name: str, prompts: t.Sequence[t.Any], generated: int) -> Json:
+    before = _metrics(server)
+    timings = [_ask(server, prompt, generated) for prompt in prompts]
+    sums = {
+        field: sum(float(timing.get(field) or 0) for timing in timings)
+        for field in ("prompt_n", "prompt_ms", "predicted_n", "predicted_ms", "draft_n", "draft_n_accepted")
+    }
+    tokens = int(sums["predicted_n"]) - len(prompts)
+    if tokens < 1 or sums["predicted_ms"] <= 0:
+        raise TrialError("unstable", f"the answers to {name} have {int(sums['predicted_n'])} tokens")
+    return {
+        "kind": "text",
+        "text": name,
+        "tokens": tokens,
+        "decode_ms": round(sums["predicted_ms"], 3),
+        "prompt_tokens": int(sums["prompt_n"]),
+        "prompt_ms": round(sums["prompt_ms"], 3),
+        "drafted": int(sums["draft_n"]),
+        "accepted": int(sums["draft_n_accepted"]),
+        "positions": speculation_flags.rates(before, _metrics(server)),
+    }
+
+
+def _ask(server: Server, prompt: t.Any, generated: int) -> Json:
+    """Return the timings of the answer to a text (through the chat template, if there is one) or to token ids."""
+    body: Json = {"ignore_eos": True, "cache_prompt": False, "seed": _SEED, "stream": False}
+    if isinstance(prompt, str):
+        chat = {"messages": [{"role": "user", "content": prompt}], "chat_template_kwargs": {"enable_thinking": False}}
+        path, body = "/v1/chat/completions", {**body, **chat, "max_tokens": generated}
+    else:
+        path, body = "/completion", {**body, "prompt": prompt, "n_predict": generated}
+    with _its_end(server):
+        return server.client.ask(path, body).get("timings") or {}
+
+
+def _metrics(server: Server) -> str:
+    with _its_end(server):
+        return server.client.text("/metrics")
+
+
+@contextlib.contextmanager
+def _its_end(server: Server) -> t.Iterator[None]:
+    """Say how a server ended that does not answer, or that it hangs."""
+    try:
+        yield
+    except llama_client.ServerError as error:
+        # a server that died needs a moment to be seen dead
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = server.process.wait(timeout=2)
+            raise TrialError(*mode_trial.why_it_ended(status, server.text())) from error
+        raise TrialError("hung", f"llama-server runs, but {error}") from error

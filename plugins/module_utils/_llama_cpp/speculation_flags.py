@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""How llama-server is told to speculate, and what it says about it. Private to this collection. Pure functions only.
+
+Flags and counters are those of llama.cpp b11312.
+"""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+from .._base.types import Mapping
+from .._split import placement, speculation
+
+_COUNTER: t.Final = re.compile(
+    r'^llamacpp:spec_decode_num_accepted_tokens_per_pos_total\{position="(\d+)"\} (\d+(?:\.\d+)?)', re.MULTILINE
+)
+_DRAFTS: t.Final = re.compile(r"^llamacpp:spec_decode_num_drafts_total (\d+(?:\.\d+)?)", re.MULTILINE)
+
+
+def arguments(deployment: Mapping) -> list[str]:
+    """Return the words of llama-server's command line for C(deployment.speculation); none without one.
+
+    With one device of its own a draft is not split, whatever the split of the target. Raises ValueError with one
+    sentence for a device that is not among the recorded ones.
+    """
+    wanted = deployment.get("speculation")
+    if not wanted or wanted["kind"] == speculation.NONE:
+        return []
+    words = ["--spec-type", wanted["kind"]]
+    if wanted["n_max"]:
+        words += ["--spec-draft-n-max", str(wanted["n_max"])]
+    if wanted.get("path"):
+        names = placement.device_names(deployment)
+        if wanted["device"] not in names:
+            raise ValueError(f"the draft is placed on {wanted['device']}, which is not among the recorded devices")
+        words += ["-md", wanted["path"], "-devd", names[wanted["device"]]]
+        words += ["-ngld", str(deployment["serving"]["gpu_layers"])]
+        words += ["-ctkd", wanted["cache_type_k"], "-ctvd", wanted["cache_type_v"]]
+    return words
+
+
+def counters(metrics: str) -> tuple[int, list[int]]:
+    """Return (rounds that drafted, accepted tokens by position) of the text of /metrics; (0, []) before any."""
+    by_position = {int(position): int(float(value)) for position, value in _COUNTER.findall(metrics)}
+    rounds = _DRAFTS.search(metrics)
+    accepted = [by_position.get(position, 0) for position in range(max(by_position, default=-1) + 1)]
+    return (int(float(rounds[1])) if rounds else 0), accepted
+
+
+def rates(before: str, after: str) -> list[float]:
+    """Return the share of rounds in which the first, second, ... drafted token was accepted between two readings."""
+    (rounds_before, accepted_before), (rounds, accepted) = counters(before), counters(after)
+    accepted_before = [*accepted_before, *[0] * (len(accepted) - len(accepted_before))]
+    drafted = rounds - rounds_before
+    if drafted <= 0:
+        return []
+    return [round((now - then) / drafted, 4) for now, then in zip(accepted, accepted_before, strict=True)]

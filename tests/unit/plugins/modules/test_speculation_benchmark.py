@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The module on the real llama.cpp, where the mark live is asked for, with drafts whose acceptance is known."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
+    gguf_model,
+    known_next_token,
+    random_model,
+    vocabulary,
+)
+from ansible_collections.homelab.mixed_gpu.plugins.modules import speculation_benchmark
+
+SERVING = {
+    "context_size": 1024, "parallel_slots": 1, "kv_unified": True, "batch_size": 512, "micro_batch_size": 64,
+    "flash_attention": "on", "cache_type_k": "f16", "cache_type_v": "f16", "threads": 1, "poll": 0,
+    "load_mode": "auto", "gpu_layers": 99,
+}  # fmt: skip
+VOCABULARY = 1024
+AGREEMENT = [0.9, 0.5]
+#: The first token of each text: an answer to it stays in that text.
+TEXTS = [
+    {"name": f"text {kind}", "prompt": [1, text[0]]}
+    for kind, text in enumerate(known_next_token.target(VOCABULARY, len(AGREEMENT), 0).texts)
+]
+
+
+@pytest.fixture
+def measure(tmp_path, capfd, monkeypatch):
+    """Run the module; the result, or the message of its failure."""
+    monkeypatch.setattr(AnsibleModule, "warn", lambda *_args, **_more: None)
+
+    def run(**changes):
+        arguments = {
+            "model_path": str(tmp_path / "target.gguf"), "serving": SERVING, "texts": TEXTS, "campaign": "c",
+            "fingerprint": "f", "state_dir": str(tmp_path / "measurements"), "lock_wait_seconds": 0, "lease_unit": "",
+            "load_timeout_seconds": 120, "request_timeout_seconds": 120, "generated_tokens": 100, **changes,
+        }  # fmt: skip
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            speculation_benchmark.main()
+        return json.loads(capfd.readouterr().out.splitlines()[-1])
+
+    return run
+
+
+def write(path, agreement, **more):
+    shape = {"blocks": 2, "embedding_length": 512, "feed_forward_length": 512, "head_count": 8, "head_count_kv": 4}
+    options = {**shape, "vocabulary_size": VOCABULARY, "type": "q8_0", "agreement": agreement, **more}
+    random_model.write_model(str(path), random_model.checked_options(options), "0" * 64)
+
+
+NONE = {"kind": "none", "draft": "", "device": "", "n_max": 0}
+
+
+def test_what_is_missing_is_said(measure):
+    load = {"label": "none", "split_mode": "layer", "layers": [3], "load": 1, "speculation": NONE}
+    said = measure(load=load, devices=[], llama_server="/nowhere/llama-server")
+    assert said["msg"].startswith("There is no program /nowhere/llama-server: install llama.cpp with this target")
+    assert measure(load=load, devices=[], texts=[])["msg"] == "texts is empty: give at least one text."
+    assert measure(load={"label": "none"}, devices=[])["msg"] == "load.split_mode is missing."
+    assert measure(load=load, devices=[], generated_tokens=1)["msg"] == "generated_tokens is 1: that is too few."
+
+
+@pytest.fixture
+def drafting(measure, tmp_path, llama_bin, rpc_endpoints):
+    """Measure a load on two devices, with a target of known next tokens and a draft that misses some."""
+    write(tmp_path / "target.gguf", [1.0, 1.0])
+    write(tmp_path / "draft.gguf", AGREEMENT, blocks=1, embedding_length=256, seed=5)
+    devices = [
+        {"device": f"RPC{number}", "id": endpoint, "backend": "RPC", "description": endpoint, "total_mib": 500,
+         "free_mib": 500, "budget_mib": None}
+        for number, endpoint in enumerate(rpc_endpoints[:2])
+    ]  # fmt: skip
+    draft = {
+        "kind": "draft-simple", "draft": "draft", "n_max": 4, "path": str(tmp_path / "draft.gguf"),
+        "device": devices[1]["id"], "cache_type_k": "f16", "cache_type_v": "f16",
+    }  # fmt: skip
+
+    def run(number=1, **changes):
+        arm = {**draft, **changes}
+        load = {"label": arm["kind"], "split_mode": "layer", "layers": [2, 1], "load": number, "speculation": arm}
+        return measure(
+            load=load, devices=devices, rpc_endpoints=rpc_endpoints[:2], llama_server=f"{llama_bin}/llama-server",
+            prompt_tokens=100,
+        )  # fmt: skip
+
+    return run
+
+
+def texts_of(result):
+    assert (result["load"]["status"], result["load"]["reason"]) == ("ok", None)
+    *texts, prompt = result["load"]["results"]
+    assert prompt["kind"] == "prompt" and prompt["prompt_tokens"] == 100 and prompt["prompt_ms"] > 0
+    assert [(row["text"], row["tokens"]) for row in texts] == [("text 0", 99), ("text 1", 99)]
+    return texts
+
+
+@pytest.mark.live
+def test_drafts_of_known_acceptance_on_the_real_llama_cpp(drafting):
+    for row in texts_of(drafting(**NONE)):
+        assert (row["drafted"], row["accepted"], row["positions"]) == (0, 0, [])
+    drafted = drafting()
+    assert drafted["changed"]
+    target = known_next_token.target(VOCABULARY, len(AGREEMENT), 0)
+    wrong = known_next_token.draft(target, AGREEMENT, 5)[1]
+    for row, text, missed in zip(texts_of(drafted), target.texts, wrong, strict=True):
+        # the server drafts, accepts and corrects exactly as computed: token by token from the first of the text on
+        place, rounds, accepted, counts = 1, 0, 0, [0] * 4
+        while accepted + rounds < row["tokens"]:
+            reached = 0
+            while reached < 4 and text[place + reached] not in missed:
+                counts[reached] += 1
+                reached += 1
+            place, rounds, accepted = place + reached + 1, rounds + 1, accepted + reached
+        # the last round may be cut off by the length of the answer
+        assert abs(row["accepted"] - accepted) <= 4
+        assert row["positions"] == pytest.approx([count / rounds for count in counts], abs=2 / rounds)
+    again = drafting()
+    assert not again["changed"] and again["load"]["results"] == drafted["load"]["results"]
+
+
+@pytest.mark.live
+def test_n_gram_drafts_of_the_real_llama_cpp_need_no_model(drafting):
+    texts_of(drafting(kind="ngram-simple", draft="", device="", n_max=0, path=""))
+
+
+@pytest.mark.live
+def test_what_the_real_llama_cpp_refuses_is_a_result(drafting):
+    unknown = drafting(kind="draft-of-tomorrow")["load"]
+    assert unknown["status"] == "refused" and "unknown speculative type" in unknown["reason"]
+
+
+@pytest.mark.live
+def test_a_draft_of_another_vocabulary_is_known_by_its_header(drafting, tmp_path):
+    """The server takes it and drafts nothing, so the header has to tell."""
+    path = tmp_path / "draft.gguf"
+    files = [(str(each), each.stat().st_size, 0) for each in (tmp_path / "target.gguf", path)]
+    target, draft = (gguf_model.read([file])["vocabulary"] for file in files)
+    assert vocabulary.why_not(target, draft) is None
+    write(path, [], vocabulary_size=512)
+    other = gguf_model.read([(str(path), path.stat().st_size, 0)])["vocabulary"]
+    assert vocabulary.why_not(target, other) == "its vocabulary has 512 tokens, and that of the target 1024"
+    said = drafting(number=2)["load"]
+    assert (said["status"], said["results"]) == ("refused", []) and "drafted no token" in said["reason"]
