@@ -40,7 +40,7 @@ PLANNERS: t.Final = {
     "power_sweep": f"{_ROOMS}._hardware.power_sweep_campaign",
 }
 #: Modules that measure under the lease and store what they found -> their option that names the measurement.
-MEASURING: t.Final = {"split_benchmark": "load", "split_mode_trial": "trial"}
+MEASURING: t.Final = {"split_benchmark": "load", "split_mode_trial": "trial", "speculation_benchmark": "load"}
 #: Modules of this collection that a step may name.
 MODULES: t.Final = frozenset(MEASURING) | {
     "exl_model_info", "exllama_devices_info", "exllama_server_benchmark", "gguf_info", "gpu_facts", "gpu_power",

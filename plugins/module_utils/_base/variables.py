@@ -45,6 +45,10 @@ def _whole_or_word(value: t.Any) -> int | str:
         return _text(value)
 
 
+def _word_or_words(value: t.Any) -> str | list[str]:
+    return [_text(item) for item in value] if isinstance(value, (list, tuple)) else _text(value)
+
+
 def _mapping(value: t.Any) -> Json:
     if not isinstance(value, t.Mapping):
         raise ValueError
@@ -69,6 +73,7 @@ _KINDS: t.Final[dict[str, tuple[t.Callable[[t.Any], t.Any], str]]] = {
     "list[dict[str, t.Any]]": (lambda value: [_mapping(item) for item in _listed(value)], "a list of dicts"),
     "list[float]": (lambda value: [_number(item) for item in _listed(value)], "a list of numbers"),
     "dict[str, t.Any]": (_mapping, "a dict"),
+    "str | list[str]": (_word_or_words, "a word or a list of words"),
 }
 
 

@@ -3,7 +3,7 @@
 """The campaign of the role split_tuning, from the first look to the baseline. Private to this collection. Pure.
 
     look -> weigh -> (lease) devices -> estimates -> largest context -> device probe
-    -> layers, micro-batch, tensor mode -> dry run -> baseline
+    -> layers, micro-batch, tensor mode -> speculation -> dry run -> baseline
 
 Each stage is a function that returns a plan, or None when the stage has nothing more to ask (_base/steps.py).
 """
@@ -22,8 +22,9 @@ from .tuning_state import TENSOR_QUESTION, State
 Json = dict[str, t.Any]
 Mapping = t.Mapping[str, t.Any]
 
-#: About how many loads the layer split, the micro-batch, tensor mode and the rest of a baseline take.
-_USUAL_LOADS: t.Final = {"layers": 5, "micro_batch": 2, "mode": 4, "baseline": 1}
+_MEASURING: t.Final = ("split_benchmark", "split_mode_trial", "speculation_benchmark")
+#: About how many loads the layer split, the micro-batch, tensor mode, speculation and the rest of a baseline take.
+_USUAL_LOADS: t.Final = {"layers": 5, "micro_batch": 2, "mode": 4, "speculation": 4, "baseline": 1}
 
 
 def planner(settings: Mapping) -> Tuning:
@@ -41,7 +42,7 @@ class Tuning:
         """Return what comes next."""
         state = State(self.settings, done)
         before = (_look, _obstacle, _headers, _unchanged, _weigh, _probe_model)
-        stages = (*before, _devices, _estimate, _context, _probe, _decide, _finish)
+        stages = (*before, _devices, _estimate, _context, _probe, _decide, _drafts, _speculate, _finish)
         return _first(state, stages) or _tuned(state)
 
     def predict(self, done: t.Sequence[Done]) -> Plan:
@@ -168,6 +169,31 @@ def _decide(state: State) -> Plan | None:
     return _under_lease(state, steps, f"{plan['stage']}: {plan['why']}")
 
 
+def _drafts(state: State) -> Plan | None:
+    """Return what is still to be read of the drafts, and asked of the dry run about each."""
+    if not state.speculation.tried:
+        return None
+    for draft in state.settings.own_drafts:
+        sizes = tuning_steps.draft_sizes(state, draft)
+        read = state.result(sizes.name)
+        if read is None:
+            return _under_lease(state, [sizes], "")
+        asked = tuning_steps.draft_dry_run(state, draft, read["model"]["block_count"])
+        if state.result(asked.name) is None:
+            return _under_lease(state, [asked], "")
+    return None
+
+
+def _speculate(state: State) -> Plan | None:
+    """Return the next load of llama-server with one way to speculate, or none."""
+    stage = state.speculation.stage
+    load = stage.next_load if stage is not None else None
+    if load is None:
+        return None
+    why = f"speculation: {load['label']}"
+    return _under_lease(state, [tuning_steps.speculation(state, load)], why)
+
+
 def _finish(state: State) -> Plan | None:
     """Return what is measured and asked once the split is decided."""
     if state.engine.dry_run and state.result("dry run") is None:
@@ -193,7 +219,7 @@ def _under_lease(state: State, steps: t.Sequence[Step], why: str) -> Plan:
     probed = (state.recorded.get("device_probe") or {}).get("campaign")
     campaigns = tuple(dict.fromkeys([state.campaign, *([probed] if probed else [])]))
     measured = sum(1 for item in state.done if "load" in item.result)
-    open_now = sum(1 for step in steps if step.module in ("split_benchmark", "split_mode_trial"))
+    open_now = sum(1 for step in steps if step.module in _MEASURING)
     measurements = max(measured + open_now, _usual_measurements(state))
     store = Store(settings.measurements_dir, campaigns)
     return Plan(tuple(steps), why, Lease("tuning of", options), store, measurements)
@@ -207,6 +233,8 @@ def _usual_measurements(state: State) -> int:
         stages.discard("micro_batch")
     if "tensor" not in state.modes:
         stages.discard("mode")
+    if not state.speculation.kinds:
+        stages.discard("speculation")
     usual = sum(loads for stage, loads in _USUAL_LOADS.items() if stage in stages)
     more = split_problem.LOADS_PER_DEVICE * max(0, devices - 2)
     most = settings.max_loads + more
@@ -234,6 +262,8 @@ def _tuned(state: State) -> Plan:
         "campaign": state.campaign,
     }
     lines, measured = [decision["why"]], None
+    if decision["speculation"] is not None:
+        lines.append(decision["speculation"]["why"])
     if state.baseline is not None:
         lines.insert(0, state.baseline["why"])
         measured = {

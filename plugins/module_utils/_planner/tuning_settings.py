@@ -9,6 +9,7 @@ import typing as t
 
 from .._base import variables
 from .._base.types import Json
+from . import speculation_stage, speculation_texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,10 @@ class Settings:
     tensor_idle_gaps: int
     tensor_idle_seconds: int
     tensor_perplexity_tolerance_percent: float
+    speculation: str | list[str]
+    speculation_tokens: int
+    drafts: dict[str, t.Any]              # as llm_models_installed; those with draft_for of this model
+    texts: list[dict[str, t.Any]]
     objective: str
     prompt_tokens: int
     generated_tokens: int
@@ -91,6 +96,15 @@ class Settings:
     def measurements_dir(self) -> str:
         """The host's store."""
         return f"{self.state_dir}/measurements"
+
+    @property
+    def own_drafts(self) -> dict[str, Json]:
+        """The models that are to draft for this one, by id: path and sha256."""
+        return {
+            name: dict(entry)
+            for name, entry in self.drafts.items()
+            if isinstance(entry, t.Mapping) and entry.get("draft_for") == self.model_id
+        }
 
     @property
     def asked(self) -> Json:
@@ -138,7 +152,22 @@ def read(given: t.Mapping[str, t.Any]) -> Settings:
             "split_tuning_context_size is max, which llama.cpp's dry run settles, and the engine is"
             f" {settings.engine}: give a number of tokens"
         )
+    _check_speculation(settings)
     unknown = sorted(set(settings.modes) - {"layer", "tensor"})
     if unknown:
         raise ValueError(f"split_tuning_modes names {unknown[0]!r}: known are layer and tensor")
     return settings
+
+
+def _check_speculation(settings: Settings) -> None:
+    """Raise ValueError for settings of speculation that are none, or ask for a draft that nobody names."""
+    kinds = speculation_stage.kinds(settings.speculation)
+    speculation_texts.read(settings.texts)
+    if settings.speculation_tokens < 2:
+        raise ValueError(f"split_tuning_speculation_tokens is {settings.speculation_tokens}: it must be at least 2")
+    asked = not isinstance(settings.speculation, str) and bool({"draft-simple", "draft-eagle3"} & set(kinds))
+    if asked and not settings.own_drafts:
+        raise ValueError(
+            f"split_tuning_speculation names a draft model, and no entry of llm_models has draft_for"
+            f" {settings.model_id}: add one, or take it out"
+        )

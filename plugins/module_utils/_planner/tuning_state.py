@@ -20,8 +20,10 @@ from . import (
     expected_speeds,
     known_costs,
     probe_stage,
+    speculation_stage,
     stages,
     tuning_engines,
+    tuning_speculation,
 )
 from .tuning_settings import Settings
 
@@ -175,6 +177,7 @@ class State:
             "budgets_mib": settings.device_budget_mib,
             "reserve_mib": settings.reserve_mib,
             "environment": settings.environment,
+            "speculation": self.speculation.key,
             "extra": settings.fingerprint_extra,
         })  # fmt: skip
 
@@ -220,7 +223,12 @@ class State:
 
     @property
     def loads(self) -> list[Json]:
-        """The measurements of the model itself, in their order."""
+        """The measurements of the model itself, in their order; those that speculate are apart."""
+        return [load for load in self.all_loads if load.get("purpose") != speculation_stage.PURPOSE]
+
+    @property
+    def all_loads(self) -> list[Json]:
+        """The measurements of the model itself, with those that speculate."""
         return [
             dict(item.result["load"])
             for item in self.done
@@ -288,15 +296,20 @@ class State:
         loads = [load for load in self.loads if load.get("purpose") != baseline_stage.PURPOSE]
         return stages.plan(self.problem, loads)
 
-    @property
+    @functools.cached_property
     def decision(self) -> Json:
-        """The decision of a plan that has one."""
-        return t.cast(Json, self.plan["decision"])
+        """The decision of a plan that has one, with what became of speculation once that is known."""
+        return self.speculation.settled(t.cast(Json, self.plan["decision"]))
+
+    @functools.cached_property
+    def speculation(self) -> tuning_speculation.Speculation:
+        """How far speculation is."""
+        return tuning_speculation.Speculation(self)
 
     @property
     def served(self) -> Json:
         """The serving profile with the micro-batch that was found to be the best."""
-        return {**self.serving, "micro_batch_size": self.decision["micro_batch_size"]}
+        return {**self.serving, "micro_batch_size": self.plan["decision"]["micro_batch_size"]}
 
     @property
     def contexts(self) -> Json | None:

@@ -218,6 +218,47 @@ def context(state: State, context_size: int) -> Step:
     return _dry_run(state, name, layers, serving, f"ask llama.cpp: {name}")
 
 
+def draft_sizes(state: State, draft: str) -> Step:
+    """Read the header of a draft."""
+    settings = state.settings
+    arguments = {
+        "path": settings.own_drafts[draft]["path"],
+        "host_python": settings.host_python,
+        "cache_dir": f"{settings.state_dir}/gguf_cache",
+    }
+    return Step(f"sizes of draft {draft}", "gguf_info", arguments, f"read the layer sizes of the draft {draft}", 5)
+
+
+def draft_dry_run(state: State, draft: str, blocks: int) -> Step:
+    """Ask llama.cpp's dry run what a draft takes of one device; the server's own cannot be asked about drafts."""
+    layers = [blocks + 1, *[0] * (len(state.devices) - 1)]
+    why = f"ask llama.cpp for the memory of the draft {draft}"
+    step = _dry_run(state, f"dry run of draft {draft}", layers, state.served, why)
+    return dataclasses.replace(step, args={**step.args, "model_path": state.settings.own_drafts[draft]["path"]})
+
+
+def speculation(state: State, wanted: Mapping) -> Step:
+    """Have a server with one way to speculate answer all texts."""
+    settings, serving = state.settings, state.serving
+    most = int(serving["context_size"]) // int(serving["parallel_slots"]) - settings.speculation_tokens - 8
+    arguments = {
+        **_measuring(state),
+        "llama_server": f"{settings.llama_cpp}/bin/llama-server",
+        "model_path": settings.model_path,
+        "load": dict(wanted),
+        "devices": state.devices,
+        "texts": state.speculation.texts[0],
+        "generated_tokens": settings.speculation_tokens,
+        "prompt_tokens": max(0, min(settings.prompt_tokens, most)),
+        "load_timeout_seconds": settings.load_timeout_seconds,
+    }
+    label = str(wanted["label"])
+    seconds = expected_seconds(state.done, state.model, of_probe=False)
+    answers = len(state.speculation.texts[0]) * settings.speculation_tokens / 20
+    limit = settings.load_timeout_seconds + 300 * (len(state.speculation.texts[0]) + 2) + _WAIT_SECONDS
+    return Step(label, "speculation_benchmark", arguments, label, seconds + answers, limit)
+
+
 def host() -> Step:
     """Gather what else a baseline compares."""
     return Step("host", "host_info", {}, "gather the configuration of the host", 3)
@@ -238,6 +279,8 @@ def line(done: Done) -> str:
     result = done.result
     if done.step.module == "split_benchmark":
         return measured(result["load"])
+    if done.step.module == "speculation_benchmark":
+        return answered(result["load"])
     if done.step.module == "split_mode_trial":
         found = result["load"]
         return "passed" if found["status"] == "ok" else f"{found['status']}: {found['reason']}"
@@ -261,6 +304,18 @@ def measured(found: Mapping) -> str:
         size = f" at {result['micro_batch_size']}" if "micro_batch_size" in result else ""
         words.append(f"{result['kind']}{size} {speed:.1f} tokens/s")
     return f"{', '.join(words)}{stored}"
+
+
+def answered(found: Mapping) -> str:
+    """Return the speed of each kind of text in one line, with what was accepted, or how the load ended."""
+    stored = ", measured before" if found.get("reused") else ""
+    if found["status"] != "ok":
+        return f"{found['status']}: {found['reason']}{stored}"
+    words = []
+    for row in (row for row in found["results"] if row["kind"] == "text"):
+        share = f" ({100 * row['accepted'] / row['drafted']:.0f} % accepted)" if row["drafted"] else ""
+        words.append(f"{row['text']} {1000 * row['tokens'] / row['decode_ms']:.1f}{share}")
+    return f"{', '.join(words)} tokens/s{stored}"
 
 
 def _dry_run_line(result: Mapping) -> str:

@@ -13,6 +13,7 @@ from . import rows
 from .mode_rows import mode_rows
 from .recorded import engine_name, model_name, prompt_tokens_of
 from .served_rows import served_tests
+from .speculation_rows import speculation_rows, texts
 from .words import gain_words, later_stages, placement_words
 
 #: Columns of one line.
@@ -32,6 +33,7 @@ def summary_lines(
         *_probe_lines(entry),
         *_table_lines(entry),
         *_mode_lines(entry),
+        *_speculation_lines(entry),
         *_chat_lines(chats),
         *_served_lines(served),
     ]
@@ -116,6 +118,25 @@ def _mode_lines(entry: Mapping) -> list[str]:
 def _chat_lines(chats: Mapping | None) -> list[str]:
     """Return what the running server was proved to answer: the result of serving_proof."""
     return ["", *_wrapped(chats["line"])] if chats else []
+
+
+def _speculation_lines(entry: Mapping) -> list[str]:
+    """Return the table of the ways to speculate; empty where none was measured."""
+    measured = speculation_rows(entry)
+    if not measured:
+        return []
+    kinds = texts(entry)
+    body: list[tuple[str, ...]] = [("", *kinds, "prompt", "time", "")]
+    for row in measured:
+        speeds = row["speeds"] or [DASH] * len(kinds)
+        body.append((_cut(row["name"], 48), *speeds, row["prompt"], row["time"], "served" if row["chosen"] else ""))
+    right = set(range(1, len(kinds) + 3))
+    lines = ["", "Speculation (tok/s by kind of text, and the share of drafted tokens that were right)"]
+    lines += _table(body, right)
+    for row in measured:
+        if row["why"]:
+            lines += _wrapped(f"{row['name']}: {row['why']}")
+    return lines
 
 
 def _served_lines(served: Mapping | None) -> list[str]:

@@ -13,6 +13,7 @@ from . import rows, words
 from .mode_rows import mode_rows
 from .recorded import engine_name, model_name, prompt_tokens_of
 from .served_rows import expectation_rows, served_tests
+from .speculation_rows import speculation_rows, texts
 
 View = Json
 
@@ -172,6 +173,8 @@ def _splits(entry: Mapping) -> View:
     return {
         "table": rows.table_rows(entry),
         "modes": mode_rows(entry),
+        "speculation": speculation_rows(entry),
+        "speculation_texts": texts(entry),
         "prompt_tokens": prompt_tokens_of(entry),
         "objective_name": decision["objective"]["name"],
         "best_by_objective": [

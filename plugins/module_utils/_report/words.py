@@ -69,7 +69,7 @@ def verdict_words(entry: Mapping) -> str:
 
 
 def later_stages(decision: Mapping) -> list[str]:
-    """Return a sentence each on the micro-batch and on split mode tensor, where these were measured or asked for."""
+    """Return a sentence each on micro-batch, split mode tensor and speculation, where measured or asked for."""
     found = []
     if (decision.get("micro_batches") or {}).get("loads"):
         found.append(f"Micro-batch: {decision['micro_batches']['why']}")
@@ -81,4 +81,6 @@ def later_stages(decision: Mapping) -> list[str]:
         if perplexity.get("difference_percent") is not None:
             words += f"; its perplexity differs by {number(abs(perplexity['difference_percent']))} %"
         found.append(f"Split mode tensor: {words}")
+    if decision.get("speculation"):
+        found.append(f"Speculation: {decision['speculation']['why']}")
     return found

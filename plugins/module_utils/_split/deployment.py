@@ -18,6 +18,8 @@ from . import placement as placements
 _OF_MODEL: t.Final = ("size_bytes", "block_count", "architecture")
 #: What a planner's decision says that an entry holds in its own fields.
 _STORED_ONCE: t.Final = ("layers", "split_mode", "micro_batch_size", "environment", "experts_in_ram")
+#: What llama-server is told of speculation.
+_OF_SPECULATION: t.Final = ("kind", "draft", "path", "device", "n_max", "cache_type_k", "cache_type_v")
 
 
 class Tuning(t.TypedDict):
@@ -63,6 +65,9 @@ def build(tuning: Tuning) -> Json:
         "fingerprint_parts": parts,
         "campaign": tuning["campaign"],
     }
+    served = (decision.get("speculation") or {}).get("served")
+    if served:
+        entry["speculation"] = {name: served[name] for name in _OF_SPECULATION if name in served}
     if experts:
         planned = {"ram_bytes": expert_placement.ram_bytes(problem["model"], experts)}
         entry["experts_in_ram"] = {**(expert_placement.as_json(experts) or {}), **planned}

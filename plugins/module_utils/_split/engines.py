@@ -36,7 +36,7 @@ TABLE: t.Final[dict[str, Engine]] = {
     engine.name: engine
     for engine in (
         Engine("llama_cpp", "llama.cpp", "llama_cpp", "llama_cpp", build_file="build.json", model_file="",
-               stages=("probe", "layers", "micro_batch", "mode", "baseline"), dry_run=True,
+               stages=("probe", "layers", "micro_batch", "mode", "speculation", "baseline"), dry_run=True,
                unit="llama-server.service", build_part="llama_cpp"),
         Engine("exllamav2", "ExLlamaV2", "exllama", "exllamav2", build_file="v2/current/build.json",
                model_file="config.json", stages=("layers", "baseline"), dry_run=False,

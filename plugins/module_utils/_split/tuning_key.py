@@ -16,7 +16,7 @@ from . import engines
 
 
 class Inputs(t.TypedDict, total=False):
-    """What a tuning is given. The last two are not part of every tuning."""
+    """What a tuning is given. The last three are not part of every tuning."""
 
     engine: str
     build: str  # key of the engine's build
@@ -34,6 +34,7 @@ class Inputs(t.TypedDict, total=False):
     reserve_mib: int
     environment: Mapping  # what the inventory adds
     extra: Mapping
+    speculation: Mapping  # kinds, drafts by id with their sha256, texts, tokens of each answer
     model_headers_sha256: str  # of an EXL model: a folder has no hash of its own
 
 
@@ -67,7 +68,7 @@ def parts(given: Inputs) -> Json:
     found[engine.build_part] = given["build"]
     if engine.family == "exllama":
         return {**found, "engine": engine.name, "model_headers_sha256": given["model_headers_sha256"]}
-    return found
+    return {**found, "speculation": given["speculation"]}
 
 
 def renewed(

@@ -87,6 +87,7 @@ class Decision(t.TypedDict):
     experts_in_ram: t.NotRequired[Json | None]  # expert_placement.as_json
     micro_batches: Json
     tensor: Json | None
+    speculation: t.NotRequired[Json | None]
     single_device: bool
     verdict: str
     why: str
@@ -134,6 +135,7 @@ class Entry(t.TypedDict, total=False):
     campaign: t.Required[str]
     recorded_at: str
     experts_in_ram: Json
+    speculation: Json  # kind, draft, path, device, n_max, cache types; where it is served
     gpu_split_gb: list[float]
     tensor_parallel: str
     loaded: list[Json]

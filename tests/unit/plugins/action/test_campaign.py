@@ -52,7 +52,7 @@ class Box:
             "llama_cpp": str(self.folder / "llama.cpp"), "state_dir": str(self.folder / "state"),
             "host_python": sys.executable, "rpc_endpoints": ["a:1", "b:2"], "probe": False,
             "lease_file": str(self.folder / "lease.json"), "lease_wait_seconds": 30, "baseline_max_loads": 2,
-            "micro_batches": [], "context_size": 2048, "load_timeout_seconds": 60,
+            "micro_batches": [], "context_size": 2048, "load_timeout_seconds": 60, "speculation": "none",
             "environment": {"FAKE_LOG": str(self.folder / "log"), "FAKE_DEVICES": DEVICES, **changes.pop("env", {})},
         }  # fmt: skip
         return {**defaults, **{f"split_tuning_{name}": value for name, value in {**own, **changes}.items()}}

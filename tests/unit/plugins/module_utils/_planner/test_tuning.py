@@ -47,7 +47,7 @@ def variables(**changes: t.Any) -> Json:
     own = {
         "model_id": "m", "model_path": "/srv/m.gguf", "model_sha256": "a" * 64, "deployment": "m-c2048",
         "probe_model_path": "/state/probe.gguf", "state_dir": "/state", "context_size": 2048, "reserve_mib": 0,
-        "objective": "decode", **changes,
+        "objective": "decode", "speculation": "none", **changes,
     }  # fmt: skip
     return {**defaults, **{f"split_tuning_{name}": value for name, value in own.items()}}
 

@@ -26,6 +26,7 @@ GIVEN = {
     "reserve_mib": 512,
     "environment": {},
     "extra": {},
+    "speculation": {"kinds": []},
     "model_headers_sha256": "",
 }
 

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Which ways to speculate memory and headers allow, with the split beside each. Private to this collection. Pure.
+
+A draft takes memory of one device. Where the chosen split leaves it, nothing moves; else the fastest split beside it is
+taken, by the fitted costs of layer mode, and what it loses is part of the offer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+from .._base.types import Mapping
+from .._models import vocabulary
+from .._split import layer_split, memory_plan, speculation
+from .._split.layer_split import Layers
+from .._split.speculation import Offer
+from .._split.split_problem import Problem
+from .._split.types import Model, Serving
+
+#: Drafted tokens at most where each keeps a copy of a recurrent state.
+MOST_WITH_STATE: t.Final = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """A model that may draft. C(mib): what its own dry run said, None where it was not asked."""
+
+    id: str
+    path: str
+    model: Mapping
+    mib: int | None
+
+    @property
+    def kind(self) -> str:
+        """The kind of speculation that it is made for."""
+        return "draft-eagle3" if self.model["architecture"] == "eagle3" else "draft-simple"
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """All offers, what each takes of each device (MiB) by its family, and why others are none."""
+
+    offers: list[Offer]
+    mib: dict[tuple[str, str, str], tuple[int, ...]]
+    refused: list[str]
+
+
+def draft_serving(serving: Mapping) -> Serving:
+    """Return the serving profile of a draft: the context and the types of KV cache of its target."""
+    return t.cast(Serving, dict(serving))
+
+
+def draft_mib(draft: Draft, serving: Mapping) -> int:
+    """Return what a draft takes of the device that holds it: as planned, or as llama.cpp's dry run says if more."""
+    model = t.cast(Model, draft.model)
+    planned = memory_plan.MemoryPlan(model, draft_serving(serving)).mib([model["block_count"] + 1])[0]
+    return max(planned, draft.mib or 0)
+
+
+class Offers:
+    """What is offered beside one decision."""
+
+    def __init__(self, problem: Problem, decision: Mapping, drafts: t.Sequence[Draft], kinds: t.Sequence[str]) -> None:
+        """Take a checked problem, its decision, and the kinds that may be tried."""
+        self.problem, self.decision, self.drafts, self.kinds = problem, decision, drafts, kinds
+        self.layers: Layers = tuple(decision["layers"])
+        self.ids = [str(device["id"]) for device in problem.raw["devices"]]
+        self.reference_ms = 1000 / decision["decode_tokens_per_second"]
+        self.serving = {**problem.raw["serving"], "micro_batch_size": decision["micro_batch_size"]}
+        self.model = problem.memory.model
+
+    def find(self) -> Found:
+        """Return what is offered and what is not."""
+        found = Found([], {}, [])
+        for draft in self.drafts:
+            self._of_draft(draft, found)
+        if "draft-mtp" in self.kinds:
+            self._of_own_blocks(found)
+        for kind in (kind for kind in self.kinds if kind in speculation.NGRAM_KINDS):
+            found.offers.append(Offer(kind, "", "", self.layers, self.reference_ms, 0.0, 0))
+        return found
+
+    def _of_draft(self, draft: Draft, found: Found) -> None:
+        if draft.kind not in self.kinds:
+            return
+        # a head has a vocabulary of its own
+        mine, its = (model.get("vocabulary") or {} for model in (self.model, draft.model))
+        why = vocabulary.why_not(mine, its) if draft.kind == "draft-simple" else None
+        if why is not None:
+            found.refused.append(f"{draft.id} cannot draft for this model: {why}")
+            return
+        needed = draft_mib(draft, self.serving)
+        before = len(found.offers)
+        for place, device in enumerate(self.ids):
+            on_device = [needed if index == place else 0 for index in range(len(self.ids))]
+            read = sum(draft.model["block_read_bytes"]) + draft.model["output_bytes"]
+            self._offer(found, Offer(draft.kind, draft.id, device, (), 0.0, read * self._ms_per_byte(place)), on_device)
+        if len(found.offers) == before:
+            left = ", ".join(
+                f"{name} has {room} MiB left"
+                for name, room in zip(self.problem.names, self.decision["headroom_mib"], strict=True)
+            )
+            found.refused.append(
+                f"{draft.id} does not fit beside the model: it needs {needed} MiB on one device, and {left}"
+            )
+
+    def _of_own_blocks(self, found: Found) -> None:
+        """Offer the model's own blocks for drafting (MTP), which lie on the last device in use."""
+        blocks = self.model.get("nextn_blocks", 0)
+        if not blocks:
+            return
+        place = layer_split.output_device(self.layers)
+        cells = memory_plan.context_cells(t.cast(Serving, self.serving))[1]
+        types = (self.serving["cache_type_k"], self.serving["cache_type_v"])
+        cache = sum(memory_plan.row_bytes(self.model["nextn_kv_elements"] // 2, kind) for kind in types) * cells
+        width, forward = self.model["embedding_length"], self.model["feed_forward_length"]
+        tokens = memory_plan.micro_batch_tokens(t.cast(Serving, self.serving))
+        compute = 4 * (tokens * (3 * width + 3 * forward) + self.model["vocabulary_size"])
+        needed = -(-(self.model["nextn_bytes"] + cache + compute) // memory_plan.MIB)
+        on_device = [needed if index == place else 0 for index in range(len(self.ids))]
+        # the output matrix is read again for every drafted token
+        read = self.model["nextn_bytes"] + self.model["output_bytes"]
+        most = speculation.MOST_DRAFTED if blocks == 1 else min(blocks, speculation.MOST_DRAFTED)
+        ms = read * self._ms_per_byte(place)
+        offer = Offer("draft-mtp", "", self.ids[place], (), 0.0, ms, most)
+        if not self._offer(found, offer, on_device):
+            room = self.decision["headroom_mib"][place]
+            found.refused.append(
+                f"the model's own MTP blocks do not fit: they need {needed} MiB on {self.problem.names[place]}, which"
+                f" has {room} MiB left"
+            )
+
+    def _offer(self, found: Found, offer: Offer, on_device: t.Sequence[int]) -> bool:
+        """Add an offer with the split beside it; return whether there is one."""
+        state = self._state_mib()
+        most = min(offer.most_drafted, MOST_WITH_STATE) if any(state) else offer.most_drafted
+        needed = tuple(own + most * kept for own, kept in zip(on_device, state, strict=True))
+        beside = self._beside(needed)
+        if beside is None:
+            return False
+        layers, target_ms = beside
+        whole = dataclasses.replace(offer, layers=layers, target_ms=target_ms, most_drafted=most)
+        found.offers.append(whole)
+        found.mib[offer.kind, offer.draft, offer.device] = needed
+        return True
+
+    def _state_mib(self) -> list[int]:
+        """Return the recurrent state of one sequence on each device, of which every drafted token keeps a copy."""
+        states = self.model.get("block_sequence_bytes") or []
+        found, start = [], 0
+        for count in self.layers:
+            own = sum(states[start : start + count]) * self.serving["parallel_slots"]
+            found.append(-(-own // memory_plan.MIB))
+            start += count
+        return found
+
+    def _ms_per_byte(self, place: int) -> float:
+        """Return what reading a byte takes on a device, by the fitted costs, else as in the whole model."""
+        total = sum(self.model.get("block_read_bytes") or self.model["block_bytes"]) + self.model["output_bytes"]
+        costs = (self.decision.get("fit") or {}).get("decode_ms_per_layer")
+        if costs and costs[place] > 0:
+            return float(costs[place]) * self.problem.slots / total
+        return self.reference_ms / total
+
+    def _beside(self, needed: t.Sequence[int]) -> tuple[Layers, float] | None:
+        """Return the fastest split that leaves C(needed) MiB of each device, and what a token takes with it (ms)."""
+        room = self.decision["headroom_mib"]
+        if all(want <= left for want, left in zip(needed, room, strict=True)):
+            return self.layers, self.reference_ms
+        costs = (self.decision.get("fit") or {}).get("decode_ms_per_layer")
+        own = self.problem.candidate(self.layers)
+        if self.decision["split_mode"] != "layer" or not costs or own is None:
+            return None
+        # another micro-batch takes other buffers
+        less = [planned - left for planned, left in zip(own.headroom, room, strict=True)]
+        fitting = [
+            (self._fitted_ms(costs, candidate.layers), candidate.layers)
+            for candidate in self.problem.fitting
+            if all(w + d <= h for w, d, h in zip(needed, less, candidate.headroom, strict=True))
+        ]
+        if not fitting:
+            return None
+        best_ms, layers = min(fitting)
+        return layers, max(0.1 * self.reference_ms, self.reference_ms + best_ms - self._fitted_ms(costs, self.layers))
+
+    def _fitted_ms(self, costs: t.Sequence[float], layers: Layers) -> float:
+        amounts = self.problem.weights.amounts("decode", layers)
+        return sum(cost * amount for cost, amount in zip(costs, amounts, strict=True))

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Speculation, once split and mode are settled: what is measured next, and what becomes of it. Private. Pure.
+
+Loads are served (module speculation_benchmark), for llama-bench cannot speculate. speculation_search.py says which arm
+is next, speculation_offers.py which there are. An arm that ends without a result takes its family out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+import typing as t
+
+from .._base.types import Json, Mapping
+from .._split import speculation
+from .._split.layer_split import split_name
+from .._split.speculation import Arm, Offer, ServedLoad, TextResult
+from .._split.split_problem import Problem
+from . import speculation_search, speculation_words
+from .speculation_offers import Draft, Found, Offers
+
+PURPOSE: t.Final = "speculation"
+#: What C(auto) tries.
+AUTO: t.Final = (*speculation.LINE_KINDS, "ngram-mod")
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What is asked: the decision so far, the drafts, the kinds that may be tried, the texts with their weights."""
+
+    problem: Problem
+    decision: Mapping
+    drafts: t.Sequence[Draft]
+    kinds: t.Sequence[str]
+    weights: Mapping
+
+    @property
+    def prompt_tokens(self) -> float:
+        """Tokens of a prompt that are waited for with each generated one."""
+        prompt, generated = self.problem.counted(self.problem.objective)
+        return prompt / generated if generated else 0.0
+
+
+def kinds(wanted: str | t.Sequence[str]) -> tuple[str, ...]:
+    """Return the kinds in C(split_tuning_speculation). Raises ValueError for one that is unknown."""
+    if wanted == "auto":
+        return AUTO
+    if wanted == speculation.NONE:
+        return ()
+    listed = [wanted] if isinstance(wanted, str) else list(wanted)
+    strange = [kind for kind in listed if kind not in speculation.KINDS or kind == speculation.NONE]
+    if strange:
+        known = ", ".join(speculation.KINDS[1:])
+        raise ValueError(f"split_tuning_speculation names {strange[0]!r}: it must be auto, none, or a list of {known}")
+    return tuple(listed)
+
+
+def why_not(decision: Mapping, objective: str) -> str | None:
+    """Return why speculation is not tried with a decision, or None."""
+    if objective in ("prefill", "ttft"):
+        return f"the objective {objective} does not wait for generated text"
+    if decision.get("experts_in_ram"):
+        return "experts are in RAM, and each drafted token reads its own"
+    if not decision.get("decode_tokens_per_second"):
+        return "the speed of the chosen split is not known"
+    return None
+
+
+class Stage:
+    """The stage at one moment."""
+
+    def __init__(self, question: Question, loads: t.Sequence[Mapping]) -> None:
+        """Take a question that C(why_not) lets pass, and all loads of this stage so far."""
+        self.question, self.loads = question, [load for load in loads if load.get("purpose") == PURPOSE]
+
+    @functools.cached_property
+    def found(self) -> Found:
+        """All that is offered."""
+        question = self.question
+        return Offers(question.problem, question.decision, question.drafts, question.kinds).find()
+
+    @functools.cached_property
+    def failed(self) -> list[Mapping]:
+        """Loads that ended without a result."""
+        return [load for load in self.loads if load["status"] != "ok"]
+
+    @functools.cached_property
+    def offers(self) -> list[Offer]:
+        """What is still offered: families of which no load failed."""
+        out = {speculation.from_json(load["speculation"]).family for load in self.failed}
+        return [offer for offer in self.found.offers if (offer.kind, offer.draft, offer.device) not in out]
+
+    @functools.cached_property
+    def search(self) -> speculation_search.Search:
+        """The search over what is offered."""
+        question = self.question
+        still = {(offer.kind, offer.draft, offer.device) for offer in self.offers} | {Arm().family}
+        measured = [served(load) for load in self.loads if load["status"] == "ok"]
+        reference_ms = 1000 / question.decision["decode_tokens_per_second"]
+        # failed loads took their time as well
+        most = speculation_search.MAX_LOADS - len(self.failed)
+        return speculation_search.Search(
+            self.offers, reference_ms, question.weights, [load for load in measured if load.arm.family in still],
+            question.problem.indifference, most, question.prompt_tokens,
+        )  # fmt: skip
+
+    @property
+    def next_load(self) -> Json | None:
+        """The next load, or None when the outcome is known."""
+        if not self.found.offers or self._hopeless:
+            return None
+        arm = self.search.next_arm()
+        return None if arm is None else self._load(arm)
+
+    @property
+    def _hopeless(self) -> bool:
+        lost = any(load["status"] == "device_lost" for load in self.failed)
+        without = any(speculation.from_json(load["speculation"]) == Arm() for load in self.failed)
+        return lost or without or not self.offers
+
+    def _offer_of(self, arm: Arm) -> Offer | None:
+        return next((offer for offer in self.found.offers if arm in offer.arms()), None)
+
+    def _load(self, arm: Arm) -> Json:
+        decision, offer = self.question.decision, self._offer_of(arm)
+        layers = list(offer.layers if offer is not None else decision["layers"])
+        told = speculation.as_json(arm)
+        number = 1 + sum(1 for load in self.loads if speculation.from_json(load["speculation"]) == arm)
+        return {
+            "label": f"{split_name(layers)} {arm.name(self._device_name(arm))} load {number}",
+            "split_mode": decision["split_mode"],
+            "layers": layers,
+            "load": number,
+            "purpose": PURPOSE,
+            "environment": decision.get("environment") or {},
+            "micro_batch_size": decision["micro_batch_size"],
+            "speculation": {**told, **self._of_draft(arm)},
+        }
+
+    def _device_name(self, arm: Arm) -> str:
+        ids = [str(device["id"]) for device in self.question.problem.raw["devices"]]
+        return self.question.problem.names[ids.index(arm.device)] if arm.device in ids else ""
+
+    def _of_draft(self, arm: Arm) -> Json:
+        """Return what llama-server is told of the model that drafts; nothing of a kind without one."""
+        serving = self.question.problem.raw["serving"]
+        types = {name: serving[name] for name in ("cache_type_k", "cache_type_v")}
+        if arm.kind not in speculation.LINE_KINDS:
+            return {}
+        path = next((draft.path for draft in self.question.drafts if draft.id == arm.draft), "")
+        return {"path": path, **types}
+
+    # --- what becomes of it ------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def outcome(self) -> Json:
+        """Return what became of speculation, as the decision keeps it (docs/data_formats.md)."""
+        if self._hopeless or not self.found.offers:
+            verdict = speculation_search.Verdict("not_tried", Arm(), None)
+        else:
+            verdict = self.search.verdict()
+        kept = verdict.verdict == "faster"
+        result = verdict.comparison
+        interval = None if result is None or result.low is None or result.high is None else (result.low, result.high)
+        row = next((row for row in self.table if Arm(*(row[name] for name in _ARM)) == verdict.arm), None)
+        return {
+            "verdict": verdict.verdict,
+            "why": speculation_words.why(self, verdict, row),
+            "served": self._served(verdict.arm) if kept else None,
+            "less_percent": None if result is None else round(result.percent, 2),
+            "interval_percent": None if interval is None else [round(value, 2) for value in interval],
+            "weights": {name: round(weight, 4) for name, weight in self.search.weights.items()},
+            "refused": self.found.refused,
+            "loads": len(self.loads),
+            "table": self.table,
+        }
+
+    def _served(self, arm: Arm) -> Json:
+        """Return what is served: the arm, its split, and what each device holds and has left then (MiB)."""
+        decision, offer = self.question.decision, self._offer_of(arm)
+        layers = offer.layers if offer is not None else tuple(decision["layers"])
+        mib, room = decision["mib"], decision["headroom_mib"]
+        other = self.question.problem.candidate(layers) if list(layers) != list(decision["layers"]) else None
+        if other is not None:
+            mib, room = other.mib, other.headroom
+        own = self.found.mib.get(arm.family) or (0,) * len(layers)
+        return {
+            **speculation.as_json(arm),
+            **self._of_draft(arm),
+            "layers": list(layers),
+            "own_mib": list(own),
+            "mib": [planned + more for planned, more in zip(mib, own, strict=True)],
+            "headroom_mib": [left - more for left, more in zip(room, own, strict=True)],
+        }
+
+    @functools.cached_property
+    def table(self) -> list[Json]:
+        """One row per arm that was measured, in the order of measuring."""
+        rows: dict[Arm, list[Mapping]] = {}
+        for load in self.loads:
+            rows.setdefault(speculation.from_json(load["speculation"]), []).append(load)
+        return [self._row(arm, loads) for arm, loads in rows.items()]
+
+    def _row(self, arm: Arm, loads: t.Sequence[Mapping]) -> Json:
+        good = [served(load) for load in loads if load["status"] == "ok"]
+        bad = next((load for load in loads if load["status"] != "ok"), None)
+        texts = {
+            text: [found for load in good for found in load.results if found.text == text]
+            for text in (self.question.weights if good else ())
+        }
+        prompts = [load.prompt_ms for load in good if load.prompt_ms]
+        return {
+            **speculation.as_json(arm),
+            "name": arm.name(self._device_name(arm)),
+            "layers": list(loads[0]["layers"]),
+            "loads": len(loads),
+            "status": "ok" if bad is None else bad["status"],
+            "reason": None if bad is None else bad.get("reason"),
+            "ms_per_token": round(statistics.fmean(map(self.search.mix_ms, good)), 4) if good else None,
+            "prompt_tokens_per_second": round(1000 / statistics.fmean(prompts), 2) if prompts else None,
+            "tokens_per_second": {
+                text: round(1000 * _sum(found, "tokens") / _sum(found, "decode_ms"), 2) for text, found in texts.items()
+            },
+            "acceptance": {
+                text: round(_sum(found, "accepted") / _sum(found, "drafted"), 4) if _sum(found, "drafted") else None
+                for text, found in texts.items()
+            },
+            "tokens_per_round": {
+                text: round(_sum(found, "tokens") / _sum(found, "rounds"), 3) for text, found in texts.items()
+            },
+        }
+
+
+_ARM: t.Final = tuple(field.name for field in dataclasses.fields(Arm))
+
+
+def _sum(found: t.Sequence[TextResult], name: str) -> float:
+    return sum(float(getattr(result, name)) for result in found)
+
+
+def served(load: Mapping) -> ServedLoad:
+    """Return what a load measured. Raises KeyError naming a field that is missing."""
+    texts = [row for row in load["results"] if row["kind"] == "text"]
+    prompts = [row for row in load["results"] if row["kind"] == "prompt"]
+    results = tuple(
+        TextResult(
+            row["text"], row["tokens"], row["decode_ms"], row["drafted"], row["accepted"], tuple(row["positions"])
+        )
+        for row in texts
+    )
+    prompt_ms = prompts[0]["prompt_ms"] / prompts[0]["prompt_tokens"] if prompts else 0.0
+    return ServedLoad(speculation.from_json(load["speculation"]), results, prompt_ms)
+
+
+def settled(decision: Mapping, outcome: Mapping | None) -> Json:
+    """Return the decision with the outcome of speculation; what is kept takes its memory, and its split if another."""
+    found: Json = {**decision, "speculation": outcome}
+    kept = outcome["served"] if outcome else None
+    if kept is None:
+        return found
+    if list(decision["layers"]) != kept["layers"]:
+        # the speeds that were measured are those of the split before
+        found |= {"decode_tokens_per_second": None, "prefill_tokens_per_second": None}
+    return found | {name: kept[name] for name in ("layers", "mib", "headroom_mib")}

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The sentences about speculation. Private to this collection. Pure functions only."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._base.types import Json, Mapping
+from .._split import speculation
+from .._split.speculation import Arm
+
+if t.TYPE_CHECKING:
+    from .speculation_search import Verdict
+    from .speculation_stage import Stage
+
+#: What a llama-server says that does not know a flag, or a kind.
+_UNKNOWN: t.Final = ("invalid argument", 'handling argument "--spec')
+
+
+def why(stage: Stage, verdict: Verdict, row: Mapping | None) -> str:
+    """Return what became of speculation, and why, in one sentence."""
+    refused = "".join(f"; {reason}" for reason in stage.found.refused)
+    if verdict.verdict == "not_tried":
+        return f"speculation was not tried: {_obstacle(stage)}{refused if stage.failed else ''}"
+    if verdict.verdict == "slower" or row is None or verdict.comparison is None:
+        best = _best(stage.table)
+        tried = f": the best, {best['name']}, takes {_percent(best, stage.table)}" if best else ""
+        return f"speculation is not faster here{tried}{_ended(stage)}{refused}"
+    result = verdict.comparison
+    takes = f"{row['name']} takes {abs(result.percent):.1f} % {'less' if result.percent >= 0 else 'more'} time"
+    sure = "" if result.low is None or result.high is None else f" (between {result.low:.1f} and {result.high:.1f} %)"
+    if verdict.verdict != "faster":
+        return f"speculation is not kept: {takes}{sure}, which is not sure enough{_ended(stage)}{refused}"
+    plain = next(row for row in stage.table if row["kind"] == speculation.NONE)
+    speeds = ", ".join(
+        f"{text} {row['tokens_per_second'][text]:.1f} instead of {plain['tokens_per_second'][text]:.1f}"
+        for text in row["tokens_per_second"]
+    )
+    losers = [text for text, speed in row["tokens_per_second"].items() if speed < plain["tokens_per_second"][text]]
+    loses = f"; it loses on {' and '.join(losers)}" if losers else ""
+    return f"{takes}{sure} than no speculation: {speeds} tokens/s{loses}{_ended(stage)}{refused}"
+
+
+def _obstacle(stage: Stage) -> str:
+    if stage.failed:
+        return _end_of(stage.failed[-1])
+    if stage.found.refused:
+        return "; ".join(stage.found.refused)
+    if set(stage.question.kinds) <= {"draft-mtp"}:
+        return "the model has no MTP blocks: take a file that was converted with them"
+    return "the inventory names no draft (draft_for), and the model has no MTP blocks"
+
+
+def _ended(stage: Stage) -> str:
+    return "".join(f"; {_end_of(load)}" for load in stage.failed)
+
+
+def _end_of(load: Mapping) -> str:
+    """Return how a load ended, with what to do where a build is too old."""
+    reason = str(load.get("reason") or "").rstrip(".")
+    if any(words in reason for words in _UNKNOWN):
+        return f"this llama-server has no such speculation ({reason}): update llama.cpp to b11312 or later"
+    return f"{load['label']} ended as {load['status']} ({reason})"
+
+
+def _best(table: t.Sequence[Json]) -> Json | None:
+    tried = [row for row in table if row["kind"] != speculation.NONE and row["ms_per_token"]]
+    return min(tried, key=lambda row: float(row["ms_per_token"]), default=None)
+
+
+def _percent(row: Mapping, table: t.Sequence[Json]) -> str:
+    plain = next(row for row in table if row["kind"] == Arm().kind)
+    more = 100 * (row["ms_per_token"] / plain["ms_per_token"] - 1)
+    return f"{abs(more):.1f} % {'more' if more >= 0 else 'less'} time"

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Speculation within a whole tuning; a simulated host answers."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import steps
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import tuning
+
+from .test_tuning import MODEL, Host, Json, recorded, variables
+
+VOCABULARY = {
+    "kind": "gpt2", "size": 2048, "sums": ["a", "b"], "bos_token": 1, "eos_token": 2, "adds_bos": True,
+    "adds_eos": False,
+}  # fmt: skip
+DRAFT_BLOCKS = 4
+DRAFT: Json = {
+    **MODEL, "path": "/srv/d.gguf", "name": "d", "block_count": DRAFT_BLOCKS, "block_bytes": [2**20] * DRAFT_BLOCKS,
+    "block_read_bytes": [2**20] * DRAFT_BLOCKS, "block_weights": [2**20] * DRAFT_BLOCKS, "embedding_length": 128,
+    "feed_forward_length": 256, "kv_k_elements_per_token": [64] * DRAFT_BLOCKS,
+    "kv_v_elements_per_token": [64] * DRAFT_BLOCKS, "vocabulary": VOCABULARY,
+}  # fmt: skip
+DRAFTS = {"d": {"path": "/srv/d.gguf", "sha256": "d" * 64, "draft_for": "m"}}
+#: Probability that a drafted token is right, by kind of text.
+ACCEPTANCE = {"code": 0.9, "prose": 0.5, "chat": 0.7, "edit": 0.95}
+SETTINGS = {"speculation": ["draft-simple"], "drafts": DRAFTS, "speculation_tokens": 101}
+
+
+def rounds_of(tokens: int, right: float, n_max: int) -> int:
+    return max(1, round(tokens / (1 + sum(right**place for place in range(1, n_max + 1)))))
+
+
+def relative_time(n_max: int) -> float:
+    """What a token takes with the draft on the first card, relative to none with the same split; each text alike."""
+    rounds = sum(0.2 * rounds_of(100, right, n_max) for right in (*ACCEPTANCE.values(), ACCEPTANCE["code"])) / 100
+    return rounds * (1.15 + 0.1 * n_max)
+
+
+class SpeculatingHost(Host):
+    """A host with a draft: a round costs a token of the target, and some for each drafted one."""
+
+    draft: Json = DRAFT
+    target: t.ClassVar[Json] = {**MODEL, "vocabulary": VOCABULARY}
+    #: What a drafted token costs, relative to one of the target, by device; how a load with a kind ends.
+    cost: t.ClassVar[dict[str, float]] = {"GPU-1": 0.1, "GPU-2": 0.3, "": 0.0}
+    ends: t.ClassVar[dict[str, tuple[str, str]]] = {}
+    acceptance = ACCEPTANCE
+
+    def gguf_info(self, step: steps.Step) -> Json:
+        path = step.args["path"]
+        known = {"/srv/d.gguf": self.draft, "/srv/m.gguf": self.target}
+        return {**super().gguf_info(step), "model": known[path]} if path in known else super().gguf_info(step)
+
+    def llama_fit_params_info(self, step: steps.Step) -> Json:
+        if step.args["model_path"] == "/srv/d.gguf":
+            assert step.args["layers"] == [DRAFT_BLOCKS + 1, 0]
+            return {"available": True, "reason": None, "dry_run": {"mib": [14, 0], "difference_mib": None}}
+        return super().llama_fit_params_info(step)
+
+    def speculation_benchmark(self, step: steps.Step) -> Json:
+        load, args = step.args["load"], step.args
+        arm = load["speculation"]
+        status, reason = self.ends.get(arm["kind"], ("ok", None))
+        ms = sum(cost * count for cost, count in zip((0.5, 0.9), load["layers"], strict=True))
+        tokens, rows = args["generated_tokens"] - 1, []
+        for name in dict.fromkeys(text["name"] for text in args["texts"]):
+            right = self.acceptance[name] if arm["kind"] != "none" else 0.0
+            rates = [right**place for place in range(1, arm["n_max"] + 1)]
+            rounds = rounds_of(tokens, right, arm["n_max"])
+            rows.append({
+                "kind": "text", "text": name, "tokens": tokens,
+                "decode_ms": rounds * ms * (1 + 0.15 * bool(rates) + self.cost[arm["device"]] * arm["n_max"]),
+                "prompt_tokens": 30, "prompt_ms": 10.0, "drafted": rounds * arm["n_max"], "accepted": tokens - rounds,
+                "positions": rates,
+            })  # fmt: skip
+        rows.append({"kind": "prompt", "prompt_tokens": args["prompt_tokens"], "prompt_ms": 100.0})
+        return {"changed": True, "load": {
+            **load, "status": status, "reason": reason, "results": rows if status == "ok" else [],
+            "fingerprint": args["fingerprint"], "campaign": args["campaign"], "wall_ms": 5000, "reused": False,
+        }}  # fmt: skip
+
+    @property
+    def arms(self) -> list[Json]:
+        return [i.step.args["load"] for i in self.done if i.step.module == "speculation_benchmark"]
+
+
+@pytest.fixture
+def host() -> SpeculatingHost:
+    return SpeculatingHost()
+
+
+def test_a_draft_that_is_faster_is_recorded_and_served(host: SpeculatingHost) -> None:
+    plan = host.tune(**SETTINGS)
+    entry = recorded(plan)
+    found, served = entry["decision"]["speculation"], entry["speculation"]
+    assert found["verdict"] == "faster"
+    assert (served["kind"], served["draft"], served["path"], served["device"]) == (
+        "draft-simple", "d", "/srv/d.gguf", "GPU-1"
+    )  # fmt: skip
+    assert relative_time(served["n_max"]) <= 1.03 * min(map(relative_time, range(1, 8)))
+    # at most five loads, the first and the last without, each key once
+    kinds = [arm["speculation"]["kind"] for arm in host.arms]
+    assert len(kinds) <= 5 and kinds[0] == kinds[-1] == "none" and kinds.count("none") == 2
+    assert len({(arm["label"], arm["load"]) for arm in host.arms}) == len(kinds)
+    # what the dry run said of the draft is counted on its device
+    assert found["served"]["own_mib"] == [14, 0]
+    assert entry["decision"]["mib"] == found["served"]["mib"]
+    assert min(entry["decision"]["headroom_mib"]) >= 0
+    words = llama_server.command(entry, {
+        "host": "127.0.0.1", "port": 1, "alias": "a", "cache_ram_mib": 0, "cors_origins": "x", "log_verbosity": 4,
+        "extra_arguments": [], "allowed_networks": [], "load_timeout_seconds": 9,
+    })["arguments"]  # fmt: skip
+    after = dict(zip(words, words[1:], strict=False))
+    assert (after["-md"], after["-devd"], after["--spec-type"]) == ("/srv/d.gguf", "CUDA0", "draft-simple")
+    assert after["--spec-draft-n-max"] == str(served["n_max"])
+    assert plan.result is not None and plan.result["lines"][-1] == found["why"]
+    assert found["why"].startswith("draft-simple d on CUDA0 n-max") and "less time" in found["why"]
+
+
+def test_each_kind_of_text_is_told_and_one_that_loses_is_named(host: SpeculatingHost) -> None:
+    host.acceptance = {**ACCEPTANCE, "prose": 0.05}
+    found = recorded(host.tune(**SETTINGS))["decision"]["speculation"]
+    row = next(row for row in found["table"] if row["n_max"] == found["served"]["n_max"])
+    assert set(row["tokens_per_second"]) == set(row["acceptance"]) == set(ACCEPTANCE)
+    assert row["tokens_per_round"]["edit"] > row["tokens_per_round"]["code"] > row["tokens_per_round"]["chat"]
+    assert "it loses on prose" in found["why"]
+
+
+def test_a_draft_that_is_slower_is_not_kept(host: SpeculatingHost) -> None:
+    host.acceptance = dict.fromkeys(ACCEPTANCE, 0.05)
+    entry = recorded(host.tune(**SETTINGS))
+    assert "speculation" not in entry
+    assert entry["decision"]["speculation"]["verdict"] in ("slower", "inconclusive")
+    assert entry["decision"]["speculation"]["served"] is None
+    assert "not faster here: the best, draft-simple d on CUDA" in entry["decision"]["speculation"]["why"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"vocabulary": {**VOCABULARY, "sums": ["a", "x"]}},
+         "d cannot draft for this model: its tokens from 1024 on are other words than those of the target"),
+        ({"vocabulary": {**VOCABULARY, "kind": "llama"}}, "its tokenizer is llama, and that of the target gpt2"),
+        ({"vocabulary": {**VOCABULARY, "bos_token": 7}}, "its bos token is 7, and that of the target 1"),
+        ({"vocabulary": {**VOCABULARY, "size": 5000}},
+         "its vocabulary has 5000 tokens, and that of the target 2048"),
+        ({"block_bytes": [300 * 2**20] * DRAFT_BLOCKS}, "d does not fit beside the model: it needs 1"),
+    ],
+)  # fmt: skip
+def test_a_draft_that_cannot_be_costs_no_load_and_is_explained(
+    host: SpeculatingHost, change: Json, words: str
+) -> None:
+    host.draft = {**DRAFT, **change}
+    plan = host.tune(**SETTINGS)
+    assert plan.result is not None
+    assert not host.arms and words in plan.result["lines"][-1]
+    assert recorded(plan)["decision"]["speculation"]["verdict"] == "not_tried"
+
+
+def test_a_build_that_knows_no_speculation_ends_in_one_sentence(host: SpeculatingHost) -> None:
+    said = "llama.cpp ended with exit status 1: error: invalid argument: --spec-type"
+    host.ends = {"draft-simple": ("refused", said)}
+    plan = host.tune(**SETTINGS)
+    assert plan.result is not None and "speculation" not in recorded(plan)
+    assert "update llama.cpp to b11312 or later" in plan.result["lines"][-1]
+    assert len(host.arms) <= 5
+
+
+def test_a_server_without_speculation_that_fails_ends_the_stage(host: SpeculatingHost) -> None:
+    host.ends = {"none": ("crashed", "signal 11")}
+    plan = host.tune(**SETTINGS)
+    assert plan.result is not None and len(host.arms) == 1
+    assert plan.result["lines"][-1].startswith("speculation was not tried: ")
+    assert "ended as crashed (signal 11)" in plan.result["lines"][-1]
+
+
+def test_a_failed_device_leaves_the_other_one(host: SpeculatingHost) -> None:
+    def crash(step: steps.Step) -> Json:
+        result = SpeculatingHost.speculation_benchmark(host, step)
+        if step.args["load"]["speculation"]["device"] == "GPU-1":
+            result["load"].update(status="out_of_memory", reason="no room", results=[])
+        return result
+
+    host.speculation_benchmark = crash  # type: ignore[method-assign]
+    found = recorded(host.tune(**SETTINGS))["decision"]["speculation"]
+    assert found["served"] is None or found["served"]["device"] == "GPU-2"
+    assert "ended as out_of_memory" in found["why"]
+
+
+def test_mtp_blocks_of_the_model_are_offered_on_the_last_card(host: SpeculatingHost) -> None:
+    host.target = {  # type: ignore[misc]
+        **MODEL, "vocabulary": VOCABULARY, "nextn_blocks": 1, "nextn_bytes": 5 * 2**20, "nextn_kv_elements": 128
+    }  # fmt: skip
+    entry = recorded(host.tune(speculation=["draft-mtp"], drafts={}))
+    served = entry["speculation"]
+    assert (served["kind"], served["path"], served["device"]) == ("draft-mtp", "", "GPU-2")
+    own = entry["decision"]["speculation"]["served"]["own_mib"]
+    assert own[0] == 0 and own[1] > 5
+    words = llama_server.speculation_flags.arguments(entry)
+    assert words[:2] == ["--spec-type", "draft-mtp"] and "-md" not in words and "-devd" not in words
+
+
+def test_a_model_without_mtp_blocks_is_told(host: SpeculatingHost) -> None:
+    plan = host.tune(speculation=["draft-mtp"], drafts={})
+    assert plan.result is not None
+    assert plan.result["lines"][-1] == (
+        "speculation was not tried: the model has no MTP blocks: take a file that was converted with them"
+    )
+
+
+def test_n_gram_drafts_take_no_memory_and_are_measured_once_before_they_win(host: SpeculatingHost) -> None:
+    def measured(step: steps.Step) -> Json:
+        result = SpeculatingHost.speculation_benchmark(host, step)
+        if step.args["load"]["speculation"]["kind"] == "ngram-mod":
+            for row in result["load"]["results"]:
+                if row["kind"] == "text":
+                    row.update(decode_ms=row["decode_ms"] * 0.7, drafted=90, accepted=40, positions=[])
+        return result
+
+    host.speculation_benchmark = measured  # type: ignore[method-assign]
+    entry = recorded(host.tune(speculation=["ngram-mod"], drafts={}))
+    assert entry["speculation"] == {"kind": "ngram-mod", "draft": "", "device": "", "n_max": 0}
+    assert entry["decision"]["speculation"]["served"]["own_mib"] == [0, 0]
+    assert llama_server.speculation_flags.arguments(entry) == ["--spec-type", "ngram-mod"]
+
+
+def test_the_split_moves_where_the_draft_needs_its_room(host: SpeculatingHost) -> None:
+    without = recorded(host.tune(speculation="none"))
+    layers = [place["layers"] for place in without["placement"]]
+    needed = without["decision"]["headroom_mib"][0] + 20
+    host.draft = {**DRAFT, "block_bytes": [needed * 2**20 // DRAFT_BLOCKS] * DRAFT_BLOCKS}
+    entry = recorded(host.tune(**SETTINGS))
+    on_first = [arm for arm in host.arms if arm["speculation"]["device"] == "GPU-1"]
+    assert on_first and all(arm["layers"][0] < layers[0] for arm in on_first)
+    assert all(arm["layers"] == layers for arm in host.arms if arm not in on_first)
+    served = entry["decision"]["speculation"]["served"]
+    assert served is not None and [place["layers"] for place in entry["placement"]] == served["layers"]
+    assert min(entry["decision"]["headroom_mib"]) >= 0
+    assert entry["decision"]["mib"] == served["mib"]
+
+
+def test_an_objective_that_waits_for_no_text_tries_nothing(host: SpeculatingHost) -> None:
+    plan = host.tune(**SETTINGS, objective="ttft")
+    assert plan.result is not None and not host.arms
+    assert plan.result["lines"][-1] == (
+        "speculation was not tried: the objective ttft does not wait for generated text"
+    )
+
+
+def test_a_request_counts_the_prompt_as_well(host: SpeculatingHost) -> None:
+    """A way to speculate that makes prompts much slower loses a request of mostly prompt."""
+
+    def slow_prompts(step: steps.Step) -> Json:
+        result = SpeculatingHost.speculation_benchmark(host, step)
+        if step.args["load"]["speculation"]["kind"] != "none":
+            result["load"]["results"][-1]["prompt_ms"] *= 500
+        return result
+
+    host.speculation_benchmark = slow_prompts  # type: ignore[method-assign]
+    asked = {"objective": "request", "prompt_tokens": 1000, "generated_tokens": 100, "micro_batches": []}
+    entry = recorded(host.tune(**SETTINGS, **asked))
+    assert "speculation" not in entry
+    host.speculation_benchmark = lambda step: SpeculatingHost.speculation_benchmark(  # type: ignore[method-assign]
+        host, step
+    )
+    assert "speculation" in recorded(host.tune(**SETTINGS, **asked))
+
+
+def test_another_draft_or_text_measures_again(host: SpeculatingHost) -> None:
+    host.keep(host.tune(**SETTINGS))
+    assert host.modules and not host.tune(**SETTINGS).steps and host.modules == ["split_tuning_info"]
+    changed = {"d": {**DRAFTS["d"], "sha256": "e" * 64}}
+    plan = host.tune(**{**SETTINGS, "drafts": changed})
+    assert plan.result is not None and plan.result["needed"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"speculation": "fast"}, "split_tuning_speculation names 'fast': it must be auto, none, or a list of draft-s"),
+        ({"speculation": ["draft-simple"], "drafts": {}},
+         "split_tuning_speculation names a draft model, and no entry of llm_models has draft_for m: add one"),
+        ({"texts": [{"name": "code", "prompt": " "}]}, r"split_tuning_texts\[0\] \(code\) has no prompt, or an empty"),
+        ({"texts": [{"prompt": "x"}]}, r"split_tuning_texts\[0\] has no name"),
+        ({"texts": [{"name": "code", "file": "x"}]}, r"split_tuning_texts\[0\] has 'file': known are name, prompt"),
+        ({"texts": [{"name": "code", "prompt": "x", "weight": 0}]}, "has the weight 0: give a number above 0"),
+        ({"speculation_tokens": 1}, "split_tuning_speculation_tokens is 1: it must be at least 2"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_named(change: Json, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        tuning.planner(variables(**change))
+
+
+def test_own_texts_are_weighed_as_told(host: SpeculatingHost) -> None:
+    texts = [{"name": "a", "prompt": "x", "weight": 3}, {"name": "b", "prompt": [1, 2]}, {"name": "a", "prompt": "y"}]
+    host.acceptance = {"a": 0.9, "b": 0.2}
+    found = recorded(host.tune(**SETTINGS, texts=texts))["decision"]["speculation"]
+    assert found["weights"] == {"a": 0.75, "b": 0.25}
+    assert set(found["table"][0]["tokens_per_second"]) == {"a", "b"}
+
+
