@@ -112,7 +112,7 @@ class Stage:
         if not self.found.offers or self._hopeless:
             return None
         arm = self.search.next_arm()
-        return None if arm is None else self._load(arm)
+        return None if arm is None else self.load(arm)
 
     @property
     def _hopeless(self) -> bool:
@@ -123,7 +123,8 @@ class Stage:
     def _offer_of(self, arm: Arm) -> Offer | None:
         return next((offer for offer in self.found.offers if arm in offer.arms()), None)
 
-    def _load(self, arm: Arm) -> Json:
+    def load(self, arm: Arm) -> Json:
+        """Return the next load of an arm."""
         decision, offer = self.question.decision, self._offer_of(arm)
         layers = list(offer.layers if offer is not None else decision["layers"])
         told = speculation.as_json(arm)
