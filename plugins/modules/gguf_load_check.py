@@ -16,6 +16,8 @@ description:
   - Where no llama.cpp is installed, a model that is not there yet is refused if the pinned llama.cpp does not know its
     architecture or a type of its tensors.
   - Of a model that is not there yet and has less than 1 GiB to download nothing is asked.
+  - A draft (C(draft_for) of a file) whose vocabulary is not that of its target ends the module too, while one of both
+    is not there yet.
   - A header that cannot be had, for instance without network, is no failure but a model of RV(models) that is unknown.
     The download names the cause.
 extends_documentation_fragment:
@@ -147,6 +149,18 @@ class Check:
             return None
         return hub_lookup.read_token(self.params["token_file"], file["url"])
 
+    def check_drafts(self, files: t.Sequence[t.Mapping[str, t.Any]]) -> None:
+        """Compare the vocabularies of drafts and targets before one is fetched. Raises UserError."""
+        pairs = load_question.drafts(files)
+        if not pairs or host_python.enter(["requests"], self.params["host_python"]):
+            return
+        for draft, target in pairs:
+            try:
+                found = [(str(file["id"]), load_question.find(file, self.token(file))) for file in (draft, target)]
+            except (HeaderUnknownError, OSError):
+                continue  # a tuning says it
+            load_question.check_draft(*found)
+
     def ask_of_copies(self, found: t.Sequence[load_question.Found]) -> tuple[bool | None, str | None]:
         """Ask llama.cpp about files that consist of the headers alone."""
         os.makedirs(self.params["work_dir"], mode=0o755, exist_ok=True)
@@ -199,6 +213,7 @@ def main() -> None:
     check, models = Check(module), []
     try:
         asked = load_question.questions(module.params["files"], module.params["missing_only"])
+        check.check_drafts(module.params["files"])
         for name, files in asked.items():
             loads, reason = check.answer(files)
             models.append({"id": name, "loads": loads, "reason": reason})

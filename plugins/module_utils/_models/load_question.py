@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from . import architectures, gguf_model, remote_header, tensor_types, transfer
+from . import architectures, gguf_model, remote_header, tensor_types, transfer, vocabulary
 from .gguf_header import Header
 
 #: What is smaller is there in a minute, and is asked about then.
@@ -67,6 +67,30 @@ def find(file: Mapping, token: str | None) -> Found:
 def describe(found: t.Sequence[Found]) -> Json:
     """Return the C(model) dict of the headers. Raises UserError, with the cause, where they are no model."""
     return gguf_model.describe([one.header for one in found], [(one.name, one.size_bytes) for one in found])
+
+
+def drafts(files: t.Iterable[Mapping]) -> list[tuple[Mapping, Mapping]]:
+    """Return (draft, target), by their first files, of which one at least is not there yet and has a URL."""
+    first = {str(file["id"]): file for file in files if file.get("first") and file["gguf"]}
+    pairs = [(file, first[file["draft_for"]]) for file in first.values() if file.get("draft_for") in first]
+    return [
+        pair
+        for pair in pairs
+        if not all(file["present"] for file in pair) and all(file["present"] or file["url"] for file in pair)
+    ]
+
+
+def check_draft(draft: tuple[str, Found], target: tuple[str, Found]) -> None:
+    """Raise UserError for a draft, by id and first file, whose vocabulary is not that of its target."""
+    if draft[1].header.fields.get("general.architecture") == "eagle3":  # a head has a vocabulary of its own
+        return
+    mine, its = (vocabulary.of_header(found.header) for _name, found in (target, draft))
+    why = vocabulary.why_not(mine, its)
+    if why is not None:
+        raise UserError(
+            f"The model {draft[0]} cannot draft for {target[0]}: {why}; choose a draft of the same family, or remove "
+            "draft_for."
+        )
 
 
 def write(found: t.Sequence[Found], directory: str) -> list[str]:

@@ -247,3 +247,43 @@ def test_the_real_engine_answers(check, server, llama_bin, tmp_path, old, new, w
         assert result["models"] == [{"id": "m", "loads": True, "reason": None}]
     else:
         assert words in result["msg"]
+
+
+def spoken(kind="gpt2", words=("a", "b", "c")):
+    return made.written(made.model(changes={"tokenizer.ggml.model": kind, "tokenizer.ggml.tokens": list(words)}))
+
+
+@pytest.mark.parametrize(
+    ("draft", "words"),
+    [
+        (spoken(), None),
+        (spoken(words=("a", "b", "x")), "its tokens from 0 on are other words than those of the target"),
+        (spoken("llama"), "its tokenizer is llama, and that of the target gpt2"),
+    ],
+)
+def test_a_draft_of_another_vocabulary_is_refused_before_anything_is_fetched(check, server, tmp_path, draft, words):
+    """Also a small one, and where the target is there already."""
+    target = tmp_path / "m.gguf"
+    target.write_bytes(spoken())
+    files = [
+        remote(server, path=str(target), present=True, url=None, first=True, draft_for=None),
+        remote(server, "d.gguf", draft, id="d", first=True, draft_for="m"),
+    ]
+    result = check(files, missing_only=True)
+    if words is None:
+        assert [model["id"] for model in result["models"]] == ["d"]
+    else:
+        assert result["msg"] == (
+            f"The model d cannot draft for m: {words}; choose a draft of the same family, or remove draft_for."
+        )
+    assert server.sent < 16 << 20
+    # what is there already is for the tuning to tell
+    local = tmp_path / "d.gguf"
+    local.write_bytes(draft)
+    there = remote(server, "d.gguf", id="d", path=str(local), present=True, url=None, first=True, draft_for="m")
+    assert "msg" not in check([files[0], there])
+
+
+def test_a_draft_that_cannot_be_looked_at_is_left_to_the_tuning(check, server):
+    gone = [remote(server, name, id=name, first=True, draft_for=other) for name, other in (("m", None), ("d", "m"))]
+    assert "msg" not in check(gone)
