@@ -47,11 +47,13 @@ def deployment(
     }
 
 
-def server_command(program: str, served: Mapping, port: int) -> tuple[list[str], dict[str, str]]:
-    """Return (command, environment) of a private llama-server on loopback for a deployment."""
+def server_command(
+    program: str, served: Mapping, port: int, more: t.Sequence[str] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """Return (command, environment) of a private llama-server on loopback for a deployment, with further words."""
     settings = {
         "host": "127.0.0.1", "port": port, "alias": "trial", "cache_ram_mib": 0, "cors_origins": "localhost",
-        "log_verbosity": 4, "extra_arguments": [], "allowed_networks": [], "load_timeout_seconds": 0,
+        "log_verbosity": 4, "extra_arguments": list(more), "allowed_networks": [], "load_timeout_seconds": 0,
     }  # fmt: skip
     called = llama_server.command(served, settings)
     return [program, *called["arguments"]], called["environment"]

@@ -37,9 +37,13 @@ class Server:
 
     def __init__(
         self, program: str, served: Mapping, sandbox: sandboxed_run.Sandbox, environment: t.Mapping[str, str],
-        lock: int, load_timeout_seconds: int, request_timeout_seconds: int,
+        lock: int, load_timeout_seconds: int, request_timeout_seconds: int, more: t.Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """Prepare C(program) for a deployment; C(lock) is a descriptor that it keeps open, to hold the lock as well."""
+        """Prepare C(program) for a deployment; C(lock) is a descriptor that it keeps open, to hold the lock as well.
+
+        C(more) are further words of its command.
+        """
+        self.more = more
         self.program, self.served, self.sandbox, self.environment, self.lock = (
             program, served, sandbox, environment, lock
         )  # fmt: skip
@@ -65,7 +69,7 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.command, own = mode_trial.server_command(self.program, self.served, port)
+        self.command, own = mode_trial.server_command(self.program, self.served, port, self.more)
         # a web page in a browser of this host would disturb the trial; the key ends with the server
         key = secrets.token_hex(16)
         own |= {"LLAMA_API_KEY": key}
@@ -108,16 +112,39 @@ class Server:
             "prompt": prompt, "n_predict": generated, "temperature": 0, "top_k": 1, "seed": 1, "ignore_eos": True,
             "cache_prompt": False, "return_tokens": True, "stream": False,
         }  # fmt: skip
+        answer = self.asked("/completion", body)
+        if len(answer.get("tokens") or []) != generated:
+            raise TrialError(
+                "unstable", f"an answer has {len(answer.get('tokens') or [])} tokens instead of {generated}"
+            )
+        return answer
+
+    def next_token(self, prompt: t.Sequence[int], candidates: int, forced: int) -> Json:
+        """Return an answer of one token with its candidates, before sampling; TrialError where there is none.
+
+        The server goes on from the last prompt where this one begins alike. It does not tell the candidates of a token
+        that is the beginning of a character, so the token C(forced) is generated, whatever the candidates are.
+        """
+        body = {
+            "prompt": list(prompt), "n_predict": 1, "temperature": 0, "top_k": 1, "n_probs": candidates,
+            "logit_bias": [[forced, 10000.0]], "cache_prompt": True, "stream": False,
+        }  # fmt: skip
+        return self.asked("/completion", body)
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the token ids of a text, as the model begins one; TrialError where there are none."""
+        found = self.asked("/tokenize", {"content": text, "add_special": True}).get("tokens")
+        if not isinstance(found, list) or not all(isinstance(token, int) for token in found):
+            raise TrialError("unstable", "llama-server does not make tokens of a text")
+        return found
+
+    def asked(self, path: str, body: Json) -> Json:
+        """Return what the server answers; TrialError where it died or hangs."""
         try:
-            answer = self.client.ask("/completion", body)
+            return self.client.ask(path, body)
         except llama_client.ServerError as error:
             # a server that died needs a moment to be seen dead
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = self.process.wait(timeout=2)
                 raise TrialError(*mode_trial.why_it_ended(status, self.text())) from error
             raise TrialError("hung", f"llama-server runs, but {error}") from error
-        if len(answer.get("tokens") or []) != generated:
-            raise TrialError(
-                "unstable", f"an answer has {len(answer.get('tokens') or [])} tokens instead of {generated}"
-            )
-        return answer

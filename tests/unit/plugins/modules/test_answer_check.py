@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The module against devices that compute wrong, and, where the mark live is asked for, on the real llama.cpp."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.modules import answer_check
+
+FAKE = pathlib.Path(__file__).parents[2] / "fixtures_bench" / "fake_answers.py"
+IDS = ["127.0.0.1:50052", "127.0.0.1:50053"]
+DEVICES = [{"device": f"RPC{i}", "id": name, "backend": "RPC", "description": name} for i, name in enumerate(IDS)]
+SERVING = {
+    "context_size": 512, "parallel_slots": 1, "kv_unified": True, "batch_size": 512, "micro_batch_size": 64,
+    "flash_attention": "on", "cache_type_k": "q8_0", "cache_type_v": "q8_0", "threads": 1, "poll": 0,
+    "load_mode": "auto", "gpu_layers": 99,
+}  # fmt: skip
+
+
+class Check:
+    """Runs the module with a fake llama-server; C(starts) are its command lines."""
+
+    def __init__(self, tmp_path, capfd):
+        self.capfd, self.here, self.log = capfd, tmp_path, tmp_path / "log"
+        program = tmp_path / "llama-server"
+        program.write_text(f"#!{sys.executable}\n{FAKE.read_text()}")
+        program.chmod(0o755)
+        self.model = tmp_path / "m.gguf"
+        self.model.write_bytes(b"GGUF")
+        self.mark = tmp_path / "wrong_answers"
+
+    def entry(self, layers=(10, 7), **changes):
+        placement = [{"id": name, "layers": count} for name, count in zip(IDS, layers, strict=True) if count]
+        return {
+            "model": {"path": str(self.model)}, "devices": DEVICES, "environment": {}, "placement": placement,
+            "split_mode": "layer", "rpc_endpoints": IDS, "serving": SERVING, **changes,
+        }  # fmt: skip
+
+    def __call__(self, mode="ok", check=False, environment=None, layers=(10, 7), **changes):
+        arguments = {
+            "llama_server": str(self.here / "llama-server"), "deployment": "m-c512", "entry": self.entry(layers),
+            "load": {"label": "answers", "split_mode": "layer", "layers": list(layers), "load": 1},
+            "configuration": {"driver_version": "580"}, "rpc_endpoints": IDS, "serving": SERVING, "campaign": "answers",
+            "fingerprint": "f", "state_dir": str(self.here / "measurements"), "lock_wait_seconds": 0, "lease_unit": "",
+            "answers_dir": str(self.here / "answers"), "wrong_file": str(self.mark), "text_tokens": 70,
+            "generated_tokens": 6, "load_timeout_seconds": 60, "request_timeout_seconds": 60,
+            "environment": {"FAKE_MODE": mode, "FAKE_LOG": str(self.log), **(environment or {})},
+            **changes, "_ansible_check_mode": check,
+        }  # fmt: skip
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            answer_check.main()
+        return json.loads(self.capfd.readouterr().out)
+
+    @property
+    def starts(self):
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+@pytest.fixture
+def checked(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(AnsibleModule, "warn", lambda self, warning: None)
+    return Check(tmp_path, capfd)
+
+
+def left_over():
+    command = ["pgrep", "-f", "pytest-.*/llama-server"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+
+
+def test_a_placement_that_computes_right(checked):
+    checked.mark.write_text("wrong")
+    result = checked()
+    found = result["answers"]
+    assert (found["status"], found["reason"], result["changed"]) == ("ok", None, True)
+    assert [one["id"] for one in found["compared"]] == IDS
+    assert all(0 < one["difference_percent"] < 3 and one["share"] > 0.9 for one in found["compared"])
+    assert json.loads(pathlib.Path(result["path"]).read_text()) == found
+    assert not checked.mark.exists()
+    # the placement as it is served, then each device alone, what does not fit of it in host memory; no CPU
+    assert len(checked.starts) == 3
+    assert "-dev RPC0,RPC1 -sm layer -ts 10,7" in checked.starts[0]
+    for number, line in enumerate(checked.starts[1:]):
+        assert f"-dev RPC{number} -sm none" in line and "-ngl auto -fit on -fitt 1024" in line
+        assert "-ctk q8_0 -ctv q8_0" in line and "-np 1" in line
+    assert left_over() == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "culprits", "words"),
+    [
+        ("exchange", [], "data between the devices is garbled, as each of them alone computes right"),
+        ("device", [IDS[1]], f"{IDS[1]} computes wrong"),
+        ("nan", [], "the placement gives probabilities that are no numbers"),
+        ("nan_device", [IDS[1]], f"{IDS[1]} gives probabilities that are no numbers"),
+        ("zeros", [], "the placement gives each token the same probability"),
+    ],
+)
+def test_who_computes_wrong_is_named(checked, mode, culprits, words):
+    result = checked(mode)
+    found = result["answers"]
+    assert (found["status"], found["culprits"]) == ("wrong", culprits)
+    assert words in found["reason"]
+    assert "build llama.cpp again" in " ".join(found["cures"])
+    assert found["reason"] in checked.mark.read_text()
+    assert left_over() == []
+
+
+def test_two_devices_without_a_referee_accuse_nobody(checked):
+    found = checked("device", environment={"FAKE_CPU": "refuse"})["answers"]
+    assert (found["status"], found["culprits"]) == ("wrong", [])
+    assert "either may be wrong" in found["reason"]
+    assert list(found["failures"]) == ["CPU"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("nothing_alone", f"no device could compute the model alone ({IDS[0]}: out of memory"),
+        ("nothing", "the placement could not be asked (out of memory"),
+    ],
+)
+def test_what_cannot_be_compared_is_unknown(checked, mode, words):
+    checked.mark.write_text("wrong before")
+    found = checked(mode)["answers"]
+    assert found["status"] == "unknown" and found["reason"].startswith(words)
+    assert checked.mark.exists()
+
+
+def test_a_device_that_hangs_is_ended(checked):
+    found = checked("hang", request_timeout_seconds=2)["answers"]
+    assert found["status"] == "unknown" and "did not answer within 2 s" in found["reason"]
+    assert left_over() == []
+
+
+def test_a_placement_of_one_device_is_compared_with_the_other(checked):
+    found = checked(layers=(17, 0))["answers"]
+    assert (found["status"], [one["id"] for one in found["compared"]]) == ("ok", [IDS[1]])
+    assert checked("device", layers=(17, 0))["answers"]["culprits"] == [IDS[1]]
+    assert checked("device0", layers=(17, 0))["answers"]["culprits"] == [IDS[0]]
+
+
+def test_a_slot_that_is_too_small_is_unknown(checked):
+    found = checked(generated_tokens=480)["answers"]
+    assert found["status"] == "unknown" and "a slot of 512 tokens has no room" in found["reason"]
+
+
+def test_check_mode_starts_nothing(checked):
+    result = checked(check=True)
+    assert (result["changed"], result["answers"], checked.starts) == (True, None, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"generated_tokens": 0}, "generated_tokens is 0"),
+        ({"llama_server": "/nowhere/llama-server"}, "llama_cpp_targets"),
+        ({"deployment": "../x"}, "../x"),
+    ],
+)
+def test_misuse_is_one_sentence(checked, changes, words):
+    result = checked(**changes)
+    assert result["failed"] and words in result["msg"] and not checked.starts
