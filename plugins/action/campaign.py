@@ -37,10 +37,13 @@ PLANNERS: t.Final = {
     "tuning": f"{_ROOMS}._planner.tuning",
     "planning": f"{_ROOMS}._planner.planning",
     "revalidation": f"{_ROOMS}._revalidation.campaign",
+    "answers": f"{_ROOMS}._revalidation.answers_campaign",
     "power_sweep": f"{_ROOMS}._hardware.power_sweep_campaign",
 }
 #: Modules that measure under the lease and store what they found -> their option that names the measurement.
-MEASURING: t.Final = {"split_benchmark": "load", "split_mode_trial": "trial", "speculation_benchmark": "load"}
+MEASURING: t.Final = {
+    "answer_check": "load", "speculation_benchmark": "load", "split_benchmark": "load", "split_mode_trial": "trial",
+}  # fmt: skip
 #: Modules of this collection that a step may name.
 MODULES: t.Final = frozenset(MEASURING) | {
     "exl_model_info", "exllama_devices_info", "exllama_server_benchmark", "gguf_info", "gpu_facts", "gpu_power",

@@ -168,7 +168,10 @@ class AnswerCheck(run.StoredLoad):
     def measure(self, lock: int) -> Json:
         started = time.monotonic()
         with self.leased():
-            found = self.check(lock)
+            try:
+                found = self.check(lock)
+            except UserError as exc:
+                self.fail(f"{self.load.get('label')} cannot be checked: {exc}.")
         params = self.params
         record = {
             "schema": answer_check.SCHEMA, "deployment": params["deployment"], "checked_at": json_file.utc_now(),
@@ -256,13 +259,10 @@ class AnswerCheck(run.StoredLoad):
         names = [device["device"] for device in self.entry["devices"]]
         environment = {name: str(value) for name, value in params["environment"].items()}
         box = self.sandbox(names, served["split_mode"], [self.entry["model"]["path"]])
-        try:
-            return Server(
-                params["llama_server"], served, box, environment, lock, params["load_timeout_seconds"],
-                params["request_timeout_seconds"], words,
-            )  # fmt: skip
-        except UserError as exc:
-            self.fail(f"{self.load.get('label')} cannot be checked: {exc}.")
+        return Server(
+            params["llama_server"], served, box, environment, lock, params["load_timeout_seconds"],
+            params["request_timeout_seconds"], words,
+        )  # fmt: skip
 
 
 def main() -> None:

@@ -35,16 +35,18 @@ options:
   planner:
     description:
       - What decides. V(tuning) finds the best split of a model, V(revalidation) compares a recorded split with its
-        baseline, V(power_sweep) compares power limits. V(planning) predicts, and measures nothing.
+        baseline, V(power_sweep) compares power limits, V(answers) compares a placement with each device alone.
+        V(planning) predicts, and measures nothing.
     type: str
-    choices: [planning, power_sweep, revalidation, tuning]
+    choices: [answers, planning, power_sweep, revalidation, tuning]
     required: true
   settings:
     description:
       - What the planner is told. For V(tuning) and V(planning) the variables of the role
         P(homelab.mixed_gpu.split_tuning#role) by name, for V(power_sweep) those of
         P(homelab.mixed_gpu.power_sweep#role), for V(revalidation) those of P(homelab.mixed_gpu.revalidate#role) with
-        C(revalidate_host), the name of the host; others are ignored.
+        C(revalidate_host), the name of the host, for V(answers) those of P(homelab.mixed_gpu.llama_server#role);
+        others are ignored.
     type: dict
     required: true
   label:
@@ -107,6 +109,10 @@ accepted:
     - Of V(revalidation), what makes this measurement the baseline. C(obstacle) says why that cannot be done, else it is
       V(none), and C(renewal) is the option O(homelab.mixed_gpu.split_record#module:renewal).
   returned: when a host was compared
+  type: dict
+answers:
+  description: Of V(answers), the result, see C(docs/data_formats.md), V(none) where nothing was checked.
+  returned: success
   type: dict
 retuned:
   description: Of V(revalidation), what tunes this deployment again, with C(obstacle) likewise.

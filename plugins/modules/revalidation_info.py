@@ -27,6 +27,10 @@ options:
     description: Deployment to revalidate. Empty means the one that is served.
     type: str
     default: ""
+  served_only:
+    description: Whether another deployment than the one that is served is refused.
+    type: bool
+    default: true
   llama_cpp:
     description: Directory of the llama.cpp build.
     type: path
@@ -74,6 +78,14 @@ baseline:
   description: Its baseline, V(none) where there is none.
   returned: RV(why) is none
   type: dict
+answers:
+  description: The newest check of its answers (M(homelab.mixed_gpu.answer_check)), V(none) where there is none.
+  returned: RV(why) is none
+  type: dict
+wrong_answers:
+  description: Whether the last check found wrong answers, so that the server does not start.
+  returned: RV(why) is none
+  type: bool
 build:
   description: The key of the engine's build in use, V(none) without one.
   returned: RV(why) is none
@@ -110,7 +122,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.types impo
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import release_plan
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware, nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries, exl_folder, manifest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import answers, baselines
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import engines, fact_record
 
 
@@ -162,6 +174,12 @@ def baseline(path: str) -> Json | None:
     return None if text is None else baselines.FORM.parse(text, path)
 
 
+def checked_answers(path: str) -> Json | None:
+    """Return the newest check of the answers, or None without one. Raises UserError for a damaged file."""
+    text = json_file.read_text(path)
+    return None if text is None else answers.FORM.parse(text, path)
+
+
 def gather(module: AnsibleModule, gpus: Json) -> Json:
     """Return everything that is compared. Raises UserError for a file that cannot be used."""
     params = module.params
@@ -171,7 +189,7 @@ def gather(module: AnsibleModule, gpus: Json) -> Json:
     deployment, entry = found["deployment"], found["entry"]
     if deployment is None or entry is None:
         return {"why": found["why"]}
-    if deployment != found["active"]:
+    if deployment != found["active"] and params["served_only"]:
         return {
             "why": f"{deployment} is not what is served ({found['active']} is), and only a served model can be"
             " revalidated: serve it first (split_tuning_model_id, then site)"
@@ -184,6 +202,8 @@ def gather(module: AnsibleModule, gpus: Json) -> Json:
         "deployment": deployment,
         "entry": entry,
         "baseline": baseline(baselines.path(params["state_dir"], deployment)),
+        "answers": checked_answers(answers.path(params["state_dir"], deployment)),
+        "wrong_answers": os.path.exists(answers.mark(params["state_dir"])),
         "build": job.build_key(build_file),
         "versions": release_plan.versions(job.build_record(build_file)),
         "gpus": gpus,
@@ -201,6 +221,7 @@ def main() -> None:
             "fact_file": {"type": "path", "default": "/etc/ansible/facts.d/mixed_gpu.fact"},
             "state_dir": {"type": "path", "default": "/var/lib/mixed_gpu"},
             "host_python": {"type": "path", "default": host_python.DEFAULT},
+            "served_only": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )

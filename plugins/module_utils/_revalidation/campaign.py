@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The campaign of the role revalidate, from the first look to the verdict. Private to this collection. Pure.
 
-    host -> server, use, served -> (lease) devices -> device probe -> loads until the verdict is clear -> (no lease)
-    server again -> verdict
+    host -> server, use, served -> (lease) devices -> answers -> device probe -> loads until the verdict is clear ->
+    (no lease) server again -> verdict
 
 Each stage is a function that returns a plan, or None when the stage has nothing more to ask (_base/steps.py). What
 ends measuring is a finding about the host, and the verdict says it: it fails no task.
@@ -18,7 +18,7 @@ from .._base.types import Json
 from .._measuring import contention
 from .._planner import probe_stage, tuning_steps
 from .._split import engines
-from . import campaign_settings, campaign_steps, contended, next_load, verdict
+from . import answers, campaign_settings, campaign_steps, contended, next_load, verdict
 from .observation import Observation
 
 
@@ -44,7 +44,9 @@ class Revalidation:
         return _look(seen, predict=True) or _judged(seen)
 
     def line(self, done: Done) -> str:
-        """Return what is shown of a step: speeds of a load, or how it ended."""
+        """Return what is shown of a step: speeds of a load, or how it ended; what a check of the answers found."""
+        if done.step.name == answers.STEP:
+            return str((done.result.get("answers") or {}).get("sentence", ""))
         return tuning_steps.measured(done.result["load"]) if "load" in done.result else ""
 
 
@@ -95,11 +97,14 @@ def _wish(seen: Observation) -> tuple[bool, str]:
 def _measure(seen: Observation) -> Plan | None:
     """Return the steps under the lease that are missing for a clear verdict."""
     wanted, why = _wish(seen)
-    if not wanted or seen.failure is not None:
+    if not wanted or seen.failure is not None or seen.wrong_answers:
         return None
     missing = [step for step in campaign_steps.before_loads(seen) if seen.result(step.name) is None]
     if missing:
         return _under_lease(seen, missing[0], why)
+    checked = campaign_steps.answers(seen)
+    if checked is not None and seen.result(checked.name) is None:
+        return _under_lease(seen, checked, why)
     step = _probe(seen)
     if step is None:
         load = next_load.step(seen.observed, seen.settings.limits)["load"]
@@ -134,7 +139,9 @@ def _under_lease(seen: Observation, step: Step, why: str) -> Plan:
 
 def _look_again(seen: Observation) -> Plan | None:
     """Return the steps that look at the server once the lease has been released and the server restarted."""
-    if seen.result("devices") is None or (seen.result("server") or {}).get("state") not in ("ready", "loading"):
+    before = (seen.result("server") or {}).get("state")
+    # with wrong answers the server stays off
+    if seen.wrong_answers or seen.result("devices") is None or before not in ("ready", "loading"):
         return None
     again = seen.result("server again")
     if again is None:

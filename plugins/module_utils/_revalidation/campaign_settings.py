@@ -25,6 +25,11 @@ class Settings:
     min_loads: int
     max_loads: int
     reserve_mib: int
+    answers: bool
+    answers_days: int
+    answers_tokens: int
+    answers_text_tokens: int
+    answers_tolerance_percent: float
     replace_baseline: bool
     for_baseline: bool
     fingerprint_extra: dict[str, t.Any]

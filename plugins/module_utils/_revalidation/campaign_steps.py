@@ -10,6 +10,8 @@ import typing as t
 from .._base import fingerprints
 from .._base.steps import Mapping, Step
 from .._base.types import Json
+from .._split import engines
+from . import answers as answer_checks
 from . import campaign_engines
 from .observation import LOAD, PROBE, Observation
 
@@ -61,6 +63,22 @@ def probe_sizes(seen: Observation, probe: Mapping) -> Step:
     arguments = {"path": probe["model_path"], "host_python": seen.settings.host_python}
     label = "read the layer sizes of the probe model"
     return Step("probe sizes", "gguf_info", arguments, label, 5, tolerated=True)
+
+
+def answers(seen: Observation) -> Step | None:
+    """Check the answers, or None where the last check still counts."""
+    settings, host = seen.settings, seen.host
+    today = answer_checks.subject(seen.configuration, seen.entry)
+    days = settings.answers_days
+    if not settings.answers or engines.of(seen.entry["serving"]).family != "llama_cpp":
+        return None
+    if answer_checks.due(host["answers"], host["wrong_answers"], today, seen.began_at, days) is None:
+        return None
+    options = answer_checks.Options(
+        f"{settings.llama_cpp}/bin/llama-server", settings.state_dir, settings.answers_text_tokens,
+        settings.answers_tokens, settings.answers_tolerance_percent, settings.load_timeout_seconds,
+    )  # fmt: skip
+    return answer_checks.step(host, today, seen.environment, options)
 
 
 def _measuring(seen: Observation) -> Json:

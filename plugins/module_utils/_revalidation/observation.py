@@ -15,7 +15,7 @@ from .._base.types import Json
 from .._measuring import contention
 from .._planner import probe_stage
 from .._split import allreduce
-from . import baselines, campaign_engines
+from . import answers, baselines, campaign_engines
 from .campaign_settings import Settings
 
 #: First words of the names of the steps that measure a device alone, and the recorded split.
@@ -107,10 +107,9 @@ class Observation:
 
     @property
     def failure(self) -> str | None:
-        """What ended measuring, or None: a failed list of the devices, or a load that could not be measured."""
+        """What ended measuring, or None: what could not be listed, checked or measured."""
         for item in self.done:
-            before = item.step.name in ("devices", "weigh")
-            if item.result.get("failed") and (before or item.step.name.startswith(LOAD)):
+            if item.result.get("failed") and _ends_measuring(item.step.name):
                 return str(item.result.get("msg") or f"{item.step.label} failed")
         return None
 
@@ -149,6 +148,19 @@ class Observation:
             measured, listed["devices"], sizes["model"], self.settings.reserve_mib, self.host["gpus"].get("gpus", [])
         )
 
+    @property
+    def answers(self) -> Mapping | None:
+        """The newest check of the answers: that of today, or the recorded one."""
+        today = self.result(answers.STEP)
+        found = today.get("answers") if today is not None else self.host["answers"]
+        return t.cast("Mapping | None", found)
+
+    @property
+    def wrong_answers(self) -> bool:
+        """Whether the check of today found wrong answers."""
+        found = (self.result(answers.STEP) or {}).get("answers")
+        return found is not None and found["status"] == "wrong"
+
     # --- the whole ---------------------------------------------------------------------------------------------------
 
     def _completion(self, answer: Mapping | None) -> Json | None:
@@ -180,5 +192,10 @@ class Observation:
             "loads": self.loads,
             "device_probe": self.device_probe,
             "contention": {"served": self._counted((served or {}).get("contention")), "probe": self.probe_contention},
+            "answers": self.answers,
             "failure": self.failure,
         }
+
+
+def _ends_measuring(name: str) -> bool:
+    return name in ("devices", "weigh", answers.STEP) or name.startswith(LOAD)

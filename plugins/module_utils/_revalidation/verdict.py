@@ -9,8 +9,8 @@ is what the role revalidate saw of a host:
   gpus (mixed_gpu_gpus), server (llama_server_info), completion ({ok, detail}), served (tests, or None),
   served_answer (to a fixed question, or None),
   busy ({busy, why}), model ({path, exists, sha256, headers_sha256}), loads (of today),
-  device_probe (of today, or None), failure (what ended measuring, or None),
-  contention ({served, probe}: what else computed meanwhile)
+  device_probe (of today, or None), answers (the newest check of them, or None),
+  failure (what ended measuring, or None), contention ({served, probe}: what else computed meanwhile)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import typing as t
 from .._base.types import Json, Mapping
 from .._measuring import contention
 from .._split import engines
-from . import checks, contended, explain, speed_checks, text_answers
+from . import answers, checks, contended, explain, speed_checks, text_answers
 from .changes import changes
 
 SCHEMA: t.Final = 1
@@ -72,6 +72,7 @@ def _checks(observed: Mapping, tolerance_percent: float, reserve_mib: int) -> li
         checks.server(observed),
         checks.placement(observed),
         checks.added_up(observed),
+        answers.check(observed),
         checks.completion(observed),
         checks.model(observed),
         checks.alone(observed),

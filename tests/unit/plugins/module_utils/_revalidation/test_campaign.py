@@ -8,7 +8,7 @@ import copy
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.steps import Done
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines, campaign
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import answers, baselines, campaign
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._revalidation.described_pair import (
     DECODE,
@@ -27,7 +27,8 @@ from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._reva
 
 VARIABLES = {
     "host": "box", "deployment": "", "measure": "auto", "accept": ["ok", "improved"], "tolerance_percent": 3.0,
-    "ignore_contention": False,
+    "ignore_contention": False, "answers": True, "answers_days": 30, "answers_tokens": 64,
+    "answers_text_tokens": 256, "answers_tolerance_percent": 15,
     "min_loads": 2, "max_loads": 6, "reserve_mib": 512, "replace_baseline": False, "for_baseline": False,
     "fingerprint_extra": {}, "llama_cpp": "/opt/llama.cpp/current", "server_url": "http://127.0.0.1:8080",
     "api_key_file": "/key", "exllama_root": "/opt/exllama",
@@ -38,6 +39,15 @@ VARIABLES = {
 }  # fmt: skip
 PROBE_MODEL = {"model_path": "/probe.gguf", "serving": {"context_size": 512}, "tests": [DECODE, PREFILL]}
 PROBED = {**ENTRY, "device_probe": {**probe(), **PROBE_MODEL}}
+
+
+def checked(status="ok", entry=ENTRY, days_ago=0, **changes):
+    """Return a check of the answers of the described pair."""
+    configuration = {**baselines.configuration(entry, "b1", GPUS, HOST), "model_sha256": "a" * 64}
+    return {
+        "schema": 1, "status": status, "configuration": answers.subject(configuration, entry),
+        "sentence": f"these answers are {status}", "checked_at": f"2026-11-{25 - days_ago:02d}T09:00:00Z", **changes,
+    }  # fmt: skip
 
 
 class Host:
@@ -61,7 +71,8 @@ class Host:
     def _revalidation_info(self, _step):
         return {
             "why": None, "deployment": "d", "entry": self.entry, "baseline": baseline(), "build": "b1", "gpus": GPUS,
-            "versions": {}, "host": HOST, "model": {"path": "/srv/models/m.gguf", "exists": True, "sha256": "a" * 64},
+            "answers": checked(entry=self.entry), "wrong_answers": False, "versions": {}, "host": HOST,
+            "model": {"path": "/srv/models/m.gguf", "exists": True, "sha256": "a" * 64},
         }  # fmt: skip
 
     def _llama_server_info(self, _step):
@@ -75,6 +86,9 @@ class Host:
 
     def _llama_devices_info(self, _step):
         return {"devices": [{**device, "free_mib": 20000, "budget_mib": None} for device in ENTRY["devices"]]}
+
+    def _answer_check(self, _step):
+        return {"answers": checked(entry=self.entry)}
 
     def _split_benchmark(self, step):
         return {"load": {**load(step.args["load"]["load"]), **step.args["load"]}}
@@ -238,3 +252,55 @@ def test_what_tunes_a_host_again():
     assert retuned["revalidation"]["summary"].startswith("tuned again after: ")
     replaced = {**Host()._revalidation_info(None), "model": {"path": "/m", "exists": True, "sha256": "b" * 64}}
     assert "Nothing was tuned: " in play(Host(revalidation_info=replaced)).result["retuned"]["obstacle"]
+
+
+@pytest.mark.parametrize(
+    ("known", "variables", "asked"),
+    [
+        ({"answers": None}, {}, True),
+        ({"answers": checked(days_ago=20)}, {"answers_days": 20}, True),
+        ({"answers": checked(days_ago=20)}, {"answers_days": 21}, False),
+        ({"wrong_answers": True}, {}, True),
+        ({"answers": checked("wrong")}, {}, True),
+        ({"answers": checked("unknown")}, {}, False),
+        ({"build": "b2"}, {}, True),
+        ({"gpus": {**GPUS, "driver_version": "999"}}, {}, True),
+        ({"answers": None}, {"answers": False}, False),
+    ],
+)
+def test_the_answers_are_checked_when_something_changed_or_time_has_passed(known, variables, asked):
+    host = Host(answer_check={"answers": checked()})
+    told = {**host._revalidation_info(None), **known}
+    host.modules["revalidation_info"] = told
+    result = play(host, measure="true", **variables).result
+    assert host.asked[4:] == ["devices", *(["answers"] if asked else []), "load 1", "load 2", *AGAIN]
+    assert result["revalidation"]["verdict"] in ("ok", "improved")
+
+
+def test_wrong_answers_break_a_host_and_nothing_more_is_measured_or_started():
+    told = {**Host()._revalidation_info(None), "answers": None}
+    host = Host(revalidation_info=told, answer_check={"answers": checked("wrong")})
+    result = play(host, measure="true").result
+    assert host.asked[4:] == ["devices", "answers"] and host.released == 0
+    assert result["revalidation"]["verdict"] == "broken"
+    assert "answers: these answers are wrong" in result["revalidation"]["summary"]
+    assert "Repair that first" in result["accepted"]["obstacle"]
+
+
+def test_wrong_answers_of_the_last_check_break_a_host_that_is_not_measured():
+    told = {**Host()._revalidation_info(None), "answers": checked("wrong"), "wrong_answers": True}
+    assert play(Host(revalidation_info=told), measure="false").result["revalidation"]["verdict"] == "broken"
+
+
+def test_a_check_of_another_configuration_says_nothing():
+    told = {**Host()._revalidation_info(None), "answers": checked("wrong"), "build": "b2"}
+    found = play(Host(revalidation_info=told), measure="false").result["revalidation"]
+    assert "answers" not in [check["name"] for check in found["checks"]]
+
+
+def test_a_check_that_fails_ends_measuring():
+    told = {**Host()._revalidation_info(None), "answers": None}
+    host = Host(revalidation_info=told, answer_check={"failed": True, "msg": "no llama-server"})
+    result = play(host, measure="true").result
+    assert host.asked[4:] == ["devices", "answers", *AGAIN]
+    assert "no llama-server" in result["revalidation"]["summary"]

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""When the answers of a placement are checked, and what the result means. Private to this collection. Pure functions.
+
+The module answer_check compares the placement with each device alone (_llama_cpp/answer_check.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import typing as t
+
+from .._base import fingerprints, json_state
+from .._base.errors import UserError
+from .._base.steps import Step
+from .._base.types import Json, Mapping
+from . import checks
+
+SCHEMA: t.Final = 1
+STATUSES: t.Final = ("ok", "wrong", "unknown")
+#: Name of the step.
+STEP: t.Final = "answers"
+_FORMAT: t.Final = "%Y-%m-%dT%H:%M:%SZ"
+#: How long the job may wait for the lock of another measurement, beside its own limit.
+_WAIT_SECONDS: t.Final = 3600
+
+
+def _check(data: Json) -> None:
+    texts = all(isinstance(data.get(name), str) for name in ("sentence", "checked_at"))
+    if data.get("status") not in STATUSES or not isinstance(data.get("configuration"), dict) or not texts:
+        raise UserError("its status, its configuration or what it means is missing")
+
+
+FORM: t.Final = json_state.Form(SCHEMA, "run site again, which checks the answers", _check)
+
+
+def path(state_dir: str, deployment: str) -> str:
+    """Return the file of a deployment's newest check."""
+    return f"{state_dir}/answers/{deployment}.json"
+
+
+def mark(state_dir: str) -> str:
+    """Return the file that is there while answers are wrong; the server's unit does not start then."""
+    return f"{state_dir}/wrong_answers"
+
+
+def subject(configuration: Mapping, entry: Mapping) -> Json:
+    """Return everything that can change the answers: baselines.configuration, and what the inventory added."""
+    extra = entry["fingerprint_parts"].get("extra", {})
+    return {**configuration, "experts_in_ram": entry.get("experts_in_ram"), "extra": extra}
+
+
+def of_today(record: Mapping | None, today: Mapping) -> bool:
+    """Return whether a check was made in the configuration that C(today) describes."""
+    return record is not None and fingerprints.fingerprint(record["configuration"]) == fingerprints.fingerprint(today)
+
+
+def due(record: Mapping | None, marked: bool, today: Mapping, now: str, days: int | None = None) -> str | None:
+    """Return why the answers have to be checked, as a clause, or None.
+
+    C(marked): whether the file of mark is there. C(days): a check that is older than so many days is made again; None
+    where it counts as long as nothing changes.
+    """
+    if record is None:
+        return "the answers of this placement were not checked yet"
+    if marked or record["status"] == "wrong":
+        return "the last check found wrong answers"
+    if not of_today(record, today):
+        return "build, driver, host or placement changed since the answers were checked"
+    if days is not None and _days(record["checked_at"], now) >= days:
+        return f"the answers were checked {_days(record['checked_at'], now)} days ago"
+    return None
+
+
+def _days(before: str, now: str) -> int:
+    return (datetime.datetime.strptime(now, _FORMAT) - datetime.datetime.strptime(before, _FORMAT)).days
+
+
+def check(observed: Mapping) -> Json | None:
+    """Does the placement compute what each device alone computes? None where no check speaks of this host as it is."""
+    record = observed["answers"]
+    if record is None or not of_today(record, subject(observed["configuration"], observed["entry"])):
+        return None
+    return checks.check("answers", "broken" if record["status"] == "wrong" else "ok", record["sentence"])
+
+
+# --- the step --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a check is made with; roles/llama_server/meta/argument_specs.yml describes the rest."""
+
+    llama_server: str
+    state_dir: str
+    text_tokens: int
+    generated_tokens: int
+    tolerance_percent: float
+    load_timeout_seconds: int
+
+
+def step(host: Mapping, today: Mapping, environment: Mapping, options: Options) -> Step:
+    """Return the step that checks the answers. C(host) is what revalidation_info returned, C(today) as of subject."""
+    entry = host["entry"]
+    layers = [place["layers"] for place in entry["placement"]]
+    arguments = {
+        "llama_server": options.llama_server,
+        "deployment": host["deployment"],
+        "entry": dict(entry),
+        "load": {"label": "answers of the placement", "split_mode": entry["split_mode"], "layers": layers, "load": 1},
+        "configuration": dict(today),
+        "serving": entry["serving"],
+        "rpc_endpoints": entry["rpc_endpoints"],
+        "environment": dict(environment),
+        "campaign": "answers",
+        "fingerprint": fingerprints.fingerprint(today),
+        "text_tokens": options.text_tokens,
+        "generated_tokens": options.generated_tokens,
+        "tolerance_percent": options.tolerance_percent,
+        "answers_dir": f"{options.state_dir}/answers",
+        "wrong_file": mark(options.state_dir),
+        "state_dir": f"{options.state_dir}/measurements",
+        "load_timeout_seconds": options.load_timeout_seconds,
+    }
+    seconds = 60.0 * (len(entry["devices"]) + 1)
+    limit = options.load_timeout_seconds * (len(entry["devices"]) + 2) + _WAIT_SECONDS
+    label = "compare the placement with each device alone"
+    return Step(STEP, "answer_check", arguments, label, seconds, limit, tolerated=True)
