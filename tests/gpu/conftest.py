@@ -115,3 +115,11 @@ def llama_bin(box):
 def environment(box):
     uuids = ",".join(gpu["id"] for gpu in box["gpus"])
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": uuids}
+
+
+@pytest.fixture(scope="session")
+def pair(box):
+    """The environment in which llama.cpp sees two CUDA devices."""
+    uuids = [gpu["id"] for gpu in box["gpus"]][:2]
+    found = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(uuids)}
+    return found if len(uuids) == 2 else {**found, "GGML_CUDA_DEVICES": "2"}

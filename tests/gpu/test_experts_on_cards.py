@@ -30,14 +30,6 @@ TESTS = [
 
 
 @pytest.fixture(scope="module")
-def pair(box):
-    """The environment in which llama.cpp sees two CUDA devices."""
-    uuids = [gpu["id"] for gpu in box["gpus"]][:2]
-    found = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(uuids)}
-    return found if len(uuids) == 2 else {**found, "GGML_CUDA_DEVICES": "2"}
-
-
-@pytest.fixture(scope="module")
 def moe(llama_bin, tmp_path_factory):
     """A model of 24 blocks with 320 MB of experts each, as in the published measurement, and what its header says."""
     folder = tmp_path_factory.mktemp("moe")

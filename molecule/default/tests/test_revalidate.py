@@ -6,10 +6,8 @@ import contextlib
 import json
 import re
 
-import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import explain
 
-PLAYBOOK = "homelab.mixed_gpu.revalidate"
 SLOW = "127.0.0.1:50053"
 UNIT = "/etc/systemd/system/llama-server.service"
 HEALTHY = "curl -s -f http://127.0.0.1:8080/health"
@@ -17,21 +15,6 @@ HEALTHY = "curl -s -f http://127.0.0.1:8080/health"
 ANY_SPEED = "--extra-vars={revalidate_tolerance_percent: 1000000}"
 #: Far below what the brake costs, so that the server's own timings are a suspicion on a noisy machine, too.
 TOLERANCE = 20
-
-
-@pytest.fixture
-def revalidate(controller, tmp_path):
-    """Run the playbook and return (exit code, the host's result or None, output)."""
-
-    def run(*options):
-        file = tmp_path / "revalidation.json"
-        file.unlink(missing_ok=True)
-        done = controller.play(f"--extra-vars=revalidate_report={file}", *options, playbook=PLAYBOOK)
-        report = json.loads(file.read_text()) if file.exists() else None
-        assert report is None or report["accepted"] == (done.returncode == 0)
-        return done.returncode, report and report["hosts"]["sandbox"], done.stdout
-
-    return run
 
 
 def _checks(result):

@@ -28,6 +28,8 @@ PROPERTIES: t.Final = (
     "ExecMainExitTimestampMonotonic",
     "AssertResult",
     "AssertTimestampMonotonic",
+    "ConditionResult",
+    "ConditionTimestampMonotonic",
 )
 
 _EXITED: t.Final = "1"  # CLD_EXITED; all other codes are signals
@@ -68,7 +70,12 @@ def why(unit: str, said: t.Mapping[str, str]) -> str:
     """
     if said.get("ActiveState") in ("active", "reloading", "deactivating"):
         return ""
-    if said.get("AssertResult") == "no" and said.get("AssertTimestampMonotonic", "0") not in ("", "0"):
+    if _refused(said, "Condition"):
+        return (
+            f"{unit} was not started, because the last check found wrong answers: /var/lib/mixed_gpu/wrong_answers "
+            "names the causes and their cures; then run site, which checks again."
+        )
+    if _refused(said, "Assert"):
         return (
             f"{unit} was not started, because /dev/nvidia-uvm is missing, without which CUDA finds no card: see "
             "'systemctl status mixed-gpu-nodes.service', and run site."
@@ -87,6 +94,11 @@ def why(unit: str, said: t.Mapping[str, str]) -> str:
             f"starts: the last time {last}. Correct what the end of its journal names, then run site."
         )
     return f"{unit} failed: {last}. Correct what the end of its journal names, then run site."
+
+
+def _refused(said: t.Mapping[str, str], what: str) -> bool:
+    """Return whether the last start failed at a Condition or Assert of the unit."""
+    return said.get(f"{what}Result") == "no" and said.get(f"{what}TimestampMonotonic", "0") not in ("", "0")
 
 
 def _last_end(result: str, said: t.Mapping[str, str]) -> str:

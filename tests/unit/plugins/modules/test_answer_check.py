@@ -12,6 +12,7 @@ import sys
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import random_model
 from ansible_collections.homelab.mixed_gpu.plugins.modules import answer_check
 
 FAKE = pathlib.Path(__file__).parents[2] / "fixtures_bench" / "fake_answers.py"
@@ -22,6 +23,31 @@ SERVING = {
     "flash_attention": "on", "cache_type_k": "q8_0", "cache_type_v": "q8_0", "threads": 1, "poll": 0,
     "load_mode": "auto", "gpu_layers": 99,
 }  # fmt: skip
+
+#: Loaded into llama-server: what is copied from one RPC device to the other arrives as zeros.
+LOST_COPIES = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+struct ggml_tensor; struct ggml_backend_buffer;
+struct start { int type; struct ggml_backend_buffer *buffer; };
+const char *ggml_backend_buffer_name(struct ggml_backend_buffer *);
+size_t ggml_nbytes(const struct ggml_tensor *);
+void ggml_backend_tensor_set(struct ggml_tensor *, const void *, size_t, size_t);
+static int on_device(const struct ggml_tensor *tensor) {
+    return strncmp(ggml_backend_buffer_name(((const struct start *) tensor)->buffer), "RPC", 3) == 0;
+}
+void ggml_backend_tensor_copy(const struct ggml_tensor *from, struct ggml_tensor *to) {
+    void (*right)(const void *, void *) = dlsym(RTLD_NEXT, "ggml_backend_tensor_copy");
+    right(from, to);
+    if (!on_device(from) || !on_device(to)) return;
+    void *zeros = calloc(1, ggml_nbytes(to));
+    ggml_backend_tensor_set(to, zeros, 0, ggml_nbytes(to));
+    free(zeros);
+}
+"""
 
 
 class Check:
@@ -167,3 +193,33 @@ def test_check_mode_starts_nothing(checked):
 def test_misuse_is_one_sentence(checked, changes, words):
     result = checked(**changes)
     assert result["failed"] and words in result["msg"] and not checked.starts
+
+
+@pytest.mark.live
+def test_copies_that_get_lost_between_real_devices(checked, tmp_path, llama_bin, rpc_endpoints):
+    model, library = tmp_path / "real.gguf", tmp_path / "lost.so"
+    shape = {"blocks": 4, "embedding_length": 256, "feed_forward_length": 512, "head_count": 8, "head_count_kv": 4}
+    random_model.write_model(
+        str(model),
+        random_model.checked_options({
+            **shape, "vocabulary_size": 512, "context_length": 1024, "type": "q8_0", "seed": 1, "distinct_blocks": True,
+        }),  # fmt: skip
+        "real",
+    )
+    subprocess.run(["cc", "-x", "c", "-shared", "-fPIC", "-o", library, "-"], input=LOST_COPIES, text=True, check=True)
+    ids = rpc_endpoints[:2]
+    devices = [{**device, "id": at, "description": at} for device, at in zip(DEVICES, ids, strict=True)]
+    placement = [{"id": name, "layers": count} for name, count in zip(ids, (3, 2), strict=True)]
+    entry = checked.entry(model={"path": str(model)}, devices=devices, rpc_endpoints=ids, placement=placement)
+    arguments = {
+        "llama_server": f"{llama_bin}/llama-server", "entry": entry, "rpc_endpoints": ids, "reserve_mib": 1,
+        "load_timeout_seconds": 600, "request_timeout_seconds": 300,
+    }  # fmt: skip
+    found = checked(**arguments)["answers"]
+    assert (found["status"], found["reason"], found["failures"]) == ("ok", None, {})
+    assert [one["id"] for one in found["compared"]] == ids
+    found = checked(**arguments, environment={"LD_PRELOAD": str(library)})["answers"]
+    assert (found["status"], found["culprits"]) == ("wrong", [])
+    assert found["reason"].startswith("data between the devices is garbled, as each of them alone computes right")
+    assert "an RPC server of another build" in found["cures"][0]
+    assert checked.mark.exists()

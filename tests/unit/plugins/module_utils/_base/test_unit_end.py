@@ -12,6 +12,7 @@ FAILED = {
     "StartLimitBurst": "10", "ExecMainCode": "1", "ExecMainStatus": "1",
     "ExecMainStartTimestampMonotonic": "1000000000", "ExecMainExitTimestampMonotonic": "1061000000",
     "AssertResult": "yes", "AssertTimestampMonotonic": "999000000",
+    "ConditionResult": "yes", "ConditionTimestampMonotonic": "999000000",
 }  # fmt: skip
 
 
@@ -37,7 +38,8 @@ def test_what_runs_needs_no_reason(state):
 def test_what_was_stopped_on_purpose_or_never_started_needs_no_reason():
     stopped = {**FAILED, "ActiveState": "inactive", "SubState": "dead", "Result": "success"}
     assert unit_end.why(UNIT, stopped) == ""
-    assert unit_end.why(UNIT, {**stopped, "AssertResult": "no", "AssertTimestampMonotonic": "0"}) == ""
+    for what in ("Assert", "Condition"):
+        assert unit_end.why(UNIT, {**stopped, f"{what}Result": "no", f"{what}TimestampMonotonic": "0"}) == ""
     assert unit_end.why(UNIT, {}) == ""
 
 
@@ -54,6 +56,8 @@ def test_what_was_stopped_on_purpose_or_never_started_needs_no_reason():
          ("started again (end 4 in a row)", "exit status 1, 61 s")),
         ({"ActiveState": "inactive", "SubState": "dead", "Result": "success", "AssertResult": "no"},
          ("/dev/nvidia-uvm is missing", "mixed-gpu-nodes.service")),
+        ({"ActiveState": "inactive", "SubState": "dead", "Result": "success", "ConditionResult": "no"},
+         ("wrong answers", "/var/lib/mixed_gpu/wrong_answers", "run site")),
         ({"ExecMainCode": "0"}, ("no process of it ran",)),
     ],
 )  # fmt: skip
