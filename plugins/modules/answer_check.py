@@ -121,7 +121,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import answer_check, answer_run, llama_client
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import answer_check, answer_run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import Server, TrialError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, placement
@@ -202,7 +202,7 @@ class AnswerCheck(run.StoredLoad):
         placed = None
         try:
             with self.server(self.entry, (), lock) as server:
-                asked = self.questions(server)
+                asked = answer_run.questions(server, params["text_tokens"], params["generated_tokens"])
                 with self.counted(answer_check.PLACEMENT):
                     tokens, placed = answer_run.of_placement(server, asked)
         except TrialError as end:
@@ -246,14 +246,6 @@ class AnswerCheck(run.StoredLoad):
         except TrialError as end:
             self.failures[who] = end.reason
 
-    def questions(self, server: Server) -> answer_run.Questions:
-        try:
-            context = server.client.context_per_slot()
-        except llama_client.ServerError as error:
-            raise TrialError("unstable", str(error)) from error
-        text = server.tokens(answer_run.TEXT)
-        return answer_run.questions(text, self.params["text_tokens"], self.params["generated_tokens"], context)
-
     def server(self, served: Json, words: t.Sequence[str], lock: int) -> Server:
         params = self.params
         names = [device["device"] for device in self.entry["devices"]]
@@ -275,7 +267,7 @@ def main() -> None:
             "configuration": {"type": "dict", "required": True},
             "text_tokens": {"type": "int", "default": 256, "no_log": False},
             "generated_tokens": {"type": "int", "default": 64, "no_log": False},
-            "tolerance_percent": {"type": "float", "default": 15.0},
+            "tolerance_percent": {"type": "float", "default": answer_check.TOLERANCE_PERCENT},
             "reserve_mib": {"type": "int", "default": 1024},
             "answers_dir": {"type": "path", "default": "/var/lib/mixed_gpu/answers"},
             "wrong_file": {"type": "path", "default": "/var/lib/mixed_gpu/wrong_answers"},

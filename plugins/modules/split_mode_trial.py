@@ -6,16 +6,17 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: split_mode_trial
-short_description: Verify a split mode by equal output and stability under load
+short_description: Verify a split mode by equal answers and stability under load
 version_added: 0.1.0
 description:
   - llama.cpp's split mode C(tensor) is experimental. Before it may be served, this module compares it with a reference,
     the chosen split in layer mode, and keeps it busy for a while.
-  - A private C(llama-server) on loopback loads the model in each mode with the real context, and answers the same
-    prompts greedily; the first token that differs is reported. C(llama-perplexity) measures how well each predicts
-    the same text; more than O(perplexity_tolerance_percent) above the reference is a failed trial.
+  - A private C(llama-server) on loopback loads the model in each mode with the real context. The reference names the
+    likeliest next tokens at places of a fixed text and generates O(generated_tokens) tokens after it; the mode on trial
+    has to find the same tokens likely. What is compared, and how far it may be apart, is that of
+    M(homelab.mixed_gpu.answer_check), which compares the mode with each device alone before it is served.
   - Then the mode on trial answers prompts of many lengths for O(soak_seconds), with idle gaps in between, and now and
-    then the first prompt again, whose answer must not change.
+    then the text again, whose answer must not change.
   - A refusal, a crash, a hang (killed at its time limit), too little memory or a wrong answer is a result, not a
     failure of the task; the reason is in C(load.reason).
   - The result is kept in the store of M(homelab.mixed_gpu.split_benchmark) under a key of its own, so the module is
@@ -35,10 +36,6 @@ options:
     description: Path to the C(llama-server) program.
     type: path
     default: /opt/llama.cpp/current/bin/llama-server
-  llama_perplexity:
-    description: Path to the C(llama-perplexity) program.
-    type: path
-    default: /opt/llama.cpp/current/bin/llama-perplexity
   model_path:
     description: Path to the GGUF model, of a split model its first shard.
     type: path
@@ -54,32 +51,18 @@ options:
     type: list
     elements: dict
     required: true
-  text_file:
-    description: Text for prompts and perplexity; a few thousand words.
-    type: path
-    required: true
-  prompts:
-    description: How many prompts are answered in both modes.
+  text_tokens:
+    description: How many tokens of the text are read.
     type: int
-    default: 4
+    default: 256
   generated_tokens:
     description: How many tokens each answer has.
     type: int
     default: 64
-  perplexity_context:
-    description: Context in which the perplexity is measured, in tokens.
-    type: int
-    default: 512
-  perplexity_chunks:
-    description: How many pieces of O(perplexity_context) tokens are measured.
-    type: int
-    default: 8
-  perplexity_tolerance_percent:
-    description:
-      - How much the perplexity may be above that of the reference, where cards add up in BF16, as NCCL and llama.cpp's
-        internal all-reduce do. Where sums stay in float32 it may be half as much.
+  tolerance_percent:
+    description: How far the log-probabilities may be apart, in percent of what the candidates of a token differ by.
     type: float
-    default: 1.0
+    default: 15.0
   soak_seconds:
     description: How long the mode on trial is kept busy, the idle gaps not counted.
     type: int
@@ -95,7 +78,7 @@ options:
     type: int
     default: 45
   load_timeout_seconds:
-    description: Time after which loading the model, or measuring a perplexity, counts as a hang.
+    description: Time after which loading the model counts as a hang.
     type: int
     default: 900
   request_timeout_seconds:
@@ -116,7 +99,6 @@ EXAMPLES = r"""
     trial: "{{ item }}"
     devices: "{{ example_devices.devices }}"
     serving: "{{ example_serving }}"
-    text_file: /var/lib/mixed_gpu/trial_text.txt
     campaign: "2026-11-24T04:33:09Z"
     fingerprint: "{{ example_parts | homelab.mixed_gpu.fingerprint }}"
   loop: "{{ example_plan.trials }}"
@@ -143,10 +125,10 @@ load:
       type: str
     results:
       description:
-        - One dict with C(answers) (C(tokens_compared), C(first_divergence), C(diverging_answers)), C(perplexity)
-          (C(reference), C(candidate), C(difference_percent), C(tolerance_percent)), C(allreduce) (C(asked), C(ran),
-          C(transport), C(fallback), or V(none) where the server says nothing of it), C(soak) (C(seconds), C(idle_gaps),
-          C(requests), C(tokens), C(decode_tokens_per_second)) as far as the trial came.
+        - One dict with C(answers) (C(difference_percent), C(share), C(place), as of M(homelab.mixed_gpu.answer_check)),
+          C(allreduce) (C(asked), C(ran), C(transport), C(fallback), or V(none) where the server says nothing of it),
+          C(soak) (C(seconds), C(idle_gaps), C(requests), C(tokens), C(decode_tokens_per_second)) as far as the trial
+          came.
       returned: when tried
       type: list
       elements: dict
@@ -165,7 +147,8 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import san
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
     allreduce_log,
-    lost_words,
+    answer_check,
+    answer_run,
     mode_trial,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import Server, TrialError
@@ -183,7 +166,9 @@ class SplitModeTrial(run.StoredLoad):
         for key in ("label", "split_mode", "layers", "load", "reference"):
             if key not in trial:
                 module.fail_json(msg=f"trial.{key} is missing: give an element of split_plan's trials.")
-        for name in ("prompts", "generated_tokens", "soak_seconds", "load_timeout_seconds", "request_timeout_seconds"):
+        for name in (
+            "text_tokens", "generated_tokens", "soak_seconds", "load_timeout_seconds", "request_timeout_seconds"
+        ):  # fmt: skip
             if module.params[name] < 1:
                 module.fail_json(msg=f"{name} is {module.params[name]}: give at least 1.")
         for name in ("idle_gaps", "idle_seconds"):
@@ -199,10 +184,8 @@ class SplitModeTrial(run.StoredLoad):
 
     def check_programs(self) -> None:
         remedy = "install llama.cpp with this target (role llama_cpp, llama_cpp_targets)"
-        for program in (self.params["llama_server"], self.params["llama_perplexity"]):
-            self.need(program, "program", remedy, os.X_OK)
+        self.need(self.params["llama_server"], "program", remedy, os.X_OK)
         self.need(self.params["model_path"], "readable model", "fetch it (role llm_models), or set model_path")
-        self.need(self.params["text_file"], "text", "set text_file to a text of some thousand words")
 
     def measure(self, lock: int) -> dict[str, t.Any]:
         status, reason = "ok", None
@@ -226,33 +209,38 @@ class SplitModeTrial(run.StoredLoad):
         candidate = self.deployment(self.load)
         environment = {name: str(value) for name, value in self.params["environment"].items()}
         own = {**environment, **{name: str(value) for name, value in (self.load.get("environment") or {}).items()}}
-        with open(self.params["text_file"], encoding="utf-8", errors="replace") as handle:
-            text = handle.read()
-        prompts = self.prompts(text)
-        generated = self.params["generated_tokens"]
+        text, generated = self.params["text_tokens"], self.params["generated_tokens"]
         try:
             with self.server(reference, environment, lock) as server:
-                known = [server.answer(prompt, generated)["tokens"] for prompt in prompts]
-            before = self.perplexity(reference, environment, lock)
-        except TrialError as end:
-            raise TrialError("reference_failed", f"layer mode, the reference, failed: {end.reason}") from end
-        after = self.perplexity(candidate, own, lock)
-        self.found["perplexity"] = mode_trial.perplexities(before, after)
+                asked = answer_run.questions(server, text, generated)
+                tokens, known = answer_run.of_placement(server, asked)
+        except (TrialError, answer_run.NoNumbersError) as end:
+            raise TrialError("reference_failed", f"layer mode, the reference, failed: {end}") from end
         server = self.server(candidate, own, lock)
         try:
             with server:
-                mine = [server.answer(prompt, generated)["tokens"] for prompt in prompts]
-                self.found["answers"] = mode_trial.compare_answers(known, mine)
-                self.found["allreduce"] = allreduce_log.read(server.text(), allreduce.asked(self.load))
-                tolerance = self.found["perplexity"]["tolerance_percent"] = self.tolerance()
-                reason = mode_trial.judge_perplexity(before, after, tolerance)
-                if reason is not None:
-                    raise TrialError("different", reason)
-                self.soak(server, prompts[0], mine[0])
+                try:
+                    mine = answer_run.of_device(server, asked, tokens)
+                except answer_run.NoNumbersError as end:
+                    raise TrialError("different", f"it {end}") from end
+                self.compare(tokens, mine, known)
+                answer = server.answer(asked.text, generated)["tokens"]
+                self.soak(server, asked.text, answer)
         finally:
             # NCCL's lines are all there once the server has ended
             self.found["allreduce"] = allreduce_log.read(server.said, allreduce.asked(self.load))
         self.check_allreduce()
+
+    def compare(self, tokens: t.Sequence[int], mine: answer_check.Answers, known: answer_check.Answers) -> None:
+        """Raise TrialError where the mode on trial gives other answers than the reference, which gave C(tokens)."""
+        tolerance = self.params["tolerance_percent"]
+        found = answer_check.compare(tokens, mine, known, tolerance)
+        self.found["answers"] = {
+            "difference_percent": found.difference_percent, "share": found.share, "place": found.place,
+        }  # fmt: skip
+        if not found.agrees:
+            how_far = answer_check.how_far(self.found["answers"])
+            raise TrialError("different", f"{how_far} ({tolerance:g} % are tolerated)")
 
     def server(self, served: dict[str, t.Any], environment: dict[str, str], lock: int) -> Server:
         params = self.params
@@ -263,8 +251,7 @@ class SplitModeTrial(run.StoredLoad):
 
     def box(self, served: dict[str, t.Any]) -> sandboxed_run.Sandbox:
         devices = [device["device"] for device in self.params["devices"]]
-        files = [self.params["model_path"], self.params["text_file"]]
-        return self.sandbox(devices, served["split_mode"], files)
+        return self.sandbox(devices, served["split_mode"], [self.params["model_path"]])
 
     def deployment(self, part: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         params = self.params
@@ -273,35 +260,7 @@ class SplitModeTrial(run.StoredLoad):
             params["rpc_endpoints"],
         )  # fmt: skip
 
-    def prompts(self, text: str) -> list[str]:
-        """Return pieces of the text from all over it, each short enough for a small context."""
-        count = self.params["prompts"]
-        room = max(16, min(1000, self.serving["context_size"] // self.serving["parallel_slots"] // 2))
-        step = max(1, (len(text) - room) // count)
-        return [text[place : place + room] for place in range(0, step * count, step)]
-
-    def perplexity(
-        self, served: dict[str, t.Any], environment: dict[str, str], lock: int
-    ) -> tuple[float, float] | None:
-        """Return (perplexity, error) of the text in a mode; TrialError when the program hangs or ends badly."""
-        params = self.params
-        command = mode_trial.perplexity_command(
-            params["llama_perplexity"], served, params["text_file"], params["perplexity_context"],
-            params["perplexity_chunks"],
-        )  # fmt: skip
-        _command, own = mode_trial.server_command(params["llama_server"], served, 1)
-        limit = params["load_timeout_seconds"]
-        done = lost_words.run(
-            command, self.box(served), {**own, **environment}, limit, lock, mode_trial.PERPLEXITY
-        )
-        if done.timed_out:
-            raise TrialError("hung", f"llama-perplexity was not done after {limit} seconds and was ended")
-        text = f"{done.stdout}\n{done.stderr}"
-        if done.rc != 0:
-            raise TrialError(*mode_trial.why_it_ended(done.rc, text))
-        return mode_trial.parse_perplexity(text)
-
-    def soak(self, server: Server, prompt: str, answer: t.Sequence[int]) -> None:
+    def soak(self, server: Server, prompt: t.Sequence[int], answer: t.Sequence[int]) -> None:
         """Keep the server busy, with idle gaps."""
         params = self.params
         soak = Soak(server, prompt, answer, params["generated_tokens"], self.serving["micro_batch_size"])
@@ -321,28 +280,17 @@ class SplitModeTrial(run.StoredLoad):
             f"it was measured with {allreduce.name(asked)}, and llama-server used {allreduce.name(found['ran'])}{why}",
         )
 
-    def tolerance(self) -> float:
-        """Return by how many percent the perplexity may be worse: less where no sum is rounded to BF16."""
-        cuda = all(device["backend"] == "CUDA" for device in self.params["devices"])
-        rounded = allreduce_log.rounds_to_bf16(self.found["allreduce"], cuda)
-        given = float(self.params["perplexity_tolerance_percent"])
-        return given if rounded else given * mode_trial.EXACT_SUMS
-
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "llama_server": {"type": "path", "default": "/opt/llama.cpp/current/bin/llama-server"},
-            "llama_perplexity": {"type": "path", "default": "/opt/llama.cpp/current/bin/llama-perplexity"},
             "model_path": {"type": "path", "required": True},
             "trial": {"type": "dict", "required": True},
             "devices": {"type": "list", "elements": "dict", "required": True},
-            "text_file": {"type": "path", "required": True},
-            "prompts": {"type": "int", "default": 4},
+            "text_tokens": {"type": "int", "default": 256, "no_log": False},
             "generated_tokens": {"type": "int", "default": 64, "no_log": False},
-            "perplexity_context": {"type": "int", "default": 512},
-            "perplexity_chunks": {"type": "int", "default": 8},
-            "perplexity_tolerance_percent": {"type": "float", "default": 1.0},
+            "tolerance_percent": {"type": "float", "default": answer_check.TOLERANCE_PERCENT},
             "soak_seconds": {"type": "int", "default": 120},
             "idle_gaps": {"type": "int", "default": 2},
             "idle_seconds": {"type": "int", "default": 45},

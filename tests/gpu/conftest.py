@@ -59,7 +59,7 @@ def rpc_server(llama_bin, *options, environment=None):
         server.wait()
 
 
-def tune(llama_bin, problem, path, state_dir, *, endpoints=(), environment=None, text_file=None, soak_seconds=20):
+def tune(llama_bin, problem, path, state_dir, *, endpoints=(), environment=None, soak_seconds=20):
     """Plan, measure and try in rounds as the role does; return the last plan and everything measured."""
     devices = problem["devices"]
     shared = {
@@ -81,9 +81,8 @@ def tune(llama_bin, problem, path, state_dir, *, endpoints=(), environment=None,
             done.append(measured)
         for trial in plan["trials"]:
             tried = module(
-                "split_mode_trial", llama_server=f"{llama_bin}/llama-server",
-                llama_perplexity=f"{llama_bin}/llama-perplexity", trial=trial, devices=devices,
-                text_file=str(text_file), soak_seconds=soak_seconds, load_timeout_seconds=180,
+                "split_mode_trial", llama_server=f"{llama_bin}/llama-server", trial=trial, devices=devices,
+                soak_seconds=soak_seconds, load_timeout_seconds=180,
                 request_timeout_seconds=60, **shared,
             )["load"]
             print(f"  {tried['label']}: {tried['status']} {tried['reason'] or ''} {json.dumps(tried['results'])}",

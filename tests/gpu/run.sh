@@ -29,7 +29,7 @@ cmake -S "$source" -B "$work/build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release
   -DGGML_CUDA_NCCL="$([ -n "${NCCL_ROOT:-}" ] && echo ON || echo OFF)" -DNCCL_ROOT="${NCCL_ROOT:-}" \
   -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
   > "$work/cmake.log" 2>&1 || { tail -n 20 "$work/cmake.log"; exit 1; }
-cmake --build "$work/build" --parallel "${JOBS:-$(nproc)}" --target llama-bench llama-server llama-perplexity ggml-rpc-server llama-fit-params > "$work/build.log" 2>&1 ||
+cmake --build "$work/build" --parallel "${JOBS:-$(nproc)}" --target llama-bench llama-server ggml-rpc-server llama-fit-params > "$work/build.log" 2>&1 ||
   { tail -n 20 "$work/build.log"; exit 1; }
 echo "== built in $((SECONDS - began)) s"
 

@@ -167,9 +167,7 @@ def test_tensor_mode_between_two_cuda_devices(box, llama_bin, model_path, model,
     ways = ["nccl", "internal"] if "libnccl" in linked and len(uuids) == 2 else ["internal"]
     objective = {"name": "decode", "prompt_tokens": 2048, "generated_tokens": 256}
     problem = problem_of(devices, model, objective, split_modes=["layer", "tensor"], tensor={"allreduce": ways})
-    plan, loads = tune(
-        llama_bin, problem, model_path, tmp_path / "loads", environment=environment, text_file=ROOT / "LICENSE",
-    )
+    plan, loads = tune(llama_bin, problem, model_path, tmp_path / "loads", environment=environment)
     decision = plan["decision"]
     assert decision is not None, plan["why"]
     print(json.dumps(decision["tensor"], indent=1))
@@ -188,7 +186,7 @@ def test_tensor_mode_between_two_cuda_devices(box, llama_bin, model_path, model,
 
 
 def test_the_trial_of_tensor_mode_on_cuda(box, llama_bin, model_path, tmp_path):
-    """The trial itself, also where tensor mode would lose: same text predicted, same answer every time."""
+    """The trial itself, also where tensor mode would lose: same tokens likely, same answer every time."""
     uuids = [gpu["id"] for gpu in box["gpus"]][:2]
     environment = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(uuids)}
     if len(uuids) < 2:
@@ -203,11 +201,11 @@ def test_the_trial_of_tensor_mode_on_cuda(box, llama_bin, model_path, tmp_path):
         "reference": {"split_mode": "layer", "layers": [10, BLOCKS + 1 - 10]},
     }
     tried = module(
-        "split_mode_trial", llama_server=f"{llama_bin}/llama-server", llama_perplexity=f"{llama_bin}/llama-perplexity",
+        "split_mode_trial", llama_server=f"{llama_bin}/llama-server",
         model_path=model_path, trial=trial, devices=devices, serving=SERVING, environment=environment,
-        text_file=str(ROOT / "LICENSE"), soak_seconds=15, load_timeout_seconds=180, request_timeout_seconds=60,
+        soak_seconds=15, load_timeout_seconds=180, request_timeout_seconds=60,
         campaign="trial", fingerprint="3" * 64, state_dir=str(tmp_path / "trial"), lease_unit="",
     )["load"]
     print(json.dumps(tried, indent=1))
     assert (tried["status"], tried["reason"]) == ("ok", None)
-    assert abs(tried["results"][0]["perplexity"]["difference_percent"]) < 1
+    assert tried["results"][0]["answers"]["difference_percent"] < 15

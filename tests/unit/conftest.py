@@ -28,7 +28,7 @@ if os.environ.get("CI"):
 def llama_bin() -> pathlib.Path:
     """The folder of llama.cpp's programs, for tests marked as live; a live test without them fails."""
     folder = pathlib.Path(os.environ.get("MIXED_GPU_LLAMA_BIN") or pytest.fail("set MIXED_GPU_LLAMA_BIN"))
-    wanted = ("llama-bench", "llama-fit-params", "llama-perplexity", "llama-server", "ggml-rpc-server")
+    wanted = ("llama-bench", "llama-fit-params", "llama-server", "ggml-rpc-server")
     absent = [name for name in wanted if not (folder / name).is_file()]
     assert not absent, f"MIXED_GPU_LLAMA_BIN names a folder without {', '.join(absent)}"
     return folder

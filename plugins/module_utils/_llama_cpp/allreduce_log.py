@@ -49,15 +49,6 @@ def read(text: str, asked: str = "") -> Json | None:
     return {"asked": asked or None, "ran": ran, "transport": transport, "fallback": fallback}
 
 
-def rounds_to_bf16(found: t.Mapping[str, t.Any] | None, cuda: bool) -> bool:
-    """Return whether sums may be rounded to BF16.
-
-    NCCL does so from 32768 elements on and the internal all-reduce always; the generic one, which other devices have,
-    never.
-    """
-    return cuda and (found or {}).get("ran") != "none"
-
-
 def environment(cuda: bool, split_mode: str) -> dict[str, str]:
     """Return the variables under which a program says which all-reduce runs; none where there is none to tell."""
     return dict(allreduce.NCCL_TELLS) if cuda and split_mode == "tensor" else {}

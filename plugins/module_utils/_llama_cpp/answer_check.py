@@ -29,6 +29,8 @@ PLACEMENT: t.Final = "placement"
 CANDIDATES: t.Final = 64
 #: A token is nearly the first choice if it is at least so many times as likely.
 NEARLY: t.Final = 0.25
+#: How far log-probabilities may be apart, in percent of what the candidates of a token differ by.
+TOLERANCE_PERCENT: t.Final = 15.0
 #: Largest difference that is told.
 MOST_PERCENT: t.Final = 999.0
 #: Less likely than that is as good as impossible: e^-60.
@@ -135,6 +137,14 @@ def compare(tokens: t.Sequence[int], reference: Answers, other: Answers, toleran
     apart = difference_percent(reference.positions, other.positions)
     share, place = least_share(tokens, reference.own)
     return Agreement(round(apart, 2), round(share, 4), place, apart <= tolerance_percent and share >= NEARLY)
+
+
+def how_far(found: Mapping) -> str:
+    """Return how far two differ, as a clause; C(found) has the fields of an Agreement."""
+    return (
+        f"log-probabilities differ by {found['difference_percent']:g} %, and token {found['place'] + 1} of the answer"
+        f" is {found['share']:g} times as likely as the first choice"
+    )
 
 
 # --- who is wrong ----------------------------------------------------------------------------------------------------
@@ -284,12 +294,7 @@ def _device_cures(deployment: Mapping, wrong: t.Sequence[str]) -> list[str]:
 def _words(deployment: Mapping, compared: t.Sequence[Json], wrong: t.Sequence[str] | None, flat: bool) -> Json:
     """Return reason and cures; C(wrong) as of culprits, C(flat) as of is_flat."""
     apart = max(compared, key=lambda one: (not one["agrees"], one["difference_percent"]))
-    how = (
-        f"log-probabilities differ by {apart['difference_percent']:g} %, and token {apart['place'] + 1} of the answer"
-        f" is {apart['share']:g} times as likely as the first choice"
-    )
-    if flat:
-        how = "the placement gives each token the same probability"
+    how = "the placement gives each token the same probability" if flat else how_far(apart)
     other = _named(deployment, apart["id"])
     if wrong:
         names = " and ".join(_named(deployment, name) for name in wrong)

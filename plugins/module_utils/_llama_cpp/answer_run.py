@@ -8,7 +8,7 @@ import dataclasses
 import typing as t
 
 from .._base.types import Json, Mapping
-from . import answer_check
+from . import answer_check, llama_client
 from .trial_server import Server, TrialError
 
 #: Tokens between two places in the text. From 32 tokens on, a card computes layers that lie in host memory.
@@ -53,8 +53,13 @@ class Questions:
         return list(range(STEP, len(self.text) + 1, STEP))
 
 
-def questions(tokens: t.Sequence[int], text_tokens: int, generated: int, context: int) -> Questions:
-    """Return the questions that fit into a slot of C(context) tokens. Raises TrialError where none do."""
+def questions(server: Server, text_tokens: int, generated: int) -> Questions:
+    """Return the questions that fit into a slot of the server. Raises TrialError where none do."""
+    try:
+        context = server.client.context_per_slot()
+    except llama_client.ServerError as error:
+        raise TrialError("unstable", str(error)) from error
+    tokens = server.tokens(TEXT)
     room = min(text_tokens, len(tokens), context - generated - _SPARE_TOKENS) // STEP * STEP
     if room < STEP:
         raise TrialError("refused", f"a slot of {context} tokens has no room for {STEP} and {generated} tokens")

@@ -1,30 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Judges whether another split mode can be trusted. Private to this collection. Pure functions only.
-
-The same model in two split modes computes the same sums in another order, so answers may part at a token whose
-alternatives are nearly as likely; that is reported and means nothing by itself. What must not change is how well the
-model predicts a text (perplexity), and what must not happen is a hang, a crash, or another answer to the same prompt.
-"""
+"""The servers of a trial of another split mode, and how they end. Private to this collection. Pure functions only."""
 
 from __future__ import annotations
 
-import math
-import re
 import typing as t
 
 from .._base.types import Json, Mapping
 from .._measuring import outcome
 from .._split import placement
 from . import llama_server
-
-#: How llama-perplexity says its result.
-PERPLEXITY: t.Final = re.compile(
-    r"Final estimate: PPL = ([0-9.]+|-?nan|inf) \+/- ([0-9.]+|-?nan|inf)", re.IGNORECASE
-)
-#: Part of the tolerated difference that is tolerated where no sum is rounded to BF16. NCCL rounds each sum of 32768
-#: elements or more to 8 bits of precision, twice a block: measured 0.25 % of perplexity on two cards.
-EXACT_SUMS: t.Final = 0.5
 
 
 def deployment(
@@ -59,82 +44,12 @@ def server_command(
     return [program, *called["arguments"]], called["environment"]
 
 
-def perplexity_command(
-    program: str, served: Mapping, text_file: str, context: int, chunks: int
-) -> list[str]:
-    """Return the command that measures the perplexity of a text with the same placement and types as the server's."""
-    command, _environment = server_command(program, served, 1)
-    keep = {"-m", "--rpc", "-dev", "-sm", "-ts", "-ngl", "-fit", "-fa", "-ctk", "-ctv", "-t", "--poll", "-lm", "-ub"}
-    words = [program]
-    for flag, value in zip(command[1:], command[2:], strict=False):
-        if flag in keep:
-            words += [flag, value]
-    return [*words, "-c", str(context), "-b", str(context), "-f", text_file, "--chunks", str(chunks)]
-
-
-def parse_perplexity(text: str) -> tuple[float, float] | None:
-    """Return (perplexity, its standard error) of llama-perplexity's output, or None where there is none."""
-    match = PERPLEXITY.search(text)
-    if match is None:
-        return None
-    return float(match[1]), float(match[2])
-
-
 def first_divergence(one: t.Sequence[t.Any], other: t.Sequence[t.Any]) -> int | None:
     """Return the place of the first token that differs, or None where none does as far as both go."""
     for place, (mine, theirs) in enumerate(zip(one, other, strict=False)):
         if mine != theirs:
             return place
     return None
-
-
-def compare_answers(reference: t.Sequence[t.Sequence[int]], candidate: t.Sequence[t.Sequence[int]]) -> Json:
-    """Return {tokens_compared, first_divergence, diverging_answers} of greedy answers to the same prompts.
-
-    C(first_divergence) is the earliest place over all answers, None where all agree.
-    """
-    places = [first_divergence(one, other) for one, other in zip(reference, candidate, strict=True)]
-    found = [place for place in places if place is not None]
-    return {
-        "tokens_compared": sum(min(len(a), len(b)) for a, b in zip(reference, candidate, strict=True)),
-        "first_divergence": min(found, default=None),
-        "diverging_answers": len(found),
-    }
-
-
-def judge_perplexity(
-    reference: tuple[float, float] | None, candidate: tuple[float, float] | None, tolerance_percent: float
-) -> str | None:
-    """Return why the mode is not trusted, or None. It may be worse by the tolerance; better is no fault.
-
-    Both run the same tokens, so their errors are nearly the same and cancel in the difference.
-    """
-    if reference is None or candidate is None:
-        which = "layer mode" if reference is None else "the mode on trial"
-        return f"the perplexity in {which} could not be measured"
-    if not math.isfinite(candidate[0]) or not math.isfinite(reference[0]):
-        return f"its perplexity is {candidate[0]} ({reference[0]} in layer mode)"
-    percent = difference_percent(reference, candidate)
-    if percent > tolerance_percent:
-        return (
-            f"its perplexity is {candidate[0]:.4f}, {percent:.2f} % above the {reference[0]:.4f} of layer mode "
-            f"({tolerance_percent:g} % are tolerated)"
-        )
-    return None
-
-
-def perplexities(reference: tuple[float, float] | None, candidate: tuple[float, float] | None) -> Json:
-    """Return {reference, candidate, difference_percent} for the record; null for what is no number."""
-    values = [None if known is None or not math.isfinite(known[0]) else known[0] for known in (reference, candidate)]
-    difference = None
-    if reference is not None and candidate is not None and None not in values:
-        difference = round(difference_percent(reference, candidate), 4)
-    return {"reference": values[0], "candidate": values[1], "difference_percent": difference}
-
-
-def difference_percent(reference: tuple[float, float], candidate: tuple[float, float]) -> float:
-    """Return by how much a perplexity is above another one, in percent."""
-    return 100 * (candidate[0] / reference[0] - 1)
 
 
 def why_it_ended(rc: int, log: str) -> tuple[str, str]:

@@ -23,7 +23,9 @@ REPEAT_EVERY: t.Final = 5
 class Soak:
     """The soak of one server."""
 
-    def __init__(self, server: Server, prompt: str, answer: t.Sequence[int], generated: int, micro_batch: int) -> None:
+    def __init__(
+        self, server: Server, prompt: t.Sequence[int], answer: t.Sequence[int], generated: int, micro_batch: int
+    ) -> None:
         """Take the first prompt with its answer (tokens), the tokens of an answer and those of a micro-batch."""
         self.server, self.prompt, self.answer = server, prompt, answer
         self.generated, self.micro_batch = generated, micro_batch

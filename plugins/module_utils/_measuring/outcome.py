@@ -64,9 +64,10 @@ _CUDA_CURES: t.Final = (
 _CUDA_CURE: t.Final = "this is no matter of memory: look for Xid errors of the driver in the kernel log"
 INVALID_DEVICE = re.compile(r"error: invalid device: (\S+)")
 _SAYS_LITTLE = re.compile(
-    r"^llama_bench: error: failed to|: failed to (?:load model|create context(?: with model .*)?)$|: [A-Z]+ error$"
+    r"^llama_bench: error: failed to|: failed to (?:load model|create[ _]context(?: with model .*)?)$|: [A-Z]+ error$"
+    r"|exiting due to model loading error$"
 )
-#: What llama-server and llama-perplexity put before an error: minutes.seconds.milliseconds.microseconds and E.
+#: What llama-server puts before an error: minutes.seconds.milliseconds.microseconds and E.
 _ERROR_LINE = r"^\d+\.\d{2}\.\d{3}\.\d{3} E "
 _COMPLAINT = re.compile(_ERROR_LINE + r"|error|fail|abort|assert|what\(\)|terminate", re.IGNORECASE)
 _SOURCE_PLACE = re.compile(r"^\S+\.(?:c|cc|cpp|cu|cuh|h|hpp|m):\d+: ")

@@ -58,9 +58,6 @@ class Family(t.Protocol):
     def bench(self, model: Mapping, devices: t.Sequence[Mapping]) -> Json:
         """Return the arguments of split_benchmark that only this engine has."""
 
-    def trial_programs(self) -> list[str]:
-        """Return the programs that the trial of split mode tensor needs beside those of every load."""
-
     def ways(self, look: Mapping, devices: t.Sequence[Mapping]) -> list[str]:
         """Return the all-reduces that split mode tensor is tried with; empty where there is nothing to choose."""
 
@@ -116,9 +113,6 @@ class LlamaCpp:
 
     def bench(self, model: Mapping, devices: t.Sequence[Mapping]) -> Json:
         return {"llama_bench": f"{self.settings.llama_cpp}/bin/llama-bench"}
-
-    def trial_programs(self) -> list[str]:
-        return [f"{self.settings.llama_cpp}/bin/llama-perplexity"]
 
     def ways(self, look: Mapping, devices: t.Sequence[Mapping]) -> list[str]:
         asked = [way for way in self.settings.tensor_allreduce if way in allreduce.OF_LLAMA_CPP]
@@ -195,9 +189,6 @@ class Exllama:
         listed = [dict(device) for device in devices]
         own = {"model": dict(model), "devices": listed, "reserve_mib": self.settings.reserve_mib}
         return {"exllama": {**self._programs, **own}}
-
-    def trial_programs(self) -> list[str]:
-        return []
 
     def ways(self, look: Mapping, devices: t.Sequence[Mapping]) -> list[str]:
         asked = [way for way in self.settings.tensor_allreduce if way in allreduce.OF_EXLLAMA]

@@ -65,7 +65,6 @@ class Settings:
     tensor_soak_seconds: int
     tensor_idle_gaps: int
     tensor_idle_seconds: int
-    tensor_perplexity_tolerance_percent: float
     speculation: str | list[str]
     speculation_tokens: int
     drafts: dict[str, t.Any]              # as llm_models_installed; those with draft_for of this model

@@ -84,19 +84,9 @@ class State:
         return self.needed("look")
 
     @property
-    def trial_programs(self) -> list[str]:
-        """What only the trial of split mode tensor needs."""
-        return self.family.trial_programs() if "tensor" in self.modes else []
-
-    @property
     def missing(self) -> list[str]:
         """Files without which nothing can be measured."""
-        return [path for path in self.look["missing"] if path not in self.trial_programs]
-
-    @property
-    def lacking_trial(self) -> list[str]:
-        """Programs without which split mode tensor cannot be tried."""
-        return [path for path in self.look["missing"] if path in self.trial_programs]
+        return list(self.look["missing"])
 
     @functools.cached_property
     def gpus(self) -> list[Json]:
@@ -268,8 +258,6 @@ class State:
     @property
     def tensor_refused(self) -> str | None:
         """Why split mode tensor cannot be tried, as far as that is known; None where nothing speaks against it."""
-        if self.lacking_trial:
-            return f"{self.lacking_trial[0]}, which judges it, does not exist (llama_cpp_targets)"
         asked = self.result(TENSOR_QUESTION) or {}
         return f"llama.cpp refuses it: {str(asked['reason']).rstrip('.')}" if asked.get("refused") else None
 

@@ -31,7 +31,7 @@ def look(state: State) -> Step:
     settings, engine = state.settings, state.engine
     model = f"{settings.model_path}/{engine.model_file}" if engine.model_file else settings.model_path
     arguments = {
-        "needed": [model, state.build_file, *state.trial_programs],
+        "needed": [model, state.build_file],
         "build_file": state.build_file,
         "host_python": settings.host_python,
         **state.family.look(),
@@ -137,12 +137,9 @@ def trial(state: State, wanted: Mapping) -> Step:
     arguments = {
         **_measuring(state),
         "llama_server": f"{settings.llama_cpp}/bin/llama-server",
-        "llama_perplexity": f"{settings.llama_cpp}/bin/llama-perplexity",
         "model_path": settings.model_path,
         "trial": dict(wanted),
         "devices": state.devices,
-        "text_file": f"{settings.state_dir}/trial_text.txt",
-        "perplexity_tolerance_percent": settings.tensor_perplexity_tolerance_percent,
         "soak_seconds": settings.tensor_soak_seconds,
         "idle_gaps": settings.tensor_idle_gaps,
         "idle_seconds": settings.tensor_idle_seconds,
@@ -150,7 +147,7 @@ def trial(state: State, wanted: Mapping) -> Step:
     }
     label = str(wanted["label"])
     soak = settings.tensor_soak_seconds + settings.tensor_idle_gaps * settings.tensor_idle_seconds
-    limit = 5 * settings.load_timeout_seconds + soak + _WAIT_SECONDS
+    limit = 3 * settings.load_timeout_seconds + soak + _WAIT_SECONDS
     return Step(label, "split_mode_trial", arguments, label, 300.0 + soak, limit)
 
 

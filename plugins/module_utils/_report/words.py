@@ -77,9 +77,8 @@ def later_stages(decision: Mapping) -> list[str]:
     if tensor:
         trial = (tensor.get("trial") or {}).get("results") or [{}]
         words = tensor["why"]
-        perplexity = trial[0].get("perplexity") or {}
-        if perplexity.get("difference_percent") is not None:
-            words += f"; its perplexity differs by {number(abs(perplexity['difference_percent']))} %"
+        if trial[0].get("answers"):
+            words += f"; its log-probabilities differ by {number(trial[0]['answers']['difference_percent'])} %"
         found.append(f"Split mode tensor: {words}")
     if decision.get("speculation"):
         found.append(f"Speculation: {decision['speculation']['why']}")

@@ -1,13 +1,14 @@
-"""Behaves, and misbehaves, like llama-server and llama-perplexity, for what the real ones cannot be made to do at will.
+"""Behaves, and misbehaves, like llama-server, for what the real one cannot be made to do at will.
 
 FAKE_MODE says how, in split mode tensor only: ok, refuse, hang_load, hang_answer, die_answer, short, other_soak,
-idle_hang (once it had nothing to do for half a second), out_of_memory, perplexity_high, perplexity_nan,
-perplexity_none, perplexity_hang. FAKE_REFERENCE=1: in layer mode, too. FAKE_SAYS is printed by the server in split mode
+idle_hang (once it had nothing to do for half a second), out_of_memory, other (other tokens are likely), nan (what is
+likely is no number). FAKE_REFERENCE=1: in layer mode, too. FAKE_SAYS is printed by the server in split mode
 tensor.
-FAKE_MUTE=n: the first n starts of each program print nothing and end, llama-server in failure; where FAKE_PORT is set,
+FAKE_MUTE=n: the first n starts print nothing and end in failure; where FAKE_PORT is set,
 llama-server says that its port is taken.
 """
 
+import hashlib
 import http.server
 import json
 import os
@@ -25,15 +26,7 @@ with open(os.environ["FAKE_LOG"], "a+", encoding="utf-8") as log:
 if tensor and starts <= int(os.environ.get("FAKE_MUTE", "0")):
     if os.environ.get("FAKE_PORT"):
         print("0.00.100.000 E srv  start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 1")
-    sys.exit(me == "llama-server")
-
-if me == "llama-perplexity":
-    if mode == "perplexity_hang":
-        time.sleep(600)
-    value = {"perplexity_high": "7.0000", "perplexity_nan": "nan"}.get(mode, "5.0100" if tensor else "5.0000")
-    if mode != "perplexity_none":
-        print(f"Final estimate: PPL = {value} +/- 0.10000", file=sys.stderr)
-    sys.exit()
+    sys.exit(1)
 
 if mode == "refuse":
     print("0.00.1 E llama_model_load: error: LLAMA_SPLIT_MODE_TENSOR not implemented for architecture 'mamba'")
@@ -50,6 +43,16 @@ if tensor:
 
 answers = 0
 last = None
+
+
+def candidates(prompt, count):
+    """Return the likeliest tokens: they follow from the prompt, and differ a little from mode to mode."""
+    values = []
+    for token in range(100, 300):
+        digest = hashlib.sha256(f"{mode == 'other'} {prompt} {token}".encode()).digest()
+        values.append((token, digest[0] / 20 + (0.0002 * digest[1] if tensor else 0)))
+    top = sorted(values, key=lambda one: -one[1])[:count]
+    return [{"id": token, "logprob": None if mode == "nan" else value - 20} for token, value in top]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -76,9 +79,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.headers["Authorization"] != f"Bearer {os.environ['LLAMA_API_KEY']}":
             self.send_error(401)
             return
-        answers += 1
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        late = answers > 6
+        if self.path == "/tokenize":
+            self.reply({"tokens": [1, *asked["content"].encode()]})
+            return
+        if "n_probs" in asked:
+            self.reply({"completion_probabilities": [{"top_logprobs": candidates(asked["prompt"], asked["n_probs"])}]})
+            last = time.monotonic()
+            return
+        answers += 1
+        late = answers > 3
         if mode == "idle_hang" and last is not None and time.monotonic() - last > 0.5:
             time.sleep(600)
         if mode == "hang_answer" and late:

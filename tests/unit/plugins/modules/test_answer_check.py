@@ -95,8 +95,8 @@ def checked(tmp_path, capfd, monkeypatch):
     return Check(tmp_path, capfd)
 
 
-def left_over():
-    command = ["pgrep", "-f", "pytest-.*/llama-server"]
+def left_over(test):
+    command = ["pgrep", "-f", f"{test.here}/llama-server"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
 
 
@@ -115,7 +115,7 @@ def test_a_placement_that_computes_right(checked):
     for number, line in enumerate(checked.starts[1:]):
         assert f"-dev RPC{number} -sm none" in line and "-ngl auto -fit on -fitt 1024" in line
         assert "-ctk q8_0 -ctv q8_0" in line and "-np 1" in line
-    assert left_over() == []
+    assert left_over(checked) == []
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_who_computes_wrong_is_named(checked, mode, culprits, words):
     assert words in found["reason"]
     assert "build llama.cpp again" in " ".join(found["cures"])
     assert found["reason"] in checked.mark.read_text()
-    assert left_over() == []
+    assert left_over(checked) == []
 
 
 def test_two_devices_without_a_referee_accuse_nobody(checked):
@@ -162,7 +162,7 @@ def test_what_cannot_be_compared_is_unknown(checked, mode, words):
 def test_a_device_that_hangs_is_ended(checked):
     found = checked("hang", request_timeout_seconds=2)["answers"]
     assert found["status"] == "unknown" and "did not answer within 2 s" in found["reason"]
-    assert left_over() == []
+    assert left_over(checked) == []
 
 
 def test_a_placement_of_one_device_is_compared_with_the_other(checked):

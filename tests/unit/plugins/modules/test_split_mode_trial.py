@@ -40,10 +40,9 @@ class Trial:
 
     def __init__(self, tmp_path, capfd):
         self.capfd = capfd
-        for name in ("llama-server", "llama-perplexity"):
-            program = tmp_path / name
-            program.write_text(f"#!{sys.executable}\n{FAKE.read_text()}")
-            program.chmod(0o755)
+        program = tmp_path / "llama-server"
+        program.write_text(f"#!{sys.executable}\n{FAKE.read_text()}")
+        program.chmod(0o755)
         self.model = tmp_path / "m.gguf"
         self.model.write_bytes(b"GGUF")
         self.here, self.log = tmp_path, tmp_path / "log"
@@ -51,11 +50,10 @@ class Trial:
     def __call__(self, mode="ok", check=False, environment=None, **changes):
         arguments = {
             "llama_server": str(self.here / "llama-server"),
-            "llama_perplexity": str(self.here / "llama-perplexity"),
             "model_path": str(self.model), "trial": TRIAL, "devices": DEVICES,
             "rpc_endpoints": [device["id"] for device in DEVICES], "serving": SERVING, "campaign": "c",
             "fingerprint": "f", "state_dir": str(self.here / "measurements"), "lock_wait_seconds": 0,
-            "lease_unit": "", "text_file": str(PROJECT / "LICENSE"), "prompts": 3, "generated_tokens": 8,
+            "lease_unit": "", "text_tokens": 64, "generated_tokens": 8,
             "soak_seconds": 1, "idle_gaps": 1, "idle_seconds": 1, "load_timeout_seconds": 60,
             "request_timeout_seconds": 60,
             "environment": {"FAKE_MODE": mode, "FAKE_LOG": str(self.log), **(environment or {})},
@@ -71,7 +69,7 @@ class Trial:
 
     @property
     def left_over(self):
-        command = ["pgrep", "-f", f"{self.here}/llama-(server|perplexity)"]
+        command = ["pgrep", "-f", f"{self.here}/llama-server"]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
 
 
@@ -86,22 +84,15 @@ def test_a_mode_that_passes(trial):
     load = result["load"]
     assert (load["status"], load["reason"], result["changed"]) == ("ok", None, True)
     found = load["results"][0]
-    assert found["answers"] == {"tokens_compared": 24, "first_divergence": 2, "diverging_answers": 3}
-    # sums over RPC stay in float32
-    assert found["perplexity"] == {
-        "reference": 5.0, "candidate": 5.01, "difference_percent": 0.2, "tolerance_percent": 0.5,
-    }  # fmt: skip
+    assert 0 < found["answers"]["difference_percent"] < 3 and 0.9 < found["answers"]["share"] <= 1
     assert found["allreduce"] is None
     assert found["soak"]["requests"] >= 2
     assert found["soak"]["idle_gaps"] == 1 and found["soak"]["seconds"] >= 2
     assert found["soak"]["decode_tokens_per_second"]["min"] >= 20
     starts = trial.starts
-    programs = [line.split()[0] for line in starts]
-    assert programs == ["llama-server", "llama-perplexity", "llama-perplexity", "llama-server"]
-    assert all("-ub 32" in line for line in starts)
-    assert "-sm layer -ts 10,7" in starts[0] and "-sm tensor -ts 1,3" in starts[3]
-    assert [line.split()[1] for line in starts] == ["-", "-", "nccl", "nccl"]
-    assert "-c 512 -b 512" in starts[1] and "--chunks 8" in starts[1]
+    assert len(starts) == 2 and all("-ub 32" in line for line in starts)
+    assert "-sm layer -ts 10,7" in starts[0] and "-sm tensor -ts 1,3" in starts[1]
+    assert [line.split()[1] for line in starts] == ["-", "nccl"]
     assert trial.left_over == []
 
 
@@ -111,7 +102,7 @@ def test_a_finished_trial_is_not_repeated(trial):
     assert (again["changed"], again["load"]["reused"], again["load"]["results"]) == (
         False, True, first["load"]["results"]
     )  # fmt: skip
-    assert len(trial.starts) == 4
+    assert len(trial.starts) == 2
 
 
 @pytest.mark.parametrize(
@@ -123,10 +114,9 @@ def test_a_finished_trial_is_not_repeated(trial):
         ("die_answer", "crashed", "SIGABRT"),
         ("short", "unstable", "7 tokens instead of 8"),
         ("other_soak", "unstable", "the same prompt got another answer from token 1 on"),
-        ("perplexity_high", "different", "40.00 % above the 5.0000 of layer mode (0.5 % are tolerated)"),
+        ("other", "different", "times as likely as the first choice (15 % are tolerated)"),
         ("idle_hang", "hung", "did not answer within 5 s"),
-        ("perplexity_nan", "different", "its perplexity is nan"),
-        ("perplexity_none", "different", "the perplexity in the mode on trial could not be measured"),
+        ("nan", "different", "it gives probabilities that are no numbers (NaN)"),
     ],
 )
 def test_a_mode_that_fails_is_a_result(trial, mode, status, words):
@@ -144,7 +134,6 @@ def test_a_mode_that_fails_is_a_result(trial, mode, status, words):
 def test_a_program_whose_last_words_are_lost_is_started_again(trial, environment):
     result = trial(environment={"FAKE_MUTE": str(lost_words.STARTS - 1), **environment})
     assert (result["load"]["status"], result["load"]["reason"]) == ("ok", None)
-    assert result["load"]["results"][0]["perplexity"]["candidate"] == 5.01
     ports = [line.split("--port ")[1].split()[0] for line in trial.starts if "--port" in line and "-sm tensor" in line]
     assert len(ports) == lost_words.STARTS
     assert trial.left_over == []
@@ -158,19 +147,16 @@ def test_lost_words_between_others_are_asked_for_as_well(trial):
 def test_a_program_that_never_says_why_it_fails_is_left(trial):
     result = trial(environment={"FAKE_MUTE": "99"})
     assert result["load"]["reason"] == "llama.cpp ended with exit status 1 (it printed nothing)"
-    perplexities = [line for line in trial.starts if line.startswith("llama-perplexity") and "-sm tensor" in line]
-    servers = [line for line in trial.starts if line.startswith("llama-server") and "-sm tensor" in line]
-    assert len(perplexities) == len(servers) == lost_words.STARTS
+    assert len([line for line in trial.starts if "-sm tensor" in line]) == lost_words.STARTS
 
 
-def test_cards_round_their_sums_and_say_how_they_add_up(trial):
+def test_cards_say_how_they_add_up(trial):
     cards = [{**device, "backend": "CUDA", "device": f"CUDA{i}"} for i, device in enumerate(DEVICES)]
     said = (
         "box:1:2 [0] NCCL INFO ncclCommInitAll comm 0x5 rank 0 nranks 2 - Init COMPLETE\n"
         "box:1:3 [0] NCCL INFO Channel 00 : 0[0] -> 1[1] via SHM/direct/direct"
     )
     found = trial(devices=cards, rpc_endpoints=[], environment={"FAKE_SAYS": said})["load"]["results"][0]
-    assert found["perplexity"]["tolerance_percent"] == 1.0
     assert found["allreduce"] == {"asked": "nccl", "ran": "nccl", "transport": "SHM", "fallback": None}
     # what is served must be what was measured
     said = "W NCCL init failed (invalid usage); falling back to internal AllReduce\nI x: initialized AllReduce pipeline"
@@ -182,9 +168,8 @@ def test_cards_round_their_sums_and_say_how_they_add_up(trial):
     )
 
 
-@pytest.mark.parametrize("mode", ["hang_load", "perplexity_hang"])
-def test_a_hang_is_killed_at_its_limit(trial, mode):
-    result = trial(mode, load_timeout_seconds=6)
+def test_a_hang_is_killed_at_its_limit(trial):
+    result = trial("hang_load", load_timeout_seconds=6)
     assert result["load"]["status"] == "hung"
     assert "after 6 seconds and was ended" in result["load"]["reason"]
     assert trial.left_over == []
@@ -204,10 +189,9 @@ def test_check_mode_starts_nothing(trial):
     ("changes", "words"),
     [
         ({"trial": {"label": "x"}}, "trial.split_mode is missing"),
-        ({"prompts": 0}, "prompts is 0"),
+        ({"text_tokens": 0}, "text_tokens is 0"),
         ({"idle_gaps": -1}, "idle_gaps is -1"),
-        ({"llama_perplexity": "/nowhere/llama-perplexity"}, "llama_cpp_targets"),
-        ({"text_file": "/nowhere/text"}, "There is no text /nowhere/text"),
+        ({"llama_server": "/nowhere/llama-server"}, "llama_cpp_targets"),
     ],
 )
 def test_misuse_is_one_sentence(trial, changes, words):
@@ -229,17 +213,15 @@ def test_tensor_mode_of_the_real_llama_cpp(trial, tmp_path, llama_bin, rpc_endpo
     endpoints = rpc_endpoints[:2]
     devices = [{**device, "id": at, "description": at} for device, at in zip(DEVICES, endpoints, strict=True)]
     arguments = {
-        "llama_server": f"{llama_bin}/llama-server", "llama_perplexity": f"{llama_bin}/llama-perplexity",
+        "llama_server": f"{llama_bin}/llama-server",
         "model_path": str(model), "devices": devices, "rpc_endpoints": endpoints, "soak_seconds": 5,
         "load_timeout_seconds": 600, "request_timeout_seconds": 300,
-        "perplexity_context": 64, "perplexity_chunks": 2,
     }  # fmt: skip
     split = {**TRIAL, "environment": {}, "layers": [1, 3], "reference": {"split_mode": "layer", "layers": [3, 2]}}
     load = trial(**arguments, trial=split)["load"]
     assert (load["status"], load["reason"]) == ("ok", None)
     found = load["results"][0]
-    assert found["answers"]["tokens_compared"] == 24
-    assert abs(found["perplexity"]["difference_percent"]) < 1
+    assert found["answers"]["difference_percent"] < 15
     assert found["soak"]["requests"] >= 1
     # what the real program refuses
     refused = trial(**arguments, trial={**split, "load": 2}, serving={**SERVING, "flash_attention": "off"})["load"]

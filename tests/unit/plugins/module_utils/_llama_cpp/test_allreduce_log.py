@@ -60,10 +60,6 @@ def test_lines_of_nccl_are_told_from_results():
     assert not allreduce_log.is_of_nccl('{"backends": "CUDA", "model_filename": "/srv/NCCL.gguf"}')
 
 
-def test_only_cards_round_their_sums():
-    assert allreduce_log.rounds_to_bf16({"ran": "nccl"}, cuda=True)
-    assert allreduce_log.rounds_to_bf16(None, cuda=True)
-    assert not allreduce_log.rounds_to_bf16({"ran": "none"}, cuda=True)
-    assert not allreduce_log.rounds_to_bf16(None, cuda=False)
+def test_only_cards_in_tensor_mode_say_it():
     assert allreduce_log.environment(True, "tensor") == {"NCCL_DEBUG": "INFO"}
     assert allreduce_log.environment(True, "layer") == allreduce_log.environment(False, "tensor") == {}

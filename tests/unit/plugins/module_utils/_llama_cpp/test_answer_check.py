@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import random
+import types
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import answer_check, answer_run
@@ -174,13 +175,20 @@ def test_nothing_to_compare_with_is_unknown():
     assert (result["status"], "Card a (a): out of memory" in result["reason"]) == ("unknown", True)
 
 
+def asked_of(tokens, context, text_tokens, generated):
+    """Return the questions to a server that makes so many tokens of the text, and has so many in a slot."""
+    client = types.SimpleNamespace(context_per_slot=lambda: context)
+    server = types.SimpleNamespace(client=client, tokens=lambda text: list(range(tokens)))
+    return answer_run.questions(server, text_tokens, generated)
+
+
 def test_questions_fit_into_a_slot():
-    asked = answer_run.questions(range(1000), 256, 64, 4096)
+    asked = asked_of(1000, 4096, 256, 64)
     assert (asked.ends[0], asked.ends[-1], len(asked.ends), asked.context) == (32, 256, 8, 336)
-    assert answer_run.questions(range(70), 256, 64, 4096).ends == [32, 64]
-    assert answer_run.questions(range(1000), 256, 64, 256).ends == [32, 64, 96, 128, 160]
+    assert asked_of(70, 4096, 256, 64).ends == [32, 64]
+    assert asked_of(1000, 256, 256, 64).ends == [32, 64, 96, 128, 160]
     with pytest.raises(TrialError, match="no room"):
-        answer_run.questions(range(1000), 256, 64, 100)
+        asked_of(1000, 100, 256, 64)
 
 
 def test_the_text_is_ascii_and_long_enough():

@@ -35,3 +35,16 @@ def test_an_error_of_cuda_is_named_with_its_cure(message: str, cure: str) -> Non
 def test_another_failure_is_told_by_its_last_words() -> None:
     said = outcome.crash("llama-bench", 1, "llama_model_load: error loading model: tensor 'x' not found\n")
     assert said == "llama-bench ended with exit status 1 (llama_model_load: error loading model: tensor 'x' not found)"
+
+
+def test_lines_that_only_say_that_loading_failed_hide_no_reason() -> None:
+    """As llama-server of b11312 ends where split mode tensor is asked for without flash attention."""
+    text = (
+        "0.03.138.344 E llama_init_from_model: SPLIT_MODE_TENSOR requires flash_attn to be enabled\n"
+        "0.03.138.345 E cmn  common_init_: failed to create context with model '/srv/m.gguf'\n"
+        "0.03.138.509 E srv    load_model: failed to create_context with model '/srv/m.gguf'\n"
+        "0.03.138.526 I srv    operator(): operator(): cleaning up before exit...\n"
+        "0.03.139.089 E srv  llama_server: exiting due to model loading error\n"
+    )
+    reason = "llama_init_from_model: SPLIT_MODE_TENSOR requires flash_attn to be enabled"
+    assert outcome.crash("llama.cpp", 1, text) == f"llama.cpp ended with exit status 1 ({reason})"

@@ -215,8 +215,6 @@ def test_split_mode_tensor_is_tried_last(host: Host) -> None:
     [
         (lambda host: setattr(host, "no_tensor", "not implemented for architecture 'olmo2'"),
          "tensor mode was not tried: llama.cpp refuses it: not implemented for architecture 'olmo2'"),
-        (lambda host: host.missing.append("/opt/llama.cpp/current/bin/llama-perplexity"),
-         "llama-perplexity, which judges it, does not exist (llama_cpp_targets)"),
     ],
 )  # fmt: skip
 def test_split_mode_tensor_that_cannot_be_had_costs_no_load(
