@@ -172,6 +172,12 @@ def test_a_placement_of_one_device_is_compared_with_the_other(checked):
     assert checked("device0", layers=(17, 0))["answers"]["culprits"] == [IDS[0]]
 
 
+def test_drafts_are_left_out(checked):
+    speculation = {"kind": "draft-mtp", "n_max": 3}
+    found = checked(entry=checked.entry(speculation=speculation))["answers"]
+    assert found["status"] == "ok" and not [line for line in checked.starts if "--spec" in line]
+
+
 def test_a_slot_that_is_too_small_is_unknown(checked):
     found = checked(generated_tokens=480)["answers"]
     assert found["status"] == "unknown" and "a slot of 512 tokens has no room" in found["reason"]
