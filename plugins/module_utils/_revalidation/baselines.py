@@ -43,6 +43,8 @@ def configuration(
     shared = allreduce.recorded(entry)
     if shared is not None:
         split["allreduce"] = allreduce.words(shared)
+    if entry.get("speculation"):
+        split["speculation"] = dict(entry["speculation"])
     return {
         engine.build_part: build,
         **(versions or {}),

@@ -59,3 +59,11 @@ def test_a_new_tuning_says_what_became_of_the_speed():
     said = changes.since(first, later)
     assert "decode takes 6.1 % more time" in said and "prefill is the same within noise" in said
     assert "driver_version 580.95.05 -> 580.105.08" in said and "placement 44/37 -> 40/41" in said
+
+
+def test_another_way_to_speculate_is_another_configuration():
+    one, other = ({**ENTRY, "speculation": {"kind": "draft-simple", "n_max": n_max}} for n_max in (3, 5))
+    without, three, five = (baselines.configuration(entry, "b", {}, {}) for entry in (ENTRY, one, other))
+    assert "speculation" not in without
+    assert [change["part"] for change in changes.changes(without, three)] == ["speculation"]
+    assert changes.changes(three, five)[0]["now"] == {"kind": "draft-simple", "n_max": 5}
