@@ -11,8 +11,9 @@ import yaml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.steps import Done, Plan
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import known_cards
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import planning
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import configurations, planning
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import card_costs, fact_record
+from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._planner.test_tuning import ROOT
 
 FIVE = ["rtx4090_rtx3090", "rtx3090_x2_nvlink", "rtx4090_x2", "rtx5090", "rtx3090"]
@@ -98,12 +99,24 @@ def test_what_this_host_has_measured_stands_beside() -> None:
         "devices": [{"description": "NVIDIA GeForce RTX 4090"}, {"description": "NVIDIA GeForce RTX 3090"}],
         "placement": [{"id": "a", "layers": 44}, {"id": "b", "layers": 37}],
     }  # fmt: skip
-    record = {**fact_record.empty(), "models": {"m": entry}}
-    plan: Plan = planner.predict([Done(look, {"record": record}, "2026-11-29T00:00:00Z")])
+    recorded = {**fact_record.empty(), "models": {"m": entry}}
+    plan: Plan = planner.predict([Done(look, {"record": recorded}, "2026-11-29T00:00:00Z")])
     assert plan.result is not None
     assert [each["layers"] for each in plan.result["comparison"]["measured"]] == [[44, 37]]
     shown = next(line for line in plan.result["lines"] if "measured here" in line)
     assert "44/37" in shown and "17.2" in shown
+
+
+def test_a_quant_of_a_repository_is_compared() -> None:
+    planner = planning.planner(asked(repo="owner/name", quant="Q4_K_M", profiles=["rtx3090", "rtx3060_x2"]))
+    step = planner.predict([]).steps[0]
+    assert step.module == "hub_models_info" and step.args["quant"] == "Q4_K_M"
+    model = model_shapes.model("qwen3_5_27b_q4_k_m")
+    told = {"quant": "Q4_K_M", "files": ["m.gguf"], "size_bytes": 1, "model": model, "problem": None}
+    plan = planner.predict([Done(step, {"models": [told], "read_bytes": 9}, "2026-11-29T00:00:00Z")])
+    assert plan.result is not None and plan.result["comparison"]["models"] == ["Qwen3.5 27B Q4_K_M"]
+    plan = planner.predict([Done(step, {"models": [told, {**told, "quant": "Q8_0"}]}, "2026-11-29T00:00:00Z")])
+    assert plan.failure == "owner/name has Q4_K_M, Q8_0: name one that is a model with -e quant=NAME."
 
 
 @pytest.mark.parametrize(
@@ -124,6 +137,11 @@ def test_what_cannot_be_is_said(changes: dict[str, t.Any], words: str) -> None:
 
 
 def test_any_cards_can_be_put_together() -> None:
-    for card in known_cards.CARDS:
-        rows = compared(profiles=[f"{card}_rtx3060"], shape="llama_3_1_8b_q4_k_m")["rows"]
-        assert rows[0]["fits"]
+    question = {
+        "serving": record.BASE, "reserve_mib": 512,
+        "objective": {"name": "request", "prompt_tokens": 1024, "generated_tokens": 256, "depth_tokens": 0},
+        "bench": {"prompt_tokens": 1024, "generated_tokens": 64, "repetitions": 1},
+    }  # fmt: skip
+    model = t.cast(t.Any, model_shapes.model("llama_3_1_8b_q4_k_m"))
+    for found in card_costs.read([f"{card}_rtx3060" for card in known_cards.CARDS]):
+        assert configurations.serves(found, model, question)["fits"]
