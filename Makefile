@@ -9,7 +9,7 @@ SHELL := /bin/bash
 # Each scenario has a test host of its own; `make molecule SCENARIO=name` runs one.
 MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit
 # Scenarios that take longer: `make molecule-more`.
-MOLECULE_MORE := models exllamav2 speculation
+MOLECULE_MORE := models exllamav2 speculation experts
 
 export MIXED_GPU_CACHE ?= $(HOME)/.cache/homelab-mixed-gpu
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -81,7 +81,7 @@ install-test: build  ## install the built tarball and run its playbooks by name
 
 molecule: $(addprefix molecule-,$(or $(SCENARIO),$(MOLECULE_SCENARIOS)))  ## the collection on real systemd hosts, without a GPU
 
-molecule-more: $(addprefix molecule-,$(MOLECULE_MORE))  ## the scenarios models (a hub with faults), exllamav2 and speculation; twenty minutes
+molecule-more: $(addprefix molecule-,$(MOLECULE_MORE))  ## the scenarios models (a hub with faults), exllamav2, speculation and experts; half an hour
 
 molecule-%: venv
 	$(AS_ROOT) tests/lab/molecule.sh $*

@@ -83,6 +83,15 @@ record_problem:
   description: Why the recorded splits cannot be read, with the cure, or V(none).
   returned: success
   type: str
+cpu:
+  description: How many cores the CPU has, and how many threads they run.
+  returned: success
+  type: dict
+  sample: {physical_cores: 8, threads: 16}
+memory_total_mib:
+  description: RAM of the host in MiB.
+  returned: success
+  type: int
 nccl:
   description: Whether O(cuda_library) is linked with NCCL.
   returned: success
@@ -102,7 +111,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, job, json_file, sandboxed_run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import release_plan
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host, nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 
 _LDD_SECONDS = 30
@@ -151,6 +160,8 @@ def main() -> None:
     packages = params["site_packages"]
     module.exit_json(
         changed=False,
+        cpu=host.processor(),
+        memory_total_mib=host.memory(json_file.read_text("/proc/meminfo") or "")["memory_total_mib"],
         missing=[path for path in params["needed"] if not os.path.exists(path)],
         build=job.build_key(params["build_file"]),
         versions=release_plan.versions(job.build_record(params["build_file"])),

@@ -21,6 +21,8 @@ def rules(entry: Json, observed: t.Sequence[Json], layer_advice: Json) -> list[J
     decision = entry["decision"]
     if len(decision["layers"]) != 2 or not all(decision["layers"]) or decision["split_mode"] != "layer":
         return []
+    if decision.get("experts_in_ram"):
+        return []
     decode = next((phase for phase in observed if phase["kind"] == "decode"), None)
     found = [
         *(_busier_gets_more(phase, layer_advice) for phase in observed),

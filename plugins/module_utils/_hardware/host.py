@@ -76,6 +76,13 @@ def memory(text: str) -> dict[str, int]:
     }
 
 
+def processor() -> dict[str, int]:
+    """Return C({physical_cores, threads}) that this process may use, each 1 at least."""
+    threads = sorted(os.sched_getaffinity(0))
+    siblings = {host_hardware.siblings(thread) or str(thread) for thread in threads}
+    return {"physical_cores": max(1, len(siblings)), "threads": max(1, len(threads))}
+
+
 def size_bytes(path: str) -> int | None:
     """Return the size of a regular file, or None."""
     return os.path.getsize(path) if os.path.isfile(path) else None

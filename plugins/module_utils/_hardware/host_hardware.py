@@ -150,6 +150,11 @@ def nvidia_nodes(root: str = "") -> list[str]:
 # --- the machine ------------------------------------------------------------------------------------------------------
 
 
+def siblings(thread: int, root: str = "") -> str | None:
+    """Return which threads share a core with this one, in the kernel's words, or None where it does not say."""
+    return read(f"{root}/sys/devices/system/cpu/cpu{thread}/topology/thread_siblings_list")
+
+
 def kernels(root: str = "") -> list[str]:
     """Releases of the installed kernels, oldest first, compared number by number as package versions are."""
     names = [name.removeprefix("vmlinuz-") for name in _names(f"{root}/boot") if name.startswith("vmlinuz-")]

@@ -22,6 +22,12 @@ def wanted_tests(tests: t.Sequence[Mapping], tuned_micro_batch: int, served_micr
     ]
 
 
+def _tests(problem: Mapping, decision: Mapping) -> list[Json]:
+    """Return the tests of a baseline; a decision with experts in RAM names its own."""
+    own = problem["serving"]["micro_batch_size"], decision["micro_batch_size"]
+    return list(decision.get("tests") or wanted_tests(problem["tests"], *own))
+
+
 def _as_served(load: Mapping, tests: t.Sequence[Mapping]) -> Json | None:
     """Return the load with the results of these tests alone, or None when one is missing."""
     kept = []
@@ -32,6 +38,12 @@ def _as_served(load: Mapping, tests: t.Sequence[Mapping]) -> Json | None:
             return None
         kept.append({name: value for name, value in own[0].items() if name != "micro_batch_size"})
     return {**load, "results": kept}
+
+
+def _alike(load: Mapping, environment: Mapping, experts: Mapping | None) -> bool:
+    """Return whether a load ran as the decision is served; not with several numbers of threads, one after the other."""
+    scanned = any("threads" in test for test in load.get("tests") or [])
+    return not scanned and (load.get("environment") or {}) == environment and load.get("experts_in_ram") == experts
 
 
 def _calm(reference: t.Sequence[Json]) -> list[Json]:
@@ -56,8 +68,8 @@ def step(
     if most_loads < 1:
         raise ValueError(f"a baseline needs at least one load, not {most_loads}")
     layers, mode = list(decision["layers"]), decision.get("split_mode", "layer")
-    environment = decision.get("environment") or {}
-    tests = wanted_tests(problem["tests"], problem["serving"]["micro_batch_size"], decision["micro_batch_size"])
+    environment, experts = decision.get("environment") or {}, decision.get("experts_in_ram")
+    tests = _tests(problem, decision)
     rows = [row for row in decision.get("table", []) if list(row["layers"]) == layers] if mode == "layer" else []
     disturbed = {number for row in rows for number in row.get("disturbed_loads", [])}
     reference: list[Json] = []
@@ -66,7 +78,7 @@ def step(
         if list(load["layers"]) != layers or load.get("split_mode", "layer") != mode:
             continue
         numbers.append(int(load["load"]))
-        if (load.get("environment") or {}) != environment or load.get("purpose") == "tensor_trial":
+        if not _alike(load, environment, experts) or load.get("purpose") == "tensor_trial":
             continue
         if load["status"] == "ok":
             served = None if load["load"] in disturbed else _as_served(load, tests)
@@ -89,6 +101,7 @@ def step(
         load = {
             "label": f"{name} load {number} (baseline)", "split_mode": mode, "layers": layers, "load": number,
             "purpose": "baseline", "tests": tests, "environment": environment,
+            **({"experts_in_ram": experts} if experts else {}),
         }  # fmt: skip
         why = f"{len(reference)} loads of {name} so far; " + (
             f"smallest slowdown that could be seen later: {', '.join(blind)}" if blind else "a baseline needs more"

@@ -7,7 +7,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json, Mapping
-from .._split import memory_plan
+from .._split import expert_placement, memory_plan
 from .._split.card_costs import Configuration
 from .._split.types import Model, Serving
 from . import expected_modes, predictor
@@ -51,9 +51,15 @@ def serves(configuration: Configuration, model: Model, question: Mapping) -> Jso
     }
 
 
-def memory(model: Model, serving: Serving, layers: t.Sequence[int], devices: t.Sequence[Mapping]) -> list[Json]:
-    """Return what lies where, in MiB, of each device."""
-    held = memory_plan.MemoryPlan(model, serving).devices(layers)
+def memory(
+    model: Model,
+    serving: Serving,
+    layers: t.Sequence[int],
+    devices: t.Sequence[Mapping],
+    experts: expert_placement.ExpertPlacement | None = None,
+) -> list[Json]:
+    """Return what lies where, in MiB, of each device; C(experts) are in RAM."""
+    held = memory_plan.MemoryPlan(model, serving, experts=experts).devices(layers)
     return [
         {
             "device": device["device"], "card": device["description"], "total_mib": device["total_mib"],

@@ -111,11 +111,11 @@ class Planning:
         devices = known_devices.with_budgets(self._devices(state), self.settings.device_budget_mib)
         if not devices:
             return Plan(failure="This host has no card that is known: name cards with -e mixed_gpu_profile=NAME.")
-        question = self._asked(state)
+        question = {**self._asked(state), "experts_in_ram": state.expected_experts_in_ram}
         rows = quant_table.rows(found["models"], question, devices)
         lines = quant_table.lines(self.question.repo, rows, question, devices)
         if self.question.quant and found["models"][0]["model"] is not None:
-            lines += predictor.table(predictor.predict({**question, "model": found["models"][0]["model"]}, devices))
+            lines += predictor.predict({**question, "model": found["models"][0]["model"]}, devices)["lines"]
         result = {
             "needed": True, "quants": rows, "read_bytes": found["read_bytes"], "commit": found["commit"],
             "lines": lines, "why": quant_table.advice(rows),

@@ -13,7 +13,7 @@ import typing as t
 from .._base import text
 from .._models import model_shapes
 from .._split import context_room, layer_search, layer_split, memory_plan, split_problem, workload
-from . import context_stage, context_table, expected_speeds, known_costs
+from . import context_stage, context_table, expected_speeds, expert_prediction, known_costs
 
 Json = dict[str, t.Any]
 
@@ -58,8 +58,9 @@ def predict(
 ) -> Json:
     """Return the C(prediction) of docs/data_formats.md.
 
-    C(question): model (or the name of a shape of _model_shapes), serving, reserve_mib, and objective and bench as
-    workload.plan takes them. C(devices): of profile_devices or host_devices. C(known): what an earlier tuning has
+    C(question): model (or the name of a shape of _model_shapes), serving, reserve_mib, objective and bench as
+    workload.plan takes them, and experts_in_ram as in a problem, where experts may be in RAM. C(devices): of
+    profile_devices or host_devices. C(known): what an earlier tuning has
     measured on them. Raises ValueError naming what is wrong or unknown.
     """
     problem = _problem(question, devices)
@@ -70,6 +71,10 @@ def predict(
     objective = workload.read_objective("objective", problem.raw["objective"])
     rates = expected_speeds.published(devices) if known is None else expected_speeds.measured(known)
     speeds = expected_speeds.Speeds(problem.memory.model, problem.memory.serving, objective, rates)
+    asked_experts = question.get("experts_in_ram") is not None
+    with_experts = expert_prediction.predict(problem, devices, speeds.launch_ms) if asked_experts else None
+    if with_experts is not None:
+        return with_experts
     rows = [
         _row(problem, speeds, layers, free, reserve) for layers in _with_the_best(problem, speeds, len(devices))
     ]
@@ -122,6 +127,7 @@ def _problem(
         **workload.plan(_typed(question["objective"]), _typed(question["bench"]), serving),
         "indifference": 0.01,
         "max_loads": 1,
+        "experts_in_ram": question.get("experts_in_ram"),
     })
 
 

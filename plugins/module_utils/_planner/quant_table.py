@@ -11,7 +11,7 @@ import typing as t
 
 from .._base import text
 from .._base.types import Json, Mapping
-from .._split import context_room, layer_search, layer_split, memory_plan
+from .._split import context_room, expert_placement, layer_search, layer_split, memory_plan
 from . import configurations, predictor
 
 GB: t.Final = 10**9
@@ -22,7 +22,8 @@ def rows(models: t.Sequence[Mapping], question: Mapping, devices: t.Sequence[Map
 
     C(models): of module hub_models_info. C(question): as predictor.predict takes it, without the model. A row has
     C(quant), C(files), C(size_bytes), C(problem) (one sentence, or None), C(alone_on) (devices that hold it alone),
-    C(layers), C(mib) and C(left_mib) per device, C(context_size) (the largest that fits, in tokens; 0 for none), and
+    C(layers), C(mib) and C(left_mib) per device, C(blocks_in_ram) (blocks whose experts have no room on the devices),
+    C(context_size) (the largest that fits without experts in RAM, in tokens; 0 for none), and
     the speeds of a prediction. Without a split that fits these are None, and C(missing_mib) says how much it lacks.
     """
     return [_row(model, question, devices) for model in models]
@@ -47,9 +48,10 @@ def _row(found: Mapping, question: Mapping, devices: t.Sequence[Mapping]) -> Jso
     told = _nothing() if usable is None else {
         "layers": usable["layers"],
         "mib": usable["mib"],
-        "memory": configurations.memory(model, serving, usable["layers"], devices),
+        "memory": configurations.memory(model, *_placed(serving, usable, devices)),
         "left_mib": usable["headroom_mib"],
         **{name: usable[name] for name in _SPEEDS},
+        "blocks_in_ram": usable.get("blocks_in_ram", 0),
     }
     missing = [] if usable is not None else _missing(plan, budgets, model["block_count"] + 1)
     return {
@@ -57,6 +59,14 @@ def _row(found: Mapping, question: Mapping, devices: t.Sequence[Mapping]) -> Jso
         "missing_mib": sum(missing), "context_size": context_room.largest(model, serving, budgets), **told,
         "notes": model["notes"],
     }  # fmt: skip
+
+
+def _placed(serving: Mapping, best: Mapping, devices: t.Sequence[Mapping]) -> tuple[t.Any, ...]:
+    """Return serving profile, layers, devices and experts in RAM of a predicted placement."""
+    experts = expert_placement.from_json(best["layers"], best.get("experts_in_ram"))
+    size = best.get("micro_batch_size", serving["micro_batch_size"])
+    profile = {**serving, "micro_batch_size": size, "batch_size": max(serving["batch_size"], size)}
+    return profile, best["layers"], devices, experts
 
 
 def _missing(plan: memory_plan.MemoryPlan, budgets: t.Sequence[int], layers: int) -> list[int]:
@@ -69,7 +79,7 @@ _SPEEDS: t.Final = ("decode_tokens_per_second", "prefill_tokens_per_second", "tt
 
 
 def _nothing() -> Json:
-    return dict.fromkeys(("layers", "mib", "memory", "left_mib", *_SPEEDS))
+    return dict.fromkeys(("layers", "mib", "memory", "left_mib", "blocks_in_ram", *_SPEEDS))
 
 
 def _only(device: int, devices: int, layers: int) -> tuple[int, ...]:
@@ -97,6 +107,7 @@ def lines(repo: str, found: t.Sequence[Json], question: Mapping, devices: t.Sequ
     shown += [
         "  GB: 10^9 bytes to download; left: MiB; most context: tokens that fit with this KV cache; decode/s: tokens"
         " per second; ttft: time to the first token",
+        *(["  in RAM: blocks whose experts the CPU computes"] if any(row["blocks_in_ram"] for row in found) else []),
         *(f"  {row['quant']}: {row['problem']}" for row in found if row["notes"] is None),
         f"{advice(found)}.",
     ]
@@ -109,15 +120,24 @@ def _cells(row: Json, devices: int) -> list[str]:
     if row["layers"] is None:
         lacks = f"{row['missing_mib']} MiB missing" if row["missing_mib"] else "-"
         return [*start, lacks, *(["-"] * devices), str(row["context_size"] or "-"), "-", "-"]
+    moved = f", {row['blocks_in_ram']:g} in RAM" if row["blocks_in_ram"] else ""
     return [
-        *start, layer_split.split_name(row["layers"]), *(str(mib) for mib in row["left_mib"]),
-        str(row["context_size"]), text.number(row["decode_tokens_per_second"], "-"), text.number(row["ttft_ms"], "-"),
+        *start, f"{layer_split.split_name(row['layers'])}{moved}", *(str(mib) for mib in row["left_mib"]),
+        str(row["context_size"] or "-"), text.number(row["decode_tokens_per_second"], "-"),
+        text.number(row["ttft_ms"], "-"),
     ]  # fmt: skip
 
 
 def advice(found: t.Sequence[Json]) -> str:
     """Return what follows from the rows, in one sentence without a full stop."""
-    able = [row for row in found if row["layers"] is not None]
+    able = [row for row in found if row["layers"] is not None and not row["blocks_in_ram"]]
+    partly = [row for row in found if row["blocks_in_ram"]]
+    if not able and partly:
+        least = min(partly, key=lambda row: (row["blocks_in_ram"], -int(row["size_bytes"])))
+        return (
+            f"None of them fits the devices alone; with experts in RAM {least['quant']} needs the fewest there, of"
+            f" {least['blocks_in_ram']:g} blocks"
+        )
     if not able:
         least = min(found, key=lambda row: int(row["size_bytes"]))
         return (

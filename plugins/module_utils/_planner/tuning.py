@@ -17,7 +17,7 @@ from .._models import model_shapes
 from .._split import known_devices, split_problem
 from .._split.types import KnownDevice
 from . import context_stage, predictor, tuning_settings, tuning_steps
-from .tuning_state import TENSOR_QUESTION, State
+from .tuning_state import OWN_PLACEMENT, TENSOR_QUESTION, State
 
 Json = dict[str, t.Any]
 Mapping = t.Mapping[str, t.Any]
@@ -127,7 +127,7 @@ def _devices(state: State) -> Plan | None:
 
 def _estimate(state: State) -> Plan | None:
     """Return the dry runs of a model that is not modelled here, or the failure of one that llama.cpp does not load."""
-    others = [item.result for item in state.done if item.step.name != TENSOR_QUESTION]
+    others = [item.result for item in state.done if item.step.name not in (TENSOR_QUESTION, OWN_PLACEMENT)]
     refused = next((result for result in others if result.get("refused")), None)
     if refused is not None:
         return Plan(failure=f"{state.settings.model_path} cannot be planned for: {refused['reason']}")
@@ -162,6 +162,8 @@ def _decide(state: State) -> Plan | None:
     plan = state.plan
     if plan["done"]:
         return Plan(failure=f"{plan['why']}.") if plan["decision"] is None else None
+    if plan.get("experts") and state.result(OWN_PLACEMENT) is None:
+        return _under_lease(state, [tuning_steps.own_placement(state)], "a rival of what will be measured")
     if plan["stage"] == "tensor" and state.engine.dry_run and state.result(TENSOR_QUESTION) is None:
         return _under_lease(state, [tuning_steps.tensor_question(state, plan["loads"][0])], "")
     steps = [tuning_steps.load(state, load) for load in plan["loads"]]
@@ -297,10 +299,11 @@ def _prediction(state: State, lines: list[str]) -> Plan:
         "reserve_mib": settings.reserve_mib,
         "objective": settings.asked,
         "bench": settings.bench,
+        "experts_in_ram": state.expected_experts_in_ram,
     }
     known = None if settings.profile else state.known([device["id"] for device in devices], model)
     prediction = predictor.predict(question, known_devices.with_budgets(devices, settings.device_budget_mib), known)
-    shown = [*lines, *predictor.table(prediction)]
+    shown = [*lines, *prediction["lines"]]
     return Plan(result={"needed": True, "prediction": prediction, "lines": shown, "why": prediction["why"]})
 
 

@@ -60,6 +60,9 @@ class Settings:
     reserve_mib: int
     modes: list[str]
     micro_batches: list[int]
+    experts_in_ram: str  # auto, never, or a number of blocks
+    expert_threads: list[int]
+    ram_mib: int  # 0: as the host says
     tensor_allreduce: list[str]
     tensor_max_loads: int
     tensor_soak_seconds: int
@@ -80,7 +83,7 @@ class Settings:
     max_loads: int
     repeat_disturbed: int
     baseline_max_loads: int
-    keep_campaigns: int                   # of the store; the role has it pruned afterwards
+    keep_campaigns: int  # of the store; the role has it pruned afterwards
     baseline_tolerance_percent: float
     load_timeout_seconds: int
     lease_file: str
@@ -155,6 +158,10 @@ def read(given: t.Mapping[str, t.Any]) -> Settings:
     unknown = sorted(set(settings.modes) - {"layer", "tensor"})
     if unknown:
         raise ValueError(f"split_tuning_modes names {unknown[0]!r}: known are layer and tensor")
+    if settings.experts_in_ram not in ("auto", "never") and not settings.experts_in_ram.isdigit():
+        raise ValueError(
+            f"split_tuning_experts_in_ram is {settings.experts_in_ram!r}: it must be auto, never or a number of blocks"
+        )
     return settings
 
 

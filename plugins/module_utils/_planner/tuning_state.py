@@ -23,6 +23,7 @@ from . import (
     speculation_stage,
     stages,
     tuning_engines,
+    tuning_experts,
     tuning_speculation,
 )
 from .tuning_settings import Settings
@@ -34,6 +35,8 @@ Mapping = t.Mapping[str, t.Any]
 PROBE: t.Final = "probe of "
 #: Name of the step that asks llama.cpp's dry run about split mode tensor.
 TENSOR_QUESTION: t.Final = "question of split mode tensor"
+#: Name of the step that asks llama.cpp where it would place a model whose experts have to be in RAM.
+OWN_PLACEMENT: t.Final = "llama.cpp's own placement"
 
 
 class State:
@@ -169,6 +172,7 @@ class State:
             "environment": settings.environment,
             "speculation": self.speculation.key,
             "extra": settings.fingerprint_extra,
+            "experts_in_ram": tuning_experts.fingerprint_part(settings),
         })  # fmt: skip
 
     @functools.cached_property
@@ -248,12 +252,21 @@ class State:
             "repeat_disturbed": settings.repeat_disturbed,
             "device_probe": self.probed if self.probing else None,
             "known_costs": None,
+            "experts_in_ram": tuning_experts.wanted(
+                settings, self.look, devices, self.gpus, (self.result(OWN_PLACEMENT) or {}).get("fitted")
+            ),
         }
         known = self.known([device["id"] for device in devices], t.cast(Model, self.model))
         if known is None or settings.retune:
             return raw
         layer = split_problem.read_problem(raw).average_layer
         return {**raw, "known_costs": known_costs.of_problem(known, layer)}
+
+    @property
+    def expected_experts_in_ram(self) -> Json:
+        """What is wanted of experts in RAM before the devices were listed, or without a host."""
+        look = None if self.settings.profile else self.result("look")
+        return tuning_experts.expected(self.settings, look, [] if look is None else self.gpus)
 
     @property
     def tensor_refused(self) -> str | None:
@@ -305,6 +318,8 @@ class State:
         fit, settings = self.decision.get("fit"), self.settings
         if not self.engine.dry_run or not fit or self.decision["split_mode"] != "layer":
             return None
+        if self.decision.get("experts_in_ram"):
+            return None  # the advice says what a smaller context would give
         model, ids = t.cast(Model, self.model), [device["id"] for device in self.devices]
         others = known_costs.fits_of(self.look["record"]["models"], self.parts, ids, model)
         known = known_costs.of_fit(settings.deployment, fit, others)

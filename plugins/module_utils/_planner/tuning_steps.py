@@ -13,8 +13,8 @@ import typing as t
 
 from .._base.steps import Done, Step
 from .._split import context_room
-from . import context_stage, estimate_stage
-from .tuning_state import PROBE, TENSOR_QUESTION, State
+from . import context_stage, estimate_stage, expert_rival, tuning_experts
+from .tuning_state import OWN_PLACEMENT, PROBE, TENSOR_QUESTION, State
 
 Json = dict[str, t.Any]
 Mapping = t.Mapping[str, t.Any]
@@ -69,7 +69,9 @@ def probe_sizes(state: State) -> Step:
 
 def devices(state: State) -> Step:
     """List the devices as the engine sees them."""
-    return state.family.devices([gpu["id"] for gpu in state.gpus], state.environment)
+    weighed = state.result("weigh") or {}
+    cards = tuning_experts.card_ids(state.settings, state.gpus, weighed.get("model") or {})
+    return state.family.devices(cards, state.environment)
 
 
 def _measuring(state: State) -> Json:
@@ -194,6 +196,15 @@ def dry_run(state: State) -> Step:
     return dataclasses.replace(step, args={**step.args, **more})
 
 
+def own_placement(state: State) -> Step:
+    """Ask llama.cpp where it would place a model whose experts have to be in RAM."""
+    why = "ask llama.cpp for its own placement"
+    step = _dry_run(state, OWN_PLACEMENT, [], state.serving, why)
+    args = {name: value for name, value in step.args.items() if name != "layers"}
+    margins = expert_rival.margins_mib(state.devices)
+    return dataclasses.replace(step, args={**args, "fit": True, "model": state.model, "margins_mib": margins})
+
+
 def tensor_question(state: State, wanted: Mapping) -> Step:
     """Ask llama.cpp's dry run whether it has split mode tensor for this model, KV type and build."""
     why = "ask llama.cpp whether it has split mode tensor for this model"
@@ -299,6 +310,7 @@ def measured(found: Mapping) -> str:
     for result in found["results"]:
         speed = 1000 * (result["n_prompt"] + result["n_gen"]) / statistics.median(result["samples_ms"])
         size = f" at {result['micro_batch_size']}" if "micro_batch_size" in result else ""
+        size += f" with {result['threads']} threads" if "threads" in result else ""
         words.append(f"{result['kind']}{size} {speed:.1f} tokens/s")
     return f"{', '.join(words)}{stored}"
 

@@ -8,7 +8,7 @@ import typing as t
 
 from .._base.types import Json, Mapping
 from .._split import cost_model, layer_weights
-from .recorded import ROW_KEYS, prompt_tokens_of, timing_of
+from .recorded import ROW_KEYS, is_chosen, is_default, prompt_tokens_of, row_name, timing_of
 
 
 def feasible_layers(entry: Mapping, feasible: t.Sequence[t.Any] | None = None) -> list[tuple[int, ...]] | None:
@@ -23,13 +23,17 @@ def feasible_layers(entry: Mapping, feasible: t.Sequence[t.Any] | None = None) -
 
 
 def chart_points(entry: Mapping, quantity: str) -> list[Json]:
-    """Return one point per measured split: layers, x (layers on device 0), status, mean, low, high, predicted."""
+    """Return one point per measured split: layers, x (layers on device 0), status, mean, low, high, predicted.
+
+    Beside these its name, and whether it is the chosen one, and the engine's default.
+    """
     points = []
     for row in entry["decision"].get("table") or []:
         timing = timing_of(entry, row, quantity) if row["status"] == "ok" else None
         if row["status"] == "ok" and timing is None:
             continue
         point: Json = {"layers": list(row["layers"]), "x": row["layers"][0], "status": row["status"]}
+        point.update(name=row_name(row), chosen=is_chosen(entry, row), default=is_default(entry, row))
         point.update(timing or {"mean": None, "low": None, "high": None, "predicted": None})
         points.append(point)
     return points

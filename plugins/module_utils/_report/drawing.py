@@ -97,7 +97,8 @@ def draw(
         FigureCanvasSVG(figure)
         for index, panel in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), index + 1)
-            if len(entry["devices"]) == 2:
+            # with experts in RAM, splits say less than how many blocks are there
+            if len(entry["devices"]) == 2 and not entry.get("experts_in_ram"):
                 _draw_line(axes, entry, panel, feasible)
             else:
                 _draw_bars(axes, entry, panel)
@@ -223,9 +224,9 @@ def _draw_bars(axes: t.Any, entry: Mapping, panel: str) -> None:
             axes.text(0, index, f" {point['status'].replace('_', ' ')}", va="center", fontsize=9)
             continue
         colour, label, hatch = MEASURED, "measured (lowest to highest)", None
-        if point["layers"] == list(decision["layers"]):
+        if point["chosen"]:
             colour, label = CHOSEN, f"chosen ({text.vector(decision['layers'])})"
-        elif point["layers"] == list(decision.get("default_layers") or []):
+        elif point["default"]:
             colour, hatch = DEFAULT, "//"
             label = f"{recorded.engine_name(entry)}'s default ({text.vector(decision['default_layers'])})"
         low = point["low"] if point["low"] is not None else point["mean"]
@@ -246,7 +247,7 @@ def _draw_bars(axes: t.Any, entry: Mapping, panel: str) -> None:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center")
     axes.grid(visible=False, axis="y")
     axes.set_ylim(len(points) - 0.4, -0.6)
-    axes.set_yticks(range(len(points)), [text.vector(point["layers"]) for point in points])
+    axes.set_yticks(range(len(points)), [point["name"] for point in points])
     axes.set_ylabel(f"layers on {', '.join(device['device'] for device in entry['devices'])}")
     axes.set_xlabel(recorded.axis_label(entry, panel))
     axes.margins(x=0.08)

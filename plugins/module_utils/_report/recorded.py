@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.text import vector
 from .._base.types import Mapping
 from .._split import engines
 
@@ -32,6 +33,39 @@ def prompt_tokens_of(entry: Mapping) -> int | None:
     if rate and timing:
         return max(1, round(rate * timing["mean"] / 1000))
     return None
+
+
+def is_chosen(entry: Mapping, row: Mapping) -> bool:
+    """Tell whether a row of the table is of what was chosen; with experts in RAM, rows may have the same layers."""
+    decision = entry["decision"]
+    if list(row["layers"]) != list(decision["layers"]):
+        return False
+    sizes = (None, decision.get("micro_batch_size"))
+    return _experts(row.get("experts_in_ram")) == _experts(decision.get("experts_in_ram")) and (
+        row.get("micro_batch_size") in sizes
+    )
+
+
+def is_default(entry: Mapping, row: Mapping) -> bool:
+    """Tell whether a row of the table is of the engine's own placement."""
+    decision = entry["decision"]
+    if list(row["layers"]) != list(decision.get("default_layers") or []):
+        return False
+    return _experts(row.get("experts_in_ram")) == _experts(decision.get("default_experts_in_ram"))
+
+
+def _experts(given: Mapping | None) -> t.Any:
+    """Return which experts are in RAM and how, whatever number of threads computes them."""
+    return given and [given[name] for name in ("blocks", "partial", "no_host", "override")]
+
+
+def row_name(row: Mapping) -> str:
+    """Return a row of the table in a few characters: C(20,13), or C(20,13; 6 in RAM; 512)."""
+    name = vector(row["layers"])
+    if row.get("experts_in_ram") is None:
+        return name
+    unpinned = " unpinned" if row["experts_in_ram"]["no_host"] else ""
+    return f"{name}; {row['blocks_in_ram']:g} in RAM{unpinned}; {row['micro_batch_size']}"
 
 
 def row_of(decision: Mapping, layers: t.Sequence[int] | None) -> Mapping | None:

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import typing as t
 
-from .._base.text import DASH, interval, number, vector
+from .._base.text import DASH, interval, number
 from .._base.types import Json, Mapping
 from .._planner import context_table
 from .._split import placement
-from .recorded import device_label, rate_of, timing_of
+from .recorded import device_label, is_chosen, is_default, rate_of, row_name, timing_of
 
 
 def memory_rows(entry: Mapping, server_devices: t.Sequence[Mapping] | None) -> list[Json]:
@@ -125,7 +125,7 @@ def table_rows(entry: Mapping) -> list[Json]:
         objective = timing_of(entry, row, "objective") if row["status"] == "ok" else None
         rows.append(
             {
-                "layers": vector(row["layers"]),
+                "layers": row_name(row),
                 "ok": row["status"] == "ok",
                 "status": row["status"].replace("_", " "),
                 "reason": row.get("reason") or "",
@@ -138,8 +138,8 @@ def table_rows(entry: Mapping) -> list[Json]:
                 "prefill_range": interval(prefill["low"], prefill["high"]) if prefill else DASH,
                 "objective": number(objective["mean"]) if objective else DASH,
                 "objective_range": interval(objective["low"], objective["high"]) if objective else DASH,
-                "chosen": list(row["layers"]) == list(decision["layers"]),
-                "default": list(row["layers"]) == list(decision.get("default_layers") or []),
+                "chosen": is_chosen(entry, row),
+                "default": is_default(entry, row),
                 "disturbed": len(row.get("disturbed_loads") or []),
             }
         )

@@ -35,31 +35,42 @@ def placement_words(entry: Mapping) -> str:
     if decision["split_mode"] == "tensor":
         shares = [part.replace(" on ", f"/{total} on ", 1) for part in parts]
         return f"of every layer {', '.join(shares[:-1])} and {shares[-1]} (split mode tensor)"
+    experts = _experts_words(decision.get("experts_in_ram"))
     if len(parts) == 1:
-        return f"all {total} layers {parts[0].split(' ', 1)[1]}"
+        return f"all {total} layers {parts[0].split(' ', 1)[1]}{experts}"
     first = parts[0].replace(" on ", f" of {total} layers on ", 1)
-    return ", ".join([first, *parts[1:-1]]) + f" and {parts[-1]}"
+    return ", ".join([first, *parts[1:-1]]) + f" and {parts[-1]}{experts}"
+
+
+def _experts_words(experts: Mapping | None) -> str:
+    """Return which experts are in RAM: C(, with the experts of 12 blocks in RAM); nothing where none is."""
+    if not experts:
+        return ""
+    count, partial = len(experts["blocks"]), experts["partial"]
+    more = f" and {' and '.join(partial['parts'])} of another" if partial else ""
+    return f", with the experts of {count} block{'' if count == 1 else 's'}{more} in RAM"
 
 
 def gain_words(entry: Mapping) -> str:
     """Return in one sentence what the chosen split is worth against the engine's own."""
     decision, engine = entry["decision"], engine_name(entry)
     gain, bounds = decision.get("gain_over_default_percent"), decision.get("gain_interval_percent")
-    default = decision.get("default_layers")
+    default, experts = decision.get("default_layers"), decision.get("experts_in_ram")
+    name = f"{engine}'s own placement of experts" if experts else f"{engine}'s default split"
     if decision["verdict"] == "only_choice":
         return "It is the only split that was possible, so there is nothing to compare it with."
     if default is None:
-        return f"{engine}'s default split does not fit in memory here."
-    if list(default) == list(decision["layers"]):
+        return f"{name} {'is not known' if experts else 'does not fit in memory here'}."
+    if list(default) == list(decision["layers"]) and (not experts or gain == 0.0):
         return f"{engine} would have chosen the same split ({vector(default)})."
     if gain is None:
-        return f"{engine}'s default split ({vector(default)}) was not measured."
+        return f"{name} ({vector(default)}) was not measured."
     within = f" (95% interval {percent(bounds[0])} to {percent(bounds[1])}%)" if bounds else ""
     if decision["verdict"] == "faster":
-        return f"It takes {percent(gain)}% less time than {engine}'s default split {vector(default)}{within}."
+        return f"It takes {percent(gain)}% less time than {name} {vector(default)}{within}."
     if decision["verdict"] == "no_difference":
-        return f"No difference that matters to {engine}'s default split {vector(default)}: {percent(gain)}%{within}."
-    return f"Whether it beats {engine}'s default split {vector(default)} is not settled: {percent(gain)}%{within}."
+        return f"No difference that matters to {name} {vector(default)}: {percent(gain)}%{within}."
+    return f"Whether it beats {name} {vector(default)} is not settled: {percent(gain)}%{within}."
 
 
 def verdict_words(entry: Mapping) -> str:

@@ -8,7 +8,7 @@ import typing as t
 
 from .._base.types import Json, Mapping
 from .._measuring import contention
-from .._split import engines, layer_split, load_tests, speed
+from .._split import deployment, engines, layer_split, load_tests, speed
 from . import checks, contended, speed_checks, text_answers
 
 
@@ -41,8 +41,9 @@ def next_load(entry: Mapping, before: t.Sequence[Mapping], now: t.Sequence[Mappi
         "layers": layers,
         "load": done + 1,
         "purpose": "revalidation",
-        "tests": list(entry["fingerprint_parts"]["tests"]),
+        "tests": deployment.served_tests(entry),
         "environment": dict(entry.get("environment") or {}),
+        **({"experts_in_ram": entry["experts_in_ram"]} if entry.get("experts_in_ram") else {}),
     }
 
 

@@ -123,6 +123,15 @@ def layers(entry: Mapping) -> list[int]:
     return [int(place["layers"]) for place in entry["placement"]]
 
 
+def served_tests(entry: Mapping) -> list[Json]:
+    """Return the tests that measure the recorded placement as it is served.
+
+    With experts in RAM a micro-batch may be larger than the prompt of the tuning's tests, which then are longer.
+    """
+    tests = entry["decision"].get("tests") or entry["fingerprint_parts"]["tests"]
+    return [{name: value for name, value in test.items() if name != "micro_batch_size"} for test in tests]
+
+
 def expand(entry: Mapping) -> Json:
     """Return the entry with a C(decision) as the planner made it: layers, split mode and micro-batch are in it."""
     return {

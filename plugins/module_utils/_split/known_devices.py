@@ -11,7 +11,7 @@ import re
 import typing as t
 
 from .._base.types import Mapping
-from .._hardware import known_cards
+from .._hardware import known_cards, pcie
 from .types import KnownDevice
 
 #: Pairs to name in a message; any cards of known_cards.CARDS can be put together the same way.
@@ -67,6 +67,13 @@ def _device(name: str, identity: str, card: known_cards.Card) -> KnownDevice:
         "free_mib": card.free_mib, "budget_mib": None, "bandwidth_gb_per_s": card.bandwidth_gb_per_s,
         "fraction": card.fraction, "prefill_tflops": card.prefill_tflops, "sources": list(card.sources),
     }
+
+
+def link_gb_per_s(gpu: Mapping) -> float | None:
+    """Return the bandwidth of a card's PCIe link in one direction (an entry of gpu_facts), or None if unknown."""
+    width, generation = gpu.get("pcie_width"), gpu.get("pcie_generation_max")
+    lane = pcie.LANE_GB_PER_S.get(generation or 0)
+    return width * lane if width and lane else None
 
 
 class _Speed(t.TypedDict):

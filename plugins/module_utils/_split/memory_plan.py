@@ -335,6 +335,11 @@ def _cures(
 ) -> list[str]:
     """Return what would make the model fit, each alone, in the order in which people would try it."""
     cures = []
+    blocks = expert_placement.blocks_with_experts(model, [model["block_count"]], 0)
+    if blocks and engines.of(serving).family == "llama_cpp":
+        experts = expert_placement.ExpertPlacement((), tuple(blocks))
+        if fits(MemoryPlan(model, serving, experts=experts), splits, budgets):
+            cures.append("some of its experts in RAM (split_tuning_experts_in_ram: auto, with a named context)")
     if flash_attention(serving):
         for name in ("q8_0", "q4_0"):
             changed: Serving = {**serving, "cache_type_k": name, "cache_type_v": name}

@@ -35,6 +35,7 @@ class Inputs(t.TypedDict, total=False):
     environment: Mapping  # what the inventory adds
     extra: Mapping
     speculation: Mapping  # kinds, drafts by id with their sha256, texts, tokens of each answer
+    experts_in_ram: Mapping  # where it is not the default
     model_headers_sha256: str  # of an EXL model: a folder has no hash of its own
 
 
@@ -64,6 +65,8 @@ def parts(given: Inputs) -> Json:
     """Return the parts of a tuning. Raises KeyError naming a missing input, UserError for an engine."""
     found: Json = {name: t.cast(Mapping, given)[name] for name in _AS_GIVEN}
     found["gpus"] = _gpus(given["gpus"])
+    if given.get("experts_in_ram"):
+        found["experts_in_ram"] = given["experts_in_ram"]
     engine = engines.named(given["engine"])
     found[engine.build_part] = given["build"]
     if engine.family == "exllama":

@@ -29,3 +29,12 @@ def test_memory():
     assert host.memory(text) == {
         "memory_total_mib": 2048, "memory_available_mib": 1024, "swap_total_mib": 4, "swap_used_mib": 3
     }
+
+
+def test_cores_are_counted_once_however_many_threads_they_run(monkeypatch):
+    monkeypatch.setattr(host.os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3})
+    monkeypatch.setattr(host.host_hardware, "siblings", lambda thread: {0: "0,2", 2: "0,2", 1: "1,3", 3: "1,3"}[thread])
+    assert host.processor() == {"physical_cores": 2, "threads": 4}
+    # a container may not say which threads share a core
+    monkeypatch.setattr(host.host_hardware, "siblings", lambda _thread: None)
+    assert host.processor() == {"physical_cores": 4, "threads": 4}

@@ -144,3 +144,11 @@ def test_device_files(tmp_path):
     for name in ("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "null"):
         build.write(tmp_path / "dev" / name, "")
     assert host_hardware.nvidia_nodes(str(tmp_path)) == ["nvidia-uvm", "nvidia0", "nvidiactl"]
+
+
+def test_threads_that_share_a_core(tmp_path):
+    folder = tmp_path / "sys/devices/system/cpu/cpu3/topology"
+    folder.mkdir(parents=True)
+    (folder / "thread_siblings_list").write_text("3,11\n")
+    assert host_hardware.siblings(3, str(tmp_path)) == "3,11"
+    assert host_hardware.siblings(4, str(tmp_path)) is None

@@ -86,3 +86,17 @@ def test_a_load_beside_something_else_is_measured_again_and_twice_at_most():
     loads += [load(5, purpose="baseline", contention=seen)]
     given_up = baseline_stage.step(problem(), ENTRY["decision"], loads, 5, 3.0)
     assert given_up["done"] and [own["load"] for own in given_up["reference"]] == [1, 2, 3, 4, 5]
+
+
+def test_with_experts_in_ram_only_loads_of_that_placement_count():
+    experts = {"blocks": [0], "partial": None, "threads": 8, "no_host": False, "override": ""}
+    decision = {**ENTRY["decision"], "experts_in_ram": experts, "tests": [PREFILL, DECODE]}
+    scan = [{**DECODE, "threads": 4}, {**DECODE, "threads": 8}]
+    loads = [load(1, experts_in_ram=experts), load(2), load(3, experts_in_ram={**experts, "threads": 4}),
+             load(4, experts_in_ram=experts, tests=scan)]  # fmt: skip
+    step = baseline_stage.step(problem(), decision, loads, 6, 3.0)
+    assert [own["load"] for own in step["reference"]] == [1]
+    assert step["loads"][0]["experts_in_ram"] == experts and step["loads"][0]["tests"] == [PREFILL, DECODE]
+    # and without experts none of those with
+    dense = baseline_stage.step(problem(), ENTRY["decision"], loads, 6, 3.0)
+    assert [own["load"] for own in dense["reference"]] == [2]

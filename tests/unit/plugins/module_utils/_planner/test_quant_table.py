@@ -73,6 +73,21 @@ def test_the_largest_context_is_planned_for_each_quant(tmp_path: pathlib.Path) -
     assert rows["Q4_K_M"]["context_size"] > 4096 and min(rows["Q4_K_M"]["left_mib"]) >= QUESTION["reserve_mib"]
 
 
+def test_experts_that_have_no_room_are_in_ram(tmp_path: pathlib.Path) -> None:
+    card = known_devices.profile_devices("rtx3060")
+    models = found(tmp_path, "qwen3_30b_a3b_q4_k_m", ("Q8_0", "Q4_K_M"))
+    question = {**QUESTION, "experts_in_ram": {"mode": "auto"}}
+    rows = {row["quant"]: row for row in quant_table.rows(models, question, card)}
+    assert rows["Q8_0"]["blocks_in_ram"] > rows["Q4_K_M"]["blocks_in_ram"] > 0
+    assert rows["Q4_K_M"]["layers"] == [49] and rows["Q4_K_M"]["problem"] is None
+    lines = quant_table.lines("owner/name", list(rows.values()), QUESTION, card)
+    assert f"49, {rows['Q4_K_M']['blocks_in_ram']:g} in RAM" in "\n".join(lines)
+    said = "None of them fits the devices alone; with experts in RAM Q4_K_M needs the fewest there"
+    assert any(line.startswith(said) for line in lines)
+    never = quant_table.rows(models, QUESTION, card)
+    assert all(row["layers"] is None and not row["blocks_in_ram"] for row in never)
+
+
 def test_quants_are_told_apart() -> None:
     every = {
         "M-Q4_K_M.gguf": 5, "UD/M-UD-Q4_K_XL.gguf": 6, "mmproj-F16.gguf": 1, "M-Q8_0-00001-of-00002.gguf": 9,

@@ -18,6 +18,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import 
     tuning_settings,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record, memory_plan
+from ansible_collections.homelab.mixed_gpu.tests.fixtures.experts import machine
 
 Json = dict[str, t.Any]
 
@@ -71,6 +72,7 @@ class Host:
     def split_tuning_info(self, step: steps.Step) -> Json:
         return {
             "missing": self.missing, "build": "b1", "nccl": False, "versions": {}, "flash_attention": False,
+            "cpu": {"physical_cores": 8, "threads": 16}, "memory_total_mib": 65536,
             "record": self.record, "record_problem": None,
             "gpus": {"available": True, "driver_version": "580.1", "gpus": copy.deepcopy(self.gpus)},
         }  # fmt: skip
@@ -645,3 +647,115 @@ def test_a_model_that_llama_cpp_refuses_costs_no_load() -> None:
     plan = host.tune()
     assert plan.failure == "/srv/m.gguf cannot be planned for: llama.cpp refuses it (unknown type)."
     assert "split_benchmark" not in host.modules
+
+
+# --- experts in RAM ---------------------------------------------------------------------------------------------------
+
+
+class MoeHost(Host):
+    """A host whose model of experts does not fit its cards; what it measures follows from a simulated machine."""
+
+    fitted: Json | None = None
+    refused_by_fit = False
+
+    def __init__(self, gpus: t.Sequence[Json] = GPUS) -> None:
+        super().__init__(gpus)
+        self.model = machine.make_model()
+        self.simulated = machine.Machine(machine.make_problem())
+
+    def gguf_info(self, step: steps.Step) -> Json:
+        result = super().gguf_info(step)
+        return result if "probe" in step.args["path"] else {**result, "model": self.model}
+
+    def llama_devices_info(self, step: steps.Step) -> Json:
+        listed = super().llama_devices_info(step)
+        return {**listed, "devices": [{**device, "free_mib": 850} for device in listed["devices"]]}
+
+    def split_benchmark(self, step: steps.Step) -> Json:
+        result = super().split_benchmark(step)
+        if step.name.startswith("probe of "):
+            return result
+        measured = self.simulated.measure(step.args["load"])
+        return {**result, "load": {**result["load"], "results": measured["results"]}}
+
+    def llama_fit_params_info(self, step: steps.Step) -> Json:
+        if step.args.get("fit"):
+            return {"available": self.fitted is not None, "refused": self.refused_by_fit, "reason": "no.",
+                    "fitted": self.fitted, "dry_run": None}  # fmt: skip
+        return super().llama_fit_params_info(step)
+
+
+def test_a_model_of_experts_is_tuned_with_some_of_them_in_ram() -> None:
+    host = MoeHost()
+    plan = host.tune(objective="request")
+    entry = recorded(plan)
+    assert plan.result is not None and entry["experts_in_ram"]["blocks"]
+    # llama.cpp is asked once, before the first load
+    asked = [index for index, item in enumerate(host.done) if item.step.args.get("fit")]
+    of_model = [item.step.args.get("model_path") == "/srv/m.gguf" for item in host.done]
+    loads = [index for index, item in enumerate(host.done) if of_model[index] and "load" in item.step.args]
+    assert len(asked) == 1 and asked[0] < loads[0]
+    first = host.done[loads[0]].step.args["load"]
+    assert {test["threads"] for test in first["tests"]} == {2, 4, 6, 8, 12, 16}
+    dry = next(item.step for item in host.done if item.step.name == "dry run")
+    assert dry.args["experts_in_ram"] == plan.result["tuning"]["plan"]["decision"]["experts_in_ram"]
+    assert dry.args["serving"]["micro_batch_size"] == entry["serving"]["micro_batch_size"]
+    # the baseline is of what is served
+    base = plan.result["baseline"]["loads"]
+    assert len(base) >= 3 and all(load["experts_in_ram"] == dry.args["experts_in_ram"] for load in base)
+    host.keep(plan)
+    again = host.tune(objective="request")
+    assert host.modules == ["split_tuning_info"] and again.result is not None and not again.result["needed"]
+    changed = host.tune(objective="request", expert_threads=[4])
+    assert changed.result is not None and changed.result["needed"]
+    assert recorded(changed)["experts_in_ram"]["threads"] == 4
+
+
+def test_llama_cpps_own_placement_is_a_rival() -> None:
+    host = MoeHost()
+    host.fitted = {
+        "layers": [12, 13], "context_size": 2048,
+        "experts_in_ram": {"blocks": list(range(9, 24)), "partial": None, "threads": 0, "no_host": False,
+                           "override": "blk[.](9|10)[.]ffn_(up)_(ch|)exps=CPU"},
+    }  # fmt: skip
+    plan = host.tune(objective="request")
+    assert plan.result is not None
+    assert plan.result["tuning"]["plan"]["decision"]["default_layers"] == [12, 13]
+    assert [12, 13] in [load["layers"] for load in plan.result["tuning"]["loads"]]
+
+
+def test_the_card_with_the_widest_link_is_the_first_where_experts_are_in_ram() -> None:
+    gpus = [{**gpu, "pcie_width": width, "pcie_generation_max": 4, "memory_total_mib": 900}
+            for gpu, width in zip(GPUS, (4, 16), strict=True)]  # fmt: skip
+    host = MoeHost(gpus)
+    plan = host.tune(objective="request")
+    assert plan.result is not None
+    problem = plan.result["tuning"]["problem"]
+    assert [device["id"] for device in problem["devices"]] == ["GPU-2", "GPU-1"]
+    assert problem["experts_in_ram"]["links_gb_per_s"] == pytest.approx([16 * 1.969, 4 * 1.969])
+    # a dense model keeps the order
+    dense = Host([{**gpu, "memory_total_mib": 24576} for gpu in gpus])
+    listed = (dense.tune().result or {})["tuning"]["problem"]["devices"]
+    assert [device["id"] for device in listed] == ["GPU-1", "GPU-2"]
+
+
+def test_a_model_that_may_not_use_ram_fails_with_the_cure() -> None:
+    plan = MoeHost().tune(objective="request", experts_in_ram="never")
+    assert plan.failure is not None and "some of its experts in RAM (split_tuning_experts_in_ram: auto" in plan.failure
+
+
+def test_a_number_of_blocks_comes_as_text_too() -> None:
+    plan = MoeHost().tune(objective="request", experts_in_ram="15")
+    assert len(recorded(plan)["experts_in_ram"]["blocks"]) == 15
+    with pytest.raises(ValueError, match="split_tuning_experts_in_ram is 'few': it must be auto, never or a number"):
+        tuning_settings.read(variables(experts_in_ram="few"))
+
+
+def test_a_prediction_knows_the_hosts_ram_and_links() -> None:
+    gpus = [{**gpu, "pcie_width": 16, "pcie_generation_max": 3, "memory_total_mib": 900} for gpu in GPUS]
+    plan = MoeHost(gpus).tune(predict=True, objective="request")
+    assert plan.result is not None
+    prediction = plan.result["prediction"]
+    assert prediction["experts_in_ram"] and prediction["best"]["ram_mib"] <= 65536 - 3072
+    assert prediction["link_gb_per_s"] == pytest.approx(0.8 * 16 * 0.985)
+    assert any("with experts in RAM" in line for line in plan.result["lines"])

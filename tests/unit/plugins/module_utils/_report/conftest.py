@@ -9,6 +9,7 @@ import typing as t
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.deployment import expand
+from ansible_collections.homelab.mixed_gpu.tests.fixtures.experts import machine
 
 FIXTURES = pathlib.Path(__file__).parents[4] / "fixtures/report"
 
@@ -32,3 +33,13 @@ def mixed() -> dict[str, t.Any]:
 @pytest.fixture(params=["sandbox", "mixed_70b", "three_devices"])
 def deployment(request: pytest.FixtureRequest) -> dict[str, t.Any]:
     return read(request.param)
+
+
+@pytest.fixture
+def experts() -> dict[str, t.Any]:
+    """A deployment with experts in RAM, of a simulated campaign with llama.cpp's own placement as a rival."""
+    blocks = list(range(11, 24))
+    override = "blk[.](1)[.]ffn_up_exps=CPU"
+    moved = {"blocks": blocks, "partial": None, "threads": 0, "no_host": False, "override": override}
+    own = {"layers": [10, 15], "experts_in_ram": moved}
+    return machine.Machine(machine.make_problem(experts_in_ram={"own": own})).record()

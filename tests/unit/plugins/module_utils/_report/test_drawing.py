@@ -77,3 +77,9 @@ def test_without_matplotlib_one_sentence_says_what_to_install(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match="matplotlib is missing on the controller .*pip install matplotlib"):
         draw(entry_of("sandbox"))
+
+
+def test_with_experts_in_ram_each_placement_is_a_bar(experts: dict[str, t.Any]) -> None:
+    chart = draw(experts)
+    assert ElementTree.fromstring(chart).tag.endswith("svg")
+    assert "in RAM; " in chart and "does not fit in memory" not in chart and "chosen (" in chart

@@ -28,3 +28,14 @@ def test_the_names_of_the_running_server_find_the_planned_cards(mixed: dict[str,
     devices[0]["device"], devices[1]["device"] = "CUDA1", "CUDA2"
     devices[0]["id"], devices[1]["id"] = "CUDA1", "CUDA2"
     assert [row["loaded_layers"] for row in rows.memory_rows(entry, devices)] == [None, 44, 37]
+
+
+def test_rows_of_one_split_are_told_apart_by_experts_and_micro_batch(experts: dict[str, t.Any]) -> None:
+    shown = rows.table_rows(experts)
+    assert len({row["layers"] for row in shown}) == len(shown)
+    (chosen,) = [row for row in shown if row["chosen"]]
+    decision = experts["decision"]
+    assert chosen["layers"].startswith(",".join(map(str, decision["layers"])))
+    assert chosen["layers"].endswith(f" in RAM; {decision['micro_batch_size']}")
+    (default,) = [row for row in shown if row["default"]]
+    assert default["layers"].startswith("10,15; ")

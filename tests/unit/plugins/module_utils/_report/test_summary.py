@@ -72,3 +72,9 @@ def test_the_summary_holds_what_a_person_asks_for(sandbox: dict[str, t.Any]) -> 
     shown = "\n".join(lines)
     assert "RPC0 127.0.0.1:50052      23      285     283     300    17" in shown
     assert "24,9    out of memory" in shown
+
+
+def test_a_summary_with_experts_in_ram(experts: dict[str, t.Any]) -> None:
+    lines = summary.summary_lines(experts)
+    (marked,) = [line for line in lines if line.endswith("chosen")]
+    assert " in RAM" in marked and all(len(line) <= 100 or "in RAM" in line for line in lines)

@@ -63,3 +63,9 @@ def test_nothing_of_the_input_is_changed(mixed: dict[str, t.Any]) -> None:
     claim = {"name": "x", "metric": "layer_ratio", "low": 1.1, "high": 1.2, "unit": "", "source": "a guide"}
     report_view(mixed["entry"], seen(mixed), [claim])
     assert mixed == before
+
+
+def test_a_page_with_experts_in_ram(experts: dict[str, t.Any]) -> None:
+    shown = report_view(experts, Seen())
+    assert "in RAM" in shown["sentence"] and any(row["chosen"] for row in shown["table"])
+    assert shown["advice"] == experts["decision"]["advice"]

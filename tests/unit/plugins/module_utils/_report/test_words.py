@@ -27,3 +27,12 @@ def test_one_device_holds_everything(sandbox: dict[str, t.Any]) -> None:
     entry = sandbox["entry"]
     entry["decision"]["layers"] = [33, 0]
     assert words.placement_words(entry) == "all 33 layers on RPC0"
+
+
+def test_experts_in_ram_belong_to_the_placement(experts: dict[str, t.Any]) -> None:
+    said = words.placement_words(experts)
+    count = len(experts["experts_in_ram"]["blocks"])
+    assert f", with the experts of {count} blocks" in said and said.endswith(" in RAM")
+    assert "llama.cpp's own placement of experts 10,15" in words.gain_words(experts)
+    unknown = {**experts, "decision": {**experts["decision"], "default_layers": None}}
+    assert words.gain_words(unknown) == "llama.cpp's own placement of experts is not known."

@@ -44,3 +44,10 @@ def test_profiles_name_cards_in_the_order_of_the_devices() -> None:
     first, second = known_devices.profile_devices("rtx5090_rtx3090")
     assert (first["device"], first["description"]) == ("CUDA0", "NVIDIA GeForce RTX 5090")
     assert (second["device"], second["description"]) == ("CUDA1", "NVIDIA GeForce RTX 3090")
+
+
+def test_a_link_is_lanes_times_generation() -> None:
+    card = {"pcie_width": 16, "pcie_generation_max": 4}
+    assert known_devices.link_gb_per_s(card) == 16 * 1.969
+    for unknown in ({}, {**card, "pcie_width": None}, {**card, "pcie_generation_max": 9}):
+        assert known_devices.link_gb_per_s(unknown) is None

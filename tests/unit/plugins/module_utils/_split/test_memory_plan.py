@@ -9,6 +9,7 @@ import pathlib
 import typing as t
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import memory_plan
 
 RECORDED = json.loads(
@@ -166,3 +167,14 @@ def test_the_missing_memory_is_that_of_the_nearest_split() -> None:
 
 def test_nothing_helps() -> None:
     assert "take a smaller model or more devices" in nothing_fits((100, 100))
+
+
+def test_experts_in_ram_are_a_cure_where_they_are_one() -> None:
+    model = model_shapes.model("qwen3_30b_a3b_q4_k_m")
+    devices = [{"device": f"CUDA{i}", "free_mib": 8000, "budget_mib": None} for i in range(2)]
+    splits = [(first, 49 - first) for first in range(1, 49)]
+    cure = "some of its experts in RAM (split_tuning_experts_in_ram: auto"
+    assert cure in memory_plan.why_nothing_fits(devices, model, serving(), splits, (8000, 8000))
+    assert cure not in memory_plan.why_nothing_fits(devices, model, serving(), splits, (700, 700))
+    # of a dense model there are none to move
+    assert cure not in nothing_fits((22000, 22000), context_size=32768)

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What a model would give with experts in RAM, without measuring it. Private to this collection. Pure functions only.
+
+Memory is that of the plan. Times, for one request at a time:
+
+- decode: cards take turns, each reading its weights and its part of the KV cache; the CPU reads the experts in RAM that
+  a token uses. How fast RAM is, nobody says, so the ends of RAM_GB_PER_S give a range.
+- prefill: every micro-batch copies all experts in RAM once over the link of the first card, which computes them.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._base import text
+from .._base.types import Json, Mapping
+from .._split import cost_model, expert_placement, layer_split, memory_plan, model_weights
+from .._split.expert_placement import ExpertPlacement
+from .._split.split_problem import Problem
+from . import expert_plane, expert_why
+
+#: What two channels of RAM reach of their peak, in GB/s: DDR4-3200 (51.2) and DDR5-5600 (89.6).
+RAM_GB_PER_S: t.Final = (45.0, 75.0)
+MIDDLE_GB_PER_S: t.Final = sum(RAM_GB_PER_S) / len(RAM_GB_PER_S)
+#: What a PCIe 4.0 link of 16 lanes reaches (31.5), where nothing is known of the first card's.
+LINK_GB_PER_S: t.Final = 25.0
+#: What a known link reaches of its rate.
+LINK_SHARE: t.Final = 0.8
+
+
+class Speeds:
+    """Expected times of placements of one problem."""
+
+    def __init__(self, problem: Problem, devices: t.Sequence[Mapping], launch_ms: float) -> None:
+        self.problem, self.launch_ms = problem, launch_ms
+        self.prompt, self.generated = problem.counted(problem.objective)
+        self.model = problem.memory.model
+        depth = problem.depth_tokens + problem.prompt_tokens + problem.generated_tokens // 2
+        self.read = model_weights.bytes_read(self.model, problem.memory.serving, depth)
+        self.work = [2.0 * weights for weights in self.model.get("block_weights") or self.model["block_bytes"]]
+        self.used = self.model["expert_used_count"] / max(1, self.model["expert_count"])
+        self.bytes_per_ms = [(d["bandwidth_gb_per_s"] or 0.0) * d["fraction"] * 1e6 for d in devices]
+        self.operations_per_ms = [(d["prefill_tflops"] or 0.0) * 1e9 for d in devices]
+        links = (problem.raw.get("experts_in_ram") or {}).get("links_gb_per_s")
+        self.link_gb_per_s = LINK_SHARE * links[0] if links and links[0] else LINK_GB_PER_S
+
+    def decode_ms(self, placement: ExpertPlacement, ram_gb_per_s: float) -> float | None:
+        """Return the time of a token, or None where a used device's bandwidth is not known."""
+        in_ram = [*expert_placement.block_ram_bytes(self.model, placement), 0]
+        total, start = self.launch_ms, 0
+        for count, rate in zip(placement.layers, self.bytes_per_ms, strict=True):
+            own = slice(start, start + count)
+            start += count
+            if count and not rate:
+                return None
+            total += max(0.0, sum(self.read[own]) - self.used * sum(in_ram[own])) / rate if count else 0.0
+        return total + self.used * sum(in_ram) / (ram_gb_per_s * 1e6)
+
+    def prefill_ms(self, placement: ExpertPlacement, micro_batch: int, prompt: int) -> float | None:
+        """Return the time of a prompt, or None where a used device's rate is not known."""
+        in_ram = expert_placement.block_ram_bytes(self.model, placement)
+        batches = cost_model.micro_batches(prompt, micro_batch)
+        total, start = batches * sum(in_ram) / (self.link_gb_per_s * 1e6), 0
+        first = next(rate for rate, count in zip(self.operations_per_ms, placement.layers, strict=True) if count)
+        for count, rate in zip(placement.layers, self.operations_per_ms, strict=True):
+            own = range(start, min(start + count, len(self.work)))
+            start += count
+            if count and not (rate and first):
+                return None
+            away = sum(self.work[b] * min(1.0, self.used * in_ram[b] / max(1.0, self.read[b])) for b in own)
+            total += prompt * ((sum(self.work[b] for b in own) - away) / rate + away / first) if count else 0.0
+        return total
+
+    def objective_ms(self, placement: ExpertPlacement, micro_batch: int) -> float | None:
+        """Return the objective in the middle of the range, or None where something is not known."""
+        total = 0.0
+        if self.generated:
+            decode = self.decode_ms(placement, MIDDLE_GB_PER_S)
+            total += self.generated * decode if decode is not None else float("nan")
+        if self.prompt:
+            prefill = self.prefill_ms(placement, micro_batch, self.prompt)
+            total += prefill if prefill is not None else float("nan")
+        return None if total != total else total
+
+
+def predict(problem: Problem, devices: t.Sequence[Mapping], launch_ms: float) -> Json | None:
+    """Return the C(prediction) of docs/data_formats.md, or None where no experts go into RAM.
+
+    Raises UserError for a wrong problem.experts_in_ram. C(launch_ms): what launching kernels takes per token.
+    """
+    if not expert_plane.wanted(problem):
+        return None
+    given = problem.raw.get("experts_in_ram") or {}
+    plane = expert_plane.Plane(problem, problem.budgets, given.get("ram_mib"))
+    speeds = Speeds(problem, devices, launch_ms)
+    rows = []
+    for size in expert_plane.micro_batches(problem):
+        found = [_row(problem, plane, speeds, placement, size) for placement in plane.candidates(size)]
+        rows += [min(found, key=_rank)] if found else []
+    best = min(rows, key=_rank, default=None)
+    model = problem.raw["model"]
+    prediction: Json = {
+        "prediction": True,
+        "measured_by": None,
+        "model": {key: model[key] for key in ("name", "architecture", "file_type", "block_count", "notes")},
+        "serving": problem.raw["serving"],
+        "objective": problem.raw["objective"],
+        "reserve_mib": problem.raw["reserve_mib"],
+        "devices": [dict(device) for device in devices],
+        "rows": rows,
+        "feasible_splits": len(rows),
+        "default_layers": None,
+        "best": best,
+        "launch_ms": launch_ms,
+        "link_gb_per_s": speeds.link_gb_per_s,
+        "experts_in_ram": True,
+        "contexts": None,
+    }
+    if best is None:
+        why = expert_why.nothing_fits(problem, plane)
+    else:
+        where = layer_split.split_name(best["layers"])
+        why = (
+            f"{model['name'] or model['path']} does not fit the devices: with {where} the experts of "
+            f"{best['blocks_in_ram']:g} of {expert_plane.blocks_with_experts(problem)} blocks, {best['ram_mib']} MiB "
+            f"with the token embedding, have to be in RAM; a micro-batch of {best['micro_batch_size']} is expected to "
+            "be the best, and a real run measures placements, micro-batches and threads"
+        )
+    prediction["why"] = why
+    return {**prediction, "lines": table(prediction)}
+
+
+def _row(
+    problem: Problem, plane: expert_plane.Plane, speeds: Speeds, placement: ExpertPlacement, size: int
+) -> Json:
+    mib = plane.mib(placement, size)
+    times = [speeds.decode_ms(placement, rate) for rate in RAM_GB_PER_S]
+    typical = speeds.decode_ms(placement, MIDDLE_GB_PER_S)
+    prompt = problem.prompt_tokens
+    ttft = speeds.prefill_ms(placement, size, prompt) if prompt else None
+    blocks = sum(expert_placement.block_ram_bytes(speeds.model, placement))
+    each = [size for size in plane.expert_bytes if size]
+    return {
+        "layers": list(placement.layers),
+        "experts_in_ram": expert_placement.as_json(placement),
+        "blocks_in_ram": round(blocks * len(each) / sum(each), 1),
+        "micro_batch_size": size,
+        "mib": mib,
+        "headroom_mib": memory_plan.headroom_mib(mib, problem.budgets),
+        "ram_mib": expert_plane.ram_mib(speeds.model, placement),
+        "verdict": "fits",
+        "decode_ms_per_token": typical,
+        "decode_tokens_per_second": None if typical is None else 1000 / typical,
+        "decode_interval": [1000 / ms for ms in times if ms] if all(times) else None,
+        "ttft_ms": ttft,
+        "ttft_interval": None,
+        "prefill_tokens_per_second": 1000 * prompt / ttft if ttft else None,
+        "objective_ms": speeds.objective_ms(placement, size),
+    }
+
+
+def _rank(row: Mapping) -> tuple[float, float]:
+    """Return the order of rows: the least objective; where none is known, the fewest experts in RAM."""
+    value = row["objective_ms"]
+    return (0.0 if value is None else value), row["blocks_in_ram"]
+
+
+def table(prediction: Mapping) -> list[str]:
+    """Return a prediction as lines of text."""
+    serving, objective, devices = prediction["serving"], prediction["objective"], prediction["devices"]
+    name = " ".join(filter(None, (prediction["model"]["name"], prediction["model"]["file_type"])))
+    lines = [
+        f"PREDICTION, nothing was measured: {name}, with experts in RAM",
+        f"  context {serving['context_size']} tokens, {serving['parallel_slots']} slot(s), KV cache"
+        f" {serving['cache_type_k']}/{serving['cache_type_v']}, {prediction['reserve_mib']} MiB to be kept free per"
+        " device",
+        f"  one request at a time, {objective['prompt_tokens']} tokens in and {objective['generated_tokens']} out, at a"
+        f" depth of {objective['depth_tokens']}; best for: {objective['name']}",
+        *(f"  {device['device']} {device['description']}: {device['free_mib']} MiB free" for device in devices),
+    ]
+    names = [device["device"] for device in devices]
+    body = [["micro-batch", "layers", "blocks in RAM", "RAM MiB", *names, "decode/s", "prompt/s", "ttft ms", ""]]
+    for row in prediction["rows"]:
+        low, high = row["decode_interval"] or (None, None)
+        decode = "-" if low is None or high is None else f"{low:.0f} to {high:.0f}"
+        body.append([
+            str(row["micro_batch_size"]), layer_split.split_name(row["layers"]), f"{row['blocks_in_ram']:g}",
+            str(row["ram_mib"]),
+            *(f"{mib} ({left:+d})" for mib, left in zip(row["mib"], row["headroom_mib"], strict=True)),
+            decode, _number(row["prefill_tokens_per_second"]), _number(row["ttft_ms"]),
+            "best" if row is prediction["best"] or row == prediction["best"] else "",
+        ])  # fmt: skip
+    if prediction["rows"]:
+        low, high = RAM_GB_PER_S
+        lines += text.columns(body, right=range(len(body[0]) - 1))
+        lines += [
+            "  MiB per device, (left) of the budget; decode/s and prompt/s: tokens per second; ttft: time to the first"
+            " token",
+            f"  decode: for RAM that reaches {low:g} to {high:g} GB/s, two channels of DDR4-3200 to DDR5-5600, with as"
+            " many threads as that takes",
+            f"  prompts: the experts in RAM are copied once per micro-batch, at {prediction['link_gb_per_s']:.0f} GB/s",
+        ]
+    notes = [f"Note: {note}" for note in prediction["model"]["notes"]]
+    return [*lines, f"{prediction['why']}.", *notes]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The sentences of the planner about experts in RAM. Private to this collection. Pure functions only."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+from .._split import memory_plan
+from .._split.expert_placement import ExpertPlacement
+from .._split.layer_split import split_name
+from .._split.split_problem import Problem
+from .._split.types import Serving
+from . import expert_plane, expert_rival
+from .expert_evidence import Evidence
+from .expert_loads import Arm, Run
+from .why import WHAT_COUNTS
+
+
+def blocks(placement: ExpertPlacement) -> str:
+    """Return how many blocks have their experts in RAM: C(12 blocks), or C(12 blocks and up of another)."""
+    count = len(placement.blocks)
+    text = f"{count} block{'' if count == 1 else 's'}"
+    if placement.partial is None:
+        return text
+    return f"{text} and {' and '.join(placement.partial.parts)} of another"
+
+
+def name(evidence: Evidence, placement: ExpertPlacement) -> str:
+    """Return a placement as people read it: C(26/11, experts of 12 blocks in RAM)."""
+    split = split_name(placement.layers)
+    if placement.override:
+        return f"{split}, llama.cpp's own placement of experts"
+    host = ", unpinned" if placement.no_host else ""
+    return f"{split}, experts of {blocks(placement)} in RAM{host}" if placement.any else split
+
+
+def _failed(run: Run) -> str:
+    reason = f" ({run.reason.rstrip('.')})" if run.reason else ""
+    return f"{run.label} ended as {run.status}{reason}"
+
+
+def lost(run: Run) -> str:
+    """Return which load lost a device, and the cure."""
+    return (
+        f"a device was lost: {_failed(run)}; bring the device back (look for errors of its driver in the kernel log) "
+        "and run again: what was measured before is kept"
+    )
+
+
+def alike(run: Run) -> str:
+    """Return that loads fail whatever the placement, and the cure."""
+    return (
+        f"loads fail in the same way whatever the placement: {_failed(run)}; look at the message and at the kernel "
+        "log, repair what it names and run again"
+    )
+
+
+def retry(run: Run) -> str:
+    """Return why a load is repeated."""
+    return f"{_failed(run)}; measure this placement once more"
+
+
+def nothing_succeeded(count: int, last: Run) -> str:
+    """Return that no load succeeded."""
+    return f"none of {count} loads succeeded: {_failed(last)}; free the devices or raise the reserve, and run again"
+
+
+def none(evidence: Evidence) -> str:
+    """Return why no placement can be measured, and what would help."""
+    model = evidence.problem.memory.model
+    if evidence.failed:
+        return (
+            f"every placement of {model['name'] or model['path']} that memory should allow failed; the last: "
+            f"{_failed(evidence.runs[-1])}; free the devices or raise the reserve, and run again"
+        )
+    return nothing_fits(evidence.problem, evidence.plane)
+
+
+def nothing_fits(problem: Problem, plane: expert_plane.Plane) -> str:
+    """Return why no placement fits, and what would help."""
+    model = problem.memory.model
+    title = model["name"] or model["path"]
+    if isinstance(plane.mode, int):
+        return (
+            f"{title} does not fit with the experts of exactly {plane.mode} blocks in RAM: set "
+            "split_tuning_experts_in_ram to auto, which finds the smallest number that fits"
+        )
+    if plane.ram_mib is not None:
+        found = expert_plane.Plane(problem, problem.budgets).candidates(problem.micro_batch)
+        if found:
+            least = min(expert_plane.ram_mib(model, placement) for placement in found)
+            return (
+                f"{title} does not fit: beside what the devices hold, {least} MiB of weights have to be in RAM, and "
+                f"{plane.ram_mib} MiB of it may be used; free RAM, add some, or take a smaller quantisation"
+            )
+    return (
+        f"{title} does not fit the devices even with all experts in RAM; "
+        f"{_of_the_rest(problem, plane)}take a smaller context, a q8_0 KV cache, or more devices"
+    )
+
+
+def _of_the_rest(problem: Problem, plane: expert_plane.Plane) -> str:
+    whole = ExpertPlacement((), tuple(b for b, own in enumerate(plane.expert_bytes) if own))
+    serving = expert_plane.serving_at(problem, problem.micro_batch)
+    plan = memory_plan.MemoryPlan(problem.memory.model, serving, experts=whole, copied=plane.copied)
+    layers, budgets = problem.default, problem.budgets
+    short = [
+        f"{name} needs {mib} MiB of its {budget} MiB"
+        for name, mib, budget in zip(problem.names, plan.mib(layers), budgets, strict=True)
+        if mib > budget
+    ]
+    return f"in the split {split_name(layers)} {', '.join(short)}; " if short else ""
+
+
+def anchor(evidence: Evidence, arm: Arm) -> str:
+    """Return what the first load measures."""
+    model = evidence.problem.memory.model
+    threads = ", ".join(map(str, evidence.thread_choices))
+    scan = f", with {threads} threads in one load" if len(evidence.thread_choices) > 1 else ""
+    return (
+        f"{model['name'] or model['path']} does not fit the devices: measure {name(evidence, arm.placement)}, the "
+        f"fewest that fit{scan}"
+    )
+
+
+def line(evidence: Evidence, arm: Arm) -> str:
+    """Return what the second load measures."""
+    if len(evidence.sizes) > 1:
+        sizes = ", ".join(str(size) for size in evidence.sizes if size <= arm.micro_batch)
+        return (
+            f"measure {name(evidence, arm.placement)}, the fewest that fit with a micro-batch of {arm.micro_batch}, to "
+            f"learn what a block in RAM and a micro-batch cost ({sizes} tokens in one load)"
+        )
+    return f"measure {name(evidence, arm.placement)}, to learn what a block in RAM costs"
+
+
+def best(evidence: Evidence, arm: Arm, fresh: t.Sequence[int]) -> str:
+    """Return what should be the best, and which threads are looked at again."""
+    value = evidence.objective(arm)
+    more = f", with {', '.join(map(str, fresh))} threads beside {evidence.threads}" if fresh else ""
+    size = f" at a micro-batch of {arm.micro_batch}" if len(evidence.sizes) > 1 else ""
+    return f"{name(evidence, arm.placement)}{size} should be the best, {_duration(evidence, value)}: measure it{more}"
+
+
+def no_host() -> str:
+    """Return what the load outside of pinned memory is for."""
+    return (
+        "measure the best with its experts outside of pinned memory (--no-host), where the CPU may store them in an "
+        "order of its own: faster to compute with, slower to copy"
+    )
+
+
+def confirm(evidence: Evidence, winner: Arm, rival: Arm | None) -> str:
+    """Return which placement should be the best, and what it is compared with."""
+    text = f"{name(evidence, winner.placement)} should be the best, {_duration(evidence, evidence.objective(winner))}"
+    if rival is None:
+        return f"{text}: measure it to confirm"
+    return f"{text}: confirm it against {_called(evidence, rival)}, in loads that take turns"
+
+
+def doubt(evidence: Evidence, winner: Arm, other: Arm) -> str:
+    """Return why a placement that seems to be no better is measured once more."""
+    return (
+        f"{name(evidence, other.placement)} at a micro-batch of {other.micro_batch} is too near to "
+        f"{name(evidence, winner.placement)} to be told apart by one load: measure it again"
+    )
+
+
+def _duration(evidence: Evidence, ms: float) -> str:
+    problem = evidence.problem
+    prompt, generated = problem.counted(problem.objective)
+    if not prompt:
+        return f"{ms / generated:.2f} ms per token"
+    what = {"prefill": "prompt", "ttft": "first token"}.get(problem.objective, "request")
+    return f"{ms / 1000:.2f} s per {what}" if ms >= 1000 else f"{ms:.1f} ms per {what}"
+
+
+def _called(evidence: Evidence, arm: Arm) -> str:
+    named = name(evidence, arm.placement)
+    own = expert_rival.own_arm(evidence)
+    if own is None or own != arm:
+        return named
+    return named if arm.placement.override else f"llama.cpp's own placement {named}"
+
+
+def decided(evidence: Evidence, chosen: Arm, other: Arm | None, verdict: str, ram_mib: int) -> str:
+    """Return the one sentence that a person can check: what is where, why there, and how sure that is."""
+    placement, problem = chosen.placement, evidence.problem
+    where = ", ".join(
+        f"{count} of {problem.slots} layers on {device}"
+        for count, device in zip(placement.layers, problem.names, strict=True) if count
+    )  # fmt: skip
+    text = f"{name(evidence, placement)} ({ram_mib} MiB): {where}; {_why_so_many(evidence, chosen)}"
+    text += f"; {placement.threads} thread{'' if placement.threads == 1 else 's'}"
+    text += f", micro-batch {chosen.micro_batch}"
+    if other is None:
+        return f"{text}; nothing else was measured to compare it with"
+    result = evidence.compare(chosen, other)
+    counts = f"{len(evidence.objectives(chosen))} and {len(evidence.objectives(other))} loads"
+    what = WHAT_COUNTS[problem.objective]
+    less = f"{abs(result.percent):.1f} % {'less' if result.percent >= 0 else 'more'} {what}"
+    against = _called(evidence, other)
+    if result.low is None or result.high is None:
+        return f"{text}; {less} than {against}, from too few loads to be sure ({counts})"
+    span = f"95 % interval {result.low:.1f} to {result.high:.1f} %, {counts}"
+    if verdict == "faster":
+        return f"{text}; {less} than {against} ({span})"
+    if verdict == "no_difference":
+        return f"{text}; practically as fast as {against} ({less}, {span})"
+    return f"{text}; its {what} could not be told from that of {against} (measured {less}, {span})"
+
+
+def _why_so_many(evidence: Evidence, chosen: Arm) -> str:
+    """Return why so many experts are in RAM: asked for, the fewest that fit, or the price of the micro-batch."""
+    if isinstance(evidence.plane.mode, int):
+        return f"{evidence.plane.mode} blocks were asked for"
+    here = evidence.weigher.amounts(chosen.placement).cpu
+
+    def least(size: int) -> float:
+        found = evidence.plane.candidates(size)
+        return min((evidence.weigher.amounts(placement).cpu for placement in found), default=here)
+
+    if here > least(chosen.micro_batch) + 0.01:
+        more = here - least(chosen.micro_batch)
+        return f"{more:.1f} blocks more than have to be, so that faster devices hold more layers"
+    smaller = evidence.sizes[0]
+    if chosen.micro_batch > smaller and here > least(smaller) + 0.01:
+        return (
+            f"the fewest that fit with this micro-batch; {smaller} would put {here - least(smaller):.1f} blocks fewer "
+            "into RAM, and take longer over prompts"
+        )
+    return "the fewest that fit"
+
+
+def advice(evidence: Evidence, chosen: Arm) -> list[str]:
+    """Return what a smaller KV cache or context would give, by the fit: fewer experts in RAM, faster tokens."""
+    problem = evidence.problem
+    serving = problem.memory.serving
+    notes = [
+        f"the model was not understood in every part, so its memory may be counted wrongly: {str(note).rstrip('.')}"
+        for note in problem.memory.model.get("notes") or []
+    ]
+    if evidence.decode_fit is None or isinstance(evidence.plane.mode, int):
+        return notes
+    changes: list[tuple[str, Serving]] = []
+    if memory_plan.flash_attention(serving) and serving["cache_type_k"] == serving["cache_type_v"] == "f16":
+        changes.append(("a q8_0 KV cache", {**serving, "cache_type_k": "q8_0", "cache_type_v": "q8_0"}))
+    half = serving["context_size"] // 2
+    if half >= 2 * memory_plan.CONTEXT_STEP:
+        changes.append((f"a context of {half} tokens", {**serving, "context_size": half}))
+    now = evidence.weigher.amounts(chosen.placement).cpu
+    each = evidence.decode_fit.each
+    token = evidence.time("decode", chosen)
+    for what, changed in changes:
+        least = _least(evidence, changed, chosen.micro_batch)
+        if least is not None and token and now - least > 0.2:
+            share = 100 * each * (now - least) / token
+            notes.append(
+                f"{what} would need {now - least:.1f} blocks fewer in RAM: about {share:.0f} % less time per token, by "
+                "the fit"
+            )
+    return notes
+
+
+def _least(evidence: Evidence, serving: Serving, micro_batch: int) -> float | None:
+    """Return the fewest blocks' worth of experts in RAM with another serving profile."""
+    memory = memory_plan.MemoryPlan(evidence.problem.memory.model, serving)
+    problem = dataclasses.replace(evidence.problem, memory=memory)
+    found = expert_plane.Plane(problem, evidence.plane.budgets, evidence.plane.ram_mib).candidates(micro_batch)
+    return min((evidence.weigher.amounts(placement).cpu for placement in found), default=None)

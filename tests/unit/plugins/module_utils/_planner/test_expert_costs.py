@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import pathlib
+import typing as t
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import expert_costs
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner.expert_costs import Point
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import expert_placement, split_problem
+from ansible_collections.homelab.mixed_gpu.tests.fixtures.experts import machine
+
+RECORDED = pathlib.Path(machine.__file__).with_name("h200x2.jsonl")
+
+
+def weigher_of(**changes: t.Any) -> expert_costs.Weigher:
+    return expert_costs.Weigher(split_problem.read_problem(machine.make_problem(**changes)))
+
+
+def placed(count: int, layers: tuple[int, int] = (18, 7)) -> expert_placement.ExpertPlacement:
+    return expert_placement.on_first_device(machine.make_model(), layers, count)
+
+
+def test_amounts_are_what_is_where() -> None:
+    weigher = weigher_of()
+    none, some = weigher.amounts(placed(0)), weigher.amounts(placed(6))
+    assert (none.cpu, some.cpu) == (0, pytest.approx(6))
+    assert none.card == pytest.approx(1) and none.work == pytest.approx(1)
+    # of what a block reads, experts in use are 11.25 of 17.25 MiB; the output layer and the cache are little
+    assert some.card == pytest.approx(1 - 6 * 11.25 / (24 * 17.25), abs=0.01)
+    assert some.work == pytest.approx(1) and some.copies == some.cpu
+    part = expert_placement.place(machine.make_model(), (18, 7), [2, 0], (0, ("up", "down")))
+    assert weigher.amounts(part).cpu == pytest.approx(2 + 2 / 3)
+
+
+def test_the_probe_weighs_cards_and_a_prompts_experts_are_computed_by_the_first() -> None:
+    probe = {"devices": [
+        {"status": "ok", "decode_ms_per_token": {"median": ms}, "prefill_tokens_per_second": 1000 / ms}
+        for ms in (1.0, 3.0)
+    ]}  # fmt: skip
+    weigher = weigher_of(device_probe=probe)
+    assert weigher.amounts(placed(0, (20, 5))).card < weigher.amounts(placed(0, (5, 20))).card
+    model = machine.make_model()
+    behind = expert_placement.place(model, (12, 13), [0, 6])
+    assert weigher.amounts(behind).work < weigher.amounts(dataclasses.replace(behind, blocks=())).work
+
+
+def test_what_is_exactly_linear_is_found_with_two_points_and_the_prior() -> None:
+    weigher = weigher_of()
+
+    def ms(count: int) -> float:
+        amounts = weigher.amounts(placed(count))
+        return 3 * amounts.card + 1.2 * amounts.cpu
+
+    points = [Point(weigher.amounts(placed(count)).decode, ms(count)) for count in (8, 16)]
+    fit = expert_costs.fit_decode(points, weigher, 0.001)
+    assert fit is not None
+    for count in (9, 12, 18):
+        assert expert_costs.predict(fit, weigher.amounts(placed(count)).decode) == pytest.approx(ms(count), rel=0.01)
+    one = expert_costs.fit_decode(points[:1], weigher, 0.001)
+    assert one is not None and min(one) >= 0
+    assert expert_costs.predict(one, points[0].features) == pytest.approx(points[0].ms, rel=0.01)
+
+
+def test_nothing_measured_is_no_fit() -> None:
+    assert expert_costs.fit_decode([], weigher_of(), 0.01) is None
+    assert expert_costs.fit_prefill([], weigher_of(), 0.01) is None
+
+
+def test_no_coefficient_is_negative() -> None:
+    weigher = weigher_of()
+    points = [Point(weigher.amounts(placed(count)).decode, ms) for count, ms in ((10, 20.0), (16, 15.0))]
+    fit = expert_costs.fit_decode(points, weigher, 0.001)
+    assert fit is not None and min(fit) >= 0
+
+
+# --- two H200, llama-bench (tests/fixtures/experts) -------------------------------------------------------------------
+
+
+def recorded() -> dict[tuple[int, str, int, int], float]:
+    """Return ms per token (micro-batch 0) or per prompt of 2048, by blocks in RAM, split, micro-batch and threads."""
+    found: dict[t.Any, list[float]] = collections.defaultdict(list)
+    for line in RECORDED.read_text().splitlines():
+        row = json.loads(line)
+        size = 0 if row["n_gen"] else row["ub"]
+        tokens = 1 if row["n_gen"] else row["n_prompt"]
+        found[row["ncmoe"], row["ts"], size, row["threads"]].append(1000 * tokens / row["ts_tok"])
+    return {key: sum(values) / len(values) for key, values in found.items()}
+
+
+def h200() -> expert_costs.Weigher:
+    model = machine.make_model(expert_mib=305, dense_mib=14)
+    return weigher_of(free_mib=(80000, 80000), model=model, experts_in_ram={"mode": 6, "links_gb_per_s": None})
+
+
+def on_first(count: int, split: str) -> expert_placement.ExpertPlacement:
+    first, second = (int(float(part)) for part in split.split("/"))
+    return expert_placement.on_first_device(machine.make_model(expert_mib=305), (first, second), count)
+
+
+def test_two_recorded_numbers_of_blocks_foretell_the_others() -> None:
+    weigher, times = h200(), recorded()
+    decode = {(n, split): ms for (n, split, size, threads), ms in times.items() if not size and threads == 16 and n}
+    known = {(n, split): ms for (n, split), ms in decode.items() if n in (6, 18)}
+    assert len(known) >= 2 and len(decode) > len(known)
+
+    def features(n: int, split: str) -> tuple[float, float]:
+        # more than the first card's blocks go to RAM behind it, too
+        first = int(float(split.split("/")[0]))
+        model = machine.make_model(expert_mib=305)
+        own = expert_placement.place(model, (first, 25 - first), [min(n, first), max(0, n - first)])
+        return weigher.amounts(own).decode
+
+    points = [Point(features(*key), ms) for key, ms in known.items()]
+    fit = expert_costs.fit_decode(points, weigher, 0.02)
+    assert fit is not None
+    for key, ms in decode.items():
+        assert expert_costs.predict(fit, features(*key)) == pytest.approx(ms, rel=0.1), key
