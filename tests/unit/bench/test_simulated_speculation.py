@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The search over ways to speculate on simulated machines, whose truth is known."""
+
+from __future__ import annotations
+
+import random
+import statistics
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import round_costs, speculation_search
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.speculation import Arm, Offer, ServedLoad
+from ansible_collections.homelab.mixed_gpu.tests.bench import simulated_speculation as simulated
+
+MACHINES = 120
+
+
+@pytest.fixture(scope="module")
+def searches() -> list[tuple[simulated.Machine, speculation_search.Search, list[ServedLoad]]]:
+    driven = []
+    for seed in range(MACHINES):
+        machine = simulated.machine(seed)
+        driven.append((machine, *simulated.drive(machine, random.Random(seed))))
+    return driven
+
+
+def test_the_choice_is_near_the_best_of_all_arms(searches) -> None:
+    regrets = sorted(simulated.regret_percent(machine, search) for machine, search, _loads in searches)
+    assert statistics.median(regrets) == 0
+    assert regrets[int(0.9 * MACHINES)] < 2
+
+
+def test_nothing_that_is_slower_is_kept(searches) -> None:
+    for machine, search, _loads in searches:
+        verdict = search.verdict()
+        if verdict.verdict == "faster":
+            assert machine.true_ms(verdict.arm) < machine.target_ms
+            assert verdict.comparison is not None and verdict.comparison.low > 100 * simulated.INDIFFERENCE
+
+
+def test_few_loads_are_served_and_the_cards_may_drift(searches) -> None:
+    for _machine, search, loads in searches:
+        kinds = [load.arm.kind for load in loads]
+        assert len(loads) <= speculation_search.MAX_LOADS and kinds[0] == "none"
+        if search.verdict().verdict != "slower":
+            assert kinds[-1] == "none" and kinds.count("none") == 2
+
+
+def test_intervals_hold_as_often_as_they_say(searches) -> None:
+    found = []
+    for machine, search, _loads in searches:
+        verdict = search.verdict()
+        if verdict.comparison is not None:
+            true = 100 * (1 - machine.true_ms(verdict.arm) / machine.target_ms)
+            found.append(verdict.comparison.low <= true <= verdict.comparison.high)
+    assert len(found) > MACHINES / 2 and statistics.fmean(found) > 0.85
+
+
+def test_three_loads_of_a_line_predict_the_other_lengths() -> None:
+    offer = Offer("draft-simple", "d", "card", (9, 8), 10.0, 1.0)
+    machine = simulated.Machine(
+        [offer], 10.0, 0.0, {("draft-simple", "d", "card"): (12.0, 1.6, 0.0)},
+        {(("draft-simple", "d"), text): (0.8, 1.0) for text in simulated.TEXTS},
+    )  # fmt: skip
+    numbers = random.Random(1)
+    loads = [machine.load(offer.arm(n_max), numbers) for n_max in (7, 3, 5)]
+    costs = round_costs.RoundCosts([offer], loads, 0.005)
+    for n_max in range(1, 8):
+        assert costs.round_ms(offer.arm(n_max)).value == pytest.approx(12.0 + 1.6 * n_max, rel=0.02)
+    with pytest.raises(KeyError):
+        costs.round_ms(Arm("draft-mtp", "", "card", 2))
