@@ -63,6 +63,21 @@ def test_the_recorded_load_is_repeated_with_the_recorded_numbers():
     assert not any("device was measured alone" in advice for advice in verdict["advice"])
 
 
+def test_shared_layers_are_measured_as_they_are_served():
+    host, way = ExllamaHost(), {"MIXED_GPU_EXLLAMA_ALLREDUCE": "native"}
+    shares = [{"id": FAST, "layers": 5}, {"id": SLOW, "layers": 3}]
+    serving = {**EXLLAMA_ENTRY["serving"], "engine": "exllamav3"}
+    host.entry = {
+        **EXLLAMA_ENTRY, "serving": serving, "split_mode": "tensor", "placement": shares, "tensor_parallel": "native",
+        "environment": {**EXLLAMA_ENTRY["environment"], **way},
+    }  # fmt: skip
+    judged(host, measure="true")
+    (first, *_more) = [step.args for step in host.steps if step.module == "split_benchmark"]
+    assert (first["load"]["split_mode"], first["load"]["layers"]) == ("tensor", [5, 3])
+    assert first["load"]["gpu_split_gb"] == SPLIT_GB and first["environment"] | way == first["environment"]
+    assert first["exllama"]["python"] == "/opt/exllama/v3/venv/bin/python"
+
+
 def test_every_module_that_is_asked_for_is_one_that_a_campaign_may_run():
     for host in (ExllamaHost(), Host()):
         asked = []
