@@ -141,8 +141,9 @@ def compute_bytes(
       where blocks have a window;
     - the largest of: a feed-forward step, 3 H + 3 F; a step of experts, 4 H + 3 u X, or, if that is more, the lesser of
       4 H + 3 u X + u H and 5 H + 2 u H (an upper bound: it depends on how the buffers happen to be packed); attention
-      without flash attention, one score per head and visible token and 4 H + 8 E; the output layer, H + V. That counts
-      an output for every token, as the dry run and llama-bench do; a server with few slots needs less.
+      without flash attention, one score per head and visible token and 4 H + 8 E; the output layer, H + V, and with
+      experts in RAM 2 u H more on a card (an upper bound). That counts an output for every token, as the dry run and
+      llama-bench do; a server with few slots needs less.
     """
     if not layers[device]:
         return 0
@@ -178,8 +179,10 @@ def compute_bytes(
         again = experts.two + 4 * tokens * COPIED_AGAIN * hidden if experts.two else 0
         needed = [max(needed[0] + experts.largest if needed else 0, again)]
     if last:
+        # a card keeps what its last block's experts gave until their fused sum is done, and packs the output after it
+        kept = 2 * model.get("expert_used_count", 0) * hidden if experts is not None and experts.largest else 0
         # the mask is not needed any more, but stays where there are copies
-        needed.append(tokens * (4 * (hidden + model["vocabulary_size"]) + (mask_bytes if copies > 1 else 0)))
+        needed.append(tokens * (4 * (hidden + kept + model["vocabulary_size"]) + (mask_bytes if copies > 1 else 0)))
     return 4 * tokens * inputs + max(needed)
 
 

@@ -65,7 +65,8 @@ def test_experts_in_ram_are_asked_about_and_compared(run, tmp_path):
     )
     assert result["available"] and result["host_mib"] == 3753 and result["fitted"] is None
     first, second = result["dry_run"]["difference_mib"]
-    assert 0 <= first <= 158 and abs(second) <= 18  # MiB of the largest tensor of experts
+    # MiB of the largest tensor of experts, and of what CUDA's fused sum may keep, which the recorded device does not
+    assert 0 <= first <= 158 and -18 <= second <= 18 + 64
     words = log.read_text()
     assert " -ot blk[.](0|1|2|3|4|5|6|7|8|9)[.]ffn_(up|gate|gate_up|down)_(ch|)exps=CPU " in words
     assert " -t 8 " in words and " -lm none " in words and " --no-host " in words

@@ -10,7 +10,7 @@ import typing as t
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import memory_plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import expert_placement, memory_plan
 
 RECORDED = json.loads(
     (pathlib.Path(__file__).parents[4] / "fixtures" / "dry_run" / "b11312.json").read_text(encoding="utf-8")
@@ -178,3 +178,26 @@ def test_experts_in_ram_are_a_cure_where_they_are_one() -> None:
     assert cure not in memory_plan.why_nothing_fits(devices, model, serving(), splits, (700, 700))
     # of a dense model there are none to move
     assert cure not in nothing_fits((22000, 22000), context_size=32768)
+
+
+CUDA_ROWS = json.loads(
+    (pathlib.Path(__file__).parents[4] / "fixtures" / "dry_run" / "cuda_b11312.json").read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize(
+    "row", CUDA_ROWS, ids=lambda row: f"{row['model']}-{row['blocks_in_ram']}-{row['micro_batch_size']}"
+)
+def test_the_plan_is_not_below_what_cuda_asks_for(row: dict[str, t.Any]) -> None:
+    """The dry run of CUDA0 and CUDA1; its fused sums of experts keep tensors that other devices let go."""
+    model = model_shapes.model(row["model"])
+    slots = model["block_count"] + 1
+    layers = [slots * 2 // 3, slots - slots * 2 // 3]
+    experts = expert_placement.on_first_device(model, tuple(layers), row["blocks_in_ram"])
+    profile = serving(context_size=4096, micro_batch_size=row["micro_batch_size"])
+    planned = memory_plan.MemoryPlan(model, profile, experts=experts).mib(layers)
+    largest = max((max(sizes) for sizes in (model.get("block_expert_bytes") or {}).values()), default=0) >> 20
+    for ours, theirs in zip(planned, row["mib"], strict=True):
+        assert -max(64, 0.017 * theirs) <= ours - theirs <= max(64, 0.025 * theirs) + largest
+        if row["blocks_in_ram"]:
+            assert ours - theirs >= -32
