@@ -132,6 +132,7 @@ load:
           C(prompt_ms), C(drafted), C(accepted) and C(positions). The first token of an answer comes from its prompt and
           is not counted.
         - For a long prompt one of C(kind) V(prompt) with C(prompt_tokens) and C(prompt_ms).
+        - The greedy answer to the first text, of C(kind) V(greedy) with C(tokens).
       returned: when measured
       type: list
       elements: dict

@@ -14,6 +14,8 @@ from .trial_server import Server, TrialError
 
 #: Sampled as served, but the same in every load.
 _SEED: t.Final = 1
+#: How long the greedy answer is at most, which is compared with that of a server without speculation.
+GREEDY_TOKENS: t.Final = 64
 #: Tokens of a long prompt: ids in no order that repeats soon.
 _FIRST_ID, _IDS, _STEP = 10, 211, 89
 
@@ -21,7 +23,7 @@ _FIRST_ID, _IDS, _STEP = 10, 211, 89
 def measure(server: Server, texts: t.Sequence[Mapping], generated: int, prompt_tokens: int = 0) -> list[Json]:
     """Return tokens, times and acceptance per kind of text, in the order of first mention. Raises TrialError.
 
-    The last row is what a prompt of C(prompt_tokens) took, unless that is 0.
+    Then comes what a prompt of C(prompt_tokens) took, unless that is 0, and a greedy answer to the first text.
 
     A short answer to a text of no use comes first: the first request of a load is slower than all others.
     """
@@ -30,7 +32,9 @@ def measure(server: Server, texts: t.Sequence[Mapping], generated: int, prompt_t
     for text in texts:
         of_kind.setdefault(str(text["name"]), []).append(text["prompt"])
     rows = [_kind(server, name, prompts, generated) for name, prompts in of_kind.items()]
-    return [*rows, _prompt(server, prompt_tokens)] if prompt_tokens else rows
+    greedy = server.answer(texts[0]["prompt"], min(generated, GREEDY_TOKENS))["tokens"]
+    long = [_prompt(server, prompt_tokens)] if prompt_tokens else []
+    return [*rows, *long, {"kind": "greedy", "tokens": greedy}]
 
 
 def _prompt(server: Server, tokens: int) -> Json:

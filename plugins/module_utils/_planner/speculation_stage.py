@@ -173,10 +173,25 @@ class Stage:
             "less_percent": None if result is None else round(result.percent, 2),
             "interval_percent": None if interval is None else [round(value, 2) for value in interval],
             "weights": {name: round(weight, 4) for name, weight in self.search.weights.items()},
+            "first_divergence": self._first_divergence(verdict.arm) if kept else None,
             "refused": self.found.refused,
             "loads": len(self.loads),
             "table": self.table,
         }
+
+    def _first_divergence(self, arm: Arm) -> int | None:
+        """Return the first token of a greedy answer that is another one than without speculation; None: all agree.
+
+        Near ties may fall differently, since several tokens are computed at once; it is told, and judges nothing.
+        """
+        answers = {
+            speculation.from_json(load["speculation"]): row["tokens"]
+            for load in self.loads
+            for row in load["results"]
+            if row["kind"] == "greedy"
+        }
+        both = zip(answers.get(Arm(), ()), answers.get(arm, ()), strict=False)
+        return next((place for place, (plain, drafted) in enumerate(both) if plain != drafted), None)
 
     def _served(self, arm: Arm) -> Json:
         """Return what is served: the arm, its split, and what each device holds and has left then (MiB)."""

@@ -95,7 +95,9 @@ def drafting(measure, tmp_path, llama_bin, rpc_endpoints):
 
 def texts_of(result):
     assert (result["load"]["status"], result["load"]["reason"]) == ("ok", None)
-    *texts, prompt = result["load"]["results"]
+    *texts, prompt, greedy = result["load"]["results"]
+    text = known_next_token.target(VOCABULARY, len(AGREEMENT), 0).texts[0]
+    assert greedy == {"kind": "greedy", "tokens": text[1:65]}
     assert prompt["kind"] == "prompt" and prompt["prompt_tokens"] == 100 and prompt["prompt_ms"] > 0
     assert [(row["text"], row["tokens"]) for row in texts] == [("text 0", 99), ("text 1", 99)]
     return texts

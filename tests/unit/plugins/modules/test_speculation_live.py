@@ -37,7 +37,8 @@ SETTINGS = {
 STAND_INS = {
     "split_tuning_info": {
         "missing": [], "build": "b1", "nccl": False, "versions": {}, "flash_attention": False, "record_problem": None,
-        "record": fact_record.empty(), "gpus": {"available": False, "driver_version": None, "gpus": []},
+        "record": fact_record.empty(), "memory_total_mib": 8192, "cpu": {"physical_cores": 2, "threads": 2},
+        "gpus": {"available": False, "driver_version": None, "gpus": []},
     },
     "host_info": {"host": {"kernel": "6.8", "firmware": None}},
 }  # fmt: skip

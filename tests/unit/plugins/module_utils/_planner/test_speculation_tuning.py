@@ -49,6 +49,7 @@ class SpeculatingHost(Host):
     cost: t.ClassVar[dict[str, float]] = {"GPU-1": 0.1, "GPU-2": 0.3, "": 0.0}
     ends: t.ClassVar[dict[str, tuple[str, str]]] = {}
     acceptance = ACCEPTANCE
+    greedy: t.ClassVar[dict[str, list[int]]] = {}
 
     def gguf_info(self, step: steps.Step) -> Json:
         path = step.args["path"]
@@ -78,6 +79,7 @@ class SpeculatingHost(Host):
                 "positions": rates,
             })  # fmt: skip
         rows.append({"kind": "prompt", "prompt_tokens": args["prompt_tokens"], "prompt_ms": 100.0})
+        rows.append({"kind": "greedy", "tokens": self.greedy.get(arm["kind"], [5, 6, 7, 8])})
         return {"changed": True, "load": {
             **load, "status": status, "reason": reason, "results": rows if status == "ok" else [],
             "fingerprint": args["fingerprint"], "campaign": args["campaign"], "wall_ms": 5000, "reused": False,
@@ -119,6 +121,13 @@ def test_a_draft_that_is_faster_is_recorded_and_served(host: SpeculatingHost) ->
     assert after["--spec-draft-n-max"] == str(served["n_max"])
     assert plan.result is not None and plan.result["lines"][-1] == found["why"]
     assert found["why"].startswith("draft-simple d on CUDA0 n-max") and "less time" in found["why"]
+
+
+def test_the_first_token_that_differs_is_told(host: SpeculatingHost) -> None:
+    assert recorded(host.tune(**SETTINGS))["decision"]["speculation"]["first_divergence"] is None
+    host.greedy = {"draft-simple": [5, 6, 9, 8]}  # type: ignore[misc]
+    found = recorded(host.tune(**SETTINGS))["decision"]["speculation"]
+    assert (found["verdict"], found["first_divergence"]) == ("faster", 2)
 
 
 def test_each_kind_of_text_is_told_and_one_that_loses_is_named(host: SpeculatingHost) -> None:
@@ -257,7 +266,7 @@ def test_a_request_counts_the_prompt_as_well(host: SpeculatingHost) -> None:
     def slow_prompts(step: steps.Step) -> Json:
         result = SpeculatingHost.speculation_benchmark(host, step)
         if step.args["load"]["speculation"]["kind"] != "none":
-            result["load"]["results"][-1]["prompt_ms"] *= 500
+            result["load"]["results"][-2]["prompt_ms"] *= 500
         return result
 
     host.speculation_benchmark = slow_prompts  # type: ignore[method-assign]
