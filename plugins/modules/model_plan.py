@@ -242,6 +242,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    if module.params["state"] == "listed":
+        host_python.enter(["pynvml"], module.params["host_python"])  # without it the cards are not told of
     state = ModelState(module)
     try:
         look = {"planned": state.plan, "verified": state.verify, "listed": state.present}[module.params["state"]]

@@ -127,3 +127,22 @@ def test_a_page_of_quants(plan: t.Callable[..., tuple[int, str]], hub: server.Hu
     assert rc == 0, output
     shown = (tmp_path / "plan.html").read_text()
     assert "Every quant of the repository" in shown and "MiB KV cache" in shown and shown.count('class="card"') == 6
+
+
+def test_the_table_of_models_says_what_fits_the_cards(
+    playbook: t.Callable[..., tuple[int, str]], tmp_path: pathlib.Path
+) -> None:
+    box = {
+        "ansible_connection": "local", "ansible_become": False, "llm_models_dir": str(tmp_path / "models"),
+    }  # fmt: skip
+    (tmp_path / "hosts.json").write_text(json.dumps({"mixed_gpu": {"hosts": {"box": box}}}))
+    (tmp_path / "nvml").mkdir()
+    library = build_library(tmp_path / "nvml")
+    rc, output = playbook(
+        "homelab.mixed_gpu.models", inventory=str(tmp_path / "hosts.json"),
+        variables=environment(library, "rtx4090_rtx3090"),
+    )  # fmt: skip
+    assert rc == 0, output
+    line = next(line for line in output.splitlines() if "llama_3_3_70b_instruct_q4_k_m" in line)
+    assert "fits as 43/38, about 17 tokens/s" in line
+    assert "only with experts in RAM" in output
