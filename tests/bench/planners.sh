@@ -10,5 +10,6 @@ if [ ! -e "$stamp" ]; then
 fi
 export PYTHONPATH=.venv/collections
 .venv/bin/python tests/bench/families.py docs/benchmarks.md
+.venv/bin/python tests/bench/planes.py docs/benchmarks.md
 .venv/bin/python tests/bench/earlier_tunings.py docs/benchmarks.md
 exec .venv/bin/python tests/bench/planners.py "$@" docs/benchmarks.md

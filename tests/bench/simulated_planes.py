@@ -137,7 +137,10 @@ class Machine:
         mib = self.plane.mib(placement, max(sizes))
         full = next((d for d, (used, held) in enumerate(zip(mib, self.held_mib, strict=True)) if used > held), None)
         if full is not None:
-            reason = f"out of memory: 600 MiB more were wanted on CUDA device {full}" if full else "full"
+            # weights are one piece, the cache and compute buffers others
+            short = mib[full] - self.held_mib[full]
+            more = 0.95 * mib[full] if chance.random() < 0.5 else short * chance.uniform(1, 4)
+            reason = f"out of memory: {more:.0f} MiB more were wanted on CUDA device {full}"
             return {**wanted, "status": "out_of_memory", "reason": reason, "results": []}
         common = chance.gauss(0, self.noise * math.sqrt(0.5))
         if self.clocks and chance.random() < 0.3:

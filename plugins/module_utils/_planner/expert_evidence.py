@@ -23,6 +23,9 @@ FIT_ERROR: t.Final = 0.02
 #: How much of a miss at one placement and micro-batch is expected at others with the same micro-batch.
 SHARED_MISS: t.Final = 0.7
 
+#: Loads for which memory ran out, after which what devices may hold is not searched any further.
+MOST_SEARCHED: t.Final = 6
+
 
 class Evidence:
     """What a problem and some loads together say."""
@@ -276,8 +279,9 @@ def _budgets(problem: Problem, runs: t.Sequence[Run]) -> list[int]:
     """Return what each device may hold after loads for which memory ran out, in MiB by the plan's counting.
 
     The device that the message names, or else the one with the least planned room, holds less than was planned: by
-    what the message says, or by a fiftieth, and twice as much each further time. A device is not blamed that held as
-    much in another load.
+    what the message says, or by a fiftieth where that is less, and twice as much each further time. Once a load of the
+    device succeeded, it is halfway between what it held and what it did not, until MOST_SEARCHED loads failed. A device
+    is not blamed that held as much in another load.
     """
     budgets = list(problem.budgets)
     plane = expert_plane.Plane(problem, budgets)
@@ -286,10 +290,12 @@ def _budgets(problem: Problem, runs: t.Sequence[Run]) -> list[int]:
         if run.ok:
             size = max((row.micro_batch for row in run.rows), default=run.micro_batch)
             held = [max(pair) for pair in zip(held, plane.mib(run.placement, size), strict=True)]
-    share = 50
+    too_much: dict[int, int] = {}
+    share, failed = 50, 0
     for run in runs:
         if run.status != "out_of_memory" or run.memory_wanted[0] == "CPU":
             continue
+        failed += 1
         size = max((size for _kind, size, _threads in run.wanted), default=run.micro_batch)
         mib = plane.mib(run.placement, size)
         suspects = [d for d, count in enumerate(run.placement.layers) if count and mib[d] > held[d]]
@@ -298,7 +304,14 @@ def _budgets(problem: Problem, runs: t.Sequence[Run]) -> list[int]:
         if not suspects:
             continue
         device = named if named in suspects else min(suspects, key=lambda d: (budgets[d] - mib[d], d))
-        less = max(1, math.ceil(wanted)) if named in suspects and wanted else max(1, mib[device] // share)
+        # what is wanted may be all weights in one piece
+        step = max(1, mib[device] // share)
+        less = min(step, max(1, math.ceil(wanted))) if named in suspects and wanted else step
         share = max(4, share // 2)
         budgets[device] = min(budgets[device], max(held[device], mib[device] - less))
+        too_much[device] = min(too_much.get(device, mib[device]), mib[device])
+    for device, limit in too_much.items():
+        if any(run.ok and run.placement.layers[device] for run in runs):
+            middle = (held[device] + limit) // 2
+            budgets[device] = middle if failed < MOST_SEARCHED else held[device]
     return budgets

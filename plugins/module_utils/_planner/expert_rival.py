@@ -52,8 +52,16 @@ def rival(evidence: Evidence, winner: Arm) -> Arm | None:
 
 
 def _as_asked(evidence: Evidence, arm: Arm) -> bool:
-    """Return whether an arm has as many blocks in RAM as were asked for; any where none were."""
+    """Return whether an arm has as many blocks in RAM as were asked for, and fits what loads say of memory.
+
+    The memory of a placement that the program printed is not counted: it may move what no plan moves.
+    """
     mode, placement = evidence.plane.mode, arm.placement
+    full = any(run.status == "out_of_memory" for run in evidence.runs)
+    if full and not placement.override and not evidence.objectives(arm):
+        left = evidence.plane.headroom(placement, arm.micro_batch)
+        if min(mib for mib, count in zip(left, placement.layers, strict=True) if count) < 0:
+            return False
     return not isinstance(mode, int) or (len(placement.blocks) == mode and placement.partial is None)
 
 

@@ -36,7 +36,7 @@ MOST_BEFORE: t.Final = 5
 #: Loads beyond the limit for layer splits: threads, micro-batches and host memory are settled by the same loads.
 MORE_LOADS: t.Final = 3
 #: Loads that failed and do not count among these, at most.
-MOST_FAILED: t.Final = 3
+MOST_FAILED: t.Final = 6
 #: Failures alike, one after the other, that are not about placements.
 ALIKE: t.Final = 3
 #: Where only decoding counts, the share of blocks more in RAM that gives the line a second point.
