@@ -25,6 +25,7 @@ FAMILIES: t.Final[dict[str, dict[str, t.Any]]] = {
     "two, uneven blocks": {"devices": (2,), "blocks": "tapered"},
     "two, heavy ends": {"devices": (2,), "blocks": "ends"},
     "two, hop 0.3 to 2 ms": {"devices": (2,), "hop": (0.3, 2.0)},
+    "three and four, hop by cut": {"devices": (3, 4), "hop": (0.0, 2.0)},
     "two, short memory": {"devices": (2,), "short": True},
     "two, drift": {"devices": (2,), "drift": True},
     "two, two clocks": {"devices": (2,), "clocks": True},
@@ -48,7 +49,7 @@ class Machine:
     prefill_ms: list[float]  # of an average block and micro-batch
     decode_weights: list[float]  # by slot, the output layer last
     prefill_weights: list[float]
-    hop_ms: float
+    hop_ms: list[float]  # from a device to the next one in use
     overlap: float
     held_mib: list[int]  # what each device really holds, by the plan's counting
     drift: float
@@ -62,19 +63,21 @@ class Machine:
         ends = list(itertools.accumulate(layers))
         return [sum(weights[end - count : end]) for end, count in zip(ends, layers, strict=True)]
 
+    def _hops_ms(self, layers: Layers) -> float:
+        used = [device for device, count in enumerate(layers) if count]
+        return sum(self.hop_ms[device] for device in used[:-1])
+
     def decode_token_ms(self, layers: Layers) -> float:
-        hops = sum(1 for count in layers if count) - 1
-        return sum(a * w for a, w in zip(self.decode_ms, self._sums(self.decode_weights, layers), strict=True)) + (
-            self.hop_ms * hops
-        )
+        held = self._sums(self.decode_weights, layers)
+        return sum(a * w for a, w in zip(self.decode_ms, held, strict=True)) + self._hops_ms(layers)
 
     def prefill_prompt_ms(self, layers: Layers, tokens: int) -> float:
         stage = [c * w for c, w in zip(self.prefill_ms, self._sums(self.prefill_weights, layers), strict=True)]
         batches = -(-tokens // MICRO_BATCH)
         fullness = tokens / (batches * MICRO_BATCH)
         pipelined = sum(stage) + (batches - 1) * max(stage)
-        hops = sum(1 for count in layers if count) - 1
-        return fullness * (self.overlap * pipelined + (1 - self.overlap) * batches * sum(stage)) + self.hop_ms * hops
+        computed = self.overlap * pipelined + (1 - self.overlap) * batches * sum(stage)
+        return fullness * computed + self._hops_ms(layers)
 
     def true_ms(self, layers: Layers) -> float:
         objective = self.problem["objective"]
@@ -202,7 +205,8 @@ def _draw(family: str, seed: int, chance: random.Random) -> Machine | None:
         ranked = sorted(shares)
         for rank, device in enumerate(order):
             shares[device] = ranked[rank]
-    hop = chance.uniform(*how["hop"]) if "hop" in how else chance.uniform(0, 0.05)
+    low, high = how.get("hop", (0, 0.05))
+    hop = [chance.uniform(low, high)] * devices if devices == 2 else [chance.uniform(low, high) for _ in range(devices)]
     tight = 1.05 if how.get("short") else 1.0
     total = (model_mib + blocks * 32 + 700 * devices) * chance.uniform(1.03, 2.0) * tight + 1024
     problem = simulated_pair.make_problem(

@@ -8,6 +8,7 @@ Standard library alone: numpy is no part of a host's Python.
 from __future__ import annotations
 
 import itertools
+import math
 import typing as t
 
 
@@ -25,6 +26,27 @@ def solve(matrix: list[list[float]], right: list[float]) -> list[float] | None:
                 factor = rows[r][column] / rows[column][column]
                 rows[r] = [value - factor * top for value, top in zip(rows[r], rows[column], strict=True)]
     return [rows[r][size] / rows[r][r] for r in range(size)]
+
+
+def cholesky(matrix: t.Sequence[t.Sequence[float]]) -> list[list[float]]:
+    """Return the lower triangle whose product with its transposed is C(matrix), symmetric and positive definite."""
+    size = len(matrix)
+    lower = [[0.0] * size for _ in range(size)]
+    for i in range(size):
+        for j in range(i + 1):
+            rest = matrix[i][j] - sum(lower[i][k] * lower[j][k] for k in range(j))
+            lower[i][j] = math.sqrt(max(rest, 1e-12)) if i == j else rest / lower[j][j]
+    return lower
+
+
+def solve_transposed(lower: t.Sequence[t.Sequence[float]], right: t.Sequence[float]) -> list[float]:
+    """Return x of transposed(lower) * x = right, for a lower triangle."""
+    size = len(lower)
+    found = [0.0] * size
+    for i in reversed(range(size)):
+        rest = right[i] - sum(lower[k][i] * found[k] for k in range(i + 1, size))
+        found[i] = rest / lower[i][i]
+    return found
 
 
 def rank(vectors: t.Iterable[t.Sequence[int]]) -> int:

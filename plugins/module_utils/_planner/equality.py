@@ -11,11 +11,14 @@ import statistics
 from .._base import stats
 from .._split import layer_search
 from .._split.split_problem import Candidate
-from . import anchors
+from . import anchors, choice
 from .evidence import Evidence, is_single, room_of
 
 #: Two splits count as equal only when 95 % of what is plausible lies within this many indifferences.
 EQUIVALENCE_FACTOR = 3.0
+
+#: A split counts as good as any only when it loses no more indifferences than this, nine times of ten.
+SURE_FACTOR = 1.5
 
 
 def as_good_as_default(evidence: Evidence) -> Candidate | None:
@@ -25,7 +28,8 @@ def as_good_as_default(evidence: Evidence) -> Candidate | None:
     Each test must have a residual: a form with as many coefficients as loads fits whatever was measured. And the two
     must be so near to each other that even with every layer between them at the steepest step that the fit knows they
     are within EQUIVALENCE_FACTOR times that: the fit knows steps much better than it knows where they change their
-    sign. The roomier of the two is taken.
+    sign. The roomier of the two is taken, unless one of ten costs that the loads allow beside the fitted ones says that
+    it loses more than SURE_FACTOR times that.
     """
     problem = evidence.problem
     default = evidence.by_layers.get(problem.default)
@@ -41,14 +45,17 @@ def as_good_as_default(evidence: Evidence) -> Candidate | None:
         or evidence.point_noise("objective") > problem.indifference
     ):
         return None
-    winner = evidence.best(evidence.candidates)
+    winner = choice.best(evidence, evidence.candidates)
     best = min(evidence.objective(candidate.layers) for candidate in evidence.candidates)
     percent = 100 * (evidence.objective(default.layers) / best - 1)
     limit = 100 * problem.indifference
     apart = anchors.distance(winner.layers, [default.layers])
     if not percent <= limit or apart * _steepest_percent(evidence, winner, default) > EQUIVALENCE_FACTOR * limit:
         return None
-    return min(winner, default, key=lambda c: (-room_of(c), evidence.objective(c.layers), c.layers))
+    same = min(winner, default, key=lambda c: (-room_of(c), evidence.objective(c.layers), c.layers))
+    among = [candidate.layers for candidate in evidence.candidates]
+    lost = sorted(draw.ms(same.layers) / min(map(draw.ms, among)) - 1 for draw in evidence.draws)
+    return same if 100 * lost[len(lost) * 9 // 10] <= SURE_FACTOR * limit else None
 
 
 def _steepest_percent(evidence: Evidence, *splits: Candidate) -> float:

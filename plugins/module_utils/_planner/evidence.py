@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import typing as t
 
@@ -14,7 +15,7 @@ from .._split.layer_split import Layers
 from .._split.measured_loads import Load
 from .._split.split_problem import Candidate, KnownCosts, Problem
 from .._split.workload import needed_kinds
-from . import disturbed_loads, failed_loads, known_costs, remaining_splits
+from . import disturbed_loads, failed_loads, fit_draws, known_costs, local_misfit, remaining_splits
 
 #: A fit that misses a measured split by more than this (percent), and by more than noise, is not trusted there.
 TRUSTED_RESIDUAL_PERCENT = 5.0
@@ -33,7 +34,7 @@ class Evidence:
     def __init__(self, problem: Problem, loads: t.Sequence[Load]) -> None:
         self.problem = problem
         self.loads = list(loads)
-        self.left = problem.max_loads - len(self.loads)
+        self.left = problem.max_loads + failed_loads.further_loads(problem, self.loads) - len(self.loads)
         self.lost = next((load for load in loads if load.status == "device_lost"), None)
         allowed = self.left > 0 and self.lost is None
         #: The splits that remain to choose from, those that are out, and a failed load to be measured once more.
@@ -52,6 +53,7 @@ class Evidence:
         #: The split to measure again, with the reason, while that is allowed.
         self.repeat = judged.repeat if allowed and self.measured_again < problem.repeat_disturbed else None
         self._tolerances: dict[str, float] = {}
+        self._corrections: dict[str, local_misfit.Correction] = {}
         self._objectives: dict[Layers, float] = {}
         self._ratios: dict[tuple[str, tuple[bool, ...]], float] = {}
         self._fit()
@@ -134,18 +136,20 @@ class Evidence:
 
         It says the same of any split as predicted.
         """
+        return self.cost_of(name, self.decode_fit, self.prefill_fit, self.prefill_overlap)
+
+    def cost_of(
+        self, name: str, decode: list[float] | None, prefill: list[float] | None, overlap: float
+    ) -> split_cost.Cost | None:
+        """Return the cost of an objective by costs of layers for each kind of test and the overlap of prefill."""
         problem = self.problem
         tokens, generated = problem.counted(problem.objective if name == "objective" else name)
+        test = problem.prefill_test
+        tested = tokens if test is None else test.n_prompt
         return split_cost.workload_cost(
-            self.decode_fit if generated else None,
-            self.prefill_fit if problem.prefill_test is not None else None,
-            tokens,
-            generated,
-            problem.prefill_test.n_prompt if problem.prefill_test is not None else tokens,
-            problem.micro_batch,
-            self.prefill_overlap,
-            problem.weights,
-        )
+            decode if generated else None, prefill if test is not None else None, tokens, generated, tested,
+            problem.micro_batch, overlap, problem.weights,
+        )  # fmt: skip
 
     def _fit(self) -> None:
         """Fit the model to the splits over all devices; to those on fewer devices only where there are no others.
@@ -164,7 +168,7 @@ class Evidence:
             return
         telling = len(self.points) > devices  # else every residual is zero and says nothing
         if problem.decode_test is not None:
-            points = self._points("decode")
+            points = self.fit_points("decode")
             self.decode_fit = cost_fit.fit_decode(points, self.prior("decode"))
             if telling:
                 predicted = [cost_model.decode_ms(self.decode_fit, amounts) for amounts, _ms in points]
@@ -172,11 +176,11 @@ class Evidence:
         if problem.prefill_test is not None:
             batches = cost_model.micro_batches(problem.prefill_test.n_prompt, problem.micro_batch)
             fit = cost_fit.choose_prefill(
-                self._points("prefill"), batches, self.point_noise("prefill"), self.decode_fit, self.prior("prefill")
+                self.fit_points("prefill"), batches, self.point_noise("prefill"), self.decode_fit, self.prior("prefill")
             )
             self.prefill_form, self.prefill_overlap, self.prefill_fit, self.residual["prefill"] = fit
 
-    def _points(self, kind: str) -> list[cost_model.Point]:
+    def fit_points(self, kind: str) -> list[cost_model.Point]:
         """Return what the fit of C(kind) rests on: amounts and ms of each measured split."""
         return [(self.problem.weights.amounts(kind, split), self.measured(kind, split)) for split in self.points]
 
@@ -194,10 +198,8 @@ class Evidence:
     def _repetition_error(self, kind: str) -> float:
         """Return the relative standard error of a load's median by its repetitions, the largest of the tests used."""
         kinds = self.problem.kinds if kind == "objective" else (kind,)
-        return max(
-            disturbance.repetition_error(load.samples(part) for loads in self.ok.values() for load in loads)
-            for part in kinds
-        )
+        loads = self.ok_loads
+        return max(disturbance.repetition_error(load.samples(part) for load in loads) for part in kinds)
 
     def prior(self, kind: str) -> cost_fit.Prior | None:
         """Return what an earlier tuning or the device probe says of the devices' costs in a test; None without them."""
@@ -206,10 +208,14 @@ class Evidence:
         error = PROBE_ERROR if known is None else known.error
         return None if costs is None else cost_fit.Prior(costs, error, self.point_noise(kind))
 
+    def load_noise(self, kind: str) -> float:
+        """Return the relative standard deviation between loads, as far as known."""
+        noise, degrees = self.noise(kind)
+        return noise if degrees else UNKNOWN_NOISE
+
     def point_noise(self, kind: str) -> float:
         """Return how well a point of a fit is known (relative standard deviation); no better than what is nothing."""
-        noise, degrees = self.noise(kind)
-        return max(self.problem.indifference, noise) if degrees else UNKNOWN_NOISE
+        return max(self.problem.indifference, self.load_noise(kind))
 
     def spread(self, kind: str) -> tuple[float, int]:
         """Return the relative standard deviation between loads of C(kind), earlier ones as well, and its degrees."""
@@ -258,10 +264,9 @@ class Evidence:
                 return None
             batches = cost_model.micro_batches(self.problem.prefill_test.n_prompt, self.problem.micro_batch)
             return cost_model.prefill_ms(self.prefill_fit, amounts, batches, self.prefill_overlap)
-        decode, prefill = self.predicted("decode", layers), self.predicted("prefill", layers)
         if self.decode_fit is None and self.prefill_fit is None:
             return None
-        return self._objective(layers, decode, prefill)
+        return self._objective(layers, self.predicted("decode", layers), self.predicted("prefill", layers))
 
     def _objective(
         self, layers: Layers, decode: float | None, prefill: float | None, name: str | None = None
@@ -276,13 +281,9 @@ class Evidence:
         if generated and decode is not None:
             total += decode * generated
         if prompt and prefill is not None and problem.prefill_test is not None:
+            amounts, tested = problem.weights.amounts("prefill", layers), problem.prefill_test.n_prompt
             total += prefill * cost_model.prefill_scale(
-                self.prefill_fit,
-                problem.weights.amounts("prefill", layers),
-                problem.prefill_test.n_prompt,
-                prompt,
-                problem.micro_batch,
-                self.prefill_overlap,
+                self.prefill_fit, amounts, tested, prompt, problem.micro_batch, self.prefill_overlap
             )
         return total
 
@@ -297,16 +298,37 @@ class Evidence:
         One device alone makes no hop, so it takes no longer than a fit to splits that do says: where a load of it was
         slower than that, it was unlucky.
         """
-        residual = self.objective_residual if kind == "objective" else self.residual[kind]
-        fits = residual is None or residual <= self.tolerance(kind)
         predicted = self.predicted(kind, layers)
-        if layers in self.ok and self.load_means(kind, layers) and not (
-            fits and layers in self.points and predicted is not None
-        ):
+        if predicted is not None and self.points and (all(layers) or not self.pool_is_whole):
+            return predicted * self._correction(kind).factor(layers)
+        if layers in self.ok and self.load_means(kind, layers):
             measured = self.measured(kind, layers)
-            bounded = fits and predicted is not None and self.pool_is_whole and sum(map(bool, layers)) == 1
+            residual = self.objective_residual if kind == "objective" else self.residual[kind]
+            fits = residual is None or residual <= self.tolerance(kind)
+            bounded = fits and self.pool_is_whole and sum(map(bool, layers)) == 1
             return min(measured, predicted) if bounded and predicted is not None else measured
         return None if predicted is None else predicted * self._beyond_fit(kind, layers)
+
+    def _correction(self, kind: str) -> local_misfit.Correction:
+        """Return what the loads of the fitted splits say beyond the fit."""
+        if kind not in self._corrections:
+            gaps, coefficients = self.gaps(kind), len(self.problem.names)
+            self._corrections[kind] = local_misfit.Correction(gaps, self.load_noise(kind), coefficients)
+        return self._corrections[kind]
+
+    def gaps(self, kind: str) -> list[local_misfit.Gap]:
+        """Return how far the fitted splits are from the fit."""
+        known = [(split, self.predicted(kind, split)) for split in self.points if self.load_means(kind, split)]
+        return [
+            local_misfit.Gap(split, math.log(self.measured(kind, split) / predicted), self.count(split))
+            for split, predicted in known
+            if predicted
+        ]
+
+    @functools.cached_property
+    def draws(self) -> list[split_cost.Cost]:
+        """The objective by the costs that the loads allow beside the fitted ones; none without a fit."""
+        return fit_draws.of_objective(self)
 
     def _beyond_fit(self, kind: str, layers: Layers) -> float:
         """Return how much longer splits over these devices take than the fit says; 1 where it was fitted to them.
@@ -341,38 +363,16 @@ class Evidence:
             self._objectives[layers] = float("inf") if value is None else value
         return self._objectives[layers]
 
-    def best(self, among: t.Sequence[Candidate]) -> Candidate:
-        """Return the best of C(among): the fastest, or the roomiest of those that are practically as fast.
-
-        Of these one that is being confirmed stays the best, so that noise does not move the target. One device alone is
-        not given up for room: what is predicted for it contains a hop that it does not make.
-        """
-        fastest = min(among, key=lambda c: (self.objective(c.layers), c.layers))
-        if is_single(fastest):
-            return fastest
-        limit = self.limit(among)
-        equal = [c for c in among if self.objective(c.layers) <= limit]
-        confirming = {load.layers for load in self.loads if load.purpose == "confirm"}
-        equal = [c for c in equal if c.layers in confirming] or equal
-        return min(equal, key=lambda c: (-room_of(c), self.objective(c.layers), c.layers))
-
-    def limit(self, among: t.Iterable[Candidate]) -> float:
-        """Return the objective up to which a split may be taken for its room instead of the fastest of C(among)."""
-        return min(self.objective(candidate.layers) for candidate in among) * (1 + self.problem.room_price)
-
-    def rival(self, winner: Candidate, among: t.Sequence[Candidate]) -> Candidate | None:
-        """Return what the winner is compared with: llama.cpp's own split, else the best measured other one."""
-        default = self.by_layers.get(self.problem.default)
-        if default is not None and default in among and default != winner:
-            return default
-        others = [c for c in among if c != winner and c.layers in self.ok]
-        return min(others, key=lambda c: (self.objective(c.layers), c.layers), default=None)
-
     def compare(self, kind: str, layers: Layers, other: Layers) -> cost_model.Comparison:
-        """Compare two measured splits; the noise between loads is pooled over all, and at least that of repetitions."""
+        """Compare two measured splits; the noise between loads is pooled over all, and at least that of repetitions.
+
+        What the loads leave open of the factor to the length of prompt that is asked for counts as well.
+        """
         deviation, degrees = self.spread(kind)
         deviation = max(deviation, self._repetition_error(kind))
-        return cost_model.compare(self.load_means(kind, layers), self.load_means(kind, other), (deviation, degrees))
+        scaled = fit_draws.rescaling_error(self, layers, other) if kind == "objective" else 0.0
+        own, its = self.load_means(kind, layers), self.load_means(kind, other)
+        return cost_model.compare(own, its, (deviation, degrees), scaled)
 
     def measured_of(self, name: str, layers: Layers) -> float | None:
         """Return what a split took (ms) by an objective in its own loads; None where a part was not measured."""

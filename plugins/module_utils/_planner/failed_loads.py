@@ -3,9 +3,9 @@
 """What loads that failed rule out. Private to this collection. Pure functions only.
 
 Out of memory rules out the split, and every one that needs as much on the device that was full. That is the device
-which the message names; without a name the one with the least planned room. A device is never blamed that held as much
-in another load. How much less it can hold is not known: the next split to try needs what the message says less, or
-lies halfway to what the device has held.
+which the message names; without a name the one device that explains all such loads, with the least planned room. A
+device is never blamed that held as much in another load. How much less it can hold is not known: the next split to try
+needs what the message says less, or lies halfway to what the device has held.
 
 Any other failure is measured once more before the split is out: a driver that hiccuped says nothing about a split.
 Three failures alike in a row say that something else is broken, and end the campaign.
@@ -16,10 +16,9 @@ from __future__ import annotations
 import re
 import typing as t
 
-from .._split import memory_plan
 from .._split.layer_split import Layers
 from .._split.measured_loads import Load
-from .._split.split_problem import Problem
+from .._split.split_problem import LOADS_PER_DEVICE, Problem
 
 #: So many failures alike, one after the other, are not about splits.
 ALIKE: t.Final = 3
@@ -41,21 +40,34 @@ class OutOfMemory(t.NamedTuple):
 def out_of_memory(problem: Problem, loads: t.Sequence[Load]) -> list[OutOfMemory]:
     """Return what can be said of each load for which memory ran out, in their order."""
     held = held_mib(problem, loads)
-    found = []
-    for load in loads:
-        if load.status != "out_of_memory":
-            continue
-        mib = problem.memory.mib(load.layers)
-        suspects = [d for d, count in enumerate(load.layers) if count and mib[d] > held[d]]
+    full = [load for load in loads if load.status == "out_of_memory"]
+    plans = {load.layers: problem.memory.mib(load.layers) for load in full}
+    suspects = {
+        load.layers: {d for d, count in enumerate(load.layers) if count and plans[load.layers][d] > held[d]}
+        for load in full
+    }
+    found: list[OutOfMemory] = []
+    unnamed = [
+        load.layers for load in full if problem.device_named(load.memory_wanted[0]) not in suspects[load.layers]
+    ]
+    for load in full:
+        mib, own = plans[load.layers], suspects[load.layers]
         name, wanted = load.memory_wanted
         named = problem.device_named(name)
-        if named in suspects:
+        if named in own:
             found.append(OutOfMemory(named, True, mib[named], wanted))
-        elif suspects:
-            room = memory_plan.headroom_mib(mib, problem.budgets)
-            tightest = min(suspects, key=lambda d: (room[d], d))
+        elif own:
+            # the fewest devices that explain all: one of those that may have been full in every such load
+            common = set.intersection(*(suspects[layers] for layers in unnamed)) or own
+            among = [layers for layers in unnamed if common <= suspects[layers]]
+            tightest = min(common, key=lambda d: (max(problem.budgets[d] - plans[layers][d] for layers in among), d))
             found.append(OutOfMemory(tightest, False, mib[tightest], 0.0))
     return found
+
+
+def further_loads(problem: Problem, loads: t.Sequence[Load]) -> int:
+    """Return how many loads a campaign has beyond its limit: what a full device holds is one unknown more."""
+    return LOADS_PER_DEVICE * len({failure.device for failure in out_of_memory(problem, loads)})
 
 
 def held_mib(problem: Problem, loads: t.Sequence[Load]) -> list[int]:

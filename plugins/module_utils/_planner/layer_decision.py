@@ -11,7 +11,7 @@ from .._base import stats
 from .._split.layer_split import Layers
 from .._split.measured_loads import Load
 from .._split.split_problem import Candidate, Json
-from . import equality, known_costs, why
+from . import choice, equality, known_costs, why
 from .evidence import Evidence, is_single, room_of
 
 #: The objectives whose best splits are shown beside the chosen one.
@@ -97,7 +97,7 @@ def _chosen(
         slower = evidence.compare("objective", winner.layers, rival.layers).percent < 0
         return (rival, winner) if slower else (winner, rival)
     # where loads cannot tell, room decides, unless the fit says that it costs too much
-    limit = evidence.limit(evidence.candidates)
+    limit = choice.limit(evidence, evidence.candidates)
     if is_single(winner) or evidence.objective(rival.layers) > limit:
         return winner, rival
     one, other = sorted((winner, rival), key=lambda c: (-room_of(c), evidence.objective(c.layers), c.layers))

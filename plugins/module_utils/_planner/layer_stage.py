@@ -12,7 +12,8 @@ from those before it, so a campaign that was broken off goes on. The way to a de
    load of each the fit is made anew. If it is off by more than 5 %, one more anchor between the others is measured,
    and a better split may take A's place. Where the costs of an earlier tuning suffice (known_costs.py), one load of
    A and one of B are enough where they agree with these costs and tell the two apart;
-4. two more loads, one of each, while the two cannot be told apart and loads are left.
+4. while loads are left, the split beside the winner that may be better by what the loads leave open (choice.py), and
+   two more loads, one of each, while the two cannot be told apart.
 
 Where all splits are practically equal by the fit, one load of the roomiest follows the anchors. If the loads differ no
 more than that either, nothing more is measured (equality.py). A split with a load that looks disturbed is measured
@@ -33,7 +34,7 @@ from .._split import layer_split
 from .._split.layer_split import Layers, split_name
 from .._split.measured_loads import Load
 from .._split.split_problem import Candidate, Json, Problem
-from . import anchors, equality, layer_decision, why
+from . import anchors, choice, equality, layer_decision, why
 from .evidence import Evidence, is_single
 
 #: What share of the time the hops between devices may be: splits over all devices cannot tell. Over Ethernet 2 ms of a
@@ -151,14 +152,14 @@ def _equal(evidence: Evidence, measured: list[Candidate]) -> Step | None:
     """Return the step where all splits are practically equal by the fit."""
     within = equality.equal_within(evidence)
     if within is not None and evidence.left > 0 and math.isinf(within):
-        winner = evidence.best(evidence.candidates)
+        winner = choice.best(evidence, evidence.candidates)
         default = evidence.by_layers.get(evidence.problem.default, winner)
         third = next((c for c in (winner, default) if not evidence.count(c.layers)), winner)
         sentence = why.confirm(evidence.problem, evidence, third, None)
         return Step("confirm", sentence, (_wanted(evidence, third.layers, "confirm"),))
     if within is not None and within <= 100 * equality.EQUIVALENCE_FACTOR * evidence.problem.indifference:
-        winner = evidence.best(measured)
-        return _decided(evidence, winner, evidence.rival(winner, measured))
+        winner = choice.best(evidence, measured)
+        return _decided(evidence, winner, choice.rival(evidence, winner, measured))
     return None
 
 
@@ -191,15 +192,15 @@ def _decided(evidence: Evidence, winner: Candidate, rival: Candidate | None, ver
 def _confirm(evidence: Evidence, measured: list[Candidate]) -> Step:
     """Return the loads that confirm the winner, or the decision."""
     among = evidence.candidates
-    winner = _single_to_try(evidence) or evidence.best(among)
-    rival = evidence.rival(winner, among)
+    winner = _single_to_try(evidence) or choice.best(evidence, among)
+    rival = choice.rival(evidence, winner, among)
     # With too few loads left for both, the rival is one that is measured already; with none left for the winner, so is
     # the winner. One load of the predicted winner tells more than a second one of a split that it should beat.
     if _unmeasured(evidence, winner, rival) > evidence.left:
-        rival = evidence.rival(winner, [*measured, winner])
+        rival = choice.rival(evidence, winner, [*measured, winner])
     if _unmeasured(evidence, winner, rival) > evidence.left:
-        winner = evidence.best(measured)
-        rival = evidence.rival(winner, measured)
+        winner = choice.best(evidence, measured)
+        rival = choice.rival(evidence, winner, measured)
     first = [c for c in (winner, rival) if c is not None and not evidence.count(c.layers)]
     if not first and evidence.left > _open_loads(evidence, winner, rival):
         extra = anchors.interior_anchor(evidence)
@@ -215,12 +216,25 @@ def _confirm(evidence: Evidence, measured: list[Candidate]) -> Step:
     sure = evidence.carried and verdict != "inconclusive"
     second = [c for c in (rival, winner) if c is not None and evidence.count(c.layers) < 2 and not sure]
     wanted = (first or second)[: max(0, evidence.left)]
-    if not wanted and rival is not None and evidence.left >= 2 and verdict == "inconclusive":
+    better = None if wanted or sure else choice.may_be_better(evidence, winner)
+    surer = rival is not None and evidence.left >= 2 and verdict == "inconclusive"
+    if better is not None and not (surer and better[1] < choice.WORTH_MORE):
+        return _beside(evidence, winner, better[0])
+    if not wanted and rival is not None and surer:
         wanted = [winner, rival]
     if not wanted:
         return _decided(evidence, winner, rival)
     loads = tuple(_wanted(evidence, candidate.layers, "confirm") for candidate in wanted)
     return Step("confirm", why.confirm(evidence.problem, evidence, winner, rival), loads)
+
+
+def _beside(evidence: Evidence, winner: Candidate, other: Candidate) -> Step:
+    """Return the step that measures a split which may be better than the winner."""
+    sentence = (
+        f"{split_name(winner.layers)} is the best by the loads so far, and {split_name(other.layers)} may be better: "
+        "measure it as well"
+    )
+    return Step("confirm", sentence, (_wanted(evidence, other.layers, "neighbour"),))
 
 
 def _single_to_try(evidence: Evidence) -> Candidate | None:

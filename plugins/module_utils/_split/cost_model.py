@@ -98,17 +98,21 @@ class Comparison(t.NamedTuple):
     smallest_visible: float | None
 
 
-def compare(chosen: t.Sequence[float], other: t.Sequence[float], spread: tuple[float, int]) -> Comparison:
+def compare(
+    chosen: t.Sequence[float], other: t.Sequence[float], spread: tuple[float, int], scaled: float = 0.0
+) -> Comparison:
     """Compare the load means of two splits; the 95 % interval is Student's, with the load as the unit.
 
-    C(spread) comes from pooled_spread. Without degrees of freedom the interval is unknown.
+    C(spread) comes from pooled_spread. Without degrees of freedom the interval is unknown. C(scaled) is the relative
+    error of what the ratio of the two was multiplied by.
     """
     ratio = statistics.fmean(map(math.log, chosen)) - statistics.fmean(map(math.log, other))
     percent = 100 * (1 - math.exp(ratio))
     deviation, degrees = spread
     if not degrees:
         return Comparison(percent, None, None, None)
-    half = stats.t_quantile(degrees, 0.05) * deviation * math.sqrt(1 / len(chosen) + 1 / len(other))
+    error = math.hypot(deviation * math.sqrt(1 / len(chosen) + 1 / len(other)), scaled)
+    half = stats.t_quantile(degrees, 0.05) * error
     return Comparison(
         percent, 100 * (1 - math.exp(ratio + half)), 100 * (1 - math.exp(ratio - half)), 100 * (math.exp(half) - 1)
     )

@@ -43,4 +43,6 @@ def test_comparison() -> None:
     assert result.low is not None and result.high is not None and result.smallest_visible is not None
     assert result.low < 10 < result.high
     assert result.smallest_visible == pytest.approx(4.4, abs=0.1)
+    scaled = cost_model.compare([90, 90], [100, 100], (0.01, 2), 0.03)
+    assert scaled.percent == result.percent and scaled.low is not None and scaled.low < result.low
     assert cost_model.compare([90], [100], (0.0, 0)) == (pytest.approx(10), None, None, None)

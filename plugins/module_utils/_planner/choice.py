@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Which split is the best, by all that is known, and which one may be better yet. Private to this collection. Pure."""
+
+from __future__ import annotations
+
+import statistics
+import typing as t
+
+from .._split.layer_split import Layers
+from .._split.split_problem import Candidate
+from .evidence import Evidence, is_single, room_of
+
+#: What may be lost, relatively, before one more load is worth it, and before it is worth more than a surer verdict.
+WORTH_A_LOAD: t.Final = 0.002
+WORTH_MORE: t.Final = 0.004
+
+#: Of more than two devices the best splits by so many draws are looked at as well.
+SEARCHED_DRAWS: t.Final = 6
+
+#: How many layers away from the winner a better split is looked for.
+NEAR_LAYERS: t.Final = 3
+
+
+def loss(evidence: Evidence, layers: Layers, other: Layers) -> float:
+    """Return how much longer, relatively, C(layers) is expected to take where C(other) is faster; 0 without a fit."""
+    own, its = evidence.predicted("objective", layers), evidence.predicted("objective", other)
+    if layers == other or not own or not its:
+        return 0.0
+    beyond = evidence.objective(layers) / own * its / evidence.objective(other)
+    return statistics.fmean(max(0.0, beyond * draw.ms(layers) / draw.ms(other) - 1) for draw in evidence.draws)
+
+
+def limit(evidence: Evidence, among: t.Iterable[Candidate]) -> float:
+    """Return the objective up to which a split may be taken for its room instead of the fastest of C(among)."""
+    return min(evidence.objective(candidate.layers) for candidate in among) * (1 + evidence.problem.room_price)
+
+
+def best(evidence: Evidence, among: t.Sequence[Candidate]) -> Candidate:
+    """Return the best of C(among): the fastest, or the roomiest of those that are practically as fast.
+
+    Neither by the fit nor by what the loads allow beside it may that cost more than the price of room. Of these one
+    that is being confirmed stays the best, so that noise does not move the target. One device alone is not given up for
+    room: what is predicted for it contains a hop that it does not make.
+    """
+    fastest = min(among, key=lambda c: (evidence.objective(c.layers), c.layers))
+    if is_single(fastest):
+        return fastest
+    most, price = limit(evidence, among), evidence.problem.room_price
+    equal = [c for c in among if evidence.objective(c.layers) <= most]
+    equal = [c for c in equal if loss(evidence, c.layers, fastest.layers) <= price]
+    confirming = {load.layers for load in evidence.loads if load.purpose == "confirm"}
+    equal = [c for c in equal if c.layers in confirming] or equal
+    return min(equal, key=lambda c: (-room_of(c), evidence.objective(c.layers), c.layers))
+
+
+def rival(evidence: Evidence, winner: Candidate, among: t.Sequence[Candidate]) -> Candidate | None:
+    """Return what the winner is compared with: the engine's own split, else the best measured other one."""
+    default = evidence.by_layers.get(evidence.problem.default)
+    if default is not None and default in among and default != winner:
+        return default
+    others = [c for c in among if c != winner and c.layers in evidence.ok]
+    return min(others, key=lambda c: (evidence.objective(c.layers), c.layers), default=None)
+
+
+def may_be_better(evidence: Evidence, winner: Candidate) -> tuple[Candidate, float] | None:
+    """Return the split that is worth a load before the winner is taken, with what is lost without it; None if none is.
+
+    It is one near the winner; where that is one device alone, the best over all devices that was not measured.
+    """
+    if evidence.left <= 0 or not evidence.draws:
+        return None
+    fresh = [c for c in evidence.candidates if all(c.layers) and not evidence.count(c.layers)]
+    if is_single(winner):
+        found = min(fresh, key=lambda c: evidence.objective(c.layers), default=None)
+        # it was taken because it was fast, and may only have been lucky
+        lucky = 1 + evidence.point_noise("objective") / evidence.count(winner.layers) ** 0.5
+        better = found is not None and evidence.objective(found.layers) < lucky * evidence.objective(winner.layers)
+        return (found, WORTH_MORE) if found is not None and better else None
+    near = [
+        c for c in fresh if sum(abs(a - b) for a, b in zip(c.layers, winner.layers, strict=True)) <= 2 * NEAR_LAYERS
+    ]
+    near += _best_by_draws(evidence)
+    losses = [(loss(evidence, winner.layers, c.layers), c) for c in near]
+    lost, found = max(losses, key=lambda pair: pair[0], default=(0.0, None))
+    return (found, lost) if found is not None and lost > WORTH_A_LOAD else None
+
+
+def _best_by_draws(evidence: Evidence) -> list[Candidate]:
+    """Return the best splits by some of the costs that the loads allow; of two devices all splits are listed anyway."""
+    if len(evidence.problem.names) < 3:
+        return []
+    found = {evidence.best_of_all(draw) for draw in evidence.draws[:SEARCHED_DRAWS]}
+    fitting = [evidence.problem.candidate(layers) for layers in sorted(filter(None, found))]
+    return [c for c in fitting if c is not None and evidence.remains(c.layers) and not evidence.count(c.layers)]

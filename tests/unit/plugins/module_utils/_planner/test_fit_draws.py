@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import fit_draws
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner.fit_draws import Fitted
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import cost_model
+
+COSTS = (1.0, 2.0)
+SPLITS = ((30.0, 3.0), (3.0, 30.0))
+
+
+def points(batches: int = 1, overlap: float = 0.0) -> list[cost_model.Point]:
+    return [(split, cost_model.prefill_ms(COSTS, split, batches, overlap)) for split in SPLITS]
+
+
+def spread(draws: list[fit_draws.Draw], split: tuple[float, ...]) -> float:
+    return statistics.stdev(math.log(cost_model.decode_ms(draw.costs, split)) for draw in draws)
+
+
+def test_measured_splits_are_as_sure_as_their_loads() -> None:
+    draws = fit_draws.around(Fitted(COSTS, points(), (0.02, 0.02), None))
+    for split in SPLITS:
+        assert 0.01 < spread(draws, split) < 0.03
+    assert draws == fit_draws.around(Fitted(COSTS, points(), (0.02, 0.02), None))
+    surer = fit_draws.around(Fitted(COSTS, points(), (0.002, 0.002), None))
+    assert spread(surer, SPLITS[0]) < spread(draws, SPLITS[0]) / 5
+
+
+def test_a_prior_of_the_ratio_tells_what_one_split_cannot() -> None:
+    one, open_end = points()[:1], (0.0, 33.0)
+    with_prior = fit_draws.around(Fitted(COSTS, one, (0.01,), 0.05))
+    without = fit_draws.around(Fitted(COSTS, one, (0.01,), None))
+    assert spread(with_prior, SPLITS[0]) < 0.03
+    assert spread(with_prior, open_end) < spread(without, open_end) / 3
+
+
+def test_a_free_overlap_is_drawn_within_its_bounds() -> None:
+    fitted = Fitted(COSTS, points(4, 0.5), (0.01, 0.01), 0.2, 4, 0.5, True)
+    overlaps = [draw.overlap for draw in fit_draws.around(fitted)]
+    assert 0 <= min(overlaps) < 0.5 < max(overlaps) <= 1
+    fixed = fit_draws.around(fitted._replace(free_overlap=False))
+    assert {draw.overlap for draw in fixed} == {0.5}
+    assert all(len(draw.costs) == 2 and min(draw.costs) > 0 for draw in fixed)
+    assert statistics.fmean(draw.costs[0] for draw in fixed) == pytest.approx(1.0, rel=0.05)
