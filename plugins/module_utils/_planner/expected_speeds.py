@@ -27,6 +27,10 @@ from . import known_costs
 #: What launching the kernels of a block takes per token, in ms. Published for one RTX 4090 and Qwen3-30B-A3B at Q4_K_M,
 #: 48 blocks, are up to 196 tokens per second, and 167 for an RTX 3090 Ti; its bytes alone would give 393.
 LAUNCH_MS: t.Final = 0.055
+PUBLISHED_LAUNCHES: t.Final = (
+    "published for Qwen3-30B-A3B at Q4_K_M on one card: 167 tokens per second on an RTX 3090 Ti, up to 196 on an RTX"
+    " 4090"
+)
 
 #: The fractions come from runs of a 70B at Q4_K_M, 80 blocks in 40 GB, and contain the launches of so many.
 BLOCKS_PER_BYTE: t.Final = 80 / 40.3e9

@@ -272,7 +272,8 @@ def table(prediction: t.Mapping[str, t.Any]) -> list[str]:
     if prediction["launch_ms"] >= 0.5:
         lines.append(
             f"Note: {prediction['launch_ms']:.1f} ms of each token go into launching the kernels of"
-            f" {model['block_count']} blocks, whatever the split (from published runs of one model of experts)."
+            f" {model['block_count']} blocks, whatever the split;"
+            f" {expected_speeds.PUBLISHED_LAUNCHES}."
         )
     lines += [f"Note: {note}" for note in model["notes"]]
     for device in {} if measured else {device["description"]: device for device in devices}.values():
