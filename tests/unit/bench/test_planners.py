@@ -54,7 +54,8 @@ def test_less_memory_than_promised_is_survived() -> None:
         pair = next(short)
         plan, loads = simulated_pair.drive(pair, random.Random(pair.name))
         assert tuple(plan["decision"]["layers"]) in pair.feasible, pair.name
-        assert len(loads) <= 7
+        # what the device holds is one more unknown
+        assert len(loads) <= 9
 
 
 def test_a_recorded_pair_replays_its_samples() -> None:
