@@ -634,6 +634,24 @@ def test_a_plan_on_a_tuned_host_uses_what_was_measured(host: Host) -> None:
     assert any(line.startswith("How much context") for line in plan.result["lines"])
 
 
+@pytest.mark.parametrize("objective", ["decode", "request"])
+def test_another_profile_of_a_tuned_model_needs_two_loads_for_its_split(host: Host, objective: str) -> None:
+    def of_the_split(plan: steps.Plan) -> list[str]:
+        assert plan.result is not None
+        loads = plan.result["tuning"]["loads"]
+        return [load["label"] for load in loads if load["purpose"] in ("anchor", "confirm")]
+
+    first = host.tune(objective=objective)
+    host.keep(first)
+    other = {"context_size": 1024, "cache_type_k": "q8_0", "cache_type_v": "q8_0", "deployment": "m-c1024-q8"}
+    second = host.tune(objective=objective, **other)
+    assert len(of_the_split(second)) == 2 < len(of_the_split(first))
+    assert recorded(second)["decision"]["verdict"] == "faster"
+    # asked for anew, nothing is taken over
+    third = host.tune(objective=objective, retune=True, **other)
+    assert len(of_the_split(third)) == len(of_the_split(first))
+
+
 def test_another_model_of_its_kind_starts_from_nothing(host: Host) -> None:
     host.keep(host.tune())
     plan = host.tune(model_sha256="c" * 64, deployment="other-c2048")
