@@ -121,6 +121,13 @@ def kv_bytes(model: Model, serving: Serving) -> list[int]:
     ]
 
 
+def _expert_step(model: Model, hidden: int, forward: int) -> int:
+    """Return the values per token of a step of experts, see compute_bytes."""
+    used = model["expert_used_count"]
+    wide, many = 3 * used * (model.get("expert_feed_forward_length") or forward), used * hidden
+    return int(4 * hidden + max(wide, min(wide + many, 2 * many + hidden)))
+
+
 def compute_bytes(
     model: Model, serving: Serving, layers: t.Sequence[int], device: int, experts: expert_placement.Copies | None = None
 ) -> int:
@@ -164,10 +171,8 @@ def compute_bytes(
         # a model of experts alone names no feed-forward length: four times the width is the usual one
         forward = model["feed_forward_length"] or 4 * hidden
         steps.append(3 * hidden + 3 * forward)
-        used = model.get("expert_used_count", 0)
-        if used:
-            wide, many = 3 * used * (model.get("expert_feed_forward_length") or forward), used * hidden
-            steps.append(4 * hidden + max(wide, min(wide + many, 2 * many + hidden)))
+        if model.get("expert_used_count"):
+            steps.append(_expert_step(model, hidden, forward))
         window = max(model.get("window_tokens", ()), default=0)
         masked = seen + (window_cells(window, serving)[0] if window else 0)
         mask_bytes = copies * masked * (2 if fused else 4)
