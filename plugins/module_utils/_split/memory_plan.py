@@ -165,8 +165,7 @@ def compute_bytes(
     seen, _total = context_cells(serving)
     hidden = model["embedding_length"]
     inputs = copies * hidden * (1 if first or not has_blocks else 2)
-    steps = []
-    mask_bytes = 0
+    steps, mask_bytes = [], 0
     if has_blocks:
         # a model of experts alone names no feed-forward length: four times the width is the usual one
         forward = model["feed_forward_length"] or 4 * hidden
