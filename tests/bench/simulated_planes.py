@@ -234,8 +234,9 @@ def _draw(family: str, seed: int, chance: random.Random) -> Machine | None:
     cores = chance.choice((4, 6, 8, 12, 16, 24))
     link = chance.uniform(*how.get("link", (4.0, 50.0)))
     problem["experts_in_ram"] = {
-        "mode": "auto", "threads": sorted({max(1, cores // 4), cores // 2, 3 * cores // 4, cores, 3 * cores // 2,
-        2 * cores}), "default_threads": cores, "no_host": True, "ram_mib": None, "links_gb_per_s": [link] * devices,
+        "mode": "auto",
+        "threads": sorted({max(1, cores // 4), cores // 2, 3 * cores // 4, cores, 3 * cores // 2, 2 * cores}),
+        "default_threads": cores, "no_host": True, "ram_mib": None, "links_gb_per_s": [link] * devices,
         "own": None,
     }  # fmt: skip
     spread = 8.0 if how.get("unlike") else 2.5

@@ -31,7 +31,7 @@ def solve(matrix: list[list[float]], right: list[float]) -> list[float] | None:
 def cholesky(matrix: t.Sequence[t.Sequence[float]]) -> list[list[float]]:
     """Return the lower triangle whose product with its transposed is C(matrix), symmetric and positive definite."""
     size = len(matrix)
-    lower = [[0.0] * size for _ in range(size)]
+    lower = [[0.0] * size for _row in range(size)]
     for i in range(size):
         for j in range(i + 1):
             rest = matrix[i][j] - sum(lower[i][k] * lower[j][k] for k in range(j))

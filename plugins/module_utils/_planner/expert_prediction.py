@@ -11,6 +11,7 @@ Memory is that of the plan. Times, for one request at a time:
 
 from __future__ import annotations
 
+import math
 import typing as t
 
 from .._base import text
@@ -81,7 +82,7 @@ class Speeds:
         if self.prompt:
             prefill = self.prefill_ms(placement, micro_batch, self.prompt)
             total += prefill if prefill is not None else float("nan")
-        return None if total != total else total
+        return None if math.isnan(total) else total
 
 
 def predict(problem: Problem, devices: t.Sequence[Mapping], launch_ms: float) -> Json | None:

@@ -58,7 +58,7 @@ class Fitted(t.NamedTuple):
 def _normal(size: int) -> list[list[float]]:
     """Return DRAWS vectors of independent standard normal numbers: half of them, and their opposites."""
     chance = random.Random(size)
-    half = [[chance.gauss(0, 1) for _ in range(size)] for _ in range(DRAWS // 2)]
+    half = [[chance.gauss(0, 1) for _column in range(size)] for _draw in range(DRAWS // 2)]
     return half + [[-value for value in vector] for vector in half]
 
 
@@ -80,7 +80,7 @@ def _precision(fitted: Fitted) -> list[list[float]]:
     devices = len(fitted.costs)
     size = devices + fitted.free_overlap
     ratio_weight = 1 / (fitted.ratio_error or OPEN_SCALE) ** 2
-    precision = [[0.0] * size for _ in range(size)]
+    precision = [[0.0] * size for _row in range(size)]
     for i in range(devices):
         for j in range(devices):
             precision[i][j] = ratio_weight * ((i == j) - 1 / devices) + (i == j) / OPEN_SCALE**2

@@ -210,8 +210,6 @@ def suffice(problem: Problem, splits: t.Sequence[Layers]) -> bool:
     return True
 
 
-
-
 def hold(
     problem: Problem, measured: t.Mapping[str, t.Mapping[Layers, float]], tolerances: t.Mapping[str, float]
 ) -> bool:

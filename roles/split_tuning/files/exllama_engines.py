@@ -20,8 +20,6 @@ LOGITS_AT_ONCE = 16
 ROOMIER = 1.25
 
 
-
-
 class Misplaced(Exception):
     """The engine does not put the layers where they are wanted."""
 

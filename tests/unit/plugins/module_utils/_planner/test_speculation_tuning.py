@@ -311,5 +311,3 @@ def test_own_texts_are_weighed_as_told(host: SpeculatingHost) -> None:
     found = recorded(host.tune(**SETTINGS, texts=texts))["decision"]["speculation"]
     assert found["weights"] == {"a": 0.75, "b": 0.25}
     assert set(found["table"][0]["tokens_per_second"]) == {"a", "b"}
-
-
