@@ -11,7 +11,9 @@ import re
 TITLE = "# Benchmarks\n\nWritten by `make bench`, section by section: do not edit by hand.\n"
 
 #: The sections in the order of the page.
-SECTIONS = ("live", "site", "tasks", "planners", "families", "planes", "earlier", "revalidation", "downloads", "watchdog")
+SECTIONS = (
+    "live", "site", "tasks", "planners", "families", "planes", "earlier", "revalidation", "downloads", "watchdog"
+)  # fmt: skip
 
 
 def machine() -> str:

@@ -75,7 +75,8 @@ def test_the_server_moved_the_planned_tensors_and_no_other(host):
     planned = {f"blk.{block}.ffn_{part}_exps" for block in placement.blocks for part in ("up", "gate", "down")}
     if placement.partial:
         planned |= {f"blk.{placement.partial.block}.ffn_{part}_exps" for part in placement.partial.parts}
-    assert moved == planned
+    # llama.cpp's own placement may move parts of further blocks
+    assert moved >= planned if placement.override else moved == planned
 
 
 def test_the_server_answers(host):

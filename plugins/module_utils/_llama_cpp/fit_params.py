@@ -141,7 +141,9 @@ def parse_fit(text: str, devices: t.Sequence[str], block_count: int) -> tuple[in
         found = _FITTED.fullmatch(override)
         if found is None:
             raise UserError(f"it moves tensors in a form that is not known ({override[:100]})")
-        if found[4] == "CPU" and set(found[2].strip("()").split("|")) == set(_WHOLE) and found[3] != ".*":
+        whole = set(found[2].strip("()").split("|")) == set(_WHOLE) and found[3] != ".*"
+        # it names the output layer as if it were a block
+        if found[4] == "CPU" and whole and int(found[1]) < block_count:
             blocks.append(int(found[1]))
     # systemd takes backslashes away
     return int(match[1]), ExpertPlacement(counts, tuple(blocks), override=",".join(overrides).replace("\\.", "[.]"))

@@ -11,6 +11,7 @@ are those of the last blocks. Threads are as many as the CPU has cores, the micr
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import itertools
 import typing as t
@@ -76,7 +77,9 @@ def own_arm(evidence: Evidence) -> Arm | None:
     placement = None
     told = given.get("own")
     if told:
-        placement = expert_placement.from_json(tuple(told["layers"]), told["experts_in_ram"])
+        # of a placement that no load could have, the rule says what is near it
+        with contextlib.suppress(ValueError):
+            placement = expert_placement.from_json(tuple(told["layers"]), told["experts_in_ram"])
     placement = placement or _by_rule(evidence)
     if placement is None or not placement.any:
         return None

@@ -148,6 +148,13 @@ def test_reads_llama_cpps_own_placement() -> None:
     assert expert_placement.from_json(placed.layers, expert_placement.as_json(placed)) == placed
 
 
+def test_the_output_layer_is_no_block_of_the_model() -> None:
+    # b11312 on two RPC devices of 40 MiB and a model of 16 blocks: it names blk.16, which does not exist
+    _context, placed = fit_params.parse_fit(f'-c 512 -ngl 17 -ts 5,12 -ot "{_moved(*range(8, 17))}"', ["A", "B"], 16)
+    assert placed.blocks == tuple(range(8, 16)) and "blk[.]16[.]" in placed.override
+    assert expert_placement.from_json(placed.layers, expert_placement.as_json(placed)) == placed
+
+
 def test_a_single_device_has_no_shares() -> None:
     _context, placed = fit_params.parse_fit(f'-c 4096 -ngl 37 -ot "{_moved(0, 1)}"', ["CUDA0"], 36)
     assert (placed.layers, placed.blocks) == ((37,), (0, 1))

@@ -285,6 +285,12 @@ def test_the_winner_is_confirmed_against_llama_cpps_own_placement() -> None:
     assert decision["gain_over_default_percent"] is not None and "llama.cpp's own placement" in decision["why"]
 
 
+def test_an_own_placement_that_no_load_can_have_is_no_rival() -> None:
+    strange = {**OWN, "experts_in_ram": {**OWN["experts_in_ram"], "blocks": [24]}}
+    plan, _loads = machine.Machine(machine.make_problem(experts_in_ram={"own": strange})).drive()
+    assert plan["decision"] is not None and plan["decision"]["default_layers"] != OWN["layers"]
+
+
 def test_an_own_placement_that_fails_does_not_stop_the_campaign() -> None:
     problem = machine.make_problem(experts_in_ram={"own": OWN})
     simulated = machine.Machine(problem)
