@@ -57,9 +57,10 @@ class RealHost:
         (folder / "llama").mkdir()
         (folder / "llama" / "bin").symlink_to(llama_bin)
         self.capfd, self.done = capfd, []
+        # nothing moves into another interpreter: this one may lack NVML's library, and there are no cards to watch
         own = {
             **SETTINGS, "model_path": f"{folder}/target.gguf", "llama_cpp": f"{folder}/llama",
-            "rpc_endpoints": endpoints, "host_python": sys.executable, "state_dir": f"{folder}/state", "drafts": {
+            "rpc_endpoints": endpoints, "host_python": "/nowhere/python", "state_dir": f"{folder}/state", "drafts": {
                 "draft": {"path": f"{folder}/draft.gguf", "sha256": "d" * 64, "draft_for": "target"},
                 "stranger": {"path": f"{folder}/stranger.gguf", "sha256": "e" * 64, "draft_for": "target"},
             },
