@@ -96,7 +96,8 @@ class Box:
                  self.folder / "play.json", *options],
                 env={
                     **os.environ, **self.environment, "FAKE_SECONDS": str(seconds), "HOME": str(self.folder),
-                    "ANSIBLE_CONFIG": "", "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_NOCOLOR": "true",
+                    "ANSIBLE_CONFIG": "", "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
+                    "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_NOCOLOR": "true",
                     "LC_ALL": "C.UTF-8",
                 },
                 stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=self.folder,

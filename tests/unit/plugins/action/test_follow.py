@@ -69,6 +69,7 @@ def play(tmp_path):
                 "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
                 "ANSIBLE_LOCALHOST_WARNING": "false",
                 "ANSIBLE_NOCOLOR": "true",
+                "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
                 "LC_ALL": "C.UTF-8",
             },
             capture_output=True,
