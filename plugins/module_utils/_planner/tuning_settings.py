@@ -59,6 +59,7 @@ class Settings:
     device_budget_mib: dict[str, t.Any]
     reserve_mib: int
     modes: list[str]
+    exllama_modes: list[str]
     micro_batches: list[int]
     experts_in_ram: str  # auto, never, or a number of blocks
     expert_threads: list[int]
@@ -155,9 +156,10 @@ def read(given: t.Mapping[str, t.Any]) -> Settings:
             f" {settings.engine}: give a number of tokens"
         )
     _check_speculation(settings)
-    unknown = sorted(set(settings.modes) - {"layer", "tensor"})
-    if unknown:
-        raise ValueError(f"split_tuning_modes names {unknown[0]!r}: known are layer and tensor")
+    for name in ("modes", "exllama_modes"):
+        unknown = sorted(set(getattr(settings, name)) - {"layer", "tensor"})
+        if unknown:
+            raise ValueError(f"split_tuning_{name} names {unknown[0]!r}: known are layer and tensor")
     if settings.experts_in_ram not in ("auto", "never") and not settings.experts_in_ram.isdigit():
         raise ValueError(
             f"split_tuning_experts_in_ram is {settings.experts_in_ram!r}: it must be auto, never or a number of blocks"

@@ -68,8 +68,8 @@ class State:
 
     @property
     def modes(self) -> list[str]:
-        """Split modes to consider."""
-        return self.settings.modes
+        """Split modes to consider; no watchdog reads an ExLlama, so its own have to be asked for."""
+        return self.settings.modes if self.settings.engine == "llama_cpp" else self.settings.exllama_modes
 
     @property
     def micro_batches(self) -> list[int]:

@@ -410,7 +410,7 @@ class SharingHost(ExllamaHost):
     generation = "v3"
 
     def tune(self, predict: bool = False, **changes: t.Any) -> steps.Plan:
-        return super().tune(predict, engine="exllamav3", model_path="/srv/m", modes=BOTH_MODES, **changes)
+        return super().tune(predict, engine="exllamav3", model_path="/srv/m", exllama_modes=BOTH_MODES, **changes)
 
 
 def test_layers_are_shared_where_exllama_is_faster_so() -> None:
@@ -465,10 +465,15 @@ def test_a_model_that_exllama_does_not_share_stays_as_it_is_in_one_sentence() ->
 
 def test_an_exllama_that_cannot_share_layers_measures_by_layer_alone() -> None:
     host = ExllamaHost()
-    entry = recorded(host.tune(engine="exllamav2", model_path="/srv/m", modes=BOTH_MODES))
+    entry = recorded(host.tune(engine="exllamav2", model_path="/srv/m", exllama_modes=BOTH_MODES))
     assert entry["split_mode"] == "layer"
     why = "tensor mode was not tried: ExLlamaV2 is measured by layer alone"
     assert entry["decision"]["tensor"] == {"verdict": "not_tried", "why": why}
+
+
+def test_an_exllama_shares_layers_only_where_that_was_asked_for() -> None:
+    entry = recorded(ExllamaHost().tune(engine="exllamav2", model_path="/srv/m", modes=BOTH_MODES))
+    assert (entry["split_mode"], entry["decision"].get("tensor")) == ("layer", None)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -497,6 +502,7 @@ def test_text_of_the_command_line_is_read_as_what_it_is() -> None:
         ({"retune": "perhaps"}, "it must be true or false"),
         ({"modes": "layer"}, "it must be a list of words"),
         ({"modes": ["row"]}, "split_tuning_modes names 'row'"),
+        ({"exllama_modes": ["row"]}, "split_tuning_exllama_modes names 'row'"),
         ({"environment": []}, "it must be a dict"),
         ({"model_id": None}, "it must be text"),
         ({"engine": "vllm"}, "it must be llama_cpp, exllamav2 or exllamav3"),
