@@ -93,9 +93,11 @@ def _chosen(
     evidence: Evidence, winner: Candidate, rival: Candidate, verdict: str
 ) -> tuple[Candidate, Candidate]:
     """Return the one to take of two splits, and the other."""
-    if verdict == "faster":
-        slower = evidence.compare("objective", winner.layers, rival.layers).percent < 0
-        return (rival, winner) if slower else (winner, rival)
+    if evidence.count(winner.layers) and evidence.count(rival.layers):
+        result = evidence.compare("objective", winner.layers, rival.layers)
+        # what was measured slower is not taken, even where too few loads say so for a verdict
+        if verdict == "faster" or (result.high is not None and result.high < 0):
+            return (rival, winner) if result.percent < 0 else (winner, rival)
     # where loads cannot tell, room decides, unless the fit says that it costs too much
     limit = choice.limit(evidence, evidence.candidates)
     if is_single(winner) or evidence.objective(rival.layers) > limit:
