@@ -51,7 +51,7 @@ def screens(tmp_path_factory):
     return {
         "brief": screen("play.yml"),
         "verbose": screen("play.yml", "-v"),
-        "role": screen("role.yml", "-e", "llama_sever_port=1", "-e", "split_tuning_context_size=eightk"),
+        "role": screen("role.yml", "-e", "llama_sever_port=1", "-e", "llama_server_cache_ram_mib=much"),
     }
 
 
@@ -83,5 +83,5 @@ def test_a_role_is_a_stage_and_refused_variables_are_a_sentence_each(screens):
     assert lines[2:] == [
         "  localhost | FAILED: Validate the variables of the roles",
         "  localhost | llama_sever_port is no variable of this collection; did you mean llama_server_port?",
-        "  localhost | split_tuning_context_size is 'eightk', and must be a whole number.",
+        "  localhost | llama_server_cache_ram_mib is 'much', and must be a whole number.",
     ]
