@@ -126,7 +126,7 @@ def test_a_number_of_blocks_and_of_threads_is_kept_to(host, controller, threads)
         "split_tuning_experts_in_ram": "12", "split_tuning_expert_threads": [threads], "split_tuning_active": False,
         "split_tuning_deployment": "by-hand", "split_tuning_baseline_max_loads": 1,
     }  # fmt: skip
-    run = controller.play("-e", json.dumps(chosen), "--tags", "split_tuning_tune")
+    run = controller.play("-e", json.dumps(chosen))
     assert run.returncode == 0, run.stdout
     fact = json.loads(host.file("/etc/ansible/facts.d/mixed_gpu.fact").content_string)
     placed = _placement(fact["models"]["by-hand"])

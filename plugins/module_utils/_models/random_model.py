@@ -70,6 +70,10 @@ tool {{ tool.function.name }}: {{ tool.function.parameters | tojson }}{{ '\\n' }
 """
 
 
+#: The special tokens and those of single bytes, see _vocabulary.
+_NO_TEXT: t.Final = slice(0, 3 + 256)
+
+
 def _vocabulary(size: int, known: bool) -> list[tuple[bytes, float, int]]:
     """Return (text, score, type) of every token of a SentencePiece vocabulary that can spell any text by bytes.
 
@@ -154,6 +158,9 @@ def _add_tensors(writer: t.Any, parameters: Json, stored: t.Any) -> None:
     embedding, output = matrix(vocabulary, width, scale=1.0), matrix(vocabulary, width)
     if parameters["agreement"]:
         output = _successors(embedding, parameters, stored)
+    elif parameters["expert_count"]:
+        # what such a model says wanders: it shall neither end at once nor say bytes that are no text
+        output[_NO_TEXT] = 0
     writer.add_tensor("token_embd.weight", embedding, raw_dtype=stored)
     writer.add_tensor("output_norm.weight", norm)
     writer.add_tensor("output.weight", output, raw_dtype=stored)

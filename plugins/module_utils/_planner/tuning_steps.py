@@ -310,7 +310,7 @@ def measured(found: Mapping) -> str:
     for result in found["results"]:
         speed = 1000 * (result["n_prompt"] + result["n_gen"]) / statistics.median(result["samples_ms"])
         size = f" at {result['micro_batch_size']}" if "micro_batch_size" in result else ""
-        size += f" with {result['threads']} threads" if "threads" in result else ""
+        size += f" with {result['threads']} thread{'s' * (result['threads'] > 1)}" if "threads" in result else ""
         words.append(f"{result['kind']}{size} {speed:.1f} tokens/s")
     return f"{', '.join(words)}{stored}"
 
