@@ -2,10 +2,10 @@
 
 DIRECTORY/host.tar is for the test host, the rest of DIRECTORY for the controller.
 
-The engine is a wheel named exllamav2 that has the module which the unit tests use, and one of a PyTorch for it. The hub
-has a model of 12 blocks in EXL2's form, with weights that mean nothing. The server is a repository with two
-commits whose main.py has TabbyAPI's manners: it reads config.yml and api_tokens.yml from the directory that it runs
-in, prints the keys into its log and opens a log file, and answers with the key only.
+The engines are wheels named exllamav2 and exllamav3 that have the modules which the unit tests use, and one of a
+PyTorch for them. The hub has models of 12 blocks in EXL2's and EXL3's form, with weights that mean nothing. The server
+is a repository with two commits whose main.py has TabbyAPI's manners: it reads config.yml and api_tokens.yml from the
+directory that it runs in, prints the keys into its log and opens a log file, and answers with the key only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 FAST, SLOW = "GPU-11111111-2222-3333-4444-555555555555", "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa"
 # never to be mistaken for the real one
-VERSIONS = {"exllamav2": "0.3.2+stand.in", "torch": "2.11.0+cu130.stand.in"}
+VERSIONS = {"exllamav2": "0.3.2+stand.in", "exllamav3": "1.6.5+stand.in", "torch": "2.11.0+cu130.stand.in"}
 PACKAGES = PROJECT / "tests/unit/fixtures_bench/exllama"
 UNIT = "[Unit]\nDescription=Stand-in\n[Service]\n{}\n[Install]\nWantedBy=multi-user.target\n"
 # llama_server tests the record of llama.cpp; this is one of a split for the other engine
@@ -56,8 +56,8 @@ def wheel(name: str, module: str) -> bytes:
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {VERSIONS[name]}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    if name == "exllamav2":
-        files["exllamav2_ext.py"] = ""
+    if name.startswith("exllama"):
+        files[f"{name}_ext.py"] = ""
     record = f"{info}/RECORD"
     files[record] = "".join(f"{file},,\n" for file in [*files, record])
     packed = io.BytesIO()
@@ -72,20 +72,21 @@ def wheel_name(name: str) -> str:
     return f"{name}-{VERSIONS[name]}-py3-none-any.whl"
 
 
-def requirements(wheels: dict[str, bytes]) -> str:
-    """Return the pinned set: what stands in, and what the role pins and they import."""
+def requirements(wheels: dict[str, bytes], engine: str) -> str:
+    """Return the pinned set of an engine: what stands in, and what the role pins and they import."""
     pinned = (PROJECT / "roles/exllamav2/files/requirements_v2.txt").read_text(encoding="utf-8")
     # NumPy more than once, for Pythons of different age
     real = re.findall(r"^(?:loguru|numpy)==.*(?:\n    --hash.*)+", pinned, re.MULTILINE)
     own = [
         f"{name}=={VERSIONS[name]} --hash=sha256:{hashlib.sha256(content).hexdigest()}"
         for name, content in wheels.items()
+        if name in (engine, "torch")
     ]
     return "\n".join(["--find-links /srv/wheels", *own, *real, ""])
 
 
 def hub(directory: pathlib.Path) -> None:
-    """Make the hub's repository owner/Tiny-exl2, one commit with a model of 4 bits a weight."""
+    """Make the hub's repositories owner/Tiny-exl2 and -exl3, one commit each with a model of 4 bits a weight."""
     spec = importlib.util.spec_from_file_location("exl_models", PROJECT / "tests/exl_models.py")
     exl_models = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(exl_models)
@@ -93,6 +94,11 @@ def hub(directory: pathlib.Path) -> None:
         directory / "owner/Tiny-exl2" / ("3" * 40), "exl2", blocks=12, hidden=512, forward=1408, heads=4
     )
     (directory / "owner/Tiny-exl2/main").write_text("3" * 40, encoding="utf-8")
+    # its attention divides into four parts
+    exl_models.write_model(
+        directory / "owner/Tiny-exl3" / ("4" * 40), "exl3", blocks=12, hidden=512, forward=1408, heads=8, kv_heads=8
+    )
+    (directory / "owner/Tiny-exl3/main").write_text("4" * 40, encoding="utf-8")
 
 
 def repository(work: pathlib.Path, bare: pathlib.Path) -> list[str]:
@@ -129,7 +135,8 @@ def main() -> None:
     subprocess.run(["rm", "-rf", str(out)], check=True)
     out.mkdir(parents=True)
     wheels = {name: wheel(name, (PACKAGES / f"{name}.py").read_text(encoding="utf-8")) for name in VERSIONS}
-    (out / "requirements.txt").write_text(requirements(wheels), encoding="utf-8")
+    for name, file in (("exllamav2", "requirements.txt"), ("exllamav3", "requirements_v3.txt")):
+        (out / file).write_text(requirements(wheels, name), encoding="utf-8")
     hub(out / "hub")
     for name, commit in zip(("first", "second"), repository(out / "work", out / "tabbyapi.git"), strict=True):
         (out / name).write_text(commit, encoding="utf-8")

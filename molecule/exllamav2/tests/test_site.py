@@ -7,6 +7,8 @@ follows from FAKE_BLOCK_MS.
 from __future__ import annotations
 
 import json
+import os
+import pathlib
 import re
 
 import pytest
@@ -201,3 +203,44 @@ def test_a_split_in_the_inventory_is_refused_rather_than_ignored(site):
     refused = site('--extra-vars={"exllamav2_gpu_split_gb": [18, 20]}')
     assert refused.returncode == 2
     assert "site measures splits and serves the best" in " ".join(refused.stdout.split())
+
+
+# --- ExLlamaV3, whose cards can share each layer ---------------------------------------------------------------------
+
+
+def test_layers_are_shared_between_cards_where_that_is_faster(host, site):
+    stand_in = pathlib.Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "stand_in"
+    third = {
+        "exllamav2_engine": "v3",
+        "exllamav2_requirements_file": str(stand_in / "requirements_v3.txt"),
+        "exllamav2_model_id": "tiny3",
+        "llm_models": [{"id": "tiny3", "repo": "owner/Tiny-exl3", "revision": "main"}],
+        "split_tuning_exllama_modes": ["layer", "tensor"],
+        "split_tuning_device_budget_mib": {},
+        "split_tuning_tensor_soak_seconds": 1,
+        "split_tuning_tensor_idle_gaps": 1,
+        "split_tuning_tensor_idle_seconds": 1,
+        # what a block of this model weighs, what adding up takes, and how many parts its attention has
+        "split_tuning_environment": SITE["split_tuning_environment"] | {
+            "FAKE_BLOCK_GB": "0.0054219", "FAKE_OVERHEAD_GB": "0.034", "FAKE_HEAD_GB": "0.00037", "FAKE_BLOCKS": "12",
+            "FAKE_CHUNK": "2048", "FAKE_HEADS": "4", "FAKE_SYNC_MS": "native:0.02,nccl:0.2",
+        },
+    }  # fmt: skip
+    done = site(f"--extra-vars={json.dumps(third)}")
+    assert done.returncode == 0, done.stdout[-6000:]
+    fact = json.loads(host.file(FACT).content_string)
+    tuned = fact["models"][fact["active"]]
+    assert (tuned["serving"]["engine"], tuned["split_mode"]) == ("exllamav3", "tensor")
+    # three times as fast
+    assert [place["layers"] for place in tuned["placement"]] == [3, 1]
+    settings = json.loads(host.file("/etc/mixed_gpu/exllama-server.yml").content_string)["model"]
+    assert (settings["tensor_parallel"], settings["tensor_parallel_backend"]) == (True, "native")
+    assert settings["gpu_split"] == tuned["gpu_split_gb"]
+    first, second = tuned["gpu_split_gb"]
+    assert first / second == pytest.approx(3, rel=0.01)
+    # NCCL lists interfaces, wherever cards add up
+    assert "AF_NETLINK" in host.run("systemctl show -p RestrictAddressFamilies exllama-server").stdout
+    said = (lab.PROJECT / "molecule/exllamav2/reports/sandbox.txt").read_text(encoding="utf-8")
+    shown = {" ".join(line.split()[:4]) for line in said.splitlines() if line.strip().startswith("tensor ")}
+    assert any(line.startswith("tensor 3,1 native") for line in shown), said
+    assert any(line.startswith("tensor 3,1 NCCL") for line in shown), said
