@@ -107,7 +107,7 @@ def test_all_that_stops_is_said_at_once_and_the_recorded_split_becomes_the_parti
             host_preflight_disk=[{"path": "/srv/models", "needed_mib": 10**9}],
             host_preflight_gpus_expected=["RTX 4090", "RTX 4090"],
             llm_models=[{"id": "m", "path": "/srv/none.gguf"}],
-                split_tuning_model_id="m",
+            split_tuning_model_id="m",
             gpu_power_psu_watts=850,
             gpu_power_budget_policy="fail",
         )
