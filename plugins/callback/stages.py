@@ -132,6 +132,7 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core is not type
         self._show_failed(result, name, bool(result.task.ignore_errors))
 
     def _show_failed(self, result: t.Any, name: str, ignored: bool) -> None:
+        self._handle_warnings(result.result)
         word, color = ("ignored", C.COLOR_SKIP) if ignored else ("FAILED", C.COLOR_ERROR)
         self._line(result, f"{word}: {_without_role(name)}", color)
         for line in _lines(result.result.get("msg") or result.result.get("censored", "")):

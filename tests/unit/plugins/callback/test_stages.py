@@ -13,6 +13,12 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[4]
+WARNS = """#!/usr/bin/python
+from ansible.module_utils.basic import AnsibleModule
+module = AnsibleModule({})
+module.warn("mind the gap")
+module.fail_json(msg="no train")
+"""
 TASKS = [
     {"name": "Show two lines", "ansible.builtin.debug": {"msg": ["one", "two"]}},
     {"name": "Read something", "ansible.builtin.command": {"argv": ["true"]}, "changed_when": False},
@@ -22,6 +28,7 @@ TASKS = [
         "name": "Try this", "ignore_errors": True,
         "ansible.builtin.shell": {"cmd": "seq 40; echo cause >&2; exit 3"},
     },
+    {"name": "Warn and fail", "ignore_errors": True, "warns": {}},
     {"name": "Use a secret", "ansible.builtin.command": {"argv": ["false", "needle"]}, "no_log": True},
 ]  # fmt: skip
 
@@ -32,6 +39,8 @@ def screens(tmp_path_factory):
     folder = tmp_path_factory.mktemp("play")
     play = {"name": "Try", "hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": TASKS}
     (folder / "play.yml").write_text(json.dumps([play]))
+    (folder / "library").mkdir()
+    (folder / "library/warns.py").write_text(WARNS)
     role = {**play, "tasks": [{"ansible.builtin.import_role": {"name": "homelab.mixed_gpu.host_preflight"}}]}
     (folder / "role.yml").write_text(json.dumps([role]))
 
@@ -46,7 +55,7 @@ def screens(tmp_path_factory):
                 "ANSIBLE_STDOUT_CALLBACK": "homelab.mixed_gpu.stages",
             },
         )  # fmt: skip
-        return done.stdout
+        return done.stdout + done.stderr
 
     return {
         "brief": screen("play.yml"),
@@ -70,6 +79,10 @@ def test_a_failure_is_its_message_and_the_last_lines(screens):
     assert "  localhost | ignored: Try this\n  localhost | non-zero return code\n  localhost | stderr: cause\n" in brief
     assert "stdout: 40" in brief and "stdout: 25\n" not in brief
     assert "FAILED: Use a secret" in brief and "needle" not in brief
+
+
+def test_a_failing_task_keeps_its_warnings(screens):
+    assert "mind the gap" in screens["brief"] and "  localhost | no train" in screens["brief"]
 
 
 def test_with_v_all_tasks_are_there(screens):
