@@ -121,6 +121,7 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core is not type
             super().v2_runner_on_failed(result, ignore_errors)
             return
         if result.task.loop and "results" in result.result:
+            self._handle_warnings(result.result)
             return  # each item said it
         self._show_failed(result, result.task.get_name().strip(), ignore_errors)
 
@@ -145,7 +146,9 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core is not type
         if not self._brief():
             super().v2_runner_on_unreachable(result)
             return
-        self._line(result, f"UNREACHABLE: {result.result.get('msg', '')}", C.COLOR_UNREACHABLE)
+        self._handle_warnings(result.result)
+        for line in _lines(result.result.get("msg", "")):
+            self._line(result, f"UNREACHABLE: {line}", C.COLOR_UNREACHABLE)
 
 
 def _without_role(name: str) -> str:
