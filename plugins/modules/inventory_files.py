@@ -122,7 +122,9 @@ def main() -> None:
     )
     params = module.params
     if not NAME.fullmatch(params["name"]):
-        module.fail_json(msg=f"name is {params['name']!r}; use letters, digits, dots and dashes.")
+        module.fail_json(
+            msg=f"The name of the box is {params['name']!r}; set box_name to one of letters, digits, dots and dashes."
+        )
     wishes = first_inventory.Wishes(
         params["name"], params["address"], params["user"], params["model"], params["context_size"],
         tuple(params["networks"]),

@@ -30,7 +30,7 @@ def playbook(tmp_path: pathlib.Path) -> t.Callable[..., tuple[int, str]]:
             **(variables or os.environ), "ANSIBLE_CONFIG": "", "ANSIBLE_HOME": str(tmp_path / "ansible"),
             "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".venv/collections"), "ANSIBLE_LOCALHOST_WARNING": "false",
             "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default", "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
-            "HOME": str(tmp_path), "PWD": str(tmp_path),
+            "HOME": str(tmp_path),
         }
         done = subprocess.run(
             [*command, *words], capture_output=True, text=True, check=False, cwd=tmp_path, env=env, timeout=600

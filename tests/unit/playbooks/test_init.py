@@ -88,6 +88,15 @@ def test_the_playbook_writes_an_inventory_once_and_never_over_it(playbook, tmp_p
     assert path.read_text().endswith("# mine\n") and (tmp_path / "box/hosts.yml").exists()
 
 
+def test_the_playbook_writes_the_address_of_another_machine(playbook, tmp_path):
+    given = {"box_model": "", "box_networks": "", "box_context_size": "4096", "box_name": "llm-box"}
+    given |= {"ansible_user": "you", "mixed_gpu_hosts": "all", "ansible_connection": "local"}
+    status, output = playbook("homelab.mixed_gpu.init", "-e", json.dumps(given), inventory="192.0.2.10,")
+    assert status == 0, output
+    host = yaml.safe_load((tmp_path / "inventories/llm-box/hosts.yml").read_text())["mixed_gpu"]["hosts"]["llm-box"]
+    assert host == {"ansible_host": "192.0.2.10", "ansible_user": "you"}
+
+
 def test_another_machine_gets_its_address_and_user():
     text = first_inventory.files(HOST, first_inventory.Wishes("box", address="192.0.2.10", user="you"))["hosts.yml"]
     host = yaml.safe_load(text)["mixed_gpu"]["hosts"]["box"]
