@@ -20,7 +20,7 @@ Specs = t.Mapping[str, t.Mapping[str, Json]]
 
 #: How alike a known name must be to be the one that was meant (difflib's ratio).
 LIKENESS: t.Final = 0.75
-#: The same for a name that begins with no role's name: other software has variables too (llama_swap_port).
+#: The same for a name that begins with no name of a role that is ours for sure: llama_swap_port, report_format.
 LIKENESS_ELSEWHERE: t.Final = 0.9
 
 
@@ -59,18 +59,20 @@ def misspelt(names: t.Iterable[str], specs: Specs, words: t.Collection[str]) -> 
     """Yield a sentence per name that begins with a role's name and that nothing in the collection has.
 
     What begins with an underscore is a role's own; of a role that is imported it counts as set for the whole play.
-    Roles of one plain word (C(report), C(upgrade)) share their prefix with variables of other people: there only a name
-    that is nearly an option's is taken for a slip.
+    Roles of one plain word (C(report), C(upgrade)) share their prefix with variables of other people: there, as without
+    a role's prefix, only a name that is nearly an option's is taken for a slip.
     """
     options = sorted(name for role in specs.values() for name in role)
     for name in sorted(set(names) - set(words) - set(options)):
         if name.startswith("_"):
             continue
-        role = max((role for role in specs if name.startswith(f"{role}_")), key=len, default=None)
+        role = max((role for role in specs if "_" in role and name.startswith(f"{role}_")), key=len, default=None)
         near = difflib.get_close_matches(name, options, 1, LIKENESS if role else LIKENESS_ELSEWHERE)
+        if near and name.endswith(f"_{near[0]}"):
+            continue  # an option's name behind a prefix of one's own, as in vault_llama_server_api_key
         if near:
             yield f"{name} is no variable of this collection; did you mean {near[0]}?"
-        elif role and "_" in role:
+        elif role:
             yield f"{name} is no variable of the role {role}; see ansible-doc -t role homelab.mixed_gpu.{role}."
 
 

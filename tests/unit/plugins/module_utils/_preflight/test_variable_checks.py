@@ -46,7 +46,8 @@ def test_an_unlike_name_of_a_role_is_refused_too():
     "name",
     ["report_email", "upgrade_windows", "llama_swap_port", "ansible_user", "llama_server_report", "llama_server_proof",
      "revalidate_result", "__host_python_requirements", "diagnose_result", "mixed_gpu_engine",
-     "vault_llama_server_api_key"],
+     "vault_llama_server_api_key", "vault_server_watchdog_webhook_url",
+     "my_split_tuning_context_size", "report_format", "report_hosts", "report_output", "report_options"],
 )  # fmt: skip
 def test_names_of_other_people_and_results_of_roles_are_left_alone(name):
     assert problems({}, [name]) == []
