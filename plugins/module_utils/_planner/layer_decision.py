@@ -50,6 +50,8 @@ def decide(evidence: Evidence, winner: Candidate, rival: Candidate | None, known
     chosen, other = winner, rival
     if rival is not None and known_verdict is None:
         chosen, other = _chosen(evidence, winner, rival, verdict)
+        if winner not in (chosen, other):
+            verdict = verdict_of(evidence, chosen, other)
     problem = evidence.problem
     default = evidence.by_layers.get(problem.default)
     gain, interval = _gain_over(evidence, chosen, default)
@@ -92,18 +94,30 @@ def decide(evidence: Evidence, winner: Candidate, rival: Candidate | None, known
 def _chosen(
     evidence: Evidence, winner: Candidate, rival: Candidate, verdict: str
 ) -> tuple[Candidate, Candidate]:
-    """Return the one to take of two splits, and the other."""
+    """Return the split to take, and the one that it is compared with: of these two, unless the winner lost."""
     if evidence.count(winner.layers) and evidence.count(rival.layers):
         result = evidence.compare("objective", winner.layers, rival.layers)
         # what was measured slower is not taken, even where too few loads say so for a verdict
-        if verdict == "faster" or (result.high is not None and result.high < 0):
-            return (rival, winner) if result.percent < 0 else (winner, rival)
+        if (verdict == "faster" and result.percent < 0) or (result.high is not None and result.high < 0):
+            return _instead(evidence, winner, rival)
+        if verdict == "faster":
+            return winner, rival
     # where loads cannot tell, room decides, unless the fit says that it costs too much
     limit = choice.limit(evidence, evidence.candidates)
     if is_single(winner) or evidence.objective(rival.layers) > limit:
         return winner, rival
     one, other = sorted((winner, rival), key=lambda c: (-room_of(c), evidence.objective(c.layers), c.layers))
     return one, other
+
+
+def _instead(evidence: Evidence, loser: Candidate, rival: Candidate) -> tuple[Candidate, Candidate]:
+    """Return what is taken where the winner by the fit lost against its rival, and what that is compared with.
+
+    The fit was wrong, so the loads decide between all other splits that were measured.
+    """
+    measured = [c for c in evidence.candidates if c != loser and evidence.count(c.layers)]
+    best = min([rival, *measured], key=lambda c: evidence.measured("objective", c.layers))
+    return (rival, loser) if best == rival else (best, rival)
 
 
 def _gain_over(

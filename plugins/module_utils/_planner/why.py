@@ -168,6 +168,8 @@ def _why_chosen(evidence: Evidence, chosen: Candidate, other: Candidate | None, 
     span = f"95 % interval {_percent(result.low)} to {_percent(result.high)} %, {loads}"
     if verdict == "faster":
         return f"{text}; {less} {what} than {against} ({span})"
+    if verdict == "inconclusive" and (result.low > 0 or result.high < 0):
+        return f"{text}; {less} {what} than {against}, though two loads of each are needed to be sure ({span})"
     roomier = "it leaves more memory free" if room_of(chosen) > room_of(other) else "it leaves no less memory free"
     if room_of(chosen) < room_of(other):
         roomier = "the fit favours it"
