@@ -263,11 +263,14 @@ def _advice_of_one_device(evidence: Evidence, chosen: Candidate) -> list[str]:
     name = problem.names[best.layers.index(problem.slots)]
     if is_single(chosen):
         return [f"the whole model fits {name} alone and is best there: what else the host has is free for other work"]
-    here, there = evidence.objective(chosen.layers), evidence.objective(best.layers)
+    measured = bool(evidence.count(chosen.layers) and evidence.count(best.layers))
+    here, there = (
+        evidence.measured("objective", c.layers) if measured else evidence.objective(c.layers) for c in (chosen, best)
+    )
     if float("inf") in (here, there):
         return [f"the whole model also fits {name} alone, which was not measured"]
     percent = 100 * (there / here - 1)
-    how = "measured" if evidence.count(best.layers) else "by the fit, which counts a hop that one device does not make"
+    how = "measured" if measured else "by the fit, which counts a hop that one device does not make"
     what = f"{abs(percent):.1f} % {'more' if percent >= 0 else 'less'} {WHAT_COUNTS[problem.objective]} ({how})"
     return [
         f"the whole model also fits {name} alone: {what}, and what else the host has would be free for other work"

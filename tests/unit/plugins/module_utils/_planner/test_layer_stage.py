@@ -9,6 +9,7 @@ import json
 import math
 import pathlib
 import random
+import re
 import typing as t
 
 import pytest
@@ -678,6 +679,9 @@ def test_where_one_device_alone_disappoints_the_best_other_that_was_measured_is_
         f"the best that was measured; {gain:.1f} % less time per generated token than llama.cpp's default 17/16, "
         "though two loads of each are needed to be sure"
     ) in decision["why"]
+    (note,) = decision["advice"]
+    more = re.search(r"RPC0 alone: ([\d.]+) % more time per generated token \(measured\)", note)
+    assert more and float(more[1]) == pytest.approx(100 * (30 / pair.decode_ms([32, 1]) - 1), abs=3)
 
 
 @pytest.mark.parametrize("seed", range(8))
