@@ -684,19 +684,26 @@ def test_where_one_device_alone_disappoints_the_best_other_that_was_measured_is_
     assert more and float(more[1]) == pytest.approx(100 * (30 / pair.decode_ms([32, 1]) - 1), abs=3)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_a_neighbour_that_may_be_better_is_measured_before_the_decision(seed: int) -> None:
-    """Four micro-batches are tested and eight asked for: one layer beside the balance point costs 3 % and more."""
-    problem = make_problem(objective="prefill", prompt_tokens=4096)
-    problem["serving"]["context_size"] = 8192
-    problem["tests"][0]["n_prompt"] = 2048
-    pair = Pair((0.5, 0.9), (8.0, 11.5), noise=0.01, seed=seed)
-    plan, loads, _plans = campaign(problem, pair)
-    chosen = plan["decision"]["layers"]
-    assert pair.objective_ms(problem, chosen) <= 1.045 * exhaustive(problem, pair, plan)
-    beside = [load["layers"] for load in loads if load["purpose"] == "neighbour"]
-    assert all(sum(load["layers"] == layers for load in loads) == 1 for layers in beside)
-    assert len(loads) <= 7
+def test_a_neighbour_that_may_be_better_is_measured_before_the_decision() -> None:
+    """Four micro-batches are tested and eight asked for: one layer beside the balance point costs 3 % and more.
+
+    Loads scatter by 3 %, so one of the eight runs may be that one layer beside it.
+    """
+    missed, beside = [], []
+    for seed in range(8):
+        problem = make_problem(objective="prefill", prompt_tokens=4096)
+        problem["serving"]["context_size"] = 8192
+        problem["tests"][0]["n_prompt"] = 2048
+        pair = Pair((0.5, 0.9), (8.0, 11.5), noise=0.03, seed=seed)
+        plan, loads, _plans = campaign(problem, pair)
+        ratio = pair.objective_ms(problem, plan["decision"]["layers"]) / exhaustive(problem, pair, plan)
+        missed += [ratio] if ratio > 1.02 else []
+        own = [load["layers"] for load in loads if load["purpose"] == "neighbour"]
+        assert all(sum(load["layers"] == layers for load in loads) == 1 for layers in own)
+        beside += own
+        assert len(loads) <= 7
+    assert beside
+    assert len(missed) <= 1 and max(missed, default=1.0) <= 1.05, missed
 
 
 def test_a_fit_that_misses_gets_one_more_anchor() -> None:
