@@ -208,4 +208,4 @@ def test_the_trial_of_tensor_mode_on_cuda(box, llama_bin, model_path, tmp_path):
     )["load"]
     print(json.dumps(tried, indent=1))
     assert (tried["status"], tried["reason"]) == ("ok", None)
-    assert tried["results"][0]["answers"]["difference_percent"] < 15
+    assert tried["results"][0]["answers"]["difference_percent"] < 10  # 15 % are tolerated

@@ -221,7 +221,8 @@ def test_tensor_mode_of_the_real_llama_cpp(trial, tmp_path, llama_bin, rpc_endpo
     load = trial(**arguments, trial=split)["load"]
     assert (load["status"], load["reason"]) == ("ok", None)
     found = load["results"][0]
-    assert found["answers"]["difference_percent"] < 15
+    # one CPU computes both modes: 0 was measured, and 15 % are tolerated
+    assert found["answers"]["difference_percent"] < 3
     assert found["soak"]["requests"] >= 1
     # what the real program refuses
     refused = trial(**arguments, trial={**split, "load": 2}, serving={**SERVING, "flash_attention": "off"})["load"]
