@@ -82,14 +82,14 @@ def test_no_coefficient_is_negative() -> None:
 # --- two H200, llama-bench (tests/fixtures/experts) -------------------------------------------------------------------
 
 
-def recorded() -> dict[tuple[int, str, int, int], float]:
-    """Return ms per token (micro-batch 0) or per prompt of 2048, by blocks in RAM, split, micro-batch and threads."""
+def recorded() -> dict[tuple[int, str, int], float]:
+    """Return ms per token (micro-batch 0) or per prompt of 2048, by blocks in RAM, split and micro-batch."""
     found: dict[t.Any, list[float]] = collections.defaultdict(list)
     for line in RECORDED.read_text().splitlines():
         row = json.loads(line)
         size = 0 if row["n_gen"] else row["ub"]
         tokens = 1 if row["n_gen"] else row["n_prompt"]
-        found[row["ncmoe"], row["ts"], size, row["threads"]].append(1000 * tokens / row["ts_tok"])
+        found[row["ncmoe"], row["ts"], size].append(1000 * tokens / row["ts_tok"])
     return {key: sum(values) / len(values) for key, values in found.items()}
 
 
@@ -98,26 +98,44 @@ def h200() -> expert_costs.Weigher:
     return weigher_of(free_mib=(80000, 80000), model=model, experts_in_ram={"mode": 6, "links_gb_per_s": None})
 
 
-def on_first(count: int, split: str) -> expert_placement.ExpertPlacement:
-    first, second = (int(float(part)) for part in split.split("/"))
-    return expert_placement.on_first_device(machine.make_model(expert_mib=305), (first, second), count)
+def amounts(weigher: expert_costs.Weigher, count: int, split: str) -> expert_costs.Amounts:
+    """Return what is where; more than the first card's blocks go to RAM behind it, too."""
+    first = int(float(split.split("/")[0]))
+    model = machine.make_model(expert_mib=305)
+    in_ram = [min(count, first), max(0, count - first)]
+    return weigher.amounts(expert_placement.place(model, (first, 25 - first), in_ram))
 
 
 def test_two_recorded_numbers_of_blocks_foretell_the_others() -> None:
-    weigher, times = h200(), recorded()
-    decode = {(n, split): ms for (n, split, size, threads), ms in times.items() if not size and threads == 16 and n}
-    known = {(n, split): ms for (n, split), ms in decode.items() if n in (6, 18)}
-    assert len(known) >= 2 and len(decode) > len(known)
-
-    def features(n: int, split: str) -> tuple[float, float]:
-        # more than the first card's blocks go to RAM behind it, too
-        first = int(float(split.split("/")[0]))
-        model = machine.make_model(expert_mib=305)
-        own = expert_placement.place(model, (first, 25 - first), [min(n, first), max(0, n - first)])
-        return weigher.amounts(own).decode
-
-    points = [Point(features(*key), ms) for key, ms in known.items()]
-    fit = expert_costs.fit_decode(points, weigher, 0.02)
+    weigher = h200()
+    decode = {
+        (n, split): Point(amounts(weigher, n, split).decode, ms)
+        for (n, split, size), ms in recorded().items()
+        if not size
+    }
+    known = [point for (n, _split), point in decode.items() if n in (6, 18)]
+    assert len(known) == 2 and len(decode) == 5
+    fit = expert_costs.fit_decode(known, weigher, 0.02)
     assert fit is not None
-    for key, ms in decode.items():
-        assert expert_costs.predict(fit, features(*key)) == pytest.approx(ms, rel=0.1), key
+    for key, point in decode.items():
+        assert expert_costs.predict(fit, point.features) == pytest.approx(point.ms, rel=0.1), key
+
+
+def test_two_recorded_numbers_of_blocks_foretell_the_prompts_of_the_others() -> None:
+    """Prompts in micro-batches of 512 scattered by up to 10 %, which more blocks than were measured show most."""
+    weigher = h200()
+    prompts = {
+        (n, split, size): Point(amounts(weigher, n, split).prefill(2048, size), ms)
+        for (n, split, size), ms in recorded().items()
+        if size
+    }
+    known = [point for (n, _split, _size), point in prompts.items() if n in (6, 18)]
+    assert len(known) == 4 and len(prompts) == 10
+    fit = expert_costs.fit_prefill(known, weigher, 0.02)
+    assert fit is not None
+    apart = {key: abs(expert_costs.predict(fit, point.features) / point.ms - 1) for key, point in prompts.items()}
+    assert max(off for (_n, split, size), off in apart.items() if size == 2048 and split == "13.00/12.00") < 0.03
+    # another split than the measured one
+    assert max(off for (_n, split, _size), off in apart.items() if split == "19.00/6.00") < 0.16
+    assert max(off for (n, split, size), off in apart.items() if size == 512 and n <= 18) < 0.16
+    assert apart[24, "13.00/12.00", 512] < 0.28
