@@ -16,8 +16,7 @@ import random
 import typing as t
 
 import simulated_pair
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import expert_plane, expert_rival, stages
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner.expert_evidence import Evidence
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import expert_plane, stages
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     expert_placement,
     model_weights,
@@ -180,11 +179,6 @@ class Machine:
         if not any(found):
             found = [self.plane.least(layers, size, spill=True) for layers in splits]
         yield from (placement for placement in found if placement is not None)
-
-    def own_arm(self) -> tuple[ExpertPlacement, int] | None:
-        """Return llama.cpp's own placement, as the planner would have it."""
-        arm = expert_rival.own_arm(Evidence(self.checked, []))
-        return None if arm is None else (arm.placement, arm.micro_batch)
 
 
 def _model(chance: random.Random) -> Json:
