@@ -22,7 +22,7 @@ MOST_BEFORE: t.Final = 5
 
 
 class Outcome(t.NamedTuple):
-    """What became of one machine; regret is None where nothing was decided."""
+    """What became of one machine; regret is None where nothing was decided or it does not load."""
 
     regret: float | None
     before: int
@@ -40,7 +40,10 @@ def outcome(family: str, seed: int) -> Outcome:
     layers = tuple(decision["layers"])
     placed = expert_placement.from_json(layers, decision["experts_in_ram"])
     placed = placed or expert_placement.ExpertPlacement(layers, (), threads=1)
-    true = machine.true_ms(placed, decision["micro_batch_size"])
+    size = decision["micro_batch_size"]
+    if not machine.loads(placed, size):
+        return Outcome(None, before, len(loads))
+    true = machine.true_ms(placed, size)
     return Outcome(max(0.0, 100 * (true / machine.best_ms - 1)), before, len(loads))
 
 
