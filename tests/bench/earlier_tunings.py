@@ -18,6 +18,7 @@ import typing as t
 
 import page
 import simulated_families
+import simulated_pair
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import known_costs, stages
 from simulated_families import Machine
 from simulated_pair import Json
@@ -58,7 +59,7 @@ def outcome(family: str, seed: int) -> Outcome | None:
     before = earlier(machine, chance)
     if len(stages.plan(before.problem, [])["feasible"]) < 2:
         return None
-    plan, _loads = simulated_families.drive(before, chance)
+    plan, _loads = simulated_pair.drive(before, chance)
     fit = (plan["decision"] or {}).get("fit")
     if not fit or any(min(fit[name] or (1,)) <= 0 for name in ("decode_ms_per_layer", "prefill_ms_per_layer")):
         return None
@@ -66,7 +67,7 @@ def outcome(family: str, seed: int) -> Outcome | None:
     problem = {**machine.problem, "known_costs": known_costs.of_problem(known, machine.checked.average_layer)}
     regrets, counts, kept = [], [], False
     for tried in (machine, dataclasses.replace(machine, problem=problem)):
-        plan, loads = simulated_families.drive(tried, random.Random(seed))
+        plan, loads = simulated_pair.drive(tried, random.Random(seed))
         regrets.append(_regret(machine, plan["decision"]))
         counts.append(len(loads))
         kept = sum(load["purpose"] == "anchor" for load in loads) <= 1

@@ -14,6 +14,7 @@ import typing as t
 
 import page
 import simulated_families
+import simulated_pair
 
 #: Loads that scatter by no more than this (relative) should end with a verdict.
 QUIET: t.Final = 0.02
@@ -34,7 +35,7 @@ def outcome(family: str, seed: int) -> Outcome:
     """Plan and measure one machine."""
     machine = simulated_families.machine(family, seed)
     best = machine.best()
-    plan, loads = simulated_families.drive(machine, random.Random(seed))
+    plan, loads = simulated_pair.drive(machine, random.Random(seed))
     decision = plan["decision"]
     quiet = machine.noise <= QUIET
     if decision is None or best is None or not machine.loads(tuple(decision["layers"])):

@@ -13,6 +13,7 @@ import time
 import typing as t
 
 import page
+import simulated_pair
 import simulated_planes
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import expert_placement
 
@@ -32,7 +33,7 @@ class Outcome(t.NamedTuple):
 def outcome(family: str, seed: int) -> Outcome:
     """Plan and measure one machine."""
     machine = simulated_planes.machine(family, seed)
-    plan, loads = simulated_planes.drive(machine, random.Random(seed))
+    plan, loads = simulated_pair.drive(machine, random.Random(seed))
     decision = plan["decision"]
     before = sum(1 for load in loads if load["purpose"] != "confirm" and load["status"] == "ok")
     if decision is None or machine.best_ms is None:

@@ -5,7 +5,6 @@ Unlike simulated_pair the blocks may differ, devices may be more than two, and n
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import math
@@ -241,14 +240,3 @@ def _draw(family: str, seed: int, chance: random.Random) -> Machine | None:
         chance.uniform(0.0, 0.05) if how.get("drift") else 0.0, bool(how.get("clocks")),
     )  # fmt: skip
     return found if found.all_that_load() else None
-
-
-def drive(simulated: Machine, chance: random.Random) -> tuple[Json, list[Json]]:
-    """Plan and measure in rounds, as the action plugin campaign does; return the last plan and all loads."""
-    loads: list[Json] = []
-    problem = copy.deepcopy(simulated.problem)
-    while True:
-        plan = stages.plan(problem, loads)
-        loads += [simulated.measure(wanted, chance) for wanted in plan["loads"]]
-        if plan["done"]:
-            return plan, loads

@@ -48,7 +48,7 @@ class Pair:
         """Return the results of a load that succeeds."""
         raise NotImplementedError
 
-    def load(self, wanted: Json, chance: random.Random) -> Json:
+    def measure(self, wanted: Json, chance: random.Random) -> Json:
         """Return what measuring one load says, as split_benchmark would."""
         if tuple(wanted["layers"]) not in self.feasible:
             return {**wanted, "status": "out_of_memory", "reason": "the device is full", "results": []}
@@ -61,7 +61,7 @@ class Pair:
         for test in tests:
             if test["kind"] == "prefill":
                 test["n_prompt"] = objective["prompt_tokens"]
-        load = self.load({"layers": list(layers), "tests": tests}, chance)
+        load = self.measure({"layers": list(layers), "tests": tests}, chance)
         if load["status"] != "ok":
             return None
         ms = {r["kind"]: statistics.median(r["samples_ms"]) / (r["n_gen"] or 1) for r in load["results"]}
@@ -75,12 +75,21 @@ class Pair:
         return 100 * (self.true_ms(layers) / best - 1)
 
 
-def drive(pair: Pair, chance: random.Random) -> tuple[Json, list[Json]]:
-    """Plan and measure in rounds, as tasks/round.yml of the role split_tuning does; return the last plan, all loads."""
+class Measured(t.Protocol):
+    """What can be tuned: a problem, and loads of it."""
+
+    problem: Json
+
+    def measure(self, wanted: Json, chance: random.Random) -> Json:
+        """Return the load that was asked for with its results."""
+
+
+def drive(machine: Measured, chance: random.Random) -> tuple[Json, list[Json]]:
+    """Plan and measure in rounds, as the action plugin campaign does; return the last plan and all loads."""
     loads: list[Json] = []
     while True:
-        plan = stages.plan(pair.problem, loads)
-        loads += [pair.load(wanted, chance) for wanted in plan["loads"]]
+        plan = stages.plan(machine.problem, loads)
+        loads += [machine.measure(wanted, chance) for wanted in plan["loads"]]
         if plan["done"]:
             return plan, loads
 

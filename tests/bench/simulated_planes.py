@@ -8,7 +8,6 @@ less than they say.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import math
@@ -16,7 +15,7 @@ import random
 import typing as t
 
 import simulated_pair
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import expert_plane, stages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import expert_plane
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     expert_placement,
     model_weights,
@@ -260,14 +259,3 @@ def _draw(family: str, seed: int, chance: random.Random) -> Machine | None:
         bool(how.get("clocks")),
     )  # fmt: skip
     return found if found.best_ms is not None else None
-
-
-def drive(simulated: Machine, chance: random.Random) -> tuple[Json, list[Json]]:
-    """Plan and measure in rounds, as the action plugin campaign does; return the last plan and all loads."""
-    loads: list[Json] = []
-    problem = copy.deepcopy(simulated.problem)
-    while True:
-        plan = stages.plan(problem, loads)
-        loads += [simulated.measure(wanted, chance) for wanted in plan["loads"]]
-        if plan["done"]:
-            return plan, loads

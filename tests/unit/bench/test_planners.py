@@ -66,7 +66,7 @@ def test_a_recorded_pair_replays_its_samples() -> None:
     assert pair.true_ms((22, 3)) == pytest.approx(256 * 376.1 / 32, rel=1e-3)
     assert pair.true_ms((19, 6)) == pytest.approx(256 * 522.95 / 32, rel=1e-3)
     assert pair.true_ms((20, 5)) == pytest.approx(256 * (522.95 - (522.95 - 376.1) / 3) / 32, rel=1e-3)
-    load = pair.load({"layers": [19, 6], "tests": pair.problem["tests"]}, random.Random(1))
+    load = pair.measure({"layers": [19, 6], "tests": pair.problem["tests"]}, random.Random(1))
     decode = next(result for result in load["results"] if result["kind"] == "decode")
     assert {round(ms, 1) for ms in decode["samples_ms"]} <= {526.4, 519.5}
     plan, _loads = simulated_pair.drive(pair, random.Random(1))
