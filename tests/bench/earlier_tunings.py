@@ -85,9 +85,8 @@ def row(family: str, outcomes: t.Sequence[Outcome]) -> str:
     """Return the line of one family."""
 
     def percentiles(regrets: t.Iterable[float]) -> str:
-        ordered = sorted(regrets)
-        at = [ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.95)]
-        return " / ".join([*(f"{value:.2f}" for value in at), f"{ordered[-1]:.2f}"])
+        values = list(regrets)
+        return " / ".join(f"{page.percentile(values, percent):.2f}" for percent in (50, 95, 100))
 
     cells = [
         family,

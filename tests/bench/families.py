@@ -57,18 +57,14 @@ def decision_indifference(machine: simulated_families.Machine) -> float:
 
 def row(family: str, outcomes: t.Sequence[Outcome]) -> str:
     """Return the line of one family."""
-    regrets = sorted(o.regret for o in outcomes if o.regret is not None)
+    regrets = [o.regret for o in outcomes if o.regret is not None]
     held = [o.held for o in outcomes if o.held is not None]
     quiet = [o for o in outcomes if o.quiet]
-
-    def percentile(share: float) -> str:
-        return f"{regrets[min(len(regrets) - 1, int(share * len(regrets)))]:.1f}" if regrets else "-"
 
     cells = [
         family,
         str(len(outcomes)),
-        percentile(0.5),
-        percentile(0.95),
+        *(f"{page.percentile(regrets, percent):.1f}" if regrets else "-" for percent in (50, 95)),
         f"{sum(o.verdict == 'inconclusive' for o in quiet)} of {len(quiet)}",
         f"{100 * sum(held) / len(held):.0f} %" if held else "-",
         str(sum(o.regret is None for o in outcomes)),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import pathlib
 import platform
 import re
+import typing as t
 
 TITLE = "# Benchmarks\n\nWritten by `make bench`, section by section: do not edit by hand.\n"
 
@@ -31,6 +33,12 @@ def machine() -> str:
 def today() -> str:
     """Return the date of today in UTC."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def percentile(values: t.Sequence[float], percent: float) -> float:
+    """Return the smallest value that at least C(percent) of the values do not exceed; NaN of none."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)] if ordered else math.nan
 
 
 def write_section(page: pathlib.Path, name: str, text: str) -> None:

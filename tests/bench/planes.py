@@ -50,15 +50,12 @@ def outcome(family: str, seed: int) -> Outcome:
 
 def row(family: str, outcomes: t.Sequence[Outcome]) -> str:
     """Return the line of one family."""
-    regrets = sorted(found.regret for found in outcomes if found.regret is not None)
-
-    def percentile(share: float) -> float:
-        return regrets[min(len(regrets) - 1, int(share * len(regrets)))] if regrets else float("nan")
-
+    regrets = [found.regret for found in outcomes if found.regret is not None]
+    median, high = (page.percentile(regrets, percent) for percent in (50, 95))
     before = max(found.before for found in outcomes)
-    met = percentile(0.95) <= MOST_REGRET and before <= MOST_BEFORE
+    met = high <= MOST_REGRET and before <= MOST_BEFORE
     cells = [
-        family, str(len(outcomes)), f"{percentile(0.5):.1f}", f"{percentile(0.95):.1f}",
+        family, str(len(outcomes)), f"{median:.1f}", f"{high:.1f}",
         str(sum(found.regret is None for found in outcomes)), str(before),
         f"{sum(found.loads for found in outcomes) / len(outcomes):.1f}, {max(found.loads for found in outcomes)}",
         "met" if met else "**missed**",

@@ -196,12 +196,6 @@ def run(pairs: t.Iterable[Pair], seed: int, times: int = 1) -> list[Outcome]:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def percentile(values: t.Sequence[float], percent: float) -> float:
-    """Return the smallest value that at least C(percent) of the values do not exceed; NaN of none."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)] if ordered else math.nan
-
-
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else "fails" if math.isinf(value) else f"{value + 0.0:.2f}"
 
@@ -210,8 +204,8 @@ def _row(outcomes: t.Sequence[Outcome]) -> str:
     good = [o.regret for o in outcomes if math.isfinite(o.regret)]
     loads = [o.loads for o in outcomes]
     return (
-        f"{len(outcomes)} | {len(outcomes) - len(good)} | {_number(percentile(good, 50))}"
-        f" | {_number(percentile(good, 95))} | {_number(max(good, default=math.nan))}"
+        f"{len(outcomes)} | {len(outcomes) - len(good)} | {_number(page.percentile(good, 50))}"
+        f" | {_number(page.percentile(good, 95))} | {_number(max(good, default=math.nan))}"
         f" | {statistics.median(loads):g} | {max(loads)} |"
     )
 
@@ -233,7 +227,7 @@ def bars(outcomes: t.Sequence[Outcome]) -> list[tuple[str, str, bool]]:
     """Return the bars that our planner is held to: (bar, measured, whether it is met)."""
     mine = [o for o in outcomes if o.planner == OURS]
     quiet = [o.regret for o in mine if o.band in QUIET]
-    median, high = percentile(quiet, 50), percentile(quiet, 95)
+    median, high = page.percentile(quiet, 50), page.percentile(quiet, 95)
     loads = [o.loads for o in mine]
     usual, more = (max((o.loads for o in mine if (SHORT in o.traits) is short), default=0) for short in (False, True))
     # where memory is less than promised, anchors fail and are replaced
@@ -327,7 +321,8 @@ def traits_table(outcomes: t.Sequence[Outcome]) -> list[str]:
         regrets = [o.regret for o in mine if trait is None or trait in o.traits]
         lines.append(
             f"| {trait or 'all'} | {len(regrets)} | {sum(1 for value in regrets if value > 1)}"
-            f" | {_number(percentile(regrets, 50))} | {_number(percentile(regrets, 95))} | {_number(max(regrets))} |"
+            f" | {_number(page.percentile(regrets, 50))} | {_number(page.percentile(regrets, 95))}"
+            f" | {_number(max(regrets))} |"
         )
     return lines
 

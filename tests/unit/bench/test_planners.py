@@ -96,3 +96,8 @@ def test_a_section_of_the_page_leaves_the_others_alone(tmp_path: pathlib.Path) -
     assert target.read_text(encoding="utf-8") == before
     with pytest.raises(ValueError, match="unknown section 'other'"):
         page.write_section(target, "other", "")
+
+
+@pytest.mark.parametrize(("percent", "value"), [(50, 2), (75, 3), (95, 4), (100, 4), (0, 1)])
+def test_a_percentile_is_one_of_the_values(percent: float, value: float) -> None:
+    assert page.percentile([4, 1, 3, 2], percent) == value
