@@ -12,4 +12,5 @@ export PYTHONPATH=.venv/collections
 .venv/bin/python tests/bench/families.py docs/benchmarks.md
 .venv/bin/python tests/bench/planes.py docs/benchmarks.md
 .venv/bin/python tests/bench/earlier_tunings.py docs/benchmarks.md
+.venv/bin/python tests/bench/speculation.py docs/benchmarks.md --machines 300
 exec .venv/bin/python tests/bench/planners.py "$@" docs/benchmarks.md

@@ -6,7 +6,6 @@ verify) and beyond it: steps where the verifying kernel changes, drafts three ti
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
 import random
@@ -123,27 +122,3 @@ def regret_percent(found: Machine, search: Search) -> float:
     verdict = search.verdict()
     served = verdict.arm if verdict.verdict == "faster" else Arm()
     return 100 * (found.true_ms(served) / min(map(found.true_ms, found.arms())) - 1)
-
-
-def main() -> None:
-    """Print regret, coverage and what was kept over 300 machines."""
-    outcomes = []
-    for seed in range(300):
-        one = machine(seed)
-        search, loads = drive(one, random.Random(seed))
-        outcomes.append((one, search.verdict(), len(loads), regret_percent(one, search)))
-    regrets = sorted(regret for _one, _verdict, _loads, regret in outcomes)
-    print(f"regret in %: median {regrets[150]:.2f}, 95th percentile {regrets[285]:.2f}, most {regrets[-1]:.2f}")
-    gains = [
-        (verdict, 100 * (1 - one.true_ms(verdict.arm) / one.target_ms)) for one, verdict, _loads, _regret in outcomes
-    ]
-    slower = sum(verdict.verdict == "faster" and gain < 0 for verdict, gain in gains)
-    intervals = [(verdict.comparison, gain) for verdict, gain in gains if verdict.comparison is not None]
-    held = sum((c.low or 0) - 0.01 <= gain <= (c.high or 0) + 0.01 for c, gain in intervals)
-    print(f"kept though slower: {slower}; intervals that hold: {held} of {len(intervals)}")
-    print(f"loads: {dict(collections.Counter(loads for _one, _verdict, loads, _regret in outcomes))}")
-    print(f"verdicts: {dict(collections.Counter(verdict.verdict for verdict, _gain in gains))}")
-
-
-if __name__ == "__main__":
-    main()
