@@ -1,4 +1,4 @@
-"""earlier_tunings.py [--machines N] PAGE: what costs of an earlier tuning save, and whether the choice stays as good.
+"""earlier_tunings.py --machines N PAGE: what costs of an earlier tuning save, and whether the choice stays as good.
 
 Each simulated machine is tuned twice, from nothing and with the costs that an earlier campaign on it has fitted, of the
 same model with a shorter context. What both choose is judged by the true times; writes its section of the page.
@@ -106,7 +106,7 @@ def main() -> None:
     """Run all families and write the section."""
     parser = argparse.ArgumentParser(description="What the costs of an earlier tuning save.")
     parser.add_argument("page", type=pathlib.Path, help="the page whose section is replaced")
-    parser.add_argument("--machines", type=int, default=60, help="machines of each family")
+    parser.add_argument("--machines", type=int, required=True, help="machines of each family")
     arguments = parser.parse_args()
     lines = [
         "## Planner, with the costs of an earlier tuning",

@@ -1,4 +1,4 @@
-"""families.py [--machines N] PAGE: our planner on families of simulated machines; writes its section of the page.
+"""families.py --machines N PAGE: our planner on families of simulated machines; writes its section of the page.
 
 Regret is how much longer the objective truly takes than with the best split that loads, in percent. An interval is that
 of the gain over the engine's default, and holds where the true gain lies in it.
@@ -78,7 +78,7 @@ def main() -> None:
     """Run all families and write the section."""
     parser = argparse.ArgumentParser(description="Our planner on families of simulated machines.")
     parser.add_argument("page", type=pathlib.Path, help="the page whose section is replaced")
-    parser.add_argument("--machines", type=int, default=60, help="machines of each family")
+    parser.add_argument("--machines", type=int, required=True, help="machines of each family")
     arguments = parser.parse_args()
     lines = [
         "## Planner, families of machines",

@@ -1,4 +1,4 @@
-"""planes.py [--machines N] PAGE: our planner on simulated machines with experts in RAM; writes its section of the page.
+"""planes.py --machines N PAGE: our planner on simulated machines with experts in RAM; writes its section of the page.
 
 Regret is how much longer the objective truly takes than with the best of all splits, blocks in RAM, micro-batches,
 threads and kinds of host memory, in percent.
@@ -67,7 +67,7 @@ def main() -> None:
     """Run all families and write the section."""
     parser = argparse.ArgumentParser(description="Our planner on simulated machines with experts in RAM.")
     parser.add_argument("page", type=pathlib.Path, help="the page whose section is replaced")
-    parser.add_argument("--machines", type=int, default=60, help="machines of each family")
+    parser.add_argument("--machines", type=int, required=True, help="machines of each family")
     arguments = parser.parse_args()
     lines = [
         "## Planner, experts in RAM",

@@ -1,4 +1,4 @@
-"""planners.py [--pairs N] [--seed N] [--raw FILE] PAGE: compare planners on recorded and simulated pairs of devices.
+"""planners.py --pairs N [--seed N] [--raw FILE] PAGE: compare planners on recorded and simulated pairs of devices.
 
 Every planner gets the same pairs. Regret is how much longer the objective truly takes with the split that a planner
 took than with the best of all splits that load (the oracle, which no planner sees), in percent. A planner whose choice
@@ -342,7 +342,7 @@ def main() -> None:
     """Run all, write the section, and say whether the bars are met."""
     parser = argparse.ArgumentParser(description="Compare planners on recorded and simulated pairs of devices.")
     parser.add_argument("page", type=pathlib.Path, help="the page whose section is replaced")
-    parser.add_argument("--pairs", type=int, default=1200, help="simulated pairs")
+    parser.add_argument("--pairs", type=int, required=True, help="simulated pairs")
     parser.add_argument("--seed", type=int, default=1, help="seed of all luck")
     parser.add_argument("--raw", type=pathlib.Path, help="also write every outcome there, as JSON")
     arguments = parser.parse_args()

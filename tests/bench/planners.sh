@@ -9,8 +9,8 @@ if [ ! -e "$stamp" ]; then
   touch "$stamp"
 fi
 export PYTHONPATH=.venv/collections
-.venv/bin/python tests/bench/families.py docs/benchmarks.md
-.venv/bin/python tests/bench/planes.py docs/benchmarks.md
-.venv/bin/python tests/bench/earlier_tunings.py docs/benchmarks.md
+.venv/bin/python tests/bench/families.py docs/benchmarks.md --machines 60
+.venv/bin/python tests/bench/planes.py docs/benchmarks.md --machines 40
+.venv/bin/python tests/bench/earlier_tunings.py docs/benchmarks.md --machines 60
 .venv/bin/python tests/bench/speculation.py docs/benchmarks.md --machines 300
-exec .venv/bin/python tests/bench/planners.py "$@" docs/benchmarks.md
+exec .venv/bin/python tests/bench/planners.py --pairs 800 "$@" docs/benchmarks.md
