@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compare planners on recorded and simulated pairs, without any device. Writes its section of docs/benchmarks.md.
+# Compare planners on recorded and simulated pairs, without any device. Writes their sections of docs/benchmarks.md.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 stamp=.venv/benchmarks-$(sha256sum <requirements/benchmarks.txt | cut -c1-12)
