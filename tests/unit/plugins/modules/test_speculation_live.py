@@ -5,42 +5,25 @@ start a real server."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import pathlib
-import sys
 
 import pytest
-import yaml
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import sandboxed_run, steps
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import sandboxed_run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import server_check, server_log
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import Server
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import known_next_token, random_model
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import tuning
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record
+from ansible_collections.homelab.mixed_gpu.tests.fixtures import real_host
 
-MODULES = "ansible_collections.homelab.mixed_gpu.plugins.modules"
-ROLE = pathlib.Path(tuning.__file__).parents[3] / "roles/split_tuning/defaults/main.yml"
 AGREEMENT = [0.95, 0.7]
 TEXTS = known_next_token.target(1024, 2, 0).texts
 SETTINGS = {
-    "model_id": "target", "model_sha256": "a" * 64, "deployment": "target", "modes": ["layer"], "micro_batches": [],
-    "probe": False, "objective": "decode", "context_size": 512, "micro_batch_size": 64, "batch_size": 256,
+    "model_id": "target", "model_sha256": "a" * 64, "deployment": "target", "micro_batches": [],
+    "objective": "decode", "context_size": 512, "micro_batch_size": 64, "batch_size": 256,
     "reserve_mib": 0, "bench_prompt_tokens": 64, "bench_generated_tokens": 8, "bench_repetitions": 2,
     "prompt_tokens": 100, "generated_tokens": 50, "baseline_max_loads": 2, "max_loads": 3, "indifference": 0.01,
     "speculation": ["draft-simple", "ngram-simple"], "speculation_tokens": 65, "load_timeout_seconds": 300,
     "texts": [{"name": f"text {kind}", "prompt": [1, text[0]]} for kind, text in enumerate(TEXTS)],
-}  # fmt: skip
-#: Steps that ask of a host what a test has no right to, and their answers.
-STAND_INS = {
-    "split_tuning_info": {
-        "missing": [], "build": "b1", "nccl": False, "versions": {}, "flash_attention": False, "record_problem": None,
-        "record": fact_record.empty(), "memory_total_mib": 8192, "cpu": {"physical_cores": 2, "threads": 2},
-        "gpus": {"available": False, "driver_version": None, "gpus": []},
-    },
-    "host_info": {"host": {"kernel": "6.8", "firmware": None}},
 }  # fmt: skip
 
 
@@ -50,55 +33,17 @@ def write(path, agreement, **more):
     random_model.write_model(str(path), random_model.checked_options(options), "0" * 64)
 
 
-class RealHost:
-    """Runs the steps of a campaign with the real modules."""
-
-    def __init__(self, folder, llama_bin, endpoints, capfd):
-        (folder / "llama").mkdir()
-        (folder / "llama" / "bin").symlink_to(llama_bin)
-        self.capfd, self.done = capfd, []
-        # nothing moves into another interpreter: this one may lack NVML's library, and there are no cards to watch
-        own = {
-            **SETTINGS, "model_path": f"{folder}/target.gguf", "llama_cpp": f"{folder}/llama",
-            "rpc_endpoints": endpoints, "host_python": "/nowhere/python", "state_dir": f"{folder}/state", "drafts": {
-                "draft": {"path": f"{folder}/draft.gguf", "sha256": "d" * 64, "draft_for": "target"},
-                "stranger": {"path": f"{folder}/stranger.gguf", "sha256": "e" * 64, "draft_for": "target"},
-            },
-        }  # fmt: skip
-        defaults = yaml.safe_load(ROLE.read_text())
-        self.variables = {**defaults, **{f"split_tuning_{name}": value for name, value in own.items()}}
-
-    def run(self, step):
-        if step.module in STAND_INS:
-            return STAND_INS[step.module]
-        arguments = dict(step.args)
-        if step.module in ("split_benchmark", "speculation_benchmark"):
-            arguments |= {"lease_unit": "", "lock_wait_seconds": 60}
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            importlib.import_module(f"{MODULES}.{step.module}").main()
-        result = json.loads(self.capfd.readouterr().out.splitlines()[-1])
-        assert not result.get("failed"), (step.name, result)
-        return result
-
-    def tune(self):
-        planner = tuning.planner(self.variables)
-        while True:
-            plan = planner.plan(self.done)
-            assert plan.failure is None, plan.failure
-            if plan.result is not None:
-                return plan.result
-            step = plan.steps[0]
-            self.done.append(steps.Done(step, self.run(step), "2026-11-24T04:33:09Z"))
-            print(planner.line(self.done[-1]), file=sys.stderr)
-
-
 @pytest.mark.live
-def test_a_tuning_on_the_real_llama_cpp_serves_what_it_recorded(tmp_path, llama_bin, rpc_endpoints, capfd, monkeypatch):
-    monkeypatch.setattr(AnsibleModule, "warn", lambda *_args, **_more: None)
+def test_a_tuning_on_the_real_llama_cpp_serves_what_it_recorded(tmp_path, llama_bin, rpc_endpoints, capfd):
     write(tmp_path / "target.gguf", [1.0, 1.0])
     write(tmp_path / "draft.gguf", AGREEMENT, blocks=1, embedding_length=256, seed=4)
     write(tmp_path / "stranger.gguf", [], vocabulary_size=512, blocks=1)
-    host = RealHost(tmp_path, llama_bin, rpc_endpoints[:2], capfd)
+    drafts = {
+        name: {"path": f"{tmp_path}/{name}.gguf", "sha256": digit * 64, "draft_for": "target"}
+        for name, digit in (("draft", "d"), ("stranger", "e"))
+    }
+    own = {**SETTINGS, "model_path": f"{tmp_path}/target.gguf", "drafts": drafts}
+    host = real_host.RealHost(tmp_path, llama_bin, rpc_endpoints[:2], own)
     result = host.tune()
     entry = fact_record.check_entry(deployment.build(result["tuning"]))
     found = entry["decision"]["speculation"]
