@@ -124,6 +124,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors imp
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import answer_check, answer_run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import Server, TrialError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import run
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import answers
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, placement
 
 Json = dict[str, t.Any]
@@ -175,7 +176,7 @@ class AnswerCheck(run.StoredLoad):
                 self.fail(f"{self.load.get('label')} cannot be checked: {exc}.")
         params = self.params
         record = {
-            "schema": answer_check.SCHEMA, "deployment": params["deployment"], "checked_at": json_file.utc_now(),
+            "schema": answers.SCHEMA, "deployment": params["deployment"], "checked_at": json_file.utc_now(),
             "configuration": params["configuration"], "text_tokens": params["text_tokens"],
             "generated_tokens": params["generated_tokens"], "tolerance_percent": params["tolerance_percent"],
             "seconds": round(time.monotonic() - started), "failures": self.failures, **found,

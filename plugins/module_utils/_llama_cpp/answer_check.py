@@ -22,7 +22,6 @@ from .._base.types import Json, Mapping
 
 Top = t.Sequence[tuple[int, float]]
 
-SCHEMA: t.Final = 1
 #: Who gives probabilities that are no numbers, where it is no device.
 PLACEMENT: t.Final = "placement"
 #: Candidates per position.
@@ -124,12 +123,6 @@ def least_share(tokens: t.Sequence[int], positions: t.Sequence[Top]) -> tuple[fl
         value = dict(top).get(token, top[-1][1])
         shares.append(math.exp(value - top[0][1]))
     return min((share, place) for place, share in enumerate(shares))
-
-
-def likelihood(tokens: t.Sequence[int], positions: t.Sequence[Top]) -> float:
-    """Return the mean log-probability of the tokens that stand at these places, in nats per token."""
-    values = [dict(top).get(token, top[-1][1]) for token, top in zip(tokens, positions, strict=True)]
-    return sum(values) / len(values)
 
 
 def compare(tokens: t.Sequence[int], reference: Answers, other: Answers, tolerance_percent: float) -> Agreement:
@@ -243,8 +236,7 @@ def judge(deployment: Mapping, seen: Seen, failures: Mapping, tolerance_percent:
     compared = []
     for name, answers in seen.alone.items():
         found = compare(seen.tokens, answers, seen.placement, tolerance_percent)
-        said = round(likelihood(seen.tokens, answers.own), 4)
-        compared.append({"id": name, **dataclasses.asdict(found), "log_likelihood": said})
+        compared.append({"id": name, **dataclasses.asdict(found)})
     result: Json = {"status": "ok", "reason": None, "culprits": [], "cures": [], "compared": compared}
     if not seen.alone:
         why = "; ".join(f"{_named(deployment, name)}: {text}" for name, text in failures.items())

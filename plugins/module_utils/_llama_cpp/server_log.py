@@ -173,8 +173,8 @@ def parse_load(text: str) -> Json:
     (repeating blocks and the output layer), C(host_layers), context_size, context_per_slot, slots, kv_unified,
     batch_size, micro_batch_size, flash_attention, cache_type_k, cache_type_v, pipeline_parallel, load_seconds,
     C(overridden) (which tensors were placed by hand, by name, and where; logged with C(-lv 5)), and C(threads) of the
-    CPU for a token and for prompts. C(speculation) are the kinds of speculation, C(draft_mib) what a draft, or the
-    model's own blocks for drafting, take by the id of the device: it is part of C(total_mib), and of no other size.
+    CPU for a token and for prompts. C(speculation) are the kinds of speculation. What a draft, or the model's own
+    blocks for drafting, take of a device is part of its C(total_mib), and of no other size.
 
     The counts of layers come from the lines that name each layer's device where they are logged (C(-lv 5)), else from
     the KV buffers: within a cache all layers are equally large, so a device's share of the cache is its share of the
@@ -216,7 +216,6 @@ def parse_load(text: str) -> Json:
         "overridden": log.overridden,
         "threads": list(log.threads) if log.threads else None,
         "speculation": log.speculation,
-        "draft_mib": draft_mib,
     }
 
 

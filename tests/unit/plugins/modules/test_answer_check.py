@@ -13,6 +13,7 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import random_model
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import answers
 from ansible_collections.homelab.mixed_gpu.plugins.modules import answer_check
 
 FAKE = pathlib.Path(__file__).parents[2] / "fixtures_bench" / "fake_answers.py"
@@ -107,7 +108,8 @@ def test_a_placement_that_computes_right(checked):
     assert (found["status"], found["reason"], result["changed"]) == ("ok", None, True)
     assert [one["id"] for one in found["compared"]] == IDS
     assert all(0 < one["difference_percent"] < 3 and one["share"] > 0.9 for one in found["compared"])
-    assert json.loads(pathlib.Path(result["path"]).read_text()) == found
+    assert all(set(one) == {"id", "difference_percent", "share", "place", "agrees"} for one in found["compared"])
+    assert answers.FORM.parse(pathlib.Path(result["path"]).read_text(), result["path"]) == found
     assert not checked.mark.exists()
     # the placement as it is served, then each device alone, what does not fit of it in host memory; no CPU
     assert len(checked.starts) == 3

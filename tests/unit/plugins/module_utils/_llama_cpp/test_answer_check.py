@@ -137,7 +137,6 @@ def test_a_right_placement_has_no_cures():
     result = answer_check.judge(deployment(), seen("right", None, a="right", b="right"), {}, TOLERANCE)
     assert (result["status"], result["reason"], result["cures"]) == ("ok", None, [])
     assert [one["id"] for one in result["compared"]] == ["a", "b"]
-    assert all(one["log_likelihood"] < 0 for one in result["compared"])
 
 
 @pytest.mark.parametrize(
