@@ -16,7 +16,8 @@ description:
     its memory in the host's, names the likeliest tokens at the same places.
   - The log-probabilities may differ by O(tolerance_percent), and each token of the placement must be the device's first
     choice, or at least a quarter as likely as that.
-  - Where they disagree, the CPU computes the same, and decides which device is wrong.
+  - Where they disagree, the CPU computes the same, and decides which device is wrong. Where no device can be asked alone
+    it is what the placement is compared with.
   - The result is a file in O(answers_dir). While the answers are wrong, there is O(wrong_file), and the unit of the
     role P(homelab.mixed_gpu.llama_server#role) does not start.
 extends_documentation_fragment:
@@ -205,48 +206,42 @@ class AnswerCheck(run.StoredLoad):
         try:
             with self.server(self.entry, (), lock) as server:
                 asked = answer_run.questions(server, params["text_tokens"], params["generated_tokens"])
-                with self.counted(answer_check.PLACEMENT):
+                try:
                     tokens, placed = answer_run.of_placement(server, asked)
+                except answer_run.NoNumbersError:
+                    self.nonsense.append(answer_check.PLACEMENT)
         except TrialError as end:
             return answer_check.unknown(f"the placement could not be asked ({end.reason})")
-        context = asked.context
-        alone = {}
-        for device in self.others():
-            with self.tolerated(device["id"]), self.counted(device["id"]):
-                served = answer_run.alone(self.entry, device, context, params["reserve_mib"], self.threads)
+
+        def ask(who: str, served: tuple[Json, list[str]]) -> dict[str, answer_check.Answers]:
+            """Return what one device alone says, by its id; nothing, where it could not be asked or says no numbers."""
+            try:
                 with self.server(*served, lock) as server:
-                    alone[device["id"]] = answer_run.of_device(server, asked, tokens)
+                    return {who: answer_run.of_device(server, asked, tokens)}
+            except TrialError as end:
+                self.failures[who] = end.reason
+            except answer_run.NoNumbersError as error:
+                self.nonsense.append(who)
+                self.failures[who] = str(error)
+            return {}
+
+        alone: dict[str, answer_check.Answers] = {}
+        for device in self.others():
+            served = answer_run.alone(self.entry, device, asked.context, params["reserve_mib"], self.threads)
+            alone |= ask(device["id"], served)
         if self.nonsense or placed is None:
             return answer_check.no_numbers(self.entry, self.nonsense, list(alone))
         tolerance = params["tolerance_percent"]
         seen = answer_check.Seen(tokens, placed, alone)
-        if alone and answer_check.suspicious(seen, tolerance):
-            with self.tolerated("CPU"), self.counted("CPU"):
-                served = answer_run.processor(self.entry, context, self.threads)
-                with self.server(*served, lock) as server:
-                    seen = answer_check.Seen(tokens, placed, alone, answer_run.of_device(server, asked, tokens))
+        if not alone or answer_check.suspicious(seen, tolerance):
+            own = ask(answer_check.PROCESSOR, answer_run.processor(self.entry, asked.context, self.threads))
+            seen = answer_check.Seen(tokens, placed, alone or own, own.get(answer_check.PROCESSOR) if alone else None)
         return answer_check.judge(self.entry, seen, self.failures, tolerance)
 
     def others(self) -> list[t.Any]:
         """Return the devices to compare with: those of the placement, or the others where it is one device alone."""
         used = placement.used_devices(self.entry)
         return used if len(used) > 1 else [one for one in self.entry["devices"] if one["id"] != used[0]["id"]]
-
-    @contextlib.contextmanager
-    def counted(self, who: str) -> t.Iterator[None]:
-        """Count whose probabilities are no numbers."""
-        try:
-            yield
-        except answer_run.NoNumbersError:
-            self.nonsense.append(who)
-
-    @contextlib.contextmanager
-    def tolerated(self, who: str) -> t.Iterator[None]:
-        """Keep why a device could not be asked."""
-        try:
-            yield
-        except TrialError as end:
-            self.failures[who] = end.reason
 
     def server(self, served: Json, words: t.Sequence[str], lock: int) -> Server:
         params = self.params

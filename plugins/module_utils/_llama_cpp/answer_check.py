@@ -24,6 +24,8 @@ Top = t.Sequence[tuple[int, float]]
 
 #: Who gives probabilities that are no numbers, where it is no device.
 PLACEMENT: t.Final = "placement"
+#: The host's CPU, where ids of devices stand.
+PROCESSOR: t.Final = "CPU"
 #: Candidates per position.
 CANDIDATES: t.Final = 64
 #: A token is nearly the first choice if it is at least so many times as likely.
@@ -145,7 +147,10 @@ def how_far(found: Mapping) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What was asked: the placement, each device alone by its id, and the host's CPU where somebody disagreed."""
+    """What was asked: the placement, each device alone by its id, and the host's CPU where somebody disagreed.
+
+    Where no device could be asked, the CPU (PROCESSOR) stands among those alone.
+    """
 
     tokens: t.Sequence[int]
     placement: Answers
@@ -230,24 +235,26 @@ def _named(deployment: Mapping, name: str) -> str:
 def judge(deployment: Mapping, seen: Seen, failures: Mapping, tolerance_percent: float) -> Json:
     """Return C({status, reason, culprits, cures, compared}) of a check.
 
-    C(failures) says by id why a device could not compute the model alone. The status is ok, wrong, or unknown where
-    there was nothing to compare with.
+    C(failures) says by id why a device could not compute the model alone. The status is ok, wrong, unknown where
+    nobody could be asked, or incomparable where asking again is of no use: there is one device, and no room in RAM.
     """
     compared = []
     for name, answers in seen.alone.items():
         found = compare(seen.tokens, answers, seen.placement, tolerance_percent)
         compared.append({"id": name, **dataclasses.asdict(found)})
     result: Json = {"status": "ok", "reason": None, "culprits": [], "cures": [], "compared": compared}
-    if not seen.alone:
+    flat = is_flat(seen.placement.positions)
+    if not seen.alone and not flat:
         why = "; ".join(f"{_named(deployment, name)}: {text}" for name, text in failures.items())
-        return {**result, **unknown(f"no device could compute the model alone ({why or 'there is no other'})")}
+        status = "incomparable" if set(failures) == {PROCESSOR} else "unknown"
+        return {**result, "status": status, "reason": f"nobody could compute the model alone ({why})"}
     if not suspicious(seen, tolerance_percent):
         return result
     wrong = culprits(seen, tolerance_percent)
     used = [place["id"] for place in deployment["placement"] if place["layers"]]
-    if wrong == [] and len(used) == 1:  # nothing is exchanged
+    if len(used) == 1 and (wrong == [] or set(seen.alone) <= {PROCESSOR}):  # nothing is exchanged
         wrong = used
-    words = _words(deployment, compared, wrong, is_flat(seen.placement.positions))
+    words = _words(deployment, compared, wrong, flat)
     return {**result, "status": "wrong", "culprits": wrong or [], **words}
 
 
@@ -269,12 +276,15 @@ def sentence(found: Mapping) -> str:
     """Return what a result means, with the cures of a wrong one; without a full stop."""
     if found["status"] == "unknown":
         return f"not compared: {found['reason']}"
+    if found["status"] == "incomparable":
+        return f"there is nothing to compare the placement with: {found['reason']}"
     if found["status"] == "wrong":
         cures = "; ".join(found["cures"]) or "none is known"
         return f"{found['reason']}. Known causes and cures: {cures}. The server stays off until a check finds it right"
     most = max(one["difference_percent"] for one in found["compared"])
     count = len(found["compared"])
-    each = f"{count} devices compute alone" if count > 1 else "a device computes alone"
+    one = "the CPU" if found["compared"][0]["id"] == PROCESSOR else "a device"
+    each = f"{count} devices compute alone" if count > 1 else f"{one} computes alone"
     return f"the placement computes what {each}: {most:g} % apart"
 
 
@@ -285,14 +295,17 @@ def _device_cures(deployment: Mapping, wrong: t.Sequence[str]) -> list[str]:
 
 def _words(deployment: Mapping, compared: t.Sequence[Json], wrong: t.Sequence[str] | None, flat: bool) -> Json:
     """Return reason and cures; C(wrong) as of culprits, C(flat) as of is_flat."""
-    apart = max(compared, key=lambda one: (not one["agrees"], one["difference_percent"]))
-    how = "the placement gives each token the same probability" if flat else how_far(apart)
-    other = _named(deployment, apart["id"])
+    apart = max(compared, key=lambda one: (not one["agrees"], one["difference_percent"]), default=None)
+    how = "the placement gives each token the same probability" if flat or apart is None else how_far(apart)
+    other = _named(deployment, apart["id"]) if apart else PROCESSOR
     if wrong:
         names = " and ".join(_named(deployment, name) for name in wrong)
         return {"reason": f"{names} computes wrong: {how}", "cures": _device_cures(deployment, wrong)}
     if wrong is None:
         cures = [*exchange_cures(deployment), *_CARD_CURES[:2]]
-        return {"reason": f"the placement and {other} alone disagree, either may be wrong: {how}", "cures": cures}
+        who = f"the placement and {other} alone disagree, either may be wrong"
+        if other == PROCESSOR:
+            who = "the devices or what is between them compute wrong"
+        return {"reason": f"{who}: {how}", "cures": cures}
     reason = f"data between the devices is garbled, as each of them alone computes right ({other}: {how})"
     return {"reason": reason, "cures": exchange_cures(deployment)}

@@ -18,7 +18,7 @@ from .._base.types import Json, Mapping
 from . import checks
 
 SCHEMA: t.Final = 1
-STATUSES: t.Final = ("ok", "wrong", "unknown")
+STATUSES: t.Final = ("ok", "wrong", "unknown", "incomparable")
 #: Name of the step.
 STEP: t.Final = "answers"
 _FORMAT: t.Final = "%Y-%m-%dT%H:%M:%SZ"

@@ -150,19 +150,19 @@ def test_two_devices_without_a_referee_accuse_nobody(checked):
 @pytest.mark.parametrize(
     ("mode", "words"),
     [
-        ("nothing_alone", f"no device could compute the model alone ({IDS[0]}: out of memory"),
+        ("nothing_alone", f"nobody could compute the model alone ({IDS[0]}: out of memory"),
         ("nothing", "the placement could not be asked (out of memory"),
     ],
 )
 def test_what_cannot_be_compared_is_unknown(checked, mode, words):
     checked.mark.write_text("wrong before")
-    found = checked(mode)["answers"]
+    found = checked(mode, environment={"FAKE_CPU": "refuse"})["answers"]
     assert found["status"] == "unknown" and found["reason"].startswith(words)
     assert checked.mark.exists()
 
 
 def test_a_device_that_hangs_is_ended(checked):
-    found = checked("hang", request_timeout_seconds=2)["answers"]
+    found = checked("hang", request_timeout_seconds=2, environment={"FAKE_CPU": "refuse"})["answers"]
     assert found["status"] == "unknown" and "did not answer within 2 s" in found["reason"]
     assert left_over(checked) == []
 
@@ -172,6 +172,23 @@ def test_a_placement_of_one_device_is_compared_with_the_other(checked):
     assert (found["status"], [one["id"] for one in found["compared"]]) == ("ok", [IDS[1]])
     assert checked("device", layers=(17, 0))["answers"]["culprits"] == [IDS[1]]
     assert checked("device0", layers=(17, 0))["answers"]["culprits"] == [IDS[0]]
+
+
+def test_the_only_device_of_a_host_is_compared_with_the_processor(checked):
+    one = checked.entry(layers=(17, 0), devices=DEVICES[:1])
+    found = checked(entry=one)["answers"]
+    assert (found["status"], [one["id"] for one in found["compared"]]) == ("ok", ["CPU"])
+    assert len(checked.starts) == 2 and "-dev none -ngl 0" in checked.starts[1]
+    found = checked("device0", entry=one)["answers"]
+    assert (found["status"], found["culprits"]) == ("wrong", [IDS[0]])
+    found = checked(entry=one, environment={"FAKE_CPU": "refuse"})["answers"]
+    assert found["status"] == "incomparable"
+
+
+def test_where_no_device_can_be_asked_alone_the_processor_is(checked):
+    found = checked("nothing_alone")["answers"]
+    assert (found["status"], [one["id"] for one in found["compared"]]) == ("ok", ["CPU"])
+    assert list(found["failures"]) == IDS
 
 
 def test_drafts_are_left_out(checked):

@@ -174,6 +174,33 @@ def test_nothing_to_compare_with_is_unknown():
     assert (result["status"], "Card a (a): out of memory" in result["reason"]) == ("unknown", True)
 
 
+ONE = {**deployment(), "devices": deployment()["devices"][:1], "placement": [{"id": "a", "layers": 17}]}
+FLAT = answer_check.Answers([[(token, -4.0) for token in range(64)]] * 8, [[(1, -4.0), (2, -4.0)]] * 16)
+
+
+def test_one_card_is_compared_with_the_processor():
+    result = answer_check.judge(ONE, seen("right", None, CPU="right"), {}, TOLERANCE)
+    assert result["status"] == "ok" and "what the CPU computes alone" in answer_check.sentence(result)
+    result = answer_check.judge(ONE, seen("garbage", None, CPU="right"), {}, TOLERANCE)
+    assert (result["status"], result["culprits"]) == ("wrong", ["a"])
+    assert result["reason"].startswith("Card a (a) computes wrong: log-probabilities differ")
+    # of several, of which none could be asked, the CPU names none
+    result = answer_check.judge(deployment(), seen("garbage", None, CPU="right"), {"a": "hung", "b": "hung"}, TOLERANCE)
+    assert (result["status"], result["culprits"]) == ("wrong", [])
+    assert result["reason"].startswith("the devices or what is between them compute wrong")
+
+
+def test_one_card_with_nobody_to_compare_with():
+    failures = {"CPU": "9 MiB of RAM are missing"}
+    result = answer_check.judge(ONE, answer_check.Seen(greedy(RIGHT), RIGHT, {}), failures, TOLERANCE)
+    assert result["status"] == "incomparable" and "(CPU: 9 MiB of RAM are missing)" in result["reason"]
+    assert answer_check.sentence(result).startswith("there is nothing to compare the placement with: nobody")
+    # what is flat is wrong all the same
+    result = answer_check.judge(ONE, answer_check.Seen([1] * 16, FLAT, {}), failures, TOLERANCE)
+    assert (result["status"], result["culprits"]) == ("wrong", ["a"])
+    assert "the same probability" in result["reason"]
+
+
 def asked_of(tokens, context, text_tokens, generated):
     """Return the questions to a server that makes so many tokens of the text, and has so many in a slot."""
     client = types.SimpleNamespace(context_per_slot=lambda: context)
