@@ -126,7 +126,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp impor
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import Server, TrialError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import answers
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, placement
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import expert_room, fact_record, placement
 
 Json = dict[str, t.Any]
 
@@ -213,9 +213,12 @@ class AnswerCheck(run.StoredLoad):
         except TrialError as end:
             return answer_check.unknown(f"the placement could not be asked ({end.reason})")
 
-        def ask(who: str, served: tuple[Json, list[str]]) -> dict[str, answer_check.Answers]:
+        def ask(who: str, served: tuple[Json, list[str]], device_mib: int) -> dict[str, answer_check.Answers]:
             """Return what one device alone says, by its id; nothing, where it could not be asked or says no numbers."""
             try:
+                missing = expert_room.missing_mib(self.entry["model"]["path"], device_mib)
+                if missing:
+                    raise TrialError("out_of_memory", f"{missing} MiB of RAM are missing")
                 with self.server(*served, lock) as server:
                     return {who: answer_run.of_device(server, asked, tokens)}
             except TrialError as end:
@@ -228,13 +231,13 @@ class AnswerCheck(run.StoredLoad):
         alone: dict[str, answer_check.Answers] = {}
         for device in self.others():
             served = answer_run.alone(self.entry, device, asked.context, params["reserve_mib"], self.threads)
-            alone |= ask(device["id"], served)
+            alone |= ask(device["id"], served, device["free_mib"] - params["reserve_mib"])
         if self.nonsense or placed is None:
             return answer_check.no_numbers(self.entry, self.nonsense, list(alone))
         tolerance = params["tolerance_percent"]
         seen = answer_check.Seen(tokens, placed, alone)
         if not alone or answer_check.suspicious(seen, tolerance):
-            own = ask(answer_check.PROCESSOR, answer_run.processor(self.entry, asked.context, self.threads))
+            own = ask(answer_check.PROCESSOR, answer_run.processor(self.entry, asked.context, self.threads), 0)
             seen = answer_check.Seen(tokens, placed, alone or own, own.get(answer_check.PROCESSOR) if alone else None)
         return answer_check.judge(self.entry, seen, self.failures, tolerance)
 

@@ -79,7 +79,7 @@ def check(llama_bin, model_path, pair, tmp_path):
     def run(split_mode, environment=None, **changes):
         names = ["CUDA0", "CUDA1"]
         devices = [
-            {"device": name, "id": card, "backend": "CUDA", "description": name}
+            {"device": name, "id": card, "backend": "CUDA", "description": name, "free_mib": 20000}
             for name, card in zip(names, IDS, strict=True)
         ]
         layers = LAYERS[split_mode]

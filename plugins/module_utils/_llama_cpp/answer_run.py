@@ -105,11 +105,13 @@ def alone(
     """Return the deployment of one device alone, and the words that keep in host memory what does not fit.
 
     llama.cpp itself finds how many layers fit (--fit) beside C(reserve_mib). C(threads) compute what stays on the CPU.
+    No memory is locked: what a device alone leaves in host memory is far more than what is served does.
     """
+    load_mode = entry["serving"]["load_mode"]
     layers = sum(int(place["layers"]) for place in entry["placement"])
     serving = {
         **entry["serving"], "context_size": context, "parallel_slots": 1, "kv_unified": True, "batch_size": 512,
-        "micro_batch_size": 512, "threads": threads,
+        "micro_batch_size": 512, "threads": threads, "load_mode": "auto" if "mlock" in load_mode else load_mode,
     }  # fmt: skip
     served = {
         **{name: entry[name] for name in ("model", "devices", "environment", "rpc_endpoints")},

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Whether the experts of a load have room in RAM, before anything is started. Private to this collection.
+"""Whether what a load keeps in RAM has room there, before anything is started. Private to this collection.
 
 Reads the model's header and /proc/meminfo.
 """
@@ -35,3 +35,12 @@ def shortage(model_path: str, experts: expert_placement.ExpertPlacement | None) 
     # in the words of outcome.out_of_memory, which names a full device so
     reason = f"out of memory: {missing} MiB more were wanted on CPU"
     return outcome.Verdict("out_of_memory", reason, [], [], None, True)
+
+
+def missing_mib(model_path: str, device_mib: int) -> int:
+    """Return the MiB of RAM that are missing for what a device of so much memory cannot hold of a model, or 0.
+
+    Raises UserError for a model that cannot be read.
+    """
+    left = sum(size for _path, size, _mtime in gguf_model.files_of(model_path)) - device_mib * expert_placement.MIB
+    return expert_placement.ram_missing_mib(left, job.available_memory_mib()) if left > 0 else 0

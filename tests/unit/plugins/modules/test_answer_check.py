@@ -12,13 +12,17 @@ import sys
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import job
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import random_model
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import answers
 from ansible_collections.homelab.mixed_gpu.plugins.modules import answer_check
 
 FAKE = pathlib.Path(__file__).parents[2] / "fixtures_bench" / "fake_answers.py"
 IDS = ["127.0.0.1:50052", "127.0.0.1:50053"]
-DEVICES = [{"device": f"RPC{i}", "id": name, "backend": "RPC", "description": name} for i, name in enumerate(IDS)]
+DEVICES = [
+    {"device": f"RPC{i}", "id": name, "backend": "RPC", "description": name, "free_mib": 3024}
+    for i, name in enumerate(IDS)
+]
 SERVING = {
     "context_size": 512, "parallel_slots": 1, "kv_unified": True, "batch_size": 512, "micro_batch_size": 64,
     "flash_attention": "on", "cache_type_k": "q8_0", "cache_type_v": "q8_0", "threads": 1, "poll": 0,
@@ -189,6 +193,22 @@ def test_where_no_device_can_be_asked_alone_the_processor_is(checked):
     found = checked("nothing_alone")["answers"]
     assert (found["status"], [one["id"] for one in found["compared"]]) == ("ok", ["CPU"])
     assert list(found["failures"]) == IDS
+
+
+def test_nothing_is_started_for_which_ram_is_missing(checked, monkeypatch):
+    monkeypatch.setattr(job, "available_memory_mib", lambda: 1025)
+    with checked.model.open("wb") as file:
+        file.truncate(2010 * job.MIB)
+    found = checked()["answers"]
+    # 10 MiB do not fit beside the reserve of a device
+    assert found["failures"] == {**dict.fromkeys(IDS, "9 MiB of RAM are missing"), "CPU": "2009 MiB of RAM are missing"}
+    assert found["status"] == "unknown" and len(checked.starts) == 1
+
+
+def test_no_memory_is_locked_for_a_device_alone(checked):
+    entry = checked.entry(serving={**SERVING, "load_mode": "mlock"})
+    assert checked("device", entry=entry)["answers"]["culprits"] == [IDS[1]]
+    assert ["-lm mlock" in line for line in checked.starts] == [True, False, False, False]
 
 
 def test_drafts_are_left_out(checked):
