@@ -16,8 +16,9 @@ description:
     its memory in the host's, names the likeliest tokens at the same places.
   - The log-probabilities may differ by O(tolerance_percent), and each token of the placement must be the device's first
     choice, or at least a quarter as likely as that.
-  - Where they disagree, the CPU computes the same, and decides which device is wrong. Where no device can be asked alone
-    it is what the placement is compared with.
+  - Where they disagree, the CPU computes the same, and decides which device is wrong. Where no device can be asked
+    alone, the placement is compared with the CPU.
+  - The module fails where the placement itself cannot be asked.
   - The result is a file in O(answers_dir). While the answers are wrong, there is O(wrong_file), and the unit of the
     role P(homelab.mixed_gpu.llama_server#role) does not start.
 extends_documentation_fragment:
@@ -147,7 +148,7 @@ class AnswerCheck(run.StoredLoad):
         # drafts only guess: what is served is what the model itself finds likeliest
         self.entry: Json = {**self.params["entry"], "speculation": None}
         self.threads = max(1, (os.cpu_count() or 1) // 2)
-        self.failures: dict[str, str] = {}
+        self.failures: dict[str, TrialError] = {}
         self.nonsense: list[str] = []
 
     def look_up(self) -> None:
@@ -180,8 +181,9 @@ class AnswerCheck(run.StoredLoad):
             "schema": answers.SCHEMA, "deployment": params["deployment"], "checked_at": json_file.utc_now(),
             "configuration": params["configuration"], "text_tokens": params["text_tokens"],
             "generated_tokens": params["generated_tokens"], "tolerance_percent": params["tolerance_percent"],
-            "seconds": round(time.monotonic() - started), "failures": self.failures, **found,
-            "sentence": answer_check.sentence(found),
+            "seconds": round(time.monotonic() - started), **found,
+            "failures": {who: end.reason for who, end in self.failures.items()},
+            "sentence": answer_check.sentence(self.entry, found, self.failures),
         }  # fmt: skip
         with json_state.failures_told(self.module, self.path):
             self.write(record)
@@ -211,7 +213,10 @@ class AnswerCheck(run.StoredLoad):
                 except answer_run.NoNumbersError:
                     self.nonsense.append(answer_check.PLACEMENT)
         except TrialError as end:
-            return answer_check.unknown(f"the placement could not be asked ({end.reason})")
+            raise UserError(
+                f"the placement could not be asked ({end.reason}): what cannot be asked cannot be served; correct that,"
+                " then run site"
+            ) from end
 
         def ask(who: str, served: tuple[Json, list[str]], device_mib: int) -> dict[str, answer_check.Answers]:
             """Return what one device alone says, by its id; nothing, where it could not be asked or says no numbers."""
@@ -222,10 +227,10 @@ class AnswerCheck(run.StoredLoad):
                 with self.server(*served, lock) as server:
                     return {who: answer_run.of_device(server, asked, tokens)}
             except TrialError as end:
-                self.failures[who] = end.reason
+                self.failures[who] = end
             except answer_run.NoNumbersError as error:
                 self.nonsense.append(who)
-                self.failures[who] = str(error)
+                self.failures[who] = TrialError("no_numbers", str(error))
             return {}
 
         alone: dict[str, answer_check.Answers] = {}

@@ -235,8 +235,9 @@ def _named(deployment: Mapping, name: str) -> str:
 def judge(deployment: Mapping, seen: Seen, failures: Mapping, tolerance_percent: float) -> Json:
     """Return C({status, reason, culprits, cures, compared}) of a check.
 
-    C(failures) says by id why a device could not compute the model alone. The status is ok, wrong, unknown where
-    nobody could be asked, or incomparable where asking again is of no use: there is one device, and no room in RAM.
+    C(failures) are the TrialErrors of those that could not compute the model alone, by id. The status is ok, wrong,
+    unknown where nobody could be asked, or incomparable where asking again is of no use: there is no other device, or
+    memory is missing for each.
     """
     compared = []
     for name, answers in seen.alone.items():
@@ -245,9 +246,9 @@ def judge(deployment: Mapping, seen: Seen, failures: Mapping, tolerance_percent:
     result: Json = {"status": "ok", "reason": None, "culprits": [], "cures": [], "compared": compared}
     flat = is_flat(seen.placement.positions)
     if not seen.alone and not flat:
-        why = "; ".join(f"{_named(deployment, name)}: {text}" for name, text in failures.items())
-        status = "incomparable" if set(failures) == {PROCESSOR} else "unknown"
-        return {**result, "status": status, "reason": f"nobody could compute the model alone ({why})"}
+        reason = f"nobody could compute the model alone ({why_unasked(deployment, failures)})"
+        lasting = set(failures) == {PROCESSOR} or {end.status for end in failures.values()} == {"out_of_memory"}
+        return {**result, "status": "incomparable" if lasting else "unknown", "reason": reason}
     if not suspicious(seen, tolerance_percent):
         return result
     wrong = culprits(seen, tolerance_percent)
@@ -258,9 +259,9 @@ def judge(deployment: Mapping, seen: Seen, failures: Mapping, tolerance_percent:
     return {**result, "status": "wrong", "culprits": wrong or [], **words}
 
 
-def unknown(why: str) -> Json:
-    """Return the result of a check that could not be made."""
-    return {"status": "unknown", "reason": why, "culprits": [], "cures": [], "compared": []}
+def why_unasked(deployment: Mapping, failures: Mapping) -> str:
+    """Return who could not be asked, and why; C(failures) as of judge."""
+    return "; ".join(f"{_named(deployment, name)}: {end.reason}" for name, end in failures.items())
 
 
 def no_numbers(deployment: Mapping, who: t.Sequence[str], sane: t.Sequence[str]) -> Json:
@@ -272,8 +273,8 @@ def no_numbers(deployment: Mapping, who: t.Sequence[str], sane: t.Sequence[str])
     return {"status": "wrong", "reason": reason, "culprits": wrong, "cures": cures, "compared": []}
 
 
-def sentence(found: Mapping) -> str:
-    """Return what a result means, with the cures of a wrong one; without a full stop."""
+def sentence(deployment: Mapping, found: Mapping, failures: Mapping) -> str:
+    """Return what a result of judge means, with the cures of a wrong one; without a full stop."""
     if found["status"] == "unknown":
         return f"not compared: {found['reason']}"
     if found["status"] == "incomparable":
@@ -285,7 +286,8 @@ def sentence(found: Mapping) -> str:
     count = len(found["compared"])
     one = "the CPU" if found["compared"][0]["id"] == PROCESSOR else "a device"
     each = f"{count} devices compute alone" if count > 1 else f"{one} computes alone"
-    return f"the placement computes what {each}: {most:g} % apart"
+    unasked = f"; not asked were {why_unasked(deployment, failures)}" if failures else ""
+    return f"the placement computes what {each}: {most:g} % apart{unasked}"
 
 
 def _device_cures(deployment: Mapping, wrong: t.Sequence[str]) -> list[str]:

@@ -18,7 +18,8 @@ from .._base.types import Json, Mapping
 from . import checks
 
 SCHEMA: t.Final = 1
-STATUSES: t.Final = ("ok", "wrong", "unknown", "incomparable")
+#: What a status means for a revalidation. A host that has nobody to compare with is as good as it can be.
+VERDICTS: t.Final = {"ok": "ok", "wrong": "broken", "unknown": "inconclusive", "incomparable": "ok"}
 #: Name of the step.
 STEP: t.Final = "answers"
 _FORMAT: t.Final = "%Y-%m-%dT%H:%M:%SZ"
@@ -28,7 +29,7 @@ _WAIT_SECONDS: t.Final = 3600
 
 def _check(data: Json) -> None:
     texts = all(isinstance(data.get(name), str) for name in ("sentence", "checked_at"))
-    if data.get("status") not in STATUSES or not isinstance(data.get("configuration"), dict) or not texts:
+    if data.get("status") not in VERDICTS or not isinstance(data.get("configuration"), dict) or not texts:
         raise UserError("its status, its configuration or what it means is missing")
 
 
@@ -66,6 +67,8 @@ def due(record: Mapping | None, marked: bool, today: Mapping, now: str, days: in
         return "the answers of this placement were not checked yet"
     if marked or record["status"] == "wrong":
         return "the last check found wrong answers"
+    if record["status"] == "unknown":
+        return "the last check could compare nothing"
     if not of_today(record, today):
         return "build, driver, host or placement changed since the answers were checked"
     if days is not None and _days(record["checked_at"], now) >= days:
@@ -82,7 +85,7 @@ def check(observed: Mapping) -> Json | None:
     record = observed["answers"]
     if record is None or not of_today(record, subject(observed["configuration"], observed["entry"])):
         return None
-    return checks.check("answers", "broken" if record["status"] == "wrong" else "ok", record["sentence"])
+    return checks.check("answers", VERDICTS[record["status"]], record["sentence"])
 
 
 # --- the step --------------------------------------------------------------------------------------------------------

@@ -151,18 +151,25 @@ def test_two_devices_without_a_referee_accuse_nobody(checked):
     assert list(found["failures"]) == ["CPU"]
 
 
+def test_what_cannot_be_compared_is_unknown(checked):
+    checked.mark.write_text("wrong before")
+    found = checked("nothing_alone", environment={"FAKE_CPU": "refuse"})["answers"]
+    assert found["status"] == "unknown"
+    assert found["reason"].startswith(f"nobody could compute the model alone ({IDS[0]}: out of memory")
+    assert checked.mark.exists()
+
+
 @pytest.mark.parametrize(
-    ("mode", "words"),
+    ("mode", "changes", "words"),
     [
-        ("nothing_alone", f"nobody could compute the model alone ({IDS[0]}: out of memory"),
-        ("nothing", "the placement could not be asked (out of memory"),
+        ("nothing", {}, "out of memory"),
+        ("ok", {"generated_tokens": 480}, "a slot of 512 tokens has no room"),
     ],
 )
-def test_what_cannot_be_compared_is_unknown(checked, mode, words):
-    checked.mark.write_text("wrong before")
-    found = checked(mode, environment={"FAKE_CPU": "refuse"})["answers"]
-    assert found["status"] == "unknown" and found["reason"].startswith(words)
-    assert checked.mark.exists()
+def test_a_placement_that_cannot_be_asked_is_a_failure(checked, mode, changes, words):
+    result = checked(mode, **changes)
+    assert result["failed"] and f"the placement could not be asked ({words}" in result["msg"]
+    assert not (checked.here / "answers").exists()
 
 
 def test_a_device_that_hangs_is_ended(checked):
@@ -192,7 +199,7 @@ def test_the_only_device_of_a_host_is_compared_with_the_processor(checked):
 def test_where_no_device_can_be_asked_alone_the_processor_is(checked):
     found = checked("nothing_alone")["answers"]
     assert (found["status"], [one["id"] for one in found["compared"]]) == ("ok", ["CPU"])
-    assert list(found["failures"]) == IDS
+    assert list(found["failures"]) == IDS and f"not asked were {IDS[0]}: out of memory" in found["sentence"]
 
 
 def test_nothing_is_started_for_which_ram_is_missing(checked, monkeypatch):
@@ -202,7 +209,7 @@ def test_nothing_is_started_for_which_ram_is_missing(checked, monkeypatch):
     found = checked()["answers"]
     # 10 MiB do not fit beside the reserve of a device
     assert found["failures"] == {**dict.fromkeys(IDS, "9 MiB of RAM are missing"), "CPU": "2009 MiB of RAM are missing"}
-    assert found["status"] == "unknown" and len(checked.starts) == 1
+    assert found["status"] == "incomparable" and len(checked.starts) == 1
 
 
 def test_no_memory_is_locked_for_a_device_alone(checked):
@@ -215,11 +222,6 @@ def test_drafts_are_left_out(checked):
     speculation = {"kind": "draft-mtp", "n_max": 3}
     found = checked(entry=checked.entry(speculation=speculation))["answers"]
     assert found["status"] == "ok" and not [line for line in checked.starts if "--spec" in line]
-
-
-def test_a_slot_that_is_too_small_is_unknown(checked):
-    found = checked(generated_tokens=480)["answers"]
-    assert found["status"] == "unknown" and "a slot of 512 tokens has no room" in found["reason"]
 
 
 def test_check_mode_starts_nothing(checked):

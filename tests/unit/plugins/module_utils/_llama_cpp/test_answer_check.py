@@ -38,6 +38,7 @@ def greedy(placement):
 
 
 RIGHT = answers("right")
+FULL, HUNG = TrialError("out_of_memory", "9 MiB of RAM are missing"), TrialError("hung", "no answer")
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 3.0, 10.0])
@@ -154,7 +155,7 @@ def test_garbled_data_comes_with_the_switch_of_each_cause(entry, words, absent):
     assert result["status"] == "wrong" and result["reason"].startswith("data between the devices is garbled")
     cures = "; ".join(result["cures"])
     assert all(word in cures for word in words) and not any(word in cures for word in absent)
-    assert answer_check.sentence(result).startswith(f"{result['reason']}. Known causes and cures: ")
+    assert answer_check.sentence({}, result, {}).startswith(f"{result['reason']}. Known causes and cures: ")
 
 
 def test_a_wrong_card_is_named():
@@ -170,8 +171,18 @@ def test_a_wrong_card_alone_in_the_placement_is_named():
 
 def test_nothing_to_compare_with_is_unknown():
     alone = answer_check.Seen(greedy(RIGHT), RIGHT, {})
-    result = answer_check.judge(deployment(), alone, {"a": "out of memory"}, TOLERANCE)
-    assert (result["status"], "Card a (a): out of memory" in result["reason"]) == ("unknown", True)
+    result = answer_check.judge(deployment(), alone, {"a": FULL, "b": FULL, "CPU": HUNG}, TOLERANCE)
+    assert (result["status"], "Card a (a): 9 MiB" in result["reason"]) == ("unknown", True)
+    # where memory is missing, the next check would find the same
+    result = answer_check.judge(deployment(), alone, {"a": FULL, "b": FULL, "CPU": FULL}, TOLERANCE)
+    assert result["status"] == "incomparable"
+
+
+def test_who_could_not_be_asked_is_named():
+    entry = deployment()
+    result = answer_check.judge(entry, seen("right", None, a="right"), {"b": FULL}, TOLERANCE)
+    said = answer_check.sentence(entry, result, {"b": FULL})
+    assert said.endswith(" % apart; not asked were Card b (b): 9 MiB of RAM are missing")
 
 
 ONE = {**deployment(), "devices": deployment()["devices"][:1], "placement": [{"id": "a", "layers": 17}]}
@@ -180,21 +191,21 @@ FLAT = answer_check.Answers([[(token, -4.0) for token in range(64)]] * 8, [[(1, 
 
 def test_one_card_is_compared_with_the_processor():
     result = answer_check.judge(ONE, seen("right", None, CPU="right"), {}, TOLERANCE)
-    assert result["status"] == "ok" and "what the CPU computes alone" in answer_check.sentence(result)
+    assert result["status"] == "ok" and "what the CPU computes alone" in answer_check.sentence({}, result, {})
     result = answer_check.judge(ONE, seen("garbage", None, CPU="right"), {}, TOLERANCE)
     assert (result["status"], result["culprits"]) == ("wrong", ["a"])
     assert result["reason"].startswith("Card a (a) computes wrong: log-probabilities differ")
     # of several, of which none could be asked, the CPU names none
-    result = answer_check.judge(deployment(), seen("garbage", None, CPU="right"), {"a": "hung", "b": "hung"}, TOLERANCE)
+    result = answer_check.judge(deployment(), seen("garbage", None, CPU="right"), {"a": HUNG, "b": HUNG}, TOLERANCE)
     assert (result["status"], result["culprits"]) == ("wrong", [])
     assert result["reason"].startswith("the devices or what is between them compute wrong")
 
 
 def test_one_card_with_nobody_to_compare_with():
-    failures = {"CPU": "9 MiB of RAM are missing"}
+    failures = {"CPU": FULL}
     result = answer_check.judge(ONE, answer_check.Seen(greedy(RIGHT), RIGHT, {}), failures, TOLERANCE)
     assert result["status"] == "incomparable" and "(CPU: 9 MiB of RAM are missing)" in result["reason"]
-    assert answer_check.sentence(result).startswith("there is nothing to compare the placement with: nobody")
+    assert answer_check.sentence({}, result, {}).startswith("there is nothing to compare the placement with: nobody")
     # what is flat is wrong all the same
     result = answer_check.judge(ONE, answer_check.Seen([1] * 16, FLAT, {}), failures, TOLERANCE)
     assert (result["status"], result["culprits"]) == ("wrong", ["a"])

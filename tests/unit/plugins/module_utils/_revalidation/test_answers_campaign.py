@@ -56,6 +56,7 @@ def test_an_unchanged_host_does_not_pay_again():
         ({"build": "b2"}, "build, driver, host or placement changed"),
         ({"host": {"kernel": "6.99", "firmware": {}}}, "build, driver, host or placement changed"),
         ({"wrong_answers": True}, "the last check found wrong answers"),
+        ({"answers": checked("unknown")}, "the last check could compare nothing"),
     ],
 )
 def test_what_changed_is_checked_under_the_lease_before_it_is_served(changes, why):

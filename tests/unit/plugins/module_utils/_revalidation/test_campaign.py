@@ -262,7 +262,8 @@ def test_what_tunes_a_host_again():
         ({"answers": checked(days_ago=20)}, {"answers_days": 21}, False),
         ({"wrong_answers": True}, {}, True),
         ({"answers": checked("wrong")}, {}, True),
-        ({"answers": checked("unknown")}, {}, False),
+        ({"answers": checked("unknown")}, {}, True),
+        ({"answers": checked("incomparable")}, {}, False),
         ({"build": "b2"}, {}, True),
         ({"gpus": {**GPUS, "driver_version": "999"}}, {}, True),
         ({"answers": None}, {"answers": False}, False),
@@ -290,6 +291,14 @@ def test_wrong_answers_break_a_host_and_nothing_more_is_measured_or_started():
 def test_wrong_answers_of_the_last_check_break_a_host_that_is_not_measured():
     told = {**Host()._revalidation_info(None), "answers": checked("wrong"), "wrong_answers": True}
     assert play(Host(revalidation_info=told), measure="false").result["revalidation"]["verdict"] == "broken"
+
+
+@pytest.mark.parametrize(("status", "verdict"), [("unknown", "inconclusive"), ("incomparable", "ok"), ("ok", "ok")])
+def test_what_could_not_be_compared_is_no_pass(status, verdict):
+    told = {**Host()._revalidation_info(None), "answers": checked(status)}
+    found = play(Host(revalidation_info=told), measure="false").result["revalidation"]
+    assert [one["verdict"] for one in found["checks"] if one["name"] == "answers"] == [verdict]
+    assert found["verdict"] == verdict
 
 
 def test_a_check_of_another_configuration_says_nothing():
