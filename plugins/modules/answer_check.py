@@ -121,7 +121,7 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state, unit_end
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import answer_check, answer_run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import Server, TrialError
@@ -275,7 +275,7 @@ def main() -> None:
             "tolerance_percent": {"type": "float", "default": answer_check.TOLERANCE_PERCENT},
             "reserve_mib": {"type": "int", "default": 1024},
             "answers_dir": {"type": "path", "default": "/var/lib/mixed_gpu/answers"},
-            "wrong_file": {"type": "path", "default": "/var/lib/mixed_gpu/wrong_answers"},
+            "wrong_file": {"type": "path", "default": unit_end.WRONG_ANSWERS},
             "load_timeout_seconds": {"type": "int", "default": 1200},
             "request_timeout_seconds": {"type": "int", "default": 600},
             **run.ARGUMENTS,

@@ -116,7 +116,13 @@ import os
 import platform
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, job, json_file, json_state
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import (
+    host_python,
+    job,
+    json_file,
+    json_state,
+    unit_end,
+)
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.types import Json
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import release_plan
@@ -203,7 +209,7 @@ def gather(module: AnsibleModule, gpus: Json) -> Json:
         "entry": entry,
         "baseline": baseline(baselines.path(params["state_dir"], deployment)),
         "answers": checked_answers(answers.path(params["state_dir"], deployment)),
-        "wrong_answers": os.path.exists(answers.mark(params["state_dir"])),
+        "wrong_answers": os.path.exists(unit_end.WRONG_ANSWERS),
         "build": job.build_key(build_file),
         "versions": release_plan.versions(job.build_record(build_file)),
         "gpus": gpus,

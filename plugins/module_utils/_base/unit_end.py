@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import typing as t
 
+#: File that is there while the placement computes wrong; the unit of llama-server does not start then.
+WRONG_ANSWERS: t.Final = "/var/lib/mixed_gpu/wrong_answers"
 #: How often systemd starts a server that ends each time, before the unit is `failed` for good.
 START_BURST: t.Final = 10
 #: RestartSec= of the servers.
@@ -72,8 +74,8 @@ def why(unit: str, said: t.Mapping[str, str]) -> str:
         return ""
     if _refused(said, "Condition"):
         return (
-            f"{unit} was not started, because the last check found wrong answers: /var/lib/mixed_gpu/wrong_answers "
-            "names the causes and their cures; then run site, which checks again."
+            f"{unit} was not started, because the last check found wrong answers: {WRONG_ANSWERS} names the causes and "
+            "their cures; then run site, which checks again."
         )
     if _refused(said, "Assert"):
         return (

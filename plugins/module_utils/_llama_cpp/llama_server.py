@@ -40,7 +40,8 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
     Returns C(arguments) (list of words, without the program and the key), C(environment), C(device_nodes) (for
     DeviceAllow=; empty when no device node is needed), C(cuda) (whether a device is one of CUDA), C(local) (whether it
     talks to this host alone), C(networks) (for IPAddressAllow=), C(nccl) (whether NCCL may run), C(nccl_file) (where it
-    is to say so), C(layers), C(url) and C(limits) (unit_end.Limits).
+    is to say so), C(layers), C(url), C(wrong_answers) (while that file is there, nothing starts) and C(limits)
+    (unit_end.Limits).
     Raises ValueError with one sentence when the deployment cannot be served.
     """
     for name in ("host", "alias", "cors_origins"):
@@ -88,6 +89,7 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
         "nccl_file": allreduce_log.NCCL_FILE,
         "layers": [device["layers"] for device in devices],
         "url": url(settings["host"], settings["port"]),
+        "wrong_answers": unit_end.WRONG_ANSWERS,
         "limits": unit_end.limits(int(settings["load_timeout_seconds"])),
     }
 

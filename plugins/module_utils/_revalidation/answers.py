@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 import typing as t
 
-from .._base import fingerprints, json_state
+from .._base import fingerprints, json_state, unit_end
 from .._base.errors import UserError
 from .._base.steps import Step
 from .._base.types import Json, Mapping
@@ -41,11 +41,6 @@ def path(state_dir: str, deployment: str) -> str:
     return f"{state_dir}/answers/{deployment}.json"
 
 
-def mark(state_dir: str) -> str:
-    """Return the file that is there while answers are wrong; the server's unit does not start then."""
-    return f"{state_dir}/wrong_answers"
-
-
 def subject(configuration: Mapping, entry: Mapping) -> Json:
     """Return everything that can change the answers: baselines.configuration, and what the inventory added."""
     extra = entry["fingerprint_parts"].get("extra", {})
@@ -60,8 +55,8 @@ def of_today(record: Mapping | None, today: Mapping) -> bool:
 def due(record: Mapping | None, marked: bool, today: Mapping, now: str, days: int | None = None) -> str | None:
     """Return why the answers have to be checked, as a clause, or None.
 
-    C(marked): whether the file of mark is there. C(days): a check that is older than so many days is made again; None
-    where it counts as long as nothing changes.
+    C(marked): whether unit_end.WRONG_ANSWERS is there. C(days): a check that is older than so many days is made again;
+    None where it counts as long as nothing changes.
     """
     if record is None:
         return "the answers of this placement were not checked yet"
@@ -122,7 +117,7 @@ def step(host: Mapping, today: Mapping, environment: Mapping, options: Options) 
         "generated_tokens": options.generated_tokens,
         "tolerance_percent": options.tolerance_percent,
         "answers_dir": f"{options.state_dir}/answers",
-        "wrong_file": mark(options.state_dir),
+        "wrong_file": unit_end.WRONG_ANSWERS,
         "state_dir": f"{options.state_dir}/measurements",
         "load_timeout_seconds": options.load_timeout_seconds,
     }

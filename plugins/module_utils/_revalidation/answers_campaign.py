@@ -18,8 +18,8 @@ from .._base.steps import Done, Lease, Mapping, Plan, Step, result_of
 from .._base.types import Json
 from . import answers as checks_of_answers
 from . import baselines
+from .due import STATE_DIR
 
-STATE_DIR: t.Final = "/var/lib/mixed_gpu"
 _LEASE_SECONDS: t.Final = 7200
 _LEASE_WAIT_SECONDS: t.Final = 300
 

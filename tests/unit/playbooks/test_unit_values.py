@@ -13,6 +13,7 @@ import tempfile
 import typing as t
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import unit_end
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 SYSTEMD = pathlib.Path("/usr/lib/systemd/systemd")
@@ -163,7 +164,9 @@ def test_values_of_llama_server_arrive_as_they_are(render):
         "path": with_entry(model=ENTRY["model"] | {"path": "/srv/m odels/100%.gguf"}),
         "environment": with_entry(environment={"X": "a\nUser=root", "Y": AWKWARD, "Z": "a b"}),
     }
-    found = {name: read_back(case.text) for name, case in render("llama_server", cases).items()}
+    rendered = render("llama_server", cases)
+    assert all(f"ConditionPathExists=!{unit_end.WRONG_ANSWERS}\n" in case.text for case in rendered.values())
+    found = {name: read_back(case.text) for name, case in rendered.items()}
     command = {name: unit["Command Line"][0] for name, unit in found.items()}
     assert '"a\\nUser=root\\n\\tb"' in command["arguments"] and command["arguments"].endswith('";" -x')
     in_dump = '"a \\"b\\" 100%h \\\\ \\$\\$HOME \\$\\${HOME} ; \'c\' é"'

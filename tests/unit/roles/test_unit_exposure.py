@@ -28,7 +28,7 @@ PAGE = ROOT / "docs" / "exposure.md"
 NODES = ["char-nvidia*"]
 CALL = {
     "device_nodes": [], "layers": [45, 36], "local": True, "networks": ["localhost"], "nccl": False,
-    "nccl_file": "/tmp/nccl.log",
+    "nccl_file": "/tmp/nccl.log", "wrong_answers": "/var/lib/mixed_gpu/wrong_answers",
     "exec_start": ["-m", "m"], "environment": {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, "cuda": False,
     "limits": {"start_interval_seconds": 600, "start_burst": 10, "stop_seconds": 60},
 }  # fmt: skip

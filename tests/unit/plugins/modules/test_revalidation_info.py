@@ -10,6 +10,7 @@ import os
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import unit_end
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import exl_folder, manifest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 from ansible_collections.homelab.mixed_gpu.plugins.modules import revalidation_info
@@ -62,6 +63,14 @@ def test_the_served_deployment_is_gathered(run, host):
         "path": str(host / "m.gguf"), "exists": True, "sha256": sha256, "headers_sha256": None,
     }  # fmt: skip
     assert found["versions"] == {}
+
+
+def test_wrong_answers_are_where_the_unit_looks_whatever_the_state_directory_is(run, host, monkeypatch):
+    (host / "wrong_answers").write_text("of nobody")
+    monkeypatch.setattr(unit_end, "WRONG_ANSWERS", str(host / "elsewhere"))
+    assert run()["wrong_answers"] is False
+    (host / "elsewhere").write_text("a card computes wrong")
+    assert run()["wrong_answers"] is True
 
 
 def test_a_baseline_and_a_manifest_are_believed(run, host):

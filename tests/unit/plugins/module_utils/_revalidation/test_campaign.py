@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import unit_end
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.steps import Done
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import answers, baselines, campaign
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment
@@ -276,6 +277,15 @@ def test_the_answers_are_checked_when_something_changed_or_time_has_passed(known
     result = play(host, measure="true", **variables).result
     assert host.asked[4:] == ["devices", *(["answers"] if asked else []), "load 1", "load 2", *AGAIN]
     assert result["revalidation"]["verdict"] in ("ok", "improved")
+
+
+def test_the_mark_is_where_the_unit_looks_whatever_the_state_directory_is():
+    told = {**Host()._revalidation_info(None), "answers": None}
+    steps = []
+    host = Host(revalidation_info=told, answer_check=lambda step: steps.append(step) or {"answers": checked()})
+    play(host, measure="true", state_dir="/srv/state")
+    assert steps[0].args["wrong_file"] == unit_end.WRONG_ANSWERS
+    assert steps[0].args["answers_dir"] == "/srv/state/answers"
 
 
 def test_wrong_answers_break_a_host_and_nothing_more_is_measured_or_started():
