@@ -75,7 +75,7 @@ def why(unit: str, said: t.Mapping[str, str]) -> str:
     if _refused(said, "Condition"):
         return (
             f"{unit} was not started, because the last check found wrong answers: {WRONG_ANSWERS} names the causes and "
-            "their cures; then run site, which checks again."
+            "their cures; then run site (with llama_server_answers: true), which checks again."
         )
     if _refused(said, "Assert"):
         return (

@@ -57,7 +57,7 @@ def test_what_was_stopped_on_purpose_or_never_started_needs_no_reason():
         ({"ActiveState": "inactive", "SubState": "dead", "Result": "success", "AssertResult": "no"},
          ("/dev/nvidia-uvm is missing", "mixed-gpu-nodes.service")),
         ({"ActiveState": "inactive", "SubState": "dead", "Result": "success", "ConditionResult": "no"},
-         ("wrong answers", "/var/lib/mixed_gpu/wrong_answers", "run site")),
+         ("wrong answers", "/var/lib/mixed_gpu/wrong_answers", "run site (with llama_server_answers: true)")),
         ({"ExecMainCode": "0"}, ("no process of it ran",)),
     ],
 )  # fmt: skip

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import pytest
+import yaml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.steps import Done
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import answers, answers_campaign
@@ -15,6 +17,7 @@ from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._reva
     checked,
 )
 
+ROOT = pathlib.Path(__file__).resolve().parents[5]
 VARIABLES = {
     "program": "/opt/llama.cpp/current/bin/llama-server", "deployment": "", "load_timeout_seconds": 900,
     "conflicting_units": ["exllama-server.service"], "answers": True, "answers_tokens": 64, "answers_text_tokens": 256,
@@ -91,8 +94,15 @@ def test_a_check_that_cannot_be_made_is_no_pass():
     assert plan.failure == "the answers could not be checked: There is no program x."
 
 
+def test_the_planner_alone_decides_whether_the_answers_are_checked():
+    plan, steps, _leases = play(host(answers=None), answers=False)
+    assert (plan.result["why"], steps) == ("The answers are not checked (llama_server_answers).", [])
+    tasks = yaml.safe_load((ROOT / "roles/llama_server/tasks/main.yml").read_text())
+    asked = next(task for task in tasks if task["ansible.builtin.include_tasks"]["file"] == "answers.yml")
+    assert asked["when"] == "__llama_server_known"
+
+
 def test_where_nothing_is_asked():
-    assert play(host(answers=None), answers=False)[1] == []
     assert play(host(answers=None), check=True)[1] == []
     plan, steps, _leases = play({"why": "nothing was tuned"})
     assert len(steps) == 1 and "nothing was tuned" in plan.result["why"]
