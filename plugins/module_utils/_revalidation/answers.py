@@ -28,8 +28,10 @@ _WAIT_SECONDS: t.Final = 3600
 
 
 def _check(data: Json) -> None:
-    texts = all(isinstance(data.get(name), str) for name in ("sentence", "checked_at"))
-    if data.get("status") not in VERDICTS or not isinstance(data.get("configuration"), dict) or not texts:
+    kinds: dict[str, t.Any] = {
+        "sentence": str, "checked_at": str, "configuration": dict, "tolerance_percent": (int, float),
+    }  # fmt: skip
+    if data.get("status") not in VERDICTS or not all(isinstance(data.get(name), kinds[name]) for name in kinds):
         raise UserError("its status, its configuration or what it means is missing")
 
 
@@ -42,9 +44,13 @@ def path(state_dir: str, deployment: str) -> str:
 
 
 def subject(configuration: Mapping, entry: Mapping) -> Json:
-    """Return everything that can change the answers: baselines.configuration, and what the inventory added."""
+    """Return everything that can change the answers: baselines.configuration, and what the inventory added.
+
+    Drafts only guess, and are left out of the check.
+    """
     extra = entry["fingerprint_parts"].get("extra", {})
-    return {**configuration, "experts_in_ram": entry.get("experts_in_ram"), "extra": extra}
+    parts = {name: value for name, value in configuration.items() if name != "speculation"}
+    return {**parts, "experts_in_ram": entry.get("experts_in_ram"), "extra": extra}
 
 
 def of_today(record: Mapping | None, today: Mapping) -> bool:
@@ -52,7 +58,9 @@ def of_today(record: Mapping | None, today: Mapping) -> bool:
     return record is not None and fingerprints.fingerprint(record["configuration"]) == fingerprints.fingerprint(today)
 
 
-def due(record: Mapping | None, marked: bool, today: Mapping, now: str, days: int | None = None) -> str | None:
+def due(
+    record: Mapping | None, marked: bool, today: Mapping, tolerance_percent: float, now: str, days: int | None = None
+) -> str | None:
     """Return why the answers have to be checked, as a clause, or None.
 
     C(marked): whether unit_end.WRONG_ANSWERS is there. C(days): a check that is older than so many days is made again;
@@ -66,6 +74,8 @@ def due(record: Mapping | None, marked: bool, today: Mapping, now: str, days: in
         return "the last check could compare nothing"
     if not of_today(record, today):
         return "build, driver, host or placement changed since the answers were checked"
+    if record["tolerance_percent"] != tolerance_percent:
+        return f"the answers were checked with a tolerance of {record['tolerance_percent']:g} %"
     if days is not None and _days(record["checked_at"], now) >= days:
         return f"the answers were checked {_days(record['checked_at'], now)} days ago"
     return None

@@ -75,7 +75,9 @@ class AnswersCheck:
             return _judged(checked)
         configuration = baselines.configuration(host["entry"], host["build"], host["gpus"], host["host"])
         today = checks_of_answers.subject({**configuration, "model_sha256": host["model"]["sha256"]}, host["entry"])
-        why = checks_of_answers.due(host["answers"], host["wrong_answers"], today, done[0].at)
+        why = checks_of_answers.due(
+            host["answers"], host["wrong_answers"], today, self.settings.answers_tolerance_percent, done[0].at
+        )  # fmt: skip
         if why is None:
             return _result(f"Nothing changed since the answers were checked: {host['answers']['sentence']}.", None)
         environment = {**host["entry"]["environment"], **host["entry"]["fingerprint_parts"].get("environment", {})}

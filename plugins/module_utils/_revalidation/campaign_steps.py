@@ -69,14 +69,14 @@ def answers(seen: Observation) -> Step | None:
     """Check the answers, or None where the last check still counts."""
     settings, host = seen.settings, seen.host
     today = answer_checks.subject(seen.configuration, seen.entry)
-    days = settings.answers_days
+    tolerance, days = settings.answers_tolerance_percent, settings.answers_days
     if not settings.answers or engines.of(seen.entry["serving"]).family != "llama_cpp":
         return None
-    if answer_checks.due(host["answers"], host["wrong_answers"], today, seen.began_at, days) is None:
+    if answer_checks.due(host["answers"], host["wrong_answers"], today, tolerance, seen.began_at, days) is None:
         return None
     options = answer_checks.Options(
         f"{settings.llama_cpp}/bin/llama-server", settings.state_dir, settings.answers_text_tokens,
-        settings.answers_tokens, settings.answers_tolerance_percent, settings.load_timeout_seconds,
+        settings.answers_tokens, tolerance, settings.load_timeout_seconds,
     )  # fmt: skip
     return answer_checks.step(host, today, seen.environment, options)
 

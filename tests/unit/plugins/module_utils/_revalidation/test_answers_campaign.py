@@ -113,7 +113,12 @@ def test_a_wrong_variable_is_named():
         play(host(), answers_tokens="many")
 
 
-@pytest.mark.parametrize("damage", [{"status": "fine"}, {"configuration": None}, {"sentence": None}, {"checked_at": 3}])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"status": "fine"}, {"configuration": None}, {"sentence": None}, {"checked_at": 3}, {"tolerance_percent": "15"},
+    ],
+)  # fmt: skip
 def test_a_damaged_file_is_named_with_the_cure(damage):
     with pytest.raises(UserError, match="run site again"):
         answers.FORM.parse(json.dumps({**checked(), **damage}), "/var/lib/mixed_gpu/answers/d.json")

@@ -47,7 +47,8 @@ def checked(status="ok", entry=ENTRY, days_ago=0, **changes):
     configuration = {**baselines.configuration(entry, "b1", GPUS, HOST), "model_sha256": "a" * 64}
     return {
         "schema": 1, "status": status, "configuration": answers.subject(configuration, entry),
-        "sentence": f"these answers are {status}", "checked_at": f"2026-11-{25 - days_ago:02d}T09:00:00Z", **changes,
+        "tolerance_percent": 15.0, "sentence": f"these answers are {status}",
+        "checked_at": f"2026-11-{25 - days_ago:02d}T09:00:00Z", **changes,
     }  # fmt: skip
 
 
@@ -265,6 +266,8 @@ def test_what_tunes_a_host_again():
         ({"answers": checked("wrong")}, {}, True),
         ({"answers": checked("unknown")}, {}, True),
         ({"answers": checked("incomparable")}, {}, False),
+        ({}, {"answers_tolerance_percent": 20}, True),
+        ({"entry": {**ENTRY, "speculation": {"kind": "ngram-simple"}}}, {}, False),
         ({"build": "b2"}, {}, True),
         ({"gpus": {**GPUS, "driver_version": "999"}}, {}, True),
         ({"answers": None}, {"answers": False}, False),
