@@ -61,6 +61,11 @@ def split(models: t.Mapping[str, t.Any], settings: Settings, known: t.Sequence[s
     entry = next((entry for entry in models.values() if _is_of(entry, settings)), None)
     if entry is None:
         return {"gpus": chosen, "gpu_split_gb": [], "tensor_parallel": shared, "source": "automatic"}
+    if shared not in ("", entry["tensor_parallel"]):
+        raise UserError(
+            f"exllamav2_tensor_parallel is {shared!r}, and the recorded split of {entry['model']['id']} was measured"
+            f" with {entry['tensor_parallel']!r}: empty it, or set exllamav2_gpu_split_gb too."
+        )
     recorded = dict(zip([device["id"] for device in entry["devices"]], entry["gpu_split_gb"], strict=True))
     order = _recorded_order(recorded, gpus, known, entry["model"]["id"])
     numbers = [float(recorded[card_id]) for card_id in order]

@@ -56,6 +56,12 @@ def test_layers_are_shared_as_recorded_or_as_asked():
     models = {"tuned": {**RECORD["tuned"], "serving": v3, "tensor_parallel": "nccl"}}
     chosen = split(models=models, engine="v3")
     assert (chosen["tensor_parallel"], chosen["source"]) == ("nccl", "record")
+    assert split(models=models, engine="v3", tensor_parallel="nccl") == chosen
+    for recorded, asked in (("nccl", "native"), ("", "nccl")):
+        entry = {**models["tuned"], "tensor_parallel": recorded}
+        words = f"exllamav2_tensor_parallel is '{asked}', and .* of m was measured with '{recorded}': empty it"
+        with pytest.raises(UserError, match=words):
+            split(models={"tuned": entry}, engine="v3", tensor_parallel=asked)
     model = server_plan.config(settings(engine="v3"), chosen)["model"]
     assert (model["tensor_parallel"], model["tensor_parallel_backend"]) == (True, "nccl")
     given = split(engine="v3", tensor_parallel="native", gpu_split_gb=[20, 17.5])
