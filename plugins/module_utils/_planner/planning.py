@@ -80,16 +80,21 @@ class Planning:
         return bool(self.settings.model_path) and not self.question.repo and not self.settings.shape
 
     def _models(self, state: State) -> list[t.Any]:
-        """Return the models of interest. Raises UserError where a repository has several."""
+        """Return the models of interest. Raises UserError where a repository has several, or a file is no model."""
         if self._reads_file:
-            return [state.needed("weigh")["model"]]
+            weighed = state.needed("weigh")
+            if not weighed["available"]:
+                raise UserError(f"No prediction: {weighed['reason']}")
+            return [weighed["model"]]
         if not self.question.repo:
             named = [self.settings.shape] if self.settings.shape else comparison.USUAL
             return [comparison.shape(name) for name in named]
         found = state.needed(_MODELS)["models"]
-        if len(found) != 1 or found[0]["model"] is None:
+        if len(found) == 1 and found[0]["problem"]:
+            raise UserError(f"No prediction for {found[0]['quant']} of {self.question.repo}: {found[0]['problem']}")
+        if len(found) != 1:
             names = ", ".join(each["quant"] for each in found)
-            raise UserError(f"{self.question.repo} has {names}: name one that is a model with -e quant=NAME.")
+            raise UserError(f"{self.question.repo} has {names}: name one with -e quant=NAME.")
         return [found[0]["model"]]
 
     def _compared(self, state: State) -> Plan:

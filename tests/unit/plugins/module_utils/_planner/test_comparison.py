@@ -116,7 +116,18 @@ def test_a_quant_of_a_repository_is_compared() -> None:
     plan = planner.predict([Done(step, {"models": [told], "read_bytes": 9}, "2026-11-29T00:00:00Z")])
     assert plan.result is not None and plan.result["comparison"]["models"] == ["Qwen3.5 27B Q4_K_M"]
     plan = planner.predict([Done(step, {"models": [told, {**told, "quant": "Q8_0"}]}, "2026-11-29T00:00:00Z")])
-    assert plan.failure == "owner/name has Q4_K_M, Q8_0: name one that is a model with -e quant=NAME."
+    assert plan.failure == "owner/name has Q4_K_M, Q8_0: name one with -e quant=NAME."
+    broken = {**told, "model": None, "problem": "m.gguf is no GGUF file."}
+    plan = planner.predict([Done(step, {"models": [broken]}, "2026-11-29T00:00:00Z")])
+    assert plan.failure == "No prediction for Q4_K_M of owner/name: m.gguf is no GGUF file."
+
+
+def test_a_file_that_is_not_there_is_said() -> None:
+    planner = planning.planner(asked(model_path="/wrong.gguf"))
+    step = planner.predict([]).steps[0]
+    answer = {"available": False, "reason": "/wrong.gguf does not exist."}
+    plan = planner.predict([Done(step, answer, "2026-11-29T00:00:00Z")])
+    assert plan.failure == "No prediction: /wrong.gguf does not exist."
 
 
 @pytest.mark.parametrize(
