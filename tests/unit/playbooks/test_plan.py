@@ -108,7 +108,7 @@ def test_configurations_side_by_side(plan: t.Callable[..., tuple[int, str]], tmp
     names = ["rtx4090_rtx3090", "rtx3090_x2_nvlink", "rtx5090"]
     given = {"mixed_gpu_profiles": names, "mixed_gpu_owned": ["rtx3090"], "mixed_gpu_prices_usd": {"rtx5090": 2500}}
     page, data = tmp_path / "plan.html", tmp_path / "plan.json"
-    rc, output = plan("-e", json.dumps(given), "-e", f"plan_page={page}", "-e", f"plan_json={data}")
+    rc, output = plan("-e", json.dumps(given), "-e", "plan_page=plan.html", "-e", "plan_json=plan.json")
     assert rc == 0, output
     assert "configurations side by side" in output and "costs the least for its speed" in output
     comparison = json.loads(data.read_text())["comparison"]
