@@ -19,12 +19,17 @@ from . import file_names, hub_api, hub_session, retry_wait, transfer
 
 
 def read_token(path: str | None, url: str) -> str | None:
-    """Return the access token in a file, or None where there is none. Raises UserError when it must not be used."""
+    """Return the access token in a file, or None where there is none. Raises UserError when it cannot be used."""
     if not path or not os.path.exists(path):
         return None
     if stat.S_IMODE(os.stat(path).st_mode) & 0o077:
         raise UserError(f"Others may read the token in {path}: chmod 600 {path}, and make a new token.")
-    token = (json_file.read_text(path) or "").strip()
+    try:
+        token = (json_file.read_text(path) or "").strip()
+    except OSError as exc:
+        raise UserError(
+            f"The token in {path} cannot be read ({exc.strerror or exc}): run this as its owner, or name another file."
+        ) from exc
     problem = hub_api.token_problem(url) if token else None
     if problem:
         raise UserError(f"{problem} ({path}).")

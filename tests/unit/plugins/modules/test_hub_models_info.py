@@ -4,14 +4,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pathlib
 import shutil
 import typing as t
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_model
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_model, hub_lookup
 from ansible_collections.homelab.mixed_gpu.plugins.modules import hub_models_info
 from ansible_collections.homelab.mixed_gpu.tests.local_hub import quants, server
 
@@ -125,6 +127,22 @@ def test_a_gated_repository(hub: server.Hub, ask: t.Callable[..., dict[str, t.An
     content = hub.content_url.rpartition(":")[2]
     to_content = [headers for _verb, where, headers in hub.requests if where.startswith(content)]
     assert to_content and not any("Authorization" in headers for headers in to_content)
+
+
+def test_a_token_that_cannot_be_read_is_said(
+    ask: t.Callable[..., dict[str, t.Any]], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root can read every file, so what the kernel answers another user is put in."""
+
+    def refused(path: str) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    token = tmp_path / "token"
+    token.touch(0o600)
+    monkeypatch.setattr(hub_lookup.json_file, "read_text", refused)
+    assert ask(token_file=str(token))["msg"] == (
+        f"The token in {token} cannot be read (Permission denied): run this as its owner, or name another file."
+    )
 
 
 def test_a_hub_without_ranges(
