@@ -21,6 +21,8 @@ from . import file_names, gguf_file, gguf_kind
 from .file_names import check_name
 
 OFFICIAL = "https://huggingface.co"
+#: Where the role llm_models is given a token.
+TOKEN_PLACE: t.Final = "llm_models_hub_token (in ansible-vault)"
 
 # all with fullmatch: $ would let a line end pass
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -286,16 +288,18 @@ def token_problem(endpoint: str) -> str | None:
     return f"{endpoint} has no TLS, and a token sent there could be read by others: use https, or remove the token"
 
 
-def refusal(endpoint: str, repo: str, revision: str, status: int, code: str, token: bool) -> str | None:
+def refusal(
+    endpoint: str, repo: str, revision: str, status: int, code: str, token: bool, place: str = TOKEN_PLACE
+) -> str | None:
     """Return what a refusal of the hub means and asks for, in one clause; None when nothing is known beyond the status.
 
-    ``code`` is its header X-Error-Code, ``token`` whether one was sent.
+    ``code`` is its header X-Error-Code, ``token`` whether one was sent, ``place`` where it is given.
     """
     page = f"{endpoint}/{repo}"
     if code == "GatedRepo" and not token:
         return (
             f"{repo} is gated: log in at {page}, accept its terms there, make a token that may read gated repositories "
-            f"at {endpoint}/settings/tokens, and put it into llm_models_hub_token (in ansible-vault)"
+            f"at {endpoint}/settings/tokens, and put it into {place}"
         )
     if code == "GatedRepo":
         return (
@@ -303,7 +307,7 @@ def refusal(endpoint: str, repo: str, revision: str, status: int, code: str, tok
             "(some owners then have to agree), and see that the token may read gated repositories"
         )
     if status == 401 and token:
-        return f"the token is not accepted: make a new one at {endpoint}/settings/tokens for llm_models_hub_token"
+        return f"the token is not accepted: make a new one at {endpoint}/settings/tokens for {place}"
     if code == "RevisionNotFound":
         return f"{repo} has no revision {revision}: {page}/tree/main lists its branches and tags"
     if code == "EntryNotFound":
@@ -311,7 +315,7 @@ def refusal(endpoint: str, repo: str, revision: str, status: int, code: str, tok
     if code == "RepoNotFound" or status in (401, 404):
         return (
             f"there is no repository {repo}, or it is private: check the name, or put a token that may read it into "
-            "llm_models_hub_token (in ansible-vault)"
+            f"{place}"
         )
     if status == 403:
         return f"access to {repo} is refused: see {page}, and whether the token may read it"

@@ -39,6 +39,13 @@ def read_token(path: str | None, url: str) -> str | None:
 class HubLookup:
     """One question to the hub, and its answer."""
 
+    #: Where a token is given, and what to do about a hub that cannot be reached.
+    token_place: str = hub_api.TOKEN_PLACE
+    unreachable_cure = (
+        "check the network, set llm_models_hub_endpoint to a mirror, or bring files and records with"
+        " llm_models_source_dir"
+    )
+
     def __init__(self, module: t.Any, params: Mapping, say: t.Callable[[str], t.Any] = lambda line: None) -> None:
         """Take an AnsibleModule and the options of the module hub_files; ``say`` shows a line while it waits."""
         self.module, self.params, self.say = module, params, say
@@ -139,10 +146,7 @@ class HubLookup:
                 failure = self.passing_fault(exc, token)
             except (HTTPError, OSError) as exc:
                 detail = file_names.shown_text(str(exc)) or type(exc).__name__
-                failure = (
-                    f"{self.endpoint} cannot be reached ({detail}): check the network, set llm_models_hub_endpoint to "
-                    "a mirror, or bring files and records with llm_models_source_dir"
-                )
+                failure = f"{self.endpoint} cannot be reached ({detail}): {self.unreachable_cure}"
             except UserError:
                 raise
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
@@ -192,7 +196,9 @@ class HubLookup:
         status, repo = exc.response.status_code, self.asked["repo"]
         if status not in transfer.RETRIED_STATUSES:
             code = exc.response.headers.get("X-Error-Code", "")
-            clause = hub_api.refusal(self.endpoint, repo, self.asked["revision"], status, code, token is not None)
+            clause = hub_api.refusal(
+                self.endpoint, repo, self.asked["revision"], status, code, token is not None, self.token_place
+            )
             said = clause or f"{self.endpoint} answered with HTTP status {status}: check the repository's name"
             raise UserError(f"{repo} cannot be looked up: {said}.") from exc
         many = " (too many requests: wait some minutes; with a token the limit is higher)" if status == 429 else ""

@@ -30,6 +30,9 @@ class HubFaultError(UserError):
 class HubModels(hub_lookup.HubLookup):
     """One question to the hub about all quants of a repository."""
 
+    token_place = "a file that split_tuning_hub_token_file names"
+    unreachable_cure = "check the network, or set llm_models_hub_endpoint to a mirror"
+
     def __init__(self, module: t.Any, params: t.Mapping[str, t.Any]) -> None:
         """Take an AnsibleModule and the options of the module hub_models_info."""
         super().__init__(module, {**params, "files": [], "record_dir": "/nonexistent"})
