@@ -112,9 +112,8 @@ def select(every: t.Collection[str], patterns: t.Sequence[str], quant: str | Non
     ggufs = [name for name in every if name.endswith(".gguf") and name not in raw]
     offered = gguf_kind.models_among(ggufs)
     if quant:
-        named = re.compile(rf"(?:^|[-._/]){re.escape(quant)}(?=[-./]|$)", re.IGNORECASE)
-        chosen = [name for name in offered if named.search(name.removesuffix(".gguf"))]
-        asked_parts = {base: names for base, names in parts.items() if named.search(base.removesuffix(".gguf"))}
+        chosen = [name for name in offered if has_quant(name, quant)]
+        asked_parts = {base: names for base, names in parts.items() if has_quant(base, quant)}
         what = f"quant {quant}"
     elif patterns:
         chosen = _matched(every, patterns, repo, _choice(offered or every))
@@ -186,6 +185,12 @@ def named_quant(name: str) -> str | None:
     """Return the quant that the name of a GGUF file tells, such as Q4_K_M, in capitals; None where it tells none."""
     found = [match[1].upper() for match in _NAMED_QUANT.finditer(name.removesuffix(".gguf"))]
     return found[-1] if found else None
+
+
+def has_quant(name: str, quant: str) -> bool:
+    """Whether the name of a GGUF file has this quant in it, in any case: UD-Q4_K_XL is found by Q4_K_XL, too."""
+    named = re.compile(rf"(?:^|[-._/]){re.escape(quant)}(?=[-./]|$)", re.IGNORECASE)
+    return named.search(name.removesuffix(".gguf")) is not None
 
 
 def _choice(names: t.Collection[str]) -> str:

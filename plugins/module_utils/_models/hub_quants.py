@@ -34,9 +34,12 @@ def of(every: t.Mapping[str, int], repo: str, wanted: str | None) -> list[Quant]
     quants = sorted(_named(found), key=lambda quant: -sum(every[name] for name in quant.files))
     if wanted is None:
         return quants
-    chosen = [quant for quant in quants if quant.name.lower() == wanted.lower()]
+    chosen = [quant for quant in quants if hub_api.has_quant(quant.files[0], wanted)]
     if not chosen:
         raise UserError(f"{repo} has no quant {wanted}: it has {', '.join(sorted(quant.name for quant in quants))}.")
+    if len(chosen) > 1:
+        firsts = ", ".join(quant.files[0] for quant in chosen)
+        raise UserError(f"{repo} has {len(chosen)} models of quant {wanted} ({firsts}): name more of it as quant.")
     return chosen
 
 

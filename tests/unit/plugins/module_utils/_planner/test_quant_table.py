@@ -8,7 +8,13 @@ import pathlib
 import typing as t
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_model, hub_quants, model_shapes
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
+    gguf_model,
+    hub_api,
+    hub_quants,
+    model_shapes,
+)
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import quant_table
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import known_devices, memory_plan
 from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
@@ -93,6 +99,16 @@ def test_quants_are_told_apart() -> None:
     assert named == {"Q8_0": 2, "UD-Q4_K_XL": 1, "Q4_K_M": 1, "other": 1}
     twice = {"A-Q4_K_M.gguf": 1, "B-Q4_K_M.gguf": 2}
     assert [quant.name for quant in hub_quants.of(twice, "o/n", None)] == ["B-Q4_K_M", "A-Q4_K_M"]
+
+
+def test_a_quant_is_found_as_for_a_download() -> None:
+    every = {"M-UD-Q4_K_XL.gguf": 6, "M-Q8_0.gguf": 9, "M-UD-Q8_0.gguf": 9}
+    for asked, name in (("q4_k_xl", "M-UD-Q4_K_XL.gguf"), ("M-Q8_0", "M-Q8_0.gguf"), ("UD-Q8_0", "M-UD-Q8_0.gguf")):
+        assert [quant.files for quant in hub_quants.of(every, "o/n", asked)] == [(name,)]
+        assert hub_api.select(every, [], asked, "o/n") == ("gguf", [name])
+    said = r"o/n has 2 models of quant Q8_0 \(M-Q8_0\.gguf, M-UD-Q8_0\.gguf\): name more of it as quant\."
+    with pytest.raises(UserError, match=said):
+        hub_quants.of(every, "o/n", "Q8_0")
 
 
 @pytest.mark.live
