@@ -17,6 +17,7 @@ description:
   - Where O(revision) is a commit, O(files) one name, and O(sha256) is given, everything is known and nothing is asked.
 extends_documentation_fragment:
   - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._hub
 attributes:
   check_mode:
     support: full
@@ -25,14 +26,6 @@ attributes:
   diff_mode:
     support: full
 options:
-  repo:
-    description: The repository, as C(owner/name).
-    type: str
-    required: true
-  revision:
-    description: Branch, tag or commit.
-    type: str
-    default: main
   files:
     description:
       - Names in the repository, or shell patterns over them. One shard of a split GGUF model stands for all of them.
@@ -45,9 +38,6 @@ options:
     type: list
     elements: str
     default: []
-  quant:
-    description: Name of the quantisation, such as V(Q4_K_M), as it stands in the names of GGUF files, in any case.
-    type: str
   sha256:
     description: SHA-256 that the model's only file must have.
     type: str
@@ -64,16 +54,6 @@ options:
     description: Whether the hub may be asked. Without, RV(available=false) when nothing is recorded.
     type: bool
     default: true
-  endpoint:
-    description:
-      - Address of the hub, or of a mirror of it.
-      - What is not set is the environment variable E(HF_ENDPOINT), or V(https://huggingface.co).
-    type: str
-  token_file:
-    description:
-      - File on the host with an access token, for gated and private repositories. Only its owner may read it.
-      - A file that is missing counts as no token.
-    type: path
   record_dir:
     description: Directory of the recorded answers.
     type: path
@@ -81,23 +61,6 @@ options:
   source_dir:
     description: Directory that may hold recorded answers of another host, at its top.
     type: path
-  attempts:
-    description: How often to ask while the hub does not answer, or answers with a passing fault.
-    type: int
-    default: 5
-  retry_seconds:
-    description: Pause before the second attempt. It doubles with every further one. A longer one that the hub asks for
-      in any of its headers is kept, up to ten minutes.
-    type: float
-    default: 1
-  timeout_seconds:
-    description: How long the hub may stay silent.
-    type: int
-    default: 30
-  host_python:
-    description: Python interpreter with the C(huggingface_hub) library, used when the module's own has no such library.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
 requirements:
   - huggingface_hub >= 1.0, when the hub is asked (the P(homelab.mixed_gpu.host_python#role) role installs it)
 seealso:
@@ -157,31 +120,22 @@ files:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import transfer
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models.hub_lookup import HubLookup
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models.hub_lookup import ARGUMENTS, HubLookup
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "repo": {"type": "str", "required": True},
-            "revision": {"type": "str", "default": "main"},
+            **ARGUMENTS,
             "files": {"type": "list", "elements": "str", "default": []},
-            "quant": {"type": "str"},
             "sha256": {"type": "str"},
             "size_bytes": {"type": "int"},
             "update": {"type": "bool", "default": False},
             "ask": {"type": "bool", "default": True},
-            "endpoint": {"type": "str"},
-            "token_file": {"type": "path", "no_log": False},
             "record_dir": {"type": "path", "default": "/var/lib/mixed_gpu/models/hub"},
             "source_dir": {"type": "path"},
-            "attempts": {"type": "int", "default": 5},
-            "retry_seconds": {"type": "float", "default": 1},
-            "timeout_seconds": {"type": "int", "default": 30},
-            "host_python": {"type": "path", "default": host_python.DEFAULT},
         },
         supports_check_mode=True,
     )

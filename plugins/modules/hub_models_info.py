@@ -16,6 +16,7 @@ description:
   - The shards of a split model are counted together.
 extends_documentation_fragment:
   - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._hub
 attributes:
   check_mode:
     support: full
@@ -25,44 +26,6 @@ attributes:
     support: N/A
     details:
       - This action does not modify state.
-options:
-  repo:
-    description: The repository, as C(owner/name).
-    type: str
-    required: true
-  revision:
-    description: Branch, tag or commit.
-    type: str
-    default: main
-  quant:
-    description: Name of the only quantisation to read, such as V(Q4_K_M), in any case.
-    type: str
-  endpoint:
-    description:
-      - Address of the hub, or of a mirror of it.
-      - What is not set is the environment variable E(HF_ENDPOINT), or V(https://huggingface.co).
-    type: str
-  token_file:
-    description:
-      - File with an access token, for gated and private repositories. Only its owner may read it.
-      - A file that is missing counts as no token.
-    type: path
-  attempts:
-    description: How often to ask while the hub does not answer, or answers with a passing fault.
-    type: int
-    default: 3
-  retry_seconds:
-    description: Pause before the second attempt. It doubles with every further one.
-    type: float
-    default: 1
-  timeout_seconds:
-    description: How long the hub may stay silent.
-    type: int
-    default: 20
-  host_python:
-    description: Python interpreter with the C(huggingface_hub) library, used when the module's own has no such library.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
 requirements:
   - huggingface_hub >= 1.0
 seealso:
@@ -125,22 +88,13 @@ models:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import hub_lookup
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models.hub_models import HubModels
 
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={
-            "repo": {"type": "str", "required": True},
-            "revision": {"type": "str", "default": "main"},
-            "quant": {"type": "str"},
-            "endpoint": {"type": "str"},
-            "token_file": {"type": "path", "no_log": False},
-            "attempts": {"type": "int", "default": 3},
-            "retry_seconds": {"type": "float", "default": 1},
-            "timeout_seconds": {"type": "int", "default": 20},
-            "host_python": {"type": "path", "default": host_python.DEFAULT},
-        },
+        argument_spec=hub_lookup.ARGUMENTS,
         supports_check_mode=True,
     )
     failure = host_python.enter(["huggingface_hub"], module.params["host_python"])

@@ -17,6 +17,21 @@ from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from . import file_names, hub_api, hub_session, retry_wait, transfer
 
+#: Options that every module that asks the hub has; doc_fragments/_hub.py describes them.
+ARGUMENTS: t.Final[dict[str, Json]] = {
+    "repo": {"type": "str", "required": True},
+    "revision": {"type": "str", "default": "main"},
+    "quant": {"type": "str"},
+    "endpoint": {"type": "str"},
+    "token_file": {"type": "path", "no_log": False},
+    "attempts": {"type": "int", "default": 5},
+    "retry_seconds": {"type": "float", "default": 1},
+    "timeout_seconds": {"type": "int", "default": 30},
+    "host_python": {"type": "path", "default": host_python.DEFAULT},
+}
+#: How patiently the hub is asked, where nobody says.
+PATIENCE: t.Final = {name: ARGUMENTS[name]["default"] for name in ("attempts", "retry_seconds", "timeout_seconds")}
+
 
 def read_token(path: str | None, url: str) -> str | None:
     """Return the access token in a file, or None where there is none. Raises UserError when it cannot be used."""

@@ -13,7 +13,7 @@ from .._base.errors import UserError
 from .._base.types import Json
 from . import disk, entries, random_model
 from .download import Progress
-from .hub_lookup import HubLookup
+from .hub_lookup import PATIENCE, HubLookup
 from .placed_file import PlacedFile
 from .random_model import RandomModel
 
@@ -46,7 +46,7 @@ class ModelState:
             **question, "update": hub["update"], "ask": ask, "endpoint": hub["endpoint"] or None,
             "token_file": hub["token_file"], "source_dir": hub["source_dir"] or None,
             "record_dir": f"{self.params['manifest_dir']}/hub", "host_python": self.params["host_python"],
-            "attempts": 5, "retry_seconds": 1.0, "timeout_seconds": 30,
+            **PATIENCE,
         }  # fmt: skip
         progress.say(f"asking for the files of {question['repo']}")
         return HubLookup(self.module, options, progress.say).answer()

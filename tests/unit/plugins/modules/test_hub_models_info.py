@@ -12,9 +12,11 @@ import shutil
 import typing as t
 
 import pytest
+import yaml
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.doc_fragments import _hub
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_model, hub_lookup
-from ansible_collections.homelab.mixed_gpu.plugins.modules import hub_models_info
+from ansible_collections.homelab.mixed_gpu.plugins.modules import hub_files, hub_models_info
 from ansible_collections.homelab.mixed_gpu.tests.local_hub import quants, server
 
 COMMIT = "4" * 40
@@ -52,6 +54,16 @@ def ask(hub: server.Hub, capfd: pytest.CaptureFixture[str]) -> t.Callable[..., d
         return t.cast("dict[str, t.Any]", json.loads(capfd.readouterr().out))
 
     return _ask
+
+
+def test_every_module_asks_the_hub_as_patiently() -> None:
+    documented = yaml.safe_load(_hub.ModuleDocFragment.DOCUMENTATION)["options"]
+    assert {name: {key: entry[key] for key in entry if key != "description"} for name, entry in documented.items()} == {
+        name: {key: value for key, value in entry.items() if key != "no_log"}
+        for name, entry in hub_lookup.ARGUMENTS.items()
+    }
+    for module in (hub_files, hub_models_info):
+        assert not set(yaml.safe_load(module.DOCUMENTATION).get("options", {})) & set(documented)
 
 
 def test_seventeen_quants_cost_less_than_64_mb(
