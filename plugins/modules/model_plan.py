@@ -33,9 +33,10 @@ options:
     description:
       - V(planned) finds what is missing, and fails where the disk has no room for it.
       - V(verified) compares every file with what was recorded, and fails at the first difference.
-      - V(listed) returns a table of the models, reads no file and asks nobody.
+      - V(found) says which files there are, reads none and asks nobody.
+      - V(listed) does that and returns a table of the models.
     type: str
-    choices: [planned, verified, listed]
+    choices: [planned, verified, found, listed]
     default: planned
   verify:
     description: V(full) reads every file from start to end; V(size) believes a manifest that fits size, time and inode.
@@ -218,7 +219,7 @@ def main() -> None:
         argument_spec={
             "models": {"type": "list", "elements": "dict", "required": True},
             "path": {"type": "path", "default": "/srv/models"},
-            "state": {"type": "str", "choices": ["planned", "verified", "listed"], "default": "planned"},
+            "state": {"type": "str", "choices": ["planned", "verified", "found", "listed"], "default": "planned"},
             "verify": {"type": "str", "choices": ["size", "full"], "default": "size"},
             "verified": {"type": "list", "elements": "path", "default": []},
             "hub": {
@@ -246,8 +247,8 @@ def main() -> None:
         host_python.enter(["pynvml"], module.params["host_python"])  # without it the cards are not told of
     state = ModelState(module)
     try:
-        look = {"planned": state.plan, "verified": state.verify, "listed": state.present}[module.params["state"]]
-        result = look()
+        looks = {"planned": state.plan, "verified": state.verify, "found": state.present, "listed": state.present}
+        result = looks[module.params["state"]]()
         if module.params["state"] == "listed":
             result["lines"] = table(module, state)
     except UserError as exc:

@@ -36,7 +36,7 @@ def words(devices: t.Sequence[Mapping]) -> dict[str, str]:
 
 
 def _words(model: Mapping, devices: t.Sequence[Mapping]) -> str:
-    prediction = predictor.predict({**_QUESTION, "model": model}, devices)
+    prediction = predictor.expect({**_QUESTION, "model": model}, devices)
     best = prediction["best"]
     if prediction["feasible_splits"] == 0:
         return "only with experts in RAM" if model["expert_count"] else "does not fit"

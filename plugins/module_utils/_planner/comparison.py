@@ -36,7 +36,7 @@ def compare(
 ) -> Json:
     """Return the C(comparison) of docs/data_formats.md.
 
-    C(names): profiles. C(models): of interest, the first one decides the advice. C(question): as predictor.predict
+    C(names): profiles. C(models): of interest, the first one decides the advice. C(question): as predictor.expect
     takes it, without the model. C(record): of the user's own host, or None. Raises ValueError for an unknown profile.
     """
     found = card_costs.read(names)

@@ -20,10 +20,10 @@ PROMPT_SPREAD: t.Final = 0.12
 def serves(configuration: Configuration, model: Model, question: Mapping) -> Json:
     """Return what a configuration gives with a model, or why it does not fit.
 
-    C(question): as predictor.predict takes it, without the model. Speeds are tokens per second, times ms.
+    C(question): as predictor.expect takes it, without the model. Speeds are tokens per second, times ms.
     """
     devices = configuration.devices
-    prediction = predictor.predict({**question, "model": model}, devices)
+    prediction = predictor.expect({**question, "model": model}, devices)
     best = prediction["best"]
     row: Json = {"configuration": configuration.name, "model": model["name"], "why": prediction["why"]}
     if best is None or best["verdict"] != "fits":

@@ -85,8 +85,8 @@ class Speeds:
         return None if math.isnan(total) else total
 
 
-def predict(problem: Problem, devices: t.Sequence[Mapping], launch_ms: float) -> Json | None:
-    """Return the C(prediction) of docs/data_formats.md, or None where no experts go into RAM.
+def expect(problem: Problem, devices: t.Sequence[Mapping], launch_ms: float) -> Json | None:
+    """Return what predictor.expect does, or None where no experts go into RAM.
 
     Raises UserError for a wrong problem.experts_in_ram. C(launch_ms): what launching kernels takes per token.
     """
@@ -116,7 +116,6 @@ def predict(problem: Problem, devices: t.Sequence[Mapping], launch_ms: float) ->
         "launch_ms": launch_ms,
         "link_gb_per_s": speeds.link_gb_per_s,
         "experts_in_ram": True,
-        "contexts": None,
     }
     if best is None:
         why = expert_why.nothing_fits(problem, plane)
@@ -128,8 +127,7 @@ def predict(problem: Problem, devices: t.Sequence[Mapping], launch_ms: float) ->
             f"with the token embedding, have to be in RAM; a micro-batch of {best['micro_batch_size']} is expected to "
             "be the best, and a real run measures placements, micro-batches and threads"
         )
-    prediction["why"] = why
-    return {**prediction, "lines": table(prediction)}
+    return {**prediction, "why": why}
 
 
 def _row(

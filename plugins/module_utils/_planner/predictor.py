@@ -51,40 +51,75 @@ def _typed(value: t.Any) -> t.Any:
     return value.lower() == "true" if isinstance(value, str) and value.lower() in ("true", "false") else value
 
 
+class _Asked(t.NamedTuple):
+    """A question with what follows from it."""
+
+    problem: split_problem.Problem
+    devices: t.Sequence[t.Mapping[str, t.Any]]
+    known: known_costs.Known | None
+    objective: workload.Objective
+    rates: expected_speeds.Rates
+
+
+def _asked(
+    question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, t.Any]], known: known_costs.Known | None
+) -> _Asked:
+    problem = _problem(question, devices)
+    if "block_read_bytes" not in problem.raw["model"]:
+        raise ValueError("problem.model.block_read_bytes is missing: read the file again with gguf_info")
+    objective = workload.read_objective("objective", problem.raw["objective"])
+    rates = expected_speeds.published(devices) if known is None else expected_speeds.measured(known)
+    return _Asked(problem, devices, known, objective, rates)
+
+
 def predict(
     question: t.Mapping[str, t.Any],
     devices: t.Sequence[t.Mapping[str, t.Any]],
     known: known_costs.Known | None = None,
 ) -> Json:
-    """Return the C(prediction) of docs/data_formats.md.
+    """Return the C(prediction) of docs/data_formats.md: what C(expect) does, with C(contexts) and C(lines).
+
+    C(known): what an earlier tuning has measured on the devices.
+    """
+    asked = _asked(question, devices, known)
+    expected = _expected(asked)
+    if "experts_in_ram" in expected:
+        return {**expected, "contexts": None, "lines": expert_prediction.table(expected)}
+    table_of = context_table.Question(
+        asked.problem.memory.model, asked.problem.memory.serving, list(devices), expected["reserve_mib"],
+        asked.objective, asked.rates,
+    )  # fmt: skip
+    contexts = {"rows": context_table.rows(table_of), "source": context_table.source(asked.rates)}
+    prediction = {**expected, "contexts": contexts}
+    return {**prediction, "lines": table(prediction)}
+
+
+def expect(question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, t.Any]]) -> Json:
+    """Return what is to be expected of the splits: a prediction without C(contexts) and C(lines).
 
     C(question): model (or the name of a shape of _model_shapes), serving, reserve_mib, objective and bench as
     workload.plan takes them, and experts_in_ram as in a problem, where experts may be in RAM. C(devices): of
-    profile_devices or host_devices. C(known): what an earlier tuning has
-    measured on them. Raises ValueError naming what is wrong or unknown.
+    profile_devices or host_devices. Raises ValueError naming what is wrong or unknown.
     """
-    problem = _problem(question, devices)
+    return _expected(_asked(question, devices, None))
+
+
+def _expected(asked: _Asked) -> Json:
+    problem, devices = asked.problem, asked.devices
     model, reserve = problem.raw["model"], problem.raw["reserve_mib"]
-    if "block_read_bytes" not in model:
-        raise ValueError("problem.model.block_read_bytes is missing: read the file again with gguf_info")
     free = memory_plan.budgets_mib(devices, 0)
-    objective = workload.read_objective("objective", problem.raw["objective"])
-    rates = expected_speeds.published(devices) if known is None else expected_speeds.measured(known)
-    speeds = expected_speeds.Speeds(problem.memory.model, problem.memory.serving, objective, rates)
-    asked_experts = question.get("experts_in_ram") is not None
-    with_experts = expert_prediction.predict(problem, devices, speeds.launch_ms) if asked_experts else None
-    if with_experts is not None:
-        return with_experts
+    speeds = expected_speeds.Speeds(problem.memory.model, problem.memory.serving, asked.objective, asked.rates)
+    if problem.raw["experts_in_ram"] is not None:
+        with_experts = expert_prediction.expect(problem, devices, speeds.launch_ms)
+        if with_experts is not None:
+            return with_experts
     rows = [
         _row(problem, speeds, layers, free, reserve) for layers in _with_the_best(problem, speeds, len(devices))
     ]
     best = _best(rows)
-    asked = context_table.Question(
-        problem.memory.model, problem.memory.serving, list(devices), reserve, objective, rates
-    )
-    prediction: Json = {
+    return {
         "prediction": True,
-        "measured_by": None if known is None else known.deployment,
+        "measured_by": None if asked.known is None else asked.known.deployment,
         "model": {key: model[key] for key in ("name", "architecture", "file_type", "block_count", "notes")},
         "serving": problem.raw["serving"],
         "objective": problem.raw["objective"],
@@ -95,10 +130,8 @@ def predict(
         "default_layers": list(problem.default),
         "best": best,
         "launch_ms": speeds.launch_ms,
-        "contexts": {"rows": context_table.rows(asked), "source": context_table.source(rates)},
         "why": _why(problem, rows, best, devices, free),
     }
-    return {**prediction, "lines": table(prediction)}
 
 
 def _problem(

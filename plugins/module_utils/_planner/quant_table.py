@@ -20,7 +20,7 @@ GB: t.Final = 10**9
 def rows(models: t.Sequence[Mapping], question: Mapping, devices: t.Sequence[Mapping]) -> list[Json]:
     """Return a row per quant.
 
-    C(models): of module hub_models_info. C(question): as predictor.predict takes it, without the model. A row has
+    C(models): of module hub_models_info. C(question): as predictor.expect takes it, without the model. A row has
     C(quant), C(files), C(size_bytes), C(problem) (one sentence, or None), C(alone_on) (devices that hold it alone),
     C(layers), C(mib) and C(left_mib) per device, C(blocks_in_ram) (blocks whose experts have no room on the devices),
     C(context_size) (the largest that fits without experts in RAM, in tokens; 0 for none), and
@@ -34,7 +34,7 @@ def _row(found: Mapping, question: Mapping, devices: t.Sequence[Mapping]) -> Jso
     if found["model"] is None:
         return {**row, "alone_on": [], "missing_mib": 0, "context_size": 0, **_nothing(), "notes": None}
     model = found["model"]
-    prediction = predictor.predict({**question, "model": model}, devices)
+    prediction = predictor.expect({**question, "model": model}, devices)
     serving = prediction["serving"]
     budgets = memory_plan.budgets_mib(devices, prediction["reserve_mib"])
     plan = memory_plan.MemoryPlan(model, serving)

@@ -130,6 +130,14 @@ def test_what_does_not_fit_is_refused_before_a_download(call: t.Any) -> None:
     assert "and large still needs" in call(wanted)["msg"]
 
 
+def test_where_files_are_is_found_without_a_table(call: t.Any, here: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "fact").write_text("damaged")
+    wanted = [{"id": "here", "path": str(here)}]
+    found = call(wanted, state="found")
+    assert [file["path"] for file in found["files"]] == [str(here)] and "lines" not in found
+    assert "It is not known which model is served" in call(wanted, state="listed")["msg"]
+
+
 def test_a_repository_that_was_never_looked_up_is_listed_and_not_verified(call: t.Any) -> None:
     wanted = [{"id": "later", "repo": "owner/Model-GGUF", "quant": "Q4_K_M"}]
     lines = call(wanted, state="listed")["lines"]

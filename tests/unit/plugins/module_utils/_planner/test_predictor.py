@@ -9,8 +9,14 @@ import typing as t
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import predictor
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import known_devices, model_weights
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import (
+    catalogue_fit,
+    configurations,
+    context_table,
+    predictor,
+    quant_table,
+)
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import card_costs, known_devices, model_weights
 
 RECORDED = json.loads(
     (pathlib.Path(__file__).parents[4] / "fixtures" / "dry_run" / "shapes_b11312.json").read_text(encoding="utf-8")
@@ -32,6 +38,21 @@ def ask(model: t.Any = LLAMA, profile: str = "rtx4090_rtx3090", **changes: t.Any
         "bench": {"prompt_tokens": 1024, "generated_tokens": 64, "repetitions": 1},
     }
     return predictor.predict(question, known_devices.profile_devices(profile))
+
+
+def test_only_what_is_shown_makes_the_table_of_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ask()
+    monkeypatch.delattr(context_table, "rows")
+    devices = known_devices.profile_devices("rtx4090_rtx3090")
+    question = {name: whole[name] for name in ("serving", "objective", "reserve_mib")}
+    question["bench"] = {"prompt_tokens": 1024, "generated_tokens": 64, "repetitions": 1}
+    model: t.Any = model_shapes.model(LLAMA)
+    expected = predictor.expect({**question, "model": model}, devices)
+    assert expected == {name: whole[name] for name in whole if name not in ("contexts", "lines")}
+    assert configurations.serves(card_costs.read(["rtx4090_rtx3090"])[0], model, question)["layers"] == [43, 38]
+    found = {"quant": "Q4_K_M", "files": [], "size_bytes": 1, "model": model, "problem": None}
+    assert quant_table.rows([found], question, devices)[0]["layers"] == [43, 38]
+    assert catalogue_fit.words(devices)["llama_3_3_70b_instruct_q4_k_m"].startswith("fits as 43/38")
 
 
 def by_first(prediction: dict[str, t.Any]) -> dict[int, dict[str, t.Any]]:
