@@ -21,6 +21,10 @@ from .tuning_state import State
 Json = dict[str, t.Any]
 
 _MODELS: t.Final = "models of the repository"
+_NO_MODEL: t.Final = (
+    "Nothing says which model to plan for: give -e model_repo=OWNER/NAME for one of the hub, -e model_shape=NAME for a"
+    " well-known one, or -e model_gguf=PATH."
+)
 
 
 def planner(settings: t.Mapping[str, t.Any]) -> Planning:
@@ -43,6 +47,8 @@ class Planning:
     def predict(self, done: t.Sequence[Done]) -> Plan:
         """Return what comes next: the look at a host, the headers of the model, and the prediction."""
         if not self.question.repo and not self.question.profiles:
+            if not self.settings.shape and not self.settings.model_path:
+                return Plan(failure=_NO_MODEL)
             return self._tuning.predict(done)
         state = State(self.settings, done)
         looks = self.question.measured_here if self.question.profiles else not self.settings.profile

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+import sys
 import typing as t
 
 import pytest
@@ -117,6 +118,24 @@ def test_configurations_side_by_side(plan: t.Callable[..., tuple[int, str]], tmp
     fitting = [row for row in comparison["rows"] if row["fits"]]
     assert shown.count('class="card"') == sum(len(row["memory"]) for row in fitting)
     assert "MiB weights" in shown and "rtx3090_x2_nvlink: Llama 3.3 70B Instruct Q4_K_M" in shown
+
+
+def test_a_file_that_is_not_there(plan: t.Callable[..., tuple[int, str]]) -> None:
+    rc, output = plan("-e", json.dumps({"mixed_gpu_profiles": ["rtx5090"]}), "-e", "model_gguf=/wrong.gguf")
+    assert rc == 2 and "prediction: No prediction: /wrong.gguf does not exist yet." in " ".join(output.split())
+
+
+def test_a_comparison_takes_the_libraries_of_ansible(
+    plan: t.Callable[..., tuple[int, str]], hub: server.Hub
+) -> None:
+    """The Python that modules run with on this machine has no huggingface_hub; the one of ansible-playbook has."""
+    rc, output = plan(
+        "-e", json.dumps({"mixed_gpu_profiles": ["rtx3090", "rtx3060_x2"]}), "-e", "model_repo=owner/Model-GGUF",
+        "-e", "quant=q4_k_m", "-e", f"llm_models_hub_endpoint={hub.url}",
+        "-e", f"ansible_python_interpreter={pathlib.Path(sys.executable).resolve()}",
+    )  # fmt: skip
+    assert rc == 0, output
+    assert "Q4_K_M, context 8192" in output
 
 
 def test_a_page_of_quants(plan: t.Callable[..., tuple[int, str]], hub: server.Hub, tmp_path: pathlib.Path) -> None:

@@ -122,6 +122,13 @@ def test_a_quant_of_a_repository_is_compared() -> None:
     assert plan.failure == "No prediction for Q4_K_M of owner/name: m.gguf is no GGUF file."
 
 
+def test_without_cards_and_model_a_plan_says_what_to_give() -> None:
+    given = asked(profiles=[])
+    assert "give -e model_repo=OWNER/NAME" in str(planning.planner(given).predict([]).failure)
+    assert planning.planner({**given, "split_tuning_model_path": "/m.gguf"}).predict([]).steps
+    assert planning.planner({**given, "split_tuning_repo": "owner/name"}).predict([]).steps
+
+
 def test_a_file_that_is_not_there_is_said() -> None:
     planner = planning.planner(asked(model_path="/wrong.gguf"))
     step = planner.predict([]).steps[0]
