@@ -81,6 +81,7 @@ def _sources(comparison: Mapping) -> list[str]:
         "  layer/s, tensor/s: tokens per second, least to most; drafting/s: in the faster mode with speculation; ttft:"
         " time to the first token; W: what the cards draw; $: to pay; RAM: only with experts in RAM",
         f"  tensor/s: reading in parallel, and two exchanges per block ({expected_modes.ALLREDUCE_SOURCE})",
+        *(f"  {each['name']}: NVLink enters no figure" for each in comparison["configurations"] if each["nvlink"]),
         *(f"  drafting/s: {source}" for source in drafting),
         f"  W: {card_costs.DRAWN:.0%} of the power limits and more ({card_costs.DRAWN_SOURCE})",
         *(f"  $ of {card}: {source}" for card, source in sorted(prices.items())),

@@ -52,6 +52,9 @@ def test_the_five_of_the_guide() -> None:
     assert rows["rtx4090_rtx3090"]["layers"] == [43, 38]
     text = "\n".join(comparison["lines"])
     assert all(name in text for name in FIVE) and "does not fit" in text
+    assert [line for line in comparison["lines"] if "NVLink" in line] == [
+        "  rtx3090_x2_nvlink: NVLink enters no figure"
+    ]
     assert set(comparison["others"]) == {
         f"{model['name']} {model['file_type']}" for model in map(model_shapes.model, model_shapes.known())
     } - set(comparison["models"])
