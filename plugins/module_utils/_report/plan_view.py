@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Everything that the HTML page of a plan shows, as text and bar widths. Private. Pure functions only.
 
-The plan is what the planner C(planning) returned: a prediction, the quants of a repository, or a comparison.
+The plan is what the planner C(planning) returned: a prediction, the quants of a repository, a comparison, or lines
+alone that say why there is none.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def view(plan: Mapping) -> Json:
     elif "quants" in plan:
         title, sentences = "Every quant of the repository", [f"{plan['why']}."]
         pictures = [_of_quant(row) for row in plan["quants"] if row["layers"] is not None]
+    elif "prediction" not in plan:
+        title, sentences, pictures = "No prediction", [], []
     else:
         prediction = plan["prediction"]
         title, sentences = str(prediction["model"]["name"]), [f"{prediction['why']}."]
