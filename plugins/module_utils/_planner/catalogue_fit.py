@@ -14,33 +14,37 @@ from .._models import catalogue, model_shapes
 from .._split import layer_split
 from . import predictor
 
-RESERVE_MIB: t.Final = 512
+USUAL_CONTEXT: t.Final = 8192
 #: As the role split_tuning has it.
+_SERVING: t.Final[Json] = {
+    "parallel_slots": 1, "kv_unified": True, "batch_size": 2048, "micro_batch_size": 512, "flash_attention": "on",
+    "cache_type_k": "f16", "cache_type_v": "f16",
+}  # fmt: skip
 _QUESTION: t.Final[Json] = {
-    "serving": {
-        "context_size": 8192, "parallel_slots": 1, "kv_unified": True, "batch_size": 2048, "micro_batch_size": 512,
-        "flash_attention": "on", "cache_type_k": "f16", "cache_type_v": "f16",
-    },
-    "reserve_mib": RESERVE_MIB,
+    "reserve_mib": 512,
     "objective": {"name": "request", "prompt_tokens": 1024, "generated_tokens": 256, "depth_tokens": 0},
     "bench": {"prompt_tokens": 1024, "generated_tokens": 128, "repetitions": 1},
-}  # fmt: skip
+}
 
 
-def words(devices: t.Sequence[Mapping]) -> dict[str, str]:
+def words(devices: t.Sequence[Mapping], context_size: int = USUAL_CONTEXT) -> dict[str, str]:
     """Return what each model with a known shape would give on devices of known_devices; nothing without devices."""
     if not devices:
         return {}
     shapes = {name: model.shape for name, model in catalogue.CATALOGUE.items() if model.shape}
-    return {name: _words(model_shapes.model(shape), devices) for name, shape in shapes.items()}
+    return {name: _words(shape, devices, context_size) for name, shape in shapes.items()}
 
 
-def _words(model: Mapping, devices: t.Sequence[Mapping]) -> str:
-    prediction = predictor.expect({**_QUESTION, "model": model}, devices)
-    best = prediction["best"]
-    if prediction["feasible_splits"] == 0:
-        return "only with experts in RAM" if model["expert_count"] else "does not fit"
-    if best is None:
-        return "fits"
-    split = layer_split.split_name(best["layers"])
-    return f"fits as {split}, about {best['decode_tokens_per_second']:.0f} tokens/s"
+def usable(shape: str, devices: t.Sequence[Mapping], context_size: int) -> Json | None:
+    """Return the row of the prediction to serve a well-known model with, or None where it does not fit."""
+    question = {**_QUESTION, "serving": {**_SERVING, "context_size": context_size}, "model": shape}
+    return predictor.usable(predictor.expect(question, devices))
+
+
+def _words(shape: str, devices: t.Sequence[Mapping], context_size: int) -> str:
+    row = usable(shape, devices, context_size)
+    if row is None:
+        return "only with experts in RAM" if model_shapes.model(shape)["expert_count"] else "does not fit"
+    speed = row["decode_tokens_per_second"]
+    fits = f"fits as {layer_split.split_name(row['layers'])}"
+    return fits if speed is None else f"{fits}, about {speed:.0f} tokens/s"

@@ -24,9 +24,9 @@ def serves(configuration: Configuration, model: Model, question: Mapping) -> Jso
     """
     devices = configuration.devices
     prediction = predictor.expect({**question, "model": model}, devices)
-    best = prediction["best"]
+    best = predictor.usable(prediction)
     row: Json = {"configuration": configuration.name, "model": model["name"], "why": prediction["why"]}
-    if best is None or best["verdict"] != "fits":
+    if best is None:
         return {**row, "fits": False, **dict.fromkeys(("layers", "layer", "tensor", "speculation", "ttft_ms"))}
     serving = t.cast(Serving, prediction["serving"])
     objective = prediction["objective"]

@@ -104,6 +104,18 @@ def expect(question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, t
     return _expected(_asked(question, devices, None))
 
 
+def usable(prediction: t.Mapping[str, t.Any]) -> Json | None:
+    """Return the row to serve with: the best one that leaves the reserve, or None where none does.
+
+    Where it cannot be said which is the fastest, it is the one that leaves the most.
+    """
+    best: Json | None = prediction["best"]
+    if best is not None:
+        return best if best["verdict"] == "fits" else None
+    fitting = [row for row in prediction["rows"] if row["verdict"] == "fits"]
+    return max(fitting, key=lambda row: min(row["headroom_mib"]), default=None)
+
+
 def _expected(asked: _Asked) -> Json:
     problem, devices = asked.problem, asked.devices
     model, reserve = problem.raw["model"], problem.raw["reserve_mib"]

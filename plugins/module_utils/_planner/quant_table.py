@@ -43,8 +43,7 @@ def _row(found: Mapping, question: Mapping, devices: t.Sequence[Mapping]) -> Jso
         for index, (device, budget) in enumerate(zip(devices, budgets, strict=True))
         if plan.mib(_only(index, len(devices), model["block_count"] + 1))[index] <= budget
     ]
-    best = prediction["best"]
-    usable = best if best is not None and best["verdict"] == "fits" else None
+    usable = predictor.usable(prediction)
     told = _nothing() if usable is None else {
         "layers": usable["layers"],
         "mib": usable["mib"],

@@ -9,12 +9,14 @@ import typing as t
 
 from .._base import addresses
 from .._base.errors import UserError
-from .._base.types import Json
+from .._base.types import Json, Mapping
 from .._hardware import known_cards
 from .._models import catalogue
+from .._planner import catalogue_fit
+from .._split import known_devices
 
 MIB: t.Final = 1 << 20
-#: What cards need beside the weights, as a part of them, for the choice of a first model: KV cache, buffers, a context.
+#: What cards need beside the weights, as a part of them, for a model whose shape is not known.
 BESIDE_WEIGHTS: t.Final = 0.1
 VARIABLES: t.Final = "group_vars/mixed_gpu/main.yml"
 VAULT: t.Final = "group_vars/mixed_gpu/vault.yml"
@@ -32,27 +34,34 @@ class Wishes(t.NamedTuple):
 
 
 def cards(host: t.Mapping[str, t.Any]) -> list[Json]:
-    """Return the cards on the PCI bus: name (None where unknown), address, and free_mib where the card is known."""
-    found = known_cards.of_host({**host, "gpus": host.get("gpus")})
-    memory = {card.name: card.free_mib for card in known_cards.CARDS.values()}
-    return [{**card, "free_mib": memory.get(card["name"])} for card in found]
+    """Return the cards on the PCI bus: name (None where unknown) and address."""
+    return known_cards.of_host({**host, "gpus": host.get("gpus")})
 
 
-def model_of(found: t.Sequence[Json], wished: str) -> tuple[str, str]:
+def model_of(found: t.Sequence[Json], wished: str, context_size: int) -> tuple[str, str]:
     """Return the id of the model to begin with, and the reason. UserError for an id that the catalogue lacks."""
     if wished:
         if wished not in catalogue.CATALOGUE:
             raise UserError(f"model is {wished!r}, which is not in the catalogue ({', '.join(catalogue.CATALOGUE)}).")
         return wished, "as wished"
     sizes = {name: model.size_bytes for name, model in catalogue.CATALOGUE.items()}
-    if not found or not all(card["free_mib"] for card in found):
+    known = [card for each in found if (card := known_cards.named(each["name"])) is not None]
+    if not known or len(known) < len(found):
         smallest = min(sizes, key=sizes.__getitem__)
         return smallest, "the smallest of the catalogue, because the memory of the cards is not known"
-    room = sum(card["free_mib"] for card in found) * MIB
-    fitting = {name: size for name, size in sizes.items() if size * (1 + BESIDE_WEIGHTS) < room}
+    room_mib = sum(card.free_mib for card in known)
+    devices = known_devices.card_devices(known)
+    fitting = {name: size for name, size in sizes.items() if _fits(name, devices, room_mib, context_size)}
     if not fitting:
         return "", "none of the catalogue fits; homelab.mixed_gpu.plan -e model_repo=OWNER/NAME tells of others"
-    return max(fitting, key=fitting.__getitem__), f"the largest of the catalogue that fits {room // MIB} MiB"
+    return max(fitting, key=fitting.__getitem__), f"the largest of the catalogue that fits {room_mib} MiB"
+
+
+def _fits(name: str, devices: t.Sequence[Mapping], room_mib: int, context_size: int) -> bool:
+    model = catalogue.CATALOGUE[name]
+    if model.shape:
+        return catalogue_fit.usable(model.shape, devices, context_size) is not None
+    return model.size_bytes * (1 + BESIDE_WEIGHTS) < room_mib * MIB
 
 
 def files(host: t.Mapping[str, t.Any], wishes: Wishes) -> dict[str, str]:
@@ -61,7 +70,7 @@ def files(host: t.Mapping[str, t.Any], wishes: Wishes) -> dict[str, str]:
     if wishes.context_size < 1:
         raise UserError(f"context_size is {wishes.context_size}; it must be at least 1.")
     found = cards(host)
-    model, why = model_of(found, wishes.model)
+    model, why = model_of(found, wishes.model, wishes.context_size)
     return {
         "hosts.yml": _hosts(wishes),
         VARIABLES: _variables(host, found, model, why, wishes.context_size, networks),

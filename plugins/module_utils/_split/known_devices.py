@@ -57,8 +57,12 @@ def read_profile(name: str) -> Profile:
 
 def profile_devices(name: str) -> list[KnownDevice]:
     """Return devices with what is known of their speed for a profile as of read_profile. Raises ValueError."""
-    cards = read_profile(name).cards
-    return [_device(f"CUDA{index}", f"CUDA{index}", known_cards.CARDS[card]) for index, card in enumerate(cards)]
+    return card_devices([known_cards.CARDS[card] for card in read_profile(name).cards])
+
+
+def card_devices(cards: t.Sequence[known_cards.Card]) -> list[KnownDevice]:
+    """Return devices with what is known of their speed for cards in llama.cpp's order."""
+    return [_device(f"CUDA{index}", f"CUDA{index}", card) for index, card in enumerate(cards)]
 
 
 def _device(name: str, identity: str, card: known_cards.Card) -> KnownDevice:

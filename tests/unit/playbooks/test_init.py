@@ -40,6 +40,7 @@ def test_the_largest_model_that_fits_is_chosen_and_the_cards_are_expected():
     assert found["split_tuning_model_id"] == "llama_3_3_70b_instruct_q4_k_m"
     assert found["host_preflight_gpus_expected"] == ["RTX 4090", "RTX 3090"]
     assert found["llama_server_host"] == "127.0.0.1" and found["llama_server_allowed_networks"] == []
+    assert "32b" in variables([FAST, SLOW], context_size=65536)["split_tuning_model_id"]
     assert variables([FAST])["split_tuning_model_id"].endswith("q4_k_m") and "70b" not in str(variables([FAST]))
 
 

@@ -155,7 +155,10 @@ def test_the_table_says_what_fits_this_host(call: t.Any, tmp_path: pathlib.Path)
     told = catalogue_fit.words(devices)
     assert told["llama_3_3_70b_instruct_q4_k_m"].startswith("fits as 43/38, about 17 tokens/s")
     assert told["gpt_oss_120b_mxfp4"] == "only with experts in RAM"
-    assert catalogue_fit.words(known_devices.profile_devices("rtx3060"))["qwen3_8_27b_ud_q4_k_xl"] == "does not fit"
+    small = catalogue_fit.words(known_devices.profile_devices("rtx3060"))
+    assert small["qwen3_8_27b_ud_q4_k_xl"] == "does not fit"
+    assert small["gpt_oss_20b_mxfp4"] == "only with experts in RAM"  # it fits into the reserve alone
+    assert catalogue_fit.words(devices, 131072)["llama_3_3_70b_instruct_q4_k_m"] == "does not fit"
     assert catalogue_fit.words([]) == {}
     empty = call(model_store_info, path=str(tmp_path / "none"), fact_file=str(tmp_path / "fact"))
     lines = model_table.table([], [], empty, told)

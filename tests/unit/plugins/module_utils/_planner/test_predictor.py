@@ -25,6 +25,7 @@ SERVING = {
     "context_size": 8192, "parallel_slots": 1, "kv_unified": True, "batch_size": 2048, "micro_batch_size": 512,
     "flash_attention": "on", "cache_type_k": "f16", "cache_type_v": "f16",
 }
+BENCH = {"prompt_tokens": 1024, "generated_tokens": 64, "repetitions": 1}
 LLAMA = "llama_3_3_70b_q4_k_m"
 
 
@@ -35,7 +36,7 @@ def ask(model: t.Any = LLAMA, profile: str = "rtx4090_rtx3090", **changes: t.Any
     }
     question = {
         "model": model, "serving": {**SERVING, **changes}, "reserve_mib": 512, "objective": objective,
-        "bench": {"prompt_tokens": 1024, "generated_tokens": 64, "repetitions": 1},
+        "bench": BENCH,
     }
     return predictor.predict(question, known_devices.profile_devices(profile))
 
@@ -45,7 +46,7 @@ def test_only_what_is_shown_makes_the_table_of_contexts(monkeypatch: pytest.Monk
     monkeypatch.delattr(context_table, "rows")
     devices = known_devices.profile_devices("rtx4090_rtx3090")
     question = {name: whole[name] for name in ("serving", "objective", "reserve_mib")}
-    question["bench"] = {"prompt_tokens": 1024, "generated_tokens": 64, "repetitions": 1}
+    question["bench"] = BENCH
     model: t.Any = model_shapes.model(LLAMA)
     expected = predictor.expect({**question, "model": model}, devices)
     assert expected == {name: whole[name] for name in whole if name not in ("contexts", "lines")}
@@ -53,6 +54,17 @@ def test_only_what_is_shown_makes_the_table_of_contexts(monkeypatch: pytest.Monk
     found = {"quant": "Q4_K_M", "files": [], "size_bytes": 1, "model": model, "problem": None}
     assert quant_table.rows([found], question, devices)[0]["layers"] == [43, 38]
     assert catalogue_fit.words(devices)["llama_3_3_70b_instruct_q4_k_m"].startswith("fits as 43/38")
+
+
+@pytest.mark.parametrize("profile", ["rtx4090_rtx3090", "rtx3060_x5"])
+def test_of_cards_of_unknown_speed_the_usable_row_leaves_the_reserve(profile: str) -> None:
+    devices = [{**device, "bandwidth_gb_per_s": None} for device in known_devices.profile_devices(profile)]
+    whole = ask(profile=profile)
+    prediction = predictor.expect({**whole, "model": LLAMA, "bench": BENCH}, devices)
+    assert prediction["best"] is None
+    row = predictor.usable(prediction)
+    assert row is not None and row["verdict"] == "fits" and min(row["headroom_mib"]) >= 512
+    assert predictor.usable(whole) == whole["best"]
 
 
 def by_first(prediction: dict[str, t.Any]) -> dict[int, dict[str, t.Any]]:

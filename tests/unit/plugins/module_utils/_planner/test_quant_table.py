@@ -90,6 +90,15 @@ def test_experts_that_have_no_room_are_in_ram(tmp_path: pathlib.Path) -> None:
     assert all(row["layers"] is None and not row["blocks_in_ram"] for row in never)
 
 
+def test_a_quant_fits_cards_of_unknown_speed(tmp_path: pathlib.Path) -> None:
+    unknown = [{**device, "bandwidth_gb_per_s": None} for device in PAIR]
+    rows = quant_table.rows(found(tmp_path, "llama_3_3_70b_q4_k_m", ("Q8_0", "Q4_K_M")), QUESTION, unknown)
+    assert rows[0]["layers"] is None
+    assert sum(rows[1]["layers"]) == 81 and min(rows[1]["left_mib"]) >= QUESTION["reserve_mib"]
+    assert rows[1]["decode_tokens_per_second"] is None
+    assert quant_table.advice(rows).startswith("Q4_K_M is the largest that fits")
+
+
 def test_quants_are_told_apart() -> None:
     every = {
         "M-Q4_K_M.gguf": 5, "UD/M-UD-Q4_K_XL.gguf": 6, "mmproj-F16.gguf": 1, "M-Q8_0-00001-of-00002.gguf": 9,
