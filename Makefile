@@ -1,7 +1,7 @@
 # Two commands matter most: `make demo`, the main job on a sandbox without a GPU, and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help venv lab ready configure demo demo-check demo-clean lab-down test lint units sanity docs importer install-test \
+.PHONY: help venv lab ready configure demo demo-check demo-clean lab-down test lint units sanity docs docs-site importer install-test \
   package-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench \
   bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads bench-watchdog gpu-test \
   build picture requirements clean
@@ -68,6 +68,9 @@ sanity: venv  ## ansible-test sanity on a copy of the working tree
 docs: venv  ## check the documentation of plugins and roles, and the changelog fragments
 	tests/gates/docs.sh
 
+docs-site: venv  ## build/docs: the pages of docs/ and the reference of all plugins and roles, to browse; a minute
+	tests/release/docs_site.sh
+
 units: venv  ## unit tests
 	python -m pytest tests/unit
 
@@ -132,7 +135,7 @@ picture: venv  ## draw docs/images/rooms.svg from the imports
 	python tests/gates/rooms_picture.py --write
 
 requirements:  ## pin again after editing a .in file (needs uv)
-	for f in requirements/development requirements/benchmarks requirements/galaxy_importer roles/host_python/files/requirements \
+	for f in requirements/development requirements/benchmarks requirements/docs requirements/galaxy_importer roles/host_python/files/requirements \
 	  roles/revalidation_timer/files/requirements \
 	  roles/exllamav2/files/requirements_v2 roles/exllamav2/files/requirements_v3; do \
 	  uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
