@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help venv lab ready configure demo demo-check demo-clean lab-down test lint units sanity docs docs-site importer install-test \
+  execution-environment \
   package-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench \
   bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads bench-watchdog gpu-test \
   build picture requirements clean
@@ -82,6 +83,9 @@ package-test: importer install-test
 install-test: build  ## install the built tarball and run its playbooks by name
 	tests/gates/install.sh
 
+execution-environment: build  ## what ansible-builder makes of the built collection; no container engine needed
+	tests/release/execution_environment.sh
+
 molecule: $(addprefix molecule-,$(or $(SCENARIO),$(MOLECULE_SCENARIOS)))  ## the collection on real systemd hosts, without a GPU
 
 molecule-more: $(addprefix molecule-,$(MOLECULE_MORE))  ## the scenarios models (a hub with faults), exllamav2, speculation and experts; half an hour
@@ -135,7 +139,8 @@ picture: venv  ## draw docs/images/rooms.svg from the imports
 	python tests/gates/rooms_picture.py --write
 
 requirements:  ## pin again after editing a .in file (needs uv)
-	for f in requirements/development requirements/benchmarks requirements/docs requirements/galaxy_importer roles/host_python/files/requirements \
+	for f in requirements/development requirements/benchmarks requirements/docs requirements/galaxy_importer \
+	  requirements/execution_environment roles/host_python/files/requirements \
 	  roles/revalidation_timer/files/requirements \
 	  roles/exllamav2/files/requirements_v2 roles/exllamav2/files/requirements_v3; do \
 	  uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
