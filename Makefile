@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help venv lab ready configure demo demo-check demo-clean lab-down test lint units sanity docs docs-site importer install-test \
-  execution-environment \
+  execution-environment release release-trial update-llama-cpp \
   package-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench \
   bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads bench-watchdog gpu-test \
   build picture requirements clean
@@ -85,6 +85,12 @@ install-test: build  ## install the built tarball and run its playbooks by name
 
 execution-environment: build  ## what ansible-builder makes of the built collection; no container engine needed
 	tests/release/execution_environment.sh
+
+release-trial: venv  ## a release in a copy: notes, tarball, Galaxy's importer; VERSION=1.0.0
+	tests/release/trial.sh $(VERSION)
+
+release: venv  ## version and release notes, here; docs/releasing.md has the steps around it; VERSION=1.0.0
+	python tests/release/prepare.py $(VERSION)
 
 molecule: $(addprefix molecule-,$(or $(SCENARIO),$(MOLECULE_SCENARIOS)))  ## the collection on real systemd hosts, without a GPU
 

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A release of this very checkout, copied: versions and notes, by antsibull-changelog itself."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+
+import pytest
+import yaml
+from ansible_collections.homelab.mixed_gpu.tests.release import prepare
+
+
+@pytest.fixture
+def checkout(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A collection with one module and two fragments, of which one speaks of what nobody had."""
+    folder = tmp_path / "ansible_collections/homelab/mixed_gpu"
+    (folder / "plugins/modules").mkdir(parents=True)
+    (folder / "changelogs/fragments").mkdir(parents=True)
+    for name in ("galaxy.yml", "changelogs/config.yaml", "plugins/modules/host_info.py", "README.md"):
+        shutil.copy(prepare.ROOT / name, folder / name)
+    shutil.copytree(prepare.ROOT / "plugins/doc_fragments", folder / "plugins/doc_fragments")
+    (folder / "changelogs/changelog.yaml").write_text("---\nancestor: null\nreleases: {}\n", encoding="utf-8")
+    for name, text in {
+        "a.yml": "---\nbugfixes:\n  - module - what nobody had.\n",
+        "b.yml": "---\nbreaking_changes:\n  - gone.\nminor_changes:\n  - module - is there.\n",
+    }.items():
+        (folder / "changelogs/fragments" / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def text(checkout: pathlib.Path, name: str) -> str:
+    return (checkout / name).read_text(encoding="utf-8")
+
+
+def test_a_first_release_and_the_next(checkout: pathlib.Path) -> None:
+    prepare.main(["1.0.0", str(checkout)])
+    assert yaml.safe_load(text(checkout, "galaxy.yml"))["version"] == "1.0.0"
+    assert "\nversion_added: 1.0.0\n" in text(checkout, "plugins/modules/host_info.py")
+    notes = text(checkout, "CHANGELOG.rst")
+    assert "v1.0.0\n======" in notes and "- module - is there." in notes
+    assert "nobody had" not in notes and "gone" not in notes
+    assert not list((checkout / "changelogs/fragments").glob("*.yml"))
+
+    with pytest.raises(SystemExit, match=r"1\.0\.0 was released on \d{4}-\d\d-\d\d: give a newer version"):
+        prepare.main(["1.0.0", str(checkout)])
+
+    # the next one tells what changed, and what was added before stays added before
+    fragment = checkout / "changelogs/fragments/c.yml"
+    fragment.write_text("---\nbugfixes:\n  - module - works.\n", encoding="utf-8")
+    prepare.main(["1.0.1", str(checkout)])
+    notes = text(checkout, "CHANGELOG.rst")
+    assert "- module - works." in notes and "- module - is there." in notes
+    assert yaml.safe_load(text(checkout, "galaxy.yml"))["version"] == "1.0.1"
+    assert "\nversion_added: 1.0.0\n" in text(checkout, "plugins/modules/host_info.py")
+
+
+def test_what_is_no_version_is_refused(checkout: pathlib.Path) -> None:
+    with pytest.raises(SystemExit, match="give three numbers"):
+        prepare.main(["v1", str(checkout)])
