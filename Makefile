@@ -86,6 +86,9 @@ install-test: build  ## install the built tarball and run its playbooks by name
 execution-environment: build  ## what ansible-builder makes of the built collection; no container engine needed
 	tests/release/execution_environment.sh
 
+update-llama-cpp: venv  ## move the pin of llama.cpp, once it builds and passes; VERSION=0.3.40, or the newest; half an hour
+	$(AS_ROOT) env PYTHONPATH=.venv/collections python tests/release/update_llama_cpp.py "$(VERSION)" "$(BUILD_NUMBER)"
+
 release-trial: venv  ## a release in a copy: notes, tarball, Galaxy's importer; VERSION=1.0.0
 	tests/release/trial.sh $(VERSION)
 

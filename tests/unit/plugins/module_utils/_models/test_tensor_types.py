@@ -14,6 +14,7 @@ import tarfile
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import architectures, tensor_types
+from ansible_collections.homelab.mixed_gpu.tests.release import llama_cpp_pin
 
 TREE = "vendor/llama.cpp"
 WANTED = (
@@ -27,11 +28,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The pinned source, as the sandbox downloaded it, or a tree that MIXED_GPU_LLAMA_SOURCE names."""
     if given := os.environ.get("MIXED_GPU_LLAMA_SOURCE"):
         return pathlib.Path(given)
-    sdists = sorted((CACHE / "downloads").glob("llama_cpp_python-*.tar.gz"))
-    if not sdists:
+    sdist = CACHE / f"downloads/llama_cpp_python-{llama_cpp_pin.pinned(llama_cpp_pin.ROOT).version}.tar.gz"
+    if not sdist.is_file():
         pytest.skip("no source of llama.cpp: build the sandbox once, or set MIXED_GPU_LLAMA_SOURCE to its tree")
     folder = tmp_path_factory.mktemp("source")
-    with tarfile.open(sdists[-1]) as archive:
+    with tarfile.open(sdist) as archive:
         for member in archive:
             inside = member.name.partition("/")[2].removeprefix(f"{TREE}/")
             if member.isfile() and inside.startswith(WANTED):
