@@ -106,7 +106,7 @@ def test_the_choice_beside_every_length_on_every_device(models, pair, measure, s
     }  # fmt: skip
     draft = Draft("draft", models["draft"]["path"], models["draft"], None)
     question = speculation_stage.Question(
-        problem, decision, [draft], ("draft-simple",), dict.fromkeys(TEXTS, 0.5)
+        problem, decision, [], [draft], ("draft-simple",), dict.fromkeys(TEXTS, 0.5)
     )  # fmt: skip
     loads = []
     while (wanted := speculation_stage.Stage(question, loads).next_load) is not None:

@@ -13,7 +13,7 @@ import typing as t
 
 from .._base.types import Mapping
 from .._models import vocabulary
-from .._split import layer_split, memory_plan, speculation
+from .._split import cost_model, layer_split, memory_plan, speculation
 from .._split.layer_split import Layers
 from .._split.speculation import Offer
 from .._split.split_problem import Problem
@@ -47,29 +47,36 @@ class Found:
     refused: list[str]
 
 
-def draft_serving(serving: Mapping) -> Serving:
-    """Return the serving profile of a draft: the context and the types of KV cache of its target."""
-    return t.cast(Serving, dict(serving))
+def memory_of(problem: Problem, decision: Mapping) -> memory_plan.MemoryPlan:
+    """Return the memory of every split with the micro-batch that is decided."""
+    serving: Serving = {**problem.memory.serving, "micro_batch_size": decision["micro_batch_size"]}
+    return memory_plan.MemoryPlan(problem.memory.model, serving)
 
 
-def draft_mib(draft: Draft, serving: Mapping) -> int:
-    """Return what a draft takes of the device that holds it: as planned, or as llama.cpp's dry run says if more."""
+def draft_mib(draft: Draft, serving: Serving) -> int:
+    """Return what a draft takes of the device that holds it: as planned, or as llama.cpp's dry run says if more.
+
+    C(serving): of its target, which it shares context and types of KV cache with.
+    """
     model = t.cast(Model, draft.model)
-    planned = memory_plan.MemoryPlan(model, draft_serving(serving)).mib([model["block_count"] + 1])[0]
+    planned = memory_plan.MemoryPlan(model, serving).mib([model["block_count"] + 1])[0]
     return max(planned, draft.mib or 0)
 
 
 class Offers:
     """What is offered beside one decision."""
 
-    def __init__(self, problem: Problem, decision: Mapping, drafts: t.Sequence[Draft], kinds: t.Sequence[str]) -> None:
-        """Take a checked problem, its decision, and the kinds that may be tried."""
-        self.problem, self.decision, self.drafts, self.kinds = problem, decision, drafts, kinds
+    def __init__(
+        self, problem: Problem, decision: Mapping, splits: t.Sequence[Layers], drafts: t.Sequence[Draft],
+        kinds: t.Sequence[str],
+    ) -> None:  # fmt: skip
+        """Take a checked problem, its decision, the splits that remain, and the kinds that may be tried."""
+        self.problem, self.decision, self.splits, self.drafts, self.kinds = problem, decision, splits, drafts, kinds
         self.layers: Layers = tuple(decision["layers"])
         self.ids = [str(device["id"]) for device in problem.raw["devices"]]
         self.reference_ms = 1000 / decision["decode_tokens_per_second"]
-        self.serving = {**problem.raw["serving"], "micro_batch_size": decision["micro_batch_size"]}
-        self.model = problem.memory.model
+        self.memory = memory_of(problem, decision)
+        self.serving, self.model = self.memory.serving, self.memory.model
 
     def find(self) -> Found:
         """Return what is offered and what is not."""
@@ -112,11 +119,11 @@ class Offers:
         if not blocks:
             return
         place = layer_split.output_device(self.layers)
-        cells = memory_plan.context_cells(t.cast(Serving, self.serving))[1]
+        cells = memory_plan.context_cells(self.serving)[1]
         types = (self.serving["cache_type_k"], self.serving["cache_type_v"])
         cache = sum(memory_plan.row_bytes(self.model["nextn_kv_elements"] // 2, kind) for kind in types) * cells
         width, forward = self.model["embedding_length"], self.model["feed_forward_length"]
-        tokens = memory_plan.micro_batch_tokens(t.cast(Serving, self.serving))
+        tokens = memory_plan.micro_batch_tokens(self.serving)
         compute = 4 * (tokens * (3 * width + 3 * forward) + self.model["vocabulary_size"])
         needed = -(-(self.model["nextn_bytes"] + cache + compute) // memory_plan.MIB)
         on_device = [needed if index == place else 0 for index in range(len(self.ids))]
@@ -170,15 +177,15 @@ class Offers:
         if all(want <= left for want, left in zip(needed, room, strict=True)):
             return self.layers, self.reference_ms
         costs = (self.decision.get("fit") or {}).get("decode_ms_per_layer")
-        own = self.problem.candidate(self.layers)
-        if self.decision["split_mode"] != "layer" or not costs or own is None:
+        if self.decision["split_mode"] != "layer" or not costs:
             return None
-        # another micro-batch takes other buffers
-        less = [planned - left for planned, left in zip(own.headroom, room, strict=True)]
         fitting = [
-            (self._fitted_ms(costs, candidate.layers), candidate.layers)
-            for candidate in self.problem.fitting
-            if all(w + d <= h for w, d, h in zip(needed, less, candidate.headroom, strict=True))
+            (self._fitted_ms(costs, layers), layers)
+            for layers in self.splits
+            if all(
+                held + own <= budget
+                for held, own, budget in zip(self.memory.mib(layers), needed, self.problem.budgets, strict=True)
+            )
         ]
         if not fitting:
             return None
@@ -186,5 +193,4 @@ class Offers:
         return layers, max(0.1 * self.reference_ms, self.reference_ms + best_ms - self._fitted_ms(costs, self.layers))
 
     def _fitted_ms(self, costs: t.Sequence[float], layers: Layers) -> float:
-        amounts = self.problem.weights.amounts("decode", layers)
-        return sum(cost * amount for cost, amount in zip(costs, amounts, strict=True))
+        return cost_model.decode_ms(costs, self.problem.weights.amounts("decode", layers))

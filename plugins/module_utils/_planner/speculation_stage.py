@@ -14,12 +14,12 @@ import statistics
 import typing as t
 
 from .._base.types import Json, Mapping
-from .._split import speculation
-from .._split.layer_split import split_name
+from .._split import memory_plan, speculation
+from .._split.layer_split import Layers, split_name
 from .._split.speculation import Arm, Offer, ServedLoad, TextResult
 from .._split.split_problem import Problem
 from . import speculation_search, speculation_words
-from .speculation_offers import Draft, Found, Offers
+from .speculation_offers import Draft, Found, Offers, memory_of
 
 PURPOSE: t.Final = "speculation"
 #: What C(auto) tries.
@@ -28,10 +28,11 @@ AUTO: t.Final = (*speculation.LINE_KINDS, "ngram-mod")
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What is asked: the decision so far, the drafts, the kinds that may be tried, the texts with their weights."""
+    """What is asked: the decision so far, the splits that remain, drafts, kinds to try, and the weights of texts."""
 
     problem: Problem
     decision: Mapping
+    splits: t.Sequence[Layers]
     drafts: t.Sequence[Draft]
     kinds: t.Sequence[str]
     weights: Mapping
@@ -79,7 +80,7 @@ class Stage:
     def found(self) -> Found:
         """All that is offered."""
         question = self.question
-        return Offers(question.problem, question.decision, question.drafts, question.kinds).find()
+        return Offers(question.problem, question.decision, question.splits, question.drafts, question.kinds).find()
 
     @functools.cached_property
     def failed(self) -> list[Mapping]:
@@ -198,9 +199,10 @@ class Stage:
         decision, offer = self.question.decision, self._offer_of(arm)
         layers = offer.layers if offer is not None else tuple(decision["layers"])
         mib, room = decision["mib"], decision["headroom_mib"]
-        other = self.question.problem.candidate(layers) if list(layers) != list(decision["layers"]) else None
-        if other is not None:
-            mib, room = other.mib, other.headroom
+        if list(layers) != list(decision["layers"]):
+            problem = self.question.problem
+            mib = memory_of(problem, decision).mib(layers)
+            room = memory_plan.headroom_mib(mib, problem.budgets)
         own = self.found.mib.get(arm.family) or (0,) * len(layers)
         return {
             **speculation.as_json(arm),
@@ -277,6 +279,18 @@ def settled(decision: Mapping, outcome: Mapping | None) -> Json:
     if kept is None:
         return found
     if list(decision["layers"]) != kept["layers"]:
-        # the speeds that were measured are those of the split before
-        found |= {"decode_tokens_per_second": None, "prefill_tokens_per_second": None}
+        where, without = split_name(kept["layers"]), split_name(decision["layers"])
+        # what was measured and said of splits is about the split before
+        found |= {
+            "decode_tokens_per_second": None,
+            "prefill_tokens_per_second": None,
+            "single_device": sum(map(bool, kept["layers"])) == 1,
+            "verdict": "inconclusive",
+            "advice": [],
+            "best_by_objective": {},
+            "range_percent": None,
+            "gain_over_default_percent": None,
+            "gain_interval_percent": None,
+            "why": f"{where} instead of {without} leaves the draft its room. Without a draft: {decision['why']}",
+        }
     return found | {name: kept[name] for name in ("layers", "mib", "headroom_mib")}

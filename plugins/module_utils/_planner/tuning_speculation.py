@@ -70,7 +70,8 @@ class Speculation:
             return None
         problem = split_problem.read_problem(self.state.problem)
         decision = t.cast(Mapping, self.state.plan["decision"])
-        question = speculation_stage.Question(problem, decision, self.drafts, self.kinds, self.texts[1])
+        splits = [tuple(row["layers"]) for row in self.state.plan["feasible"]]
+        question = speculation_stage.Question(problem, decision, splits, self.drafts, self.kinds, self.texts[1])
         return speculation_stage.Stage(question, self.state.all_loads)
 
     def settled(self, decided: Json) -> Json:

@@ -64,7 +64,7 @@ def gain_words(entry: Mapping) -> str:
     if list(default) == list(decision["layers"]) and (not experts or gain == 0.0):
         return f"{engine} would have chosen the same split ({vector(default)})."
     if gain is None:
-        return f"{name} ({vector(default)}) was not measured."
+        return f"It was not compared with {name} {vector(default)}."
     within = f" (95% interval {percent(bounds[0])} to {percent(bounds[1])}%)" if bounds else ""
     if decision["verdict"] == "faster":
         return f"It takes {percent(gain)}% less time than {name} {vector(default)}{within}."

@@ -10,8 +10,11 @@ import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import steps
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import tuning
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner.speculation_offers import Draft, Found, Offers
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import words
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import memory_plan, split_problem
 
-from .test_tuning import MODEL, Host, Json, recorded, variables
+from .test_tuning import BLOCKS, MODEL, Host, Json, recorded, variables
 
 VOCABULARY = {
     "kind": "gpt2", "size": 2048, "sums": ["a", "b"], "bos_token": 1, "eos_token": 2, "adds_bos": True,
@@ -250,6 +253,49 @@ def test_the_split_moves_where_the_draft_needs_its_room(host: SpeculatingHost) -
     assert served is not None and [place["layers"] for place in entry["placement"]] == served["layers"]
     assert min(entry["decision"]["headroom_mib"]) >= 0
     assert entry["decision"]["mib"] == served["mib"]
+    # what was said of splits is not said of another one
+    decision = entry["decision"]
+    assert decision["verdict"] == "inconclusive" and decision["best_by_objective"] == {}
+    assert decision["gain_over_default_percent"] is None and decision["gain_interval_percent"] is None
+    assert "leaves the draft its room. Without a draft: " in decision["why"]
+    said = words.gain_words({"decision": {**decision, "layers": served["layers"]}})
+    assert said.startswith("It was not compared with llama.cpp's default split")
+
+
+def moved(host: SpeculatingHost, splits: t.Sequence[tuple[int, ...]] = ()) -> Found:
+    """Return the offers beside the decision of a tuning, for a draft that only another split leaves room for."""
+    tuning_done = host.tune(speculation="none").result["tuning"]  # type: ignore[index]
+    problem, plan = split_problem.read_problem(tuning_done["problem"]), tuning_done["plan"]
+    decision = plan["decision"]
+    draft = Draft("d", "/srv/d.gguf", DRAFT, decision["headroom_mib"][0] + 20)
+    splits = splits or [tuple(row["layers"]) for row in plan["feasible"]]
+    return Offers(problem, decision, splits, [draft], ["draft-simple"]).find()
+
+
+def test_a_split_that_is_out_is_not_moved_to(host: SpeculatingHost) -> None:
+    first = next(offer for offer in moved(host).offers if offer.device == "GPU-1")
+    left = [split for split in ((count, BLOCKS + 1 - count) for count in range(1, BLOCKS)) if split != first.layers]
+    assert next(offer for offer in moved(host, left).offers if offer.device == "GPU-1").layers != first.layers
+    assert not [offer for offer in moved(host, [(BLOCKS, 1)]).offers if offer.device == "GPU-1"]
+
+
+def test_another_split_has_the_memory_of_the_decided_micro_batch(host: SpeculatingHost) -> None:
+    def smaller_is_faster(step: steps.Step) -> Json:
+        result = SpeculatingHost.split_benchmark(host, step)
+        for row in result["load"]["results"]:
+            if row.get("micro_batch_size") == 256:
+                row["samples_ms"] = [ms / 2 for ms in row["samples_ms"]]
+        return result
+
+    host.split_benchmark = smaller_is_faster  # type: ignore[method-assign]
+    asked = {"objective": "request", "prompt_tokens": 1000, "generated_tokens": 100, "micro_batches": [256]}
+    room = recorded(host.tune(**asked, speculation="none"))["decision"]["headroom_mib"][0]
+    host.draft = {**DRAFT, "block_bytes": [(room + 20) * 2**20 // DRAFT_BLOCKS] * DRAFT_BLOCKS}
+    entry = recorded(host.tune(**asked, **SETTINGS))
+    assert entry["serving"]["micro_batch_size"] == 256
+    served = entry["decision"]["speculation"]["served"]
+    held = memory_plan.MemoryPlan(MODEL, entry["serving"]).mib(served["layers"])
+    assert served["mib"] == [mib + own for mib, own in zip(held, served["own_mib"], strict=True)]
 
 
 def test_an_objective_that_waits_for_no_text_tries_nothing(host: SpeculatingHost) -> None:
