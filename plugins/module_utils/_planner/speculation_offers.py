@@ -9,6 +9,7 @@ taken, by the fitted costs of layer mode, and what it loses is part of the offer
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing as t
 
 from .._base.types import Mapping
@@ -18,8 +19,11 @@ from .._split.layer_split import Layers
 from .._split.speculation import Offer
 from .._split.split_problem import Problem
 from .._split.types import Model, Serving
+from . import expected_speeds
 
-#: Drafted tokens at most where each keeps a copy of a recurrent state.
+#: Kinds of which each drafted token keeps a copy of a recurrent state on the devices; others have a checkpoint in RAM
+#: (need_n_rs_seq of llama.cpp b11312, common.h). Drafted tokens at most where it does.
+WITH_STATE: t.Final = ("draft-mtp", "draft-eagle3")
 MOST_WITH_STATE: t.Final = 4
 
 
@@ -141,27 +145,29 @@ class Offers:
 
     def _offer(self, found: Found, offer: Offer, on_device: t.Sequence[int]) -> bool:
         """Add an offer with the split beside it; return whether there is one."""
-        state = self._state_mib()
-        most = min(offer.most_drafted, MOST_WITH_STATE) if any(state) else offer.most_drafted
-        needed = tuple(own + most * kept for own, kept in zip(on_device, state, strict=True))
+        copied = offer.kind in WITH_STATE and any(self.model.get("block_sequence_bytes") or ())
+        most = min(offer.most_drafted, MOST_WITH_STATE) if copied else offer.most_drafted
+
+        def needed(layers: Layers) -> tuple[int, ...]:
+            state = self._state_mib(layers) if copied else [0] * len(layers)
+            return tuple(own + most * kept for own, kept in zip(on_device, state, strict=True))
+
         beside = self._beside(needed)
         if beside is None:
             return False
         layers, target_ms = beside
         whole = dataclasses.replace(offer, layers=layers, target_ms=target_ms, most_drafted=most)
         found.offers.append(whole)
-        found.mib[offer.kind, offer.draft, offer.device] = needed
+        found.mib[offer.kind, offer.draft, offer.device] = needed(layers)
         return True
 
-    def _state_mib(self) -> list[int]:
-        """Return the recurrent state of one sequence on each device, of which every drafted token keeps a copy."""
-        states = self.model.get("block_sequence_bytes") or []
-        found, start = [], 0
-        for count in self.layers:
-            own = sum(states[start : start + count]) * self.serving["parallel_slots"]
-            found.append(-(-own // memory_plan.MIB))
-            start += count
-        return found
+    def _state_mib(self, layers: Layers) -> list[int]:
+        """Return the recurrent state of all slots on each device."""
+        states = self.model["block_sequence_bytes"]
+        held = expected_speeds.stages(states, layers)
+        if self.decision["split_mode"] == "tensor":
+            held = [sum(states) * share / sum(layers) for share in layers]
+        return [math.ceil(own * self.serving["parallel_slots"] / memory_plan.MIB) for own in held]
 
     def _ms_per_byte(self, place: int) -> float:
         """Return what reading a byte takes on a device, by the fitted costs, else as in the whole model."""
@@ -171,10 +177,10 @@ class Offers:
             return float(costs[place]) * self.problem.slots / total
         return self.reference_ms / total
 
-    def _beside(self, needed: t.Sequence[int]) -> tuple[Layers, float] | None:
+    def _beside(self, needed: t.Callable[[Layers], tuple[int, ...]]) -> tuple[Layers, float] | None:
         """Return the fastest split that leaves C(needed) MiB of each device, and what a token takes with it (ms)."""
         room = self.decision["headroom_mib"]
-        if all(want <= left for want, left in zip(needed, room, strict=True)):
+        if all(want <= left for want, left in zip(needed(self.layers), room, strict=True)):
             return self.layers, self.reference_ms
         costs = (self.decision.get("fit") or {}).get("decode_ms_per_layer")
         if self.decision["split_mode"] != "layer" or not costs:
@@ -184,7 +190,7 @@ class Offers:
             for layers in self.splits
             if all(
                 held + own <= budget
-                for held, own, budget in zip(self.memory.mib(layers), needed, self.problem.budgets, strict=True)
+                for held, own, budget in zip(self.memory.mib(layers), needed(layers), self.problem.budgets, strict=True)
             )
         ]
         if not fitting:

@@ -298,6 +298,32 @@ def test_another_split_has_the_memory_of_the_decided_micro_batch(host: Speculati
     assert served["mib"] == [mib + own for mib, own in zip(held, served["own_mib"], strict=True)]
 
 
+def offered(host: SpeculatingHost, kind: str, **changes: t.Any) -> Found:
+    """Return what is offered of a kind for a model with a recurrent state of 20 MiB in its first blocks."""
+    host.target = {  # type: ignore[misc]
+        **MODEL, "vocabulary": VOCABULARY, "nextn_blocks": 1, "nextn_bytes": 2**20, "nextn_kv_elements": 128,
+        "block_sequence_bytes": [2**20] * 20 + [0] * (BLOCKS - 20),
+    }  # fmt: skip
+    done = host.tune(speculation="none").result["tuning"]  # type: ignore[index]
+    problem, decision = split_problem.read_problem(done["problem"]), {**done["plan"]["decision"], **changes}
+    draft = Draft("d", "/srv/d.gguf", host.draft, None)
+    return Offers(problem, decision, [decision["layers"]], [draft], [kind]).find()
+
+
+def test_tensor_mode_shares_a_recurrent_state(host: SpeculatingHost) -> None:
+    found = offered(host, "draft-mtp", split_mode="tensor", layers=[6, 2], headroom_mib=[200, 200])
+    (offer,) = found.offers
+    own = found.mib[offer.kind, "", "GPU-2"]
+    assert offer.most_drafted == 4 and own[0] == 4 * 15 and own[1] > 4 * 5
+
+
+@pytest.mark.parametrize("kind", ["draft-simple", "ngram-mod"])
+def test_a_kind_with_a_checkpoint_in_ram_keeps_no_state_on_devices(host: SpeculatingHost, kind: str) -> None:
+    found = offered(host, kind, headroom_mib=[15, 15])
+    assert found.offers and all(offer.most_drafted in (0, 7) for offer in found.offers)
+    assert all(sum(own) < 20 for own in found.mib.values())
+
+
 def test_an_objective_that_waits_for_no_text_tries_nothing(host: SpeculatingHost) -> None:
     plan = host.tune(**SETTINGS, objective="ttft")
     assert plan.result is not None and not host.arms
