@@ -12,7 +12,8 @@ import statistics
 import typing as t
 
 from .._base.steps import Done, Step
-from .._split import context_room
+from .._split import context_room, memory_plan
+from .._split.types import Serving
 from . import context_stage, estimate_stage, expert_rival, tuning_experts
 from .tuning_state import OWN_PLACEMENT, PROBE, TENSOR_QUESTION, State
 
@@ -247,8 +248,8 @@ def draft_dry_run(state: State, draft: str, blocks: int) -> Step:
 
 def speculation(state: State, wanted: Mapping) -> Step:
     """Have a server with one way to speculate answer all texts."""
-    settings, serving = state.settings, state.serving
-    most = int(serving["context_size"]) // int(serving["parallel_slots"]) - settings.speculation_tokens - 8
+    settings = state.settings
+    most = memory_plan.context_cells(t.cast(Serving, state.serving))[0] - settings.speculation_tokens - 8
     arguments = {
         **_measuring(state),
         "llama_server": f"{settings.llama_cpp}/bin/llama-server",

@@ -351,6 +351,14 @@ def test_a_request_counts_the_prompt_as_well(host: SpeculatingHost) -> None:
     assert "speculation" in recorded(host.tune(**SETTINGS, **asked))
 
 
+@pytest.mark.parametrize(("unified", "tokens"), [(True, 2048 - 101 - 8), (False, 1024 - 101 - 8)])
+def test_the_long_prompt_is_as_long_as_a_slot_sees(host: SpeculatingHost, unified: bool, tokens: int) -> None:
+    asked = {"parallel_slots": 2, "kv_unified": unified, "objective": "decode", "prompt_tokens": 4096}
+    assert host.tune(**SETTINGS, **asked).result is not None
+    loads = [item.step for item in host.done if item.step.module == "speculation_benchmark"]
+    assert loads and {step.args["prompt_tokens"] for step in loads} == {tokens}
+
+
 def test_another_draft_or_text_measures_again(host: SpeculatingHost) -> None:
     host.keep(host.tune(**SETTINGS))
     assert host.modules and not host.tune(**SETTINGS).steps and host.modules == ["split_tuning_info"]
