@@ -16,10 +16,10 @@ import typing as t
 
 from .._base import text
 from .._base.types import Json, Mapping
-from .._split import cost_model, expert_placement, layer_split, memory_plan, model_weights
+from .._split import cost_model, expert_placement, layer_split, memory_plan, model_weights, workload
 from .._split.expert_placement import ExpertPlacement
 from .._split.split_problem import Problem
-from . import expert_plane, expert_why
+from . import expected_speeds, expert_costs, expert_plane, expert_why
 
 #: What two channels of RAM reach of their peak, in GB/s: DDR4-3200 (51.2) and DDR5-5600 (89.6).
 RAM_GB_PER_S: t.Final = (45.0, 75.0)
@@ -33,44 +33,46 @@ LINK_SHARE: t.Final = 0.8
 class Speeds:
     """Expected times of placements of one problem."""
 
-    def __init__(self, problem: Problem, devices: t.Sequence[Mapping], launch_ms: float) -> None:
-        self.problem, self.launch_ms = problem, launch_ms
+    def __init__(self, problem: Problem, devices: t.Sequence[Mapping]) -> None:
         self.prompt, self.generated = problem.counted(problem.objective)
-        self.model = problem.memory.model
-        depth = problem.depth_tokens + problem.prompt_tokens + problem.generated_tokens // 2
-        self.read = model_weights.bytes_read(self.model, problem.memory.serving, depth)
-        self.work = [2.0 * weights for weights in self.model.get("block_weights") or self.model["block_bytes"]]
-        self.used = self.model["expert_used_count"] / max(1, self.model["expert_count"])
-        self.bytes_per_ms = [(d["bandwidth_gb_per_s"] or 0.0) * d["fraction"] * 1e6 for d in devices]
-        self.operations_per_ms = [(d["prefill_tflops"] or 0.0) * 1e9 for d in devices]
+        self.model, serving = problem.memory.model, problem.memory.serving
+        objective = workload.read_objective("objective", problem.raw["objective"])
+        published = expected_speeds.Speeds(self.model, serving, objective, expected_speeds.published(devices))
+        self.rates, self.launch_ms = published.rates, published.launch_ms
+        self.read = model_weights.bytes_read(self.model, serving, published.depth)
+        self.weigher = expert_costs.Weigher(problem)
         links = (problem.raw.get("experts_in_ram") or {}).get("links_gb_per_s")
         self.link_gb_per_s = LINK_SHARE * links[0] if links and links[0] else LINK_GB_PER_S
 
     def decode_ms(self, placement: ExpertPlacement, ram_gb_per_s: float) -> float | None:
         """Return the time of a token, or None where a used device's bandwidth is not known."""
         in_ram = [*expert_placement.block_ram_bytes(self.model, placement), 0]
-        total, start = self.launch_ms, 0
-        for count, rate in zip(placement.layers, self.bytes_per_ms, strict=True):
+        used, total, start = self.weigher.used, self.launch_ms, 0
+        for count, rate in zip(placement.layers, self.rates.read_bytes, strict=True):
             own = slice(start, start + count)
             start += count
             if count and not rate:
                 return None
-            total += max(0.0, sum(self.read[own]) - self.used * sum(in_ram[own])) / rate if count else 0.0
-        return total + self.used * sum(in_ram) / (ram_gb_per_s * 1e6)
+            total += max(0.0, sum(self.read[own]) - used * sum(in_ram[own])) / rate if count and rate else 0.0
+        return total + used * sum(in_ram) / (ram_gb_per_s * 1e6)
 
     def prefill_ms(self, placement: ExpertPlacement, micro_batch: int, prompt: int) -> float | None:
         """Return the time of a prompt, or None where a used device's rate is not known."""
-        in_ram = expert_placement.block_ram_bytes(self.model, placement)
+        in_ram = [*expert_placement.block_ram_bytes(self.model, placement), 0]
         batches = cost_model.micro_batches(prompt, micro_batch)
         total, start = batches * sum(in_ram) / (self.link_gb_per_s * 1e6), 0
-        first = next(rate for rate, count in zip(self.operations_per_ms, placement.layers, strict=True) if count)
-        for count, rate in zip(placement.layers, self.operations_per_ms, strict=True):
-            own = range(start, min(start + count, len(self.work)))
+        first = next(rate for rate, count in zip(self.rates.operations, placement.layers, strict=True) if count)
+        for count, rate in zip(placement.layers, self.rates.operations, strict=True):
+            own = range(start, start + count)
             start += count
-            if count and not (rate and first):
+            if not count:
+                continue
+            if not (rate and first):
                 return None
-            away = sum(self.work[b] * min(1.0, self.used * in_ram[b] / max(1.0, self.read[b])) for b in own)
-            total += prompt * ((sum(self.work[b] for b in own) - away) / rate + away / first) if count else 0.0
+            away = sum(self.weigher.expert_work(block, in_ram[block]) for block in own)
+            # two operations per weight and token
+            here = sum(self.weigher.work[block] for block in own) - away
+            total += 2 * prompt * (here / rate + away / first)
         return total
 
     def objective_ms(self, placement: ExpertPlacement, micro_batch: int) -> float | None:
@@ -85,16 +87,16 @@ class Speeds:
         return None if math.isnan(total) else total
 
 
-def expect(problem: Problem, devices: t.Sequence[Mapping], launch_ms: float) -> Json | None:
+def expect(problem: Problem, devices: t.Sequence[Mapping]) -> Json | None:
     """Return what predictor.expect does, or None where no experts go into RAM.
 
-    Raises UserError for a wrong problem.experts_in_ram. C(launch_ms): what launching kernels takes per token.
+    Raises UserError for a wrong problem.experts_in_ram.
     """
     if not expert_plane.wanted(problem):
         return None
     given = problem.raw.get("experts_in_ram") or {}
     plane = expert_plane.Plane(problem, problem.budgets, given.get("ram_mib"))
-    speeds = Speeds(problem, devices, launch_ms)
+    speeds = Speeds(problem, devices)
     rows = []
     for size in expert_plane.micro_batches(problem):
         found = [_row(problem, plane, speeds, placement, size) for placement in plane.candidates(size)]
@@ -113,7 +115,7 @@ def expect(problem: Problem, devices: t.Sequence[Mapping], launch_ms: float) -> 
         "feasible_splits": len(rows),
         "default_layers": None,
         "best": best,
-        "launch_ms": launch_ms,
+        "launch_ms": speeds.launch_ms,
         "link_gb_per_s": speeds.link_gb_per_s,
         "experts_in_ram": True,
     }

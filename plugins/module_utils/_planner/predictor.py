@@ -120,11 +120,11 @@ def _expected(asked: _Asked) -> Json:
     problem, devices = asked.problem, asked.devices
     model, reserve = problem.raw["model"], problem.raw["reserve_mib"]
     free = memory_plan.budgets_mib(devices, 0)
-    speeds = expected_speeds.Speeds(problem.memory.model, problem.memory.serving, asked.objective, asked.rates)
     if problem.raw["experts_in_ram"] is not None:
-        with_experts = expert_prediction.expect(problem, devices, speeds.launch_ms)
+        with_experts = expert_prediction.expect(problem, devices)
         if with_experts is not None:
             return with_experts
+    speeds = expected_speeds.Speeds(problem.memory.model, problem.memory.serving, asked.objective, asked.rates)
     rows = [
         _row(problem, speeds, layers, free, reserve) for layers in _with_the_best(problem, speeds, len(devices))
     ]

@@ -7,11 +7,16 @@ import typing as t
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import expert_prediction, predictor
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import (
+    expert_prediction,
+    known_costs,
+    predictor,
+)
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     expert_placement,
     known_devices,
     memory_plan,
+    model_weights,
 )
 
 SERVING = {
@@ -21,7 +26,9 @@ SERVING = {
 GPT = "gpt_oss_120b_mxfp4"
 
 
-def ask(profile: str = "rtx4090_rtx3090", model: t.Any = GPT, **changes: t.Any) -> dict[str, t.Any]:
+def ask(
+    profile: str = "rtx4090_rtx3090", model: t.Any = GPT, known: known_costs.Known | None = None, **changes: t.Any
+) -> dict[str, t.Any]:
     objective = {
         "name": changes.pop("name", "request"), "prompt_tokens": changes.pop("prompt", 1024),
         "generated_tokens": changes.pop("generated", 256), "depth_tokens": 0,
@@ -32,7 +39,7 @@ def ask(profile: str = "rtx4090_rtx3090", model: t.Any = GPT, **changes: t.Any) 
         "model": model, "serving": {**SERVING, **changes}, "reserve_mib": 512, "objective": objective,
         "bench": {"prompt_tokens": 1024, "generated_tokens": 64, "repetitions": 1}, "experts_in_ram": experts,
     }  # fmt: skip
-    return predictor.predict(question, known_devices.profile_devices(profile))
+    return predictor.predict(question, known_devices.profile_devices(profile), known)
 
 
 def test_gpt_oss_120b_on_a_4090_a_3090_and_64_gb() -> None:
@@ -80,6 +87,15 @@ def test_a_narrow_link_makes_prompts_slower_and_tokens_not() -> None:
     assert narrow["ttft_ms"] > 2 * wide["ttft_ms"]
     assert narrow["decode_interval"] == wide["decode_interval"]
     assert ask(links=[31.5, 31.5])["link_gb_per_s"] == pytest.approx(expert_prediction.LINK_SHARE * 31.5)
+
+
+def test_launches_count_whatever_an_earlier_tuning_has_measured() -> None:
+    fit = {
+        "decode_ms_per_layer": [0.1, 0.2], "prefill_ms_per_layer": [1.0, 2.0], "prefill_overlap": 1.0, "error": 0.01,
+        "average_layer": model_weights.of_average_layer(model_shapes.model(GPT), SERVING, 64, 512), "spread": {},
+    }  # fmt: skip
+    prediction = ask(known=known_costs.of_fit("another-c8192", fit, []))
+    assert prediction["launch_ms"] > 1 and prediction == ask()
 
 
 def test_an_objective_without_a_prompt_is_about_tokens_alone() -> None:
