@@ -33,6 +33,17 @@ class Question:
     rates: expected_speeds.Rates
 
 
+def beside(devices: t.Sequence[Mapping], own_mib: t.Sequence[int]) -> list[Mapping]:
+    """Return the devices without the MiB that something else takes of each."""
+    return [
+        {
+            **device,
+            **{name: device[name] - own for name in ("free_mib", "budget_mib") if device.get(name) is not None},
+        }
+        for device, own in zip(devices, own_mib, strict=True)
+    ]
+
+
 def rows(question: Question) -> list[Json]:
     """Return the rows, type by type; each has the fields of C(contexts) in docs/data_formats.md."""
     budgets = memory_plan.budgets_mib(question.devices, question.reserve_mib)
@@ -157,8 +168,8 @@ def _cell(value: Mapping | None) -> str:
     return shown if value["low"] is None else f"{shown} ({text.number(value['low'])} to {text.number(value['high'])})"
 
 
-def source(rates: expected_speeds.Rates) -> str:
-    """Return in one sentence where the speeds come from."""
+def source(rates: expected_speeds.Rates, own_mib: t.Sequence[int] = ()) -> str:
+    """Return in one sentence where the speeds come from; C(own_mib): what a draft takes of each device."""
     if rates.error is None:
         return (
             "predicted: what a token reads of weights and KV cache, over the bandwidth that published runs reached;"
@@ -171,7 +182,8 @@ def source(rates: expected_speeds.Rates) -> str:
             " (a deployment with split_tuning_depth tells)"
         )
     measured = f"the costs that the tuning of {rates.deployment} measured"
-    return f"interpolated from {measured}, with intervals of 95 %; {depth}"
+    taken = f"; drafting has its {sum(own_mib)} MiB, and its cache grows with the context, too" if any(own_mib) else ""
+    return f"interpolated from {measured}, with intervals of 95 %; {depth}{taken}"
 
 
 def lines(found: t.Sequence[Mapping], devices: t.Sequence[Mapping]) -> list[str]:

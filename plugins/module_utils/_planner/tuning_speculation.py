@@ -63,6 +63,12 @@ class Speculation:
             found.append(Draft(name, entry["path"], model, asked["mib"][0] if asked else None))
         return found
 
+    @property
+    def own_mib(self) -> list[int]:
+        """What drafting takes of each device (MiB), where it is served."""
+        served = (self.state.decision["speculation"] or {}).get("served")
+        return list(served["own_mib"]) if served else [0] * len(self.state.devices)
+
     @functools.cached_property
     def stage(self) -> speculation_stage.Stage | None:
         """The stage; None where it is not tried."""

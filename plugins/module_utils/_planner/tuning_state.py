@@ -318,17 +318,17 @@ class State:
         fit, settings = self.decision.get("fit"), self.settings
         if not self.engine.dry_run or not fit or self.decision["split_mode"] != "layer":
             return None
-        if self.decision.get("experts_in_ram"):
-            return None  # the advice says what a smaller context would give
-        model, ids = t.cast(Model, self.model), [device["id"] for device in self.devices]
+        if self.decision.get("experts_in_ram"):  # the advice says what a smaller context would give
+            return None
+        model, ids, own = t.cast(Model, self.model), [device["id"] for device in self.devices], self.speculation.own_mib
         others = known_costs.fits_of(self.look["record"]["models"], self.parts, ids, model)
-        known = known_costs.of_fit(settings.deployment, fit, others)
-        rates = expected_speeds.measured(known)
+        rates = expected_speeds.measured(known_costs.of_fit(settings.deployment, fit, others))
         objective = workload.read_objective("objective", self.workload["objective"])
         question = context_table.Question(
-            model, t.cast(Serving, self.served), self.devices, settings.reserve_mib, objective, rates
-        )
-        return {"rows": context_table.rows(question), "source": context_table.source(rates)}
+            model, t.cast(Serving, self.served), context_table.beside(self.devices, own), settings.reserve_mib,
+            objective, rates,
+        )  # fmt: skip
+        return {"rows": context_table.rows(question), "source": context_table.source(rates, own)}
 
     @functools.cached_property
     def baseline(self) -> Json | None:

@@ -14,7 +14,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner.specula
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import words
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import memory_plan, split_problem
 
-from .test_tuning import BLOCKS, MODEL, Host, Json, recorded, variables
+from .test_tuning import BLOCKS, FREE_MIB, MODEL, Host, Json, recorded, variables
 
 VOCABULARY = {
     "kind": "gpt2", "size": 2048, "sums": ["a", "b"], "bos_token": 1, "eos_token": 2, "adds_bos": True,
@@ -124,6 +124,19 @@ def test_a_draft_that_is_faster_is_recorded_and_served(host: SpeculatingHost) ->
     assert after["--spec-draft-n-max"] == str(served["n_max"])
     assert plan.result is not None and plan.result["lines"][-1] == found["why"]
     assert found["why"].startswith("draft-simple d on CUDA0 n-max") and "less time" in found["why"]
+
+
+def test_other_contexts_leave_the_draft_its_memory(host: SpeculatingHost) -> None:
+    entry = recorded(host.tune(**SETTINGS))
+    contexts, own = entry["decision"]["contexts"], entry["decision"]["speculation"]["served"]["own_mib"]
+    fitting = [row for row in contexts["rows"] if row["layers"]]
+    assert fitting and sum(own) > 0
+    for row in fitting:
+        types = {name: row[name] for name in ("context_size", "cache_type_k", "cache_type_v")}
+        held = memory_plan.MemoryPlan(MODEL, {**entry["serving"], **types}).mib(row["layers"])
+        whole = [sum(parts) for parts in zip(held, own, row["left_mib"], strict=True)]
+        assert whole == [FREE_MIB, FREE_MIB] and min(row["left_mib"]) >= 0
+    assert f"drafting has its {sum(own)} MiB, and its cache grows with the context" in contexts["source"]
 
 
 def test_the_first_token_that_differs_is_told(host: SpeculatingHost) -> None:
