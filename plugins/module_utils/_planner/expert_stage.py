@@ -27,7 +27,7 @@ from .._base.types import Json
 from .._split import expert_placement
 from .._split.expert_placement import ExpertPlacement
 from .._split.split_problem import Problem
-from . import expert_decision, expert_loads, expert_plane, expert_rival, expert_threads, expert_why
+from . import expert_decision, expert_loads, expert_plane, expert_rival, expert_threads, expert_why, failed_loads
 from .expert_evidence import Evidence
 from .expert_loads import Arm, Run
 
@@ -37,8 +37,6 @@ MOST_BEFORE: t.Final = 5
 MORE_LOADS: t.Final = 3
 #: Loads that failed and do not count among these, at most.
 MOST_FAILED: t.Final = 6
-#: Failures alike, one after the other, that are not about placements.
-ALIKE: t.Final = 3
 #: Where only decoding counts, the share of blocks more in RAM that gives the line a second point.
 SECOND_POINT: t.Final = 0.25
 
@@ -93,8 +91,9 @@ def _next_step(evidence: Evidence, left: int) -> Step:
     lost = next((run for run in runs if run.status == "device_lost"), None)
     if lost is not None:
         return Step("impossible", expert_why.lost(lost))
-    if len(runs) >= ALIKE and _alike(runs[-ALIKE:]):
-        return Step("impossible", expert_why.alike(runs[-1]))
+    alike = failed_loads.alike_in_a_row(runs)
+    if alike is not None:
+        return Step("impossible", expert_why.alike(alike))
     if runs and left > 0 and _once_more(runs):
         return Step("retry", expert_why.retry(runs[-1]), _repeated(evidence, runs[-1]))
     if not evidence.candidates():
@@ -104,10 +103,6 @@ def _next_step(evidence: Evidence, left: int) -> Step:
         if step is not None:
             return step
     return _confirm(evidence, left)
-
-
-def _alike(runs: t.Sequence[Run]) -> bool:
-    return not any(run.ok or run.status == "out_of_memory" for run in runs) and len({r.status for r in runs}) == 1
 
 
 def _once_more(runs: t.Sequence[Run]) -> bool:

@@ -19,6 +19,10 @@ import typing as t
 from .._split.layer_split import Layers
 from .._split.measured_loads import Load
 from .._split.split_problem import LOADS_PER_DEVICE, Problem
+from .expert_loads import Run
+
+#: A load of a layer split, or of a placement with experts in RAM.
+AnyLoad = t.TypeVar("AnyLoad", Load, Run)
 
 #: So many failures alike, one after the other, are not about splits.
 ALIKE: t.Final = 3
@@ -128,7 +132,7 @@ def settled(loads: t.Sequence[Load], may_repeat: bool) -> tuple[dict[Layers, Loa
     return out, again
 
 
-def alike_in_a_row(loads: t.Sequence[Load]) -> Load | None:
+def alike_in_a_row(loads: t.Sequence[AnyLoad]) -> AnyLoad | None:
     """Return the last load where it and those before it failed in the same way, other than by memory; else None."""
     last = loads[-ALIKE:]
     if len(last) < ALIKE or any(load.ok or load.status == "out_of_memory" for load in last):

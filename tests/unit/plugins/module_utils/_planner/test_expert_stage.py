@@ -225,6 +225,13 @@ def test_what_no_placement_cures_ends_the_campaign(fate: t.Any, words: str, coun
     assert fate[1][1] in plan["why"]
 
 
+def test_crashes_of_different_kinds_are_no_failure_alike() -> None:
+    reasons = ("it ended with 139", "CUDA error: invalid argument", "it ended with 1", "GGML_ASSERT failed")
+    fate = {number: ("crashed", reason) for number, reason in enumerate(reasons, 1)}
+    plan, _loads = machine.Machine(machine.make_problem(), fate=fate).drive()
+    assert plan["decision"] is not None
+
+
 def test_memory_that_runs_out_again_and_again_ends_too() -> None:
     fate = {n: ("out_of_memory", "the device is full") for n in range(1, 40)}
     plan, loads = machine.Machine(machine.make_problem(), fate=fate).drive()
