@@ -313,5 +313,6 @@ def _budgets(problem: Problem, runs: t.Sequence[Run]) -> list[int]:
     for device, limit in too_much.items():
         if any(run.ok and run.placement.layers[device] for run in runs):
             middle = (held[device] + limit) // 2
-            budgets[device] = middle if failed < MOST_SEARCHED else held[device]
+            # llama.cpp's own placement may have held more than the problem allows
+            budgets[device] = min(problem.budgets[device], middle if failed < MOST_SEARCHED else held[device])
     return budgets

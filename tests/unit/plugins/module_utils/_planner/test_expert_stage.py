@@ -29,6 +29,11 @@ from ansible_collections.homelab.mixed_gpu.tests.fixtures.experts import machine
 
 Json = dict[str, t.Any]
 
+#: llama.cpp's own placement, whose memory no plan counts.
+OVERRIDE: Json = {
+    "blocks": [], "partial": None, "threads": 8, "no_host": False, "override": "blk.1.ffn_up_exps.weight=CPU"
+}  # fmt: skip
+
 
 def least_ms(simulated: machine.Machine) -> float:
     """Return the true least of the objective over splits, micro-batches, threads and kinds of host memory."""
@@ -349,3 +354,19 @@ def test_what_a_short_device_holds_is_searched_from_both_sides() -> None:
     # never what is known to be too much, and never less than what was held
     for count in range(2, len(runs)):
         assert held <= expert_evidence.Evidence(checked, runs[:count]).plane.budgets[0] < failed
+
+
+def test_no_device_may_hold_more_than_the_problem_allows() -> None:
+    problem = machine.make_problem()
+    simulated = machine.Machine(problem, fate={2: ("out_of_memory", "out of memory: 90 MiB more were wanted on CUDA0")})
+    loads = [
+        simulated.measure({
+            "label": f"load {number}", "split_mode": "layer", "layers": layers, "experts_in_ram": OVERRIDE,
+            "load": number, "purpose": "confirm", "tests": problem["tests"],
+        })
+        for number, layers in ((1, [12, 13]), (2, [14, 11]))
+    ]  # fmt: skip
+    checked = split_problem.read_problem(problem)
+    evidence = expert_evidence.Evidence(checked, expert_loads.read(checked, loads))
+    assert evidence.ok and evidence.plane.mib(evidence.ok[0].placement, 512)[0] > checked.budgets[0]
+    assert evidence.plane.budgets == checked.budgets
