@@ -173,9 +173,9 @@ class Plane:
             return None
         return self._within_ram(placement)
 
-    def on_device(self, block: int) -> int:
-        """Return the bytes that the experts of a block have on a device."""
-        return int(self.expert_bytes[block] * self.problem.memory.weight_factor)
+    def on_device(self, block: int, in_ram: int = 0) -> int:
+        """Return the bytes that the experts of a block have on a device, without those C(in_ram)."""
+        return int((self.expert_bytes[block] - in_ram) * self.problem.memory.weight_factor)
 
     def _parts_in_ram(self, block: int, room: int) -> tuple[str, ...]:
         """Return the fewest bytes of parts of a block that must be in RAM; none where it has to be there as a whole."""
@@ -185,7 +185,7 @@ class Plane:
             for count in range(1, len(self.parts))
             for parts in itertools.combinations(self.parts, count)
         ]
-        fitting = [choice for choice in choices if self.expert_bytes[block] - choice[0] <= room]
+        fitting = [choice for choice in choices if self.on_device(block, choice[0]) <= room]
         return min(fitting)[1] if fitting else ()
 
     def _within_ram(self, placement: ExpertPlacement) -> ExpertPlacement | None:

@@ -60,6 +60,18 @@ def test_each_split_has_the_fewest_experts_in_ram_that_memory_allows(size: int) 
         assert all(count == 0 for device, count in enumerate(placed.counts) if device != first)
 
 
+def test_weights_that_count_more_than_their_bytes_fit_as_well() -> None:
+    model = machine.make_model()
+    cache = memory_plan.kv_bytes(model, machine.make_problem()["serving"])
+    told = {"weights": 1.5, "compute": 1.0, "planned_bytes": cache, "cache_bytes": cache}
+    plane = plane_of((700, 680), model={**model, "memory_corrections": told})
+    placed = plane.candidates(512)
+    assert any(placement.partial for placement in placed)
+    for placement in placed:
+        left = plane.headroom(placement, 512)
+        assert min(mib for mib, count in zip(left, placement.layers, strict=True) if count) >= 0, placement
+
+
 def test_experts_of_another_device_move_only_where_nothing_else_fits() -> None:
     plane = plane_of((900, 800))
     assert all(placed.counts[1] == 0 or placed.layers[0] == 0 for placed in plane.candidates(512))
