@@ -87,7 +87,7 @@ def micro_batches(problem: Problem) -> list[int]:
     if not prompt or problem.prefill_test is None:
         return [base]
     configured = problem.raw.get("micro_batches") or []
-    sizes = sorted({size for size in (base, *configured, *LARGE_MICRO_BATCHES) if base <= size <= context})
+    sizes = sorted({base, *(size for size in (*configured, *LARGE_MICRO_BATCHES) if base < size <= context)})
     return [size for size, smaller in zip(sizes, [0, *sizes], strict=False) if smaller < tokens]
 
 

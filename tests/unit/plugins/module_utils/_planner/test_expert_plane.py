@@ -148,6 +148,11 @@ def test_a_wrong_mode_is_named(mode: t.Any) -> None:
         ({"objective": {"name": "request", "prompt_tokens": 800, "generated_tokens": 64}, "micro_batches": [768]},
          [512, 768, 1024]),
         ({"objective": {"name": "decode", "prompt_tokens": 0, "generated_tokens": 64}}, [512]),
+        # a slot sees fewer tokens than a micro-batch has
+        ({"objective": {"name": "request", "prompt_tokens": 100, "generated_tokens": 64},
+          "serving": {**machine.make_problem()["serving"], "parallel_slots": 16, "kv_unified": False},
+          "tests": [{"kind": "prefill", "n_prompt": 128, "n_gen": 0, "n_depth": 0, "repetitions": 2},
+                    {"kind": "decode", "n_prompt": 0, "n_gen": 32, "n_depth": 0, "repetitions": 3}]}, [512]),
     ],
 )  # fmt: skip
 def test_micro_batches_end_with_the_first_that_takes_the_whole_prompt(
