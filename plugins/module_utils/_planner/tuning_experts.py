@@ -7,8 +7,9 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json, Mapping
-from .._split import known_devices
-from . import expert_threads
+from .._split import context_room, known_devices
+from .._split.types import Model, Serving
+from . import context_stage, expert_threads
 from .tuning_settings import Settings
 
 #: What the system and its other programs keep of the RAM.
@@ -59,17 +60,20 @@ def fingerprint_part(settings: Settings) -> Json:
     return {} if told == default else told
 
 
-def card_ids(settings: Settings, gpus: t.Sequence[Mapping], model: Mapping) -> list[str]:
+def card_ids(settings: Settings, gpus: t.Sequence[Mapping], model: Mapping, serving: Mapping) -> list[str]:
     """Return the cards in the order of the devices: where experts go into RAM, the one with the widest link first.
 
-    C(model): of gguf_info, empty where it was not read.
+    C(model): of gguf_info, empty where it was not read. The largest context is one with which the model fits.
     """
     ids = [str(gpu["id"]) for gpu in gpus]
-    total = sum(gpu.get("memory_total_mib") or 0 for gpu in gpus)
     asked = mode(settings)
-    large = model.get("size_bytes", 0) > total * (1 << 20) and asked != "never"
-    if not model.get("block_expert_bytes") or not (large or (isinstance(asked, int) and asked > 0)):
+    if not ids or not model.get("block_expert_bytes") or asked in ("never", 0):
         return ids
+    if asked == "auto":
+        budgets = [max(0, (gpu.get("memory_total_mib") or 0) - settings.reserve_mib) for gpu in gpus]
+        known = t.cast(Model, model), t.cast(Serving, serving), budgets
+        if context_stage.asked(serving) or context_room.Room(*known).fits:
+            return ids
     links = {str(gpu["id"]): _link(gpu) or 0.0 for gpu in gpus}
     return sorted(ids, key=lambda card_id: -links[card_id])
 

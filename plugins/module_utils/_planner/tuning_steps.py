@@ -70,8 +70,8 @@ def probe_sizes(state: State) -> Step:
 
 def devices(state: State) -> Step:
     """List the devices as the engine sees them."""
-    weighed = state.result("weigh") or {}
-    cards = tuning_experts.card_ids(state.settings, state.gpus, weighed.get("model") or {})
+    model = (state.result("weigh") or {}).get("model") or {}
+    cards = tuning_experts.card_ids(state.settings, state.gpus, model, state.asked_serving)
     return state.family.devices(cards, state.environment)
 
 

@@ -15,6 +15,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import ste
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import (
     planning_settings,
     tuning,
+    tuning_experts,
     tuning_settings,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record, memory_plan
@@ -761,6 +762,25 @@ def test_the_card_with_the_widest_link_is_the_first_where_experts_are_in_ram() -
     dense = Host([{**gpu, "memory_total_mib": 24576} for gpu in gpus])
     listed = (dense.tune().result or {})["tuning"]["problem"]["devices"]
     assert [device["id"] for device in listed] == ["GPU-1", "GPU-2"]
+
+
+@pytest.mark.parametrize(
+    ("memory_mib", "reserve_mib", "context", "ids"),
+    [
+        # smaller than both cards together, and too large with what is kept free
+        (1300, 256, 2048, ["GPU-2", "GPU-1"]),
+        (1300, 0, 2048, ["GPU-1", "GPU-2"]),
+        (1300, 256, "max", ["GPU-1", "GPU-2"]),
+    ],
+)
+def test_cards_are_ordered_by_the_rule_that_puts_experts_into_ram(
+    memory_mib: int, reserve_mib: int, context: t.Any, ids: list[str]
+) -> None:
+    gpus = [{**gpu, "pcie_width": width, "pcie_generation_max": 4, "memory_total_mib": memory_mib}
+            for gpu, width in zip(GPUS, (4, 16), strict=True)]  # fmt: skip
+    settings = tuning_settings.read(variables(reserve_mib=reserve_mib))
+    serving = {**machine.make_problem()["serving"], "context_size": context}
+    assert tuning_experts.card_ids(settings, gpus, machine.make_model(), serving) == ids
 
 
 def test_a_model_that_may_not_use_ram_fails_with_the_cure() -> None:
