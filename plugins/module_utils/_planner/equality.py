@@ -9,7 +9,7 @@ import math
 import statistics
 
 from .._base import stats
-from .._split import layer_search
+from .._split import cost_model, layer_search
 from .._split.split_problem import Candidate
 from . import anchors, choice
 from .evidence import Evidence, is_single, room_of
@@ -19,6 +19,35 @@ EQUIVALENCE_FACTOR = 3.0
 
 #: A split counts as good as any only when it loses no more indifferences than this, nine times of ten.
 SURE_FACTOR = 1.5
+
+#: What is compared with itself.
+SAME = cost_model.Comparison(0.0, 0.0, 0.0, None)
+
+
+def verdict(result: cost_model.Comparison, indifference: float, single: bool) -> str:
+    """Return faster, no_difference or inconclusive for a comparison, by its 95 % interval between loads.
+
+    faster: the interval excludes zero and the difference is more than C(indifference), whichever of the two it favours;
+    C(single) says that one of them has one load alone, which is not enough. no_difference: the difference is at most
+    the indifference, and the interval lies within EQUIVALENCE_FACTOR times that.
+    """
+    if result.low is None or result.high is None:
+        return "inconclusive"
+    limit = 100 * indifference
+    if not single and abs(result.percent) > limit and (result.low > 0 or result.high < 0):
+        return "faster"
+    widest = max(abs(result.low), abs(result.high))
+    if abs(result.percent) <= limit and widest <= EQUIVALENCE_FACTOR * limit:
+        return "no_difference"
+    return "inconclusive"
+
+
+def gain(result: cost_model.Comparison | None) -> tuple[float | None, list[float] | None]:
+    """Return how much less a choice takes than another one (percent), and the interval; None where unknown."""
+    if result is None:
+        return None, None
+    ends = None if result.low is None or result.high is None else [round(result.low, 2), round(result.high, 2)]
+    return round(result.percent, 2), ends
 
 
 def as_good_as_default(evidence: Evidence) -> Candidate | None:

@@ -20,7 +20,7 @@ import math
 import typing as t
 
 from .._base import least_squares
-from .._split import cost_model, expert_placement, known_devices, model_weights
+from .._split import cost_model, expert_placement, known_devices, layer_weights, model_weights
 from .._split.expert_placement import ExpertPlacement
 from .._split.split_problem import Problem
 
@@ -84,9 +84,8 @@ class Weigher:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        model, serving, test = problem.memory.model, problem.memory.serving, problem.decode_test
-        depth = 0.0 if test is None else test.n_depth + test.n_gen / 2
-        self.read = model_weights.bytes_read(model, serving, depth)
+        model = problem.memory.model
+        self.read = model_weights.bytes_read(model, problem.memory.serving, problem.tested_depth)
         self.work = [float(value) for value in model.get("block_weights") or model["block_bytes"]] + [0.0]
         sizes = model.get("block_expert_bytes") or {}
         blocks = [sum(own) for own in zip(*sizes.values(), strict=True) if any(own)]
@@ -95,7 +94,7 @@ class Weigher:
         speeds = {kind: self._probed(kind) or self.card_speeds(kind) for kind in ("decode", "prefill")}
         #: Bytes that each device reads in a ms, weights that it multiplies with a token in a ms; None where unknown.
         self.speeds = speeds
-        self.rates = {kind: _relative(self._slowness(kind)) for kind in speeds}
+        self.rates = {kind: layer_weights.relative(self._slowness(kind)) for kind in speeds}
         self._known: dict[ExpertPlacement, Amounts] = {}
 
     def _slowness(self, kind: str) -> list[float]:
@@ -169,11 +168,6 @@ def _mean_time(speeds: t.Sequence[float]) -> float:
     return sum(1 / speed for speed in speeds) / len(speeds)
 
 
-def _relative(values: t.Sequence[float]) -> list[float]:
-    mean = sum(values) / len(values)
-    return [value / mean for value in values]
-
-
 def fit_decode(points: t.Sequence[Point], weigher: Weigher, noise: float) -> Decode | None:
     """Return the coefficients of decoding, or None without a point."""
     if not points:
@@ -206,11 +200,6 @@ def fit_prefill(points: t.Sequence[Point], weigher: Weigher, noise: float) -> Pr
     if compute is not None and compute * typical.features[1] < typical.ms:
         prior[1] = (compute, COMPUTE_ERROR * compute)
     return Prefill(*_ridge(points, noise, prior))
-
-
-def predict(fit: Decode | Prefill, features: t.Sequence[float]) -> float:
-    """Return the predicted time in ms."""
-    return sum(own * feature for own, feature in zip(fit, features, strict=True))
 
 
 def _ridge(points: t.Sequence[Point], noise: float, prior: t.Sequence[tuple[float, float]]) -> list[float]:

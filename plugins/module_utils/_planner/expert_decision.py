@@ -10,29 +10,20 @@ import typing as t
 
 from .._base import stats
 from .._base.types import Json
-from .._split import expert_placement, workload
+from .._split import cost_model, expert_placement, workload
 from .._split.expert_placement import ExpertPlacement
 from .._split.split_problem import Problem
-from . import equality, expert_costs, expert_plane, expert_rival, expert_why
+from . import equality, expert_plane, expert_rival, expert_why
 from .expert_evidence import Evidence
 from .expert_loads import Arm, Run
 
 
 def verdict_of(evidence: Evidence, chosen: Arm, rival: Arm | None) -> str:
-    """Return faster, no_difference or inconclusive for two measured arms, as layer_decision.verdict_of does."""
+    """Return faster, no_difference or inconclusive for two measured arms (equality.verdict)."""
     if rival is None or not evidence.objectives(chosen) or not evidence.objectives(rival):
         return "inconclusive"
-    result = evidence.compare(chosen, rival)
-    if result.low is None or result.high is None:
-        return "inconclusive"
-    indifference = 100 * evidence.problem.indifference
     single = min(len(evidence.objectives(chosen)), len(evidence.objectives(rival))) < 2
-    if not single and abs(result.percent) > indifference and (result.low > 0 or result.high < 0):
-        return "faster"
-    widest = max(abs(result.low), abs(result.high))
-    if abs(result.percent) <= indifference and widest <= equality.EQUIVALENCE_FACTOR * indifference:
-        return "no_difference"
-    return "inconclusive"
+    return equality.verdict(evidence.compare(chosen, rival), evidence.problem.indifference, single)
 
 
 def decide(evidence: Evidence, winner: Arm, rival: Arm | None) -> Json:
@@ -46,7 +37,7 @@ def decide(evidence: Evidence, winner: Arm, rival: Arm | None) -> Json:
     own = expert_rival.own_arm(evidence)
     mib = evidence.plane.mib(chosen.placement, chosen.micro_batch)
     ram_mib = expert_plane.ram_mib(problem.memory.model, chosen.placement)
-    gain, interval = _gain_over(evidence, chosen, own)
+    gain, interval = equality.gain(_against(evidence, chosen, own))
     decode, prefill = (_mean(evidence.measured(kind, chosen)) for kind in ("decode", "prefill"))
     prompt, _generated = problem.counted(problem.objective)
     return {
@@ -113,16 +104,11 @@ def _mean(values: t.Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _gain_over(evidence: Evidence, chosen: Arm, own: Arm | None) -> tuple[float | None, list[float] | None]:
-    """Return how much less the chosen arm takes than llama.cpp's own (percent), with its interval."""
+def _against(evidence: Evidence, chosen: Arm, own: Arm | None) -> cost_model.Comparison | None:
+    """Return the chosen arm compared with llama.cpp's own; None where one of them was not measured."""
     if own is None or not evidence.objectives(own) or not evidence.objectives(chosen):
-        return None, None
-    if own == chosen:
-        return 0.0, [0.0, 0.0]
-    result = evidence.compare(chosen, own)
-    if result.low is None or result.high is None:
-        return round(result.percent, 2), None
-    return round(result.percent, 2), [round(result.low, 2), round(result.high, 2)]
+        return None
+    return equality.SAME if own == chosen else evidence.compare(chosen, own)
 
 
 def feasible(evidence: Evidence, micro_batch: int) -> list[Json]:
@@ -158,7 +144,8 @@ def _residual(evidence: Evidence, kind: str) -> float | None:
     points = evidence.points(kind)
     if fit is None or len(points) <= len(fit):
         return None
-    return round(100 * max(abs(expert_costs.predict(fit, p.features) / p.ms - 1) for p in points), 2)
+    predicted = [cost_model.decode_ms(fit, point.features) for point in points]
+    return round(cost_model.residual_percent(predicted, [point.ms for point in points]), 2)
 
 
 def _rounded(value: float | None, digits: int = 5) -> float | None:

@@ -110,9 +110,8 @@ class Evidence:
         fit = self.decode_fit if kind == "decode" else self.prefill_fit
         if fit is None:
             return None
-        plain = expert_costs.predict(
-            fit, amounts.decode if kind == "decode" else amounts.prefill(prompt, arm.micro_batch)
-        )
+        features = amounts.decode if kind == "decode" else amounts.prefill(prompt, arm.micro_batch)
+        plain = cost_model.decode_ms(fit, features)
         factor = self._no_host_factor(kind) if arm.placement.no_host else 1.0
         return plain * factor / self.curve.factor(kind, arm.placement.threads)
 

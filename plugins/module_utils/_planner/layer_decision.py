@@ -8,6 +8,7 @@ import statistics
 import typing as t
 
 from .._base import stats
+from .._split import cost_model
 from .._split.layer_split import Layers
 from .._split.measured_loads import Load
 from .._split.split_problem import Candidate, Json
@@ -19,12 +20,10 @@ SHOWN_OBJECTIVES = ("decode", "prefill", "ttft", "request")
 
 
 def verdict_of(evidence: Evidence, chosen: Candidate, rival: Candidate | None) -> str:
-    """Return faster, no_difference or inconclusive for two measured splits, by the 95 % interval between their loads.
+    """Return faster, no_difference or inconclusive for two measured splits (equality.verdict).
 
-    faster: the interval excludes zero and the difference is more than the indifference, whichever of the two it
-    favours; both have two loads at least, or how loads scatter is known from an earlier tuning whose costs hold.
-    no_difference: the difference is at most the indifference, and the interval lies within three times that; or all
-    splits are equal within three times that (equality.equal_within).
+    One load of each is enough where an earlier tuning, whose costs hold, says how loads scatter. No difference is it as
+    well where all splits are equal (equality.equal_within).
     """
     if rival is None or not evidence.count(chosen.layers) or not evidence.count(rival.layers):
         return "inconclusive"
@@ -33,15 +32,7 @@ def verdict_of(evidence: Evidence, chosen: Candidate, rival: Candidate | None) -
     if within is not None and within <= 100 * equality.EQUIVALENCE_FACTOR * evidence.problem.indifference:
         return "no_difference"
     result = evidence.compare("objective", chosen.layers, rival.layers)
-    if result.low is None or result.high is None:
-        return "inconclusive"
-    indifference = 100 * evidence.problem.indifference
-    if not single and abs(result.percent) > indifference and (result.low > 0 or result.high < 0):
-        return "faster"
-    widest = max(abs(result.low), abs(result.high))
-    if abs(result.percent) <= indifference and widest <= equality.EQUIVALENCE_FACTOR * indifference:
-        return "no_difference"
-    return "inconclusive"
+    return equality.verdict(result, evidence.problem.indifference, single)
 
 
 def decide(evidence: Evidence, winner: Candidate, rival: Candidate | None, known_verdict: str | None = None) -> Json:
@@ -54,7 +45,7 @@ def decide(evidence: Evidence, winner: Candidate, rival: Candidate | None, known
             verdict = verdict_of(evidence, chosen, other)
     problem = evidence.problem
     default = evidence.by_layers.get(problem.default)
-    gain, interval = _gain_over(evidence, chosen, default)
+    gain, interval = equality.gain(_against(evidence, chosen, default))
     decode, prefill = (
         evidence.measured(kind, chosen.layers) if evidence.load_means(kind, chosen.layers) else None
         for kind in ("decode", "prefill")
@@ -120,18 +111,13 @@ def _instead(evidence: Evidence, loser: Candidate, rival: Candidate) -> tuple[Ca
     return (rival, loser) if best == rival else (best, rival)
 
 
-def _gain_over(
+def _against(
     evidence: Evidence, chosen: Candidate, default: Candidate | None
-) -> tuple[float | None, list[float] | None]:
-    """Return how much less the chosen split takes than the engine's default (percent), with its interval."""
+) -> cost_model.Comparison | None:
+    """Return the chosen split compared with the engine's default; None where that was not measured."""
     if default is None or not evidence.count(default.layers):
-        return None, None
-    if default == chosen:
-        return 0.0, [0.0, 0.0]
-    result = evidence.compare("objective", chosen.layers, default.layers)
-    if result.low is None or result.high is None:
-        return round(result.percent, 2), None
-    return round(result.percent, 2), [round(result.low, 2), round(result.high, 2)]
+        return None
+    return equality.SAME if default == chosen else evidence.compare("objective", chosen.layers, default.layers)
 
 
 def _best_by(evidence: Evidence, name: str, chosen: Layers) -> list[int] | None:

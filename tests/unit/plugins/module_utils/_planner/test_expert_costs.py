@@ -12,7 +12,11 @@ import typing as t
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import expert_costs
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner.expert_costs import Point
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import expert_placement, split_problem
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
+    cost_model,
+    expert_placement,
+    split_problem,
+)
 from ansible_collections.homelab.mixed_gpu.tests.fixtures.experts import machine
 
 RECORDED = pathlib.Path(machine.__file__).with_name("h200x2.jsonl")
@@ -61,10 +65,10 @@ def test_what_is_exactly_linear_is_found_with_two_points_and_the_prior() -> None
     fit = expert_costs.fit_decode(points, weigher, 0.001)
     assert fit is not None
     for count in (9, 12, 18):
-        assert expert_costs.predict(fit, weigher.amounts(placed(count)).decode) == pytest.approx(ms(count), rel=0.01)
+        assert cost_model.decode_ms(fit, weigher.amounts(placed(count)).decode) == pytest.approx(ms(count), rel=0.01)
     one = expert_costs.fit_decode(points[:1], weigher, 0.001)
     assert one is not None and min(one) >= 0
-    assert expert_costs.predict(one, points[0].features) == pytest.approx(points[0].ms, rel=0.01)
+    assert cost_model.decode_ms(one, points[0].features) == pytest.approx(points[0].ms, rel=0.01)
 
 
 def test_nothing_measured_is_no_fit() -> None:
@@ -118,7 +122,7 @@ def test_two_recorded_numbers_of_blocks_foretell_the_others() -> None:
     fit = expert_costs.fit_decode(known, weigher, 0.02)
     assert fit is not None
     for key, point in decode.items():
-        assert expert_costs.predict(fit, point.features) == pytest.approx(point.ms, rel=0.1), key
+        assert cost_model.decode_ms(fit, point.features) == pytest.approx(point.ms, rel=0.1), key
 
 
 def test_two_recorded_numbers_of_blocks_foretell_the_prompts_of_the_others() -> None:
@@ -133,7 +137,7 @@ def test_two_recorded_numbers_of_blocks_foretell_the_prompts_of_the_others() -> 
     assert len(known) == 4 and len(prompts) == 10
     fit = expert_costs.fit_prefill(known, weigher, 0.02)
     assert fit is not None
-    apart = {key: abs(expert_costs.predict(fit, point.features) / point.ms - 1) for key, point in prompts.items()}
+    apart = {key: abs(cost_model.decode_ms(fit, point.features) / point.ms - 1) for key, point in prompts.items()}
     assert max(off for (_n, split, size), off in apart.items() if size == 2048 and split == "13.00/12.00") < 0.03
     # another split than the measured one
     assert max(off for (_n, split, _size), off in apart.items() if split == "19.00/6.00") < 0.16
