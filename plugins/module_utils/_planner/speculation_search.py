@@ -86,10 +86,9 @@ class Search:
             parts.append(weight * cost.value / tokens.value)
             variance += (parts[-1] * tokens.error) ** 2
         value, prompt = sum(parts), self.prompt_tokens * self._prompt_ms(arm)
-        # what is not known of a draft is not known of all texts alike
-        shared = sum(parts) ** 2 if not self.acceptance.known(arm.source) else 0.0
         error = math.sqrt(variance) / value
-        if shared:
+        if not self.acceptance.known(arm.source):
+            # what is not known of a draft is not known of all texts alike
             error = max(error, self.acceptance.tokens_per_round(arm, next(iter(self.weights))).error)
         return round_costs.Estimate(value + prompt, math.hypot(error, cost.error) * value / (value + prompt))
 
