@@ -252,9 +252,10 @@ class Evidence:
 
     def best(self, arms: t.Iterable[Arm]) -> Arm | None:
         """Return the arm of the least objective; of equal ones that with the fewest experts in RAM, and most room."""
-        return min(arms, key=self._rank, default=None)
+        return min(arms, key=self.rank, default=None)
 
-    def _rank(self, arm: Arm) -> tuple[float, float, int]:
+    def rank(self, arm: Arm) -> tuple[float, float, int]:
+        """Return the order of arms, see best."""
         amounts = self.weigher.amounts(arm.placement)
         return round(self.objective(arm), 6), amounts.cpu, -min(self.plane.headroom(arm.placement, arm.micro_batch))
 
@@ -287,7 +288,7 @@ def _budgets(problem: Problem, runs: t.Sequence[Run]) -> list[int]:
     held = [0] * len(budgets)
     for run in runs:
         if run.ok:
-            size = max((row.micro_batch for row in run.rows), default=run.micro_batch)
+            size = max((row.micro_batch for row in run.rows), default=problem.micro_batch)
             held = [max(pair) for pair in zip(held, plane.mib(run.placement, size), strict=True)]
     too_much: dict[int, int] = {}
     share, failed = 50, 0
@@ -295,7 +296,7 @@ def _budgets(problem: Problem, runs: t.Sequence[Run]) -> list[int]:
         if run.status != "out_of_memory" or run.memory_wanted[0] == "CPU":
             continue
         failed += 1
-        size = max((size for _kind, size, _threads in run.wanted), default=run.micro_batch)
+        size = max((size for _kind, size, _threads in run.wanted), default=problem.micro_batch)
         mib = plane.mib(run.placement, size)
         suspects = [d for d, count in enumerate(run.placement.layers) if count and mib[d] > held[d]]
         name, wanted = run.memory_wanted

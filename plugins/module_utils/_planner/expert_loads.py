@@ -40,7 +40,6 @@ class Run:
     """One load."""
 
     placement: ExpertPlacement
-    micro_batch: int
     number: int
     purpose: str
     label: str
@@ -89,7 +88,6 @@ def _read(problem: Problem, where: str, load: Mapping) -> Run:
     tests = field(where, load, "tests", list)
     status = choice(f"{where}.status", field(where, load, "status", str), outcome.STATUSES)
     reason = str(load.get("reason") or "")
-    micro_batch = problem.micro_batch
     rows = tuple(_rows(problem, placement, load.get("results") or [])) if status == "ok" else ()
     wanted = frozenset(_test_key(problem, placement, test) for test in tests)
     missing = wanted - {(row.kind, row.micro_batch, row.threads) for row in rows}
@@ -97,7 +95,7 @@ def _read(problem: Problem, where: str, load: Mapping) -> Run:
         status, reason = "unreadable", f"it reports ok, but lacks {len(missing)} of {len(wanted)} results"
     label = str(load.get("label") or layer_split.load_label(layers, number))
     purpose = str(load.get("purpose", ""))
-    return Run(placement, micro_batch, number, purpose, label, status, reason, wanted, rows)
+    return Run(placement, number, purpose, label, status, reason, wanted, rows)
 
 
 def _test_key(problem: Problem, placement: ExpertPlacement, test: Mapping) -> tuple[str, int, int]:

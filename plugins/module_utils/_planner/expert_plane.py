@@ -23,8 +23,6 @@ from .._split.layer_split import Layers
 from .._split.split_problem import Problem
 from .._split.types import Model, Serving
 
-MIB: t.Final = 1024 * 1024
-
 #: Micro-batches that are looked at beside the configured ones: the larger they are, the fewer copies a prompt makes.
 LARGE_MICRO_BATCHES: t.Final = (1024, 2048, 4096)
 #: With more than two devices, how many layers fewer than fit each device but the first may hold.
@@ -43,7 +41,7 @@ def key_of(placement: ExpertPlacement) -> Key:
 
 def ram_mib(model: Model, placement: ExpertPlacement) -> int:
     """Return the MiB of weights in RAM: experts and token embedding, a started one counted whole."""
-    return -(-expert_placement.ram_bytes(model, placement) // MIB)
+    return -(-expert_placement.ram_bytes(model, placement) // memory_plan.MIB)
 
 
 def mode_of(problem: Problem) -> str | int:
@@ -109,7 +107,7 @@ class Plane:
         self.expert_bytes = [sum(by_part[part][b] for part in self.parts) for b in range(self.model["block_count"])]
         self.ram_mib = ram_mib
         # cards copy experts for prompts, RPC devices leave them to the CPU
-        self.copied = not problem.names[0].startswith("RPC")
+        self.copied = problem.raw["devices"][0].get("backend") != "RPC"
         self.mode = mode_of(problem)
         self._candidates: dict[int, list[ExpertPlacement]] = {}
         self._bare: dict[int, memory_plan.MemoryPlan] = {}
@@ -134,7 +132,7 @@ class Plane:
     def room(self, layers: Layers, device: int, micro_batch: int) -> int | None:
         """Return the bytes that C(device) has for experts; None where not even the rest of its layers fits."""
         held = self._all_in_ram(micro_batch).device(layers, device)
-        room = self.budgets[device] * MIB - held.weights - held.kv - held.compute
+        room = self.budgets[device] * memory_plan.MIB - held.weights - held.kv - held.compute
         return room if room >= 0 or not layers[device] else None
 
     def least(self, layers: Layers, micro_batch: int, spill: bool = False) -> ExpertPlacement | None:

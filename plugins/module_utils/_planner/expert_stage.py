@@ -27,7 +27,7 @@ from .._base.types import Json
 from .._split import expert_placement
 from .._split.expert_placement import ExpertPlacement
 from .._split.split_problem import Problem
-from . import expert_decision, expert_loads, expert_plane, expert_rival, expert_threads, expert_why, failed_loads
+from . import expert_decision, expert_loads, expert_rival, expert_threads, expert_why, failed_loads
 from .expert_evidence import Evidence
 from .expert_loads import Arm, Run
 
@@ -162,7 +162,7 @@ def _anchor(evidence: Evidence) -> Step:
     """Return the load with the fewest experts in RAM, and several numbers of threads."""
     base = evidence.sizes[0]
     arms = evidence.candidates()
-    arm = evidence.best([own for own in arms if own.micro_batch == base] or arms) or arms[0]
+    arm = min([own for own in arms if own.micro_batch == base] or arms, key=evidence.rank)
     prompts = "prefill" in evidence.problem.kinds and not expert_threads.prompts_on_cards(evidence.problem)
     prompts = prompts or evidence.problem.decode_test is None
     wanted = Wanted(arm, "anchor", (arm.micro_batch,), tuple(evidence.thread_choices), prompts)
@@ -272,8 +272,3 @@ def _load_out(evidence: Evidence, wanted: Wanted) -> Json:
         "purpose": wanted.purpose,
         "tests": expert_decision.tests(problem, wanted.sizes or (wanted.arm.micro_batch,), threads, wanted.prompts),
     }
-
-
-def is_wanted(problem: Problem) -> bool:
-    """Return whether this stage decides instead of those of layer splits and micro-batches."""
-    return expert_plane.wanted(problem)

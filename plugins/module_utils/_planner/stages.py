@@ -13,7 +13,7 @@ import typing as t
 from .._base.types import Json
 from .._split.measured_loads import read_loads
 from .._split.split_problem import read_problem
-from . import expert_stage, layer_stage, micro_batch_stage, tensor_loads, tensor_stage
+from . import expert_plane, expert_stage, layer_stage, micro_batch_stage, tensor_loads, tensor_stage
 
 LATER_PURPOSES: t.Final = (
     micro_batch_stage.PURPOSE, tensor_loads.PURPOSE, tensor_loads.RIVAL_PURPOSE, tensor_loads.TRIAL_PURPOSE
@@ -29,7 +29,7 @@ def plan(problem: t.Any, loads: t.Any) -> Json:
         raise ValueError(f"loads must be a list of dicts, not {loads!r}")
     later = [_checked(f"loads[{index}]", load) for index, load in enumerate(loads) if _is_later(load)]
     checked = read_problem(problem)
-    if expert_stage.is_wanted(checked):
+    if expert_plane.wanted(checked):
         return expert_stage.plan(checked, loads)
     found, evidence = layer_stage.plan(checked, read_loads(checked, [load for load in loads if not _is_later(load)]))
     tensor_stage.check(checked.raw.get("tensor"))

@@ -61,13 +61,6 @@ class ExpertPlacement:
         """Whether any expert is in RAM."""
         return bool(self.blocks or self.partial or self.override)
 
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """How many of each device's blocks have all their experts in RAM."""
-        ends = [sum(self.layers[: device + 1]) for device in range(len(self.layers))]
-        starts = [0, *ends[:-1]]
-        return tuple(sum(start <= b < end for b in self.blocks) for start, end in zip(starts, ends, strict=True))
-
 
 def blocks_with_experts(model: Model, layers: t.Sequence[int], device: int) -> list[int]:
     """Return the blocks on C(device) that have experts, in order. Dense lead blocks and the output layer have none."""
@@ -170,12 +163,6 @@ def copies(model: Model, placement: ExpertPlacement, layers: t.Sequence[int]) ->
         return Copies(ranked[0], 2 * ranked[0])
     elsewhere = any(block >= first for block in parts)
     return Copies(ranked[0], sum(ranked[:2]) if elsewhere else 0)
-
-
-def read_bytes(model: Model, placement: ExpertPlacement | None) -> int:
-    """Return the bytes of experts in RAM that one token reads: those in use."""
-    used, of_all = model["expert_used_count"], max(1, model["expert_count"])
-    return sum(block_ram_bytes(model, placement)) * used // of_all
 
 
 def render(placement: ExpertPlacement, program: str) -> str:

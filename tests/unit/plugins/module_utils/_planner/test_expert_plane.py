@@ -57,7 +57,7 @@ def test_each_split_has_the_fewest_experts_in_ram_that_memory_allows(size: int) 
         # the copy of experts is counted for all of them, which may cost a part of a block
         assert by_trial is not None and by_trial <= held <= by_trial + 30 * MIB
         first = next(device for device, count in enumerate(layers) if count)
-        assert all(count == 0 for device, count in enumerate(placed.counts) if device != first)
+        assert all(count == 0 for device, count in enumerate(machine.counts_of(placed)) if device != first)
 
 
 def test_weights_that_count_more_than_their_bytes_fit_as_well() -> None:
@@ -74,11 +74,11 @@ def test_weights_that_count_more_than_their_bytes_fit_as_well() -> None:
 
 def test_experts_of_another_device_move_only_where_nothing_else_fits() -> None:
     plane = plane_of((900, 800))
-    assert all(placed.counts[1] == 0 or placed.layers[0] == 0 for placed in plane.candidates(512))
+    assert all(machine.counts_of(placed)[1] == 0 or placed.layers[0] == 0 for placed in plane.candidates(512))
     # neither device has room for the layers of the model without experts: both have to give some away
     model = machine.make_model(dense_mib=40)
     tight = plane_of((640, 640), model=model)
-    assert tight.candidates(512) and any(all(placed.counts) for placed in tight.candidates(512))
+    assert tight.candidates(512) and any(all(machine.counts_of(placed)) for placed in tight.candidates(512))
     for placed in tight.candidates(512):
         assert min(tight.headroom(placed, 512)) >= 0
 
@@ -172,7 +172,7 @@ def test_a_batch_holds_the_largest_micro_batch() -> None:
 def test_an_rpc_device_copies_no_experts() -> None:
     raw = machine.make_problem()
     for device in raw["devices"]:
-        device["device"] = device["device"].replace("CUDA", "RPC")
+        device["backend"] = "RPC"
     problem = split_problem.read_problem(raw)
     plane = expert_plane.Plane(problem, problem.budgets)
     placed = plane.candidates(512)[-1]

@@ -18,6 +18,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     memory_plan,
     model_weights,
 )
+from ansible_collections.homelab.mixed_gpu.tests.fixtures.experts import machine
 
 SERVING = {
     "context_size": 8192, "parallel_slots": 1, "kv_unified": True, "batch_size": 2048, "micro_batch_size": 512,
@@ -47,7 +48,7 @@ def test_gpt_oss_120b_on_a_4090_a_3090_and_64_gb() -> None:
     best = prediction["best"]
     assert best is not None and best in prediction["rows"] and prediction["experts_in_ram"]
     placed = expert_placement.from_json(best["layers"], best["experts_in_ram"])
-    assert placed is not None and sum(placed.layers) == 37 and placed.counts[1] == 0
+    assert placed is not None and sum(placed.layers) == 37 and machine.counts_of(placed)[1] == 0
     model, size = model_shapes.model(GPT), best["micro_batch_size"]
     plan = memory_plan.MemoryPlan(model, {**SERVING, "micro_batch_size": size}, experts=placed)
     assert best["mib"] == plan.mib(placed.layers)

@@ -21,7 +21,7 @@ def problem_of(**changes: t.Any) -> split_problem.Problem:
 def run_of(times: t.Mapping[int, float], purpose: str = "anchor", kind: str = "decode", number: int = 1) -> Run:
     rows = tuple(Row(kind, 512 if kind == "prefill" else 0, 512, n, ms, (ms,)) for n, ms in times.items())
     placement = ExpertPlacement((18, 7), (0, 1))
-    return Run(placement, 512, number, purpose, f"load {number}", "ok", "", frozenset(), rows)
+    return Run(placement, number, purpose, f"load {number}", "ok", "", frozenset(), rows)
 
 
 def curve_of(*runs: Run, **changes: t.Any) -> expert_threads.Curve:

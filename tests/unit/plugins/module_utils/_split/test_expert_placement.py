@@ -41,7 +41,7 @@ def test_an_override_moves_what_n_cpu_moe_moves(program: str) -> None:
 @pytest.mark.parametrize("program", ["llama_bench", "llama_fit_params", "llama_server"])
 def test_a_part_of_a_block_is_the_last_in_one_override(program: str) -> None:
     placement = expert_placement.place(MODEL, (30, 19), [2, 1], (0, ("up", "gate")))
-    assert (placement.blocks, placement.counts) == ((0, 1, 30), (2, 1))
+    assert placement.blocks == (0, 1, 30)
     value = expert_placement.render(placement, program)
     parts = {f"blk.2.ffn_{part}_exps.weight" for part in ("up", "gate")}
     whole = {f"blk.{block}.ffn_{part}_exps.weight" for block in (0, 1, 30) for part in ("up", "gate", "down")}
@@ -55,7 +55,6 @@ def test_bytes_in_ram_are_those_of_the_tensors_that_move() -> None:
     wanted = sum(sizes[name] for name in names)
     assert sum(expert_placement.block_ram_bytes(MODEL, placement)) == wanted
     assert expert_placement.ram_bytes(MODEL, placement) == wanted + sizes["token_embd.weight"]
-    assert expert_placement.read_bytes(MODEL, placement) == wanted * 8 // 128
     without = memory_plan.MemoryPlan(MODEL, SERVING).devices((30, 19))
     beside = memory_plan.MemoryPlan(MODEL, SERVING, experts=placement, copied=False).devices((30, 19))
     assert sum(one.weights - other.weights for one, other in zip(without, beside, strict=True)) == wanted
@@ -75,7 +74,7 @@ def test_a_device_without_enough_experts_and_an_unknown_part_are_refused() -> No
 
 
 def test_the_first_device_in_use_holds_the_layers_of_experts_in_ram() -> None:
-    assert expert_placement.on_first_device(MODEL, (0, 30, 19), 2).counts == (0, 2, 0)
+    assert expert_placement.on_first_device(MODEL, (0, 30, 19), 2).blocks == (0, 1)
 
 
 def test_a_placement_survives_json_and_what_cannot_be_is_refused() -> None:
