@@ -13,6 +13,7 @@ import typing as t
 from .._base.types import Json, Mapping
 from .._split import memory_plan, model_weights
 from .._split.types import Model, Serving
+from . import tensor_shares
 
 _SWEEPS: t.Final = "sudoingX, qwen38-mtp, community numbers and sweeps, August 2026"
 
@@ -67,18 +68,19 @@ def tensor(
 ) -> tuple[Range, Shares] | None:
     """Return tokens per second of tensor mode on two equal or unequal cards; None where it cannot be told.
 
-    A model is shared in parts of its attention heads' groups, so the shares are the fastest such parts that fit.
+    The shares are the fastest that fit, in parts into which llama.cpp divides attention.
     """
-    units = model["head_count_kv"]
+    units = tensor_shares.attention_units(model, len(devices)) or 0
     if len(devices) != 2 or units < 2 or not all(device["bandwidth_gb_per_s"] for device in devices):
         return None
+    memory = memory_plan.MemoryPlan(model, serving)
     read = sum(model_weights.bytes_read(model, serving, depth))
     rates = [device["bandwidth_gb_per_s"] * device["fraction"] * 1e6 for device in devices]
     budgets = memory_plan.budgets_mib(devices, reserve_mib)
     found = []
     for first in range(1, units):
         parts = (first, units - first)
-        mib = _shared_mib(model, serving, parts, units)
+        mib = tuple(tensor_shares.shares_mib(memory, parts))
         if all(need <= budget for need, budget in zip(mib, budgets, strict=True)):
             slowest = max(read * part / units / rate for part, rate in zip(parts, rates, strict=True))
             found.append((slowest, Shares(parts, units, mib)))
@@ -93,15 +95,6 @@ def tensor(
     return Range(
         speed(1 - SPREAD, ALLREDUCE_US.high), speed(1.0, ALLREDUCE_US.expected), speed(1 + SPREAD, ALLREDUCE_US.low)
     ), shares
-
-
-def _shared_mib(model: Model, serving: Serving, parts: t.Sequence[int], units: int) -> tuple[int, ...]:
-    """Return the MiB of each device: its share of weights and KV cache, and the compute buffer of a whole model."""
-    layers = (model["block_count"] + 1,)
-    whole = memory_plan.MemoryPlan(model, serving).device(layers, 0)
-    return tuple(
-        -(-int((whole.weights + whole.kv) * part / units + whole.compute) // memory_plan.MIB) for part in parts
-    )
 
 
 def as_json(found: Range | None) -> Json | None:

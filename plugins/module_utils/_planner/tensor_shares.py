@@ -90,19 +90,18 @@ def _rounded(weights: t.Sequence[float], units: int) -> Layers:
     return tuple(parts)
 
 
-def shares_mib(problem: Problem, shares: Layers) -> list[int]:
+def shares_mib(memory: memory_plan.MemoryPlan, shares: Layers) -> list[int]:
     """Return the MiB of each device in tensor mode, an estimate: its share of weights and KV cache, a compute buffer.
 
     llama.cpp's dry run says nothing about single devices in this mode. The compute buffer is counted as if the device
     held the whole model, which is more than it needs.
     """
-    whole = tuple(problem.slots if index == 0 else 0 for index in range(len(shares)))
-    memory = problem.memory.device(whole, 0)
-    part = (memory.weights + memory.kv) / sum(shares)
-    return [-(-int(share * part + memory.compute) // memory_plan.MIB) for share in shares]
+    whole = memory.device((memory.model["block_count"] + 1,), 0)
+    part = (whole.weights + whole.kv) / sum(shares)
+    return [-(-int(share * part + whole.compute) // memory_plan.MIB) for share in shares]
 
 
 def headroom_mib(problem: Problem, shares: Layers) -> tuple[list[int], int]:
     """Return what is left of each device's budget, and the least of it."""
-    left = memory_plan.headroom_mib(shares_mib(problem, shares), problem.budgets)
+    left = memory_plan.headroom_mib(shares_mib(problem.memory, shares), problem.budgets)
     return left, min(left)

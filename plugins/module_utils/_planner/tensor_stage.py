@@ -313,7 +313,7 @@ def outcome(state: TensorLoads) -> Json:
             else [round(result.low, 2), round(result.high, 2)]
         ),
         "attention_units": tensor_shares.units_of(problem),
-        "mib": None if best is None else tensor_shares.shares_mib(problem, best[0]),
+        "mib": None if best is None else tensor_shares.shares_mib(problem.memory, best[0]),
         "headroom_mib": None if best is None else tensor_shares.headroom_mib(problem, best[0])[0],
         "decode_tokens_per_second": _per_second(state.decode, best, 1),
         "prefill_tokens_per_second": _per_second(

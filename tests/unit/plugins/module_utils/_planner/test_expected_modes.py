@@ -68,3 +68,12 @@ def test_what_was_published_lies_in_what_is_predicted(
     else:
         assert found.low <= low and high <= found.high
         assert found.high <= 1.6 * found.low
+
+
+def test_tensor_mode_is_expected_in_the_parts_that_llama_cpp_has() -> None:
+    # 40 heads and 8 of keys, but a block of Q4_K spans two groups
+    devices, serving = known_devices.profile_devices("rtx4090_rtx3090"), {**record.BASE, "context_size": 4096}
+    found = expected_modes.tensor(
+        t.cast(t.Any, model_shapes.model(CODER)), t.cast(t.Any, serving), devices, 0, 128, 0.0
+    )  # fmt: skip
+    assert found is not None and found[1].units == 4 and sum(found[1].parts) == 4
