@@ -152,7 +152,11 @@ class Offers:
             state = self._state_mib(layers) if copied else [0] * len(layers)
             return tuple(own + most * kept for own, kept in zip(on_device, state, strict=True))
 
-        beside = self._beside(needed)
+        # the model's own blocks go with its output layer
+        last = layer_split.output_device(self.layers)
+        own_blocks = offer.kind == "draft-mtp"
+        splits = [split for split in self.splits if not own_blocks or layer_split.output_device(split) == last]
+        beside = self._beside(needed, splits)
         if beside is None:
             return False
         layers, target_ms = beside
@@ -177,7 +181,9 @@ class Offers:
             return float(costs[place]) * self.problem.slots / total
         return self.reference_ms / total
 
-    def _beside(self, needed: t.Callable[[Layers], tuple[int, ...]]) -> tuple[Layers, float] | None:
+    def _beside(
+        self, needed: t.Callable[[Layers], tuple[int, ...]], splits: t.Sequence[Layers]
+    ) -> tuple[Layers, float] | None:
         """Return the fastest split that leaves C(needed) MiB of each device, and what a token takes with it (ms)."""
         room = self.decision["headroom_mib"]
         if all(want <= left for want, left in zip(needed(self.layers), room, strict=True)):
@@ -187,7 +193,7 @@ class Offers:
             return None
         fitting = [
             (self._fitted_ms(costs, layers), layers)
-            for layers in self.splits
+            for layers in splits
             if all(
                 held + own <= budget
                 for held, own, budget in zip(self.memory.mib(layers), needed(layers), self.problem.budgets, strict=True)

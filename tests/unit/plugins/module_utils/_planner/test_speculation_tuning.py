@@ -323,6 +323,18 @@ def offered(host: SpeculatingHost, kind: str, **changes: t.Any) -> Found:
     return Offers(problem, decision, [decision["layers"]], [draft], [kind]).find()
 
 
+def test_mtp_blocks_do_not_move_to_another_device(host: SpeculatingHost) -> None:
+    """One device alone would hold the output layer, and with it the blocks."""
+    host.target = {**MODEL, "nextn_blocks": 1, "nextn_bytes": 2**20, "nextn_kv_elements": 128}  # type: ignore[misc]
+    done = host.tune(speculation="none").result["tuning"]  # type: ignore[index]
+    roomy = [{**device, "free_mib": 2000} for device in done["problem"]["devices"]]
+    problem = split_problem.read_problem({**done["problem"], "devices": roomy})
+    decision = {**done["plan"]["decision"], "headroom_mib": [0, 0]}
+    for splits, found in (([(BLOCKS + 1, 0)], []), ([(BLOCKS + 1, 0), (20, 13)], [(20, 13)])):
+        offers = Offers(problem, decision, splits, [], ["draft-mtp"]).find().offers
+        assert [offer.layers for offer in offers] == found
+
+
 def test_tensor_mode_shares_a_recurrent_state(host: SpeculatingHost) -> None:
     found = offered(host, "draft-mtp", split_mode="tensor", layers=[6, 2], headroom_mib=[200, 200])
     (offer,) = found.offers
