@@ -78,7 +78,7 @@ units: venv  ## unit tests
 importer: build  ## Galaxy's own importer on the built collection
 	tests/gates/importer.sh
 
-package-test: importer install-test
+package-test: importer install-test execution-environment
 
 install-test: build  ## install the built tarball and run its playbooks by name
 	tests/gates/install.sh

@@ -16,8 +16,12 @@ import typing as t
 import yaml
 
 ROOT: t.Final = pathlib.Path(__file__).parents[2]
-#: What speaks of an earlier release: before the first one nobody has any.
-_SINCE_RELEASE: t.Final = ("breaking_changes", "bugfixes", "deprecated_features", "removed_features")
+#: The sections that speak of earlier versions. Before the first release nobody had one.
+_SINCE_RELEASE: t.Final = (
+    "minor_changes", "breaking_changes", "bugfixes", "deprecated_features", "removed_features", "security_fixes",
+)  # fmt: skip
+_DOCUMENTED: t.Final = ("plugins/*/*.py", "plugins/*/*.yml", "roles/*/meta/argument_specs.yml")
+_MAIN: t.Final = "\n  main:\n"
 _VERSION: t.Final = re.compile(r"\d+\.\d+\.\d+(-[a-z]+\.\d+)?")
 
 
@@ -32,11 +36,17 @@ def first_release(fragment: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
 
 
 def set_version_added(folder: pathlib.Path, old: str, new: str) -> list[str]:
-    """Write the new version into what was added since the last release; return the names of the changed files."""
+    """Write the new version into what was added since the last release; return the names of the changed files.
+
+    A role whose entry point main has no version yet gets one: antsibull-changelog lists new roles by it.
+    """
     changed = []
-    for file in [*sorted(folder.glob("plugins/*/*.py")), *sorted(folder.glob("plugins/*/*.yml"))]:
+    for file in sorted(path for pattern in _DOCUMENTED for path in folder.glob(pattern)):
         text = file.read_text(encoding="utf-8")
-        if (now := versioned(text, old, new)) != text:
+        now = versioned(text, old, new)
+        if file.name == "argument_specs.yml" and f"{_MAIN}    version_added:" not in text:
+            now = now.replace(_MAIN, f"{_MAIN}    version_added: {new}\n", 1)
+        if now != text:
             file.write_text(now, encoding="utf-8")
             changed.append(str(file.relative_to(folder)))
     return changed
