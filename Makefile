@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .PHONY: help venv lab ready configure demo demo-check demo-clean lab-down test lint units sanity docs docs-site importer install-test \
   execution-environment release release-trial update-llama-cpp \
   package-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench \
-  bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads bench-watchdog gpu-test \
+  bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads bench-watchdog gpu-test web-ui-test \
   build picture requirements clean
 
 # Each scenario has a test host of its own; `make molecule SCENARIO=name` runs one.
@@ -107,6 +107,9 @@ driver-dkms-test: venv  ## Debian's real driver packages through the role, DKMS 
 
 cuda-build-test: venv  ## llama.cpp's CUDA backend compiled with the CUDA wheels, without a GPU; up to an hour
 	$(AS_ROOT) tests/lab/cuda_build.sh
+
+web-ui-test: venv  ## llama.cpp's chat page made by the real npm, and a chat in a real Chromium; ten minutes
+	$(AS_ROOT) tests/lab/web_ui.sh
 
 upgrade-test: venv  ## upgrades killed at each stage, new versions, the driver; the longest suite
 	$(AS_ROOT) tests/lab/molecule.sh upgrade

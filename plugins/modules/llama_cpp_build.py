@@ -107,10 +107,12 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import hos
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import card_ages, cards, host_hardware
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
+    build_fetch,
     build_job,
     build_plan,
     build_source,
     build_state,
+    web_ui_build,
 )
 
 Result = dict[str, t.Any]
@@ -257,6 +259,8 @@ class Host:
         for build in builds:
             if not build_state.exists(self.prefix, build.directory):
                 build_source.check_offered(self.settings, build.record["source"], log, self.open)
+                if build.record["web_ui_node"]:
+                    web_ui_build.check_offered(pathlib.Path(self.settings["download_dir"]), log, self.open)
         return {"changed": False}
 
     def present(self) -> Result:
@@ -348,7 +352,7 @@ class Host:
         build_state.check(path, record, self.settings["required_flags"])
         build_state.check_version(path, record)
 
-    def open(self, url: str, headers: t.Mapping[str, str]) -> build_source.Answer:
+    def open(self, url: str, headers: t.Mapping[str, str]) -> build_fetch.Answer:
         """Open a URL with pip's certificates and proxy, so that one configuration serves all of the host's Python."""
         pip = package_index.settings(package_index.configuration_texts(os.environ), os.environ)
         if pip.proxy:
@@ -362,7 +366,7 @@ class Host:
         except (OSError, ValueError, http.client.HTTPException) as exc:
             raise UserError(f"{shown} cannot be downloaded: {exc}; check the address and the network.") from exc
         length = str(answer.headers.get("Content-Length", ""))
-        return build_source.Answer(answer, answer.geturl(), int(length) if length.isdecimal() else None)
+        return build_fetch.Answer(answer, answer.geturl(), int(length) if length.isdecimal() else None)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ description:
   - Asserts of llama-server that C(/tools), C(/cors-proxy), saving of slots, C(POST /props) and C(/models/load) are shut
     (HTTP status 403, 404 or 501), unless O(arguments) or O(environment) open them.
   - With O(chats) it asks as clients do, and asserts a chat through the model's chat template, a tool call, a stream
-    that ends as it should, and the web page where one is built in.
+    that ends as it should, and the chat page where one is built in.
   - A tool call is asked for where the chat template knows tools and the engine can lead to one, as llama.cpp does.
   - Answers are judged by their structure, never by their sense. What cannot be proved is said, and is no failure.
   - The key is read on the host, and never returned.
@@ -56,9 +56,15 @@ options:
     type: dict
     default: {}
   chats:
-    description: Whether to ask for a chat, a tool call, a stream and the web page as well.
+    description: Whether to ask for a chat, a tool call, a stream and the chat page as well.
     type: bool
     default: true
+  program:
+    description:
+      - The llama-server that serves. Where its build has the chat page (role P(homelab.mixed_gpu.llama_cpp#role)), a
+        browser must get the page. Empty for another engine.
+    type: path
+    default: ""
   model_path:
     description: GGUF file of the model, whose header tells whether it has a chat template. Empty for one of ExLlama.
     type: path
@@ -128,7 +134,7 @@ import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import access_key
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import access_key, job
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
     chat_proof,
@@ -158,7 +164,9 @@ def prove_chats(params: dict[str, t.Any], engine: served_proof.Engine, client: C
     stream = client.events(chat_proof.PATH, chat_proof.chat_body(stream=True))
     chat_proof.judge_stream(chats, engine, *stream)
     if params["engine"] == "llama_cpp":
-        chat_proof.judge_page(chats, engine, *client.content_type("/"))
+        build = job.build_record(served_proof.build_json(params["program"]))
+        built = served_proof.has_page(build, params["arguments"], params["environment"])
+        chat_proof.judge_page(chats, engine, *client.content_type("/"), built)
     return chats
 
 
@@ -203,6 +211,7 @@ def main() -> None:
             "arguments": {"type": "list", "elements": "str", "default": []},
             "environment": {"type": "dict", "default": {}},
             "chats": {"type": "bool", "default": True},
+            "program": {"type": "path", "default": ""},
             "model_path": {"type": "path", "default": ""},
             "invocation_id": {"type": "str", "default": ""},
             "kept_dir": {"type": "path", "default": load_journal.DIRECTORY},
@@ -218,7 +227,8 @@ def main() -> None:
     except OSError as exc:
         name = exc.filename or module.params["api_key_file"]
         module.fail_json(msg=f"{name} cannot be read or written ({exc.strerror}): run as root.")
-    connect = access_key.connect(module.params["url"], module.params["api_key_file"])
+    page = chat_proof.PAGE in chats["proved"]
+    connect = access_key.connect(module.params["url"], module.params["api_key_file"], page)
     module.exit_json(changed=False, connect=connect, chats=chats)
 
 

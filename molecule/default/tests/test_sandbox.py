@@ -103,8 +103,9 @@ def evil_source(host, evil):
         "source": "archive", "archive_url": "http://127.0.0.1:8123/source.tar", "archive_sha256": sha256,
         "archive_build_number": 7, "archive_build_commit": "abc", "packages": [], "download_dir": "/opt/evil/downloads",
         "backends": ["cpu"], "native": False, "cuda_root": "/nonexistent", "cuda_architectures": [], "nccl_root": "",
-        "cmake_options": {}, "targets": ["llama-bench"], "extra_builds": [], "quick_compile": False, "prefix": PREFIX,
-        "keep_builds": 2, "keep_downloads": 2, "jobs": 1, "ccache_dir": "/var/cache/ccache", "required_flags": {},
+        "cmake_options": {}, "targets": ["llama-bench"], "extra_builds": [], "quick_compile": False, "web_ui": False,
+        "prefix": PREFIX, "keep_builds": 2, "keep_downloads": 2, "jobs": 1, "ccache_dir": "/var/cache/ccache",
+        "required_flags": {},
     }  # fmt: skip
     host.run("systemctl stop evil-site")
 

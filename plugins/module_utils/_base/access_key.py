@@ -54,9 +54,17 @@ def text(given: str, now: str | None) -> str:
     return f"{kept}\n" if kept and problem(kept, "") is None else f"{secrets.token_hex(32)}\n"
 
 
-def connect(url: str, path: str) -> str:
-    """Return one sentence for clients of a server; `path` is that of the key file, "" for a server without a key."""
+def connect(url: str, path: str, page: bool = False) -> str:
+    """Return one sentence for clients of a server; `path` is that of the key file, "" for a server without a key.
+
+    A server with a `page` answers a browser.
+    """
+    if not path and page:
+        return f"The server answers everybody who reaches {url}, in a browser with its chat page: it has no key."
     if not path:
         return f"The server answers everybody who reaches {url}, web pages in a browser included: it has no key."
     header = f"sudo sed 's/^/Authorization: Bearer /' {path}"
-    return f"Clients of {url} send the key that is in {path} (root only): {header} | curl -H @- {url}/v1/models"
+    browsers = f"A browser gets the chat page at {url} and asks for the key. " if page else ""
+    return (
+        f"{browsers}Clients of {url} send the key that is in {path} (root only): {header} | curl -H @- {url}/v1/models"
+    )

@@ -25,8 +25,8 @@ MIB: t.Final = 1 << 20
 
 _ERROR = re.compile(r"\b(error|fatal)(:| at )", re.IGNORECASE)
 _TROUBLE = re.compile(r"\b(error|fatal|not found|cannot|killed|no space)\b", re.IGNORECASE)
-# ninja's lines name files and whole commands, whatever words those contain
-_NINJA = re.compile(r"\[\d+/\d+[ \]]|FAILED: ")
+# ninja's lines name files and whole commands, whatever words those contain; npm says a code before the cause
+_NO_CAUSE = re.compile(r"\[\d+/\d+[ \]]|FAILED: |npm (?:warn|error (?:code|errno|syscall|path)) ")
 
 
 class Log:
@@ -89,7 +89,7 @@ class Lock:
 
 def first_error(lines: t.Iterable[str]) -> str:
     """Return the line of a program's output that most probably names the cause, at most 300 characters."""
-    told = [line.strip() for line in lines if line.strip() and not _NINJA.match(line.strip())]
+    told = [line.strip() for line in lines if line.strip() and not _NO_CAUSE.match(line.strip())]
     telling = [index for index, line in enumerate(told) if _ERROR.search(line)]
     telling = telling or [index for index, line in enumerate(told) if _TROUBLE.search(line)]
     if not telling:

@@ -85,14 +85,18 @@ class Sandbox:
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """What builds, without a network. C(writable) are the only folders that it can write to; they exist."""
+    """What builds. C(writable) are the only folders that it can write to; they exist.
+
+    It has no network, but for a program that fetches what is built (C(network)).
+    """
 
     writable: tuple[str, ...]
+    network: bool = False
 
     def given(self, unit: str, environment: t.Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
         """Return the properties of its unit and its variables; ccache wants a home."""
         variables = {"HOME": self.writable[0], **environment}
-        return [*unit_sandbox.build_lines(unit, self.writable), f"User={BUILDER}"], variables
+        return [*unit_sandbox.build_lines(unit, self.writable, self.network), f"User={BUILDER}"], variables
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,8 +95,8 @@ def lines(
     return found
 
 
-def build_lines(unit: str, writable: t.Sequence[str]) -> list[str]:
-    """Return the directives of a unit in which a program builds: no privileges, no devices, no network.
+def build_lines(unit: str, writable: t.Sequence[str], network: bool = False) -> list[str]:
+    """Return the directives of a unit in which a program builds: no privileges, no devices, no network unless asked.
 
     It writes to the folders C(writable), which exist and are given to its user first. Others can read what it makes.
     """
@@ -105,14 +105,15 @@ def build_lines(unit: str, writable: t.Sequence[str]) -> list[str]:
     # not StateDirectory=: ccache's files are where the owner wants them, and the build beside its source, as ccache
     # knows it. systemd alone knows the user that it made up.
     user = f"$$(systemctl show --value --property=UID {unit})"
+    closed = ["PrivateNetwork=yes", "IPAddressDeny=any", "RestrictAddressFamilies=AF_UNIX"]
+    # netlink: the C library asks it which kinds of addresses the host has before it resolves a name
+    opened = ["RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK"]
     return [
         *own,
         "UMask=0022",
         "SystemCallFilter=~@privileged",
         "PrivateDevices=yes",
-        "PrivateNetwork=yes",
-        "IPAddressDeny=any",
-        "RestrictAddressFamilies=AF_UNIX",
+        *(opened if network else closed),
         f"ReadWritePaths={folders}",
         f"ExecStartPre=+/bin/sh -c 'chown -R {user} {folders}'",
     ]

@@ -15,7 +15,7 @@ import typing as t
 
 from .._base import job, json_file, sandboxed_run
 from .._base.errors import UserError
-from . import build_plan, build_source, build_state, quick_compile
+from . import build_fetch, build_plan, build_source, build_state, quick_compile, web_ui_build, web_ui_plan
 
 _DISK_MIB: t.Final = 3072
 _DOWNLOAD_MIB: t.Final = 200
@@ -29,7 +29,8 @@ def check_resources(settings: build_plan.Settings) -> None:
     """Raise UserError when the disk or the memory is too small for compiling."""
     if settings["source"] == "package":
         return
-    for name, wanted in (("prefix", _DISK_MIB), ("download_dir", _DOWNLOAD_MIB)):
+    disk_mib = _DISK_MIB + (web_ui_plan.DISK_MIB if web_ui_plan.node_of(settings, settings["targets"]) else 0)
+    for name, wanted in (("prefix", disk_mib), ("download_dir", _DOWNLOAD_MIB)):
         free = job.free_mib(pathlib.Path(settings[name]))
         if free < wanted:
             raise UserError(
@@ -48,7 +49,7 @@ def build(
     planned: build_plan.Build,
     settings: build_plan.Settings,
     shell: job.Shell,
-    open_: build_source.Open,
+    open_: build_fetch.Open,
 ) -> None:
     """Build and publish one build. Raises UserError, and publishes nothing then."""
     prefix, record = pathlib.Path(settings["prefix"]), dict(planned.record)
@@ -62,6 +63,10 @@ def build(
         check_resources(settings)
         tree = build_source.tree(settings, record["source"], shell, open_)
         record["commit"] = build_source.commit(record["source"], tree)
+        if record["web_ui_node"]:
+            web_ui_build.place(tree, pathlib.Path(settings["download_dir"]), shell, open_)
+        else:
+            web_ui_build.remove(tree)
         made = _compile(planned.directory, record, settings, tree, shell)
         job.copy_programs(made / "bin", stage / "bin")
         _try_without(made, stage / "bin", record["targets"], shell.log)

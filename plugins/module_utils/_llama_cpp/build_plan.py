@@ -15,7 +15,7 @@ import typing as t
 from .._base import fingerprints
 from .._base.errors import UserError
 from .._driver import cuda_compat
-from . import quick_compile
+from . import quick_compile, web_ui_plan
 
 Settings = t.Mapping[str, t.Any]
 
@@ -23,7 +23,7 @@ SCHEMA = 1
 MAIN: t.Final = "main"
 BACKENDS = ("cpu", "cuda", "rpc", "vulkan")
 
-# No test, example or web page is built, and nothing may be fetched while building.
+# No test or example is built, the chat page is made before (web_ui_build), and nothing may be fetched while building.
 # $ORIGIN: the programs find their libraries beside themselves, wherever the directory is moved to. It is the install
 # RPATH, because CMake's build RPATH ends with an empty entry, which would mean the current directory.
 _ALWAYS: dict[str, t.Any] = {
@@ -275,10 +275,12 @@ def _build(
         needed += ["native"] if wanted["native"] else []
         used = summarise_toolchain({tool: toolchain[tool] for tool in needed})
     quick = bool(settings["quick_compile"]) and kind != "package"
+    node = web_ui_plan.node_of(settings, wanted["targets"])
     parts = {
         "source": wanted_source,
         "cmake_arguments": arguments,
         "quick_compile": quick_compile.CMAKE if quick else "",
+        "web_ui_node": node,
         "targets": sorted(set(wanted["targets"])),
         "toolchain": used,
     }
@@ -293,6 +295,7 @@ def _build(
         "source": dict(wanted_source),
         "cmake_arguments": arguments,
         "quick_compile": quick,
+        "web_ui_node": node,
         "targets": list(dict.fromkeys(wanted["targets"])),
         "toolchain": used,
     })  # fmt: skip

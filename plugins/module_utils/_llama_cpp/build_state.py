@@ -17,7 +17,7 @@ import typing as t
 
 from .._base import json_file, json_state, sandboxed_run, unit_sandbox
 from .._base.errors import UserError
-from . import build_plan, build_source
+from . import build_plan, build_source, web_ui_plan
 
 Record = dict[str, t.Any]
 
@@ -213,13 +213,22 @@ def prune(
 def superfluous_downloads(folder: pathlib.Path, keep: int, used: t.Collection[str]) -> list[pathlib.Path]:
     """Return the sources to remove: all but `keep`, first those named in `used`, then those that were used last.
 
-    What is in `used` stays, and counts also where it is not there yet. Other hosts may share the folder.
+    What is in `used` stays, and counts also where it is not there yet. Of finished web pages, and of Node, those `keep`
+    stay that were used last. Other hosts may share the folder.
     """
+    sources = _newest(folder, build_source.ARCHIVE, used)
+    present = sum(path.name in used for path in sources)
+    superfluous = sources[max(keep - (len(set(used)) - present), present) :]
+    for names in (web_ui_plan.PAGE_ARCHIVE, web_ui_plan.NODE_ARCHIVE):
+        superfluous += _newest(folder, names, ())[keep:]
+    return superfluous
+
+
+def _newest(folder: pathlib.Path, names: re.Pattern[str], used: t.Collection[str]) -> list[pathlib.Path]:
+    """Return the files of these names, first those in `used`, then those that were used last."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         with contextlib.suppress(FileNotFoundError):
-            if build_source.ARCHIVE.fullmatch(path.name):
+            if names.fullmatch(path.name):
                 found.append((path.name in used, path.stat().st_mtime, path))
-    present = sum(is_used for is_used, _time, _path in found)
-    stay = max(keep - (len(set(used)) - present), present)
-    return [path for _used, _time, path in sorted(found, reverse=True)[stay:]]
+    return [path for _used, _time, path in sorted(found, reverse=True)]

@@ -25,7 +25,7 @@ CHAT: t.Final = "a chat"
 TEMPLATE: t.Final = "a chat through the template"
 TOOL_CALL: t.Final = "a tool call"
 STREAM: t.Final = "a stream"
-PAGE: t.Final = "the web page"
+PAGE: t.Final = "the chat page"
 
 #: The template in a GGUF file; further ones have a name after it.
 _TEMPLATE_KEY: t.Final = "tokenizer.chat_template"
@@ -201,13 +201,16 @@ def judge_stream(
     raise _broken(engine, "a stream", said, "half an answer")
 
 
-def judge_page(chats: Chats, engine: Engine, status: int | None, kind: str) -> None:
-    """Take up what C(/) gave a browser: `kind` is the type of its content. A build without a page says 404."""
-    if status == 404:
+def judge_page(chats: Chats, engine: Engine, status: int | None, kind: str, built: bool) -> None:
+    """Take up what C(/) gave a browser: `kind` is the type of its content. A build without a page says 404.
+
+    C(built) is whether the page must be there.
+    """
+    if status == 404 and not built:
         return
     if status != 200 or "html" not in kind:
         raise UserError(
-            f"{engine.unit} has a web page that no browser shows (HTTP status {status}, type {kind or 'none'}): build "
+            f"{engine.unit} has a chat page that no browser shows (HTTP status {status}, type {kind or 'none'}): build "
             "llama.cpp again, or set --no-ui in llama_server_extra_arguments."
         )
     chats.proved.append(PAGE)

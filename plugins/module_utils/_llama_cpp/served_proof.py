@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What a running server must answer, and what it must not. Private to this collection. Pure functions only.
+"""What a running server must answer, and what it must not. Private to this collection.
 
-The proof asks through HTTP; what is asked, and what the answers mean, is decided here.
+Pure functions, but that build_json follows links. The proof asks through HTTP; what is asked, and what the
+answers mean, is decided here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing as t
 
 from .._base.errors import UserError
@@ -52,6 +54,10 @@ SHUT_ENDPOINTS: t.Final = (
     ),
 )  # fmt: skip
 
+# They put something else, or nothing, in the place of the page.
+_PAGE_OPTIONS: t.Final = ("--no-ui", "--no-webui", "--path", "--api-prefix")
+_PAGE_VARIABLES: t.Final = ("LLAMA_ARG_UI", "LLAMA_ARG_NO_UI", "LLAMA_ARG_STATIC_PATH", "LLAMA_ARG_API_PREFIX")
+
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
@@ -88,6 +94,22 @@ def shut(arguments: t.Sequence[str], environment: t.Iterable[str]) -> list[Endpo
         for endpoint in SHUT_ENDPOINTS
         if not names.intersection(endpoint.options) and not variables.intersection(endpoint.variables)
     ]
+
+
+def build_json(program: str) -> str:
+    """Return the path of what the role llama_cpp says of the build that a program is of; links are followed."""
+    return os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(program))), "build.json")
+
+
+def has_page(build: Mapping, arguments: t.Sequence[str], environment: t.Iterable[str]) -> bool:
+    """Return whether C(/) must be the chat page: the build has the page, and nothing given can take it away.
+
+    C(build) is what build.json says of the program that serves, empty where there is none; the rest is as for `shut`.
+    """
+    names, variables = {str(word).partition("=")[0] for word in arguments}, set(environment)
+    return bool(build.get("web_ui_node")) and not (
+        names.intersection(_PAGE_OPTIONS) or variables.intersection(_PAGE_VARIABLES)
+    )
 
 
 def check_shut(engine: Engine, endpoint: Endpoint, status: int | None) -> None:

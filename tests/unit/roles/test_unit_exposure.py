@@ -122,6 +122,7 @@ TRANSIENT: t.Final = (
     ("mixed-gpu-run-*", "measuring on cards", sandboxed_run.Sandbox(device_nodes=NODES), 1.5),
     ("mixed-gpu-run-*", "ExLlama's worker", sandboxed_run.Sandbox(engine="exllama", device_nodes=NODES), 1.5),
     ("mixed-gpu-run-*", "building", sandboxed_run.Build(("/opt/build", "/var/cache/ccache")), 0.8),
+    ("mixed-gpu-run-*", "fetching what is built", sandboxed_run.Build(("/opt/web-ui",), network=True), 1.5),
 )
 
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")

@@ -41,6 +41,12 @@ add_library(tiny SHARED tiny.c)
 add_executable(llama-bench tool.c)
 target_link_libraries(llama-bench tiny)
 target_compile_definitions(llama-bench PRIVATE NUMBER=${LLAMA_BUILD_NUMBER} COMMIT=${LLAMA_BUILD_COMMIT} STATUS=0)
+add_executable(llama-server tool.c)
+target_link_libraries(llama-server tiny)
+target_compile_definitions(llama-server PRIVATE NUMBER=${LLAMA_BUILD_NUMBER} COMMIT=${LLAMA_BUILD_COMMIT} STATUS=0)
+if (EXISTS ${CMAKE_SOURCE_DIR}/tools/ui/dist/index.html)
+  target_compile_definitions(llama-server PRIVATE PAGE)
+endif()
 add_executable(fails tool.c)
 target_link_libraries(fails tiny)
 target_compile_definitions(fails PRIVATE NUMBER=0 COMMIT=none STATUS=3)
@@ -51,7 +57,12 @@ TOOL = """\
 #define TEXT_(x) #x
 #define TEXT(x) TEXT_(x)
 int tiny(void);
-int main(void) { printf("version: %d (%s)\\n", NUMBER, TEXT(COMMIT)); return STATUS + tiny(); }
+int main(void) {
+#ifdef PAGE
+  printf("it has a page\\n");
+#endif
+  printf("version: %d (%s)\\n", NUMBER, TEXT(COMMIT)); return STATUS + tiny();
+}
 """
 
 
@@ -122,6 +133,7 @@ def settings(tmp_path, site, bin_dir):
         "targets": ["llama-bench"],
         "extra_builds": [],
         "quick_compile": False,
+        "web_ui": False,
         "prefix": str(tmp_path / "prefix"),
         "keep_builds": 2,
         "keep_downloads": 2,
@@ -257,6 +269,31 @@ def test_another_sha256_stops_it_and_leaves_nothing_in_the_cache(run, settings):
     assert "so nothing was replaced; correct llama_cpp_archive_sha256" in sentence
     assert settings["archive_sha256"] in sentence
     assert list(pathlib.Path(settings["download_dir"]).glob("*")) == []
+
+
+@needs_cmake
+def test_the_server_has_its_page_and_no_build_without_one_finds_it(run, settings, monkeypatch):
+    """How a page is made is in test_web_ui_build."""
+    placed = []
+
+    def place(tree, download_dir, _shell, _open):
+        placed.append(download_dir)
+        (tree / "tools/ui/dist").mkdir(parents=True)
+        (tree / "tools/ui/dist/index.html").write_text("<html>")
+
+    monkeypatch.setattr(llama_cpp_build.build_job.web_ui_build, "place", place)
+    monkeypatch.setattr(llama_cpp_build.build_job, "check_resources", lambda _settings: None)
+    with_page = settings | {"web_ui": True, "targets": ["llama-server"]}
+    # a run that fails leaves its source, with the page
+    assert "was built but does not run" in failure(run("present", with_page | {"targets": ["llama-server", "fails"]}))
+    without = settings | {"targets": ["llama-server"]}
+    assert run("present", without)["changed"] and placed == [pathlib.Path(settings["download_dir"])]
+    assert "it has a page" not in subprocess.check_output([in_use(settings) / "bin/llama-server"], text=True)
+    assert json.loads((in_use(settings) / "build.json").read_text())["web_ui_node"] == ""
+    assert run("present", with_page)["changed"] and len(placed) == 2
+    assert "it has a page" in subprocess.check_output([in_use(settings) / "bin/llama-server"], text=True)
+    assert json.loads((in_use(settings) / "build.json").read_text())["web_ui_node"]
+    assert not run("planned", with_page)["changed"]
 
 
 def test_a_damaged_download_in_the_cache_is_fetched_again(run, settings):
@@ -437,7 +474,7 @@ def test_an_index_that_cannot_be_reached_is_one_sentence(run, index, monkeypatch
 
 def test_a_download_that_does_not_end_is_bounded(run, settings, monkeypatch):
     """The server names no size; the bound is made small here."""
-    monkeypatch.setattr(llama_cpp_build.build_source, "_ARCHIVE_MIB", 1)
+    monkeypatch.setattr(llama_cpp_build.build_fetch, "_ARCHIVE_MIB", 1)
 
     class Endless:
         headers: dict[str, str] = {}

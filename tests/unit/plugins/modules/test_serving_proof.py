@@ -149,9 +149,21 @@ def test_what_a_start_was_proved_of_is_kept(run, tmp_path):
 
 def test_a_web_page_is_proved_where_there_is_one(run):
     with running(**{"GET /": (200, "<html>")}) as server:
-        assert run(server)["chats"]["proved"][-1] == "the web page"
+        assert run(server)["chats"]["proved"][-1] == "the chat page"
     with running(**{"GET /": 500}) as server:
-        assert "has a web page that no browser shows (HTTP status 500" in run(server)["msg"]
+        assert "has a chat page that no browser shows (HTTP status 500" in run(server)["msg"]
+
+
+def test_a_build_with_a_page_must_show_the_page(run, tmp_path):
+    (tmp_path / "bin").mkdir()
+    program = str(tmp_path / "bin/llama-server")
+    with running() as server:
+        assert "the chat page" not in run(server, program=program)["chats"]["proved"]
+        (tmp_path / "build.json").write_text('{"web_ui_node": "24.19.0"}')
+        assert "has a chat page that no browser shows (HTTP status 404" in run(server, program=program)["msg"]
+        assert not run(server, program=program, arguments=["--no-ui"]).get("failed")
+    with running(**{"GET /": (200, "<html>")}) as server:
+        assert "in a browser with its chat page" in run(server, program=program)["connect"]
 
 
 @pytest.mark.parametrize(

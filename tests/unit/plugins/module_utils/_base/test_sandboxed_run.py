@@ -103,6 +103,9 @@ def test_what_builds_has_a_home_that_it_can_write_to(systemd):
     ended, words = systemd("success exited 0", "printenv", "HOME", "A", box=box, environment={"A": "a"})
     assert ended.stdout == "/opt/build\na\n"
     assert {"User=mixed-gpu-build", "PrivateNetwork=yes", "--setenv=HOME", "--setenv=A"} <= set(words)
+    box = sandboxed_run.Build(("/opt/web-ui",), network=True)
+    ended, words = systemd("success exited 0", "printenv", "HOME", box=box)
+    assert "PrivateNetwork=yes" not in words and "User=mixed-gpu-build" in words
 
 
 def test_the_service_keeps_the_lock_as_its_standard_input(systemd, tmp_path):

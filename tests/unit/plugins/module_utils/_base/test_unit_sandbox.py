@@ -88,5 +88,12 @@ def test_what_builds_has_no_network_and_writes_where_it_may():
     assert closed <= set(lines)
     assert 'ReadWritePaths="/opt/build" "/var/cache/ccache"' in lines
     assert "UMask=0022" in lines and "UMask=0077" not in lines
+    fetching = unit_sandbox.build_lines("u.service", ["/opt/build", "/var/cache/ccache"], network=True)
+    assert {line for line in lines if line not in fetching} == {
+        "PrivateNetwork=yes", "IPAddressDeny=any", "RestrictAddressFamilies=AF_UNIX",
+    }  # fmt: skip
+    assert [line for line in fetching if line not in lines] == [
+        "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK"
+    ]
     before = lines[-1]
     assert before.startswith("ExecStartPre=+/bin/sh -c 'chown -R $$(systemctl show") and "u.service" in before

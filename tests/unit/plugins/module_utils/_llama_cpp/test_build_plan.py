@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import build_plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import build_plan, web_ui_plan
 
 SHA = "83" * 32
 COMMIT = "0c1e57098bba43ac29e6e3b677cdceebdd22334f"
@@ -33,6 +33,7 @@ SETTINGS = {
     "targets": ["llama-bench", "llama-server"],
     "extra_builds": [],
     "quick_compile": False,
+    "web_ui": False,
 }
 SLOW = {"name": "slow", "targets": ["ggml-rpc-server"], "native": False, "cmake_options": {"GGML_AVX": False}}
 PACKAGE = {"source": "package"}
@@ -79,6 +80,7 @@ def test_an_extra_build_inherits_all_but_the_options_of_cmake():
         {"backends": ["cuda", "rpc"]},
         {"targets": ["llama-bench"]},
         {"quick_compile": True},
+        {"web_ui": True},
         {"sdist_sha256": "84" * 32},
         {"source": "git"},
         {"toolchain": {**TOOLCHAIN, "cxx": "c++ 15"}},
@@ -98,10 +100,17 @@ def test_the_key_changes_with_what_changes_the_result(change):
         {"cuda_root": "/opt/cuda", "architectures": [120], "nccl_root": "/opt/nccl"},
         {"toolchain": {**TOOLCHAIN, "cuda": "another nvcc"}},
         {"archive_url": "https://example.com/mirror.tar"},
+        {"extra_builds": [SLOW | {"targets": ["llama-server"]}]},
     ],
 )
 def test_the_key_stays_with_what_does_not(change):
     assert plan(**change)["key"] == plan()["key"]
+
+
+def test_every_build_of_the_server_has_the_page_and_says_so():
+    main, slow = plans(web_ui=True, extra_builds=[SLOW])
+    assert main.record["web_ui_node"] == web_ui_plan.NODE and slow.record["web_ui_node"] == ""
+    assert slow.record["key"] == plans(extra_builds=[SLOW])[1].record["key"]
 
 
 def test_the_cpu_counts_for_native_builds_alone():

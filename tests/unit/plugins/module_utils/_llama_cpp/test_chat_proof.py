@@ -167,13 +167,20 @@ def test_half_a_stream_is_an_error(chats, events, sentence):
 
 
 def test_a_page_is_html_or_not_there(chats):
-    judged.judge_page(chats, LLAMA, 404, "application/json")
+    judged.judge_page(chats, LLAMA, 404, "application/json", built=False)
     assert not chats.proved
-    judged.judge_page(chats, LLAMA, 200, "text/html")
+    judged.judge_page(chats, LLAMA, 200, "text/html", built=False)
     assert chats.proved == [judged.PAGE]
     for status, kind in ((200, "text/plain"), (415, "text/plain"), (None, "")):
-        with pytest.raises(UserError, match="a web page that no browser shows"):
-            judged.judge_page(chats, LLAMA, status, kind)
+        with pytest.raises(UserError, match="a chat page that no browser shows"):
+            judged.judge_page(chats, LLAMA, status, kind, built=False)
+
+
+def test_a_page_that_was_built_is_there(chats):
+    with pytest.raises(UserError, match=r"a chat page that no browser shows \(HTTP status 404"):
+        judged.judge_page(chats, LLAMA, 404, "application/json", built=True)
+    judged.judge_page(chats, LLAMA, 200, "text/html", built=True)
+    assert chats.proved == [judged.PAGE]
 
 
 @pytest.mark.parametrize(

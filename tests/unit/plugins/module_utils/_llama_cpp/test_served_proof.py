@@ -33,6 +33,29 @@ def test_what_was_opened_on_purpose_may_be_open(arguments, environment, opened):
     assert paths() - paths(arguments, environment) == opened
 
 
+@pytest.mark.parametrize(
+    ("build", "arguments", "environment", "page"),
+    [
+        ({"web_ui_node": "24.19.0"}, ["--metrics"], ["GGML_X"], True),
+        ({"web_ui_node": "24.19.0"}, ["--no-ui"], [], False),
+        ({"web_ui_node": "24.19.0"}, ["--path=/srv/page"], [], False),
+        ({"web_ui_node": "24.19.0"}, [], ["LLAMA_ARG_UI"], False),
+        ({"web_ui_node": ""}, [], [], False),
+        ({}, [], [], False),
+    ],
+)
+def test_the_page_of_a_build_must_be_there_unless_something_took_it_away(build, arguments, environment, page):
+    assert served_proof.has_page(build, arguments, environment) is page
+
+
+def test_the_build_of_a_program_is_found_through_its_link(tmp_path):
+    (tmp_path / "b7-0/bin").mkdir(parents=True)
+    (tmp_path / "b7-0/bin/llama-server").touch()
+    (tmp_path / "current").symlink_to("b7-0")
+    program = tmp_path / "current/bin/llama-server"
+    assert served_proof.build_json(str(program)) == str(tmp_path / "b7-0/build.json")
+
+
 @pytest.mark.parametrize("status", [403, 404, 501])
 def test_shut_is_shut(status):
     for endpoint in served_proof.SHUT_ENDPOINTS:
