@@ -12,6 +12,7 @@ extensions = ["myst_parser", "sphinx_antsibull_ext"]
 html_theme = "furo"
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 html_use_index = False
 myst_heading_anchors = 4  # links such as troubleshooting.md#a-heading
 nitpicky = True
