@@ -158,8 +158,8 @@ def _add_tensors(writer: t.Any, parameters: Json, stored: t.Any) -> None:
     embedding, output = matrix(vocabulary, width, scale=1.0), matrix(vocabulary, width)
     if parameters["agreement"]:
         output = _successors(embedding, parameters, stored)
-    elif parameters["expert_count"]:
-        # what such a model says wanders: it shall neither end at once nor say bytes that are no text
+    else:
+        # an answer shall neither end at once nor have bytes that are no text: llama-server answers those with an error
         output[_NO_TEXT] = 0
     writer.add_tensor("token_embd.weight", embedding, raw_dtype=stored)
     writer.add_tensor("output_norm.weight", norm)

@@ -61,8 +61,9 @@ def test_writes_a_model_of_experts(run, path):
     assert model["block_expert_bytes"] == {part: [size, size] for part, size in sizes.items()}
 
 
-def test_a_model_of_experts_says_text_and_does_not_end(run, path):
-    run(path, type="q8_0", expert_count=4, expert_used_count=2)
+@pytest.mark.parametrize("more", [{}, {"expert_count": 4, "expert_used_count": 2}], ids=["dense", "experts"])
+def test_a_model_says_text_and_does_not_end(run, path, more):
+    run(path, type="q8_0", **more)
     (output,) = [tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == "output.weight"]
     said = gguf.quants.dequantize(output.data, output.tensor_type).any(axis=1)
     # <unk>, <s>, </s> and 256 bytes
