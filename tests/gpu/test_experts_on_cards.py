@@ -19,6 +19,9 @@ from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
 from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module
 
 SERVING = {**record.BASE, "context_size": 4096}
+WITH_EXPERTS = [
+    name for name in sorted(model_shapes.PUBLISHED_WEIGHTS) if model_shapes.model(name)["block_expert_bytes"]
+]
 BLOCKS = 24
 THREADS = [count for count in (4, 8, 16, 32) if count <= (os.cpu_count() or 1)] or [1]
 PREFILL = {"kind": "prefill", "n_prompt": 2048, "n_gen": 0, "n_depth": 0, "repetitions": 1, "threads": THREADS[-1]}
@@ -79,7 +82,7 @@ def test_what_experts_in_ram_cost(llama_bin, moe, pair, tmp_path):
         }), flush=True)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(model_shapes.PUBLISHED_WEIGHTS))
+@pytest.mark.parametrize("name", WITH_EXPERTS)
 def test_the_plan_has_room_for_what_the_cards_hold(llama_bin, pair, tmp_path, name):
     """Weights and cache as they are, on the first card room for the experts that it copies, and the rest in RAM."""
     path, model = tmp_path / "m.gguf", model_shapes.model(name)
