@@ -11,8 +11,8 @@ version_added: 0.1.0
 description:
   - Owns C(/etc/ansible/facts.d/mixed_gpu.fact). Nothing else writes that file, and the roles of this collection read
     it with O(state=query) alone. Other plays can read it as C(ansible_local.mixed_gpu), too.
-  - The file has a schema number, the deployment that is served (C(active)), and one entry per deployment under
-    C(models).
+  - The file has a schema number, the deployment that is served (C(active)), one entry per deployment under C(models),
+    and the version of this collection that changed it last (C(collection)).
   - An entry that says the same as the recorded one, apart from C(recorded_at), changes nothing.
   - Superseded entries are kept in O(history_dir).
   - A damaged file, or one of another schema, is an error and left as it is.
@@ -191,7 +191,7 @@ import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state, version
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record
@@ -265,6 +265,8 @@ class SplitRecord:
             # The history first: a crash in between repeats an entry there, and loses none.
             content = {"schema": fact_record.SCHEMA, "deployment": self.deployment, "superseded_at": now, "entry": old}
             history_file = self.history.add(self.deployment, now, content)
+        if after != before:
+            after = {**after, "collection": version.COLLECTION}
         wanted = after if after["models"] else None
         changed = self.file.write(wanted)
         return {
