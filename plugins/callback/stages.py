@@ -57,7 +57,9 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core is not type
         return bool(self._display.verbosity == 0)
 
     def _line(self, result: t.Any, text: str, color: str | None = None) -> None:
-        self._display.display(f"  {result.host.get_name()} | {text}", color=color)
+        # a task that runs once speaks of all hosts
+        where = "" if result.task.run_once else f"{result.host.get_name()} | "
+        self._display.display(f"  {where}{text}", color=color)
 
     def v2_playbook_on_play_start(self, play: t.Any) -> None:
         if not self._brief():

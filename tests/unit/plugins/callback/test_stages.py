@@ -21,6 +21,7 @@ module.fail_json(msg="no train")
 """
 TASKS = [
     {"name": "Show two lines", "ansible.builtin.debug": {"msg": ["one", "two"]}},
+    {"name": "Show a line of all hosts", "ansible.builtin.debug": {"msg": "all"}, "run_once": True},
     {"name": "Read something", "ansible.builtin.command": {"argv": ["true"]}, "changed_when": False},
     {"name": "Change each", "ansible.builtin.command": {"argv": ["true"]}, "loop": ["left", "right"]},
     {"name": "Skip this", "ansible.builtin.debug": {"msg": "never"}, "when": False},
@@ -67,8 +68,8 @@ def screens(tmp_path_factory):
 def test_changes_and_messages_are_shown_and_nothing_else(screens):
     lines = screens["brief"].split("PLAY RECAP")[0].splitlines()
     assert lines[0].endswith("  Try")
-    assert lines[1:5] == [
-        "  localhost | one", "  localhost | two",
+    assert lines[1:6] == [
+        "  localhost | one", "  localhost | two", "  all",
         "  localhost | changed: Change each (left)", "  localhost | changed: Change each (right)",
     ]  # fmt: skip
     assert "Read something" not in screens["brief"] and "Skip this" not in screens["brief"]
