@@ -69,6 +69,30 @@ def plan_page(plan: Json, template: str) -> str:
         raise AnsibleFilterError(f"plan_page: the input is no result of the planner planning ({error}).") from error
 
 
+def fleet_table(results: t.Mapping[str, Json]) -> dict[str, t.Any]:
+    """Return the table over many hosts. Raises AnsibleFilterError for what are no results by host."""
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import fleet_table as fleet
+
+    try:
+        return fleet.table(results)
+    except AttributeError as error:
+        raise AnsibleFilterError("fleet_table: the input is no dict of results by host.") from error
+
+
+def fleet_page(report: Json, template: str) -> str:
+    """Return the page of a fleet. Raises AnsibleFilterError for what is none, or a template that cannot be read."""
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import fleet_table as fleet
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import page
+
+    try:
+        return page.filled(template, view=fleet.view(report))
+    except UserError as error:
+        raise AnsibleFilterError(f"fleet_page: {error}.") from error
+    except (KeyError, TypeError) as error:
+        raise AnsibleFilterError(f"fleet_page: the input is no report of fleet_table ({error}).") from error
+
+
 def _no_entry(name: str, error: Exception) -> str:
     """Return what a malformed entry lacks, and the cure."""
     lacks = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -83,4 +107,5 @@ class FilterModule:
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return the filters by name."""
-        return {"split_report": split_report, "split_summary": split_summary, "plan_page": plan_page}
+        return {"split_report": split_report, "split_summary": split_summary, "plan_page": plan_page,
+                "fleet_table": fleet_table, "fleet_page": fleet_page}  # fmt: skip

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import typing as t
+import unicodedata
 
 DASH: t.Final = "–"
 
@@ -40,6 +41,15 @@ def interval(low: float | None, high: float | None, missing: str = DASH) -> str:
 def vector(layers: t.Sequence[int] | None) -> str:
     """Write a split as llama-server takes it: 45,36."""
     return ",".join(str(count) for count in layers) if layers else DASH
+
+
+def one_line(value: t.Any, most: int) -> str:
+    """Write a text of unknown origin as one line of at most I(most) characters, without what moves or hides text."""
+    text = str(value)
+    # what lies far behind the end of the line is not looked at: such a text may be huge
+    words = " ".join(text[: 4 * most].split())
+    kept = "".join(mark for mark in words if unicodedata.category(mark)[0] != "C")
+    return kept if len(kept) <= most and len(text) <= 4 * most else f"{kept[: most - 3].rstrip()}..."
 
 
 def columns(rows: t.Sequence[t.Sequence[str]], right: t.Container[int] = ()) -> list[str]:

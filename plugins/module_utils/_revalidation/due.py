@@ -3,7 +3,7 @@
 """Is a revalidation due, since the NVIDIA driver changed? Private to this collection.
 
 Compares the driver with which the speed was validated last (C(recorded)) with the one that is loaded and the one that
-is installed. docs/decisions/0021-driver-comparison.md says what that sees. All but of_host and read are pure.
+is installed. docs/decisions/0021-driver-comparison.md says what that sees. All but of_host, read and history are pure.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class Due(t.TypedDict):
     driver: Driver
 
 
-def recorded_driver(entry: Mapping | None, history: t.Iterable[Mapping]) -> str | None:
+def recorded_driver(entry: Mapping | None, results: t.Iterable[Mapping]) -> str | None:
     """Return the driver with which the speed of a deployment was validated last, or None where none was recorded.
 
-    C(entry) is the fact's, or None without one. C(history) are its revalidations, newest first; of those that were
+    C(entry) is the fact's, or None without one. C(results) are its revalidations, newest first; of those that were
     accepted after the entry was recorded, the newest counts.
     """
     if entry is None:
         return None
-    for result in history:
+    for result in results:
         if result.get("at", "") <= entry["recorded_at"]:
             break
         if result.get("accepted") and result.get("driver_version"):
@@ -79,7 +79,7 @@ def compare(recorded: str | None, loaded: str, installed: str | None) -> Due:
     return {"needed": why is not None, "now": now, "why": why, "cure": cure, "driver": driver}
 
 
-def _history(state_dir: str, deployment: str) -> t.Iterator[Mapping]:
+def history(state_dir: str, deployment: str) -> t.Iterator[Mapping]:
     """Yield the revalidations of a deployment that can be read, newest first."""
     directory = os.path.join(state_dir, "revalidations")
     names = os.listdir(directory) if os.path.isdir(directory) else []
@@ -96,7 +96,7 @@ def read(record: Mapping, state_dir: str = STATE_DIR, root: str = "/") -> Due:
     """Return whether a revalidation of the active deployment of this host is due; C(record) is the host's fact."""
     active = record["active"]
     entry = record["models"].get(active)
-    recorded = recorded_driver(entry, _history(state_dir, active) if active else [])
+    recorded = recorded_driver(entry, history(state_dir, active) if active else [])
     return compare(recorded, *driver_versions.read(root))
 
 

@@ -21,3 +21,20 @@ def test_cells_of_a_column_end_at_one_place():
     assert text.columns([["", "ms"], ["one", "9.5"], ["other", "10"]], right={1}) == [
         "        ms", "one    9.5", "other   10",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "most", "line"),
+    [
+        ("plain", 10, "plain"),
+        ("two\r\n\tlines\u2028 more", 20, "two lines more"),
+        ("\x1b[31mred\u202e\x00\u200b", 10, "[31mred"),
+        ("0123456789", 10, "0123456789"),
+        ("0123456789a", 10, "0123456..."),
+        ("\x1b" * 10**6, 10, "..."),
+        (None, 10, "None"),
+        ("Größe 漢字", 10, "Größe 漢字"),
+    ],
+)
+def test_a_text_of_unknown_origin_becomes_one_line(value, most, line):
+    assert text.one_line(value, most) == line

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The module on a box as files, and on this machine with a systemd of our own."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.modules import fleet_info
+from ansible_collections.homelab.mixed_gpu.tests.fixtures import fleet
+
+SERVER, LENDS = "llama-server.service", "ggml-rpc-server-a.service"
+SHOWN = f"Id={SERVER}\nActiveState=failed\nResult=oom-kill\n\nId={LENDS}\nActiveState=active\n"
+
+
+@pytest.fixture
+def run(capfd):
+    def call(**options):
+        with patch_module_args(options), pytest.raises(SystemExit):
+            fleet_info.main()
+        return json.loads(capfd.readouterr().out)
+
+    return call
+
+
+def test_a_box_as_files_is_read_and_systemd_is_not_asked(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(AnsibleModule, "run_command", lambda *_: pytest.fail("asked"))
+    result = run(root=str(fleet.box(tmp_path)))
+    assert result["changed"] is False
+    assert result["host"]["deployments"][0]["model"] == "Llama 3.3 70B Instruct"
+    assert result["host"]["units"] is None
+
+
+@pytest.mark.parametrize(("rc", "states"), [(0, [(SERVER, "failed"), (LENDS, "active")]), (1, None)])
+def test_systemd_is_asked_once_about_all_units(run, tmp_path, monkeypatch, rc, states):
+    asked = []
+    monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda *_: "/bin/systemctl")
+    monkeypatch.setattr(AnsibleModule, "run_command", lambda _self, command: asked.append(command) or (rc, SHOWN, ""))
+    found = run(state_dir=str(tmp_path))["host"]["units"]
+    assert (found and [(unit["unit"], unit["state"]) for unit in found]) == states
+    assert len(asked) == 1 and {SERVER, "exllama-server.service", "ggml-rpc-server-*.service"} < set(asked[0])
+
+
+def test_without_systemd_nothing_is_known_of_units(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda *_: None)
+    assert run(state_dir=str(tmp_path))["host"]["units"] is None
+
+
+def test_what_cannot_be_listed_ends_it_with_a_sentence(run, tmp_path):
+    fleet.box(tmp_path)
+    (tmp_path / fleet.STATE / "revalidations" / f"{fleet.NAME}@20261129T110000Z-000.json").mkdir()
+    result = run(root=str(tmp_path))
+    assert result["failed"] and "cannot be read" in result["msg"]
