@@ -23,6 +23,8 @@ def split_report(
     panels: t.Sequence[str] = ("decode", "prefill", "objective"),
     host: str = "",
     url: str = "",
+    recorded: Json | None = None,
+    connect: str = "",
 ) -> str:
     """Return the page of a recorded entry. Raises AnsibleFilterError for an entry or a template that cannot be read."""
     from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
@@ -31,9 +33,8 @@ def split_report(
 
     try:
         entry = deployment.expand(entry)
-        return page.render(
-            entry, template, view.Seen(server, gpus, machine, served), expectations or (), panels, host, url
-        )
+        seen = view.Seen(server, gpus, machine, served, recorded)
+        return page.render(entry, template, seen, expectations or (), panels, host, url, connect)
     except UserError as error:
         raise AnsibleFilterError(f"split_report: {error}.") from error
     except (KeyError, TypeError, ValueError) as error:
@@ -54,6 +55,20 @@ def split_summary(
         return summary.summary_lines(entry, served, view.Seen(server).devices, (server or {}).get("chats"))
     except (KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(_no_entry("split_summary", error)) from error
+
+
+def split_closing(
+    entry: Json, page: str, server: Json | None = None, served: Json | None = None, url: str = "", connect: str = ""
+) -> list[str]:
+    """Return the last lines of a run. Raises AnsibleFilterError when the entry is no entry of the record."""
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import closing, connecting
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment
+
+    try:
+        said = connecting.connection(server, url, "", connect)["sentence"]
+        return closing.lines(deployment.expand(entry), served, said, page)
+    except (KeyError, TypeError, ValueError) as error:
+        raise AnsibleFilterError(_no_entry("split_closing", error)) from error
 
 
 def plan_page(plan: Json, template: str) -> str:
@@ -107,5 +122,7 @@ class FilterModule:
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return the filters by name."""
-        return {"split_report": split_report, "split_summary": split_summary, "plan_page": plan_page,
-                "fleet_table": fleet_table, "fleet_page": fleet_page}  # fmt: skip
+        return {
+            "split_report": split_report, "split_summary": split_summary, "split_closing": split_closing,
+            "plan_page": plan_page, "fleet_table": fleet_table, "fleet_page": fleet_page,
+        }  # fmt: skip

@@ -94,6 +94,11 @@ api_key_file:
   returned: always
   type: str
   sample: /etc/mixed_gpu/llama-server.key
+bound_to:
+  description: Address that the server binds to; empty where the unit does not say.
+  returned: always
+  type: str
+  sample: 127.0.0.1
 last_lines:
   description: The last lines of the journal of this start.
   returned: always
@@ -370,6 +375,7 @@ def main() -> None:
         "needs_reload": properties.get("NeedDaemonReload") == "yes",
         "invocation_id": invocation,
         "api_key_file": llama_server.key_file(unit_text),
+        "bound_to": llama_server.bound_to(unit_text),
         "last_lines": last_lines,
         "server": server,
         "chats": chat_record.kept(module.params["unit"], module.params["kept_dir"], invocation),

@@ -171,6 +171,36 @@ revalidation:
         - Versions C(recorded) (V(none) where no driver was recorded), C(loaded) (empty where none is) and C(installed)
           (empty where no kernel has the module, V(none) where that cannot be known).
       type: dict
+trend:
+  description: What the kept revalidations of the deployment found, the oldest first.
+  returned: when O(state=query)
+  type: list
+  elements: dict
+  contains:
+    at:
+      description: When it was judged (UTC).
+      type: str
+    baseline_at:
+      description: When the baseline that it compared with was recorded; V(none) where there was none.
+      type: str
+    driver_version:
+      description: The NVIDIA driver that was loaded; V(none) without one.
+      type: str
+    verdict:
+      description: V(ok), V(improved), V(inconclusive), V(regressed) or V(broken).
+      type: str
+    accepted:
+      description: Whether the verdict was one of the accepted ones.
+      type: bool
+    decode:
+      description:
+        - The change of the time of a token in percent, more is slower, as C(percent), and its interval as C(low) and
+          C(high), which may be V(none).
+        - V(none) where it was not compared.
+      type: dict
+    prefill:
+      description: The same of a prompt.
+      type: dict
 record:
   description:
     - The whole record as it is now, or would be in check mode; V(none) when there is no file.
@@ -193,7 +223,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state, version
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due, trend
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.types import Entry
 
@@ -227,8 +257,12 @@ class SplitRecord:
         found = fact_record.find(record, self.path, self.deployment, self.params["engine"] or "")
         if self.params["required"] and not found["available"]:
             raise UserError(str(found["why"]))
-        revalidation = due.read(record, os.path.dirname(self.params["history_dir"]))
-        return {"changed": False, "path": self.path, "record": record, "revalidation": revalidation, **found}
+        state_dir = os.path.dirname(self.params["history_dir"])
+        return {
+            "changed": False, "path": self.path, "record": record, **found,
+            "revalidation": due.read(record, state_dir),
+            "trend": trend.rows(due.history(state_dir, found["deployment"]) if found["deployment"] else ()),
+        }  # fmt: skip
 
     def new_entry(self, before: fact_record.Record) -> Entry | None:
         """Return the entry to record, None to keep the recorded one. Raises UserError naming what is wrong."""

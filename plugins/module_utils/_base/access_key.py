@@ -63,8 +63,12 @@ def connect(url: str, path: str, page: bool = False) -> str:
         return f"The server answers everybody who reaches {url}, in a browser with its chat page: it has no key."
     if not path:
         return f"The server answers everybody who reaches {url}, web pages in a browser included: it has no key."
-    header = f"sudo sed 's/^/Authorization: Bearer /' {path}"
     browsers = f"A browser gets the chat page at {url} and asks for the key. " if page else ""
-    return (
-        f"{browsers}Clients of {url} send the key that is in {path} (root only): {header} | curl -H @- {url}/v1/models"
-    )
+    command = curl(url, path, "/v1/models")
+    return f"{browsers}Clients of {url} send the key that is in {path} (root only): {command}"
+
+
+def curl(url: str, path: str, endpoint: str) -> str:
+    """Return a command that asks an endpoint on the server's host, with the key where `path` is the file of one."""
+    header = f"sudo sed 's/^/Authorization: Bearer /' {path} | curl -H @-" if path else "curl"
+    return f"{header} {url}{endpoint}"

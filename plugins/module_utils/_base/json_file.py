@@ -24,12 +24,18 @@ POLL_SECONDS = 0.2
 DEEPEST = 100
 #: What tempfile.mkstemp calls a file of ours.
 _TEMPORARY = re.compile(r"\.new-[a-z0-9_]{8}")
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 _TOO_DEEP = f"it is nested more than {DEEPEST} levels deep"
 
 
 def utc_now() -> str:
     """Return the time as C(2026-11-24T04:35:00Z)."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.datetime.now(datetime.UTC).strftime(_TIME)
+
+
+def utc_time(text: str) -> datetime.datetime:
+    """Return the time that utc_now wrote. Raises ValueError for another text."""
+    return datetime.datetime.strptime(text, _TIME).replace(tzinfo=datetime.UTC)
 
 
 def read_text(path: str) -> str | None:

@@ -129,4 +129,10 @@ def key_file(unit_text: str) -> str:
     return found[1] if found else ""
 
 
+def bound_to(unit_text: str) -> str:
+    """Return the address that a unit binds its server to, "" where it does not say."""
+    found = re.search(r"\s--host (\S+) --port [0-9]+\s", unit_text)
+    return found[1] if found else ""
+
+
 # --- what it says about itself ---------------------------------------------------------------------------------------

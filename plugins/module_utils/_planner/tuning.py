@@ -16,7 +16,7 @@ from .._base.steps import Done, Lease, Plan, Step, Store
 from .._models import model_shapes
 from .._split import known_devices, split_problem
 from .._split.types import KnownDevice
-from . import context_stage, predictor, tuning_settings, tuning_steps
+from . import context_stage, predictor, tuning_effort, tuning_settings, tuning_steps
 from .tuning_state import OWN_PLACEMENT, TENSOR_QUESTION, State
 
 Json = dict[str, t.Any]
@@ -251,10 +251,11 @@ def _tuned(state: State) -> Plan:
     settings, decision = state.settings, state.decision
     dry_run = state.result("dry run")
     probe = {"model_path": settings.probe_model_path, "serving": state.probe_serving, "tests": state.probe_tests}
+    shown = {"contexts": state.contexts, "effort": tuning_effort.of(state.done, "devices")}
     tuning = {
         "model": {"id": settings.model_id, "path": settings.model_path, "sha256": settings.model_sha256},
         "problem": state.problem,
-        "plan": {"decision": {**decision, "contexts": state.contexts}, "feasible": state.plan["feasible"]},
+        "plan": {"decision": {**decision, **shown}, "feasible": state.plan["feasible"]},
         "loads": state.loads,
         "rpc_endpoints": settings.rpc_endpoints,
         "dry_run": None if dry_run is None else dry_run["dry_run"],

@@ -83,6 +83,22 @@ def draw(
     per measured split. I(feasible) are the splits that memory allows; without it the entry is searched. Several charts
     can stand on one page. Raises UserError when matplotlib is missing.
     """
+
+    def paint(axes: t.Any, index: int) -> None:
+        # with experts in RAM, splits say less than how many blocks are there
+        if len(entry["devices"]) == 2 and not entry.get("experts_in_ram"):
+            _draw_line(axes, entry, panels[index], feasible)
+        else:
+            _draw_bars(axes, entry, panels[index])
+
+    return svg(paint, len(panels), _title(entry, panels))
+
+
+def svg(paint: t.Callable[[t.Any, int], None], panels: int, title: str) -> str:
+    """Return a figure of so many panels as an SVG element; I(paint) draws on the axes of each.
+
+    Raises UserError when matplotlib is missing.
+    """
     try:
         import matplotlib
         from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -93,19 +109,14 @@ def draw(
             " (python -m pip install matplotlib), or set report_chart to false"
         ) from error
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(5.4 * len(panels), 4.1), layout="constrained")
+        figure = Figure(figsize=(4.7 * panels, 3.9), layout="constrained")
         FigureCanvasSVG(figure)
-        for index, panel in enumerate(panels):
-            axes = figure.add_subplot(1, len(panels), index + 1)
-            # with experts in RAM, splits say less than how many blocks are there
-            if len(entry["devices"]) == 2 and not entry.get("experts_in_ram"):
-                _draw_line(axes, entry, panel, feasible)
-            else:
-                _draw_bars(axes, entry, panel)
-        _legend(figure, len(panels))
-        svg = io.StringIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _finish(svg.getvalue(), _title(entry, panels))
+        for index in range(panels):
+            paint(figure.add_subplot(1, panels, index + 1), index)
+        _legend(figure, panels)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _finish(drawn.getvalue(), title)
 
 
 def _legend(figure: t.Any, panels: int) -> None:

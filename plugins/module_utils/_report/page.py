@@ -12,7 +12,7 @@ import typing as t
 
 from .._base.errors import UserError
 from .._base.types import Mapping
-from . import chart, drawing
+from . import chart, drawing, trend_drawing, trend_rows
 from .recorded import QUANTITIES
 from .view import Seen, report_view
 
@@ -25,20 +25,24 @@ def render(
     panels: t.Sequence[str],
     host: str,
     url: str,
+    said: str = "",
 ) -> str:
     """Return the page as text.
 
-    The template gets C(view) (report_view), C(charts) (SVG by name of the panel) and C(drawn), whether charts were
-    asked for. Raises KeyError, TypeError or ValueError for an entry that cannot be read, UserError for the template.
+    The template gets C(view) (report_view), C(charts) (SVG by name of the panel), C(drawn), whether charts were asked
+    for, and C(trend) (SVG of the revalidations, or nothing). Raises KeyError, TypeError or ValueError for an entry that
+    cannot be read, UserError for the template.
     """
     from markupsafe import Markup
 
     unknown = [panel for panel in panels if panel not in QUANTITIES]
     if unknown:
         raise UserError(f"unknown panel {', '.join(map(str, unknown))}; choose from {', '.join(QUANTITIES)}")
-    view = report_view(entry, seen, expectations, host, url)
+    view = report_view(entry, seen, expectations, host, url, said)
     charts = {panel: Markup(drawing.draw(entry, [panel])) for panel in panels if chart.has_points(entry, panel)}
-    return filled(template, view=view, charts=charts, drawn=bool(panels))
+    trend = trend_rows.compared(seen.recorded) if panels else []
+    drawn = Markup(trend_drawing.draw(trend)) if len(trend) > 1 else ""
+    return filled(template, view=view, charts=charts, drawn=bool(panels), trend=drawn)
 
 
 def filled(template: str, **values: t.Any) -> str:

@@ -120,6 +120,11 @@ def device_label(device: Mapping) -> str:
     return f"{device['device']} {description}".strip()
 
 
+def when(at: t.Any) -> str:
+    """Return a recorded time as people read it: C(2026-11-24 04:35), UTC; "" where there is none."""
+    return str(at)[:16].replace("T", " ") if at else ""
+
+
 def engine_name(entry: Mapping) -> str:
     """Return what people call the engine that an entry was measured with."""
     return engines.of(entry.get("serving") or {}).display

@@ -80,6 +80,42 @@ def context_rows(entry: Mapping) -> Json | None:
     }
 
 
+def largest_context(entry: Mapping) -> int | None:
+    """Return the largest context that is known to fit with the KV cache in use, or None where that is not known."""
+    contexts = entry["decision"].get("contexts")
+    asked = next((row for row in contexts["rows"] if row["asked"]), None) if contexts else None
+    return None if asked is None else _largest(contexts["rows"]).get(_types(asked))
+
+
+def spare_context(entry: Mapping) -> list[str]:
+    """Return in a sentence per type of KV cache how many more tokens of context fit; empty where that is not known."""
+    own = largest_context(entry)
+    if own is None:
+        return []
+    now = int(entry["serving"]["context_size"])
+    found = [f"{own - now} more tokens of context fit: up to split_tuning_context_size: {own}."]
+    if own <= now:
+        found = [f"The context of {now} tokens is the largest that fits with this KV cache."]
+    for types, context in _largest(entry["decision"]["contexts"]["rows"]).items():
+        if context > own:
+            names = f"split_tuning_cache_type_k: {types[0]} and split_tuning_cache_type_v: {types[1]}"
+            found.append(f"With {names}, {context - now} more fit: up to {context}.")
+    return found
+
+
+def _largest(contexts: t.Sequence[Mapping]) -> dict[tuple[str, str], int]:
+    """Return the largest context that fits by types of K and V."""
+    most: dict[tuple[str, str], int] = {}
+    for row in contexts:
+        if row["layers"] is not None:
+            most[_types(row)] = max(most.get(_types(row), 0), row["context_size"])
+    return most
+
+
+def _types(row: Mapping) -> tuple[str, str]:
+    return row["cache_type_k"], row["cache_type_v"]
+
+
 # --- each device alone ---
 
 

@@ -8,7 +8,6 @@ import re
 import typing as t
 
 from .._base.types import Json, Mapping
-from .recorded import model_name
 
 
 def _spread(samples: t.Sequence[Mapping], key: str) -> dict[str, float] | None:
@@ -53,30 +52,22 @@ def expectation_rows(
 
     An expectation has name, metric, low, high, unit, source, note, evidence (list of value, rig and source), and says
     what it is about: C(model), a regular expression for the model's id or name, and C(devices), one regular expression
-    per device that must be there. What is about another model or other cards is kept, and marked as not applicable.
-    With C(comparable) false the two numbers stand side by side without a verdict. I(power_watts) is the draw of the
-    cards while the server generates.
+    per device that must be there. What is about another model or other cards is left out. With C(comparable) false the
+    two numbers stand side by side without a verdict. I(power_watts) is the draw of the cards while the server
+    generates.
     """
     names = [str(entry["model"].get(key) or "") for key in ("id", "name")]
     described = [device.get("description") or "" for device in entry["devices"]]
     rows = []
     for item in expectations:
-        row = {key: item.get(key) for key in ("name", "low", "high", "unit", "source", "note")}
-        row["evidence"] = list(item.get("evidence") or [])
-        reason = None
         if item.get("model") and not any(re.search(item["model"], name, re.IGNORECASE) for name in names):
-            reason = f"not applicable: it is about another model than {model_name(entry)}"
-        elif not _cards_match(item.get("devices") or [], described):
-            reason = "not applicable: it is about other cards than these"
-        value = None if reason else _metric(entry, tests, power_watts, str(item.get("metric")))
-        row.update(
-            {
-                "value": value,
-                "applicable": reason is None,
-                "state": reason or _state(value, item),
-            }
-        )
-        rows.append(row)
+            continue
+        if not _cards_match(item.get("devices") or [], described):
+            continue
+        row = {key: item.get(key) for key in ("name", "low", "high", "unit", "source", "note")}
+        value = _metric(entry, tests, power_watts, str(item.get("metric")))
+        evidence = list(item.get("evidence") or [])
+        rows.append({**row, "evidence": evidence, "value": value, "state": _state(value, item)})
     return rows
 
 

@@ -9,11 +9,12 @@ import typing as t
 
 from .._base.text import DASH, interval, mebibytes, number, percent, vector
 from .._base.types import Json, Mapping
-from . import rows, words
+from . import connecting, deployments, made_by, rows, trend_rows, words
 from .mode_rows import mode_rows
-from .recorded import engine_name, model_name, prompt_tokens_of
+from .recorded import engine_name, model_name, prompt_tokens_of, when
 from .served_rows import expectation_rows, served_tests
 from .speculation_rows import speculation_rows, texts
+from .untried import untried
 
 View = Json
 
@@ -24,13 +25,14 @@ class Seen(t.NamedTuple):
     """What the host says beside the record; everything can be missing.
 
     C(server) is what llama_server_info returned, C(gpus) the fact mixed_gpu_gpus, C(machine) the C(host) of host_info,
-    C(served) the stored results of llama_server_benchmark.
+    C(served) the stored results of llama_server_benchmark, C(recorded) what split_record returned with state=query.
     """
 
     server: Mapping | None = None
     gpus: Mapping | None = None
     machine: Mapping | None = None
     served: Mapping | None = None
+    recorded: Mapping | None = None
 
     @property
     def devices(self) -> t.Sequence[Mapping]:
@@ -40,16 +42,18 @@ class Seen(t.NamedTuple):
 
 
 def report_view(
-    entry: Mapping, seen: Seen, expectations: t.Sequence[Mapping] = (), host: str = "", url: str = ""
+    entry: Mapping, seen: Seen, expectations: t.Sequence[Mapping] = (), host: str = "", url: str = "", said: str = ""
 ) -> View:
-    """Return everything that the page shows: no decision is left to the template."""
+    """Return everything that the page shows: no decision is left to the template.
+
+    C(url) is where llama-server listens; C(said) is what serving_proof said of another server.
+    """
     decision = entry["decision"]
     tests = served_tests(seen.served)
     power = (seen.served or {}).get("power") or {"reason": "not measured yet"}
     return {
         "host": host,
-        "url": url,
-        "api_key_file": (seen.server or {}).get("api_key_file", ""),
+        "connection": connecting.connection(seen.server, url, host, said),
         "chats": (seen.server or {}).get("chats"),
         "model": model_name(entry),
         "engine": engine_name(entry),
@@ -61,11 +65,16 @@ def report_view(
         "tiles": _tiles(entry, tests),
         **_devices(entry, seen),
         "contexts": rows.context_rows(entry),
+        "spare_context": rows.spare_context(entry),
+        "untried": untried(entry),
+        "deployments": deployments.rows(seen.recorded),
+        "revalidations": trend_rows.rows(seen.recorded),
+        "variables": made_by.variables(entry),
         "probe": rows.probe_rows(entry),
         "probe_warning": rows.probe_warning(entry),
         **_splits(entry),
         "served": [_served_row(test) for test in tests],
-        "served_at": (seen.served or {}).get("measured_at"),
+        "served_at": when((seen.served or {}).get("measured_at")),
         "power": None if power["reason"] else _power(power),
         "power_reason": power["reason"],
         "expectations": [
@@ -76,9 +85,8 @@ def report_view(
         "serving": _flat(entry["serving"]),
         "parts": _flat(entry.get("fingerprint_parts") or {}),
         "fingerprint": entry["fingerprint"],
-        "campaign": entry["campaign"],
-        "recorded_at": entry["recorded_at"],
-        "loads_used": decision.get("loads_used"),
+        "recorded_at": when(entry["recorded_at"]),
+        "effort": words.effort_words(entry),
         "model_facts": _flat(entry["model"]),
     }
 
@@ -100,9 +108,9 @@ def _tiles(entry: Mapping, tests: t.Sequence[Mapping]) -> list[dict[str, str]]:
     if decision.get("gain_over_default_percent") is not None and decision["verdict"] != "only_choice":
         label = f"less time than {engine_name(entry)}'s default split{_VERDICTS.get(decision['verdict'], '')}"
         tiles.append((percent(decision["gain_over_default_percent"]), "%", label))
-    if decision.get("headroom_mib"):
-        least, device = min(zip(decision["headroom_mib"], entry["devices"], strict=True), key=lambda pair: pair[0])
-        tiles.append((mebibytes(least), "MiB", f"left beyond the reserve on {device['device']}, as planned"))
+    most = rows.largest_context(entry)
+    fits = "" if most is None else f"; up to {most} fit with this KV cache"
+    tiles.append((str(entry["serving"]["context_size"]), "tokens", f"of context{fits}"))
     return [{"value": value, "unit": unit, "label": label} for value, unit, label in tiles]
 
 

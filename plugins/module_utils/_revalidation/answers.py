@@ -8,10 +8,9 @@ The module answer_check compares the placement with each device alone (_llama_cp
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import typing as t
 
-from .._base import fingerprints, json_state, unit_end
+from .._base import fingerprints, json_file, json_state, unit_end
 from .._base.errors import UserError
 from .._base.steps import Step
 from .._base.types import Json, Mapping
@@ -22,7 +21,6 @@ SCHEMA: t.Final = 1
 VERDICTS: t.Final = {"ok": "ok", "wrong": "broken", "unknown": "inconclusive", "incomparable": "ok"}
 #: Name of the step.
 STEP: t.Final = "answers"
-_FORMAT: t.Final = "%Y-%m-%dT%H:%M:%SZ"
 #: How long the job may wait for the lock of another measurement, beside its own limit.
 _WAIT_SECONDS: t.Final = 3600
 
@@ -82,7 +80,7 @@ def due(
 
 
 def _days(before: str, now: str) -> int:
-    return (datetime.datetime.strptime(now, _FORMAT) - datetime.datetime.strptime(before, _FORMAT)).days
+    return (json_file.utc_time(now) - json_file.utc_time(before)).days
 
 
 def check(observed: Mapping) -> Json | None:

@@ -8,7 +8,6 @@ accepted, measured, summary, driver_version, change_percent: {decode, prefill}}.
 
 from __future__ import annotations
 
-import datetime
 import typing as t
 
 from .._base import json_file
@@ -130,5 +129,4 @@ def _escaped(text: str) -> str:
 
 def timestamp(stamp: str) -> float:
     """Return seconds since 1970 of a time such as C(2026-11-25T18:20:36Z)."""
-    parsed = datetime.datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ")
-    return parsed.replace(tzinfo=datetime.UTC).timestamp()
+    return json_file.utc_time(stamp).timestamp()

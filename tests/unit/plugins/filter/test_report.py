@@ -13,7 +13,12 @@ import typing as t
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.mixed_gpu.plugins.filter.report import FilterModule, split_report, split_summary
+from ansible_collections.homelab.mixed_gpu.plugins.filter.report import (
+    FilterModule,
+    split_closing,
+    split_report,
+    split_summary,
+)
 
 ROOT = pathlib.Path(__file__).parents[4]
 PAGE = (ROOT / "roles/report/templates/report.html.j2").read_text(encoding="utf-8")
@@ -55,8 +60,15 @@ class Nesting(html.parser.HTMLParser):
 def test_the_page_says_where_the_key_is() -> None:
     path = "/etc/mixed_gpu/llama-server.key"
     server = {"state": "stopped", "server": {"devices": [], "build": None}}
-    assert f"API key in <code>{path}</code>" in page("sandbox", server={**server, "api_key_file": path})
-    assert "API key" not in page("sandbox", server={**server, "api_key_file": ""})
+    shown = page("sandbox", server={**server, "api_key_file": path})
+    assert f"the key in <code>{path}</code>" in shown and f"Bearer /&#39; {path} | curl -H @- http://127.0.0.1" in shown
+    assert "the key in" not in page("sandbox", server={**server, "api_key_file": ""})
+
+
+def test_the_page_says_what_became_of_another_server() -> None:
+    said = "Clients of http://127.0.0.1:5000 send <the> key."
+    shown = page("sandbox", connect=said)
+    assert "Clients of http://127.0.0.1:5000 send &lt;the&gt; key." in shown and "llama-server answers at" not in shown
 
 
 def test_page_and_summary_say_which_chats_are_proved() -> None:
@@ -94,7 +106,7 @@ def test_the_same_data_gives_the_same_page() -> None:
 def test_served_numbers_and_bench_numbers_stand_apart() -> None:
     text = page("sandbox")
     served = text[text.index("What a client gets") : text.index("Measured splits")]
-    bench = text[text.index("Measured splits") : text.index("Claimed and measured")]
+    bench = text[text.index("Measured splits") : text.index("<h2>Power")]
     assert "<b>6326</b>" in served and "needs 8064 tokens" in served and "llama-bench" not in served
     assert "llama-bench" in bench and "6326" not in bench and "ran out of memory" in bench
 
@@ -112,10 +124,69 @@ def test_a_server_that_does_not_run() -> None:
     assert "(state of the server: failed)" in text and "Not measured: the role llama_server measures" in text
 
 
-def test_what_a_model_calls_itself_is_no_markup() -> None:
-    data = {"model": {"id": "<img src=x>", "path": "/srv/<b>.gguf"}}
-    text = page("sandbox", data)
-    assert "&lt;img src=x&gt;" in text and "<img" not in text and "/srv/<b>" not in text
+def recorded(**models: t.Any) -> dict[str, t.Any]:
+    """What split_record says of a host with the sandbox's deployment and others, after four revalidations."""
+    row = {"at": "2026-11-20T03:00:00Z", "baseline_at": "2026-11-19T03:00:00Z", "driver_version": "580.95.05"}
+    same = {"verdict": "ok", "accepted": True, "decode": {"percent": 0.3, "low": -0.5, "high": 1.1}, "prefill": None}
+    trend = [
+        {**row, **same},
+        {**row, **same, "at": "2026-11-21T03:00:00Z", "decode": None},
+        {**row, **same, "at": "2026-11-22T03:00:00Z", "verdict": "regressed", "accepted": False,
+         "decode": {"percent": 8.25, "low": None, "high": None}},
+        {**row, **same, "at": "2026-11-23T03:00:00Z", "baseline_at": "2026-11-22T09:00:00Z", "driver_version": None},
+    ]  # fmt: skip
+    entry = json.loads((ROOT / "tests/fixtures/report/sandbox.json").read_text(encoding="utf-8"))["entry"]
+    record = {"schema": 2, "active": "other", "models": {"this": entry, **models}}
+    return {"record": record, "active": "other", "deployment": "this", "trend": trend}
+
+
+def test_the_page_shows_revalidations_and_the_other_deployments() -> None:
+    other = json.loads((ROOT / "tests/fixtures/report/mixed_70b.json").read_text(encoding="utf-8"))["entry"]
+    text = page("sandbox", recorded=recorded(other=other))
+    assert text.count("<svg") == 4
+    rows = text[text.index("<h2>Revalidations") : text.index("<h2>All deployments")]
+    assert rows.index("2026-11-23 03:00") < rows.index("2026-11-22 03:00")
+    assert "regressed, not accepted" in rows and "+8.2 %" in rows
+    rows = text[text.index("<h2>All deployments") :]
+    assert "44 of 81 layers on CUDA0 and 37 on CUDA1" in rows and rows.index("served</span>") < rows.index("this page")
+    assert "All deployments" not in page("sandbox", recorded=recorded())
+    assert page("sandbox", recorded=recorded(), panels=[]).count("<svg") == 0
+
+
+def test_what_models_devices_and_records_call_themselves_is_no_markup() -> None:
+    bad = "</script><img src=x onerror=alert(1)>{{ 7 * 7 }}'\""
+    data = json.loads((ROOT / "tests/fixtures/report/sandbox.json").read_text(encoding="utf-8"))["entry"]
+    devices = [{**device, "description": bad, "device": bad} for device in data["devices"]]
+    decision = {**data["decision"], "why": bad, "advice": [bad]}
+    decision["speculation"] = {"verdict": "not_tried", "why": bad, "served": None, "table": []}
+    change = {"model": {"id": bad, "path": bad}, "devices": devices, "decision": decision, "campaign": f"after {bad}"}
+    known = recorded(other={**data, **change, "recorded_at": bad})
+    known["trend"] = [{**row, "verdict": bad, "driver_version": bad, "at": bad} for row in known["trend"]]
+    server = {
+        "state": "ready", "server": {"devices": [], "build": bad}, "api_key_file": bad, "bound_to": "10.0.0.5",
+        "chats": {"line": bad},
+    }  # fmt: skip
+    text = page("sandbox", change, server=server, recorded=known, host=bad, url="http://10.0.0.5:80/<img>")
+    parser = Nesting()
+    parser.feed(text)
+    assert parser.open == [] and "49'" not in text
+    assert [text[max(0, at.start() - 60) : at.end()] for at in re.finditer("<img|</script", text)] == []
+    assert text.count("&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;{{ 7 * 7 }}") > 10
+
+
+def test_the_last_lines_of_a_run() -> None:
+    data = json.loads((ROOT / "tests/fixtures/report/sandbox.json").read_text(encoding="utf-8"))
+    key, url = "/etc/mixed_gpu/llama-server.key", "http://127.0.0.1:8080"
+    server = {"state": "ready", "server": {"devices": data["devices"]}, "api_key_file": key}
+    lines = split_closing(data["entry"], "/reports/box.html", server=server, served=data["served"], url=url)
+    assert lines[0].startswith("Result: mixed_gpu sandbox, 23 of 33 layers")
+    assert "48.9 tokens per second as served" in lines[0] and "11.2%" in lines[1]
+    assert url in lines[2] and key in lines[2]
+    assert lines[3] == "Report: /reports/box.html"
+    assert ["tensor" in lines[4], "peculation" in lines[5], len(lines)] == [True, True, 6]
+    assert "in the benchmark" in split_closing(data["entry"], "x.html")[0]
+    assert "No server is installed" in split_closing(data["entry"], "x.html")[2]
+    assert split_closing(data["entry"], "x.html", connect="Ask there.")[2] == "Ask there."
 
 
 def test_no_chart_needs_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,14 +60,17 @@ def test_report_of_the_current_start(capfd, host):
     assert "deviations" not in result
 
 
-def test_the_file_of_the_key_is_that_of_the_unit(capfd, host, tmp_path):
+def test_key_file_and_address_are_those_of_the_unit(capfd, host, tmp_path):
     unit = tmp_path / "llama-server.service"
-    unit.write_text("[Service]\nLoadCredential=api_key:/etc/mixed_gpu/llama-server.key\n")
+    command = "ExecStart=/opt/llama-server \\\n    -a x --host 0.0.0.0 --port 8080 --metrics\n"
+    unit.write_text(f"[Service]\n{command}LoadCredential=api_key:/etc/mixed_gpu/llama-server.key\n")
     host("journalctl", "")
     host("systemctl", PROPERTIES.format(active="active", sub="running") + f"FragmentPath={unit}\n")
-    assert run(capfd, url=NOBODY)["api_key_file"] == "/etc/mixed_gpu/llama-server.key"
+    found = run(capfd, url=NOBODY)
+    assert (found["api_key_file"], found["bound_to"]) == ("/etc/mixed_gpu/llama-server.key", "0.0.0.0")
     host("systemctl", PROPERTIES.format(active="active", sub="running"))
-    assert run(capfd, url=NOBODY)["api_key_file"] == ""
+    found = run(capfd, url=NOBODY)
+    assert (found["api_key_file"], found["bound_to"]) == ("", "")
 
 
 def test_failed_unit_is_reported_without_waiting(capfd, host):

@@ -150,6 +150,19 @@ def test_a_query_says_when_a_revalidation_is_due(run, monkeypatch):
     assert found["driver"] == {"recorded": "580.95.05", "loaded": "580.105.08", "installed": "580.105.08"}
 
 
+def test_a_query_returns_the_revalidations_of_its_deployment(run):
+    run("d", tuning=tuning())
+    assert run("d", state="query")["trend"] == []
+    directory = run.history.parent / "revalidations"
+    directory.mkdir()
+    result = {"at": "2026-11-25T03:00:00Z", "verdict": "ok", "checks": [{"name": "decode", "change_percent": 0.4}]}
+    (directory / "d@2026-11-25T03:00:00Z.json").write_text(json.dumps(result))
+    (directory / "d@2026-11-26T03:00:00Z.json").write_text("damaged")
+    (directory / "e@2026-11-25T03:00:00Z.json").write_text(json.dumps(result))
+    (row,) = run("d", state="query")["trend"]
+    assert (row["at"], row["decode"]["percent"]) == ("2026-11-25T03:00:00Z", 0.4)
+
+
 def test_a_renewal_keeps_the_split_and_takes_over_the_host_as_it_is(run, path):
     run(tuning=tuning(fingerprint_parts={"driver_version": "1", "llama_cpp": "b1", "gpus": [], "extra": {"x": 1}}))
     renewal = {"build": "b2", "gpus": {"driver_version": "2", "gpus": []}, "extra": {}, "device_probe": None}

@@ -39,3 +39,22 @@ def test_rows_of_one_split_are_told_apart_by_experts_and_micro_batch(experts: di
     assert chosen["layers"].endswith(f" in RAM; {decision['micro_batch_size']}")
     (default,) = [row for row in shown if row["default"]]
     assert default["layers"].startswith("10,15; ")
+
+
+def test_spare_memory_is_told_as_context(mixed: dict[str, t.Any]) -> None:
+    assert rows.largest_context(mixed["entry"]) == 16384
+    assert rows.spare_context(mixed["entry"]) == [
+        "8192 more tokens of context fit: up to split_tuning_context_size: 16384."
+    ]
+    contexts = mixed["entry"]["decision"]["contexts"]["rows"]
+    largest = {**contexts[-1], "context_size": 28672}
+    smaller = [row for row in contexts if row["context_size"] < 16384]
+    mixed["entry"]["decision"]["contexts"]["rows"] = [*smaller, largest]
+    assert rows.spare_context(mixed["entry"]) == [
+        "The context of 8192 tokens is the largest that fits with this KV cache.",
+        "With split_tuning_cache_type_k: q8_0 and split_tuning_cache_type_v: q8_0, 20480 more fit: up to 28672.",
+    ]
+
+
+def test_spare_context_may_be_unknown(sandbox: dict[str, t.Any]) -> None:
+    assert rows.largest_context(sandbox["entry"]) is None and rows.spare_context(sandbox["entry"]) == []

@@ -36,3 +36,26 @@ def test_experts_in_ram_belong_to_the_placement(experts: dict[str, t.Any]) -> No
     assert "llama.cpp's own placement of experts 10,15" in words.gain_words(experts)
     unknown = {**experts, "decision": {**experts["decision"], "default_layers": None}}
     assert words.gain_words(unknown) == "llama.cpp's own placement of experts is not known."
+
+
+@pytest.mark.parametrize(
+    ("campaign", "effort", "said"),
+    [
+        (
+            "after nothing", {"measuring_seconds": 1130, "leased_seconds": 1410, "loads": 11, "kept_loads": 0},
+            "The first tuning measured 19 minutes in 11 loads. It had the devices for 24 minutes: so long a server "
+            "that runs is stopped.",
+        ),
+        (
+            "after 2026-11-24T04:33:09Z", {"measuring_seconds": 61, "leased_seconds": 20, "loads": 5, "kept_loads": 4},
+            "The tuning after that of 2026-11-24 04:33 UTC measured 61 seconds in 5 loads, of which 4 were kept of a "
+            "run that was interrupted. It had the devices for 20 seconds: so long a server that runs is stopped.",
+        ),
+        ("after nothing", None, "The first tuning took 6 loads of the model."),
+    ],
+)
+def test_how_long_the_tuning_took(
+    mixed: dict[str, t.Any], campaign: str, effort: dict[str, int] | None, said: str
+) -> None:
+    decision = {**mixed["entry"]["decision"], "effort": effort}
+    assert words.effort_words({**mixed["entry"], "campaign": campaign, "decision": decision}) == said
