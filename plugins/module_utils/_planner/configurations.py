@@ -7,7 +7,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json, Mapping
-from .._split import expert_placement, memory_plan
+from .._split import card_memory
 from .._split.card_costs import Configuration
 from .._split.types import Model, Serving
 from . import expected_modes, predictor
@@ -41,7 +41,7 @@ def serves(configuration: Configuration, model: Model, question: Mapping) -> Jso
         **row,
         "fits": True,
         "layers": best["layers"],
-        "memory": memory(model, serving, best["layers"], devices),
+        "memory": card_memory.rows(model, serving, best["layers"], devices),
         "layer": expected_modes.as_json(layer),
         "tensor": expected_modes.as_json(tensor),
         "tensor_parts": None if shared is None else list(shared[1].parts),
@@ -49,25 +49,6 @@ def serves(configuration: Configuration, model: Model, question: Mapping) -> Jso
         "ttft_ms": None if ttft is None else [FASTEST_PROMPT * ttft, (1 + PROMPT_SPREAD) * ttft],
         "fastest": "layer" if fastest is layer else "tensor",
     }
-
-
-def memory(
-    model: Model,
-    serving: Serving,
-    layers: t.Sequence[int],
-    devices: t.Sequence[Mapping],
-    experts: expert_placement.ExpertPlacement | None = None,
-) -> list[Json]:
-    """Return what lies where, in MiB, of each device; C(experts) are in RAM."""
-    held = memory_plan.MemoryPlan(model, serving, experts=experts).devices(layers)
-    return [
-        {
-            "device": device["device"], "card": device["description"], "total_mib": device["total_mib"],
-            "layers": count, "weights_mib": part.weights // memory_plan.MIB, "kv_mib": part.kv // memory_plan.MIB,
-            "compute_mib": part.compute // memory_plan.MIB, "free_mib": device["free_mib"] - part.mib,
-        }
-        for device, count, part in zip(devices, layers, held, strict=True)
-    ]  # fmt: skip
 
 
 def per_token(outlay_usd: t.Sequence[float] | None, speed: Mapping) -> list[float] | None:

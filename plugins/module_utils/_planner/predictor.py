@@ -12,7 +12,7 @@ import typing as t
 
 from .._base import text
 from .._models import model_shapes
-from .._split import context_room, layer_search, layer_split, memory_plan, split_problem, workload
+from .._split import card_memory, context_room, layer_search, layer_split, memory_plan, split_problem, workload
 from . import context_stage, context_table, expected_speeds, expert_prediction, known_costs
 
 Json = dict[str, t.Any]
@@ -77,31 +77,37 @@ def predict(
     devices: t.Sequence[t.Mapping[str, t.Any]],
     known: known_costs.Known | None = None,
 ) -> Json:
-    """Return the C(prediction) of docs/data_formats.md: what C(expect) does, with C(contexts) and C(lines).
+    """Return the C(prediction) of docs/data_formats.md: what C(expect) does, with C(contexts), C(memory) and C(lines).
 
     C(known): what an earlier tuning has measured on the devices.
     """
     asked = _asked(question, devices, known)
     expected = _expected(asked)
     if "experts_in_ram" in expected:
-        return {**expected, "contexts": None, "lines": expert_prediction.table(expected)}
+        return {**expected, "contexts": None, "memory": None, "lines": expert_prediction.table(expected)}
     table_of = context_table.Question(
         asked.problem.memory.model, asked.problem.memory.serving, list(devices), expected["reserve_mib"],
         asked.objective, asked.rates,
     )  # fmt: skip
     contexts = {"rows": context_table.rows(table_of), "source": context_table.source(asked.rates)}
-    prediction = {**expected, "contexts": contexts}
+    prediction = {**expected, "contexts": contexts, "memory": _memory(asked, expected["best"])}
     return {**prediction, "lines": table(prediction)}
 
 
 def expect(question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, t.Any]]) -> Json:
-    """Return what is to be expected of the splits: a prediction without C(contexts) and C(lines).
+    """Return what is to be expected of the splits: a prediction without C(contexts), C(memory) and C(lines).
 
     C(question): model (or the name of a shape of _model_shapes), serving, reserve_mib, objective and bench as
     workload.plan takes them, and experts_in_ram as in a problem, where experts may be in RAM. C(devices): of
     profile_devices or host_devices. Raises ValueError naming what is wrong or unknown.
     """
     return _expected(_asked(question, devices, None))
+
+
+def _memory(asked: _Asked, best: Json | None) -> list[Json] | None:
+    """Return what lies on which card in the best split; None where none is known."""
+    memory = asked.problem.memory
+    return best and card_memory.rows(memory.model, memory.serving, best["layers"], asked.devices)
 
 
 def usable(prediction: t.Mapping[str, t.Any]) -> Json | None:

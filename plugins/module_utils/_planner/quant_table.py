@@ -11,8 +11,8 @@ import typing as t
 
 from .._base import text
 from .._base.types import Json, Mapping
-from .._split import context_room, expert_placement, layer_search, layer_split, memory_plan
-from . import configurations, predictor
+from .._split import card_memory, context_room, expert_placement, layer_search, layer_split, memory_plan
+from . import predictor
 
 GB: t.Final = 10**9
 
@@ -47,7 +47,7 @@ def _row(found: Mapping, question: Mapping, devices: t.Sequence[Mapping]) -> Jso
     told = _nothing() if usable is None else {
         "layers": usable["layers"],
         "mib": usable["mib"],
-        "memory": configurations.memory(model, *_placed(serving, usable, devices)),
+        "memory": card_memory.rows(model, *_placed(serving, usable, devices)),
         "left_mib": usable["headroom_mib"],
         **{name: usable[name] for name in _SPEEDS},
         "blocks_in_ram": usable.get("blocks_in_ram", 0),

@@ -8,6 +8,8 @@ alone that say why there is none.
 
 from __future__ import annotations
 
+import re
+import textwrap
 import typing as t
 
 from .._base.text import number
@@ -16,13 +18,18 @@ from .._planner import configuration_table
 from .._split import layer_split
 
 #: What a picture of a card shows, from the left.
-_PARTS: t.Final = (("weights_mib", "weights"), ("kv_mib", "KV cache"), ("compute_mib", "buffers"), ("free_mib", "free"))
+_PARTS: t.Final = (
+    ("weights_mib", "weights"), ("kv_mib", "KV cache"), ("compute_mib", "buffers"), ("used_mib", "model"),
+)  # fmt: skip
+#: Columns of a sentence among the lines.
+WIDTH: t.Final = 110
 
 
 def view(plan: Mapping) -> Json:
-    """Return C({title, sentences, pictures, lines}); KeyError for what is no plan.
+    """Return C({title, sentences, parts, pictures, lines}); KeyError for what is no plan.
 
-    A picture has a C(title) and C(cards), each with C(name), C(words), and C(parts) with C(percent) of the card.
+    A picture has a C(title), C(words) and C(cards), each with C(name), C(words), and C(parts) with C(percent) of the
+    card. C(parts) are the names of all of them. C(lines) are those of the screen, the longest sentences broken.
     """
     if "comparison" in plan:
         comparison = plan["comparison"]
@@ -37,7 +44,22 @@ def view(plan: Mapping) -> Json:
         prediction = plan["prediction"]
         title, sentences = str(prediction["model"]["name"]), [f"{prediction['why']}."]
         pictures = _of_prediction(prediction)
-    return {"title": title, "sentences": sentences, "pictures": pictures, "lines": plan["lines"]}
+    drawn = {part["name"] for picture in pictures for card in picture["cards"] for part in card["parts"]}
+    return {
+        "title": title,
+        "sentences": sentences,
+        "parts": [name for _key, name in _PARTS if name in drawn],
+        "pictures": pictures,
+        "lines": [line for said in plan["lines"] if said not in sentences for line in _broken(said)],
+    }
+
+
+def _broken(line: str) -> list[str]:
+    """Return a line as lines of a width that a page shows; a row of a table stays whole."""
+    if len(line) <= WIDTH or re.search(r"\S {2,}\S", line):
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()))
+    return textwrap.wrap(line, WIDTH, subsequent_indent=f"{indent}    ", break_long_words=False, break_on_hyphens=False)
 
 
 def _of_configuration(row: Mapping) -> Json:
@@ -58,10 +80,11 @@ def _of_prediction(prediction: Mapping) -> list[Json]:
     best = prediction["best"]
     if best is None:
         return []
-    memory = [
+    # with experts in RAM it is known what a card holds, and not of what
+    memory = prediction["memory"] or [
         {
-            "card": device["description"], "total_mib": device["total_mib"], "layers": count, "weights_mib": mib,
-            "kv_mib": 0, "compute_mib": 0, "free_mib": left,
+            "card": device["description"], "total_mib": device["total_mib"], "layers": count, "used_mib": mib,
+            "free_mib": left,
         }
         for device, count, mib, left in zip(
             prediction["devices"], best["layers"], best["mib"], best["headroom_mib"], strict=True
@@ -72,7 +95,7 @@ def _of_prediction(prediction: Mapping) -> list[Json]:
 
 
 def _cards(memory: t.Sequence[Mapping]) -> list[Json]:
-    """Return the pictures of the cards; what a driver holds stays empty at the right."""
+    """Return the pictures of the cards; what is free, and what a driver holds, stays empty at the right."""
     return [
         {
             "name": card["card"],
@@ -80,7 +103,7 @@ def _cards(memory: t.Sequence[Mapping]) -> list[Json]:
             "parts": [
                 {"name": name, "mib": card[key], "percent": round(100 * card[key] / card["total_mib"], 2)}
                 for key, name in _PARTS
-                if card[key] > 0
+                if card.get(key, 0) > 0
             ],
         }
         for card in memory

@@ -49,7 +49,7 @@ def test_only_what_is_shown_makes_the_table_of_contexts(monkeypatch: pytest.Monk
     question["bench"] = BENCH
     model: t.Any = model_shapes.model(LLAMA)
     expected = predictor.expect({**question, "model": model}, devices)
-    assert expected == {name: whole[name] for name in whole if name not in ("contexts", "lines")}
+    assert expected == {name: whole[name] for name in whole if name not in ("contexts", "memory", "lines")}
     assert configurations.serves(card_costs.read(["rtx4090_rtx3090"])[0], model, question)["layers"] == [43, 38]
     found = {"quant": "Q4_K_M", "files": [], "size_bytes": 1, "model": model, "problem": None}
     assert quant_table.rows([found], question, devices)[0]["layers"] == [43, 38]
