@@ -106,8 +106,10 @@ def expect(question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, t
 
 def _memory(asked: _Asked, best: Json | None) -> list[Json] | None:
     """Return what lies on which card in the best split; None where none is known."""
+    if best is None:
+        return None
     memory = asked.problem.memory
-    return best and card_memory.rows(memory.model, memory.serving, best["layers"], asked.devices)
+    return card_memory.rows(memory.model, memory.serving, best["layers"], asked.devices)
 
 
 def usable(prediction: t.Mapping[str, t.Any]) -> Json | None:
