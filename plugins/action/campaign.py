@@ -46,8 +46,9 @@ MEASURING: t.Final = {
 }  # fmt: skip
 #: Modules of this collection that a step may name.
 MODULES: t.Final = frozenset(MEASURING) | {
-    "exl_model_info", "exllama_devices_info", "exllama_server_benchmark", "gguf_info", "gpu_facts", "gpu_power",
-    "host_info", "hub_models_info", "llama_devices_info", "llama_fit_params_info", "llama_server_benchmark",
+    "draft_acceptance_info", "exl_model_info", "exllama_devices_info", "exllama_server_benchmark", "gguf_info",
+    "gpu_facts", "gpu_power", "host_info", "hub_models_info", "llama_devices_info", "llama_fit_params_info",
+    "llama_server_benchmark",
     "llama_server_busy_info", "llama_server_info", "random_gguf", "revalidation_info", "split_record",
     "split_tuning_info",
 }  # fmt: skip

@@ -136,6 +136,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama
     ServerError,
     read_api_key,
 )
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import acceptance
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import server_under_load, watched_devices
 
 Json = dict[str, t.Any]
@@ -160,13 +161,15 @@ def examine(module: AnsibleModule, asked: server_under_load.Asked) -> Json:
     if key:
         module.no_log_values.add(key)
     client = Client(params["url"], key, params["timeout_seconds"])
+    speculates = acceptance.comparable(params["entry"]) and params["server"]["state"] == "ready"
+    metrics = client.text("/metrics") if speculates else ""
     tools = watched_devices.Tools(module, nvml)
     watched = server_under_load.watch(client, params["entry"]["devices"], asked, tools)
     baseline = json_file.read_text(os.path.join(params["state_dir"], "baselines", f"{params['deployment']}.json"))
     state = json_file.read_text(os.path.join(params["state_dir"], "watchdog", "state.json"))
     hung = hangs.findings(state or "", "llama-server.service", params["journal_days"], time.time())
     judged = diagnosis.diagnose(
-        params["entry"], watched, params["server"], baseline or "", params["tolerance_percent"], hung
+        params["entry"], watched, params["server"], baseline or "", params["tolerance_percent"], hung, metrics
     )
     return {**judged, "deployment": params["deployment"], "at": json_file.utc_now()}
 

@@ -88,6 +88,9 @@ options:
           The result of M(homelab.mixed_gpu.llama_server_benchmark) or M(homelab.mixed_gpu.exllama_server_benchmark).
           Its C(tests) are not taken where something else computed meanwhile.
         type: dict
+      acceptance:
+        description: C(acceptance) of M(homelab.mixed_gpu.draft_acceptance_info).
+        type: dict
       ignore_contention:
         description: Whether they are taken all the same.
         type: bool
@@ -192,7 +195,8 @@ def wanted(params: Json, before: Json | None) -> Json | None:
             seen = completion["completions"] or {}
             calm = completion["ignore_contention"] or contention.who(seen.get("contention")) is None
             served = seen.get("tests") if calm else None
-            after = baselines.checked(baselines.complete(after, memory, served, seen.get("answer")))
+            said = baselines.complete(after, memory, served, seen.get("answer"), completion["acceptance"])
+            after = baselines.checked(said)
     except (ValueError, KeyError) as exc:
         what = f"{exc} is missing" if isinstance(exc, KeyError) else str(exc)
         raise UserError(f"This is no baseline: {what}") from exc
@@ -252,6 +256,7 @@ def main() -> None:
                     "entry": {"type": "dict", "required": True},
                     "server": {"type": "dict", "required": True},
                     "completions": {"type": "dict"},
+                    "acceptance": {"type": "dict"},
                     "ignore_contention": {"type": "bool", "default": False},
                 },
             },

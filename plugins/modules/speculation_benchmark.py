@@ -129,8 +129,8 @@ load:
     results:
       description:
         - One dict per kind of text with C(kind) V(text), C(text), C(tokens), C(decode_ms), C(prompt_tokens),
-          C(prompt_ms), C(drafted), C(accepted) and C(positions). The first token of an answer comes from its prompt and
-          is not counted.
+          C(prompt_ms), C(drafted), C(accepted), C(drafts) and C(positions). The first token of an answer comes from
+          its prompt and is not counted.
         - For a long prompt one of C(kind) V(prompt) with C(prompt_tokens) and C(prompt_ms).
         - The greedy answer to the first text, of C(kind) V(greedy) with C(tokens).
       returned: when measured

@@ -9,43 +9,49 @@ import typing as t
 from .._base import json_file
 from .._base.types import Json
 from .._split import deployment
-from . import card_findings, device_findings, rules, split_advice
+from . import card_findings, device_findings, draft_findings, rules, split_advice
 from .finding import SEVERITIES, finding
 from .observed import observe
 
+#: What is known where there is no baseline.
+_NOTHING: t.Final[Json] = {"configuration": {}, "acceptance": None}
+
 
 def read_baseline(text: str) -> tuple[Json, list[Json]]:
-    """Return (C(configuration) of a baseline, findings about the file); empty without a baseline or with a damaged one.
-    """
+    """Return (a baseline, findings about the file); one that knows nothing where there is none, or a damaged one."""
     if not text:
-        return {}, []
+        return _NOTHING, []
     try:
         baseline = json_file.from_text(text)
-        return dict(baseline["configuration"]), []
+        return {"configuration": dict(baseline["configuration"]), "acceptance": baseline["acceptance"]}, []
     except (KeyError, TypeError, ValueError) as error:
         detail = f"it is damaged ({error!r}), so power limits and links are not compared with it"
         cure = "move it away; the next revalidation writes a new one"
-        return {}, [finding("baseline", "baseline", "note", detail, cure)]
+        return _NOTHING, [finding("baseline", "baseline", "note", detail, cure)]
 
 
 def diagnose(
-    entry: Json, watched: Json, server: Json, baseline: str, tolerance_percent: float, hung: t.Sequence[Json] = ()
+    entry: Json, watched: Json, server: Json, baseline: str, tolerance_percent: float, hung: t.Sequence[Json] = (),
+    metrics: str = "",
 ) -> Json:
     """Return the diagnosis of docs/data_formats.md, but for deployment and time.
 
     C(entry) is a deployment of the host's record, C(watched) what server_under_load.watch returned, C(server) what
     llama_server_info did, C(baseline) the text of the host's baseline of this deployment or empty, C(hung) what
-    hangs.findings returned.
+    hangs.findings returned, C(metrics) what /metrics of the server said before anything was sent to it.
     """
     entry = deployment.expand(entry)
     observed = [observe(entry, phase, tolerance_percent) for phase in watched["phases"]]
+    known, unread = read_baseline(baseline)
     layer_advice = split_advice.advice(entry, observed)
     found = [
         *_server_findings(server),
         *hung,
         *device_findings.devices(watched["devices"], observed),
         *device_findings.split(observed),
-        *_all_cards(entry, watched, baseline, server["state"] == "ready"),
+        *unread,
+        *draft_findings.drafts(metrics, known["acceptance"]),
+        *_all_cards(entry, watched, known["configuration"], server["state"] == "ready"),
         *_skipped(watched),
     ]
     found.sort(key=lambda one: -SEVERITIES.index(one["severity"]))
@@ -85,10 +91,10 @@ def _server_findings(server: Json) -> list[Json]:
     return [finding("server", "state", "problem", detail, "journalctl -u llama-server says why; site starts it")]
 
 
-def _all_cards(entry: Json, watched: Json, baseline: str, loaded: bool) -> list[Json]:
+def _all_cards(entry: Json, watched: Json, configuration: Json, loaded: bool) -> list[Json]:
     """Return the findings about the cards, their driver and Xid errors."""
     names = {device["id"]: device["device"] for device in entry["devices"]}
-    configuration, found = read_baseline(baseline)
+    found: list[Json] = []
     before = {gpu["id"]: gpu for gpu in configuration.get("gpus") or []}
     gpus = watched["gpus"]
     for gpu in gpus["gpus"]:

@@ -77,6 +77,8 @@ def _phase(phase: Json) -> list[str]:
         head += f"; expected {_number(phase['expected_ms'])} ms, {_change(phase)}"
     if phase["depth_tokens"]:
         head += f"; the record is of a depth of {phase['depth_tokens']} tokens, so times do not compare"
+    if phase["drafted"]:
+        head += "; the record is of a server without drafts, so times do not compare"
     if phase["overlapped"]:
         head += f"; {phase['overlapped']} parts left out, other requests came in between"
     rows = [["", "layers", "busy", "exp.", "share", "exp.", "ms/layer", "time"]]

@@ -112,7 +112,8 @@ def observe(entry: Json, phase: Json, tolerance_percent: float) -> Json:
     kind, depth = phase["kind"], _depth(entry, phase["kind"])
     model, error = expected(entry, kind, phase["prompt_tokens"]), record_error(entry, kind)
     parts = _parts(entry, phase, model)
-    compared = model if not depth else None
+    drafted = bool(entry.get("speculation"))
+    compared = None if depth or drafted else model
     whole = change([part.ms / compared.ms for part in parts] if compared else [], error, tolerance_percent)
     # the busy time of a card leaves out what the fit puts into its layers: it compares only if all can be shared out
     shared = all(busy is not None for part in parts for busy in part.busy_ms)
@@ -138,6 +139,7 @@ def observe(entry: Json, phase: Json, tolerance_percent: float) -> Json:
         "ms": _rounded(ms, 4),
         "expected_ms": _rounded(model.ms if model else None, 4),
         "depth_tokens": depth,
+        "drafted": drafted,
         **_change_out(whole),
         "devices": rows,
     }

@@ -27,28 +27,38 @@ def measure(server: Server, texts: t.Sequence[Mapping], generated: int, prompt_t
 
     A short answer to a text of no use comes first: the first request of a load is slower than all others.
     """
-    _ask(server, [1] * 8, 8)
-    of_kind: dict[str, list[t.Any]] = {}
-    for text in texts:
-        of_kind.setdefault(str(text["name"]), []).append(text["prompt"])
-    rows = [_kind(server, name, prompts, generated) for name, prompts in of_kind.items()]
+    with _its_end(server):
+        _ask(server.client, [1] * 8, 8)
+        rows = answered(server.client, texts, generated)
+        long = [_prompt(server.client, prompt_tokens)] if prompt_tokens else []
     greedy = server.answer(texts[0]["prompt"], min(generated, GREEDY_TOKENS))["tokens"]
-    long = [_prompt(server, prompt_tokens)] if prompt_tokens else []
     return [*rows, *long, {"kind": "greedy", "tokens": greedy}]
 
 
-def _prompt(server: Server, tokens: int) -> Json:
+def answered(client: llama_client.Client, texts: t.Sequence[Mapping], generated: int) -> list[Json]:
+    """Return tokens, times and acceptance per kind of text, in the order of first mention.
+
+    Raises ServerError, and TrialError where the answers have too few tokens.
+    """
+    of_kind: dict[str, list[t.Any]] = {}
+    for text in texts:
+        of_kind.setdefault(str(text["name"]), []).append(text["prompt"])
+    return [_kind(client, name, prompts, generated) for name, prompts in of_kind.items()]
+
+
+def _prompt(client: llama_client.Client, tokens: int) -> Json:
     """Return what a prompt of so many tokens takes: single bytes or letters, which every vocabulary has."""
     ids = [_FIRST_ID + place * _STEP % _IDS for place in range(tokens)]
-    timing = _ask(server, ids, 1)
+    timing = _ask(client, ids, 1)
     if not timing.get("prompt_n") or not timing.get("prompt_ms"):
         raise TrialError("unstable", f"the server did not say what a prompt of {tokens} tokens took")
     return {"kind": "prompt", "prompt_tokens": int(timing["prompt_n"]), "prompt_ms": round(timing["prompt_ms"], 3)}
 
 
-def _kind(server: Server, name: str, prompts: t.Sequence[t.Any], generated: int) -> Json:
-    before = _metrics(server)
-    timings = [_ask(server, prompt, generated) for prompt in prompts]
+def _kind(client: llama_client.Client, name: str, prompts: t.Sequence[t.Any], generated: int) -> Json:
+    before = client.text("/metrics")
+    timings = [_ask(client, prompt, generated) for prompt in prompts]
+    after = client.text("/metrics")
     sums = {
         field: sum(float(timing.get(field) or 0) for timing in timings)
         for field in ("prompt_n", "prompt_ms", "predicted_n", "predicted_ms", "draft_n", "draft_n_accepted")
@@ -65,11 +75,13 @@ def _kind(server: Server, name: str, prompts: t.Sequence[t.Any], generated: int)
         "prompt_ms": round(sums["prompt_ms"], 3),
         "drafted": int(sums["draft_n"]),
         "accepted": int(sums["draft_n_accepted"]),
-        "positions": speculation_flags.rates(before, _metrics(server)),
+        # of a server that others use as well, the counters say more than these answers can have
+        "drafts": min(int(sums["draft_n"]), tokens, speculation_flags.drafts(before, after)),
+        "positions": speculation_flags.rates(before, after),
     }
 
 
-def _ask(server: Server, prompt: t.Any, generated: int) -> Json:
+def _ask(client: llama_client.Client, prompt: t.Any, generated: int) -> Json:
     """Return the timings of the answer to a text (through the chat template, if there is one) or to token ids."""
     body: Json = {"ignore_eos": True, "cache_prompt": False, "seed": _SEED, "stream": False}
     if isinstance(prompt, str):
@@ -77,13 +89,7 @@ def _ask(server: Server, prompt: t.Any, generated: int) -> Json:
         path, body = "/v1/chat/completions", {**body, **chat, "max_tokens": generated}
     else:
         path, body = "/completion", {**body, "prompt": prompt, "n_predict": generated}
-    with _its_end(server):
-        return server.client.ask(path, body).get("timings") or {}
-
-
-def _metrics(server: Server) -> str:
-    with _its_end(server):
-        return server.client.text("/metrics")
+    return client.ask(path, body).get("timings") or {}
 
 
 @contextlib.contextmanager

@@ -16,7 +16,10 @@ from .._split import placement, speculation
 _COUNTER: t.Final = re.compile(
     r'^llamacpp:spec_decode_num_accepted_tokens_per_pos_total\{position="(\d+)"\} (\d+(?:\.\d+)?)', re.MULTILINE
 )
-_DRAFTS: t.Final = re.compile(r"^llamacpp:spec_decode_num_drafts_total (\d+(?:\.\d+)?)", re.MULTILINE)
+_TOTALS: t.Final = tuple(
+    re.compile(rf"^llamacpp:spec_decode_num_{name}_total (\d+(?:\.\d+)?)", re.MULTILINE)
+    for name in ("draft_tokens", "accepted_tokens", "drafts")
+)
 
 
 def arguments(deployment: Mapping) -> list[str]:
@@ -44,9 +47,20 @@ def arguments(deployment: Mapping) -> list[str]:
 def counters(metrics: str) -> tuple[int, list[int]]:
     """Return (rounds that drafted, accepted tokens by position) of the text of /metrics; (0, []) before any."""
     by_position = {int(position): int(float(value)) for position, value in _COUNTER.findall(metrics)}
-    rounds = _DRAFTS.search(metrics)
     accepted = [by_position.get(position, 0) for position in range(max(by_position, default=-1) + 1)]
-    return (int(float(rounds[1])) if rounds else 0), accepted
+    return counted(metrics)[2], accepted
+
+
+def counted(metrics: str) -> tuple[int, int, int]:
+    """Return (drafted tokens, accepted ones, drafts) since the start of a server; zeros where it does not say."""
+    found = [total.search(metrics) for total in _TOTALS]
+    drafted, accepted, rounds = (int(float(match[1])) if match else 0 for match in found)
+    return drafted, accepted, rounds
+
+
+def drafts(before: str, after: str) -> int:
+    """Return how many drafts were checked between two readings of /metrics."""
+    return counters(after)[0] - counters(before)[0]
 
 
 def rates(before: str, after: str) -> list[float]:

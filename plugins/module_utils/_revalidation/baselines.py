@@ -12,7 +12,7 @@ import typing as t
 from .._base import fingerprints, json_state
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from .._split import allreduce, engines, placement
+from .._split import acceptance, allreduce, engines, placement
 from .._split.load_tests import visible_percent
 
 SCHEMA: t.Final = 1
@@ -78,7 +78,7 @@ def make(
     recorded_at: str = "",
     versions: Mapping | None = None,
 ) -> Json:
-    """Return a baseline; what only a loaded server tells (C(memory), C(served)) is added by complete.
+    """Return a baseline; what only a loaded server tells (C(memory), C(served), C(acceptance)) is added by complete.
 
     C(entry), C(build), C(gpus), C(host) and C(versions) are as for configuration, C(loads) those of the recorded split
     as it is served, C(most_loads) the number that a later revalidation may measure, C(recorded_at) when they were
@@ -97,6 +97,7 @@ def make(
         "memory": loaded(entry, loads),
         "served": None,
         "answer": None,
+        "acceptance": None,
         "smallest_visible_percent": visible_percent(loads, most_loads),
     }
 
@@ -146,14 +147,14 @@ def complete(
     seen_memory: t.Sequence[Mapping] | None,
     served: t.Sequence[Mapping] | None,
     answer: str | None = None,
+    right: Mapping | None = None,
 ) -> Json:
-    """Return the baseline with what the loaded server said; what it knew before stays."""
-    return {
-        **baseline,
-        "answer": baseline["answer"] if baseline["answer"] is not None else answer,
-        "memory": baseline["memory"] if baseline["memory"] is not None else seen_memory,
-        "served": baseline["served"] if baseline["served"] is not None else served,
-    }
+    """Return the baseline with what the loaded server said; what it knew before stays.
+
+    C(right) is C(acceptance) of draft_acceptance_info.
+    """
+    said = {"memory": seen_memory, "served": served, "answer": answer, "acceptance": right}
+    return {**baseline, **{name: new if baseline[name] is None else baseline[name] for name, new in said.items()}}
 
 
 _FIELDS: t.Final = {
@@ -166,7 +167,7 @@ def _check(data: Json) -> None:
     for field, kind in _FIELDS.items():
         if not isinstance(data.get(field), kind):
             raise UserError(f"its {field} is missing or no {kind.__name__}")
-    for field in ("device_probe", "fit", "memory", "served", "answer"):
+    for field in ("device_probe", "fit", "memory", "served", "answer", "acceptance"):
         if field not in data:
             raise UserError(f"its {field} is missing")
     if not all(isinstance(load, dict) and {"status", "results", "layers"} <= set(load) for load in data["loads"]):
@@ -190,4 +191,7 @@ def checked(data: t.Any) -> Json:
 
 def incomplete(baseline: Mapping | None) -> bool:
     """Return whether a baseline lacks what only a loaded server says."""
-    return baseline is not None and (baseline["memory"] is None or baseline["served"] is None)
+    if baseline is None:
+        return False
+    lacks_acceptance = acceptance.comparable(baseline["configuration"]) and baseline["acceptance"] is None
+    return baseline["memory"] is None or baseline["served"] is None or lacks_acceptance

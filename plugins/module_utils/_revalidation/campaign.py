@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The campaign of the role revalidate, from the first look to the verdict. Private to this collection. Pure.
 
-    host -> server, use, served -> (lease) devices -> answers -> device probe -> loads until the verdict is clear ->
-    (no lease) server again -> verdict
+    host -> server, use, served, acceptance -> (lease) devices -> answers -> device probe -> loads until the verdict is
+    clear -> (no lease) server again -> verdict
 
 Each stage is a function that returns a plan, or None when the stage has nothing more to ask (_base/steps.py). What
 ends measuring is a finding about the host, and the verdict says it: it fails no task.
@@ -66,8 +66,13 @@ def _look(seen: Observation, predict: bool = False) -> Plan | None:
         return Plan((campaign_steps.server(seen),))
     if seen.result("use") is None:
         return Plan((campaign_steps.use(seen),))
-    if server["state"] == "ready" and not predict and seen.result("served") is None:
+    if server["state"] != "ready" or predict:
+        return None
+    if seen.result("served") is None:
         return Plan((campaign_steps.served(seen),))
+    counted = campaign_steps.drafted(seen)
+    if counted is not None and seen.result(counted.name) is None:
+        return Plan((counted,))
     return None
 
 
@@ -203,6 +208,7 @@ def _accepted(seen: Observation, result: Mapping) -> Json:
         "loads": contended.judged_loads(seen.loads),
         "server": observed["server"]["server"],
         "completions": {"tests": None if in_use else observed["served"], "answer": observed["served_answer"]},
+        "acceptance": observed["acceptance"],
         "revalidation": _renamed(result, "new baseline"),
     }
 

@@ -40,6 +40,8 @@ class Settings:
     exllama_url: str
     exllama_api_key_file: str
     served_tests: list[dict[str, t.Any]]
+    texts: list[dict[str, t.Any]]
+    text_tokens: int
     busy_seconds: float
     host_python: str
     state_dir: str

@@ -10,15 +10,17 @@ import typing as t
 from .._base import fingerprints
 from .._base.steps import Mapping, Step
 from .._base.types import Json
-from .._split import engines
+from .._split import acceptance, engines
+from . import acceptance_check, campaign_engines
 from . import answers as answer_checks
-from . import campaign_engines
 from .observation import LOAD, PROBE, Observation
 
 #: How long a job may wait for the lock of another measurement, beside its own limit.
 _WAIT_SECONDS: t.Final = 3600
 #: Seconds that a load takes of which the baseline does not say.
 _USUAL_SECONDS: t.Final = 60.0
+#: Seconds that answers to all texts take.
+_TEXTS_SECONDS: t.Final = 60.0
 
 
 def host(seen: Observation) -> Step:
@@ -51,6 +53,21 @@ def served(seen: Observation, again: bool = False) -> Step:
     """Measure completions of the server; nothing is stored, so each run asks anew."""
     tests = campaign_engines.AGAIN_TESTS if again else seen.settings.served_tests
     return seen.family.served("completion again" if again else "served", tests)
+
+
+def drafted(seen: Observation) -> Step | None:
+    """Count how many drafted tokens are right; None where the record does not draft, or others use the server."""
+    settings, use = seen.settings, seen.result("use") or {}
+    if use.get("busy") or not settings.text_tokens or not acceptance.comparable(seen.entry):
+        return None
+    arguments = {
+        **seen.family.client(),
+        "entry": dict(seen.entry),
+        "texts": settings.texts,
+        "generated_tokens": settings.text_tokens,
+    }
+    label = "count how many drafted tokens are right"
+    return Step(acceptance_check.NAME, "draft_acceptance_info", arguments, label, _TEXTS_SECONDS, tolerated=True)
 
 
 def before_loads(seen: Observation) -> list[Step]:

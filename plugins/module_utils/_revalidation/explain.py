@@ -12,6 +12,7 @@ import math
 import typing as t
 
 from .._base.types import Json, Mapping
+from . import acceptance_check
 from .changes import interval, signed
 
 #: A device alone that takes this much more time than in the baseline is slower. Its probe is one load: two loads of
@@ -31,6 +32,7 @@ _OLD_EXLLAMA = (
     "set exllamav2_requirements_file and exllamav2_server_commit back, and run ansible-playbook homelab.mixed_gpu.site"
 )
 _OLD_KERNEL = "boot the former kernel from the boot menu, and revalidate again"
+_RETUNE = "ansible-playbook homelab.mixed_gpu.revalidate -e retune=true, which measures other drafts and lengths"
 _EXLLAMA = ("engine_build", "exllamav2", "exllamav3", "pytorch", "tabbyapi")
 _SOFTWARE = ("driver_version", "cuda_driver_version", "kernel", "llama_cpp", "firmware", *_EXLLAMA)
 
@@ -91,7 +93,7 @@ def explain(
     """
     slow = [c["name"] for c in checks if c["verdict"] == "regressed" and "change_percent" in c]
     if not slow:
-        return None
+        return _drafts(checks, moved)
     for device in devices:
         device["hints"] = _hints(device["id"], checks)
     software = [change for change in moved if change["part"] in _SOFTWARE]
@@ -100,6 +102,20 @@ def explain(
     diagnose = [_DIAGNOSE] if diagnosed else []
     following = [*undo, *diagnose] if cause in ("prefill_only", "all_devices", "neither") else [*diagnose, *undo]
     return {"devices": [dict(device) for device in devices], "cause": cause, "detail": detail, "next": following}
+
+
+def _drafts(checks: t.Sequence[Mapping], moved: t.Sequence[Mapping]) -> Json | None:
+    """Return why text is slower where no device is: fewer drafted tokens are right than in the baseline."""
+    fell = next((c for c in checks if c["name"] == acceptance_check.NAME and c["verdict"] == "regressed"), None)
+    if fell is None:
+        return None
+    software = [change for change in moved if change["part"] in _SOFTWARE]
+    named = ", ".join(f"{change['part']} {change['before']} -> {change['now']}" for change in software)
+    detail = (
+        f"no device is slower, but a round gives {abs(fell['tokens_per_round_percent']):.1f} % fewer tokens, since"
+        f" fewer drafted tokens are right; {named or 'no software changed: look at the draft and at its file'}"
+    )
+    return {"devices": [], "cause": "acceptance", "detail": detail, "next": [*_undo(software), _RETUNE]}
 
 
 def _cause(slow: t.Sequence[str], software: t.Sequence[Mapping], known: t.Sequence[Mapping]) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from .._base.types import Json
 from .._measuring import contention
 from .._planner import probe_stage
 from .._split import allreduce
-from . import answers, baselines, campaign_engines
+from . import acceptance_check, answers, baselines, campaign_engines
 from .campaign_settings import Settings
 
 #: First words of the names of the steps that measure a device alone, and the recorded split.
@@ -187,6 +187,7 @@ class Observation:
             "completion": self._completion(answer),
             "served": served.get("tests") if served is not None else None,
             "served_answer": (answer or {}).get("answer"),
+            "acceptance": (self.result(acceptance_check.NAME) or {}).get("acceptance"),
             "busy": {"busy": bool(use.get("busy")), "why": str(use.get("why", ""))},
             "model": host["model"],
             "loads": self.loads,

@@ -3,7 +3,7 @@
 """Unattended revalidation: whether one is due, its line in the journal, and its metric. Private to this collection.
 
 Pure functions only. The state is a dict {schema: 1, finished_at, outcome}; an outcome is a dict {deployment, verdict,
-accepted, measured, summary, driver_version, change_percent: {decode, prefill}}.
+accepted, measured, summary, driver_version, change_percent: {decode, prefill}, acceptance: {now, baseline}}.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def parse_state(text: str | None) -> State | None:
         state = json_file.from_text(text or "")
         timestamp(state["finished_at"])
         usable = state["schema"] == SCHEMA and state["outcome"]["verdict"] in checks.VERDICTS
+        usable = usable and isinstance(state["outcome"]["acceptance"], dict)
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
     return state if usable else None
@@ -61,11 +62,14 @@ def outcome(result: t.Mapping[str, t.Any]) -> Outcome:
         for check in result["checks"]
         if check["name"] in SPEEDS and check.get("change_percent") is not None
     }
+    drafted = next((check for check in result["checks"] if "share" in check), None)
+    right = {} if drafted is None else {"now": drafted["share"], "baseline": drafted["share_before"]}
     advice = [str(sentence) for sentence in result.get("advice") or []]
     return {
         "deployment": result["deployment"] or "", "verdict": result["verdict"], "accepted": bool(result["accepted"]),
         "measured": bool(result["measured"]), "summary": "; ".join([str(result["summary"]), *advice[:1]]),
         "driver_version": result.get("driver_version"), "change_percent": changes,
+        "acceptance": right,
     }  # fmt: skip
 
 
@@ -105,9 +109,12 @@ def metrics(host: str, state: State | None, needed: bool, now: str) -> str:
     text += _gauge(f"{prefix}_accepted", "Whether the verdict is accepted.", labels, found["accepted"])
     text += _gauge(f"{prefix}_measured", "Whether the split was measured under the lease.", labels, found["measured"])
     changes = [({**labels, "test": test}, percent) for test, percent in sorted(found["change_percent"].items())]
-    return text + _gauges(
+    text += _gauges(
         f"{prefix}_change_percent", "Change of the time per token since the baseline; more is slower.", changes
     )
+    shares = [({**labels, "when": when}, share) for when, share in sorted(found["acceptance"].items())]
+    about = "Share of drafted tokens that were right, by the texts of the baseline."
+    return text + (_gauges("mixed_gpu_draft_acceptance_ratio", about, shares) if shares else "")
 
 
 def _gauge(name: str, about: str, labels: t.Mapping[str, str], value: float) -> str:

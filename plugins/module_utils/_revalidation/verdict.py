@@ -7,7 +7,7 @@ is what the role revalidate saw of a host:
 
   at, host, deployment, entry (of the fact), baseline (or None), configuration (of today, as baselines.configuration),
   gpus (mixed_gpu_gpus), server (llama_server_info), completion ({ok, detail}), served (tests, or None),
-  served_answer (to a fixed question, or None),
+  served_answer (to a fixed question, or None), acceptance (of drafted tokens, or None),
   busy ({busy, why}), model ({path, exists, sha256, headers_sha256}), loads (of today),
   device_probe (of today, or None), answers (the newest check of them, or None),
   failure (what ended measuring, or None), contention ({served, probe}: what else computed meanwhile)
@@ -20,7 +20,7 @@ import typing as t
 from .._base.types import Json, Mapping
 from .._measuring import contention
 from .._split import engines
-from . import answers, checks, contended, explain, speed_checks, text_answers
+from . import acceptance_check, answers, checks, contended, explain, speed_checks, text_answers
 from .changes import changes
 
 SCHEMA: t.Final = 1
@@ -79,6 +79,7 @@ def _checks(observed: Mapping, tolerance_percent: float, reserve_mib: int) -> li
         checks.memory(observed, reserve_mib),
         text_answers.checked(baseline and baseline.get("all_loads", baseline["loads"]), observed["loads"]),
         text_answers.served(baseline, observed),
+        acceptance_check.checked(observed, tolerance_percent),
         checks.links(observed),
         checks.power(observed),
         checks.throttling(observed),

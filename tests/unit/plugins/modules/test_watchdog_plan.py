@@ -50,7 +50,7 @@ def test_the_baseline_decides_how_long_is_waited(run):
     baseline = {
         "schema": baselines.SCHEMA, "deployment": "m", "recorded_at": "2026-11-24T04:35:00Z", "configuration": {},
         "loads": [load], "devices": [], "smallest_visible_percent": {}, "device_probe": None, "fit": None,
-        "memory": None, "served": None, "answer": None,
+        "memory": None, "served": None, "answer": None, "acceptance": None,
     }  # fmt: skip
     found = run(ENTRY, baseline)
     assert (found.get("wanted"), found.get("stall_seconds")) == (True, 615), found

@@ -315,3 +315,10 @@ def test_rules_about_ratio_and_waiting():
     other = copy.deepcopy(PAIR)
     other["devices"][0]["description"] = "NVIDIA GeForce RTX 3060"
     assert not [rule for rule in diagnose(other, watch(other))["rules"] if "1.15" in rule["rule"]]
+
+
+def test_a_server_that_drafts_is_not_compared_with_a_record_without_drafts():
+    entry = {**PAIR, "speculation": {"kind": "draft-simple", "n_max": 4}}
+    result = diagnose(entry, watch(entry, stretch=(1.5, 1.5)))
+    assert [phase["verdict"] for phase in result["phases"]] == ["not_seen", "not_seen"]
+    assert result["verdict"] == "ok" and "without drafts, so times do not compare" in " ".join(lines.table(result))

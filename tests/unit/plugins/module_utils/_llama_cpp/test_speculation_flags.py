@@ -35,6 +35,8 @@ DRAFT = {
 def test_counters_are_read_by_position() -> None:
     assert speculation_flags.counters(METRICS) == (32, [17, 9, 3, 1])
     assert speculation_flags.counters("") == (0, [])
+    assert speculation_flags.counted(METRICS) == (125, 30, 32) and speculation_flags.counted("") == (0, 0, 0)
+    assert speculation_flags.drafts(METRICS, LATER) == 10
     assert speculation_flags.rates("", METRICS) == [0.5312, 0.2812, 0.0938, 0.0312]
     assert speculation_flags.rates(METRICS, LATER) == [0.5, 0.0, 0.0, 0.0]
     assert speculation_flags.rates(METRICS, METRICS) == []

@@ -35,6 +35,10 @@ def test_a_baseline_survives_its_file_and_a_truncated_one_is_named():
 def test_a_baseline_without_the_words_of_a_loaded_server_is_incomplete():
     assert not baselines.incomplete(None) and not baselines.incomplete(baseline())
     assert baselines.incomplete(baseline(memory=None)) and baselines.incomplete(baseline(served=None))
+    drafts = {**baseline()["configuration"], "speculation": {"kind": "draft-simple"}}
+    assert baselines.incomplete(baseline(configuration=drafts))
+    told = baselines.complete(baseline(configuration=drafts), None, None, None, {"texts": "t", "rows": []})
+    assert not baselines.incomplete(told) and told["acceptance"] == {"texts": "t", "rows": []}
 
 
 def test_memory_is_that_of_the_devices_in_use():

@@ -36,10 +36,18 @@ VARIABLES = {
     "exllama_url": "http://127.0.0.1:5000", "exllama_api_key_file": "/exllama.key",
     "served_tests": [{"name": "prompt"}], "busy_seconds": 5, "host_python": "/venv/python",
     "state_dir": "/var/lib/mixed_gpu", "conflicting_units": ["llama-server.service"], "load_timeout_seconds": 1200,
-    "lease_seconds": 7200, "lease_wait_seconds": 300,
+    "lease_seconds": 7200, "lease_wait_seconds": 300, "texts": [], "text_tokens": 192,
 }  # fmt: skip
 PROBE_MODEL = {"model_path": "/probe.gguf", "serving": {"context_size": 512}, "tests": [DECODE, PREFILL]}
 PROBED = {**ENTRY, "device_probe": {**probe(), **PROBE_MODEL}}
+
+
+DRAFT = {"kind": "draft-simple", "draft": "small", "device": FAST, "n_max": 4}
+
+
+def counted(accepted, texts="t"):
+    """Return the acceptance of 150 drafts of four tokens."""
+    return {"texts": texts, "rows": [{"text": "code", "drafted": 600, "accepted": accepted, "drafts": 150}]}
 
 
 def checked(status="ok", entry=ENTRY, days_ago=0, **changes):
@@ -85,6 +93,9 @@ class Host:
 
     def _llama_server_benchmark(self, _step):
         return {"tests": served()}
+
+    def _draft_acceptance_info(self, _step):
+        return {"acceptance": counted(360)}
 
     def _llama_devices_info(self, _step):
         return {"devices": [{**device, "free_mib": 20000, "budget_mib": None} for device in ENTRY["devices"]]}
@@ -326,3 +337,37 @@ def test_a_check_that_fails_ends_measuring():
     result = play(host, measure="true").result
     assert host.asked[4:] == ["devices", "answers", *AGAIN]
     assert "no llama-server" in result["revalidation"]["summary"]
+
+
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [
+        (Host({**ENTRY, "speculation": DRAFT}), True),
+        (Host({**ENTRY, "speculation": {**DRAFT, "kind": "ngram-mod"}}), False),
+        (Host({**ENTRY, "speculation": DRAFT}, llama_server_busy_info={"busy": True, "why": "2 requests"}), False),
+        (Host(), False),
+    ],
+)
+def test_drafted_tokens_are_counted_where_a_model_drafts_and_nobody_else_asks(host, asked):
+    play(host, measure="false")
+    assert ("acceptance" in host.asked) is asked
+    assert "acceptance" not in host.asked or host.asked.index("acceptance") == host.asked.index("served") + 1
+
+
+def test_fewer_right_tokens_than_in_the_baseline_are_told_and_the_new_baseline_has_them():
+    entry = {**ENTRY, "speculation": DRAFT}
+
+    def looked(step):
+        known = baselines.make("d", entry, "b1", GPUS, HOST, baseline()["loads"], "tuned", 6)
+        whole = baselines.complete(known, baseline()["memory"], served(), None, counted(450))
+        return {**Host(entry)._revalidation_info(step), "baseline": whole}
+
+    result = play(Host(entry, revalidation_info=looked), measure="false").result
+    assert result["revalidation"]["verdict"] == "regressed"
+    found = {check["name"]: check for check in result["revalidation"]["checks"]}
+    assert found["acceptance"]["verdict"] == "regressed" and found["decode (generation)"]["verdict"] == "ok"
+    assert result["revalidation"]["explanation"]["cause"] == "acceptance"
+    accepted = play(Host(entry, revalidation_info=looked), measure="true").result["accepted"]
+    assert accepted["obstacle"] is None and accepted["acceptance"] == counted(360)
+    failed = Host(entry, revalidation_info=looked, draft_acceptance_info={"failed": True, "msg": "no answer"})
+    assert "acceptance" not in {check["name"] for check in play(failed).result["revalidation"]["checks"]}

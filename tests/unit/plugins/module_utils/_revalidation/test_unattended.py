@@ -21,6 +21,7 @@ def result(verdict="ok", **more):
         {"name": "decode", "verdict": verdict, "detail": "", "change_percent": 8.3, "interval_percent": [7, 9]},
         {"name": "prefill", "verdict": verdict, "detail": "", "change_percent": None, "interval_percent": None},
         {"name": "cards", "verdict": "ok", "detail": ""},
+        {"name": "acceptance", "verdict": "ok", "detail": "", "share": 0.71, "share_before": 0.74},
     ]
     return {
         "verdict": verdict, "accepted": verdict == "ok", "measured": True, "deployment": "m-c512", "checks": checks,
@@ -102,6 +103,7 @@ def test_the_metric_of_a_regression():
     states = {labels[2]: value for labels, value in found["revalidation_verdict"].items()}
     assert states == {name: float(name == "regressed") for name in states} and len(states) == 5
     assert found["revalidation_change_percent"] == {("m-c512", "box", "decode"): 8.3}
+    assert found["draft_acceptance_ratio"] == {("m-c512", "box", "now"): 0.71, ("m-c512", "box", "baseline"): 0.74}
     assert found["revalidation_measured"] == {("m-c512", "box"): 1}
     assert found["revalidation_accepted"] == {("m-c512", "box"): 0}
     assert found["needs_revalidation"] == {(): 1}
