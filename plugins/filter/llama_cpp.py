@@ -18,12 +18,15 @@ def llama_server_command(entry: t.Any, settings: t.Any) -> dict[str, t.Any]:
     try:
         result = llama_server.command(entry, settings)
         words = [escaping.escaped(word, "argument", "llama_server_extra_arguments") for word in result["arguments"]]
+        ways = [f"--lender={name}" for name in result["lenders"]]
+        ways += [f"--placement={text}" for text in result["placements"]]
+        choose = [escaping.escaped(word, "argument", "split_tuning_rpc_endpoints") for word in ways]
     except UserError as error:
         raise AnsibleFilterError(str(error)) from error
     except (KeyError, TypeError, ValueError) as error:
         what = f"the deployment has no {error}" if isinstance(error, KeyError) else str(error)
         raise AnsibleFilterError(f"llama_server_command: {what}: run the tuning play again") from error
-    return {**result, "exec_start": words}
+    return {**result, "exec_start": words, "choose": choose}
 
 
 def llama_server_url(host: str, port: int) -> str:

@@ -8,12 +8,13 @@ A deployment is an entry of the host's facts (docs/data_formats.md, "record"). A
 from __future__ import annotations
 
 import re
+import shlex
 import typing as t
 
 from .._base import addresses, escaping, unit_end, unit_sandbox
 from .._base.types import Json, Mapping
 from .._split import deployment as deployments
-from .._split import expert_placement, layer_split, placement
+from .._split import expert_placement, fallbacks, layer_split, placement
 from . import allreduce_log, speculation_flags
 
 # --- calling it ------------------------------------------------------------------------------------------------------
@@ -40,8 +41,9 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
     Returns C(arguments) (list of words, without the program and the key), C(environment), C(device_nodes) (for
     DeviceAllow=; empty when no device node is needed), C(cuda) (whether a device is one of CUDA), C(local) (whether it
     talks to this host alone), C(networks) (for IPAddressAllow=), C(nccl) (whether NCCL may run), C(nccl_file) (where it
-    is to say so), C(layers), C(url), C(wrong_answers) (while that file is there, nothing starts) and C(limits)
-    (unit_end.Limits).
+    is to say so), C(layers), C(lenders) (endpoints of other hosts), C(placements) (the flags of each way to serve, one
+    text each; as C(lenders) empty where there is one way), C(url), C(wrong_answers) (while that file is there, nothing
+    starts) and C(limits) (unit_end.Limits).
     Raises ValueError with one sentence when the deployment cannot be served.
     """
     for name in ("host", "alias", "cors_origins"):
@@ -49,22 +51,18 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
     devices = placement.used_devices(deployment)
     serving = deployment["serving"]
     endpoints = deployment["rpc_endpoints"]
+    chosen = bool(deployment.get("fallbacks"))
     words = ["-m", deployment["model"]["path"]]
-    # --rpc comes before -dev: the devices that -dev names exist only once their servers have been asked
-    if endpoints:
-        words += ["--rpc", ",".join(endpoints)]
-    words += ["-dev", ",".join(device["device"] for device in devices)]
-    words += ["-sm", "none" if len(devices) == 1 else deployment["split_mode"]]
-    if len(devices) > 1:
-        layers = [device["layers"] for device in devices]
-        words += ["-ts", layer_split.render_tensor_split(layers, "llama_server")]
+    # what differs between the ways to serve is chosen at each start (_programs/choose_placement.py)
+    words += [] if chosen else _on_devices(deployment)
     words += ["-ngl", str(serving["gpu_layers"]), "-fit", "off"]
-    words += ["-c", str(serving["context_size"]), "-np", str(serving["parallel_slots"])]
+    words += [] if chosen else ["-c", str(serving["context_size"])]
+    words += ["-np", str(serving["parallel_slots"])]
     words += ["-kvu" if serving["kv_unified"] else "-no-kvu"]
     words += ["-b", str(serving["batch_size"]), "-ub", str(serving["micro_batch_size"])]
     words += ["-fa", serving["flash_attention"], "-ctk", serving["cache_type_k"], "-ctv", serving["cache_type_v"]]
     words += ["-t", str(serving["threads"]), "--poll", str(serving["poll"]), "-lm", serving["load_mode"]]
-    words += [*_experts(deployment), *speculation_flags.arguments(deployment)]
+    words += [] if chosen else _beside(deployment)
     words += ["--cache-ram", str(settings["cache_ram_mib"])]
     words += ["-a", settings["alias"], "--host", settings["host"], "--port", str(settings["port"])]
     words += ["--cors-origins", settings["cors_origins"], "--metrics", "--slots", "-lv", str(settings["log_verbosity"])]
@@ -88,10 +86,41 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
         "nccl": unit_sandbox.uses_nccl(nodes, deployment["split_mode"]),
         "nccl_file": allreduce_log.NCCL_FILE,
         "layers": [device["layers"] for device in devices],
+        "lenders": [name for names in fallbacks.lenders(endpoints).values() for name in names] if chosen else [],
+        "placements": [shlex.join(_chosen_words(served)) for served in _ways(deployment)] if chosen else [],
         "url": url(settings["host"], settings["port"]),
         "wrong_answers": unit_end.WRONG_ANSWERS,
         "limits": unit_end.limits(int(settings["load_timeout_seconds"])),
     }
+
+
+def _ways(deployment: Mapping) -> list[Mapping]:
+    """Return a deployment and how it is served without each of its lenders, the most lenders first."""
+    planned = [fallback for fallback in deployment.get("fallbacks") or [] if fallback["placement"]]
+    return [deployment, *(fallbacks.entry_without(deployment, fallback) for fallback in planned)]
+
+
+def _chosen_words(deployment: Mapping) -> list[str]:
+    """Return all flags that differ between the ways to serve."""
+    return [*_on_devices(deployment), "-c", str(deployment["serving"]["context_size"]), *_beside(deployment)]
+
+
+def _on_devices(deployment: Mapping) -> list[str]:
+    """Return the flags of the devices and their layers."""
+    devices, endpoints = placement.used_devices(deployment), deployment["rpc_endpoints"]
+    # --rpc comes before -dev: the devices that -dev names exist only once their servers have been asked
+    words = ["--rpc", ",".join(endpoints)] if endpoints else []
+    words += ["-dev", ",".join(device["device"] for device in devices)]
+    words += ["-sm", "none" if len(devices) == 1 else deployment["split_mode"]]
+    if len(devices) > 1:
+        layers = [device["layers"] for device in devices]
+        words += ["-ts", layer_split.render_tensor_split(layers, "llama_server")]
+    return words
+
+
+def _beside(deployment: Mapping) -> list[str]:
+    """Return the flags of what is beside the layers on the devices."""
+    return [*_experts(deployment), *speculation_flags.arguments(deployment)]
 
 
 def _experts(deployment: Mapping) -> list[str]:

@@ -11,7 +11,7 @@ import typing as t
 
 from .._base import fingerprints
 from .._base.types import Json, Mapping
-from . import allreduce, device_list, engines, expert_placement, tuning_key
+from . import allreduce, device_list, engines, expert_placement, fallbacks, tuning_key
 from . import placement as placements
 
 #: What an entry takes of the model that was planned for.
@@ -71,6 +71,9 @@ def build(tuning: Tuning) -> Json:
     if experts:
         planned = {"ram_bytes": expert_placement.ram_bytes(problem["model"], experts)}
         entry["experts_in_ram"] = {**(expert_placement.as_json(experts) or {}), **planned}
+    without_lenders = fallbacks.of_tuning(problem, decision, tuning["rpc_endpoints"])
+    if without_lenders:
+        entry["fallbacks"] = without_lenders
     exllama = engines.of(entry["serving"]).family == "exllama"
     return {**entry, **_of_exllama(decision, tuning["loads"])} if exllama else entry
 

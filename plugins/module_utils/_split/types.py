@@ -135,6 +135,7 @@ class Entry(t.TypedDict, total=False):
     campaign: t.Required[str]
     recorded_at: str
     experts_in_ram: Json
+    fallbacks: list[Json]  # fallbacks.of_tuning; where lenders hold layers
     speculation: Json  # kind, draft, path, device, n_max, cache types; where it is served
     gpu_split_gb: list[float]
     tensor_parallel: str

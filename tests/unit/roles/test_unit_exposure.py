@@ -29,10 +29,14 @@ NODES = ["char-nvidia*"]
 CALL = {
     "device_nodes": [], "layers": [45, 36], "local": True, "networks": ["localhost"], "nccl": False,
     "nccl_file": "/tmp/nccl.log", "wrong_answers": "/var/lib/mixed_gpu/wrong_answers",
-    "exec_start": ["-m", "m"], "environment": {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, "cuda": False,
+    "exec_start": ["-m", "m"], "choose": [], "environment": {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, "cuda": False,
     "limits": {"start_interval_seconds": 600, "start_burst": 10, "stop_seconds": 60},
 }  # fmt: skip
 ANYWHERE = {"local": False, "networks": ["localhost", "192.0.2.0/24"]}
+LENT = {
+    "local": False, "networks": ["localhost", "192.0.2.7"],
+    "choose": ["--lender=192.0.2.7:50052", '"--placement=--rpc 192.0.2.7:50052 -dev RPC0,CUDA0"'],
+}  # fmt: skip
 EXLLAMA = {
     "local": True, "networks": ["localhost"], "environment": {}, "limits": CALL["limits"], "nccl": True,
 }  # fmt: skip
@@ -44,6 +48,7 @@ def server(**call: t.Any) -> dict[str, t.Any]:
         "__llama_server_command": {**CALL, **call}, "__llama_server_key": "m", "llama_server_after_units": [],
         "llama_server_conflicting_units": ["exllama-server.service"], "llama_server_program": "/opt/llama-server",
         "__llama_server_program": {"rc": 0, "stdout": "/opt/llama-server"}, "__llama_server_access": {"wanted": True},
+        "__llama_server_chooser": "/opt/mixed_gpu/lib/choose_placement.py",
         "__llama_server_key_path": "/etc/key", "__llama_server_entry": {
             "model": {"sha256": "0"}, "serving": {"load_mode": "auto"}}, "llama_server_supplementary_groups": [],
     }  # fmt: skip
@@ -104,6 +109,7 @@ CASES: t.Final = (
     ("llama-server", "RPC and CPU devices, this host alone", SERVER, server(), 1.2),
     ("llama-server", "cards, this host alone", SERVER, server(device_nodes=NODES), 1.5),
     ("llama-server", "cards, other hosts too", SERVER, server(device_nodes=NODES, **ANYWHERE), 1.6),
+    ("llama-server", "cards, and those of a lender", SERVER, server(device_nodes=NODES, **LENT), 1.5),
     ("llama-server", "cards in tensor mode, this host alone", SERVER, server(device_nodes=NODES, nccl=True), 1.5),
     ("ggml-rpc-server", "CPU, this host alone", RPC, rpc(), 1.2),
     ("ggml-rpc-server", "a card, this host alone", RPC, rpc(NODES), 1.5),

@@ -10,7 +10,7 @@ FAST, SLOW = "GPU-4090", "GPU-3090"
 DEVICES = [
     {"id": FAST, "device": "CUDA0", "backend": "CUDA"},
     {"id": SLOW, "device": "CUDA1", "backend": "CUDA"},
-    {"id": "10.0.0.2:50052", "device": "RPC0", "backend": "RPC"},
+    {"id": "127.0.0.1:50052", "device": "RPC0", "backend": "RPC"},
 ]
 PARTS = {"llama_cpp": "b1", "driver_version": "580.95", "gpus": [], "extra": {"x": 1}}
 
@@ -28,7 +28,7 @@ def tuning(layers=(40, 30, 11), serving=None, **decision):
             "feasible": [{"layers": list(layers)}],
         },
         "loads": [],
-        "rpc_endpoints": ["10.0.0.2:50052"],
+        "rpc_endpoints": ["127.0.0.1:50052"],
         "dry_run": None,
         "device_probe": {"order": "confirmed"},
         "probe_settings": {"model_path": "/probe.gguf"},
@@ -40,7 +40,7 @@ def tuning(layers=(40, 30, 11), serving=None, **decision):
 def test_an_entry_holds_the_split_once_and_gives_it_back():
     entry = deployment.build(tuning(why="it is faster"))
     assert entry["placement"] == [
-        {"id": FAST, "layers": 40}, {"id": SLOW, "layers": 30}, {"id": "10.0.0.2:50052", "layers": 11},
+        {"id": FAST, "layers": 40}, {"id": SLOW, "layers": 30}, {"id": "127.0.0.1:50052", "layers": 11},
     ]  # fmt: skip
     assert entry["decision"] == {"why": "it is faster"} and entry["serving"]["micro_batch_size"] == 256
     assert entry["model"] == {

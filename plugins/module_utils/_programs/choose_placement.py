@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Starts llama-server with the first placement whose lenders answer; the role llama_server copies it to the host.
+
+    choose_placement.py [--patience SECONDS] --lender HOST:PORT... --placement WORDS... -- PROGRAM ARGUMENT...
+
+Without it, a lender that is off ends llama-server at its start, and one that sleeps blocks it for ever. A lender is
+asked as llama.cpp asks it: a connection, and the protocol's first message, HELLO, which also tells a server that hangs.
+Each placement is the part of llama-server's arguments that differs, the preferred one first. Where none can be used it
+waits. The unit's status tells what was chosen, and verify and watchdog read it there. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import struct
+import sys
+import time
+import typing as t
+
+#: Of one connection, and of one answer.
+ANSWER_SECONDS: t.Final = 3.0
+#: An absent lender is asked again after this time.
+PAUSE_SECONDS: t.Final = 1.0
+#: RPC_CMD_HELLO of ggml-rpc.cpp with 24 bytes that offer no other transport, and the size of what comes back.
+HELLO: t.Final = struct.pack("<BQ24x", 14, 24)
+ANSWER_BYTES: t.Final = 28
+
+ALL: t.Final = "all lenders answer"
+WITHOUT: t.Final = "without "
+WAITS: t.Final = "waits for "
+
+
+class Version(t.NamedTuple):
+    """The protocol's version."""
+
+    major: int
+    minor: int
+
+
+def hello(endpoint: str, seconds: float = ANSWER_SECONDS) -> Version:
+    """Return the protocol's version that a server at C(host:port) speaks. Raises OSError where it does not answer."""
+    host, _colon, port = endpoint.rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds) as server:
+        deadline = time.monotonic() + seconds
+        server.sendall(HELLO)
+        answer = b""
+        while len(answer) < 8 + ANSWER_BYTES:
+            server.settimeout(max(0.001, deadline - time.monotonic()))
+            part = server.recv(8 + ANSWER_BYTES - len(answer))
+            if not part:
+                raise OSError("it speaks another protocol")
+            answer += part
+    if struct.unpack_from("<Q", answer)[0] != ANSWER_BYTES:
+        raise OSError("it speaks another protocol")
+    return Version(answer[8], answer[9])
+
+
+def problem(endpoint: str) -> str:
+    """Return why a lender cannot be used, as the end of a sentence; empty where it can."""
+    try:
+        hello(endpoint)
+    except TimeoutError:
+        return "does not answer"
+    except ConnectionError:
+        return "has no RPC server that runs"
+    except OSError as exc:
+        return f"cannot be used ({exc.strerror or exc})"
+    return ""
+
+
+def problems(endpoints: t.Sequence[str]) -> dict[str, str]:
+    """Return why lenders cannot be used, by endpoint; all are asked at the same time."""
+    if not endpoints:
+        return {}
+    with concurrent.futures.ThreadPoolExecutor(len(endpoints)) as pool:
+        found = zip(endpoints, pool.map(problem, endpoints), strict=True)
+        return {endpoint: why for endpoint, why in found if why}
+
+
+def endpoints_of(words: t.Sequence[str]) -> set[str]:
+    """Return the endpoints that a placement uses."""
+    after = dict(zip(words, words[1:], strict=False))
+    return set(after["--rpc"].split(",")) if "--rpc" in after else set()
+
+
+def choice(placements: t.Sequence[t.Sequence[str]], absent: t.Collection[str]) -> t.Sequence[str] | None:
+    """Return the first placement that uses no absent endpoint; None where each does."""
+    return next((words for words in placements if not endpoints_of(words) & set(absent)), None)
+
+
+def status(text: str) -> None:
+    """Tell systemd what the unit does now."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as teller:
+            teller.connect(address.replace("@", "\0", 1) if address.startswith("@") else address)
+            teller.sendall(f"STATUS={text}".encode())
+
+
+def say(priority: int, text: str) -> None:
+    """Write one line to the journal, with a priority of syslog(3)."""
+    sys.stdout.write(f"<{priority}>{text}\n")
+    sys.stdout.flush()
+
+
+def chosen(lenders: t.Sequence[str], placements: t.Sequence[t.Sequence[str]], patience: float) -> t.Sequence[str]:
+    """Return the placement to start with, after all lenders answer, or the patience is over; wait while none can be.
+
+    A lender that is just being started gets C(patience) seconds: loading a model takes longer than that.
+    """
+    until, told = time.monotonic() + patience, ""
+    while True:
+        absent = problems(lenders)
+        found = choice(placements, absent)
+        if not absent or (found is not None and time.monotonic() >= until):
+            break
+        if found is None and time.monotonic() >= until:
+            whys = ", ".join(f"{endpoint} {why}" for endpoint, why in absent.items())
+            if whys != told:
+                say(3, f"nothing fits without the lenders that are missing ({whys}): waiting for them")
+                status(WAITS + ",".join(absent))
+            told = whys
+        time.sleep(PAUSE_SECONDS)
+    left_out = [endpoint for endpoint in lenders if endpoint not in endpoints_of(found or ())]
+    for endpoint, why in absent.items():
+        say(4, f"the lender {endpoint} {why}: starting without it")
+    status(WITHOUT + ",".join(left_out) if absent else ALL)
+    return found or ()
+
+
+def parsed(words: t.Sequence[str]) -> argparse.Namespace:
+    """Return what is asked for."""
+    parser = argparse.ArgumentParser(prog="choose_placement.py")
+    parser.add_argument("--patience", type=float, default=10.0)
+    parser.add_argument("--lender", action="append", default=[])
+    parser.add_argument("--placement", action="append", required=True)
+    parser.add_argument("program", nargs="+")
+    return parser.parse_args(words)
+
+
+def main(words: t.Sequence[str]) -> t.NoReturn:
+    """Replace this process by the server."""
+    options, rest = words[: words.index("--")], list(words[words.index("--") + 1 :])
+    wanted = parsed([*options, "program"])
+    placement = chosen(wanted.lender, [shlex.split(text) for text in wanted.placement], wanted.patience)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and what is executed would do so, too
+    os.execv(rest[0], [rest[0], *placement, *rest[1:]])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A 4090 and a 3090 in the box, and a 3090 each in two others."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fallbacks, memory_plan
+
+LLAMA = model_shapes.model("llama_3_3_70b_q4_k_m")
+FIRST, SECOND = "192.168.1.7:50052", "192.168.1.8:50052"
+OWN = [("GPU-4090", "CUDA0", 23600), ("GPU-3090", "CUDA1", 23900)]
+SERVING: dict[str, t.Any] = {
+    "context_size": 32768, "parallel_slots": 1, "kv_unified": True, "batch_size": 2048, "micro_batch_size": 512,
+    "flash_attention": "on", "cache_type_k": "f16", "cache_type_v": "f16", "threads": 4, "poll": 0,
+    "load_mode": "auto", "gpu_layers": 99,
+}  # fmt: skip
+
+
+def device(ident: str, name: str, free: int) -> dict[str, t.Any]:
+    backend = name.rstrip("0123456789")
+    own = {"id": ident, "device": name, "backend": backend, "description": name, "total_mib": free}
+    return {**own, "free_mib": free, "budget_mib": None}
+
+
+def tuning(
+    remote: t.Sequence[str] = (FIRST,), own: t.Sequence[tuple[str, str, int]] = tuple(OWN), **decided: t.Any
+) -> dict[str, t.Any]:
+    """A finished tuning in which each device costs as much as it has bandwidth, remote ones a little more."""
+    devices = [device(endpoint, f"RPC{number}", 23900) for number, endpoint in enumerate(remote)]
+    devices += [device(*one) for one in own]
+    costs = [1.25 if one["backend"] == "RPC" else 1.2 if one["id"] == "GPU-3090" else 1.0 for one in devices]
+    layers = [17] * len(remote) + [0] * len(own)
+    layers[-1] = 81 - sum(layers)
+    problem = {
+        "schema": 1, "devices": devices, "model": LLAMA, "serving": SERVING, "reserve_mib": 512,
+        "split_modes": ["layer"], "indifference": 0.01, "max_loads": 8,
+        "objective": {"name": "request", "prompt_tokens": 1024, "generated_tokens": 256, "depth_tokens": 0},
+        "tests": [
+            {"kind": "prefill", "n_prompt": 1024, "n_gen": 0, "n_depth": 0, "repetitions": 2},
+            {"kind": "decode", "n_prompt": 0, "n_gen": 32, "n_depth": 0, "repetitions": 2},
+        ],
+    }  # fmt: skip
+    fit = {"decode_ms_per_layer": costs, "prefill_ms_per_layer": [10 * cost for cost in costs], "prefill_overlap": 1.0}
+    decision = {"layers": layers, "split_mode": "layer", "micro_batch_size": 512, "fit": fit, **decided}
+    return {
+        "model": {"id": "m", "path": "/m.gguf", "sha256": "5a"}, "problem": problem, "loads": [],
+        "plan": {"decision": decision, "feasible": []}, "rpc_endpoints": list(remote), "dry_run": None,
+        "device_probe": None, "probe_settings": None, "fingerprint_parts": {"x": 1}, "campaign": "c",
+    }  # fmt: skip
+
+
+def planned(**given: t.Any) -> list[dict[str, t.Any]]:
+    done = tuning(**given)
+    return fallbacks.of_tuning(done["problem"], done["plan"]["decision"], done["rpc_endpoints"])
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:50052", "localhost:1", "[::1]:50052"])
+def test_the_host_itself_is_no_lender(endpoint: str) -> None:
+    assert fallbacks.lenders([endpoint]) == {} and planned(remote=[endpoint]) == []
+    assert "fallbacks" not in deployment.build(tuning(remote=[endpoint]))
+
+
+def test_what_fits_without_the_lender_is_the_cheapest_split_with_the_largest_context() -> None:
+    (found,) = planned()
+    assert (found["absent"], found["rpc_endpoints"]) == (["192.168.1.7"], [])
+    assert [place["id"] for place in found["placement"]] == ["GPU-4090", "GPU-3090"]
+    layers = [place["layers"] for place in found["placement"]]
+    assert sum(layers) == 81 and min(layers) > 0
+    assert 0 < found["context_size"] < 32768 and found["context_size"] % 1024 == 0
+    memory = memory_plan.MemoryPlan(LLAMA, {**SERVING, "context_size": found["context_size"]})
+    budgets = [23600 - 512, 23900 - 512]
+    assert found["mib"] == memory.mib(layers) and min(memory_plan.headroom_mib(found["mib"], budgets)) >= 0
+    # one layer more on the faster card does not fit
+    assert min(memory_plan.headroom_mib(memory.mib([layers[0] + 1, layers[1] - 1]), budgets)) < 0
+    assert f"with a context of {found['context_size']} instead of 32768" in found["why"]
+
+
+def test_the_context_stays_where_it_fits_and_how_much_slower_it_is_follows_from_the_fit() -> None:
+    big = [("GPU-a", "CUDA0", 60000)]
+    (found,) = planned(own=big)
+    assert found["context_size"] == 32768 and "instead of" not in found["why"]
+    assert found["placement"] == [{"id": "GPU-a", "layers": 81}]
+    # decoding is a sum: 17 layers of 1.25 and 64 of 1, instead of 81 of 1; the prompt is pipelined no more
+    prompt = (81 * 10 * 2) / (17 * 12.5 + 64 * 10 + max(17 * 12.5, 64 * 10))
+    assert found["slower_percent"] is not None and -10 < found["slower_percent"] < 100 * (prompt - 1)
+
+
+def test_where_nothing_fits_there_is_no_placement_and_a_sentence() -> None:
+    (found,) = planned(own=[("GPU-a", "CUDA0", 8000)])
+    assert (found["placement"], found["context_size"], found["mib"]) == (None, None, None)
+    assert found["why"] == "without 192.168.1.7 the server waits: no context fits on what is left"
+    entry = deployment.build(tuning(own=[("GPU-a", "CUDA0", 8000)]))
+    assert fallbacks.serving_without(entry, [FIRST]) is None
+
+
+def test_experts_in_ram_are_not_planned_for_fewer_devices() -> None:
+    (found,) = planned(experts_in_ram={"blocks": [0]})
+    assert found["placement"] is None and "experts in RAM" in found["why"]
+
+
+def test_each_of_two_lenders_may_be_absent_or_both() -> None:
+    entry = deployment.build(tuning(remote=[FIRST, SECOND]))
+    assert [one["absent"] for one in entry["fallbacks"]] == [
+        ["192.168.1.7"], ["192.168.1.8"], ["192.168.1.7", "192.168.1.8"],
+    ]  # fmt: skip
+    without = fallbacks.serving_without(entry, [FIRST])
+    assert without is not None and without["rpc_endpoints"] == [SECOND]
+    # the second lender's device is the first of those that are asked now
+    names = {one["id"]: one["device"] for one in without["devices"]}
+    assert names == {SECOND: "RPC0", "GPU-4090": "CUDA0", "GPU-3090": "CUDA1"}
+    alone = fallbacks.serving_without(entry, [SECOND, FIRST])
+    assert alone is not None and alone["rpc_endpoints"] == [] and len(alone["devices"]) == 2
+
+
+def test_two_cards_of_one_lender_go_together() -> None:
+    entry = deployment.build(tuning(remote=["192.168.1.7:50052", "192.168.1.7:50053"]))
+    assert [(one["absent"], one["rpc_endpoints"]) for one in entry["fallbacks"]] == [(["192.168.1.7"], [])]
+
+
+def test_without_a_lender_nothing_is_drafted_and_the_split_mode_is_layer() -> None:
+    entry = {**deployment.build(tuning(split_mode="tensor")), "speculation": {"kind": "draft"}}
+    served = fallbacks.serving_without(entry, [FIRST])
+    assert served is not None and served["split_mode"] == "layer" and "speculation" not in served
+    assert entry["fallbacks"][0]["slower_percent"] is None
+
+
+def test_the_sentence_says_since_when_how_much_slower_and_which_context() -> None:
+    entry = deployment.build(tuning())
+    (found,) = entry["fallbacks"]
+    text = fallbacks.sentence(entry, [FIRST], "12:30")
+    way = "slower" if found["slower_percent"] >= 0 else "faster"
+    assert text == (
+        f"It serves without lender 192.168.1.7 since 12:30, {abs(found['slower_percent']):g} % {way} by the fit,"
+        f" with a context of {found['context_size']} instead of 32768."
+    )
+    assert fallbacks.sentence({**entry, "fallbacks": []}, [FIRST, SECOND]) == (
+        "It serves without lenders 192.168.1.7 and 192.168.1.8."
+    )
+
+
+def test_an_entry_with_fallbacks_is_what_the_record_takes() -> None:
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+
+    assert fact_record.check_entry(deployment.build(tuning()))["fallbacks"][0]["absent"] == ["192.168.1.7"]
