@@ -30,6 +30,8 @@ class Model(t.NamedTuple):
     shape: str | None = None
     #: how it can draft tokens, and what its template needs, as far as publications say
     notes: str = ""
+    #: ids of the models that it can draft for, in the order in which they are looked for among the entries
+    drafts_for: tuple[str, ...] = ()
 
     def entry(self) -> Json:
         """Return the entry of `llm_models`, without its id."""
@@ -40,6 +42,10 @@ class Model(t.NamedTuple):
 
 
 _QWEN = ("Qwen/Qwen2.5-Coder-32B-Instruct-GGUF", "9d3053fce650fe1cdbdb75998c2a87add9d178ef")
+_QWEN_DRAFTS = "drafts: qwen2_5_coder_0_5b_instruct_q8_0, qwen2_5_coder_1_5b_instruct_q4_k_m"
+_QWEN_TARGETS = ("qwen2_5_coder_32b_instruct_q4_k_m", "qwen2_5_coder_32b_instruct_q8_0")
+_LLAMA_TARGETS = ("llama_3_3_70b_instruct_q4_k_m",)
+_LLAMA_3_2 = "Llama 3.2 Community License: name Llama where you build on it, ask Meta above 700 million monthly users"
 
 CATALOGUE: dict[str, Model] = {
     "llama_3_3_70b_instruct_q4_k_m": Model(
@@ -47,15 +53,14 @@ CATALOGUE: dict[str, Model] = {
         "Llama-3.3-70B-Instruct-Q4_K_M.gguf", 42520398816, 80,
         "Llama 3.3 Community License: name Llama where you build on it, ask Meta above 700 million monthly users",
         "32df3baccb556f9840059b2528b2dee4d3d516b24afdfb9d0c56ff5f63e3a664", shape="llama_3_3_70b_q4_k_m",
-        notes="drafts: Llama 3.2 1B or 3B",
+        notes="drafts: llama_3_2_1b_instruct_q8_0, llama_3_2_3b_instruct_q4_k_m",
     ),
     "qwen2_5_coder_32b_instruct_q4_k_m": Model(
         *_QWEN, "qwen2.5-coder-32b-instruct-q4_k_m.gguf", 19851335872, 64, "Apache 2.0",
-        shape="qwen2_5_coder_32b_q4_k_m", notes="drafts: Qwen2.5 Coder 0.5B",
+        shape="qwen2_5_coder_32b_q4_k_m", notes=_QWEN_DRAFTS,
     ),
     "qwen2_5_coder_32b_instruct_q8_0": Model(
-        *_QWEN, "qwen2.5-coder-32b-instruct-q8_0.gguf", 34820884672, 64, "Apache 2.0",
-        notes="drafts: Qwen2.5 Coder 0.5B",
+        *_QWEN, "qwen2.5-coder-32b-instruct-q8_0.gguf", 34820884672, 64, "Apache 2.0", notes=_QWEN_DRAFTS,
     ),
     "qwen3_8_27b_ud_q4_k_xl": Model(
         "unsloth/Qwen3.8-27B-GGUF", "4ca720788d1e01f1bff70c033e0d0028fd02e502", "Qwen3.8-27B-UD-Q4_K_XL.gguf",
@@ -86,4 +91,37 @@ CATALOGUE: dict[str, Model] = {
         "Q4_K_M/Qwen3.5-122B-A10B-Q4_K_M-00001-of-00003.gguf", 74_000_000_000, 48, "Apache 2.0", exact=False,
         shape="qwen3_5_122b_a10b_q4_k_m",
     ),
+    "llama_3_2_1b_instruct_q8_0": Model(
+        "bartowski/Llama-3.2-1B-Instruct-GGUF", "067b946cf014b7c697f3654f621d577a3e3afd1c",
+        "Llama-3.2-1B-Instruct-Q8_0.gguf", 1321083008, 16, _LLAMA_3_2,
+        "432f310a77f4650a88d0fd59ecdd7cebed8d684bafea53cbff0473542964f0c3", drafts_for=_LLAMA_TARGETS,
+    ),
+    "llama_3_2_3b_instruct_q4_k_m": Model(
+        "bartowski/Llama-3.2-3B-Instruct-GGUF", "5ab33fa94d1d04e903623ae72c95d1696f09f9e8",
+        "Llama-3.2-3B-Instruct-Q4_K_M.gguf", 2019377696, 28, _LLAMA_3_2,
+        "6c1a2b41161032677be168d354123594c0e6e67d2b9227c84f296ad037c728ff", drafts_for=_LLAMA_TARGETS,
+    ),
+    "qwen2_5_coder_0_5b_instruct_q8_0": Model(
+        "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "ebb2015119c907b064c512bf053e945850b5875f",
+        "qwen2.5-coder-0.5b-instruct-q8_0.gguf", 675710848, 24, "Apache 2.0",
+        "e1a77721fa97d412f121878223eec81fb4ae6f271e18f922d746711f67b344d1", drafts_for=_QWEN_TARGETS,
+    ),
+    "qwen2_5_coder_1_5b_instruct_q4_k_m": Model(
+        "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", "f86cb2c1fa58255f8052cc32aeede1b7482d4361",
+        "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf", 1117320768, 28, "Apache 2.0",
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046", drafts_for=_QWEN_TARGETS,
+    ),
 }
+
+
+def drafts_of(identifier: str) -> list[str]:
+    """Return the models of the catalogue that can draft for one, the smallest first."""
+    found = [name for name, model in CATALOGUE.items() if identifier in model.drafts_for]
+    return sorted(found, key=lambda name: CATALOGUE[name].size_bytes)
+
+
+def target_of(identifier: str, entries: t.Container[object]) -> str | None:
+    """Return the first of the entries, by id, that a model of the catalogue can draft for, or None."""
+    model = CATALOGUE.get(identifier)
+    return next((target for target in (model.drafts_for if model else ()) if target in entries), None)
+

@@ -173,6 +173,7 @@ def model_files(
     files: list[Json] = []
     seen = set()
     asked = {answer["item"]["id"]: answer for answer in answers}
+    ids = {one.get("id") for one in entries}
     for one in entries:
         identifier, entry, kind = entry_kind(one)
         if identifier in seen:
@@ -203,9 +204,12 @@ def model_files(
             "url": None, "sha256": None, "git_sha1": None, "size_bytes": None, "generate": None, "gguf": True,
             "known": True,
         }  # fmt: skip
+        draft_for = entry.get("draft_for")
+        if draft_for is None and not {key for key in one if one[key] is not None} - {"id"}:
+            draft_for = catalogue.target_of(identifier, ids)
         for index, file in enumerate(found):
             path = file.get("model_path") or found[0]["path"]
-            of_entry = {"id": identifier, "draft_for": entry.get("draft_for"), "first": index == 0}
+            of_entry = {"id": identifier, "draft_for": draft_for, "first": index == 0}
             files.append({**of_entry, **empty, **file, "model_path": path})
     _check_drafts(files)
     return files

@@ -44,7 +44,7 @@ def model_of(found: t.Sequence[Json], wished: str, context_size: int) -> tuple[s
         if wished not in catalogue.CATALOGUE:
             raise UserError(f"model is {wished!r}, which is not in the catalogue ({', '.join(catalogue.CATALOGUE)}).")
         return wished, "as wished"
-    sizes = {name: model.size_bytes for name, model in catalogue.CATALOGUE.items()}
+    sizes = {name: model.size_bytes for name, model in catalogue.CATALOGUE.items() if not model.drafts_for}
     known = [card for each in found if (card := known_cards.named(each["name"])) is not None]
     if not known or len(known) < len(found):
         smallest = min(sizes, key=sizes.__getitem__)
@@ -106,6 +106,7 @@ def _variables(
 ) -> str:
     system = host["os"].get("pretty_name") or "an unknown system"
     names = [card["name"] or f"an unknown card at {card['pci_bus_id']}" for card in found]
+    drafts = catalogue.drafts_of(model)
     known = [card["name"].removeprefix("NVIDIA GeForce ") for card in found if card["name"]]
     return "\n".join([
         "---",
@@ -114,6 +115,7 @@ def _variables(
         "",
         f"# The model to serve: {why}.",
         "# homelab.mixed_gpu.models lists the ready entries.",
+        *([f"# With {' or '.join(drafts)} beside it, drafts are tried, too."] if drafts else []),
         f"llm_models: {json.dumps([{'id': model}] if model else [])}",
         f"split_tuning_model_id: {json.dumps(model)}",
         "# Tokens that a conversation may have.",

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import catalogue, entries
 
 URL = "https://user:secret@models.example:8443/a/m.gguf?token=secret"
 SHA = "ab" * 32
@@ -128,3 +128,28 @@ def test_a_draft_names_the_model_that_it_drafts_for():
         entries.model_files([draft], "/m")
     with pytest.raises(UserError, match="has the draft_for 7: give a text"):
         entries.model_files([{**draft, "draft_for": 7}, target], "/m")
+
+
+def test_a_draft_of_the_catalogue_knows_for_which_entry_it_drafts():
+    draft = {"id": "qwen2_5_coder_0_5b_instruct_q8_0"}
+    others = [{"id": "qwen2_5_coder_32b_instruct_q8_0"}, {"id": "llama_3_3_70b_instruct_q4_k_m"}]
+
+    def target(*listed):
+        return {file["id"]: file["draft_for"] for file in entries.model_files(listed, "/m")}[draft["id"]]
+
+    assert target(draft, *others) == "qwen2_5_coder_32b_instruct_q8_0"
+    assert target(draft, others[1]) is None and target(draft) is None
+    assert target({**draft, "draft_for": others[1]["id"]}, *others) == others[1]["id"]
+    # a model of one's own under the same id is no draft unless it says so
+    assert target({**draft, "path": "/m/d.gguf"}, *others) is None
+
+
+def test_drafts_of_the_catalogue_have_their_targets_there_and_are_smaller():
+    drafts = {name: model for name, model in catalogue.CATALOGUE.items() if model.drafts_for}
+    assert len(drafts) == 4
+    for name, model in drafts.items():
+        targets = [catalogue.CATALOGUE[target] for target in model.drafts_for]
+        assert all(10 * model.size_bytes < target.size_bytes for target in targets)
+        assert model.exact and model.sha256 and all(name in target.notes for target in targets)
+    assert catalogue.drafts_of("llama_3_3_70b_instruct_q4_k_m")[0] == "llama_3_2_1b_instruct_q8_0"
+    assert catalogue.drafts_of("llama_3_2_1b_instruct_q8_0") == []
