@@ -82,12 +82,12 @@ def drafting(measure, tmp_path, llama_bin, rpc_endpoints):
         "device": devices[1]["id"], "cache_type_k": "f16", "cache_type_v": "f16",
     }  # fmt: skip
 
-    def run(number=1, **changes):
+    def run(number=1, options=None, **changes):
         arm = {**draft, **changes}
         load = {"label": arm["kind"], "split_mode": "layer", "layers": [2, 1], "load": number, "speculation": arm}
         return measure(
             load=load, devices=devices, rpc_endpoints=rpc_endpoints[:2], llama_server=f"{llama_bin}/llama-server",
-            prompt_tokens=100,
+            prompt_tokens=100, **(options or {}),
         )  # fmt: skip
 
     return run
@@ -127,9 +127,32 @@ def test_drafts_of_known_acceptance_on_the_real_llama_cpp(drafting):
     assert not again["changed"] and again["load"]["results"] == drafted["load"]["results"]
 
 
+NGRAM = {"draft": "", "device": "", "n_max": 0, "path": ""}
+
+
 @pytest.mark.live
 def test_n_gram_drafts_of_the_real_llama_cpp_need_no_model(drafting):
-    texts_of(drafting(kind="ngram-simple", draft="", device="", n_max=0, path=""))
+    texts_of(drafting(kind="ngram-simple", **NGRAM))
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("kind", ["ngram-mod", "ngram-simple", "ngram-map-k", "ngram-map-k4v"])
+def test_n_gram_drafts_of_a_text_that_repeats_are_right(drafting, tmp_path, kind):
+    """A text of 70 tokens over and over: what follows an n-gram is known from its second time on."""
+    vocabulary_size, tokens = 400, 300
+    write(tmp_path / "target.gguf", [1.0, 1.0], vocabulary_size=vocabulary_size)
+    target = known_next_token.target(vocabulary_size, 2, 0)
+    texts = [{"name": f"text {place}", "prompt": [1, text[0]]} for place, text in enumerate(target.texts)]
+    load = drafting(kind=kind, options={"texts": texts, "generated_tokens": tokens}, **NGRAM)["load"]
+    assert (load["status"], load["reason"]) == ("ok", None)
+    *rows, _prompt, greedy = load["results"]
+    assert greedy["tokens"] == target.texts[0][1:65]
+    for row in rows:
+        assert row["tokens"] == tokens - 1
+        # the first time nothing can be known, and the last draft may be cut off by the length of the answer
+        assert 64 < row["drafted"] <= tokens - 70 and row["drafted"] - 64 <= row["accepted"] <= row["drafted"]
+        assert 0 < row["drafts"] < row["drafted"] / 8
+        assert row["positions"][0] == 1.0 and len(row["positions"]) <= 64
 
 
 @pytest.mark.live
