@@ -72,6 +72,11 @@ stall_seconds:
   description: For how long nothing may move.
   returned: success
   type: int
+lenders:
+  description: Endpoints of other hosts that the server may be without.
+  returned: success
+  type: list
+  elements: str
 addresses:
   description: What the watchdog has to reach, for C(IPAddressAllow=).
   returned: success
@@ -103,10 +108,12 @@ def run(params: dict[str, t.Any]) -> dict[str, t.Any]:
     entry, deployment = found["entry"], found["deployment"]
     measured = loads(params, deployment) if entry is not None and deployment is not None else []
     plan = watchdog_plan.plan(params["state"], entry, measured, params["stall_seconds"])
+    lenders = watchdog_plan.lenders(entry)
     return {
         "changed": False,
         **plan._asdict(),
-        "addresses": watchdog_plan.reachable(params["url"]),
+        "lenders": lenders,
+        "addresses": watchdog_plan.reachable(params["url"], lenders),
     }
 
 

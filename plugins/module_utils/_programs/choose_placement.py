@@ -3,6 +3,7 @@
 """Starts llama-server with the first placement whose lenders answer; the role llama_server copies it to the host.
 
     choose_placement.py [--patience SECONDS] --lender HOST:PORT... --placement WORDS... -- PROGRAM ARGUMENT...
+    choose_placement.py --ask --lender HOST:PORT...      exit status 0: all answer
 
 Without it, a lender that is off ends llama-server at its start, and one that sleeps blocks it for ever. A lender is
 asked as llama.cpp asks it: a connection, and the protocol's first message, HELLO, which also tells a server that hangs.
@@ -140,19 +141,21 @@ def parsed(words: t.Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="choose_placement.py")
     parser.add_argument("--patience", type=float, default=10.0)
     parser.add_argument("--lender", action="append", default=[])
-    parser.add_argument("--placement", action="append", required=True)
-    parser.add_argument("program", nargs="+")
+    parser.add_argument("--placement", action="append", default=[])
+    parser.add_argument("--ask", action="store_true")
     return parser.parse_args(words)
 
 
-def main(words: t.Sequence[str]) -> t.NoReturn:
-    """Replace this process by the server."""
-    options, rest = words[: words.index("--")], list(words[words.index("--") + 1 :])
-    wanted = parsed([*options, "program"])
+def main(words: t.Sequence[str]) -> int:
+    """Replace this process by the server, or return whether a lender is absent."""
+    end = words.index("--") if "--" in words else len(words)
+    wanted, server = parsed(words[:end]), words[end + 1 :]
+    if wanted.ask:
+        return int(bool(problems(wanted.lender)))
     placement = chosen(wanted.lender, [shlex.split(text) for text in wanted.placement], wanted.patience)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and what is executed would do so, too
-    os.execv(rest[0], [rest[0], *placement, *rest[1:]])
+    os.execv(server[0], [server[0], *placement, *server[1:]])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(main(sys.argv[1:]))

@@ -14,6 +14,7 @@ import typing as t
 import urllib.parse
 
 from .._base.types import Mapping
+from .._split import fallbacks
 
 BATCHES: t.Final = 3
 
@@ -68,13 +69,25 @@ def plan(state: str, entry: Mapping | None, loads: t.Iterable[Mapping], least_se
     )
 
 
-def reachable(url: str) -> list[str]:
-    """Return what IPAddressAllow= needs to reach a URL on its own host; any where the name may be anything."""
-    host = urllib.parse.urlsplit(url).hostname or "localhost"
-    if host == "localhost":
-        return ["localhost"]
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return ["any"]
-    return ["localhost"] if address.is_loopback else ["localhost", str(address)]
+def reachable(url: str, lenders: t.Iterable[str] = ()) -> list[str]:
+    """Return what IPAddressAllow= needs to reach a URL on its own host, and endpoints of other hosts.
+
+    It is any where a name may be anything.
+    """
+    found = ["localhost"]
+    for host in (urllib.parse.urlsplit(url).hostname or "localhost", *fallbacks.lenders(lenders)):
+        if host == "localhost":
+            continue
+        try:
+            address = ipaddress.ip_address(host.strip("[]"))
+        except ValueError:
+            return ["any"]
+        found += [] if address.is_loopback else [str(address)]
+    return list(dict.fromkeys(found))
+
+
+def lenders(entry: Mapping | None) -> list[str]:
+    """Return the endpoints of other hosts without which a deployment is served as well, or waited for."""
+    if not entry or not entry.get("fallbacks"):
+        return []
+    return [endpoint for names in fallbacks.lenders(entry["rpc_endpoints"]).values() for endpoint in names]

@@ -17,7 +17,7 @@ import urllib.request
 
 from . import progress
 
-PROPERTIES: t.Final = ("ActiveState", "SubState", "InvocationID", "MainPID", "Job", "Result")
+PROPERTIES: t.Final = ("ActiveState", "SubState", "InvocationID", "MainPID", "Job", "Result", "StatusText")
 #: An answer of /metrics or /slots is a few KiB; nobody may fill the memory of this program.
 MOST_BYTES: t.Final = 4 * 1024 * 1024
 
@@ -78,6 +78,13 @@ def started_at(pid: int, root: str = "/proc") -> str:
     """Return when a process was started, in the kernel's ticks; empty when it has ended. A reused id differs in it."""
     with contextlib.suppress(OSError, IndexError), open(os.path.join(root, str(pid), "stat")) as file:
         return file.read().rpartition(")")[2].split()[19]
+    return ""
+
+
+def connections(pid: int, root: str = "/proc") -> str:
+    """Return the kernel's table of the connections of a process's network; empty when it has ended."""
+    with contextlib.suppress(OSError), open(os.path.join(root, str(pid), "net", "tcp")) as file:
+        return file.read()
     return ""
 
 

@@ -19,7 +19,7 @@ import time
 import typing as t
 import urllib.request
 
-from . import host, restarts, settings, state
+from . import host, lenders, restarts, settings, state
 from .host import say
 
 HOOK_SECONDS: t.Final = 60
@@ -52,6 +52,11 @@ def news(unit: str, properties: t.Mapping[str, str], own: t.Mapping[str, t.Any],
         result = properties.get("Result") or "unknown"
         text = f"{unit} failed ({result}) and stays failed until somebody starts it{hung}; {look}"
         return News(f"failed {properties.get('InvocationID')}", text)
+    if own["absent_lenders"]:
+        chosen = lenders.Chosen(tuple(own["absent_lenders"]), own["waits_for_lenders"])
+        what = "waits for the lender {}: nothing fits without it" if chosen.waits else "serves without the lender {}"
+        key = f"lenders {own['lender_losses_total']} {chosen.waits}"
+        return News(key, f"{unit} {what.format(chosen.hosts)}; it comes back by itself; {look}")
     if last["start"] and now - last["at"] < RECENT_SECONDS:
         count = own["restarts_total"]
         return News(f"restart {count}", f"{last['reason']}, so the watchdog restarted it (restart {count}); {look}")

@@ -19,6 +19,8 @@ class Settings:
     unit: str = "llama-server.service"
     url: str = "http://127.0.0.1:8080"
     peer_units: list[str] = dataclasses.field(default_factory=list)  # RPC servers of this host that the server uses
+    lenders: list[str] = dataclasses.field(default_factory=list)  # endpoints of other hosts that the server uses
+    lender_program: str = "/opt/mixed_gpu/lib/choose_placement.py"
     lease_unit: str = "mixed-gpu-lease.service"
     notify_unit: str = "mixed-gpu-notify@"
     stall_seconds: float = 60.0
@@ -26,6 +28,7 @@ class Settings:
     poll_seconds: float = 5.0
     timeout_seconds: float = 5.0  # of one question to the server
     end_seconds: float = 15.0  # from SIGKILL to the end of the process
+    return_seconds: float = 60.0  # a lender has to answer for so long before the server is restarted to use it
     restarts_per_hour: int = 3
     metrics_path: str = ""
     command: list[str] = dataclasses.field(default_factory=list)

@@ -15,7 +15,7 @@ import os
 import typing as t
 
 BOOT_ID: t.Final = "/proc/sys/kernel/random/boot_id"
-SCHEMA: t.Final = 1
+SCHEMA: t.Final = 2
 #: Restarts that are kept: more than can happen in an hour.
 KEEP: t.Final = 50
 
@@ -36,7 +36,11 @@ def empty() -> Json:
 
 def of_unit(state: Json, unit: str) -> Json:
     """Return what is remembered of a unit, a part of the state."""
-    fresh = {"restarts": [], "restarts_total": 0, "failed_at": None, "failures_total": 0, "stuck": False, "told": ""}
+    fresh = {
+        "restarts": [], "restarts_total": 0, "failed_at": None, "failures_total": 0, "stuck": False, "told": "",
+        "absent_lenders": [], "waits_for_lenders": False, "lender_restarts": [], "lender_losses_total": 0,
+        "lender_returns_total": 0,
+    }  # fmt: skip
     return state["units"].setdefault(unit, fresh)
 
 
@@ -47,6 +51,12 @@ def add_restart(state: Json, unit: str, restart: Json) -> None:
     own["restarts_total"] += 1
 
 
+def add_lender_restart(state: Json, unit: str, restart: Json) -> None:
+    """Record a restart since a lender came or went: C(boot), C(monotonic), C(at) (seconds since 1970)."""
+    own = of_unit(state, unit)
+    own["lender_restarts"] = [*own["lender_restarts"], restart][-KEEP:]
+
+
 def add_failure(state: Json, unit: str, at: float) -> None:
     """Record that a unit failed, at seconds since 1970."""
     own = of_unit(state, unit)
@@ -54,9 +64,9 @@ def add_failure(state: Json, unit: str, at: float) -> None:
     own["failures_total"] += 1
 
 
-def times(state: Json, unit: str, boot: str) -> list[float]:
+def times(state: Json, unit: str, boot: str, kind: str = "restarts") -> list[float]:
     """Return when a unit was restarted in this boot, seconds of the monotonic clock."""
-    return [restart["monotonic"] for restart in of_unit(state, unit)["restarts"] if restart["boot"] == boot]
+    return [restart["monotonic"] for restart in of_unit(state, unit)[kind] if restart["boot"] == boot]
 
 
 def was_ended(state: Json, unit: str, start: str) -> bool:
@@ -70,14 +80,18 @@ def metrics(state: Json) -> str:
         ("restarts_total", "counter", "Restarts of a hung unit by the watchdog", "restarts_total"),
         ("failures_total", "counter", "How often a unit ended as failed", "failures_total"),
         ("last_failure_timestamp_seconds", "gauge", "When a unit ended as failed last", "failed_at"),
+        ("absent_lenders", "gauge", "RPC devices of other hosts that a unit does without", "absent_lenders"),
+        ("lender_losses_total", "counter", "How often a unit was started without a lender", "lender_losses_total"),
+        ("lender_returns_total", "counter", "How often a unit had all its lenders again", "lender_returns_total"),
         ("reboot_needed", "gauge", "Whether a process of a unit ignores SIGKILL", "stuck"),
     )
     lines = []
     for name, kind, text, field in rows:
         lines += [f"# HELP mixed_gpu_watchdog_{name} {text}.", f"# TYPE mixed_gpu_watchdog_{name} {kind}"]
         for unit, own in sorted(state["units"].items()):
-            if own[field] is not None:
-                lines.append(f'mixed_gpu_watchdog_{name}{{unit="{unit}"}} {float(own[field]):.15g}')
+            value = len(own[field]) if isinstance(own[field], list) else own[field]
+            if value is not None:
+                lines.append(f'mixed_gpu_watchdog_{name}{{unit="{unit}"}} {float(value):.15g}')
     return "\n".join(lines) + "\n"
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 import typing as t
 
-from . import host, restarts, settings, stall, state
+from . import failover, host, lenders, restarts, settings, stall, state
 from .host import say
 
 #: Ends the server for good: its unit names this signal in RestartPreventExitStatus=.
@@ -45,6 +45,8 @@ class Watch:
         self.seen = stall.Seen()
         self.images = ("", False)  # of which start it was asked, and whether the model reads images
         self.unwritten = state.empty()  # what a full disk does not take
+        self.failover = failover.Failover(wanted, self.store, self.notify)
+        self.status, self.pid = "", 0  # of the unit, at the last look
         self.said = ""  # the last line about a wait, which is said once
 
     def look(self) -> stall.Look:
@@ -53,7 +55,9 @@ class Watch:
         found = host.show(self.settings.unit, self.settings.lease_unit, *self.settings.peer_units)
         unit, lease = found[self.settings.unit], found[self.settings.lease_unit]
         start = unit.get("InvocationID", "")
-        if not host.running(unit) or lease.get("ActiveState") not in ("inactive", "failed"):
+        self.status, self.pid = unit.get("StatusText", ""), int(unit.get("MainPID") or 0)
+        waits = lenders.of_status(self.status, self.settings.lenders).waits
+        if not host.running(unit) or lease.get("ActiveState") not in ("inactive", "failed") or waits:
             return stall.Look(at, start, "away")
         answer, reading = self.server.metrics()
         if reading is not None:
@@ -79,6 +83,8 @@ class Watch:
         self.seen = judged.seen
         if judged.hung:
             self.act(look.start, f"{self.settings.unit} {judged.hung}")
+        else:
+            self.failover.step(look, self.status, self.pid)
 
     def act(self, start: str, reason: str) -> None:
         """End a server that hangs, unless it was ended already or another restart has to wait."""

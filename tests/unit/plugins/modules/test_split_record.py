@@ -27,7 +27,8 @@ def tuning(**changes):
             "decision": {"layers": [20, 13], "split_mode": "layer", "micro_batch_size": 256, "why": "it is faster"},
             "feasible": [],
         },
-        "loads": [], "rpc_endpoints": ["127.0.0.1:1", "127.0.0.1:2"], "dry_run": None, "device_probe": None, "probe_settings": None,
+        "loads": [], "rpc_endpoints": ["127.0.0.1:1", "127.0.0.1:2"],
+        "dry_run": None, "device_probe": None, "probe_settings": None,
         "fingerprint_parts": {"driver_version": None}, "campaign": "c1", **changes,
     }  # fmt: skip
 

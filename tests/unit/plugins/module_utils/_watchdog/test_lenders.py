@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A server whose lender goes and comes back: the watchdog as a program, and real sockets in place of the lender."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import struct
+import threading
+import time
+import typing as t
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._programs import choose_placement
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watchdog import host as real_host
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watchdog import lenders, notify, state
+from prometheus_client.parser import text_string_to_metric_families
+
+from .conftest import SERVER, Host, eventually
+
+FIRST, SECOND = "192.168.1.7:50052", "192.168.1.8:50052"
+
+
+class Lender:
+    """Answers HELLO while it is there."""
+
+    def __init__(self) -> None:
+        self.server: socket.socket | None = None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.endpoint = f"127.0.0.1:{self.port}"
+
+    def come(self) -> None:
+        server = self.server = socket.create_server(("127.0.0.1", self.port))
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, _address = server.accept()
+                    with client:
+                        client.recv(33, socket.MSG_WAITALL)
+                        client.sendall(struct.pack("<QBB26x", 28, 7, 0))
+
+        threading.Thread(target=serve, daemon=True).start()
+
+
+def watch(host: Host, *endpoints: str, **more: t.Any) -> t.Any:
+    settings = {"stall_seconds": 600.0, "return_seconds": 0.5, "lender_program": choose_placement.__file__}
+    return host.watch(lenders=list(endpoints), metrics_path=str(host.home / "metrics"), **{**settings, **more})
+
+
+def metric(host: Host, name: str) -> float | None:
+    path = host.home / "metrics"
+    families = text_string_to_metric_families(path.read_text()) if path.exists() else ()
+    values = [one.value for family in families for one in family.samples if one.name == f"mixed_gpu_watchdog_{name}"]
+    return values[0] if values else None
+
+
+def test_the_server_is_restarted_once_the_lender_answers_again(host: Host) -> None:
+    lender = Lender()
+    process = host.start_server()
+    host.unit(SERVER, process, StatusText=f"without {lender.endpoint}")
+    dog = watch(host, lender.endpoint)
+    eventually(lambda: metric(host, "absent_lenders") == 1)
+    host.looks(10)
+    assert host.commands("try-restart") == [] and metric(host, "lender_losses_total") == 1
+    assert host.commands("start") == [[f"mixed-gpu-notify@{SERVER}.service"]]
+    lender.come()
+    eventually(lambda: host.commands("try-restart"))
+    host.unit(SERVER, process, StatusText=choose_placement.ALL, InvocationID="another")
+    eventually(lambda: metric(host, "absent_lenders") == 0)
+    said = host.end(dog)
+    assert host.commands("try-restart") == [[SERVER]] and metric(host, "lender_returns_total") == 1
+    assert f"<4>{SERVER} serves without the lender 127.0.0.1: all are used once it answers again" in said
+    assert f"<5>the lender 127.0.0.1 of {SERVER} answers again, and no request is in progress: restarting it" in said
+    assert f"<5>{SERVER} serves with all its lenders again" in said
+
+
+@pytest.mark.parametrize("told", [{"processing": 1, "moves": True}, {"status": 503}], ids=["busy", "loading"])
+def test_a_server_with_a_request_is_not_restarted(host: Host, told: dict[str, t.Any]) -> None:
+    lender = Lender()
+    lender.come()
+    host.unit(SERVER, host.start_server(**told), StatusText=f"without {lender.endpoint}")
+    watch(host, lender.endpoint)
+    eventually(lambda: metric(host, "absent_lenders") == 1)
+    host.looks(15)
+    assert host.commands("try-restart") == []
+    host.tell(processing=0)
+    eventually(lambda: host.commands("try-restart"))
+
+
+def test_nothing_is_restarted_during_a_lease(host: Host) -> None:
+    lender = Lender()
+    lender.come()
+    host.lease(active=True)
+    host.unit(SERVER, host.start_server(), StatusText=f"without {lender.endpoint}")
+    watch(host, lender.endpoint)
+    eventually(lambda: metric(host, "absent_lenders") == 1)
+    time.sleep(2)
+    assert host.commands("try-restart") == []
+
+
+def test_a_lender_that_comes_and_goes_leaves_restarts_for_hangs(host: Host) -> None:
+    lender = Lender()
+    lender.come()
+    process = host.start_server()
+    dog = watch(host, lender.endpoint, restarts_per_hour=2)
+    for start in ("one", "two", "three"):
+        host.unit(SERVER, process, StatusText=f"without {lender.endpoint}", InvocationID=start)
+        eventually(lambda: (host.home / "state" / "state.json").exists() and host.state().get("absent_lenders"))
+        host.looks(25)
+    said = host.end(dog)
+    # each restart of the made-up unit changes nothing, so it is tried as often as may be
+    assert host.commands("try-restart") == [[SERVER]] * 2 and said.count("answers again") >= 2
+
+
+def test_a_server_that_waits_for_its_lender_is_no_hang_and_is_told(host: Host) -> None:
+    process = host.start_server(processing=1)
+    host.unit(SERVER, process, StatusText=f"waits for {FIRST}")
+    dog = watch(host, FIRST, stall_seconds=0.2)
+    eventually(lambda: host.commands("start"))
+    time.sleep(2)
+    said = host.end(dog)
+    assert process.poll() is None and host.asked() == []
+    assert f"<3>{SERVER} waits for the lender 192.168.1.7: nothing fits without it" in said
+
+
+def test_an_idle_server_is_restarted_when_its_lender_has_gone(host: Host) -> None:
+    """The made-up server holds no connection; this process does, and stands for it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"127.0.0.1:{server.getsockname()[1]}"
+        with socket.create_connection(("127.0.0.1", server.getsockname()[1])):
+            near, _address = server.accept()
+            host.unit(SERVER, host.start_server(), StatusText=choose_placement.ALL)
+            dog = watch(host, endpoint)
+            host.looks(10)
+            assert host.commands("try-restart") == []
+            near.close()
+            eventually(lambda: host.commands("try-restart"))
+            said = host.end(dog)
+    assert f"{SERVER} has lost the lender {endpoint}, and no request is in progress: restarting it" in said
+
+
+def test_ended_connections_are_those_that_the_other_side_closed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"127.0.0.1:{server.getsockname()[1]}"
+        with socket.create_connection(server.getsockname()):
+            near, _address = server.accept()
+            assert lenders.ended_connections(real_host.connections(os.getpid()), [endpoint]) == []
+            near.close()
+            assert lenders.ended_connections(real_host.connections(os.getpid()), [endpoint]) == [endpoint]
+            assert lenders.ended_connections(real_host.connections(os.getpid()), [FIRST]) == []
+    assert real_host.connections(2**22 + 1) == "" and lenders.ended_connections("", [endpoint]) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "absent", "waits"),
+    [
+        (choose_placement.ALL, (), False),
+        (f"{choose_placement.WITHOUT}{FIRST},{SECOND}", (FIRST, SECOND), False),
+        (f"{choose_placement.WAITS}{SECOND}", (SECOND,), True),
+        ("without 6.6.6.6:22", (), False),
+        ("", (), False),
+    ],
+)
+def test_what_the_status_says_of_known_lenders(status: str, absent: tuple[str, ...], waits: bool) -> None:
+    assert lenders.of_status(status, [FIRST, SECOND]) == (absent, waits)
+
+
+def test_restarts_of_the_last_hour_count() -> None:
+    assert lenders.may_return([], 5000.0, 1) and not lenders.may_return([], 5000.0, 0)
+    assert lenders.may_return([100.0, 4000.0], 5000.0, 2) and not lenders.may_return([3000.0, 4000.0], 5000.0, 2)
+
+
+def test_a_lost_lender_is_told_and_a_failure_comes_first() -> None:
+    known = state.empty()
+    own = state.of_unit(known, SERVER)
+    own.update(absent_lenders=[FIRST], lender_losses_total=1)
+    news = notify.news(SERVER, {"ActiveState": "active"}, own, 1000.0)
+    assert news is not None
+    assert news.text.startswith(f"{SERVER} serves without the lender 192.168.1.7; it comes back by itself; ")
+    own["waits_for_lenders"] = True
+    waits = notify.news(SERVER, {"ActiveState": "active"}, own, 1000.0)
+    assert waits is not None and waits.key != news.key
+    assert "waits for the lender 192.168.1.7: nothing fits without it" in waits.text
+    failed = notify.news(SERVER, {"ActiveState": "failed", "Result": "signal"}, own, 1000.0)
+    assert failed is not None and "stays failed" in failed.text
+
+
+def test_an_earlier_state_is_of_no_use(host: Host) -> None:
+    (host.home / "state" / "state.json").write_text(json.dumps({"schema": 1, "units": {SERVER: {"restarts": []}}}))
+    assert state.Store(str(host.home / "state")).read() == state.empty()
