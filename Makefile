@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help venv lab ready configure demo demo-check demo-clean lab-down test lint units sanity docs docs-site importer install-test \
   execution-environment release release-trial update-llama-cpp \
-  package-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test bench \
+  package-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test vllm-test bench \
   bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads bench-watchdog gpu-test web-ui-test \
   build picture requirements clean
 
@@ -116,6 +116,9 @@ upgrade-test: venv  ## upgrades killed at each stage, new versions, the driver; 
 
 exllamav2-build-test: venv  ## PyTorch and ExLlama's extension with the CUDA wheels, and the real TabbyAPI, without a GPU; up to an hour
 	$(AS_ROOT) tests/lab/exllama_build.sh
+
+vllm-test: venv  ## commands for vLLM on Ray beside their own parsers and functions; fetches 416 MB of wheels
+	MIXED_GPU_LARGE_WHEELS=1 python -m pytest -v tests/unit/plugins/module_utils/_split/test_vllm_wheel.py
 
 bench: bench-planners bench-revalidation bench-downloads bench-tasks bench-live bench-watchdog bench-site  ## all benchmarks; each writes its section of docs/benchmarks.md
 

@@ -13,9 +13,18 @@ import typing as t
 
 from .._base.errors import UserError
 from .._base.steps import Done, Plan, Step, result_of
-from .._split import known_devices
+from .._split import known_devices, pipeline_start
 from .._split.types import KnownDevice
-from . import comparison, planning_settings, predictor, quant_table, tuning, tuning_settings, tuning_steps
+from . import (
+    comparison,
+    pipeline_plan,
+    planning_settings,
+    predictor,
+    quant_table,
+    tuning,
+    tuning_settings,
+    tuning_steps,
+)
 from .tuning_state import State
 
 Json = dict[str, t.Any]
@@ -46,6 +55,8 @@ class Planning:
 
     def predict(self, done: t.Sequence[Done]) -> Plan:
         """Return what comes next: the look at a host, the headers of the model, and the prediction."""
+        if self.question.start_engine == "vllm_ray":
+            return self._started(State(self.settings, done))
         if not self.question.repo and not self.question.profiles:
             if not self.settings.shape and not self.settings.model_path:
                 return Plan(failure=_NO_MODEL)
@@ -116,6 +127,29 @@ class Planning:
             self.question.profiles, models, self._asked(state), self.question.costs, self.question.users, record
         )
         return Plan(result={"needed": True, "comparison": result, "lines": result["lines"], "why": result["advice"][0]})
+
+    def _started(self, state: State) -> Plan:
+        """Return the start of vLLM over the named hosts, cards or the host's own, or the step that it needs."""
+        if not (self.question.repo or self.settings.shape or self.settings.model_path):
+            return Plan(failure=_NO_MODEL)
+        try:
+            nodes = pipeline_start.read_nodes(self.question.nodes)
+            if not (nodes or self.settings.profile) and state.result("look") is None:
+                return Plan((tuning_steps.look(state),))
+            if self.question.repo and state.result(_MODELS) is None:
+                return Plan((self._ask(),))
+            if self._reads_file and state.result("weigh") is None:
+                return Plan((state.family.weigh(),))
+            devices = [
+                device for node in nodes for device in known_devices.profile_devices(node.profile)
+            ] or self._devices(state)
+            context = self.settings.context_size
+            if not isinstance(context, int):
+                raise UserError(f"split_tuning_context_size is {context}: vLLM needs a number of tokens, give one")
+            found = pipeline_plan.plan(self._models(state)[0], devices, nodes, context, self.question.start_model)
+        except UserError as exc:
+            return Plan(failure=f"{exc}.")
+        return Plan(result={"needed": True, **found})
 
     def _quants(self, state: State, found: t.Mapping[str, t.Any]) -> Plan:
         """Return the table of all quants, or the prediction of the only one that was asked for."""

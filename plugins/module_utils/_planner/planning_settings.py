@@ -8,7 +8,11 @@ import dataclasses
 import typing as t
 
 from .._base import variables
+from .._base.errors import UserError
 from .._split import card_costs
+
+#: What mixed_gpu_engine may be for a plan; site installs all but the last.
+ENGINES: t.Final = ("llama_cpp", "exllamav2", "vllm_ray")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +30,9 @@ class Question:
     owned_cards: list[str]
     users: int
     measured_here: bool
+    start_engine: str                     # of another host's start, that is vllm_ray, or what site installs
+    start_model: str
+    nodes: list[dict[str, t.Any]]
     plan_page: str                        # which the role writes
     plan_json: str
 
@@ -39,4 +46,6 @@ def read(given: t.Mapping[str, t.Any]) -> Question:
     """Return the question in variables of the role. Raises ValueError that names the variable and its value."""
     question = variables.read(Question, given, "split_tuning")
     card_costs.check(question.prices_usd, question.card_watts, question.owned_cards)
+    if question.start_engine not in ENGINES:
+        raise UserError(f"mixed_gpu_engine is {question.start_engine!r}: set it to {', '.join(ENGINES)}")
     return question

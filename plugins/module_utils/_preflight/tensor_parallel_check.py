@@ -12,7 +12,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json
-from .._split import known_devices, layer_split
+from .._split import known_devices, layer_split, pipeline_start
 
 #: Layers of the model, where nothing is recorded for these cards.
 ASSUMED_LAYERS: t.Final = 80
@@ -113,30 +113,6 @@ def _deployment(gpus: t.Sequence[t.Mapping[str, t.Any]], recorded: t.Any) -> t.M
         return None
 
 
-def environment(
-    engine: str, gpus: t.Sequence[t.Mapping[str, t.Any]], counts: t.Sequence[int], p2p: bool
-) -> dict[str, str]:
-    """Return the environment for pipeline parallelism over cards in this order."""
-    name = {"vllm": "VLLM_PP_LAYER_PARTITION", "sglang": "SGLANG_PP_LAYER_PARTITION"}[engine]
-    found = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    if all(gpu.get("id") for gpu in gpus):
-        found["CUDA_VISIBLE_DEVICES"] = ",".join(gpu["id"] for gpu in gpus)
-    found[name] = ",".join(str(count) for count in counts)
-    if not p2p:
-        found["NCCL_P2P_DISABLE"] = "1"
-    return found
-
-
-def command(engine: str, model: str | None, stages: int) -> str:
-    """Return the command line for pipeline parallelism."""
-    model = model or "MODEL"
-    if engine == "sglang":
-        return f"python -m sglang.launch_server --model-path {model} --tp-size 1 --pp-size {stages}"
-    return (
-        f"vllm serve {model} --tensor-parallel-size 1 --pipeline-parallel-size {stages} --disable-custom-all-reduce"
-    )
-
-
 def instead(
     engine: t.Mapping[str, t.Any], gpus: t.Sequence[t.Mapping[str, t.Any]], recorded: t.Any, p2p: bool
 ) -> str:
@@ -146,12 +122,12 @@ def instead(
         plan = partition(cards, recorded)
     except ValueError as error:
         return f"serve the model from one card, because {error}"
-    variables = environment(engine["engine"], cards, plan["counts"], p2p)
+    variables = pipeline_start.environment(engine["engine"], cards, plan["counts"], p2p)
     names = ", ".join(f"{count} on the {short_name(gpu)}" for gpu, count in zip(cards, plan["counts"], strict=True))
     return (
         "pipeline parallelism gives each card as many layers as suit it: "
         + " ".join(f"{key}={value}" for key, value in variables.items())
-        + f" {command(engine['engine'], engine.get('model'), len(cards))}"
+        + f" {pipeline_start.command(engine['engine'], engine.get('model'), len(cards))}"
         + f" ({names}, from {plan['source']}; the numbers must add up to the model's layers, here {plan['layers']}"
         + ("; docs/vllm.md of the collection explains each word)" if engine["engine"] == "vllm" else ")")
     )

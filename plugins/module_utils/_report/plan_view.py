@@ -35,6 +35,8 @@ def view(plan: Mapping) -> Json:
         comparison = plan["comparison"]
         title, sentences = "Configurations side by side", comparison["advice"]
         pictures = [_of_configuration(row) for row in comparison["rows"] if row["fits"]]
+    elif "start" in plan:
+        title, sentences, pictures = f"A start of vLLM: {plan['start']['model']}", [f"{plan['why']}."], []
     elif "quants" in plan:
         title, sentences = "Every quant of the repository", [f"{plan['why']}."]
         pictures = [_of_quant(row) for row in plan["quants"] if row["layers"] is not None]
@@ -50,7 +52,10 @@ def view(plan: Mapping) -> Json:
         "sentences": sentences,
         "parts": [name for _key, name in _PARTS if name in drawn],
         "pictures": pictures,
-        "lines": [line for said in plan["lines"] if said not in sentences for line in _broken(said)],
+        # a broken command is none
+        "lines": plan["lines"] if "start" in plan else [
+            line for said in plan["lines"] if said not in sentences for line in _broken(said)
+        ],
     }
 
 

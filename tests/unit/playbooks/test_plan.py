@@ -148,6 +148,37 @@ def test_a_page_of_quants(plan: t.Callable[..., tuple[int, str]], hub: server.Hu
     assert "Every quant of the repository" in shown and "MiB KV cache" in shown and shown.count('class="card"') == 6
 
 
+NODES = [{"address": "10.0.0.1", "cards": "rtx4090_rtx3090"}, {"address": "10.0.0.2", "cards": "rtx3090"}]
+
+
+def test_the_start_of_vllm_over_hosts(plan: t.Callable[..., tuple[int, str]], tmp_path: pathlib.Path) -> None:
+    rc, output = plan(
+        "-e", "mixed_gpu_engine=vllm_ray", "-e", "model_shape=llama_3_3_70b_q4_k_m", "-e", "vllm_model=org/model-AWQ",
+        "-e", json.dumps({"mixed_gpu_nodes": NODES}), "-e", "plan_json=plan.json", "-e", "plan_page=plan.html",
+    )  # fmt: skip
+    assert rc == 0, output
+    start = json.loads((tmp_path / "plan.json").read_text())["start"]
+    assert sum(stage["blocks"] for stage in start["stages"]) == start["blocks"] == 80
+    commands = [step["command"] for step in start["commands"]]
+    assert len(commands) == 4 and " vllm serve org/model-AWQ " in commands[-1]
+    assert all(f"  localhost |    {command}" in output.splitlines() for command in commands)
+    assert "vllm serve org/model-AWQ" in (tmp_path / "plan.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["-e", json.dumps({"mixed_gpu_nodes": [NODES[0], NODES[0]]})], "mixed_gpu_nodes has 10.0.0.1 twice"),
+        (["-e", "mixed_gpu_profile=rtx3090", "-e", "split_tuning_context_size=max"], "vLLM needs a number of tokens"),
+        (["-e", "mixed_gpu_profile=rtx3090", "-e", "mixed_gpu_engine=exllama"], "must be one of: llama_cpp, exllamav2"),
+    ],
+)
+def test_no_start_of_vllm(plan: t.Callable[..., tuple[int, str]], words: list[str], sentence: str) -> None:
+    given = ["-e", "mixed_gpu_engine=vllm_ray", "-e", "model_shape=llama_3_3_70b_q4_k_m"]
+    rc, output = plan(*given, *words)
+    assert rc == 2 and sentence in " ".join(output.split()), output
+
+
 def test_the_table_of_models_says_what_fits_the_cards(
     playbook: t.Callable[..., tuple[int, str]], tmp_path: pathlib.Path
 ) -> None:

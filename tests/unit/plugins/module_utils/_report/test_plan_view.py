@@ -48,3 +48,9 @@ def test_sentences_are_broken_and_rows_of_tables_are_not() -> None:
     shown = plan_view.view({"lines": [sentence, row], "why": "", "needed": True})["lines"]
     assert shown[-1] == row and all(len(line) <= plan_view.WIDTH for line in shown[:-1])
     assert shown[0].startswith("  word") and shown[1].startswith("      word") and len(shown) == 3
+
+
+def test_commands_of_a_start_stay_whole() -> None:
+    command = f"   vllm serve {'--option value ' * 20}".rstrip()
+    shown = plan_view.view({"start": {"model": "M"}, "why": "2 stages", "lines": [command]})
+    assert (shown["title"], shown["sentences"], shown["lines"]) == ("A start of vLLM: M", ["2 stages."], [command])
