@@ -143,9 +143,10 @@ Json = dict[str, t.Any]
 
 
 def asked_of(params: Json) -> server_under_load.Asked:
-    """Return what to load the server with; nothing where it is not ready."""
+    """Return what to load the server with; nothing where it is not ready, or does without a recorded device."""
     phases = []
-    if params["load"] and params["server"]["state"] == "ready":
+    absent = (params["server"].get("without_lenders") or {}).get("absent")
+    if params["load"] and params["server"]["state"] == "ready" and not absent:
         phases = expected.phases(params["entry"], params["seconds"] / params["blocks"])
     return server_under_load.Asked(
         phases, params["seconds"], params["blocks"], params["wait_seconds"], params["journal_days"]

@@ -119,7 +119,6 @@ server:
       description: Build number and commit of llama.cpp.
       type: str
       returned: always
-      sample: 11312 (0c1e57098)
     tensor_devices:
       description: In split mode tensor, the devices that share each layer.
       type: list
@@ -141,12 +140,10 @@ server:
           description: Name of llama.cpp.
           type: str
           returned: always
-          sample: RPC0
         id:
           description: Endpoint of an RPC device, else the name.
           type: str
           returned: always
-          sample: 127.0.0.1:50052
         description:
           description: What the device calls itself.
           type: str
@@ -257,6 +254,12 @@ chats:
     - V(none) where that is not known.
   returned: always
   type: dict
+without_lenders:
+  description:
+    - C(absent) are endpoints that this start does without; the server is compared with what is recorded for that.
+    - C(waits) says that nothing is served until they answer, C(sentence) what is shown as a warning, too.
+  returned: always
+  type: dict
 deviations:
   description: One sentence per difference between O(deployment) and the running server.
   returned: when O(deployment) is given
@@ -269,11 +272,8 @@ allreduce_deviation:
   type: str
 """
 
-import http.client
 import os
 import time
-import urllib.error
-import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, systemd, unit_end
@@ -283,27 +283,23 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import 
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
     chat_proof,
     chat_record,
+    llama_client,
     llama_server,
     load_journal,
     server_check,
 )
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import engines
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import engines, fallbacks
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watchdog import lenders
 
-PROPERTIES = ("LoadState", "MainPID", "NeedDaemonReload", "InvocationID", "FragmentPath", *unit_end.PROPERTIES)
+PROPERTIES = ("LoadState", "MainPID", "NeedDaemonReload", "InvocationID", "FragmentPath", "StatusText",
+              "ExecMainStartTimestamp", *unit_end.PROPERTIES)  # fmt: skip
 POLL_SECONDS = 0.5
 LAST_LINES = 20
 
 
 def _health(url: str) -> int | None:
     """Return the HTTP status of /health, or None when nobody answers."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(f"{url}/health", timeout=5) as answer:
-            return answer.status
-    except urllib.error.HTTPError as exc:
-        return exc.code
-    except (OSError, ValueError, http.client.HTTPException):
-        return None
+    return llama_client.Client(url, None, 5).status("GET", "/health")[0]
 
 
 def _properties(module: AnsibleModule) -> dict[str, str]:
@@ -324,15 +320,25 @@ def _last_lines(module: AnsibleModule, journalctl: str, invocation: str) -> list
     return stdout.splitlines()[-LAST_LINES:]
 
 
-def _compared(deployment: Json, server: Json, unit_text: str) -> Json:
+def _without_lenders(module: AnsibleModule, properties: dict[str, str]) -> Json:
+    """Return which lenders of the deployment this start does without, after warning of it."""
+    entry = module.params["deployment"] or {}
+    absent, waits = lenders.of_status(properties.get("StatusText", ""), entry.get("rpc_endpoints") or [])
+    sentence = fallbacks.sentence(entry, absent, properties.get("ExecMainStartTimestamp", ""), waits)
+    if sentence:
+        module.warn(sentence)
+    return {"absent": list(absent), "waits": waits, "sentence": sentence}
+
+
+def _compared(deployment: Json, server: Json, unit_text: str, absent: list[str]) -> Json:
     """Return how the server differs from a deployment; TabbyAPI's settings are compared, for it says nothing itself."""
     if engines.of(deployment["serving"]).family == "llama_cpp":
+        deployment = fallbacks.serving_without(deployment, absent) or deployment
         return {
             "deviations": server_check.deviations(deployment, server),
             "allreduce_deviation": server_check.allreduce_deviation(deployment, server),
         }
-    path = exllama_check.config_path(unit_text)
-    text = json_file.read_text(path or os.devnull) or ""
+    text = json_file.read_text(exllama_check.config_path(unit_text) or os.devnull) or ""
     return {"deviations": exllama_check.deviations(deployment, unit_text, text), "server": {**server, "complete": None}}
 
 
@@ -365,9 +371,11 @@ def main() -> None:
     except UserError as exc:
         module.fail_json(msg=str(exc))
     unit_text = json_file.read_text(properties.get("FragmentPath") or os.devnull) or ""
-    why = unit_end.why(module.params["unit"], properties)
+    without = _without_lenders(module, properties)
+    why = unit_end.why(module.params["unit"], properties) or (without["sentence"] if without["waits"] else "")
     result = {
         "changed": False,
+        "without_lenders": without,
         "state": state,
         "reason": " ".join(filter(None, [why, chat_proof.refused_template(last_lines) if why else ""])),
         "pid": int(properties.get("MainPID") or 0),
@@ -382,7 +390,7 @@ def main() -> None:
     }
     if module.params["deployment"] is not None:
         try:
-            result.update(_compared(module.params["deployment"], server, unit_text))
+            result.update(_compared(module.params["deployment"], server, unit_text, without["absent"]))
         except (KeyError, TypeError, ValueError) as exc:
             module.fail_json(msg=f"The recorded deployment is not complete ({exc}): run the tuning play again.")
     module.exit_json(**result)

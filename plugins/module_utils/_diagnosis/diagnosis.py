@@ -46,6 +46,7 @@ def diagnose(
     layer_advice = split_advice.advice(entry, observed)
     found = [
         *_server_findings(server),
+        *_lenders(server),
         *hung,
         *device_findings.devices(watched["devices"], observed),
         *device_findings.split(observed),
@@ -89,6 +90,15 @@ def _server_findings(server: Json) -> list[Json]:
     said = [server["reason"], *server["last_lines"][-2:]]
     detail = f"llama-server is {server['state']}, so nothing was sent: {' / '.join(text for text in said if text)}"
     return [finding("server", "state", "problem", detail, "journalctl -u llama-server says why; site starts it")]
+
+
+def _lenders(server: Json) -> list[Json]:
+    """Return what the server does without: its devices have other layers then, and are not measured."""
+    sentence = (server.get("without_lenders") or {}).get("sentence")
+    if not sentence:
+        return []
+    cure = "start the lender, or see the journal of its ggml-rpc-server units; the server uses it again by itself"
+    return [finding("lenders", "absent", "problem", sentence, cure)]
 
 
 def _all_cards(entry: Json, watched: Json, configuration: Json, loaded: bool) -> list[Json]:

@@ -96,6 +96,15 @@ def placement(observed: Mapping) -> Json | None:
     return check("placement", "ok", f"layers as recorded ({where}), none on the CPU")
 
 
+def lenders(observed: Mapping) -> Json | None:
+    """Does the server use all its lenders? Without one it is neither as recorded nor broken."""
+    sentence = (observed["server"].get("without_lenders") or {}).get("sentence")
+    if not sentence:
+        return None
+    said = sentence[0].lower() + sentence[1:].rstrip(".")
+    return check("lenders", "inconclusive", f"{said}; its speed is not compared")
+
+
 def added_up(observed: Mapping) -> Json | None:
     """How do cards add up that share layers? Another way is a change of the configuration, and the speed judges it."""
     recorded, state = allreduce.recorded(observed["entry"]), observed["server"]

@@ -52,6 +52,9 @@ def blocked(observed: Mapping, for_baseline: bool) -> str | None:
     for check in (checks.cards(observed), checks.model(observed)):
         if check is not None and check["verdict"] == "broken":
             return str(check["detail"])
+    lent = checks.lenders(observed)
+    if lent is not None:
+        return str(lent["detail"])
     engine = engines.of(observed["entry"]["serving"])
     if observed["configuration"][engine.build_part] is None:
         return f"there is no {engine.display} to measure with: run site, which installs one"

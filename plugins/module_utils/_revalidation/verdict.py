@@ -67,6 +67,13 @@ def judge(observed: Mapping, settings: Mapping) -> Json:
 def _checks(observed: Mapping, tolerance_percent: float, reserve_mib: int) -> list[Json]:
     """Return all checks of a host that apply."""
     baseline = observed["baseline"]
+    lent = checks.lenders(observed)
+    if lent is not None:  # it is another placement than that of the baseline
+        placed = checks.placement(observed)
+        told = [lent, checks.cards(observed), checks.server(observed)]
+        told += [checks.completion(observed), checks.model(observed)]
+        told += [placed] if placed is not None and placed["verdict"] != "ok" else []
+        return [check for check in told if check is not None]
     every = [
         checks.cards(observed),
         checks.server(observed),

@@ -144,10 +144,18 @@ def serving_without(entry: Mapping, absent: t.Collection[str]) -> Json | None:
     return None if fallback is None else entry_without(entry, fallback)
 
 
-def sentence(entry: Mapping, absent: t.Collection[str], since: str = "") -> str:
-    """Return what a server without some endpoints means to its owner; C(since) is when it was started so."""
+def sentence(entry: Mapping, absent: t.Collection[str], since: str = "", waits: bool = False) -> str:
+    """Return what a server without some endpoints means to its owner, empty where none is absent.
+
+    C(since) is when it was started so, C(waits) says that it serves nothing until they answer.
+    """
+    if not absent:
+        return ""
     hosts = list(dict.fromkeys(endpoint.rpartition(":")[0] for endpoint in absent))
-    words = f"It serves without lender{'s' if len(hosts) > 1 else ''} {' and '.join(hosts)}"
+    named = f"lender{'s' if len(hosts) > 1 else ''} {' and '.join(hosts)}"
+    if waits:
+        return f"It waits for {named}: nothing fits without."
+    words = f"It serves without {named}"
     words += f" since {since}" if since else ""
     fallback = _of(entry, absent)
     if fallback is None:

@@ -143,3 +143,52 @@ def test_host_without_an_answer_is_one_sentence(capfd, host, program):
     result = run(capfd, url=NOBODY)
     assert result["failed"]
     assert "llama-server.service" in result["msg"]
+
+
+LENT = {
+    "model": {"path": "/m.gguf"}, "split_mode": "layer", "environment": {}, "decision": {},
+    "serving": {
+        "context_size": 2048, "parallel_slots": 1, "kv_unified": True, "batch_size": 512, "micro_batch_size": 128,
+        "flash_attention": "on", "cache_type_k": "f16", "cache_type_v": "f16", "threads": 1,
+    },
+    "rpc_endpoints": ["127.0.0.1:50052", "127.0.0.1:50053", "192.168.1.7:50052"],
+    "devices": [
+        {"id": "192.168.1.7:50052", "device": "RPC2", "backend": "RPC", "description": "x"},
+        {"id": "127.0.0.1:50052", "device": "RPC0", "backend": "RPC", "description": "x"},
+        {"id": "127.0.0.1:50053", "device": "RPC1", "backend": "RPC", "description": "x"},
+    ],
+    "placement": [
+        {"id": "192.168.1.7:50052", "layers": 11}, {"id": "127.0.0.1:50052", "layers": 11},
+        {"id": "127.0.0.1:50053", "layers": 11},
+    ],
+    "fallbacks": [{
+        "absent": ["192.168.1.7"], "rpc_endpoints": ["127.0.0.1:50052", "127.0.0.1:50053"], "context_size": 2048,
+        "placement": [{"id": "127.0.0.1:50052", "layers": 20}, {"id": "127.0.0.1:50053", "layers": 13}],
+        "mib": [1, 1], "slower_percent": 9.0, "why": "x",
+    }],
+}  # fmt: skip
+
+
+def test_a_server_without_its_lender_is_compared_with_what_is_recorded_for_that(capfd, host, monkeypatch):
+    warned = []
+    monkeypatch.setattr(llama_server_info.AnsibleModule, "warn", lambda _module, text, **_more: warned.append(text))
+    began = "ExecMainStartTimestamp=Sun 2026-11-29 12:30:00 UTC\n"
+    host("systemctl", PROPERTIES.format(active="active", sub="running") + began + "StatusText=all lenders answer\n")
+    host("journalctl", (FIXTURES / "b11312-rpc-20-13.txt").read_text())
+    found = run(capfd, url=NOBODY, deployment=LENT)
+    assert found["deviations"] and found["without_lenders"] == {"absent": [], "waits": False, "sentence": ""}
+    assert warned == []
+    status = "StatusText=without 192.168.1.7:50052\n"
+    host("systemctl", PROPERTIES.format(active="active", sub="running") + began + status)
+    found = run(capfd, url=NOBODY, deployment=LENT)
+    sentence = "It serves without lender 192.168.1.7 since Sun 2026-11-29 12:30:00 UTC, 9 % slower by the fit."
+    assert found["deviations"] == [] and warned == [sentence]
+    assert found["without_lenders"] == {"absent": ["192.168.1.7:50052"], "waits": False, "sentence": sentence}
+
+
+def test_a_server_that_waits_for_its_lender_says_so(capfd, host):
+    host("systemctl", PROPERTIES.format(active="active", sub="running") + "StatusText=waits for 192.168.1.7:50052\n")
+    host("journalctl", "")
+    found = run(capfd, url=NOBODY, deployment=LENT)
+    assert (found["state"], found["without_lenders"]["waits"]) == ("loading", True)
+    assert found["reason"] == "It waits for lender 192.168.1.7: nothing fits without."

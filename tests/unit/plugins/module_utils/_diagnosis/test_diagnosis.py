@@ -230,6 +230,15 @@ def test_in_tensor_mode_busy_times_are_told_as_they_are():
     assert decode["ms"] == pytest.approx(44 * 0.655, abs=0.01) and decode["verdict"] == "not_seen"
 
 
+def test_a_lender_that_is_absent_is_named_with_a_cure():
+    sentence = "It serves without lender 192.168.1.7 since 12:30."
+    without = {"absent": ["192.168.1.7:50052"], "waits": False, "sentence": sentence}
+    result = diagnose(PAIR, {**watch(PAIR), "phases": []}, {**READY, "without_lenders": without})
+    (one,) = found(result, "absent")
+    assert (one["severity"], one["detail"]) == ("problem", sentence) and "ggml-rpc-server" in one["cure"]
+    assert result["verdict"] == "problem"
+
+
 def test_a_server_elsewhere_than_planned_stopped_or_busy_is_said():
     placed = {**READY, "deviations": ["The server placed [40, 41] layers; the facts say [44, 37]."]}
     assert "placed" in found(diagnose(PAIR, watch(PAIR), placed), "placement")[0]["detail"]

@@ -385,3 +385,16 @@ def test_a_device_slower_in_prompts_is_no_cause_of_slow_generation(observed):
 def test_a_server_that_does_not_run_has_no_memory(observed):
     observed["server"] = server(state="failed", reason="out of memory")
     assert "memory" not in judged(observed)[1]
+
+
+def test_a_server_without_its_lender_is_neither_as_recorded_nor_broken(observed):
+    sentence = "It serves without lender 192.168.1.7 since 12:30, 9 % slower by the fit."
+    observed["server"]["without_lenders"] = {"absent": ["192.168.1.7:1"], "waits": False, "sentence": sentence}
+    result, checks = judged(observed)
+    assert result["verdict"] == "inconclusive" and not result["measured"]
+    assert checks["lenders"]["detail"] == f"it{sentence[2:-1]}; its speed is not compared"
+    assert {check["verdict"] for name, check in checks.items() if name != "lenders"} == {"ok"}
+    # neither speed nor memory of another placement is compared, and where layers are is not said to be as recorded
+    assert set(checks) == {"lenders", "cards", "server", "completion", "model"}
+    observed["server"]["deviations"] = ["The server placed other layers."]
+    assert judged(observed)[0]["verdict"] == "broken"
