@@ -97,7 +97,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import jso
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import fleet_host
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import engines
 
-_PROPERTIES: t.Final = "Id,ActiveState,Result"
+_PROPERTIES: t.Final = "Id,ActiveState,Result,StatusText"
 
 
 def units(module: AnsibleModule) -> list[dict[str, str]] | None:

@@ -16,6 +16,9 @@ MOST_CHARACTERS: t.Final = 400
 MOST_CONCERNS: t.Final = 10
 _MOST_EACH: t.Final = 200
 
+#: How the status of a server begins that lacks a lender, as _programs/choose_placement.py writes it.
+LACKS: t.Final = ("without ", "waits for ")
+
 Concern = tuple[str, str]
 
 
@@ -41,6 +44,8 @@ def _units(seen: Mapping) -> t.Iterator[Concern]:
             yield "broken", f"{name} has failed ({unit['result']}): journalctl -u {name}"
         elif name in served and state not in systemd.ACTIVE:
             yield "attention", f"{name} does not run ({state}): wait for a measurement to end, or start it"
+        elif name in served and str(unit["status"]).startswith(LACKS):
+            yield "attention", f"{name}: {unit['status']}; see whether that lender is on"
 
 
 def _verdict(verdict: Mapping | None) -> t.Iterator[Concern]:

@@ -224,6 +224,6 @@ def _watchdog(places: Places, now: str, problems: list[str]) -> Json | None:
 
 
 def _unit(properties: Mapping) -> Json:
-    """Return name, state and result of a unit."""
-    names = {"unit": "Id", "state": "ActiveState", "result": "Result"}
+    """Return name, state, result and status of a unit; a server's status names lenders that are absent."""
+    names = {"unit": "Id", "state": "ActiveState", "result": "Result", "status": "StatusText"}
     return {name: one_line(properties.get(systemd, ""), MOST_CHARACTERS) for name, systemd in names.items()}

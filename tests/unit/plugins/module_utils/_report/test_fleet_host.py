@@ -165,5 +165,6 @@ def test_an_answer_is_small_and_of_single_lines_whatever_is_recorded(tmp_path):
 
 
 def test_units_as_systemd_says_them(tmp_path):
-    units = [{"Id": "llama-server.service", "ActiveState": "failed", "Result": "oom-kill"}]
-    assert read(tmp_path, units)["units"] == [{"unit": "llama-server.service", "state": "failed", "result": "oom-kill"}]
+    units = [{"Id": "llama-server.service", "ActiveState": "failed", "Result": "oom-kill", "StatusText": "x"}]
+    (unit,) = read(tmp_path, units)["units"]
+    assert unit == {"unit": "llama-server.service", "state": "failed", "result": "oom-kill", "status": "x"}

@@ -8,6 +8,7 @@ import json
 import typing as t
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._programs import choose_placement
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import fleet_concerns, fleet_rows, fleet_table
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ def host(**changes: t.Any) -> dict[str, t.Any]:
         "verdict": {"verdict": "ok", "accepted": True, "summary": "it holds", "at": "a", "age_hours": 5.0},
         "driver": {"recorded": "580.95", "loaded": "580.95", "installed": "580.95"}, "due": None,
         "build": {"engine": "llama.cpp", "version": "b11312", "key": "ab"}, "collection": "0.1.0", "watchdog": WATCHDOG,
-        "units": [{"unit": "llama-server.service", "state": "active", "result": "success"}],
+        "units": [{"unit": "llama-server.service", "state": "active", "result": "success", "status": ""}],
         "upgrade": None, "reboot_required": False, "wrong_answers": None, "problems": [],
         **changes,
     }}  # fmt: skip
@@ -40,8 +41,8 @@ def verdict(name: str, **changes: t.Any) -> dict[str, t.Any]:
     return {"verdict": name, "accepted": False, "summary": "decode: 8 % more", "at": "a", "age_hours": 72.0, **changes}
 
 
-def unit(state: str) -> list[dict[str, str]]:
-    return [{"unit": "llama-server.service", "state": state, "result": "oom-kill"}]
+def unit(state: str, status: str = "") -> list[dict[str, str]]:
+    return [{"unit": "llama-server.service", "state": state, "result": "oom-kill", "status": status}]
 
 
 def only(result: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -66,6 +67,8 @@ def test_a_well_host_is_a_line_with_all_of_it() -> None:
         ({"wrong_answers": "other answers"}, "broken", "wrong answers: other answers"),
         ({"units": unit("failed")}, "broken", "llama-server.service has failed (oom-kill)"),
         ({"units": unit("inactive")}, "attention", "llama-server.service does not run (inactive)"),
+        ({"units": unit("active", choose_placement.WITHOUT + "pc:50052")}, "attention", "without pc:50052; see"),
+        ({"units": unit("activating", choose_placement.WAITS + "pc:50052")}, "attention", "waits for pc:50052; see"),
         ({"watchdog": {**WATCHDOG, "stuck": ["x.service"]}}, "broken", "a process of x.service ignores SIGKILL"),
         ({"watchdog": {**WATCHDOG, "restarts": 2, "reason": "hung"}}, "attention", "restarted the server 2 times"),
         ({"watchdog": {**WATCHDOG, "failed": ["llama-server.service"]}}, "attention", "failed within a day"),
@@ -83,7 +86,8 @@ def test_what_needs_a_person_is_said(changes: dict[str, t.Any], state: str, word
 
 @pytest.mark.parametrize("changes", [
     {"verdict": verdict("regressed", accepted=True)}, {"verdict": verdict("inconclusive")}, {"verdict": None},
-    {"units": None}, {"watchdog": None}, {"units": unit("deactivating")},
+    {"units": unit("active", choose_placement.ALL)}, {"units": None}, {"watchdog": None},
+    {"units": unit("deactivating")},
 ])  # fmt: skip
 def test_what_needs_nobody(changes: dict[str, t.Any]) -> None:
     assert (only(host(**changes))["state"], only(host(**changes))["concerns"]) == ("ok", [])
@@ -155,7 +159,9 @@ def test_a_lender_is_not_untuned() -> None:
 
 
 @pytest.mark.parametrize("field", sorted(host()["host"]))
-@pytest.mark.parametrize("value", ["x", 7, [7], {"a": 1}, [None], "\x1b[31m\n" * 9999, float("nan"), 10**400])
+@pytest.mark.parametrize(
+    "value", ["x", 7, [7], {"a": 1}, [None], "\x1b[31m\n" * 9999, float("nan"), 10**400], ids=range(8)
+)
 def test_no_answer_breaks_the_table(field: str, value: t.Any) -> None:
     made = fleet_table.table({"a": host(), "evil": host(**{field: value}), "b": host()})
     assert len(made["report"]["hosts"]) == 3 and len(made["lines"]) <= 8
