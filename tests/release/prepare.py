@@ -78,9 +78,9 @@ def _changelog(folder: pathlib.Path, *arguments: str) -> None:
 
 def main(arguments: t.Sequence[str]) -> None:
     """Prepare the release, or end with one sentence that says why not."""
-    version, folder = arguments[0], pathlib.Path(arguments[1]) if len(arguments) > 1 else ROOT
+    version, folder = (*arguments, "")[0], pathlib.Path(arguments[1]) if len(arguments) > 1 else ROOT
     if not _VERSION.fullmatch(version):
-        sys.exit(f"prepare: {version!r} is no version: give three numbers, such as 1.0.0.")
+        sys.exit(f"prepare: {version!r} is no version: give three numbers, such as VERSION=1.0.0.")
     releases = yaml.safe_load((folder / "changelogs/changelog.yaml").read_text(encoding="utf-8"))["releases"]
     if version in releases:
         sys.exit(f"prepare: {version} was released on {releases[version]['release_date']}: give a newer version.")

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 trial=$PWD/build/release-trial/ansible_collections/homelab/mixed_gpu
 rm -rf build/release-trial && mkdir -p "${trial%/*}"
 git clone -q --no-hardlinks . "$trial"
-python tests/release/prepare.py "${1:?give a version, such as VERSION=1.0.0}" "$trial"
+python tests/release/prepare.py "${1:-}" "$trial"
 cd "$trial"
 git --no-pager diff --stat | tail -n 1
 python -m ansible galaxy collection build --output-path build

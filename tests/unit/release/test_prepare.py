@@ -64,9 +64,10 @@ def test_a_first_release_and_the_next(checkout: pathlib.Path) -> None:
     assert "\nversion_added: 1.0.0\n" in text(checkout, "plugins/modules/host_info.py")
 
 
-def test_what_is_no_version_is_refused(checkout: pathlib.Path) -> None:
+@pytest.mark.parametrize("given", [[], [""], ["v1"]])
+def test_what_is_no_version_is_refused(given: list[str]) -> None:
     with pytest.raises(SystemExit, match="give three numbers"):
-        prepare.main(["v1", str(checkout)])
+        prepare.main(given)
 
 
 def test_fragments_name_playbooks_that_exist() -> None:
