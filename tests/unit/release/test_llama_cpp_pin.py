@@ -53,6 +53,14 @@ def test_the_pin_moves_everywhere_and_back(checkout: pathlib.Path) -> None:
     assert before == {place: (checkout / place).read_text(encoding="utf-8") for place in pin.PLACES}
 
 
+def test_another_number_of_the_same_source_moves(checkout: pathlib.Path) -> None:
+    old = pin.pinned(checkout)
+    new = old._replace(build=old.build + 1)
+    pin.move(checkout, old, new)
+    assert pin.pinned(checkout) == new
+    assert old.commit in (checkout / "roles/llama_cpp/README.md").read_text(encoding="utf-8")
+
+
 def test_nothing_moves_where_a_place_does_not_have_the_pin(checkout: pathlib.Path) -> None:
     old = pin.pinned(checkout)
     (checkout / "docs/support.md").write_text("nothing", encoding="utf-8")
