@@ -1,7 +1,7 @@
 """prepare.py VERSION [FOLDER]: version and notes of a release, in the checkout FOLDER (default: this one).
 
-Sets the version in galaxy.yml and in what was added since the last release, and lets antsibull-changelog turn the
-fragments into CHANGELOG.rst. What is committed, tagged and published stays with people: docs/releasing.md.
+Sets the version in galaxy.yml, in the code that records it, and in what was added since the last release, and lets
+antsibull-changelog turn the fragments into CHANGELOG.rst. What is committed, tagged and published stays with people: docs/releasing.md.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ _SINCE_RELEASE: t.Final = (
     "minor_changes", "breaking_changes", "bugfixes", "deprecated_features", "removed_features", "security_fixes",
 )  # fmt: skip
 _DOCUMENTED: t.Final = ("plugins/*/*.py", "plugins/*/*.yml", "roles/*/meta/argument_specs.yml")
+#: What hosts record.
+_CODE: t.Final = "plugins/module_utils/_base/version.py"
 _MAIN: t.Final = "\n  main:\n"
 _VERSION: t.Final = re.compile(r"\d+\.\d+\.\d+(-[a-z]+\.\d+)?")
 
@@ -93,6 +95,9 @@ def main(arguments: t.Sequence[str]) -> None:
         print(f"prepare: version_added is {version} instead of {said['version']} in {len(files)} files")
     galaxy = re.sub(r"(?m)^version: .*$", f"version: {version}", galaxy)
     (folder / "galaxy.yml").write_text(galaxy, encoding="utf-8")
+    code = (folder / _CODE).read_text(encoding="utf-8")
+    code = re.sub(r"(?m)^(COLLECTION: t.Final = ).*$", rf'\g<1>"{version}"', code)
+    (folder / _CODE).write_text(code, encoding="utf-8")
     _changelog(folder, "release", "--version", version)
     _changelog(folder, "lint")
     _changelog(folder, "lint-changelog-yaml", "changelogs/changelog.yaml")

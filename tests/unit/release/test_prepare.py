@@ -17,11 +17,12 @@ def checkout(tmp_path: pathlib.Path) -> pathlib.Path:
     """A collection with one module, one role and two fragments, of which one speaks of what nobody had."""
     folder = tmp_path / "ansible_collections/homelab/mixed_gpu"
     (folder / "plugins/modules").mkdir(parents=True)
+    (folder / "plugins/module_utils/_base").mkdir(parents=True)
     (folder / "changelogs/fragments").mkdir(parents=True)
     (folder / "roles/report/meta").mkdir(parents=True)
     for name in (
         "galaxy.yml", "changelogs/config.yaml", "plugins/modules/host_info.py", "roles/report/meta/argument_specs.yml",
-        "README.md",
+        "README.md", "plugins/module_utils/_base/version.py",
     ):  # fmt: skip
         shutil.copy(prepare.ROOT / name, folder / name)
     shutil.copytree(prepare.ROOT / "plugins/doc_fragments", folder / "plugins/doc_fragments")
@@ -42,6 +43,7 @@ def text(checkout: pathlib.Path, name: str) -> str:
 def test_a_first_release_and_the_next(checkout: pathlib.Path) -> None:
     prepare.main(["1.0.0", str(checkout)])
     assert yaml.safe_load(text(checkout, "galaxy.yml"))["version"] == "1.0.0"
+    assert 'COLLECTION: t.Final = "1.0.0"\n' in text(checkout, "plugins/module_utils/_base/version.py")
     assert "\nversion_added: 1.0.0\n" in text(checkout, "plugins/modules/host_info.py")
     notes = text(checkout, "CHANGELOG.rst")
     assert "v1.0.0\n======" in notes and "- module - is there." in notes
