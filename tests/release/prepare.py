@@ -1,7 +1,8 @@
 """prepare.py VERSION [FOLDER]: version and notes of a release, in the checkout FOLDER (default: this one).
 
 Sets the version in galaxy.yml, in the code that records it, and in what was added since the last release, and lets
-antsibull-changelog turn the fragments into CHANGELOG.rst. What is committed, tagged and published stays with people: docs/releasing.md.
+antsibull-changelog turn the fragments into CHANGELOG.rst. What is committed, tagged and published stays with people:
+docs/releasing.md.
 """
 
 from __future__ import annotations
