@@ -85,6 +85,10 @@ options:
     description: The record.
     type: path
     default: /var/lib/mixed_gpu/upgrade.json
+  fact_file:
+    description: The file of recorded deployments; V(open) refuses llama.cpp alone where the active one uses lenders.
+    type: path
+    default: /etc/ansible/facts.d/mixed_gpu.fact
   keep:
     description: Number of ended upgrades to keep.
     type: int
@@ -151,6 +155,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation im
     upgrade_words,
     verdict,
 )
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, fallbacks
 
 Answer = tuple[Json, Json]
 
@@ -164,9 +169,18 @@ def places(params: Json) -> tuple[t.Mapping[str, t.Any] | None, t.Mapping[str, t
     return upgrade_steps.places(params["component"], params["host"], params["planned"])
 
 
+def served_over(path: str) -> list[str]:
+    """Return the lenders of the active deployment. Raises UserError for a damaged file."""
+    text = json_file.read_text(path)
+    recorded = fact_record.empty() if text is None else fact_record.FORM.parse(text, path)
+    entry = recorded["models"].get(recorded["active"]) or {}
+    return list(fallbacks.lenders(entry.get("rpc_endpoints") or []))
+
+
 def opened(params: Json, record: Json, _now: str) -> Answer:
     """Return the record and what is known before the host is looked at."""
     asked = params["asked"]
+    upgrade_steps.refuse_alone(record, params["component"], served_over(params["fact_file"]))
     found = upgrade_steps.opening(record, params["component"], asked["version"], asked["sha256"], params["on_resume"])
     return record, {"opening": found}
 
@@ -287,6 +301,7 @@ def main() -> None:
             "failure": {"type": "raw"},
             "reboot_required": {"type": "bool", "default": False},
             "path": {"type": "path", "default": upgrade_stages.PATH},
+            "fact_file": {"type": "path", "default": fact_record.PATH},
             "keep": {"type": "int", "default": 20},
         },
         required_if=[

@@ -73,6 +73,20 @@ def opening(record: Table, component: str, version: str, sha256: str, on_resume:
     return _opening(upgrade["component"], version, sha256, not backwards, f"{where}.")
 
 
+def refuse_alone(record: Table, component: str, lenders: t.Collection[str]) -> None:
+    """Raise UserError where llama.cpp of a box would be upgraded without the lenders (hosts) that it serves over.
+
+    RPC wants the same build on all of them. An upgrade that is under way may end: it began without lenders.
+    """
+    if component == "llama_cpp" and lenders and record["under_way"] is None:
+        plural = "s" if len(lenders) > 1 else ""
+        raise UserError(
+            f"this host serves over the lender{plural} {', '.join(lenders)}, and llama.cpp's RPC wants the same build on"
+            " all hosts: set the new version in the variables llama_cpp_* and run site, which"
+            " moves all of them or none"
+        )
+
+
 def _opening(component: str, version: str, sha256: str, plan: bool, sentence: str) -> Opening:
     way = "" if component == "driver" or not version else "sdist" if sha256 else "git"
     asked = {"version": version, "sha256": sha256}

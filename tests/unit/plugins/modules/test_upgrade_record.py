@@ -25,11 +25,31 @@ def path(tmp_path):
 @pytest.fixture
 def run(path, capfd):
     def _run(action, **arguments):
-        with patch_module_args({"action": action, "path": str(path), **arguments}), pytest.raises(SystemExit):
+        given = {"action": action, "path": str(path), "fact_file": "/nonexistent/of/nobody", **arguments}
+        with patch_module_args(given), pytest.raises(SystemExit):
             upgrade_record.main()
         return json.loads(capfd.readouterr().out)
 
     return _run
+
+
+def test_llama_cpp_of_a_box_is_not_upgraded_without_its_lenders(run, tmp_path):
+    fact = tmp_path / "mixed_gpu.fact"
+    place = {"id": "192.168.1.7:50052", "layers": 9}
+    entry = {
+        "model": {}, "environment": {}, "devices": [{"id": place["id"]}], "placement": [place], "split_mode": "layer",
+        "serving": {}, "rpc_endpoints": ["127.0.0.1:50052", place["id"]], "decision": {}, "fingerprint": "",
+        "fingerprint_parts": {}, "campaign": "",
+    }
+    fact.write_text(json.dumps({"schema": 2, "active": "m", "models": {"m": entry}}))
+    asked = {"component": "llama_cpp", "asked": {"version": "b11500"}, "fact_file": str(fact)}
+    refused = run("open", **asked)
+    assert refused["failed"]
+    assert "this host serves over the lender 192.168.1.7, and llama.cpp's RPC wants the same build" in refused["msg"]
+    # a driver is each host's own
+    assert run("open", **{**asked, "component": "driver"})["opening"]["plan"]
+    fact.write_text(json.dumps({"schema": 2, "active": None, "models": {"m": entry}}))
+    assert run("open", **asked)["opening"]["plan"]
 
 
 def test_the_whole_way(run, path):
