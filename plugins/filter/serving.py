@@ -29,12 +29,13 @@ def assignments(environment: t.Mapping[str, t.Any], name: str) -> list[str]:
         raise AnsibleFilterError(str(error)) from error
 
 
-def allowed_networks(host: str, networks: t.Any) -> list[str]:
-    """Return all that a unit may talk to, for IPAddressAllow=."""
-    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import addresses
+def rpc_servers(devices: t.Any, address: str, facts: t.Any, networks: t.Any) -> list[dict[str, t.Any]]:
+    """Return the RPC servers of a host, each with all its settings."""
+    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import rpc_servers as servers
 
+    cards = facts.get("mixed_gpu_gpus", {"gpus": []})["gpus"]
     try:
-        return addresses.allowed(host, addresses.networks(networks, "The list of allowed networks"))
+        return servers.servers(devices, address, cards, networks)
     except ValueError as error:
         raise AnsibleFilterError(str(error)) from error
 
@@ -54,8 +55,8 @@ class FilterModule:
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return the filters by name."""
         return {
-            "allowed_networks": allowed_networks,
             "api_key": api_key,
             "assignments": assignments,
             "escaped": escaped,
+            "rpc_servers": rpc_servers,
         }

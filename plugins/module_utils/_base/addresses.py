@@ -57,6 +57,27 @@ def networks(values: t.Any, name: str) -> list[str]:
     return [network(value, name) for value in values]
 
 
+def check_lent(host: t.Any, name: str) -> None:
+    """Raise UserError, which names the variable, for an address on which nothing may be lent.
+
+    Whoever reaches an RPC server can run code there, so it listens on one private address, never on all.
+    """
+    found = _address(host) if isinstance(host, str) else None
+    cure = "write the private address of one interface, such as 192.168.1.20"
+    if found is None:
+        raise UserError(f"{name} is {str(host)[:60]!r}, which is no IP address; {cure}.")
+    kinds = {
+        "means all interfaces": found.is_unspecified,
+        "is reached by the host itself alone": found.is_loopback,
+        "is the address of a group": found.is_multicast,
+        "is IPv6, and the RPC of llama.cpp speaks IPv4 alone": found.version == 6,
+        "is public": found.is_global,
+    }
+    for kind, holds in kinds.items():
+        if holds:
+            raise UserError(f"{name} is {host}, which {kind}; {cure}.")
+
+
 def allowed(host: str, given: t.Iterable[str], peers: t.Iterable[str] = ()) -> list[str]:
     """Return all that a unit may talk to, for IPAddressAllow=; everything else is denied.
 

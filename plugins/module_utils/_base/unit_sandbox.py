@@ -91,7 +91,8 @@ def lines(
         # else NCCL begins with an interface that the address filter closes
         found.append("Environment=NCCL_SOCKET_IFNAME=lo")
     if networks:
-        found += ["IPAddressDeny=any", f"IPAddressAllow={' '.join(networks)}"]
+        # a line each: systemd-run takes a word such as localhost alone only
+        found += ["IPAddressDeny=any", *(f"IPAddressAllow={one}" for one in networks)]
     return found
 
 

@@ -56,7 +56,10 @@ def _hosts(variables: Variables) -> t.Iterator[str]:
             yield from _said(addresses.check_host, variables[name], name)
     for device in _rpc_devices(variables):
         if "host" in device:
-            yield from _said(addresses.check_host, device["host"], f"host of {device.get('name')} in llama_rpc_devices")
+            check = addresses.check_host if addresses.is_loopback(str(device["host"])) else addresses.check_lent
+            yield from _said(check, device["host"], f"host of {device.get('name')} in llama_rpc_devices")
+    if lent := variables.get("llama_rpc_address"):
+        yield from _said(addresses.check_lent, lent, "llama_rpc_address")
 
 
 def _keys(variables: Variables) -> t.Iterator[str]:
@@ -83,20 +86,11 @@ def _networks(variables: Variables) -> t.Iterator[str]:
         if addresses.is_loopback(host):
             continue
         start = f"The RPC server {device.get('name')} is to bind to {host}, which other hosts reach"
-        if not _true(variables.get("llama_rpc_allow_network", False)):
+        if not variables.get("llama_rpc_allowed_networks"):
             yield (
-                f"{start}, and its protocol has no authentication; use 127.0.0.1, or set llama_rpc_allow_network to "
-                "true and llama_rpc_allowed_networks to the addresses of the hosts that use it."
+                f"{start}, and llama_rpc_allowed_networks is empty; its protocol has no authentication, so set the"
+                " list to the addresses of the hosts that use it, such as [192.168.1.5], or use 127.0.0.1."
             )
-        elif not variables.get("llama_rpc_allowed_networks"):
-            yield (
-                f"{start}, and llama_rpc_allowed_networks is empty; set it to the addresses of the hosts that use it, "
-                "such as [192.168.1.5]."
-            )
-
-
-def _true(value: t.Any) -> bool:
-    return str(value).lower() in ("true", "yes", "on", "1")
 
 
 def _rpc_devices(variables: Variables) -> list[Variables]:

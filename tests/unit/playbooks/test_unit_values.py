@@ -14,6 +14,7 @@ import typing as t
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import unit_end
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import rpc_servers
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 SYSTEMD = pathlib.Path("/usr/lib/systemd/systemd")
@@ -42,10 +43,10 @@ SERVER = {
     "__llama_server_recorded": {"available": True, "deployment": "m-c512", "entry": ENTRY},
     "__llama_server_program": {"rc": 0, "stdout": "/usr/bin/true"},
 }
-DEVICE = {"name": "fast", "host": "127.0.0.1", "port": 50052, "threads": 1, "device": "", "environment": {}}
+DEVICE = rpc_servers.servers([{"name": "fast", "port": 50052}], "", [], [])[0]
 RPC = {
-    "item": {"item": DEVICE}, "__llama_rpc_program": "/usr/bin/true", "__llama_rpc_nodes": [],
-    "llama_rpc_reload_unit": "llama-server.service", "llama_rpc_allowed_networks": [],
+    "item": {"item": DEVICE}, "__llama_rpc_program": "/usr/bin/true", "llama_rpc_cache_gib": 64,
+    "llama_rpc_reload_unit": "llama-server.service",
 }
 LIMITS = {"start_interval_seconds": 600, "start_burst": 10, "stop_seconds": 60}
 EXLLAMA = {

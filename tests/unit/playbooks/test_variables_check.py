@@ -25,7 +25,6 @@ def test_a_value_that_a_unit_cannot_hold_ends_the_first_play_by_its_name(playboo
         "exllamav2_host": "0.0.0.0",
         "exllamav2_api_key": "none",
         "llama_rpc_devices": [{"name": "fast", "port": 50052, "host": "192.168.1.7"}],
-        "llama_rpc_allow_network": True,
         # what a later role sets, and what a lookup cannot find, is left to that role
         "llama_server_after_units": "{{ llama_rpc_units }}",
         "llama_server_cors_origins": "{{ lookup('file', '/nonexistent') }}",

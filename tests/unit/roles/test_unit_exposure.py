@@ -21,6 +21,7 @@ from ansible.plugins.test import core as core_tests
 from ansible_collections.homelab.mixed_gpu.plugins.filter import llama_cpp, serving
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import sandboxed_run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import power_limits
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import rpc_servers
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import lease_unit
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -54,14 +55,13 @@ def server(**call: t.Any) -> dict[str, t.Any]:
     }  # fmt: skip
 
 
-def rpc(
-    nodes: t.Sequence[str] = (), host: str = "127.0.0.1", networks: t.Sequence[str] = ()
-) -> dict[str, t.Any]:
+def rpc(device: str = "", address: str = "", networks: t.Sequence[str] = ()) -> dict[str, t.Any]:
     """Variables of ggml-rpc-server's template."""
-    device = {"name": "fast", "host": host, "port": 50052, "threads": 1, "device": "", "environment": {}}
+    named = [{"name": "fast", "port": 50052, "device": device}]
     return {
-        "item": {"item": device}, "__llama_rpc_nodes": list(nodes), "llama_rpc_allowed_networks": list(networks),
+        "item": {"item": rpc_servers.servers(named, address, [], networks)[0]}, "llama_rpc_cache_gib": 64,
         "__llama_rpc_program": "/opt/ggml-rpc-server", "llama_rpc_reload_unit": "llama-server.service",
+        "__llama_rpc_prepare_program": "/opt/mixed_gpu/lib/prepare_rpc_server.py",
     }  # fmt: skip
 
 
@@ -112,8 +112,9 @@ CASES: t.Final = (
     ("llama-server", "cards, and those of a lender", SERVER, server(device_nodes=NODES, **LENT), 1.5),
     ("llama-server", "cards in tensor mode, this host alone", SERVER, server(device_nodes=NODES, nccl=True), 1.5),
     ("ggml-rpc-server", "CPU, this host alone", RPC, rpc(), 1.2),
-    ("ggml-rpc-server", "a card, this host alone", RPC, rpc(NODES), 1.5),
-    ("ggml-rpc-server", "a card, other hosts too", RPC, rpc(NODES, "192.0.2.7", ["192.0.2.8"]), 1.6),
+    ("ggml-rpc-server", "a card, this host alone", RPC, rpc("CUDA0"), 1.5),
+    ("ggml-rpc-server", "a CPU lent to a box", RPC, rpc("", "192.168.1.7", ["192.168.1.8"]), 1.5),
+    ("ggml-rpc-server", "a card lent to a box", RPC, rpc("CUDA0", "192.168.1.7", ["192.168.1.8"]), 1.5),
     ("exllama-server", "this host alone", EXL, exllama(), 1.5),
     ("exllama-server", "other hosts too", EXL, exllama(**ANYWHERE), 1.6),
     ("mixed-gpu-nodes", "", "nvidia_driver/templates/mixed-gpu-nodes.service.j2", NODES_UNIT, 2.5),

@@ -22,8 +22,11 @@ def test_a_key_is_given_generated_or_not_wanted():
 
 
 def test_a_unit_talks_to_this_host_and_named_networks():
-    assert FILTERS["allowed_networks"]("127.0.0.1", []) == ["localhost"]
-    assert FILTERS["allowed_networks"]("0.0.0.0", ["10.0.0.0/8"]) == ["localhost", "10.0.0.0/8"]
+    devices = [{"name": "a", "port": 1}, {"name": "b", "port": 2, "host": "10.0.0.7"}]
+    servers = FILTERS["rpc_servers"](devices, "", {}, ["10.0.0.5"])
+    assert [server["networks"] for server in servers] == [["localhost"], ["10.0.0.5/32"]]
+    cards = {"mixed_gpu_gpus": {"gpus": [{"id": "GPU-a"}]}}
+    assert FILTERS["rpc_servers"]([], "10.0.0.7", cards, ["10.0.0.5"])[0]["endpoint"] == "10.0.0.7:50052"
 
 
 @pytest.mark.parametrize(
@@ -34,7 +37,7 @@ def test_a_unit_talks_to_this_host_and_named_networks():
         ("assignments", [{"A B": "1"}, "some_variable"], "some_variable sets the variable 'A B'"),
         ("assignments", [7, "x"], "not iterable"),
         ("api_key", ["short"], "The API key has 5 characters"),
-        ("allowed_networks", ["127.0.0.1", ["lan"]], "has the entry 'lan', which is no network"),
+        ("rpc_servers", [[{"name": "a", "port": 1}], "10.0.0.7", {}, ["lan"]], "the entry 'lan', which"),
     ],
 )
 def test_what_cannot_be_written_is_one_sentence(name, arguments, sentence):

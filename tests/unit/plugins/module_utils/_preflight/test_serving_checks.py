@@ -19,7 +19,7 @@ DEVICE = {"name": "fast", "port": 50052}
         {"llama_server_host": "0.0.0.0", "exllamav2_host": "fd00::5", "llama_server_port": 8080},
         {"llama_server_api_key": "none", "llama_server_allowed_networks": ["192.168.1.0/24", "fd00::/8"]},
         {
-            "llama_rpc_devices": [{**DEVICE, "host": "192.168.1.7"}], "llama_rpc_allow_network": True,
+            "llama_rpc_devices": [{**DEVICE, "host": "192.168.1.7"}], "llama_rpc_address": "10.0.0.7",
             "llama_rpc_allowed_networks": ["192.168.1.5"],
         },
     ],
@@ -47,10 +47,15 @@ def test_what_can_be_used_is_not_mentioned(variables):
         ({"exllamav2_api_key": None}, "exllamav2_api_key is no text"),
         ({"llama_server_allowed_networks": ["lan"]}, "llama_server_allowed_networks has the entry 'lan', which is no"),
         ({"llama_rpc_allowed_networks": ["10.0.0.1/8"]}, "(10.0.0.1/8 has host bits set)"),
-        ({"llama_rpc_devices": [{**DEVICE, "host": "0.0.0.0"}]}, "and its protocol has no authentication; use 127."),
+        ({"llama_rpc_devices": [{**DEVICE, "host": "0.0.0.0"}]}, "in llama_rpc_devices is 0.0.0.0, which means"),
+        ({"llama_rpc_address": "0.0.0.0"}, "llama_rpc_address is 0.0.0.0, which means all interfaces; write"),
+        ({"llama_rpc_address": "8.8.8.8"}, "llama_rpc_address is 8.8.8.8, which is public; write the private address"),
+        ({"llama_rpc_address": "pc2"}, "llama_rpc_address is 'pc2', which is no IP address; write the private address"),
+        ({"llama_rpc_address": "127.0.0.1"}, "llama_rpc_address is 127.0.0.1, which is reached by the host itself"),
+        ({"llama_rpc_address": "fd00::7"}, "llama_rpc_address is fd00::7, which is IPv6, and the RPC of llama.cpp"),
         (
-            {"llama_rpc_devices": [{**DEVICE, "host": "0.0.0.0"}], "llama_rpc_allow_network": "true"},
-            "The RPC server fast is to bind to 0.0.0.0, which other hosts reach, and llama_rpc_allowed_networks is",
+            {"llama_rpc_devices": [{**DEVICE, "host": "10.0.0.7"}]},
+            "The RPC server fast is to bind to 10.0.0.7, which other hosts reach, and llama_rpc_allowed_networks is",
         ),
     ],
 )  # fmt: skip

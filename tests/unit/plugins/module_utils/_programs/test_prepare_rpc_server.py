@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import os
+
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._programs import prepare_rpc_server
+
+
+def _fill(folder, sizes):
+    """Write files of these sizes, of which the first was not used for longest."""
+    (folder / "rpc").mkdir()
+    for index, size in enumerate(sizes):
+        path = folder / "rpc" / f"{index:016x}"
+        path.write_bytes(b"x" * size)
+        os.utime(path, (1_000_000 + index, 1_000_000))
+    return folder
+
+
+def test_without_a_filter_nothing_starts(capsys):
+    assert prepare_rpc_server.filtered() is False
+    assert prepare_rpc_server.main(["--filtered"]) == 1
+    assert "No start: systemd's address filter is not in effect here" in capsys.readouterr().err
+
+
+def test_what_was_not_used_for_longest_leaves_the_cache_first(tmp_path, capsys):
+    folder = _fill(tmp_path, [1 << 20] * 4)
+    assert prepare_rpc_server.main(["--cache", str(folder), "--most-gib", str(2 / 1024)]) == 0
+    assert sorted(os.listdir(folder / "rpc")) == [f"{2:016x}", f"{3:016x}"]
+    assert "Removed 2 files" in capsys.readouterr().out
+
+
+def test_a_cache_within_its_bound_stays(tmp_path, capsys):
+    folder = _fill(tmp_path, [1 << 20] * 2)
+    assert prepare_rpc_server.main(["--cache", str(folder), "--most-gib", "1"]) == 0
+    assert len(os.listdir(folder / "rpc")) == 2 and capsys.readouterr().out == ""
+
+
+def test_a_cache_that_is_not_there_yet_is_none(tmp_path):
+    assert prepare_rpc_server.prune(str(tmp_path / "none"), 0) == []
