@@ -48,8 +48,8 @@ MEASURING: t.Final = {
 MODULES: t.Final = frozenset(MEASURING) | {
     "draft_acceptance_info", "exl_model_info", "exllama_devices_info", "exllama_server_benchmark", "gguf_info",
     "gpu_facts", "gpu_power", "host_info", "hub_models_info", "llama_devices_info", "llama_fit_params_info",
-    "llama_server_benchmark",
-    "llama_server_busy_info", "llama_server_info", "random_gguf", "revalidation_info", "split_record",
+    "llama_server_benchmark", "llama_server_busy_info", "llama_server_info", "random_gguf", "revalidation_info",
+    "rpc_link_info", "split_record",
     "split_tuning_info",
 }  # fmt: skip
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """The campaign of the role split_tuning, from the first look to the baseline. Private to this collection. Pure.
 
-    look -> weigh -> (lease) devices -> estimates -> largest context -> device probe
+    look -> weigh -> (lease) links -> devices -> estimates -> largest context -> device probe
     -> layers, micro-batch, tensor mode -> speculation -> dry run -> baseline
 
 Each stage is a function that returns a plan, or None when the stage has nothing more to ask (_base/steps.py).
@@ -16,7 +16,7 @@ from .._base.steps import Done, Lease, Plan, Step, Store
 from .._models import model_shapes
 from .._split import known_devices, split_problem
 from .._split.types import KnownDevice
-from . import context_stage, predictor, tuning_effort, tuning_settings, tuning_steps
+from . import context_stage, predictor, tuning_effort, tuning_links, tuning_settings, tuning_steps
 from .tuning_state import OWN_PLACEMENT, TENSOR_QUESTION, State
 
 Json = dict[str, t.Any]
@@ -42,7 +42,7 @@ class Tuning:
         """Return what comes next."""
         state = State(self.settings, done)
         before = (_look, _obstacle, _headers, _unchanged, _weigh, _probe_model)
-        stages = (*before, _devices, _estimate, _context, _probe, _decide, _drafts, _speculate, _finish)
+        stages = (*before, _links, _devices, _estimate, _context, _probe, _decide, _drafts, _speculate, _finish)
         return _first(state, stages) or _tuned(state)
 
     def predict(self, done: t.Sequence[Done]) -> Plan:
@@ -117,6 +117,14 @@ def _probe_model(state: State) -> Plan | None:
 
 
 # --- under the lease -------------------------------------------------------------------------------------------------
+
+
+def _links(state: State) -> Plan | None:
+    """Return the measurement of the network to other hosts; none where all devices are here."""
+    step = tuning_links.step(state)
+    if step is None or state.result(step.name) is not None:
+        return None
+    return _under_lease(state, [step], str(state.due))
 
 
 def _devices(state: State) -> Plan | None:
@@ -248,7 +256,7 @@ def _usual_measurements(state: State) -> int:
 
 def _tuned(state: State) -> Plan:
     """Return what split_record and revalidation_record take of a finished tuning."""
-    settings, decision = state.settings, state.decision
+    settings, decision = state.settings, tuning_links.judged(state, state.decision)
     dry_run = state.result("dry run")
     probe = {"model_path": settings.probe_model_path, "serving": state.probe_serving, "tests": state.probe_tests}
     shown = {"contexts": state.contexts, "effort": tuning_effort.of(state.done, "devices")}
@@ -265,6 +273,8 @@ def _tuned(state: State) -> Plan:
         "campaign": state.campaign,
     }
     lines, measured = [decision["why"]], None
+    if "network" in decision:
+        lines.append(f"Network: {decision['network']['why']}.")
     if decision["speculation"] is not None:
         lines.append(decision["speculation"]["why"])
     if state.baseline is not None:

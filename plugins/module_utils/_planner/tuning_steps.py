@@ -12,7 +12,7 @@ import statistics
 import typing as t
 
 from .._base.steps import Done, Step
-from .._split import context_room, memory_plan
+from .._split import context_room, memory_plan, network_links
 from .._split.types import Serving
 from . import context_stage, estimate_stage, expert_rival, tuning_experts
 from .tuning_state import OWN_PLACEMENT, PROBE, TENSOR_QUESTION, State
@@ -297,6 +297,8 @@ def line(done: Done) -> str:
         return "; ".join(
             f"{device['device']} {device['description']}, {device['free_mib']} MiB free" for device in result["devices"]
         )
+    if done.step.module == "rpc_link_info":
+        return network_links.line(result["links"])
     if done.step.name == "dry run":
         return _dry_run_line(result)
     return ""

@@ -87,6 +87,7 @@ class Decision(t.TypedDict):
     experts_in_ram: t.NotRequired[Json | None]  # expert_placement.as_json
     micro_batches: Json
     tensor: Json | None
+    network: t.NotRequired[Json]  # where a device is on another host: links, shares in percent, mib, why
     speculation: t.NotRequired[Json | None]
     single_device: bool
     verdict: str

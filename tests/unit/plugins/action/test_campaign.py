@@ -24,7 +24,9 @@ from ansible_collections.homelab.mixed_gpu.tests.unit.fixtures_bench import fake
 ROOT = pathlib.Path(campaign.__file__).parents[2]
 COLLECTIONS = pathlib.Path(campaign.__file__).parents[5]
 FAKE = ROOT / "tests/unit/fixtures_bench/fake_llama_bench.py"
-DEVICES = "Available devices:\n  RPC0: a:1 (4000 MiB, 3600 MiB free)\n  RPC1: b:2 (4000 MiB, 3400 MiB free)"
+DEVICES = (
+    "Available devices:\n  RPC0: 127.0.0.1:1 (4000 MiB, 3600 MiB free)\n  RPC1: 127.0.0.1:2 (4000 MiB, 3400 MiB free)"
+)
 SERVER = "llama-server.service"
 
 
@@ -50,9 +52,10 @@ class Box:
         own = {
             "model_id": "m", "model_path": str(self.folder / "m.gguf"), "deployment": "m-c8192",
             "llama_cpp": str(self.folder / "llama.cpp"), "state_dir": str(self.folder / "state"),
-            "host_python": sys.executable, "rpc_endpoints": ["a:1", "b:2"], "probe": False,
+            "host_python": sys.executable, "rpc_endpoints": ["127.0.0.1:1", "127.0.0.1:2"], "probe": False,
             "lease_file": str(self.folder / "lease.json"), "lease_wait_seconds": 30, "baseline_max_loads": 2,
-            "micro_batches": [], "context_size": 2048, "load_timeout_seconds": 60, "speculation": "none",
+            "micro_batches": [], "modes": ["layer"], "context_size": 2048, "load_timeout_seconds": 60,
+            "speculation": "none",
             "environment": {"FAKE_LOG": str(self.folder / "log"), "FAKE_DEVICES": DEVICES, **changes.pop("env", {})},
         }  # fmt: skip
         return {**defaults, **{f"split_tuning_{name}": value for name, value in {**own, **changes}.items()}}

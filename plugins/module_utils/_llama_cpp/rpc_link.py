@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""How quick the way to an RPC server is, asked of the server itself. Private to this collection.
+
+A few words of ggml-rpc's protocol: nothing else has to listen on the lender. A server serves one client at a time, so
+call this under the lease only. Of an answer nothing is used but numbers of known size.
+"""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import struct
+import time
+import typing as t
+
+from .._base.errors import UserError
+
+#: Version of the protocol whose words are used here.
+MAJOR: t.Final = 7
+
+_ALLOC, _FREE, _BASE, _SET, _GET, _HELLO, _COUNT = 0, 4, 3, 6, 8, 14, 15
+_CAPABILITIES: t.Final = 24
+#: id, type, buffer, ne[4], nb[4], op, op_params[16], flags, src[10], view_src, view_offs, data, name, use_count
+_TENSOR: t.Final = struct.Struct("<QIQ4I4II16ii10QQQQ64si")
+_TYPE_I8: t.Final = 24
+_SMALL: t.Final = 4 << 20
+_LARGE: t.Final = 64 << 20
+#: A transfer that takes less says little of a rate.
+_LEAST_SECONDS: t.Final = 0.05
+
+
+class Link(t.TypedDict):
+    """A way to a server: protocol, a small exchange in ms, and MB (10^6 bytes) per second to it and from it."""
+
+    protocol: str
+    round_trip_ms: float
+    to_mb_per_s: float
+    from_mb_per_s: float
+
+
+class _Client:
+    """One connection."""
+
+    def __init__(self, host: str, port: int, timeout_seconds: float) -> None:
+        self.socket = socket.create_connection((host, port), timeout_seconds)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send(self, command: int, request: bytes = b"", more: bytes = b"") -> None:
+        """Send a command whose request has two parts, so that a large one is not copied."""
+        self.socket.sendall(struct.pack("<BQ", command, len(request) + len(more)) + request)
+        self.socket.sendall(more)
+
+    def ask(self, command: int, request: bytes, answer_bytes: int) -> bytes:
+        """Send a command and return its answer, which must have that size."""
+        self.send(command, request)
+        (size,) = struct.unpack("<Q", self._receive(8))
+        if size != answer_bytes:
+            raise UserError(f"it answers {size} bytes where {answer_bytes} belong")
+        return self._receive(answer_bytes)
+
+    def _receive(self, count: int) -> bytes:
+        found = bytearray()
+        while len(found) < count:
+            part = self.socket.recv(min(count - len(found), 1 << 20))
+            if not part:
+                raise UserError("it closed the connection")
+            found += part
+        return bytes(found)
+
+
+def measure(host: str, port: int, exchanges: int = 20, timeout_seconds: float = 30) -> Link:
+    """Return how quick the way to a server is. Raises UserError with the reason, OSError where it is not reached."""
+    client = _Client(host, port, timeout_seconds)
+    try:
+        version = struct.unpack("<4B", client.ask(_HELLO, bytes(_CAPABILITIES), 4 + _CAPABILITIES)[:4])
+        protocol = ".".join(map(str, version[:3]))
+        if version[0] != MAJOR:
+            raise UserError(f"it speaks version {protocol} of the protocol, and this llama.cpp version {MAJOR}")
+        times = []
+        for _exchange in range(exchanges):
+            began = time.perf_counter()
+            client.ask(_COUNT, b"", 4)
+            times.append(time.perf_counter() - began)
+        there, back = _transfers(client, min(times))
+    finally:
+        client.socket.close()
+    return {
+        "protocol": protocol, "round_trip_ms": 1000 * statistics.median(times),
+        "to_mb_per_s": there / 1e6, "from_mb_per_s": back / 1e6,
+    }  # fmt: skip
+
+
+def _transfers(client: _Client, round_trip: float) -> tuple[float, float]:
+    """Return bytes per second to the server and from it."""
+    found = _transfer(client, _SMALL, round_trip)
+    if min(_SMALL / rate for rate in found) < _LEAST_SECONDS:
+        found = _transfer(client, _LARGE, round_trip)
+    return found
+
+
+def _transfer(client: _Client, size: int, round_trip: float) -> tuple[float, float]:
+    pointer, _size = struct.unpack("<QQ", client.ask(_ALLOC, struct.pack("<IQ", 0, size), 16))
+    if not pointer:
+        raise UserError(f"its device has no {size >> 20} MiB free")
+    (base,) = struct.unpack("<Q", client.ask(_BASE, struct.pack("<Q", pointer), 8))
+    sizes = (size, 1, 1, 1, 1, size, size, size)
+    tensor = _TENSOR.pack(0, _TYPE_I8, pointer, *sizes, 0, *[0] * 16, 0, *[0] * 10, 0, 0, base, b"link", 0)
+    data = bytes(size)
+    began = time.perf_counter()
+    client.send(_SET, tensor + struct.pack("<BQ", 0, 0), data)
+    client.ask(_COUNT, b"", 4)
+    sent = time.perf_counter()
+    client.ask(_GET, tensor + struct.pack("<QQ", 0, size), size)
+    received = time.perf_counter()
+    client.send(_FREE, struct.pack("<Q", pointer))
+    there, back = (max(end - start - round_trip, 1e-6) for start, end in ((began, sent), (sent, received)))
+    return size / there, size / back

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The way to devices of other hosts in a tuning: measured first, judged at the end. Private. Pure functions."""
+
+from __future__ import annotations
+
+from .._base.steps import Step
+from .._base.types import Json, Mapping
+from .._split import network_links
+from .tuning_state import State
+
+NAME = "links"
+
+
+def step(state: State) -> Step | None:
+    """Return the step that measures the way to other hosts; None where no device is on another host."""
+    endpoints = network_links.remote(state.settings.rpc_endpoints) if state.engine.family == "llama_cpp" else []
+    if not endpoints:
+        return None
+    label = "measure the network to other hosts"
+    return Step(NAME, "rpc_link_info", {"endpoints": endpoints}, label, 5 * len(endpoints))
+
+
+def judged(state: State, decision: Mapping) -> Json:
+    """Return the decision with C(network): links, what they cost and buy, and why; as it is without other hosts."""
+    found = state.result(NAME)
+    if found is None:
+        return dict(decision)
+    prompt = state.settings.bench_prompt_tokens
+    worth = network_links.worth(decision, state.model, state.devices, found["links"], prompt)
+    return {**decision, "network": {"links": found["links"], **(worth or {})}}

@@ -1,0 +1,110 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: rpc_link_info
+short_description: Measure round trip and rate of the way to RPC servers of other hosts
+version_added: 0.1.0
+description:
+  - Talks to each C(ggml-rpc-server) a few times, and sends and receives 4 to 64 MiB. Nothing else listens on the other
+    host.
+  - A server serves one client at a time, so hold the lease (M(homelab.mixed_gpu.measurement_lease)) while it runs.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+    details:
+      - This action does not modify state. It asks the servers in check mode too.
+  diff_mode:
+    support: N/A
+    details:
+      - This action does not modify state.
+options:
+  endpoints:
+    description: Servers (C(host:port)) on other hosts.
+    type: list
+    elements: str
+    required: true
+  timeout_seconds:
+    description: Time after which a server that does not answer is given up.
+    type: int
+    default: 30
+seealso:
+  - module: homelab.mixed_gpu.llama_devices_info
+  - module: homelab.mixed_gpu.lender_record
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Measure the way to a lender
+  homelab.mixed_gpu.rpc_link_info:
+    endpoints: ["192.168.1.20:50052"]
+  register: example_links
+"""
+
+RETURN = r"""
+links:
+  description: By each endpoint, how quick the way to it is.
+  returned: always
+  type: dict
+  contains:
+    protocol:
+      description: Version of the protocol that the server speaks.
+      returned: always
+      type: str
+      sample: 7.0.0
+    round_trip_ms:
+      description: Time of a small exchange, the median of 20.
+      returned: always
+      type: float
+      sample: 0.4
+    to_mb_per_s:
+      description: Rate to the server, in 10^6 bytes per second.
+      returned: always
+      type: float
+      sample: 117.0
+    from_mb_per_s:
+      description: Rate from the server, in 10^6 bytes per second.
+      returned: always
+      type: float
+      sample: 117.0
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import rpc_link
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "endpoints": {"type": "list", "elements": "str", "required": True},
+            "timeout_seconds": {"type": "int", "default": 30},
+        },
+        supports_check_mode=True,
+    )
+    links = {}
+    for endpoint in module.params["endpoints"]:
+        host, _colon, port = endpoint.rpartition(":")
+        try:
+            links[endpoint] = rpc_link.measure(host, int(port), timeout_seconds=module.params["timeout_seconds"])
+        except UserError as error:
+            module.fail_json(
+                msg=f"The RPC server {endpoint} is not the one that was expected: {error}; run homelab.mixed_gpu.site,"
+                " so that all hosts have the same llama.cpp."
+            )
+        except (OSError, ValueError) as error:
+            module.fail_json(
+                msg=f"The RPC server {endpoint} is not reached ({error}): wake its host, see that its unit"
+                " ggml-rpc-server-* runs, and that nothing else uses it."
+            )
+    module.exit_json(changed=False, links=links)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The words of the protocol, against a server of them on this machine; those marked live against the real one."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import typing as t
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import rpc_link
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes:
+    found = b""
+    while len(found) < count:
+        found += connection.recv(count - len(found)) or pytest.fail("the client closed")
+    return found
+
+
+class Server:
+    """Answers as ggml-rpc-server does, with one buffer."""
+
+    def __init__(self, major: int = rpc_link.MAJOR, pointer: int = 4096) -> None:
+        self.major, self.pointer, self.received = major, pointer, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        connection, _address = self.listener.accept()
+        with connection:
+            while head := connection.recv(1):
+                (size,) = struct.unpack("<Q", _exactly(connection, 8))
+                self.answer(connection, head[0], _exactly(connection, size))
+
+    def answer(self, connection: socket.socket, command: int, request: bytes) -> None:
+        answers: dict[int, t.Callable[[], bytes]] = {
+            14: lambda: bytes([self.major, 1, 2, 0]) + bytes(24),
+            15: lambda: struct.pack("<I", 1),
+            0: lambda: struct.pack("<QQ", self.pointer, struct.unpack("<IQ", request)[1]),
+            3: lambda: struct.pack("<Q", 65536),
+            8: lambda: bytes(struct.unpack("<QQ", request[-16:])[1]),
+        }
+        if command in (4, 6):
+            self.received += len(request) - rpc_link._TENSOR.size - 9 if command == 6 else 0
+            return  # as the real one: without an answer
+        found = answers[command]()
+        connection.sendall(struct.pack("<Q", len(found)) + found)
+
+
+def test_a_link_is_measured_by_what_the_server_sends_and_receives():
+    server = Server()
+    found = rpc_link.measure("127.0.0.1", server.port)
+    assert found["protocol"] == f"{rpc_link.MAJOR}.1.2"
+    assert found["round_trip_ms"] > 0 and found["to_mb_per_s"] > 0 and found["from_mb_per_s"] > 0
+    assert server.received in (rpc_link._SMALL, rpc_link._SMALL + rpc_link._LARGE)
+
+
+@pytest.mark.parametrize(
+    ("server", "reason"),
+    [
+        ({"major": 6}, "it speaks version 6.1.2 of the protocol, and this llama.cpp version 7"),
+        ({"pointer": 0}, "its device has no 4 MiB free"),
+    ],
+)
+def test_another_protocol_and_a_full_device_are_named(server, reason):
+    with pytest.raises(ValueError, match=reason):
+        rpc_link.measure("127.0.0.1", Server(**server).port)
+
+
+@pytest.mark.live
+def test_the_real_server_is_measured(rpc_endpoints):
+    host, _colon, port = rpc_endpoints[0].rpartition(":")
+    found = rpc_link.measure(host, int(port))
+    assert found["protocol"].startswith(f"{rpc_link.MAJOR}.") and found["to_mb_per_s"] > 0
