@@ -10,7 +10,7 @@ SHELL := /bin/bash
 # Each scenario has a test host of its own; `make molecule SCENARIO=name` runs one.
 MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit
 # Scenarios that take longer: `make molecule-more`.
-MOLECULE_MORE := models exllamav2 speculation experts
+MOLECULE_MORE := models exllamav2 speculation experts lenders
 
 export MIXED_GPU_CACHE ?= $(HOME)/.cache/homelab-mixed-gpu
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -97,7 +97,7 @@ release: venv  ## version and release notes, here; docs/releasing.md has the ste
 
 molecule: $(addprefix molecule-,$(or $(SCENARIO),$(MOLECULE_SCENARIOS)))  ## the collection on real systemd hosts, without a GPU
 
-molecule-more: $(addprefix molecule-,$(MOLECULE_MORE))  ## the scenarios models (a hub with faults), exllamav2, speculation and experts; half an hour
+molecule-more: $(addprefix molecule-,$(MOLECULE_MORE))  ## the scenarios models (a hub with faults), exllamav2, speculation, experts and lenders; forty minutes
 
 molecule-%: venv
 	$(AS_ROOT) tests/lab/molecule.sh $*

@@ -27,7 +27,7 @@ options:
     type: str
     default: ""
   port:
-    description: TCP port that the server is to listen on.
+    description: TCP port that the server is to listen on; V(0) where none serves.
     type: int
     required: true
   server_unit:

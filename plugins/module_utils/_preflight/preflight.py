@@ -73,7 +73,7 @@ def checks(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[C
         *model_checks.entries(wanted["models"], known),
         *host_checks.disks(list(zip(host["disks"], disks, strict=True))),
         *model_checks.slow_disk(host, wanted),
-        host_checks.port(host["listeners"], wanted["port"], wanted["server_unit"]),
+        *([host_checks.port(host["listeners"], wanted["port"], wanted["server_unit"])] if wanted["port"] else []),
         *card_checks.binding(host, expected),
         card_checks.expected_cards(host, expected),
         *card_checks.ages(host, wanted.get("slots_left_out") or ()),

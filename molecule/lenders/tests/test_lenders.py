@@ -1,0 +1,122 @@
+"""A box and a host that lends it a device, after the site playbook: who reaches what, and what is served."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import network_links
+from ansible_collections.homelab.mixed_gpu.tests.lab import controller as lab
+
+RECORD = "/var/lib/mixed_gpu/lenders.json"
+UNIT = "ggml-rpc-server-lent.service"
+PORT = 50052
+#: A TCP connection that is closed at once; 124 where the other side does not even answer.
+CONNECT = "timeout 5 bash -c '< /dev/tcp/{}/{}'"
+
+
+@pytest.fixture(scope="module")
+def address(lender):
+    return lender.check_output("hostname -I").split()[0]
+
+
+@pytest.fixture(scope="module")
+def endpoint(address):
+    return f"{address}:{PORT}"
+
+
+@pytest.fixture(scope="module")
+def entry(host):
+    record = json.loads(host.check_output("cat /etc/ansible/facts.d/mixed_gpu.fact"))
+    return record["models"][record["active"]]
+
+
+def test_the_model_is_split_over_both_hosts_and_answers(host, entry, endpoint):
+    placed = {place["id"]: place["layers"] for place in entry["placement"]}
+    assert set(placed) == {f"127.0.0.1:{PORT}", endpoint} and all(placed.values())
+    unit = host.file("/etc/systemd/system/llama-server.service").content_string
+    assert endpoint in unit and "After=network-online.target" in unit
+    body = '{"prompt": "one two", "n_predict": 4}'
+    answer = json.loads(host.check_output(f"{lab.CURL} -d '{body}' http://127.0.0.1:8080/completion"))
+    assert answer["tokens_predicted"] == 4
+
+
+def test_the_lender_listens_on_its_address_alone(lender, endpoint):
+    listeners = [line.split()[3] for line in lender.check_output("ss -Hltn --cgroup").splitlines() if UNIT in line]
+    assert listeners == [endpoint]
+
+
+def test_a_third_host_and_the_lender_itself_are_refused_by_the_filter(lender, stranger, address):
+    # the network is no obstacle: the stranger reaches another port of the lender
+    lender.check_output("systemd-run --quiet --unit=open-port python3 -m http.server 8123")
+    try:
+        lab.eventually(lambda: stranger.run(CONNECT.format(address, 8123)).rc == 0)
+    finally:
+        lender.run("systemctl stop open-port")
+    assert stranger.run(CONNECT.format(address, PORT)).rc == 124
+    assert lender.run(CONNECT.format(address, PORT)).rc == 124
+
+
+def test_the_filter_has_the_address_of_the_box_and_no_other(host, lender):
+    box = host.check_output("hostname -I").split()[0]
+    allowed = lender.check_output(f"systemctl show --value -p IPAddressAllow {UNIT}").split()
+    assert allowed in ([box], [f"{box}/32"])
+    denied = lender.check_output(f"systemctl show --value -p IPAddressDeny {UNIT}").split()
+    assert sorted(denied) == ["0.0.0.0/0", "::/0"]
+
+
+@pytest.mark.parametrize(("options", "status"), [("-p IPAddressDeny=any -p IPAddressAllow=192.0.2.1", 0), ("", 1)])
+def test_without_a_filter_nothing_starts(lender, options, status):
+    program = "/usr/bin/python3 /opt/mixed_gpu/lib/prepare_rpc_server.py --filtered"
+    done = lender.run(f"systemd-run --quiet --pipe --wait -p DynamicUser=yes {options} {program}")
+    assert done.rc == status and ("No start: systemd's address filter" in done.stderr) == bool(status)
+
+
+def test_the_network_was_measured_and_is_said(host, entry, endpoint):
+    network = entry["decision"]["network"]
+    link = network["links"][endpoint]
+    assert link["protocol"].startswith("7.") and link["round_trip_ms"] > 0 and link["to_mb_per_s"] > 0
+    assert network["mib"] > 0 and network_links.named(link) in network["why"]
+    record = json.loads(host.file(RECORD).content_string)
+    (lent,) = record["lenders"].values()
+    assert [server["endpoint"] for server in lent["servers"]] == [endpoint] and lent["build"]["build"]
+
+
+def test_weights_are_kept_in_a_cache_of_the_unit(lender):
+    environment = lender.check_output(f"systemctl show --value -p Environment {UNIT}")
+    assert "LLAMA_CACHE=/var/cache/mixed-gpu-rpc/lent" in environment
+    assert lender.file("/var/cache/private/mixed-gpu-rpc/lent").is_directory
+
+
+def _site(controller, *options):
+    """Run the site playbook over all hosts of the scenario."""
+    return controller.play(
+        f"--inventory={controller.directory}/inventory",
+        f"--extra-vars=@{controller.project}/molecule/default/variables.yml",
+        f"--extra-vars=@{controller.directory}/variables.yml", *options,
+    )  # fmt: skip
+
+
+def test_an_older_build_of_a_lender_is_named_before_anything_is_loaded(host, controller):
+    text = host.file(RECORD).content_string
+    record = json.loads(text)
+    record["lenders"]["lender"]["build"] = {"build": 9950, "commit": "0123456", "version": "b9950"}
+    before = host.check_output("systemctl show --value -p InvocationID llama-server")
+    host.check_output(f"cat > {RECORD} <<'EOF'\n{json.dumps(record)}\nEOF")
+    try:
+        done = _site(controller, "--limit=sandbox")
+    finally:
+        host.check_output(f"cat > {RECORD} <<'EOF'\n{text}EOF")
+    assert done.returncode != 0 and "lender has llama.cpp b9950 (0123456) and sandbox has" in done.stdout
+    assert host.check_output("systemctl show --value -p InvocationID llama-server") == before
+
+
+def test_without_the_lender_in_the_run_nothing_changes(host, controller):
+    before = host.check_output("systemctl show --value -p InvocationID llama-server")
+    began = time.time()
+    done = _site(controller, "--limit=sandbox")
+    assert done.returncode == 0 and "changed=0" in done.stdout, done.stdout[-4000:]
+    assert host.check_output("systemctl show --value -p InvocationID llama-server") == before
+    newest = host.check_output("stat -c %Y /etc/ansible/facts.d/mixed_gpu.fact")
+    assert int(newest) < began

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import lent_devices
+
+#: Facts that the roles llama_rpc and llama_cpp set on a lender.
+_FACTS: t.Final = ("llama_rpc_address", "llama_rpc_servers", "llama_cpp_installed")
+
+
+class ActionModule(ActionBase):
+    """Collects what lenders lend, and has it recorded on their box; see the module of this name."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        variables = task_vars or {}
+        result = super().run(tmp, variables)
+        args = dict(self._task.args)
+        lent = {}
+        for name in args.get("lenders") or []:
+            found = variables["hostvars"][name]
+            missing = [fact for fact in _FACTS if fact not in found]
+            if missing:
+                raise AnsibleActionFail(
+                    f"{name} has not been prepared in this run ({', '.join(missing)} is unknown): run"
+                    " homelab.mixed_gpu.site without --tags."
+                )
+            cards = found["ansible_facts"].get("mixed_gpu_gpus", {"gpus": []})["gpus"]
+            address, servers, installed = (found[fact] for fact in _FACTS)
+            lent[name] = lent_devices.lent(address, servers, cards, installed)
+        module = {"lent": lent, **{key: value for key, value in args.items() if key != "lenders"}}
+        module["box"] = str(variables["inventory_hostname"])
+        found = self._execute_module("homelab.mixed_gpu.lender_record", module, task_vars=variables)
+        return {**result, **found}

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Who lends devices to which box, and what of that cannot work. Private to this collection. Pure functions only.
+
+A lender is a host of the group of lenders, a box one that serves. C(lenders) and C(boxes) map names of the inventory to
+the variables of each host: llama_rpc_address, mixed_gpu_box, and the pins of llama.cpp. Looks are what the module
+network_info found. Problems are one sentence per host that has one, by its name.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._base import addresses
+from .._base.errors import UserError
+from .._base.types import Json, Mapping
+
+Hosts = t.Mapping[str, Mapping]
+Problems = dict[str, str]
+
+#: Variables that say which llama.cpp is built; a box and its lenders speak one version of a protocol.
+PINS: t.Final = (
+    "llama_cpp_source", "llama_cpp_sdist_version", "llama_cpp_sdist_sha256", "llama_cpp_sdist_build_number",
+    "llama_cpp_sdist_build_commit", "llama_cpp_git_url", "llama_cpp_git_version", "llama_cpp_archive_url",
+    "llama_cpp_archive_sha256", "llama_cpp_archive_build_number", "llama_cpp_archive_build_commit",
+    "llama_cpp_packages",
+)  # fmt: skip
+#: What the check reads of a host.
+VARIABLES: t.Final = ("llama_rpc_address", "mixed_gpu_box", *PINS)
+
+
+def box_of(name: str, lenders: Hosts, boxes: t.Collection[str]) -> str:
+    """Return the box that a lender lends to. Raises UserError where that is unclear."""
+    wanted = lenders[name].get("mixed_gpu_box")
+    if not boxes:
+        raise UserError(f"{name} lends its devices, and there is no box: add the host that serves to mixed_gpu.")
+    if name in boxes:
+        raise UserError(f"{name} is a box of mixed_gpu and a lender: take it out of one of the two groups.")
+    if wanted and wanted not in boxes:
+        known = ", ".join(sorted(boxes))
+        raise UserError(f"mixed_gpu_box of {name} is {wanted!r}, which is no box; there are {known}.")
+    if not wanted and len(boxes) > 1:
+        known = ", ".join(sorted(boxes))
+        raise UserError(f"{name} lends its devices, and there are several boxes ({known}): set its mixed_gpu_box.")
+    return str(wanted or next(iter(boxes)))
+
+
+def lenders_of(box: str, lenders: Hosts, boxes: t.Collection[str]) -> list[str]:
+    """Return the lenders of a box, in the order of the inventory; those of an unclear box are left out."""
+    found = []
+    for name in lenders:
+        try:
+            found += [name] if box_of(name, lenders, boxes) == box else []
+        except UserError:
+            continue
+    return found
+
+
+def routes(name: str, lenders: Hosts, boxes: t.Collection[str]) -> list[str]:
+    """Return the addresses to which a host needs a route: those of its lenders for a box."""
+    found = [str(lenders[one].get("llama_rpc_address") or "") for one in lenders_of(name, lenders, boxes)]
+    return [address for address in found if address] if name in boxes else []
+
+
+def problems_of_inventory(lenders: Hosts, boxes: Hosts, defaults: Mapping) -> Problems:
+    """Return what the inventory alone shows; C(defaults) are those of the role llama_cpp."""
+    found: Problems = {}
+    seen: dict[str, str] = {}
+    for name, variables in lenders.items():
+        address = str(variables.get("llama_rpc_address") or "")
+        try:
+            box = box_of(name, lenders, boxes)
+            if not address:
+                raise UserError(
+                    f"{name} has no llama_rpc_address: set the private address of {name} that {box} reaches, such as"
+                    " 192.168.1.20."
+                )
+            addresses.check_lent(address, f"llama_rpc_address of {name}")
+            if address in seen:
+                raise UserError(f"{name} and {seen[address]} have the llama_rpc_address {address}: list a host once.")
+            _check_pins(name, variables, box, boxes[box], defaults)
+        except UserError as error:
+            found[name] = str(error)
+        seen.setdefault(address, name)
+    return found
+
+
+def _check_pins(name: str, own: Mapping, box: str, of_box: Mapping, defaults: Mapping) -> None:
+    """Raise UserError for a lender that asks for another llama.cpp than its box."""
+    for pin in PINS:
+        wanted = of_box.get(pin, defaults.get(pin))
+        if pin in own and str(own[pin]) != str(wanted):
+            raise UserError(
+                f"{pin} is {own[pin]} for {name} and {wanted} for {box}, and all hosts of a group need the same"
+                f" llama.cpp: remove {pin} from {name}, the box's value is used."
+            )
+
+
+def pins_of(name: str, lenders: Hosts, boxes: Hosts) -> Json:
+    """Return the pins that a lender takes from its box."""
+    of_box = boxes[box_of(name, lenders, boxes)]
+    return {pin: of_box[pin] for pin in PINS if pin in of_box}
+
+
+def problems_of_hosts(lenders: Hosts, boxes: t.Collection[str], looks: Hosts) -> Problems:
+    """Return what the looks at the hosts show; hosts without a look are left out."""
+    found: Problems = {}
+    for name in lenders:
+        if name not in looks:
+            continue
+        try:
+            _check_host(name, lenders, boxes, looks)
+        except UserError as error:
+            found[name] = str(error)
+    return found
+
+
+def _check_host(name: str, lenders: Hosts, boxes: t.Collection[str], looks: Hosts) -> None:
+    box, look = box_of(name, lenders, boxes), looks[name]
+    address = str(lenders[name]["llama_rpc_address"])
+    if box not in looks:
+        raise UserError(
+            f"{box}, the box of {name}, is not part of this run, so the only address that may use {name} is unknown:"
+            " run without --limit, or with both hosts."
+        )
+    if _same(look, looks[box]):
+        raise UserError(f"{name} is the box {box} itself: a host's own cards are used as they are, so remove {name}.")
+    for other in lenders:
+        if other == name:
+            break
+        if other in looks and _same(look, looks[other]):
+            raise UserError(f"{name} and {other} are the same host: list a host once.")
+    if address not in look["addresses"]:
+        own = ", ".join(one for one in look["addresses"] if not addresses.is_loopback(one)) or "none"
+        raise UserError(f"llama_rpc_address of {name} is {address}, which is none of its own ({own}): correct it.")
+    if address in looks[box]["addresses"]:
+        raise UserError(f"llama_rpc_address of {name} is {address}, which is an address of {box} itself: correct it.")
+    if not looks[box]["routes"].get(address):
+        raise UserError(f"{box} has no route to {address} of {name}: put both hosts into one network.")
+
+
+def _same(one: Mapping, other: Mapping) -> bool:
+    """Return whether two looks saw the same host: a cloned disk has the same machine id, and another boot."""
+    return bool(one["machine_id"] and one["machine_id"] == other["machine_id"] and one["boot_id"] == other["boot_id"])
+
+
+def member(name: str, lenders: Hosts, boxes: Hosts, looks: Hosts) -> Json:
+    """Return what a host is in the group.
+
+    Of a box C(lenders) that take part and C(absent) ones; of a lender its C(box), and C(clients), the only address that
+    may use it.
+    """
+    if name in boxes:
+        own = lenders_of(name, lenders, boxes)
+        return {
+            "lenders": [one for one in own if one in looks],
+            "absent": [one for one in own if one not in looks],
+        }
+    box = box_of(name, lenders, boxes)
+    return {"box": box, "clients": [looks[box]["routes"][str(lenders[name]["llama_rpc_address"])]]}

@@ -1,0 +1,86 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: lender_group
+short_description: Check the hosts that lend devices and the boxes that use them
+version_added: 0.1.0
+description:
+  - Run first without, then with O(looks), on all hosts of both groups. The first run judges the inventory and looks at
+    the host, the second one compares the hosts. Each host fails with one sentence about itself.
+  - Refused are a lender without a private address of its own, one that is listed twice, one that is a box, one without
+    a clear box or without a route to it, and one that asks for another llama.cpp than its box.
+  - The second run gives a lender the variables that say which llama.cpp its box builds, as facts.
+  - It is an action plugin. It reads variables on the controller, and runs M(homelab.mixed_gpu.network_info) on the
+    host.
+extends_documentation_fragment:
+  - homelab.mixed_gpu._attributes
+attributes:
+  check_mode:
+    support: full
+    details:
+      - This action does not modify state.
+  diff_mode:
+    support: N/A
+    details:
+      - This action does not modify state.
+options:
+  lenders:
+    description: Names of the hosts that lend devices. Each has C(llama_rpc_address), and C(mixed_gpu_box) where there
+      are several boxes.
+    type: list
+    elements: str
+    required: true
+  boxes:
+    description: Names of the hosts that serve.
+    type: list
+    elements: str
+    required: true
+  looks:
+    description: By the name of each host that takes part, what the first run returned.
+    type: dict
+seealso:
+  - module: homelab.mixed_gpu.network_info
+author:
+  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+"""
+
+EXAMPLES = r"""
+- name: Read the network of the hosts
+  homelab.mixed_gpu.lender_group:
+    lenders: "{{ groups['mixed_gpu_lenders'] }}"
+    boxes: "{{ groups['mixed_gpu'] }}"
+  register: example_look
+
+- name: Check the group
+  homelab.mixed_gpu.lender_group:
+    lenders: "{{ groups['mixed_gpu_lenders'] }}"
+    boxes: "{{ groups['mixed_gpu'] }}"
+    looks: "{{ dict(ansible_play_hosts | zip(ansible_play_hosts | map('extract', hostvars, 'example_look'))) }}"
+  register: example_member
+"""
+
+RETURN = r"""
+lenders:
+  description: Of a box, its lenders that take part in the run.
+  returned: with O(looks), on a box
+  type: list
+  elements: str
+absent:
+  description: Of a box, its other lenders.
+  returned: with O(looks), on a box
+  type: list
+  elements: str
+box:
+  description: Of a lender, its box.
+  returned: with O(looks), on a lender
+  type: str
+clients:
+  description: Of a lender, the address from which its box reaches it. Nobody else may use it.
+  returned: with O(looks), on a lender
+  type: list
+  elements: str
+"""

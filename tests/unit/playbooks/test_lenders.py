@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The check of a group of lenders, by the real playbook; this machine stands in for every host."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+
+import pytest
+
+
+@pytest.fixture
+def lenders(playbook, tmp_path):
+    """Run the playbook over an inventory: lenders(pc2={...}, box={...}) returns the exit status and the output."""
+
+    def _lenders(box=None, **lent):
+        local = {"ansible_connection": "local", "ansible_become": False}
+        groups = {"mixed_gpu": {"hosts": {"box": {**local, **(box or {})}}}}
+        if lent:
+            groups["mixed_gpu_lenders"] = {"hosts": {name: {**local, **own} for name, own in lent.items()}}
+        inventory = tmp_path / "hosts.yml"
+        inventory.write_text(json.dumps(groups))
+        return playbook("homelab.mixed_gpu.lenders", inventory=str(inventory))
+
+    return _lenders
+
+
+def _own_address():
+    """Return a private address of this machine."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        try:
+            sender.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this machine has no address but the loopback's")
+        return sender.getsockname()[0]
+
+
+def test_without_lenders_nothing_is_done_and_nothing_is_warned_of(lenders):
+    status, output = lenders()
+    assert status == 0 and "TASK" not in output and "WARNING" not in output, output
+
+
+def test_a_lender_without_an_address_is_refused_before_anything_runs(lenders):
+    status, output = lenders(pc2={})
+    assert status != 0 and "pc2 has no llama_rpc_address: set the private address of pc2 that box reaches" in output
+    assert output.count("TASK [") == 1
+
+
+def test_a_public_address_is_refused(lenders):
+    status, output = lenders(pc2={"llama_rpc_address": "9.9.9.9"})
+    assert status != 0 and "llama_rpc_address of pc2 is 9.9.9.9, which is public" in output
+
+
+def test_the_box_itself_is_no_lender(lenders):
+    status, output = lenders(pc2={"llama_rpc_address": _own_address()})
+    assert status != 0 and "pc2 is the box box itself: a host's own cards are used as they are" in output, output
+    assert "Install llama.cpp" not in output
+
+
+def test_another_llama_cpp_than_the_box_builds_is_refused(lenders):
+    pins = {"llama_cpp_source": "git", "llama_cpp_git_version": "b1"}
+    status, output = lenders(box=pins, pc2={"llama_rpc_address": "10.0.0.2", **pins, "llama_cpp_git_version": "b2"})
+    assert status != 0 and "llama_cpp_git_version is b2 for pc2 and b1 for box, and all hosts of a group need" in output
+
+
+def test_the_look_reads_this_machine(playbook, tmp_path):
+    book = tmp_path / "look.yml"
+    book.write_text(json.dumps([{
+        "hosts": "localhost", "gather_facts": False,
+        "tasks": [
+            {"homelab.mixed_gpu.network_info": {"routes_to": ["127.0.0.1", "not-an-address"]}, "register": "found"},
+            {"ansible.builtin.copy": {"content": "{{ found | to_json }}", "dest": str(tmp_path / "found.json")}},
+        ],
+    }]))  # fmt: skip
+    status, output = playbook(str(book))
+    assert status == 0, output
+    found = json.loads((tmp_path / "found.json").read_text())
+    said = subprocess.run(["ip", "-j", "addr"], capture_output=True, check=True).stdout
+    assert sorted(found["addresses"]) == sorted(
+        entry["local"] for link in json.loads(said) for entry in link["addr_info"]
+    )
+    assert found["routes"] == {"127.0.0.1": "127.0.0.1", "not-an-address": ""} and found["boot_id"]

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import lender_group
+
+LENDER = {"llama_rpc_address": "192.168.1.20"}
+LENDERS = {"pc2": LENDER}
+BOXES: dict[str, dict[str, t.Any]] = {"box": {}}
+DEFAULTS = {"llama_cpp_source": "sdist", "llama_cpp_sdist_version": "0.3.36"}
+
+
+def look(name: str, *addresses: str, **routes: str) -> dict[str, t.Any]:
+    """Return a look at a host."""
+    return {
+        "machine_id": name, "boot_id": f"boot of {name}", "addresses": ["127.0.0.1", *addresses],
+        "routes": {key.replace("_", "."): value for key, value in routes.items()},
+    }  # fmt: skip
+
+
+LOOKS = {
+    "pc2": look("pc2", "192.168.1.20"),
+    "box": {**look("box", "192.168.1.5"), "routes": {"192.168.1.20": "192.168.1.5"}},
+}
+
+
+def test_a_group_that_works_has_no_problem_and_the_box_is_the_only_client():
+    assert lender_group.problems_of_inventory(LENDERS, BOXES, DEFAULTS) == {}
+    assert lender_group.routes("box", LENDERS, BOXES) == ["192.168.1.20"]
+    assert lender_group.routes("pc2", LENDERS, BOXES) == []
+    assert lender_group.problems_of_hosts(LENDERS, BOXES, LOOKS) == {}
+    assert lender_group.member("box", LENDERS, BOXES, LOOKS) == {"lenders": ["pc2"], "absent": []}
+    assert lender_group.member("pc2", LENDERS, BOXES, LOOKS) == {"box": "box", "clients": ["192.168.1.5"]}
+
+
+def test_each_of_several_boxes_has_its_lenders():
+    lenders = {
+        "a": {**LENDER, "mixed_gpu_box": "two"},
+        "b": {"llama_rpc_address": "10.0.0.2", "mixed_gpu_box": "one"},
+        "c": {"llama_rpc_address": "10.0.0.3", "mixed_gpu_box": "one"},
+    }
+    boxes: dict[str, dict[str, t.Any]] = {"one": {}, "two": {}}
+    assert lender_group.problems_of_inventory(lenders, boxes, DEFAULTS) == {}
+    assert lender_group.lenders_of("one", lenders, boxes) == ["b", "c"]
+    assert lender_group.routes("two", lenders, boxes) == ["192.168.1.20"]
+
+
+@pytest.mark.parametrize(
+    ("lenders", "boxes", "host", "sentence"),
+    [
+        (LENDERS, {}, "pc2", "pc2 lends its devices, and there is no box: add the host that serves to mixed_gpu."),
+        ({"box": LENDER}, BOXES, "box", "box is a box of mixed_gpu and a lender: take it out of one"),
+        (LENDERS, {"a": {}, "b": {}}, "pc2", "there are several boxes (a, b): set its mixed_gpu_box."),
+        ({"pc2": {**LENDER, "mixed_gpu_box": "x"}}, BOXES, "pc2", "mixed_gpu_box of pc2 is 'x', which is no box;"),
+        ({"pc2": {}}, BOXES, "pc2", "pc2 has no llama_rpc_address: set the private address of pc2 that box reaches"),
+        ({"pc2": {"llama_rpc_address": "0.0.0.0"}}, BOXES, "pc2", "of pc2 is 0.0.0.0, which means all interfaces;"),
+        ({"pc2": {"llama_rpc_address": "1.1.1.1"}}, BOXES, "pc2", "of pc2 is 1.1.1.1, which is public;"),
+        ({"pc2": LENDER, "pc3": LENDER}, BOXES, "pc3", "pc3 and pc2 have the llama_rpc_address 192.168.1.20: list a"),
+        (
+            {"pc2": {**LENDER, "llama_cpp_sdist_version": "0.3.35"}}, BOXES, "pc2",
+            "llama_cpp_sdist_version is 0.3.35 for pc2 and 0.3.36 for box, and all hosts of a group need the same",
+        ),
+    ],
+)  # fmt: skip
+def test_an_inventory_that_cannot_work_is_one_sentence_about_one_host(lenders, boxes, host, sentence):
+    found = lender_group.problems_of_inventory(lenders, boxes, DEFAULTS)
+    assert list(found) == [host] and sentence in found[host] and len(found[host].splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"pc2": {**LOOKS["pc2"], "machine_id": "box", "boot_id": "boot of box"}}, "pc2 is the box box itself"),
+        ({"pc2": look("pc2", "192.168.1.21")}, "is 192.168.1.20, which is none of its own (192.168.1.21)"),
+        ({"box": {**LOOKS["box"], "addresses": ["192.168.1.20"]}}, "192.168.1.20, which is an address of box itself"),
+        ({"box": {**LOOKS["box"], "routes": {"192.168.1.20": ""}}}, "box has no route to 192.168.1.20 of pc2: put"),
+    ],
+)
+def test_hosts_that_do_not_fit_together_are_one_sentence(change, sentence):
+    found = lender_group.problems_of_hosts(LENDERS, BOXES, {**LOOKS, **change})
+    assert list(found) == ["pc2"] and sentence in found["pc2"]
+
+
+def test_one_host_under_two_names_is_refused_and_a_copied_disk_is_not():
+    lenders = {"pc2": LENDER, "pc3": {"llama_rpc_address": "192.168.1.21"}}
+    box = {**LOOKS["box"], "routes": {"192.168.1.20": "192.168.1.5", "192.168.1.21": "192.168.1.5"}}
+    again = look("pc2", "192.168.1.20", "192.168.1.21")
+    looks = {"box": box, "pc2": again, "pc3": again}
+    assert lender_group.problems_of_hosts(lenders, BOXES, looks)["pc3"].startswith("pc3 and pc2 are the same host:")
+    copied = {**looks, "pc3": {**again, "boot_id": "another"}}
+    assert lender_group.problems_of_hosts(lenders, BOXES, copied) == {}
+
+
+def test_a_lender_without_its_box_in_the_run_is_refused_and_a_box_without_its_lender_is_not():
+    assert "box, the box of pc2, is not part of this run" in lender_group.problems_of_hosts(
+        LENDERS, BOXES, {"pc2": LOOKS["pc2"]}
+    )["pc2"]
+    alone = {"box": LOOKS["box"]}
+    assert lender_group.problems_of_hosts(LENDERS, BOXES, alone) == {}
+    assert lender_group.member("box", LENDERS, BOXES, alone) == {"lenders": [], "absent": ["pc2"]}
+
+
+def test_a_lender_takes_what_its_box_builds():
+    boxes = {"box": {"llama_cpp_source": "git", "llama_cpp_git_version": "b1"}}
+    assert lender_group.problems_of_inventory(LENDERS, boxes, DEFAULTS) == {}
+    assert lender_group.pins_of("pc2", LENDERS, boxes) == boxes["box"]
