@@ -31,7 +31,7 @@ class Machine:
     offers: list[Offer]
     target_ms: float
     noise: float
-    truth: dict[tuple[str, str, str], tuple[float, float, float]]
+    truth: dict[tuple[str, str, str, str], tuple[float, float, float]]
     acceptance: dict[tuple[tuple[str, str], str], tuple[float, float]]
 
     def round_ms(self, arm: Arm) -> float:
@@ -100,10 +100,24 @@ def machine(seed: int) -> Machine:
             offers.append(Offer(kind, name, device, (40, 41), moved, drafting))
             own = math.exp(rng.gauss(0, 0.02))
             bend = rng.choice([0, 0, 0, rng.uniform(-0.02, 0.05)]) * target
-            truth[kind, name, device] = (moved * (1 + overhead) * own, verify * moved + drafting * dearer, bend)
+            truth[kind, name, device, ""] = (moved * (1 + overhead) * own, verify * moved + drafting * dearer, bend)
         for text in TEXTS:
             acceptance[(kind, name), text] = (rng.uniform(0.35, 0.95), rng.uniform(0.93, 1.0))
     return Machine(offers, target, rng.choice([0.003, 0.01, 0.02]), truth, acceptance)
+
+
+def with_other_mode(found: Machine, seed: int) -> Machine:
+    """Return a machine on which each draft is on offer in tensor mode as well, where a round costs otherwise."""
+    rng = random.Random(f"modes {seed}")
+    target = found.target_ms * rng.uniform(0.95, 1.3)
+    overhead, verify = rng.uniform(-0.05, 0.4), rng.uniform(0.02, 0.3)
+    offers, truth = list(found.offers), dict(found.truth)
+    for offer in found.offers:
+        other = dataclasses.replace(offer, target_ms=target, mode="tensor")
+        slope = verify * target + offer.draft_ms * math.exp(rng.gauss(0, 0.4))
+        truth[other.family] = (target * (1 + overhead), slope, 0.0)
+        offers.append(other)
+    return dataclasses.replace(found, offers=offers, truth=truth)
 
 
 def drive(found: Machine, rng: random.Random) -> tuple[Search, list[ServedLoad]]:

@@ -4,7 +4,8 @@
 
 A round with n drafted tokens takes T (1 + alpha + epsilon) + n (v + d): T is what a token takes without speculation
 with the same split, v what verifying one more token costs, d what drafting one costs. alpha and v belong to the target
-and are shared by all drafts; d belongs to draft and device. Measured on two H200: a line within 2 %.
+and are shared by all drafts, in another split mode with an addition to each; d belongs to draft and device. Measured on
+two H200: a line within 2 %.
 All unknowns have a prior, so that every n-max of every draft is predicted from the first load on, with its error.
 """
 
@@ -24,6 +25,10 @@ ROUND_OVERHEAD, ROUND_OVERHEAD_ERROR = 0.15, 0.15
 VERIFY, VERIFY_ERROR = 0.10, 0.07
 #: Prior error of a family: of the split's own time, and of the expected time of a drafted token.
 FAMILY_ERROR, DRAFT_ERROR = 0.03, 0.6
+#: Prior errors of what another split mode adds to alpha and v (measured: 0.4 less and 0.06 more in tensor mode).
+MODE_OVERHEAD_ERROR, MODE_VERIFY_ERROR = 0.2, 0.07
+#: Unknowns that families share: alpha and v, and what another split mode adds to both.
+_SHARED: t.Final = 4
 #: Beyond the scatter of loads a line misses a measured round by so much (measured: within 2 %).
 LINE_ERROR: t.Final = 0.02
 
@@ -52,9 +57,9 @@ class RoundCosts:
 
     def __init__(self, offers: t.Sequence[Offer], loads: t.Sequence[ServedLoad], noise: float) -> None:
         """Take what is on offer, all loads with speculation, and the relative scatter between loads."""
-        self._places = {(offer.kind, offer.draft, offer.device): index for index, offer in enumerate(offers)}
+        self._places = {offer.family: index for index, offer in enumerate(offers)}
         self._offers = offers
-        self._size = 2 + 2 * len(offers)
+        self._size = _SHARED + 2 * len(offers)
         rows = [*self._priors()]
         for load in loads:
             if load.arm.family in self._places:
@@ -73,13 +78,15 @@ class RoundCosts:
         self._known = least_squares.solve(self._normal, right) or [0.0] * self._size
 
     def _priors(self) -> t.Iterator[_Row]:
-        """Yield what is expected of every unknown: alpha, v (per ms of the first target), then (epsilon, delta)."""
+        """Yield what is expected of every unknown: alpha and v, what another mode adds, then (epsilon, delta)."""
         unit = [tuple(float(i == j) for j in range(self._size)) for i in range(self._size)]
         yield _Row(unit[0], ROUND_OVERHEAD, ROUND_OVERHEAD_ERROR)
         yield _Row(unit[1], VERIFY, VERIFY_ERROR)
+        yield _Row(unit[2], 0.0, MODE_OVERHEAD_ERROR)
+        yield _Row(unit[3], 0.0, MODE_VERIFY_ERROR)
         for index in range(len(self._offers)):
-            yield _Row(unit[2 + 2 * index], 0.0, FAMILY_ERROR)
-            yield _Row(unit[3 + 2 * index], 0.0, DRAFT_ERROR)
+            yield _Row(unit[_SHARED + 2 * index], 0.0, FAMILY_ERROR)
+            yield _Row(unit[_SHARED + 1 + 2 * index], 0.0, DRAFT_ERROR)
 
     def _equation(self, arm: Arm) -> tuple[tuple[float, ...], float]:
         """Return the coefficients of the unknowns in the cost of a round, and the part that is fixed, in ms."""
@@ -88,8 +95,10 @@ class RoundCosts:
         coefficients = [0.0] * self._size
         coefficients[0] = offer.target_ms
         coefficients[1] = arm.n_max * offer.target_ms
-        coefficients[2 + 2 * index] = offer.target_ms
-        coefficients[3 + 2 * index] = arm.n_max * offer.draft_ms
+        if offer.mode:
+            coefficients[2:4] = coefficients[0:2]
+        coefficients[_SHARED + 2 * index] = offer.target_ms
+        coefficients[_SHARED + 1 + 2 * index] = arm.n_max * offer.draft_ms
         return tuple(coefficients), offer.target_ms + arm.n_max * offer.draft_ms
 
     def round_ms(self, arm: Arm) -> Estimate:

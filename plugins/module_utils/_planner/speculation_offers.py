@@ -47,7 +47,7 @@ class Found:
     """All offers, what each takes of each device (MiB) by its family, and why others are none."""
 
     offers: list[Offer]
-    mib: dict[tuple[str, str, str], tuple[int, ...]]
+    mib: dict[speculation.Family, tuple[int, ...]]
     refused: list[str]
 
 
@@ -72,9 +72,13 @@ class Offers:
 
     def __init__(
         self, problem: Problem, decision: Mapping, splits: t.Sequence[Layers], drafts: t.Sequence[Draft],
-        kinds: t.Sequence[str],
+        kinds: t.Sequence[str], mode: str = "",
     ) -> None:  # fmt: skip
-        """Take a checked problem, its decision, the splits that remain, and the kinds that may be tried."""
+        """Take a checked problem, its decision, the splits that remain, and the kinds that may be tried.
+
+        C(mode): the split mode of the decision where that is another one than without speculation.
+        """
+        self.mode = mode
         self.problem, self.decision, self.splits, self.drafts, self.kinds = problem, decision, splits, drafts, kinds
         self.layers: Layers = tuple(decision["layers"])
         self.ids = [str(device["id"]) for device in problem.raw["devices"]]
@@ -160,9 +164,9 @@ class Offers:
         if beside is None:
             return False
         layers, target_ms = beside
-        whole = dataclasses.replace(offer, layers=layers, target_ms=target_ms, most_drafted=most)
+        whole = dataclasses.replace(offer, layers=layers, target_ms=target_ms, most_drafted=most, mode=self.mode)
         found.offers.append(whole)
-        found.mib[offer.kind, offer.draft, offer.device] = needed(layers)
+        found.mib[whole.family] = needed(layers)
         return True
 
     def _state_mib(self, layers: Layers) -> list[int]:

@@ -93,8 +93,9 @@ class Search:
         return round_costs.Estimate(value + prompt, math.hypot(error, cost.error) * value / (value + prompt))
 
     def _prompt_ms(self, arm: Arm) -> float:
-        """Return what a token of a prompt takes: as with drafts of this source, else as without."""
-        own = [load.prompt_ms for load in self.with_draft if load.arm.source == arm.source]
+        """Return what a token of a prompt takes: as with drafts of this source in this mode, else as without."""
+        of_arm = (arm.source, arm.mode)
+        own = [load.prompt_ms for load in self.with_draft if (load.arm.source, load.arm.mode) == of_arm]
         known = own or [load.prompt_ms for load in self.without]
         return statistics.fmean(known) if known else 0.0
 
@@ -143,6 +144,8 @@ class Search:
         measured = {load.arm for load in self.loads}
         promise: dict[Arm, float] = {}
         for arm in (arm for offer in self.offers for arm in offer.arms() if arm not in measured):
+            if arm.mode and not self.acceptance.known(arm.source):
+                continue  # what a draft is worth is learned in the mode whose costs are known better
             promise[arm] = _improvement(known, self.predicted(arm))
         if not promise:
             return None

@@ -18,7 +18,7 @@ from .._split import memory_plan, speculation
 from .._split.layer_split import Layers, split_name
 from .._split.speculation import Arm, Offer, ServedLoad, TextResult
 from .._split.split_problem import Problem
-from . import speculation_search, speculation_words
+from . import speculation_modes, speculation_search, speculation_words
 from .speculation_offers import Draft, Found, Offers, memory_of
 
 PURPOSE: t.Final = "speculation"
@@ -79,8 +79,28 @@ class Stage:
     @functools.cached_property
     def found(self) -> Found:
         """All that is offered."""
-        question = self.question
-        return Offers(question.problem, question.decision, question.splits, question.drafts, question.kinds).find()
+        asked = self.question
+        found = Offers(asked.problem, asked.decision, asked.splits, asked.drafts, asked.kinds).find()
+        if self.other is not None:
+            # how much n-grams give there is known no better than here
+            lines = [kind for kind in asked.kinds if kind in speculation.LINE_KINDS]
+            mode = self.other["split_mode"]
+            more = Offers(asked.problem, self.other, asked.splits, asked.drafts, lines, mode).find()
+            found = Found([*found.offers, *more.offers], {**found.mib, **more.mib}, found.refused)
+        return found
+
+    @functools.cached_property
+    def other(self) -> Json | None:
+        """The decision as it would be in the other split mode; None where that is out."""
+        return speculation_modes.other_mode(self.question.problem, self.question.decision)
+
+    def decision_of(self, arm: Arm) -> Mapping:
+        """Return the decision in the split mode of an arm. An arm of a mode that is out has none: KeyError."""
+        if not arm.mode:
+            return self.question.decision
+        if self.other is None:
+            raise KeyError(arm.mode)
+        return self.other
 
     @functools.cached_property
     def failed(self) -> list[Mapping]:
@@ -91,20 +111,21 @@ class Stage:
     def offers(self) -> list[Offer]:
         """What is still offered: families of which no load failed."""
         out = {speculation.from_json(load["speculation"]).family for load in self.failed}
-        return [offer for offer in self.found.offers if (offer.kind, offer.draft, offer.device) not in out]
+        return [offer for offer in self.found.offers if offer.family not in out]
 
     @functools.cached_property
     def search(self) -> speculation_search.Search:
         """The search over what is offered."""
         question = self.question
-        still = {(offer.kind, offer.draft, offer.device) for offer in self.offers} | {Arm().family}
+        still = {offer.family for offer in self.offers} | {Arm().family}
         measured = [served(load) for load in self.loads if load["status"] == "ok"]
         reference_ms = 1000 / question.decision["decode_tokens_per_second"]
-        # failed loads took their time as well
-        most = speculation_search.MAX_LOADS - len(self.failed)
+        counting = [load for load in measured if load.arm.family in still]
+        # loads that failed, or of a mode that failed its trial, took their time as well
+        most = speculation_search.MAX_LOADS - (len(self.loads) - len(counting))
         return speculation_search.Search(
-            self.offers, reference_ms, question.weights, [load for load in measured if load.arm.family in still],
-            question.problem.indifference, most, question.prompt_tokens,
+            self.offers, reference_ms, question.weights, counting, question.problem.indifference, most,
+            question.prompt_tokens,
         )  # fmt: skip
 
     @property
@@ -114,6 +135,16 @@ class Stage:
             return None
         arm = self.search.next_arm()
         return None if arm is None else self.load(arm)
+
+    @property
+    def next_trial(self) -> Json | None:
+        """The trial of tensor mode that is due once no load is: drafts in it are faster, and nothing else was."""
+        if not self.found.offers or self._hopeless or self.next_load is not None:
+            return None
+        verdict = self.search.verdict()
+        if verdict.verdict != "faster" or verdict.arm.mode != "tensor":
+            return None
+        return speculation_modes.trial(self.question.decision, self.decision_of(verdict.arm))
 
     @property
     def _hopeless(self) -> bool:
@@ -126,7 +157,7 @@ class Stage:
 
     def load(self, arm: Arm) -> Json:
         """Return the next load of an arm."""
-        decision, offer = self.question.decision, self._offer_of(arm)
+        decision, offer = self.decision_of(arm), self._offer_of(arm)
         layers = list(offer.layers if offer is not None else decision["layers"])
         told = speculation.as_json(arm)
         number = 1 + sum(1 for load in self.loads if speculation.from_json(load["speculation"]) == arm)
@@ -175,10 +206,18 @@ class Stage:
             "interval_percent": None if interval is None else [round(value, 2) for value in interval],
             "weights": {name: round(weight, 4) for name, weight in self.search.weights.items()},
             "first_divergence": self._first_divergence(verdict.arm) if kept else None,
-            "refused": self.found.refused,
+            "refused": self.refused,
             "loads": len(self.loads),
             "table": self.table,
         }
+
+    @property
+    def refused(self) -> list[str]:
+        """Why others are no offers, and what speaks against a mode in which drafts were measured."""
+        measured = any(load["speculation"].get("mode") == "tensor" for load in self.loads)
+        reason = speculation_modes.distrust(self.question.decision)
+        failed = [f"drafts in tensor mode are not served: {reason}"] if measured and reason else []
+        return [*self.found.refused, *failed]
 
     def _first_divergence(self, arm: Arm) -> int | None:
         """Return the first token of a greedy answer that is another one than without speculation; None: all agree.
@@ -196,7 +235,7 @@ class Stage:
 
     def _served(self, arm: Arm) -> Json:
         """Return what is served: the arm, its split, and what each device holds and has left then (MiB)."""
-        decision, offer = self.question.decision, self._offer_of(arm)
+        decision, offer = self.decision_of(arm), self._offer_of(arm)
         layers = offer.layers if offer is not None else tuple(decision["layers"])
         mib, room = decision["mib"], decision["headroom_mib"]
         if list(layers) != list(decision["layers"]):
@@ -208,6 +247,8 @@ class Stage:
             **speculation.as_json(arm),
             **self._of_draft(arm),
             "layers": list(layers),
+            "split_mode": decision["split_mode"],
+            "environment": decision.get("environment") or {},
             "own_mib": list(own),
             "mib": [planned + more for planned, more in zip(mib, own, strict=True)],
             "headroom_mib": [left - more for left, more in zip(room, own, strict=True)],
@@ -278,8 +319,7 @@ def settled(decision: Mapping, outcome: Mapping | None) -> Json:
     kept = outcome["served"] if outcome else None
     if kept is None:
         return found
-    if list(decision["layers"]) != kept["layers"]:
-        where, without = split_name(kept["layers"]), split_name(decision["layers"])
+    if (list(decision["layers"]), decision["split_mode"]) != (kept["layers"], kept["split_mode"]):
         # what was measured and said of splits is about the split before
         found |= {
             "decode_tokens_per_second": None,
@@ -291,6 +331,7 @@ def settled(decision: Mapping, outcome: Mapping | None) -> Json:
             "range_percent": None,
             "gain_over_default_percent": None,
             "gain_interval_percent": None,
-            "why": f"{where} instead of {without} leaves the draft its room. Without a draft: {decision['why']}",
+            "why": speculation_words.moved(decision, kept),
+            "tensor": speculation_modes.told(decision, kept),
         }
-    return found | {name: kept[name] for name in ("layers", "mib", "headroom_mib")}
+    return found | {name: kept[name] for name in ("layers", "split_mode", "environment", "mib", "headroom_mib")}

@@ -8,6 +8,7 @@ import typing as t
 
 from .._base.types import Json, Mapping
 from .._split import speculation
+from .._split.layer_split import split_name
 from .._split.speculation import Arm
 
 if t.TYPE_CHECKING:
@@ -20,7 +21,7 @@ _UNKNOWN: t.Final = ("invalid argument", 'handling argument "--spec')
 
 def why(stage: Stage, verdict: Verdict, row: Mapping | None) -> str:
     """Return what became of speculation, and why, in one sentence."""
-    refused = "".join(f"; {reason}" for reason in stage.found.refused)
+    refused = "".join(f"; {reason}" for reason in stage.refused)
     if verdict.verdict == "not_tried":
         return f"speculation was not tried: {_obstacle(stage)}{refused if stage.failed else ''}"
     if verdict.verdict == "slower" or row is None or verdict.comparison is None:
@@ -42,11 +43,21 @@ def why(stage: Stage, verdict: Verdict, row: Mapping | None) -> str:
     return f"{takes}{sure} than no speculation: {speeds} tokens/s{loses}{_ended(stage)}{refused}"
 
 
+def moved(decision: Mapping, kept: Mapping) -> str:
+    """Return why another split or split mode is served with drafts than without."""
+    where, without = split_name(kept["layers"]), split_name(decision["layers"])
+    if kept["split_mode"] != decision["split_mode"]:
+        told = f"with drafts split mode {kept['split_mode']} is faster ({where})"
+    else:
+        told = f"{where} instead of {without} leaves the draft its room"
+    return f"{told}. Without a draft: {decision['why']}"
+
+
 def _obstacle(stage: Stage) -> str:
     if stage.failed:
         return _end_of(stage.failed[-1])
-    if stage.found.refused:
-        return "; ".join(stage.found.refused)
+    if stage.refused:
+        return "; ".join(stage.refused)
     if set(stage.question.kinds) <= {"draft-mtp"}:
         return "the model has no MTP blocks: take a file that was converted with them"
     return "the inventory names no draft (draft_for), and the model has no MTP blocks"

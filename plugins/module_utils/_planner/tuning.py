@@ -199,7 +199,8 @@ def _speculate(state: State) -> Plan | None:
     stage = state.speculation.stage
     load = stage.next_load if stage is not None else None
     if load is None:
-        return None
+        trial = stage.next_trial if stage is not None else None
+        return None if trial is None else _under_lease(state, [tuning_steps.trial(state, trial)], trial["label"])
     why = f"speculation: {load['label']}"
     return _under_lease(state, [tuning_steps.speculation(state, load)], why)
 

@@ -85,7 +85,8 @@ class Speculation:
         if not self.kinds:
             return speculation_stage.settled(decided, None)
         if self.stage is not None:
-            return decided if self.stage.next_load else speculation_stage.settled(decided, self.stage.outcome)
+            open_now = self.stage.next_load or self.stage.next_trial
+            return decided if open_now else speculation_stage.settled(decided, self.stage.outcome)
         why = f"speculation was not tried: {self.why_not}"
         nothing: Json = {"verdict": "not_tried", "why": why, "served": None, "refused": [], "loads": 0, "table": []}
         return speculation_stage.settled(decided, nothing)

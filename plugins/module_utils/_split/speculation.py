@@ -21,26 +21,32 @@ NGRAM_KINDS: t.Final = ("ngram-mod", "ngram-simple", "ngram-map-k", "ngram-map-k
 KINDS: t.Final = (NONE, *LINE_KINDS, *NGRAM_KINDS)
 #: Matrix-vector kernels end at a batch of 8 tokens: the drafted ones and the one that is known.
 MOST_DRAFTED: t.Final = 7
+#: Kind, draft, device, split mode where it is another one.
+Family = tuple[str, str, str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One way to speculate. C(draft) is the id of the draft's model, C(device) the id of the device that holds it."""
+    """One way to speculate. C(draft) is the id of the draft's model, C(device) the id of the device that holds it.
+
+    C(mode) is the split mode where that is another one than without speculation, else empty.
+    """
 
     kind: str = NONE
     draft: str = ""
     device: str = ""
     n_max: int = 0
+    mode: str = ""
 
     @property
     def source(self) -> tuple[str, str]:
-        """What the acceptance belongs to: drafts are the same on every device."""
+        """What the acceptance belongs to: drafts are the same on every device, in every split mode."""
         return self.kind, self.draft
 
     @property
-    def family(self) -> tuple[str, str, str]:
+    def family(self) -> Family:
         """What a line of costs belongs to: everything but n-max."""
-        return self.kind, self.draft, self.device
+        return self.kind, self.draft, self.device, self.mode
 
     def name(self, device: str = "") -> str:
         """Return the arm in words, as labels and sentences have it; C(device) is what its device is called."""
@@ -48,6 +54,7 @@ class Arm:
             return "no speculation"
         place = device or self.device
         words = [self.kind, self.draft, f"on {place}" if place else "", f"n-max {self.n_max}" if self.n_max else ""]
+        words += [f"in {self.mode} mode"] if self.mode else []
         return " ".join(word for word in words if word)
 
 
@@ -66,10 +73,16 @@ class Offer:
     target_ms: float
     draft_ms: float
     most_drafted: int = MOST_DRAFTED
+    mode: str = ""
+
+    @property
+    def family(self) -> Family:
+        """As of its arms."""
+        return self.arm(0).family
 
     def arm(self, n_max: int) -> Arm:
         """Return the arm of this family with C(n_max)."""
-        return Arm(self.kind, self.draft, self.device, n_max)
+        return Arm(self.kind, self.draft, self.device, n_max, self.mode)
 
     def arms(self) -> list[Arm]:
         """Return all arms of this family; an n-gram kind has one, whose drafts have any length."""
@@ -117,7 +130,7 @@ class ServedLoad:
 
 
 def as_json(arm: Arm) -> Json:
-    """Return C({kind, draft, device, n_max})."""
+    """Return C({kind, draft, device, n_max, mode})."""
     return dataclasses.asdict(arm)
 
 
@@ -128,4 +141,5 @@ def from_json(stored: Mapping) -> Arm:
         raise ValueError(f"speculation.kind must be one of {', '.join(KINDS)}, not {kind!r}")
     if isinstance(n_max, bool) or not isinstance(n_max, int) or n_max < 0:
         raise ValueError(f"speculation.n_max must be a whole number, not {n_max!r}")
-    return Arm(kind, str(stored.get("draft", "")), str(stored.get("device", "")), n_max)
+    names = [str(stored.get(name, "")) for name in ("draft", "device", "mode")]
+    return Arm(kind, names[0], names[1], n_max, names[2])

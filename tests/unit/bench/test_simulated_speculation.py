@@ -59,7 +59,7 @@ def test_intervals_hold_as_often_as_they_say(searches) -> None:
 def test_three_loads_of_a_line_predict_the_other_lengths() -> None:
     offer = Offer("draft-simple", "d", "card", (9, 8), 10.0, 1.0)
     machine = simulated.Machine(
-        [offer], 10.0, 0.0, {("draft-simple", "d", "card"): (12.0, 1.6, 0.0)},
+        [offer], 10.0, 0.0, {("draft-simple", "d", "card", ""): (12.0, 1.6, 0.0)},
         {(("draft-simple", "d"), text): (0.8, 1.0) for text in simulated.TEXTS},
     )  # fmt: skip
     numbers = random.Random(1)
@@ -69,3 +69,22 @@ def test_three_loads_of_a_line_predict_the_other_lengths() -> None:
         assert costs.round_ms(offer.arm(n_max)).value == pytest.approx(12.0 + 1.6 * n_max, rel=0.02)
     with pytest.raises(KeyError):
         costs.round_ms(Arm("draft-mtp", "", "card", 2))
+
+
+def test_both_split_modes_cost_no_more_loads_and_are_nearer_to_the_best() -> None:
+    both, one = [], []
+    for seed in range(80):
+        machine = simulated.machine(seed)
+        wider = simulated.with_other_mode(machine, seed)
+        search, loads = simulated.drive(wider, random.Random(seed))
+        verdict = search.verdict()
+        assert len(loads) <= speculation_search.MAX_LOADS
+        assert all(load.arm.mode == "" for load in loads if load.arm.kind == "none")
+        if verdict.verdict == "faster":
+            assert wider.true_ms(verdict.arm) < wider.target_ms
+        both.append(simulated.regret_percent(wider, search))
+        before = simulated.drive(machine, random.Random(seed))[0].verdict()
+        served = before.arm if before.verdict == "faster" else Arm()
+        one.append(100 * (wider.true_ms(served) / min(map(wider.true_ms, wider.arms())) - 1))
+    assert statistics.median(both) < 0.5
+    assert statistics.fmean(both) < 0.7 * statistics.fmean(one)

@@ -12,7 +12,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp impor
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import tuning
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner.speculation_offers import Draft, Found, Offers
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import words
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import memory_plan, split_problem
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, memory_plan, split_problem
 
 from .test_tuning import BLOCKS, FREE_MIB, MODEL, Host, Json, recorded, variables
 
@@ -53,6 +53,14 @@ class SpeculatingHost(Host):
     ends: t.ClassVar[dict[str, tuple[str, str]]] = {}
     acceptance = ACCEPTANCE
     greedy: t.ClassVar[dict[str, list[int]]] = {}
+    #: What a round costs beyond a token and what is drafted, relative to a token, by split mode.
+    overhead: t.ClassVar[dict[str, float]] = {"layer": 0.15, "tensor": 0.15}
+    trial_ends = "ok"
+
+    def split_mode_trial(self, step: steps.Step) -> Json:
+        found = super().split_mode_trial(step)
+        reason = None if self.trial_ends == "ok" else "its answers differ"
+        return {**found, "load": {**found["load"], "status": self.trial_ends, "reason": reason}}
 
     def gguf_info(self, step: steps.Step) -> Json:
         path = step.args["path"]
@@ -70,6 +78,7 @@ class SpeculatingHost(Host):
         arm = load["speculation"]
         status, reason = self.ends.get(arm["kind"], ("ok", None))
         ms = sum(cost * count for cost, count in zip((0.5, 0.9), load["layers"], strict=True))
+        ms, overhead = self.tensor_ms if load["split_mode"] == "tensor" else ms, self.overhead[load["split_mode"]]
         tokens, rows = args["generated_tokens"] - 1, []
         for name in dict.fromkeys(text["name"] for text in args["texts"]):
             right = self.acceptance[name] if arm["kind"] != "none" else 0.0
@@ -77,7 +86,7 @@ class SpeculatingHost(Host):
             rounds = rounds_of(tokens, right, arm["n_max"])
             rows.append({
                 "kind": "text", "text": name, "tokens": tokens,
-                "decode_ms": rounds * ms * (1 + 0.15 * bool(rates) + self.cost[arm["device"]] * arm["n_max"]),
+                "decode_ms": rounds * ms * (1 + overhead * bool(rates) + self.cost[arm["device"]] * arm["n_max"]),
                 "prompt_tokens": 30, "prompt_ms": 10.0, "drafted": rounds * arm["n_max"], "accepted": tokens - rounds,
                 "positions": rates,
             })  # fmt: skip
@@ -338,7 +347,7 @@ def test_mtp_blocks_do_not_move_to_another_device(host: SpeculatingHost) -> None
 def test_tensor_mode_shares_a_recurrent_state(host: SpeculatingHost) -> None:
     found = offered(host, "draft-mtp", split_mode="tensor", layers=[6, 2], headroom_mib=[200, 200])
     (offer,) = found.offers
-    own = found.mib[offer.kind, "", "GPU-2"]
+    own = found.mib[offer.kind, "", "GPU-2", ""]
     assert offer.most_drafted == 4 and own[0] == 4 * 15 and own[1] > 4 * 5
 
 
@@ -416,3 +425,69 @@ def test_own_texts_are_weighed_as_told(host: SpeculatingHost) -> None:
     found = recorded(host.tune(**SETTINGS, texts=texts))["decision"]["speculation"]
     assert found["weights"] == {"a": 0.75, "b": 0.25}
     assert set(found["table"][0]["tokens_per_second"]) == {"a", "b"}
+
+
+# --- both split modes ------------------------------------------------------------------------------------------------
+
+#: As on two H200: rounds cost much more than tokens in layer mode, and no more in tensor mode.
+UNLIKE = {"layer": 0.6, "tensor": 0.0}
+
+
+def layer_ms(host: SpeculatingHost) -> float:
+    """Return what a token takes in layer mode with the split that is chosen without drafts."""
+    return 1000 / t.cast(float, recorded(host.tune(speculation="none"))["decision"]["decode_tokens_per_second"])
+
+
+def test_drafts_can_change_the_order_of_the_split_modes(host: SpeculatingHost) -> None:
+    host.tensor_ms = 1.04 * layer_ms(host)
+    host.overhead = UNLIKE  # type: ignore[misc]
+    plan = host.tune(**SETTINGS)
+    entry = deployment.expand(recorded(plan))
+    decision = entry["decision"]
+    found = decision["speculation"]
+    assert (found["verdict"], found["served"]["mode"], found["served"]["split_mode"]) == ("faster", "tensor", "tensor")
+    assert (entry["split_mode"], decision["layers"]) == ("tensor", found["served"]["layers"])
+    assert entry["environment"]["GGML_CUDA_ALLREDUCE"] == decision["tensor"]["environment"]["GGML_CUDA_ALLREDUCE"]
+    # no more loads than in one mode, none without drafts in the other one, and the trial before it is served
+    arms = [(load["split_mode"], load["speculation"]["kind"]) for load in host.arms]
+    assert len(arms) <= 5 and ("tensor", "none") not in arms
+    modules = [item.step.module for item in host.done]
+    assert modules.count("split_mode_trial") == 1
+    assert modules.index("split_mode_trial") > max(i for i, name in enumerate(modules) if name.startswith("specul"))
+    trial = next(item.step.args["trial"] for item in host.done if item.step.module == "split_mode_trial")
+    assert (trial["layers"], trial["reference"]["split_mode"]) == (decision["layers"], "layer")
+    # the verdict on the mode without drafts stays what it was, and says why it is served all the same
+    assert decision["tensor"]["verdict"] != "faster" and decision["tensor"]["trial"]["status"] == "ok"
+    assert decision["why"].startswith("with drafts split mode tensor is faster (")
+    chosen = {row["mode"]: row["verdict"] for row in decision["tensor"]["table"] if row["layers"] == decision["layers"]}
+    assert chosen["tensor"] == "chosen" and decision["tensor"]["table"][0]["verdict"] == "without drafts"
+    assert "in tensor mode takes" in found["why"]
+    assert all(load["split_mode"] == "tensor" for load in plan.result["baseline"]["loads"])  # type: ignore[index]
+
+
+def test_tensor_mode_that_fails_its_trial_is_not_served_with_drafts_either(host: SpeculatingHost) -> None:
+    host.tensor_ms = 1.04 * layer_ms(host)
+    host.overhead, host.trial_ends = UNLIKE, "unstable"  # type: ignore[misc]
+    entry = recorded(host.tune(**SETTINGS))
+    found = entry["decision"]["speculation"]
+    assert entry["split_mode"] == "layer" and len(host.arms) <= 5
+    assert "drafts in tensor mode are not served: its answers differ" in found["why"]
+    assert found["served"] is None or found["served"]["mode"] == ""
+    assert [item.step.module for item in host.done].count("split_mode_trial") == 1
+
+
+def test_layer_mode_may_win_with_drafts_where_tensor_mode_won_without(host: SpeculatingHost) -> None:
+    host.tensor_ms = 0.93 * layer_ms(host)
+    host.overhead = {"layer": 0.0, "tensor": 0.6}  # type: ignore[misc]
+    entry = deployment.expand(recorded(host.tune(**SETTINGS)))
+    decision, found = entry["decision"], entry["decision"]["speculation"]
+    assert decision["tensor"]["verdict"] == "faster"
+    assert (found["verdict"], found["served"]["mode"], entry["split_mode"]) == ("faster", "layer", "layer")
+    assert "GGML_CUDA_ALLREDUCE" not in entry["environment"] and sum(decision["layers"]) == BLOCKS + 1
+    assert min(decision["headroom_mib"]) >= 0
+
+
+def test_a_mode_that_is_far_behind_costs_no_load(host: SpeculatingHost) -> None:
+    host.tensor_ms = 3 * layer_ms(host)
+    entry = recorded(host.tune(**SETTINGS))
+    assert entry["split_mode"] == "layer" and all(load["split_mode"] == "layer" for load in host.arms)
