@@ -116,7 +116,7 @@ class ActionModule(ActionBase):
         try:
             planner: steps.Planner = importlib.import_module(PLANNERS[name]).planner(settings)
         except ValueError as error:
-            raise AnsibleActionFail(f"{self._label}: {error}.") from error
+            raise AnsibleActionFail(f"{self._label}: {error}.") from None
         while True:
             plan = self._ask(planner, done)
             if plan.failure is not None:
@@ -145,7 +145,7 @@ class ActionModule(ActionBase):
         try:
             plan = planner.predict(done) if self._task.check_mode else planner.plan(done)
         except ValueError as error:
-            raise AnsibleActionFail(f"{self._label}: {error}.") from error
+            raise AnsibleActionFail(f"{self._label}: {error}.") from None
         if not plan.steps and plan.result is None and plan.failure is None:
             raise AnsibleActionFail(f"{self._label}: the planner has no next step and no result: report this.")
         repeated = [step.name for step in plan.steps[:1] if steps.result_of(done, step.name) is not None]

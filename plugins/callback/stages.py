@@ -27,6 +27,7 @@ EXAMPLES = r"""
 # stdout_callback = homelab.mixed_gpu.stages
 """
 
+import re
 import time
 import typing as t
 
@@ -39,6 +40,8 @@ ROLE_BEGINS: t.Final = "Validating arguments against arg spec "
 #: Keys of a failed result that say more than its message.
 DETAILS: t.Final = ("stderr", "stdout", "module_stderr", "module_stdout")
 LAST_LINES: t.Final = 15
+#: What Ansible puts before the sentence of a filter: the name of the task's argument, which says nothing to users.
+FILTER_FAILED: t.Final = re.compile(r"^Task failed: .*?The filter plugin '[^']+' failed: ")
 
 
 class CallbackModule(Default):  # type: ignore[misc]  # ansible-core is not typed
@@ -139,7 +142,7 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core is not type
         word, color = ("ignored", C.COLOR_SKIP) if ignored else ("FAILED", C.COLOR_ERROR)
         self._line(result, f"{word}: {_without_role(name)}", color)
         for line in _lines(result.result.get("msg") or result.result.get("censored", "")):
-            self._line(result, line, color)
+            self._line(result, FILTER_FAILED.sub("", line), color)
         for key in DETAILS:
             for line in _lines(result.result.get(key, ""))[-LAST_LINES:]:
                 self._line(result, f"{key}: {line}", color)

@@ -22,10 +22,10 @@ def llama_server_command(entry: t.Any, settings: t.Any) -> dict[str, t.Any]:
         ways += [f"--placement={text}" for text in result["placements"]]
         choose = [escaping.escaped(word, "argument", "split_tuning_rpc_endpoints") for word in ways]
     except UserError as error:
-        raise AnsibleFilterError(str(error)) from error
+        raise AnsibleFilterError(str(error)) from None
     except (KeyError, TypeError, ValueError) as error:
         what = f"the deployment has no {error}" if isinstance(error, KeyError) else str(error)
-        raise AnsibleFilterError(f"llama_server_command: {what}: run the tuning play again") from error
+        raise AnsibleFilterError(f"llama_server_command: {what}: run the tuning play again") from None
     return {**result, "exec_start": words, "choose": choose}
 
 

@@ -16,7 +16,7 @@ def split_plan(problem: t.Any, loads: t.Any) -> dict[str, t.Any]:
     try:
         return stages.plan(problem, loads)
     except ValueError as error:
-        raise AnsibleFilterError(f"split_plan: {error}; docs/data_formats.md says what belongs there") from error
+        raise AnsibleFilterError(f"split_plan: {error}; docs/data_formats.md says what belongs there") from None
 
 
 class FilterModule:

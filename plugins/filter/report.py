@@ -36,9 +36,9 @@ def split_report(
         seen = view.Seen(server, gpus, machine, served, recorded)
         return page.render(entry, template, seen, expectations or (), panels, host, url, connect)
     except UserError as error:
-        raise AnsibleFilterError(f"split_report: {error}.") from error
+        raise AnsibleFilterError(f"split_report: {error}.") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise AnsibleFilterError(_no_entry("split_report", error)) from error
+        raise AnsibleFilterError(_no_entry("split_report", error)) from None
 
 
 def split_summary(
@@ -54,7 +54,7 @@ def split_summary(
         entry = deployment.expand(entry)
         return summary.summary_lines(entry, served, view.Seen(server).devices, (server or {}).get("chats"))
     except (KeyError, TypeError, ValueError) as error:
-        raise AnsibleFilterError(_no_entry("split_summary", error)) from error
+        raise AnsibleFilterError(_no_entry("split_summary", error)) from None
 
 
 def split_closing(
@@ -68,7 +68,7 @@ def split_closing(
         said = connecting.connection(server, url, "", connect)["sentence"]
         return closing.lines(deployment.expand(entry), served, said, page)
     except (KeyError, TypeError, ValueError) as error:
-        raise AnsibleFilterError(_no_entry("split_closing", error)) from error
+        raise AnsibleFilterError(_no_entry("split_closing", error)) from None
 
 
 def plan_page(plan: Json, template: str) -> str:
@@ -79,9 +79,9 @@ def plan_page(plan: Json, template: str) -> str:
     try:
         return page.filled(template, view=plan_view.view(plan))
     except UserError as error:
-        raise AnsibleFilterError(f"plan_page: {error}.") from error
+        raise AnsibleFilterError(f"plan_page: {error}.") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise AnsibleFilterError(f"plan_page: the input is no result of the planner planning ({error}).") from error
+        raise AnsibleFilterError(f"plan_page: the input is no result of the planner planning ({error}).") from None
 
 
 def fleet_table(results: t.Mapping[str, Json]) -> dict[str, t.Any]:
@@ -91,7 +91,7 @@ def fleet_table(results: t.Mapping[str, Json]) -> dict[str, t.Any]:
     try:
         return fleet.table(results)
     except AttributeError as error:
-        raise AnsibleFilterError("fleet_table: the input is no dict of results by host.") from error
+        raise AnsibleFilterError("fleet_table: the input is no dict of results by host.") from None
 
 
 def fleet_page(report: Json, template: str) -> str:
@@ -103,9 +103,9 @@ def fleet_page(report: Json, template: str) -> str:
     try:
         return page.filled(template, view=fleet.view(report))
     except UserError as error:
-        raise AnsibleFilterError(f"fleet_page: {error}.") from error
+        raise AnsibleFilterError(f"fleet_page: {error}.") from None
     except (KeyError, TypeError) as error:
-        raise AnsibleFilterError(f"fleet_page: the input is no report of fleet_table ({error}).") from error
+        raise AnsibleFilterError(f"fleet_page: the input is no report of fleet_table ({error}).") from None
 
 
 def _no_entry(name: str, error: Exception) -> str:

@@ -26,7 +26,7 @@ def revalidation_report(hosts: t.Any, unreachable: t.Any) -> dict[str, t.Any]:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise AnsibleFilterError(
             f"revalidation_report: {what}; docs/data_formats.md says what belongs there"
-        ) from error
+        ) from None
 
 
 class FilterModule:

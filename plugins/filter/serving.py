@@ -16,7 +16,7 @@ def escaped(value: t.Any, form: str, name: str) -> str:
     try:
         return escaping.escaped(value, form, name)
     except ValueError as error:
-        raise AnsibleFilterError(str(error)) from error
+        raise AnsibleFilterError(str(error)) from None
 
 
 def assignments(environment: t.Mapping[str, t.Any], name: str) -> list[str]:
@@ -26,7 +26,7 @@ def assignments(environment: t.Mapping[str, t.Any], name: str) -> list[str]:
     try:
         return [escaping.assignment(variable, environment[variable], name) for variable in sorted(environment)]
     except (ValueError, TypeError) as error:
-        raise AnsibleFilterError(str(error)) from error
+        raise AnsibleFilterError(str(error)) from None
 
 
 def rpc_servers(devices: t.Any, address: str, facts: t.Any, networks: t.Any) -> list[dict[str, t.Any]]:
@@ -37,7 +37,7 @@ def rpc_servers(devices: t.Any, address: str, facts: t.Any, networks: t.Any) -> 
     try:
         return servers.servers(devices, address, cards, networks)
     except ValueError as error:
-        raise AnsibleFilterError(str(error)) from error
+        raise AnsibleFilterError(str(error)) from None
 
 
 def api_key(value: t.Any) -> dict[str, t.Any]:

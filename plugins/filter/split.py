@@ -16,7 +16,7 @@ def fingerprint(parts: t.Mapping[str, t.Any]) -> str:
     try:
         return fingerprints.fingerprint(parts)
     except ValueError as error:
-        raise AnsibleFilterError(f"homelab.mixed_gpu.fingerprint: {error}") from error
+        raise AnsibleFilterError(f"homelab.mixed_gpu.fingerprint: {error}") from None
 
 
 def tensor_split(layers: t.Any, program: str) -> str:
@@ -26,7 +26,7 @@ def tensor_split(layers: t.Any, program: str) -> str:
     try:
         return layer_split.render_tensor_split(layers, program)
     except ValueError as error:
-        raise AnsibleFilterError(f"tensor_split: {error}") from error
+        raise AnsibleFilterError(f"tensor_split: {error}") from None
 
 
 class FilterModule:

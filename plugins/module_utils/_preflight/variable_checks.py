@@ -91,7 +91,8 @@ def _wrong(value: t.Any, spec: Json, path: str, secret: bool) -> t.Iterator[str]
     choices = spec.get("choices")
     for one in converted if isinstance(converted, list) else [converted]:
         if choices and one not in choices:
-            yield f"{path} is {_shown(one, secret)}, and must be one of {', '.join(map(str, choices))}."
+            named = ", ".join(str(choice) for choice in choices if choice != "")
+            yield f"{path} is {_shown(one, secret)}, and must be one of {named}."
     yield from _inner(converted, spec, path, secret)
 
 

@@ -30,6 +30,10 @@ TASKS = [
         "ansible.builtin.shell": {"cmd": "seq 40; echo cause >&2; exit 3"},
     },
     {"name": "Warn and fail", "ignore_errors": True, "warns": {}},
+    {
+        "name": "Fail in a filter", "ignore_errors": True,
+        "ansible.builtin.debug": {"msg": "{{ {} | homelab.mixed_gpu.split_summary }}"},
+    },
     {"name": "Use a secret", "ansible.builtin.command": {"argv": ["false", "needle"]}, "no_log": True},
 ]  # fmt: skip
 
@@ -80,6 +84,13 @@ def test_a_failure_is_its_message_and_the_last_lines(screens):
     assert "  localhost | ignored: Try this\n  localhost | non-zero return code\n  localhost | stderr: cause\n" in brief
     assert "stdout: 40" in brief and "stdout: 25\n" not in brief
     assert "FAILED: Use a secret" in brief and "needle" not in brief
+
+
+def test_a_filter_that_fails_is_its_sentence(screens):
+    lines = screens["brief"].splitlines()
+    said = lines[lines.index("  localhost | ignored: Fail in a filter") + 1]
+    assert said.startswith("  localhost | split_summary: the input is no entry of ansible_local")
+    assert said.count("is missing") == 1 and "Task failed" not in said
 
 
 def test_a_failing_task_keeps_its_warnings(screens):
