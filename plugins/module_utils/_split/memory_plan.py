@@ -354,7 +354,8 @@ def _cures(
             smaller = 2 * row_bytes(32, name) < now
             if smaller and fits(MemoryPlan(model, changed), splits, budgets):
                 mode = name.partition("_")[0].upper()
-                cures.append(f"cache mode {mode}" if "cache_mode" in serving else f"a {name} KV cache")
+                cache = f"a {name} KV cache (split_tuning_cache_type_k and split_tuning_cache_type_v)"
+                cures.append(f"cache mode {mode}" if "cache_mode" in serving else cache)
                 break
     context = _round_up(serving["context_size"]) // 2
     while context >= 2 * CONTEXT_STEP:

@@ -146,7 +146,7 @@ def test_what_is_missing_and_what_would_help() -> None:
     assert text.startswith("llama-70b-q4_k_m does not fit: ")
     for part in (
         "MiB are missing in the split that comes nearest",
-        "a q8_0 KV cache",
+        "a q8_0 KV cache (split_tuning_cache_type_k and split_tuning_cache_type_v)",
         "a context of 16384 tokens instead of 32768",
         "a smaller quantisation (weights on the devices of at most",
     ):
