@@ -3,7 +3,7 @@
 """What the report reads from a recorded deployment. Private to this collection. Pure functions only.
 
 The input is one entry of C(ansible_local.mixed_gpu.models), as docs/data_formats.md describes it. Nothing in this room
-measures or reads a clock, but for page.py, which renders: the same input gives the same text.
+measures or reads a clock: the same input gives the same text. page.py renders, and fleet_host.py reads files.
 """
 
 from __future__ import annotations
