@@ -90,7 +90,7 @@ def fleet_table(results: t.Mapping[str, Json]) -> dict[str, t.Any]:
 
     try:
         return fleet.table(results)
-    except AttributeError as error:
+    except AttributeError:
         raise AnsibleFilterError("fleet_table: the input is no dict of results by host.") from None
 
 

@@ -81,8 +81,8 @@ def refuse_alone(record: Table, component: str, lenders: t.Collection[str]) -> N
     if component == "llama_cpp" and lenders and record["under_way"] is None:
         plural = "s" if len(lenders) > 1 else ""
         raise UserError(
-            f"this host serves over the lender{plural} {', '.join(lenders)}, and llama.cpp's RPC wants the same build on"
-            " all hosts: set the new version in the variables llama_cpp_* and run site, which"
+            f"this host serves over the lender{plural} {', '.join(lenders)}, and llama.cpp's RPC wants the same build"
+            " on all hosts: set the new version in the variables llama_cpp_* and run site, which"
             " moves all of them or none"
         )
 
