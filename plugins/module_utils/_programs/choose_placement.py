@@ -139,7 +139,7 @@ def chosen(lenders: t.Sequence[str], placements: t.Sequence[t.Sequence[str]], pa
 def parsed(words: t.Sequence[str]) -> argparse.Namespace:
     """Return what is asked for."""
     parser = argparse.ArgumentParser(prog="choose_placement.py")
-    parser.add_argument("--patience", type=float, default=10.0)
+    parser.add_argument("--patience", type=float, default=5.0)
     parser.add_argument("--lender", action="append", default=[])
     parser.add_argument("--placement", action="append", default=[])
     parser.add_argument("--ask", action="store_true")

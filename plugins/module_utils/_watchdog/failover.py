@@ -34,6 +34,7 @@ class Failover:
         self.settings, self.store, self.notify = wanted, store, notify
         self.noted: tuple[str, lenders.Chosen] | None = None  # what the store has: start, and what it does without
         self.answering_since: float | None = None
+        self.ports: dict[str, int] = state.of_unit(store.read(), wanted.unit)["lender_ports"]
 
     def step(self, look: stall.Look, status: str, pid: int) -> None:
         """Note what the server does without; restart it where all lenders answer again, or one has gone unnoticed.
@@ -46,12 +47,16 @@ class Failover:
         if self.noted != (look.start, chosen):
             self.note(look.start, chosen)
         idle = look.answer == "metrics" and look.processing == 0
+        there = lenders.connections(host.connections(pid), self.settings.lenders)
+        self.remember(there)
         if not chosen.absent:
             self.answering_since = None
-            ended = lenders.ended_connections(host.connections(pid), self.settings.lenders) if idle else []
+            ended = sorted({one.endpoint for one in there if one.ended}) if idle else []
             if ended:
                 self.restart(f"{self.settings.unit} has lost the lender {' and '.join(ended)}")
-        elif not chosen.waits:
+        elif chosen.waits:
+            self.free(chosen)
+        else:
             self.wait(look, chosen, idle)
 
     def note(self, start: str, chosen: lenders.Chosen) -> None:
@@ -73,10 +78,32 @@ class Failover:
         if chosen.absent:
             self.notify(self.settings.unit)
 
+    def remember(self, there: t.Sequence[lenders.Connection]) -> None:
+        """Remember from which ports the server talks to lenders."""
+        ports = {one.endpoint: one.port for one in there}
+        if {**self.ports, **ports} != self.ports:
+            with self.store.changing() as known:
+                own = state.of_unit(known, self.settings.unit)
+                self.ports = own["lender_ports"] = {**own["lender_ports"], **ports}
+
+    def free(self, chosen: lenders.Chosen) -> None:
+        """Have lenders that do not answer forget a client that is gone."""
+        for endpoint in chosen.absent:
+            port = self.ports.get(endpoint)
+            if port is not None and host.reset_connection(endpoint, port, self.settings.timeout_seconds):
+                with self.store.changing() as known:
+                    own = state.of_unit(known, self.settings.unit)
+                    own["lender_ports"].pop(endpoint, None)
+                    self.ports = own["lender_ports"]
+
     def wait(self, look: stall.Look, chosen: lenders.Chosen, idle: bool) -> None:
         """Restart the server with all lenders, where they have answered for a while and nobody waits for an answer."""
-        if look.answer == "away" or not ask(self.settings.lender_program, chosen.absent):
+        if look.answer == "away":
             self.answering_since = None
+            return
+        if not ask(self.settings.lender_program, chosen.absent):
+            self.answering_since = None
+            self.free(chosen)
             return
         if self.answering_since is None:
             self.answering_since = look.at

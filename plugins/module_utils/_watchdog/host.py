@@ -9,6 +9,7 @@ import errno
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import typing as t
@@ -86,6 +87,26 @@ def connections(pid: int, root: str = "/proc") -> str:
     with contextlib.suppress(OSError), open(os.path.join(root, str(pid), "net", "tcp")) as file:
         return file.read()
     return ""
+
+
+def reset_connection(endpoint: str, port: int, seconds: float) -> bool:
+    """End a connection from a port of this host that only the other host still knows; return whether it is gone.
+
+    An RPC server serves one client, and waits for ever for one that vanished without a word, since its host lost power
+    or the cable was cut. A connection from the same port makes TCP notice (RFC 9293, half-open connections).
+    """
+    host, _colon, far_port = endpoint.rpartition(":")
+    with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        again.settimeout(seconds)
+        try:
+            again.bind(("", port))
+            again.connect((host, int(far_port)))
+        except ConnectionError:
+            return True
+        except OSError:  # nobody is there, or this host still knows the connection itself
+            return False
+    return True
 
 
 def is_there(pid: int, started: str) -> bool:

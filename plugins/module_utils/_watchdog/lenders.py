@@ -44,16 +44,21 @@ def may_return(events: t.Sequence[float], now: float, most_per_hour: int) -> boo
     return sum(1 for at in events if 0 <= now - at < HOUR_SECONDS) < most_per_hour
 
 
-def ended_connections(table: str, endpoints: t.Collection[str]) -> list[str]:
-    """Return the endpoints that have ended their connection, from /proc/PID/net/tcp (proc(5)); IPv4 alone.
+class Connection(t.NamedTuple):
+    """A connection of the server to a lender."""
 
-    The server has not noticed: it aborts at the next request.
-    """
-    found = set()
+    endpoint: str
+    port: int  # of the server's own side
+    ended: bool  # by the lender: the server has not noticed, and aborts at the next request
+
+
+def connections(table: str, endpoints: t.Collection[str]) -> list[Connection]:
+    """Return the connections to lenders, from /proc/PID/net/tcp (proc(5)); IPv4 alone."""
+    found = []
     for line in table.splitlines()[1:]:
-        _number, _local, remote, state = line.split()[:4]
+        _number, local, remote, state = line.split()[:4]
         address, _colon, port = remote.partition(":")
-        if state == "08":  # CLOSE_WAIT
-            parts = bytes.fromhex(address)[::-1]
-            found.add(f"{'.'.join(map(str, parts))}:{int(port, 16)}")
-    return sorted(found & set(endpoints))
+        endpoint = f"{'.'.join(map(str, bytes.fromhex(address)[::-1]))}:{int(port, 16)}"
+        if endpoint in endpoints and state in ("01", "08"):  # ESTABLISHED, CLOSE_WAIT
+            found.append(Connection(endpoint, int(local.rpartition(":")[2], 16), state == "08"))
+    return found

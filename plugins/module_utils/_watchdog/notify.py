@@ -90,9 +90,9 @@ def tell(unit: str, wanted: settings.Settings, store: state.Store) -> int:
     with store.changing() as known:
         own, now = state.of_unit(known, unit), time.time()
         found = news(unit, properties, own, now)
-        if found is None or found.key == own["told"]:
+        if found is None or found.key in own["told"]:
             return 0
-        own["told"] = found.key
+        own["told"] = [*own["told"], found.key][-state.KEEP :]
         if properties.get("ActiveState") == "failed":
             state.add_failure(known, unit, now)
     say(3, found.text)

@@ -37,9 +37,9 @@ def empty() -> Json:
 def of_unit(state: Json, unit: str) -> Json:
     """Return what is remembered of a unit, a part of the state."""
     fresh = {
-        "restarts": [], "restarts_total": 0, "failed_at": None, "failures_total": 0, "stuck": False, "told": "",
+        "restarts": [], "restarts_total": 0, "failed_at": None, "failures_total": 0, "stuck": False, "told": [],
         "absent_lenders": [], "waits_for_lenders": False, "lender_restarts": [], "lender_losses_total": 0,
-        "lender_returns_total": 0,
+        "lender_returns_total": 0, "lender_ports": {},
     }  # fmt: skip
     return state["units"].setdefault(unit, fresh)
 

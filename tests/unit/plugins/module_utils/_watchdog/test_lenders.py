@@ -145,16 +145,48 @@ def test_an_idle_server_is_restarted_when_its_lender_has_gone(host: Host) -> Non
     assert f"{SERVER} has lost the lender {endpoint}, and no request is in progress: restarting it" in said
 
 
-def test_ended_connections_are_those_that_the_other_side_closed() -> None:
+def test_connections_to_lenders_and_those_that_the_lender_ended() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"127.0.0.1:{server.getsockname()[1]}"
-        with socket.create_connection(server.getsockname()):
+        with socket.create_connection(server.getsockname()) as far:
             near, _address = server.accept()
-            assert lenders.ended_connections(real_host.connections(os.getpid()), [endpoint]) == []
+            one = lenders.Connection(endpoint, far.getsockname()[1], False)
+            assert lenders.connections(real_host.connections(os.getpid()), [endpoint]) == [one]
             near.close()
-            assert lenders.ended_connections(real_host.connections(os.getpid()), [endpoint]) == [endpoint]
-            assert lenders.ended_connections(real_host.connections(os.getpid()), [FIRST]) == []
-    assert real_host.connections(2**22 + 1) == "" and lenders.ended_connections("", [endpoint]) == []
+            ended = lenders.connections(real_host.connections(os.getpid()), [endpoint])
+            assert ended == [one._replace(ended=True)]
+            assert lenders.connections(real_host.connections(os.getpid()), [FIRST]) == []
+    assert real_host.connections(2**22 + 1) == "" and lenders.connections("", [endpoint]) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="TCP_REPAIR, by which a client vanishes without a word, needs root")
+def test_a_server_that_waits_for_a_client_that_vanished_is_freed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"127.0.0.1:{server.getsockname()[1]}"
+        far = socket.create_connection(server.getsockname())
+        near, (_host, port) = server.accept()
+        far.setsockopt(socket.IPPROTO_TCP, 19, 1)  # TCP_REPAIR: closing sends nothing
+        far.close()
+        near.settimeout(1)
+        with pytest.raises(TimeoutError):
+            near.recv(1)
+        assert real_host.reset_connection(endpoint, port, 60)
+        near.settimeout(60)
+        with pytest.raises(ConnectionResetError):
+            near.recv(1)
+        near.close()
+
+
+def test_who_is_not_there_is_asked_again_and_who_refuses_has_forgotten() -> None:
+    lender = Lender()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert real_host.reset_connection(lender.endpoint, port, 60)
+    # this host itself has a connection from that port
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as far:
+        endpoint = f"127.0.0.1:{server.getsockname()[1]}"
+        assert not real_host.reset_connection(endpoint, far.getsockname()[1], 60)
 
 
 @pytest.mark.parametrize(
