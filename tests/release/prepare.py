@@ -79,6 +79,13 @@ def _changelog(folder: pathlib.Path, *arguments: str) -> None:
         sys.exit(f"prepare: antsibull-changelog {arguments[0]} failed: correct the fragments and check out the rest.")
 
 
+def unnamed_playbooks(folder: pathlib.Path) -> list[str]:
+    """Return the playbooks that the notes of no release name: nothing finds new ones, a fragment has to."""
+    releases = yaml.safe_load((folder / "changelogs/changelog.yaml").read_text(encoding="utf-8"))["releases"].values()
+    named = {item["name"] for release in releases for item in release.get("objects", {}).get("playbook", [])}
+    return sorted({path.stem for path in folder.glob("playbooks/*.yml")} - named)
+
+
 def main(arguments: t.Sequence[str]) -> None:
     """Prepare the release, or end with one sentence that says why not."""
     version, folder = (*arguments, "")[0], pathlib.Path(arguments[1]) if len(arguments) > 1 else ROOT
@@ -102,6 +109,8 @@ def main(arguments: t.Sequence[str]) -> None:
     _changelog(folder, "release", "--version", version)
     _changelog(folder, "lint")
     _changelog(folder, "lint-changelog-yaml", "changelogs/changelog.yaml")
+    if unnamed := unnamed_playbooks(folder):
+        print(f"prepare: no notes name {', '.join(unnamed)}: add it to a fragment, under add object.playbook")
     if ".invalid" in said["repository"]:
         print(f"prepare: repository in galaxy.yml is {said['repository']}: write the real one before publishing")
 

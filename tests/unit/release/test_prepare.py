@@ -20,6 +20,9 @@ def checkout(tmp_path: pathlib.Path) -> pathlib.Path:
     (folder / "plugins/module_utils/_base").mkdir(parents=True)
     (folder / "changelogs/fragments").mkdir(parents=True)
     (folder / "roles/report/meta").mkdir(parents=True)
+    (folder / "playbooks").mkdir()
+    for playbook in ("plan", "site"):
+        (folder / f"playbooks/{playbook}.yml").write_text("---\n[]\n", encoding="utf-8")
     for name in (
         "galaxy.yml", "changelogs/config.yaml", "plugins/modules/host_info.py", "roles/report/meta/argument_specs.yml",
         "README.md", "plugins/module_utils/_base/version.py",
@@ -40,8 +43,9 @@ def text(checkout: pathlib.Path, name: str) -> str:
     return (checkout / name).read_text(encoding="utf-8")
 
 
-def test_a_first_release_and_the_next(checkout: pathlib.Path) -> None:
+def test_a_first_release_and_the_next(checkout: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare.main(["1.0.0", str(checkout)])
+    assert "prepare: no notes name plan: add it to a fragment" in capsys.readouterr().out
     assert yaml.safe_load(text(checkout, "galaxy.yml"))["version"] == "1.0.0"
     assert 'COLLECTION: t.Final = "1.0.0"\n' in text(checkout, "plugins/module_utils/_base/version.py")
     assert "\nversion_added: 1.0.0\n" in text(checkout, "plugins/modules/host_info.py")
