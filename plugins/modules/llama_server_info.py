@@ -193,7 +193,7 @@ server:
       type: str
       returned: always
     model_layers:
-      description: Repeating blocks and output layer of the model.
+      description: Repeating blocks and output layer of the model; C(drafting_blocks) of them only draft (MTP).
       type: int
       returned: always
     offloaded_layers:

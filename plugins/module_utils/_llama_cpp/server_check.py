@@ -58,10 +58,23 @@ def deviations(deployment: Mapping, load: Mapping) -> list[str]:
                 f"The layers per device cannot be read from the log ({load['layers_note']}): "
                 "set llama_server_log_verbosity to 5, so that the server names the device of each layer."
             )
-        elif layers != wanted:
+        elif not _as_wanted(layers, wanted, load["drafting_blocks"] if load["layers_source"] == "kv_buffers" else 0):
             found.append(f"The server placed {layers} layers on {', '.join(seen)}; the facts say {wanted}.")
     found += _ram_deviations(deployment, load) + _speculation(deployment, load)
     return found + _serving_deviations(deployment["serving"], load)
+
+
+def _as_wanted(layers: t.Sequence[int], wanted: t.Sequence[int], drafting: int) -> bool:
+    """Return whether layers are placed as wanted. C(drafting) of them, before the output layer, may not be seen."""
+    moved = list(layers)
+    for place in reversed(range(1, len(moved))):
+        if moved == list(wanted):
+            return True
+        if moved[place] > 1:
+            unseen = min(drafting, moved[place] - 1)
+            moved[place], moved[place - 1] = moved[place] - unseen, moved[place - 1] + unseen
+            break
+    return moved == list(wanted)
 
 
 def _speculation(deployment: Mapping, load: Mapping) -> list[str]:

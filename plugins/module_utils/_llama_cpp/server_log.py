@@ -18,8 +18,9 @@ _BUILD = re.compile(r"common_params_print_info: build (\d+ \(\S+\))")
 _DEVICE = re.compile(r"using device (\S+) \((.*)\) \(([^()]*)\) - (\d+) MiB free$")
 _BUFFER = re.compile(r": +(\S+) +(model|KV|RS|compute|output) buffer size = *([\d.]+) MiB")
 _CACHE = re.compile(
-    r": size = *([\d.]+) MiB \( *\d+ cells, *(\d+) layers,.*?\)(?:, K \((\w+)\): *[\d.]+ MiB, V \((\w+)\):)?"
+    r"(llama_memory_recurrent)?: size = *([\d.]+) MiB \( *\d+ cells, *(\d+) layers,.*?\)(?:, K \((\w+)\): *[\d.]+ MiB, V \((\w+)\):)?"
 )
+_NEXTN = re.compile(r"\.nextn_predict_layers +u32 += +(\d+)$")
 _MEMBER = re.compile(r"llama_prepare_model_devices: - device \d+: (\S+)")
 _ASSIGNED = re.compile(r"load_tensors: layer +(\d+) assigned to device (\w+)")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
@@ -42,18 +43,19 @@ class _Cache:
         self.buffers: dict[str, float] = {}
         self.size_mib = 0.0
         self.layers = 0
+        self.recurrent = False
 
-    def layers_by_buffer(self) -> dict[str, int] | None:
-        """Return how many layers each buffer holds, or None when the layers are not all of one size."""
-        if not self.layers or not self.size_mib:
+    def layers_by_buffer(self, layers: int) -> dict[str, int] | None:
+        """Return how many of its layers each buffer holds, or None when these are not all of one size."""
+        if not layers or not self.size_mib:
             return None
         counts = {}
         for name, size in self.buffers.items():
-            count = size * self.layers / self.size_mib
+            count = size * layers / self.size_mib
             if abs(count - round(count)) > 0.1:
                 return None
             counts[name] = round(count)
-        return counts if sum(counts.values()) == self.layers else None
+        return counts if sum(counts.values()) == layers else None
 
 
 class _Log:
@@ -76,6 +78,7 @@ class _Log:
         self.threads: tuple[int, int] | None = None
         self.load_seconds: float | None = None
         self.speculation: list[str] = []
+        self.nextn = 0
 
     def take(self, line: str) -> None:
         """Take up one line; most lines say nothing."""
@@ -93,11 +96,15 @@ class _Log:
             self.open_cache.buffers[name] = self.open_cache.buffers.get(name, 0.0) + size
 
     def cache(self, match: re.Match[str]) -> None:
-        self.open_cache.size_mib, self.open_cache.layers = float(match[1]), int(match[2])
+        self.open_cache.recurrent = bool(match[1])
+        self.open_cache.size_mib, self.open_cache.layers = float(match[2]), int(match[3])
         self.caches.append(self.open_cache)
         self.open_cache = _Cache()
-        if match[3]:
-            self.cache_types = (match[3], match[4])
+        if match[4]:
+            self.cache_types = (match[4], match[5])
+
+    def set_nextn(self, match: re.Match[str]) -> None:
+        self.nextn = int(match[1])
 
     def set_context(self, match: re.Match[str]) -> None:
         self.context.setdefault(match[1], match[2])
@@ -143,6 +150,7 @@ _TAKEN: t.Final[tuple[tuple[re.Pattern[str], t.Callable[[_Log, re.Match[str]], N
     (_BUFFER, _Log.buffer),
     (_CACHE, _Log.cache),
     (_CONTEXT, _Log.set_context),
+    (_NEXTN, _Log.set_nextn),
     (_DEVICE, _Log.device),
     (_MEMBER, _Log.member),
     (_ASSIGNED, _Log.assign),
@@ -178,7 +186,8 @@ def parse_load(text: str) -> Json:
 
     The counts of layers come from the lines that name each layer's device where they are logged (C(-lv 5)), else from
     the KV buffers: within a cache all layers are equally large, so a device's share of the cache is its share of the
-    layers; the output layer has no KV and is on the last device with weights.
+    layers; the output layer has no KV and is on the last device with weights. Blocks for drafting (C(drafting_blocks),
+    MTP) have a cache only where they draft; else they count as on the device of the output layer.
     """
     log, draft = _Log(), _Log()
     for line, of_draft in _parted(text):
@@ -192,7 +201,7 @@ def parse_load(text: str) -> Json:
     host: dict[str, float] = {}
     for kind, size in (item for own in log.sizes.values() for item in own.items()):
         host[kind] = host.get(kind, 0.0) + size
-    layers, source, note = _layers(log, devices, buffer_of)
+    layers, source, note = _layers(log, draft, devices, buffer_of)
     for device in devices:
         device["layers"], device["output"] = layers[device["device"]] if layers else (None, None)
     offloaded, of_all = log.offloaded or (None, None)
@@ -216,6 +225,7 @@ def parse_load(text: str) -> Json:
         "overridden": log.overridden,
         "threads": list(log.threads) if log.threads else None,
         "speculation": log.speculation,
+        "drafting_blocks": log.nextn,
     }
 
 
@@ -288,7 +298,7 @@ def _sizes(own: t.Mapping[str, float]) -> Json:
 
 
 def _layers(
-    log: _Log, devices: t.Sequence[Json], buffer_of: t.Mapping[str, str]
+    log: _Log, draft: _Log, devices: t.Sequence[Json], buffer_of: t.Mapping[str, str]
 ) -> tuple[dict[str, tuple[int, bool]] | None, str | None, str | None]:
     """Return ({device: (slots, holds the output layer)}, source, None) or (None, None, why not)."""
     if log.offloaded is None or not devices:
@@ -299,17 +309,33 @@ def _layers(
         last = log.assigned[slots - 1]
         counts = {name: (sum(1 for other in log.assigned.values() if other == name), name == last) for name in names}
         return counts, "log", None
+    with_weights = [device["device"] for device in devices if device["model_mib"] > 0]
+    output = with_weights[-1] if log.output_offloaded and with_weights else None
     blocks = dict.fromkeys(names, 0)
     elsewhere = 0
-    for cache in log.caches:
-        by_buffer = cache.layers_by_buffer()
+    for cache, layers in _caches(log, draft, slots - 1):
+        by_buffer = cache.layers_by_buffer(layers)
         if by_buffer is None:
             return None, None, "the layers of the KV cache are not all of one size"
         for name in names:
             blocks[name] += by_buffer.pop(buffer_of[name], 0)
         elsewhere += sum(by_buffer.values())
-    if sum(blocks.values()) + elsewhere != slots - 1:
-        return None, None, f"the KV cache covers {sum(blocks.values()) + elsewhere} of {slots - 1} blocks"
-    with_weights = [device["device"] for device in devices if device["model_mib"] > 0]
-    output = with_weights[-1] if log.output_offloaded and with_weights else None
+    unseen = slots - 1 - sum(blocks.values()) - elsewhere
+    if output is not None and unseen == log.nextn:
+        blocks[output] += unseen
+    elif unseen:
+        return None, None, f"the KV cache covers {slots - 1 - unseen} of {slots - 1} blocks"
     return {name: (blocks[name] + (name == output), name == output) for name in names}, "kv_buffers", None
+
+
+def _caches(log: _Log, draft: _Log, blocks: int) -> list[tuple[_Cache, int]]:
+    """Return the caches with the number of their layers.
+
+    A recurrent one names all blocks of the model, and has those without attention. Blocks that draft have a cache of
+    their own, in a context of the same model.
+    """
+    attention = [(cache, cache.layers) for cache in log.caches if not cache.recurrent]
+    others = blocks - log.nextn - sum(layers for _cache, layers in attention)
+    recurrent = [(cache, others) for cache in log.caches if cache.recurrent]
+    own = [] if draft.offloaded else [(cache, cache.layers) for cache in draft.caches if cache.layers == log.nextn]
+    return attention + recurrent + own

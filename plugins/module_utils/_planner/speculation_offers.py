@@ -122,11 +122,11 @@ class Offers:
             )
 
     def _of_own_blocks(self, found: Found) -> None:
-        """Offer the model's own blocks for drafting (MTP), which lie on the last device in use."""
+        """Offer the model's own blocks for drafting (MTP), which lie before the output layer."""
         blocks = self.model.get("nextn_blocks", 0)
         if not blocks:
             return
-        place = layer_split.output_device(self.layers)
+        place = layer_split.last_block_device(self.layers)
         cells = memory_plan.context_cells(self.serving)[1]
         types = (self.serving["cache_type_k"], self.serving["cache_type_v"])
         cache = sum(memory_plan.row_bytes(self.model["nextn_kv_elements"] // 2, kind) for kind in types) * cells
@@ -156,10 +156,10 @@ class Offers:
             state = self._state_mib(layers) if copied else [0] * len(layers)
             return tuple(own + most * kept for own, kept in zip(on_device, state, strict=True))
 
-        # the model's own blocks go with its output layer
-        last = layer_split.output_device(self.layers)
+        # the model's own blocks stay on the device that the offer names
+        last = layer_split.last_block_device(self.layers)
         own_blocks = offer.kind == "draft-mtp"
-        splits = [split for split in self.splits if not own_blocks or layer_split.output_device(split) == last]
+        splits = [split for split in self.splits if not own_blocks or layer_split.last_block_device(split) == last]
         beside = self._beside(needed, splits)
         if beside is None:
             return False

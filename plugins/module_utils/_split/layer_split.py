@@ -93,6 +93,13 @@ def output_device(layers: t.Sequence[int]) -> int:
     return max(device for device, count in enumerate(layers) if count)
 
 
+def last_block_device(layers: t.Sequence[int]) -> int:
+    """Return the index of the device that holds the slot before the output slot, as a model's own drafting blocks."""
+    last = output_device(layers)
+    before = [device for device, count in enumerate(layers[:last]) if count]
+    return last if layers[last] > 1 or not before else before[-1]
+
+
 def split_name(layers: t.Sequence[int]) -> str:
     """Return a split as people read it: C(20/13)."""
     return "/".join(str(count) for count in layers)

@@ -16,6 +16,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
     vocabulary,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.modules import speculation_benchmark
+from ansible_collections.homelab.mixed_gpu.tests.fixtures import mtp_model
 
 SERVING = {
     "context_size": 1024, "parallel_slots": 1, "kv_unified": True, "batch_size": 512, "micro_batch_size": 64,
@@ -109,9 +110,15 @@ def test_drafts_of_known_acceptance_on_the_real_llama_cpp(drafting):
         assert (row["drafted"], row["accepted"], row["positions"]) == (0, 0, [])
     drafted = drafting()
     assert drafted["changed"]
+    as_computed(texts_of(drafted))
+    again = drafting()
+    assert not again["changed"] and again["load"]["results"] == drafted["load"]["results"]
+
+
+def as_computed(rows):
     target = known_next_token.target(VOCABULARY, len(AGREEMENT), 0)
     wrong = known_next_token.draft(target, AGREEMENT, 5)[1]
-    for row, text, missed in zip(texts_of(drafted), target.texts, wrong, strict=True):
+    for row, text, missed in zip(rows, target.texts, wrong, strict=True):
         # the server drafts, accepts and corrects exactly as computed: token by token from the first of the text on
         place, rounds, accepted, counts = 1, 0, 0, [0] * 4
         while accepted + rounds < row["tokens"]:
@@ -123,8 +130,15 @@ def test_drafts_of_known_acceptance_on_the_real_llama_cpp(drafting):
         # the last round may be cut off by the length of the answer
         assert abs(row["accepted"] - accepted) <= 4
         assert row["positions"] == pytest.approx([count / rounds for count in counts], abs=2 / rounds)
-    again = drafting()
-    assert not again["changed"] and again["load"]["results"] == drafted["load"]["results"]
+
+
+@pytest.mark.live
+def test_the_models_own_blocks_draft_as_computed(drafting, tmp_path):
+    """A model with recurrent blocks, whose state is kept for each drafted token."""
+    mtp_model.write(str(tmp_path / "target.gguf"), AGREEMENT, 5)
+    as_computed(texts_of(drafting(kind="draft-mtp", draft="", path="")))
+    for row in texts_of(drafting(number=2, **NONE)):
+        assert (row["drafted"], row["accepted"]) == (0, 0)
 
 
 NGRAM = {"draft": "", "device": "", "n_max": 0, "path": ""}

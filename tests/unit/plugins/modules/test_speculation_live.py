@@ -12,8 +12,9 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import san
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import server_check, server_log
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import Server
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import known_next_token, random_model
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record
-from ansible_collections.homelab.mixed_gpu.tests.fixtures import real_host
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import speculation_offers
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record, split_problem
+from ansible_collections.homelab.mixed_gpu.tests.fixtures import mtp_model, real_host
 
 AGREEMENT = [0.95, 0.7]
 TEXTS = known_next_token.target(1024, 2, 0).texts
@@ -70,3 +71,40 @@ def test_a_tuning_on_the_real_llama_cpp_serves_what_it_recorded(tmp_path, llama_
     assert len(said) == 1 and said[0].startswith("The server drafts with draft-simple; the facts say nothing: ")
     with capfd.disabled():
         print(f"\n{found['why']}\n", json.dumps(found["table"]))
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("layers", [[6, 4], [9, 1], [2, 8]])
+def test_blocks_for_drafting_lie_where_the_plan_has_them(tmp_path, llama_bin, rpc_endpoints, capfd, layers):
+    """A model with recurrent blocks and MTP: device, memory and text of what is served."""
+    mtp_model.write(str(tmp_path / "target.gguf"), AGREEMENT, 4, mtp_model.Shape(blocks=8))
+    own = {**SETTINGS, "model_path": f"{tmp_path}/target.gguf", "speculation": ["draft-mtp"], "max_loads": 1}
+    host = real_host.RealHost(tmp_path, llama_bin, rpc_endpoints[:2], own)
+    tuning = host.tune()["tuning"]
+    found = tuning["plan"]["decision"]["speculation"]
+    assert found["verdict"] != "not_tried" and {row["kind"] for row in found["table"]} == {"none", "draft-mtp"}
+    problem, decision = split_problem.read_problem(tuning["problem"]), {**tuning["plan"]["decision"], "layers": layers}
+    room = [400, 400]
+    offers = speculation_offers.Offers(problem, {**decision, "headroom_mib": room}, [], [], ["draft-mtp"]).find()
+    (offer,) = offers.offers
+    entry = deployment.expand(fact_record.check_entry(deployment.build(tuning)))
+    places = [{**place, "layers": count} for place, count in zip(entry["placement"], layers, strict=True)]
+    plain = {**entry, "placement": places, "speculation": None, "decision": decision}
+    arm = {"kind": "draft-mtp", "draft": "", "device": offer.device, "n_max": offer.most_drafted, "path": ""}
+    box = sandboxed_run.Sandbox(endpoints=rpc_endpoints[:2], files=[str(tmp_path)])
+    held = []
+    for served in (plain, {**plain, "speculation": arm}):
+        with Server(f"{llama_bin}/llama-server", served, box, {}, 0, 300, 300) as server:
+            answers = [server.answer([1, text[0]], 40) for text in TEXTS]
+            load = server_log.parse_load(server.text())
+        assert [answer["tokens"] for answer in answers] == [text[1:41] for text in TEXTS]
+        assert server_check.deviations(served, load) == []
+        held.append([device["total_mib"] for device in load["devices"]])
+    assert all(answer["timings"]["draft_n"] > 0 for answer in answers)
+    more = [drafting - without for without, drafting in zip(*held, strict=True)]
+    planned = offers.mib[offer.family]
+    with capfd.disabled():
+        print(f"\n{layers}: planned {planned} MiB, {more} more are held")
+    assert max(more) == more[[str(device["id"]) for device in entry["devices"]].index(offer.device)]
+    # the buffers of the model itself grow by some KiB, for it verifies several tokens
+    assert all(taken <= kept + 0.1 for taken, kept in zip(more, planned, strict=True))

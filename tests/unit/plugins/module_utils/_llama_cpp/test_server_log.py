@@ -43,6 +43,24 @@ def test_layers_are_counted(name, layers, output, source, host_layers, pipeline)
     assert load["pipeline_parallel"] is pipeline
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "speculation"),
+    [
+        # nine blocks, six of them recurrent and the last one for drafting, and the output layer
+        ("rpc-mtp-idle-6-4", [6, 4], []),
+        ("rpc-mtp-6-4", [6, 4], ["draft-mtp"]),
+        ("rpc-mtp-9-1", [9, 1], ["draft-mtp"]),
+    ],
+)
+def test_recurrent_blocks_and_those_for_drafting_are_counted(name, layers, speculation):
+    load = server_log.parse_load(transcript(name))
+    assert load["complete"] and load["speculation"] == speculation
+    assert [device["layers"] for device in load["devices"]] == layers
+    assert [device["output"] for device in load["devices"]] == [False, True]
+    assert (load["layers_source"], load["model_layers"], load["drafting_blocks"]) == ("kv_buffers", 10, 1)
+    assert load["context_size"] == 1024
+
+
 def test_split_mode_tensor_is_one_device_of_several():
     load = server_log.parse_load(transcript("rpc-tensor-3-1"))
     assert load["complete"]

@@ -151,6 +151,8 @@ def test_many_devices_make_a_coarser_list_not_an_endless_one(devices: int) -> No
 def test_names() -> None:
     assert layer_split.load_label((20, 13), 2) == "20/13 load 2"
     assert layer_split.output_device((20, 13, 0)) == 1
+    places = [layer_split.last_block_device(layers) for layers in ((20, 13, 0), (20, 0, 1), (32, 1), (1, 0))]
+    assert places == [1, 0, 0, 0]
     assert layer_split.single_device_splits(33, 3) == [(33, 0, 0), (0, 33, 0), (0, 0, 33)]
 
 
