@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+import typing as t
 
 from .._base.types import Mapping
 from .._split import allreduce, expert_placement, placement

@@ -18,7 +18,8 @@ _BUILD = re.compile(r"common_params_print_info: build (\d+ \(\S+\))")
 _DEVICE = re.compile(r"using device (\S+) \((.*)\) \(([^()]*)\) - (\d+) MiB free$")
 _BUFFER = re.compile(r": +(\S+) +(model|KV|RS|compute|output) buffer size = *([\d.]+) MiB")
 _CACHE = re.compile(
-    r"(llama_memory_recurrent)?: size = *([\d.]+) MiB \( *\d+ cells, *(\d+) layers,.*?\)(?:, K \((\w+)\): *[\d.]+ MiB, V \((\w+)\):)?"
+    r"(llama_memory_recurrent)?: size = *([\d.]+) MiB \( *\d+ cells, *(\d+) layers,"
+    r".*?\)(?:, K \((\w+)\): *[\d.]+ MiB, V \((\w+)\):)?"
 )
 _NEXTN = re.compile(r"\.nextn_predict_layers +u32 += +(\d+)$")
 _MEMBER = re.compile(r"llama_prepare_model_devices: - device \d+: (\S+)")
