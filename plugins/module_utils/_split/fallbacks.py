@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import typing as t
 
-from .._base import addresses
 from .._base.types import Json, Mapping
-from . import context_room, memory_plan, placement, split_cost, split_problem
+from . import context_room, memory_plan, network_links, placement, split_cost, split_problem
 from .layer_split import Layers
 from .types import Serving
 
@@ -20,10 +19,8 @@ from .types import Serving
 def lenders(endpoints: t.Iterable[str]) -> dict[str, list[str]]:
     """Return the endpoints (C(host:port)) of other hosts, by host."""
     found: dict[str, list[str]] = {}
-    for endpoint in endpoints:
-        host = endpoint.rpartition(":")[0]
-        if not addresses.is_loopback(host):
-            found.setdefault(host, []).append(endpoint)
+    for endpoint in network_links.remote(endpoints):
+        found.setdefault(endpoint.rpartition(":")[0], []).append(endpoint)
     return found
 
 
@@ -40,7 +37,7 @@ def of_tuning(problem: Mapping, decision: Mapping, endpoints: t.Sequence[str]) -
 def _without(problem: Mapping, decision: Mapping, endpoints: t.Sequence[str], absent: t.Sequence[str]) -> Json:
     """Return the placement without some lenders."""
     gone = {endpoint for host in absent for endpoint in lenders(endpoints)[host]}
-    kept = [index for index, device in enumerate(problem["devices"]) if device["id"] not in gone]
+    kept = [index for index, device in enumerate(problem["devices"]) if device["id"].split("#")[0] not in gone]
     names = " and ".join(absent)
     base: Json = {"absent": list(absent), "rpc_endpoints": [name for name in endpoints if name not in gone]}
     nothing: Json = {"placement": None, "context_size": None, "mib": None, "slower_percent": None}

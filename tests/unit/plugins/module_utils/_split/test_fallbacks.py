@@ -121,6 +121,15 @@ def test_two_cards_of_one_lender_go_together() -> None:
     assert [(one["absent"], one["rpc_endpoints"]) for one in entry["fallbacks"]] == [(["192.168.1.7"], [])]
 
 
+def test_two_devices_behind_one_endpoint_go_together() -> None:
+    done = tuning(remote=[FIRST, SECOND])
+    for number, one in enumerate(done["problem"]["devices"][:2]):
+        one["id"] = f"{FIRST}#{number}"
+    entry = deployment.build({**done, "rpc_endpoints": [FIRST]})
+    (found,) = entry["fallbacks"]
+    assert [place["id"] for place in found["placement"]] == ["GPU-4090", "GPU-3090"]
+
+
 def test_without_a_lender_nothing_is_drafted_and_the_split_mode_is_layer() -> None:
     entry = {**deployment.build(tuning(split_mode="tensor")), "speculation": {"kind": "draft"}}
     served = fallbacks.serving_without(entry, [FIRST])
