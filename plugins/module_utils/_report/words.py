@@ -4,9 +4,14 @@
 
 from __future__ import annotations
 
+import typing as t
+
 from .._base.text import number, percent, vector
 from .._base.types import Mapping
 from .recorded import engine_name, when
+
+#: An interval of the gain that reaches further says nothing.
+_WIDEST_PERCENT: t.Final = 100.0
 
 
 def effort_words(entry: Mapping) -> str:
@@ -88,7 +93,12 @@ def gain_words(entry: Mapping) -> str:
         return f"{engine} would have chosen the same split ({vector(default)})."
     if gain is None:
         return f"It was not compared with {name} {vector(default)}."
-    within = f" (95% interval {percent(bounds[0])} to {percent(bounds[1])}%)" if bounds else ""
+    within = ""
+    if bounds:
+        # beyond that, the loads were too few or too different to say anything
+        told = max(map(abs, bounds)) < _WIDEST_PERCENT
+        interval = f"{percent(bounds[0])} to {percent(bounds[1])}%" if told else "too wide to tell"
+        within = f" (95% interval {interval})"
     if decision["verdict"] == "faster":
         return f"It takes {percent(gain)}% less time than {name} {vector(default)}{within}."
     if decision["verdict"] == "no_difference":

@@ -14,6 +14,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import w
     [
         ({}, "It takes 11.2% less time than llama.cpp's default split 17,16 (95% interval 9.8 to 12.6%)."),
         ({"verdict": "no_difference"}, "No difference that matters"),
+        ({"verdict": "inconclusive", "gain_interval_percent": [-100.0, 55.0]}, "(95% interval too wide to tell)"),
         ({"verdict": "inconclusive"}, "is not settled"),
         ({"gain_over_default_percent": None}, "It was not compared with llama.cpp's default split"),
         ({"default_layers": None, "gain_over_default_percent": None}, "does not fit"),
