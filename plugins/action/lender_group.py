@@ -28,8 +28,8 @@ class ActionModule(ActionBase):
         args = self.validate_argument_spec(argument_spec=spec)[1]
         own = str(self._vars["inventory_hostname"])
         lenders, boxes = (self._hosts(args[kind]) for kind in ("lenders", "boxes"))
+        defaults = yaml_load(_DEFAULTS.read_text(encoding="utf-8"))
         if args["looks"] is None:
-            defaults = yaml_load(_DEFAULTS.read_text(encoding="utf-8"))
             self._judge(own, lender_group.problems_of_inventory(lenders, boxes, defaults))
             wanted = {"routes_to": lender_group.routes(own, lenders, boxes)}
             found = self._execute_module("homelab.mixed_gpu.network_info", wanted, task_vars=self._vars)
@@ -37,7 +37,7 @@ class ActionModule(ActionBase):
         self._judge(own, lender_group.problems_of_hosts(lenders, boxes, args["looks"]))
         found = {"changed": False, **lender_group.member(own, lenders, boxes, args["looks"])}
         if own in lenders:
-            found["ansible_facts"] = lender_group.pins_of(own, lenders, boxes)
+            found["pins"] = lender_group.pins_of(own, lenders, boxes, defaults)
         return {**result, **found}
 
     def _judge(self, own: str, problems: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ description:
     the host, the second one compares the hosts. Each host fails with one sentence about itself.
   - Refused are a lender without a private address of its own, one that is listed twice, one that is a box, one without
     a clear box or without a route to it, and one that asks for another llama.cpp than its box.
-  - The second run gives a lender the variables that say which llama.cpp its box builds, as facts.
+  - The second run returns, on a lender, the variables that say which llama.cpp its box builds.
   - It is an action plugin. It reads variables on the controller, and runs M(homelab.mixed_gpu.network_info) on the
     host.
 extends_documentation_fragment:
@@ -83,4 +83,8 @@ clients:
   returned: with O(looks), on a lender
   type: list
   elements: str
+pins:
+  description: Of a lender, all variables that say which llama.cpp its box builds.
+  returned: with O(looks), on a lender
+  type: dict
 """

@@ -96,10 +96,10 @@ def _check_pins(name: str, own: Mapping, box: str, of_box: Mapping, defaults: Ma
             )
 
 
-def pins_of(name: str, lenders: Hosts, boxes: Hosts) -> Json:
-    """Return the pins that a lender takes from its box."""
+def pins_of(name: str, lenders: Hosts, boxes: Hosts, defaults: Mapping) -> Json:
+    """Return the pins that a lender takes from its box, all of them; C(defaults) are those of the role llama_cpp."""
     of_box = boxes[box_of(name, lenders, boxes)]
-    return {pin: of_box[pin] for pin in PINS if pin in of_box}
+    return {pin: of_box.get(pin, defaults[pin]) for pin in PINS}
 
 
 def problems_of_hosts(lenders: Hosts, boxes: t.Collection[str], looks: Hosts) -> Problems:

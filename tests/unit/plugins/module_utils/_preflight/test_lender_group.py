@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import pathlib
 import typing as t
 
 import pytest
+import yaml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import lender_group
 
 LENDER = {"llama_rpc_address": "192.168.1.20"}
@@ -107,4 +109,15 @@ def test_a_lender_without_its_box_in_the_run_is_refused_and_a_box_without_its_le
 def test_a_lender_takes_what_its_box_builds():
     boxes = {"box": {"llama_cpp_source": "git", "llama_cpp_git_version": "b1"}}
     assert lender_group.problems_of_inventory(LENDERS, boxes, DEFAULTS) == {}
-    assert lender_group.pins_of("pc2", LENDERS, boxes) == boxes["box"]
+    defaults = dict.fromkeys(lender_group.PINS, "as the role says")
+    assert lender_group.pins_of("pc2", LENDERS, boxes, defaults) == {**defaults, **boxes["box"]}
+
+
+def test_the_playbook_hands_each_pin_of_the_box_to_the_role_of_the_lender():
+    root = pathlib.Path(lender_group.__file__).parents[3]
+    tasks = yaml.safe_load((root / "playbooks/tasks/site_lender.yml").read_text())
+    [built] = [task["vars"] for task in tasks if task["name"].endswith("Install llama.cpp")]
+    assert {pin: built.get(pin) for pin in lender_group.PINS} == {
+        pin: f"{{{{ __lenders_member.pins.{pin} }}}}" for pin in lender_group.PINS
+    }
+    assert set(lender_group.PINS) <= set(yaml.safe_load((root / "roles/llama_cpp/defaults/main.yml").read_text()))
