@@ -14,7 +14,7 @@ import typing as t
 
 from .._base.steps import Done, Lease, Plan, Step, Store
 from .._models import model_shapes
-from .._split import known_devices, split_problem
+from .._split import fallbacks, known_devices, split_problem
 from .._split.types import KnownDevice
 from . import context_stage, predictor, tuning_effort, tuning_links, tuning_settings, tuning_steps
 from .tuning_state import OWN_PLACEMENT, TENSOR_QUESTION, State
@@ -276,6 +276,7 @@ def _tuned(state: State) -> Plan:
     lines, measured = [decision["why"]], None
     if "network" in decision:
         lines.append(f"Network: {decision['network']['why']}.")
+    lines += [fallbacks.line(one) for one in fallbacks.of_tuning(state.problem, decision, settings.rpc_endpoints)]
     if decision["speculation"] is not None:
         lines.append(decision["speculation"]["why"])
     if state.baseline is not None:

@@ -113,6 +113,13 @@ def _slower(read: split_problem.Problem, decision: Mapping, kept: t.Sequence[int
     return round(100 * (left.ms(layers) / everything.ms(decision["layers"]) - 1), 1)
 
 
+def line(fallback: Mapping) -> str:
+    """Return what a fallback is, as a line for people."""
+    slower = fallback["slower_percent"]
+    speed = "" if slower is None else f" ({abs(slower):g} % {'slower' if slower >= 0 else 'faster'} by the fit)"
+    return f"W{fallback['why'][1:]}{speed}."
+
+
 def entry_without(entry: Mapping, fallback: Mapping) -> Json:
     """Return the recorded deployment as it is served by a fallback that has a placement.
 

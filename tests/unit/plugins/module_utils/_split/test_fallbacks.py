@@ -151,6 +151,14 @@ def test_the_sentence_says_since_when_how_much_slower_and_which_context() -> Non
     )
 
 
+def test_the_line_at_the_end_of_a_tuning() -> None:
+    (fits,), (misses,) = planned(), planned(own=[("GPU-a", "CUDA0", 8000)])
+    assert fallbacks.line(misses) == "Without 192.168.1.7 the server waits: no context fits on what is left."
+    way = "slower" if fits["slower_percent"] >= 0 else "faster"
+    speed = f" ({abs(fits['slower_percent']):g} % {way} by the fit)"
+    assert fallbacks.line(fits) == f"Without{fits['why'][7:]}{speed}."
+
+
 def test_an_entry_with_fallbacks_is_what_the_record_takes() -> None:
     from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 
