@@ -91,3 +91,16 @@ def test_the_report_tells_of_speculation(found):
     assert "Speculation: " in summary
     for row in found["table"]:
         assert row["name"].split(" on ")[0] in summary
+
+
+def test_the_baseline_has_what_is_accepted_of_a_server_that_drafts(host, entry):
+    active = json.loads(host.check_output("cat /etc/ansible/facts.d/mixed_gpu.fact"))["active"]
+    baseline = json.loads(host.check_output(f"cat /var/lib/mixed_gpu/baselines/{active}.json"))
+    assert (baseline["acceptance"] is not None) == ("speculation" in entry)
+    if baseline["acceptance"]:
+        rows = {row["text"]: row for row in baseline["acceptance"]["rows"]}
+        assert set(rows) == {"easy", "hard"}
+        for name, text in TEXTS.items():
+            accepted, rounds = accepted_of(text, WRONG[name], entry["speculation"]["n_max"], 64)
+            assert abs(rows[name]["accepted"] - accepted) <= entry["speculation"]["n_max"]
+            assert abs(rows[name]["drafts"] - rounds) <= 1
