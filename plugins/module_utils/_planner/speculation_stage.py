@@ -109,9 +109,15 @@ class Stage:
 
     @functools.cached_property
     def offers(self) -> list[Offer]:
-        """What is still offered: families of which no load failed."""
+        """What is still offered: families of which no load failed, in modes that brought no device down."""
         out = {speculation.from_json(load["speculation"]).family for load in self.failed}
-        return [offer for offer in self.found.offers if offer.family not in out]
+        modes = {mode for mode, status in self._ends if status == "device_lost"}
+        return [offer for offer in self.found.offers if offer.family not in out and offer.mode not in modes]
+
+    @property
+    def _ends(self) -> list[tuple[str, str]]:
+        """Mode and status of the loads without a result."""
+        return [(speculation.from_json(load["speculation"]).mode, load["status"]) for load in self.failed]
 
     @functools.cached_property
     def search(self) -> speculation_search.Search:
@@ -148,7 +154,8 @@ class Stage:
 
     @property
     def _hopeless(self) -> bool:
-        lost = any(load["status"] == "device_lost" for load in self.failed)
+        # a device that another mode brought down is a reason against that mode
+        lost = ("", "device_lost") in self._ends
         without = any(speculation.from_json(load["speculation"]) == Arm() for load in self.failed)
         return lost or without or not self.offers
 

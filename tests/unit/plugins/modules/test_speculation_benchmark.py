@@ -83,9 +83,10 @@ def drafting(measure, tmp_path, llama_bin, rpc_endpoints):
         "device": devices[1]["id"], "cache_type_k": "f16", "cache_type_v": "f16",
     }  # fmt: skip
 
-    def run(number=1, options=None, **changes):
+    def run(number=1, options=None, mode="layer", **changes):
         arm = {**draft, **changes}
-        load = {"label": arm["kind"], "split_mode": "layer", "layers": [2, 1], "load": number, "speculation": arm}
+        layers = [2, 1] if mode == "layer" else [3, 1]
+        load = {"label": arm["kind"], "split_mode": mode, "layers": layers, "load": number, "speculation": arm}
         return measure(
             load=load, devices=devices, rpc_endpoints=rpc_endpoints[:2], llama_server=f"{llama_bin}/llama-server",
             prompt_tokens=100, **(options or {}),
@@ -130,6 +131,12 @@ def as_computed(rows):
         # the last round may be cut off by the length of the answer
         assert abs(row["accepted"] - accepted) <= 4
         assert row["positions"] == pytest.approx([count / rounds for count in counts], abs=2 / rounds)
+
+
+@pytest.mark.live
+def test_a_draft_of_a_model_in_tensor_mode_is_right_as_often(drafting):
+    """The draft lies whole on its device, whatever the mode of its target."""
+    as_computed(texts_of(drafting(mode="tensor")))
 
 
 @pytest.mark.live

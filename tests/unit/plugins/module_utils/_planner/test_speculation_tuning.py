@@ -491,3 +491,20 @@ def test_a_mode_that_is_far_behind_costs_no_load(host: SpeculatingHost) -> None:
     host.tensor_ms = 3 * layer_ms(host)
     entry = recorded(host.tune(**SETTINGS))
     assert entry["split_mode"] == "layer" and all(load["split_mode"] == "layer" for load in host.arms)
+
+
+def test_a_device_that_the_other_mode_brings_down_takes_that_mode_out(host: SpeculatingHost) -> None:
+    host.tensor_ms = 1.04 * layer_ms(host)
+    host.overhead = UNLIKE  # type: ignore[misc]
+    usual = host.speculation_benchmark
+
+    def lost(step: steps.Step) -> Json:
+        found = usual(step)
+        if step.args["load"]["split_mode"] == "layer":
+            return found
+        return {**found, "load": {**found["load"], "status": "device_lost", "reason": "Xid 79", "results": []}}
+
+    host.speculation_benchmark = lost  # type: ignore[method-assign]
+    entry = recorded(host.tune(**SETTINGS))
+    assert (entry["split_mode"], entry["decision"]["speculation"]["verdict"]) == ("layer", "faster")
+    assert [load["split_mode"] for load in host.arms].count("tensor") == 1 and len(host.arms) <= 5
