@@ -229,7 +229,7 @@ def main() -> None:
     try:
         devices = device_list.identify(listed, cuda_ids)
         devices = device_list.set_budgets(devices, params["budgets_mib"])
-        device_list.check_order(devices, [device["id"] for device in expected])
+        devices = device_list.in_order(devices, expected)
     except UserError as exc:
         module.fail_json(msg=f"The devices do not fit what was given: {exc}.", devices=listed)
     module.exit_json(changed=False, devices=devices, environment=environment)

@@ -203,11 +203,14 @@ def assess(
     model: Mapping,
     reserve_mib: int,
     gpus: t.Sequence[Mapping] = (),
+    crossings: t.Mapping[str, Mapping] | None = None,
 ) -> dict[str, t.Any]:
     """Return the C(device_probe) of docs/data_formats.md.
 
     C(measured): the loads as split_benchmark completed them. C(model): the probe model, from gguf_info. C(gpus): the
-    cards of gpu_facts, whose theoretical bandwidth is compared. Raises ValueError when a load fits no device.
+    cards of gpu_facts, whose theoretical bandwidth is compared. C(crossings): of network_links.alone, kept as
+    C(network_ms) beside what was measured, with which a later probe is compared. Raises ValueError when a load fits no
+    device.
     """
     n_bytes = weights_bytes(model)
     slots = len(model["block_bytes"]) + 1
@@ -234,6 +237,8 @@ def assess(
         }
         if done is not None and done["status"] == "ok":
             row.update(_measured(done, n_bytes))
+            if crossings and device["id"] in crossings:
+                row["network_ms"] = crossings[device["id"]]
         rows.append(row)
     _rank(rows)
     what, warning = order(rows)

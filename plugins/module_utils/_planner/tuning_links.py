@@ -23,9 +23,6 @@ def step(state: State) -> Step | None:
 
 def judged(state: State, decision: Mapping) -> Json:
     """Return the decision with C(network): links, what they cost and buy, and why; as it is without other hosts."""
-    found = state.result(NAME)
-    if found is None:
-        return dict(decision)
     prompt = state.settings.bench_prompt_tokens
-    worth = network_links.worth(decision, state.model, state.devices, found["links"], prompt)
-    return {**decision, "network": {"links": found["links"], **(worth or {})}}
+    worth = network_links.worth(decision, state.model, state.devices, state.links, prompt)
+    return dict(decision) if worth is None else {**decision, "network": {"links": state.links, **worth}}

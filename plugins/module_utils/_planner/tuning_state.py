@@ -10,7 +10,7 @@ import typing as t
 
 from .._base import fingerprints
 from .._base.steps import Done, result_of
-from .._split import context_room, engines, memory_plan, split_problem, tuning_key, workload
+from .._split import context_room, engines, memory_plan, network_links, split_problem, tuning_key, workload
 from .._split.types import Model, Serving
 from . import (
     baseline_stage,
@@ -189,8 +189,14 @@ class State:
 
     @property
     def devices(self) -> list[Json]:
-        """The devices as the engine lists them, under the lease."""
-        return list(self.needed("devices")["devices"])
+        """The devices as the engine lists them under the lease, in the order in which least crosses the network."""
+        listed, model = list(self.needed("devices")["devices"]), (self.result("weigh") or {}).get("model", {})
+        return network_links.ordered(listed, self.links, model, self.workload["objective"])
+
+    @property
+    def links(self) -> Mapping:
+        """The network to devices of other hosts, by their endpoints."""
+        return t.cast(Mapping, (self.result("links") or {"links": {}})["links"])
 
     @functools.cached_property
     def model(self) -> Mapping:
@@ -223,11 +229,8 @@ class State:
     @property
     def all_loads(self) -> list[Json]:
         """The measurements of the model itself, with those that speculate."""
-        return [
-            dict(item.result["load"])
-            for item in self.done
-            if "load" in item.result and not item.step.name.startswith(PROBE)
-        ]
+        own = [item for item in self.done if not item.step.name.startswith(PROBE)]
+        return [dict(item.result["load"]) for item in own if "load" in item.result]
 
     @functools.cached_property
     def problem(self) -> Json:
@@ -243,8 +246,7 @@ class State:
             "micro_batches": self.micro_batches,
             "tensor": {
                 "allreduce": self.family.ways(self.look, devices),
-                "max_loads": settings.tensor_max_loads,
-                "refused": self.tensor_refused,
+                "max_loads": settings.tensor_max_loads, "refused": self.tensor_refused,
             },
             **self.workload,
             "indifference": settings.indifference,
@@ -374,11 +376,7 @@ class State:
 
     @functools.cached_property
     def probe_key(self) -> tuple[str, str]:
-        """Fingerprint and campaign of the probe.
-
-        The last probe stands while nothing about the devices changed, whatever else made this run measure; a retune
-        repeats it.
-        """
+        """Fingerprint and campaign of the probe; the last one stands while nothing about the devices changed."""
         ids = [device["id"] for device in self.devices]
         parts = tuning_key.probe_parts(
             self.parts, self.needed("probe model")["sha256"], ids, self.probe_serving, self.probe_tests
@@ -397,4 +395,6 @@ class State:
     def probed(self) -> Json:
         """The devices, ranked by the probe."""
         measured = [item.result["load"] for item in self.done if item.step.name.startswith(PROBE)]
-        return probe_stage.assess(measured, self.devices, self.probe_model, self.settings.reserve_mib, self.gpus)
+        model, settings, batch = self.probe_model, self.settings, self.probe_serving["micro_batch_size"]
+        crossings = network_links.alone(model, self.links, settings.probe_prompt_tokens, batch)
+        return probe_stage.assess(measured, self.devices, model, settings.reserve_mib, self.gpus, crossings)

@@ -60,15 +60,27 @@ def set_budgets(devices: t.Sequence[Device], budgets_mib: Mapping) -> list[Devic
     return result
 
 
-def check_order(devices: t.Sequence[Mapping], expected: t.Sequence[str]) -> None:
-    """Raise UserError unless the ids of the devices are C(expected), in that order."""
-    found = [str(entry["id"]) for entry in devices]
-    if expected and found != list(expected):
+def in_order(devices: t.Sequence[Device], expected: t.Sequence[Mapping]) -> list[Device]:
+    """Return the devices in the order of those that are expected, as an earlier listing had them.
+
+    Raises UserError where others are there, cards are listed in another order, or RPC devices have other names: names
+    follow the order. Devices of different kinds may be listed in another order than is expected.
+    """
+    found, wanted = ([str(entry["id"]) for entry in several] for several in (devices, expected))
+    cards, names = cuda_ids(devices), _rpc_names(devices)
+    same = set(found) == set(wanted) and cards == [one for one in wanted if one in cards]
+    if expected and not (same and names == _rpc_names(expected)):
         raise UserError(
             f"the devices are not those expected, or not in that order: found {', '.join(found) or 'none'}, expected "
-            f"{', '.join(expected)}; check CUDA_DEVICE_ORDER=PCI_BUS_ID, CUDA_VISIBLE_DEVICES and the order of"
+            f"{', '.join(wanted)}; check CUDA_DEVICE_ORDER=PCI_BUS_ID, CUDA_VISIBLE_DEVICES and the order of"
             " rpc_endpoints"
         )
+    by_id = {str(entry["id"]): entry for entry in devices}
+    return [by_id[one] for one in wanted or found]
+
+
+def _rpc_names(devices: t.Iterable[Mapping]) -> dict[str, str]:
+    return {str(one["id"]): str(one["device"]) for one in devices if one["backend"] == "RPC"}
 
 
 def missing_endpoints(devices: t.Sequence[Mapping], rpc_endpoints: t.Sequence[str]) -> list[str]:

@@ -60,12 +60,46 @@ def _ms(size: float, mb_per_s: float) -> float:
     return size / (mb_per_s * 1e3)
 
 
+def ordered(
+    devices: t.Sequence[Json], links: t.Mapping[str, Mapping], model: Mapping, objective: Mapping
+) -> list[Json]:
+    """Return the devices in the order in which least crosses the network; those of one host keep theirs.
+
+    The last device sends logits for each generated token, any other one the activations of all tokens: devices of other
+    hosts come first where logits would be more. Experts in RAM are computed beside the first device, which stays.
+    """
+    lent = [device for device in devices if str(device["id"]).split("#")[0] in links]
+    own = [device for device in devices if device not in lent]
+    if not lent or not own or model.get("expert_count"):
+        return list(devices)
+    prompt, generated = int(objective["prompt_tokens"]), int(objective["generated_tokens"])
+    counted = {"decode": (0, 1), "agent": (0, 1), "prefill": (1, 0), "ttft": (prompt, 1)}
+    tokens, answers = counted.get(objective["name"], (prompt, generated))
+    first = answers * model["vocabulary_size"] > (tokens + answers) * model["embedding_length"]
+    return lent + own if first else own + lent
+
+
 def named(link: Mapping) -> str:
     """Return a link as people call it."""
     gigabit = 8 * min(link["to_mb_per_s"], link["from_mb_per_s"]) / 1000
     usual = [rate for rate in (0.1, 1, 2.5, 5, 10, 25, 40, 100) if 0.7 * rate <= gigabit <= rate]
     name = f"{usual[0]:g} GbE" if usual else f"{gigabit:.2g} Gbit/s"
     return f"{name} link ({link['round_trip_ms']:.2g} ms)"
+
+
+def alone(
+    model: Mapping, links: t.Mapping[str, Mapping], prompt: int, micro_batch: int
+) -> dict[str, Json]:
+    """Return what the network costs each device of another host that holds all layers, by its endpoint.
+
+    C(decode) is in ms per generated token, C(prefill) in ms per token of a prompt of that many tokens.
+    """
+    found = {}
+    for endpoint in links:
+        tokens = min(prompt, micro_batch)
+        crossing = cost(model, [1], [endpoint], links, tokens)
+        found[endpoint] = {"decode": crossing.token_ms, "prefill": crossing.micro_batch_ms / tokens}
+    return found
 
 
 def line(links: t.Mapping[str, Mapping]) -> str:
@@ -103,5 +137,6 @@ def worth(
         for what, share in (("prompts", shares["prefill_percent"]), ("decode", shares["decode_percent"]))
         if share is not None
     ]
-    why = f"the {names} costs {' and '.join(said) or 'an unknown share'}; it buys {mib / 1024:.1f} GiB of memory"
+    memory = f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib} MiB"
+    why = f"the {names} costs {' and '.join(said) or 'an unknown share'}; it buys {memory} of memory"
     return {**shares, "mib": mib, "why": why}

@@ -30,6 +30,8 @@ from .types import Model
 
 #: max_loads is for two devices. Each further one is one more cost to learn, by a load, and one more load to check it.
 LOADS_PER_DEVICE: t.Final = 2
+#: At least this share of a probe's time is computing, however slow the network was when it was measured.
+LEAST_COMPUTING: t.Final = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,11 +251,18 @@ def _read_probe(probe: t.Any, devices: int) -> dict[str, tuple[float, ...]]:
         raise UserError(f"{where}.devices must have one entry per device, {devices}, not {len(entries)}")
     if any(field(f"{where}.devices", entry, "status", str) != "ok" for entry in entries):
         return {}
-    decode = tuple(float(field(where, entry["decode_ms_per_token"], "median", (int, float))) for entry in entries)
-    speed = tuple(float(field(where, entry, "prefill_tokens_per_second", (int, float))) for entry in entries)
+    decode = [float(field(where, entry["decode_ms_per_token"], "median", (int, float))) for entry in entries]
+    speed = [float(field(where, entry, "prefill_tokens_per_second", (int, float))) for entry in entries]
     if min(*decode, *speed) <= 0:
         raise UserError(f"{where}.devices must hold positive times and speeds")
-    return {"decode": decode, "prefill": tuple(1000 / value for value in speed)}
+    times = {"decode": decode, "prefill": [1000 / value for value in speed]}
+    return {kind: tuple(map(_computing, entries, own, [kind] * devices)) for kind, own in times.items()}
+
+
+def _computing(entry: Mapping, measured_ms: float, kind: str) -> float:
+    """Return the time of a probe without its way over the network, which does not grow with the layers of a model."""
+    network = entry.get("network_ms") or {kind: 0.0}
+    return max(measured_ms - float(network[kind]), LEAST_COMPUTING * measured_ms)
 
 
 def _read_known(known: t.Any, devices: int, objective: str) -> KnownCosts | None:

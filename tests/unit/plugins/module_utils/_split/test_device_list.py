@@ -58,11 +58,12 @@ def test_budgets_that_make_no_sense_are_named(budgets, words):
 
 
 def test_another_order_names_both():
-    device_list.check_order(devices(), [])
-    device_list.check_order(devices(), ["127.0.0.1:51152", "127.0.0.1:51153"])
-    words = "found 127.0.0.1:51152, 127.0.0.1:51153, expected 127.0.0.1:51153, 127.0.0.1:51152"
+    assert device_list.in_order(devices(), []) == devices()
+    assert device_list.in_order(devices(), list(reversed(devices()))) == list(reversed(devices()))
+    swapped = [{**one, "device": other["device"]} for one, other in zip(devices(), reversed(devices()), strict=True)]
+    words = "found 127.0.0.1:51152, 127.0.0.1:51153, expected 127.0.0.1:51152, 127.0.0.1:51153"
     with pytest.raises(UserError, match=words):
-        device_list.check_order(devices(), ["127.0.0.1:51153", "127.0.0.1:51152"])
+        device_list.in_order(devices(), swapped)
 
 
 def test_an_endpoint_without_a_device_is_missing():

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import network_links
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import network_links, split_problem
 
 #: A 70B: 32 KiB of activations per token, 128256 words.
 MODEL = {"embedding_length": 8192, "vocabulary_size": 128256}
@@ -67,3 +67,46 @@ def test_a_lender_that_cannot_help_is_said():
 def test_a_link_has_its_usual_name(rate, name):
     link = {**GIGABIT, "from_mb_per_s": rate, "to_mb_per_s": rate * 1.05}
     assert network_links.named(link) == f"{name} link (0.4 ms)"
+
+
+@pytest.mark.parametrize(
+    ("objective", "lent_first"),
+    [
+        ({"name": "decode", "prompt_tokens": 1024, "generated_tokens": 256}, True),
+        ({"name": "agent", "prompt_tokens": 1024, "generated_tokens": 256}, True),
+        ({"name": "request", "prompt_tokens": 1024, "generated_tokens": 256}, True),
+        ({"name": "request", "prompt_tokens": 32768, "generated_tokens": 256}, False),
+        ({"name": "ttft", "prompt_tokens": 1024, "generated_tokens": 256}, False),
+        ({"name": "prefill", "prompt_tokens": 1024, "generated_tokens": 256}, False),
+    ],
+)
+def test_lent_devices_come_first_where_logits_would_be_more(objective, lent_first):
+    own, lent = {"id": "GPU-a"}, {"id": IDS[0]}
+    found = network_links.ordered([own, lent], LINKS, MODEL, objective)
+    assert found == ([lent, own] if lent_first else [own, lent])
+
+
+def test_the_order_is_kept_without_another_host_and_with_experts():
+    devices = [{"id": "GPU-a"}, {"id": IDS[0]}]
+    objective = {"name": "decode", "prompt_tokens": 1, "generated_tokens": 1}
+    assert network_links.ordered(devices, {}, MODEL, objective) == devices
+    assert network_links.ordered(devices, LINKS, {**MODEL, "expert_count": 8}, objective) == devices
+
+
+def test_a_probe_of_a_lent_device_crosses_once_per_prompt_token_and_sends_logits():
+    found = network_links.alone(MODEL, LINKS, 1024, 512)[IDS[0]]
+    assert found["decode"] == pytest.approx(0.4 + 4 * (8192 + 128256) / 117e3)
+    assert found["prefill"] == pytest.approx(4 * 8192 / 117e3 + 0.4 / 512)
+
+
+def test_memory_of_less_than_a_gib_is_said_in_mib():
+    found = network_links.worth(decided([40, 41], mib=[23, 24]), MODEL, DEVICES, LINKS, 2048)
+    assert found is not None and found["why"].endswith("it buys 23 MiB of memory")
+
+
+@pytest.mark.parametrize(
+    ("network", "left"), [(None, 2.0), ({"decode": 0.5, "prefill": 0.1}, 1.5), ({"decode": 9.0}, 0.2)]
+)
+def test_what_a_probe_tells_of_a_device_is_without_the_network(network, left):
+    row = {"decode_ms_per_token": {"median": 2.0}, "network_ms": network}
+    assert split_problem._computing(row, 2.0, "decode") == pytest.approx(left)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A tuning over a card here and a device of another host; a simulated host answers."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import steps
+from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._planner import test_tuning
+
+Json = dict[str, t.Any]
+
+ENDPOINT = "10.0.0.2:50052"
+LINK = {"protocol": "7.0.0", "round_trip_ms": 0.4, "to_mb_per_s": 117.0, "from_mb_per_s": 117.0}
+
+
+class Box(test_tuning.Host):
+    """A host with one card of its own, and one on another host."""
+
+    def __init__(self) -> None:
+        super().__init__(test_tuning.GPUS[:1])
+
+    def rpc_link_info(self, step: steps.Step) -> Json:
+        return {"links": {endpoint: LINK for endpoint in step.args["endpoints"]}}
+
+    def llama_devices_info(self, step: steps.Step) -> Json:
+        found = super().llama_devices_info(step)
+        lent = {**found["devices"][0], "device": "RPC0", "id": ENDPOINT, "backend": "RPC", "description": ENDPOINT}
+        return {**found, "devices": [*found["devices"], lent]}
+
+
+@pytest.fixture
+def box() -> Box:
+    return Box()
+
+
+def tune(box: Box, **changes: t.Any) -> Json:
+    """Return what was recorded."""
+    return test_tuning.recorded(box.tune(**{"modes": ["layer"], "rpc_endpoints": [ENDPOINT], **changes}))
+
+
+def test_the_network_is_measured_under_the_lease_and_before_the_devices_are_listed(box):
+    tune(box)
+    names = [item.step.name for item in box.done]
+    assert names.index("links") == names.index("devices") - 1
+    planner = test_tuning.tuning.planner(test_tuning.variables(modes=["layer"], rpc_endpoints=[ENDPOINT]))
+    assert planner.plan(box.done[: names.index("links")]).lease is not None
+
+
+def test_the_decision_says_what_the_network_costs_and_buys(box):
+    plan = box.tune(modes=["layer"], rpc_endpoints=[ENDPOINT])
+    network = test_tuning.recorded(plan)["decision"]["network"]
+    assert network["links"] == {ENDPOINT: LINK} and network["mib"] > 0
+    assert f"Network: {network['why']}." in plan.result["lines"]
+
+
+def test_devices_of_this_host_are_no_network(box):
+    entry = test_tuning.recorded(test_tuning.Host().tune(modes=["layer"]))
+    assert "network" not in entry["decision"]
+
+
+@pytest.mark.parametrize("objective", ["decode", "prefill"])
+def test_where_logits_are_less_than_activations_the_lent_device_is_last(box, objective):
+    entry = tune(box, objective=objective)
+    assert [device["id"] for device in entry["devices"]] == ["GPU-1", ENDPOINT]
+
+
+def test_a_large_vocabulary_puts_the_lent_device_first(box, monkeypatch):
+    monkeypatch.setitem(test_tuning.MODEL, "vocabulary_size", 32000)
+    entry = tune(box)
+    assert [device["id"] for device in entry["devices"]] == [ENDPOINT, "GPU-1"]
+    assert [place["id"] for place in entry["placement"]] == [ENDPOINT, "GPU-1"]
+
+
+def test_the_probe_knows_how_much_of_its_time_is_the_network(box):
+    entry = tune(box)
+    rows = {row["id"]: row for row in entry["device_probe"]["devices"]}
+    assert "network_ms" not in rows["GPU-1"]
+    crossing = rows[ENDPOINT]["network_ms"]
+    probe = test_tuning.PROBE_MODEL
+    sent = 4 * (probe["embedding_length"] + probe["vocabulary_size"]) / 117e3
+    assert crossing["decode"] == pytest.approx(0.4 + sent)
+    assert 0 < crossing["prefill"] < crossing["decode"]
