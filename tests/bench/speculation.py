@@ -28,9 +28,11 @@ class Outcome(t.NamedTuple):
     loads: int
 
 
-def outcome(seed: int) -> Outcome:
-    """Measure one machine until the search has enough."""
+def outcome(seed: int, modes: bool = False) -> Outcome:
+    """Measure one machine until the search has enough; C(modes) offers drafts in the other split mode as well."""
     machine = simulated_speculation.machine(seed)
+    if modes:
+        machine = simulated_speculation.with_other_mode(machine, seed)
     search, loads = simulated_speculation.drive(machine, random.Random(seed))
     verdict = search.verdict()
     gain = 100 * (1 - machine.true_ms(verdict.arm) / machine.target_ms)
@@ -58,8 +60,8 @@ def row(name: str, outcomes: t.Sequence[Outcome]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def text_of(outcomes: t.Sequence[Outcome]) -> str:
-    """Return the section."""
+def text_of(outcomes: t.Sequence[Outcome], modes: t.Sequence[Outcome]) -> str:
+    """Return the section; C(modes) are the outcomes of the same machines with drafts in both split modes."""
     by_noise = collections.defaultdict(list)
     for found in outcomes:
         by_noise[found.noise].append(found)
@@ -76,6 +78,7 @@ def text_of(outcomes: t.Sequence[Outcome]) -> str:
         "|---|---|---|---|---|---|---|---|",
         *(row(f"{100 * noise:g} %", by_noise[noise]) for noise in sorted(by_noise)),
         row("all", outcomes),
+        row("all, both split modes", modes),
         "",
         f"Verdicts: {', '.join(f'{verdict} {count}' for verdict, count in verdicts)}.",
     ]
@@ -88,7 +91,8 @@ def main() -> None:
     parser.add_argument("page", type=pathlib.Path, help="the page whose section is replaced")
     parser.add_argument("--machines", type=int, required=True, help="how many machines")
     arguments = parser.parse_args()
-    text = text_of([outcome(seed) for seed in range(arguments.machines)])
+    seeds = range(arguments.machines)
+    text = text_of([outcome(seed) for seed in seeds], [outcome(seed, True) for seed in seeds])
     print("\n".join(f"speculation | {line}" for line in text.splitlines() if line.startswith("| ")), flush=True)
     page.write_section(arguments.page, "speculation", text)
 
