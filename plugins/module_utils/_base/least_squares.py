@@ -39,6 +39,14 @@ def cholesky(matrix: t.Sequence[t.Sequence[float]]) -> list[list[float]]:
     return lower
 
 
+def solve_lower(lower: t.Sequence[t.Sequence[float]], right: t.Sequence[float]) -> list[float]:
+    """Return x of lower * x = right, for a lower triangle."""
+    found: list[float] = []
+    for i, row in enumerate(lower):
+        found.append((right[i] - sum(row[k] * found[k] for k in range(i))) / row[i])
+    return found
+
+
 def solve_transposed(lower: t.Sequence[t.Sequence[float]], right: t.Sequence[float]) -> list[float]:
     """Return x of transposed(lower) * x = right, for a lower triangle."""
     size = len(lower)

@@ -129,10 +129,28 @@ def fit_of(evidence: Evidence) -> Json | None:
     decode, prefill = evidence.decode_fit, evidence.prefill_fit
     if decode is None and prefill is None:
         return None
+    slow = evidence.weigher.rates
+
+    def of_cards(kind: str, costs: t.Sequence[float]) -> list[float | None]:
+        """Return what the whole model takes on each device."""
+        return [_rounded(cost * rate) for cost, rate in zip(costs, slow[kind], strict=True)]
+
+    of_decode: Json = {"decode_ms_per_device": None, "decode_ms_per_block_in_ram": None}
+    if decode is not None:
+        pinned, _unpinned, *cards = decode.coefficients
+        of_decode = {
+            "decode_ms_per_device": of_cards("decode", cards), "decode_ms_per_block_in_ram": _rounded(pinned),
+        }  # fmt: skip
+    prompts: Json | None = None
+    if prefill is not None:
+        start, copy, handle, _unpinned, *cards = prefill.coefficients
+        prompts = {
+            "start": _rounded(start), "copy": _rounded(copy), "handle": _rounded(handle),
+            "compute": of_cards("prefill", cards),
+        }  # fmt: skip
     return {
-        "decode_base_ms": _rounded(decode and decode.base),
-        "decode_ms_per_block_in_ram": _rounded(decode and decode.each),
-        "prefill_ms": prefill and {name: _rounded(value) for name, value in prefill._asdict().items()},
+        **of_decode,
+        "prefill_ms": prompts,
         "decode_residual_percent": _residual(evidence, "decode"),
         "prefill_residual_percent": _residual(evidence, "prefill"),
     }
@@ -142,9 +160,9 @@ def _residual(evidence: Evidence, kind: str) -> float | None:
     """Return the largest miss of the fit, in percent; None with no more points than coefficients."""
     fit = evidence.decode_fit if kind == "decode" else evidence.prefill_fit
     points = evidence.points(kind)
-    if fit is None or len(points) <= len(fit):
+    if fit is None or len(points) <= len(fit.coefficients):
         return None
-    predicted = [cost_model.decode_ms(fit, point.features) for point in points]
+    predicted = [fit.ms(point.features) for point in points]
     return round(cost_model.residual_percent(predicted, [point.ms for point in points]), 2)
 
 

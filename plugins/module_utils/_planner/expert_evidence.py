@@ -14,7 +14,7 @@ from .._base import stats
 from .._split import cost_model, disturbance
 from .._split.expert_placement import ExpertPlacement
 from .._split.split_problem import Problem
-from . import expert_costs, expert_plane, expert_threads
+from . import expert_costs, expert_memory, expert_plane, expert_threads
 from .expert_costs import Point
 from .expert_loads import Arm, Row, Run
 
@@ -23,9 +23,6 @@ FIT_ERROR: t.Final = 0.02
 #: How much of a miss at one placement and micro-batch is expected at others with the same micro-batch.
 SHARED_MISS: t.Final = 0.7
 
-#: Loads for which memory ran out, after which what devices may hold is not searched any further.
-MOST_SEARCHED: t.Final = 6
-
 
 class Evidence:
     """What a problem and some loads together say."""
@@ -33,7 +30,10 @@ class Evidence:
     def __init__(self, problem: Problem, runs: t.Sequence[Run]) -> None:
         self.problem, self.runs = problem, list(runs)
         self.ok = [run for run in self.runs if run.ok]
-        self.plane = expert_plane.Plane(problem, _budgets(problem, self.runs), _ram_mib(problem, self.runs))
+        #: What each device has held and has not.
+        self.memory = expert_memory.bounds(problem, self.runs)
+        ram_mib = expert_memory.ram_mib(problem, self.runs)
+        self.plane = expert_plane.Plane(problem, self.memory.budgets, ram_mib)
         self.weigher = expert_costs.Weigher(problem)
         self.sizes = expert_plane.micro_batches(problem)
         given = (problem.raw.get("experts_in_ram") or {}).get("threads") or [problem.raw["serving"].get("threads", 1)]
@@ -89,7 +89,7 @@ class Evidence:
         """Return what the fit of C(kind) rests on, each as it were with the best number of threads."""
         points = []
         for run in self.ok:
-            if run.placement.no_host or run.placement.override:
+            if run.placement.override:
                 continue
             amounts = self.weigher.amounts(run.placement)
             nearest = self.curve.nearest(kind, {row.threads for row in run.rows if row.kind == kind})
@@ -111,21 +111,22 @@ class Evidence:
         if fit is None:
             return None
         features = amounts.decode if kind == "decode" else amounts.prefill(prompt, arm.micro_batch)
-        plain = cost_model.decode_ms(fit, features)
-        factor = self._no_host_factor(kind) if arm.placement.no_host else 1.0
-        return plain * factor / self.curve.factor(kind, arm.placement.threads)
+        return fit.ms(features) / self.curve.factor(kind, arm.placement.threads)
 
-    def _no_host_factor(self, kind: str) -> float:
-        """Return the time with experts outside of pinned buffers in that within them, as far as loads tell."""
-        logs = []
-        for run in self.ok:
-            if run.placement.no_host:
-                plain = dataclasses.replace(run.placement, no_host=False)
-                for row in run.rows:
-                    own = Arm(dataclasses.replace(plain, threads=row.threads), row.micro_batch)
-                    value = self._predicted(kind, own, row.n_prompt) if row.kind == kind else None
-                    logs += [math.log(row.ms / value)] if value else []
-        return math.exp(statistics.fmean(logs)) if logs else 1.0
+    def drawn(self, arm: Arm) -> list[float]:
+        """Return the objective by each of the costs that the loads allow; none where a part of it has no fit."""
+        prompt, generated = self.problem.counted(self.problem.objective)
+        amounts = self.weigher.amounts(arm.placement)
+        parts = []
+        for kind, fit, count in (("decode", self.decode_fit, generated), ("prefill", self.prefill_fit, bool(prompt))):
+            if kind in self.problem.kinds and count:
+                expected = self.time(kind, arm)
+                if fit is None or expected is None:
+                    return []
+                features = amounts.decode if kind == "decode" else amounts.prefill(prompt, arm.micro_batch)
+                scale = count * expected / fit.ms(features)
+                parts.append([scale * cost_model.decode_ms(draw, features) for draw in fit.draws])
+        return [sum(values) for values in zip(*parts, strict=True)]
 
     def measured(self, kind: str, arm: Arm, prompt: int | None = None) -> list[float]:
         """Return the times of a token, or of a prompt (else the objective's), one per load that measured them."""
@@ -167,7 +168,7 @@ class Evidence:
         alike = [
             (run, row)
             for run in self.ok
-            if run.placement.no_host == arm.placement.no_host and not run.placement.override
+            if not run.placement.override
             for row in run.rows
             if row.kind == kind and row.micro_batch == arm.micro_batch
         ]
@@ -225,30 +226,36 @@ class Evidence:
 
     # --- candidates --------------------------------------------------------------------------------------------------
 
-    def candidates(self, no_host: bool = False) -> list[Arm]:
-        """Return what there is to choose from with the best number of threads, whatever was measured."""
-        bad = {(expert_plane.key_of(run.placement)) for run in self.failed}
+    def candidates(self, no_host: bool = False, plane: expert_plane.Plane | None = None) -> list[Arm]:
+        """Return what there is to choose from with the best number of threads, whatever was measured.
+
+        C(plane): within other budgets than loads let expect.
+        """
         return [
             Arm(dataclasses.replace(placement, threads=self.threads, no_host=no_host), size)
             for size in self.sizes
-            for placement in self.plane.candidates(size)
-            if expert_plane.key_of(placement) not in bad
+            for placement in (plane or self.plane).candidates(size)
+            if not self.is_out(placement)
         ]
 
+    @property
+    def out_of_memory(self) -> int:
+        """How many loads ran out of a device's memory."""
+        return sum(1 for run in self.runs if run.status == "out_of_memory" and run.memory_wanted[0] != "CPU")
+
+    def is_out(self, placement: ExpertPlacement) -> bool:
+        """Return whether loads say that a placement is out: failed twice, or for want of memory."""
+        return expert_plane.key_of(placement) in self._out
+
     @functools.cached_property
-    def failed(self) -> list[Run]:
-        """The loads that say that their placement is out: failed twice, or for want of memory."""
-        count: dict[t.Any, int] = {}
+    def _out(self) -> set[expert_plane.Key]:
+        count: dict[expert_plane.Key, int] = {}
         for run in self.runs:
             if not run.ok:
                 key = expert_plane.key_of(run.placement)
                 count[key] = count.get(key, 0) + (2 if run.status == "out_of_memory" else 1)
         good = {expert_plane.key_of(run.placement) for run in self.ok}
-        return [
-            run for run in self.runs
-            if not run.ok and count[expert_plane.key_of(run.placement)] > 1
-            and expert_plane.key_of(run.placement) not in good
-        ]  # fmt: skip
+        return {key for key, failures in count.items() if failures > 1} - good
 
     def best(self, arms: t.Iterable[Arm]) -> Arm | None:
         """Return the arm of the least objective; of equal ones that with the fewest experts in RAM, and most room."""
@@ -262,57 +269,3 @@ class Evidence:
 
 def _same(one: ExpertPlacement, other: ExpertPlacement) -> bool:
     return expert_plane.key_of(one) == expert_plane.key_of(other) and one.no_host == other.no_host
-
-
-def _ram_mib(problem: Problem, runs: t.Sequence[Run]) -> int | None:
-    """Return the MiB of RAM that experts may have, by the problem and by loads for which it was short; None: any."""
-    told = (problem.raw.get("experts_in_ram") or {}).get("ram_mib")
-    limits = [] if told is None else [int(told)]
-    for run in runs:
-        name, missing = run.memory_wanted
-        if run.status == "out_of_memory" and name == "CPU":
-            limits.append(expert_plane.ram_mib(problem.memory.model, run.placement) - max(1, math.ceil(missing)))
-    return min(limits, default=None)
-
-
-def _budgets(problem: Problem, runs: t.Sequence[Run]) -> list[int]:
-    """Return what each device may hold after loads for which memory ran out, in MiB by the plan's counting.
-
-    The device that the message names, or else the one with the least planned room, holds less than was planned: by
-    what the message says, or by a fiftieth where that is less, and twice as much each further time. Once a load of the
-    device succeeded, it is halfway between what it held and what it did not, until MOST_SEARCHED loads failed. A device
-    is not blamed that held as much in another load.
-    """
-    budgets = list(problem.budgets)
-    plane = expert_plane.Plane(problem, budgets)
-    held = [0] * len(budgets)
-    for run in runs:
-        if run.ok:
-            size = max((row.micro_batch for row in run.rows), default=problem.micro_batch)
-            held = [max(pair) for pair in zip(held, plane.mib(run.placement, size), strict=True)]
-    too_much: dict[int, int] = {}
-    share, failed = 50, 0
-    for run in runs:
-        if run.status != "out_of_memory" or run.memory_wanted[0] == "CPU":
-            continue
-        failed += 1
-        size = max((size for _kind, size, _threads in run.wanted), default=problem.micro_batch)
-        mib = plane.mib(run.placement, size)
-        suspects = [d for d, count in enumerate(run.placement.layers) if count and mib[d] > held[d]]
-        name, wanted = run.memory_wanted
-        named = problem.device_named(name)
-        if not suspects:
-            continue
-        device = named if named in suspects else min(suspects, key=lambda d: (budgets[d] - mib[d], d))
-        # what is wanted may be all weights in one piece
-        step = max(1, mib[device] // share)
-        less = min(step, max(1, math.ceil(wanted))) if named in suspects and wanted else step
-        share = max(4, share // 2)
-        budgets[device] = min(budgets[device], max(held[device], mib[device] - less))
-        too_much[device] = min(too_much.get(device, mib[device]), mib[device])
-    for device, limit in too_much.items():
-        if any(run.ok and run.placement.layers[device] for run in runs):
-            middle = (held[device] + limit) // 2
-            # llama.cpp's own placement may have held more than the problem allows
-            budgets[device] = min(problem.budgets[device], middle if failed < MOST_SEARCHED else held[device])
-    return budgets

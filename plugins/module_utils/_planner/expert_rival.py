@@ -42,7 +42,7 @@ def margins_mib(devices: t.Sequence[Mapping]) -> list[int]:
 def rival(evidence: Evidence, winner: Arm) -> Arm | None:
     """Return what the winner is compared with: llama.cpp's own placement, or else the best measured other one."""
     own = own_arm(evidence)
-    if own is not None and own != winner and not _out(evidence, own) and _as_asked(evidence, own):
+    if own is not None and own != winner and not out(evidence, own) and _as_asked(evidence, own):
         return own
     others = [
         arm for run in evidence.ok for arm in evidence.arms_of(run)
@@ -66,7 +66,8 @@ def _as_asked(evidence: Evidence, arm: Arm) -> bool:
     return not isinstance(mode, int) or (len(placement.blocks) == mode and placement.partial is None)
 
 
-def _out(evidence: Evidence, arm: Arm) -> bool:
+def out(evidence: Evidence, arm: Arm) -> bool:
+    """Return whether a load of an arm has failed."""
     return any(not run.ok and run.placement == arm.placement for run in evidence.runs)
 
 

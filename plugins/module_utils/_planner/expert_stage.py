@@ -8,11 +8,12 @@ asked for (expert_plane.wanted). The way to a decision, each step a load:
 1. anchor: the fewest experts in RAM that the configured micro-batch allows, with several numbers of threads;
 2. line: the fewest that the largest micro-batch allows, with all micro-batches; without a prompt in the objective some
    more blocks in RAM. Decoding is linear in the blocks, and a prompt in blocks and micro-batches (expert_costs.py);
-3. best: the best by the fit, with the numbers of threads next to the best;
+   Where cards may be unlike, it is instead a placement that may be better than that (expert_better.py);
+3. best: the best by the fit, with the numbers of threads next to the best; again where the fit has changed its mind,
+   where a device that was full may hold more, and for what may be better by costs that the loads allow as well;
 4. no_host: the same outside of pinned host memory, where the CPU may compute with weights in another order;
-5. best again, where the fit has changed its mind;
-6. confirm: the winner and llama.cpp's own placement (expert_rival.py) get two loads each, in turns; two more each while
-   the two cannot be told apart and loads are left.
+5. confirm: the winner and llama.cpp's own placement (expert_rival.py) get two loads each, in turns; two more each while
+   the two cannot be told apart and loads are left. What may be better is measured here as well.
 
 At most MOST_BEFORE loads that succeed come before the confirmation. Out of memory lowers what a device may hold,
 and the step is taken again; other failures are measured once more before a placement is out.
@@ -27,7 +28,16 @@ from .._base.types import Json
 from .._split import expert_placement
 from .._split.expert_placement import ExpertPlacement
 from .._split.split_problem import Problem
-from . import expert_decision, expert_loads, expert_rival, expert_threads, expert_why, failed_loads
+from . import (
+    expert_better,
+    expert_decision,
+    expert_loads,
+    expert_plane,
+    expert_rival,
+    expert_threads,
+    expert_why,
+    failed_loads,
+)
 from .expert_evidence import Evidence
 from .expert_loads import Arm, Run
 
@@ -133,12 +143,24 @@ def _before(evidence: Evidence) -> Step | None:
         if step is not None:
             return step
     best = evidence.best(_arms(evidence))
-    fresh = evidence.curve.between(evidence.thread_choices) if "best" not in good else []
-    if best is not None and (fresh or not evidence.objectives(best)):
-        threads = tuple(sorted({evidence.threads, *fresh}))
+    return None if best is None else _of_the_fit(evidence, best, first="best" not in good)
+
+
+def _of_the_fit(evidence: Evidence, best: Arm, first: bool) -> Step | None:
+    """Return the step that follows from the fit, whose best placement is C(best); None when there is none."""
+    fresh = evidence.curve.between(evidence.thread_choices) if first else []
+    if fresh or not evidence.objectives(best):
+        # within one load numbers of threads are told apart that are too near for two
+        threads = tuple(sorted({evidence.threads, *(fresh or evidence.curve.around())}))
         why = expert_why.best(evidence, best, fresh)
         return Step("best", why, Wanted(best, "best", (best.micro_batch,), threads))
-    if best is not None and _may_leave_host(evidence):
+    more = expert_better.may_hold_more(evidence, best)
+    if more is not None:
+        return Step("best", expert_why.more(evidence, more), Wanted(more, "best", (more.micro_batch,)))
+    other = expert_better.may_be_better(evidence, best, _arms(evidence))
+    if other is not None:
+        return Step("best", expert_why.better(evidence, best, other), Wanted(other, "best", (other.micro_batch,)))
+    if _may_leave_host(evidence):
         other = Arm(dataclasses.replace(best.placement, no_host=True), best.micro_batch)
         return Step("no_host", expert_why.no_host(), Wanted(other, "no_host", (best.micro_batch,)))
     return None
@@ -178,7 +200,8 @@ def _line(evidence: Evidence) -> Step | None:
         least = evidence.best(arm for arm in arms if arm.micro_batch == largest)
         if least is None:
             continue
-        arm = Arm(_with_more(evidence, least), largest)
+        other = expert_better.may_be_better(evidence, least, [arm for arm in arms if arm.micro_batch == largest])
+        arm = other or Arm(_with_more(evidence, least), largest)
         sizes = tuple(size for size in evidence.sizes if size <= largest)
         # one micro-batch leaves time for the nearest numbers of threads
         threads = evidence.curve.around() if len(sizes) == 1 else ()
@@ -190,12 +213,12 @@ def _with_more(evidence: Evidence, arm: Arm) -> ExpertPlacement:
     """Return a placement with more blocks in RAM than the anchor, for a line that is well determined."""
     anchor = next(run for run in evidence.ok if run.purpose == "anchor")
     counts = len(anchor.placement.blocks)
-    wanted = counts + max(2, round(SECOND_POINT * counts))
+    wanted = counts + max(2, round(SECOND_POINT * counts), expert_plane.blocks_with_experts(evidence.problem) // 6)
     if len(arm.placement.blocks) >= wanted or isinstance(evidence.plane.mode, int):
         return arm.placement
     for more in range(wanted, len(arm.placement.blocks), -1):
         found = evidence.plane.exact(arm.placement.layers, arm.micro_batch, more)
-        if found is not None:
+        if found is not None and not evidence.is_out(found):
             return dataclasses.replace(found, threads=evidence.threads)
     return arm.placement
 
@@ -210,26 +233,30 @@ def _confirm(evidence: Evidence, left: int) -> Step:
         last = evidence.runs[-1]
         return Step("impossible", expert_why.nothing_succeeded(len(evidence.runs), last))
     rival = expert_rival.rival(evidence, winner)
-    wanted = _to_confirm(evidence, winner, rival, left)
+    wanted = _to_confirm(evidence, winner, rival) if left > 0 else None
     if wanted is not None:
         return Step("confirm", expert_why.confirm(evidence, winner, rival), wanted)
+    # a better placement is worth more than a surer verdict
     doubted = _doubted(evidence, winner, known) if left > 0 else None
     if doubted is not None:
         return Step("confirm", expert_why.doubt(evidence, winner, doubted), _of(doubted))
+    other = expert_better.may_be_better(evidence, winner, arms) if left > 0 else None
+    if other is not None:
+        return Step("confirm", expert_why.better(evidence, winner, other), _of(other))
+    wanted = _surer(evidence, winner, rival, left)
+    if wanted is not None:
+        return Step("confirm", expert_why.confirm(evidence, winner, rival), wanted)
     decision = expert_decision.decide(evidence, winner, rival)
     return Step("decided", decision["why"], decision=decision)
 
 
-def _to_confirm(evidence: Evidence, winner: Arm, rival: Arm | None, left: int) -> Wanted | None:
-    """Return the next load of the winner or its rival, in turns; None when they have enough."""
-    if left <= 0:
-        return None
+def _to_confirm(evidence: Evidence, winner: Arm, rival: Arm | None) -> Wanted | None:
+    """Return the next load of the winner or its rival, in turns; None when they have two each."""
     own = len(evidence.objectives(winner))
     if rival is None:
         return _of(winner) if own < 1 else None
     other = len(evidence.objectives(rival))
-    failed = sum(1 for run in evidence.runs if not run.ok and run.placement == rival.placement)
-    if failed:
+    if expert_rival.out(evidence, rival):
         return _of(winner) if own < 2 else None
     if not own:
         return _of(winner)
@@ -238,10 +265,15 @@ def _to_confirm(evidence: Evidence, winner: Arm, rival: Arm | None, left: int) -
     turns = sum(1 for run in evidence.ok if run.purpose == "confirm" and run.placement == winner.placement)
     if own < 2 or not turns:
         return _of(winner)
-    if other < 2:
-        return _of(rival)
-    open_still = expert_decision.verdict_of(evidence, winner, rival) == "inconclusive"
-    if open_still and (left >= 2 or own > other):
+    return _of(rival) if other < 2 else None
+
+
+def _surer(evidence: Evidence, winner: Arm, rival: Arm | None, left: int) -> Wanted | None:
+    """Return the next load of the two while they cannot be told apart; None when they can, or too few are left."""
+    if rival is None or left <= 0 or expert_rival.out(evidence, rival):
+        return None
+    own, other = (len(evidence.objectives(arm)) for arm in (winner, rival))
+    if expert_decision.verdict_of(evidence, winner, rival) == "inconclusive" and (left >= 2 or own > other):
         return _of(winner) if own <= other else _of(rival)
     return None
 

@@ -70,7 +70,7 @@ def nothing_succeeded(count: int, last: Run) -> str:
 def none(evidence: Evidence) -> str:
     """Return why no placement can be measured, and what would help."""
     model = evidence.problem.memory.model
-    if evidence.failed:
+    if any(evidence.is_out(run.placement) for run in evidence.runs):
         return (
             f"every placement of {model['name'] or model['path']} that memory should allow failed; the last: "
             f"{_failed(evidence.runs[-1])}; free the devices or raise the reserve, and run again"
@@ -168,6 +168,22 @@ def doubt(evidence: Evidence, winner: Arm, other: Arm) -> str:
     )
 
 
+def better(evidence: Evidence, best: Arm, other: Arm) -> str:
+    """Return why a placement is measured that is not the best by the fit."""
+    return (
+        f"{name(evidence, best.placement)} at a micro-batch of {best.micro_batch} is the best by the loads so far, and "
+        f"{name(evidence, other.placement)} at {other.micro_batch} may be better: measure it as well"
+    )
+
+
+def more(evidence: Evidence, other: Arm) -> str:
+    """Return why a placement is measured for which memory may run out."""
+    return (
+        f"{name(evidence, other.placement)} at a micro-batch of {other.micro_batch} needs more than the devices have "
+        "held and less than was too much: see whether it loads"
+    )
+
+
 def _duration(evidence: Evidence, ms: float) -> str:
     problem = evidence.problem
     prompt, generated = problem.counted(problem.objective)
@@ -251,7 +267,7 @@ def advice(evidence: Evidence, chosen: Arm) -> list[str]:
     if half >= 2 * memory_plan.CONTEXT_STEP:
         changes.append((f"a context of {half} tokens", {**serving, "context_size": half}))
     now = evidence.weigher.amounts(chosen.placement).cpu
-    each = evidence.decode_fit.each
+    each = evidence.decode_fit.coefficients[chosen.placement.no_host]
     token = evidence.time("decode", chosen)
     for what, changed in changes:
         least = _least(evidence, changed, chosen.micro_batch)

@@ -55,7 +55,7 @@ class Fitted(t.NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _normal(size: int) -> list[list[float]]:
+def normal(size: int) -> list[list[float]]:
     """Return DRAWS vectors of independent standard normal numbers: half of them, and their opposites."""
     chance = random.Random(size)
     half = [[chance.gauss(0, 1) for _column in range(size)] for _draw in range(DRAWS // 2)]
@@ -67,7 +67,7 @@ def around(fitted: Fitted) -> list[Draw]:
     devices = len(fitted.costs)
     lower = least_squares.cholesky(_precision(fitted))
     draws = []
-    for vector in _normal(len(lower)):
+    for vector in normal(len(lower)):
         move = least_squares.solve_transposed(lower, vector)
         costs = [cost * math.exp(least_squares.clamp(x, -3, 3)) for cost, x in zip(fitted.costs, move, strict=False)]
         overlap = fitted.overlap + sum(move[devices:])

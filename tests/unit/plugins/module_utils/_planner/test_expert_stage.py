@@ -12,11 +12,14 @@ import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench, llama_server
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import store
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import (
+    expert_better,
     expert_evidence,
     expert_loads,
+    expert_memory,
     expert_plane,
     expert_rival,
     expert_stage,
+    failed_loads,
     stages,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
@@ -139,7 +142,7 @@ def test_what_is_said_follows_from_the_loads(campaign: tuple[machine.Machine, Js
     chosen = [
         row for row in decision["table"]
         if row["layers"] == decision["layers"] and row["micro_batch_size"] == decision["micro_batch_size"]
-        and row["experts_in_ram"]["no_host"] == placed.no_host
+        and expert_placement.from_json(row["layers"], row["experts_in_ram"]) == placed
     ]  # fmt: skip
     assert len(chosen) == 1 and chosen[0]["loads"] >= 2
     # of the prompt that the problem's test has, as in other tables
@@ -350,10 +353,43 @@ def test_what_a_short_device_holds_is_searched_from_both_sides() -> None:
     failed = plane.mib(runs[0].placement, 512)[0]
     evidence = expert_evidence.Evidence(checked, runs[:2])
     held = plane.mib(runs[1].placement, 512)[0]
-    assert evidence.plane.budgets[0] == (held + failed) // 2 and held < failed
+    assert evidence.plane.budgets[0] == held + int(failed_loads.HALFWAY * (failed - held)) and held < failed
     # never what is known to be too much, and never less than what was held
     for count in range(2, len(runs)):
         assert held <= expert_evidence.Evidence(checked, runs[:count]).plane.budgets[0] < failed
+
+
+@pytest.mark.parametrize("objective", ["decode", "request"])
+@pytest.mark.parametrize("decode", [(60.0, 2.0), (2.0, 60.0)])
+def test_one_fast_card_and_ram_are_found_where_nothing_tells_cards_apart(decode: t.Any, objective: str) -> None:
+    """Nobody knows these cards and no probe ran, and blocks in RAM are faster than those on the slow card."""
+    simulated = machine.Machine(machine.make_problem(objective=objective), decode=decode, block=0.6, copy=3.0)
+    plan, loads = simulated.drive()
+    assert plan["decision"] is not None
+    slow = decode.index(60.0)
+    assert loads[0]["layers"][slow] and not plan["decision"]["layers"][slow]
+    assert sum(1 for load in loads if load["purpose"] != "confirm") <= expert_stage.MOST_BEFORE
+
+
+def test_what_a_device_may_hold_is_tried_where_it_saves_enough() -> None:
+    problem = machine.make_problem(objective="decode", experts_in_ram={"no_host": False})
+    checked = split_problem.read_problem(problem)
+    reason = "out of memory: 800 MiB more were wanted on CUDA0"
+    simulated = machine.Machine(problem, fate=dict.fromkeys((1, 2), ("out_of_memory", reason)))
+    loads: list[Json] = []
+    while "needs more than the devices have held" not in (plan := expert_stage.plan(checked, loads))["why"]:
+        assert not plan["done"]
+        loads += [simulated.measure(wanted) for wanted in plan["loads"]]
+    evidence = expert_evidence.Evidence(checked, expert_loads.read(checked, loads))
+    wanted = expert_placement.from_json(plan["loads"][0]["layers"], plan["loads"][0]["experts_in_ram"])
+    assert wanted is not None
+    mib, memory = evidence.plane.mib(wanted, 512), evidence.memory
+    assert memory.too_much[0] is not None and memory.held[0] < mib[0] < memory.too_much[0]
+    best = evidence.best(arm for arm in evidence.candidates() if evidence.objectives(arm))
+    assert best is not None and evidence.weigher.amounts(wanted).cpu < evidence.weigher.amounts(best.placement).cpu
+    # it is not risked for ever
+    evidence.runs += [run for run in evidence.runs if not run.ok] * expert_memory.MOST_SEARCHED
+    assert expert_better.may_hold_more(evidence, best) is None
 
 
 def test_no_device_may_hold_more_than_the_problem_allows() -> None:
