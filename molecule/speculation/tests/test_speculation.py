@@ -6,6 +6,7 @@ import json
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import known_next_token
+from ansible_collections.homelab.mixed_gpu.tests.fixtures import known_rounds
 from ansible_collections.homelab.mixed_gpu.tests.lab import controller as lab
 
 VOCABULARY, KINDS = 2048, 2
@@ -27,17 +28,6 @@ def found(entry):
     return entry["decision"]["speculation"]
 
 
-def accepted_of(text: list[int], wrong: set[int], n_max: int, tokens: int) -> tuple[int, int]:
-    """Return how many tokens are accepted in an answer of so many, and in how many rounds."""
-    place, rounds, accepted = 1, 0, 0
-    while accepted + rounds < tokens:
-        reached = 0
-        while reached < n_max and text[(place + reached) % len(text)] not in wrong:
-            reached += 1
-        place, rounds, accepted = place + reached + 1, rounds + 1, accepted + reached
-    return accepted, rounds
-
-
 def test_few_loads_were_served_the_first_of_them_without_speculation(found):
     rows = found["table"]
     assert rows[0]["kind"] == "none" and 1 < found["loads"] <= 5
@@ -52,7 +42,7 @@ def test_what_was_accepted_is_what_was_computed(found):
     assert drafted
     for row in drafted:
         for name, text in TEXTS.items():
-            accepted, rounds = accepted_of(text, WRONG[name], row["n_max"], 64)
+            rounds, accepted, _positions = known_rounds.of_answer(text, WRONG[name], row["n_max"], 64)
             # the last round may be cut off by the length of the answer
             assert abs(row["tokens_per_round"][name] - (accepted + rounds) / rounds) < 0.2 + 8 / rounds
 
@@ -101,6 +91,6 @@ def test_the_baseline_has_what_is_accepted_of_a_server_that_drafts(host, entry):
         rows = {row["text"]: row for row in baseline["acceptance"]["rows"]}
         assert set(rows) == {"easy", "hard"}
         for name, text in TEXTS.items():
-            accepted, rounds = accepted_of(text, WRONG[name], entry["speculation"]["n_max"], 64)
+            rounds, accepted, _positions = known_rounds.of_answer(text, WRONG[name], entry["speculation"]["n_max"], 64)
             assert abs(rows[name]["accepted"] - accepted) <= entry["speculation"]["n_max"]
             assert abs(rows[name]["drafts"] - rounds) <= 1

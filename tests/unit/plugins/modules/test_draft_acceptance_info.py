@@ -13,6 +13,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp impor
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import Server
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import known_next_token, random_model
 from ansible_collections.homelab.mixed_gpu.plugins.modules import draft_acceptance_info
+from ansible_collections.homelab.mixed_gpu.tests.fixtures import known_rounds
 
 VOCABULARY, AGREEMENT, N_MAX = 1024, [0.9, 0.5], 4
 TARGET = known_next_token.target(VOCABULARY, len(AGREEMENT), 0)
@@ -83,12 +84,6 @@ def test_a_running_server_tells_what_was_computed(count, tmp_path, llama_bin, rp
     assert "key" in refused["msg"]
     wrong = known_next_token.draft(TARGET, AGREEMENT, 5)[1]
     for row, text, missed in zip(once["rows"], TARGET.texts, wrong, strict=True):
-        place, rounds, accepted = 1, 0, 0
-        while accepted + rounds < 99:
-            reached = 0
-            while reached < N_MAX and text[(place + reached) % len(text)] not in missed:
-                reached += 1
-            place, rounds, accepted = place + reached + 1, rounds + 1, accepted + reached
-        # the last round may be cut off by the length of the answer
-        assert abs(row["accepted"] - accepted) <= N_MAX and abs(row["drafts"] - rounds) <= 1
+        known = known_rounds.of_answer(text, missed, N_MAX, 99)
+        assert abs(row["accepted"] - known.accepted) <= N_MAX and abs(row["drafts"] - known.rounds) <= 1
         assert row["drafts"] <= row["drafted"] <= N_MAX * row["drafts"]

@@ -16,7 +16,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
     vocabulary,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.modules import speculation_benchmark
-from ansible_collections.homelab.mixed_gpu.tests.fixtures import mtp_model
+from ansible_collections.homelab.mixed_gpu.tests.fixtures import known_rounds, mtp_model
 
 SERVING = {
     "context_size": 1024, "parallel_slots": 1, "kv_unified": True, "batch_size": 512, "micro_batch_size": 64,
@@ -120,17 +120,11 @@ def as_computed(rows):
     target = known_next_token.target(VOCABULARY, len(AGREEMENT), 0)
     wrong = known_next_token.draft(target, AGREEMENT, 5)[1]
     for row, text, missed in zip(rows, target.texts, wrong, strict=True):
-        # the server drafts, accepts and corrects exactly as computed: token by token from the first of the text on
-        place, rounds, accepted, counts = 1, 0, 0, [0] * 4
-        while accepted + rounds < row["tokens"]:
-            reached = 0
-            while reached < 4 and text[place + reached] not in missed:
-                counts[reached] += 1
-                reached += 1
-            place, rounds, accepted = place + reached + 1, rounds + 1, accepted + reached
-        # the last round may be cut off by the length of the answer
-        assert abs(row["accepted"] - accepted) <= 4
-        assert row["positions"] == pytest.approx([count / rounds for count in counts], abs=2 / rounds)
+        # the server drafts, accepts and corrects exactly as computed
+        known = known_rounds.of_answer(text, missed, 4, row["tokens"])
+        assert abs(row["accepted"] - known.accepted) <= 4
+        shares = [count / known.rounds for count in known.by_position]
+        assert row["positions"] == pytest.approx(shares, abs=2 / known.rounds)
 
 
 @pytest.mark.live
