@@ -87,6 +87,22 @@ def test_weights_are_kept_in_a_cache_of_the_unit(lender):
     environment = lender.check_output(f"systemctl show --value -p Environment {UNIT}")
     assert "LLAMA_CACHE=/var/cache/mixed-gpu-rpc/lent" in environment
     assert lender.file("/var/cache/private/mixed-gpu-rpc/lent").is_directory
+    assert lender.check_output("systemctl is-enabled mixed-gpu-rpc-cache.timer") == "enabled"
+
+
+def test_the_bound_of_the_cache_is_held_by_a_unit_that_can_do_nothing_else(lender):
+    folder = "/var/cache/private/mixed-gpu-rpc/lent"
+    unit = lender.check_output("systemctl cat mixed-gpu-rpc-cache.service")
+    start = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
+    lender.check_output(f"mkdir -p {folder}/rpc && head -c 1048576 /dev/zero > {folder}/rpc/0123456789abcdef")
+    override = "/run/systemd/system/mixed-gpu-rpc-cache.service.d"
+    none = start.rpartition("--most-gib")[0] + "--most-gib 0.0"
+    lender.check_output(f"mkdir -p {override} && printf '[Service]\\nExecStart=\\n{none}\\n' > {override}/bound.conf")
+    try:
+        lender.check_output("systemctl daemon-reload && systemctl start mixed-gpu-rpc-cache.service")
+        assert not lender.file(f"{folder}/rpc/0123456789abcdef").exists
+    finally:
+        lender.check_output(f"rm -r {override} && systemctl daemon-reload")
 
 
 def _site(controller, *options):

@@ -2,9 +2,10 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Runs before ggml-rpc-server, in its unit: proves the address filter, and bounds the cache of weights.
 
-The role llama_rpc copies this file to the host. It uses the standard library alone, and imports nothing of the
-collection. Where systemd cannot filter (a kernel without BPF for control groups) it starts a unit without the filter
-and warns. Whoever reaches an RPC server can run code there, so this program ends the start instead.
+The role llama_rpc copies this file to the host. A timer runs it for all caches of the host, since they grow meanwhile.
+It uses the standard library alone, and imports nothing of the collection. Where systemd cannot filter (a kernel without
+BPF for control groups) it starts a unit without the filter and warns. Whoever reaches an RPC server can run code there,
+so this program ends the start instead.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def main(words: list[str] | None = None) -> int:
     """Return 0 where the server may start, 1 with a sentence where it must not."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--filtered", action="store_true")
-    parser.add_argument("--cache", default="")
+    parser.add_argument("--cache", default="", help="the cache of one server")
+    parser.add_argument("--caches", default="", help="the folder of the caches of all servers")
     parser.add_argument("--most-gib", type=float, default=0.0)
     given = parser.parse_args(words)
     if given.filtered and not filtered():
@@ -64,10 +66,12 @@ def main(words: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    if given.cache:
-        removed = prune(given.cache, int(given.most_gib * 2**30))
+    folders = [given.cache] if given.cache else []
+    folders += [entry.path for entry in os.scandir(given.caches)] if os.path.isdir(given.caches) else []
+    for folder in folders:
+        removed = prune(folder, int(given.most_gib * 2**30))
         if removed:
-            print(f"Removed {len(removed)} files of the cache of weights, to hold {given.most_gib:g} GiB at most.")
+            print(f"Removed {len(removed)} files of {folder}, to hold {given.most_gib:g} GiB of weights at most.")
     return 0
 
 

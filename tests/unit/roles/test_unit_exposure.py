@@ -65,6 +65,12 @@ def rpc(device: str = "", address: str = "", networks: t.Sequence[str] = ()) -> 
     }  # fmt: skip
 
 
+CACHE = {
+    "__llama_rpc_prepare_program": "/opt/p.py", "__llama_rpc_caches": "/var/cache/private/mixed-gpu-rpc",
+    "llama_rpc_cache_gib": 64,
+}  # fmt: skip
+
+
 def exllama(**plan: t.Any) -> dict[str, t.Any]:
     """Variables of exllama-server's template."""
     return {
@@ -115,6 +121,7 @@ CASES: t.Final = (
     ("ggml-rpc-server", "a card, this host alone", RPC, rpc("CUDA0"), 1.5),
     ("ggml-rpc-server", "a CPU lent to a box", RPC, rpc("", "192.168.1.7", ["192.168.1.8"]), 1.5),
     ("ggml-rpc-server", "a card lent to a box", RPC, rpc("CUDA0", "192.168.1.7", ["192.168.1.8"]), 1.5),
+    ("mixed-gpu-rpc-cache", "", "llama_rpc/templates/mixed-gpu-rpc-cache.service.j2", CACHE, 1.5),
     ("exllama-server", "this host alone", EXL, exllama(), 1.5),
     ("exllama-server", "other hosts too", EXL, exllama(**ANYWHERE), 1.6),
     ("mixed-gpu-nodes", "", "nvidia_driver/templates/mixed-gpu-nodes.service.j2", NODES_UNIT, 2.5),

@@ -31,6 +31,16 @@ def test_what_was_not_used_for_longest_leaves_the_cache_first(tmp_path, capsys):
     assert "Removed 2 files" in capsys.readouterr().out
 
 
+def test_the_caches_of_all_servers_are_bounded_each(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        _fill(tmp_path / name, [1 << 20] * 3)
+    assert prepare_rpc_server.main(["--caches", str(tmp_path), "--most-gib", str(2 / 1024)]) == 0
+    assert [len(os.listdir(tmp_path / name / "rpc")) for name in ("a", "b")] == [2, 2]
+    assert capsys.readouterr().out.count("Removed 1 files of ") == 2
+    assert prepare_rpc_server.main(["--caches", str(tmp_path / "none"), "--most-gib", "1"]) == 0
+
+
 def test_a_cache_within_its_bound_stays(tmp_path, capsys):
     folder = _fill(tmp_path, [1 << 20] * 2)
     assert prepare_rpc_server.main(["--cache", str(folder), "--most-gib", "1"]) == 0
