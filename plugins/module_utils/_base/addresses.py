@@ -15,6 +15,7 @@ PRIVATE: t.Final = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.
 #: systemd's word for 127.0.0.0/8 and ::1.
 LOOPBACK: t.Final = "localhost"
 
+_LOOPBACK_NETWORK: t.Final = ipaddress.ip_network("127.0.0.0/8")
 _HOST_NAME: t.Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
 
 
@@ -76,6 +77,24 @@ def check_lent(host: t.Any, name: str) -> None:
     for kind, holds in kinds.items():
         if holds:
             raise UserError(f"{name} is {host}, which {kind}; {cure}.")
+
+
+def clients(values: t.Any, name: str) -> list[str]:
+    """Return the networks of those who may use what is lent. Raises UserError, which names the variable.
+
+    A public network, or one with the loopback's addresses, would be no filter.
+    """
+    found = networks(values, name)
+    for one in map(ipaddress.ip_network, found):
+        kinds = {
+            "has public addresses": one.is_global,
+            "has addresses of the host itself": one.version == 4 and one.overlaps(_LOOPBACK_NETWORK),
+            "is IPv6, and the RPC of llama.cpp speaks IPv4 alone": one.version == 6,
+        }
+        for kind, holds in kinds.items():
+            if holds:
+                raise UserError(f"{name} has the entry {one}, which {kind}; write private addresses of the clients.")
+    return found
 
 
 def allowed(host: str, given: t.Iterable[str], peers: t.Iterable[str] = ()) -> list[str]:

@@ -51,7 +51,7 @@ def _whole(device: Mapping, address: str, networks: t.Any) -> Json:
     filtered = not addresses.is_loopback(host)
     if filtered:
         addresses.check_lent(host, f"host of {found.get('name')} in llama_rpc_devices")
-    clients = addresses.networks(networks, "llama_rpc_allowed_networks") if filtered else [addresses.LOOPBACK]
+    clients = addresses.clients(networks, "llama_rpc_allowed_networks") if filtered else [addresses.LOOPBACK]
     if not clients:
         raise UserError(
             f"the RPC server {found.get('name')} is to bind to {host}, and llama_rpc_allowed_networks is empty; set it"

@@ -24,6 +24,12 @@ def test_a_lender_lends_each_card_to_its_box_alone():
     assert all(one["networks"] == ["192.168.1.5/32"] and one["filtered"] for one in found)
 
 
+def test_a_network_of_clients_and_one_behind_a_tunnel_are_let_in():
+    networks = ["192.168.1.0/24", "100.64.0.0/10", "10.8.0.2"]
+    found = rpc_servers.servers([], "192.168.1.20", CARDS, networks)
+    assert found[0]["networks"] == ["192.168.1.0/24", "100.64.0.0/10", "10.8.0.2/32"]
+
+
 def test_named_devices_are_lent_instead_of_the_cards():
     (found,) = rpc_servers.servers([{"name": "cpu", "port": 7, "threads": 4}], "192.168.1.20", CARDS, BOX)
     assert found["endpoint"] == "192.168.1.20:7" and found["threads"] == 4 and found["nodes"] == []
@@ -36,6 +42,10 @@ def test_named_devices_are_lent_instead_of_the_cards():
         (([], "192.168.1.20", CARDS, []), "card0 is to bind to 192.168.1.20, and llama_rpc_allowed_networks is empty"),
         (([], "0.0.0.0", CARDS, BOX), "llama_rpc_address is 0.0.0.0, which means all interfaces"),
         (([{"name": "x", "port": 1, "host": "0.0.0.0"}], "", [], BOX), "host of x in llama_rpc_devices is 0.0.0.0"),
+        (([], "192.168.1.20", CARDS, ["0.0.0.0/0"]), "has the entry 0.0.0.0/0, which has public addresses; write"),
+        (([], "192.168.1.20", CARDS, [*BOX, "128.0.0.0/1"]), "has the entry 128.0.0.0/1, which has public addresses"),
+        (([], "192.168.1.20", CARDS, ["127.0.0.0/8"]), "entry 127.0.0.0/8, which has addresses of the host itself"),
+        (([], "192.168.1.20", CARDS, ["fd00::/8"]), "has the entry fd00::/8, which is IPv6, and the RPC of llama.cpp"),
         (([], "192.168.1.20", CARDS, ["lan"]), "llama_rpc_allowed_networks has the entry 'lan', which is no network"),
     ],
 )
