@@ -41,8 +41,8 @@ class Failover:
 
         C(status) is that of the unit, C(pid) its main process.
         """
-        if not self.settings.lenders or not look.start or not status:
-            return
+        if not self.settings.lenders or not look.start or not status or not pid:
+            return  # of a unit that has stopped, systemd still knows the last status
         chosen = lenders.of_status(status, self.settings.lenders)
         if self.noted != (look.start, chosen):
             self.note(look.start, chosen)
@@ -53,7 +53,7 @@ class Failover:
             self.answering_since = None
             ended = sorted({one.endpoint for one in there if one.ended}) if idle else []
             if ended:
-                self.restart(f"{self.settings.unit} has lost the lender {' and '.join(ended)}")
+                self.restart(look.start, f"{self.settings.unit} has lost the lender {' and '.join(ended)}")
         elif chosen.waits:
             self.free(chosen)
         else:
@@ -108,15 +108,18 @@ class Failover:
         if self.answering_since is None:
             self.answering_since = look.at
         if idle and look.at - self.answering_since >= self.settings.return_seconds:
-            self.restart(f"the lender {chosen.hosts} of {self.settings.unit} answers again")
+            self.restart(look.start, f"the lender {chosen.hosts} of {self.settings.unit} answers again")
 
-    def restart(self, reason: str) -> None:
-        """Restart the server for a reason, unless it was restarted too often."""
+    def restart(self, start: str, reason: str) -> None:
+        """Restart the server for a reason, unless it was restarted too often, or somebody else does or measures."""
         now, boot, unit = time.monotonic(), state.boot_id(), self.settings.unit
+        known = self.store.read()
+        events = state.times(known, unit, boot) + state.times(known, unit, boot, "lender_restarts")
+        if not lenders.may_return(events, now, self.settings.restarts_per_hour):
+            return
+        if not host.is_left_alone(host.show(unit, self.settings.lease_unit), unit, self.settings.lease_unit, start):
+            return
         with self.store.changing() as known:
-            events = state.times(known, unit, boot) + state.times(known, unit, boot, "lender_restarts")
-            if not lenders.may_return(events, now, self.settings.restarts_per_hour):
-                return
             state.add_lender_restart(known, unit, {"boot": boot, "monotonic": now, "at": time.time()})
         say(5, f"{reason}, and no request is in progress: restarting it")
         self.answering_since = None

@@ -62,6 +62,16 @@ def running(unit: t.Mapping[str, str]) -> bool:
     return unit.get("ActiveState") == "active" and unit.get("SubState") == "running" and settled
 
 
+def is_measured(lease: t.Mapping[str, str]) -> bool:
+    """Return whether a measurement has the lease, or is about to."""
+    return lease.get("ActiveState") not in ("inactive", "failed")
+
+
+def is_left_alone(found: t.Mapping[str, t.Mapping[str, str]], unit: str, lease: str, start: str) -> bool:
+    """Return whether a unit still runs as it was started then, and nobody restarts it or measures."""
+    return found[unit].get("InvocationID") == start and running(found[unit]) and not is_measured(found[lease])
+
+
 def process_state(pid: int, root: str = "/proc") -> str:
     """Return the worst state of a process's threads (proc(5)), empty when it has ended.
 

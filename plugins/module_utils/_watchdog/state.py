@@ -41,7 +41,10 @@ def of_unit(state: Json, unit: str) -> Json:
         "absent_lenders": [], "waits_for_lenders": False, "lender_restarts": [], "lender_losses_total": 0,
         "lender_returns_total": 0, "lender_ports": {},
     }  # fmt: skip
-    return state["units"].setdefault(unit, fresh)
+    own = state["units"].setdefault(unit, {})
+    for name, value in fresh.items():
+        own.setdefault(name, value)
+    return own
 
 
 def add_restart(state: Json, unit: str, restart: Json) -> None:

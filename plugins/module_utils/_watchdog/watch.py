@@ -57,7 +57,7 @@ class Watch:
         start = unit.get("InvocationID", "")
         self.status, self.pid = unit.get("StatusText", ""), int(unit.get("MainPID") or 0)
         waits = lenders.of_status(self.status, self.settings.lenders).waits
-        if not host.running(unit) or lease.get("ActiveState") not in ("inactive", "failed") or waits:
+        if not host.running(unit) or host.is_measured(lease) or waits:
             return stall.Look(at, start, "away")
         answer, reading = self.server.metrics()
         if reading is not None:
@@ -89,10 +89,8 @@ class Watch:
     def act(self, start: str, reason: str) -> None:
         """End a server that hangs, unless it was ended already or another restart has to wait."""
         found = host.show(self.settings.unit, *self.settings.peer_units, self.settings.lease_unit)
-        unit, lease = found[self.settings.unit], found[self.settings.lease_unit]
-        idle_lease = lease.get("ActiveState") in ("inactive", "failed")
-        if unit.get("InvocationID") != start or not host.running(unit) or not idle_lease:
-            return  # somebody else restarts it, or measures
+        if not host.is_left_alone(found, self.settings.unit, self.settings.lease_unit, start):
+            return
         decision = self.decide(start, reason)
         if decision is None:
             return

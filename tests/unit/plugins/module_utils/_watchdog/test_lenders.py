@@ -15,8 +15,15 @@ import typing as t
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._programs import choose_placement
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watchdog import (
+    failover,
+    lenders,
+    notify,
+    settings,
+    stall,
+    state,
+)
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watchdog import host as real_host
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watchdog import lenders, notify, state
 from prometheus_client.parser import text_string_to_metric_families
 
 from .conftest import SERVER, Host, eventually
@@ -116,6 +123,47 @@ def test_a_lender_that_comes_and_goes_leaves_restarts_for_hangs(host: Host) -> N
     said = host.end(dog)
     # each restart of the made-up unit changes nothing, so it is tried as often as may be
     assert host.commands("try-restart") == [[SERVER]] * 2 and said.count("answers again") >= 2
+
+
+def failover_of(host: Host, monkeypatch: pytest.MonkeyPatch) -> failover.Failover:
+    """The lenders of the made-up server, without the loop of the watchdog."""
+    for name in ("PATH", "UNITS"):
+        monkeypatch.setenv(name, host.environment[name])
+    wanted = settings.Settings(unit=SERVER, lenders=[FIRST], restarts_per_hour=1)
+    return failover.Failover(wanted, state.Store(str(host.home / "state")), lambda unit: None)
+
+
+def test_a_measurement_that_begins_meanwhile_keeps_the_server(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.unit(SERVER, host.start_server(), InvocationID="one")
+    dog = failover_of(host, monkeypatch)
+    host.lease(active=True)
+    dog.restart("one", "the lender answers again")
+    host.lease(active=False)
+    dog.restart("another", "the lender answers again")
+    assert host.commands("try-restart") == [] and not (host.home / "state" / "state.json").exists()
+    dog.restart("one", "the lender answers again")
+    assert host.commands("try-restart") == [[SERVER]] and len(host.state()["lender_restarts"]) == 1
+
+
+def test_who_may_not_restart_writes_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watchdog looks every few seconds, for as long as an hour."""
+    host.unit(SERVER, host.start_server(), InvocationID="one")
+    dog = failover_of(host, monkeypatch)
+    dog.restart("one", "the lender answers again")
+    path = host.home / "state" / "state.json"
+    before = path.stat().st_ino, path.stat().st_mtime_ns
+    dog.restart("one", "the lender answers again")
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == before and len(host.commands("try-restart")) == 1
+
+
+def test_the_last_status_of_a_server_that_was_stopped_means_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dog = failover_of(host, monkeypatch)
+    monkeypatch.setattr(real_host, "reset_connection", lambda *given: pytest.fail("a lender was asked"))
+    dog.ports = {FIRST: 50000}
+    dog.step(stall.Look(1.0, "one", "away"), f"waits for {FIRST}", 0)
+    assert not (host.home / "state" / "state.json").exists()
 
 
 def test_a_server_that_waits_for_its_lender_is_no_hang_and_is_told(host: Host) -> None:
@@ -221,6 +269,12 @@ def test_a_lost_lender_is_told_and_a_failure_comes_first() -> None:
     assert "waits for the lender 192.168.1.7: nothing fits without it" in waits.text
     failed = notify.news(SERVER, {"ActiveState": "failed", "Result": "signal"}, own, 1000.0)
     assert failed is not None and "stays failed" in failed.text
+
+
+def test_what_a_state_lacks_of_a_unit_is_as_nothing_had_happened() -> None:
+    known = {"schema": state.SCHEMA, "units": {SERVER: {"restarts_total": 7}}}
+    own = state.of_unit(known, SERVER)
+    assert own["restarts_total"] == 7 and own["lender_ports"] == {} and own is known["units"][SERVER]
 
 
 def test_an_earlier_state_is_of_no_use(host: Host) -> None:
