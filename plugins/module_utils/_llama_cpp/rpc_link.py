@@ -43,25 +43,30 @@ class _Client:
     """One connection."""
 
     def __init__(self, host: str, port: int, timeout_seconds: float) -> None:
+        self.timeout_seconds = timeout_seconds
         self.socket = socket.create_connection((host, port), timeout_seconds)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, command: int, request: bytes = b"", more: bytes = b"") -> None:
         """Send a command whose request has two parts, so that a large one is not copied."""
+        self.socket.settimeout(self.timeout_seconds)
         self.socket.sendall(struct.pack("<BQ", command, len(request) + len(more)) + request)
         self.socket.sendall(more)
 
     def ask(self, command: int, request: bytes, answer_bytes: int) -> bytes:
         """Send a command and return its answer, which must have that size."""
         self.send(command, request)
-        (size,) = struct.unpack("<Q", self._receive(8))
+        deadline = time.monotonic() + self.timeout_seconds
+        (size,) = struct.unpack("<Q", self._receive(8, deadline))
         if size != answer_bytes:
             raise UserError(f"it answers {size} bytes where {answer_bytes} belong")
-        return self._receive(answer_bytes)
+        return self._receive(answer_bytes, deadline)
 
-    def _receive(self, count: int) -> bytes:
+    def _receive(self, count: int, deadline: float) -> bytes:
+        """Return that many bytes; a server that sends them one by one is as good as one that hangs."""
         found = bytearray()
         while len(found) < count:
+            self.socket.settimeout(max(0.001, deadline - time.monotonic()))
             part = self.socket.recv(min(count - len(found), 1 << 20))
             if not part:
                 raise UserError("it closed the connection")

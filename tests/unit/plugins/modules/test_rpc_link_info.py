@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
+import time
 import typing as t
 
 import pytest
@@ -69,6 +71,23 @@ def test_a_link_is_measured_by_what_the_server_sends_and_receives():
 def test_another_protocol_and_a_full_device_are_named(server, reason):
     with pytest.raises(ValueError, match=reason):
         rpc_link.measure("127.0.0.1", Server(**server).port)
+
+
+def test_a_server_that_sends_byte_by_byte_is_given_up():
+    """Each byte comes in time, all of them would take for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _address = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(struct.pack("<Q", 28))
+                while True:
+                    connection.sendall(b"\x07")
+                    time.sleep(0.2)
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(TimeoutError):
+            rpc_link.measure("127.0.0.1", listener.getsockname()[1], timeout_seconds=1)
 
 
 @pytest.mark.live
