@@ -56,7 +56,7 @@ def row(host: str, seen: Mapping) -> Json:
         "driver": _text(seen["driver"]["loaded"], "driver"),
         "build": _text(build and build["version"], "build"),
         "collection": _text(seen["collection"], "collection"),
-        "watchdog": _watchdog(seen["watchdog"], seen["units"]),
+        "watchdog": _text(_watchdog(seen["watchdog"], seen["units"]), "watchdog"),
         "lends": min(int(seen["lends"]), 99),
     }
 

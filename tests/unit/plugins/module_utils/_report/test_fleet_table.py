@@ -93,6 +93,11 @@ def test_what_needs_nobody(changes: dict[str, t.Any]) -> None:
     assert (only(host(**changes))["state"], only(host(**changes))["concerns"]) == ("ok", [])
 
 
+def test_a_count_that_none_can_be_makes_no_cell_wide() -> None:
+    made = fleet_table.table({"box": host(watchdog={**WATCHDOG, "restarts": 10**3000, "reason": "x"})})
+    assert max(map(len, made["lines"])) < 500 and len(made["report"]["hosts"][0]["concerns"][0]) <= 200
+
+
 def test_a_failed_unit_is_said_once() -> None:
     row = only(host(units=unit("failed"), watchdog={**WATCHDOG, "failed": ["llama-server.service"]}))
     assert len(row["concerns"]) == 1
