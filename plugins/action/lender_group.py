@@ -24,7 +24,10 @@ class ActionModule(ActionBase):
         self._vars = task_vars or {}
         result = super().run(tmp, self._vars)
         names = {"type": "list", "elements": "str", "required": True}
-        spec = {"lenders": names, "boxes": names, "looks": {"type": "dict"}}
+        spec = {
+            "lenders": names, "boxes": names, "looks": {"type": "dict"},
+            "run": {"type": "list", "elements": "str", "default": []},
+        }  # fmt: skip
         args = self.validate_argument_spec(argument_spec=spec)[1]
         own = str(self._vars["inventory_hostname"])
         lenders, boxes = (self._hosts(args[kind]) for kind in ("lenders", "boxes"))
@@ -34,7 +37,7 @@ class ActionModule(ActionBase):
             wanted = {"routes_to": lender_group.routes(own, lenders, boxes)}
             found = self._execute_module("homelab.mixed_gpu.network_info", wanted, task_vars=self._vars)
             return {**result, **found}
-        self._judge(own, lender_group.problems_of_hosts(lenders, boxes, args["looks"]))
+        self._judge(own, lender_group.problems_of_hosts(lenders, boxes, args["looks"], args["run"]))
         found = {"changed": False, **lender_group.member(own, lenders, boxes, args["looks"])}
         if own in lenders:
             found["pins"] = lender_group.pins_of(own, lenders, boxes, defaults)

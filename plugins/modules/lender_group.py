@@ -42,6 +42,13 @@ options:
   looks:
     description: By the name of each host that takes part, what the first run returned.
     type: dict
+  run:
+    description:
+      - Names of all hosts that were to take part, with O(looks). A box fails where one of its lenders among them has no
+        look.
+    type: list
+    elements: str
+    default: []
 seealso:
   - module: homelab.mixed_gpu.network_info
 author:
@@ -60,6 +67,7 @@ EXAMPLES = r"""
     lenders: "{{ groups['mixed_gpu_lenders'] }}"
     boxes: "{{ groups['mixed_gpu'] }}"
     looks: "{{ dict(ansible_play_hosts | zip(ansible_play_hosts | map('extract', hostvars, 'example_look'))) }}"
+    run: "{{ ansible_play_hosts_all }}"
   register: example_member
 """
 

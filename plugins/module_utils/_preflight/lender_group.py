@@ -102,8 +102,14 @@ def pins_of(name: str, lenders: Hosts, boxes: Hosts, defaults: Mapping) -> Json:
     return {pin: of_box.get(pin, defaults[pin]) for pin in PINS}
 
 
-def problems_of_hosts(lenders: Hosts, boxes: t.Collection[str], looks: Hosts) -> Problems:
-    """Return what the looks at the hosts show; hosts without a look are left out."""
+def problems_of_hosts(
+    lenders: Hosts, boxes: t.Collection[str], looks: Hosts, run: t.Collection[str] = ()
+) -> Problems:
+    """Return what the looks at the hosts show; hosts without a look are left out.
+
+    C(run) are the hosts that were to take part: a box whose lender was refused or did not answer goes no further, since
+    it would be tuned without it. Other boxes go on.
+    """
     found: Problems = {}
     for name in lenders:
         if name not in looks:
@@ -112,6 +118,13 @@ def problems_of_hosts(lenders: Hosts, boxes: t.Collection[str], looks: Hosts) ->
             _check_host(name, lenders, boxes, looks)
         except UserError as error:
             found[name] = str(error)
+    for box in (name for name in boxes if name in looks):
+        lost = [one for one in lenders_of(box, lenders, boxes) if one in found or (one in run and one not in looks)]
+        if lost:
+            found[box] = (
+                f"{box} does not go on without {' and '.join(lost)}, which was refused or does not answer: correct or"
+                f" wake it, or leave it out with --limit {box}."
+            )
     return found
 
 
@@ -120,8 +133,8 @@ def _check_host(name: str, lenders: Hosts, boxes: t.Collection[str], looks: Host
     address = str(lenders[name]["llama_rpc_address"])
     if box not in looks:
         raise UserError(
-            f"{box}, the box of {name}, is not part of this run, so the only address that may use {name} is unknown:"
-            " run without --limit, or with both hosts."
+            f"{box}, the box of {name}, is not part of this run or does not answer, so the only address that may use"
+            f" {name} is unknown: run without --limit, or with both hosts."
         )
     if _same(look, looks[box]):
         raise UserError(f"{name} is the box {box} itself: a host's own cards are used as they are, so remove {name}.")

@@ -45,7 +45,7 @@ def test_without_lenders_nothing_is_done_and_nothing_is_warned_of(lenders):
 def test_a_lender_without_an_address_is_refused_before_anything_runs(lenders):
     status, output = lenders(pc2={})
     assert status != 0 and "pc2 has no llama_rpc_address: set the private address of pc2 that box reaches" in output
-    assert output.count("TASK [") == 1
+    assert output.count("TASK [") == 2 and "box does not go on without pc2, which was refused" in output
 
 
 def test_a_public_address_is_refused(lenders):

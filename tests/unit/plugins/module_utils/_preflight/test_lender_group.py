@@ -84,7 +84,8 @@ def test_an_inventory_that_cannot_work_is_one_sentence_about_one_host(lenders, b
 )
 def test_hosts_that_do_not_fit_together_are_one_sentence(change, sentence):
     found = lender_group.problems_of_hosts(LENDERS, BOXES, {**LOOKS, **change})
-    assert list(found) == ["pc2"] and sentence in found["pc2"]
+    assert list(found) == ["pc2", "box"] and sentence in found["pc2"]
+    assert found["box"].startswith("box does not go on without pc2, which was refused or does not answer:")
 
 
 def test_one_host_under_two_names_is_refused_and_a_copied_disk_is_not():
@@ -104,6 +105,15 @@ def test_a_lender_without_its_box_in_the_run_is_refused_and_a_box_without_its_le
     alone = {"box": LOOKS["box"]}
     assert lender_group.problems_of_hosts(LENDERS, BOXES, alone) == {}
     assert lender_group.member("box", LENDERS, BOXES, alone) == {"lenders": [], "absent": ["pc2"]}
+
+
+def test_a_box_whose_lender_does_not_answer_goes_no_further_and_others_do():
+    lenders = {"pc2": {**LENDER, "mixed_gpu_box": "box"}}
+    boxes: dict[str, dict[str, t.Any]] = {"box": {}, "other": {}}
+    looks = {"box": LOOKS["box"], "other": look("other", "192.168.1.6")}
+    found = lender_group.problems_of_hosts(lenders, boxes, looks, ["box", "other", "pc2"])
+    assert list(found) == ["box"] and found["box"].endswith("or leave it out with --limit box.")
+    assert lender_group.problems_of_hosts(lenders, boxes, looks, ["box", "other"]) == {}
 
 
 def test_a_lender_takes_what_its_box_builds():
