@@ -5,7 +5,7 @@ SHELL := /bin/bash
   execution-environment release release-trial update-llama-cpp \
   package-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test vllm-test bench \
   bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads bench-watchdog gpu-test web-ui-test \
-  build picture requirements clean
+  first-evening-test build picture requirements clean
 
 # Each scenario has a test host of its own; `make molecule SCENARIO=name` runs one.
 MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit
@@ -110,6 +110,9 @@ cuda-build-test: venv  ## llama.cpp's CUDA backend compiled with the CUDA wheels
 
 web-ui-test: venv  ## llama.cpp's chat page made by the real npm, and a chat in a real Chromium; ten minutes
 	$(AS_ROOT) tests/lab/web_ui.sh
+
+first-evening-test: build  ## docs/first_evening.md on a fresh host, from pipx to an answered chat, with the built tarball; minutes
+	$(AS_ROOT) tests/lab/first_evening.sh
 
 upgrade-test: venv  ## upgrades killed at each stage, new versions, the driver; the longest suite
 	$(AS_ROOT) tests/lab/molecule.sh upgrade
