@@ -44,9 +44,10 @@ def plan(model: Mapping, devices: t.Sequence[Mapping], nodes: t.Sequence[Node], 
     C(devices): of known_devices, in the order of the stages. C(nodes): those that they are in, none for this host
     alone. C(repo): what vLLM is to serve, or empty. Raises UserError where it does not fit.
     """
-    quantised, sizes = _block_bytes(model)
+    served = _served(model)
+    quantised, sizes = _block_bytes(model, served)
     stages = _stages(model, devices, nodes, sum(sizes) / len(sizes))
-    kv = [size / _MIB for size in _kv_bytes(model, context)]
+    kv = [size / _MIB for size in _kv_bytes(model, context)[:served]]
     blocks = [size / _MIB for size in sizes]
     counts = _shared(stages, max(block + cache for block, cache in zip(blocks, kv, strict=True)), len(blocks), context)
     rows, tokens = _rows(stages, counts, blocks, kv, context)
@@ -68,15 +69,20 @@ def plan(model: Mapping, devices: t.Sequence[Mapping], nodes: t.Sequence[Node], 
     return {"start": start, "lines": _lines(start), "why": why}
 
 
-def _block_bytes(model: Mapping) -> tuple[bool, list[int]]:
+def _served(model: Mapping) -> int:
+    """Return how many blocks vLLM counts: not those that come last and only predict further tokens."""
+    return int(model["block_count"] - (model.get("nextn_blocks") or 0))
+
+
+def _block_bytes(model: Mapping, served: int) -> tuple[bool, list[int]]:
     """Return the bytes of each block, and whether they are those of 4 bits, which vLLM has no GGUF for.
 
     Experts that one token does not use are not counted in block_weights, so such a model has the bytes of its GGUF.
     """
     known = all(model["block_weights"]) and not model["expert_count"]
     if not known or model["file_type"] in ("F16", "BF16"):
-        return False, list(model["block_bytes"])
-    return True, [round(weights * _QUANTISED_BITS / 8) for weights in model["block_weights"]]
+        return False, list(model["block_bytes"][:served])
+    return True, [round(weights * _QUANTISED_BITS / 8) for weights in model["block_weights"][:served]]
 
 
 def _stages(
@@ -87,7 +93,8 @@ def _stages(
     rates = [(device["bandwidth_gb_per_s"] or 0) * device["fraction"] for device in devices]
     rates = rates if all(rates) else [0.0] * len(rates)
     wide = model["vocabulary_size"] * model["embedding_length"] * _WIDE_BYTES
-    read = sum(model["block_read_bytes"]) / model["block_count"] if model["expert_count"] else block_bytes
+    served = _served(model)
+    read = sum(model["block_read_bytes"][:served]) / served if model["expert_count"] else block_bytes
     last = len(devices) - 1
     return [
         _Stage(

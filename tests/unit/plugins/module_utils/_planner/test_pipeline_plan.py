@@ -45,6 +45,20 @@ def test_blocks_add_up_and_every_stage_has_room(given: list[dict[str, t.Any]], c
     ]
 
 
+@pytest.mark.parametrize("shape", model_shapes.SHAPES)
+@pytest.mark.parametrize("hosts", [1, 2, 4, 8, 14])
+def test_every_known_model_is_planned_or_has_no_room(shape: str, hosts: int) -> None:
+    model: t.Any = model_shapes.model(shape)
+    given = [{"address": f"192.168.1.{10 + index}", "cards": "rtx3090"} for index in range(hosts)]
+    try:
+        start = planned(given, model=model)["start"]
+    except UserError as error:
+        assert "No start: " in str(error)
+        return
+    # vLLM refuses a partition that does not add up to num_hidden_layers, which has no block that only drafts
+    assert sum(row["blocks"] for row in start["stages"]) == model["block_count"] - model["nextn_blocks"]
+
+
 def test_no_other_sharing_is_quicker() -> None:
     stages = [
         pipeline_plan._Stage("a", "h", 1000.0, 100.0, 1.0, 0.0), pipeline_plan._Stage("b", "h", 500.0, 0.0, 0.7, 0.0),
