@@ -11,6 +11,7 @@ so this program ends the start instead.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
@@ -34,20 +35,25 @@ def filtered(address: tuple[str, int] = DENIED) -> bool:
 
 
 def prune(folder: str, most_bytes: int) -> list[str]:
-    """Remove the files of a cache that were not used for longest, until it holds C(most_bytes); return their paths."""
+    """Remove the files of a cache that were not used for longest, until it holds C(most_bytes); return their paths.
+
+    Its server may change it meanwhile: what is gone, or cannot be removed, is passed over.
+    """
     found = []
     for path, _folders, files in os.walk(folder):
         for name in files:
             file = os.path.join(path, name)
-            state = os.lstat(file)
-            found.append((max(state.st_atime, state.st_mtime), file, state.st_size))
+            with contextlib.suppress(OSError):
+                state = os.lstat(file)
+                found.append((max(state.st_atime, state.st_mtime), file, state.st_size))
     removed, held = [], sum(size for _time, _file, size in found)
     for _time, file, size in sorted(found):
         if held <= most_bytes:
             break
-        os.unlink(file)
-        removed.append(file)
-        held -= size
+        with contextlib.suppress(OSError):
+            os.unlink(file)
+            removed.append(file)
+            held -= size
     return removed
 
 

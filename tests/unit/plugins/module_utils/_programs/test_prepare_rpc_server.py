@@ -41,6 +41,20 @@ def test_the_caches_of_all_servers_are_bounded_each(tmp_path, capsys):
     assert prepare_rpc_server.main(["--caches", str(tmp_path / "none"), "--most-gib", "1"]) == 0
 
 
+def test_what_a_server_removes_meanwhile_keeps_nobody_from_bounding_the_rest(tmp_path, monkeypatch):
+    rpc = str(_fill(tmp_path, [1 << 20] * 4) / "rpc")
+    monkeypatch.setattr(os, "walk", lambda folder: [(rpc, [], [*sorted(os.listdir(rpc)), "gone before the look"])])
+    unlink = os.unlink
+
+    def gone_before_the_removal(path):
+        unlink(path)
+        if path.endswith("0"):
+            raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "unlink", gone_before_the_removal)
+    assert prepare_rpc_server.prune(rpc, 2 << 20) == [f"{rpc}/{number:016x}" for number in (1, 2)]
+
+
 def test_a_cache_within_its_bound_stays(tmp_path, capsys):
     folder = _fill(tmp_path, [1 << 20] * 2)
     assert prepare_rpc_server.main(["--cache", str(folder), "--most-gib", "1"]) == 0
