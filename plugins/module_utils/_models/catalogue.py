@@ -124,4 +124,3 @@ def target_of(identifier: str, entries: t.Container[object]) -> str | None:
     """Return the first of the entries, by id, that a model of the catalogue can draft for, or None."""
     model = CATALOGUE.get(identifier)
     return next((target for target in (model.drafts_for if model else ()) if target in entries), None)
-

@@ -66,10 +66,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--most-gib", type=float, default=0.0)
     given = parser.parse_args(words)
     if given.filtered and not filtered():
-        print(
+        sys.stderr.write(
             "No start: systemd's address filter is not in effect here, so anybody in the network could run code through"
-            " this server. The kernel needs CONFIG_CGROUP_BPF, and the unit needs IPAddressDeny=any.",
-            file=sys.stderr,
+            " this server. The kernel needs CONFIG_CGROUP_BPF, and the unit needs IPAddressDeny=any.\n"
         )
         return 1
     folders = [given.cache] if given.cache else []
@@ -77,9 +76,11 @@ def main(words: list[str] | None = None) -> int:
     for folder in folders:
         removed = prune(folder, int(given.most_gib * 2**30))
         if removed:
-            print(f"Removed {len(removed)} files of {folder}, to hold {given.most_gib:g} GiB of weights at most.")
+            sys.stdout.write(
+                f"Removed {len(removed)} files of {folder}, to hold {given.most_gib:g} GiB of weights at most.\n"
+            )
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -68,7 +68,7 @@ def ordered(
     The last device sends logits for each generated token, any other one the activations of all tokens: devices of other
     hosts come first where logits would be more. Experts in RAM are computed beside the first device, which stays.
     """
-    lent = [device for device in devices if str(device["id"]).split("#")[0] in links]
+    lent = [device for device in devices if str(device["id"]).partition("#")[0] in links]
     own = [device for device in devices if device not in lent]
     if not lent or not own or model.get("expert_count"):
         return list(devices)
