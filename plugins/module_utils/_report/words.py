@@ -113,7 +113,7 @@ def verdict_words(entry: Mapping) -> str:
 
 
 def later_stages(decision: Mapping) -> list[str]:
-    """Return a sentence each on micro-batch, split mode tensor and speculation, where measured or asked for."""
+    """Return a sentence each on micro-batch, tensor mode, speculation and network, where measured or asked for."""
     found = []
     if (decision.get("micro_batches") or {}).get("loads"):
         found.append(f"Micro-batch: {decision['micro_batches']['why']}")
@@ -126,4 +126,6 @@ def later_stages(decision: Mapping) -> list[str]:
         found.append(f"Split mode tensor: {words}")
     if decision.get("speculation"):
         found.append(f"Speculation: {decision['speculation']['why']}")
+    if decision.get("network"):
+        found.append(f"Network: {decision['network']['why']}")
     return found

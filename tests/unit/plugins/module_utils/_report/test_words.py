@@ -60,3 +60,9 @@ def test_how_long_the_tuning_took(
 ) -> None:
     decision = {**mixed["entry"]["decision"], "effort": effort}
     assert words.effort_words({**mixed["entry"], "campaign": campaign, "decision": decision}) == said
+
+
+def test_what_the_network_costs_is_a_sentence_of_its_own(mixed: dict[str, t.Any]) -> None:
+    decision = mixed["entry"]["decision"]
+    said = words.later_stages({**decision, "network": {"why": "the 1 GbE link costs 31 % of prompts", "links": {}}})
+    assert said == [*words.later_stages(decision), "Network: the 1 GbE link costs 31 % of prompts"]
