@@ -55,6 +55,7 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core is not type
         super().__init__()
         self._began = time.monotonic()
         self._stage = ""
+        self._play_name = ""
 
     def _brief(self) -> bool:
         return bool(self._display.verbosity == 0)
@@ -69,12 +70,23 @@ class CallbackModule(Default):  # type: ignore[misc]  # ansible-core is not type
             super().v2_playbook_on_play_start(play)
             return
         self._play = play
-        self._show_stage(play.get_name().strip())
+        self._play_name = play.get_name().strip()  # shown once it does something
+
+    def v2_playbook_on_no_hosts_matched(self) -> None:
+        if not self._brief():
+            super().v2_playbook_on_no_hosts_matched()
+
+    def v2_playbook_on_stats(self, stats: t.Any) -> None:
+        if self._brief() and not stats.processed:
+            super().v2_playbook_on_no_hosts_matched()
+        super().v2_playbook_on_stats(stats)
 
     def _task_start(self, task: t.Any, prefix: str | None = None) -> None:
         if not self._brief():
             super()._task_start(task, prefix)
             return
+        self._show_stage(self._play_name)
+        self._play_name = ""
         name = task.get_name().strip()
         if ROLE_BEGINS in name:
             self._show_stage(name.split(ROLE_BEGINS, 1)[1].partition(" - ")[2])

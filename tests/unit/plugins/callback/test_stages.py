@@ -43,7 +43,9 @@ def screens(tmp_path_factory):
     """What a short play shows, and what it shows with -v."""
     folder = tmp_path_factory.mktemp("play")
     play = {"name": "Try", "hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": TASKS}
-    (folder / "play.yml").write_text(json.dumps([play]))
+    nobody = {**play, "name": "Try nobody", "hosts": "all:!all"}
+    (folder / "play.yml").write_text(json.dumps([nobody, play]))
+    (folder / "nobody.yml").write_text(json.dumps([nobody]))
     (folder / "library").mkdir()
     (folder / "library/warns.py").write_text(WARNS)
     role = {**play, "tasks": [{"ansible.builtin.import_role": {"name": "homelab.mixed_gpu.host_preflight"}}]}
@@ -65,6 +67,7 @@ def screens(tmp_path_factory):
     return {
         "brief": screen("play.yml"),
         "verbose": screen("play.yml", "-v"),
+        "nobody": screen("nobody.yml"),
         "role": screen("role.yml", "-e", "llama_sever_port=1", "-e", "llama_server_cache_ram_mib=much"),
     }
 
@@ -110,3 +113,9 @@ def test_a_role_is_a_stage_and_refused_variables_are_a_sentence_each(screens):
         "  localhost | llama_sever_port is no variable of this collection; did you mean llama_server_port?",
         "  localhost | llama_server_cache_ram_mib is 'much', and must be a whole number.",
     ]
+
+
+def test_a_play_for_no_host_is_said_only_where_no_other_play_had_one(screens):
+    assert "Try nobody" not in screens["brief"] and "no hosts matched" not in screens["brief"]
+    assert screens["nobody"].startswith("skipping: no hosts matched\n")
+    assert "Try nobody" in screens["verbose"] and "skipping: no hosts matched" in screens["verbose"]
