@@ -64,12 +64,13 @@ links:
       type: float
       sample: 0.4
     to_mb_per_s:
-      description: Rate to the server, in 10^6 bytes per second.
+      description: Rate to the server, in 10^6 bytes per second; V(none) for another version of the protocol than is
+        known here.
       returned: always
       type: float
       sample: 117.0
     from_mb_per_s:
-      description: Rate from the server, in 10^6 bytes per second.
+      description: Rate from the server, likewise.
       returned: always
       type: float
       sample: 117.0

@@ -31,12 +31,15 @@ _LEAST_SECONDS: t.Final = 0.05
 
 
 class Link(t.TypedDict):
-    """A way to a server: protocol, a small exchange in ms, and MB (10^6 bytes) per second to it and from it."""
+    """A way to a server: protocol, a small exchange in ms, and MB (10^6 bytes) per second to it and from it.
+
+    The rates are None where the server speaks another version of the protocol, whose words are not known here.
+    """
 
     protocol: str
     round_trip_ms: float
-    to_mb_per_s: float
-    from_mb_per_s: float
+    to_mb_per_s: float | None
+    from_mb_per_s: float | None
 
 
 class _Client:
@@ -78,10 +81,12 @@ def measure(host: str, port: int, exchanges: int = 20, timeout_seconds: float = 
     """Return how quick the way to a server is. Raises UserError with the reason, OSError where it is not reached."""
     client = _Client(host, port, timeout_seconds)
     try:
+        began = time.perf_counter()
         version = struct.unpack("<4B", client.ask(_HELLO, bytes(_CAPABILITIES), 4 + _CAPABILITIES)[:4])
-        protocol = ".".join(map(str, version[:3]))
+        protocol, greeted = ".".join(map(str, version[:3])), time.perf_counter()
         if version[0] != MAJOR:
-            raise UserError(f"it speaks version {protocol} of the protocol, and this llama.cpp version {MAJOR}")
+            waited = 1000 * (greeted - began)
+            return {"protocol": protocol, "round_trip_ms": waited, "to_mb_per_s": None, "from_mb_per_s": None}
         times = []
         for _exchange in range(exchanges):
             began = time.perf_counter()

@@ -56,8 +56,8 @@ def cost(
     return Cost(token, batch)
 
 
-def _ms(size: float, mb_per_s: float) -> float:
-    return size / (mb_per_s * 1e3)
+def _ms(size: float, mb_per_s: float | None) -> float:
+    return size / (mb_per_s * 1e3) if mb_per_s else 0.0
 
 
 def ordered(
@@ -81,6 +81,8 @@ def ordered(
 
 def named(link: Mapping) -> str:
     """Return a link as people call it."""
+    if not (link["to_mb_per_s"] and link["from_mb_per_s"]):
+        return f"link ({link['round_trip_ms']:.2g} ms)"
     gigabit = 8 * min(link["to_mb_per_s"], link["from_mb_per_s"]) / 1000
     usual = [rate for rate in (0.1, 1, 2.5, 5, 10, 25, 40, 100) if 0.7 * rate <= gigabit <= rate]
     name = f"{usual[0]:g} GbE" if usual else f"{gigabit:.2g} Gbit/s"
@@ -126,7 +128,9 @@ def worth(
     micro_batch = min(int(decision["micro_batch_size"]), prompt_tokens)
     found = cost(model, layers, ids, links, micro_batch)
     batches = -(-prompt_tokens // micro_batch)
-    decode, prefill = decision.get("decode_tokens_per_second"), decision.get("prefill_tokens_per_second")
+    known = all(link["to_mb_per_s"] and link["from_mb_per_s"] for link in links.values())
+    rates = [decision.get(f"{kind}_tokens_per_second") if known else None for kind in ("decode", "prefill")]
+    decode, prefill = rates
     shares = {
         "decode_percent": None if not decode else found.token_ms * decode / 10,
         "prefill_percent": None if not prefill else found.micro_batch_ms * batches * prefill / prompt_tokens / 10,

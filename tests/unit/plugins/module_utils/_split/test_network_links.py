@@ -110,3 +110,11 @@ def test_memory_of_less_than_a_gib_is_said_in_mib():
 def test_what_a_probe_tells_of_a_device_is_without_the_network(network, left):
     row = {"decode_ms_per_token": {"median": 2.0}, "network_ms": network}
     assert split_problem._computing(row, 2.0, "decode") == pytest.approx(left)
+
+
+def test_without_a_rate_the_share_is_unknown_and_the_round_trip_counts():
+    link = {**GIGABIT, "to_mb_per_s": None, "from_mb_per_s": None}
+    assert network_links.cost(MODEL, [40, 41], IDS, {IDS[0]: link}, 512) == (0.4, 0.4)
+    found = network_links.worth(decided([40, 41]), MODEL, DEVICES, {IDS[0]: link}, 2048)
+    assert found is not None and found["decode_percent"] is None and found["prefill_percent"] is None
+    assert found["why"] == "the link (0.4 ms) costs an unknown share; it buys 20.0 GiB of memory"
