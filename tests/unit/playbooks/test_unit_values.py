@@ -136,7 +136,8 @@ def read_back(text: str) -> dict[str, list[str]]:
             env=environment, capture_output=True, text=True, check=True, timeout=600,
         )  # fmt: skip
     unit = done.stdout.partition("-> Unit a.service:\n")[2].partition("-> Unit ")[0]
-    found: dict[str, list[str]] = {"log": [line for line in done.stderr.splitlines() if "a.service" in line and NEWER not in line]}
+    said = [line for line in done.stderr.splitlines() if "a.service" in line and NEWER not in line]
+    found: dict[str, list[str]] = {"log": said}
     name = ""
     for line in unit.splitlines():
         key, colon, value = line.strip().partition(": ")
