@@ -35,7 +35,7 @@ class News(t.NamedTuple):
 
 
 def news(unit: str, properties: t.Mapping[str, str], own: t.Mapping[str, t.Any], now: float) -> News | None:
-    """Return what happened to a unit; None where systemd starts it again, and no watchdog ended it.
+    """Return what happened to a unit and is told first; None where systemd starts it again, and no watchdog ended it.
 
     Newer releases of systemd call C(OnFailure=) for each end that a restart follows, older ones do not. C(properties)
     are systemd's, C(own) is what the watchdog remembers of the unit, C(now) is in seconds since 1970.
@@ -52,15 +52,17 @@ def news(unit: str, properties: t.Mapping[str, str], own: t.Mapping[str, t.Any],
         result = properties.get("Result") or "unknown"
         text = f"{unit} failed ({result}) and stays failed until somebody starts it{hung}; {look}"
         return News(f"failed {properties.get('InvocationID')}", text)
+    found = []
     if own["absent_lenders"]:
         chosen = lenders.Chosen(tuple(own["absent_lenders"]), own["waits_for_lenders"])
         what = "waits for the lender {}: nothing fits without it" if chosen.waits else "serves without the lender {}"
         key = f"lenders {own['lender_losses_total']} {chosen.waits}"
-        return News(key, f"{unit} {what.format(chosen.hosts)}; it comes back by itself; {look}")
+        found.append(News(key, f"{unit} {what.format(chosen.hosts)}; it comes back by itself; {look}"))
     if last["start"] and now - last["at"] < RECENT_SECONDS:
         count = own["restarts_total"]
-        return News(f"restart {count}", f"{last['reason']}, so the watchdog restarted it (restart {count}); {look}")
-    return None
+        text = f"{last['reason']}, so the watchdog restarted it (restart {count}); {look}"
+        found.append(News(f"restart {count}", text))
+    return next((one for one in found if one.key not in own["told"]), None)
 
 
 def post(url: str, unit: str, text: str) -> str:

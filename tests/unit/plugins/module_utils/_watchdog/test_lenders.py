@@ -271,6 +271,18 @@ def test_a_lost_lender_is_told_and_a_failure_comes_first() -> None:
     assert failed is not None and "stays failed" in failed.text
 
 
+def test_a_hang_is_told_of_a_server_that_lacks_a_lender() -> None:
+    own = state.of_unit(state.empty(), SERVER)
+    own.update(absent_lenders=[FIRST], lender_losses_total=1)
+    lost = notify.news(SERVER, {"ActiveState": "active"}, own, 1000.0)
+    assert lost is not None
+    own.update(told=[lost.key], restarts_total=1, restarts=[{"at": 990.0, "reason": "it hangs", "start": "one"}])
+    hung = notify.news(SERVER, {"ActiveState": "active"}, own, 1000.0)
+    assert hung is not None and hung.text.startswith("it hangs, so the watchdog restarted it (restart 1)")
+    own["told"].append(hung.key)
+    assert notify.news(SERVER, {"ActiveState": "active"}, own, 1000.0) is None
+
+
 def test_what_a_state_lacks_of_a_unit_is_as_nothing_had_happened() -> None:
     known = {"schema": state.SCHEMA, "units": {SERVER: {"restarts_total": 7}}}
     own = state.of_unit(known, SERVER)
