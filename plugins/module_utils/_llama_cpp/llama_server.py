@@ -17,6 +17,10 @@ from .._split import deployment as deployments
 from .._split import expert_placement, fallbacks, layer_split, placement
 from . import allreduce_log, speculation_flags
 
+#: Requests that wait for a slot hold a thread each. llama-server has five for one slot, so that a few clients that wait
+#: keep /metrics from being answered, and the watchdog takes a busy server for one that hangs.
+HTTP_THREADS: t.Final = 128
+
 # --- calling it ------------------------------------------------------------------------------------------------------
 
 
@@ -65,6 +69,7 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
     words += [] if chosen else _beside(deployment)
     words += ["--cache-ram", str(settings["cache_ram_mib"])]
     words += ["-a", settings["alias"], "--host", settings["host"], "--port", str(settings["port"])]
+    words += ["--threads-http", str(HTTP_THREADS)]
     words += ["--cors-origins", settings["cors_origins"], "--metrics", "--slots", "-lv", str(settings["log_verbosity"])]
     words += [str(word) for word in settings["extra_arguments"]]
 
