@@ -21,8 +21,8 @@ def rows(recorded: Mapping | None) -> list[Json]:
             "at": when(row["at"]),
             "verdict": row["verdict"],
             "accepted": row["accepted"],
-            "decode": change(row["decode"]),
-            "prefill": change(row["prefill"]),
+            "decode": _change(row["decode"]),
+            "prefill": _change(row["prefill"]),
             "driver": row["driver_version"] or "none",
         }
         for row in found
@@ -34,6 +34,6 @@ def compared(recorded: Mapping | None) -> list[Mapping]:
     return [row for row in (recorded or {}).get("trend") or [] if row["decode"] or row["prefill"]]
 
 
-def change(given: Mapping | None) -> str:
+def _change(given: Mapping | None) -> str:
     """Return how much more or less time something takes: C(+8.3 %); C(-) where that was not compared."""
     return "-" if given is None else f"{given['percent']:+.1f} %"
