@@ -23,6 +23,7 @@ def variables(entry: Mapping) -> list[str]:
     """
     parts = entry.get("fingerprint_parts") or {}
     serving = parts.get("serving") or entry["serving"]
+    drafting, experts = parts.get("speculation") or {}, parts.get("experts_in_ram") or {}
     engine, objective = engines.of(entry["serving"]), entry["decision"]["objective"]
     if engine.family == "llama_cpp":
         found = {"split_tuning_model_id": entry["model"]["id"]}
@@ -44,7 +45,13 @@ def variables(entry: Mapping) -> list[str]:
         "split_tuning_depth": objective.get("depth_tokens") or None,
         modes: parts.get("split_modes"),
         "split_tuning_micro_batches": parts.get("micro_batches") if "micro_batch" in engine.stages else None,
-        "split_tuning_speculation": (parts.get("speculation") or {}).get("kinds"),
+        "split_tuning_tensor_allreduce": parts.get("tensor_allreduce") or None,
+        "split_tuning_speculation": drafting.get("kinds"),
+        "split_tuning_speculation_tokens": drafting.get("tokens"),
+        # recorded where they are not the defaults
+        "split_tuning_experts_in_ram": experts.get("mode"),
+        "split_tuning_expert_threads": experts.get("threads"),
+        "split_tuning_ram_mib": experts.get("ram_mib"),
         "split_tuning_reserve_mib": parts.get("reserve_mib"),
         "split_tuning_device_budget_mib": {
             device["id"]: device["budget_mib"] for device in entry["devices"] if device.get("budget_mib") is not None

@@ -35,6 +35,21 @@ def test_budgets_are_by_device(sandbox: dict[str, t.Any]) -> None:
     assert found["split_tuning_device_budget_mib"] == budgets
 
 
+def test_what_was_set_about_later_stages_is_among_them(mixed: dict[str, t.Any]) -> None:
+    parts = {
+        **mixed["entry"]["fingerprint_parts"],
+        "experts_in_ram": {"mode": "12", "threads": [4, 8], "ram_mib": 0},
+        "speculation": {"kinds": ["draft", "mtp"], "drafts": {}, "texts": [[], {}], "tokens": 96},
+        "tensor_allreduce": ["nccl"],
+    }
+    found = read({**mixed["entry"], "fingerprint_parts": parts})
+    assert (found["split_tuning_experts_in_ram"], found["split_tuning_expert_threads"]) == ("12", [4, 8])
+    assert (found["split_tuning_speculation"], found["split_tuning_speculation_tokens"]) == (["draft", "mtp"], 96)
+    assert found["split_tuning_tensor_allreduce"] == ["nccl"]
+    usual = read(mixed["entry"])
+    assert "split_tuning_experts_in_ram" not in usual and "split_tuning_tensor_allreduce" not in usual
+
+
 def test_an_exllama_has_its_own_variables(mixed: dict[str, t.Any]) -> None:
     serving = {"engine": "exllamav3", "context_size": 4096, "cache_mode": "8,8"}
     found = read({**mixed["entry"], "serving": serving, "fingerprint_parts": {}})
