@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 PLAY = [
     {
         "hosts": "localhost",
@@ -56,3 +58,14 @@ def test_slips_wrong_types_and_an_unknown_model_end_the_first_play_together(play
     assert "split_tuning_parallel_slots is 'two', and must be a whole number." in output
     assert "split_tuning_model_id is 'sandbox-q4_0', which is no id of an entry of llm_models (sandbox-q8_0)." in output
     assert len(output.splitlines()) < 30
+
+
+@pytest.mark.parametrize("book", ["revalidate", "diagnose", "driver_rollback"])
+def test_playbooks_that_begin_with_no_preflight_refuse_a_slip_before_they_look_at_the_host(playbook, book):
+    status, output = playbook(
+        f"homelab.mixed_gpu.{book}", "-i", "localhost,", "-c", "local", "-e", "mixed_gpu_hosts=localhost",
+        "-e", "ansible_become=false", "-e", "llama_server_prot=9000",
+    )  # fmt: skip
+    assert status == 2
+    assert "llama_server_prot is no variable of this collection; did you mean llama_server_port?" in output
+    assert output.count("TASK [") == 1
