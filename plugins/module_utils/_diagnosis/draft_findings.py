@@ -10,8 +10,8 @@ from .._split import acceptance
 from .finding import finding
 
 _CURE = (
-    "homelab.mixed_gpu.revalidate says whether a build changed it; where only your texts are others, give them with"
-    " split_tuning_texts and run site"
+    "homelab.mixed_gpu.revalidate tells whether another build changed it; if only your texts differ from the measured"
+    " ones, set split_tuning_texts to yours and run site"
 )
 
 
