@@ -65,8 +65,8 @@ def split_closing(
     from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment
 
     try:
-        said = connecting.connection(server, url, "", connect)["sentence"]
-        return closing.lines(deployment.expand(entry), served, said, page)
+        sentence = connecting.connection(server, url, "", connect)["sentence"]
+        return closing.lines(deployment.expand(entry), served, sentence, page)
     except (KeyError, TypeError, ValueError) as error:
         raise AnsibleFilterError(_no_entry("split_closing", error)) from None
 

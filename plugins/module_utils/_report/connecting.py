@@ -16,16 +16,16 @@ _CHAT: t.Final = """-d '{"messages": [{"role": "user", "content": "Hello"}]}'"""
 _EVERYWHERE: t.Final = ("0.0.0.0", "::", "[::]")
 
 
-def connection(server: Mapping | None, url: str, host: str, said: str = "") -> Json:
+def connection(server: Mapping | None, url: str, host: str, connect: str = "") -> Json:
     """Return C({sentence, url, page, command, key_file, elsewhere}); C(page) is whether a browser gets a
     page to chat, all but it and the sentence may be empty.
 
     C(server) is the result of llama_server_info, C(url) where it listens as seen from its host, C(host) the name of
-    that host in the inventory, and C(said) the sentence of serving_proof about another server than llama-server.
+    that host in the inventory, and C(connect) the sentence of serving_proof about another server than llama-server.
     """
     nothing = {"url": "", "page": False, "command": "", "key_file": "", "elsewhere": ""}
-    if said:
-        return {"sentence": said, **nothing}
+    if connect:
+        return {"sentence": connect, **nothing}
     if server is None or not url or server["state"] == "absent":
         return {"sentence": "No server is installed: run the playbook site.", **nothing}
     path = server.get("api_key_file", "")

@@ -25,7 +25,7 @@ def render(
     panels: t.Sequence[str],
     host: str,
     url: str,
-    said: str = "",
+    connect: str = "",
 ) -> str:
     """Return the page as text.
 
@@ -38,7 +38,7 @@ def render(
     unknown = [panel for panel in panels if panel not in QUANTITIES]
     if unknown:
         raise UserError(f"unknown panel {', '.join(map(str, unknown))}; choose from {', '.join(QUANTITIES)}")
-    view = report_view(entry, seen, expectations, host, url, said)
+    view = report_view(entry, seen, expectations, host, url, connect)
     charts = {panel: Markup(drawing.draw(entry, [panel])) for panel in panels if chart.has_points(entry, panel)}
     trend = trend_rows.compared(seen.recorded) if panels else []
     drawn = Markup(trend_drawing.draw(trend)) if len(trend) > 1 else ""

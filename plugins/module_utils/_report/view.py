@@ -42,18 +42,18 @@ class Seen(t.NamedTuple):
 
 
 def report_view(
-    entry: Mapping, seen: Seen, expectations: t.Sequence[Mapping] = (), host: str = "", url: str = "", said: str = ""
+    entry: Mapping, seen: Seen, expectations: t.Sequence[Mapping] = (), host: str = "", url: str = "", connect: str = ""
 ) -> View:
     """Return everything that the page shows: no decision is left to the template.
 
-    C(url) is where llama-server listens; C(said) is what serving_proof said of another server.
+    C(url) is where llama-server listens; C(connect) is what serving_proof said of another server.
     """
     decision = entry["decision"]
     tests = served_tests(seen.served)
     power = (seen.served or {}).get("power") or {"reason": "not measured yet"}
     return {
         "host": host,
-        "connection": connecting.connection(seen.server, url, host, said),
+        "connection": connecting.connection(seen.server, url, host, connect),
         "chats": (seen.server or {}).get("chats"),
         "model": model_name(entry),
         "engine": engine_name(entry),
