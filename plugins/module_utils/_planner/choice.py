@@ -18,6 +18,9 @@ WORTH_MORE: t.Final = 0.004
 #: Of more than two devices the best splits by so many draws are looked at as well.
 SEARCHED_DRAWS: t.Final = 6
 
+#: What a hop may take of the objective, while no split with fewer hops was measured: with cards in one box less.
+HOP_SHARE: t.Final = 0.05
+
 #: How many layers away from the winner a better split is looked for.
 NEAR_LAYERS: t.Final = 3
 
@@ -93,3 +96,43 @@ def _best_by_draws(evidence: Evidence) -> list[Candidate]:
     found = {evidence.best_of_all(draw) for draw in evidence.draws[:SEARCHED_DRAWS]}
     fitting = [evidence.problem.candidate(layers) for layers in sorted(filter(None, found))]
     return [c for c in fitting if c is not None and evidence.remains(c.layers) and not evidence.count(c.layers)]
+
+
+def fewer_devices(evidence: Evidence, winner: Candidate) -> Candidate | None:
+    """Return the split over one device less than the winner that is worth a load, of more than two; None if none is.
+
+    What the fit says of it contains hops that it does not make. How much they take tell splits with fewer hops.
+    """
+    cost, used = evidence.cost("objective"), [device for device, count in enumerate(winner.layers) if count]
+    if evidence.left <= 0 or cost is None or len(winner.layers) < 3 or len(used) < 3:
+        return None
+    if "decode" not in evidence.problem.kinds:
+        return None
+    share = _hop_share(evidence)
+    found: list[tuple[float, Candidate]] = []
+    for without in used:
+        budgets = [
+            budget if device in used and device != without else 0
+            for device, budget in enumerate(evidence.splits.budgets)
+        ]
+        split = evidence.problem.search.within(budgets).best(cost, without=evidence.failed)
+        candidate = None if split is None else evidence.problem.candidate(split)
+        if candidate is not None and not is_single(candidate) and not evidence.count(candidate.layers):
+            found.append((cost.ms(candidate.layers) * (1 - share * _hops_saved(candidate.layers)), candidate))
+    least, best = min(found, key=lambda pair: pair[0], default=(0.0, None))
+    worth = evidence.objective(winner.layers) * (1 - WORTH_MORE)
+    return best if best is not None and least < worth and evidence.remains(best.layers) else None
+
+
+def _hops_saved(layers: Layers) -> int:
+    return sum(1 for count in layers if not count)
+
+
+def _hop_share(evidence: Evidence) -> float:
+    """Return which share of the objective a hop takes."""
+    saved = []
+    for layers in evidence.ok:
+        predicted = evidence.predicted("objective", layers)
+        if not all(layers) and predicted and evidence.load_means("objective", layers):
+            saved.append((1 - evidence.measured("objective", layers) / predicted) / _hops_saved(layers))
+    return max(0.0, statistics.fmean(saved)) if saved and evidence.pool_is_whole else HOP_SHARE

@@ -12,8 +12,9 @@ from those before it, so a campaign that was broken off goes on. The way to a de
    load of each the fit is made anew. If it is off by more than 5 %, one more anchor between the others is measured,
    and a better split may take A's place. Where the costs of an earlier tuning suffice (known_costs.py), one load of
    A and one of B are enough where they agree with these costs and tell the two apart;
-4. while loads are left, the split beside the winner that may be better by what the loads leave open (choice.py), and
-   two more loads, one of each, while the two cannot be told apart.
+4. while loads are left, of more than two devices the best split over one device less, whose hop the fit does not know;
+   the split beside the winner that may be better by what the loads leave open (choice.py); and two more loads, one of
+   each, while the two cannot be told apart.
 
 Where all splits are practically equal by the fit, one load of the roomiest follows the anchors. If the loads differ no
 more than that either, nothing more is measured (equality.py). A split with a load that looks disturbed is measured
@@ -130,7 +131,13 @@ def _next_step(evidence: Evidence) -> Step:
         return Step("impossible", f"none of {len(evidence.loads)} loads succeeded: {why.failed(last)}")
     if only is not None:
         return _decided(evidence, measured[0], None)
-    return _equal(evidence, measured) or _as_good(evidence) or _confirm(evidence, measured)
+    step = _equal(evidence, measured) or _as_good(evidence) or _confirm(evidence, measured)
+    if step.decision is None:
+        return step
+    # equal or confirmed as splits over so many devices
+    winner = evidence.by_layers.get(tuple(step.decision["layers"]))
+    fewer = None if winner is None else choice.fewer_devices(evidence, winner)
+    return step if winner is None or fewer is None else _beside(evidence, winner, fewer)
 
 
 def _own_split(evidence: Evidence) -> Step | None:
@@ -216,6 +223,9 @@ def _confirm(evidence: Evidence, measured: list[Candidate]) -> Step:
     sure = evidence.carried and verdict != "inconclusive"
     second = [c for c in (rival, winner) if c is not None and evidence.count(c.layers) < 2 and not sure]
     wanted = (first or second)[: max(0, evidence.left)]
+    fewer = None if wanted or sure else choice.fewer_devices(evidence, winner)
+    if fewer is not None:
+        return _beside(evidence, winner, fewer)
     better = None if wanted or sure else choice.may_be_better(evidence, winner)
     surer = rival is not None and evidence.left >= 2 and verdict == "inconclusive"
     if better is not None and not (surer and better[1] < choice.WORTH_MORE):

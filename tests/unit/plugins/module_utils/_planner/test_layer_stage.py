@@ -13,7 +13,7 @@ import re
 import typing as t
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import failed_loads, stages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import choice, failed_loads, stages
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner.evidence import Evidence
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     cost_model,
@@ -605,6 +605,50 @@ def test_one_device_alone_is_tried_where_only_its_hop_speaks_against_it() -> Non
     plan, loads, _plans = campaign(make_problem(objective="decode"), pair)
     assert plan["decision"]["single_device"]
     assert len(loads) <= 7
+
+
+@pytest.mark.parametrize(
+    ("decode", "prefill"),
+    [((0.31, 0.55, 0.55), (3.6, 7.2, 7.2)), ((0.5, 0.5, 0.5), (4.0, 4.0, 4.0))],
+)
+@pytest.mark.parametrize("hop", [1.2, 2.0])
+def test_a_device_whose_hop_costs_more_than_it_saves_is_left_out(
+    decode: tuple[float, ...], prefill: tuple[float, ...], hop: float
+) -> None:
+    """Two of three devices hold the model; the third one helps prompts, and what it saves is less than its hop."""
+    pair = Pair(decode, prefill, hop=hop)
+    problem = make_problem((330, 330, 330), prompt_tokens=2048)
+    plan, loads, _plans = campaign(problem, pair)
+    layers = plan["decision"]["layers"]
+    assert sum(1 for count in layers if count) == 2
+    fits = split_problem.read_problem(problem).search.fits
+    every = [(a, b, 33 - a - b) for a in range(34) for b in range(34 - a)]
+    least = min(pair.objective_ms(problem, split) for split in every if fits(split))
+    assert pair.objective_ms(problem, layers) <= 1.01 * least
+    assert len(loads) <= split_problem.read_problem(problem).max_loads
+
+
+def test_a_measured_hop_that_costs_nothing_leaves_no_device_out() -> None:
+    """Before, a hop may be worth a load; a split with one less that took what the fit says ends that."""
+    problem = make_problem((420, 420, 420), objective="decode")
+    checked = split_problem.read_problem(problem)
+    pair = Pair((0.5, 0.505, 0.51), (4.0, 4.0, 4.0))
+
+    def evidence_of(*splits: list[int]) -> Evidence:
+        loads = [pair.measure({
+            "label": str(layers), "split_mode": "layer", "layers": layers, "load": 1, "purpose": "anchor",
+            "tests": problem["tests"],
+        }) for layers in splits]  # fmt: skip
+        return Evidence(checked, measured_loads.read_loads(checked, loads))
+
+    before = evidence_of([20, 10, 3], [10, 20, 3], [3, 10, 20])
+    whole = checked.candidate((20, 10, 3))
+    assert whole is not None
+    fewer = choice.fewer_devices(before, whole)
+    assert fewer is not None and sum(1 for count in fewer.layers if count) == 2
+    after = evidence_of([20, 10, 3], [10, 20, 3], [3, 10, 20], [10, 0, 23])
+    best = choice.best(after, [c for c in after.candidates if all(c.layers)])
+    assert choice.fewer_devices(after, best) is None
 
 
 def test_a_default_as_good_as_the_best_ends_after_three_loads() -> None:
