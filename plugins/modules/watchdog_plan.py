@@ -77,6 +77,11 @@ lenders:
   returned: success
   type: list
   elements: str
+lender_placements:
+  description: Which of C(lenders) each recorded way to serve uses, the preferred one first.
+  returned: success
+  type: list
+  elements: list
 addresses:
   description: What the watchdog has to reach, for C(IPAddressAllow=).
   returned: success
@@ -113,6 +118,7 @@ def run(params: dict[str, t.Any]) -> dict[str, t.Any]:
         "changed": False,
         **plan._asdict(),
         "lenders": lenders,
+        "lender_placements": watchdog_plan.lender_placements(entry),
         "addresses": watchdog_plan.reachable(params["url"], lenders),
     }
 

@@ -92,17 +92,11 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
         "nccl_file": allreduce_log.NCCL_FILE,
         "layers": [device["layers"] for device in devices],
         "lenders": [name for names in fallbacks.lenders(endpoints).values() for name in names] if chosen else [],
-        "placements": [shlex.join(_chosen_words(served)) for served in _ways(deployment)] if chosen else [],
+        "placements": [shlex.join(_chosen_words(served)) for served in fallbacks.ways(deployment)] if chosen else [],
         "url": url(settings["host"], settings["port"]),
         "wrong_answers": unit_end.WRONG_ANSWERS,
         "limits": unit_end.limits(int(settings["load_timeout_seconds"])),
     }
-
-
-def _ways(deployment: Mapping) -> list[Mapping]:
-    """Return a deployment and how it is served without each of its lenders, the most lenders first."""
-    planned = [fallback for fallback in deployment.get("fallbacks") or [] if fallback["placement"]]
-    return [deployment, *(fallbacks.entry_without(deployment, fallback) for fallback in planned)]
 
 
 def _chosen_words(deployment: Mapping) -> list[str]:

@@ -3,7 +3,7 @@
 """Starts llama-server with the first placement whose lenders answer; the role llama_server copies it to the host.
 
     choose_placement.py [--patience SECONDS] --lender HOST:PORT... --placement WORDS... -- PROGRAM ARGUMENT...
-    choose_placement.py --ask --lender HOST:PORT...      exit status 0: all answer
+    choose_placement.py --ask --lender HOST:PORT...      prints those that answer, one a line
 
 Without it, a lender that is off ends llama-server at its start, and one that sleeps blocks it for ever. A lender is
 asked as llama.cpp asks it: a connection, and the protocol's first message, HELLO, which also tells a server that hangs.
@@ -147,11 +147,13 @@ def parsed(words: t.Sequence[str]) -> argparse.Namespace:
 
 
 def main(words: t.Sequence[str]) -> int:
-    """Replace this process by the server, or return whether a lender is absent."""
+    """Replace this process by the server, or print which lenders answer."""
     end = words.index("--") if "--" in words else len(words)
     wanted, server = parsed(words[:end]), words[end + 1 :]
     if wanted.ask:
-        return int(bool(problems(wanted.lender)))
+        absent = problems(wanted.lender)
+        sys.stdout.writelines(f"{endpoint}\n" for endpoint in wanted.lender if endpoint not in absent)
+        return 0
     placement = chosen(wanted.lender, [shlex.split(text) for text in wanted.placement], wanted.patience)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and what is executed would do so, too
     os.execv(server[0], [server[0], *placement, *server[1:]])

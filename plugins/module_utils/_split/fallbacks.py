@@ -142,6 +142,12 @@ def entry_without(entry: Mapping, fallback: Mapping) -> Json:
     }
 
 
+def ways(entry: Mapping) -> list[Mapping]:
+    """Return a deployment and how it is served without each of its lenders, the most lenders first."""
+    planned = [fallback for fallback in entry.get("fallbacks") or [] if fallback["placement"]]
+    return [entry, *(entry_without(entry, fallback) for fallback in planned)]
+
+
 def serving_without(entry: Mapping, absent: t.Collection[str]) -> Json | None:
     """Return the deployment as it is served without some endpoints; None where nothing is recorded for that."""
     fallback = _of(entry, absent)

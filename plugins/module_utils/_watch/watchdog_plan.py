@@ -14,7 +14,7 @@ import typing as t
 import urllib.parse
 
 from .._base.types import Mapping
-from .._split import fallbacks
+from .._split import fallbacks, network_links
 
 BATCHES: t.Final = 3
 
@@ -91,3 +91,9 @@ def lenders(entry: Mapping | None) -> list[str]:
     if not entry or not entry.get("fallbacks"):
         return []
     return [endpoint for names in fallbacks.lenders(entry["rpc_endpoints"]).values() for endpoint in names]
+
+
+def lender_placements(entry: Mapping | None) -> list[list[str]]:
+    """Return which of these endpoints each recorded way to serve a deployment uses, the preferred one first."""
+    served = fallbacks.ways(entry) if entry and entry.get("fallbacks") else []
+    return [network_links.remote(way["rpc_endpoints"]) for way in served]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Notes which lenders a server runs without, and restarts it with all of them once they answer again.
+"""Notes which lenders a server runs without, and restarts it with those that a placement uses once they answer again.
 
 Asking a lender is left to choose_placement.py, as it is when the unit starts.
 """
@@ -17,14 +17,14 @@ from . import host, lenders, settings, stall, state
 from .host import say
 
 
-def ask(program: str, endpoints: t.Sequence[str]) -> bool:
-    """Return whether all these lenders answer."""
+def ask(program: str, endpoints: t.Sequence[str]) -> list[str]:
+    """Return which of these lenders answer."""
     words = [sys.executable, "-E", "-s", "-B", program, "--ask", *(f"--lender={endpoint}" for endpoint in endpoints)]
     try:
-        done = subprocess.run(words, capture_output=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
+        done = subprocess.run(words, capture_output=True, check=True, timeout=60, stdin=subprocess.DEVNULL, text=True)
     except (OSError, subprocess.SubprocessError):
-        return False
-    return done.returncode == 0
+        return []
+    return done.stdout.split()
 
 
 class Failover:
@@ -33,7 +33,7 @@ class Failover:
     def __init__(self, wanted: settings.Settings, store: state.Store, notify: t.Callable[[str], None]) -> None:
         self.settings, self.store, self.notify = wanted, store, notify
         self.noted: tuple[str, lenders.Chosen] | None = None  # what the store has: start, and what it does without
-        self.answering_since: float | None = None
+        self.answering: dict[str, float] = {}  # absent lenders that answer, and since when
         self.ports: dict[str, int] = state.of_unit(store.read(), wanted.unit)["lender_ports"]
 
     def step(self, look: stall.Look, status: str, pid: int) -> None:
@@ -50,12 +50,12 @@ class Failover:
         there = lenders.connections(host.connections(pid), self.settings.lenders)
         self.remember(there)
         if not chosen.absent:
-            self.answering_since = None
+            self.answering = {}
             ended = sorted({one.endpoint for one in there if one.ended}) if idle else []
             if ended:
                 self.restart(look.start, f"{self.settings.unit} has lost the lender {' and '.join(ended)}")
         elif chosen.waits:
-            self.free(chosen)
+            self.free(chosen.absent)
         else:
             self.wait(look, chosen, idle)
 
@@ -68,11 +68,11 @@ class Failover:
             own["lender_losses_total"] += bool(set(chosen.absent) - set(before))
             back = bool(before) and not chosen.absent
             own["lender_returns_total"] += back
-        self.noted, self.answering_since = (start, chosen), None
+        self.noted, self.answering = (start, chosen), {}
         if chosen.waits:
             say(3, f"{self.settings.unit} waits for the lender {chosen.hosts}: nothing fits without it")
         elif chosen.absent:
-            say(4, f"{self.settings.unit} serves without the lender {chosen.hosts}: all are used once it answers again")
+            say(4, f"{self.settings.unit} serves without the lender {chosen.hosts}: it is used once it answers again")
         elif back:
             say(5, f"{self.settings.unit} serves with all its lenders again")
         if chosen.absent:
@@ -86,9 +86,9 @@ class Failover:
                 own = state.of_unit(known, self.settings.unit)
                 self.ports = own["lender_ports"] = {**own["lender_ports"], **ports}
 
-    def free(self, chosen: lenders.Chosen) -> None:
+    def free(self, silent: t.Iterable[str]) -> None:
         """Have lenders that do not answer forget a client that is gone."""
-        for endpoint in chosen.absent:
+        for endpoint in silent:
             port = self.ports.get(endpoint)
             if port is not None and host.reset_connection(endpoint, port, self.settings.timeout_seconds):
                 with self.store.changing() as known:
@@ -97,18 +97,18 @@ class Failover:
                     self.ports = own["lender_ports"]
 
     def wait(self, look: stall.Look, chosen: lenders.Chosen, idle: bool) -> None:
-        """Restart the server with all lenders, where they have answered for a while and nobody waits for an answer."""
+        """Restart the server where lenders have answered for a while that a better placement uses, and it is idle."""
         if look.answer == "away":
-            self.answering_since = None
+            self.answering = {}
             return
-        if not ask(self.settings.lender_program, chosen.absent):
-            self.answering_since = None
-            self.free(chosen)
-            return
-        if self.answering_since is None:
-            self.answering_since = look.at
-        if idle and look.at - self.answering_since >= self.settings.return_seconds:
-            self.restart(look.start, f"the lender {chosen.hosts} of {self.settings.unit} answers again")
+        there = ask(self.settings.lender_program, chosen.absent)
+        self.free(endpoint for endpoint in chosen.absent if endpoint not in there)
+        self.answering = {endpoint: self.answering.get(endpoint, look.at) for endpoint in there}
+        lasting = [one for one, since in self.answering.items() if look.at - since >= self.settings.return_seconds]
+        back = lenders.back(self.settings.lender_placements, self.settings.lenders, chosen.absent, lasting)
+        if back and idle:
+            hosts = lenders.Chosen(back).hosts
+            self.restart(look.start, f"the lender {hosts} of {self.settings.unit} answers again")
 
     def restart(self, start: str, reason: str) -> None:
         """Restart the server for a reason, unless it was restarted too often, or somebody else does or measures."""
@@ -122,6 +122,6 @@ class Failover:
         with self.store.changing() as known:
             state.add_lender_restart(known, unit, {"boot": boot, "monotonic": now, "at": time.time()})
         say(5, f"{reason}, and no request is in progress: restarting it")
-        self.answering_since = None
+        self.answering = {}
         with contextlib.suppress(OSError):
             host.systemctl("--no-block", "try-restart", unit)

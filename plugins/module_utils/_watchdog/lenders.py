@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A server whose lenders come and go: what its unit's status says, and when it may have all of them again. Pure.
+"""A server whose lenders come and go: what its unit's status says, and when it may have them again. Pure.
 
 The unit starts choose_placement.py, which says in the status which lenders are left out, or that it waits for them.
 """
@@ -36,8 +36,26 @@ def of_status(text: str, lenders: t.Collection[str]) -> Chosen:
     return Chosen()
 
 
+def back(
+    placements: t.Sequence[t.Collection[str]], lenders: t.Sequence[str], absent: t.Collection[str],
+    answering: t.Collection[str],
+) -> tuple[str, ...]:  # fmt: skip
+    """Return the absent lenders with which a better placement can be served; none where none is better.
+
+    C(placements) are the lenders that each recorded placement uses, the preferred one first; it is chosen as
+    choose_placement.py chooses at a start. C(answering) are those of the absent ones that answer.
+    """
+    served = set(lenders) - set(absent)
+    for uses in placements:
+        if set(uses) == served:
+            break
+        if set(uses) <= served | set(answering):
+            return tuple(endpoint for endpoint in lenders if endpoint in uses and endpoint in absent)
+    return ()
+
+
 def may_return(events: t.Sequence[float], now: float, most_per_hour: int) -> bool:
-    """Return whether the server may be restarted with all lenders, from the times of earlier restarts of any reason.
+    """Return whether the server may be restarted with a lender, from the times of earlier restarts of any reason.
 
     A lender that comes and goes would else use up the restarts of a server that hangs, which then stays failed.
     """

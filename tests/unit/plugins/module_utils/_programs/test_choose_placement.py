@@ -162,6 +162,13 @@ def test_a_lender_that_comes_within_the_patience_is_used(
     assert said.splitlines()[0] == f"--rpc {closed} -dev RPC0 -m a model.gguf"
 
 
+def test_who_answers_is_printed(lasting: contextlib.ExitStack, closed: str) -> None:
+    there = [lender(lasting, version(7, 0)) for _number in range(2)]
+    words = [f"--lender={name}" for name in (there[0], closed, there[1])]
+    done = subprocess.run([sys.executable, PROGRAM, "--ask", *words], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == there
+
+
 @pytest.mark.live
 def test_a_real_server_answers_and_serves_on(llama_bin: pathlib.Path, rpc_endpoints: list[str]) -> None:
     seen = [choose_placement.hello(rpc_endpoints[0], 60) for _time in range(3)]

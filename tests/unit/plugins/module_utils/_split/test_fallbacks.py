@@ -9,6 +9,7 @@ import typing as t
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fallbacks, memory_plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import watchdog_plan
 
 LLAMA = model_shapes.model("llama_3_3_70b_q4_k_m")
 FIRST, SECOND = "192.168.1.7:50052", "192.168.1.8:50052"
@@ -107,6 +108,7 @@ def test_each_of_two_lenders_may_be_absent_or_both() -> None:
     assert [one["absent"] for one in entry["fallbacks"]] == [
         ["192.168.1.7"], ["192.168.1.8"], ["192.168.1.7", "192.168.1.8"],
     ]  # fmt: skip
+    assert watchdog_plan.lender_placements(entry) == [[FIRST, SECOND], [SECOND], [FIRST], []]
     without = fallbacks.serving_without(entry, [FIRST])
     assert without is not None and without["rpc_endpoints"] == [SECOND]
     # the second lender's device is the first of those that are asked now

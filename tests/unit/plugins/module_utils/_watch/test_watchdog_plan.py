@@ -80,5 +80,6 @@ def test_the_watchdog_reaches_the_lenders_that_the_server_may_be_without():
     assert watchdog_plan.lenders(found) == [] and watchdog_plan.lenders(None) == []
     lent = watchdog_plan.lenders({**found, "fallbacks": [{"absent": ["192.168.1.7"]}]})
     assert lent == ["192.168.1.7:50052", "192.168.1.7:50053"]
+    assert watchdog_plan.lender_placements(found) == [] and watchdog_plan.lender_placements(None) == []
     assert watchdog_plan.reachable("http://127.0.0.1:8080", lent) == ["localhost", "192.168.1.7"]
     assert watchdog_plan.reachable("http://127.0.0.1:8080", ["other.lan:50052"]) == ["any"]

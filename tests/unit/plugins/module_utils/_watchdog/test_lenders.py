@@ -57,6 +57,7 @@ class Lender:
 
 def watch(host: Host, *endpoints: str, **more: t.Any) -> t.Any:
     settings = {"stall_seconds": 600.0, "return_seconds": 0.5, "lender_program": choose_placement.__file__}
+    settings["lender_placements"] = [list(endpoints), []]
     return host.watch(lenders=list(endpoints), metrics_path=str(host.home / "metrics"), **{**settings, **more})
 
 
@@ -82,7 +83,7 @@ def test_the_server_is_restarted_once_the_lender_answers_again(host: Host) -> No
     eventually(lambda: metric(host, "absent_lenders") == 0)
     said = host.end(dog)
     assert host.commands("try-restart") == [[SERVER]] and metric(host, "lender_returns_total") == 1
-    assert f"<4>{SERVER} serves without the lender 127.0.0.1: all are used once it answers again" in said
+    assert f"<4>{SERVER} serves without the lender 127.0.0.1: it is used once it answers again" in said
     assert f"<5>the lender 127.0.0.1 of {SERVER} answers again, and no request is in progress: restarting it" in said
     assert f"<5>{SERVER} serves with all its lenders again" in said
 
@@ -98,6 +99,56 @@ def test_a_server_with_a_request_is_not_restarted(host: Host, told: dict[str, t.
     assert host.commands("try-restart") == []
     host.tell(processing=0)
     eventually(lambda: host.commands("try-restart"))
+
+
+def test_a_lender_is_used_again_though_another_is_gone_for_good(host: Host) -> None:
+    gone, lender = Lender(), Lender()
+    process, both = host.start_server(), [gone.endpoint, lender.endpoint]
+    host.unit(SERVER, process, StatusText=f"without {','.join(both)}")
+    dog = watch(host, *both, lender_placements=[both, [lender.endpoint], [gone.endpoint], []])
+    eventually(lambda: metric(host, "absent_lenders") == 2)
+    lender.come()
+    eventually(lambda: host.commands("try-restart"))
+    host.unit(SERVER, process, StatusText=f"without {gone.endpoint}", InvocationID="another")
+    eventually(lambda: metric(host, "absent_lenders") == 1)
+    host.looks(15)
+    said = host.end(dog)
+    assert host.commands("try-restart") == [[SERVER]] and metric(host, "lender_losses_total") == 1
+    assert f"<5>the lender 127.0.0.1 of {SERVER} answers again" in said
+
+
+def test_a_lender_that_no_recorded_placement_uses_alone_is_no_reason_to_restart(host: Host) -> None:
+    gone, lender = Lender(), Lender()
+    lender.come()
+    both = [gone.endpoint, lender.endpoint]
+    host.unit(SERVER, host.start_server(), StatusText=f"without {','.join(both)}")
+    watch(host, *both)
+    eventually(lambda: metric(host, "absent_lenders") == 2)
+    host.looks(15)
+    assert host.commands("try-restart") == []
+
+
+@pytest.mark.parametrize(
+    ("absent", "answering", "back"),
+    [
+        ((FIRST, SECOND), (FIRST, SECOND), (FIRST, SECOND)),
+        ((FIRST, SECOND), (SECOND,), (SECOND,)),
+        ((FIRST, SECOND), (FIRST,), (FIRST,)),
+        ((FIRST,), (FIRST,), (FIRST,)),
+        ((FIRST,), (), ()),
+        ((FIRST, SECOND), (), ()),
+        ((), (), ()),
+    ],
+)
+def test_the_best_recorded_placement_that_those_who_answer_allow(
+    absent: tuple[str, ...], answering: tuple[str, ...], back: tuple[str, ...]
+) -> None:
+    recorded = [[FIRST, SECOND], [SECOND], [FIRST], []]
+    assert lenders.back(recorded, [FIRST, SECOND], absent, answering) == back
+
+
+def test_a_placement_worse_than_the_served_one_is_none_to_return_to() -> None:
+    assert lenders.back([[FIRST, SECOND], [], [SECOND]], [FIRST, SECOND], (FIRST, SECOND), (SECOND,)) == ()
 
 
 def test_nothing_is_restarted_during_a_lease(host: Host) -> None:
