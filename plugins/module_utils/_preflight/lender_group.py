@@ -10,6 +10,7 @@ network_info found. Problems are one sentence per host that has one, by its name
 from __future__ import annotations
 
 import typing as t
+from collections import abc
 
 from .._base import addresses
 from .._base.errors import UserError
@@ -25,6 +26,8 @@ PINS: t.Final = (
     "llama_cpp_archive_sha256", "llama_cpp_archive_build_number", "llama_cpp_archive_build_commit",
     "llama_cpp_packages",
 )  # fmt: skip
+#: What a look holds, and of which kind.
+_OF_LOOK: t.Final = {"machine_id": str, "boot_id": str, "addresses": list, "routes": abc.Mapping}
 #: What the check reads of a host.
 VARIABLES: t.Final = ("llama_rpc_address", "mixed_gpu_box", *PINS)
 
@@ -108,7 +111,7 @@ def problems_of_hosts(
     """Return what the looks at the hosts show; hosts without a look are left out.
 
     C(run) are the hosts that were to take part: a box whose lender was refused or did not answer goes no further, since
-    it would be tuned without it. Other boxes go on.
+    it would be tuned without it. Other boxes go on, also where the answer of a host is malformed.
     """
     found: Problems = {}
     for name in lenders:
@@ -129,27 +132,46 @@ def problems_of_hosts(
 
 
 def _check_host(name: str, lenders: Hosts, boxes: t.Collection[str], looks: Hosts) -> None:
-    box, look = box_of(name, lenders, boxes), looks[name]
+    box = box_of(name, lenders, boxes)
+    look = _whole(name, looks[name])
     address = str(lenders[name]["llama_rpc_address"])
     if box not in looks:
         raise UserError(
             f"{box}, the box of {name}, is not part of this run or does not answer, so the only address that may use"
             f" {name} is unknown: run without --limit, or with both hosts."
         )
-    if _same(look, looks[box]):
+    of_box = _whole(box, looks[box])
+    if _same(look, of_box):
         raise UserError(f"{name} is the box {box} itself: a host's own cards are used as they are, so remove {name}.")
     for other in lenders:
         if other == name:
             break
-        if other in looks and _same(look, looks[other]):
+        if other in looks and not _missing(looks[other]) and _same(look, looks[other]):
             raise UserError(f"{name} and {other} are the same host: list a host once.")
     if address not in look["addresses"]:
         own = ", ".join(one for one in look["addresses"] if not addresses.is_loopback(one)) or "none"
         raise UserError(f"llama_rpc_address of {name} is {address}, which is none of its own ({own}): correct it.")
-    if address in looks[box]["addresses"]:
+    if address in of_box["addresses"]:
         raise UserError(f"llama_rpc_address of {name} is {address}, which is an address of {box} itself: correct it.")
-    if not looks[box]["routes"].get(address):
+    if not of_box["routes"].get(address):
         raise UserError(f"{box} has no route to {address} of {name}: put both hosts into one network.")
+
+
+def _missing(look: t.Any) -> list[str]:
+    """Return what a look does not hold as it should."""
+    known = look if isinstance(look, abc.Mapping) else {}
+    return [name for name, kind in _OF_LOOK.items() if not isinstance(known.get(name), kind)]
+
+
+def _whole(name: str, look: Mapping) -> Mapping:
+    """Return the look at a host. Raises UserError for one that is malformed."""
+    missing = _missing(look)
+    if missing:
+        raise UserError(
+            f"The answer of {name} about its network holds no usable {' and no '.join(missing)}: run"
+            f" homelab.mixed_gpu.site again with -vvv --limit {name}, which shows the whole answer."
+        )
+    return look
 
 
 def _same(one: Mapping, other: Mapping) -> bool:

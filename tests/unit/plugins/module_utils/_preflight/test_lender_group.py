@@ -116,6 +116,32 @@ def test_a_box_whose_lender_does_not_answer_goes_no_further_and_others_do():
     assert lender_group.problems_of_hosts(lenders, boxes, looks, ["box", "other"]) == {}
 
 
+@pytest.mark.parametrize(
+    ("answer", "missing"),
+    [
+        ({}, "machine_id and no boot_id and no addresses and no routes"),
+        ({"msg": "MODULE FAILURE", "rc": 1}, "machine_id and no boot_id and no addresses and no routes"),
+        ({**LOOKS["pc2"], "addresses": None}, "addresses"),
+        (None, "machine_id and no boot_id and no addresses and no routes"),
+    ],
+)
+def test_a_malformed_answer_is_one_sentence_and_stops_no_other_box(answer, missing):
+    lenders = {
+        "pc2": {**LENDER, "mixed_gpu_box": "box"},
+        "pc3": {"llama_rpc_address": "192.168.1.21", "mixed_gpu_box": "other"},
+    }
+    boxes: dict[str, dict[str, t.Any]] = {"box": {}, "other": {}}
+    other = {**look("other", "192.168.1.6"), "routes": {"192.168.1.21": "192.168.1.6"}}
+    looks = {**LOOKS, "pc2": answer, "other": other, "pc3": look("pc3", "192.168.1.21")}
+    found = lender_group.problems_of_hosts(lenders, boxes, looks, list(looks))
+    assert list(found) == ["pc2", "box"]
+    assert found["pc2"].startswith(f"The answer of pc2 about its network holds no usable {missing}: run")
+    assert found["box"].startswith("box does not go on without pc2")
+    assert lender_group.member("pc3", lenders, boxes, looks)["clients"] == ["192.168.1.6"]
+    of_box = lender_group.problems_of_hosts(lenders, boxes, {**looks, "pc2": LOOKS["pc2"], "box": answer})
+    assert list(of_box) == ["pc2", "box"] and of_box["pc2"].startswith("The answer of box about its network")
+
+
 def test_a_lender_takes_what_its_box_builds():
     boxes = {"box": {"llama_cpp_source": "git", "llama_cpp_git_version": "b1"}}
     assert lender_group.problems_of_inventory(LENDERS, boxes, DEFAULTS) == {}
