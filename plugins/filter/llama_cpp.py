@@ -19,6 +19,7 @@ def llama_server_command(entry: t.Any, settings: t.Any) -> dict[str, t.Any]:
         result = llama_server.command(entry, settings)
         words = [escaping.escaped(word, "argument", "llama_server_extra_arguments") for word in result["arguments"]]
         ways = [f"--lender={name}" for name in result["lenders"]]
+        ways += [f"--protocol={result['rpc_protocol']}"] if ways and result["rpc_protocol"] else []
         ways += [f"--placement={text}" for text in result["placements"]]
         choose = [escaping.escaped(word, "argument", "split_tuning_rpc_endpoints") for word in ways]
     except UserError as error:

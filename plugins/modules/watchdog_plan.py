@@ -82,6 +82,10 @@ lender_placements:
   returned: success
   type: list
   elements: list
+lender_protocol:
+  description: Version of the protocol (major.minor) that the server speaks to lenders; empty where it is not known.
+  returned: success
+  type: str
 addresses:
   description: What the watchdog has to reach, for C(IPAddressAllow=).
   returned: success
@@ -119,6 +123,7 @@ def run(params: dict[str, t.Any]) -> dict[str, t.Any]:
         **plan._asdict(),
         "lenders": lenders,
         "lender_placements": watchdog_plan.lender_placements(entry),
+        "lender_protocol": entry.get("rpc_protocol", "") if entry else "",
         "addresses": watchdog_plan.reachable(params["url"], lenders),
     }
 

@@ -46,8 +46,8 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
     DeviceAllow=; empty when no device node is needed), C(cuda) (whether a device is one of CUDA), C(local) (whether it
     talks to this host alone), C(networks) (for IPAddressAllow=), C(nccl) (whether NCCL may run), C(nccl_file) (where it
     is to say so), C(layers), C(lenders) (endpoints of other hosts), C(placements) (the flags of each way to serve, one
-    text each; as C(lenders) empty where there is one way), C(url), C(wrong_answers) (while that file is there, nothing
-    starts) and C(limits) (unit_end.Limits).
+    text each; as C(lenders) empty where there is one way), C(rpc_protocol) (spoken to lenders, "" unknown), C(url),
+    C(wrong_answers) (while that file is there, nothing starts) and C(limits) (unit_end.Limits).
     Raises ValueError with one sentence when the deployment cannot be served.
     """
     for name in ("host", "alias", "cors_origins"):
@@ -61,8 +61,7 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
     words += [] if chosen else _on_devices(deployment)
     words += ["-ngl", str(serving["gpu_layers"]), "-fit", "off"]
     words += [] if chosen else ["-c", str(serving["context_size"])]
-    words += ["-np", str(serving["parallel_slots"])]
-    words += ["-kvu" if serving["kv_unified"] else "-no-kvu"]
+    words += ["-np", str(serving["parallel_slots"]), "-kvu" if serving["kv_unified"] else "-no-kvu"]
     words += ["-b", str(serving["batch_size"]), "-ub", str(serving["micro_batch_size"])]
     words += ["-fa", serving["flash_attention"], "-ctk", serving["cache_type_k"], "-ctv", serving["cache_type_v"]]
     words += ["-t", str(serving["threads"]), "--poll", str(serving["poll"]), "-lm", serving["load_mode"]]
@@ -93,6 +92,7 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
         "layers": [device["layers"] for device in devices],
         "lenders": [name for names in fallbacks.lenders(endpoints).values() for name in names] if chosen else [],
         "placements": [shlex.join(_chosen_words(served)) for served in fallbacks.ways(deployment)] if chosen else [],
+        "rpc_protocol": deployment.get("rpc_protocol", ""),
         "url": url(settings["host"], settings["port"]),
         "wrong_answers": unit_end.WRONG_ANSWERS,
         "limits": unit_end.limits(int(settings["load_timeout_seconds"])),

@@ -2,11 +2,13 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Starts llama-server with the first placement whose lenders answer; the role llama_server copies it to the host.
 
-    choose_placement.py [--patience SECONDS] --lender HOST:PORT... --placement WORDS... -- PROGRAM ARGUMENT...
-    choose_placement.py --ask --lender HOST:PORT...      prints those that answer, one a line
+    choose_placement.py [--patience SECONDS] [--protocol MAJOR.MINOR] --lender HOST:PORT... --placement WORDS... \\
+        -- PROGRAM ARGUMENT...
+    choose_placement.py --ask [--protocol MAJOR.MINOR] --lender HOST:PORT...      prints those that answer, one a line
 
 Without it, a lender that is off ends llama-server at its start, and one that sleeps blocks it for ever. A lender is
-asked as llama.cpp asks it: a connection, and the protocol's first message, HELLO, which also tells a server that hangs.
+asked as llama.cpp asks it: a connection, and the protocol's first message, HELLO, which also tells a server that hangs,
+and one whose protocol this llama.cpp, which speaks that of --protocol, refuses.
 Each placement is the part of llama-server's arguments that differs, the preferred one first. Where none can be used it
 waits. The unit's status tells what was chosen, and verify and watchdog read it there. Standard library only.
 """
@@ -36,6 +38,7 @@ ANSWER_BYTES: t.Final = 28
 ALL: t.Final = "all lenders answer"
 WITHOUT: t.Final = "without "
 WAITS: t.Final = "waits for "
+CURE: t.Final = "run homelab.mixed_gpu.site over both"
 
 
 class Version(t.NamedTuple):
@@ -43,6 +46,19 @@ class Version(t.NamedTuple):
 
     major: int
     minor: int
+
+    @classmethod
+    def parsed(cls, text: str) -> Version:
+        """Return the version in C(major.minor). Raises ValueError."""
+        major, minor = map(int, text.split("."))
+        return cls(major, minor)
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+    def takes(self, server: Version) -> bool:
+        """Return whether a client of this version connects to a server, as negotiate_hello of ggml-rpc.cpp."""
+        return server.major == self.major and server.minor <= self.minor
 
 
 def hello(endpoint: str, seconds: float = ANSWER_SECONDS) -> Version:
@@ -63,25 +79,28 @@ def hello(endpoint: str, seconds: float = ANSWER_SECONDS) -> Version:
     return Version(answer[8], answer[9])
 
 
-def problem(endpoint: str) -> str:
-    """Return why a lender cannot be used, as the end of a sentence; empty where it can."""
+def problem(endpoint: str, own: Version | None = None) -> str:
+    """Return why a lender cannot be used, as the end of a sentence; empty where it can.
+
+    C(own) is what llama.cpp here speaks, None where that is not known.
+    """
     try:
-        hello(endpoint)
+        found = hello(endpoint)
     except TimeoutError:
         return "does not answer"
     except ConnectionError:
         return "has no RPC server that runs"
     except OSError as exc:
         return f"cannot be used ({exc.strerror or exc})"
-    return ""
+    return "" if own is None or own.takes(found) else f"speaks protocol {found}, this llama.cpp {own}"
 
 
-def problems(endpoints: t.Sequence[str]) -> dict[str, str]:
+def problems(endpoints: t.Sequence[str], own: Version | None = None) -> dict[str, str]:
     """Return why lenders cannot be used, by endpoint; all are asked at the same time."""
     if not endpoints:
         return {}
     with concurrent.futures.ThreadPoolExecutor(len(endpoints)) as pool:
-        found = zip(endpoints, pool.map(problem, endpoints), strict=True)
+        found = zip(endpoints, pool.map(lambda endpoint: problem(endpoint, own), endpoints), strict=True)
         return {endpoint: why for endpoint, why in found if why}
 
 
@@ -111,14 +130,22 @@ def say(priority: int, text: str) -> None:
     sys.stdout.flush()
 
 
-def chosen(lenders: t.Sequence[str], placements: t.Sequence[t.Sequence[str]], patience: float) -> t.Sequence[str]:
+def without(words: str, endpoints: t.Iterable[str], absent: t.Mapping[str, str]) -> str:
+    """Return the status of a start without lenders; of one that answers in another protocol, also what to do."""
+    others = [f"; lender {endpoint} {why}: {CURE}" for endpoint, why in absent.items() if "protocol" in why]
+    return words + ",".join(endpoints) + "".join(others)
+
+
+def chosen(
+    lenders: t.Sequence[str], placements: t.Sequence[t.Sequence[str]], patience: float, own: Version | None = None
+) -> t.Sequence[str]:
     """Return the placement to start with, after all lenders answer, or the patience is over; wait while none can be.
 
     A lender that is just being started gets C(patience) seconds: loading a model takes longer than that.
     """
     until, told = time.monotonic() + patience, ""
     while True:
-        absent = problems(lenders)
+        absent = problems(lenders, own)
         found = choice(placements, absent)
         if not absent or (found is not None and time.monotonic() >= until):
             break
@@ -126,13 +153,13 @@ def chosen(lenders: t.Sequence[str], placements: t.Sequence[t.Sequence[str]], pa
             whys = ", ".join(f"{endpoint} {why}" for endpoint, why in absent.items())
             if whys != told:
                 say(3, f"nothing fits without the lenders that are missing ({whys}): waiting for them")
-                status(WAITS + ",".join(absent))
+                status(without(WAITS, absent, absent))
             told = whys
         time.sleep(PAUSE_SECONDS)
     left_out = [endpoint for endpoint in lenders if endpoint not in endpoints_of(found or ())]
     for endpoint, why in absent.items():
         say(4, f"the lender {endpoint} {why}: starting without it")
-    status(WITHOUT + ",".join(left_out) if absent else ALL)
+    status(without(WITHOUT, left_out, absent) if absent else ALL)
     return found or ()
 
 
@@ -142,6 +169,7 @@ def parsed(words: t.Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--patience", type=float, default=5.0)
     parser.add_argument("--lender", action="append", default=[])
     parser.add_argument("--placement", action="append", default=[])
+    parser.add_argument("--protocol", type=Version.parsed)
     parser.add_argument("--ask", action="store_true")
     return parser.parse_args(words)
 
@@ -151,10 +179,11 @@ def main(words: t.Sequence[str]) -> int:
     end = words.index("--") if "--" in words else len(words)
     wanted, server = parsed(words[:end]), words[end + 1 :]
     if wanted.ask:
-        absent = problems(wanted.lender)
+        absent = problems(wanted.lender, wanted.protocol)
         sys.stdout.writelines(f"{endpoint}\n" for endpoint in wanted.lender if endpoint not in absent)
         return 0
-    placement = chosen(wanted.lender, [shlex.split(text) for text in wanted.placement], wanted.patience)
+    placements = [shlex.split(text) for text in wanted.placement]
+    placement = chosen(wanted.lender, placements, wanted.patience, wanted.protocol)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and what is executed would do so, too
     os.execv(server[0], [server[0], *placement, *server[1:]])
 

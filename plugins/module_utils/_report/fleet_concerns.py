@@ -45,7 +45,8 @@ def _units(seen: Mapping) -> t.Iterator[Concern]:
         elif name in served and state not in systemd.ACTIVE:
             yield "attention", f"{name} does not run ({state}): wait for a measurement to end, or start it"
         elif name in served and str(unit["status"]).startswith(LACKS):
-            yield "attention", f"{name}: {unit['status']}; see whether that lender is on"
+            cure = "" if ";" in str(unit["status"]) else "; see whether that lender is on"
+            yield "attention", f"{name}: {unit['status']}{cure}"
 
 
 def _verdict(verdict: Mapping | None) -> t.Iterator[Concern]:

@@ -11,7 +11,7 @@ import typing as t
 
 from .._base import fingerprints
 from .._base.types import Json, Mapping
-from . import allreduce, device_list, engines, expert_placement, fallbacks, tuning_key
+from . import allreduce, device_list, engines, expert_placement, fallbacks, network_links, tuning_key
 from . import placement as placements
 
 #: What an entry takes of the model that was planned for.
@@ -74,6 +74,9 @@ def build(tuning: Tuning) -> Json:
     without_lenders = fallbacks.of_tuning(problem, decision, tuning["rpc_endpoints"])
     if without_lenders:
         entry["fallbacks"] = without_lenders
+    protocol = network_links.protocol((decision.get("network") or {}).get("links") or {})
+    if protocol:
+        entry["rpc_protocol"] = protocol
     exllama = engines.of(entry["serving"]).family == "exllama"
     return {**entry, **_of_exllama(decision, tuning["loads"])} if exllama else entry
 
@@ -108,13 +111,15 @@ def renew(entry: Mapping, renewal: Renewal) -> Json:
     probe = entry.get("device_probe")
     if renewal["device_probe"]:
         probe = {**(probe or {}), **renewal["device_probe"]}
-    cards = renewal["gpus"]
+    cards, before = renewal["gpus"], entry["fingerprint_parts"]
     parts = tuning_key.renewed(
-        entry["fingerprint_parts"], renewal["build"], cards["driver_version"], cards["gpus"], renewal["extra"] or {}
+        before, renewal["build"], cards["driver_version"], cards["gpus"], renewal["extra"] or {}
     )
     entry = allreduce.with_seen(entry, renewal.get("allreduce"))
+    # which protocol another build speaks is known after the next tuning
+    outdated = {"recorded_at"} | ({"rpc_protocol"} if "llama_cpp" in tuning_key.changed(before, parts) else set())
     return {
-        **{name: value for name, value in entry.items() if name != "recorded_at"},
+        **{name: value for name, value in entry.items() if name not in outdated},
         "fingerprint": fingerprints.fingerprint(parts),
         "fingerprint_parts": parts,
         "device_probe": probe,

@@ -32,6 +32,15 @@ def remote(endpoints: t.Iterable[str]) -> list[str]:
     return [one for one in endpoints if not addresses.is_loopback(one.rpartition(":")[0])]
 
 
+def protocol(links: t.Mapping[str, Mapping]) -> str:
+    """Return the version of the protocol, as C(major.minor), that llama.cpp here speaks; empty where none is known.
+
+    It has listed the devices of these servers, so it speaks the newest of theirs; lender_record wants one build of all.
+    """
+    known = [tuple(map(int, link["protocol"].split(".")[:2])) for link in links.values() if link["protocol"]]
+    return "{}.{}".format(*max(known)) if known else ""
+
+
 def cost(
     model: Mapping, layers: t.Sequence[int], ids: t.Sequence[str], links: t.Mapping[str, Mapping], tokens: int
 ) -> Cost:

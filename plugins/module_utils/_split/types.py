@@ -137,6 +137,7 @@ class Entry(t.TypedDict, total=False):
     recorded_at: str
     experts_in_ram: Json
     fallbacks: list[Json]  # fallbacks.of_tuning; where lenders hold layers
+    rpc_protocol: str  # network_links.protocol; where lenders were measured with this build
     speculation: Json  # kind, draft, path, device, n_max, cache types; where it is served
     gpu_split_gb: list[float]
     tensor_parallel: str

@@ -17,9 +17,10 @@ from . import host, lenders, settings, stall, state
 from .host import say
 
 
-def ask(program: str, endpoints: t.Sequence[str]) -> list[str]:
-    """Return which of these lenders answer."""
+def ask(program: str, endpoints: t.Sequence[str], protocol: str = "") -> list[str]:
+    """Return which of these lenders answer, in the protocol that the server speaks where it is known."""
     words = [sys.executable, "-E", "-s", "-B", program, "--ask", *(f"--lender={endpoint}" for endpoint in endpoints)]
+    words += [f"--protocol={protocol}"] if protocol else []
     try:
         done = subprocess.run(words, capture_output=True, check=True, timeout=60, stdin=subprocess.DEVNULL, text=True)
     except (OSError, subprocess.SubprocessError):
@@ -101,7 +102,7 @@ class Failover:
         if look.answer == "away":
             self.answering = {}
             return
-        there = ask(self.settings.lender_program, chosen.absent)
+        there = ask(self.settings.lender_program, chosen.absent, self.settings.lender_protocol)
         self.free(endpoint for endpoint in chosen.absent if endpoint not in there)
         self.answering = {endpoint: self.answering.get(endpoint, look.at) for endpoint in there}
         lasting = [one for one, since in self.answering.items() if look.at - since >= self.settings.return_seconds]

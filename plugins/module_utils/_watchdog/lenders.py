@@ -31,7 +31,7 @@ def of_status(text: str, lenders: t.Collection[str]) -> Chosen:
     """Return what the status of the unit says; of endpoints, only those that the settings know."""
     for words in (WITHOUT, WAITS):
         if text.startswith(words):
-            named = text.removeprefix(words).split(",")
+            named = text.removeprefix(words).partition(";")[0].split(",")
             return Chosen(tuple(endpoint for endpoint in named if endpoint in lenders), words == WAITS)
     return Chosen()
 

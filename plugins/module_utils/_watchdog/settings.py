@@ -21,6 +21,7 @@ class Settings:
     peer_units: list[str] = dataclasses.field(default_factory=list)  # RPC servers of this host that the server uses
     lenders: list[str] = dataclasses.field(default_factory=list)  # endpoints of other hosts that the server uses
     lender_placements: list[list[str]] = dataclasses.field(default_factory=list)  # of them, by each recorded placement
+    lender_protocol: str = ""  # that the server speaks, as major.minor; empty: not known
     lender_program: str = "/opt/mixed_gpu/lib/choose_placement.py"
     lease_unit: str = "mixed-gpu-lease.service"
     notify_unit: str = "mixed-gpu-notify@"

@@ -73,7 +73,7 @@ class Started(t.NamedTuple):
 
 def start(
     folder: pathlib.Path, lasting: contextlib.ExitStack, lenders: t.Sequence[str], placements: t.Sequence[str],
-    patience: float = 0,
+    patience: float = 0, protocol: str = "",
 ) -> Started:  # fmt: skip
     """Start it as the unit does."""
     statuses = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -84,6 +84,7 @@ def start(
     server.write_text(SHOW)
     server.chmod(0o755)
     words = [f"--lender={name}" for name in lenders] + [f"--placement={text}" for text in placements]
+    words += [f"--protocol={protocol}"] if protocol else []
     process = subprocess.Popen(
         [sys.executable, PROGRAM, f"--patience={patience}", *words, "--", str(server), "-m", "a model.gguf"],
         stdout=subprocess.PIPE, text=True, env={"NOTIFY_SOCKET": str(folder / "notify")},
@@ -137,6 +138,41 @@ def test_who_does_not_answer_as_a_lender_does(
     monkeypatch.setattr(choose_placement, "ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(choose_placement.hello, "__defaults__", (0.3,))
     assert why in choose_placement.problem(lender(lasting, answer))
+
+
+@pytest.mark.parametrize(
+    ("own", "server", "used"),
+    [("7.0", (7, 0), True), ("7.1", (7, 0), True), ("", (8, 3), True),
+     ("7.0", (7, 1), False), ("7.0", (8, 0), False), ("8.0", (7, 0), False), ("7.9", (7, 10), False)],
+)  # fmt: skip
+def test_a_lender_of_another_protocol_is_absent(
+    tmp_path: pathlib.Path, lasting: contextlib.ExitStack, own: str, server: tuple[int, int], used: bool
+) -> None:
+    endpoint = lender(lasting, version(*server))
+    done = start(tmp_path, lasting, [endpoint], [f"--rpc {endpoint} -dev RPC0", "-dev CUDA0"], protocol=own)
+    said, _error = done.process.communicate(timeout=120)
+    assert (f"--rpc {endpoint} -dev RPC0 -m a model.gguf" in said) is used
+    if used:
+        assert done.status() == "STATUS=all lenders answer"
+        return
+    why = f"lender {endpoint} speaks protocol {server[0]}.{server[1]}, this llama.cpp {own}"
+    assert done.status() == f"STATUS=without {endpoint}; {why}: run homelab.mixed_gpu.site over both"
+    assert f"<4>the {why}: starting without it" in said
+    words = [sys.executable, PROGRAM, "--ask", f"--lender={endpoint}"]
+    asked = [subprocess.run([*words, *more], capture_output=True, text=True, check=True).stdout.split()
+             for more in ([], [f"--protocol={own}"])]  # fmt: skip
+    assert asked == [[endpoint], []]
+
+
+def test_a_server_that_waits_says_that_its_lender_speaks_another_protocol(
+    tmp_path: pathlib.Path, lasting: contextlib.ExitStack
+) -> None:
+    endpoint = lender(lasting, version(8, 0))
+    waiting = start(tmp_path, lasting, [endpoint], [f"--rpc {endpoint} -dev RPC0"], protocol="7.0")
+    assert waiting.status() == (
+        f"STATUS=waits for {endpoint}; lender {endpoint} speaks protocol 8.0, this llama.cpp 7.0:"
+        " run homelab.mixed_gpu.site over both"
+    )
 
 
 def test_where_nothing_fits_it_waits_until_the_lender_is_there(

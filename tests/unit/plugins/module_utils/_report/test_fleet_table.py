@@ -69,6 +69,10 @@ def test_a_well_host_is_a_line_with_all_of_it() -> None:
         ({"units": unit("inactive")}, "attention", "llama-server.service does not run (inactive)"),
         ({"units": unit("active", choose_placement.WITHOUT + "pc:50052")}, "attention", "without pc:50052; see"),
         ({"units": unit("activating", choose_placement.WAITS + "pc:50052")}, "attention", "waits for pc:50052; see"),
+        (
+            {"units": unit("active", choose_placement.without("without ", ["a:1"], {"a:1": "protocol 8"}))},
+            "attention", "without a:1; lender a:1 protocol 8: run homelab.mixed_gpu.site over both",
+        ),
         ({"watchdog": {**WATCHDOG, "stuck": ["x.service"]}}, "broken", "a process of x.service ignores SIGKILL"),
         ({"watchdog": {**WATCHDOG, "restarts": 2, "reason": "hung"}}, "attention", "restarted the server 2 times"),
         ({"watchdog": {**WATCHDOG, "failed": ["llama-server.service"]}}, "attention", "failed within a day"),

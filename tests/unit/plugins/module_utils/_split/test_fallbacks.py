@@ -7,6 +7,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.filter import llama_cpp as filters
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fallbacks, memory_plan
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import watchdog_plan
@@ -159,6 +160,38 @@ def test_the_line_at_the_end_of_a_tuning() -> None:
     way = "slower" if fits["slower_percent"] >= 0 else "faster"
     speed = f" ({abs(fits['slower_percent']):g} % {way} by the fit)"
     assert fallbacks.line(fits) == f"Without{fits['why'][7:]}{speed}."
+
+
+def links(*protocols: str) -> dict[str, t.Any]:
+    rates = {"round_trip_ms": 0.4, "to_mb_per_s": 117.0, "from_mb_per_s": 117.0}
+    return {f"192.168.1.{7 + number}:50052": {"protocol": one, **rates} for number, one in enumerate(protocols)}
+
+
+@pytest.mark.parametrize(
+    ("protocols", "own"), [(("7.0.0",), "7.0"), (("7.9.1", "7.10.0"), "7.10"), (("", "8.1.0"), "8.1"), (("",), None)]
+)
+def test_the_protocol_of_this_build_is_recorded_and_forgotten_with_the_build(
+    protocols: tuple[str, ...], own: str | None
+) -> None:
+    parts = {"llama_cpp": "b1", "driver_version": "580", "gpus": [], "extra": {}}
+    done = {**tuning(network={"links": links(*protocols)}), "fingerprint_parts": parts}
+    entry = deployment.build(done)
+    assert entry.get("rpc_protocol") == own
+    cards = {"driver_version": "581", "gpus": []}
+    renewal: deployment.Renewal = {"build": "b1", "gpus": cards, "extra": {}, "device_probe": None}
+    assert deployment.renew(entry, renewal).get("rpc_protocol") == own
+    assert "rpc_protocol" not in deployment.renew(entry, {**renewal, "build": "b2"})
+
+
+def test_the_unit_of_a_server_with_lenders_knows_their_protocol() -> None:
+    settings = {
+        "host": "127.0.0.1", "port": 8080, "alias": "m", "cache_ram_mib": 0, "cors_origins": "localhost",
+        "log_verbosity": 4, "extra_arguments": [], "allowed_networks": [], "load_timeout_seconds": 300,
+    }  # fmt: skip
+    known = filters.llama_server_command(deployment.build(tuning(network={"links": links("7.0.0")})), settings)
+    assert "--protocol=7.0" in known["choose"]
+    unknown = filters.llama_server_command(deployment.build(tuning()), settings)["choose"]
+    assert unknown and not any("protocol" in word for word in unknown)
 
 
 def test_an_entry_with_fallbacks_is_what_the_record_takes() -> None:

@@ -151,6 +151,16 @@ def test_a_placement_worse_than_the_served_one_is_none_to_return_to() -> None:
     assert lenders.back([[FIRST, SECOND], [], [SECOND]], [FIRST, SECOND], (FIRST, SECOND), (SECOND,)) == ()
 
 
+def test_a_lender_that_answers_in_another_protocol_is_no_reason_to_restart(host: Host) -> None:
+    lender = Lender()
+    lender.come()
+    host.unit(SERVER, host.start_server(), StatusText=f"without {lender.endpoint}; lender {lender.endpoint} speaks 7.0")
+    watch(host, lender.endpoint, lender_protocol="8.0")
+    eventually(lambda: metric(host, "absent_lenders") == 1)
+    host.looks(15)
+    assert host.commands("try-restart") == []
+
+
 def test_nothing_is_restarted_during_a_lease(host: Host) -> None:
     lender = Lender()
     lender.come()
@@ -294,6 +304,9 @@ def test_who_is_not_there_is_asked_again_and_who_refuses_has_forgotten() -> None
         (choose_placement.ALL, (), False),
         (f"{choose_placement.WITHOUT}{FIRST},{SECOND}", (FIRST, SECOND), False),
         (f"{choose_placement.WAITS}{SECOND}", (SECOND,), True),
+        (choose_placement.without(choose_placement.WITHOUT, [FIRST], {FIRST: "speaks protocol 8.0"}), (FIRST,), False),
+        (choose_placement.without(choose_placement.WAITS, [FIRST, SECOND], {SECOND: "speaks protocol 8.0"}),
+         (FIRST, SECOND), True),
         ("without 6.6.6.6:22", (), False),
         ("", (), False),
     ],
