@@ -54,7 +54,7 @@ links:
   type: dict
   contains:
     protocol:
-      description: Version of the protocol that the server speaks.
+      description: Version of the protocol that the server speaks; empty where it does not take the greeting known here.
       returned: always
       type: str
       sample: 7.0.0

@@ -16,11 +16,14 @@ import typing as t
 
 from .._base.errors import UserError
 
-#: Version of the protocol whose words are used here.
-MAJOR: t.Final = 7
+#: Version of the protocol whose words for memory are known here; of another one the greeting alone is used. Whether a
+#: box and a lender fit together is never judged by it: llama.cpp does that, once it lists the devices.
+KNOWN_MAJOR: t.Final = 7
 
 _ALLOC, _FREE, _BASE, _SET, _GET, _HELLO, _COUNT = 0, 4, 3, 6, 8, 14, 15
 _CAPABILITIES: t.Final = 24
+#: Sizes of a greeting: three numbers of a version, and what else a version adds.
+_GREETING: t.Final = range(3, 4097)
 #: id, type, buffer, ne[4], nb[4], op, op_params[16], flags, src[10], view_src, view_offs, data, name, use_count
 _TENSOR: t.Final = struct.Struct("<QIQ4I4II16ii10QQQQ64si")
 _TYPE_I8: t.Final = 24
@@ -33,13 +36,18 @@ _LEAST_SECONDS: t.Final = 0.05
 class Link(t.TypedDict):
     """A way to a server: protocol, a small exchange in ms, and MB (10^6 bytes) per second to it and from it.
 
-    The rates are None where the server speaks another version of the protocol, whose words are not known here.
+    The rates are None where the server speaks another version of the protocol, whose words are not known here; the
+    protocol is empty where it does not even take the greeting that is known here.
     """
 
     protocol: str
     round_trip_ms: float
     to_mb_per_s: float | None
     from_mb_per_s: float | None
+
+
+class _ClosedError(UserError):
+    """The server ended the connection."""
 
 
 class _Client:
@@ -58,12 +66,27 @@ class _Client:
 
     def ask(self, command: int, request: bytes, answer_bytes: int) -> bytes:
         """Send a command and return its answer, which must have that size."""
-        self.send(command, request)
-        deadline = time.monotonic() + self.timeout_seconds
-        (size,) = struct.unpack("<Q", self._receive(8, deadline))
+        size, deadline = self._asked(command, request)
         if size != answer_bytes:
             raise UserError(f"it answers {size} bytes where {answer_bytes} belong")
         return self._receive(answer_bytes, deadline)
+
+    def greet(self) -> tuple[int, ...] | None:
+        """Return the version of the server's protocol; None where it ends the connection, as it does for another."""
+        try:
+            size, deadline = self._asked(_HELLO, bytes(_CAPABILITIES))
+        except (_ClosedError, ConnectionError):
+            return None
+        if size not in _GREETING:
+            raise UserError(f"it greets with {size} bytes, so it is no RPC server")
+        return tuple(self._receive(size, deadline)[:3])
+
+    def _asked(self, command: int, request: bytes) -> tuple[int, float]:
+        """Send a command; return the size of its answer, and until when that is waited for."""
+        self.send(command, request)
+        deadline = time.monotonic() + self.timeout_seconds
+        (size,) = struct.unpack("<Q", self._receive(8, deadline))
+        return size, deadline
 
     def _receive(self, count: int, deadline: float) -> bytes:
         """Return that many bytes; a server that sends them one by one is as good as one that hangs."""
@@ -72,7 +95,7 @@ class _Client:
             self.socket.settimeout(max(0.001, deadline - time.monotonic()))
             part = self.socket.recv(min(count - len(found), 1 << 20))
             if not part:
-                raise UserError("it closed the connection")
+                raise _ClosedError("it closed the connection")
             found += part
         return bytes(found)
 
@@ -82,9 +105,9 @@ def measure(host: str, port: int, exchanges: int = 20, timeout_seconds: float = 
     client = _Client(host, port, timeout_seconds)
     try:
         began = time.perf_counter()
-        version = struct.unpack("<4B", client.ask(_HELLO, bytes(_CAPABILITIES), 4 + _CAPABILITIES)[:4])
-        protocol, greeted = ".".join(map(str, version[:3])), time.perf_counter()
-        if version[0] != MAJOR:
+        version = client.greet()
+        protocol, greeted = ".".join(map(str, version or ())), time.perf_counter()
+        if version is None or version[0] != KNOWN_MAJOR:
             waited = 1000 * (greeted - began)
             return {"protocol": protocol, "round_trip_ms": waited, "to_mb_per_s": None, "from_mb_per_s": None}
         times = []

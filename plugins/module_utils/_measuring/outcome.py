@@ -44,8 +44,9 @@ _HARMLESS = re.compile(r"pinned memory|host buffer for async uploads|failed to a
 _BUFFER_OF_SIZE = re.compile(r"failed to allocate (\S+) buffer of size (\d+)")
 _CUDA_BUFFER = re.compile(r"allocating ([\d.]+) MiB on device (\d+): cudaMalloc failed")
 _UNREACHABLE = re.compile(r"Failed to connect to (\S+)|RPC handshake failed for (\S+)|Cannot resolve host '([^']*)'")
+_OTHER_PROTOCOL = re.compile(r"RPC server version mismatch: (\d+\.\d+\.\d+)")
 _GONE = re.compile(
-    r"Remote RPC server crashed|RPC server version mismatch|(?:send|recv) failed \(bytes_|fallen off the bus"
+    r"Remote RPC server crashed|(?:send|recv) failed \(bytes_|fallen off the bus"
     r"|GPU is lost|no CUDA-capable device is detected|ErrorDeviceLost|uncorrectable ECC error",
 )
 #: The sentence that out_of_memory makes of either.
@@ -111,6 +112,11 @@ def crash(program: str, rc: int, text: str) -> str:
 def device_lost(text: str) -> str | None:
     """Return one sentence when what a program printed says that a device is gone, with what to do; else None."""
     match = _UNREACHABLE.search(text)
+    other = _OTHER_PROTOCOL.search(text)
+    if other:
+        which = f" {match.group(2)}" if match and match.group(2) else ""
+        return (f"the RPC endpoint{which} speaks protocol {other.group(1)}, which this llama.cpp refuses: run"
+                " homelab.mixed_gpu.site over both hosts, so that they have the same llama.cpp")
     if match:
         endpoint = next(group for group in match.groups() if group)
         return (f"the RPC endpoint {endpoint} does not answer ({_line_of(text, match.start())}): start the"

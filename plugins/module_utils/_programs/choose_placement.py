@@ -31,9 +31,9 @@ import typing as t
 ANSWER_SECONDS: t.Final = 3.0
 #: An absent lender is asked again after this time.
 PAUSE_SECONDS: t.Final = 1.0
-#: RPC_CMD_HELLO of ggml-rpc.cpp with 24 bytes that offer no other transport, and the size of what comes back.
+#: RPC_CMD_HELLO of ggml-rpc.cpp with 24 bytes that offer no other transport; what comes back begins with the version.
 HELLO: t.Final = struct.pack("<BQ24x", 14, 24)
-ANSWER_BYTES: t.Final = 28
+ANSWER_BYTES: t.Final = range(3, 4097)
 
 ALL: t.Final = "all lenders answer"
 WITHOUT: t.Final = "without "
@@ -68,13 +68,13 @@ def hello(endpoint: str, seconds: float = ANSWER_SECONDS) -> Version:
         deadline = time.monotonic() + seconds
         server.sendall(HELLO)
         answer = b""
-        while len(answer) < 8 + ANSWER_BYTES:
+        while len(answer) < 8 + ANSWER_BYTES.start:
             server.settimeout(max(0.001, deadline - time.monotonic()))
-            part = server.recv(8 + ANSWER_BYTES - len(answer))
+            part = server.recv(8 + ANSWER_BYTES.start - len(answer))
             if not part:
                 raise OSError("it speaks another protocol")
             answer += part
-    if struct.unpack_from("<Q", answer)[0] != ANSWER_BYTES:
+    if struct.unpack_from("<Q", answer)[0] not in ANSWER_BYTES:
         raise OSError("it speaks another protocol")
     return Version(answer[8], answer[9])
 

@@ -25,8 +25,8 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
 class Server:
     """Answers as ggml-rpc-server does, with one buffer."""
 
-    def __init__(self, major: int = rpc_link.MAJOR, pointer: int = 4096) -> None:
-        self.major, self.pointer, self.received = major, pointer, 0
+    def __init__(self, major: int = rpc_link.KNOWN_MAJOR, pointer: int = 4096, capabilities: int = 24) -> None:
+        self.major, self.pointer, self.capabilities, self.received = major, pointer, capabilities, 0
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self.serve, daemon=True).start()
@@ -40,7 +40,7 @@ class Server:
 
     def answer(self, connection: socket.socket, command: int, request: bytes) -> None:
         answers: dict[int, t.Callable[[], bytes]] = {
-            14: lambda: bytes([self.major, 1, 2, 0]) + bytes(24),
+            14: lambda: bytes([self.major, 1, 2, 0]) + bytes(self.capabilities),
             15: lambda: struct.pack("<I", 1),
             0: lambda: struct.pack("<QQ", self.pointer, struct.unpack("<IQ", request)[1]),
             3: lambda: struct.pack("<Q", 65536),
@@ -56,15 +56,46 @@ class Server:
 def test_a_link_is_measured_by_what_the_server_sends_and_receives():
     server = Server()
     found = rpc_link.measure("127.0.0.1", server.port)
-    assert found["protocol"] == f"{rpc_link.MAJOR}.1.2"
+    assert found["protocol"] == f"{rpc_link.KNOWN_MAJOR}.1.2"
     assert found["round_trip_ms"] > 0 and found["to_mb_per_s"] > 0 and found["from_mb_per_s"] > 0
     assert server.received in (rpc_link._SMALL, rpc_link._SMALL + rpc_link._LARGE)
 
 
 def test_of_another_protocol_the_greeting_alone_is_known():
-    found = rpc_link.measure("127.0.0.1", Server(major=rpc_link.MAJOR + 1).port)
-    assert found["protocol"] == f"{rpc_link.MAJOR + 1}.1.2" and found["round_trip_ms"] > 0
+    found = rpc_link.measure("127.0.0.1", Server(major=rpc_link.KNOWN_MAJOR + 1).port)
+    assert found["protocol"] == f"{rpc_link.KNOWN_MAJOR + 1}.1.2" and found["round_trip_ms"] > 0
     assert found["to_mb_per_s"] is None and found["from_mb_per_s"] is None
+
+
+def test_a_greeting_may_be_longer_than_the_known_one():
+    found = rpc_link.measure("127.0.0.1", Server(major=rpc_link.KNOWN_MAJOR + 1, capabilities=64).port)
+    assert found["protocol"] == f"{rpc_link.KNOWN_MAJOR + 1}.1.2" and found["to_mb_per_s"] is None
+    assert rpc_link.measure("127.0.0.1", Server(capabilities=0).port)["to_mb_per_s"]
+
+
+def raw(answer: bytes, unread: bool = False) -> int:
+    """Start a server that answers the first message with that and hangs up; return its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as connection:
+            connection.recv(1 if unread else 33, socket.MSG_WAITALL)
+            connection.sendall(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("unread", [False, True], ids=["hangs up", "resets"])
+def test_whose_greeting_is_not_known_here_is_left_to_llama_cpp(unread):
+    found = rpc_link.measure("127.0.0.1", raw(b"", unread))
+    assert found["protocol"] == "" and found["round_trip_ms"] > 0
+    assert found["to_mb_per_s"] is None and found["from_mb_per_s"] is None
+
+
+def test_what_is_no_rpc_server_is_named():
+    with pytest.raises(ValueError, match="it greets with [0-9]+ bytes, so it is no RPC server"):
+        rpc_link.measure("127.0.0.1", raw(b"HTTP/1.1 400 Bad Request\r\n"))
 
 
 def test_a_full_device_is_named():
@@ -93,4 +124,4 @@ def test_a_server_that_sends_byte_by_byte_is_given_up():
 def test_the_real_server_is_measured(rpc_endpoints):
     host, _colon, port = rpc_endpoints[0].rpartition(":")
     found = rpc_link.measure(host, int(port))
-    assert found["protocol"].startswith(f"{rpc_link.MAJOR}.") and found["to_mb_per_s"] > 0
+    assert found["protocol"].startswith(f"{rpc_link.KNOWN_MAJOR}.") and found["to_mb_per_s"] > 0

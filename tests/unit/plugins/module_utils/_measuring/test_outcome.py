@@ -32,6 +32,20 @@ def test_an_error_of_cuda_is_named_with_its_cure(message: str, cure: str) -> Non
     assert cure in said
 
 
+def test_a_lender_of_another_protocol_is_named_and_not_called_absent() -> None:
+    """As negotiate_hello and the dispatcher of ggml-rpc.cpp, b11312, print it."""
+    text = (
+        "RPC server version mismatch: 8.0.1\n"
+        "/src/ggml/src/ggml-rpc/ggml-rpc.cpp:550: RPC handshake failed for 192.168.1.20:50052\n"
+    )
+    cure = "run homelab.mixed_gpu.site over both hosts, so that they have the same llama.cpp"
+    said = f"speaks protocol 8.0.1, which this llama.cpp refuses: {cure}"
+    assert outcome.device_lost(text) == f"the RPC endpoint 192.168.1.20:50052 {said}"
+    assert outcome.device_lost(text.splitlines()[0]) == f"the RPC endpoint {said}"
+    unreachable = outcome.device_lost(text.splitlines()[1])
+    assert unreachable is not None and "192.168.1.20:50052 does not answer" in unreachable
+
+
 def test_another_failure_is_told_by_its_last_words() -> None:
     said = outcome.crash("llama-bench", 1, "llama_model_load: error loading model: tensor 'x' not found\n")
     assert said == "llama-bench ended with exit status 1 (llama_model_load: error loading model: tensor 'x' not found)"

@@ -43,8 +43,8 @@ def lender(lasting: contextlib.ExitStack, answer: bytes | None, port: int = 0) -
     return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def version(major: int, minor: int) -> bytes:
-    return struct.pack("<QBBBB24x", 28, major, minor, 0, 0)
+def version(major: int, minor: int, size: int = 28) -> bytes:
+    return struct.pack(f"<QBBB{size - 3}x", size, major, minor, 0)
 
 
 @pytest.fixture
@@ -203,6 +203,11 @@ def test_who_answers_is_printed(lasting: contextlib.ExitStack, closed: str) -> N
     words = [f"--lender={name}" for name in (there[0], closed, there[1])]
     done = subprocess.run([sys.executable, PROGRAM, "--ask", *words], capture_output=True, text=True, check=True)
     assert done.stdout.split() == there
+
+
+@pytest.mark.parametrize("size", [3, 28, 68])
+def test_a_version_may_greet_with_more_than_another(lasting: contextlib.ExitStack, size: int) -> None:
+    assert choose_placement.hello(lender(lasting, version(8, 1, size)), 60) == (8, 1)
 
 
 @pytest.mark.live
