@@ -10,7 +10,7 @@ if [ ! -e "$stamp" ]; then
 fi
 export PYTHONPATH=.venv/collections
 .venv/bin/python tests/bench/families.py docs/benchmarks.md --machines 60
-.venv/bin/python tests/bench/planes.py docs/benchmarks.md --machines 40
+.venv/bin/python tests/bench/planes.py docs/benchmarks.md --machines 100
 .venv/bin/python tests/bench/earlier_tunings.py docs/benchmarks.md --machines 60
 .venv/bin/python tests/bench/speculation.py docs/benchmarks.md --machines 300
 exec .venv/bin/python tests/bench/planners.py --pairs 800 "$@" docs/benchmarks.md
