@@ -38,7 +38,7 @@ class Failover:
         self.ports: dict[str, int] = state.of_unit(store.read(), wanted.unit)["lender_ports"]
 
     def step(self, look: stall.Look, status: str, pid: int) -> None:
-        """Note what the server does without; restart it where all lenders answer again, or one has gone unnoticed.
+        """Note what the server does without; restart it where lenders answer again, or one has gone unnoticed.
 
         C(status) is that of the unit, C(pid) its main process.
         """
