@@ -54,7 +54,7 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
         escaping.refuse_controls(settings[name], f"llama_server_{name}")
     devices = placement.used_devices(deployment)
     serving = deployment["serving"]
-    endpoints = deployment["rpc_endpoints"]
+    endpoints = placement.served_endpoints(deployment)
     chosen = bool(deployment.get("fallbacks"))
     words = ["-m", deployment["model"]["path"]]
     # what differs between the ways to serve is chosen at each start (_programs/choose_placement.py)
@@ -106,7 +106,7 @@ def _chosen_words(deployment: Mapping) -> list[str]:
 
 def _on_devices(deployment: Mapping) -> list[str]:
     """Return the flags of the devices and their layers."""
-    devices, endpoints = placement.used_devices(deployment), deployment["rpc_endpoints"]
+    devices, endpoints = placement.used_devices(deployment), placement.served_endpoints(deployment)
     # --rpc comes before -dev: the devices that -dev names exist only once their servers have been asked
     words = ["--rpc", ",".join(endpoints)] if endpoints else []
     words += ["-dev", ",".join(device["device"] for device in devices)]

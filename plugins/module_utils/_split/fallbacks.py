@@ -27,8 +27,12 @@ def lenders(endpoints: t.Iterable[str]) -> dict[str, list[str]]:
 def of_tuning(problem: Mapping, decision: Mapping, endpoints: t.Sequence[str]) -> list[Json]:
     """Return the placement without each lender, then without all, for the entry (docs/data_formats.md).
 
+    Lenders to which the server does not connect since nothing is on them are as if they were not there.
     Where nothing fits without them, its C(placement) is None, and C(why) says so. Raises UserError as read_problem.
     """
+    draft = ((decision.get("speculation") or {}).get("served") or {}).get("device")
+    places = placement.by_id(problem["devices"], decision["layers"])
+    endpoints = placement.without_idle_lenders(endpoints, places, draft)
     hosts = list(lenders(endpoints))
     absences = [[host] for host in hosts] + ([hosts] if len(hosts) > 1 else [])
     return [_without(problem, decision, endpoints, absent) for absent in absences]
@@ -37,9 +41,13 @@ def of_tuning(problem: Mapping, decision: Mapping, endpoints: t.Sequence[str]) -
 def _without(problem: Mapping, decision: Mapping, endpoints: t.Sequence[str], absent: t.Sequence[str]) -> Json:
     """Return the placement without some lenders."""
     gone = {endpoint for host in absent for endpoint in lenders(endpoints)[host]}
-    kept = [index for index, device in enumerate(problem["devices"]) if device["id"].split("#")[0] not in gone]
+    stay = [name for name in endpoints if name not in gone]
+    kept = [
+        index for index, device in enumerate(problem["devices"])
+        if device["backend"] != "RPC" or device["id"].split("#")[0] in stay
+    ]  # fmt: skip
     names = " and ".join(absent)
-    base: Json = {"absent": list(absent), "rpc_endpoints": [name for name in endpoints if name not in gone]}
+    base: Json = {"absent": list(absent), "rpc_endpoints": stay}
     nothing: Json = {"placement": None, "context_size": None, "mib": None, "slower_percent": None}
     if decision.get("experts_in_ram"):
         why = f"without {names} the server waits: a placement with experts in RAM is planned over all devices alone"
@@ -55,9 +63,11 @@ def _without(problem: Mapping, decision: Mapping, endpoints: t.Sequence[str], ab
     smaller = f", with a context of {context} instead of {asked['context_size']}" if serving != asked else ""
     devices = [problem["devices"][index] for index in kept]
     counted = [f"{count} on {device['device']}" for device, count in zip(devices, layers, strict=True) if count]
+    places = placement.by_id(devices, layers)
     return {
         **base,
-        "placement": placement.by_id(devices, layers),
+        "rpc_endpoints": placement.without_idle_lenders(stay, places, None),
+        "placement": places,
         "context_size": context,
         "mib": room.plan.mib(layers),
         "slower_percent": _slower(read, decision, kept, layers),
@@ -143,8 +153,12 @@ def entry_without(entry: Mapping, fallback: Mapping) -> Json:
 
 
 def ways(entry: Mapping) -> list[Mapping]:
-    """Return a deployment and how it is served without each of its lenders, the most lenders first."""
+    """Return a deployment and how it is served without each of its lenders, the most lenders first.
+
+    A placement without one lender may leave another idle: it must not be chosen where that other one alone is absent.
+    """
     planned = [fallback for fallback in entry.get("fallbacks") or [] if fallback["placement"]]
+    planned.sort(key=lambda fallback: -len(fallback["rpc_endpoints"]))
     return [entry, *(entry_without(entry, fallback) for fallback in planned)]
 
 
@@ -181,7 +195,7 @@ def sentence(entry: Mapping, absent: t.Collection[str], since: str = "", waits: 
 def _of(entry: Mapping, absent: t.Collection[str]) -> Mapping | None:
     """Return the fallback without exactly these endpoints that can be served."""
     for fallback in entry.get("fallbacks") or []:
-        gone = set(entry["rpc_endpoints"]) - set(fallback["rpc_endpoints"])
+        gone = set(placement.served_endpoints(entry)) - set(fallback["rpc_endpoints"])
         if gone == set(absent) and fallback["placement"]:
             return fallback
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Mapping
+from . import network_links
 from .types import Placed, UsedDevice
 
 _NEEDED = ("model", "serving", "devices", "placement", "split_mode", "rpc_endpoints")
@@ -20,6 +21,27 @@ def by_id(devices: t.Sequence[Mapping], layers: t.Sequence[int]) -> list[Placed]
     if len(devices) != len(layers):
         raise ValueError(f"{len(layers)} layer counts do not belong to {len(devices)} devices")
     return [{"id": str(device["id"]), "layers": int(count)} for device, count in zip(devices, layers, strict=True)]
+
+
+def without_idle_lenders(endpoints: t.Sequence[str], places: t.Iterable[Placed], draft: str | None) -> list[str]:
+    """Return the RPC endpoints without those of other hosts at the end whose devices hold neither layers nor the draft.
+
+    llama.cpp names devices by their number over all endpoints: at the end alone one can go, and no name changes.
+    """
+    idle: set[str] = set()
+    busy = {str(draft).split("#")[0]}
+    for place in places:
+        (busy if place["layers"] else idle).add(place["id"].split("#")[0])
+    kept = list(endpoints)
+    while kept and kept[-1] in idle - busy and network_links.remote(kept[-1:]):
+        kept.pop()
+    return kept
+
+
+def served_endpoints(deployment: Mapping) -> list[str]:
+    """Return the RPC endpoints that a server connects to, in the order of the recorded ones."""
+    draft = (deployment.get("speculation") or {}).get("device")
+    return without_idle_lenders(deployment["rpc_endpoints"], deployment["placement"], draft)
 
 
 def device_names(deployment: Mapping) -> dict[str, str]:

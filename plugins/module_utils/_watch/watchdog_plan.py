@@ -14,7 +14,7 @@ import typing as t
 import urllib.parse
 
 from .._base.types import Mapping
-from .._split import fallbacks, network_links
+from .._split import fallbacks, network_links, placement
 
 BATCHES: t.Final = 3
 
@@ -61,8 +61,8 @@ def plan(state: str, entry: Mapping | None, loads: t.Iterable[Mapping], least_se
         return Plan(state == "present", f"server_watchdog_state is {state}", seconds)
     if entry["split_mode"] == "tensor":
         return Plan(True, "the devices share each layer (tensor mode)", seconds)
-    if entry["rpc_endpoints"]:
-        count = len(entry["rpc_endpoints"])
+    count = len(placement.served_endpoints(entry))
+    if count:
         return Plan(True, f"the server uses {count} RPC device{'' if count == 1 else 's'}", seconds)
     return Plan(
         False, "the server uses neither tensor mode nor RPC (server_watchdog_state: present watches it)", seconds
@@ -90,10 +90,10 @@ def lenders(entry: Mapping | None) -> list[str]:
     """Return the endpoints of other hosts without which a deployment is served as well, or waited for."""
     if not entry or not entry.get("fallbacks"):
         return []
-    return [endpoint for names in fallbacks.lenders(entry["rpc_endpoints"]).values() for endpoint in names]
+    return [endpoint for names in fallbacks.lenders(placement.served_endpoints(entry)).values() for endpoint in names]
 
 
 def lender_placements(entry: Mapping | None) -> list[list[str]]:
     """Return which of these endpoints each recorded way to serve a deployment uses, the preferred one first."""
     served = fallbacks.ways(entry) if entry and entry.get("fallbacks") else []
-    return [network_links.remote(way["rpc_endpoints"]) for way in served]
+    return [network_links.remote(placement.served_endpoints(way)) for way in served]

@@ -4,13 +4,22 @@
 
 from __future__ import annotations
 
+import shlex
 import typing as t
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.filter import llama_cpp as filters
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fallbacks, memory_plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._programs import choose_placement
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
+    deployment,
+    fallbacks,
+    memory_plan,
+    placement,
+)
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import watchdog_plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watchdog import lenders
 
 LLAMA = model_shapes.model("llama_3_3_70b_q4_k_m")
 FIRST, SECOND = "192.168.1.7:50052", "192.168.1.8:50052"
@@ -19,6 +28,11 @@ SERVING: dict[str, t.Any] = {
     "context_size": 32768, "parallel_slots": 1, "kv_unified": True, "batch_size": 2048, "micro_batch_size": 512,
     "flash_attention": "on", "cache_type_k": "f16", "cache_type_v": "f16", "threads": 4, "poll": 0,
     "load_mode": "auto", "gpu_layers": 99,
+}  # fmt: skip
+
+SETTINGS: dict[str, t.Any] = {
+    "host": "127.0.0.1", "port": 8080, "alias": "m", "cache_ram_mib": 0, "cors_origins": "localhost",
+    "log_verbosity": 4, "extra_arguments": [], "allowed_networks": [], "load_timeout_seconds": 300,
 }  # fmt: skip
 
 
@@ -119,6 +133,86 @@ def test_each_of_two_lenders_may_be_absent_or_both() -> None:
     assert alone is not None and alone["rpc_endpoints"] == [] and len(alone["devices"]) == 2
 
 
+def idle(*layers: int, remote: t.Sequence[str] = (FIRST, SECOND), **decided: t.Any) -> dict[str, t.Any]:
+    """The entry of a tuning that gave the lenders these layers, and the 4090 the rest; lenders come last."""
+    done = tuning(remote=remote, own=[("GPU-4090", "CUDA0", 60000)], **decided)
+    problem, decision, fit = done["problem"], done["plan"]["decision"], done["plan"]["decision"]["fit"]
+    problem["devices"] = [problem["devices"][-1], *problem["devices"][:-1]]
+    for name in ("decode_ms_per_layer", "prefill_ms_per_layer"):
+        fit[name] = [fit[name][-1], *fit[name][:-1]]
+    decision["layers"] = [81 - sum(layers), *layers]
+    return deployment.build(done)
+
+
+def test_a_lender_on_which_nothing_is_is_not_connected_to() -> None:
+    entry = idle(0, 0)
+    assert entry["rpc_endpoints"] == [FIRST, SECOND] and "fallbacks" not in entry
+    assert placement.served_endpoints(entry) == [] and watchdog_plan.lenders(entry) == []
+    called = llama_server.command(entry, SETTINGS)
+    assert "--rpc" not in called["arguments"] and called["local"] and called["networks"] == ["localhost"]
+    assert not watchdog_plan.plan("auto", entry, [], 60).wanted
+
+
+def test_an_idle_lender_at_the_end_is_as_if_it_were_not_there() -> None:
+    entry = idle(17, 0)
+    assert placement.served_endpoints(entry) == [FIRST] and watchdog_plan.lenders(entry) == [FIRST]
+    assert [(one["absent"], one["rpc_endpoints"]) for one in entry["fallbacks"]] == [(["192.168.1.7"], [])]
+    assert [place["id"] for place in entry["fallbacks"][0]["placement"]] == ["GPU-4090"]
+    without = fallbacks.serving_without(entry, [FIRST])
+    assert without is not None and without["rpc_endpoints"] == []
+    called = llama_server.command(entry, SETTINGS)
+    assert called["lenders"] == [FIRST] and called["networks"] == ["localhost", "192.168.1.7"]
+    first, second = called["placements"]
+    assert first.startswith(f"--rpc {FIRST} -dev CUDA0,RPC0 -sm layer -ts 64,17 ") and "--rpc" not in second
+
+
+def test_an_idle_lender_before_another_stays_since_names_are_numbers() -> None:
+    entry = idle(0, 17)
+    assert placement.served_endpoints(entry) == [FIRST, SECOND]
+    assert llama_server.command(entry, SETTINGS)["placements"][0].startswith(f"--rpc {FIRST},{SECOND} -dev CUDA0,RPC1 ")
+
+
+def test_a_lender_of_several_devices_stays_while_one_is_used() -> None:
+    for layers, kept in ((17, [SECOND]), (0, [])):
+        places = [{"id": f"{SECOND}#0", "layers": layers}, {"id": f"{SECOND}#1", "layers": 0}]
+        assert placement.served_endpoints({"rpc_endpoints": [SECOND], "placement": places}) == kept
+
+
+def test_the_device_of_a_draft_keeps_its_lender() -> None:
+    entry = {**idle(17, 0), "speculation": {"device": SECOND}}
+    assert placement.served_endpoints(entry) == [FIRST, SECOND]
+
+
+def test_an_idle_device_of_this_host_stays() -> None:
+    own = ["127.0.0.1:50052", "127.0.0.1:50053"]
+    assert placement.served_endpoints(idle(17, 0, remote=own)) == own
+
+
+@pytest.mark.parametrize("rest", [False, True], ids=["as planned", "the second is idle without the first"])
+def test_the_status_of_each_start_finds_its_fallback(rest: bool) -> None:
+    """What the unit says of a start is looked up again by verify: whichever of the lenders answer."""
+    entry = idle(17, 17)
+    if rest:
+        assert entry["fallbacks"][0]["absent"] == ["192.168.1.7"]
+        for fallback, places, used in zip(
+            entry["fallbacks"], ({SECOND: 0}, {FIRST: 17}, {}), ([], [FIRST], []), strict=True
+        ):
+            counts = {"GPU-4090": 81 - sum(places.values()), **places}
+            fallback.update(rpc_endpoints=used, placement=[{"id": one, "layers": n} for one, n in counts.items()])
+    called = llama_server.command(entry, SETTINGS)
+    ways = [shlex.split(text) for text in called["placements"]]
+    for absent in ([FIRST], [SECOND], [FIRST, SECOND]):
+        way = choose_placement.choice(ways, absent)
+        assert way is not None
+        left_out = [one for one in called["lenders"] if one not in choose_placement.endpoints_of(way)]
+        served = fallbacks.serving_without(entry, left_out)
+        assert served is not None and llama_server._chosen_words(served) == way
+        if rest and absent == [SECOND]:
+            assert choose_placement.endpoints_of(way) == {FIRST}
+        back = lenders.back(watchdog_plan.lender_placements(entry), called["lenders"], left_out, left_out)
+        assert back == tuple(left_out)
+
+
 def test_two_cards_of_one_lender_go_together() -> None:
     entry = deployment.build(tuning(remote=["192.168.1.7:50052", "192.168.1.7:50053"]))
     assert [(one["absent"], one["rpc_endpoints"]) for one in entry["fallbacks"]] == [(["192.168.1.7"], [])]
@@ -184,13 +278,9 @@ def test_the_protocol_of_this_build_is_recorded_and_forgotten_with_the_build(
 
 
 def test_the_unit_of_a_server_with_lenders_knows_their_protocol() -> None:
-    settings = {
-        "host": "127.0.0.1", "port": 8080, "alias": "m", "cache_ram_mib": 0, "cors_origins": "localhost",
-        "log_verbosity": 4, "extra_arguments": [], "allowed_networks": [], "load_timeout_seconds": 300,
-    }  # fmt: skip
-    known = filters.llama_server_command(deployment.build(tuning(network={"links": links("7.0.0")})), settings)
+    known = filters.llama_server_command(deployment.build(tuning(network={"links": links("7.0.0")})), SETTINGS)
     assert "--protocol=7.0" in known["choose"]
-    unknown = filters.llama_server_command(deployment.build(tuning()), settings)["choose"]
+    unknown = filters.llama_server_command(deployment.build(tuning()), SETTINGS)["choose"]
     assert unknown and not any("protocol" in word for word in unknown)
 
 

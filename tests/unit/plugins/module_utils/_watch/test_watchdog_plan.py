@@ -11,7 +11,10 @@ SERVING = {"batch_size": 2048, "micro_batch_size": 512}
 
 
 def entry(split_mode="layer", rpc_endpoints=(), **serving):
-    return {"split_mode": split_mode, "rpc_endpoints": list(rpc_endpoints), "serving": {**SERVING, **serving}}
+    return {
+        "split_mode": split_mode, "rpc_endpoints": list(rpc_endpoints), "serving": {**SERVING, **serving},
+        "placement": [{"id": one, "layers": 1} for one in rpc_endpoints],
+    }  # fmt: skip
 
 
 def load(*rows, status="ok"):
