@@ -65,7 +65,6 @@ routes:
   sample: {192.168.1.20: 192.168.1.5}
 """
 
-import json
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -77,7 +76,7 @@ def ask(module: AnsibleModule, ip: str, *words: str) -> list[dict[str, t.Any]]:
     rc, out, _err = module.run_command([ip, "-j", *words])
     if rc != 0 or not out.strip():
         return []
-    found = json.loads(out)
+    found = json_file.from_text(out)
     return found if isinstance(found, list) else []
 
 
