@@ -70,8 +70,9 @@ tool {{ tool.function.name }}: {{ tool.function.parameters | tojson }}{{ '\\n' }
 """
 
 
-#: The special tokens and those of single bytes, see _vocabulary.
-_NO_TEXT: t.Final = slice(0, 3 + 256)
+#: The tokens of single characters, see _vocabulary. Before them are the special tokens, 256 bytes and the space, behind
+#: them are those that have no text at all.
+_CHARACTERS: t.Final = slice(3 + 256 + 1, 3 + 256 + 1 + 94)
 
 
 def _vocabulary(size: int, known: bool) -> list[tuple[bytes, float, int]]:
@@ -159,8 +160,10 @@ def _add_tensors(writer: t.Any, parameters: Json, stored: t.Any) -> None:
     if parameters["agreement"]:
         output = _successors(embedding, parameters, stored)
     else:
-        # an answer shall neither end at once nor have bytes that are no text: llama-server answers those with an error
-        output[_NO_TEXT] = 0
+        # an answer neither ends at once, nor is it empty, nor has it bytes that are no text: llama-server refuses those
+        said = output[_CHARACTERS].copy()
+        output[:] = 0
+        output[_CHARACTERS] = said
     writer.add_tensor("token_embd.weight", embedding, raw_dtype=stored)
     writer.add_tensor("output_norm.weight", norm)
     writer.add_tensor("output.weight", output, raw_dtype=stored)

@@ -14,7 +14,7 @@ from .._base.errors import UserError
 from .._base.types import Mapping
 from . import known_next_token
 
-RANDOM_VERSION = 3                        # raise it when the same parameters give another file
+RANDOM_VERSION = 4                        # raise it when the same parameters give another file
 PARAMETERS_KEY = "mixed_gpu.random_gguf.parameters"       # header key by which our own files are recognised
 RANDOM_OPTIONS = (                        # the options of random_gguf that make the model
     "blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "vocabulary_size",
