@@ -29,7 +29,7 @@ def without_idle_lenders(endpoints: t.Sequence[str], places: t.Iterable[Placed],
     llama.cpp names devices by their number over all endpoints: at the end alone one can go, and no name changes.
     """
     idle: set[str] = set()
-    busy = {str(draft).split("#")[0]}
+    busy = {str(draft).partition("#")[0]}
     for place in places:
         (busy if place["layers"] else idle).add(place["id"].split("#")[0])
     kept = list(endpoints)
