@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .PHONY: help venv lab ready configure demo demo-check demo-clean lab-down test lint units sanity docs docs-site importer install-test \
   execution-environment release release-trial update-llama-cpp \
   package-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test vllm-test bench \
-  bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads bench-watchdog gpu-test web-ui-test \
+  bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads bench-watchdog watchdog-test gpu-test web-ui-test \
   first-evening-test build picture requirements clean
 
 # Each scenario has a test host of its own; `make molecule SCENARIO=name` runs one.
@@ -113,6 +113,9 @@ web-ui-test: venv  ## llama.cpp's chat page made by the real npm, and a chat in 
 
 first-evening-test: build  ## docs/first_evening.md on a fresh host, from pipx to an answered chat, with the built tarball; minutes
 	$(AS_ROOT) tests/lab/first_evening.sh
+
+watchdog-test: venv  ## each fault of a served model is noticed, and an hour of mixed load is none; 75 minutes
+	$(AS_ROOT) tests/bench/watchdog_faults.sh
 
 upgrade-test: venv  ## upgrades killed at each stage, new versions, the driver; the longest suite
 	$(AS_ROOT) tests/lab/molecule.sh upgrade
