@@ -40,6 +40,6 @@ inside sh -ec '
   [ -x /opt/chat/bin/python ] || python3 -m venv /opt/chat
   /opt/chat/bin/pip install -q playwright==1.65.2
   cat > /opt/chat/chat.py' < tests/lab/web_ui_chat.py
-inside /opt/chat/bin/python /opt/chat/chat.py http://127.0.0.1:8080 /etc/web-ui.key /root/chat_page.png
-inside cat /root/chat_page.png > docs/images/chat_page.png
+inside /opt/chat/bin/python /opt/chat/chat.py http://127.0.0.1:8080 /etc/web-ui.key /opt/chat/page.png
+inside cat /opt/chat/page.png > docs/images/chat_page.png
 say "$(file -b docs/images/chat_page.png | cut -d, -f1,2), $(stat -c %s docs/images/chat_page.png) bytes"

@@ -25,15 +25,15 @@ def test_the_registry_and_the_proxy_are_those_of_the_host():
         "npm_config_//registry.example/:_authToken": "needle",
         "https_proxy": "http://proxy.example",
         "NODE_OPTIONS": "--inspect",
-        "PATH": "/root/bin",
-        "npm_config_cache": "/root/.npm",
+        "PATH": "/home/builder/bin",
+        "npm_config_cache": "/home/builder/.npm",
     }
     found = web_ui_plan.environment("/opt/node", "/opt/web-ui", host)
     assert found["npm_config_registry"] == "https://registry.example/" and found["NPM_CONFIG_CAFILE"] == "/etc/ca.crt"
     assert found["https_proxy"] == "http://proxy.example" and found["PATH"].startswith("/opt/node/bin:")
     assert found["npm_config_cache"].startswith("/opt/web-ui/") and found["npm_config_globalconfig"] == "/etc/npmrc"
     assert "needle" not in found.values() and "--inspect" not in found.values()
-    assert "/root/bin" not in found["PATH"]
+    assert "/home/builder/bin" not in found["PATH"]
 
 
 def test_every_machine_has_a_wheel_or_a_sentence():
