@@ -2,12 +2,7 @@
 # Compare planners on recorded and simulated pairs, without any device. Writes their sections of docs/benchmarks.md.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-stamp=.venv/benchmarks-$(sha256sum <requirements/benchmarks.txt | cut -c1-12)
-if [ ! -e "$stamp" ]; then
-  .venv/bin/python -m pip install -q --disable-pip-version-check --no-color --prefer-binary --require-hashes -r requirements/benchmarks.txt
-  rm -f .venv/benchmarks-*
-  touch "$stamp"
-fi
+requirements/add.sh benchmarks
 export PYTHONPATH=.venv/collections
 .venv/bin/python tests/bench/families.py docs/benchmarks.md --machines 60
 .venv/bin/python tests/bench/planes.py docs/benchmarks.md --machines 100

@@ -2,13 +2,7 @@
 # Galaxy's own importer, in its own environment, on the tarball that a user would install. Any error or warning fails.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-venv=${MIXED_GPU_CACHE:-$HOME/.cache/homelab-mixed-gpu}/galaxy-importer-$(sha256sum requirements/galaxy_importer.txt | cut -c1-12)-$(python -c 'import sys; print("py%d%d" % sys.version_info[:2])')
-if [ ! -e "$venv/ready" ]; then
-  echo "importer | installing galaxy-importer (once)"
-  python -m venv --clear "$venv"
-  "$venv/bin/pip" install -q --disable-pip-version-check --require-hashes -r requirements/galaxy_importer.txt
-  touch "$venv/ready"
-fi
+venv=$(requirements/own_venv.sh galaxy_importer)
 log=build/galaxy-importer.log
 tarballs=(build/homelab-mixed_gpu-*.tar.gz)
 PATH=$venv/bin:$PATH GALAXY_IMPORTER_CONFIG=$PWD/tests/gates/galaxy-importer.cfg \

@@ -3,12 +3,7 @@
 # Any warning fails: a page that nothing leads to, a link without a target, documentation that does not render.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-stamp=.venv/docs-$(sha256sum <requirements/docs.txt | cut -c1-12)
-if [ ! -e "$stamp" ]; then
-  .venv/bin/python -m pip install -q --disable-pip-version-check --no-color --prefer-binary --require-hashes -r requirements/docs.txt
-  rm -f .venv/docs-*
-  touch "$stamp"
-fi
+requirements/add.sh docs
 PATH=$PWD/.venv/bin:$PATH
 source=$PWD/build/docs-source
 rm -rf build/docs build/docs-doctrees "$source"

@@ -3,13 +3,7 @@
 # with it, and whether pip and bindep know what is named there. No image is built and no container engine is needed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-venv=${MIXED_GPU_CACHE:-$HOME/.cache/homelab-mixed-gpu}/execution-environment-$(sha256sum requirements/execution_environment.txt | cut -c1-12)-$(python -c 'import sys; print("py%d%d" % sys.version_info[:2])')
-if [ ! -e "$venv/ready" ]; then
-  echo "execution-environment | installing ansible-builder (once)"
-  python -m venv --clear "$venv"
-  "$venv/bin/pip" install -q --disable-pip-version-check --require-hashes -r requirements/execution_environment.txt
-  touch "$venv/ready"
-fi
+venv=$(requirements/own_venv.sh execution_environment)
 work=build/execution-environment
 rm -rf "$work" && mkdir -p "$work/collections"
 tarballs=(build/homelab-mixed_gpu-*.tar.gz)
