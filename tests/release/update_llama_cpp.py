@@ -41,8 +41,8 @@ def say(text: str) -> None:
     print(f"update-llama-cpp | {text}", flush=True)
 
 
-def index() -> tuple[package_index.Settings, dict[str, str], str]:
-    """Return pip's settings, the source distributions of the first index that answers, and its page."""
+def index() -> tuple[package_index.Settings, dict[str, str], requests.Response]:
+    """Return pip's settings, and of the first index that has any: its source distributions, and its page."""
     own = package_index.own_index([sys.executable])
     settings = package_index.settings(package_index.configuration_texts(os.environ), os.environ, own)
     reasons = []
@@ -55,25 +55,29 @@ def index() -> tuple[package_index.Settings, dict[str, str], str]:
             reasons.append(f"{package_index.without_password(url)}: {type(exc).__name__}")
             continue
         if found := llama_cpp_pin.offered(answer.text):
-            return settings, found, json.dumps({"url": answer.url, "page": answer.text})
-    raise PinError(f"no package index answered ({'; '.join(reasons) or 'none is configured'}): see pip config debug.")
+            return settings, found, answer
+        reasons.append(f"{package_index.without_password(url)}: none is there")
+    told = "; ".join(reasons) or "none is configured"
+    raise PinError(f"no package index has a source distribution of llama-cpp-python ({told}): see pip config debug.")
 
 
 def get(settings: package_index.Settings, url: str, headers: t.Mapping[str, str]) -> requests.Response:
     """Return the answer of a server. Raises requests.RequestException for any other status than success."""
     verify: str | bool = False if settings.trusts(url) else settings.certificate or True
-    answer = requests.get(url, headers=headers, timeout=120, verify=verify)
+    proxies = {"http": settings.proxy, "https": settings.proxy} if settings.proxy else None
+    answer = requests.get(url, headers=headers, timeout=120, verify=verify, proxies=proxies)
     answer.raise_for_status()
     return answer
 
 
-def download(version: str, settings: package_index.Settings, page: str, sha256: str) -> pathlib.Path:
+def download(
+    version: str, settings: package_index.Settings, page: requests.Response, sha256: str
+) -> pathlib.Path:
     """Return the source distribution, downloaded where the cache lacks it, with the hash that the index states."""
     name = f"llama_cpp_python-{version}.tar.gz"
     file = CACHE / "downloads" / name
     if not file.is_file() or (sha256 and hash_of(file) != sha256):
-        said = json.loads(page)
-        url = package_index.link(said["page"], said["url"], name)
+        url = package_index.link(page.text, page.url, name)
         assert url is not None  # it is on the page
         say(f"downloading {name}")
         content = get(settings, url, {}).content
@@ -220,5 +224,5 @@ def main(arguments: t.Sequence[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (PinError, UserError) as reason:
+    except (PinError, UserError, requests.RequestException) as reason:
         sys.exit(f"update-llama-cpp: {reason}")

@@ -93,10 +93,25 @@ def test_a_version_that_the_index_lacks(index: Index) -> None:
         update_llama_cpp.wanted("9.9", "", OLD)
 
 
+def test_an_index_without_the_project(index: Index) -> None:
+    (index.folder / "llama-cpp-python/index.html").write_text('{"files": []}', encoding="utf-8")
+    with pytest.raises(llama_cpp_pin.PinError, match=r"\(http://127\.0\.0\.1:\d+/llama-cpp-python/: none is there\)"):
+        update_llama_cpp.wanted("", "", OLD)
+
+
+def test_a_proxy_of_pip_is_used(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a proxy is asked for whole addresses, which the server takes for a path
+    (index.folder / "http:").mkdir()
+    (index.folder / "http:/index.invalid").symlink_to(index.folder)
+    monkeypatch.setenv("PIP_PROXY", os.environ["PIP_INDEX_URL"])
+    monkeypatch.setenv("PIP_INDEX_URL", "http://index.invalid")
+    assert update_llama_cpp.wanted("", "", OLD)[0].build == 1234
+
+
 def test_no_index_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(llama_cpp_pin.PinError, match=r"no package index answered \(none is configured\)"):
+    with pytest.raises(llama_cpp_pin.PinError, match=r"no package index has .* \(none is configured\)"):
         update_llama_cpp.wanted("", "", OLD)
 
 
