@@ -15,7 +15,7 @@ import pytest
 
 LINK = pathlib.Path(__file__).parents[3] / "tests/lab/link.py"
 pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not os.path.exists("/dev/net/tun"), reason="namespaces and /dev/net/tun need root"
+    os.geteuid() != 0 or not os.path.exists("/dev/net/tun"), reason="a link needs root and /dev/net/tun"
 )
 DELAY_MS = 20.0
 RATE_MBIT = 80.0
