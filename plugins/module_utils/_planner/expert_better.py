@@ -43,7 +43,7 @@ def may_hold_more(evidence: Evidence, best: Arm) -> Arm | None:
     What it saves counts as likely as the devices hold it. After MOST_SEARCHED failures no further one is risked.
     """
     memory, plane = evidence.memory, evidence.plane
-    if evidence.out_of_memory >= expert_memory.MOST_SEARCHED:
+    if memory.failed >= expert_memory.MOST_SEARCHED:
         return None
     found: list[tuple[float, Arm]] = []
     for share in SHARES:

@@ -238,11 +238,6 @@ class Evidence:
             if not self.is_out(placement)
         ]
 
-    @property
-    def out_of_memory(self) -> int:
-        """How many loads ran out of a device's memory."""
-        return sum(1 for run in self.runs if run.status == "out_of_memory" and run.memory_wanted[0] != "CPU")
-
     def is_out(self, placement: ExpertPlacement) -> bool:
         """Return whether loads say that a placement is out: failed twice, or for want of memory."""
         return expert_plane.key_of(placement) in self._out

@@ -16,11 +16,15 @@ MOST_SEARCHED: t.Final = 6
 
 
 class Bounds(t.NamedTuple):
-    """MiB by the plan's counting, one per device: to choose from, the most held, and the least that was too much."""
+    """MiB by the plan's counting, one per device: to choose from, the most held, and the least that was too much.
+
+    C(failed): how many loads ran out of a device's memory.
+    """
 
     budgets: tuple[int, ...]
     held: tuple[int, ...]
     too_much: tuple[int | None, ...]
+    failed: int = 0
 
 
 def ram_mib(problem: Problem, runs: t.Sequence[Run]) -> int | None:
@@ -40,10 +44,12 @@ def bounds(problem: Problem, runs: t.Sequence[Run]) -> Bounds:
     The device that the message names, or else the one with the least planned room, holds less than was planned: by
     what the message says, or by a fiftieth where that is less, and twice as much each further time. Once a load of the
     device succeeded, it is a little over halfway from what it held to what it did not, until MOST_SEARCHED loads
-    failed. A device is not blamed that held as much in another load.
+    failed. A device is not blamed that held as much in another load. What llama.cpp's own placements move no plan
+    counts, so they tell nothing here.
     """
     budgets = list(problem.budgets)
     plane = expert_plane.Plane(problem, budgets)
+    runs = [run for run in runs if not run.placement.override]
     held = _held(plane, runs)
     too_much: list[int | None] = [None] * len(budgets)
     share, failed = 50, 0
@@ -69,9 +75,9 @@ def bounds(problem: Problem, runs: t.Sequence[Run]) -> Bounds:
     for device, limit in enumerate(too_much):
         if limit is not None and held[device]:
             middle = held[device] + int(failed_loads.HALFWAY * (limit - held[device]))
-            # llama.cpp's own placement may have held more than the problem allows
+            # what stands for llama.cpp's own placement may have held more than the problem allows
             budgets[device] = min(problem.budgets[device], middle if failed < MOST_SEARCHED else held[device])
-    return Bounds(tuple(budgets), tuple(held), tuple(too_much))
+    return Bounds(tuple(budgets), tuple(held), tuple(too_much), failed)
 
 
 def _held(plane: expert_plane.Plane, runs: t.Sequence[Run]) -> list[int]:

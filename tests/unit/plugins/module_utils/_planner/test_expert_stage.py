@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import typing as t
 
@@ -32,11 +33,6 @@ from ansible_collections.homelab.mixed_gpu.tests.fixtures.experts import machine
 
 Json = dict[str, t.Any]
 
-#: llama.cpp's own placement, whose memory no plan counts.
-OVERRIDE: Json = {
-    "blocks": [], "partial": None, "threads": 8, "no_host": False, "override": "blk.1.ffn_up_exps.weight=CPU"
-}  # fmt: skip
-
 
 def least_ms(simulated: machine.Machine) -> float:
     """Return the true least of the objective over splits, micro-batches, threads and kinds of host memory."""
@@ -46,7 +42,7 @@ def least_ms(simulated: machine.Machine) -> float:
     for size in expert_plane.micro_batches(problem):
         for placed in plane.candidates(size):
             for threads, no_host in itertools.product(range(1, 17), (False, True)):
-                own = machine.dataclasses.replace(placed, threads=threads, no_host=no_host)
+                own = dataclasses.replace(placed, threads=threads, no_host=no_host)
                 values.append(simulated.request_ms(own, size))
     return min(values)
 
@@ -388,7 +384,7 @@ def test_what_a_device_may_hold_is_tried_where_it_saves_enough() -> None:
     best = evidence.best(arm for arm in evidence.candidates() if evidence.objectives(arm))
     assert best is not None and evidence.weigher.amounts(wanted).cpu < evidence.weigher.amounts(best.placement).cpu
     # it is not risked for ever
-    evidence.runs += [run for run in evidence.runs if not run.ok] * expert_memory.MOST_SEARCHED
+    evidence.memory = memory._replace(failed=expert_memory.MOST_SEARCHED)
     assert expert_better.may_hold_more(evidence, best) is None
 
 
@@ -397,12 +393,27 @@ def test_no_device_may_hold_more_than_the_problem_allows() -> None:
     simulated = machine.Machine(problem, fate={2: ("out_of_memory", "out of memory: 90 MiB more were wanted on CUDA0")})
     loads = [
         simulated.measure({
-            "label": f"load {number}", "split_mode": "layer", "layers": layers, "experts_in_ram": OVERRIDE,
+            "label": f"load {number}", "split_mode": "layer", "layers": layers, "experts_in_ram": None,
             "load": number, "purpose": "confirm", "tests": problem["tests"],
         })
         for number, layers in ((1, [12, 13]), (2, [14, 11]))
     ]  # fmt: skip
     checked = split_problem.read_problem(problem)
     evidence = expert_evidence.Evidence(checked, expert_loads.read(checked, loads))
-    assert evidence.ok and evidence.plane.mib(evidence.ok[0].placement, 512)[0] > checked.budgets[0]
+    assert evidence.ok and evidence.memory.held[0] > checked.budgets[0]
     assert evidence.plane.budgets == checked.budgets
+
+
+def test_what_llama_cpp_moves_by_itself_says_nothing_about_what_a_device_holds() -> None:
+    """By the plan's counting it held more than was too much for the load before it."""
+    problem = machine.make_problem()
+    checked = split_problem.read_problem(problem)
+    reason = "out of memory: 800 MiB more were wanted on CUDA0"
+    _plan, loads = machine.Machine(problem, fate={1: ("out_of_memory", reason)}).drive()
+    planned = expert_loads.read(checked, loads)[:2]
+    override = "blk.1.ffn_up_exps.weight=CPU"
+    own = dataclasses.replace(planned[1], placement=expert_placement.ExpertPlacement((12, 13), (), override=override))
+    known = expert_memory.bounds(checked, planned)
+    assert own.ok and known.too_much[0] is not None
+    assert expert_plane.Plane(checked, checked.budgets).mib(own.placement, 512)[0] > known.too_much[0]
+    assert expert_memory.bounds(checked, [*planned, own]) == known
