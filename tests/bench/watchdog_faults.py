@@ -22,14 +22,15 @@ def problems(found: t.Mapping[str, t.Any]) -> list[str]:
     for fault in found["faults"]:
         wanted = int(fault["by"] == "watchdog")
         if fault["restarts"] != wanted:
-            said.append(f"{fault['name']}: {fault['restarts']} restarts by the watchdog instead of {wanted}")
+            said.append(f"{fault['name']}, restarts by the watchdog: {fault['restarts']} instead of {wanted}")
         if "clock" in fault["name"] and fault["clock_seconds"] > SET_BACK_SECONDS:
             said.append(f"{fault['name']}: the watchdog's clock was not set back")
-    if found["dies"]["starts"] != found["dies"]["allowed"]:
-        said.append(f"a server that dies in each load: {found['dies']['starts']} starts")
+    starts, allowed = found["dies"]["starts"], found["dies"]["allowed"]
+    if starts != allowed:
+        said.append(f"a server that dies in each load was started {starts} times instead of {allowed}")
     for quiet in found["quiet"]:
         if quiet["restarts"]:
-            said.append(f"{quiet['name']}: {quiet['restarts']} restarts by the watchdog")
+            said.append(f"{quiet['name']}, restarts by the watchdog: {quiet['restarts']} instead of 0")
         if not quiet.get("kept", True) or quiet.get("starts", 1) != 1 + quiet.get("leases", 0):
             said.append(f"{quiet['name']}: the server was started again")
     return said
@@ -46,7 +47,7 @@ def text(found: t.Mapping[str, t.Any]) -> str:
     return f"""## Faults
 
 Written by `make watchdog-test`: real faults on a sandbox without cards, each in mid-decode, with the watchdog's own
-settings: a hang is {found["stall_seconds"]:g} s without progress, and it looks once in {found["poll_seconds"]:g} s.
+settings: a hang is {found["stall_seconds"]:g} s without progress, and it looks every {found["poll_seconds"]:g} s.
 Noticed means that the server was ended; served again means that it gave tokens.
 
 Measured {page.today()} on {page.machine()}.
@@ -55,13 +56,13 @@ Measured {page.today()} on {page.machine()}.
 |---|---|---|---|
 {rows}
 
-A load of {load["seconds"]:.0f} s, in which the clock jumped forward by two hours: {load["restarts"]} restarts.
+During a load of {load["seconds"]:.0f} s the clock jumped forward by two hours. Restarts: {load["restarts"]}.
 
-A server that dies in each load is failed after {dies["starts"]} starts, and the notice says: "{dies["told"]}"
+A server that dies in each load is given up after {dies["starts"]} starts. The notice says: "{dies["told"]}"
 
-{mixed["seconds"] / 60:.0f} minutes of mixed load: {mixed["restarts"]} restarts. That were {mixed["requests"]} requests,
-{mixed["tokens"]} tokens and {mixed["leases"]} leases: chats, streams, long prompts, thirty requests at once, clients
-that leave, and idle times.
+The mixed load took {mixed["seconds"] / 60:.0f} minutes: {mixed["requests"]} requests, {mixed["tokens"]} tokens and
+{mixed["leases"]} leases. It has chats, streams, long prompts, thirty requests at once, clients that leave,
+and idle times. Restarts: {mixed["restarts"]}.
 """
 
 

@@ -2,8 +2,8 @@
 
 Each fault is made in mid-decode, with the watchdog's own settings: the server or an RPC server stopped by a signal, an
 RPC server killed, a program that answers and never gives a token. Each ends when the server answers again. A load of
-three minutes and MINUTES of mixed load must restart nothing. Meanwhile the watchdog's clock jumps, and its alone: the
-machine has no other. Prints JSON; what happens is said on stderr.
+three minutes and MINUTES of mixed load must restart nothing. Meanwhile the clock jumps, for the watchdog alone. Prints
+JSON; what happens is said on stderr.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def long_load() -> dict[str, t.Any]:
     ready()
     seconds = time.monotonic() - begun
     kept = prop(SERVER, "InvocationID") == start
-    say(f"a load of {seconds:.0f} s: {restarts()} restarts")
+    say(f"a load of {seconds:.0f} s, restarts: {restarts()}")
     jump(0)
     return {"name": "long load", "seconds": seconds, "restarts": restarts(), "kept": kept}
 
@@ -368,7 +368,7 @@ class Load:
             self.dice.choice(kinds)()
             starts.add(prop(SERVER, "InvocationID"))
             if turn % 20 == 0:
-                say(f"{seconds / 60:.0f} minutes, {self.requests} requests, {restarts()} restarts")
+                say(f"minutes: {seconds / 60:.0f}, requests: {self.requests}, restarts: {restarts()}")
         found = {"requests": self.requests, "tokens": self.tokens, "leases": self.leases, "restarts": restarts()}
         return {"name": "mixed load", "seconds": time.monotonic() - begun, "starts": len(starts), **found}
 

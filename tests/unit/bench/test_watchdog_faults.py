@@ -44,13 +44,13 @@ def test_a_run_in_which_all_went_well_has_no_problem():
 @pytest.mark.parametrize(
     ("part", "change", "sentence"),
     [
-        ("stopped", {"restarts": 2}, "server stopped: 2 restarts by the watchdog instead of 1"),
-        ("killed", {"restarts": 1}, "RPC server killed: 1 restarts by the watchdog instead of 0"),
+        ("stopped", {"restarts": 2}, "server stopped, restarts by the watchdog: 2 instead of 1"),
+        ("killed", {"restarts": 1}, "RPC server killed, restarts by the watchdog: 1 instead of 0"),
         ("clock", {"clock_seconds": 64}, "the watchdog's clock was not set back"),
-        ("dies", {"starts": 9}, "a server that dies in each load: 9 starts"),
-        ("load", {"restarts": 1}, "long load: 1 restarts"),
+        ("dies", {"starts": 9}, "a server that dies in each load was started 9 times instead of 10"),
+        ("load", {"restarts": 1}, "long load, restarts by the watchdog: 1 instead of 0"),
         ("load", {"kept": False}, "long load: the server was started again"),
-        ("mixed", {"restarts": 1}, "mixed load: 1 restarts"),
+        ("mixed", {"restarts": 1}, "mixed load, restarts by the watchdog: 1 instead of 0"),
         ("mixed", {"starts": 7}, "mixed load: the server was started again"),
     ],
 )
@@ -62,4 +62,5 @@ def test_what_should_not_be_is_named(part, change, sentence):
 def test_the_section_has_a_row_for_each_fault():
     text = watchdog_faults.text(found())
     assert "| RPC server killed | systemd | 64 | 71 |" in text and text.count("| watchdog |") == 2
-    assert "A load of 188 s" in text and "60 minutes of mixed load: 0 restarts" in text
+    assert "During a load of 188 s" in text and "took 60 minutes: 900 requests" in text
+    assert text.count("Restarts: 0.") == 2
