@@ -148,7 +148,7 @@ class Planning:
                 raise UserError(f"split_tuning_context_size is {context}: vLLM needs a number of tokens, give one")
             found = pipeline_plan.plan(self._models(state)[0], devices, nodes, context, self.question.start_model)
         except UserError as exc:
-            return Plan(failure=f"{exc}.")
+            return Plan(failure=f"{str(exc).rstrip('.')}.")
         return Plan(result={"needed": True, **found})
 
     def _quants(self, state: State, found: t.Mapping[str, t.Any]) -> Plan:

@@ -8,11 +8,7 @@ import dataclasses
 import typing as t
 
 from .._base import variables
-from .._base.errors import UserError
 from .._split import card_costs
-
-#: What mixed_gpu_engine may be for a plan; site installs all but the last.
-ENGINES: t.Final = ("llama_cpp", "exllamav2", "vllm_ray")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +42,4 @@ def read(given: t.Mapping[str, t.Any]) -> Question:
     """Return the question in variables of the role. Raises ValueError that names the variable and its value."""
     question = variables.read(Question, given, "split_tuning")
     card_costs.check(question.prices_usd, question.card_watts, question.owned_cards)
-    if question.start_engine not in ENGINES:
-        raise UserError(f"mixed_gpu_engine is {question.start_engine!r}: set it to {', '.join(ENGINES)}")
     return question

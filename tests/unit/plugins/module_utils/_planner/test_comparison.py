@@ -132,8 +132,10 @@ def test_without_cards_and_model_a_plan_says_what_to_give() -> None:
     assert planning.planner({**given, "split_tuning_repo": "owner/name"}).predict([]).steps
 
 
-def test_a_file_that_is_not_there_is_said() -> None:
-    planner = planning.planner(asked(model_path="/wrong.gguf"))
+@pytest.mark.parametrize("engine", ["llama_cpp", "vllm_ray"])
+def test_a_file_that_is_not_there_is_said(engine: str) -> None:
+    given = asked(model_path="/wrong.gguf", start_engine=engine, profile="rtx3090_x2")
+    planner = planning.planner(given)
     step = planner.predict([]).steps[0]
     answer = {"available": False, "reason": "/wrong.gguf does not exist."}
     plan = planner.predict([Done(step, answer, "2026-11-29T00:00:00Z")])
