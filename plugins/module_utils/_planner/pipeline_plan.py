@@ -24,7 +24,6 @@ _WIDE_BYTES: t.Final = 2
 _QUANTISED_BITS: t.Final = 4 + (16 + 4) / 128
 #: Bytes that links carry in a second, with TCP.
 _LINKS: t.Final = {"1 GbE": 117e6, "2.5 GbE": 294e6, "10 GbE": 1.17e9}
-_MIB: t.Final = 1 << 20
 
 
 class _Stage(t.NamedTuple):
@@ -47,8 +46,8 @@ def plan(model: Mapping, devices: t.Sequence[Mapping], nodes: t.Sequence[Node], 
     served = _served(model)
     quantised, sizes = _block_bytes(model, served)
     stages = _stages(model, devices, nodes, sum(sizes) / len(sizes))
-    kv = [size / _MIB for size in _kv_bytes(model, context)[:served]]
-    blocks = [size / _MIB for size in sizes]
+    kv = [size / memory_plan.MIB for size in _kv_bytes(model, context)[:served]]
+    blocks = [size / memory_plan.MIB for size in sizes]
     counts = _shared(stages, max(block + cache for block, cache in zip(blocks, kv, strict=True)), len(blocks), context)
     rows, tokens = _rows(stages, counts, blocks, kv, context)
     single = len(nodes) < 2
@@ -102,7 +101,7 @@ def _stages(
             host=host,
             budget=device["total_mib"] * pipeline_start.GPU_MEMORY_UTILIZATION - BUFFERS_MIB,
             # the embedding is on the first stage, the output matrix on the last
-            extra=((index == 0) + (index == last)) * wide / _MIB,
+            extra=((index == 0) + (index == last)) * wide / memory_plan.MIB,
             block_ms=read / rate / 1e6 if rate else 1.0,
             extra_ms=wide / rate / 1e6 if rate and index == last else 0.0,
         )
@@ -238,7 +237,7 @@ def _lines(start: Mapping) -> list[str]:
         f"  The cache holds {tokens} tokens of all requests, {tokens / context:.1f} with {context} each. reads: time to"
         " read the weights of a stage once, from the cards' bandwidth.",
     ]
-    lines.append(f"Each command belongs into a shell of vLLM's Python environment (pip install {packages}).")
+    lines.append(f"Run each command in a shell with vLLM's Python environment (pip install {packages}).")
     for index, step in enumerate(start["commands"], 1):
         lines += [f"{index}. {step['host']} {step['does']}:", f"   {step['command']}"]
     return [*lines, *(f"Limit: {limit}." for limit in start["limits"])]
