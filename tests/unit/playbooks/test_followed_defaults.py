@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 
 ROLE = pathlib.Path(__file__).resolve().parents[3] / "roles/revalidate"
+TIMER = ROLE.parent / "revalidation_timer"
 
 
 def test_a_revalidation_checks_the_answers_as_the_server_does(playbook, tmp_path):
@@ -24,6 +26,22 @@ def test_a_revalidation_checks_the_answers_as_the_server_does(playbook, tmp_path
         "hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks,
         "vars_files": [f"{ROLE}/defaults/main.yml"],
         "vars": {"specs": specs, "llama_server_answers_tokens": 16, "llama_server_answers_tolerance_percent": 20.0},
+    }  # fmt: skip
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    status, output = playbook(str(tmp_path / "play.yml"))
+    assert status == 0, output
+
+
+def test_a_host_that_revalidates_itself_has_what_the_defaults_follow(playbook, tmp_path):
+    defaults = (ROLE / "defaults/main.yml").read_text()
+    followed = set(re.findall(r"((?:llama_server|exllamav2|split_tuning)_\w+)\s*\| default", defaults))
+    # a role sets the addresses, of what is followed as well
+    followed -= {"llama_server_url", "exllamav2_url"}
+    assert len(followed) >= 9
+    play = {
+        "hosts": "localhost", "connection": "local", "gather_facts": False,
+        "vars_files": [f"{TIMER}/vars/main.yml"], "vars": dict.fromkeys(followed, 1),
+        "tasks": [{"ansible.builtin.assert": {"that": f"{sorted(followed)} is subset(__revalidation_timer_names)"}}],
     }  # fmt: skip
     (tmp_path / "play.yml").write_text(json.dumps([play]))
     status, output = playbook(str(tmp_path / "play.yml"))
