@@ -164,7 +164,7 @@ def prove_chats(params: dict[str, t.Any], engine: served_proof.Engine, client: C
     stream = client.events(chat_proof.PATH, chat_proof.chat_body(stream=True))
     chat_proof.judge_stream(chats, engine, *stream)
     if params["engine"] == "llama_cpp":
-        build = job.build_record(served_proof.build_json(params["program"]))
+        build = job.build_record(job.build_file(params["program"]))
         built = served_proof.has_page(build, params["arguments"], params["environment"])
         chat_proof.judge_page(chats, engine, *client.content_type("/"), built)
     return chats

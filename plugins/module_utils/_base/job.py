@@ -193,6 +193,11 @@ def sha256(path: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
+def build_file(program: str) -> str:
+    """Return the path of the build.json of the build that a program is of; links are followed."""
+    return os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(program))), "build.json")
+
+
 def build_record(path: str) -> Json:
     """Return what a build.json says; nothing where there is none that can be read."""
     try:

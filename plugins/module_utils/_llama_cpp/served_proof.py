@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What a running server must answer, and what it must not. Private to this collection.
+"""What a running server must answer, and what it must not. Private to this collection. Pure functions only.
 
-Pure functions, but that build_json follows links. The proof asks through HTTP; what is asked, and what the
-answers mean, is decided here.
+The proof asks through HTTP; what is asked, and what the answers mean, is decided here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import typing as t
 
 from .._base.errors import UserError
@@ -94,11 +92,6 @@ def shut(arguments: t.Sequence[str], environment: t.Iterable[str]) -> list[Endpo
         for endpoint in SHUT_ENDPOINTS
         if not names.intersection(endpoint.options) and not variables.intersection(endpoint.variables)
     ]
-
-
-def build_json(program: str) -> str:
-    """Return the path of what the role llama_cpp says of the build that a program is of; links are followed."""
-    return os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(program))), "build.json")
 
 
 def has_page(build: Mapping, arguments: t.Sequence[str], environment: t.Iterable[str]) -> bool:

@@ -158,3 +158,11 @@ def test_a_fifo_is_refused(tmp_path):
     os.mkfifo(made / "tool")
     with pytest.raises(UserError, match="is neither a file nor a link"):
         job.copy_programs(made, tmp_path / "copy")
+
+
+def test_the_build_of_a_program_is_found_through_its_link(tmp_path):
+    (tmp_path / "b7-0/bin").mkdir(parents=True)
+    (tmp_path / "b7-0/bin/llama-server").touch()
+    (tmp_path / "current").symlink_to("b7-0")
+    program = tmp_path / "current/bin/llama-server"
+    assert job.build_file(str(program)) == str(tmp_path / "b7-0/build.json")

@@ -48,14 +48,6 @@ def test_the_page_of_a_build_must_be_there_unless_something_took_it_away(build, 
     assert served_proof.has_page(build, arguments, environment) is page
 
 
-def test_the_build_of_a_program_is_found_through_its_link(tmp_path):
-    (tmp_path / "b7-0/bin").mkdir(parents=True)
-    (tmp_path / "b7-0/bin/llama-server").touch()
-    (tmp_path / "current").symlink_to("b7-0")
-    program = tmp_path / "current/bin/llama-server"
-    assert served_proof.build_json(str(program)) == str(tmp_path / "b7-0/build.json")
-
-
 @pytest.mark.parametrize("status", [403, 404, 501])
 def test_shut_is_shut(status):
     for endpoint in served_proof.SHUT_ENDPOINTS:
