@@ -28,7 +28,7 @@ class Model(t.NamedTuple):
     exact: bool = True
     #: well-known shape that predicts it, see model_shapes
     shape: str | None = None
-    #: how it can draft tokens, and what its template needs, as far as publications say
+    #: how it drafts without another model, and what its template needs, as far as publications say
     notes: str = ""
     #: ids of the models that it can draft for, in the order in which they are looked for among the entries
     drafts_for: tuple[str, ...] = ()
@@ -42,7 +42,6 @@ class Model(t.NamedTuple):
 
 
 _QWEN = ("Qwen/Qwen2.5-Coder-32B-Instruct-GGUF", "9d3053fce650fe1cdbdb75998c2a87add9d178ef")
-_QWEN_DRAFTS = "drafts: qwen2_5_coder_0_5b_instruct_q8_0, qwen2_5_coder_1_5b_instruct_q4_k_m"
 _QWEN_TARGETS = ("qwen2_5_coder_32b_instruct_q4_k_m", "qwen2_5_coder_32b_instruct_q8_0")
 _LLAMA_TARGETS = ("llama_3_3_70b_instruct_q4_k_m",)
 _LLAMA_3_2 = "Llama 3.2 Community License: name Llama where you build on it, ask Meta above 700 million monthly users"
@@ -53,14 +52,13 @@ CATALOGUE: dict[str, Model] = {
         "Llama-3.3-70B-Instruct-Q4_K_M.gguf", 42520398816, 80,
         "Llama 3.3 Community License: name Llama where you build on it, ask Meta above 700 million monthly users",
         "32df3baccb556f9840059b2528b2dee4d3d516b24afdfb9d0c56ff5f63e3a664", shape="llama_3_3_70b_q4_k_m",
-        notes="drafts: llama_3_2_1b_instruct_q8_0, llama_3_2_3b_instruct_q4_k_m",
     ),
     "qwen2_5_coder_32b_instruct_q4_k_m": Model(
         *_QWEN, "qwen2.5-coder-32b-instruct-q4_k_m.gguf", 19851335872, 64, "Apache 2.0",
-        shape="qwen2_5_coder_32b_q4_k_m", notes=_QWEN_DRAFTS,
+        shape="qwen2_5_coder_32b_q4_k_m",
     ),
     "qwen2_5_coder_32b_instruct_q8_0": Model(
-        *_QWEN, "qwen2.5-coder-32b-instruct-q8_0.gguf", 34820884672, 64, "Apache 2.0", notes=_QWEN_DRAFTS,
+        *_QWEN, "qwen2.5-coder-32b-instruct-q8_0.gguf", 34820884672, 64, "Apache 2.0",
     ),
     "qwen3_8_27b_ud_q4_k_xl": Model(
         "unsloth/Qwen3.8-27B-GGUF", "4ca720788d1e01f1bff70c033e0d0028fd02e502", "Qwen3.8-27B-UD-Q4_K_XL.gguf",

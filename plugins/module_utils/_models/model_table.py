@@ -7,8 +7,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Mapping
-from . import transfer
-from .catalogue import CATALOGUE
+from . import catalogue, transfer
 
 _HEAD = ("model", "state", "on disk", "size", "from")
 
@@ -40,18 +39,23 @@ def table(
         f"{store['filesystem']}: {transfer.size_text(used)} in {store['path']}, "
         f"{transfer.size_text(store['free_bytes'])} of {transfer.size_text(store['total_bytes'])} free"
     )
-    offered = [(name, model) for name, model in CATALOGUE.items() if name not in by_id]
+    offered = [(name, model) for name, model in catalogue.CATALOGUE.items() if name not in by_id]
     if offered:
         lines.append("In the catalogue (an entry of llm_models that is only the id):")
         told = expected or {}
         lines += _aligned([
             (
                 name, transfer.size_text(model.size_bytes), f"{model.layers} layers",
-                *([told.get(name, "-")] if told else []), "; ".join(filter(None, (model.licence, model.notes))),
+                *([told.get(name, "-")] if told else []), _remarks(name, model),
             )
             for name, model in offered
         ])  # fmt: skip
     return lines
+
+
+def _remarks(name: str, model: catalogue.Model) -> str:
+    drafts = catalogue.drafts_of(name)
+    return "; ".join(filter(None, (model.licence, f"drafts: {', '.join(drafts)}" if drafts else "", model.notes)))
 
 
 def _row(

@@ -117,6 +117,7 @@ def test_without_models_there_is_the_catalogue(call: t.Any, tmp_path: pathlib.Pa
     empty = call(model_store_info, path=str(tmp_path / "none"), fact_file=str(tmp_path / "fact"))
     lines = model_table.table([], [], empty)
     assert lines[0].startswith("No models in llm_models") and len(lines) == 3 + len(catalogue.CATALOGUE)
+    assert lines[3].endswith("; drafts: llama_3_2_1b_instruct_q8_0, llama_3_2_3b_instruct_q4_k_m")
 
 
 @pytest.mark.parametrize("name", catalogue.CATALOGUE)

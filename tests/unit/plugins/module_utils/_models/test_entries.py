@@ -147,9 +147,9 @@ def test_a_draft_of_the_catalogue_knows_for_which_entry_it_drafts():
 def test_drafts_of_the_catalogue_have_their_targets_there_and_are_smaller():
     drafts = {name: model for name, model in catalogue.CATALOGUE.items() if model.drafts_for}
     assert len(drafts) == 4
-    for name, model in drafts.items():
+    for model in drafts.values():
         targets = [catalogue.CATALOGUE[target] for target in model.drafts_for]
         assert all(10 * model.size_bytes < target.size_bytes for target in targets)
-        assert model.exact and model.sha256 and all(name in target.notes for target in targets)
+        assert model.exact and model.sha256
     assert catalogue.drafts_of("llama_3_3_70b_instruct_q4_k_m")[0] == "llama_3_2_1b_instruct_q8_0"
     assert catalogue.drafts_of("llama_3_2_1b_instruct_q8_0") == []
