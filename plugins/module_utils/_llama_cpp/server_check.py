@@ -54,28 +54,26 @@ def deviations(deployment: Mapping, load: Mapping) -> list[str]:
     if names == seen and (deployment["split_mode"] == "layer" or len(planned) == 1):
         wanted = [device["layers"] for device in planned]
         layers = [device["layers"] for device in load["devices"]]
+        unseen = load["drafting_blocks"] if load["layers_source"] == "kv_buffers" else 0
         if load["layers_source"] is None:
             found.append(
                 f"The layers per device cannot be read from the log ({load['layers_note']}): "
                 "set llama_server_log_verbosity to 5, so that the server names the device of each layer."
             )
-        elif not _as_wanted(layers, wanted, load["drafting_blocks"] if load["layers_source"] == "kv_buffers" else 0):
+        elif layers not in (wanted, _without_caches(wanted, unseen)):
             found.append(f"The server placed {layers} layers on {', '.join(seen)}; the facts say {wanted}.")
     found += _ram_deviations(deployment, load) + _speculation(deployment, load)
     return found + _serving_deviations(deployment["serving"], load)
 
 
-def _as_wanted(layers: t.Sequence[int], wanted: t.Sequence[int], drafting: int) -> bool:
-    """Return whether layers are placed as wanted. C(drafting) of them, before the output layer, may not be seen."""
-    moved = list(layers)
-    for place in reversed(range(1, len(moved))):
-        if moved == list(wanted):
-            return True
-        if moved[place] > 1:
-            unseen = min(drafting, moved[place] - 1)
-            moved[place], moved[place - 1] = moved[place] - unseen, moved[place - 1] + unseen
-            break
-    return moved == list(wanted)
+def _without_caches(layers: t.Sequence[int], drafting: int) -> list[int]:
+    """Return planned layers as a log counts them where the blocks that only draft have no cache.
+
+    These are before the output layer, and counted on its device.
+    """
+    owners = [device for device, count in enumerate(layers) for _layer in range(count)]
+    owners[-1 - drafting :] = owners[-1:] * (drafting + 1)
+    return [owners.count(device) for device in range(len(layers))]
 
 
 def _speculation(deployment: Mapping, load: Mapping) -> list[str]:

@@ -171,6 +171,25 @@ def test_deviation_is_named(name, deployment, words):
     assert all(word in text for word in words), text
 
 
+@pytest.mark.parametrize(
+    ("planned", "seen", "placed"),
+    [
+        ((32, 1), (32, 1), True),       # it drafts
+        ((32, 1), (31, 2), True),       # idle: counted on the device of the output layer, whatever holds it
+        ((32, 1), (30, 3), False),
+        ((20, 13), (20, 13), True),
+        ((20, 13), (19, 14), False),    # the block that drafts is on the second device in any case
+    ],
+)  # fmt: skip
+def test_a_block_that_only_drafts_may_be_seen_on_the_device_of_the_output_layer(planned, seen, placed):
+    load = server_log.parse_load(transcript("rpc-20-13")) | {"drafting_blocks": 1}
+    for device, layers in zip(load["devices"], seen, strict=True):
+        device["layers"] = layers
+    found = server_check.deviations(rpc_deployment(*planned), load)
+    assert found == ([] if placed else [f"The server placed {list(seen)} layers on {FAST}, {SLOW}; the facts say "
+                                        f"{list(planned)}."])  # fmt: skip
+
+
 def test_swapped_devices_are_a_deviation():
     deployment = rpc_deployment()
     deployment["devices"].reverse()
