@@ -43,7 +43,7 @@ def _calls(tree: ast.AST, name: str) -> t.Iterator[ast.Call]:
             yield node
 
 
-def _texts(nodes: t.Iterable[ast.expr]) -> list[str]:
+def _texts(nodes: t.Iterable[ast.AST]) -> list[str]:
     return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
 
 
@@ -70,7 +70,7 @@ def _kind(annotation: ast.expr | None, known: dict[str, ast.expr]) -> str | list
     inside = [annotation, *(known[name] for name in used if name in known)]
     for node in (found for part in inside for found in ast.walk(part)):
         if isinstance(node, ast.Subscript) and getattr(node.value, "id", "") == "Literal":
-            return _texts(ast.walk(node.slice))  # type: ignore[arg-type]
+            return _texts(ast.walk(node.slice))
     names = {node.id for part in inside for node in ast.walk(part) if isinstance(node, ast.Name)}
     return next((kind for kind in ("bool", "int", "float") if kind in names), "str")
 
@@ -83,7 +83,7 @@ def serve_options() -> dict[str, str | list[str]]:
     for member in _PARSERS:
         for call in _calls(ast.parse(archive.read(member)), "add_argument"):
             fields = [
-                text for keyword in call.keywords if keyword.arg is None for text in _texts(ast.walk(keyword.value))  # type: ignore[arg-type]
+                text for keyword in call.keywords if keyword.arg is None for text in _texts(ast.walk(keyword.value))
             ]
             kind = _kind(known.get(fields[0]) if fields else None, known)
             found |= {option: kind for option in _texts(call.args) if option.startswith("--") or option == "model_tag"}

@@ -23,7 +23,7 @@ import typing as t
 PROJECT: t.Final = pathlib.Path(__file__).resolve().parents[2]
 PAGE: t.Final = PROJECT / "docs/first_evening.md"
 USER: t.Final = "you"
-PASSWORD, VAULT_PASSWORD = "the-password-of-you", "the-password-of-the-vault"  # noqa: S105 (of a test host)
+PASSWORD, VAULT_PASSWORD = "the-password-of-you", "the-password-of-the-vault"  # of a test host
 #: What is asked, and what is answered; Enter takes what `init` proposes.
 ANSWERS: t.Final = {
     rf"\[sudo\] password for {USER}: |BECOME password: ": PASSWORD,

@@ -47,14 +47,14 @@ class SpeculatingHost(Host):
     """A host with a draft: a round costs a token of the target, and some for each drafted one."""
 
     draft: Json = DRAFT
-    target: t.ClassVar[Json] = {**MODEL, "vocabulary": VOCABULARY}
+    target: Json = {**MODEL, "vocabulary": VOCABULARY}
     #: What a drafted token costs, relative to one of the target, by device; how a load with a kind ends.
-    cost: t.ClassVar[dict[str, float]] = {"GPU-1": 0.1, "GPU-2": 0.3, "": 0.0}
-    ends: t.ClassVar[dict[str, tuple[str, str]]] = {}
+    cost: dict[str, float] = {"GPU-1": 0.1, "GPU-2": 0.3, "": 0.0}
+    ends: dict[str, tuple[str, str]] = {}
     acceptance = ACCEPTANCE
-    greedy: t.ClassVar[dict[str, list[int]]] = {}
+    greedy: dict[str, list[int]] = {}
     #: What a round costs beyond a token and what is drafted, relative to a token, by split mode.
-    overhead: t.ClassVar[dict[str, float]] = {"layer": 0.15, "tensor": 0.15}
+    overhead: dict[str, float] = {"layer": 0.15, "tensor": 0.15}
     trial_ends = "ok"
 
     def split_mode_trial(self, step: steps.Step) -> Json:
@@ -150,7 +150,7 @@ def test_other_contexts_leave_the_draft_its_memory(host: SpeculatingHost) -> Non
 
 def test_the_first_token_that_differs_is_told(host: SpeculatingHost) -> None:
     assert recorded(host.tune(**SETTINGS))["decision"]["speculation"]["first_divergence"] is None
-    host.greedy = {"draft-simple": [5, 6, 9, 8]}  # type: ignore[misc]
+    host.greedy = {"draft-simple": [5, 6, 9, 8]}
     found = recorded(host.tune(**SETTINGS))["decision"]["speculation"]
     assert (found["verdict"], found["first_divergence"]) == ("faster", 2)
 
@@ -226,7 +226,7 @@ def test_a_failed_device_leaves_the_other_one(host: SpeculatingHost) -> None:
 
 
 def test_mtp_blocks_of_the_model_are_offered_on_the_last_card(host: SpeculatingHost) -> None:
-    host.target = {  # type: ignore[misc]
+    host.target = {
         **MODEL, "vocabulary": VOCABULARY, "nextn_blocks": 1, "nextn_bytes": 5 * 2**20, "nextn_kv_elements": 128
     }  # fmt: skip
     entry = recorded(host.tune(speculation=["draft-mtp"], drafts={}))
@@ -284,9 +284,16 @@ def test_the_split_moves_where_the_draft_needs_its_room(host: SpeculatingHost) -
     assert said.startswith("It was not compared with llama.cpp's default split")
 
 
+def without_drafts(host: SpeculatingHost) -> Json:
+    """Return a tuning without drafts."""
+    plan = host.tune(speculation="none")
+    assert plan.result is not None
+    return t.cast(Json, plan.result["tuning"])
+
+
 def moved(host: SpeculatingHost, splits: t.Sequence[tuple[int, ...]] = ()) -> Found:
     """Return the offers beside the decision of a tuning, for a draft that only another split leaves room for."""
-    tuning_done = host.tune(speculation="none").result["tuning"]  # type: ignore[index]
+    tuning_done = without_drafts(host)
     problem, plan = split_problem.read_problem(tuning_done["problem"]), tuning_done["plan"]
     decision = plan["decision"]
     draft = Draft("d", "/srv/d.gguf", DRAFT, decision["headroom_mib"][0] + 20)
@@ -301,7 +308,9 @@ def test_a_split_that_is_out_is_not_moved_to(host: SpeculatingHost) -> None:
     assert not [offer for offer in moved(host, [(BLOCKS, 1)]).offers if offer.device == "GPU-1"]
 
 
-def test_another_split_has_the_memory_of_the_decided_micro_batch(host: SpeculatingHost) -> None:
+def test_another_split_has_the_memory_of_the_decided_micro_batch(
+    host: SpeculatingHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def smaller_is_faster(step: steps.Step) -> Json:
         result = SpeculatingHost.split_benchmark(host, step)
         for row in result["load"]["results"]:
@@ -309,7 +318,7 @@ def test_another_split_has_the_memory_of_the_decided_micro_batch(host: Speculati
                 row["samples_ms"] = [ms / 2 for ms in row["samples_ms"]]
         return result
 
-    host.split_benchmark = smaller_is_faster  # type: ignore[method-assign]
+    monkeypatch.setattr(host, "split_benchmark", smaller_is_faster)
     asked = {"objective": "request", "prompt_tokens": 1000, "generated_tokens": 100, "micro_batches": [256]}
     room = recorded(host.tune(**asked, speculation="none"))["decision"]["headroom_mib"][0]
     host.draft = {**DRAFT, "block_bytes": [(room + 20) * 2**20 // DRAFT_BLOCKS] * DRAFT_BLOCKS}
@@ -322,11 +331,11 @@ def test_another_split_has_the_memory_of_the_decided_micro_batch(host: Speculati
 
 def offered(host: SpeculatingHost, kind: str, **changes: t.Any) -> Found:
     """Return what is offered of a kind for a model with a recurrent state of 20 MiB in its first blocks."""
-    host.target = {  # type: ignore[misc]
+    host.target = {
         **MODEL, "vocabulary": VOCABULARY, "nextn_blocks": 1, "nextn_bytes": 2**20, "nextn_kv_elements": 128,
         "block_sequence_bytes": [2**20] * 20 + [0] * (BLOCKS - 20),
     }  # fmt: skip
-    done = host.tune(speculation="none").result["tuning"]  # type: ignore[index]
+    done = without_drafts(host)
     problem, decision = split_problem.read_problem(done["problem"]), {**done["plan"]["decision"], **changes}
     draft = Draft("d", "/srv/d.gguf", host.draft, None)
     return Offers(problem, decision, [decision["layers"]], [draft], [kind]).find()
@@ -334,8 +343,8 @@ def offered(host: SpeculatingHost, kind: str, **changes: t.Any) -> Found:
 
 def test_mtp_blocks_do_not_move_to_another_device(host: SpeculatingHost) -> None:
     """One device alone would hold the output layer, and with it the blocks."""
-    host.target = {**MODEL, "nextn_blocks": 1, "nextn_bytes": 2**20, "nextn_kv_elements": 128}  # type: ignore[misc]
-    done = host.tune(speculation="none").result["tuning"]  # type: ignore[index]
+    host.target = {**MODEL, "nextn_blocks": 1, "nextn_bytes": 2**20, "nextn_kv_elements": 128}
+    done = without_drafts(host)
     roomy = [{**device, "free_mib": 2000} for device in done["problem"]["devices"]]
     problem = split_problem.read_problem({**done["problem"], "devices": roomy})
     decision = {**done["plan"]["decision"], "headroom_mib": [0, 0]}
@@ -440,7 +449,7 @@ def layer_ms(host: SpeculatingHost) -> float:
 
 def test_drafts_can_change_the_order_of_the_split_modes(host: SpeculatingHost) -> None:
     host.tensor_ms = 1.04 * layer_ms(host)
-    host.overhead = UNLIKE  # type: ignore[misc]
+    host.overhead = UNLIKE
     plan = host.tune(**SETTINGS)
     entry = deployment.expand(recorded(plan))
     decision = entry["decision"]
@@ -462,12 +471,13 @@ def test_drafts_can_change_the_order_of_the_split_modes(host: SpeculatingHost) -
     chosen = {row["mode"]: row["verdict"] for row in decision["tensor"]["table"] if row["layers"] == decision["layers"]}
     assert chosen["tensor"] == "chosen" and decision["tensor"]["table"][0]["verdict"] == "without drafts"
     assert "in tensor mode takes" in found["why"]
-    assert all(load["split_mode"] == "tensor" for load in plan.result["baseline"]["loads"])  # type: ignore[index]
+    assert plan.result is not None
+    assert all(load["split_mode"] == "tensor" for load in plan.result["baseline"]["loads"])
 
 
 def test_tensor_mode_that_fails_its_trial_is_not_served_with_drafts_either(host: SpeculatingHost) -> None:
     host.tensor_ms = 1.04 * layer_ms(host)
-    host.overhead, host.trial_ends = UNLIKE, "unstable"  # type: ignore[misc]
+    host.overhead, host.trial_ends = UNLIKE, "unstable"
     entry = recorded(host.tune(**SETTINGS))
     found = entry["decision"]["speculation"]
     assert entry["split_mode"] == "layer" and len(host.arms) <= 5
@@ -478,7 +488,7 @@ def test_tensor_mode_that_fails_its_trial_is_not_served_with_drafts_either(host:
 
 def test_layer_mode_may_win_with_drafts_where_tensor_mode_won_without(host: SpeculatingHost) -> None:
     host.tensor_ms = 0.93 * layer_ms(host)
-    host.overhead = {"layer": 0.0, "tensor": 0.6}  # type: ignore[misc]
+    host.overhead = {"layer": 0.0, "tensor": 0.6}
     entry = deployment.expand(recorded(host.tune(**SETTINGS)))
     decision, found = entry["decision"], entry["decision"]["speculation"]
     assert decision["tensor"]["verdict"] == "faster"
@@ -493,9 +503,11 @@ def test_a_mode_that_is_far_behind_costs_no_load(host: SpeculatingHost) -> None:
     assert entry["split_mode"] == "layer" and all(load["split_mode"] == "layer" for load in host.arms)
 
 
-def test_a_device_that_the_other_mode_brings_down_takes_that_mode_out(host: SpeculatingHost) -> None:
+def test_a_device_that_the_other_mode_brings_down_takes_that_mode_out(
+    host: SpeculatingHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host.tensor_ms = 1.04 * layer_ms(host)
-    host.overhead = UNLIKE  # type: ignore[misc]
+    host.overhead = UNLIKE
     usual = host.speculation_benchmark
 
     def lost(step: steps.Step) -> Json:
@@ -504,7 +516,7 @@ def test_a_device_that_the_other_mode_brings_down_takes_that_mode_out(host: Spec
             return found
         return {**found, "load": {**found["load"], "status": "device_lost", "reason": "Xid 79", "results": []}}
 
-    host.speculation_benchmark = lost  # type: ignore[method-assign]
+    monkeypatch.setattr(host, "speculation_benchmark", lost)
     entry = recorded(host.tune(**SETTINGS))
     assert (entry["split_mode"], entry["decision"]["speculation"]["verdict"]) == ("layer", "faster")
     assert [load["split_mode"] for load in host.arms].count("tensor") == 1 and len(host.arms) <= 5
