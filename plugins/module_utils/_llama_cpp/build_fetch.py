@@ -122,7 +122,7 @@ def _chunks(answer: Answer, url: str, most_mib: int) -> t.Iterator[bytes]:
         while chunk := answer.body.read(job.MIB):
             read += len(chunk)
             if read > most_mib * job.MIB:
-                raise UserError(f"{shown} is larger than {most_mib} MiB, more than a build fetches: correct the address.")
+                raise UserError(f"{shown} is larger than {most_mib} MiB, more than builds fetch: correct the address.")
             yield chunk
     except (OSError, http.client.HTTPException) as exc:
         raise UserError(f"{shown} broke off after {read} bytes ({exc}); run the play again.") from exc

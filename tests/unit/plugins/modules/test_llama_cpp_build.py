@@ -486,7 +486,7 @@ def test_a_download_that_does_not_end_is_bounded(run, settings, monkeypatch):
             return bytes(size)
 
     monkeypatch.setattr(llama_cpp_build.urls, "open_url", lambda *_args, **_more: Endless())
-    assert "is larger than 1 MiB, more than a build fetches" in failure(run("present", settings))
+    assert "is larger than 1 MiB, more than builds fetch" in failure(run("present", settings))
     assert not list(pathlib.Path(settings["prefix"], ".work").glob("download-*"))
 
 
