@@ -124,6 +124,20 @@ def test_a_decision_is_served_as_it_was_measured(campaign: tuple[machine.Machine
     assert not any("micro_batch_size" in test for test in tests)
 
 
+def test_the_recorded_costs_are_those_of_the_whole_model_on_each_device() -> None:
+    simulated = machine.Machine(machine.make_problem(), decode=(2.0, 5.0))
+    plan, loads = simulated.drive()
+    checked = split_problem.read_problem(simulated.problem)
+    evidence = expert_evidence.Evidence(checked, expert_loads.read(checked, loads))
+    told = plan["decision"]["fit"]
+    for device, layers in enumerate(((checked.slots, 0), (0, checked.slots))):
+        amounts = evidence.weigher.amounts(expert_placement.ExpertPlacement(layers, ()))
+        assert evidence.decode_fit is not None and evidence.prefill_fit is not None
+        assert told["decode_ms_per_device"][device] == pytest.approx(evidence.decode_fit.ms(amounts.decode), rel=1e-3)
+        prompt = told["prefill_ms"]["start"] + told["prefill_ms"]["compute"][device]
+        assert prompt == pytest.approx(evidence.prefill_fit.ms(amounts.prefill(1000, 1000)), rel=1e-3)
+
+
 def test_what_is_said_follows_from_the_loads(campaign: tuple[machine.Machine, Json, list[Json]]) -> None:
     simulated, plan, _loads = campaign
     decision = plan["decision"]
