@@ -53,12 +53,12 @@ def lent(address: str, servers: t.Iterable[Mapping], cards: t.Iterable[Mapping],
 def merged(recorded: Mapping | None, present: t.Mapping[str, Json], absent: t.Iterable[str]) -> Json:
     """Return the record after a run: what takes part as it is now, what does not as it was recorded.
 
-    What a lender's record holds beside lent(), such as its link, stays.
+    Lenders are in the order of their names: who takes part must not change the order of the endpoints, since another
+    order means another tuning.
     """
     before = recorded["lenders"] if recorded else {}
-    after = {name: {**before.get(name, {}), **now} for name, now in present.items()}
-    kept = {name: before[name] for name in absent if name in before}
-    return {"schema": SCHEMA, "lenders": {**after, **kept}}
+    after = {**present, **{name: before[name] for name in absent if name in before}}
+    return {"schema": SCHEMA, "lenders": dict(sorted(after.items()))}
 
 
 def check_builds(box: str, installed: Mapping, lenders: t.Mapping[str, Mapping]) -> None:

@@ -25,10 +25,22 @@ def test_a_lender_is_recorded_with_its_cards():
 
 def test_a_lender_that_is_away_stays_and_one_that_left_the_group_goes():
     one, two, three = (lent_devices.lent(f"10.0.0.{n}", SERVERS, [], BUILD) for n in (2, 3, 4))
-    before = {"schema": 1, "lenders": {"a": {**one, "link": {"rtt_ms": 1}}, "b": two, "c": three}}
+    before = {"schema": 1, "lenders": {"a": three, "b": two, "c": three}}
     after = lent_devices.merged(before, {"a": one}, ["b", "new"])
-    assert after["lenders"] == {"a": {**one, "link": {"rtt_ms": 1}}, "b": two}
+    assert after["lenders"] == {"a": one, "b": two}
     assert lent_devices.endpoints(None) == []
+
+
+def test_who_takes_part_in_a_run_changes_no_order():
+    """The endpoints are part of what makes a tuning run again, in their order."""
+    whole = {
+        name: lent_devices.lent("", [{**SERVERS[1], "endpoint": f"{name}:1"}], [], BUILD) for name in ("b", "a", "c")
+    }
+    record = lent_devices.merged(None, whole, [])
+    for away in whole:
+        there = {name: lent for name, lent in whole.items() if name != away}
+        again = lent_devices.merged(record, there, [away])
+        assert again == record and lent_devices.endpoints(again) == ["a:1", "b:1", "c:1"]
 
 
 @pytest.mark.parametrize(
