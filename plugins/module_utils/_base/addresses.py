@@ -32,6 +32,11 @@ def is_loopback(host: str) -> bool:
     return host == LOOPBACK if found is None else found.is_loopback
 
 
+def host_of(endpoint: str) -> str:
+    """Return the host of C(host:port)."""
+    return endpoint.rpartition(":")[0]
+
+
 def check_host(host: t.Any, name: str) -> None:
     """Raise UserError, which names the variable, for what is neither an address nor the name of a host."""
     number_like = isinstance(host, str) and re.fullmatch(r"[0-9.]+", host)

@@ -14,7 +14,7 @@ import typing as t
 from .._base import addresses, escaping, unit_end, unit_sandbox
 from .._base.types import Json, Mapping
 from .._split import deployment as deployments
-from .._split import expert_placement, fallbacks, layer_split, placement
+from .._split import expert_placement, fallbacks, layer_split, network_links, placement
 from . import allreduce_log, speculation_flags
 
 #: Requests that wait for a slot hold a thread each. llama-server has five for one slot, so that a few clients that wait
@@ -22,11 +22,6 @@ from . import allreduce_log, speculation_flags
 HTTP_THREADS: t.Final = 128
 
 # --- calling it ------------------------------------------------------------------------------------------------------
-
-
-def endpoint_host(endpoint: str) -> str:
-    """Return the host of C(host:port)."""
-    return endpoint.rpartition(":")[0]
 
 
 def url(host: str, port: int | str) -> str:
@@ -78,7 +73,7 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
     nodes = unit_sandbox.nodes(device["backend"] for device in deployment["devices"])
 
     given = addresses.networks(settings["allowed_networks"], "llama_server_allowed_networks")
-    hosts = [settings["host"], *(endpoint_host(endpoint) for endpoint in endpoints)]
+    hosts = [settings["host"], *map(addresses.host_of, endpoints)]
     local = all(addresses.is_loopback(host) for host in hosts)
     return {
         "arguments": words,
@@ -90,7 +85,7 @@ def command(deployment: Mapping, settings: Mapping) -> Json:
         "nccl": unit_sandbox.uses_nccl(nodes, deployment["split_mode"]),
         "nccl_file": allreduce_log.NCCL_FILE,
         "layers": [device["layers"] for device in devices],
-        "lenders": [name for names in fallbacks.lenders(endpoints).values() for name in names] if chosen else [],
+        "lenders": network_links.remote(endpoints) if chosen else [],
         "placements": [shlex.join(_chosen_words(served)) for served in fallbacks.ways(deployment)] if chosen else [],
         "rpc_protocol": deployment.get("rpc_protocol", ""),
         "url": url(settings["host"], settings["port"]),

@@ -26,9 +26,8 @@ import math
 import statistics
 import typing as t
 
-from .._base import addresses
 from .._base.types import Json
-from .._split import allreduce, engines, layer_split, memory_plan
+from .._split import allreduce, engines, layer_split, memory_plan, network_links
 from .._split.layer_split import Layers, split_name
 from .._split.split_problem import Problem
 from . import mode_table, tensor_shares, why
@@ -150,8 +149,7 @@ def wanted(problem: Problem, layers: Layers) -> str | None:
 def _on_another_host(problem: Problem) -> str | None:
     """Return the first device that is reached over a network, None where there is none."""
     for device in problem.raw["devices"]:
-        host = str(device["id"]).rpartition(":")[0]
-        if device["backend"] == "RPC" and host and not addresses.is_loopback(host):
+        if device["backend"] == "RPC" and network_links.remote([str(device["id"])]):
             return f"{device['device']} ({device['id']})"
     return None
 

@@ -41,6 +41,11 @@ def identify(devices: t.Sequence[ListedDevice], cuda_ids: t.Sequence[str]) -> li
     return result
 
 
+def endpoint_of(identity: str) -> str:
+    """Return the endpoint that an RPC device is behind, by its id; the id of any other device as it is."""
+    return identity.partition("#")[0]
+
+
 def set_budgets(devices: t.Sequence[Device], budgets_mib: Mapping) -> list[Device]:
     """Return the devices with C(budget_mib) filled from C(budgets_mib), whose keys are ids or llama.cpp's names."""
     result: list[Device] = [{**entry} for entry in devices]

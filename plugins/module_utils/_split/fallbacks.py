@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base import addresses
 from .._base.types import Json, Mapping
-from . import context_room, memory_plan, network_links, placement, split_cost, split_problem
+from . import context_room, device_list, memory_plan, network_links, placement, split_cost, split_problem
 from .layer_split import Layers
 from .types import Serving
 
@@ -20,7 +21,7 @@ def lenders(endpoints: t.Iterable[str]) -> dict[str, list[str]]:
     """Return the endpoints (C(host:port)) of other hosts, by host."""
     found: dict[str, list[str]] = {}
     for endpoint in network_links.remote(endpoints):
-        found.setdefault(endpoint.rpartition(":")[0], []).append(endpoint)
+        found.setdefault(addresses.host_of(endpoint), []).append(endpoint)
     return found
 
 
@@ -44,7 +45,7 @@ def _without(problem: Mapping, decision: Mapping, endpoints: t.Sequence[str], ab
     stay = [name for name in endpoints if name not in gone]
     kept = [
         index for index, device in enumerate(problem["devices"])
-        if device["backend"] != "RPC" or device["id"].split("#")[0] in stay
+        if device["backend"] != "RPC" or device_list.endpoint_of(device["id"]) in stay
     ]  # fmt: skip
     names = " and ".join(absent)
     base: Json = {"absent": list(absent), "rpc_endpoints": stay}
@@ -175,7 +176,7 @@ def sentence(entry: Mapping, absent: t.Collection[str], since: str = "", waits: 
     """
     if not absent:
         return ""
-    hosts = list(dict.fromkeys(endpoint.rpartition(":")[0] for endpoint in absent))
+    hosts = list(dict.fromkeys(map(addresses.host_of, absent)))
     named = f"lender{'s' if len(hosts) > 1 else ''} {' and '.join(hosts)}"
     if waits:
         return f"It waits for {named}: nothing fits without."

@@ -14,6 +14,7 @@ import typing as t
 
 from .._base import addresses
 from .._base.types import Json, Mapping
+from . import device_list
 
 _BYTES: t.Final = 4
 #: Exchanges that the box waits for, per token or micro-batch and lent device: the rest is sent without an answer.
@@ -29,7 +30,7 @@ class Cost(t.NamedTuple):
 
 def remote(endpoints: t.Iterable[str]) -> list[str]:
     """Return the endpoints of other hosts."""
-    return [one for one in endpoints if not addresses.is_loopback(one.rpartition(":")[0])]
+    return [one for one in endpoints if not addresses.is_loopback(addresses.host_of(one))]
 
 
 def protocol(links: t.Mapping[str, Mapping]) -> str:
@@ -53,7 +54,7 @@ def cost(
     hidden, logits = model["embedding_length"] * _BYTES, model["vocabulary_size"] * _BYTES
     token = batch = 0.0
     for identity in used:
-        link = links.get(identity.split("#")[0])
+        link = links.get(device_list.endpoint_of(identity))
         if link is None:
             continue
         back = logits if identity == used[-1] else hidden
@@ -77,7 +78,7 @@ def ordered(
     The last device sends logits for each generated token, any other one the activations of all tokens: devices of other
     hosts come first where logits would be more. Experts in RAM are computed beside the first device, which stays.
     """
-    lent = [device for device in devices if str(device["id"]).partition("#")[0] in links]
+    lent = [device for device in devices if device_list.endpoint_of(str(device["id"])) in links]
     own = [device for device in devices if device not in lent]
     if not lent or not own or model.get("expert_count"):
         return list(devices)
@@ -128,8 +129,9 @@ def worth(
     if not links:
         return None
     layers, ids = decision["layers"], [str(device["id"]) for device in devices]
-    lent = [index for index, identity in enumerate(ids) if identity.split("#")[0] in links]
-    names = " and ".join(dict.fromkeys(named(links[ids[index].split("#")[0]]) for index in lent))
+    endpoints = [device_list.endpoint_of(identity) for identity in ids]
+    lent = [index for index, endpoint in enumerate(endpoints) if endpoint in links]
+    names = " and ".join(dict.fromkeys(named(links[endpoints[index]]) for index in lent))
     used = [index for index in lent if layers[index]]
     if not used:
         why = f"the devices of other hosts hold no layer: over the {names} they would not help"

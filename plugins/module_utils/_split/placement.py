@@ -7,7 +7,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Mapping
-from . import network_links
+from . import device_list, network_links
 from .types import Placed, UsedDevice
 
 _NEEDED = ("model", "serving", "devices", "placement", "split_mode", "rpc_endpoints")
@@ -29,9 +29,9 @@ def without_idle_lenders(endpoints: t.Sequence[str], places: t.Iterable[Placed],
     llama.cpp names devices by their number over all endpoints: at the end alone one can go, and no name changes.
     """
     idle: set[str] = set()
-    busy = {str(draft).partition("#")[0]}
+    busy = {device_list.endpoint_of(str(draft))}
     for place in places:
-        (busy if place["layers"] else idle).add(place["id"].split("#")[0])
+        (busy if place["layers"] else idle).add(device_list.endpoint_of(place["id"]))
     kept = list(endpoints)
     while kept and kept[-1] in idle - busy and network_links.remote(kept[-1:]):
         kept.pop()

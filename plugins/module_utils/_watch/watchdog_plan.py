@@ -88,9 +88,7 @@ def reachable(url: str, lenders: t.Iterable[str] = ()) -> list[str]:
 
 def lenders(entry: Mapping | None) -> list[str]:
     """Return the endpoints of other hosts without which a deployment is served as well, or waited for."""
-    if not entry or not entry.get("fallbacks"):
-        return []
-    return [endpoint for names in fallbacks.lenders(placement.served_endpoints(entry)).values() for endpoint in names]
+    return network_links.remote(placement.served_endpoints(entry)) if entry and entry.get("fallbacks") else []
 
 
 def lender_placements(entry: Mapping | None) -> list[list[str]]:
