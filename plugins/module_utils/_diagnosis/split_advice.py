@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing as t
 
 from .._split import layer_search, layer_split, layer_weights, split_cost
-from .._split.workload import needed_kinds
+from .._split.workload import counted, needed_kinds
 
 Json = dict[str, t.Any]
 
@@ -71,8 +71,9 @@ def workload(
     """Return what an objective costs by layers; tokens come from the recorded objective, else from its tests."""
     asked, tests = entry["decision"]["objective"], tests_of(entry)
     tested = tests.get("prefill", {}).get("n_prompt") or asked["prompt_tokens"] or PROMPT_TOKENS
-    prompt = 0 if objective in ("decode", "agent") else asked["prompt_tokens"] or tested
-    generated = {"prefill": 0, "ttft": 1}.get(objective, asked["generated_tokens"] or DECODE_TOKENS)
+    prompt, generated = counted(
+        objective, asked["prompt_tokens"] or tested, asked["generated_tokens"] or DECODE_TOKENS
+    )
     needed = needed_kinds(objective)
     if ("decode" in needed and decode is None) or ("prefill" in needed and prefill is None):
         return None

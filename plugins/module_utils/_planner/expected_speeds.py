@@ -158,9 +158,7 @@ class Speeds:
         whole = [tuple(total if other == index else 0 for other in range(devices)) for index in range(devices)]
         decode = [self.decode_ms(layers) for layers in whole]
         ttft = [self.ttft_ms(layers) for layers in whole]
-        name = self.objective.name
-        prompt = 0 if name in ("decode", "agent") else self.prompt
-        generated = {"prefill": 0, "ttft": 1}.get(name, self.generated or 1)
+        prompt, generated = workload.counted(self.objective.name, self.prompt, self.generated or 1)
         if (generated and None in decode) or (prompt and None in ttft):
             return None
         batches = cost_model.micro_batches(prompt, self.micro_batch) if prompt else 1

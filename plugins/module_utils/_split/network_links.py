@@ -14,7 +14,7 @@ import typing as t
 
 from .._base import addresses
 from .._base.types import Json, Mapping
-from . import device_list
+from . import device_list, workload
 
 _BYTES: t.Final = 4
 #: Exchanges that the box waits for, per token or micro-batch and lent device: the rest is sent without an answer.
@@ -82,9 +82,9 @@ def ordered(
     own = [device for device in devices if device not in lent]
     if not lent or not own or model.get("expert_count"):
         return list(devices)
-    prompt, generated = int(objective["prompt_tokens"]), int(objective["generated_tokens"])
-    counted = {"decode": (0, 1), "agent": (0, 1), "prefill": (1, 0), "ttft": (prompt, 1)}
-    tokens, answers = counted.get(objective["name"], (prompt, generated))
+    tokens, answers = workload.counted(
+        objective["name"], int(objective["prompt_tokens"]), int(objective["generated_tokens"])
+    )
     first = answers * model["vocabulary_size"] > (tokens + answers) * model["embedding_length"]
     return lent + own if first else own + lent
 

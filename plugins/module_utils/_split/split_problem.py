@@ -117,16 +117,13 @@ class Problem:
         return None
 
     def counted(self, name: str) -> tuple[int, int]:
-        """Return (prompt tokens, generated tokens) that an objective counts; ttft counts the first generated token.
+        """Return (prompt tokens, generated tokens) that an objective counts, as workload.counted.
 
         An objective that the problem leaves empty (no prompt while decoding is asked for) counts what the tests run.
         """
         prompt = self.prompt_tokens or (self.prefill_test.n_prompt if self.prefill_test else 0)
         generated = self.generated_tokens or (self.decode_test.n_gen if self.decode_test else 0)
-        return (
-            0 if name in ("decode", "agent") else prompt,
-            {"prefill": 0, "ttft": 1}.get(name, generated),
-        )
+        return workload.counted(name, prompt, generated)
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -44,6 +44,11 @@ def needed_kinds(objective: str) -> tuple[str, ...]:
     return {"decode": ("decode",), "agent": ("decode",), "prefill": ("prefill",)}.get(objective, ("decode", "prefill"))
 
 
+def counted(objective: str, prompt: int, generated: int) -> tuple[int, int]:
+    """Return (prompt tokens, generated tokens) that an objective counts; ttft counts the first generated token."""
+    return 0 if objective in ("decode", "agent") else prompt, {"prefill": 0, "ttft": 1}.get(objective, generated)
+
+
 def plan(objective: t.Any, bench: t.Any, serving: t.Any) -> Json:
     """Return what is to be fast and what measures it: {objective, tests} of docs/data_formats.md.
 
