@@ -13,7 +13,7 @@ import sys
 import time
 import typing as t
 
-from . import host, lenders, settings, stall, state
+from . import host, lenders, restarts, settings, stall, state
 from .host import say
 
 
@@ -116,7 +116,8 @@ class Failover:
         now, boot, unit = time.monotonic(), state.boot_id(), self.settings.unit
         known = self.store.read()
         events = state.times(known, unit, boot) + state.times(known, unit, boot, "lender_restarts")
-        if not lenders.may_return(events, now, self.settings.restarts_per_hour):
+        # a lender that comes and goes would else use up the restarts of a server that hangs, which then stays failed
+        if len(restarts.recent(events, now)) >= self.settings.restarts_per_hour:
             return
         if not host.is_left_alone(host.show(unit, self.settings.lease_unit), unit, self.settings.lease_unit, start):
             return

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A server whose lenders come and go: what its unit's status says, and when it may have them again. Pure.
+"""A server whose lenders come and go: what its unit's status says, and which may be had again. Pure.
 
 The unit starts choose_placement.py, which says in the status which lenders are left out, or that it waits for them.
 """
@@ -12,7 +12,6 @@ import typing as t
 #: As choose_placement.py writes them.
 WITHOUT: t.Final = "without "
 WAITS: t.Final = "waits for "
-HOUR_SECONDS: t.Final = 3600.0
 
 
 class Chosen(t.NamedTuple):
@@ -52,14 +51,6 @@ def back(
         if set(uses) <= served | set(answering):
             return tuple(endpoint for endpoint in lenders if endpoint in uses and endpoint in absent)
     return ()
-
-
-def may_return(events: t.Sequence[float], now: float, most_per_hour: int) -> bool:
-    """Return whether the server may be restarted with a lender, from the times of earlier restarts of any reason.
-
-    A lender that comes and goes would else use up the restarts of a server that hangs, which then stays failed.
-    """
-    return sum(1 for at in events if 0 <= now - at < HOUR_SECONDS) < most_per_hour
 
 
 class Connection(t.NamedTuple):

@@ -18,12 +18,17 @@ class Decision(t.NamedTuple):
     wait_seconds: float = 0.0
 
 
+def recent(earlier: t.Iterable[float], now: float) -> list[float]:
+    """Return the times of restarts within the last hour, in order."""
+    return sorted(at for at in earlier if 0 <= now - at < HOUR_SECONDS)
+
+
 def decide(earlier: t.Sequence[float], now: float, most_per_hour: int) -> Decision:
     """Return what to do, from the times of earlier restarts (seconds of the monotonic clock, any order)."""
-    recent = sorted(at for at in earlier if 0 <= now - at < HOUR_SECONDS)
-    if len(recent) >= most_per_hour:
+    times = recent(earlier, now)
+    if len(times) >= most_per_hour:
         return Decision("give_up")
-    if not recent:
+    if not times:
         return Decision("restart")
-    wait = FIRST_WAIT_SECONDS * 2 ** (len(recent) - 1) - (now - recent[-1])
+    wait = FIRST_WAIT_SECONDS * 2 ** (len(times) - 1) - (now - times[-1])
     return Decision("wait", wait) if wait > 0 else Decision("restart")

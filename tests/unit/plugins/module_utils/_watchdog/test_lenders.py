@@ -315,11 +315,6 @@ def test_what_the_status_says_of_known_lenders(status: str, absent: tuple[str, .
     assert lenders.of_status(status, [FIRST, SECOND]) == (absent, waits)
 
 
-def test_restarts_of_the_last_hour_count() -> None:
-    assert lenders.may_return([], 5000.0, 1) and not lenders.may_return([], 5000.0, 0)
-    assert lenders.may_return([100.0, 4000.0], 5000.0, 2) and not lenders.may_return([3000.0, 4000.0], 5000.0, 2)
-
-
 def test_a_lost_lender_is_told_and_a_failure_comes_first() -> None:
     known = state.empty()
     own = state.of_unit(known, SERVER)

@@ -32,3 +32,7 @@ def test_times_of_another_clock_do_not_count():
 
 def test_without_allowance_it_is_given_up_at_once():
     assert restarts.decide([], 1000, 0).action == "give_up"
+
+
+def test_those_of_the_last_hour_are_recent():
+    assert restarts.recent([4000.0, 100.0, 3000.0, 6000.0], 5000.0) == [3000.0, 4000.0]
