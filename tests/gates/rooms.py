@@ -27,7 +27,7 @@ MAY_IMPORT: t.Final[dict[str, set[str]]] = {
     "_measuring": {"_base"},
     "_split": {"_base", "_hardware", "_measuring", "_models"},
     "_planner": {"_base", "_measuring", "_models", "_split"},
-    "_llama_cpp": {"_base", "_driver", "_measuring", "_split"},
+    "_llama_cpp": {"_base", "_driver", "_measuring", "_programs", "_split"},
     "_exllama": {"_base", "_driver", "_measuring", "_split"},
     "_revalidation": {"_base", "_driver", "_measuring", "_planner", "_split"},
     "_report": _BELOW_REPORT,

@@ -15,15 +15,13 @@ import time
 import typing as t
 
 from .._base.errors import UserError
+from .._programs import choose_placement
 
 #: Version of the protocol whose words for memory are known here; of another one the greeting alone is used. Whether a
 #: box and a lender fit together is never judged by it: llama.cpp does that, once it lists the devices.
 KNOWN_MAJOR: t.Final = 7
 
-_ALLOC, _FREE, _BASE, _SET, _GET, _HELLO, _COUNT = 0, 4, 3, 6, 8, 14, 15
-_CAPABILITIES: t.Final = 24
-#: Sizes of a greeting: three numbers of a version, and what else a version adds.
-_GREETING: t.Final = range(3, 4097)
+_ALLOC, _FREE, _BASE, _SET, _GET, _COUNT = 0, 4, 3, 6, 8, 15
 #: id, type, buffer, ne[4], nb[4], op, op_params[16], flags, src[10], view_src, view_offs, data, name, use_count
 _TENSOR: t.Final = struct.Struct("<QIQ4I4II16ii10QQQQ64si")
 _TYPE_I8: t.Final = 24
@@ -74,10 +72,10 @@ class _Client:
     def greet(self) -> tuple[int, ...] | None:
         """Return the version of the server's protocol; None where it ends the connection, as it does for another."""
         try:
-            size, deadline = self._asked(_HELLO, bytes(_CAPABILITIES))
+            size, deadline = self._asked(choose_placement.COMMAND, choose_placement.OFFER)
         except (_ClosedError, ConnectionError):
             return None
-        if size not in _GREETING:
+        if size not in choose_placement.ANSWER_BYTES:
             raise UserError(f"it greets with {size} bytes, so it is no RPC server")
         return tuple(self._receive(size, deadline)[:3])
 

@@ -31,8 +31,10 @@ import typing as t
 ANSWER_SECONDS: t.Final = 3.0
 #: An absent lender is asked again after this time.
 PAUSE_SECONDS: t.Final = 1.0
-#: RPC_CMD_HELLO of ggml-rpc.cpp with 24 bytes that offer no other transport; what comes back begins with the version.
-HELLO: t.Final = struct.pack("<BQ24x", 14, 24)
+#: RPC_CMD_HELLO of ggml-rpc.cpp with bytes that offer no other transport; what comes back begins with the version.
+COMMAND: t.Final = 14
+OFFER: t.Final = bytes(24)
+HELLO: t.Final = struct.pack("<BQ", COMMAND, len(OFFER)) + OFFER
 ANSWER_BYTES: t.Final = range(3, 4097)
 
 ALL: t.Final = "all lenders answer"
