@@ -24,21 +24,21 @@ class ActionModule(ActionBase):
         self._vars = task_vars or {}
         result = super().run(tmp, self._vars)
         names = {"type": "list", "elements": "str", "required": True}
-        spec = {
-            "lenders": names, "boxes": names, "looks": {"type": "dict"},
-            "run": {"type": "list", "elements": "str", "default": []},
-        }  # fmt: skip
+        spec = {"lenders": names, "boxes": names, "registered": {"type": "str"}}
         args = self.validate_argument_spec(argument_spec=spec)[1]
         own = str(self._vars["inventory_hostname"])
         lenders, boxes = (self._hosts(args[kind]) for kind in ("lenders", "boxes"))
         defaults = yaml_load(_DEFAULTS.read_text(encoding="utf-8"))
-        if args["looks"] is None:
+        if args["registered"] is None:
             self._judge(own, lender_group.problems_of_inventory(lenders, boxes, defaults))
             wanted = {"routes_to": lender_group.routes(own, lenders, boxes)}
             found = self._execute_module("homelab.mixed_gpu.network_info", wanted, task_vars=self._vars)
             return {**result, **found}
-        self._judge(own, lender_group.problems_of_hosts(lenders, boxes, args["looks"], args["run"]))
-        found = {"changed": False, **lender_group.member(own, lenders, boxes, args["looks"])}
+        hosts = self._vars["hostvars"]
+        looks = {name: hosts[name].get(args["registered"]) for name in self._vars["ansible_play_hosts"]}
+        run = self._vars["ansible_play_hosts_all"]
+        self._judge(own, lender_group.problems_of_hosts(lenders, boxes, looks, run))
+        found = {"changed": False, **lender_group.member(own, lenders, boxes, looks)}
         if own in lenders:
             found["pins"] = lender_group.pins_of(own, lenders, boxes, defaults)
         return {**result, **found}

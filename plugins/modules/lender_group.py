@@ -9,8 +9,8 @@ module: lender_group
 short_description: Check the hosts that lend devices and the boxes that use them
 version_added: 0.1.0
 description:
-  - Run first without, then with O(looks), on all hosts of both groups. The first run judges the inventory and looks at
-    the host, the second one compares the hosts. Each host fails with one sentence about itself.
+  - Run first without, then with O(registered), on all hosts of both groups. The first run judges the inventory and
+    looks at the host, the second one compares the hosts. Each host fails with one sentence about itself.
   - Refused are a lender without a private address of its own, one that is listed twice, one that is a box, one without
     a clear box or without a route to it, and one that asks for another llama.cpp than its box.
   - The second run returns, on a lender, the variables that say which llama.cpp its box builds.
@@ -39,16 +39,11 @@ options:
     type: list
     elements: str
     required: true
-  looks:
-    description: By the name of each host that takes part, what the first run returned.
-    type: dict
-  run:
+  registered:
     description:
-      - Names of all hosts that were to take part, with O(looks). A box fails where one of its lenders among them has no
-        look.
-    type: list
-    elements: str
-    default: []
+      - Name of the variable in which each host of the play has registered the first run. A box fails where one of its
+        lenders in the play does not take part any more.
+    type: str
 seealso:
   - module: homelab.mixed_gpu.network_info
 author:
@@ -66,33 +61,32 @@ EXAMPLES = r"""
   homelab.mixed_gpu.lender_group:
     lenders: "{{ groups['mixed_gpu_lenders'] }}"
     boxes: "{{ groups['mixed_gpu'] }}"
-    looks: "{{ dict(ansible_play_hosts | zip(ansible_play_hosts | map('extract', hostvars, 'example_look'))) }}"
-    run: "{{ ansible_play_hosts_all }}"
+    registered: example_look
   register: example_member
 """
 
 RETURN = r"""
 lenders:
   description: Of a box, its lenders that take part in the run.
-  returned: with O(looks), on a box
+  returned: with O(registered), on a box
   type: list
   elements: str
 absent:
   description: Of a box, its other lenders.
-  returned: with O(looks), on a box
+  returned: with O(registered), on a box
   type: list
   elements: str
 box:
   description: Of a lender, its box.
-  returned: with O(looks), on a lender
+  returned: with O(registered), on a lender
   type: str
 clients:
   description: Of a lender, the address from which its box reaches it. Nobody else may use it.
-  returned: with O(looks), on a lender
+  returned: with O(registered), on a lender
   type: list
   elements: str
 pins:
   description: Of a lender, all variables that say which llama.cpp its box builds.
-  returned: with O(looks), on a lender
+  returned: with O(registered), on a lender
   type: dict
 """

@@ -54,6 +54,35 @@ def test_another_llama_cpp_than_the_box_builds_is_refused(lenders):
     assert status != 0 and "llama_cpp_git_version is b2 for pc2 and b1 for box, and all hosts of a group need" in output
 
 
+def test_hosts_that_fit_together_are_told_what_they_are_in_the_group(playbook, tmp_path):
+    """The first run's answers stand in the inventory: this machine is but one host."""
+    seen = {
+        "box": {"machine_id": "a", "boot_id": "a", "addresses": ["10.0.0.1"], "routes": {"10.0.0.2": "10.0.0.1"}},
+        "pc2": {"machine_id": "b", "boot_id": "b", "addresses": ["10.0.0.2"], "routes": {}},
+    }
+    own = {name: {"ansible_connection": "local", "look": look} for name, look in seen.items()}
+    own["pc2"]["llama_rpc_address"] = "10.0.0.2"
+    own["box"].update(llama_cpp_source="git", llama_cpp_git_version="b1")
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(json.dumps({"all": {"hosts": own}}))
+    book, kept = tmp_path / "check.yml", str(tmp_path / "{{ inventory_hostname }}.json")
+    book.write_text(json.dumps([{
+        "hosts": "all", "gather_facts": False,
+        "tasks": [
+            {"homelab.mixed_gpu.lender_group": {"lenders": ["pc2"], "boxes": ["box"], "registered": "look"},
+             "register": "member"},
+            {"ansible.builtin.copy": {"content": "{{ member | to_json }}", "dest": kept}},
+        ],
+    }]))  # fmt: skip
+    status, output = playbook(str(book), inventory=str(inventory))
+    assert status == 0, output
+    box, pc2 = (json.loads((tmp_path / f"{name}.json").read_text()) for name in seen)
+    assert (box["lenders"], box["absent"]) == (["pc2"], []) and "pins" not in box
+    assert (pc2["box"], pc2["clients"], pc2["pins"]["llama_cpp_git_version"]) == ("box", ["10.0.0.1"], "b1")
+    status, output = playbook(str(book), "--limit=pc2", inventory=str(inventory))
+    assert status != 0 and "box, the box of pc2, is not part of this run" in output
+
+
 def test_the_look_reads_this_machine(playbook, tmp_path):
     book = tmp_path / "look.yml"
     book.write_text(json.dumps([{
