@@ -126,9 +126,14 @@ def _slower(read: split_problem.Problem, decision: Mapping, kept: t.Sequence[int
 
 def line(fallback: Mapping) -> str:
     """Return what a fallback is, as a line for people."""
+    speed = _speed(fallback)
+    return f"W{fallback['why'][1:]}{speed and f' ({speed})'}."
+
+
+def _speed(fallback: Mapping) -> str:
+    """Return how much slower a fallback is, in words; empty where that is not known."""
     slower = fallback["slower_percent"]
-    speed = "" if slower is None else f" ({abs(slower):g} % {'slower' if slower >= 0 else 'faster'} by the fit)"
-    return f"W{fallback['why'][1:]}{speed}."
+    return "" if slower is None else f"{abs(slower):g} % {'slower' if slower >= 0 else 'faster'} by the fit"
 
 
 def entry_without(entry: Mapping, fallback: Mapping) -> Json:
@@ -185,9 +190,8 @@ def sentence(entry: Mapping, absent: t.Collection[str], since: str = "", waits: 
     fallback = _of(entry, absent)
     if fallback is None:
         return f"{words}."
-    slower, context = fallback["slower_percent"], fallback["context_size"]
-    if slower is not None:
-        words += f", {abs(slower):g} % {'slower' if slower >= 0 else 'faster'} by the fit"
+    speed, context = _speed(fallback), fallback["context_size"]
+    words += f", {speed}" if speed else ""
     if context != entry["serving"]["context_size"]:
         words += f", with a context of {context} instead of {entry['serving']['context_size']}"
     return f"{words}."
