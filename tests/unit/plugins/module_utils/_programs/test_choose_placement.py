@@ -127,16 +127,15 @@ def test_a_lender_of_the_same_absent_host_is_left_out_and_named(
 
 
 @pytest.mark.parametrize(
-    ("answer", "why"),
-    [(None, "does not answer"), (b"HTTP/1.1 400 Bad Request\r\n" + b"x" * 40, "speaks another protocol"),
-     (b"", "speaks another protocol")],
+    ("answer", "seconds", "why"),
+    [(None, 0.3, "does not answer"), (b"HTTP/1.1 400 Bad Request\r\n" + b"x" * 40, 60, "speaks another protocol"),
+     (b"", 60, "speaks another protocol")],
     ids=["silent", "something else", "hangs up"],
 )  # fmt: skip
 def test_who_does_not_answer_as_a_lender_does(
-    monkeypatch: pytest.MonkeyPatch, lasting: contextlib.ExitStack, answer: bytes | None, why: str
+    monkeypatch: pytest.MonkeyPatch, lasting: contextlib.ExitStack, answer: bytes | None, seconds: float, why: str
 ) -> None:
-    monkeypatch.setattr(choose_placement, "ANSWER_SECONDS", 0.3)
-    monkeypatch.setattr(choose_placement.hello, "__defaults__", (0.3,))
+    monkeypatch.setattr(choose_placement.hello, "__defaults__", (seconds,))
     assert why in choose_placement.problem(lender(lasting, answer))
 
 
