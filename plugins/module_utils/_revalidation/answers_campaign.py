@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from .._base import variables
+from .._base import unit_end, variables
 from .._base.steps import Done, Lease, Mapping, Plan, Step, result_of
 from .._base.types import Json
 from . import answers as checks_of_answers
@@ -72,7 +72,7 @@ class AnswersCheck:
         if host["why"] is not None:
             return _result(f"The answers are not checked: {host['why']}.", None)
         if checked is not None:
-            return _judged(checked)
+            return _judged(checked, host["wrong_answers"])
         configuration = baselines.configuration(host["entry"], host["build"], host["gpus"], host["host"])
         today = checks_of_answers.subject({**configuration, "model_sha256": host["model"]["sha256"]}, host["entry"])
         why = checks_of_answers.due(
@@ -112,13 +112,18 @@ class AnswersCheck:
         return Lease("check of answers on", options)
 
 
-def _judged(checked: Mapping) -> Plan:
-    """Return the end: a placement that computes wrong is not served."""
+def _judged(checked: Mapping, marked: bool) -> Plan:
+    """Return the end: a placement that computes wrong is not served. C(marked): whether an earlier check found that."""
     if checked.get("failed"):
         return Plan(failure=f"the answers could not be checked: {checked.get('msg')}")
     found = checked["answers"]
     if found["status"] == "wrong":
         return Plan(failure=f"BROKEN, not served: {found['sentence']}.")
+    if marked and found["status"] != "ok":
+        return Plan(
+            failure=f"Not served: an earlier check found wrong answers, and this one cannot tell ({found['sentence']});"
+            f" remove {unit_end.WRONG_ANSWERS} once the cause that it names is mended, then run site."
+        )
     return _result(f"The answers were checked: {found['sentence']}.", found)
 
 

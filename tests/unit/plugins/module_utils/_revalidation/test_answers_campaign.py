@@ -89,6 +89,12 @@ def test_what_cannot_be_compared_is_told_and_served():
     assert plan.result["answers"]["status"] == "unknown"
 
 
+@pytest.mark.parametrize("status", ["unknown", "incomparable"])
+def test_what_cannot_be_compared_after_wrong_answers_is_not_served_and_has_a_cure(status):
+    plan, _steps, _leases = play(host(wrong_answers=True), {"answers": checked(status)})
+    assert f"cannot tell (these answers are {status}); remove /var/lib/mixed_gpu/wrong_answers once" in plan.failure
+
+
 def test_a_check_that_cannot_be_made_is_no_pass():
     plan, _steps, _leases = play(host(answers=None), {"failed": True, "msg": "There is no program x."})
     assert plan.failure == "the answers could not be checked: There is no program x."
