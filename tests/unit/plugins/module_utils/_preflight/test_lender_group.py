@@ -156,4 +156,5 @@ def test_the_playbook_hands_each_pin_of_the_box_to_the_role_of_the_lender():
     assert {pin: built.get(pin) for pin in lender_group.PINS} == {
         pin: f"{{{{ __lenders_member.pins.{pin} }}}}" for pin in lender_group.PINS
     }
+    assert built["llama_cpp_web_ui"] is False, "nobody opens the chat page of a lender"
     assert set(lender_group.PINS) <= set(yaml.safe_load((root / "roles/llama_cpp/defaults/main.yml").read_text()))
