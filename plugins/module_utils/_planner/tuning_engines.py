@@ -19,7 +19,7 @@ Mapping = t.Mapping[str, t.Any]
 #: Always more than the model's blocks, so that no block stays on the CPU.
 GPU_LAYERS: t.Final = 99
 #: Fields of a serving profile that are variables of the role.
-_SERVED: t.Final = (
+SERVED: t.Final = (
     "context_size", "parallel_slots", "kv_unified", "batch_size", "micro_batch_size", "flash_attention",
     "cache_type_k", "cache_type_v", "threads", "poll", "load_mode",
 )  # fmt: skip
@@ -93,7 +93,7 @@ class LlamaCpp:
         )
 
     def serving(self, look: Mapping) -> Json:
-        return {**{name: getattr(self.settings, name) for name in _SERVED}, "gpu_layers": GPU_LAYERS}
+        return {**{name: getattr(self.settings, name) for name in SERVED}, "gpu_layers": GPU_LAYERS}
 
     def gpus(self, look: Mapping) -> list[Json]:
         return list(look["gpus"]["gpus"])

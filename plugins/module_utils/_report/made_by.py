@@ -7,13 +7,8 @@ from __future__ import annotations
 import json
 
 from .._base.types import Mapping
+from .._planner import tuning_engines
 from .._split import engines
-
-#: Fields of a serving profile that have a variable split_tuning_ of their own.
-_SERVING = (
-    "context_size", "parallel_slots", "kv_unified", "batch_size", "micro_batch_size", "flash_attention", "cache_type_k",
-    "cache_type_v", "threads", "poll", "load_mode",
-)  # fmt: skip
 
 
 def variables(entry: Mapping) -> list[str]:
@@ -27,7 +22,7 @@ def variables(entry: Mapping) -> list[str]:
     engine, objective = engines.of(entry["serving"]), entry["decision"]["objective"]
     if engine.family == "llama_cpp":
         found = {"split_tuning_model_id": entry["model"]["id"]}
-        found |= {f"split_tuning_{name}": serving.get(name) for name in _SERVING}
+        found |= {f"split_tuning_{name}": serving.get(name) for name in tuning_engines.SERVED}
         modes = "split_tuning_modes"
     else:
         found = {
