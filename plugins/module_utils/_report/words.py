@@ -8,6 +8,7 @@ import typing as t
 
 from .._base.text import number, percent, vector
 from .._base.types import Mapping
+from .._models import transfer
 from .recorded import engine_name, when
 
 #: An interval of the gain that reaches further says nothing.
@@ -23,18 +24,11 @@ def effort_words(entry: Mapping) -> str:
         loads = decision.get("loads_used")
         return f"{which} took {loads} loads of the model." if loads else ""
     kept = f", of which {effort['kept_loads']} were kept of a run that was interrupted" if effort["kept_loads"] else ""
-    measured, leased = (_minutes(effort[f"{name}_seconds"]) for name in ("measuring", "leased"))
+    measured, leased = (transfer.duration_text(effort[f"{name}_seconds"]) for name in ("measuring", "leased"))
     return (
         f"{which} measured {measured} in {effort['loads']} loads{kept}. It had the devices for {leased}: so long a"
         " server that runs is stopped."
     )
-
-
-def _minutes(seconds: float) -> str:
-    """Return a time as people say it: C(40 seconds), C(12 minutes)."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes"
 
 
 def objective_words(objective: Mapping) -> str:

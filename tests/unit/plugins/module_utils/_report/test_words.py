@@ -43,14 +43,14 @@ def test_experts_in_ram_belong_to_the_placement(experts: dict[str, t.Any]) -> No
     ("campaign", "effort", "said"),
     [
         (
-            "after nothing", {"measuring_seconds": 1130, "leased_seconds": 1410, "loads": 11, "kept_loads": 0},
-            "The first tuning measured 19 minutes in 11 loads. It had the devices for 24 minutes: so long a server "
-            "that runs is stopped.",
+            "after nothing", {"measuring_seconds": 1130, "leased_seconds": 7500, "loads": 11, "kept_loads": 0},
+            "The first tuning measured 19 min in 11 loads. It had the devices for 2 h 5 min: so long a server that "
+            "runs is stopped.",
         ),
         (
             "after 2026-11-24T04:33:09Z", {"measuring_seconds": 61, "leased_seconds": 20, "loads": 5, "kept_loads": 4},
-            "The tuning after that of 2026-11-24 04:33 UTC measured 61 seconds in 5 loads, of which 4 were kept of a "
-            "run that was interrupted. It had the devices for 20 seconds: so long a server that runs is stopped.",
+            "The tuning after that of 2026-11-24 04:33 UTC measured 61 s in 5 loads, of which 4 were kept of a "
+            "run that was interrupted. It had the devices for 20 s: so long a server that runs is stopped.",
         ),
         ("after nothing", None, "The first tuning took 6 loads of the model."),
     ],
