@@ -93,11 +93,11 @@ host:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state, systemd
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state, systemd, unit_end
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import fleet_host
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import engines
 
-_PROPERTIES: t.Final = "Id,ActiveState,Result,StatusText"
+_PROPERTIES: t.Final = ",".join(("Id", "StatusText", *unit_end.PROPERTIES))
 
 
 def units(module: AnsibleModule) -> list[dict[str, str]] | None:

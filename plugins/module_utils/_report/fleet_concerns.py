@@ -14,7 +14,7 @@ from . import fleet_rows
 #: Of all that is said of one host.
 MOST_CHARACTERS: t.Final = 400
 MOST_CONCERNS: t.Final = 10
-_MOST_EACH: t.Final = 200
+MOST_EACH: t.Final = 300
 
 #: How the status of a server begins that lacks a lender, as _programs/choose_placement.py writes it.
 LACKS: t.Final = ("without ", "waits for ")
@@ -32,16 +32,16 @@ def of(seen: Mapping) -> tuple[str | None, list[str]]:
         found.insert(0, ("broken", f"wrong answers: {seen['wrong_answers']}"))
     found += [("attention", str(problem)) for problem in seen["problems"]]
     found.sort(key=lambda concern: concern[0] != "broken")
-    return found[0][0] if found else None, [one_line(words, _MOST_EACH) for _state, words in found[:MOST_CONCERNS]]
+    return found[0][0] if found else None, [one_line(words, MOST_EACH) for _state, words in found[:MOST_CONCERNS]]
 
 
 def _units(seen: Mapping) -> t.Iterator[Concern]:
-    """Yield units that failed, and the server of the served deployment where it does not run."""
+    """Yield units that fail or end again and again, and the served deployment's server where it does not run."""
     served = {one["unit"] for one in seen["deployments"] or [] if one["served"] is True}
     for unit in seen["units"] or []:
         name, state = unit["unit"], unit["state"]
-        if state == "failed":
-            yield "broken", f"{name} has failed ({unit['result']}): journalctl -u {name}"
+        if unit["why"] and (name in served or state != "inactive"):
+            yield "broken", str(unit["why"]).rstrip(".")
         elif name in served and state not in systemd.ACTIVE:
             yield "attention", f"{name} does not run ({state}): wait for a measurement to end, or start it"
         elif name in served and str(unit["status"]).startswith(LACKS):

@@ -13,7 +13,7 @@ import glob
 import os
 import typing as t
 
-from .._base import json_file
+from .._base import json_file, unit_end
 from .._base.errors import UserError
 from .._base.text import one_line, vector
 from .._base.types import Json, Mapping
@@ -224,6 +224,7 @@ def _watchdog(places: Places, now: str, problems: list[str]) -> Json | None:
 
 
 def _unit(properties: Mapping) -> Json:
-    """Return name, state, result and status of a unit; a server's status names lenders that are absent."""
-    names = {"unit": "Id", "state": "ActiveState", "result": "Result", "status": "StatusText"}
-    return {name: one_line(properties.get(systemd, ""), MOST_CHARACTERS) for name, systemd in names.items()}
+    """Return name, state, status of a unit, and why it fails; a server's status names lenders that are absent."""
+    names = {"unit": "Id", "state": "ActiveState", "status": "StatusText"}
+    said = {name: one_line(properties.get(systemd, ""), MOST_CHARACTERS) for name, systemd in names.items()}
+    return {**said, "why": one_line(unit_end.why(said["unit"], properties), 2 * MOST_CHARACTERS)}

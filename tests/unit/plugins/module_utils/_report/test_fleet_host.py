@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import fleet_host
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import fleet_host, fleet_table
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import unattended, upgrade_stages
 from ansible_collections.homelab.mixed_gpu.tests.fixtures import fleet
 
@@ -165,6 +165,15 @@ def test_an_answer_is_small_and_of_single_lines_whatever_is_recorded(tmp_path):
 
 
 def test_units_as_systemd_says_them(tmp_path):
-    units = [{"Id": "llama-server.service", "ActiveState": "failed", "Result": "oom-kill", "StatusText": "x"}]
-    (unit,) = read(tmp_path, units)["units"]
-    assert unit == {"unit": "llama-server.service", "state": "failed", "result": "oom-kill", "status": "x"}
+    said = {"Id": "llama-server.service", "ActiveState": "activating", "StatusText": "x"}
+    ended = {"SubState": "auto-restart", "Result": "oom-kill", "NRestarts": "3"}
+    (well,), (unit,) = (read(tmp_path, [one])["units"] for one in (said, {**said, **ended}))
+    assert well == {"unit": "llama-server.service", "state": "activating", "status": "x", "why": ""}
+    assert "llama-server.service ended and is started again (end 4 in a row): the kernel killed" in unit["why"]
+
+
+def test_the_longest_reason_of_a_unit_keeps_its_cure(tmp_path):
+    said = {"Id": "llama-server.service", "ActiveState": "failed", "Result": "oom-kill", "NRestarts": "9"}
+    (unit,) = read(tmp_path, [said])["units"]
+    result = {"host": {**read(fleet.box(tmp_path)), "units": [unit]}}
+    assert "then run site" in fleet_table.table({"box": result})["report"]["attention"][0]
