@@ -17,6 +17,7 @@ from .._base import json_file, unit_end
 from .._base.errors import UserError
 from .._base.text import one_line, vector
 from .._base.types import Json, Mapping
+from .._driver import driver_versions
 from .._hardware import host_hardware
 from .._revalidation import due, unattended, upgrade_stages, upgrade_words
 from .._split import deployment, engines, fact_record
@@ -57,7 +58,8 @@ def read(places: Places, units: t.Sequence[Mapping] | None, now: str) -> Json:
     record = readable or fact_record.empty()
     active = record["active"]
     entry = record["models"].get(active)
-    driver = due.read(record, places.path(places.state_dir), places.root)
+    results = _revalidations(places, active, problems)
+    driver = due.compare(due.recorded_driver(entry, results), *driver_versions.read(places.root))
     upgrade = upgrade_words.unfinished(_text(places.path(upgrade_stages.PATH), problems))
     wrong = _text(places.path(places.state_dir, "wrong_answers"), problems)
     return {
@@ -65,7 +67,7 @@ def read(places: Places, units: t.Sequence[Mapping] | None, now: str) -> Json:
         "cards": _cards(places, entry),
         "deployments": _deployments(record) if readable else None,
         "lends": len(glob.glob(places.path(_UNITS, RPC_UNITS))) if entry is None else 0,
-        "verdict": _verdict(places, active, entry, now, problems),
+        "verdict": _verdict(places, record, results, now, problems),
         "driver": driver["driver"],
         "due": {"now": driver["now"], "why": driver["why"], "cure": driver["cure"]} if driver["needed"] else None,
         "build": _build(places, entry, problems),
@@ -154,13 +156,26 @@ def _deployments(record: Mapping) -> list[Json]:
     ]
 
 
-def _verdict(places: Places, active: str | None, entry: Mapping | None, now: str, problems: list[str]) -> Json | None:
+def _revalidations(places: Places, active: str | None, problems: list[str]) -> list[Mapping]:
+    """Return the revalidations of the served deployment, newest first; none where one of them cannot be opened."""
+    try:
+        return list(due.history(places.path(places.state_dir), active)) if active else []
+    except OSError as exc:
+        problems.append(one_line(f"{exc.filename} cannot be read ({exc.strerror}): use --become", MOST_CHARACTERS))
+        return []
+
+
+def _verdict(
+    places: Places, record: Mapping, results: list[Mapping], now: str, problems: list[str]
+) -> Json | None:
     """Return the newest verdict on the served deployment since it was recorded, or None."""
-    if entry is None or active is None:
+    active = record["active"]
+    entry = record["models"].get(active)
+    if entry is None:
         return None
     state = _json(places.path(places.state_dir, "unattended/state.json"), problems)
     outcome = state.get("outcome")
-    found = list(due.history(places.path(places.state_dir), active))[:1]
+    found = results[:1]
     if isinstance(outcome, dict) and outcome.get("deployment") == active:
         found.append({**outcome, "at": state.get("finished_at")})
     dated = [(_seconds(one.get("at")), one) for one in found]

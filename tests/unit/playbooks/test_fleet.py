@@ -30,6 +30,8 @@ def make(root: pathlib.Path, kind: str | None) -> dict[str, t.Any]:
         fleet.write(root, "ssh", "#!/bin/sh\necho 'ssh: connect to host: Connection refused' >&2\nexit 255\n")
         ssh.chmod(0o755)
         return {"ansible_connection": "ssh", "ansible_ssh_executable": str(ssh), "ansible_host": "127.0.0.1"}
+    if kind == "unread":
+        return {**host, "python": "/nonexistent/python3"}
     if kind == "bare":
         root.mkdir()
         return host
@@ -39,8 +41,6 @@ def make(root: pathlib.Path, kind: str | None) -> dict[str, t.Any]:
     fleet.box(root, **changes)
     if kind in ("broken", "regressed"):
         fleet.revalidated(root, kind, "2026-11-29T08:00:00Z", "decode takes 8.3 % more time")
-    if kind == "unread":
-        (root / fleet.STATE / "revalidations" / f"{fleet.NAME}@20261129T110000Z-000.json").mkdir()
     if kind == "reboot":
         fleet.write(root, "run/reboot-required", "")
     if kind == "watchdog":
@@ -75,6 +75,7 @@ class Cells(html.parser.HTMLParser):
 
 def test_fifty_boxes_in_one_table(playbook: Playbook, inventory: str, tmp_path: pathlib.Path) -> None:
     words = ["--forks", "10", "-e", "fleet_json=fleet.json", "-e", "fleet_page=fleet.html"]
+    words += ["-e", "ansible_python_interpreter={{ python | default(ansible_playbook_python) }}"]
     began = time.monotonic()
     rc, output = playbook("homelab.mixed_gpu.fleet", *words, inventory=inventory)
     print(f"50 hosts: {time.monotonic() - began:.1f} s")

@@ -47,10 +47,3 @@ def test_systemd_is_asked_once_about_all_units(run, tmp_path, monkeypatch, rc, s
 def test_without_systemd_nothing_is_known_of_units(run, tmp_path, monkeypatch):
     monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda *_: None)
     assert run(state_dir=str(tmp_path))["host"]["units"] is None
-
-
-def test_what_cannot_be_listed_ends_it_with_a_sentence(run, tmp_path):
-    fleet.box(tmp_path)
-    (tmp_path / fleet.STATE / "revalidations" / f"{fleet.NAME}@20261129T110000Z-000.json").mkdir()
-    result = run(root=str(tmp_path))
-    assert result["failed"] and "cannot be read" in result["msg"]

@@ -141,6 +141,15 @@ def test_damaged_states_end_nothing(tmp_path, path, text):
     assert seen["verdict"]["verdict"] == "ok" and len(seen["problems"]) <= 1
 
 
+def test_a_revalidation_that_cannot_be_opened_ends_nothing(tmp_path):
+    fleet.box(tmp_path)
+    (tmp_path / fleet.STATE / "revalidations" / f"{fleet.NAME}@20261129T110000Z-000.json").mkdir()
+    seen = read(tmp_path)
+    assert seen["verdict"] is None and len(seen["deployments"]) == 1
+    (problem,) = seen["problems"]
+    assert "000.json cannot be read (Is a directory): use --become" in problem
+
+
 def test_a_huge_file_is_not_read(tmp_path):
     path = fleet.box(tmp_path) / "etc/ansible/facts.d/mixed_gpu.fact"
     with path.open("r+b") as file:
