@@ -13,12 +13,13 @@ from .._base.types import Json, Mapping
 
 #: Most characters of a cell.
 WIDEST: t.Final = {
-    "host": 24, "cards": 32, "model": 30, "verdict": 14, "driver": 14, "build": 20, "collection": 12, "watchdog": 14,
+    "host": 64, "cards": 32, "model": 30, "verdict": 14, "driver": 14, "build": 20, "collection": 12, "watchdog": 14,
 }  # fmt: skip
 HEAD: t.Final = (
     "host", "cards", "model", "tok/s", "prompt", "verdict", "age", "driver", "build", "collection", "watchdog",
 )  # fmt: skip
-_RIGHT: t.Final = (3, 4, 6)
+#: Columns of numbers.
+RIGHT: t.Final = (3, 4, 6)
 _DASH: t.Final = "-"  # not every terminal of a play shows more than ASCII
 
 
@@ -131,4 +132,4 @@ def cells(row: Mapping) -> tuple[str, ...]:
 
 def lines(rows: t.Sequence[Mapping]) -> list[str]:
     """Return the table as lines."""
-    return columns([HEAD, *map(cells, rows)], right=_RIGHT) if rows else []
+    return columns([HEAD, *map(cells, rows)], right=RIGHT) if rows else []

@@ -110,6 +110,7 @@ def _lines(report: Mapping) -> list[str]:
 
 
 def view(report: Mapping) -> Json:
-    """Return what the HTML page shows: C({summary, attention, head, rows}), a row with C(state) and C(cells)."""
+    """Return what the HTML page shows: C({summary, attention, head, right, rows}), a row with C(state) and C(cells)."""
     rows = [{"state": row["state"], "cells": fleet_rows.cells(row)} for row in report["hosts"]]
-    return {"summary": report["summary"], "attention": report["attention"], "head": fleet_rows.HEAD, "rows": rows}
+    columns = {"head": fleet_rows.HEAD, "right": fleet_rows.RIGHT}
+    return {"summary": report["summary"], "attention": report["attention"], **columns, "rows": rows}

@@ -210,6 +210,11 @@ def test_a_sentence_has_an_end() -> None:
     assert len(made["report"]["attention"][0]) <= fleet_concerns.MOST_CHARACTERS + len("box: ")
 
 
+def test_hosts_with_long_names_are_told_apart() -> None:
+    names = [f"gpu-node-of-rack-2-unit-{number}.machines.example.com" for number in (1, 2)]
+    assert [row["host"] for row in fleet_table.table(dict.fromkeys(names, host()))["report"]["hosts"]] == names
+
+
 def test_the_page_has_the_same_rows() -> None:
     report = fleet_table.table({"a": host(), "b": host(reboot_required=True)})["report"]
     view = fleet_table.view(report)
