@@ -185,11 +185,8 @@ def _joined(nodes: t.Sequence[Node], counts: t.Sequence[int], context: int, repo
         does = "begins the cluster" if node.address == head else "joins"
         found.append({"host": node.address, "does": does, "command": words})
     partition = pipeline_start.partition(nodes, counts)
-    shown = f'"{partition}"' if partition.startswith("$") else partition
-    words = (
-        f"RAY_AUTH_MODE=token VLLM_HOST_IP={head} VLLM_PP_LAYER_PARTITION={shown}"
-        f" {pipeline_start.serve(repo, len(counts), context, ray=True)}"
-    )
+    served = {"RAY_AUTH_MODE": "token", "VLLM_HOST_IP": head, "VLLM_PP_LAYER_PARTITION": partition}
+    words = f"{pipeline_start.exports(served)} {pipeline_start.serve(repo, len(counts), context, ray=True)}"
     return [*found, {"host": head, "does": "serves, when all have joined", "command": words}]
 
 

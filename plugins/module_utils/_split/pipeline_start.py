@@ -162,5 +162,5 @@ def partition(nodes: t.Sequence[Node], counts: t.Sequence[int]) -> str:
 def exports(variables: t.Mapping[str, str]) -> str:
     """Return variables before a command of a shell; values with $ are left to the shell."""
     return " ".join(
-        f'{name}="{value}"' if value.startswith("$(ip") else f"{name}={value}" for name, value in variables.items()
+        f'{name}="{value}"' if value.startswith("$(") else f"{name}={value}" for name, value in variables.items()
     )

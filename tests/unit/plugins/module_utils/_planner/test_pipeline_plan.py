@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import pathlib
+import subprocess
 import typing as t
 
 import pytest
@@ -94,6 +97,23 @@ def test_several_hosts_have_every_command_in_its_order() -> None:
     assert f"VLLM_PP_LAYER_PARTITION={partition} vllm serve org/model-AWQ " in last
     assert "--pipeline-parallel-size 3 " in last and "--distributed-executor-backend ray" in last
     assert (start["vllm"], start["ray"]) == (pipeline_start.VLLM_VERSION, pipeline_start.RAY_VERSION)
+
+
+def test_a_shell_asks_ray_for_the_order_of_three_hosts(tmp_path: pathlib.Path) -> None:
+    start = planned([HEAD, WORKER, SMALL], repo="org/model-AWQ")["start"]
+    ids = {HEAD["address"]: "b", WORKER["address"]: "c", SMALL["address"]: "a", "192.168.1.99": "0"}
+    nodes = [
+        {"NodeID": own, "NodeManagerAddress": address, "Alive": own != "0"} for address, own in ids.items()
+    ]  # fmt: skip
+    (tmp_path / "ray.py").write_text(f"def init(*words, **options):\n    pass\ndef nodes():\n    return {nodes}\n")
+    (tmp_path / "vllm").write_text('#!/bin/sh\necho "$VLLM_PP_LAYER_PARTITION $2"\n')
+    (tmp_path / "vllm").chmod(0o755)
+    found = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path)}
+    command = ["sh", "-c", start["commands"][-1]["command"]]
+    done = subprocess.run(command, env=found, capture_output=True, text=True, check=True)
+    first, second, worker, small = (row["blocks"] for row in start["stages"])
+    assert worker != small
+    assert done.stdout == f"{first},{second},{small},{worker} org/model-AWQ\n"
 
 
 def test_a_border_between_hosts_carries_two_rows_of_sixteen_bits() -> None:
