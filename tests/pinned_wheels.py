@@ -36,13 +36,17 @@ LARGE = {"ray", "vllm"}
 
 @functools.cache
 def wheel(file: str) -> zipfile.ZipFile:
-    """Open a wheel of the cache, fetched where it is not there; skips the test where it cannot be fetched."""
+    """Open a wheel of the cache, fetched where it is not there.
+
+    Skips the test where it cannot be fetched, and fails it where make vllm-test asks for the large ones.
+    """
     path = CACHE / "wheels" / file
     name, version = file.split("-")[:2]
-    if not path.exists() and name in LARGE and not os.environ.get("MIXED_GPU_LARGE_WHEELS"):
+    wanted = os.environ.get("MIXED_GPU_LARGE_WHEELS")
+    if not path.exists() and name in LARGE and not wanted:
         pytest.skip(f"{path} is not there, which make vllm-test fetches")
     if not path.exists():
-        subprocess.run(
+        fetched = subprocess.run(
             [
                 sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(path.parent),
                 f"{name}=={version}",
@@ -50,8 +54,11 @@ def wheel(file: str) -> zipfile.ZipFile:
             ],
             check=False,
             capture_output=True,
+            text=True,
             timeout=600 if name in LARGE else 120,
         )
+        if not path.exists() and wanted:
+            pytest.fail(f"{path} is not there, and pip could not fetch it: {fetched.stderr.strip()[-300:]}")
     if not path.exists():
         pytest.skip(f"{path} is not there, and pip could not fetch it")
     with path.open("rb") as content:

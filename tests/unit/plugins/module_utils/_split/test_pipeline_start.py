@@ -12,11 +12,15 @@ import typing as t
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import pipeline_start
-from ansible_collections.homelab.mixed_gpu.tests import vllm_wheel
+from ansible_collections.homelab.mixed_gpu.tests import pinned_wheels, vllm_wheel
 
 KNOWN = json.loads(vllm_wheel.FIXTURE.read_text(encoding="utf-8"))
 HEAD = {"address": "192.168.1.10", "cards": "rtx4090_rtx3090", "uuids": ["GPU-1a", "GPU-2b"]}
 WORKER = {"address": "192.168.1.11", "cards": "rtx3090", "interface": "enp3s0"}
+
+
+def test_the_fixture_is_of_the_pinned_wheels() -> None:
+    assert KNOWN["wheels"] == {name: pinned_wheels.WHEELS[name] for name in (vllm_wheel.RAY, vllm_wheel.VLLM)}
 
 
 def node(**given: t.Any) -> pipeline_start.Node:
