@@ -43,6 +43,11 @@ def vector(layers: t.Sequence[int] | None) -> str:
     return ",".join(str(count) for count in layers) if layers else DASH
 
 
+def card_name(name: t.Any) -> str:
+    """Write the name of a card without its maker: RTX 4090."""
+    return str(name).removeprefix("NVIDIA ").removeprefix("GeForce ")
+
+
 def one_line(value: t.Any, most: int) -> str:
     """Write a text of unknown origin as one line of at most I(most) characters, without what moves or hides text."""
     text = str(value)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import typing as t
 
+from .._base.text import card_name
 from .._base.types import Json
 from .._hardware import pcie
 from .finding import finding
@@ -190,8 +191,8 @@ def xids(
 
 def called(gpu: Json, names: t.Mapping[str, str]) -> str:
     """Return what a card is called: llama.cpp's name and its own."""
-    own = (gpu["name"] or gpu["id"]).removeprefix("NVIDIA ").removeprefix("GeForce ")
-    return f"{names[gpu['id']]} ({own})" if gpu["id"] in names else str(own)
+    own = card_name(gpu["name"] or gpu["id"])
+    return f"{names[gpu['id']]} ({own})" if gpu["id"] in names else own
 
 
 def _highest(sampled: t.Sequence[Json], key: str) -> float | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.errors import UserError
-from .._base.text import columns, number
+from .._base.text import card_name, columns, number
 from .._base.types import Json, Mapping
 from .._split import memory_plan, pipeline_start
 from .._split.pipeline_start import Node
@@ -97,7 +97,7 @@ def _stages(
     last = len(devices) - 1
     return [
         _Stage(
-            name=str(device["description"]).removeprefix("NVIDIA ").removeprefix("GeForce "),
+            name=card_name(device["description"]),
             host=host,
             budget=device["total_mib"] * pipeline_start.GPU_MEMORY_UTILIZATION - BUFFERS_MIB,
             # the embedding is on the first stage, the output matrix on the last

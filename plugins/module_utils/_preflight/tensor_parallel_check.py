@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.text import card_name
 from .._base.types import Json
 from .._split import known_devices, layer_split, pipeline_start
 
@@ -135,7 +136,7 @@ def instead(
 
 def short_name(gpu: t.Mapping[str, t.Any]) -> str:
     """A card's name without its maker."""
-    return str(gpu.get("name") or gpu.get("id") or "unnamed card").removeprefix("NVIDIA ").removeprefix("GeForce ")
+    return card_name(gpu.get("name") or gpu.get("id") or "unnamed card")
 
 
 def where(engine: t.Mapping[str, t.Any]) -> str:

@@ -8,7 +8,7 @@ import collections
 import math
 import typing as t
 
-from .._base.text import columns, number, one_line
+from .._base.text import card_name, columns, number, one_line
 from .._base.types import Json, Mapping
 
 #: Most characters of a cell.
@@ -75,8 +75,7 @@ def _text(value: t.Any, column: str) -> str | None:
 
 def _cards(names: t.Sequence[t.Any]) -> str | None:
     """Return cards in short: RTX 4090 + 2x RTX 3090."""
-    short = [str(name).removeprefix("NVIDIA ").removeprefix("GeForce ") for name in names]
-    counts = collections.Counter(short)
+    counts = collections.Counter(map(card_name, names))
     said = " + ".join(f"{count}x {name}" if count > 1 else name for name, count in counts.items())
     return _text(said, "cards")
 
