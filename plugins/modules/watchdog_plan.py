@@ -72,13 +72,8 @@ stall_seconds:
   description: For how long nothing may move.
   returned: success
   type: int
-lenders:
-  description: Endpoints of other hosts that the server may be without.
-  returned: success
-  type: list
-  elements: str
 lender_placements:
-  description: Which of C(lenders) each recorded way to serve uses, the preferred one first.
+  description: Endpoints of other hosts that each recorded way to serve uses; the preferred one is first, and uses all.
   returned: success
   type: list
   elements: list
@@ -117,14 +112,13 @@ def run(params: dict[str, t.Any]) -> dict[str, t.Any]:
     entry, deployment = found["entry"], found["deployment"]
     measured = loads(params, deployment) if entry is not None and deployment is not None else []
     plan = watchdog_plan.plan(params["state"], entry, measured, params["stall_seconds"])
-    lenders = watchdog_plan.lenders(entry)
+    placements = watchdog_plan.lender_placements(entry)
     return {
         "changed": False,
         **plan._asdict(),
-        "lenders": lenders,
-        "lender_placements": watchdog_plan.lender_placements(entry),
+        "lender_placements": placements,
         "lender_protocol": entry.get("rpc_protocol", "") if entry else "",
-        "addresses": watchdog_plan.reachable(params["url"], lenders),
+        "addresses": watchdog_plan.reachable(params["url"], *placements[:1]),
     }
 
 

@@ -25,7 +25,7 @@ def test_the_server_was_started_with_its_lender(host):
     watchdog = json.loads(host.check_output("cat /etc/mixed_gpu/watchdog.json"))
     record = json.loads(host.check_output("cat /etc/ansible/facts.d/mixed_gpu.fact"))
     entry = record["models"][record["active"]]
-    assert watchdog["lenders"] == [name for name in entry["rpc_endpoints"] if not name.startswith("127.")]
+    assert watchdog["lender_placements"] == [[name for name in entry["rpc_endpoints"] if not name.startswith("127.")]]
     (fallback,) = entry["fallbacks"]
     assert fallback["placement"] is None and "the server waits: no context fits" in fallback["why"]
 

@@ -86,12 +86,10 @@ def reachable(url: str, lenders: t.Iterable[str] = ()) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def lenders(entry: Mapping | None) -> list[str]:
-    """Return the endpoints of other hosts without which a deployment is served as well, or waited for."""
-    return network_links.remote(placement.served_endpoints(entry)) if entry and entry.get("fallbacks") else []
-
-
 def lender_placements(entry: Mapping | None) -> list[list[str]]:
-    """Return which of these endpoints each recorded way to serve a deployment uses, the preferred one first."""
+    """Return the endpoints of other hosts that each recorded way to serve a deployment uses.
+
+    The preferred way is the first and uses all of them. Without any the list is empty.
+    """
     served = fallbacks.ways(entry) if entry and entry.get("fallbacks") else []
     return [network_links.remote(placement.served_endpoints(way)) for way in served]

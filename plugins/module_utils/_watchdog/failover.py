@@ -106,7 +106,7 @@ class Failover:
         self.free(endpoint for endpoint in chosen.absent if endpoint not in there)
         self.answering = {endpoint: self.answering.get(endpoint, look.at) for endpoint in there}
         lasting = [one for one, since in self.answering.items() if look.at - since >= self.settings.return_seconds]
-        back = lenders.back(self.settings.lender_placements, self.settings.lenders, chosen.absent, lasting)
+        back = lenders.back(self.settings.lender_placements, chosen.absent, lasting)
         if back and idle:
             hosts = lenders.Chosen(back).hosts
             self.restart(look.start, f"the lender {hosts} of {self.settings.unit} answers again")

@@ -36,20 +36,19 @@ def of_status(text: str, lenders: t.Collection[str]) -> Chosen:
 
 
 def back(
-    placements: t.Sequence[t.Collection[str]], lenders: t.Sequence[str], absent: t.Collection[str],
-    answering: t.Collection[str],
-) -> tuple[str, ...]:  # fmt: skip
+    placements: t.Sequence[t.Sequence[str]], absent: t.Collection[str], answering: t.Collection[str]
+) -> tuple[str, ...]:
     """Return the absent lenders with which a better placement can be served; none where none is better.
 
-    C(placements) are the lenders that each recorded placement uses, the preferred one first; it is chosen as
-    choose_placement.py chooses at a start. C(answering) are those of the absent ones that answer.
+    C(placements) are the lenders that each recorded placement uses, the preferred one first, which uses all of them; it
+    is chosen as choose_placement.py chooses at a start. C(answering) are those of the absent ones that answer.
     """
-    served = set(lenders) - set(absent)
+    served = set(placements[0]) - set(absent) if placements else set()
     for uses in placements:
         if set(uses) == served:
             break
         if set(uses) <= served | set(answering):
-            return tuple(endpoint for endpoint in lenders if endpoint in uses and endpoint in absent)
+            return tuple(endpoint for endpoint in uses if endpoint in absent)
     return ()
 
 

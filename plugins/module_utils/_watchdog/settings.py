@@ -19,8 +19,8 @@ class Settings:
     unit: str = "llama-server.service"
     url: str = "http://127.0.0.1:8080"
     peer_units: list[str] = dataclasses.field(default_factory=list)  # RPC servers of this host that the server uses
-    lenders: list[str] = dataclasses.field(default_factory=list)  # endpoints of other hosts that the server uses
-    lender_placements: list[list[str]] = dataclasses.field(default_factory=list)  # of them, by each recorded placement
+    #: Endpoints of other hosts that each recorded placement uses, the preferred one first, which uses all of them.
+    lender_placements: list[list[str]] = dataclasses.field(default_factory=list)
     lender_protocol: str = ""  # that the server speaks, as major.minor; empty: not known
     lender_program: str = "/opt/mixed_gpu/lib/choose_placement.py"
     lease_unit: str = "mixed-gpu-lease.service"
@@ -35,6 +35,11 @@ class Settings:
     metrics_path: str = ""
     command: list[str] = dataclasses.field(default_factory=list)
     webhook_url: str = ""
+
+    @property
+    def lenders(self) -> list[str]:
+        """Endpoints of other hosts that the server uses."""
+        return next(iter(self.lender_placements), [])
 
 
 def parse(text: str) -> Settings:

@@ -147,7 +147,7 @@ def idle(*layers: int, remote: t.Sequence[str] = (FIRST, SECOND), **decided: t.A
 def test_a_lender_on_which_nothing_is_is_not_connected_to() -> None:
     entry = idle(0, 0)
     assert entry["rpc_endpoints"] == [FIRST, SECOND] and "fallbacks" not in entry
-    assert placement.served_endpoints(entry) == [] and watchdog_plan.lenders(entry) == []
+    assert placement.served_endpoints(entry) == [] and watchdog_plan.lender_placements(entry) == []
     called = llama_server.command(entry, SETTINGS)
     assert "--rpc" not in called["arguments"] and called["local"] and called["networks"] == ["localhost"]
     assert not watchdog_plan.plan("auto", entry, [], 60).wanted
@@ -155,7 +155,7 @@ def test_a_lender_on_which_nothing_is_is_not_connected_to() -> None:
 
 def test_an_idle_lender_at_the_end_is_as_if_it_were_not_there() -> None:
     entry = idle(17, 0)
-    assert placement.served_endpoints(entry) == [FIRST] and watchdog_plan.lenders(entry) == [FIRST]
+    assert placement.served_endpoints(entry) == [FIRST] and watchdog_plan.lender_placements(entry) == [[FIRST], []]
     assert [(one["absent"], one["rpc_endpoints"]) for one in entry["fallbacks"]] == [(["192.168.1.7"], [])]
     assert [place["id"] for place in entry["fallbacks"][0]["placement"]] == ["GPU-4090"]
     without = fallbacks.serving_without(entry, [FIRST])
@@ -209,7 +209,7 @@ def test_the_status_of_each_start_finds_its_fallback(rest: bool) -> None:
         assert served is not None and llama_server._chosen_words(served) == way
         if rest and absent == [SECOND]:
             assert choose_placement.endpoints_of(way) == {FIRST}
-        back = lenders.back(watchdog_plan.lender_placements(entry), called["lenders"], left_out, left_out)
+        back = lenders.back(watchdog_plan.lender_placements(entry), left_out, left_out)
         assert back == tuple(left_out)
 
 

@@ -80,8 +80,7 @@ def test_only_the_server_can_be_reached(url, addresses):
 
 def test_the_watchdog_reaches_the_lenders_that_the_server_may_be_without():
     found = entry("layer", ["127.0.0.1:50052", "192.168.1.7:50052", "192.168.1.7:50053"])
-    assert watchdog_plan.lenders(found) == [] and watchdog_plan.lenders(None) == []
-    lent = watchdog_plan.lenders({**found, "fallbacks": [{"absent": ["192.168.1.7"]}]})
+    (lent,) = watchdog_plan.lender_placements({**found, "fallbacks": [{"placement": None}]})
     assert lent == ["192.168.1.7:50052", "192.168.1.7:50053"]
     assert watchdog_plan.lender_placements(found) == [] and watchdog_plan.lender_placements(None) == []
     assert watchdog_plan.reachable("http://127.0.0.1:8080", lent) == ["localhost", "192.168.1.7"]

@@ -58,7 +58,7 @@ class Lender:
 def watch(host: Host, *endpoints: str, **more: t.Any) -> t.Any:
     settings = {"stall_seconds": 600.0, "return_seconds": 0.5, "lender_program": choose_placement.__file__}
     settings["lender_placements"] = [list(endpoints), []]
-    return host.watch(lenders=list(endpoints), metrics_path=str(host.home / "metrics"), **{**settings, **more})
+    return host.watch(metrics_path=str(host.home / "metrics"), **{**settings, **more})
 
 
 def metric(host: Host, name: str) -> float | None:
@@ -144,11 +144,11 @@ def test_the_best_recorded_placement_that_those_who_answer_allow(
     absent: tuple[str, ...], answering: tuple[str, ...], back: tuple[str, ...]
 ) -> None:
     recorded = [[FIRST, SECOND], [SECOND], [FIRST], []]
-    assert lenders.back(recorded, [FIRST, SECOND], absent, answering) == back
+    assert lenders.back(recorded, absent, answering) == back
 
 
 def test_a_placement_worse_than_the_served_one_is_none_to_return_to() -> None:
-    assert lenders.back([[FIRST, SECOND], [], [SECOND]], [FIRST, SECOND], (FIRST, SECOND), (SECOND,)) == ()
+    assert lenders.back([[FIRST, SECOND], [], [SECOND]], (FIRST, SECOND), (SECOND,)) == ()
 
 
 def test_a_lender_that_answers_in_another_protocol_is_no_reason_to_restart(host: Host) -> None:
@@ -190,7 +190,7 @@ def failover_of(host: Host, monkeypatch: pytest.MonkeyPatch) -> failover.Failove
     """The lenders of the made-up server, without the loop of the watchdog."""
     for name in ("PATH", "UNITS"):
         monkeypatch.setenv(name, host.environment[name])
-    wanted = settings.Settings(unit=SERVER, lenders=[FIRST], restarts_per_hour=1)
+    wanted = settings.Settings(unit=SERVER, lender_placements=[[FIRST]], restarts_per_hour=1)
     return failover.Failover(wanted, state.Store(str(host.home / "state")), lambda unit: None)
 
 
