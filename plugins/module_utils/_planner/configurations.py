@@ -32,7 +32,7 @@ def serves(configuration: Configuration, model: Model, question: Mapping) -> Jso
     objective = prediction["objective"]
     depth = objective["depth_tokens"] + objective["prompt_tokens"] + objective["generated_tokens"] // 2
     layer = expected_modes.layer(best["decode_tokens_per_second"])
-    shared = expected_modes.tensor(model, serving, devices, question["reserve_mib"], depth, prediction["launch_ms"])
+    shared = expected_modes.tensor(model, serving, devices, question["reserve_mib"], depth)
     tensor = None if shared is None else shared[0]
     fastest = layer if tensor is None or tensor.expected < layer.expected else tensor
     least, most, source = expected_modes.speculation(model)

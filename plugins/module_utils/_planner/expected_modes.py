@@ -28,9 +28,10 @@ class Range(t.NamedTuple):
 
 #: How far cards of one kind were apart in published runs of a dense model, to each side (RTX 4090, 27B: 43 to 48).
 SPREAD: t.Final = 0.12
-#: Microseconds of one all-reduce between two cards, two per block: fastest, usual and slowest of the published pairs.
+#: Microseconds of one all-reduce between two cards, two per block: fastest, usual and slowest of the published pairs,
+#: by what reading and launches leave of a token.
 #: 2x RTX 5090 107.5 tokens per second, 2x RTX 5060 Ti 38.3, RTX 5080 + RTX 3090 55.6, RTX 3060 + RTX 4070 Super 30.1.
-ALLREDUCE_US: t.Final = Range(11.0, 30.0, 38.0)
+ALLREDUCE_US: t.Final = Range(5.0, 17.0, 25.0)
 ALLREDUCE_SOURCE: t.Final = f"{_SWEEPS}; llama.cpp PR 19378"
 #: Tokens per second with a drafting method against without: least and most of what was published, and where.
 SPECULATION: t.Final[dict[str, tuple[float, float, str]]] = {
@@ -64,7 +65,7 @@ class Shares(t.NamedTuple):
 
 
 def tensor(
-    model: Model, serving: Serving, devices: t.Sequence[Mapping], reserve_mib: int, depth: int, launch_ms: float
+    model: Model, serving: Serving, devices: t.Sequence[Mapping], reserve_mib: int, depth: int
 ) -> tuple[Range, Shares] | None:
     """Return tokens per second of tensor mode on two equal or unequal cards; None where it cannot be told.
 
@@ -76,21 +77,24 @@ def tensor(
     memory = memory_plan.MemoryPlan(model, serving)
     read = sum(model_weights.bytes_read(model, serving, depth))
     rates = [device["bandwidth_gb_per_s"] * device["fraction"] * 1e6 for device in devices]
+    # every card launches the kernels of every block
+    launched = [device["launch_ms"] * model["block_count"] for device in devices]
     budgets = memory_plan.budgets_mib(devices, reserve_mib)
     found = []
     for first in range(1, units):
         parts = (first, units - first)
         mib = tuple(tensor_shares.shares_mib(memory, parts))
         if all(need <= budget for need, budget in zip(mib, budgets, strict=True)):
-            slowest = max(read * part / units / rate for part, rate in zip(parts, rates, strict=True))
+            reading = [read * part / units / rate for part, rate in zip(parts, rates, strict=True)]
+            slowest = max(zip(reading, launched, strict=True), key=sum)
             found.append((slowest, Shares(parts, units, mib)))
     if not found:
         return None
-    reading, shares = min(found, key=lambda item: item[0])
+    (reading, launching), shares = min(found, key=lambda item: sum(item[0]))
     exchanges = 2 * model["block_count"] / 1000
 
     def speed(factor: float, microseconds: float) -> float:
-        return 1000 / (reading / factor + launch_ms + exchanges * microseconds)
+        return 1000 / (reading / factor + launching + exchanges * microseconds)
 
     return Range(
         speed(1 - SPREAD, ALLREDUCE_US.high), speed(1.0, ALLREDUCE_US.expected), speed(1 + SPREAD, ALLREDUCE_US.low)

@@ -5,12 +5,13 @@
 For one request at a time:
 
 - decode: the devices take turns, and each reads its weights (of experts those in use) and the KV cache of the tokens
-  that its blocks look back on, once per token. So the time grows with the context by bytes of KV over the rate.
+  that its blocks look back on, once per token. So the time grows with the context by bytes of KV over the rate. To that
+  comes launching the kernels of each block, which decides for small and sparse models.
 - prefill: two floating point operations per weight and token, through the pipeline of _cost_model. Attention's own
   work, which grows with the prompt, and the transfers between cards are left out.
 
-Rates come from one of two sources. Published: the fraction of the nominal memory bandwidth, and operations per second,
-that published runs reached, and the launches of kernels. Measured: the costs that a tuning of this host has fitted,
+Rates come from one of two sources. Published: the fraction of the nominal memory bandwidth, operations per second and
+launches per block that published runs tell of a card. Measured: the costs that a tuning of this host has fitted,
 which contain the launches; what is said then has an interval of 95 %.
 """
 
@@ -24,16 +25,11 @@ from .._split import cost_model, layer_weights, memory_plan, model_weights, spli
 from .._split.types import Model, Serving
 from . import known_costs
 
-#: What launching the kernels of a block takes per token, in ms. Published for one RTX 4090 and Qwen3-30B-A3B at Q4_K_M,
-#: 48 blocks, are up to 196 tokens per second, and 167 for an RTX 3090 Ti; its bytes alone would give 393.
-LAUNCH_MS: t.Final = 0.055
+#: Beside a prediction that launches decide.
 PUBLISHED_LAUNCHES: t.Final = (
-    "published for Qwen3-30B-A3B at Q4_K_M on one card: 167 tokens per second on an RTX 3090 Ti, up to 196 on an RTX"
-    " 4090"
+    "published for Qwen3-30B-A3B at Q4_K_M on one card: 141 tokens per second on an RTX 3090, 167 on an RTX 3090 Ti, up"
+    " to 196 on an RTX 4090"
 )
-
-#: The fractions come from runs of a 70B at Q4_K_M, 80 blocks in 40 GB, and contain the launches of so many.
-BLOCKS_PER_BYTE: t.Final = 80 / 40.3e9
 
 #: Standard deviations to each side that hold 95 %.
 _SIDE: t.Final = statistics.NormalDist().inv_cdf(0.975)
@@ -44,6 +40,7 @@ class Rates(t.NamedTuple):
 
     read_bytes: tuple[float | None, ...]
     operations: tuple[float | None, ...]
+    launch_ms: tuple[float, ...]  # of one block, where reading does not contain it
     overlap: float = 1.0
     cache: tuple[float, float, float] = (1.0, 1.0, 1.0)  # time of a byte of KV against one of weights: least to most
     error: float | None = None  # relative standard deviation; None: published, not measured here
@@ -55,6 +52,7 @@ def published(devices: t.Sequence[Mapping]) -> Rates:
     return Rates(
         tuple(d["bandwidth_gb_per_s"] * d["fraction"] * 1e6 if d["bandwidth_gb_per_s"] else None for d in devices),
         tuple(d["prefill_tflops"] * 1e9 if d["prefill_tflops"] else None for d in devices),
+        tuple(d["launch_ms"] for d in devices),
     )
 
 
@@ -66,6 +64,7 @@ def measured(known: known_costs.Known) -> Rates:
     return Rates(
         tuple(read / ms for ms in known.decode) if known.decode else tuple(none),
         tuple(layer["operations"] / ms for ms in known.prefill) if known.prefill else tuple(none),
+        (0.0,) * len(none),
         known.overlap, known.cache, known.error, known.deployment,
     )  # fmt: skip
 
@@ -89,14 +88,20 @@ class Speeds:
         self.micro_batch = memory_plan.micro_batch_tokens(serving)
         self._model, self._serving = model, serving
         self._weights = model_weights.bytes_read(model, serving, 0)
-        launched = LAUNCH_MS * (len(self._weights) - 1 - BLOCKS_PER_BYTE * sum(self._weights))
-        self.launch_ms = max(0.0, launched) if rates.error is None else 0.0
+        # the output layer is one kernel, and a block that only predicts further tokens is not run
+        self._launched = [1 if read else 0 for read in self._weights[:-1]] + [0]
         # a server asks for the last token's output only, so the output layer costs a prompt next to nothing
         self._work = [2.0 * weights for weights in model["block_weights"]] + [0.0]
 
     def cache_bytes(self, depth: int) -> float:
         """Return the bytes of the KV cache that one token reads at a depth."""
         return sum(model_weights.bytes_read(self._model, self._serving, depth)) - sum(self._weights)
+
+    def launch_ms(self, layers: t.Sequence[int]) -> float:
+        """Return what launching kernels takes of each token; 0 where measured costs contain it."""
+        return sum(
+            blocks * ms for blocks, ms in zip(stages(self._launched, layers), self.rates.launch_ms, strict=True)
+        )
 
     def decode(self, layers: t.Sequence[int], depth: int | None = None) -> Time | None:
         """Return the time of one token, at the depth of the objective or another; None where a rate is unknown."""
@@ -108,7 +113,7 @@ class Speeds:
         if weights is None or cache is None:
             return None
         least, expected, most = (sum(weights) + factor * sum(cache) for factor in self.rates.cache)
-        return self._time(least, expected, most, self.launch_ms)
+        return self._time(least, expected, most, self.launch_ms(layers))
 
     def ttft(self, layers: t.Sequence[int]) -> Time | None:
         """Return the time of the prompt; None where a used device's rate is unknown or there is no prompt."""

@@ -47,7 +47,7 @@ class Speeds:
     def decode_ms(self, placement: ExpertPlacement, ram_gb_per_s: float) -> float | None:
         """Return the time of a token, or None where a used device's bandwidth is not known."""
         in_ram = [*expert_placement.block_ram_bytes(self.model, placement), 0]
-        used, total, start = self.weigher.used, self.launch_ms, 0
+        used, total, start = self.weigher.used, self.launch_ms(placement.layers), 0
         for count, rate in zip(placement.layers, self.rates.read_bytes, strict=True):
             own = slice(start, start + count)
             start += count
@@ -115,7 +115,6 @@ def expect(problem: Problem, devices: t.Sequence[Mapping]) -> Json | None:
         "feasible_splits": len(rows),
         "default_layers": None,
         "best": best,
-        "launch_ms": speeds.launch_ms,
         "link_gb_per_s": speeds.link_gb_per_s,
         "experts_in_ram": True,
     }
@@ -151,6 +150,7 @@ def _row(
         "headroom_mib": memory_plan.headroom_mib(mib, problem.budgets),
         "ram_mib": expert_plane.ram_mib(speeds.model, placement),
         "verdict": "fits",
+        "launch_ms": speeds.launch_ms(placement.layers),
         "decode_ms_per_token": typical,
         "decode_tokens_per_second": None if typical is None else 1000 / typical,
         "decode_interval": [1000 / ms for ms in times if ms] if all(times) else None,

@@ -8,6 +8,7 @@ from memory bandwidth alone, or from the costs that an earlier tuning of the hos
 
 from __future__ import annotations
 
+import math
 import typing as t
 
 from .._base import text
@@ -19,6 +20,9 @@ Json = dict[str, t.Any]
 
 #: How far the plan may be off llama.cpp's dry run, and free memory off what published logs show: the width of marginal.
 MARGIN_MIB = 256
+
+#: Share of a token's time that launching kernels takes in a model that is said to be bound by it.
+LAUNCH_BOUND: t.Final = 0.25
 
 #: Rows in a table of more than two devices.
 MOST_ROWS = 25
@@ -149,7 +153,6 @@ def _expected(asked: _Asked) -> Json:
         "feasible_splits": sum(1 for row in rows if row["verdict"] in ("fits", "tight")),
         "default_layers": list(problem.default),
         "best": best,
-        "launch_ms": speeds.launch_ms,
         "why": _why(problem, rows, best, devices, free),
     }
 
@@ -199,6 +202,7 @@ def _row(
         "mib": mib,
         "headroom_mib": memory_plan.headroom_mib(mib, free),
         "verdict": _verdict(mib, free, reserve),
+        "launch_ms": speeds.launch_ms(layers),
         "decode_ms_per_token": decode.ms if decode else None,
         "ttft_ms": ttft.ms if ttft else None,
         "decode_tokens_per_second": 1000 / decode.ms if decode and decode.ms else None,
@@ -322,11 +326,10 @@ def table(prediction: t.Mapping[str, t.Any]) -> list[str]:
         f"{prediction['why']}.",
         *_contexts(prediction),
     ]
-    if prediction["launch_ms"] >= 0.5:
+    if best and best["launch_ms"] >= LAUNCH_BOUND * (best["decode_ms_per_token"] or math.inf):
         lines.append(
-            f"Note: {prediction['launch_ms']:.1f} ms of each token go into launching the kernels of"
-            f" {model['block_count']} blocks, whatever the split;"
-            f" {expected_speeds.PUBLISHED_LAUNCHES}."
+            f"Note: {best['launch_ms']:.1f} of the {best['decode_ms_per_token']:.1f} ms of each token go into launching"
+            f" the kernels of {model['block_count']} blocks; {expected_speeds.PUBLISHED_LAUNCHES}."
         )
     lines += [f"Note: {note}" for note in model["notes"]]
     for device in {} if measured else {device["description"]: device for device in devices}.values():

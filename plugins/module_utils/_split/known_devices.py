@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Devices with what is known of their speed before anything was measured. Private to this collection. Pure functions.
 
-C(fraction) and C(prefill_tflops) come from the table of known cards, bandwidth from NVML where the card is there.
+C(fraction), C(launch_ms) and C(prefill_tflops) come from the table of known cards, bandwidth from NVML where the card
+is there.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def _device(name: str, identity: str, card: known_cards.Card) -> KnownDevice:
     return {
         "device": name, "id": identity, "backend": "CUDA", "description": card.name, "total_mib": card.total_mib,
         "free_mib": card.free_mib, "budget_mib": None, "bandwidth_gb_per_s": card.bandwidth_gb_per_s,
-        "fraction": card.fraction, "prefill_tflops": card.prefill_tflops, "sources": list(card.sources),
+        "fraction": card.fraction, "launch_ms": card.launch_ms, "prefill_tflops": card.prefill_tflops,
+        "sources": list(card.sources),
     }
 
 
@@ -83,6 +85,7 @@ def link_gb_per_s(gpu: Mapping) -> float | None:
 class _Speed(t.TypedDict):
     bandwidth_gb_per_s: float | None
     fraction: float
+    launch_ms: float
     prefill_tflops: float | None
     sources: list[str]
 
@@ -122,13 +125,14 @@ def _speed(gpu: Mapping | None, name: t.Any) -> _Speed:
     bandwidth = gpu.get("memory_bandwidth_gb_per_s") if gpu else None
     sources = ["bandwidth: the card's own highest memory clock and bus width (NVML)"] if bandwidth else []
     if card is not None:
-        sources += [source for source in card.sources if source.split(":")[0] in ("decode", "prefill")]
+        sources += [source for source in card.sources if source.split(":")[0] in ("decode", "prefill", "launches")]
         sources += [source for source in card.sources if source.startswith("bandwidth:") and not bandwidth]
     elif bandwidth:
-        sources += ["decode: assumed, the fraction that an RTX 3090 reaches"]
+        sources += ["decode, launches: assumed, the mean of known cards, and what an RTX 30 takes"]
     return {
         "bandwidth_gb_per_s": bandwidth or (card.bandwidth_gb_per_s if card else None),
         "fraction": card.fraction if card else known_cards.USUAL_FRACTION,
+        "launch_ms": card.launch_ms if card else known_cards.USUAL_LAUNCHES.ms,
         "prefill_tflops": card.prefill_tflops if card else None,
         "sources": sources,
     }

@@ -38,6 +38,7 @@ class KnownDevice(Device):
 
     bandwidth_gb_per_s: float | None
     fraction: float
+    launch_ms: float
     prefill_tflops: float | None
     sources: list[str]
 

@@ -10,8 +10,11 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import
 
 def test_every_number_of_every_card_has_a_source() -> None:
     for card in known_cards.CARDS.values():
-        assert [source.split(":")[0] for source in card.sources] == ["free", "bandwidth", "decode", "prefill"]
+        assert [source.split(":")[0] for source in card.sources] == [
+            "free", "bandwidth", "decode", "prefill", "launches"
+        ]
         assert card.limit_watts and card.pcie.lanes in (8, 16) and 0.3 < card.fraction < 0.9
+        assert 0.05 < card.launch_ms < 0.2
         assert card.price is None or (card.price.source and card.price.low_usd <= card.price.high_usd)
         assert card.peak is None or card.peak.low_watts <= card.peak.high_watts
     assert len({card.name for card in known_cards.CARDS.values()}) == len(known_cards.CARDS)
@@ -22,11 +25,11 @@ def test_the_documented_table_is_that_of_the_code() -> None:
     shown = page.read_text(encoding="utf-8").partition("<!-- begin known cards -->")[2].partition("<!-- end")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.strip().splitlines()[2:]]
     assert [row[0].strip("`") for row in rows] == sorted(known_cards.CARDS)
-    for short, name, gib, bandwidth, fraction, prefill, watts, pcie, price in rows:
+    for short, name, gib, bandwidth, fraction, launches, prefill, watts, pcie, price in rows:
         card = known_cards.CARDS[short.strip("`")]
         assert (f"NVIDIA {name}" == card.name or name == card.name) and int(gib) == round(card.total_mib / 1024)
-        assert (float(bandwidth), float(prefill), int(watts)) == (
-            card.bandwidth_gb_per_s, card.prefill_tflops, card.limit_watts
+        assert (float(bandwidth), float(launches), float(prefill), int(watts)) == (
+            card.bandwidth_gb_per_s, 1000 * card.launch_ms, card.prefill_tflops, card.limit_watts
         )  # fmt: skip
         assert fraction == f"{card.fraction:.0%}" and pcie == f"{card.pcie.generation}.0 x{card.pcie.lanes}"
         ends = ["-"] if card.price is None else sorted({str(card.price.low_usd), str(card.price.high_usd)})

@@ -64,7 +64,7 @@ def test_each_type_goes_up_to_the_largest_context_and_says_what_is_missing_beyon
 def test_a_full_cache_costs_what_its_bytes_take_to_read() -> None:
     asked = question()
     row = next(r for r in context_table.rows(asked) if (r["context_size"], r["cache_type_k"]) == (16384, "f16"))
-    per_ms = [1008 * 0.793 * 1e6, 936 * 0.73 * 1e6]
+    per_ms = [device["bandwidth_gb_per_s"] * device["fraction"] * 1e6 for device in asked.devices]
     cached = [blocks * 16383 * 2 * 1024 * 2 for blocks in (row["layers"][0], row["layers"][1] - 1)]
     more = sum(size / rate for size, rate in zip(cached, per_ms, strict=True))
     empty, full = (1000 / row[name]["value"] for name in ("decode_empty", "decode_full"))
@@ -85,7 +85,7 @@ def test_what_was_measured_comes_with_intervals_that_widen_with_the_cache() -> N
 
 def test_without_a_speed_there_is_the_roomiest_split() -> None:
     devices = [{"device": f"RPC{i}", "id": str(i), "free_mib": mib} for i, mib in enumerate((23000, 24000))]
-    rates = expected_speeds.Rates((None, None), (None, None))
+    rates = expected_speeds.Rates((None, None), (None, None), (0.0, 0.0))
     objective = workload.Objective("request", 1024, 256, 0)
     rows = context_table.rows(context_table.Question(LLAMA, SERVING, devices, 512, objective, rates))
     row = rows[0]

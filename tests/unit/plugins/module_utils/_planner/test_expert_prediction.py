@@ -96,7 +96,7 @@ def test_launches_count_whatever_an_earlier_tuning_has_measured() -> None:
         "average_layer": model_weights.of_average_layer(model_shapes.model(GPT), SERVING, 64, 512), "spread": {},
     }  # fmt: skip
     prediction = ask(known=known_costs.of_fit("another-c8192", fit, []))
-    assert prediction["launch_ms"] > 1 and prediction == ask()
+    assert prediction["best"]["launch_ms"] > 1 and prediction == ask()
 
 
 def test_an_objective_without_a_prompt_is_about_tokens_alone() -> None:

@@ -127,9 +127,9 @@ def test_a_sparse_model_is_bound_by_launches_as_published() -> None:
     prediction = ask("qwen3_30b_a3b_q4_k_m", "rtx4090")
     assert prediction["best"]["decode_tokens_per_second"] == pytest.approx(196, rel=0.06)
     note = next(line for line in prediction["lines"] if "launching the kernels of 48 blocks" in line)
-    assert "167 tokens per second on an RTX 3090 Ti" in note and "196 on an RTX 4090" in note
+    assert "141 tokens per second on an RTX 3090" in note and "167 on an RTX 3090 Ti" in note and "196 on" in note
     dense = ask("llama_3_3_70b_q4_k_m", "rtx4090_rtx3090")
-    assert dense["launch_ms"] < 0.5 and not any("launching" in line for line in dense["lines"])
+    assert dense["best"]["launch_ms"] > 4 and not any("launching" in line for line in dense["lines"])
 
 
 def test_what_would_fit_keeps_the_reserve() -> None:
@@ -151,8 +151,8 @@ def test_the_cache_types_of_another_engine_are_refused() -> None:
 def test_experts_are_read_by_their_use_and_windows_by_their_length() -> None:
     moe, dense = ask("qwen3_30b_a3b_q4_k_m", "rtx3090"), ask("qwen2_5_coder_32b_q4_k_m", "rtx3090")
     ratio = moe["best"]["decode_tokens_per_second"] / dense["best"]["decode_tokens_per_second"]
-    # by bytes it would be 10, but launching kernels takes as long for a sparse model
-    assert ratio == pytest.approx(5.6, rel=0.1)
+    # by bytes it would be 10, but launching kernels takes as long for a sparse model: 141 and 33.9 were published
+    assert ratio == pytest.approx(141 / 33.9, rel=0.12)
     gemma = model_shapes.model("gemma_3_27b_it_q4_k_m")
     flat = {**gemma, "window_tokens": [0] * 62}
     near, far = (model_weights.bytes_read(gemma, SERVING, depth) for depth in (1024, 8192))

@@ -15,8 +15,8 @@ def test_the_devices_of_a_host() -> None:
         )
     ]
     first, second = known_devices.host_devices([], gpus)
-    assert (first["device"], first["id"], first["free_mib"], first["fraction"]) == ("CUDA0", "GPU-a", 23633, 0.793)
-    assert (second["free_mib"], second["fraction"], second["prefill_tflops"]) == (15360, 0.73, None)
+    assert (first["device"], first["id"], first["free_mib"], first["fraction"]) == ("CUDA0", "GPU-a", 23633, 0.877)
+    assert (second["free_mib"], second["fraction"], second["prefill_tflops"]) == (15360, 0.85, None)
     recorded = [
         {"device": "CUDA0", "id": "GPU-b", "description": "NVIDIA Thing", "free_mib": 15000, "budget_mib": None},
         {"device": "RPC0", "id": "host:1", "description": "host:1", "free_mib": 8000, "budget_mib": None},
