@@ -26,13 +26,14 @@ options:
   state:
     description:
       - V(planned) says what is missing, V(offered) fails for a source that cannot be had. Both change nothing.
-      - V(present) builds what is missing, switches the links and removes old builds. Start it with C(async) and watch
-        C(PREFIX/.work/build.log) with M(homelab.mixed_gpu.follow).
+      - V(built) builds what is missing. V(present) does so too, switches the links and removes old builds. Start both
+        with C(async) and watch C(PREFIX/.work/build.log) with M(homelab.mixed_gpu.follow).
       - V(verified) fails unless the builds in use are of the source asked for, run, and have the options that other
         roles use.
-      - V(switched) leads links to the builds that O(use) names, and builds nothing.
+      - V(switched) leads links to the builds that O(use) names, and builds nothing. V(pruned) removes old builds; those
+        that O(use) names count as used last.
     type: str
-    choices: [planned, offered, present, verified, switched]
+    choices: [planned, offered, built, present, verified, switched, pruned]
     default: planned
   settings:
     description:
@@ -40,7 +41,7 @@ options:
     type: dict
     required: true
   use:
-    description: For V(switched), directories below the prefix by the name of the build, V(main) for the main one.
+    description: Directories below the prefix by the name of the build, V(main) for the main one.
     type: dict
     default: {}
   host_python:
@@ -116,6 +117,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp impor
 )
 
 Result = dict[str, t.Any]
+STATES: t.Final = ["planned", "offered", "built", "present", "verified", "switched", "pruned"]
 
 
 class Host:
@@ -210,14 +212,6 @@ class Host:
                 found.append(f"Switch {self.prefix / build.link} to {build.directory}.")
         return found
 
-    def downloads(self, builds: t.Iterable[build_plan.Build]) -> list[pathlib.Path]:
-        """Return the archives of sources that are removed once these builds are in use."""
-        names = [build_source.archive_name(build.record["source"]) for build in builds]
-        folder = pathlib.Path(self.settings["download_dir"])
-        return build_state.superfluous_downloads(
-            folder, self.settings["keep_downloads"], {name for name in names if name}
-        )
-
     def removals(self, builds: list[build_plan.Build]) -> list[str]:
         """Return what a switch to these builds will remove, as at most one sentence."""
         moved = [build for build in builds if build_state.in_use(self.prefix, build.name) != build.directory]
@@ -227,7 +221,8 @@ class Host:
         needed = build_state.needed(self.prefix, pathlib.Path(self.module.params["upgrade_record"])) - previous
         needed |= {build.directory for build in builds}
         old = build_state.superfluous(self.prefix, self.settings["keep_builds"], previous, needed)
-        names = [str(path) for path in [*sorted(old), *sorted(self.downloads(builds))]]
+        downloads = build_state.spare_downloads(self.settings, [build.record for build in builds])
+        names = [str(path) for path in [*sorted(old), *sorted(downloads)]]
         return [f"Remove {', '.join(names)} (llama_cpp_keep_builds, llama_cpp_keep_downloads)."] if names else []
 
     def planned(self) -> Result:
@@ -263,11 +258,12 @@ class Host:
                     web_ui_build.check_offered(pathlib.Path(self.settings["download_dir"]), log, self.open)
         return {"changed": False}
 
-    def present(self) -> Result:
-        """Build what is missing, check, switch, and remove old builds."""
+    def present(self, switch: bool = True) -> Result:
+        """Build what is missing; then check, switch, and remove old builds, unless C(switch) says no."""
         builds, missing, unknown = self.plan()
         if self.module.check_mode:
-            return {"changed": bool(self.actions(builds, missing, unknown))}
+            actions = self.actions(builds, missing, unknown)
+            return {"changed": any(switch or not action.startswith("Switch ") for action in actions)}
         if missing:
             raise UserError(f"The packages {', '.join(missing)} are missing; run the whole role llama_cpp.")
         os.umask(0o022)
@@ -278,17 +274,26 @@ class Host:
             made = [build for build in builds if not build_state.exists(self.prefix, build.directory)]
             for build in made:
                 build_job.build(build, self.settings, shell, self.open)
-            previous = self.switch({build.name: build.directory for build in builds})
-            removed = []
-            if previous is not None:
-                keep, record = self.settings["keep_builds"], pathlib.Path(self.module.params["upgrade_record"])
-                removed = build_state.prune(self.prefix, keep, previous, record)
-                for path in self.downloads(builds):
-                    path.unlink(missing_ok=True)
-                    removed.append(path.name)
+            previous = self.switch({build.name: build.directory for build in builds}) if switch else None
+            removed = [] if previous is None else self.clear(builds, previous)
         finally:
             lock.release()
         return {"changed": bool(made) or previous is not None, "removed": removed}
+
+    def built(self) -> Result:
+        """Build what is missing, and switch nothing."""
+        return self.present(switch=False)
+
+    def clear(self, builds: list[build_plan.Build], previous: t.Collection[str]) -> list[str]:
+        """Remove what is not needed beside these builds and those that were used before; return what was removed."""
+        record = pathlib.Path(self.module.params["upgrade_record"])
+        removed = build_state.prune(self.prefix, self.settings["keep_builds"], previous, record)
+        return removed + build_state.drop_downloads(self.settings, [build.record for build in builds])
+
+    def pruned(self) -> Result:
+        """Remove what is not needed beside the builds in use and those that were used last."""
+        removed = [] if self.module.check_mode else self.clear(self.plan()[0], self.module.params["use"].values())
+        return {"changed": bool(removed), "removed": removed}
 
     def switch(self, wanted: t.Mapping[str, str]) -> list[str] | None:
         """Check builds, then lead the links to them; return the builds used before, or None without a change."""
@@ -372,11 +377,7 @@ class Host:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "state": {
-                "type": "str",
-                "choices": ["planned", "offered", "present", "verified", "switched"],
-                "default": "planned",
-            },
+            "state": {"type": "str", "choices": STATES, "default": "planned"},
             "settings": {"type": "dict", "required": True},
             "use": {"type": "dict", "default": {}},
             "host_python": {"type": "path", "default": host_python.DEFAULT},

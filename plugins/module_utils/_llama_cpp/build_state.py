@@ -210,6 +210,21 @@ def prune(
     return [path.name for path in removed]
 
 
+def spare_downloads(settings: t.Mapping[str, t.Any], records: t.Iterable[Record]) -> list[pathlib.Path]:
+    """Return the sources that are not kept beside those of these builds; C(settings) are those of the role."""
+    names = [build_source.archive_name(record["source"]) for record in records]
+    folder = pathlib.Path(settings["download_dir"])
+    return superfluous_downloads(folder, settings["keep_downloads"], {name for name in names if name})
+
+
+def drop_downloads(settings: t.Mapping[str, t.Any], records: t.Iterable[Record]) -> list[str]:
+    """Remove the sources of spare_downloads; return their names."""
+    removed = spare_downloads(settings, records)
+    for path in removed:
+        path.unlink(missing_ok=True)
+    return [path.name for path in removed]
+
+
 def superfluous_downloads(folder: pathlib.Path, keep: int, used: t.Collection[str]) -> list[pathlib.Path]:
     """Return the sources to remove: all but `keep`, first those named in `used`, then those that were used last.
 

@@ -669,6 +669,24 @@ def test_going_back_switches_and_keeps_both(run, packages, bin_dir):
     assert in_use(packages) == first
 
 
+def test_a_build_beside_the_one_in_use_is_switched_to_later_and_old_ones_are_removed_last(run, packages, bin_dir):
+    program(bin_dir / "llama-server", "")
+    run("present", packages)
+    first = in_use(packages)
+    other = packages | {"targets": ["llama-server"], "keep_builds": 1}
+    assert run("built", other, _ansible_check_mode=True)["changed"]
+    assert run("built", other)["changed"] and in_use(packages) == first
+    assert not run("built", other)["changed"] and not run("built", other, _ansible_check_mode=True)["changed"]
+    use = run("planned", other)["planned"]["wanted"]["builds"]
+    assert run("switched", other, use=use)["changed"] and first.is_dir()
+    second = in_use(packages)
+    assert second.name == use["main"]
+    kept = run("pruned", other | {"keep_builds": 2}, use={"main": first.name})
+    assert not kept["changed"] and first.is_dir()
+    assert run("pruned", other, use={"main": first.name})["removed"] == [first.name]
+    assert in_use(packages) == second and not first.exists()
+
+
 @needs_cmake
 def test_verify_refuses_another_source_and_a_host_without_a_build(run, settings):
     assert "holds no build of llama.cpp named main; run the role llama_cpp" in failure(run("verified", settings))
