@@ -89,7 +89,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["FP16", "Q8"])
 def serving(request, engine, variables):
-    return serving_profile(engine, CONTEXT, request.param, "EXLLAMA_NO_FLASH_ATTN" not in variables)
+    return serving_profile(engine, CONTEXT, request.param, flash_attention="EXLLAMA_NO_FLASH_ATTN" not in variables)
 
 
 @pytest.fixture
