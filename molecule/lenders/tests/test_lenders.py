@@ -17,8 +17,11 @@ CONNECT = "timeout 5 bash -c '< /dev/tcp/{}/{}'"
 
 
 @pytest.fixture(scope="module")
-def address(lender):
-    return lender.check_output("hostname -I").split()[0]
+def address(host, lender):
+    """Return the address on which the lender lends: of its interfaces the one that was chosen for that."""
+    (lent,) = json.loads(host.file(RECORD).content_string)["lenders"].values()
+    assert lent["address"] in lender.check_output("hostname -I").split()
+    return lent["address"]
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +61,9 @@ def test_a_third_host_and_the_lender_itself_are_refused_by_the_filter(lender, st
     assert lender.run(CONNECT.format(address, PORT)).rc == 124
 
 
-def test_the_filter_has_the_address_of_the_box_and_no_other(host, lender):
-    box = host.check_output("hostname -I").split()[0]
+def test_the_filter_has_the_address_of_the_box_and_no_other(host, lender, address):
+    (route,) = json.loads(host.check_output(f"ip -j route get {address}"))
+    box = route["prefsrc"]
     allowed = lender.check_output(f"systemctl show --value -p IPAddressAllow {UNIT}").split()
     assert allowed in ([box], [f"{box}/32"])
     denied = lender.check_output(f"systemctl show --value -p IPAddressDeny {UNIT}").split()

@@ -22,8 +22,8 @@ def serves(configuration: Configuration, model: Model, question: Mapping) -> Jso
 
     C(question): as predictor.expect takes it, without the model. Speeds are tokens per second, times ms.
     """
-    devices = configuration.devices
-    prediction = predictor.expect({**question, "model": model}, devices)
+    prediction = predictor.expect({**question, "model": model}, configuration.devices)
+    devices = prediction["devices"]
     best = predictor.usable(prediction)
     row: Json = {"configuration": configuration.name, "model": model["name"], "why": prediction["why"]}
     if best is None:

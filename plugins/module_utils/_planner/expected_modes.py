@@ -69,10 +69,13 @@ def tensor(
 ) -> tuple[Range, Shares] | None:
     """Return tokens per second of tensor mode on two equal or unequal cards; None where it cannot be told.
 
+    An exchange between hosts takes too long for it.
+
     The shares are the fastest that fit, in parts into which llama.cpp divides attention.
     """
     units = tensor_shares.attention_units(model, len(devices)) or 0
-    if len(devices) != 2 or units < 2 or not all(device["bandwidth_gb_per_s"] for device in devices):
+    near = all(device["bandwidth_gb_per_s"] and device.get("link") is None for device in devices)
+    if len(devices) != 2 or units < 2 or not near:
         return None
     memory = memory_plan.MemoryPlan(model, serving)
     read = sum(model_weights.bytes_read(model, serving, depth))

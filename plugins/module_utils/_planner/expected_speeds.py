@@ -9,6 +9,7 @@ For one request at a time:
   comes launching the kernels of each block, which decides for small and sparse models.
 - prefill: two floating point operations per weight and token, through the pipeline of _cost_model. Attention's own
   work, which grows with the prompt, and the transfers between cards are left out.
+- a device of another host: network_links adds to each token, and to the stage of that device in a prompt's pipeline.
 
 Rates come from one of two sources. Published: the fraction of the nominal memory bandwidth, operations per second and
 launches per block that published runs tell of a card. Measured: the costs that a tuning of this host has fitted,
@@ -21,7 +22,7 @@ import statistics
 import typing as t
 
 from .._base.types import Mapping
-from .._split import cost_model, layer_weights, memory_plan, model_weights, split_cost, workload
+from .._split import cost_model, layer_weights, memory_plan, model_weights, network_links, split_cost, workload
 from .._split.types import Model, Serving
 from . import known_costs
 
@@ -45,6 +46,7 @@ class Rates(t.NamedTuple):
     cache: tuple[float, float, float] = (1.0, 1.0, 1.0)  # time of a byte of KV against one of weights: least to most
     error: float | None = None  # relative standard deviation; None: published, not measured here
     deployment: str = ""  # whose tuning measured them
+    links: tuple[Mapping | None, ...] = ()  # of devices of other hosts; measured rates contain the network
 
 
 def published(devices: t.Sequence[Mapping]) -> Rates:
@@ -53,6 +55,7 @@ def published(devices: t.Sequence[Mapping]) -> Rates:
         tuple(d["bandwidth_gb_per_s"] * d["fraction"] * 1e6 if d["bandwidth_gb_per_s"] else None for d in devices),
         tuple(d["prefill_tflops"] * 1e9 if d["prefill_tflops"] else None for d in devices),
         tuple(d["launch_ms"] for d in devices),
+        links=tuple(d.get("link") for d in devices),
     )
 
 
@@ -105,7 +108,8 @@ class Speeds:
 
     def decode(self, layers: t.Sequence[int], depth: int | None = None) -> Time | None:
         """Return the time of one token, at the depth of the objective or another; None where a rate is unknown."""
-        whole = model_weights.bytes_read(self._model, self._serving, self.depth if depth is None else depth)
+        depth = self.depth if depth is None else depth
+        whole = model_weights.bytes_read(self._model, self._serving, depth)
         cached = [all_of_it - own for all_of_it, own in zip(whole, self._weights, strict=True)]
         weights, cache = (
             _divided(stages(values, layers), self.rates.read_bytes) for values in (self._weights, cached)
@@ -113,7 +117,19 @@ class Speeds:
         if weights is None or cache is None:
             return None
         least, expected, most = (sum(weights) + factor * sum(cache) for factor in self.rates.cache)
-        return self._time(least, expected, most, self.launch_ms(layers))
+        waited = sum(one.token_ms + network_links.RPC_MS for one in self._network(layers, depth) if one.token_ms)
+        return self._time(least, expected, most, self.launch_ms(layers) + waited)
+
+    def _network(self, layers: t.Sequence[int], depth: int) -> list[network_links.Cost]:
+        """Return what the network costs each device where tokens are generated at a depth."""
+        fused = memory_plan.flash_attention(self._serving)
+        asked = network_links.work(self.prompt, self.micro_batch, self.objective.depth_tokens, depth, fused)
+        links = self.rates.links or [None] * len(layers)
+        return network_links.costs(t.cast(Mapping, self._model), layers, links, asked)
+
+    def without_network(self) -> Speeds:
+        """Return the speeds as if all devices were in one host."""
+        return Speeds(self._model, self._serving, self.objective, self.rates._replace(links=()))
 
     def ttft(self, layers: t.Sequence[int]) -> Time | None:
         """Return the time of the prompt; None where a used device's rate is unknown or there is no prompt."""
@@ -124,6 +140,8 @@ class Speeds:
         times = _divided([work * tokens for work in stages(self._work, layers)], self.rates.operations)
         if times is None:
             return None
+        crossings = [one.micro_batch_ms for one in self._network(layers, 0)]
+        times = [time + crossing for time, crossing in zip(times, crossings, strict=True)]
         # the pipeline of _cost_model, with stages whose blocks differ
         of_sum, of_max = cost_model.prefill_weights(batches, self.rates.overlap)
         ms = of_sum * sum(times) + of_max * max(times)

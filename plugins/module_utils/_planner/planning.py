@@ -157,6 +157,9 @@ class Planning:
         if not devices:
             return Plan(failure="This host has no card that is known: name cards with -e mixed_gpu_profile=NAME.")
         question = {**self._asked(state), "experts_in_ram": state.expected_experts_in_ram}
+        read = next((each["model"] for each in found["models"] if each["model"]), None)
+        if read is not None:
+            devices = [*predictor.in_order({**question, "model": read}, devices)]
         rows = quant_table.rows(found["models"], question, devices)
         lines = quant_table.lines(self.question.repo, rows, question, devices)
         if self.question.quant and found["models"][0]["model"] is not None:

@@ -13,8 +13,17 @@ import typing as t
 
 from .._base import text
 from .._models import model_shapes
-from .._split import card_memory, context_room, layer_search, layer_split, memory_plan, split_problem, workload
-from . import context_stage, context_table, expected_speeds, expert_prediction, known_costs
+from .._split import (
+    card_memory,
+    context_room,
+    layer_search,
+    layer_split,
+    memory_plan,
+    network_links,
+    split_problem,
+    workload,
+)
+from . import context_stage, context_table, expected_speeds, expert_prediction, known_costs, predicted_network
 
 Json = dict[str, t.Any]
 
@@ -68,12 +77,22 @@ class _Asked(t.NamedTuple):
 def _asked(
     question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, t.Any]], known: known_costs.Known | None
 ) -> _Asked:
+    devices = in_order(question, devices)
     problem = _problem(question, devices)
     if "block_read_bytes" not in problem.raw["model"]:
         raise ValueError("problem.model.block_read_bytes is missing: read the file again with gguf_info")
     objective = workload.read_objective("objective", problem.raw["objective"])
     rates = expected_speeds.published(devices) if known is None else expected_speeds.measured(known)
     return _Asked(problem, devices, known, objective, rates)
+
+
+def in_order(
+    question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, t.Any]]
+) -> t.Sequence[t.Mapping[str, t.Any]]:
+    """Return the devices in the order of a prediction; it differs where some are in other hosts."""
+    if len(predicted_network.of_box(devices)) == len(devices):
+        return devices
+    return predicted_network.ordered(devices, _model(question), _typed(question["objective"]))
 
 
 def predict(
@@ -90,11 +109,14 @@ def predict(
     if "experts_in_ram" in expected:
         return {**expected, "contexts": None, "memory": None, "lines": expert_prediction.table(expected)}
     table_of = context_table.Question(
-        asked.problem.memory.model, asked.problem.memory.serving, list(devices), expected["reserve_mib"],
+        asked.problem.memory.model, asked.problem.memory.serving, list(asked.devices), expected["reserve_mib"],
         asked.objective, asked.rates,
     )  # fmt: skip
     contexts = {"rows": context_table.rows(table_of), "source": context_table.source(asked.rates)}
-    prediction = {**expected, "contexts": contexts, "memory": _memory(asked, expected["best"])}
+    prediction = {
+        **expected, "contexts": contexts, "memory": _memory(asked, expected["best"]),
+        "network": _network(asked, question, expected["best"]),
+    }  # fmt: skip
     return {**prediction, "lines": table(prediction)}
 
 
@@ -114,6 +136,17 @@ def _memory(asked: _Asked, best: Json | None) -> list[Json] | None:
         return None
     memory = asked.problem.memory
     return card_memory.rows(memory.model, memory.serving, best["layers"], asked.devices)
+
+
+def _network(asked: _Asked, question: t.Mapping[str, t.Any], best: Json | None) -> Json | None:
+    """Return what the devices of other hosts cost and buy; None without such devices, or without a best split."""
+    own = predicted_network.of_box(asked.devices)
+    if best is None or len(own) == len(asked.devices):
+        return None
+    memory = asked.problem.memory
+    speeds = expected_speeds.Speeds(memory.model, memory.serving, asked.objective, asked.rates)
+    without = usable(expect(question, own)) if own else None
+    return predicted_network.judged(speeds, best, asked.devices, without)
 
 
 def usable(prediction: t.Mapping[str, t.Any]) -> Json | None:
@@ -166,8 +199,7 @@ def _problem(
     missing = [key for key in ("model", "serving", "reserve_mib", "objective", "bench") if key not in question]
     if missing:
         raise ValueError(f"{missing[0]} is missing")
-    named, reserve = question["model"], _typed(question["reserve_mib"])
-    model: t.Any = model_shapes.model(named) if isinstance(named, str) else named
+    model, reserve = _model(question), _typed(question["reserve_mib"])
     serving = _typed(question["serving"])
     if context_stage.asked(serving):
         # of a model that does not fit it is said what is missing for the least
@@ -185,6 +217,11 @@ def _problem(
         "max_loads": 1,
         "experts_in_ram": question.get("experts_in_ram"),
     })
+
+
+def _model(question: t.Mapping[str, t.Any]) -> t.Any:
+    named = question.get("model")
+    return model_shapes.model(named) if isinstance(named, str) else named
 
 
 def _row(
@@ -324,6 +361,7 @@ def table(prediction: t.Mapping[str, t.Any]) -> list[str]:
         "  fits: the reserve stays free; tight: into the reserve; marginal: too much, but by no more than"
         f" {MARGIN_MIB} MiB; default: llama.cpp's own split by free memory",
         f"{prediction['why']}.",
+        *([f"Network: {prediction['network']['why']}."] if prediction["network"] else []),
         *_contexts(prediction),
     ]
     if best and best["launch_ms"] >= LAUNCH_BOUND * (best["decode_ms_per_token"] or math.inf):
@@ -338,9 +376,10 @@ def table(prediction: t.Mapping[str, t.Any]) -> list[str]:
 
 
 def _speed_words(device: t.Mapping[str, t.Any]) -> str:
-    speed = device["bandwidth_gb_per_s"]
+    speed, link = device["bandwidth_gb_per_s"], device.get("link")
     words = f", {speed:g} GB/s of which {device['fraction']:.0%} are expected" if speed else ", speed unknown"
-    return words + (f", {device['prefill_tflops']:g} TFLOP/s for prompts" if device["prefill_tflops"] else "")
+    words += f", {device['prefill_tflops']:g} TFLOP/s for prompts" if device["prefill_tflops"] else ""
+    return words if link is None else f"{words}; of another host, over the {network_links.named(link)}"
 
 
 def _contexts(prediction: t.Mapping[str, t.Any]) -> list[str]:

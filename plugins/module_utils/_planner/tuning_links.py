@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import typing as t
+
 from .._base.steps import Step
 from .._base.types import Json, Mapping
-from .._split import network_links
+from .._split import memory_plan, network_links
+from .._split.types import Serving
 from .tuning_state import State
 
 NAME = "links"
@@ -23,6 +26,13 @@ def step(state: State) -> Step | None:
 
 def judged(state: State, decision: Mapping) -> Json:
     """Return the decision with C(network): links, what they cost and buy, and why; as it is without other hosts."""
-    prompt = state.settings.bench_prompt_tokens
-    worth = network_links.worth(decision, state.model, state.devices, state.links, prompt)
-    return dict(decision) if worth is None else {**decision, "network": {"links": state.links, **worth}}
+    if not state.links:
+        return dict(decision)
+    tests = {test["kind"]: test for test in state.problem["tests"]}
+    prompt, answer = tests["prefill"], tests["decode"]
+    asked = network_links.work(
+        prompt["n_prompt"], decision["micro_batch_size"], prompt["n_depth"], answer["n_depth"] + answer["n_gen"] / 2,
+        memory_plan.flash_attention(t.cast(Serving, state.serving)),
+    )  # fmt: skip
+    worth = network_links.worth(decision, state.model, state.devices, state.links, prompt["n_prompt"], asked)
+    return {**decision, "network": {"links": state.links, **worth}}

@@ -62,7 +62,8 @@ def read(names: t.Sequence[str]) -> list[Configuration]:
     found = []
     for name in dict.fromkeys(names):
         profile = known_devices.read_profile(name)
-        found.append(Configuration(name, profile.cards, profile.nvlink, known_devices.profile_devices(name)))
+        cards = (*profile.cards, *(card for card, _link in profile.lent))
+        found.append(Configuration(name, cards, profile.nvlink, known_devices.profile_devices(name)))
     return found
 
 

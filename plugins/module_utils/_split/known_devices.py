@@ -13,6 +13,7 @@ import typing as t
 
 from .._base.types import Mapping
 from .._hardware import known_cards, pcie
+from . import network_links
 from .types import KnownDevice
 
 #: Pairs to name in a message; any cards of known_cards.CARDS can be put together the same way.
@@ -22,20 +23,48 @@ PROFILES = (
 
 
 class Profile(t.NamedTuple):
-    """Cards by their short names, in llama.cpp's order, and whether a bridge joins the two of them."""
+    """Cards by their short names, in llama.cpp's order, and whether a bridge joins the two of them.
+
+    C(lent) are cards of other hosts, each with the name of its link.
+    """
 
     cards: tuple[str, ...]
     nvlink: bool
+    lent: tuple[tuple[str, str], ...] = ()
 
 
 def read_profile(name: str) -> Profile:
     """Return what a profile names: C(rtx4090_rtx3090), C(rtx3090_x2_nvlink). Raises ValueError, with what is known.
 
     Cards are joined by underscores, one to eight in all. C(xN) makes the card before it N cards. C(nvlink) at the end
-    is a bridge between two cards that have such a connector.
+    is a bridge between two cards that have such a connector. C(rtx4090+rtx3090@1gbe) has the cards of a lender behind
+    the plus, and how it is reached.
     """
-    *parts, last = name.split("_")
-    parts += [] if last == "nvlink" else [last]
+    own, *lenders = name.split("+")
+    *parts, last = own.split("_")
+    cards = _cards(parts + ([] if last == "nvlink" else [last]))
+    lent = []
+    for lender in lenders:
+        words, _at, link = lender.partition("@")
+        lent += [(card, link) for card in _cards(words.split("_"))]
+    named = [*cards, *(card for card, _link in lent)]
+    if not 1 <= len(named) <= 8 or any(card not in known_cards.CARDS for card in named):
+        raise ValueError(
+            f"there is no hardware profile {name!r}; known are {', '.join(PROFILES)}, and up to eight of "
+            f"{', '.join(sorted(known_cards.CARDS))} joined by underscores in the order of the devices (x2 is two"
+            " of the card before it; +rtx3090@1gbe at the end is a lender's card over the network)"
+        )
+    for _card, link in lent:
+        network_links.assumed(link)
+    nvlink = last == "nvlink"
+    if nvlink and not (len(cards) == 2 and all(known_cards.CARDS[card].nvlink for card in cards)):
+        able = ", ".join(sorted(short for short, card in known_cards.CARDS.items() if card.nvlink))
+        raise ValueError(f"the hardware profile {name!r} cannot have nvlink: it joins two cards of {able}")
+    return Profile(tuple(cards), nvlink, tuple(lent))
+
+
+def _cards(parts: t.Sequence[str]) -> list[str]:
+    """Return the cards that words of a profile name."""
     cards: list[str] = []
     for part in parts:
         count = re.fullmatch(r"x([2-8])", part)
@@ -43,22 +72,24 @@ def read_profile(name: str) -> Profile:
             cards += [cards[-1]] * (int(count[1]) - 1)
         else:
             cards.append(part)
-    if not 1 <= len(cards) <= 8 or any(card not in known_cards.CARDS for card in cards):
-        raise ValueError(
-            f"there is no hardware profile {name!r}; known are {', '.join(PROFILES)}, and up to eight of "
-            f"{', '.join(sorted(known_cards.CARDS))} joined by underscores in the order of the devices (x2 is two"
-            " of the card before it)"
-        )
-    nvlink = last == "nvlink"
-    if nvlink and not (len(cards) == 2 and all(known_cards.CARDS[card].nvlink for card in cards)):
-        able = ", ".join(sorted(short for short, card in known_cards.CARDS.items() if card.nvlink))
-        raise ValueError(f"the hardware profile {name!r} cannot have nvlink: it joins two cards of {able}")
-    return Profile(tuple(cards), nvlink)
+    return cards
 
 
 def profile_devices(name: str) -> list[KnownDevice]:
     """Return devices with what is known of their speed for a profile as of read_profile. Raises ValueError."""
-    return card_devices([known_cards.CARDS[card] for card in read_profile(name).cards])
+    profile = read_profile(name)
+    return [*card_devices([known_cards.CARDS[card] for card in profile.cards]), *lent_devices(profile.lent)]
+
+
+def lent_devices(lent: t.Sequence[tuple[str, str]]) -> list[KnownDevice]:
+    """Return devices of other hosts: cards by their short names, each with the name of its link."""
+    return [
+        {
+            **_device(f"RPC{index}", f"lender:{index}", known_cards.CARDS[card]),
+            "backend": "RPC", "link": network_links.assumed(link),
+        }
+        for index, (card, link) in enumerate(lent)
+    ]  # fmt: skip
 
 
 def card_devices(cards: t.Sequence[known_cards.Card]) -> list[KnownDevice]:

@@ -3,9 +3,11 @@
 """What the network between hosts costs a split. Private to this collection. Pure functions only.
 
 Layer mode. The activations of each token, embedding length times 4 bytes, go from the box to each lent device and come
-back from it: through the box, also between two lent devices. Where the last device is lent, what comes back of each
-generated token are its logits, vocabulary size times 4 bytes. A prompt sends its activations one micro-batch after the
-other. A device that holds the first layers gets the tokens' embeddings, since the box has the embedding table.
+back from it: through the box, also between two lent devices. With them goes the mask of attention, one number for each
+token that is looked back on. Where the last device is lent, what comes back of each generated token are its logits,
+vocabulary size times 4 bytes. A prompt sends its activations one micro-batch after the other, each with the graph. A
+device that holds the first layers gets the tokens' embeddings, since the box has the embedding table. Of a prompt the
+last block gives on the last token alone.
 """
 
 from __future__ import annotations
@@ -14,11 +16,22 @@ import typing as t
 
 from .._base import addresses
 from .._base.types import Json, Mapping
-from . import device_list, workload
+from . import cost_model, device_list, memory_plan, workload
 
 _BYTES: t.Final = 4
 #: Exchanges that the box waits for, per token or micro-batch and lent device: the rest is sent without an answer.
 WAITS: t.Final = 1
+#: Bytes that describe one block to a lender, sent with every graph that differs from the one before: counted on the
+#: wire for b9945 and the architecture llama. Each micro-batch of a prompt has its own graph, a generated token has not.
+GRAPH_BYTES: t.Final = 30_000
+#: What llama.cpp's RPC itself takes per token and lent device, in ms: 63 tokens per second on a card became 60 over
+#: loopback (llama.cpp PR 6829), and small models on processors differ by as much. Measured speeds contain it.
+RPC_MS: t.Final = 0.8
+#: Networks as people call them, in Gbit/s, and what a plan takes for one that nobody has measured.
+USUAL_GIGABIT: t.Final = (0.1, 1, 2.5, 5, 10, 25, 40, 100)
+ASSUMED_ROUND_TRIP_MS: t.Final = 0.4
+#: What TCP carries of the rate of a cable.
+CARRIED: t.Final = 0.94
 
 
 class Cost(t.NamedTuple):
@@ -28,9 +41,47 @@ class Cost(t.NamedTuple):
     micro_batch_ms: float
 
 
+class Work(t.NamedTuple):
+    """What is computed: tokens of a micro-batch, and bytes of the mask for one of them and for a generated token."""
+
+    tokens: int
+    prompt_mask: float = 0.0
+    token_mask: float = 0.0
+
+
+def work(prompt: int, micro_batch: int, before: float, depth: float, fused: bool) -> Work:
+    """Return what a prompt and the tokens after it are.
+
+    C(prompt) tokens begin where C(before) are in the cache; a token is generated where C(depth) are, on average. The
+    mask has 2 bytes for each token that is looked back on, 4 without flash attention (C(fused)). The micro-batches of a
+    prompt look back on ever more tokens: this is their mean.
+    """
+    tokens = max(1, min(prompt, micro_batch))
+    seen = before + tokens * (cost_model.micro_batches(prompt, micro_batch) + 1) / 2
+    one = 2 if fused else 4
+    return Work(tokens, one * _stepped(seen), one * _stepped(depth))
+
+
+def _stepped(tokens: float) -> float:
+    """Return how many tokens llama.cpp looks back on: whole steps of its cache."""
+    return -(-tokens // memory_plan.CONTEXT_STEP) * memory_plan.CONTEXT_STEP
+
+
 def remote(endpoints: t.Iterable[str]) -> list[str]:
     """Return the endpoints of other hosts."""
     return [one for one in endpoints if not addresses.is_loopback(addresses.host_of(one))]
+
+
+def assumed(name: str) -> Json:
+    """Return a link by its name, C(1gbe), as rpc_link_info would. Raises ValueError with the known ones."""
+    known = {f"{rate:g}gbe": rate for rate in USUAL_GIGABIT}
+    if name not in known:
+        raise ValueError(f"there is no link {name!r}; known are {', '.join(known)}")
+    mb_per_s = CARRIED * known[name] * 1000 / 8
+    return {
+        "protocol": "", "round_trip_ms": ASSUMED_ROUND_TRIP_MS, "to_mb_per_s": mb_per_s, "from_mb_per_s": mb_per_s,
+        "assumed": True,
+    }  # fmt: skip
 
 
 def protocol(links: t.Mapping[str, Mapping]) -> str:
@@ -43,27 +94,34 @@ def protocol(links: t.Mapping[str, Mapping]) -> str:
 
 
 def cost(
-    model: Mapping, layers: t.Sequence[int], ids: t.Sequence[str], links: t.Mapping[str, Mapping], tokens: int
+    model: Mapping, layers: t.Sequence[int], ids: t.Sequence[str], links: t.Mapping[str, Mapping], asked: Work
 ) -> Cost:
     """Return what the network costs a split.
 
-    C(ids) are those of the devices in order, C(links) by the endpoints of other hosts as rpc_link_info returns them,
-    C(tokens) the size of a micro-batch.
+    C(ids) are those of the devices in order, C(links) by the endpoints of other hosts as rpc_link_info returns them.
     """
-    used = [identity for identity, count in zip(ids, layers, strict=True) if count]
+    each = costs(model, layers, [links.get(device_list.endpoint_of(identity)) for identity in ids], asked)
+    return Cost(sum(one.token_ms for one in each), sum(one.micro_batch_ms for one in each))
+
+
+def costs(
+    model: Mapping, layers: t.Sequence[int], links: t.Sequence[Mapping | None], asked: Work
+) -> list[Cost]:
+    """Return what the network costs each device of a split; C(links) has None for the devices of the box."""
     hidden, logits = model["embedding_length"] * _BYTES, model["vocabulary_size"] * _BYTES
-    token = batch = 0.0
-    for identity in used:
-        link = links.get(device_list.endpoint_of(identity))
-        if link is None:
+    result, left = [], sum(layers)
+    for link, count in zip(links, layers, strict=True):
+        left -= count
+        if link is None or not count:
+            result.append(Cost(0.0, 0.0))
             continue
-        back = logits if identity == used[-1] else hidden
-        waited = WAITS * link["round_trip_ms"]
-        token += waited + _ms(hidden, link["to_mb_per_s"]) + _ms(back, link["from_mb_per_s"])
-        # of a prompt the logits of the last token alone are wanted
-        last = 0 if identity == used[-1] else tokens * hidden
-        batch += waited + _ms(tokens * hidden, link["to_mb_per_s"]) + _ms(last, link["from_mb_per_s"])
-    return Cost(token, batch)
+        waited, there, back = WAITS * link["round_trip_ms"], link["to_mb_per_s"], link["from_mb_per_s"]
+        token = _ms(hidden + asked.token_mask, there) + _ms(hidden if left else logits, back)
+        sent = asked.tokens * (hidden + asked.prompt_mask) + GRAPH_BYTES * count
+        # nothing but the output layer follows, or nothing: it wants the last token alone
+        batch = _ms(sent, there) + _ms((asked.tokens if left > 1 else 0) * hidden, back)
+        result.append(Cost(waited + token, waited + batch))
+    return result
 
 
 def _ms(size: float, mb_per_s: float | None) -> float:
@@ -91,12 +149,13 @@ def ordered(
 
 def named(link: Mapping) -> str:
     """Return a link as people call it."""
+    waited = f"({link['round_trip_ms']:.2g} ms{', assumed' if link.get('assumed') else ''})"
     if not (link["to_mb_per_s"] and link["from_mb_per_s"]):
-        return f"link ({link['round_trip_ms']:.2g} ms)"
+        return f"link {waited}"
     gigabit = 8 * min(link["to_mb_per_s"], link["from_mb_per_s"]) / 1000
-    usual = [rate for rate in (0.1, 1, 2.5, 5, 10, 25, 40, 100) if 0.7 * rate <= gigabit <= rate]
+    usual = [rate for rate in USUAL_GIGABIT if 0.7 * rate <= gigabit <= rate]
     name = f"{usual[0]:g} GbE" if usual else f"{gigabit:.2g} Gbit/s"
-    return f"{name} link ({link['round_trip_ms']:.2g} ms)"
+    return f"{name} link {waited}"
 
 
 def alone(
@@ -108,9 +167,10 @@ def alone(
     """
     found = {}
     for endpoint in links:
-        tokens = min(prompt, micro_batch)
-        crossing = cost(model, [1], [endpoint], links, tokens)
-        found[endpoint] = {"decode": crossing.token_ms, "prefill": crossing.micro_batch_ms / tokens}
+        asked = work(prompt, micro_batch, 0, 0, True)
+        layers = [int(model["block_count"]) + 1]
+        crossing = cost(model, layers, [endpoint], links, asked)
+        found[endpoint] = {"decode": crossing.token_ms, "prefill": crossing.micro_batch_ms / asked.tokens}
     return found
 
 
@@ -120,38 +180,49 @@ def line(links: t.Mapping[str, Mapping]) -> str:
 
 
 def worth(
-    decision: Mapping, model: Mapping, devices: t.Sequence[Mapping], links: t.Mapping[str, Mapping], prompt_tokens: int
-) -> Json | None:
-    """Return what the network costs a decided split and what it buys, with C(why), a sentence; None without links.
+    decision: Mapping,
+    model: Mapping,
+    devices: t.Sequence[Mapping],
+    links: t.Mapping[str, Mapping],
+    prompt_tokens: int,
+    asked: Work,
+) -> Json:
+    """Return what the network costs a decided split and what it buys, with C(why), a sentence.
 
-    C(decode_percent) and C(prefill_percent) are shares of the measured times, None where nothing was measured.
+    C(prompt_tokens) and C(asked) are those of the test whose speeds the decision has. C(decode_percent) and
+    C(prefill_percent) are shares of the measured times, None where nothing was measured.
     """
-    if not links:
-        return None
     layers, ids = decision["layers"], [str(device["id"]) for device in devices]
-    endpoints = [device_list.endpoint_of(identity) for identity in ids]
-    lent = [index for index, endpoint in enumerate(endpoints) if endpoint in links]
-    names = " and ".join(dict.fromkeys(named(links[endpoints[index]]) for index in lent))
-    used = [index for index in lent if layers[index]]
+    found = cost(model, layers, ids, links, asked)
+    batches = -(-prompt_tokens // asked.tokens)
+    known = all(link["to_mb_per_s"] and link["from_mb_per_s"] for link in links.values())
+    decode, prefill = (decision.get(f"{kind}_tokens_per_second") if known else None for kind in ("decode", "prefill"))
+    shares = (
+        None if not decode else found.token_ms * decode / 10,
+        None if not prefill else found.micro_batch_ms * batches * prefill / prompt_tokens / 10,
+    )
+    return said([links.get(device_list.endpoint_of(identity)) for identity in ids], layers, decision["mib"], shares)
+
+
+def said(
+    links: t.Sequence[Mapping | None],
+    layers: t.Sequence[int],
+    mib: t.Sequence[int],
+    shares: tuple[float | None, float | None],
+) -> Json:
+    """Return C(decode_percent), C(prefill_percent), C(mib) on devices of other hosts and C(why), a sentence.
+
+    C(links), C(layers) and C(mib) are by device; C(shares) are of decode and of a prompt, in percent.
+    """
+    names = " and ".join(dict.fromkeys(named(link) for link in links if link is not None))
+    used = [index for index, link in enumerate(links) if link is not None and layers[index]]
     if not used:
         why = f"the devices of other hosts hold no layer: over the {names} they would not help"
         return {"decode_percent": 0.0, "prefill_percent": 0.0, "mib": 0, "why": why}
-    micro_batch = min(int(decision["micro_batch_size"]), prompt_tokens)
-    found = cost(model, layers, ids, links, micro_batch)
-    batches = -(-prompt_tokens // micro_batch)
-    known = all(link["to_mb_per_s"] and link["from_mb_per_s"] for link in links.values())
-    rates = [decision.get(f"{kind}_tokens_per_second") if known else None for kind in ("decode", "prefill")]
-    decode, prefill = rates
-    shares = {
-        "decode_percent": None if not decode else found.token_ms * decode / 10,
-        "prefill_percent": None if not prefill else found.micro_batch_ms * batches * prefill / prompt_tokens / 10,
-    }
-    mib = sum(int(decision["mib"][index]) for index in used)
-    said = [
-        f"{share:.0f} % of {what}"
-        for what, share in (("prompts", shares["prefill_percent"]), ("decode", shares["decode_percent"]))
-        if share is not None
-    ]
-    memory = f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib} MiB"
-    why = f"the {names} costs {' and '.join(said) or 'an unknown share'}; it buys {memory} of memory"
-    return {**shares, "mib": mib, "why": why}
+    decode, prefill = shares
+    both = ((prefill, "prompts"), (decode, "decode"))
+    costs_of = [f"{share:.0f} % of {what}" for share, what in both if share is not None]
+    bought = sum(int(mib[index]) for index in used)
+    memory = f"{bought / 1024:.1f} GiB" if bought >= 1024 else f"{bought} MiB"
+    why = f"the {names} costs {' and '.join(costs_of) or 'an unknown share'}; it buys {memory} of memory"
+    return {"decode_percent": decode, "prefill_percent": prefill, "mib": bought, "why": why}

@@ -72,7 +72,9 @@ def _node(index: int, entry: t.Any) -> Node:
     if not address.is_private:
         raise UserError(f"{where}.address is {address}: Ray needs a private network, give an address of one")
     try:
-        count = len(known_devices.read_profile(str(entry["cards"])).cards)
+        profile = known_devices.read_profile(str(entry["cards"]))
+        if profile.lent:
+            raise ValueError("name the cards of this host alone, and other hosts as nodes of their own")
     except ValueError as exc:
         raise UserError(f"{where}.cards: {exc}") from exc
     interface = str(entry.get("interface", ""))
@@ -81,8 +83,8 @@ def _node(index: int, entry: t.Any) -> Node:
     uuids = entry.get("uuids", [])
     if not isinstance(uuids, (list, tuple)) or not all(re.fullmatch(r"GPU-[0-9a-f-]+", str(uuid)) for uuid in uuids):
         raise UserError(f"{where}.uuids is {uuids!r}: give UUIDs of cards as nvidia-smi -L shows them")
-    if uuids and len(uuids) != count:
-        raise UserError(f"{where} has {len(uuids)} uuids and {count} cards: give one for each card")
+    if uuids and len(uuids) != len(profile.cards):
+        raise UserError(f"{where} has {len(uuids)} uuids and {len(profile.cards)} cards: give one for each card")
     return Node(str(address), str(entry["cards"]), interface, tuple(str(uuid) for uuid in uuids))
 
 

@@ -41,6 +41,7 @@ class KnownDevice(Device):
     launch_ms: float
     prefill_tflops: float | None
     sources: list[str]
+    link: t.NotRequired[Json]  # of a device of another host: the way to it (network_links.assumed)
 
 
 class UsedDevice(Device):

@@ -12,6 +12,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     cost_model,
     layer_weights,
     model_weights,
+    network_links,
     workload,
 )
 
@@ -59,6 +60,27 @@ def test_the_search_is_given_the_same_times() -> None:
         found = speeds.objective_ms(layers)
         assert found is not None
         assert cost.ms(layers) == pytest.approx(found, rel=1e-6)
+
+
+def test_the_network_is_added_to_each_token_and_to_the_stage_of_its_device() -> None:
+    link = network_links.assumed("1gbe")
+    near = expected_speeds.Rates((300e6, 150e6), (60e9, 30e9), (0.0, 0.0))
+    far = expected_speeds.Speeds(QWEN, SERVING, REQUEST, near._replace(links=(link, None)))
+    here = far.without_network()
+    asked = network_links.work(2048, 512, 0, 2048 + 128, True)
+    cost = network_links.costs(QWEN, [30, 35], [link, None], asked)[0]
+    token, without = far.decode_ms([30, 35]), here.decode_ms([30, 35])
+    assert token is not None and without is not None
+    assert token - without == pytest.approx(cost.token_ms + network_links.RPC_MS)
+    # the device of the box is twice as slow: of four micro-batches the first alone waits for the network
+    prompt, near_prompt = far.ttft_ms([30, 35]), here.ttft_ms([30, 35])
+    assert prompt is not None and near_prompt is not None
+    assert prompt - near_prompt == pytest.approx(cost.micro_batch_ms)
+    bottleneck, least = far.ttft_ms([60, 5]), here.ttft_ms([60, 5])
+    more = network_links.costs(QWEN, [60, 5], [link, None], asked)[0]
+    assert bottleneck is not None and least is not None
+    assert bottleneck - least == pytest.approx(4 * more.micro_batch_ms)
+    assert far.decode_ms([0, 65]) == here.decode_ms([0, 65]) and far.ttft_ms([0, 65]) == here.ttft_ms([0, 65])
 
 
 def test_what_is_not_known_is_not_told() -> None:

@@ -49,7 +49,7 @@ def test_only_what_is_shown_makes_the_table_of_contexts(monkeypatch: pytest.Monk
     question["bench"] = BENCH
     model: t.Any = model_shapes.model(LLAMA)
     expected = predictor.expect({**question, "model": model}, devices)
-    assert expected == {name: whole[name] for name in whole if name not in ("contexts", "memory", "lines")}
+    assert expected == {name: whole[name] for name in whole if name not in ("contexts", "memory", "network", "lines")}
     assert configurations.serves(card_costs.read(["rtx4090_rtx3090"])[0], model, question)["layers"] == [43, 38]
     found = {"quant": "Q4_K_M", "files": [], "size_bytes": 1, "model": model, "problem": None}
     assert quant_table.rows([found], question, devices)[0]["layers"] == [43, 38]
@@ -87,6 +87,42 @@ def test_llama_70b_on_a_4090_and_a_3090() -> None:
     assert set(dry_runs) >= {37, 44, 45, 46}
     for first, mib in dry_runs.items():
         assert rows[first]["mib"] == pytest.approx(mib, abs=2)
+
+
+def test_what_a_lender_costs_and_buys_is_said_before_it_is_bought() -> None:
+    found = ask(profile="rtx4090+rtx3090@1gbe")
+    network, best, near = found["network"], found["best"], ask(profile="rtx3090_rtx4090")
+    assert [device["device"] for device in found["devices"]] == ["RPC0", "CUDA0"]
+    (same,) = [row for row in near["rows"] if row["layers"] == best["layers"]]
+    assert network["mib"] == best["mib"][0] == same["mib"][0] and near["network"] is None
+    decode, prompt = (same[name] / best[name] for name in ("decode_tokens_per_second", "prefill_tokens_per_second"))
+    assert network["decode_percent"] == pytest.approx(100 * (1 - 1 / decode))
+    assert network["prefill_percent"] == pytest.approx(100 * (1 - 1 / prompt))
+    assert network["why"] == (
+        f"the 1 GbE link (0.4 ms, assumed) costs {network['prefill_percent']:.0f} % of prompts and"
+        f" {network['decode_percent']:.0f} % of decode; it buys 20.1 GiB of memory; without other hosts the model does"
+        " not fit"
+    )
+    assert f"Network: {network['why']}." in found["lines"]
+    faster = ask(profile="rtx4090+rtx3090@10gbe")["network"]
+    assert faster["prefill_percent"] < network["prefill_percent"]
+
+
+def test_a_lender_that_cannot_help_is_said_before_it_is_bought() -> None:
+    found = ask("qwen2_5_coder_32b_q4_k_m", "rtx4090+rtx3090@2.5gbe")
+    assert found["best"]["layers"] == [0, 65] and found["network"]["mib"] == 0
+    assert "they would not help; without other hosts the model fits and gives" in found["network"]["why"]
+
+
+def test_an_objective_of_prompts_puts_the_lender_last_in_every_answer() -> None:
+    objective = {"name": "prefill", "prompt_tokens": 4096, "generated_tokens": 0, "depth_tokens": 0}
+    question = {"serving": SERVING, "reserve_mib": 512, "objective": objective, "bench": BENCH}
+    devices = known_devices.profile_devices("rtx4090+rtx3090@1gbe")
+    model: t.Any = model_shapes.model(LLAMA)
+    assert [one["device"] for one in predictor.in_order({**question, "model": model}, devices)] == ["CUDA0", "RPC0"]
+    row = configurations.serves(card_costs.read(["rtx4090+rtx3090@1gbe"])[0], model, question)
+    assert row["tensor"] is None and [placed["device"] for placed in row["memory"]] == ["CUDA0", "RPC0"]
+    assert ask(profile="rtx4090+rtx3090@1gbe", name="prefill", prompt=4096)["devices"][1]["device"] == "RPC0"
 
 
 def test_the_best_is_a_corner_for_decoding_and_the_reserve_stays_free() -> None:

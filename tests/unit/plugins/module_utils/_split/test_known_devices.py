@@ -31,10 +31,26 @@ def test_the_devices_of_a_host() -> None:
 
 
 def test_a_profile_may_repeat_a_card_and_name_a_bridge() -> None:
-    assert known_devices.read_profile("rtx3090_x2_nvlink") == (("rtx3090", "rtx3090"), True)
-    assert known_devices.read_profile("p40_x3_rtx3060") == (("p40", "p40", "p40", "rtx3060"), False)
+    assert known_devices.read_profile("rtx3090_x2_nvlink") == (("rtx3090", "rtx3090"), True, ())
+    assert known_devices.read_profile("p40_x3_rtx3060") == (("p40", "p40", "p40", "rtx3060"), False, ())
     for wrong in ("nvlink", "x2", "rtx3090_nvlink", "rtx3090_x2_rtx4090_nvlink", "rtx3090_x8_x2", "", "rtx3090_x9"):
         with pytest.raises(ValueError, match="hardware profile"):
+            known_devices.read_profile(wrong)
+
+
+def test_a_profile_may_name_cards_of_lenders_and_how_they_are_reached() -> None:
+    profile = known_devices.read_profile("rtx4090+rtx3090_x2@2.5gbe+rtx3060@1gbe")
+    assert profile.cards == ("rtx4090",)
+    assert profile.lent == (("rtx3090", "2.5gbe"), ("rtx3090", "2.5gbe"), ("rtx3060", "1gbe"))
+    own, *lent = known_devices.profile_devices("rtx4090+rtx3090_x2@2.5gbe")
+    assert "link" not in own and [device["device"] for device in lent] == ["RPC0", "RPC1"]
+    assert lent[0]["id"] != lent[1]["id"] and lent[0]["link"]["to_mb_per_s"] == pytest.approx(293.75)
+    for wrong, words in (
+        ("rtx4090+rtx3090", "no link ''; known are 0.1gbe, 1gbe"), ("rtx4090+@1gbe", "hardware profile"),
+        ("rtx4090+rtx3090@fast", "no link 'fast'"), ("+rtx3090@1gbe", "hardware profile"),
+        ("rtx3090_x8+rtx3090@1gbe", "hardware profile"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
             known_devices.read_profile(wrong)
 
 

@@ -116,6 +116,7 @@ def test_two_hosts_have_a_plain_partition_and_alike_workers_too() -> None:
         ([{**WORKER, "interface": "a b; rm"}], "interface is 'a b; rm'"),
         ([{**WORKER, "uuids": ["GPU-1; reboot"]}], "give UUIDs of cards"),
         ([{**WORKER, "uuids": ["GPU-1a", "GPU-2b"]}], "has 2 uuids and 1 cards"),
+        ([{**WORKER, "cards": "rtx4090+rtx3090@1gbe"}], "name the cards of this host alone"),
         ([WORKER, HEAD, WORKER], "has 192.168.1.11 twice"),
         ([{**WORKER, "address": f"10.0.0.{number}"} for number in range(17)], "has 17 entries: give at most 16"),
     ],
