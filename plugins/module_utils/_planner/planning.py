@@ -153,13 +153,12 @@ class Planning:
 
     def _quants(self, state: State, found: t.Mapping[str, t.Any]) -> Plan:
         """Return the table of all quants, or the prediction of the only one that was asked for."""
-        devices = known_devices.with_budgets(self._devices(state), self.settings.device_budget_mib)
-        if not devices:
+        known = known_devices.with_budgets(self._devices(state), self.settings.device_budget_mib)
+        if not known:
             return Plan(failure="This host has no card that is known: name cards with -e mixed_gpu_profile=NAME.")
         question = {**self._asked(state), "experts_in_ram": state.expected_experts_in_ram}
-        read = next((each["model"] for each in found["models"] if each["model"]), None)
-        if read is not None:
-            devices = [*predictor.in_order({**question, "model": read}, devices)]
+        read = [each["model"] for each in found["models"] if each["model"]]
+        devices = predictor.in_order({**question, "model": read[0]}, known) if read else known
         rows = quant_table.rows(found["models"], question, devices)
         lines = quant_table.lines(self.question.repo, rows, question, devices)
         if self.question.quant and found["models"][0]["model"] is not None:

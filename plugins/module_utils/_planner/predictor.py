@@ -86,13 +86,9 @@ def _asked(
     return _Asked(problem, devices, known, objective, rates)
 
 
-def in_order(
-    question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, t.Any]]
-) -> t.Sequence[t.Mapping[str, t.Any]]:
-    """Return the devices in the order of a prediction; it differs where some are in other hosts."""
-    if len(predicted_network.of_box(devices)) == len(devices):
-        return devices
-    return predicted_network.ordered(devices, _model(question), _typed(question["objective"]))
+def in_order(question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, t.Any]]) -> list[Json]:
+    """Return the devices as a prediction orders them: some may be in other hosts."""
+    return predicted_network.ordered(devices, _model(question), _typed(question.get("objective")))
 
 
 def predict(
@@ -107,7 +103,8 @@ def predict(
     asked = _asked(question, devices, known)
     expected = _expected(asked)
     if "experts_in_ram" in expected:
-        return {**expected, "contexts": None, "memory": None, "lines": expert_prediction.table(expected)}
+        lines = expert_prediction.table(expected)
+        return {**expected, "contexts": None, "memory": None, "network": None, "lines": lines}
     table_of = context_table.Question(
         asked.problem.memory.model, asked.problem.memory.serving, list(asked.devices), expected["reserve_mib"],
         asked.objective, asked.rates,
