@@ -180,14 +180,14 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import nvml
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host, nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
     entries,
     model_table,
     store,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models.model_state import ModelState
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import catalogue_fit
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import catalogue_fit, ram_speed, tuning_experts
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, known_devices
 
 
@@ -199,13 +199,16 @@ def table(module: AnsibleModule, state: ModelState) -> list[str]:
     except UserError as exc:
         raise UserError(f"It is not known which model is served: {exc}.") from exc
     found = store.look(os.path.abspath(module.params["path"]), module.params["manifest_dir"], served, module.warn)
-    return model_table.table(state.looks, state.answers, found, catalogue_fit.words(devices(fact_file)))
-
-
-def devices(fact_file: str) -> list[t.Any]:
-    """Return the devices of the deployment that is served, or else the cards, as far as they can be read here."""
     text = json_file.read_text(fact_file)
     record = fact_record.empty() if text is None else fact_record.FORM.parse(text, fact_file)
+    total_mib = host.memory(json_file.read_text("/proc/meminfo") or "")["memory_total_mib"]
+    in_ram = {"mode": "auto", "ram_mib": tuning_experts.ram_mib(total_mib), "ram_speed": ram_speed.known(0, record)}
+    fits = catalogue_fit.words(devices(record), experts_in_ram=in_ram)
+    return model_table.table(state.looks, state.answers, found, fits)
+
+
+def devices(record: t.Mapping[str, t.Any]) -> list[t.Any]:
+    """Return the devices of the deployment that is served, or else the cards, as far as they can be read here."""
     entry = record["models"].get(record["active"] or "", {})
     try:
         gpus = nvml.probe(importlib.import_module("pynvml"), None)["gpus"]

@@ -21,6 +21,14 @@ def number(value: float | None, missing: str = DASH) -> str:
     return f"{value:.1f}" if size >= 9.995 else f"{value:.2f}"
 
 
+def span(ends: t.Sequence[float] | None, missing: str = "-") -> str:
+    """Write two ends as text; one where they are equal as shown."""
+    if ends is None:
+        return missing
+    low, high = (number(end) for end in ends)
+    return low if low == high else f"{low} to {high}"
+
+
 def percent(value: float | None, missing: str = DASH) -> str:
     """Write a percentage with one decimal and no sign after it."""
     return missing if value is None else f"{value:.1f}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base import text
 from .._base.types import Json, Mapping
 from .._models import catalogue, model_shapes
 from .._split import layer_split
@@ -27,24 +28,34 @@ _QUESTION: t.Final[Json] = {
 }
 
 
-def words(devices: t.Sequence[Mapping], context_size: int = USUAL_CONTEXT) -> dict[str, str]:
-    """Return what each model with a known shape would give on devices of known_devices; nothing without devices."""
+def words(
+    devices: t.Sequence[Mapping], context_size: int = USUAL_CONTEXT, experts_in_ram: Mapping | None = None
+) -> dict[str, str]:
+    """Return what each model with a known shape would give on devices of known_devices; nothing without devices.
+
+    C(experts_in_ram): as in a problem, where a model of experts that does not fit may have some of them in RAM.
+    """
     if not devices:
         return {}
     shapes = {name: model.shape for name, model in catalogue.CATALOGUE.items() if model.shape}
-    return {name: _words(shape, devices, context_size) for name, shape in shapes.items()}
+    return {name: _words(shape, devices, context_size, experts_in_ram) for name, shape in shapes.items()}
 
 
-def usable(shape: str, devices: t.Sequence[Mapping], context_size: int) -> Json | None:
+def usable(
+    shape: str, devices: t.Sequence[Mapping], context_size: int, experts_in_ram: Mapping | None = None
+) -> Json | None:
     """Return the row of the prediction to serve a well-known model with, or None where it does not fit."""
     question = {**_QUESTION, "serving": {**_SERVING, "context_size": context_size}, "model": shape}
-    return predictor.usable(predictor.expect(question, devices))
+    return predictor.usable(predictor.expect({**question, "experts_in_ram": experts_in_ram}, devices))
 
 
-def _words(shape: str, devices: t.Sequence[Mapping], context_size: int) -> str:
-    row = usable(shape, devices, context_size)
+def _words(shape: str, devices: t.Sequence[Mapping], context_size: int, experts_in_ram: Mapping | None) -> str:
+    row = usable(shape, devices, context_size, experts_in_ram)
     if row is None:
-        return "only with experts in RAM" if model_shapes.model(shape)["expert_count"] else "does not fit"
-    speed = row["decode_tokens_per_second"]
-    fits = f"fits as {layer_split.split_name(row['layers'])}"
-    return fits if speed is None else f"{fits}, about {speed:.0f} tokens/s"
+        sparse = experts_in_ram is not None and model_shapes.model(shape)["expert_count"]
+        return "does not fit, even with experts in RAM" if sparse else "does not fit"
+    speed, split = row["decode_tokens_per_second"], layer_split.split_name(row["layers"])
+    if row.get("blocks_in_ram"):
+        fits = f"fits as {split} with {row['blocks_in_ram']:g} blocks' experts in RAM ({row['ram_mib']} MiB)"
+        return fits if speed is None else f"{fits}, {text.span(row['decode_interval'])} tokens/s"
+    return f"fits as {split}" if speed is None else f"fits as {split}, about {speed:.0f} tokens/s"

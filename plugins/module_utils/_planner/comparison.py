@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base import text
 from .._base.types import Json, Mapping
 from .._models import model_shapes
 from .._split import card_costs
 from .._split.types import Model
-from . import configuration_table, configurations, purchase_advice
+from . import configuration_table, configurations, purchase_advice, ram_speed
 
 #: Compared where no model is named: the two of guides to pairs of cards with 24 GB.
 USUAL: t.Final = ("llama_3_3_70b_q4_k_m", "qwen2_5_coder_32b_q4_k_m")
@@ -49,23 +50,25 @@ def compare(
     ]
     others = {
         shown_name(other): {
-            each.name: _expected(configurations.serves(each, other, question), other) for each in found
+            each.name: _expected(configurations.serves(each, other, question)) for each in found
         }
         for other in map(shape, model_shapes.known())
         if shown_name(other) not in shown
     }
     first = [row for row in rows if row["model"] == next(iter(shown))]
     comparison: Json = {
-        "prediction": True, "serving": question["serving"], "configurations": described, "models": list(shown),
-        "rows": rows, "others": others,
+        "prediction": True, "serving": question["serving"],
+        "ram_speed": ram_speed.of(question.get("experts_in_ram")).source, "configurations": described,
+        "models": list(shown), "rows": rows, "others": others,
         "measured": [] if record is None else configuration_table.measured(record, shown),
         "advice": purchase_advice.advise(described, first, costs, users),
     }  # fmt: skip
     return {**comparison, "lines": configuration_table.lines(comparison)}
 
 
-def _expected(row: Mapping, model: Mapping) -> float | str | None:
-    """Return the expected speed, C(RAM) where a model of experts could run with some of them in RAM, or None."""
-    if row["fits"]:
-        return float(row[row["fastest"]]["expected"])
-    return "RAM" if model["expert_count"] else None
+def _expected(row: Mapping) -> float | str | None:
+    """Return the expected speed, as text with where it needs RAM for experts; None where the model does not fit."""
+    if not row["fits"]:
+        return None
+    expected = float(row[row["fastest"]]["expected"])
+    return f"{text.number(expected)} with RAM" if row["blocks_in_ram"] else expected

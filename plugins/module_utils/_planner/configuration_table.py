@@ -43,15 +43,16 @@ def _of_model(comparison: Mapping, model: str) -> list[str]:
 
 
 def _cells(row: Mapping, each: Mapping) -> list[str]:
-    watts = [span(each["watts"][mode]) for mode in ("layer", "tensor")]
-    money = span(each["outlay_usd"])
+    watts = [text.span(each["watts"][mode]) for mode in ("layer", "tensor")]
+    money = text.span(each["outlay_usd"])
     if not row["fits"]:
         return [row["configuration"], "does not fit", *([_NONE] * 4), *watts, money, _NONE]
     speed = row[row["fastest"]]
+    ram = f", {row['blocks_in_ram']:g} in RAM ({row['ram_mib']})" if row["blocks_in_ram"] else ""
     return [
-        row["configuration"], layer_split.split_name(row["layers"]), ranged(row["layer"]), ranged(row["tensor"]),
-        ranged(row["speculation"]), span(row["ttft_ms"]), *watts, money,
-        span(configurations.per_token(each["outlay_usd"], speed)),
+        row["configuration"], f"{layer_split.split_name(row['layers'])}{ram}",
+        *(ranged(row[name]) for name in ("layer", "tensor", "speculation")), text.span(row["ttft_ms"]), *watts, money,
+        text.span(configurations.per_token(each["outlay_usd"], speed)),
     ]  # fmt: skip
 
 
@@ -76,10 +77,12 @@ def _others(comparison: Mapping) -> list[str]:
 def _sources(comparison: Mapping) -> list[str]:
     """Return where the figures come from."""
     prices = {card: said for each in comparison["configurations"] for card, said in each["price_sources"].items()}
-    drafting = dict.fromkeys(row["speculation"]["source"] for row in comparison["rows"] if row["fits"])
+    drafting = dict.fromkeys(row["speculation"]["source"] for row in comparison["rows"] if row["speculation"])
     return [
         "  layer/s, tensor/s: tokens per second, least to most; drafting/s: in the faster mode with speculation; ttft:"
-        " time to the first token; W: what the cards draw; $: to pay; RAM: only with experts in RAM",
+        " time to the first token; W: what the cards draw; $: to pay",
+        "  in RAM: blocks whose experts the CPU computes (MiB of RAM, which no price contains), with"
+        f" {comparison['ram_speed']}",
         f"  tensor/s: reading in parallel, and two exchanges per block ({expected_modes.ALLREDUCE_SOURCE})",
         *(f"  {each['name']}: NVLink enters no figure" for each in comparison["configurations"] if each["nvlink"]),
         *(f"  drafting/s: {source}" for source in drafting),
@@ -90,15 +93,7 @@ def _sources(comparison: Mapping) -> list[str]:
 
 def ranged(found: Mapping | None) -> str:
     """Return a range of speeds as text."""
-    return _NONE if found is None else span([found["low"], found["high"]])
-
-
-def span(ends: t.Sequence[float] | None) -> str:
-    """Return two ends as text; one where they are equal as shown."""
-    if ends is None:
-        return _NONE
-    low, high = (text.number(end) for end in ends)
-    return low if low == high else f"{low} to {high}"
+    return _NONE if found is None else text.span([found["low"], found["high"]])
 
 
 def measured(record: Mapping, models: t.Mapping[str, Mapping]) -> list[Json]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json, Mapping
-from .._split import card_memory
 from .._split.card_costs import Configuration
 from .._split.types import Model, Serving
 from . import expected_modes, predictor
@@ -21,6 +20,7 @@ def serves(configuration: Configuration, model: Model, question: Mapping) -> Jso
     """Return what a configuration gives with a model, or why it does not fit.
 
     C(question): as predictor.expect takes it, without the model. Speeds are tokens per second, times ms.
+    C(blocks_in_ram) and C(ram_mib) say what experts take of RAM, where a model of experts does not fit the cards.
     """
     prediction = predictor.expect({**question, "model": model}, configuration.devices)
     devices = prediction["devices"]
@@ -29,6 +29,9 @@ def serves(configuration: Configuration, model: Model, question: Mapping) -> Jso
     if best is None:
         return {**row, "fits": False, **dict.fromkeys(("layers", "layer", "tensor", "speculation", "ttft_ms"))}
     serving = t.cast(Serving, prediction["serving"])
+    row |= {"fits": True, "layers": best["layers"], "memory": predictor.held(model, serving, best, devices)}
+    if "experts_in_ram" in best:
+        return {**row, **_with_experts_in_ram(best)}
     objective = prediction["objective"]
     depth = objective["depth_tokens"] + objective["prompt_tokens"] + objective["generated_tokens"] // 2
     layer = expected_modes.layer(best["decode_tokens_per_second"])
@@ -39,9 +42,8 @@ def serves(configuration: Configuration, model: Model, question: Mapping) -> Jso
     ttft = best["ttft_ms"]
     return {
         **row,
-        "fits": True,
-        "layers": best["layers"],
-        "memory": card_memory.rows(model, serving, best["layers"], devices),
+        "blocks_in_ram": 0,
+        "ram_mib": 0,
         "layer": expected_modes.as_json(layer),
         "tensor": expected_modes.as_json(tensor),
         "tensor_parts": None if shared is None else list(shared[1].parts),
@@ -49,6 +51,17 @@ def serves(configuration: Configuration, model: Model, question: Mapping) -> Jso
         "ttft_ms": None if ttft is None else [FASTEST_PROMPT * ttft, (1 + PROMPT_SPREAD) * ttft],
         "fastest": "layer" if fastest is layer else "tensor",
     }
+
+
+def _with_experts_in_ram(best: Mapping) -> Json:
+    """Return what is told of a placement with experts in RAM: drafts gained nothing there, tensor mode is refused."""
+    low, high = best["decode_interval"]
+    speed = expected_modes.Range(low, best["decode_tokens_per_second"], high)
+    return {
+        "blocks_in_ram": best["blocks_in_ram"], "ram_mib": best["ram_mib"], "layer": expected_modes.as_json(speed),
+        "tensor": None,
+        "tensor_parts": None, "speculation": None, "ttft_ms": best["ttft_interval"], "fastest": "layer",
+    }  # fmt: skip
 
 
 def per_token(outlay_usd: t.Sequence[float] | None, speed: Mapping) -> list[float] | None:

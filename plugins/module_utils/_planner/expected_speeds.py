@@ -26,12 +26,6 @@ from .._split import cost_model, layer_weights, memory_plan, model_weights, netw
 from .._split.types import Model, Serving
 from . import known_costs
 
-#: Beside a prediction that launches decide.
-PUBLISHED_LAUNCHES: t.Final = (
-    "published for Qwen3-30B-A3B at Q4_K_M on one card: 141 tokens per second on an RTX 3090, 167 on an RTX 3090 Ti, up"
-    " to 196 on an RTX 4090"
-)
-
 #: Standard deviations to each side that hold 95 %.
 _SIDE: t.Final = statistics.NormalDist().inv_cdf(0.975)
 

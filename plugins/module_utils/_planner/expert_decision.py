@@ -135,6 +135,7 @@ def fit_of(evidence: Evidence) -> Json | None:
         """Return what the whole model takes on each device."""
         return [_rounded(cost * rate) for cost, rate in zip(costs, slow[kind], strict=True)]
 
+    weigher = evidence.weigher
     of_decode: Json = {"decode_ms_per_device": None, "decode_ms_per_block_in_ram": None}
     if decode is not None:
         pinned, _unpinned, *cards = decode.coefficients
@@ -150,6 +151,7 @@ def fit_of(evidence: Evidence) -> Json | None:
         }  # fmt: skip
     return {
         **of_decode,
+        "bytes_per_block_in_ram": round(weigher.used * weigher.block_bytes),
         "prefill_ms": prompts,
         "decode_residual_percent": _residual(evidence, "decode"),
         "prefill_residual_percent": _residual(evidence, "prefill"),

@@ -4,9 +4,10 @@
 
 Memory is that of the plan. Times, for one request at a time:
 
-- decode: cards take turns, each reading its weights and its part of the KV cache; the CPU reads the experts in RAM that
-  a token uses. How fast RAM is, nobody says, so the ends of RAM_GB_PER_S give a range.
-- prefill: every micro-batch copies all experts in RAM once over the link of the first card, which computes them.
+- decode: cards take turns, each reading its weights and its part of the KV cache and launching its blocks; the CPU
+  reads the experts in RAM that a token uses. How fast that is, is a range of ram_speed.
+- prefill: every micro-batch copies all experts in RAM once over the link of the first card, which computes them. Runs
+  were within PROMPT_RANGE of that.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from .._base.types import Json, Mapping
 from .._split import cost_model, expert_placement, layer_split, memory_plan, model_weights, workload
 from .._split.expert_placement import ExpertPlacement
 from .._split.split_problem import Problem
-from . import expected_speeds, expert_costs, expert_plane, expert_why
+from . import expected_speeds, expert_costs, expert_plane, expert_why, ram_speed
 
-#: What two channels of RAM reach of their peak, in GB/s: DDR4-3200 (51.2) and DDR5-5600 (89.6).
-RAM_GB_PER_S: t.Final = (45.0, 75.0)
-MIDDLE_GB_PER_S: t.Final = sum(RAM_GB_PER_S) / len(RAM_GB_PER_S)
 #: What a PCIe 4.0 link of 16 lanes reaches (31.5), where nothing is known of the first card's.
 LINK_GB_PER_S: t.Final = 25.0
 #: What a known link reaches of its rate.
 LINK_SHARE: t.Final = 0.8
+#: Time of a prompt against what is expected: published runs of gpt-oss-120b on one RTX 3090 (380, 1113 and 1683 tokens
+#: per second in micro-batches of 512, 2048 and 4096) took 0.75 to 0.92 of it, own ones on two H200 twice and more.
+PROMPT_RANGE: t.Final = (0.75, 2.2)
 
 
 class Speeds:
@@ -41,11 +42,12 @@ class Speeds:
         self.rates, self.launch_ms = published.rates, published.launch_ms
         self.read = model_weights.bytes_read(self.model, serving, published.depth)
         self.weigher = expert_costs.Weigher(problem)
-        links = (problem.raw.get("experts_in_ram") or {}).get("links_gb_per_s")
+        given = problem.raw.get("experts_in_ram") or {}
+        links, self.ram = given.get("links_gb_per_s"), ram_speed.of(given)
         self.link_gb_per_s = LINK_SHARE * links[0] if links and links[0] else LINK_GB_PER_S
 
-    def decode_ms(self, placement: ExpertPlacement, ram_gb_per_s: float) -> float | None:
-        """Return the time of a token, or None where a used device's bandwidth is not known."""
+    def decode_ms(self, placement: ExpertPlacement) -> tuple[float, float, float] | None:
+        """Return the time of a token: least, expected, most; None where a used device's bandwidth is not known."""
         in_ram = [*expert_placement.block_ram_bytes(self.model, placement), 0]
         used, total, start = self.weigher.used, self.launch_ms(placement.layers), 0
         for count, rate in zip(placement.layers, self.rates.read_bytes, strict=True):
@@ -54,7 +56,8 @@ class Speeds:
             if count and not rate:
                 return None
             total += max(0.0, sum(self.read[own]) - used * sum(in_ram[own])) / rate if count and rate else 0.0
-        return total + used * sum(in_ram) / (ram_gb_per_s * 1e6)
+        fast, slow = self.ram.ms(used * sum(in_ram), sum(1 for size in in_ram if size))
+        return total + fast, total + ram_speed.middle((fast, slow)), total + slow
 
     def prefill_ms(self, placement: ExpertPlacement, micro_batch: int, prompt: int) -> float | None:
         """Return the time of a prompt, or None where a used device's rate is not known."""
@@ -79,8 +82,8 @@ class Speeds:
         """Return the objective in the middle of the range, or None where something is not known."""
         total = 0.0
         if self.generated:
-            decode = self.decode_ms(placement, MIDDLE_GB_PER_S)
-            total += self.generated * decode if decode is not None else float("nan")
+            decode = self.decode_ms(placement)
+            total += self.generated * decode[1] if decode is not None else float("nan")
         if self.prompt:
             prefill = self.prefill_ms(placement, micro_batch, self.prompt)
             total += prefill if prefill is not None else float("nan")
@@ -116,6 +119,7 @@ def expect(problem: Problem, devices: t.Sequence[Mapping]) -> Json | None:
         "default_layers": None,
         "best": best,
         "link_gb_per_s": speeds.link_gb_per_s,
+        "ram_speed": speeds.ram.source,
         "experts_in_ram": True,
     }
     if best is None:
@@ -135,8 +139,7 @@ def _row(
     problem: Problem, plane: expert_plane.Plane, speeds: Speeds, placement: ExpertPlacement, size: int
 ) -> Json:
     mib = plane.mib(placement, size)
-    times = [speeds.decode_ms(placement, rate) for rate in RAM_GB_PER_S]
-    typical = speeds.decode_ms(placement, MIDDLE_GB_PER_S)
+    fast, typical, slow = speeds.decode_ms(placement) or (None, None, None)
     prompt = problem.prompt_tokens
     ttft = speeds.prefill_ms(placement, size, prompt) if prompt else None
     blocks = sum(expert_placement.block_ram_bytes(speeds.model, placement))
@@ -153,9 +156,9 @@ def _row(
         "launch_ms": speeds.launch_ms(placement.layers),
         "decode_ms_per_token": typical,
         "decode_tokens_per_second": None if typical is None else 1000 / typical,
-        "decode_interval": [1000 / ms for ms in times if ms] if all(times) else None,
+        "decode_interval": [1000 / slow, 1000 / fast] if slow and fast else None,
         "ttft_ms": ttft,
-        "ttft_interval": None,
+        "ttft_interval": [share * ttft for share in PROMPT_RANGE] if ttft else None,
         "prefill_tokens_per_second": 1000 * prompt / ttft if ttft else None,
         "objective_ms": speeds.objective_ms(placement, size),
     }
@@ -183,28 +186,23 @@ def table(prediction: Mapping) -> list[str]:
     names = [device["device"] for device in devices]
     body = [["micro-batch", "layers", "blocks in RAM", "RAM MiB", *names, "decode/s", "prompt/s", "ttft ms", ""]]
     for row in prediction["rows"]:
-        low, high = row["decode_interval"] or (None, None)
-        decode = "-" if low is None or high is None else f"{low:.0f} to {high:.0f}"
         body.append([
             str(row["micro_batch_size"]), layer_split.split_name(row["layers"]), f"{row['blocks_in_ram']:g}",
             str(row["ram_mib"]),
             *(f"{mib} ({left:+d})" for mib, left in zip(row["mib"], row["headroom_mib"], strict=True)),
-            decode, _number(row["prefill_tokens_per_second"]), _number(row["ttft_ms"]),
+            text.span(row["decode_interval"]), text.number(row["prefill_tokens_per_second"], "-"),
+            text.span(row["ttft_interval"]),
             "best" if row is prediction["best"] or row == prediction["best"] else "",
         ])  # fmt: skip
     if prediction["rows"]:
-        low, high = RAM_GB_PER_S
         lines += text.columns(body, right=range(len(body[0]) - 1))
         lines += [
             "  MiB per device, (left) of the budget; decode/s and prompt/s: tokens per second; ttft: time to the first"
             " token",
-            f"  decode: for RAM that reaches {low:g} to {high:g} GB/s, two channels of DDR4-3200 to DDR5-5600, with as"
-            " many threads as that takes",
-            f"  prompts: the experts in RAM are copied once per micro-batch, at {prediction['link_gb_per_s']:.0f} GB/s",
+            f"  decode/s: {prediction['ram_speed']}",
+            f"  prompt/s: experts in RAM are copied once per micro-batch, at {prediction['link_gb_per_s']:.0f} GB/s",
+            f"  ttft: {PROMPT_RANGE[0]:g} to {PROMPT_RANGE[1]:g} times what that takes, as in runs",
         ]
     notes = [f"Note: {note}" for note in prediction["model"]["notes"]]
     return [*lines, f"{prediction['why']}.", *notes]
 
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"

@@ -22,6 +22,7 @@ from . import (
     predictor,
     quant_table,
     tuning,
+    tuning_experts,
     tuning_settings,
     tuning_steps,
 )
@@ -123,8 +124,10 @@ class Planning:
         except UserError as exc:
             return Plan(failure=str(exc))
         record = state.look["record"] if self.question.measured_here else None
+        # cards that are not here, in a box that nobody describes
+        question = {**self._asked(state), "experts_in_ram": tuning_experts.expected(self.settings, None, [])}
         result = comparison.compare(
-            self.question.profiles, models, self._asked(state), self.question.costs, self.question.users, record
+            self.question.profiles, models, question, self.question.costs, self.question.users, record
         )
         return Plan(result={"needed": True, "comparison": result, "lines": result["lines"], "why": result["advice"][0]})
 

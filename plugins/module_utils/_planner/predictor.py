@@ -8,30 +8,31 @@ from memory bandwidth alone, or from the costs that an earlier tuning of the hos
 
 from __future__ import annotations
 
-import math
 import typing as t
 
-from .._base import text
+from .._base.types import Mapping
 from .._models import model_shapes
 from .._split import (
     card_memory,
     context_room,
+    expert_placement,
     layer_search,
     layer_split,
     memory_plan,
-    network_links,
     split_problem,
     workload,
 )
-from . import context_stage, context_table, expected_speeds, expert_prediction, known_costs, predicted_network
+from . import (
+    context_stage,
+    context_table,
+    expected_speeds,
+    expert_prediction,
+    known_costs,
+    predicted_network,
+    prediction_table,
+)
 
 Json = dict[str, t.Any]
-
-#: How far the plan may be off llama.cpp's dry run, and free memory off what published logs show: the width of marginal.
-MARGIN_MIB = 256
-
-#: Share of a token's time that launching kernels takes in a model that is said to be bound by it.
-LAUNCH_BOUND: t.Final = 0.25
 
 #: Rows in a table of more than two devices.
 MOST_ROWS = 25
@@ -52,7 +53,7 @@ def _verdict(mib: t.Sequence[int], free: t.Sequence[int], reserve: int) -> str:
     least = min(have - need for need, have in zip(mib, free, strict=True) if need)
     if least >= reserve:
         return "fits"
-    return "tight" if least >= 0 else "marginal" if least >= -MARGIN_MIB else "no"
+    return "tight" if least >= 0 else "marginal" if least >= -prediction_table.MARGIN_MIB else "no"
 
 
 def _typed(value: t.Any) -> t.Any:
@@ -102,19 +103,20 @@ def predict(
     """
     asked = _asked(question, devices, known)
     expected = _expected(asked)
+    memory = _memory(asked, expected["best"])
     if "experts_in_ram" in expected:
         lines = expert_prediction.table(expected)
-        return {**expected, "contexts": None, "memory": None, "network": None, "lines": lines}
+        return {**expected, "contexts": None, "memory": memory, "network": None, "lines": lines}
     table_of = context_table.Question(
         asked.problem.memory.model, asked.problem.memory.serving, list(asked.devices), expected["reserve_mib"],
         asked.objective, asked.rates,
     )  # fmt: skip
     contexts = {"rows": context_table.rows(table_of), "source": context_table.source(asked.rates)}
     prediction = {
-        **expected, "contexts": contexts, "memory": _memory(asked, expected["best"]),
+        **expected, "contexts": contexts, "memory": memory,
         "network": _network(asked, question, expected["best"]),
     }  # fmt: skip
-    return {**prediction, "lines": table(prediction)}
+    return {**prediction, "lines": prediction_table.lines(prediction)}
 
 
 def expect(question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, t.Any]]) -> Json:
@@ -132,7 +134,15 @@ def _memory(asked: _Asked, best: Json | None) -> list[Json] | None:
     if best is None:
         return None
     memory = asked.problem.memory
-    return card_memory.rows(memory.model, memory.serving, best["layers"], asked.devices)
+    return held(memory.model, memory.serving, best, asked.devices)
+
+
+def held(model: t.Any, serving: Mapping, best: Mapping, devices: t.Sequence[Mapping]) -> list[Json]:
+    """Return what lies on which card in a row of a prediction, which may have experts in RAM."""
+    experts = expert_placement.from_json(best["layers"], best.get("experts_in_ram"))
+    size = best.get("micro_batch_size", serving["micro_batch_size"])
+    profile: t.Any = {**serving, "micro_batch_size": size, "batch_size": max(serving["batch_size"], size)}
+    return card_memory.rows(model, profile, best["layers"], devices, experts)
 
 
 def _network(asked: _Asked, question: t.Mapping[str, t.Any], best: Json | None) -> Json | None:
@@ -312,88 +322,3 @@ def _why(
         device = devices[layer_split.output_device(fastest["layers"])]
         sentence += f"; the model fits on {device['device']} ({device['description']}) alone"
     return sentence
-
-
-# --- the table -------------------------------------------------------------------------------------------------------
-
-
-def table(prediction: t.Mapping[str, t.Any]) -> list[str]:
-    """Return a prediction as lines of text."""
-    model, serving, devices = prediction["model"], prediction["serving"], prediction["devices"]
-    objective = prediction["objective"]
-    measured = prediction["measured_by"]
-    what = f"PREDICTION from what {measured} measured" if measured else "PREDICTION, nothing was measured"
-    lines = [
-        f"{what}: {' '.join(filter(None, (model['name'], model['file_type'])))}",
-        f"  context {serving['context_size']} tokens, {serving['parallel_slots']} slot(s), KV cache"
-        f" {serving['cache_type_k']}/{serving['cache_type_v']}, micro-batch {serving['micro_batch_size']},"
-        f" {prediction['reserve_mib']} MiB to be kept free per device",
-        f"  one request at a time, {objective['prompt_tokens']} tokens in and {objective['generated_tokens']} out, at a"
-        f" depth of {objective['depth_tokens']}; best for: {objective['name']}",
-    ]
-    for device in devices:
-        words = "" if measured else _speed_words(device)
-        lines.append(f"  {device['device']} {device['description']}: {device['free_mib']} MiB free{words}")
-    heads = ["layers", *(f"{device['device']} (left)" for device in devices)]
-    heads += ["decode/s", "prompt/s", "ttft ms", "memory"]
-    body = [heads]
-    best = prediction["best"]
-    for row in prediction["rows"]:
-        marks = []
-        if best and row["layers"] == best["layers"]:
-            marks.append("best")
-        if row["layers"] == prediction["default_layers"]:
-            marks.append("default")
-        body.append([
-            layer_split.split_name(row["layers"]),
-            *(f"{mib} ({left:+d})" for mib, left in zip(row["mib"], row["headroom_mib"], strict=True)),
-            _number(row["decode_tokens_per_second"], 1, row["decode_interval"]),
-            _number(row["prefill_tokens_per_second"], 0),
-            _number(row["ttft_ms"], 0, row["ttft_interval"]), ", ".join([row["verdict"], *marks]),
-        ])
-    lines += text.columns(body, right=range(len(heads) - 1))
-    lines += [
-        "  MiB per device, (left) of the free memory; decode/s and prompt/s: tokens per second; ttft: time to the first"
-        " token",
-        "  fits: the reserve stays free; tight: into the reserve; marginal: too much, but by no more than"
-        f" {MARGIN_MIB} MiB; default: llama.cpp's own split by free memory",
-        f"{prediction['why']}.",
-        *([f"Network: {prediction['network']['why']}."] if prediction["network"] else []),
-        *_contexts(prediction),
-    ]
-    if best and best["launch_ms"] >= LAUNCH_BOUND * (best["decode_ms_per_token"] or math.inf):
-        lines.append(
-            f"Note: {best['launch_ms']:.1f} of the {best['decode_ms_per_token']:.1f} ms of each token go into launching"
-            f" the kernels of {model['block_count']} blocks; {expected_speeds.PUBLISHED_LAUNCHES}."
-        )
-    lines += [f"Note: {note}" for note in model["notes"]]
-    for device in {} if measured else {device["description"]: device for device in devices}.values():
-        lines += [f"{device['description']}: {source}" for source in device["sources"]]
-    return lines
-
-
-def _speed_words(device: t.Mapping[str, t.Any]) -> str:
-    speed, link = device["bandwidth_gb_per_s"], device.get("link")
-    words = f", {speed:g} GB/s of which {device['fraction']:.0%} are expected" if speed else ", speed unknown"
-    words += f", {device['prefill_tflops']:g} TFLOP/s for prompts" if device["prefill_tflops"] else ""
-    return words if link is None else f"{words}; of another host, over the {network_links.named(link)}"
-
-
-def _contexts(prediction: t.Mapping[str, t.Any]) -> list[str]:
-    """Return the table of contexts with its title."""
-    contexts, objective = prediction["contexts"], prediction["objective"]
-    if not contexts["rows"]:
-        return []
-    return [
-        "How much context, and what does it cost? The best split of each, MiB left of the free memory, tokens per",
-        f"second with an empty and a full cache, time to the first token of a prompt of {objective['prompt_tokens']}:",
-        *context_table.lines(contexts["rows"], prediction["devices"]),
-        f"  Speeds are {contexts['source']}.",
-    ]
-
-
-def _number(value: float | None, digits: int, interval: t.Sequence[float] | None = None) -> str:
-    if value is None:
-        return "-"
-    ends = "" if interval is None else f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
-    return f"{value:.{digits}f}{ends}"

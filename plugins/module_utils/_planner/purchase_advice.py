@@ -31,6 +31,9 @@ def advise(
     priced = [(each, row) for each, row in able if each["outlay_usd"] is not None]
     if priced:
         said += _cheapest(priced, costs)
+    ram = max(int(row["ram_mib"]) for _each, row in able)
+    if ram:
+        said.append(f"Experts go into RAM: up to {ram} MiB of it, which no price contains.")
     said.append(_owned(costs))
     said.append(_users(users))
     pair = next((each for each, _row in able if len(set(each["cards"])) == 2 and len(each["cards"]) == 2), None)

@@ -11,8 +11,8 @@ import typing as t
 
 from .._base import text
 from .._base.types import Json, Mapping
-from .._split import card_memory, context_room, expert_placement, layer_search, layer_split, memory_plan
-from . import predictor
+from .._split import context_room, layer_search, layer_split, memory_plan
+from . import expert_prediction, predictor, ram_speed
 
 GB: t.Final = 10**9
 
@@ -23,6 +23,7 @@ def rows(models: t.Sequence[Mapping], question: Mapping, devices: t.Sequence[Map
     C(models): of module hub_models_info. C(question): as predictor.expect takes it, without the model. A row has
     C(quant), C(files), C(size_bytes), C(problem) (one sentence, or None), C(alone_on) (devices that hold it alone),
     C(layers), C(mib) and C(left_mib) per device, C(blocks_in_ram) (blocks whose experts have no room on the devices),
+    C(ram_mib) (what they and the token embedding take of RAM),
     C(context_size) (the largest that fits without experts in RAM, in tokens; 0 for none), and
     the speeds of a prediction. Without a split that fits these are None, and C(missing_mib) says how much it lacks.
     """
@@ -47,10 +48,11 @@ def _row(found: Mapping, question: Mapping, devices: t.Sequence[Mapping]) -> Jso
     told = _nothing() if usable is None else {
         "layers": usable["layers"],
         "mib": usable["mib"],
-        "memory": card_memory.rows(model, *_placed(serving, usable, devices)),
-        "left_mib": usable["headroom_mib"],
+        "memory": predictor.held(model, serving, usable, devices),
+        "left_mib": memory_plan.headroom_mib(usable["mib"], memory_plan.budgets_mib(devices, 0)),
         **{name: usable[name] for name in _SPEEDS},
         "blocks_in_ram": usable.get("blocks_in_ram", 0),
+        "ram_mib": usable.get("ram_mib", 0),
     }
     missing = [] if usable is not None else _missing(plan, budgets, model["block_count"] + 1)
     return {
@@ -60,25 +62,19 @@ def _row(found: Mapping, question: Mapping, devices: t.Sequence[Mapping]) -> Jso
     }  # fmt: skip
 
 
-def _placed(serving: Mapping, best: Mapping, devices: t.Sequence[Mapping]) -> tuple[t.Any, ...]:
-    """Return serving profile, layers, devices and experts in RAM of a predicted placement."""
-    experts = expert_placement.from_json(best["layers"], best.get("experts_in_ram"))
-    size = best.get("micro_batch_size", serving["micro_batch_size"])
-    profile = {**serving, "micro_batch_size": size, "batch_size": max(serving["batch_size"], size)}
-    return profile, best["layers"], devices, experts
-
-
 def _missing(plan: memory_plan.MemoryPlan, budgets: t.Sequence[int], layers: int) -> list[int]:
     """Return the MiB that each device lacks in the split that comes nearest."""
     nearest = layer_search.LayerSearch(plan, budgets, layers).nearest_miss()
     return [-left for left in memory_plan.headroom_mib(plan.mib(nearest), budgets) if left < 0]
 
 
-_SPEEDS: t.Final = ("decode_tokens_per_second", "prefill_tokens_per_second", "ttft_ms")
+_SPEEDS: t.Final = (
+    "decode_tokens_per_second", "decode_interval", "prefill_tokens_per_second", "ttft_ms", "ttft_interval",
+)  # fmt: skip
 
 
 def _nothing() -> Json:
-    return dict.fromkeys(("layers", "mib", "memory", "left_mib", "blocks_in_ram", *_SPEEDS))
+    return dict.fromkeys(("layers", "mib", "memory", "left_mib", "blocks_in_ram", "ram_mib", *_SPEEDS))
 
 
 def _only(device: int, devices: int, layers: int) -> tuple[int, ...]:
@@ -106,7 +102,7 @@ def lines(repo: str, found: t.Sequence[Json], question: Mapping, devices: t.Sequ
     shown += [
         "  GB: 10^9 bytes to download; left: MiB; most context: tokens that fit with this KV cache; decode/s: tokens"
         " per second; ttft: time to the first token",
-        *(["  in RAM: blocks whose experts the CPU computes"] if any(row["blocks_in_ram"] for row in found) else []),
+        *(_of_ram(question) if any(row["blocks_in_ram"] for row in found) else []),
         *(f"  {row['quant']}: {row['problem']}" for row in found if row["notes"] is None),
         f"{advice(found)}.",
     ]
@@ -119,12 +115,27 @@ def _cells(row: Json, devices: int) -> list[str]:
     if row["layers"] is None:
         lacks = f"{row['missing_mib']} MiB missing" if row["missing_mib"] else "-"
         return [*start, lacks, *(["-"] * devices), str(row["context_size"] or "-"), "-", "-"]
-    moved = f", {row['blocks_in_ram']:g} in RAM" if row["blocks_in_ram"] else ""
+    ram = f", {row['blocks_in_ram']:g} in RAM ({row['ram_mib']})" if row["blocks_in_ram"] else ""
     return [
-        *start, f"{layer_split.split_name(row['layers'])}{moved}", *(str(mib) for mib in row["left_mib"]),
-        str(row["context_size"] or "-"), text.number(row["decode_tokens_per_second"], "-"),
-        text.number(row["ttft_ms"], "-"),
+        *start, f"{layer_split.split_name(row['layers'])}{ram}", *(str(mib) for mib in row["left_mib"]),
+        str(row["context_size"] or "-"), _speed(row["decode_tokens_per_second"], row["decode_interval"]),
+        _speed(row["ttft_ms"], row["ttft_interval"]),
     ]  # fmt: skip
+
+
+def _speed(value: float | None, ends: t.Sequence[float] | None) -> str:
+    return text.number(value, "-") if ends is None else text.span(ends)
+
+
+def _of_ram(question: Mapping) -> list[str]:
+    """Return what is to be known of the rows with experts in RAM."""
+    low, high = expert_prediction.PROMPT_RANGE
+    return [
+        "  in RAM: blocks whose experts the CPU computes (MiB of RAM, with the token embedding); decode/s and ttft are"
+        " ranges then",
+        f"  decode/s: {ram_speed.of(question.get('experts_in_ram')).source}",
+        f"  ttft: {low:g} to {high:g} times what copying the experts for each micro-batch takes, as in runs",
+    ]
 
 
 def advice(found: t.Sequence[Json]) -> str:

@@ -9,7 +9,7 @@ import typing as t
 from .._base.types import Json, Mapping
 from .._split import context_room, known_devices
 from .._split.types import Model, Serving
-from . import context_stage, expert_threads
+from . import context_stage, expert_threads, ram_speed
 from .tuning_settings import Settings
 
 #: What the system and its other programs keep of the RAM.
@@ -30,7 +30,7 @@ def wanted(
         "threads": settings.expert_threads or expert_threads.choices(cpu["physical_cores"], cpu["threads"]),
         # of llama.cpp's own placement; whose threads were chosen by hand gets no others
         "default_threads": None if settings.expert_threads else cpu["physical_cores"],
-        "ram_mib": settings.ram_mib or _ram_mib(look),
+        "ram_mib": settings.ram_mib or ram_mib(look["memory_total_mib"]),
         "no_host": any(device["backend"] == "CUDA" for device in devices),
         "links_gb_per_s": links if all(links) else None,
         "own": own,
@@ -42,8 +42,9 @@ def expected(settings: Settings, look: Mapping | None, gpus: t.Sequence[Mapping]
     links = [_link(card) for card in gpus]
     return {
         "mode": mode(settings),
-        "ram_mib": settings.ram_mib or (None if look is None else _ram_mib(look)),
+        "ram_mib": settings.ram_mib or (None if look is None else ram_mib(look["memory_total_mib"])),
         "links_gb_per_s": links if links and all(links) else None,
+        "ram_speed": ram_speed.known(settings.ram_gb_per_s, None if look is None else look["record"]),
     }
 
 
@@ -78,9 +79,9 @@ def card_ids(settings: Settings, gpus: t.Sequence[Mapping], model: Mapping, serv
     return sorted(ids, key=lambda card_id: -links[card_id])
 
 
-def _ram_mib(look: Mapping) -> int:
+def ram_mib(total_mib: int) -> int:
     """Return the MiB of RAM that a host has for experts, by what it has in all."""
-    return max(0, int(look["memory_total_mib"]) - RAM_OF_THE_HOST_MIB)
+    return max(0, total_mib - RAM_OF_THE_HOST_MIB)
 
 
 def _link(card: Mapping | None) -> float | None:

@@ -64,6 +64,7 @@ class Settings:
     experts_in_ram: str  # auto, never, or a number of blocks
     expert_threads: list[int]
     ram_mib: int  # 0: as the host says
+    ram_gb_per_s: float  # what predictions take RAM to reach; 0: not known
     tensor_allreduce: list[str]
     tensor_max_loads: int
     tensor_soak_seconds: int

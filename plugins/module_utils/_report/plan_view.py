@@ -12,14 +12,14 @@ import re
 import textwrap
 import typing as t
 
-from .._base.text import number
+from .._base.text import number, span
 from .._base.types import Json, Mapping
 from .._planner import configuration_table
 from .._split import layer_split
 
 #: What a picture of a card shows, from the left.
 _PARTS: t.Final = (
-    ("weights_mib", "weights"), ("kv_mib", "KV cache"), ("compute_mib", "buffers"), ("used_mib", "model"),
+    ("weights_mib", "weights"), ("kv_mib", "KV cache"), ("compute_mib", "buffers"),
 )  # fmt: skip
 #: Columns of a sentence among the lines.
 WIDTH: t.Final = 110
@@ -73,11 +73,17 @@ def _of_configuration(row: Mapping) -> Json:
     return {"title": title, "words": f"{', '.join(speeds)} tokens per second", "cards": _cards(row["memory"])}
 
 
+def _speed(row: Mapping) -> str:
+    """Return the speed of a row of a prediction, a range with experts in RAM, and what they take there."""
+    if not row.get("blocks_in_ram"):
+        return f"{number(row['decode_tokens_per_second'])} tokens per second"
+    return f"{span(row['decode_interval'])} tokens per second with {row['ram_mib']} MiB of experts in RAM"
+
+
 def _of_quant(row: Mapping) -> Json:
-    words = (
-        f"{number(row['decode_tokens_per_second'])} tokens per second, {row['size_bytes'] / 1e9:.1f} GB to download,"
-        f" context up to {row['context_size']}"
-    )
+    words = f"{_speed(row)}, {row['size_bytes'] / 1e9:.1f} GB to download"
+    if row["context_size"]:
+        words += f", context up to {row['context_size']}"
     return {"title": row["quant"], "words": words, "cards": _cards(row["memory"])}
 
 
@@ -85,18 +91,8 @@ def _of_prediction(prediction: Mapping) -> list[Json]:
     best = prediction["best"]
     if best is None:
         return []
-    # with experts in RAM it is known what a card holds, and not of what
-    memory = prediction["memory"] or [
-        {
-            "card": device["description"], "total_mib": device["total_mib"], "layers": count, "used_mib": mib,
-            "free_mib": left,
-        }
-        for device, count, mib, left in zip(
-            prediction["devices"], best["layers"], best["mib"], best["headroom_mib"], strict=True
-        )
-    ]  # fmt: skip
-    words = f"{number(best['decode_tokens_per_second'])} tokens per second"
-    return [{"title": layer_split.split_name(best["layers"]), "words": words, "cards": _cards(memory)}]
+    cards = _cards(prediction["memory"])
+    return [{"title": layer_split.split_name(best["layers"]), "words": _speed(best), "cards": cards}]
 
 
 def _cards(memory: t.Sequence[Mapping]) -> list[Json]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import shutil
 import typing as t
 
@@ -154,11 +155,22 @@ def test_the_catalogue_agrees_with_what_the_planner_knows() -> None:
 def test_the_table_says_what_fits_this_host(call: t.Any, tmp_path: pathlib.Path) -> None:
     devices = known_devices.profile_devices("rtx4090_rtx3090")
     told = catalogue_fit.words(devices)
-    assert told["llama_3_3_70b_instruct_q4_k_m"].startswith("fits as 43/38, about 17 tokens/s")
-    assert told["gpt_oss_120b_mxfp4"] == "only with experts in RAM"
+    assert told["llama_3_3_70b_instruct_q4_k_m"].startswith("fits as 43/38, about 18 tokens/s")
+    assert told["gpt_oss_120b_mxfp4"] == "does not fit"
+    in_ram = {"mode": "auto", "ram_mib": 60000}
+    larger = catalogue_fit.words(devices, experts_in_ram=in_ram)["gpt_oss_120b_mxfp4"]
+    said = r"fits as 23/14 with 10 blocks' experts in RAM \(16766 MiB\), [0-9.]+ to [0-9.]+ tokens/s"
+    assert re.fullmatch(said, larger)
+    little = catalogue_fit.words(devices, experts_in_ram={**in_ram, "ram_mib": 9000})
+    assert little["gpt_oss_120b_mxfp4"] == "does not fit, even with experts in RAM"
+    sparse = {
+        name for name, model in catalogue.CATALOGUE.items()
+        if model.shape and model_shapes.SHAPES[model.shape].expert_count
+    }  # fmt: skip
+    assert {name for name in told if told[name] != little[name]} <= sparse
     small = catalogue_fit.words(known_devices.profile_devices("rtx3060"))
     assert small["qwen3_8_27b_ud_q4_k_xl"] == "does not fit"
-    assert small["gpt_oss_20b_mxfp4"] == "only with experts in RAM"  # it fits into the reserve alone
+    assert small["gpt_oss_20b_mxfp4"] == "does not fit"  # it fits into the reserve alone
     assert catalogue_fit.words(devices, 131072)["llama_3_3_70b_instruct_q4_k_m"] == "does not fit"
     assert catalogue_fit.words([]) == {}
     empty = call(model_store_info, path=str(tmp_path / "none"), fact_file=str(tmp_path / "fact"))

@@ -58,7 +58,24 @@ def test_the_five_of_the_guide() -> None:
     assert set(comparison["others"]) == {
         f"{model['name']} {model['file_type']}" for model in map(model_shapes.model, model_shapes.known())
     } - set(comparison["models"])
-    assert comparison["others"]["gpt-oss 120b MXFP4_MOE"]["rtx4090_rtx3090"] == "RAM"
+    assert comparison["others"]["gpt-oss 120b MXFP4_MOE"]["rtx4090_rtx3090"].endswith(" with RAM")
+
+
+def test_a_model_of_experts_that_does_not_fit_is_compared_with_some_of_them_in_ram() -> None:
+    comparison = compared(shape="gpt_oss_120b_mxfp4", ram_gb_per_s=60)
+    rows = by_configuration(comparison)
+    alone, pair = rows["rtx3090"], rows["rtx4090_rtx3090"]
+    assert alone["fits"] and pair["fits"] and alone["blocks_in_ram"] > pair["blocks_in_ram"] > 0
+    for row in rows.values():
+        assert row["tensor"] is None and row["speculation"] is None and row["fastest"] == "layer"
+        assert row["layer"]["low"] < row["layer"]["expected"] < row["layer"]["high"] and row["ttft_ms"][0] > 0
+        assert sum(card["layers"] for card in row["memory"]) == 37 and row["ram_mib"] > 10000
+    assert alone["layer"]["expected"] < pair["layer"]["expected"]
+    text = "\n".join(comparison["lines"])
+    assert f"37, {alone['blocks_in_ram']:g} in RAM ({alone['ram_mib']})" in text and "RAM of 60 GB/s, as given" in text
+    assert f"Experts go into RAM: up to {alone['ram_mib']} MiB of it, which no price contains." in comparison["advice"]
+    never = by_configuration(compared(shape="gpt_oss_120b_mxfp4", experts_in_ram="never"))
+    assert not any(row["fits"] for row in never.values())
 
 
 def test_the_largest_context_of_each() -> None:

@@ -82,8 +82,18 @@ def test_experts_that_have_no_room_are_in_ram(tmp_path: pathlib.Path) -> None:
     rows = {row["quant"]: row for row in quant_table.rows(models, question, card)}
     assert rows["Q8_0"]["blocks_in_ram"] > rows["Q4_K_M"]["blocks_in_ram"] > 0
     assert rows["Q4_K_M"]["layers"] == [49] and rows["Q4_K_M"]["problem"] is None
+    assert rows["Q8_0"]["ram_mib"] > rows["Q4_K_M"]["ram_mib"] > 5000 and rows["Q4_K_M"]["left_mib"][0] >= 512
+    for row in rows.values():
+        assert row["decode_interval"][0] < row["decode_tokens_per_second"] < row["decode_interval"][1]
+        assert row["ttft_interval"][0] < row["ttft_ms"] < row["ttft_interval"][1]
     lines = quant_table.lines("owner/name", list(rows.values()), QUESTION, card)
-    assert f"49, {rows['Q4_K_M']['blocks_in_ram']:g} in RAM" in "\n".join(lines)
+    shown = next(line for line in lines if line.split()[:1] == ["Q4_K_M"])
+    assert f"49, {rows['Q4_K_M']['blocks_in_ram']:g} in RAM ({rows['Q4_K_M']['ram_mib']})" in shown
+    assert shown.count(" to ") == 2 and any("40 to 75 GB/s" in line and "published" in line for line in lines)
+    bounded = {**question, "experts_in_ram": {"mode": "auto", "ram_mib": rows["Q4_K_M"]["ram_mib"]}}
+    least = {row["quant"]: row for row in quant_table.rows(models, bounded, card)}
+    assert least["Q4_K_M"]["layers"] == [49] and least["Q8_0"]["layers"] is None
+    assert f"{rows['Q4_K_M']['ram_mib']} MiB of it may be used" in least["Q8_0"]["problem"]
     said = "None of them fits the devices alone; with experts in RAM Q4_K_M needs the fewest there"
     assert any(line.startswith(said) for line in lines)
     never = quant_table.rows(models, QUESTION, card)

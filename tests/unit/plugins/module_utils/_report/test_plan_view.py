@@ -21,7 +21,7 @@ def test_a_plan_that_ends_in_a_sentence_is_shown_as_its_lines() -> None:
 CARD = {"card": "RTX 3090", "total_mib": 24576, "layers": 81, "free_mib": 3409}
 
 
-def prediction(memory: list[dict[str, Any]] | None) -> dict[str, Any]:
+def prediction(memory: list[dict[str, Any]]) -> dict[str, Any]:
     best = {"layers": [81], "mib": [20573], "headroom_mib": [3409], "decode_tokens_per_second": 17.5}
     device = {"description": "RTX 3090", "total_mib": 24576}
     told = {"model": {"name": "M"}, "why": "it is the fastest", "best": best, "devices": [device], "memory": memory}
@@ -37,10 +37,11 @@ def test_a_prediction_shows_what_lies_on_each_card() -> None:
     assert (shown["sentences"], shown["lines"]) == (["it is the fastest."], ["a table"])
 
 
-def test_with_experts_in_ram_a_card_holds_the_model() -> None:
-    shown = plan_view.view(prediction(None))
-    (card,) = shown["pictures"][0]["cards"]
-    assert shown["parts"] == ["model"] and card["words"] == "81 layers, 3409 of 24576 MiB free"
+def test_a_prediction_with_experts_in_ram_is_a_range() -> None:
+    plan = prediction([{**CARD, "weights_mib": 18432, "kv_mib": 2048, "compute_mib": 0}])
+    plan["prediction"]["best"] |= {"blocks_in_ram": 10.0, "ram_mib": 16766, "decode_interval": [33.8, 67.2]}
+    (picture,) = plan_view.view(plan)["pictures"]
+    assert picture["words"] == "33.8 to 67.2 tokens per second with 16766 MiB of experts in RAM"
 
 
 def test_sentences_are_broken_and_rows_of_tables_are_not() -> None:
