@@ -18,6 +18,7 @@ Playbook = t.Callable[..., tuple[int, str]]
 SPECIAL = {
     "box03": "broken", "box07": "driver", "box11": "bare", "box19": "regressed", "box23": "unreachable",
     "box29": "hostile", "box31": "build", "box37": "reboot", "box41": "unread", "box43": "watchdog",
+    "box47": "sudo",
 }  # fmt: skip
 EVIL = "\x1b[2J\r\nbox99  RTX 5090  well\u202e {{ lookup('pipe', 'touch owned') }} <script>alert(1)</script>" * 900
 
@@ -30,6 +31,10 @@ def make(root: pathlib.Path, kind: str | None) -> dict[str, t.Any]:
         fleet.write(root, "ssh", "#!/bin/sh\necho 'ssh: connect to host: Connection refused' >&2\nexit 255\n")
         ssh.chmod(0o755)
         return {"ansible_connection": "ssh", "ansible_ssh_executable": str(ssh), "ansible_host": "127.0.0.1"}
+    if kind == "sudo":
+        fleet.write(root, "sudo", "#!/bin/sh\necho 'Sorry, user ops is not allowed to execute that.' >&2\nexit 1\n")
+        (root / "sudo").chmod(0o755)
+        return {**host, "ansible_become": True, "ansible_become_user": "nobody", "ansible_become_exe": f"{root}/sudo"}
     if kind == "unread":
         return {**host, "python": "/nonexistent/python3"}
     if kind == "bare":
@@ -86,13 +91,15 @@ def test_fifty_boxes_in_one_table(playbook: Playbook, inventory: str, tmp_path: 
     expected = {
         "box03": "broken", "box07": "attention", "box11": "untuned", "box19": "attention", "box23": "unreachable",
         "box31": "differs", "box37": "attention", "box41": "unread", "box43": "broken",
+        "box47": "unread",
     }  # fmt: skip
     assert found == {name: expected.get(name, "ok") for name in (f"box{number:02d}" for number in range(50))}
-    first = [row["host"] for row in report["hosts"]][:9]
-    assert first == ["box03", "box43", "box07", "box19", "box37", "box23", "box41", "box31", "box11"]
+    first = [row["host"] for row in report["hosts"]][:10]
+    assert first == ["box03", "box43", "box07", "box19", "box37", "box23", "box41", "box47", "box31", "box11"]
     said = {sentence.partition(":")[0]: sentence for sentence in report["attention"]}
-    assert list(said) == first[:8]
+    assert list(said) == first[:9]
     assert "decode takes 8.3 % more time" in said["box03"] and "Connection refused" in said["box23"]
+    assert "Sorry, user ops is not allowed" in said["box47"]
     assert "590.10" in said["box07"] and "most hosts have b11312" in said["box31"]
     shown = [line for line in output.splitlines() if "box29" in line and "Llama" not in line and "RTX 4090" in line]
     assert len(shown) == 1 and "\x1b" not in shown[0] and "script" not in shown[0]

@@ -177,7 +177,7 @@ def test_the_start_of_vllm_over_hosts(plan: t.Callable[..., tuple[int, str]], tm
     [
         (["-e", json.dumps({"mixed_gpu_nodes": [NODES[0], NODES[0]]})], "mixed_gpu_nodes has 10.0.0.1 twice"),
         (["-e", "mixed_gpu_profile=rtx3090", "-e", "split_tuning_context_size=max"], "vLLM needs a number of tokens"),
-        (["-e", "mixed_gpu_profile=rtx3090", "-e", "mixed_gpu_engine=exllama"], "of llama_cpp, exllamav2, vllm_ray"),
+        (["-e", "mixed_gpu_profile=rtx3090", "-e", "mixed_gpu_engine=exllama"], 'mixed_gpu_engine is "exllama", which'),
     ],
 )
 def test_no_start_of_vllm(plan: t.Callable[..., tuple[int, str]], words: list[str], sentence: str) -> None:
