@@ -20,6 +20,7 @@ import typing as t
 import pytest
 from ansible_collections.homelab.mixed_gpu.tests.release import llama_cpp_pin, update_llama_cpp
 
+BUILD = update_llama_cpp.build
 OLD = llama_cpp_pin.Pin("0.3.1", "0" * 64, 1000, "0123456789" * 4)
 
 
@@ -132,7 +133,7 @@ def checkout(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib
     monkeypatch.setattr(update_llama_cpp, "WORK", folder / "build/llama-cpp")
     monkeypatch.setattr(update_llama_cpp, "wanted", lambda *_arguments: (new, folder / "x.tar.gz"))
     monkeypatch.setattr(update_llama_cpp, "formats_hold", lambda _archive: True)
-    monkeypatch.setattr(update_llama_cpp, "build", lambda _pin: {"llama-server": next(built)})
+    monkeypatch.setattr(update_llama_cpp, "build", lambda _pin: ({"llama-server": next(built)}, True))
     monkeypatch.setattr(update_llama_cpp, "lab", lambda *_command, **_options: "")
     return folder
 
@@ -162,3 +163,23 @@ def test_nothing_moves_where_something_did_not_hold(
         update_llama_cpp.main([])
     assert llama_cpp_pin.pinned(checkout) == old
     assert "gone: --gone" in (checkout / "build/llama-cpp/changes.md").read_text(encoding="utf-8")
+
+
+def test_a_source_that_only_owners_can_build_is_tried_and_does_not_become_the_pin(
+    checkout: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = llama_cpp_pin.pinned(checkout)
+    built: list[tuple[str, bool]] = []
+
+    def run_role(pin: llama_cpp_pin.Pin, quick: bool) -> None:
+        built.append((pin.version, quick))
+        if quick and pin.version == "0.4.0":
+            raise llama_cpp_pin.PinError("redefinition of a function")
+
+    monkeypatch.setattr(update_llama_cpp, "build", BUILD)
+    monkeypatch.setattr(update_llama_cpp, "run_role", run_role)
+    monkeypatch.setattr(update_llama_cpp, "inside", lambda *_command, **_options: "-m, --model\n")
+    with pytest.raises(llama_cpp_pin.PinError, match=r"correct what test hosts compile as one \(.*quick_compile\.py\)"):
+        update_llama_cpp.main([])
+    assert built == [(old.version, True), ("0.4.0", True), ("0.4.0", False)]
+    assert llama_cpp_pin.pinned(checkout) == old
