@@ -8,7 +8,7 @@ SHELL := /bin/bash
   first-evening-test build picture requirements clean
 
 # Each scenario has a test host of its own; `make molecule SCENARIO=name` runs one.
-MOLECULE_SCENARIOS := default gpu_power preflight nvidia_driver cuda_toolkit
+MOLECULE_SCENARIOS := default nvidia_driver gpu_power preflight cuda_toolkit
 # Scenarios that take longer: `make molecule-more`.
 MOLECULE_MORE := models exllamav2 speculation experts lenders
 
@@ -48,8 +48,8 @@ lab-down:  ## remove the lab and all its hosts; caches stay
 	@$(AS_ROOT) tests/lab/lab.sh down
 
 test: ready  ## everything CI runs, two steps at a time; the end lists what was skipped, and why
-	@python tests/run_all.py molecule-default lint units package-test \
-	  $(patsubst %,molecule-%,$(filter-out default,$(MOLECULE_SCENARIOS)))
+	@python tests/run_all.py molecule-default lint units first-evening-test \
+	  $(patsubst %,molecule-%,$(filter-out default,$(MOLECULE_SCENARIOS))) package-test
 
 lint: venv sanity docs  ## static checks: sanity, ruff, mypy, yamllint, ansible-lint and the project's own gates
 	ruff check .
@@ -153,8 +153,9 @@ gpu-test: venv  ## the NVML probe and a CUDA build on a real NVIDIA card
 	python -m pytest -v tests/gpu
 
 build: venv  ## build/homelab-mixed_gpu-<version>.tar.gz
-	@mkdir -p build && rm -f build/homelab-mixed_gpu-*.tar.gz
-	@ansible-galaxy collection build --force --output-path build
+	@mkdir -p build && new=$$(mktemp -d build/new.XXXXXX) && \
+	  ansible-galaxy collection build --output-path $$new && mv $$new/*.tar.gz build && rmdir $$new
+	@ls -t build/homelab-mixed_gpu-*.tar.gz | tail -n +2 | xargs -r rm -f
 
 picture: venv  ## draw docs/images/rooms.svg from the imports
 	python tests/gates/rooms_picture.py --write

@@ -24,16 +24,19 @@ PROJECT: t.Final = pathlib.Path(__file__).resolve().parents[2]
 PAGE: t.Final = PROJECT / "docs/first_evening.md"
 USER: t.Final = "you"
 PASSWORD, VAULT_PASSWORD = "the-password-of-you", "the-password-of-the-vault"  # of a test host
+MARK: t.Final = "=== "
+#: Asked after the last command: what a container engine has not yet shown when a command ends, it may never show.
+END: t.Final = f"\n{MARK}end: "
 #: What is asked, and what is answered; Enter takes what `init` proposes.
 ANSWERS: t.Final = {
     rf"\[sudo\] password for {USER}: |BECOME password: ": PASSWORD,
     r"Vault password(?: \(.*\))?: ": VAULT_PASSWORD,
     r"(?:Model of the catalogue|Tokens that a conversation|Networks that may ask)[^\n]*: ": "",
+    END: "",
 }
 #: Longer without a word than any step is.
 SILENCE_SECONDS: t.Final = 1800
 REBOOT: t.Final = "sudo reboot"
-MARK: t.Final = "=== "
 EDITOR: t.Final = "/usr/local/bin/type-text"
 CONSTRAINTS: t.Final = "/usr/local/share/constraints.txt"
 
@@ -77,12 +80,12 @@ def script(some_steps: t.Iterable[Step]) -> str:
         if step.typed:
             lines.append(f"printf %s {shlex.quote(step.typed)} > ~/.typed")
         lines.append(step.command)
-    return "\n".join(lines)
+    return "\n".join([*lines, f"read -rp {shlex.quote(END)}"])
 
 
 def said(transcript: str, number: int) -> str:
     """Return what the command of this number printed; -1 is the last one."""
-    return transcript.split(f"\n{MARK}")[1:][number].partition("\n")[2]
+    return transcript.partition(END)[0].split(f"\n{MARK}")[1:][number].partition("\n")[2]
 
 
 class Host:
