@@ -29,6 +29,10 @@ options:
     type: list
     elements: str
     required: true
+  required:
+    description: Whether the module fails where a server is not measured. Else RV(unmeasured) says why.
+    type: bool
+    default: true
   timeout_seconds:
     description: Time after which a server that does not answer is given up.
     type: int
@@ -48,6 +52,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+unmeasured:
+  description: By each endpoint that was not measured, why, in a sentence.
+  returned: always
+  type: dict
 links:
   description: By each endpoint, how quick the way to it is.
   returned: always
@@ -81,30 +89,41 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors imp
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import rpc_link
 
 
+def measured(endpoint: str, timeout_seconds: int) -> rpc_link.Link:
+    """Return how quick the way to a server is. Raises UserError with one sentence."""
+    host, _colon, port = endpoint.rpartition(":")
+    try:
+        return rpc_link.measure(host, int(port), timeout_seconds=timeout_seconds)
+    except UserError as error:
+        raise UserError(
+            f"The RPC server {endpoint} is not the one that was expected: {error}; run homelab.mixed_gpu.site, so that"
+            " all hosts have the same llama.cpp."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The RPC server {endpoint} is not reached ({error}): wake its host, see that its unit ggml-rpc-server-*"
+            " runs, and that nothing else uses it."
+        ) from error
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "endpoints": {"type": "list", "elements": "str", "required": True},
+            "required": {"type": "bool", "default": True},
             "timeout_seconds": {"type": "int", "default": 30},
         },
         supports_check_mode=True,
     )
-    links = {}
+    links, unmeasured = {}, {}
     for endpoint in module.params["endpoints"]:
-        host, _colon, port = endpoint.rpartition(":")
         try:
-            links[endpoint] = rpc_link.measure(host, int(port), timeout_seconds=module.params["timeout_seconds"])
+            links[endpoint] = measured(endpoint, module.params["timeout_seconds"])
         except UserError as error:
-            module.fail_json(
-                msg=f"The RPC server {endpoint} is not the one that was expected: {error}; run homelab.mixed_gpu.site,"
-                " so that all hosts have the same llama.cpp."
-            )
-        except (OSError, ValueError) as error:
-            module.fail_json(
-                msg=f"The RPC server {endpoint} is not reached ({error}): wake its host, see that its unit"
-                " ggml-rpc-server-* runs, and that nothing else uses it."
-            )
-    module.exit_json(changed=False, links=links)
+            if module.params["required"]:
+                module.fail_json(msg=str(error))
+            unmeasured[endpoint] = str(error)
+    module.exit_json(changed=False, links=links, unmeasured=unmeasured)
 
 
 if __name__ == "__main__":

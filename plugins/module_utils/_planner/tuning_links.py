@@ -35,4 +35,6 @@ def judged(state: State, decision: Mapping) -> Json:
         memory_plan.flash_attention(t.cast(Serving, state.serving)),
     )  # fmt: skip
     worth = network_links.worth(decision, state.model, state.devices, state.links, prompt["n_prompt"], asked)
-    return {**decision, "network": {"links": state.links, **worth}}
+    # what a later look at the links is priced by
+    sizes = {name: state.model[name] for name in ("embedding_length", "vocabulary_size")}
+    return {**decision, "network": {"links": state.links, "model": sizes, "work": asked._asdict(), **worth}}
