@@ -39,6 +39,7 @@ PLANNERS: t.Final = {
     "revalidation": f"{_ROOMS}._revalidation.campaign",
     "answers": f"{_ROOMS}._revalidation.answers_campaign",
     "power_sweep": f"{_ROOMS}._hardware.power_sweep_campaign",
+    "diagnosis": f"{_ROOMS}._diagnosis.lender_campaign",
 }
 #: Modules that measure under the lease and store what they found -> their option that names the measurement.
 MEASURING: t.Final = {

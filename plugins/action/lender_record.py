@@ -32,9 +32,9 @@ class ActionModule(ActionBase):
                     f"{name} has not been prepared in this run ({', '.join(missing)} is unknown): run"
                     " homelab.mixed_gpu.site without --tags."
                 )
-            cards = found["ansible_facts"].get("mixed_gpu_gpus", {"gpus": []})["gpus"]
+            gpus = found["ansible_facts"].get("mixed_gpu_gpus", {"gpus": []})
             address, servers, installed = (found[fact] for fact in _FACTS)
-            lent[name] = lent_devices.lent(address, servers, cards, installed)
+            lent[name] = lent_devices.lent(address, servers, gpus, installed)
         module = {"lent": lent, **{key: value for key, value in args.items() if key != "lenders"}}
         module["box"] = str(variables["inventory_hostname"])
         found = self._execute_module("homelab.mixed_gpu.lender_record", module, task_vars=variables)

@@ -36,17 +36,17 @@ options:
     description:
       - What decides. V(tuning) finds the best split of a model, V(revalidation) compares a recorded split with its
         baseline, V(power_sweep) compares power limits, V(answers) compares a placement with each device alone.
-        V(planning) predicts, and measures nothing.
+        V(planning) predicts, and measures nothing. V(diagnosis) adds what was found of lenders to a diagnosis.
     type: str
-    choices: [answers, planning, power_sweep, revalidation, tuning]
+    choices: [answers, diagnosis, planning, power_sweep, revalidation, tuning]
     required: true
   settings:
     description:
       - What the planner is told. For V(tuning) and V(planning) the variables of the role
         P(homelab.mixed_gpu.split_tuning#role) by name, for V(power_sweep) those of
         P(homelab.mixed_gpu.power_sweep#role), for V(revalidation) those of P(homelab.mixed_gpu.revalidate#role) with
-        C(revalidate_host), the name of the host, for V(answers) those of P(homelab.mixed_gpu.llama_server#role);
-        others are ignored.
+        C(revalidate_host), the name of the host, for V(answers) those of P(homelab.mixed_gpu.llama_server#role), for
+        V(diagnosis) those of P(homelab.mixed_gpu.diagnose#role) and what its tasks found; others are ignored.
     type: dict
     required: true
   label:
@@ -117,6 +117,10 @@ answers:
 retuned:
   description: Of V(revalidation), what tunes this deployment again, with C(obstacle) likewise.
   returned: when a host was compared
+  type: dict
+told:
+  description: Of V(diagnosis), what M(homelab.mixed_gpu.llama_server_diagnosis) returns, with the lenders.
+  returned: success
   type: dict
 prediction:
   description: Of V(tuning), what is to be expected, see C(docs/data_formats.md).

@@ -171,6 +171,10 @@ revalidation:
         - Versions C(recorded) (V(none) where no driver was recorded), C(loaded) (empty where none is) and C(installed)
           (empty where no kernel has the module, V(none) where that cannot be known).
       type: dict
+lenders:
+  description: The hosts that lend devices to the deployment, by name, as in C(/var/lib/mixed_gpu/lenders.json).
+  returned: when O(state=query)
+  type: dict
 trend:
   description: What the kept revalidations of the deployment found, the oldest first.
   returned: when O(state=query)
@@ -224,7 +228,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state, version
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due, trend
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record, lent_devices
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.types import Entry
 
 
@@ -258,8 +262,13 @@ class SplitRecord:
         if self.params["required"] and not found["available"]:
             raise UserError(str(found["why"]))
         state_dir = os.path.dirname(self.params["history_dir"])
+        path = os.path.join(state_dir, "lenders.json")
+        text = json_file.read_text(path)
+        lent = None if text is None else lent_devices.FORM.parse(text, path)
+        entry = found["entry"] or {"rpc_endpoints": ()}
         return {
             "changed": False, "path": self.path, "record": record, **found,
+            "lenders": lent_devices.used(lent, entry["rpc_endpoints"]),
             "revalidation": due.read(record, state_dir),
             "trend": trend.rows(due.history(state_dir, found["deployment"]) if found["deployment"] else ()),
         }  # fmt: skip

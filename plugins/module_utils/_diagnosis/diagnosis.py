@@ -55,21 +55,27 @@ def diagnose(
         *_all_cards(entry, watched, known["configuration"], server["state"] == "ready"),
         *_skipped(watched),
     ]
-    found.sort(key=lambda one: -SEVERITIES.index(one["severity"]))
-    verdict = _verdict(watched, observed, found)
-    return {
+    judged = {
         "schema": 1,
-        "verdict": verdict,
-        "summary": _summary(verdict, watched, observed, found),
         "busy": watched["busy"],
         "devices": watched["devices"],
         "phases": observed,
-        "findings": found,
         "xid_journal_read": watched["kernel_lines"] is not None,
         "advice": layer_advice,
         "rules": rules.rules(entry, observed, layer_advice),
         "cards": {phase["kind"]: phase["cards"] for phase in watched["phases"]},
+        "lenders": [],
+        "lenders_before": known["configuration"].get("lenders") or {},
     }
+    return with_findings(judged, found)
+
+
+def with_findings(judged: Json, found: t.Sequence[Json]) -> Json:
+    """Return a diagnosis with these findings, the worst first, and the verdict and summary that follow from them."""
+    ranked = sorted(found, key=lambda one: -SEVERITIES.index(one["severity"]))
+    verdict = _verdict(judged["busy"], judged["phases"], ranked)
+    summary = _summary(verdict, judged["busy"], judged["phases"], ranked)
+    return {**judged, "verdict": verdict, "summary": summary, "findings": ranked}
 
 
 def failure(server: Json) -> str | None:
@@ -128,11 +134,11 @@ def _skipped(watched: Json) -> list[Json]:
     ]
 
 
-def _verdict(watched: Json, observed: t.Sequence[Json], found: t.Sequence[Json]) -> str:
+def _verdict(busy: str | None, observed: t.Sequence[Json], found: t.Sequence[Json]) -> str:
     """Return problem, busy, not_measured, within_noise or ok."""
     if any(one["severity"] == "problem" for one in found):
         return "problem"
-    if watched["busy"]:
+    if busy:
         return "busy"
     if not any(phase["blocks"] for phase in observed):
         return "not_measured"
@@ -140,14 +146,14 @@ def _verdict(watched: Json, observed: t.Sequence[Json], found: t.Sequence[Json])
     return "within_noise" if "within_noise" in verdicts else "ok"
 
 
-def _summary(verdict: str, watched: Json, observed: t.Sequence[Json], found: t.Sequence[Json]) -> str:
+def _summary(verdict: str, busy: str | None, observed: t.Sequence[Json], found: t.Sequence[Json]) -> str:
     """Return the verdict as one sentence."""
     worst = [one for one in found if one["severity"] == "problem"]
     if worst:
         more = f" (and {len(worst) - 1} more)" if len(worst) > 1 else ""
         return f"{worst[0]['subject']}: {worst[0]['detail']}{more}"
     if verdict == "busy":
-        return str(watched["busy"])
+        return str(busy)
     if verdict == "not_measured":
         return "nothing was measured"
     if verdict == "within_noise":

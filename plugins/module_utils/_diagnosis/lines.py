@@ -37,6 +37,8 @@ def table(result: Json) -> list[str]:
         lines += _wrapped(f"{MARKS[one['severity']]} {one['subject']}: {one['detail']}", "  ", "    ")
         if one["cure"]:
             lines += _wrapped(f"do: {one['cure']}", "    ", "        ")
+    if result["lenders"]:
+        lines += ["", "Lenders", *(line for said in result["lenders"] for line in _wrapped(said, "  ", "  "))]
     advice = result["advice"]
     lines += ["", "Layers", *_wrapped(advice["why"], "  ", "  ")]
     for other in advice["others"]:

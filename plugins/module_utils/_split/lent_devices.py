@@ -18,6 +18,7 @@ SCHEMA: t.Final = 1
 #: What is recorded of a card, of what gpu_facts reports.
 _OF_CARD: t.Final = (
     "id", "name", "memory_total_mib", "memory_bandwidth_gb_per_s", "compute_capability", "power_limit_watts",
+    "pcie_width",
 )  # fmt: skip
 _OF_BUILD: t.Final = ("build", "commit", "version")
 
@@ -31,14 +32,14 @@ def _check(data: Json) -> None:
 FORM: t.Final = Form(SCHEMA, "run homelab.mixed_gpu.site again", _check)
 
 
-def lent(address: str, servers: t.Iterable[Mapping], cards: t.Iterable[Mapping], installed: Mapping) -> Json:
+def lent(address: str, servers: t.Iterable[Mapping], gpus: Mapping, installed: Mapping) -> Json:
     """Return what a lender lends.
 
-    C(servers) are those of rpc_servers.servers, C(cards) those of gpu_facts, C(installed) is llama_cpp_installed. Each
+    C(servers) are those of rpc_servers.servers, C(gpus) is mixed_gpu_gpus, C(installed) is llama_cpp_installed. Each
     server is recorded as its C(endpoint), C(device) (llama.cpp's name on the lender, "" for its own choice) and
     C(card).
     """
-    by_id = {str(card["id"]): {name: card.get(name) for name in _OF_CARD} for card in cards}
+    by_id = {str(card["id"]): _card(card) for card in gpus["gpus"]}
     rows = [
         {
             "endpoint": server["endpoint"],
@@ -47,7 +48,12 @@ def lent(address: str, servers: t.Iterable[Mapping], cards: t.Iterable[Mapping],
         }
         for server in servers
     ]
-    return {"address": address, "build": {name: installed[name] for name in _OF_BUILD}, "servers": rows}
+    build = {name: installed[name] for name in _OF_BUILD}
+    return {"address": address, "build": build, "driver_version": gpus.get("driver_version"), "servers": rows}
+
+
+def _card(card: Mapping) -> Json:
+    return {name: card.get(name) for name in _OF_CARD}
 
 
 def merged(recorded: Mapping | None, present: t.Mapping[str, Json], absent: t.Iterable[str]) -> Json:
@@ -75,6 +81,57 @@ def check_builds(box: str, installed: Mapping, lenders: t.Mapping[str, Mapping])
 
 def _said(build: Mapping) -> str:
     return f"{build['version']}{' (' + build['commit'] + ')' if build['commit'] else ''}"
+
+
+def used(record: Mapping | None, rpc_endpoints: t.Collection[str]) -> t.Mapping[str, Mapping]:
+    """Return the lenders of a record that have one of these endpoints, by name."""
+    lenders = record["lenders"] if record else {}
+    return {
+        name: lender for name, lender in lenders.items()
+        if any(server["endpoint"] in rpc_endpoints for server in lender["servers"])
+    }  # fmt: skip
+
+
+class Looks(t.NamedTuple):
+    """What a look at lenders found: the fact mixed_gpu_gpus by name, or why there is none."""
+
+    gpus: dict[str, Mapping]
+    unseen: dict[str, str]
+
+
+def looks(results: t.Iterable[Mapping]) -> Looks:
+    """Return what the module gpu_facts returned in a loop over names of lenders; an answer may be a failure."""
+    found = Looks({}, {})
+    for result in results:
+        gpus = (result.get("ansible_facts") or {}).get("mixed_gpu_gpus")
+        if gpus is not None:
+            found.gpus[_item(result)] = gpus
+        elif not result.get("skipped"):
+            found.unseen[_item(result)] = str(result.get("msg") or "it does not answer").strip().rstrip(".")
+    return found
+
+
+def _item(result: Mapping) -> str:
+    """Return the name of the host; of a job that was waited for, that of its start."""
+    item = result["item"]
+    return _item(item) if isinstance(item, t.Mapping) else str(item)
+
+
+def configuration(lenders: t.Mapping[str, Mapping], seen: t.Mapping[str, Mapping]) -> Json:
+    """Return what can move the speed of lenders, by name: C(driver_version), and C(cards) of those that they lend.
+
+    C(lenders) are those of the record, C(seen) is Looks.gpus; one that was not looked at is as it was recorded.
+    """
+    found = {}
+    for name, lender in lenders.items():
+        cards = [server["card"] for server in lender["servers"] if server["card"]]
+        driver = lender.get("driver_version")
+        if name in seen and seen[name].get("available"):
+            driver = seen[name]["driver_version"]
+            by_id = {str(card["id"]): _card(card) for card in seen[name]["gpus"]}
+            cards = [by_id[card["id"]] for card in cards if card["id"] in by_id]
+        found[name] = {"driver_version": driver, "cards": cards}
+    return found
 
 
 def endpoints(record: Mapping | None) -> list[str]:
