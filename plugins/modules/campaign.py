@@ -45,8 +45,9 @@ options:
       - What the planner is told. For V(tuning) and V(planning) the variables of the role
         P(homelab.mixed_gpu.split_tuning#role) by name, for V(power_sweep) those of
         P(homelab.mixed_gpu.power_sweep#role), for V(revalidation) those of P(homelab.mixed_gpu.revalidate#role) with
-        C(revalidate_host), the name of the host, for V(answers) those of P(homelab.mixed_gpu.llama_server#role), for
-        V(diagnosis) those of P(homelab.mixed_gpu.diagnose#role) and what its tasks found; others are ignored.
+        C(revalidate_host), the name of the host, C(revalidate_lenders) and C(revalidate_looks), for V(answers) those of
+        P(homelab.mixed_gpu.llama_server#role), for V(diagnosis) those of P(homelab.mixed_gpu.diagnose#role) and what
+        its tasks found; others are ignored.
     type: dict
     required: true
   label:

@@ -70,6 +70,11 @@ options:
         description: When it was measured (UTC). Empty means when the entry was recorded.
         type: str
         default: ""
+      lenders:
+        description:
+          - What can move the speed of hosts that lend devices, by name. What is recorded of them
+            (C(/var/lib/mixed_gpu/lenders.json)) by default.
+        type: dict
   completion:
     description:
       - What a loaded server says, to complete the baseline that is there. What that already holds stays.
@@ -169,7 +174,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors imp
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.types import Json
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import contention
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines, changes, verdict
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, lent_devices
 
 
 def present(file: json_state.StateFile, replaced: bool) -> Json | None:
@@ -189,7 +194,9 @@ def wanted(params: Json, before: Json | None) -> Json | None:
     after, measured, completion = before, params["measured"], params["completion"]
     try:
         if measured is not None:
-            after = baselines.checked(baselines.make(params["deployment"], **measured))
+            lent = lent_devices.read(params["state_dir"], measured["entry"]["rpc_endpoints"])
+            told = {**measured, "lenders": measured["lenders"] or lent_devices.configuration(lent, {})}
+            after = baselines.checked(baselines.make(params["deployment"], **told))
         if completion is not None and after is not None:
             memory = baselines.memory(completion["entry"], completion["server"])
             seen = completion["completions"] or {}
@@ -248,6 +255,7 @@ def main() -> None:
                     "reason": {"type": "str", "choices": list(baselines.REASONS), "required": True},
                     "most_loads": {"type": "int", "required": True},
                     "recorded_at": {"type": "str", "default": ""},
+                    "lenders": {"type": "dict"},
                 },
             },
             "completion": {

@@ -262,13 +262,10 @@ class SplitRecord:
         if self.params["required"] and not found["available"]:
             raise UserError(str(found["why"]))
         state_dir = os.path.dirname(self.params["history_dir"])
-        path = os.path.join(state_dir, "lenders.json")
-        text = json_file.read_text(path)
-        lent = None if text is None else lent_devices.FORM.parse(text, path)
-        entry = found["entry"] or {"rpc_endpoints": ()}
+        endpoints = found["entry"]["rpc_endpoints"] if found["entry"] else ()
         return {
             "changed": False, "path": self.path, "record": record, **found,
-            "lenders": lent_devices.used(lent, entry["rpc_endpoints"]),
+            "lenders": lent_devices.read(state_dir, endpoints),
             "revalidation": due.read(record, state_dir),
             "trend": trend.rows(due.history(state_dir, found["deployment"]) if found["deployment"] else ()),
         }  # fmt: skip

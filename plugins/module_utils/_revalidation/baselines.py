@@ -31,12 +31,14 @@ _GPU_FIELDS = (
 
 
 def configuration(
-    entry: Mapping, build: str | None, gpus: Mapping, host: Mapping, versions: Mapping | None = None
+    entry: Mapping, build: str | None, gpus: Mapping, host: Mapping, versions: Mapping | None = None,
+    lenders: Mapping | None = None,
 ) -> Json:
     """Return everything in clear that can move the speed of a recorded split and is read without touching a device.
 
     C(entry) is the fact's, C(build) the key of the engine's build in use, C(gpus) C(mixed_gpu_gpus), C(host) the
-    C(host) of host_info, C(versions) what split_tuning_info says of an ExLlama's build.
+    C(host) of host_info, C(versions) what split_tuning_info says of an ExLlama's build, C(lenders) what
+    lent_devices.configuration returned of hosts that lend devices.
     """
     engine = engines.of(entry["serving"])
     split: Json = {"gpu_split_gb": list(entry["gpu_split_gb"])} if "gpu_split_gb" in entry else {}
@@ -60,6 +62,7 @@ def configuration(
         "split_mode": entry["split_mode"],
         "placement": [dict(place) for place in entry["placement"]],
         "environment": dict(entry.get("environment") or {}),
+        **({"lenders": dict(lenders)} if lenders else {}),
     }
 
 
@@ -77,19 +80,20 @@ def make(
     most_loads: int,
     recorded_at: str = "",
     versions: Mapping | None = None,
+    lenders: Mapping | None = None,
 ) -> Json:
     """Return a baseline; what only a loaded server tells (C(memory), C(served), C(acceptance)) is added by complete.
 
-    C(entry), C(build), C(gpus), C(host) and C(versions) are as for configuration, C(loads) those of the recorded split
-    as it is served, C(most_loads) the number that a later revalidation may measure, C(recorded_at) when they were
-    measured unless that is when the entry was recorded.
+    C(entry), C(build), C(gpus), C(host), C(versions) and C(lenders) are as for configuration, C(loads) those of the
+    recorded split as it is served, C(most_loads) the number that a later revalidation may measure, C(recorded_at) when
+    they were measured unless that is when the entry was recorded.
     """
     return {
         "schema": SCHEMA,
         "deployment": deployment,
         "recorded_at": recorded_at or entry["recorded_at"],
         "reason": reason,
-        "configuration": configuration(entry, build, gpus, host, versions),
+        "configuration": configuration(entry, build, gpus, host, versions, lenders),
         "devices": [dict(device) for device in entry["devices"]],
         "loads": [dict(load) for load in loads],
         "device_probe": entry.get("device_probe"),

@@ -203,6 +203,7 @@ def _accepted(seen: Observation, result: Mapping) -> Json:
         "renewal": renewal,
         "build": host["build"],
         "versions": host["versions"],
+        "lenders": seen.lenders,
         "gpus": host["gpus"],
         "host": host["host"],
         "loads": contended.judged_loads(seen.loads),

@@ -11,7 +11,7 @@ import typing as t
 
 from .._base.steps import Step
 from .._base.types import Json, Mapping
-from .._split import engines, exl_split
+from .._split import engines, exl_split, link_changes
 from .campaign_settings import Settings
 
 #: What a restarted server is asked: it has to answer, how fast does not matter.
@@ -86,7 +86,12 @@ class LlamaCpp:
             "environment": dict(environment),
             "expected_devices": entry["devices"],
         }
-        return [Step("devices", "llama_devices_info", arguments, "list the devices", 10, tolerated=True)]
+        listing = Step("devices", "llama_devices_info", arguments, "list the devices", 10, tolerated=True)
+        links = list(link_changes.recorded(entry))
+        if not links:
+            return [listing]
+        label, asked = "measure the links to the lenders", {"endpoints": links, "required": False}
+        return [Step("links", "rpc_link_info", asked, label, 5 * len(links), tolerated=True), listing]
 
     def bench(self) -> Json:
         return self._program

@@ -18,6 +18,9 @@ class Settings:
     #: Name of the host in the verdict.
     host: str
     deployment: str
+    #: Lenders of the deployment (split_record), and what gpu_facts returned in a loop over their names.
+    lenders: dict[str, t.Any]
+    looks: list[dict[str, t.Any]]
     measure: str
     accept: list[str]
     tolerance_percent: float

@@ -34,6 +34,8 @@ def changes(before: Mapping, now: Mapping) -> list[Json]:
             continue
         if part == "gpus":
             found += _card_changes(old or [], new or [])
+        elif part == "lenders":
+            found += _lender_changes(old or {}, new or {})
         elif part == "serving":
             found += _field_changes("serving.{}", old or {}, new or {})
         else:
@@ -48,6 +50,17 @@ def _field_changes(name: str, before: Mapping, now: Mapping) -> list[Json]:
         for field in sorted(set(before) | set(now))
         if before.get(field) != now.get(field)
     ]
+
+
+def _lender_changes(before: Mapping, now: Mapping) -> list[Json]:
+    """Return what changed on hosts that lend devices; which of them do is part of the endpoints."""
+    found: list[Json] = []
+    for name in sorted(set(before) & set(now)):
+        old, new = before[name], now[name]
+        own = _card_changes(old["cards"], new["cards"])
+        own += _field_changes("{}", *({"driver_version": one["driver_version"]} for one in (old, new)))
+        found += [{**change, "part": f"{change['part']} of {name}"} for change in own]
+    return found
 
 
 def _card_changes(before: t.Sequence[Mapping], now: t.Sequence[Mapping]) -> list[Json]:

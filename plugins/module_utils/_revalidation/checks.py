@@ -10,7 +10,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json, Mapping
-from .._split import allreduce, engines
+from .._split import allreduce, engines, link_changes
 from . import baselines
 
 #: From best to worst. A host is as good as the worst of its checks.
@@ -242,27 +242,42 @@ def links(observed: Mapping) -> Json | None:
     return _by_card("links", fell, [], same, "reseat the card or its riser, and look at the firmware's slot settings")
 
 
+def network(observed: Mapping) -> Json | None:
+    """The links to lenders against those of the tuning."""
+    links = link_changes.compared(observed["entry"], observed["links"])
+    fell = {link.endpoint: link.sentence() for link in links if link.slower}
+    return _by_card("network", fell, [], [link.sentence() for link in links if not link.slower], link_changes.CURE)
+
+
 def power(observed: Mapping) -> Json | None:
-    """Power limits against the baseline's."""
-    baseline = observed["baseline"]
-    known = (
-        {card["id"]: card.get("power_limit_watts") for card in baseline["configuration"]["gpus"]} if baseline else {}
-    )
+    """Power limits against the baseline's, also those of cards that are lent."""
+    before = observed["baseline"]["configuration"] if observed["baseline"] else {}
+    known = {card["id"]: card.get("power_limit_watts") for card in _all_cards(before)}
     fell: dict[str, str] = {}
     rose, same = [], []
-    for card in observed["gpus"].get("gpus", []):
+    for card in _all_cards({**observed["configuration"], "gpus": observed["gpus"].get("gpus", [])}):
         old, new = known.get(card["id"]), card.get("power_limit_watts")
         if old is None or new is None:
             continue
         if abs(new - old) <= 0.5:
             same.append(f"{card['name']} {new:g} W")
         elif new < old:
-            fell[card["id"]] = f"{card['name']} {new:g} W, was {old:g} W"
+            fell[str(card.get("endpoint", card["id"]))] = f"{card['name']} {new:g} W, was {old:g} W"
         else:
             rose.append(f"{card['name']} {new:g} W, was {old:g} W")
     return _by_card(
         "power limits", fell, rose, same, "a driver forgets limits when it is loaded anew; run site, which sets them"
     )
+
+
+def _all_cards(configuration: Mapping) -> list[Json]:
+    """Return the cards of a configuration; the names of those that are lent begin with the lender's."""
+    lent = [
+        {**card, "name": f"{name}: {card['name']}"}
+        for name, lender in configuration.get("lenders", {}).items()
+        for card in lender["cards"]
+    ]
+    return [*configuration.get("gpus", []), *lent]
 
 
 def throttling(observed: Mapping) -> Json | None:

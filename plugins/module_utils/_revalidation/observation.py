@@ -14,7 +14,7 @@ from .._base.steps import Done, Mapping, result_of
 from .._base.types import Json
 from .._measuring import contention
 from .._planner import probe_stage
-from .._split import allreduce
+from .._split import allreduce, lent_devices
 from . import acceptance_check, answers, baselines, campaign_engines
 from .campaign_settings import Settings
 
@@ -68,8 +68,15 @@ class Observation:
         """Everything that can move the speed, as it is today."""
         host = self.host
         entry = allreduce.with_seen(self.entry, self.added_up)
-        today = baselines.configuration(entry, host["build"], host["gpus"], host["host"], host["versions"])
+        today = baselines.configuration(
+            entry, host["build"], host["gpus"], host["host"], host["versions"], self.lenders
+        )
         return {**today, "model_sha256": host["model"]["sha256"]}
+
+    @property
+    def lenders(self) -> Json:
+        """What can move the speed of hosts that lend devices, by name."""
+        return lent_devices.configuration(self.settings.lenders, lent_devices.looks(self.settings.looks).gpus)
 
     @property
     def added_up(self) -> Mapping | None:
@@ -194,6 +201,7 @@ class Observation:
             "device_probe": self.device_probe,
             "contention": {"served": self._counted((served or {}).get("contention")), "probe": self.probe_contention},
             "answers": self.answers,
+            "links": (self.result("links") or {}).get("links") or {},
             "failure": self.failure,
         }
 

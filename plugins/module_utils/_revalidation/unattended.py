@@ -3,7 +3,7 @@
 """Unattended revalidation: whether one is due, its line in the journal, and its metric. Private to this collection.
 
 Pure functions only. The state is a dict {schema: 1, finished_at, outcome}; an outcome is a dict {deployment, verdict,
-accepted, measured, summary, driver_version, change_percent: {decode, prefill}, acceptance: {now, baseline}}.
+accepted, measured, summary, driver_version, change_percent: {decode, prefill}, acceptance: {now, baseline}, links}.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def parse_state(text: str | None) -> State | None:
         timestamp(state["finished_at"])
         usable = state["schema"] == SCHEMA and state["outcome"]["verdict"] in checks.VERDICTS
         usable = usable and isinstance(state["outcome"]["acceptance"], dict)
+        usable = usable and isinstance(state["outcome"]["links"], list)
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
     return state if usable else None
@@ -69,7 +70,7 @@ def outcome(result: t.Mapping[str, t.Any]) -> Outcome:
         "deployment": result["deployment"] or "", "verdict": result["verdict"], "accepted": bool(result["accepted"]),
         "measured": bool(result["measured"]), "summary": "; ".join([str(result["summary"]), *advice[:1]]),
         "driver_version": result.get("driver_version"), "change_percent": changes,
-        "acceptance": right,
+        "acceptance": right, "links": list(result.get("links") or []),
     }  # fmt: skip
 
 
@@ -112,9 +113,30 @@ def metrics(host: str, state: State | None, needed: bool, now: str) -> str:
     text += _gauges(
         f"{prefix}_change_percent", "Change of the time per token since the baseline; more is slower.", changes
     )
+    text += _links(host, found["links"])
     shares = [({**labels, "when": when}, share) for when, share in sorted(found["acceptance"].items())]
     about = "Share of drafted tokens that were right, by the texts of the baseline."
     return text + (_gauges("mixed_gpu_draft_acceptance_ratio", about, shares) if shares else "")
+
+
+def _links(host: str, links: t.Sequence[t.Mapping[str, t.Any]]) -> str:
+    """Return the links to lenders, when they were tuned and at the last measurement; nothing without lenders."""
+    if not links:
+        return ""
+    times, rates = [], []
+    for link in links:
+        for when, measured in (("tuned", link["before"]), ("now", link["now"])):
+            labels = {"host": host, "lender": link["endpoint"], "when": when}
+            if measured:
+                times.append((labels, measured["round_trip_ms"]))
+                ways = {way: measured[f"{way}_mb_per_s"] for way in ("to", "from")}
+                rates += [({**labels, "direction": way}, rate) for way, rate in ways.items() if rate is not None]
+    slow = [({"host": host, "lender": link["endpoint"]}, link["slower"]) for link in links]
+    return (
+        _gauges("mixed_gpu_lender_round_trip_ms", "A small exchange with an RPC server of another host.", times)
+        + _gauges("mixed_gpu_lender_mb_per_s", "Rate to and from an RPC server of another host.", rates)
+        + _gauges("mixed_gpu_lender_link_slow", "Whether that is clearly slower than when it was tuned.", slow)
+    )
 
 
 def _gauge(name: str, about: str, labels: t.Mapping[str, str], value: float) -> str:

@@ -10,6 +10,7 @@ is what the role revalidate saw of a host:
   served_answer (to a fixed question, or None), acceptance (of drafted tokens, or None),
   busy ({busy, why}), model ({path, exists, sha256, headers_sha256}), loads (of today),
   device_probe (of today, or None), answers (the newest check of them, or None),
+  links (of rpc_link_info, to lenders; empty where not measured),
   failure (what ended measuring, or None), contention ({served, probe}: what else computed meanwhile)
 """
 
@@ -19,7 +20,7 @@ import typing as t
 
 from .._base.types import Json, Mapping
 from .._measuring import contention
-from .._split import engines
+from .._split import engines, link_changes
 from . import acceptance_check, answers, checks, contended, explain, speed_checks, text_answers
 from .changes import changes
 
@@ -57,11 +58,22 @@ def judge(observed: Mapping, settings: Mapping) -> Json:
         "summary": _summary(verdict, found, baseline),
         "changes": moved,
         "checks": found,
+        "links": _links(observed),
         "explanation": explain.explain(found, moved, devices, engine.family == "llama_cpp"),
         "retune": retune,
         "advice": _advice(verdict, moved, retune, observed),
     }
     return {**result, "lines": lines(result)}
+
+
+def _links(observed: Mapping) -> list[Json]:
+    """Return the link to each lender, when it was tuned and now; C(now) is None where it was not measured."""
+    entry, now = observed["entry"], observed["links"]
+    slower = {link.endpoint for link in link_changes.compared(entry, now) if link.slower}
+    return [
+        {"endpoint": endpoint, "before": dict(link), "now": now.get(endpoint), "slower": endpoint in slower}
+        for endpoint, link in link_changes.recorded(entry).items()
+    ]
 
 
 def _checks(observed: Mapping, tolerance_percent: float, reserve_mib: int) -> list[Json]:
@@ -88,6 +100,7 @@ def _checks(observed: Mapping, tolerance_percent: float, reserve_mib: int) -> li
         text_answers.served(baseline, observed),
         acceptance_check.checked(observed, tolerance_percent),
         checks.links(observed),
+        checks.network(observed),
         checks.power(observed),
         checks.throttling(observed),
         *speed_checks.speeds(observed, tolerance_percent),
@@ -95,7 +108,7 @@ def _checks(observed: Mapping, tolerance_percent: float, reserve_mib: int) -> li
     found = [check for check in every if check is not None]
     slower = any(check["verdict"] == "regressed" and "change_percent" in check for check in found)
     for check in found:
-        if check["name"] == "throttling" and check["verdict"] == "regressed" and not slower:
+        if check["name"] in ("throttling", "network") and check["verdict"] == "regressed" and not slower:
             check.update(verdict="ok", detail=f"{check['detail']}; no speed fell by it")
     if baseline is None:
         detail = "there is none to compare with; -e accept=true measures and records one"
@@ -166,7 +179,8 @@ def broken(host: str, at: str, reason: str, found: Mapping | None = None) -> Jso
         "schema": SCHEMA, "host": host, "deployment": None, "at": at, "baseline_at": None,
         "driver_version": None, "verdict": "broken", "accepted": False, "measured": False, "contended": None,
         "summary": f"broken: {reason}", "changes": [],
-        "checks": [checks.check("revalidation", "broken", reason)], "explanation": None, "retune": None, "advice": [],
+        "checks": [checks.check("revalidation", "broken", reason)], "links": [], "explanation": None, "retune": None,
+        "advice": [],
     }  # fmt: skip
     return {**result, "lines": lines(result)}
 

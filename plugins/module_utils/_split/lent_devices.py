@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The record of what other hosts lend to a box. Private to this collection. Pure functions only.
+"""The record of what other hosts lend to a box. Private to this collection. Pure but for read.
 
 The file /var/lib/mixed_gpu/lenders.json of the box holds the schema and, by the name of each lender, what lent()
 returns. A lender that takes no part in a run, because it is asleep or left out, stays as it was recorded.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base import json_file
 from .._base.errors import UserError
 from .._base.json_state import Form
 from .._base.types import Json, Mapping
@@ -83,6 +84,13 @@ def _said(build: Mapping) -> str:
     return f"{build['version']}{' (' + build['commit'] + ')' if build['commit'] else ''}"
 
 
+def read(state_dir: str, rpc_endpoints: t.Collection[str]) -> t.Mapping[str, Mapping]:
+    """Return the lenders in the host's record that have one of these endpoints. Raises UserError for a damaged file."""
+    path = f"{state_dir}/lenders.json"
+    text = json_file.read_text(path)
+    return used(None if text is None else FORM.parse(text, path), rpc_endpoints)
+
+
 def used(record: Mapping | None, rpc_endpoints: t.Collection[str]) -> t.Mapping[str, Mapping]:
     """Return the lenders of a record that have one of these endpoints, by name."""
     lenders = record["lenders"] if record else {}
@@ -118,18 +126,18 @@ def _item(result: Mapping) -> str:
 
 
 def configuration(lenders: t.Mapping[str, Mapping], seen: t.Mapping[str, Mapping]) -> Json:
-    """Return what can move the speed of lenders, by name: C(driver_version), and C(cards) of those that they lend.
+    """Return what can move the speed of lenders, by name: C(driver_version), and C(cards), each with its C(endpoint).
 
     C(lenders) are those of the record, C(seen) is Looks.gpus; one that was not looked at is as it was recorded.
     """
     found = {}
     for name, lender in lenders.items():
-        cards = [server["card"] for server in lender["servers"] if server["card"]]
+        cards = [{**server["card"], "endpoint": server["endpoint"]} for server in lender["servers"] if server["card"]]
         driver = lender.get("driver_version")
         if name in seen and seen[name].get("available"):
             driver = seen[name]["driver_version"]
             by_id = {str(card["id"]): _card(card) for card in seen[name]["gpus"]}
-            cards = [by_id[card["id"]] for card in cards if card["id"] in by_id]
+            cards = [{**card, **by_id[card["id"]]} for card in cards if card["id"] in by_id]
         found[name] = {"driver_version": driver, "cards": cards}
     return found
 

@@ -65,6 +65,7 @@ class Failover:
         with self.store.changing() as known:
             own = state.of_unit(known, self.settings.unit)
             before = own["absent_lenders"]
+            own["lenders"] = self.settings.lenders
             own["absent_lenders"], own["waits_for_lenders"] = list(chosen.absent), chosen.waits
             own["lender_losses_total"] += bool(set(chosen.absent) - set(before))
             back = bool(before) and not chosen.absent

@@ -39,7 +39,7 @@ def of_unit(state: Json, unit: str) -> Json:
     fresh = {
         "restarts": [], "restarts_total": 0, "failed_at": None, "failures_total": 0, "stuck": False, "told": [],
         "absent_lenders": [], "waits_for_lenders": False, "lender_restarts": [], "lender_losses_total": 0,
-        "lender_returns_total": 0, "lender_ports": {},
+        "lender_returns_total": 0, "lender_ports": {}, "lenders": [],
     }  # fmt: skip
     own = state["units"].setdefault(unit, {})
     for name, value in fresh.items():
@@ -95,7 +95,18 @@ def metrics(state: Json) -> str:
             value = len(own[field]) if isinstance(own[field], list) else own[field]
             if value is not None:
                 lines.append(f'mixed_gpu_watchdog_{name}{{unit="{unit}"}} {float(value):.15g}')
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_lenders(state)]) + "\n"
+
+
+def _lenders(state: Json) -> list[str]:
+    """Return whether each lender of a unit is absent; nothing without lenders."""
+    lines = [
+        f'mixed_gpu_watchdog_lender_absent{{unit="{unit}",lender="{lender}"}} {float(lender in own["absent_lenders"])}'
+        for unit, own in sorted(state["units"].items()) for lender in own.get("lenders", [])
+    ]  # fmt: skip
+    head = "mixed_gpu_watchdog_lender_absent"
+    about = [f"# HELP {head} Whether a unit does without this RPC device of another host.", f"# TYPE {head} gauge"]
+    return [*about, *lines] if lines else []
 
 
 def replace(path: str, text: str, mode: int) -> None:

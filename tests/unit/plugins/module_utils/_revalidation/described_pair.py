@@ -118,7 +118,7 @@ def observed_host():
         "completion": {"ok": True, "detail": "fine"}, "served": served(), "busy": {"busy": False, "why": ""},
         "model": {"path": ENTRY["model"]["path"], "exists": True, "sha256": "a" * 64,
                   "headers_sha256": None}, "loads": [],
-        "device_probe": None, "answers": None, "acceptance": None, "failure": None,
+        "device_probe": None, "answers": None, "acceptance": None, "failure": None, "links": {},
         "contention": {"served": None, "probe": []},
     })  # fmt: skip
 

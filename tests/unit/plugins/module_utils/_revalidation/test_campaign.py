@@ -27,7 +27,8 @@ from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._reva
 )
 
 VARIABLES = {
-    "host": "box", "deployment": "", "measure": "auto", "accept": ["ok", "improved"], "tolerance_percent": 3.0,
+    "lenders": {}, "looks": [], "host": "box",
+    "deployment": "", "measure": "auto", "accept": ["ok", "improved"], "tolerance_percent": 3.0,
     "ignore_contention": False, "answers": True, "answers_days": 30, "answers_tokens": 64,
     "answers_text_tokens": 256, "answers_tolerance_percent": 15,
     "min_loads": 2, "max_loads": 6, "reserve_mib": 512, "replace_baseline": False, "for_baseline": False,

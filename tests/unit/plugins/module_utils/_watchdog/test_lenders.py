@@ -77,10 +77,13 @@ def test_the_server_is_restarted_once_the_lender_answers_again(host: Host) -> No
     host.looks(10)
     assert host.commands("try-restart") == [] and metric(host, "lender_losses_total") == 1
     assert host.commands("start") == [[f"mixed-gpu-notify@{SERVER}.service"]]
+    assert metric(host, "lender_absent") == 1
     lender.come()
     eventually(lambda: host.commands("try-restart"))
     host.unit(SERVER, process, StatusText=choose_placement.ALL, InvocationID="another")
     eventually(lambda: metric(host, "absent_lenders") == 0)
+    host.looks(2)  # it speaks after it has written
+    assert metric(host, "lender_absent") == 0
     said = host.end(dog)
     assert host.commands("try-restart") == [[SERVER]] and metric(host, "lender_returns_total") == 1
     assert f"<4>{SERVER} serves without the lender 127.0.0.1: it is used once it answers again" in said
