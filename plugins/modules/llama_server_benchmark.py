@@ -273,9 +273,7 @@ class Benchmark:
         devices = (self.params["entry"] or {}).get("devices") or []
         if not self.params["power_tokens"]:
             return "switched off (power_tokens is 0)"
-        if not devices or any(device["backend"] != "CUDA" for device in devices):
-            return "the devices of this deployment are not NVIDIA cards, so there is no NVML to ask"
-        return host_python.enter(["pynvml"], self.params["host_python"]) or importlib.import_module("pynvml")
+        return power.unseen(devices) or host_python.enter(["pynvml"], self.params["host_python"]) or importlib.import_module("pynvml")
 
     def measure(self, nvml: t.Any) -> Json:
         """Measure all tests and the power. Raises ServerError."""

@@ -311,8 +311,19 @@ def _result(state: _State) -> Json:
         f"To keep these limits, set gpu_power_limits_watts to {json.dumps(choice['limits_watts'])} and run site. The"
         f" result is in {state.settings.path}."
     )
-    lines = [*power_sweep.table(choice, state.cards), keep]
+    lines = [*power_sweep.table(choice, state.cards), *_lent(state), keep]
     return {"found": found, "document": document, "why": choice["why"], "lines": lines}
+
+
+def _lent(state: _State) -> list[str]:
+    """Return a sentence about cards of other hosts that the deployment uses."""
+    names = " and ".join(state.recorded["lenders"])
+    if not names:
+        return []
+    return [
+        f"Cards of {names} kept their limits and their energy is not counted, since both are done on the host that"
+        " measures: set gpu_power_limits_watts of that host, which site applies."
+    ]
 
 
 def _said(line: str) -> steps.Plan:

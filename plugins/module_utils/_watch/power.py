@@ -8,6 +8,17 @@ import statistics
 import typing as t
 
 from .._base.types import Json, Mapping
+from .._split import network_links
+
+
+def unseen(devices: t.Sequence[Mapping]) -> str | None:
+    """Return why NVML of this host does not know what the devices of a deployment draw, or None."""
+    lent = network_links.remote(device["id"] for device in devices if device["backend"] == "RPC")
+    if lent:
+        return f"{' and '.join(lent)} is on another host, and what its card draws is not seen from here"
+    if not devices or any(device["backend"] != "CUDA" for device in devices):
+        return "the devices of this deployment are not NVIDIA cards, so there is no NVML to ask"
+    return None
 
 
 def drawn(

@@ -205,8 +205,11 @@ def test_power_is_not_read_where_there_are_no_cards(capfd):
     with running() as server:
         off = run(capfd, url=server.url, entry=CARDS)
         rpc = run(capfd, url=server.url, entry=ENTRY, power_tokens=16)
+        devices = [*CARDS["devices"], {"device": "RPC0", "id": "192.168.1.20:50052", "backend": "RPC"}]
+        lent = run(capfd, url=server.url, entry={**CARDS, "devices": devices}, power_tokens=16)
     assert off["power"] == {"reason": "switched off (power_tokens is 0)"}
     assert "are not NVIDIA cards" in rpc["power"]["reason"]
+    assert "192.168.1.20:50052 is on another host" in lent["power"]["reason"]
     assert all(len(body["prompt"]) != 16 or body["n_predict"] == 4 for body in server.asked)  # the warm-up alone
 
 

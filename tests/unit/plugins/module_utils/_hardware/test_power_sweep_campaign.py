@@ -58,7 +58,7 @@ class Host:
     """A host with two cards and a recorded split; what each module returns."""
 
     def __init__(self, entry=ENTRY, gpus=GPUS, broken=()):
-        self.entry, self.broken = entry, broken
+        self.entry, self.broken, self.lenders = entry, broken, {}
         self.cards = [{**gpu, "power_limit_watts": gpu["power_limit_default_watts"]} for gpu in gpus]
         self.limits = {}
 
@@ -67,7 +67,8 @@ class Host:
 
     def split_record(self, _args):
         why = None if self.entry else "nothing is recorded"
-        return {"available": self.entry is not None, "entry": self.entry, "deployment": "m", "why": why}
+        found = {"entry": self.entry, "deployment": "m", "lenders": self.lenders}
+        return {"available": self.entry is not None, "why": why, **found}
 
     def gpu_facts(self, _args):
         return {"ansible_facts": {"mixed_gpu_gpus": {"gpus": self.cards, "driver_version": "580.95.05"}}}
@@ -107,6 +108,13 @@ def labels(done):
 PLANNED = ["450 + 350 W", "315 + 350 W", "200 + 350 W", "450 + 280 W", "450 + 200 W"]
 
 
+def test_cards_of_a_lender_keep_their_limits_which_is_said():
+    host = Host()
+    host.lenders = {"pc2": {"servers": []}}
+    (said,) = [line for line in play(host)[1].result["lines"] if "kept their limits" in line]
+    assert said.startswith("Cards of pc2 kept") and "set gpu_power_limits_watts of that host" in said
+
+
 def test_each_limit_is_set_and_measured_and_the_first_once_more():
     done, plan = play(Host())
     assert [item.step.module for item in done[:4]] == ["split_record", "gpu_facts", "gpu_power", "split_benchmark"]
@@ -119,6 +127,7 @@ def test_each_limit_is_set_and_measured_and_the_first_once_more():
     assert plan.result["document"]["host"] == "box"
     assert [card["id"] for card in plan.result["document"]["cards"]] == [FAST, SLOW]
     assert plan.result["found"] == done[2].result["found"], "what was found before anything was set"
+    assert not any("kept their limits" in line for line in plan.result["lines"])
     assert plan.result["lines"][-1].startswith('To keep these limits, set gpu_power_limits_watts to {"GPU-a": 450')
 
 

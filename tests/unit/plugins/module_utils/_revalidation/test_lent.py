@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A box with a lender: links, driver and power limits of the other host are compared, and the metrics have the links."""
+"""A box with a lender: links, driver and power limits of that host are compared, and the metrics have the links."""
 
 from __future__ import annotations
 
