@@ -273,7 +273,8 @@ class Benchmark:
         devices = (self.params["entry"] or {}).get("devices") or []
         if not self.params["power_tokens"]:
             return "switched off (power_tokens is 0)"
-        return power.unseen(devices) or host_python.enter(["pynvml"], self.params["host_python"]) or importlib.import_module("pynvml")
+        unseen = power.unseen(devices)
+        return unseen or host_python.enter(["pynvml"], self.params["host_python"]) or importlib.import_module("pynvml")
 
     def measure(self, nvml: t.Any) -> Json:
         """Measure all tests and the power. Raises ServerError."""

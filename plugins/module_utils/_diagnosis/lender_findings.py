@@ -55,8 +55,8 @@ def added(judged: Mapping, entry: Mapping, group: Group, tolerance_percent: floa
 def _links(links: t.Iterable[link_changes.Change], unmeasured: t.Mapping[str, str]) -> list[Json]:
     found = [
         finding(
-            "network", "link", "problem" if link.slower else "ok", link.sentence(),
-            link_changes.CURE if link.slower else None,
+            "network", "link", "problem" if link.to_blame else "note" if link.slower else "ok", link.sentence(),
+            link_changes.CURE if link.to_blame else None,
         )
         for link in links
     ]  # fmt: skip
@@ -73,7 +73,7 @@ def _slow_hosts(
     What happens on a lender is not seen from here, so this is what remains.
     """
     phase = next((one for one in judged["phases"] if one["kind"] == "decode"), None)
-    if phase is None or phase["verdict"] != "slower" or not links or any(link.slower for link in links):
+    if phase is None or phase["verdict"] != "slower" or not links or any(link.to_blame for link in links):
         return []
     lent = {server["endpoint"] for lender in group.recorded.values() for server in lender["servers"]}
     own = [row for row in phase["devices"] if row["id"] not in lent]
@@ -84,7 +84,7 @@ def _slow_hosts(
         return []
     detail = (
         f"a token takes {phase['change_percent']:.0f} % more time than recorded, while this host's devices and the"
-        f" link{'s' * (len(links) > 1)} are as recorded, so it computes slower"
+        f" link{'s' * (len(links) > 1)} cost no more than recorded, so it computes slower"
     )
     words = [f"{hint['subject']}: {hint['detail']}" for hint in hints]
     detail += f" ({'; '.join(words)})" if words else ""

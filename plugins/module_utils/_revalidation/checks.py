@@ -245,8 +245,8 @@ def links(observed: Mapping) -> Json | None:
 def network(observed: Mapping) -> Json | None:
     """The links to lenders against those of the tuning."""
     links = link_changes.compared(observed["entry"], observed["links"])
-    fell = {link.endpoint: link.sentence() for link in links if link.slower}
-    return _by_card("network", fell, [], [link.sentence() for link in links if not link.slower], link_changes.CURE)
+    fell = {link.endpoint: link.sentence() for link in links if link.to_blame}
+    return _by_card("network", fell, [], [link.sentence() for link in links if not link.to_blame], link_changes.CURE)
 
 
 def power(observed: Mapping) -> Json | None:

@@ -20,6 +20,8 @@ SLOW_RATE: t.Final = 0.7
 #: A round trip of so many times the recorded one, and so many ms more, is slow.
 SLOW_ROUND_TRIP: t.Final = 2.0
 SLOW_ROUND_TRIP_MS: t.Final = 0.5
+#: What a slow link costs at least, in percent of generation or prompts, where it is to blame for anything.
+COSTLY_PERCENT: t.Final = 1.0
 CURE: t.Final = (
     "look at cable, switch and speed of the port on both hosts (ethtool), and at what else uses the network; where the"
     " link stays as it is, homelab.mixed_gpu.revalidate -e retune=true splits for it"
@@ -40,6 +42,12 @@ class Change(t.NamedTuple):
     token_ms: float
     decode_percent: float | None
     prefill_percent: float | None
+
+    @property
+    def to_blame(self) -> bool:
+        """Whether a slower link costs so much that somebody notices; also where that is not known."""
+        known = [one for one in (self.decode_percent, self.prefill_percent) if one is not None]
+        return self.slower and (not known or max(known) >= COSTLY_PERCENT)
 
     def sentence(self) -> str:
         """Return both measurements in words, and what a slower one costs; without a full stop."""

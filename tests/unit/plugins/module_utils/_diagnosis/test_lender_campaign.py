@@ -28,7 +28,10 @@ def _renamed(rows):
     return [{**row, "id": ENDPOINT, "backend": "RPC"} if row["id"] == SLOW else row for row in rows]
 
 
-NETWORK = {"links": {ENDPOINT: LINK}, "model": {"embedding_length": 8192, "vocabulary_size": 128256}}
+NETWORK = {
+    "links": {ENDPOINT: LINK}, "model": {"embedding_length": 8192, "vocabulary_size": 128256},
+    "work": {"tokens": 512, "prompt_mask": 0.0, "token_mask": 0.0},
+}  # fmt: skip
 ENTRY = {
     **PAIR, "devices": _renamed(PAIR["devices"]), "rpc_endpoints": [ENDPOINT],
     "placement": [{"id": ENDPOINT if place["id"] == SLOW else place["id"], "layers": place["layers"]}
@@ -94,6 +97,15 @@ def test_a_slow_link_is_named_first_and_the_server_is_back():
     assert told["failure"] is None and not any(kind == "slower" and who == "pc2" for who, kind in problems(told))
 
 
+def test_a_slow_link_that_costs_nothing_is_noted_and_not_blamed():
+    fast = {**LINK, "to_mb_per_s": 117000.0, "from_mb_per_s": 116000.0}
+    recorded = {"network": {**NETWORK, "links": {ENDPOINT: fast}}}
+    now = {**fast, "to_mb_per_s": 60000.0}
+    told, _asked = play(planner(diagnosed(), links="true", **recorded), now)
+    (found,) = [one for one in told["diagnosis"]["findings"] if one["kind"] == "link"]
+    assert found["severity"] == "note" and "became slow: 60000 MB/s there" in found["detail"]
+
+
 def test_a_lender_that_computes_slower_is_named_with_what_holds_it_up():
     hot = {"count": 9, "throttle_reasons": ["gpu_idle", "hw_thermal_slowdown"], "temperature_celsius": {"max": 93.0}}
     game = {"pid": 7, "name": "game.exe", "memory_mib": 3000}
@@ -102,7 +114,7 @@ def test_a_lender_that_computes_slower_is_named_with_what_holds_it_up():
     found = told["diagnosis"]["findings"]
     assert problems(told)[0] == ("pc2", "slower")
     detail = found[0]["detail"]
-    assert "while this host's devices and the link are as recorded" in detail
+    assert "while this host's devices and the link cost no more than recorded" in detail
     assert "its power limit is 200 W, at the baseline it was 350 W" in detail and "game.exe (3000 MiB)" in detail
     assert "hw_thermal_slowdown" in detail and "its driver is 590, at the baseline it was 580" in detail
     assert told["diagnosis"]["lenders"] == [

@@ -34,7 +34,10 @@ def renamed(rows):
     return [{**row, "id": LENT} if row["id"] == SLOW else row for row in rows]
 
 
-NETWORK = {"links": {LENT: LINK}, "model": {"embedding_length": 8192, "vocabulary_size": 128256}}
+NETWORK = {
+    "links": {LENT: LINK}, "model": {"embedding_length": 8192, "vocabulary_size": 128256},
+    "work": {"tokens": 512, "prompt_mask": 0.0, "token_mask": 0.0},
+}  # fmt: skip
 LENT_ENTRY = {
     **ENTRY, "devices": renamed(ENTRY["devices"]), "placement": renamed(ENTRY["placement"]), "rpc_endpoints": [LENT],
     "decision": {**ENTRY["decision"], "network": NETWORK, "decode_tokens_per_second": 17.8,
