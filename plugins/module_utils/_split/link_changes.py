@@ -67,8 +67,9 @@ class Change(t.NamedTuple):
 
 
 def recorded(entry: Mapping) -> t.Mapping[str, Mapping]:
-    """Return the links that a tuning measured, by the endpoint of each lender's RPC server; empty without lenders."""
-    return t.cast("t.Mapping[str, Mapping]", (entry["decision"].get("network") or {}).get("links") or {})
+    """Return the links that a tuning measured and priced, by the endpoint of each lender's RPC server."""
+    network = entry["decision"].get("network") or {}
+    return t.cast("t.Mapping[str, Mapping]", network["links"] if "work" in network else {})
 
 
 def compared(entry: Mapping, links: t.Mapping[str, Mapping]) -> list[Change]:
