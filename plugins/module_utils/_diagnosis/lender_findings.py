@@ -49,7 +49,8 @@ def added(judged: Mapping, entry: Mapping, group: Group, tolerance_percent: floa
         *judged["findings"],
     ]
     said = [f"{link.sentence()[0].upper()}{link.sentence()[1:]}." for link in links]
-    return diagnosis.with_findings({**judged, "lenders": said or [group.why_not]}, found)
+    shown = {**judged["cards"], "lent": _at_work(group)}
+    return diagnosis.with_findings({**judged, "lenders": said or [group.why_not], "cards": shown}, found)
 
 
 def _links(links: t.Iterable[link_changes.Change], unmeasured: t.Mapping[str, str]) -> list[Json]:
@@ -97,20 +98,34 @@ def _computes(lender: Mapping, phase: Mapping) -> bool:
     return any(server["endpoint"] in there for server in lender["servers"])
 
 
+def _lent(name: str, group: Group) -> list[Json]:
+    """Return the cards that a lender lends, as they were seen; none where they were not."""
+    lent = {server["card"]["id"] for server in group.recorded[name]["servers"] if server["card"]}
+    gpus = group.looks.gpus.get(name) or {"gpus": []}
+    return [gpu for gpu in gpus["gpus"] if gpu["id"] in lent]
+
+
+def _at_work(group: Group) -> Json:
+    """Return what the cards of lenders did while the server worked, as the diagnosis has it of cards of the box."""
+    return {
+        card_findings.called(gpu, {gpu["id"]: name}): {"sampled": gpu["sampled"], "throttled_percent": None}
+        for name in group.recorded for gpu in _lent(name, group) if gpu.get("sampled")
+    }  # fmt: skip
+
+
 def _cards(group: Group) -> list[Json]:
     """Return the findings about the cards of lenders, their driver, and what else uses them."""
     found: list[Json] = []
     for name, lender in group.recorded.items():
-        lent = {server["card"]["id"] for server in lender["servers"] if server["card"]}
         gpus = group.looks.gpus.get(name)
         if gpus is None:
             why = group.looks.unseen.get(name, "it is not in the inventory")
             found.append(finding(name, "seen", "note", f"its cards are not seen: {why}", _CURE_UNSEEN))
-        elif lent and not gpus["available"]:
-            found.append(finding(name, "driver", "problem", str(gpus["reason"]), "run homelab.mixed_gpu.site"))
-        else:
+        elif gpus["available"]:
             before = group.before.get(name) or {"driver_version": None, "cards": []}
-            found += _of_lender(name, [gpu for gpu in gpus["gpus"] if gpu["id"] in lent], gpus, before)
+            found += _of_lender(name, _lent(name, group), gpus, before)
+        elif any(server["card"] for server in lender["servers"]):
+            found.append(finding(name, "driver", "problem", str(gpus["reason"]), "run homelab.mixed_gpu.site"))
     return found
 
 

@@ -23,6 +23,12 @@ LENDERS = {"pc2": {"driver_version": "580", "servers": [{"endpoint": ENDPOINT, "
 BEFORE = {"pc2": {"driver_version": "580", "cards": [CARD]}}
 LENT = {**CARD, "memory_free_mib": 4000, "processes": [{"pid": 1, "name": "ggml-rpc-server", "memory_mib": 20000}]}
 
+QUANTITIES = ("pcie_generation", "pcie_width", "power_draw_watts", "clock_sm_mhz", "temperature_celsius")
+SAMPLED = {
+    **{name: {"min": 4, "mean": 4, "max": 4} for name in (*QUANTITIES, "utilization_gpu_percent")}, "count": 9,
+    "throttle_reasons": [],
+}  # fmt: skip
+
 
 def _renamed(rows):
     return [{**row, "id": ENDPOINT, "backend": "RPC"} if row["id"] == SLOW else row for row in rows]
@@ -107,7 +113,8 @@ def test_a_slow_link_that_costs_nothing_is_noted_and_not_blamed():
 
 
 def test_a_lender_that_computes_slower_is_named_with_what_holds_it_up():
-    hot = {"count": 9, "throttle_reasons": ["gpu_idle", "hw_thermal_slowdown"], "temperature_celsius": {"max": 93.0}}
+    heat = {"min": 90.0, "mean": 92.0, "max": 93.0}
+    hot = {**SAMPLED, "throttle_reasons": ["gpu_idle", "hw_thermal_slowdown"], "temperature_celsius": heat}
     game = {"pid": 7, "name": "game.exe", "memory_mib": 3000}
     card = {**LENT, "power_limit_watts": 200.0, "sampled": hot, "processes": [*LENT["processes"], game]}
     told, _asked = play(planner(diagnosed(stretch=(1.0, 1.6)), [look(card, driver_version="590")]))
@@ -121,6 +128,13 @@ def test_a_lender_that_computes_slower_is_named_with_what_holds_it_up():
         "The link to 192.168.1.20 is as it was tuned: 117 MB/s there and 116 back, 117 and 116 when it was tuned; round"
         " trip 0.4 ms, then 0.4 ms."
     ]
+
+
+def test_what_lent_cards_draw_is_in_the_table_of_cards_at_work():
+    sampled = {**SAMPLED, "power_draw_watts": {"min": 90, "mean": 241.7, "max": 300}}
+    told, _asked = play(planner(diagnosed(), [look({**LENT, "sampled": sampled})]))
+    (row,) = [line for line in told["lines"] if "lent" in line and "x4" in line]
+    assert row.split()[:3] == ["pc2", "(RTX", "3090)"] and " 242 " in row
 
 
 def test_a_slow_device_of_the_box_blames_no_lender():
