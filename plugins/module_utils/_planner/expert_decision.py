@@ -152,6 +152,7 @@ def fit_of(evidence: Evidence) -> Json | None:
     return {
         **of_decode,
         "bytes_per_block_in_ram": round(weigher.used * weigher.block_bytes),
+        "read_bytes": round(sum(weigher.read)),
         "prefill_ms": prompts,
         "decode_residual_percent": _residual(evidence, "decode"),
         "prefill_residual_percent": _residual(evidence, "prefill"),

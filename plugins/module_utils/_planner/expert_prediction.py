@@ -13,6 +13,7 @@ Memory is that of the plan. Times, for one request at a time:
 from __future__ import annotations
 
 import math
+import statistics
 import typing as t
 
 from .._base import text
@@ -29,21 +30,30 @@ LINK_SHARE: t.Final = 0.8
 #: Time of a prompt against what is expected: published runs of gpt-oss-120b on one RTX 3090 (380, 1113 and 1683 tokens
 #: per second in micro-batches of 512, 2048 and 4096) took 0.75 to 0.92 of it, own ones on two H200 twice and more.
 PROMPT_RANGE: t.Final = (0.75, 2.2)
+#: Standard deviations to each side that hold 95 %.
+_SIDE: t.Final = statistics.NormalDist().inv_cdf(0.975)
 
 
 class Speeds:
-    """Expected times of placements of one problem."""
+    """Expected times of placements of one problem, by what an earlier tuning of its model has fitted, if one did."""
 
     def __init__(self, problem: Problem, devices: t.Sequence[Mapping]) -> None:
         self.prompt, self.generated = problem.counted(problem.objective)
         self.model, serving = problem.memory.model, problem.memory.serving
         objective = workload.read_objective("objective", problem.raw["objective"])
-        published = expected_speeds.Speeds(self.model, serving, objective, expected_speeds.published(devices))
-        self.rates, self.launch_ms = published.rates, published.launch_ms
-        self.read = model_weights.bytes_read(self.model, serving, published.depth)
-        self.weigher = expert_costs.Weigher(problem)
         given = problem.raw.get("experts_in_ram") or {}
-        links, self.ram = given.get("links_gb_per_s"), ram_speed.of(given)
+        self.measured: Mapping | None = given.get("measured")
+        rates, self.ram, self.prompt_range = expected_speeds.published(devices), ram_speed.of(given), PROMPT_RANGE
+        self.side = 0.0
+        if self.measured is not None:
+            self.side = _SIDE * self.measured["error"]
+            self.prompt_range = (1 - self.side, 1 + self.side)
+            rates, self.ram = _measured(self.measured["fit"], rates, self.ram)
+        whole = expected_speeds.Speeds(self.model, serving, objective, rates)
+        self.rates, self.launch_ms = rates, whole.launch_ms
+        self.read = model_weights.bytes_read(self.model, serving, whole.depth)
+        self.weigher = expert_costs.Weigher(problem)
+        links = given.get("links_gb_per_s")
         self.link_gb_per_s = LINK_SHARE * links[0] if links and links[0] else LINK_GB_PER_S
 
     def decode_ms(self, placement: ExpertPlacement) -> tuple[float, float, float] | None:
@@ -57,10 +67,15 @@ class Speeds:
                 return None
             total += max(0.0, sum(self.read[own]) - used * sum(in_ram[own])) / rate if count and rate else 0.0
         fast, slow = self.ram.ms(used * sum(in_ram), sum(1 for size in in_ram if size))
-        return total + fast, total + ram_speed.middle((fast, slow)), total + slow
+        expected = total + ram_speed.middle((fast, slow))
+        if self.measured is not None:
+            return expected * (1 - self.side), expected, expected * (1 + self.side)
+        return total + fast, expected, total + slow
 
     def prefill_ms(self, placement: ExpertPlacement, micro_batch: int, prompt: int) -> float | None:
         """Return the time of a prompt, or None where a used device's rate is not known."""
+        if self.measured is not None and self.measured["fit"]["prefill_ms"]:
+            return self._fitted(self.measured["fit"]["prefill_ms"], placement, micro_batch, prompt)
         in_ram = [*expert_placement.block_ram_bytes(self.model, placement), 0]
         batches = cost_model.micro_batches(prompt, micro_batch)
         total, start = batches * sum(in_ram) / (self.link_gb_per_s * 1e6), 0
@@ -78,6 +93,25 @@ class Speeds:
             total += 2 * prompt * (here / rate + away / first)
         return total
 
+    def _fitted(self, costs: Mapping, placement: ExpertPlacement, micro_batch: int, prompt: int) -> float:
+        """Return the time of a prompt by the costs of expert_decision.fit_of."""
+        slow = self.weigher.rates["prefill"]
+        cards = [cost / rate for cost, rate in zip(costs["compute"], slow, strict=True)]
+        features = self.weigher.amounts(placement).prefill(prompt, micro_batch)
+        return cost_model.decode_ms((costs["start"], costs["copy"], costs["handle"], 0.0, *cards), features)
+
+    def sources(self) -> list[str]:
+        """Return where decode and prompts come from."""
+        if self.measured is not None:
+            named = self.measured["deployment"]
+            return [f"  speeds: by the costs that the tuning of {named} measured, with intervals of 95 %"]
+        low, high = self.prompt_range
+        return [
+            f"  decode/s: {self.ram.source}",
+            f"  prompt/s: experts in RAM are copied once per micro-batch, at {self.link_gb_per_s:.0f} GB/s",
+            f"  ttft: {low:g} to {high:g} times what that takes, as in runs",
+        ]
+
     def objective_ms(self, placement: ExpertPlacement, micro_batch: int) -> float | None:
         """Return the objective in the middle of the range, or None where something is not known."""
         total = 0.0
@@ -88,6 +122,18 @@ class Speeds:
             prefill = self.prefill_ms(placement, micro_batch, self.prompt)
             total += prefill if prefill is not None else float("nan")
         return None if math.isnan(total) else total
+
+
+def _measured(
+    fit: Mapping, rates: expected_speeds.Rates, ram: ram_speed.RamSpeed
+) -> tuple[expected_speeds.Rates, ram_speed.RamSpeed]:
+    """Return the rates that a fit tells of cards and CPU, which contain launches and handing over."""
+    if not fit["decode_ms_per_device"]:
+        return rates, ram
+    read = tuple(fit["read_bytes"] / ms if ms else None for ms in fit["decode_ms_per_device"])
+    rate = fit["bytes_per_block_in_ram"] / fit["decode_ms_per_block_in_ram"] / 1e6
+    own = ram_speed.RamSpeed((rate, rate), (0.0, 0.0), "measured")
+    return rates._replace(read_bytes=read, launch_ms=(0.0,) * len(read)), own
 
 
 def expect(problem: Problem, devices: t.Sequence[Mapping]) -> Json | None:
@@ -108,7 +154,7 @@ def expect(problem: Problem, devices: t.Sequence[Mapping]) -> Json | None:
     model = problem.raw["model"]
     prediction: Json = {
         "prediction": True,
-        "measured_by": None,
+        "measured_by": None if speeds.measured is None else speeds.measured["deployment"],
         "model": {key: model[key] for key in ("name", "architecture", "file_type", "block_count", "notes")},
         "serving": problem.raw["serving"],
         "objective": problem.raw["objective"],
@@ -119,7 +165,7 @@ def expect(problem: Problem, devices: t.Sequence[Mapping]) -> Json | None:
         "default_layers": None,
         "best": best,
         "link_gb_per_s": speeds.link_gb_per_s,
-        "ram_speed": speeds.ram.source,
+        "sources": speeds.sources(),
         "experts_in_ram": True,
     }
     if best is None:
@@ -158,7 +204,7 @@ def _row(
         "decode_tokens_per_second": None if typical is None else 1000 / typical,
         "decode_interval": [1000 / slow, 1000 / fast] if slow and fast else None,
         "ttft_ms": ttft,
-        "ttft_interval": [share * ttft for share in PROMPT_RANGE] if ttft else None,
+        "ttft_interval": [share * ttft for share in speeds.prompt_range] if ttft else None,
         "prefill_tokens_per_second": 1000 * prompt / ttft if ttft else None,
         "objective_ms": speeds.objective_ms(placement, size),
     }
@@ -174,8 +220,10 @@ def table(prediction: Mapping) -> list[str]:
     """Return a prediction as lines of text."""
     serving, objective, devices = prediction["serving"], prediction["objective"], prediction["devices"]
     name = " ".join(filter(None, (prediction["model"]["name"], prediction["model"]["file_type"])))
+    measured = prediction["measured_by"]
+    what = f"PREDICTION from what {measured} measured" if measured else "PREDICTION, nothing was measured"
     lines = [
-        f"PREDICTION, nothing was measured: {name}, with experts in RAM",
+        f"{what}: {name}, with experts in RAM",
         f"  context {serving['context_size']} tokens, {serving['parallel_slots']} slot(s), KV cache"
         f" {serving['cache_type_k']}/{serving['cache_type_v']}, {prediction['reserve_mib']} MiB to be kept free per"
         " device",
@@ -199,9 +247,7 @@ def table(prediction: Mapping) -> list[str]:
         lines += [
             "  MiB per device, (left) of the budget; decode/s and prompt/s: tokens per second; ttft: time to the first"
             " token",
-            f"  decode/s: {prediction['ram_speed']}",
-            f"  prompt/s: experts in RAM are copied once per micro-batch, at {prediction['link_gb_per_s']:.0f} GB/s",
-            f"  ttft: {PROMPT_RANGE[0]:g} to {PROMPT_RANGE[1]:g} times what that takes, as in runs",
+            *prediction["sources"],
         ]
     notes = [f"Note: {note}" for note in prediction["model"]["notes"]]
     return [*lines, f"{prediction['why']}.", *notes]

@@ -86,12 +86,34 @@ def _telling(
     }
 
 
+def of_experts(recorded: Mapping, parts: Mapping, ids: t.Sequence[str], model: Model) -> Json | None:
+    """Return what the latest tuning of a model with experts in RAM has fitted: C(deployment), C(error) and C(fit)."""
+    found = {
+        name: entry
+        for name, entry in recorded.items()
+        if (entry["decision"].get("fit") or {}).get("read_bytes")
+        and _same_state(entry, parts, ids)
+        and _same_model(entry, parts, model)
+    }
+    if not found:
+        return None
+    deployment = max(found, key=lambda name: str(found[name]["recorded_at"]))
+    fit = found[deployment]["decision"]["fit"]
+    misses = [fit[name] for name in ("decode_residual_percent", "prefill_residual_percent") if fit[name]]
+    return {"deployment": deployment, "error": math.hypot(ERROR, max(misses, default=0.0) / 100), "fit": fit}
+
+
 def _tells(entry: Mapping, parts: Mapping, ids: t.Sequence[str]) -> bool:
-    """Return whether a recorded tuning has costs, and was of these devices in the same state, by the same engine."""
+    """Return whether a recorded tuning has costs of layers, and was of these devices in the same state."""
     fit = entry["decision"].get("fit") or {}
     costs = [fit[name] for name in ("decode_ms_per_layer", "prefill_ms_per_layer") if fit.get(name)]
     if not costs or "spread" not in fit or any(min(own) <= 0 for own in costs):
         return False
+    return _same_state(entry, parts, ids)
+
+
+def _same_state(entry: Mapping, parts: Mapping, ids: t.Sequence[str]) -> bool:
+    """Return whether a recorded tuning was of these devices in the same state, by the same engine."""
     before = entry["fingerprint_parts"]
     return [device["id"] for device in entry["devices"]] == list(ids) and all(
         fingerprints.canonical(before.get(name)) == fingerprints.canonical(parts.get(name))

@@ -58,7 +58,7 @@ def known(given_gb_per_s: float, record: Mapping | None) -> Json | None:
     told = {}
     for name, entry in ({} if record is None else record["models"]).items():
         fit = entry["decision"].get("fit") or {}
-        if fit.get("decode_ms_per_block_in_ram"):
+        if fit.get("bytes_per_block_in_ram") and fit["decode_ms_per_block_in_ram"]:
             told[name] = (str(entry["recorded_at"]), fit)
     if not told:
         return None

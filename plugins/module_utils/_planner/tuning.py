@@ -16,7 +16,7 @@ from .._base.steps import Done, Lease, Plan, Step, Store
 from .._models import model_shapes
 from .._split import fallbacks, known_devices, split_problem
 from .._split.types import KnownDevice
-from . import context_stage, predictor, tuning_effort, tuning_links, tuning_settings, tuning_steps
+from . import context_stage, known_costs, predictor, tuning_effort, tuning_links, tuning_settings, tuning_steps
 from .tuning_state import OWN_PLACEMENT, TENSOR_QUESTION, State
 
 Json = dict[str, t.Any]
@@ -314,7 +314,11 @@ def _prediction(state: State, lines: list[str]) -> Plan:
         "bench": settings.bench,
         "experts_in_ram": state.expected_experts_in_ram,
     }
-    known = None if settings.profile else state.known([device["id"] for device in devices], model)
+    known = None
+    if not settings.profile:
+        own = (*state.comparable, [device["id"] for device in devices], model)
+        known = known_costs.find(*own)
+        question["experts_in_ram"] = {**question["experts_in_ram"], "measured": known_costs.of_experts(*own)}
     prediction = predictor.predict(question, known_devices.with_budgets(devices, settings.device_budget_mib), known)
     shown = [*lines, *prediction["lines"]]
     return Plan(result={"needed": True, "prediction": prediction, "lines": shown, "why": prediction["why"]})

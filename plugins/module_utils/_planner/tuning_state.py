@@ -258,7 +258,7 @@ class State:
                 settings, self.look, devices, self.gpus, (self.result(OWN_PLACEMENT) or {}).get("fitted")
             ),
         }
-        known = self.known([device["id"] for device in devices], t.cast(Model, self.model))
+        known = known_costs.find(*self.comparable, [device["id"] for device in devices], t.cast(Model, self.model))
         if known is None or settings.retune:
             return raw
         layer = split_problem.read_problem(raw).average_layer
@@ -276,16 +276,17 @@ class State:
         asked = self.result(TENSOR_QUESTION) or {}
         return f"llama.cpp refuses it: {str(asked['reason']).rstrip('.')}" if asked.get("refused") else None
 
-    def known(self, ids: t.Sequence[str], model: Model) -> known_costs.Known | None:
-        """Return the costs that an earlier tuning on these devices has measured, or None.
+    @property
+    def comparable(self) -> tuple[Mapping, Json]:
+        """The recorded entries, and what an entry must have in common with this tuning to tell its costs.
 
         A prediction knows no role that starts RPC servers: it is about those that were tuned with.
         """
-        parts, record = self.parts, self.look["record"]
+        parts = self.parts
         if self.settings.predict_only and self.reference:
             before = self.reference["fingerprint_parts"]
             parts = {**parts, **{name: before[name] for name in ("rpc_endpoints", "extra")}}
-        return known_costs.find(record["models"], parts, ids, model)
+        return self.look["record"]["models"], parts
 
     @property
     def reference(self) -> Mapping:
@@ -318,9 +319,8 @@ class State:
     def contexts(self) -> Json | None:
         """What other contexts and types of KV cache would cost, by what was measured; None where it is not modelled."""
         fit, settings = self.decision.get("fit"), self.settings
-        if not self.engine.dry_run or not fit or self.decision["split_mode"] != "layer":
-            return None
-        if self.decision.get("experts_in_ram"):  # the advice says what a smaller context would give
+        modelled = self.engine.dry_run and self.decision["split_mode"] == "layer"
+        if not fit or not modelled or self.decision.get("experts_in_ram"):  # whose advice tells of a smaller context
             return None
         model, ids, own = t.cast(Model, self.model), [device["id"] for device in self.devices], self.speculation.own_mib
         others = known_costs.fits_of(self.look["record"]["models"], self.parts, ids, model)

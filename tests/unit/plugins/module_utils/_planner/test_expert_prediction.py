@@ -18,6 +18,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     known_devices,
     memory_plan,
     model_weights,
+    split_problem,
 )
 from ansible_collections.homelab.mixed_gpu.tests.fixtures.experts import machine
 
@@ -139,6 +140,32 @@ def test_launches_count_whatever_an_earlier_tuning_has_measured() -> None:
     }  # fmt: skip
     prediction = ask(known=known_costs.of_fit("another-c8192", fit, []))
     assert prediction["best"]["launch_ms"] > 1 and prediction == ask()
+
+
+def test_what_a_tuning_with_experts_in_ram_has_fitted_replaces_what_others_published() -> None:
+    """Told for another KV cache and context by the loads of one campaign, within the interval that is stated."""
+    simulated = machine.Machine(machine.make_problem(), decode=(2.0, 3.0))
+    plan, _loads = simulated.drive()
+    measured = {"deployment": "moe-c4096", "error": 0.06, "fit": plan["decision"]["fit"]}
+    threads = plan["decision"]["experts_in_ram"]["threads"]
+    serving = {**simulated.problem["serving"], "cache_type_k": "q8_0", "cache_type_v": "q8_0", "context_size": 8192}
+    objective = {**simulated.problem["objective"], "depth_tokens": 0}
+    asked = {**simulated.problem, "serving": serving, "objective": objective}
+    asked["experts_in_ram"] = {**asked["experts_in_ram"], "measured": measured}
+    unknown = {"bandwidth_gb_per_s": None, "fraction": 0.85, "launch_ms": 0.1, "prefill_tflops": None}
+    devices = [{**device, **unknown} for device in asked["devices"]]
+    prediction = expert_prediction.expect(split_problem.read_problem(asked), devices)
+    assert prediction is not None and prediction["measured_by"] == "moe-c4096" and len(prediction["rows"]) > 1
+    for row in prediction["rows"]:
+        placed = expert_placement.from_json(row["layers"], {**row["experts_in_ram"], "threads": threads})
+        assert placed is not None and row["launch_ms"] == 0
+        low, high = row["decode_interval"]
+        assert low < 1000 / simulated.decode_ms(placed) < high < 1.3 * low
+        prompt = simulated.prefill_ms(placed, 2048, row["micro_batch_size"])
+        assert row["ttft_interval"][0] < prompt < row["ttft_interval"][1]
+    text = "\n".join(expert_prediction.table(prediction))
+    assert "PREDICTION from what moe-c4096 measured" in text and "with intervals of 95 %" in text
+    assert "GB/s" not in text
 
 
 def test_an_objective_without_a_prompt_is_about_tokens_alone() -> None:

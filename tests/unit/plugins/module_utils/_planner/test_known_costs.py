@@ -65,6 +65,26 @@ def test_another_model_tells_nothing() -> None:
     assert find({"other": entry(model_sha256="bb")}) is None
 
 
+def test_the_latest_tuning_with_experts_in_ram_tells_of_the_same_model_in_the_same_state() -> None:
+    def with_experts(recorded_at: str, residual: float | None, **parts: t.Any) -> dict[str, t.Any]:
+        fit = {"read_bytes": 10**9, "decode_residual_percent": residual, "prefill_residual_percent": None}
+        return {**entry(recorded_at, **parts), "decision": {"experts_in_ram": {"blocks": [1]}, "fit": fit}}
+
+    models = {
+        "old": with_experts("2026-01-01", 1.0), "new": with_experts("2026-02-01", 12.0), "dense": entry("2026-03-01"),
+        "other": with_experts("2026-04-01", 1.0, model_sha256="bb"),
+        "changed": with_experts("2026-05-01", 1.0, driver_version="590.1"),
+    }  # fmt: skip
+    ids = ["GPU-a", "GPU-b"]
+    told = known_costs.of_experts(models, PARTS, ids, MODEL)
+    assert told is not None and told["deployment"] == "new" and told["error"] == pytest.approx(0.13)
+    del models["new"]
+    told = known_costs.of_experts(models, PARTS, ids, MODEL)
+    assert told is not None and told["deployment"] == "old" and 0.05 < told["error"] < 0.06
+    assert known_costs.of_experts({"dense": entry()}, PARTS, ids, MODEL) is None
+    assert find(models).deployment == "dense"
+
+
 def test_without_a_hash_path_and_size_tell_a_model() -> None:
     nameless = {"model_sha256": ""}
     assert find({"one": entry()}, parts=nameless).deployment == "one"

@@ -18,7 +18,12 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import 
     tuning_experts,
     tuning_settings,
 )
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record, memory_plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
+    deployment,
+    expert_placement,
+    fact_record,
+    memory_plan,
+)
 from ansible_collections.homelab.mixed_gpu.tests.fixtures.experts import machine
 
 Json = dict[str, t.Any]
@@ -804,3 +809,22 @@ def test_a_prediction_knows_the_hosts_ram_and_links() -> None:
     assert prediction["experts_in_ram"] and prediction["best"]["ram_mib"] <= 65536 - 3072
     assert prediction["link_gb_per_s"] == pytest.approx(0.8 * 16 * 0.985)
     assert any("with experts in RAM" in line for line in plan.result["lines"])
+
+
+def test_a_plan_on_a_host_tuned_with_experts_in_ram_uses_what_was_measured() -> None:
+    host = MoeHost()
+    host.model = {**host.model, "path": "/srv/m.gguf"}
+    tuned = host.tune(objective="request")
+    host.keep(tuned)
+    plan = host.tune(predict=True, predict_only=True, objective="request", context_size=4096, cache_type_k="q8_0",
+                     cache_type_v="q8_0", model_sha256="", deployment="m-c4096-q8")  # fmt: skip
+    assert plan.result is not None
+    prediction = plan.result["prediction"]
+    assert prediction["measured_by"] == "m-c2048" and prediction["best"]["decode_interval"] is not None
+    assert plan.result["lines"][0].startswith("PREDICTION from what m-c2048 measured: ")
+    low, high = prediction["best"]["decode_interval"]
+    threads = recorded(tuned)["experts_in_ram"]["threads"]
+    placed = expert_placement.from_json(
+        prediction["best"]["layers"], {**prediction["best"]["experts_in_ram"], "threads": threads}
+    )
+    assert placed is not None and low < 1000 / host.simulated.decode_ms(placed) < high
