@@ -158,9 +158,9 @@ class Host:
             return list(given), []
         found = cards.read(self.module.params["host_python"])
         on_bus = card_ages.cards(host_hardware.nvidia_devices(), self.settings.get("slots_left_out") or ())
-        capabilities = card_ages.capabilities(found, on_bus)
-        if found["available"] or (on_bus and all(card.compute_capability for card in on_bus)):
-            return [capability.replace(".", "") for capability in capabilities], []
+        targets = card_ages.targets(found, on_bus)
+        if targets is not None:
+            return list(targets), []
         if self.module.check_mode:
             return [], ["the NVIDIA driver"]
         raise UserError(

@@ -147,6 +147,15 @@ def capabilities(gpus: Mapping | None, found: t.Sequence[Card]) -> list[str]:
     return sorted(said, key=version)
 
 
+def targets(gpus: Mapping, found: t.Sequence[Card]) -> list[str] | None:
+    """Return the compute capabilities of a host's cards without their dot, to compile for; None where one is unknown.
+
+    C(gpus) is what the driver says (fact mixed_gpu_gpus), C(found) what the PCI bus does.
+    """
+    known = gpus["available"] or (found and all(card.compute_capability for card in found))
+    return [capability.replace(".", "") for capability in capabilities(gpus, found)] if known else None
+
+
 def version(text: str) -> Version:
     """Return the two numbers of a compute capability or of a CUDA release such as 12.8 or 13.0.2."""
     first, second = text.split(".")[:2]

@@ -188,13 +188,18 @@ def firmware(root: str = "") -> str | None:
     return " ".join(word.strip() for word in words if word and word.strip()) or None
 
 
+def cpu_flags(root: str = "") -> list[str]:
+    """Flags of the CPU as the kernel names them; none where it names none."""
+    flags = re.search(r"^flags\s*:(.*)$", read(f"{root}/proc/cpuinfo") or "", re.MULTILINE)
+    return flags[1].split() if flags else []
+
+
 def hypervisor(root: str = "") -> str | None:
     """What this is a virtual machine of, or None on bare metal."""
     kind = read(f"{root}/sys/hypervisor/type")
     if kind:
         return kind.capitalize()
-    flags = re.search(r"^flags\s*:(.*)$", read(f"{root}/proc/cpuinfo") or "", re.MULTILINE)
-    if not flags or "hypervisor" not in flags[1].split():
+    if "hypervisor" not in cpu_flags(root):
         return None
     return _VIRTUAL_VENDORS.get(read(f"{root}/sys/class/dmi/id/sys_vendor") or "", "an unknown hypervisor")
 

@@ -15,7 +15,16 @@ import typing as t
 
 from .._base import job, json_file, sandboxed_run
 from .._base.errors import UserError
-from . import build_fetch, build_plan, build_source, build_state, quick_compile, web_ui_build, web_ui_plan
+from . import (
+    build_archive,
+    build_fetch,
+    build_plan,
+    build_source,
+    build_state,
+    quick_compile,
+    web_ui_build,
+    web_ui_plan,
+)
 
 _DISK_MIB: t.Final = 3072
 _DOWNLOAD_MIB: t.Final = 200
@@ -131,6 +140,25 @@ def _compile(
     return build_dir
 
 
+def receive(
+    offered: t.Mapping[str, t.Any], archive: pathlib.Path, sha256: str, prefix: pathlib.Path, log: job.Log
+) -> None:
+    """Publish the build of another host from its archive, once its programs run here.
+
+    Raises UserError, and publishes nothing then, also where the archive is not the build that was offered.
+    """
+    final = prefix / build_plan.directory(offered)
+    stage = prefix / ".work" / f"stage-{final.name}"
+    log.write(f"unpacking {archive}")
+    build_archive.unpack(archive, sha256, stage)
+    if build_state.parse(stage / "build.json") != offered:
+        raise UserError(f"{archive} holds another build than the offered one: run the play again.")
+    cure = "; build it on this host, with llama_cpp_copy: false"
+    _try_programs(stage / "bin", offered["targets"], log, cure)
+    log.write(f"publishing {final}")
+    _publish(stage, final, offered)
+
+
 def _link_packages(record: t.Mapping[str, t.Any], stage: pathlib.Path, log: job.Log) -> None:
     """Fill the stage with links to the programs that packages installed."""
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/bin", "/usr/bin", "/usr/sbin"])
@@ -147,14 +175,14 @@ def _link_packages(record: t.Mapping[str, t.Any], stage: pathlib.Path, log: job.
         log.write(f"{target} is {program}")
 
 
-def _try_programs(stage: pathlib.Path, targets: t.Sequence[str], log: job.Log) -> None:
-    """Run every program once from where it is. Raises UserError with what the loader said."""
+def _try_programs(stage: pathlib.Path, targets: t.Sequence[str], log: job.Log, cure: str = "") -> None:
+    """Run every program once from where it is. Raises UserError with what the loader said, and the cure."""
     for target in targets:
         if not (stage / target).exists():
             raise UserError(f"the target {target} made no program {target}; correct llama_cpp_targets.")
         reason, _text = build_state.ask_help(stage / target)
         if reason:
-            raise UserError(f"{target} was built but does not run: {reason}.")
+            raise UserError(f"{target} was built but does not run: {reason}{cure}.")
         log.write(f"{target} runs")
 
 

@@ -199,6 +199,11 @@ def source(settings: Settings, installed: t.Mapping[str, str]) -> dict[str, t.An
     return found | {"version": settings["sdist_version"]} if kind == "sdist" else found
 
 
+def cmake_arguments(settings: Settings, architectures: t.Sequence[str]) -> list[str]:
+    """Return the CMake arguments of the main build for these compute capabilities. Raises UserError as C(plan)."""
+    return _arguments(_wanted(settings)[0], settings, architectures)
+
+
 def summarise_toolchain(said: t.Mapping[str, str]) -> dict[str, str]:
     """Return what identifies each tool in its output: one line, or a hash of the macros that describe this CPU."""
     summary = {}
@@ -269,8 +274,7 @@ def _build(
     arguments: list[str] = []
     used: dict[str, str] = {}
     if kind != "package":
-        flags = _options(wanted, settings, architectures)
-        arguments = [f"-D{option}={value}" for option, value in sorted(flags.items())]
+        arguments = _arguments(wanted, settings, architectures)
         needed = ["c", "cxx", *(["cuda"] if "cuda" in wanted["backends"] else [])]
         needed += ["native"] if wanted["native"] else []
         used = summarise_toolchain({tool: toolchain[tool] for tool in needed})
@@ -299,6 +303,12 @@ def _build(
         "targets": list(dict.fromkeys(wanted["targets"])),
         "toolchain": used,
     })  # fmt: skip
+
+
+def _arguments(
+    wanted: t.Mapping[str, t.Any], settings: Settings, architectures: t.Sequence[str | int]
+) -> list[str]:
+    return [f"-D{option}={value}" for option, value in sorted(_options(wanted, settings, architectures).items())]
 
 
 def _options(wanted: t.Mapping[str, t.Any], settings: Settings, architectures: t.Sequence[str | int]) -> dict[str, str]:

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Whether a build of another host is copied, or llama.cpp is built here. Private to this collection.
+
+Pure functions only. An offer is what another host says of its build in use: C(host) (its name), C(record) (its
+build.json), C(packages) (which its programs need) and C(runs_on) (the fields of Machine). An empty one means no build.
+"""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+from .._base.types import Json, Mapping
+from . import build_plan
+
+#: Flags of the kernel that name instructions which a compiler may use for this CPU.
+_INSTRUCTIONS: t.Final = re.compile(
+    r"(?:3dnow|abm|adx|aes|amx|avx|bmi|cldemote|clflushopt|clwb|clzero|cmpccxadd|cx16|enqcmd|f16c|fma|fsgsbase|fxsr|"
+    r"gfni|hle|hreset|lahf_lm|lwp|mmx|movbe|movdir|mwaitx|pclmul|pconfig|pni|popcnt|prefetch|ptwrite|raoint|rdpid|"
+    r"rdpru|rdrand|rdseed|rtm|serialize|sha|sm[34]|sse|ssse|tbm|tsxldtrk|uintr|vaes|vpclmul|waitpkg|wbnoinvd|xop|xsave)"
+    r"\w*"
+)
+#: Libraries that the driver and the toolkit bring, and no package of the distribution.
+_OF_CARDS: t.Final = re.compile(r"lib(?:cu|nccl|nv)\w*\.so")
+_NEEDED: t.Final = re.compile(r"\(NEEDED\)\s+Shared library: \[([^]]+)\]")
+_OWNER: t.Final = re.compile(r"^([a-z0-9][a-z0-9+.-]+)(?::[a-z0-9]+)?: /")
+
+
+class Machine(t.NamedTuple):
+    """What of a host decides whether a build runs there."""
+
+    system: str  # distribution and release, such as "debian 13"
+    cpu_flags: t.Sequence[str]  # as the kernel names them
+    toolkit: str  # last line of nvcc --version; empty where nvcc does not run
+    targets: t.Sequence[str] | None  # compute capabilities of its cards without their dot; None where unknown
+
+
+def offer(host: str, record: Mapping | None, machine: Machine, packages: t.Sequence[str]) -> Json:
+    """Return what a host offers to others; nothing without a build of its own."""
+    if record is None or record["source"]["kind"] == "package":
+        return {}
+    return {"host": host, "record": dict(record), "packages": list(packages), "runs_on": machine._asdict()}
+
+
+def why_not(offered: Mapping, settings: build_plan.Settings, here: Machine) -> str:
+    """Return why the build that another host offers is not copied, as a clause; empty where it is.
+
+    C(settings) are the variables of the role llama_cpp here, without their prefix. The chat page makes no difference.
+    """
+    if not settings["copy"]:
+        return "llama_cpp_copy is false"
+    if not offered:
+        return "no other host has a build to copy"
+    record, there = offered["record"], Machine(**offered["runs_on"])
+    checks = (
+        _of_another_kind(record, settings),
+        _for_another_system(offered["host"], there, here),
+        _for_another_cpu(record, there, here),
+        _for_other_cards(record, there, here),
+    )
+    return next((why for why in checks if why), "")
+
+
+def _of_another_kind(record: Mapping, settings: build_plan.Settings) -> str:
+    if settings["source"] == "package" or record["source"] != build_plan.source(settings, {}):
+        return "its variables ask for another source"
+    if settings["extra_builds"]:
+        return "llama_cpp_extra_builds asks for further builds"
+    lacking = [target for target in settings["targets"] if target not in record["targets"]]
+    if lacking:
+        return f"llama_cpp_targets asks for {', '.join(lacking)}, too"
+    wanted = dict(_options(build_plan.cmake_arguments(settings, _built_for(record))))
+    built = dict(_options(record["cmake_arguments"]))
+    other = sorted(name for name in {*wanted, *built} if wanted.get(name) != built.get(name))
+    if other:
+        return f"its variables ask for another value of {', '.join(other)}"
+    if bool(settings["quick_compile"]) != bool(record["quick_compile"]):
+        return "its variables ask for another value of llama_cpp_quick_compile"
+    return ""
+
+
+def _options(arguments: t.Iterable[str]) -> t.Iterator[tuple[str, str]]:
+    for argument in arguments:
+        name, _equals, value = argument.removeprefix("-D").partition("=")
+        yield name, value
+
+
+def _built_for(record: Mapping) -> list[str]:
+    """Return the CUDA architectures of a build."""
+    found = dict(_options(record["cmake_arguments"])).get("CMAKE_CUDA_ARCHITECTURES", "")
+    return [one for one in found.split(";") if one]
+
+
+def _for_another_system(host: str, there: Machine, here: Machine) -> str:
+    return f"it runs {here.system} and {host} {there.system}" if here.system != there.system else ""
+
+
+def _for_another_cpu(record: Mapping, there: Machine, here: Machine) -> str:
+    """A build that is not native has the instructions that its options say, on all hosts the same."""
+    if "native" not in record["toolchain"]:
+        return ""
+    lacking = sorted({flag for flag in there.cpu_flags if _INSTRUCTIONS.fullmatch(flag)} - set(here.cpu_flags))
+    if not there.cpu_flags or not here.cpu_flags:
+        return "the instructions of a CPU are unknown"
+    return f"its CPU has no {', '.join(lacking)}" if lacking else ""
+
+
+def _for_other_cards(record: Mapping, there: Machine, here: Machine) -> str:
+    built_with = record["toolchain"].get("cuda")
+    if built_with is None:
+        return ""
+    if here.toolkit != built_with:
+        return f"its CUDA toolkit is {here.toolkit or 'unknown'} and not {built_with}"
+    if here.targets is None:
+        return "the CUDA architecture of its cards is unknown"
+    known = {one.removesuffix("-real") for one in _built_for(record)}
+    lacking = [target for target in here.targets if target not in known]
+    return f"its cards need the CUDA architecture {', '.join(lacking)}" if lacking else ""
+
+
+def libraries(dynamic: str, own: t.Collection[str]) -> list[str]:
+    """Return the libraries of the distribution that programs need, from C(readelf -d); without C(own)."""
+    found = set(_NEEDED.findall(dynamic))
+    return sorted(name for name in found if name not in own and not _OF_CARDS.match(name))
+
+
+def owners(answer: str) -> list[str]:
+    """Return the packages that C(dpkg-query -S) names."""
+    return sorted({found[1] for line in answer.splitlines() if (found := _OWNER.match(line))})

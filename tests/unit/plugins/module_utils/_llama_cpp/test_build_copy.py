@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Which builds are copied to another host, and which are made there."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import build_copy, build_plan
+
+NVCC = "Cuda compilation tools, release 12.8, V12.8.93\nBuild cuda_12.8.r12.8/compiler.35583870_0\n"
+SETTINGS: dict[str, t.Any] = {
+    "source": "sdist", "sdist_version": "0.3.36", "sdist_sha256": "a" * 64, "sdist_build_number": 11312,
+    "sdist_build_commit": "0c1e57098", "backends": ["cuda", "rpc"], "native": True, "cuda_root": "/usr/local/cuda",
+    "cuda_architectures": [], "nccl_root": "", "cmake_options": {}, "targets": ["llama-server", "ggml-rpc-server"],
+    "extra_builds": [], "quick_compile": False, "web_ui": True, "copy": True,
+}  # fmt: skip
+FLAGS = ["fpu", "sse4_2", "avx2", "fma", "hypervisor", "md_clear"]
+BOX = build_copy.Machine("debian 13", FLAGS, "Build cuda_12.8.r12.8/compiler.35583870_0", ["86", "89"])
+
+
+def offer(architectures=("86", "89"), there=BOX, **other):
+    """Return what a box offers that was built with these settings."""
+    said = {"c": "cc 14", "cxx": "c++ 14", "native": "#define __AVX2__ 1", "cuda": NVCC}
+    settings = {**SETTINGS, **other}
+    [build, *_more] = build_plan.plan(settings, build_plan.source(settings, {}), said, architectures)
+    return build_copy.offer("llm-box", build.record, there, ["libgomp1"])
+
+
+def why_not(settings=None, here=BOX, offered=None):
+    return build_copy.why_not(offered or offer(), {**SETTINGS, "web_ui": False, **(settings or {})}, here)
+
+
+def test_equal_hosts_copy_also_without_the_chat_page():
+    assert why_not() == ""
+
+
+def test_fewer_programs_fewer_cards_and_more_instructions_copy():
+    here = BOX._replace(targets=["86"], cpu_flags=["avx512f", *FLAGS])
+    assert why_not({"targets": ["ggml-rpc-server"]}, here) == ""
+    assert why_not(here=BOX._replace(targets=[])) == "", "a lender of its CPU"
+
+
+def test_flags_that_name_no_instructions_do_not_count():
+    assert why_not(here=BOX._replace(cpu_flags=["sse4_2", "avx2", "fma"])) == ""
+
+
+@pytest.mark.parametrize(
+    ("here", "why"),
+    [
+        ({"system": "debian 12"}, "it runs debian 12 and llm-box debian 13"),
+        ({"cpu_flags": ["fpu", "sse4_2", "fma"]}, "its CPU has no avx2"),
+        ({"cpu_flags": []}, "the instructions of a CPU are unknown"),
+        ({"toolkit": "Build cuda_13.0.r13.0/compiler.36424714_0"}, "its CUDA toolkit is Build cuda_13.0"),
+        ({"toolkit": ""}, "its CUDA toolkit is unknown"),
+        ({"targets": ["86", "120"]}, "its cards need the CUDA architecture 120"),
+        ({"targets": None}, "the CUDA architecture of its cards is unknown"),
+    ],
+)
+def test_another_host_builds(here, why):
+    assert why_not(here=BOX._replace(**here)).startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"copy": False}, "llama_cpp_copy is false"),
+        ({"sdist_sha256": "b" * 64}, "its variables ask for another source"),
+        ({"source": "package", "packages": []}, "its variables ask for another source"),
+        ({"extra_builds": [{"name": "slow"}]}, "llama_cpp_extra_builds asks for further builds"),
+        ({"targets": ["llama-cli"]}, "llama_cpp_targets asks for llama-cli, too"),
+        ({"native": False}, "its variables ask for another value of GGML_NATIVE"),
+        ({"backends": ["cuda", "rpc", "vulkan"]}, "its variables ask for another value of GGML_VULKAN"),
+        ({"nccl_root": "/opt/nccl"}, "its variables ask for another value of GGML_CUDA_NCCL, NCCL_ROOT"),
+        ({"cmake_options": {"GGML_LTO": True}}, "its variables ask for another value of GGML_LTO"),
+        ({"quick_compile": True}, "its variables ask for another value of llama_cpp_quick_compile"),
+    ],
+)
+def test_other_variables_build(settings, why):
+    assert why_not(settings) == why
+
+
+def test_what_is_not_native_has_the_same_instructions_everywhere():
+    offered = offer(native=False)
+    assert why_not({"native": False}, BOX._replace(cpu_flags=["sse4_2"]), offered) == ""
+
+
+def test_without_cuda_no_toolkit_and_no_card_counts():
+    cpu = {"backends": ["cpu", "rpc"]}
+    assert why_not(cpu, BOX._replace(toolkit="", targets=None), offer(**cpu)) == ""
+
+
+def test_who_has_built_nothing_offers_nothing():
+    assert build_copy.offer("llm-box", None, BOX, []) == {}
+    packages = {"source": {"kind": "package", "version": "llama.cpp-tools 1-1"}}
+    assert build_copy.offer("llm-box", packages, BOX, []) == {}
+    assert build_copy.why_not({}, SETTINGS, BOX) == "no other host has a build to copy"
+
+
+def test_the_packages_of_a_build_are_those_of_its_libraries_without_its_own_and_those_of_cards():
+    dynamic = """
+File: bin/llama-server
+ 0x0000000000000001 (NEEDED)             Shared library: [libggml.so.0]
+ 0x0000000000000001 (NEEDED)             Shared library: [libcuda.so.1]
+ 0x0000000000000001 (NEEDED)             Shared library: [libcublas.so.12]
+ 0x0000000000000001 (NEEDED)             Shared library: [libnccl.so.2]
+ 0x0000000000000001 (NEEDED)             Shared library: [libgomp.so.1]
+ 0x0000000000000001 (NEEDED)             Shared library: [libstdc++.so.6]
+ 0x000000000000001d (RUNPATH)            Library runpath: [$ORIGIN]
+"""
+    assert build_copy.libraries(dynamic, {"libggml.so.0"}) == ["libgomp.so.1", "libstdc++.so.6"]
+    answer = (
+        "libgomp1:amd64: /usr/lib/x86_64-linux-gnu/libgomp.so.1\n"
+        "dpkg-query: no path found matching pattern */libabsent.so.1\n"
+        "diversion by x from: /usr/lib/y\n"
+    )
+    assert build_copy.owners(answer) == ["libgomp1"]
