@@ -90,6 +90,10 @@ build:
   description: The key of the engine's build in use, V(none) without one.
   returned: RV(why) is none
   type: str
+rpc_protocol:
+  description: The version of the RPC protocol that this build speaks, as C(major.minor); empty where it does not say.
+  returned: a deployment is found
+  type: str
 versions:
   description: Of an ExLlama, the versions of engine, C(pytorch) and C(tabbyapi) in that build; empty for llama.cpp.
   returned: RV(why) is none
@@ -211,6 +215,7 @@ def gather(module: AnsibleModule, gpus: Json) -> Json:
         "answers": checked_answers(answers.path(params["state_dir"], deployment)),
         "wrong_answers": os.path.exists(unit_end.WRONG_ANSWERS),
         "build": job.build_key(build_file),
+        "rpc_protocol": job.build_record(build_file).get("rpc_protocol", ""),
         "versions": release_plan.versions(job.build_record(build_file)),
         "gpus": gpus,
         "host": {"kernel": platform.release(), "firmware": host_hardware.firmware()},

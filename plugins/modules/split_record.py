@@ -57,8 +57,9 @@ options:
   renewal:
     description:
       - Another configuration in which the recorded split still holds.
-      - It has C(build) (key of the llama.cpp build), C(gpus) (the fact C(mixed_gpu_gpus)), C(extra) (replaces what the
-        inventory added to the fingerprint, unless it is empty) and C(device_probe) (none keeps the recorded one).
+      - It has C(build) (key of the llama.cpp build), C(rpc_protocol) (that it speaks to lenders, C(major.minor);
+        empty where it does not say), C(gpus) (the fact C(mixed_gpu_gpus)), C(extra) (replaces what the inventory added
+        to the fingerprint, unless it is empty) and C(device_probe) (none keeps the recorded one).
     type: dict
   active:
     description: Whether the deployment becomes the one that is served. With V(false) the served one stays as it is.

@@ -72,6 +72,7 @@ def build(
         check_resources(settings)
         tree = build_source.tree(settings, record["source"], shell, open_)
         record["commit"] = build_source.commit(record["source"], tree)
+        record["rpc_protocol"] = build_source.rpc_protocol(tree)
         if record["web_ui_node"]:
             web_ui_build.place(tree, pathlib.Path(settings["download_dir"]), shell, open_)
         else:

@@ -26,6 +26,7 @@ Source = t.Mapping[str, t.Any]
 
 #: Names of the archives of download_dir.
 ARCHIVE: t.Final = re.compile(r"llama_cpp_python-[^/]+\.tar\.gz|llama\.cpp-[0-9a-f]{12}\.tar")
+_PROTOCOL: t.Final = re.compile(r"^#define\s+RPC_PROTO_(MAJOR|MINOR)_VERSION\s+([0-9]+)", re.MULTILINE)
 _GIT_CURE: t.Final = (
     "correct llama_cpp_git_url, or set llama_cpp_git_version to a full commit or a tag (a branch moves)"
 )
@@ -106,6 +107,14 @@ def commit(source: Source, found: pathlib.Path) -> str | None:
     if head.returncode != 0:
         raise UserError(f"git does not know which commit {found} is; remove {found.parent} and run the play again.")
     return head.stdout.strip()[:9]
+
+
+def rpc_protocol(found: pathlib.Path) -> str:
+    """Return the version of the RPC protocol, as C(major.minor), that a source tree has; empty where it says none."""
+    header = found / "ggml/include/ggml-rpc.h"
+    text = header.read_text(encoding="utf-8", errors="replace") if header.is_file() else ""
+    numbers = dict(_PROTOCOL.findall(text))
+    return f"{numbers['MAJOR']}.{numbers['MINOR']}" if {"MAJOR", "MINOR"} <= set(numbers) else ""
 
 
 def _is_tree(path: pathlib.Path) -> bool:

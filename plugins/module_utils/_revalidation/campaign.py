@@ -192,6 +192,7 @@ def _accepted(seen: Observation, result: Mapping) -> Json:
     host, observed = seen.host, seen.observed
     renewal = {
         "build": host["build"],
+        "rpc_protocol": host["rpc_protocol"],
         "gpus": host["gpus"],
         "extra": seen.settings.fingerprint_extra,
         "device_probe": observed["device_probe"],

@@ -97,6 +97,7 @@ class Renewal(t.TypedDict):
     """A configuration in which a recorded split still holds."""
 
     build: str | None  # key of the llama.cpp build
+    rpc_protocol: str  # that this build speaks to lenders, as major.minor; empty where it does not say
     gpus: Mapping  # the fact mixed_gpu_gpus
     extra: Mapping  # replaces the recorded one unless it is empty
     device_probe: Mapping | None  # of today; None keeps the recorded one
@@ -116,10 +117,11 @@ def renew(entry: Mapping, renewal: Renewal) -> Json:
         before, renewal["build"], cards["driver_version"], cards["gpus"], renewal["extra"] or {}
     )
     entry = allreduce.with_seen(entry, renewal.get("allreduce"))
-    # which protocol another build speaks is known after the next tuning
-    outdated = {"recorded_at"} | ({"rpc_protocol"} if "llama_cpp" in tuning_key.changed(before, parts) else set())
+    kept = {name: value for name, value in entry.items() if name != "recorded_at"}
+    if "llama_cpp" in tuning_key.changed(before, parts) and kept.pop("rpc_protocol", "") and renewal["rpc_protocol"]:
+        kept["rpc_protocol"] = renewal["rpc_protocol"]
     return {
-        **{name: value for name, value in entry.items() if name not in outdated},
+        **kept,
         "fingerprint": fingerprints.fingerprint(parts),
         "fingerprint_parts": parts,
         "device_probe": probe,

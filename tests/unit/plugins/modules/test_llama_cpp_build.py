@@ -66,10 +66,20 @@ int main(void) {
 """
 
 
+RPC_HEADER = """\
+#pragma once
+#define RPC_PROTO_MAJOR_VERSION    7
+#define RPC_PROTO_MINOR_VERSION    1
+#define RPC_PROTO_PATCH_VERSION    2
+"""
+
+
 def make_tree(root):
     for directory in ("ggml", "tools"):
         (root / directory).mkdir(parents=True)
         (root / directory / "README").write_text("here\n")
+    (root / "ggml/include").mkdir()
+    (root / "ggml/include/ggml-rpc.h").write_text(RPC_HEADER)
     (root / "CMakeLists.txt").write_text(CMAKE_LISTS)
     (root / "tiny.c").write_text("int tiny(void) { return 0; }\n")
     (root / "tool.c").write_text(TOOL)
@@ -183,6 +193,7 @@ def test_builds_switches_and_then_has_nothing_to_do(run, settings):
     assert final.name == planned["planned"]["wanted"]["builds"]["main"]
     record = json.loads((final / "build.json").read_text())
     assert record["built_at"].endswith("Z") and (record["version"], record["commit"]) == ("b7", "abc")
+    assert record["rpc_protocol"] == "7.1"
     assert "publishing" in (final / "build.log").read_text()
     assert {path.name for path in (prefix / ".work").iterdir()} == {"lock", "build.log"}
     # the programs find their library wherever they are

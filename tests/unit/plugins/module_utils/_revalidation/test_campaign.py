@@ -83,6 +83,7 @@ class Host:
         return {
             "why": None, "deployment": "d", "entry": self.entry, "baseline": baseline(), "build": "b1", "gpus": GPUS,
             "answers": checked(entry=self.entry), "wrong_answers": False, "versions": {}, "host": HOST,
+            "rpc_protocol": "7.0",
             "model": {"path": "/srv/models/m.gguf", "exists": True, "sha256": "a" * 64},
         }  # fmt: skip
 

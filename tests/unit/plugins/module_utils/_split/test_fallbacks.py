@@ -264,7 +264,7 @@ def links(*protocols: str) -> dict[str, t.Any]:
 @pytest.mark.parametrize(
     ("protocols", "own"), [(("7.0.0",), "7.0"), (("7.9.1", "7.10.0"), "7.10"), (("", "8.1.0"), "8.1"), (("",), None)]
 )
-def test_the_protocol_of_this_build_is_recorded_and_forgotten_with_the_build(
+def test_the_protocol_of_this_build_is_recorded_and_moves_with_the_build(
     protocols: tuple[str, ...], own: str | None
 ) -> None:
     parts = {"llama_cpp": "b1", "driver_version": "580", "gpus": [], "extra": {}}
@@ -272,9 +272,14 @@ def test_the_protocol_of_this_build_is_recorded_and_forgotten_with_the_build(
     entry = deployment.build(done)
     assert entry.get("rpc_protocol") == own
     cards = {"driver_version": "581", "gpus": []}
-    renewal: deployment.Renewal = {"build": "b1", "gpus": cards, "extra": {}, "device_probe": None}
+    renewal: deployment.Renewal = {
+        "build": "b1", "rpc_protocol": "9.1", "gpus": cards, "extra": {}, "device_probe": None
+    }  # fmt: skip
     assert deployment.renew(entry, renewal).get("rpc_protocol") == own
-    assert "rpc_protocol" not in deployment.renew(entry, {**renewal, "build": "b2"})
+    moved = deployment.renew(entry, {**renewal, "build": "b2"})
+    assert moved.get("rpc_protocol") == ("9.1" if own else None)
+    # a build that does not say: then any version counts
+    assert "rpc_protocol" not in deployment.renew(entry, {**renewal, "build": "b2", "rpc_protocol": ""})
 
 
 def test_the_unit_of_a_server_with_lenders_knows_their_protocol() -> None:
