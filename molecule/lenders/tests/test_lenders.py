@@ -45,6 +45,13 @@ def test_the_model_is_split_over_both_hosts_and_answers(host, entry, endpoint):
     assert answer["tokens_predicted"] == 4
 
 
+def test_the_lender_has_the_build_of_the_box_and_no_compiler(host, lender):
+    record = "cat /opt/llama.cpp/current/build.json"    # with the time at which it was built
+    assert lender.check_output(record) == host.check_output(record)
+    assert lender.run("command -v c++").rc != 0
+    assert host.run("ls /opt/llama.cpp/.work/download-copy*").rc != 0
+
+
 def test_the_lender_listens_on_its_address_alone(lender, endpoint):
     listeners = [line.split()[3] for line in lender.check_output("ss -Hltn --cgroup").splitlines() if UNIT in line]
     assert listeners == [endpoint]

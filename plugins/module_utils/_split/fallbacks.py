@@ -142,15 +142,10 @@ def entry_without(entry: Mapping, fallback: Mapping) -> Json:
     It drafts nothing: what a draft takes of the devices was planned for all of them.
     """
     there = {place["id"] for place in fallback["placement"]}
-    devices = [dict(device) for device in entry["devices"] if device["id"] in there]
-    # llama.cpp numbers RPC devices in the order of --rpc
-    remote = [device for device in devices if device["backend"] == "RPC"]
-    for number, device in enumerate(sorted(remote, key=lambda device: int(device["device"].removeprefix("RPC")))):
-        device["device"] = f"RPC{number}"
     return {
         **{name: value for name, value in entry.items() if name != "speculation"},
         "serving": {**entry["serving"], "context_size": fallback["context_size"]},
-        "devices": devices,
+        "devices": [device for device in entry["devices"] if device["id"] in there],
         "placement": fallback["placement"],
         "split_mode": "layer",
         "rpc_endpoints": fallback["rpc_endpoints"],

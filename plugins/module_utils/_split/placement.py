@@ -24,18 +24,13 @@ def by_id(devices: t.Sequence[Mapping], layers: t.Sequence[int]) -> list[Placed]
 
 
 def without_idle_lenders(endpoints: t.Sequence[str], places: t.Iterable[Placed], draft: str | None) -> list[str]:
-    """Return the RPC endpoints without those of other hosts at the end whose devices hold neither layers nor the draft.
-
-    llama.cpp names devices by their number over all endpoints: at the end alone one can go, and no name changes.
-    """
+    """Return the RPC endpoints without those of other hosts whose devices hold neither layers nor the draft."""
     idle: set[str] = set()
     busy = {device_list.endpoint_of(str(draft))}
     for place in places:
         (busy if place["layers"] else idle).add(device_list.endpoint_of(place["id"]))
-    kept = list(endpoints)
-    while kept and kept[-1] in idle - busy and network_links.remote(kept[-1:]):
-        kept.pop()
-    return kept
+    left_out = (idle - busy).intersection(network_links.remote(endpoints))
+    return [endpoint for endpoint in endpoints if endpoint not in left_out]
 
 
 def served_endpoints(deployment: Mapping) -> list[str]:
@@ -45,14 +40,19 @@ def served_endpoints(deployment: Mapping) -> list[str]:
 
 
 def device_names(deployment: Mapping) -> dict[str, str]:
-    """Return llama.cpp's name of each recorded device by its id, under engines.cuda_environment of the cards."""
-    names, cuda_index = {}, 0
-    for device in deployment["devices"]:
-        names[device["id"]] = device["device"]
-        if device["backend"] == "CUDA":
-            names[device["id"]] = f"CUDA{cuda_index}"
-            cuda_index += 1
-    return names
+    """Return llama.cpp's name of each recorded device by its id, as a server calls it.
+
+    CUDA devices are numbered under engines.cuda_environment of the cards, those of RPC in the order of --rpc over the
+    endpoints that the server connects to. Others keep the recorded name.
+    """
+    names = {device["id"]: device["device"] for device in deployment["devices"]}
+    served = served_endpoints(deployment)
+    cards = [device["id"] for device in deployment["devices"] if device["backend"] == "CUDA"]
+    remote = [device for device in deployment["devices"] if device["backend"] == "RPC"]
+    remote = [device for device in remote if device_list.endpoint_of(device["id"]) in served]
+    remote.sort(key=lambda device: int(device["device"].removeprefix("RPC")))
+    numbered = {"CUDA": cards, "RPC": [device["id"] for device in remote]}
+    return names | {name: f"{kind}{at}" for kind, ids in numbered.items() for at, name in enumerate(ids)}
 
 
 def used_devices(deployment: Mapping) -> list[UsedDevice]:

@@ -127,8 +127,7 @@ def test_each_of_two_lenders_may_be_absent_or_both() -> None:
     without = fallbacks.serving_without(entry, [FIRST])
     assert without is not None and without["rpc_endpoints"] == [SECOND]
     # the second lender's device is the first of those that are asked now
-    names = {one["id"]: one["device"] for one in without["devices"]}
-    assert names == {SECOND: "RPC0", "GPU-4090": "CUDA0", "GPU-3090": "CUDA1"}
+    assert placement.device_names(without) == {SECOND: "RPC0", "GPU-4090": "CUDA0", "GPU-3090": "CUDA1"}
     alone = fallbacks.serving_without(entry, [SECOND, FIRST])
     assert alone is not None and alone["rpc_endpoints"] == [] and len(alone["devices"]) == 2
 
@@ -166,10 +165,23 @@ def test_an_idle_lender_at_the_end_is_as_if_it_were_not_there() -> None:
     assert first.startswith(f"--rpc {FIRST} -dev CUDA0,RPC0 -sm layer -ts 64,17 ") and "--rpc" not in second
 
 
-def test_an_idle_lender_before_another_stays_since_names_are_numbers() -> None:
+def test_an_idle_lender_before_another_is_not_there_and_the_other_has_its_number() -> None:
     entry = idle(0, 17)
-    assert placement.served_endpoints(entry) == [FIRST, SECOND]
-    assert llama_server.command(entry, SETTINGS)["placements"][0].startswith(f"--rpc {FIRST},{SECOND} -dev CUDA0,RPC1 ")
+    assert placement.served_endpoints(entry) == [SECOND] and watchdog_plan.lender_placements(entry) == [[SECOND], []]
+    called = llama_server.command(entry, SETTINGS)
+    assert called["lenders"] == [SECOND] and called["networks"] == ["localhost", "192.168.1.8"]
+    assert called["placements"][0].startswith(f"--rpc {SECOND} -dev CUDA0,RPC0 -sm layer -ts 64,17 ")
+    # measured is over all of them, by the recorded names
+    assert [one["device"] for one in entry["devices"]] == ["CUDA0", "RPC0", "RPC1"]
+
+
+def test_the_second_device_of_an_endpoint_keeps_its_place_behind_the_first() -> None:
+    ids = [FIRST, SECOND, f"{SECOND}#1"]
+    devices = [{"id": one, "device": f"RPC{number}", "backend": "RPC"} for number, one in enumerate(ids)]
+    places = [{"id": FIRST, "layers": 0}, {"id": SECOND, "layers": 0}, {"id": f"{SECOND}#1", "layers": 9}]
+    entry = {"devices": devices[::-1], "rpc_endpoints": [FIRST, SECOND], "placement": places}
+    names = placement.device_names(entry)
+    assert (names[SECOND], names[f"{SECOND}#1"]) == ("RPC0", "RPC1")
 
 
 def test_a_lender_of_several_devices_stays_while_one_is_used() -> None:
