@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .PHONY: help venv lab ready configure demo demo-check demo-clean lab-down test lint units sanity docs docs-site importer install-test \
   execution-environment release release-trial update-llama-cpp \
   package-test molecule molecule-more driver-dkms-test cuda-build-test exllamav2-build-test upgrade-test vllm-test bench \
-  bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads bench-watchdog watchdog-test gpu-test web-ui-test \
+  bench-planners bench-revalidation bench-live bench-site bench-tasks bench-downloads bench-watchdog bench-link watchdog-test gpu-test web-ui-test \
   first-evening-test build picture requirements clean
 
 # Each scenario has a test host of its own; `make molecule SCENARIO=name` runs one.
@@ -148,6 +148,9 @@ bench-downloads: venv  ## a verified download beside hf download, get_url and cu
 
 bench-watchdog: venv  ## what the watchdog costs a decode, on the sandbox; minutes
 	$(AS_ROOT) tests/bench/watchdog.sh
+
+bench-link: venv  ## what a lender's network costs, predicted and measured; MIXED_GPU_LLAMA_BIN=FOLDER of llama.cpp's programs; 5 minutes
+	$(AS_ROOT) tests/bench/link.sh
 
 gpu-test: venv  ## the NVML probe and a CUDA build on a real NVIDIA card
 	python -m pytest -v tests/gpu

@@ -9,7 +9,7 @@ module: rpc_link_info
 short_description: Measure round trip and rate of the way to RPC servers of other hosts
 version_added: 0.1.0
 description:
-  - Talks to each C(ggml-rpc-server) a few times, and sends and receives 4 to 64 MiB. Nothing else listens on the other
+  - Talks to each C(ggml-rpc-server) a few times, and sends and receives 8 to 72 MiB. Nothing else listens on the other
     host.
   - A server serves one client at a time, so hold the lease (M(homelab.mixed_gpu.measurement_lease)) while it runs.
 extends_documentation_fragment:
@@ -67,10 +67,15 @@ links:
       type: str
       sample: 7.0.0
     round_trip_ms:
-      description: Time of a small exchange, the median of 20.
+      description: Time of a small exchange, the median of 100.
       returned: always
       type: float
       sample: 0.4
+    stalls_ms:
+      description: What packets that are lost on the way add to a small exchange, on average.
+      returned: always
+      type: float
+      sample: 0.0
     to_mb_per_s:
       description: Rate to the server, in 10^6 bytes per second; V(none) for another version of the protocol than is
         known here.

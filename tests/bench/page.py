@@ -15,7 +15,7 @@ TITLE = "# Benchmarks\n\nWritten by `make bench`, section by section: do not edi
 #: The sections in the order of the page.
 SECTIONS = (
     "live", "site", "tasks", "planners", "families", "planes", "earlier", "speculation", "revalidation", "downloads",
-    "watchdog", "faults",
+    "watchdog", "faults", "network",
 )  # fmt: skip
 
 

@@ -26,13 +26,25 @@ _ALLOC, _FREE, _BASE, _SET, _GET, _COUNT = 0, 4, 3, 6, 8, 15
 _TENSOR: t.Final = struct.Struct("<QIQ4I4II16ii10QQQQ64si")
 _TYPE_I8: t.Final = 24
 _SMALL: t.Final = 4 << 20
-_LARGE: t.Final = 64 << 20
+_LARGE: t.Final = 32 << 20
 #: A transfer that takes less says little of a rate.
-_LEAST_SECONDS: t.Final = 0.05
+_LEAST_SECONDS: t.Final = 0.2
+#: The first transfer is slow: TCP begins slowly, and the server touches its memory for the first time.
+_TIMES: t.Final = 2
+
+
+#: An exchange that takes so much longer than others has waited for a packet that was lost, where one was sent again.
+_STALL_MS: t.Final = 100.0
+_MORE: t.Final = 4
+#: Where tcp_info of Linux has how many packets were sent again.
+_SENT_AGAIN: t.Final = struct.Struct("100xI")
 
 
 class Link(t.TypedDict):
     """A way to a server: protocol, a small exchange in ms, and MB (10^6 bytes) per second to it and from it.
+
+    C(stalls_ms) is what packets that are lost add to an exchange, on average: TCP waits 200 ms and more for the last
+    one of a message.
 
     The rates are None where the server speaks another version of the protocol, whose words are not known here; the
     protocol is empty where it does not even take the greeting that is known here.
@@ -40,6 +52,7 @@ class Link(t.TypedDict):
 
     protocol: str
     round_trip_ms: float
+    stalls_ms: float
     to_mb_per_s: float | None
     from_mb_per_s: float | None
 
@@ -88,17 +101,17 @@ class _Client:
 
     def _receive(self, count: int, deadline: float) -> bytes:
         """Return that many bytes; a server that sends them one by one is as good as one that hangs."""
-        found = bytearray()
-        while len(found) < count:
+        found, have = memoryview(bytearray(count)), 0
+        while have < count:
             self.socket.settimeout(max(0.001, deadline - time.monotonic()))
-            part = self.socket.recv(min(count - len(found), 1 << 20))
+            part = self.socket.recv_into(found[have:])
             if not part:
                 raise _ClosedError("it closed the connection")
-            found += part
+            have += part
         return bytes(found)
 
 
-def measure(host: str, port: int, exchanges: int = 20, timeout_seconds: float = 30) -> Link:
+def measure(host: str, port: int, exchanges: int = 100, timeout_seconds: float = 30) -> Link:
     """Return how quick the way to a server is. Raises UserError with the reason, OSError where it is not reached."""
     client = _Client(host, port, timeout_seconds)
     try:
@@ -107,19 +120,33 @@ def measure(host: str, port: int, exchanges: int = 20, timeout_seconds: float = 
         protocol, greeted = ".".join(map(str, version or ())), time.perf_counter()
         if version is None or version[0] != KNOWN_MAJOR:
             waited = 1000 * (greeted - began)
-            return {"protocol": protocol, "round_trip_ms": waited, "to_mb_per_s": None, "from_mb_per_s": None}
-        times = []
-        for _exchange in range(exchanges):
-            began = time.perf_counter()
-            client.ask(_COUNT, b"", 4)
-            times.append(time.perf_counter() - began)
-        there, back = _transfers(client, min(times))
+            none = {"stalls_ms": 0.0, "to_mb_per_s": None, "from_mb_per_s": None}
+            return t.cast(Link, {"protocol": protocol, "round_trip_ms": waited, **none})
+        times = _exchanges(client, exchanges)
+        if max(times) > statistics.median(times) + _STALL_MS:
+            times += _exchanges(client, _MORE * exchanges)  # stalls are rare: so few of them say little
+        (sent_again,) = _SENT_AGAIN.unpack(
+            client.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SENT_AGAIN.size)
+        )
+        there, back = _transfers(client, min(times) / 1000)
     finally:
         client.socket.close()
+    usual = statistics.median(times)
+    stalls = sum(taken - usual for taken in times if sent_again and taken > usual + _STALL_MS) / len(times)
     return {
-        "protocol": protocol, "round_trip_ms": 1000 * statistics.median(times),
+        "protocol": protocol, "round_trip_ms": usual, "stalls_ms": stalls,
         "to_mb_per_s": there / 1e6, "from_mb_per_s": back / 1e6,
     }  # fmt: skip
+
+
+def _exchanges(client: _Client, count: int) -> list[float]:
+    """Return how long small exchanges take, in ms."""
+    times = []
+    for _exchange in range(count):
+        began = time.perf_counter()
+        client.ask(_COUNT, b"", 4)
+        times.append(1000 * (time.perf_counter() - began))
+    return times
 
 
 def _transfers(client: _Client, round_trip: float) -> tuple[float, float]:
@@ -131,19 +158,22 @@ def _transfers(client: _Client, round_trip: float) -> tuple[float, float]:
 
 
 def _transfer(client: _Client, size: int, round_trip: float) -> tuple[float, float]:
+    """Return the best rates of a few transfers of that many bytes."""
     pointer, _size = struct.unpack("<QQ", client.ask(_ALLOC, struct.pack("<IQ", 0, size), 16))
     if not pointer:
         raise UserError(f"its device has no {size >> 20} MiB free")
     (base,) = struct.unpack("<Q", client.ask(_BASE, struct.pack("<Q", pointer), 8))
     sizes = (size, 1, 1, 1, 1, size, size, size)
     tensor = _TENSOR.pack(0, _TYPE_I8, pointer, *sizes, 0, *[0] * 16, 0, *[0] * 10, 0, 0, base, b"link", 0)
-    data = bytes(size)
-    began = time.perf_counter()
-    client.send(_SET, tensor + struct.pack("<BQ", 0, 0), data)
-    client.ask(_COUNT, b"", 4)
-    sent = time.perf_counter()
-    client.ask(_GET, tensor + struct.pack("<QQ", 0, size), size)
-    received = time.perf_counter()
+    data, there, back = bytes(size), 0.0, 0.0
+    for _time in range(_TIMES):
+        began = time.perf_counter()
+        client.send(_SET, tensor + struct.pack("<BQ", 0, 0), data)
+        client.ask(_COUNT, b"", 4)
+        sent = time.perf_counter()
+        client.ask(_GET, tensor + struct.pack("<QQ", 0, size), size)
+        received = time.perf_counter()
+        there = max(there, size / max(sent - began - round_trip, 1e-6))
+        back = max(back, size / max(received - sent - round_trip, 1e-6))
     client.send(_FREE, struct.pack("<Q", pointer))
-    there, back = (max(end - start - round_trip, 1e-6) for start, end in ((began, sent), (sent, received)))
-    return size / there, size / back
+    return there, back

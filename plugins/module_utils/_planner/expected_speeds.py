@@ -111,7 +111,9 @@ class Speeds:
         if weights is None or cache is None:
             return None
         least, expected, most = (sum(weights) + factor * sum(cache) for factor in self.rates.cache)
-        waited = sum(one.token_ms + network_links.RPC_MS for one in self._network(layers, depth) if one.token_ms)
+        # measured costs contain what the protocol itself takes
+        protocol = network_links.RPC_MS if self.rates.error is None else 0.0
+        waited = sum(one.token_ms + protocol for one in self._network(layers, depth) if one.token_ms)
         return self._time(least, expected, most, self.launch_ms(layers) + waited)
 
     def _network(self, layers: t.Sequence[int], depth: int) -> list[network_links.Cost]:
@@ -145,7 +147,7 @@ class Speeds:
         error = self.rates.error
         if error is None:
             return Time(expected + more, None, None)
-        return Time(expected, least * max(0.0, 1 - _SIDE * error), most * (1 + _SIDE * error))
+        return Time(expected + more, least * max(0.0, 1 - _SIDE * error) + more, most * (1 + _SIDE * error) + more)
 
     def decode_ms(self, layers: t.Sequence[int]) -> float | None:
         """Return the time of one token at the depth of the objective."""

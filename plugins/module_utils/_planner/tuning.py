@@ -14,7 +14,7 @@ import typing as t
 
 from .._base.steps import Done, Lease, Plan, Step, Store
 from .._models import model_shapes
-from .._split import fallbacks, known_devices, split_problem
+from .._split import fallbacks, known_devices, network_links, split_problem
 from .._split.types import KnownDevice
 from . import context_stage, known_costs, predictor, tuning_effort, tuning_links, tuning_settings, tuning_steps
 from .tuning_state import OWN_PLACEMENT, TENSOR_QUESTION, State
@@ -325,8 +325,13 @@ def _prediction(state: State, lines: list[str]) -> Plan:
 
 
 def expected_devices(state: State) -> list[KnownDevice]:
-    """Return the devices of a host as far as they are known without asking the engine."""
-    return known_devices.host_devices(state.reference.get("devices") or [], state.gpus)
+    """Return the devices of a host as far as they are known without asking the engine, with those of lenders.
+
+    A host that was tuned has its lenders' devices in its record.
+    """
+    own = known_devices.host_devices(state.reference.get("devices") or [], state.gpus)
+    recorded = network_links.remote(str(device["id"]) for device in own if device["backend"] == "RPC")
+    return own if recorded or not own else [*own, *known_devices.read_lent(state.settings.lent)]
 
 
 def _said(*lines: str, needed: bool = False) -> Plan:

@@ -9,6 +9,7 @@ import typing as t
 
 from .._base import variables
 from .._base.types import Json
+from .._split import known_devices
 from . import speculation_stage, speculation_texts
 
 
@@ -93,6 +94,7 @@ class Settings:
     lease_seconds: int
     lease_wait_seconds: int
     profile: str
+    lent: list[str]  # of a prediction: cards of lenders, and how each is reached
     shape: str
     predict_only: bool
 
@@ -157,6 +159,7 @@ def read(given: t.Mapping[str, t.Any]) -> Settings:
             f" {settings.engine}: give a number of tokens"
         )
     _check_speculation(settings)
+    known_devices.read_lent(settings.lent)
     for name in ("modes", "exllama_modes"):
         unknown = sorted(set(getattr(settings, name)) - {"layer", "tensor"})
         if unknown:

@@ -43,10 +43,7 @@ def read_profile(name: str) -> Profile:
     own, *lenders = name.split("+")
     *parts, last = own.split("_")
     cards = _cards(parts + ([] if last == "nvlink" else [last]))
-    lent = []
-    for lender in lenders:
-        words, _at, link = lender.partition("@")
-        lent += [(card, link) for card in _cards(words.split("_"))]
+    lent = _lent(lenders)
     named = [*cards, *(card for card, _link in lent)]
     if not 1 <= len(named) <= 8 or any(card not in known_cards.CARDS for card in named):
         raise ValueError(
@@ -54,8 +51,6 @@ def read_profile(name: str) -> Profile:
             f"{', '.join(sorted(known_cards.CARDS))} joined by underscores in the order of the devices (x2 is two"
             " of the card before it; +rtx3090@1gbe at the end is a lender's card over the network)"
         )
-    for _card, link in lent:
-        network_links.assumed(link)
     nvlink = last == "nvlink"
     if nvlink and not (len(cards) == 2 and all(known_cards.CARDS[card].nvlink for card in cards)):
         able = ", ".join(sorted(short for short, card in known_cards.CARDS.items() if card.nvlink))
@@ -73,6 +68,26 @@ def _cards(parts: t.Sequence[str]) -> list[str]:
         else:
             cards.append(part)
     return cards
+
+
+def _lent(lenders: t.Iterable[str]) -> list[tuple[str, str]]:
+    """Return cards and their links, of C(rtx3090@1gbe) for each lender. Raises ValueError for an unknown link."""
+    lent = []
+    for lender in lenders:
+        words, _at, link = lender.partition("@")
+        network_links.assumed(link)
+        lent += [(card, link) for card in _cards(words.split("_"))]
+    return lent
+
+
+def read_lent(lenders: t.Sequence[str]) -> list[KnownDevice]:
+    """Return the devices of lenders, each named as C(rtx3090_x2@1gbe). Raises ValueError, with what is known."""
+    lent = _lent(lenders)
+    strange = next((card for card, _link in lent if card not in known_cards.CARDS), None)
+    if strange is not None:
+        known = ", ".join(sorted(known_cards.CARDS))
+        raise ValueError(f"a lender has {strange!r}, which is no card of the table: known are {known}")
+    return lent_devices(lent)
 
 
 def profile_devices(name: str) -> list[KnownDevice]:

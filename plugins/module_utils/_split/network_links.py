@@ -12,6 +12,7 @@ last block gives on the last token alone.
 
 from __future__ import annotations
 
+import statistics
 import typing as t
 
 from .._base import addresses
@@ -21,9 +22,9 @@ from . import cost_model, device_list, memory_plan, workload
 _BYTES: t.Final = 4
 #: Exchanges that the box waits for, per token or micro-batch and lent device: the rest is sent without an answer.
 WAITS: t.Final = 1
-#: Bytes that describe one block to a lender, sent with every graph that differs from the one before: counted on the
-#: wire for b9945 and the architecture llama. Each micro-batch of a prompt has its own graph, a generated token has not.
-GRAPH_BYTES: t.Final = 30_000
+#: Bytes that describe one block to a lender, sent with every graph that differs from the one before: counted for b11312
+#: and the architecture llama. Each micro-batch of a prompt has its own graph, a generated token has not.
+GRAPH_BYTES: t.Final = 13_000
 #: What llama.cpp's RPC itself takes per token and lent device, in ms: 63 tokens per second on a card became 60 over
 #: loopback (llama.cpp PR 6829), and small models on processors differ by as much. Measured speeds contain it.
 RPC_MS: t.Final = 0.8
@@ -57,9 +58,10 @@ def work(prompt: int, micro_batch: int, before: float, depth: float, fused: bool
     prompt look back on ever more tokens: this is their mean.
     """
     tokens = max(1, min(prompt, micro_batch))
-    seen = before + tokens * (cost_model.micro_batches(prompt, micro_batch) + 1) / 2
+    batches = cost_model.micro_batches(prompt, micro_batch)
+    seen = statistics.fmean(_stepped(before + number * tokens) for number in range(1, batches + 1))
     one = 2 if fused else 4
-    return Work(tokens, one * _stepped(seen), one * _stepped(depth))
+    return Work(tokens, one * seen, one * _stepped(depth))
 
 
 def _stepped(tokens: float) -> float:
@@ -79,8 +81,8 @@ def assumed(name: str) -> Json:
         raise ValueError(f"there is no link {name!r}; known are {', '.join(known)}")
     mb_per_s = CARRIED * known[name] * 1000 / 8
     return {
-        "protocol": "", "round_trip_ms": ASSUMED_ROUND_TRIP_MS, "to_mb_per_s": mb_per_s, "from_mb_per_s": mb_per_s,
-        "assumed": True,
+        "protocol": "", "round_trip_ms": ASSUMED_ROUND_TRIP_MS, "stalls_ms": 0.0, "to_mb_per_s": mb_per_s,
+        "from_mb_per_s": mb_per_s, "assumed": True,
     }  # fmt: skip
 
 
@@ -115,7 +117,8 @@ def costs(
         if link is None or not count:
             result.append(Cost(0.0, 0.0))
             continue
-        waited, there, back = WAITS * link["round_trip_ms"], link["to_mb_per_s"], link["from_mb_per_s"]
+        waited = WAITS * (link["round_trip_ms"] + link["stalls_ms"])
+        there, back = link["to_mb_per_s"], link["from_mb_per_s"]
         token = _ms(hidden + asked.token_mask, there) + _ms(hidden if left else logits, back)
         sent = asked.tokens * (hidden + asked.prompt_mask) + GRAPH_BYTES * count
         # nothing but the output layer follows, or nothing: it wants the last token alone
@@ -149,7 +152,8 @@ def ordered(
 
 def named(link: Mapping) -> str:
     """Return a link as people call it."""
-    waited = f"({link['round_trip_ms']:.2g} ms{', assumed' if link.get('assumed') else ''})"
+    more = ", assumed" if link.get("assumed") else ", loses packets" if link["stalls_ms"] else ""
+    waited = f"({link['round_trip_ms']:.2g} ms{more})"
     if not (link["to_mb_per_s"] and link["from_mb_per_s"]):
         return f"link {waited}"
     gigabit = 8 * min(link["to_mb_per_s"], link["from_mb_per_s"]) / 1000

@@ -13,7 +13,7 @@ from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._plan
 Json = dict[str, t.Any]
 
 ENDPOINT = "10.0.0.2:50052"
-LINK = {"protocol": "7.0.0", "round_trip_ms": 0.4, "to_mb_per_s": 117.0, "from_mb_per_s": 117.0}
+LINK = {"protocol": "7.0.0", "round_trip_ms": 0.4, "stalls_ms": 0.0, "to_mb_per_s": 117.0, "from_mb_per_s": 117.0}
 
 
 class Box(test_tuning.Host):
@@ -83,3 +83,27 @@ def test_the_probe_knows_how_much_of_its_time_is_the_network(box):
     sent = 4 * (probe["embedding_length"] + probe["vocabulary_size"]) / 117e3
     assert crossing["decode"] == pytest.approx(0.4 + sent)
     assert 0 < crossing["prefill"] < crossing["decode"]
+
+
+def test_a_prediction_for_a_host_knows_its_lenders_before_a_first_tuning() -> None:
+    host = test_tuning.Host(test_tuning.GPUS[:1])
+    plan = host.tune(predict=True, predict_only=True, lent=["rtx3090@1gbe"])
+    assert plan.result is not None
+    prediction = plan.result["prediction"]
+    assert sorted(device["backend"] for device in prediction["devices"]) == ["CUDA", "RPC"]
+    assert "the 1 GbE link (0.4 ms, assumed)" in prediction["network"]["why"]
+    alone = test_tuning.Host(test_tuning.GPUS[:1]).tune(predict=True, predict_only=True)
+    assert alone.result is not None and alone.result["prediction"]["network"] is None
+
+
+def test_a_host_that_was_tuned_with_its_lenders_has_them_in_its_record(box: Box) -> None:
+    box.keep(box.tune(modes=["layer"], rpc_endpoints=[ENDPOINT]))
+    plan = box.tune(predict=True, predict_only=True, lent=["rtx3090@1gbe"], rpc_endpoints=[ENDPOINT])
+    assert plan.result is not None
+    assert [device["id"] for device in plan.result["prediction"]["devices"]] == ["GPU-1", ENDPOINT]
+
+
+@pytest.mark.parametrize(("lender", "words"), [("rtx3090", "no link ''"), ("thing@1gbe", "a lender has 'thing'")])
+def test_what_a_lender_cannot_be(lender: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        test_tuning.tuning.planner(test_tuning.variables(lent=[lender]))

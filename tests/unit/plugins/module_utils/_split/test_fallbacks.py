@@ -269,7 +269,7 @@ def test_the_line_at_the_end_of_a_tuning() -> None:
 
 
 def links(*protocols: str) -> dict[str, t.Any]:
-    rates = {"round_trip_ms": 0.4, "to_mb_per_s": 117.0, "from_mb_per_s": 117.0}
+    rates = {"round_trip_ms": 0.4, "stalls_ms": 0.0, "to_mb_per_s": 117.0, "from_mb_per_s": 117.0}
     return {f"192.168.1.{7 + number}:50052": {"protocol": one, **rates} for number, one in enumerate(protocols)}
 
 

@@ -8,7 +8,9 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import ne
 
 #: A 70B: 32 KiB of activations per token, 128256 words.
 MODEL = {"embedding_length": 8192, "vocabulary_size": 128256, "block_count": 80}
-GIGABIT = {"protocol": "7.0.0", "round_trip_ms": 0.4, "to_mb_per_s": 117.0, "from_mb_per_s": 117.0}
+GIGABIT = {
+    "protocol": "7.0.0", "round_trip_ms": 0.4, "stalls_ms": 0.0, "to_mb_per_s": 117.0, "from_mb_per_s": 117.0,
+}  # fmt: skip
 IDS = ["10.0.0.2:50052", "GPU-a"]
 LINKS = {IDS[0]: GIGABIT}
 DEVICES = [{"id": identity} for identity in IDS]
@@ -59,6 +61,14 @@ def test_of_a_prompt_little_comes_back_where_the_output_layer_alone_follows():
     assert all_but_one - most == pytest.approx((512 * 32768 - network_links.GRAPH_BYTES) / 117e3)
 
 
+def test_lost_packets_are_said_and_cost_each_wait():
+    lossy = {**GIGABIT, "stalls_ms": 8.0}
+    found, whole = (network_links.cost(MODEL, [40, 41], IDS, {IDS[0]: link}, WORK) for link in (lossy, GIGABIT))
+    assert found.token_ms - whole.token_ms == pytest.approx(8.0)
+    assert found.micro_batch_ms - whole.micro_batch_ms == pytest.approx(8.0)
+    assert network_links.named(lossy) == "1 GbE link (0.4 ms, loses packets)"
+
+
 def test_each_device_has_its_own_part():
     found = network_links.costs(MODEL, [20, 20, 41], [GIGABIT, GIGABIT, None], WORK)
     assert found[0] == found[1] and found[2] == (0.0, 0.0)
@@ -76,7 +86,7 @@ def test_it_is_said_what_the_network_costs_and_what_it_buys():
     batches, prompt_ms = 4, 1000 * 2048 / 800
     sent = 512 * (2 * 32768 + 2560) + 40 * network_links.GRAPH_BYTES
     assert found["prefill_percent"] == pytest.approx(100 * batches * (0.4 + sent / 117e3) / prompt_ms)
-    assert found["why"] == "the 1 GbE link (0.4 ms) costs 48 % of prompts and 2 % of decode; it buys 20.0 GiB of memory"
+    assert found["why"] == "the 1 GbE link (0.4 ms) costs 47 % of prompts and 2 % of decode; it buys 20.0 GiB of memory"
 
 
 def test_a_lender_that_cannot_help_is_said():
