@@ -136,8 +136,9 @@ class Speeds:
         times = _divided([work * tokens for work in stages(self._work, layers)], self.rates.operations)
         if times is None:
             return None
-        crossings = [one.micro_batch_ms for one in self._network(layers, 0)]
-        times = [time + crossing for time, crossing in zip(times, crossings, strict=True)]
+        crossings = self._network(layers, 0)
+        times = [time + one.micro_batch_ms - one.hidden_ms for time, one in zip(times, crossings, strict=True)]
+        times += [one.hidden_ms for one in crossings if one.hidden_ms]  # a stage of its own
         # the pipeline of _cost_model, with stages whose blocks differ
         of_sum, of_max = cost_model.prefill_weights(batches, self.rates.overlap)
         ms = of_sum * sum(times) + of_max * max(times)

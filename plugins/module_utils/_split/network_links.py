@@ -25,6 +25,9 @@ WAITS: t.Final = 1
 #: Bytes that describe one block to a lender, sent with every graph that differs from the one before: counted for b11312
 #: and the architecture llama. Each micro-batch of a prompt has its own graph, a generated token has not.
 GRAPH_BYTES: t.Final = 13_000
+#: Bytes that the sockets of Linux take while the server computes and does not read. The box waits for what a device
+#: gives back before it sends the next micro-batch, so nothing waits there for a device in front.
+SOCKET_BYTES: t.Final = 4 << 20
 #: What llama.cpp's RPC itself takes per token and lent device, in ms: 63 tokens per second on a card became 60 over
 #: loopback (llama.cpp PR 6829), and small models on processors differ by as much. Measured speeds contain it.
 RPC_MS: t.Final = 0.8
@@ -36,10 +39,14 @@ CARRIED: t.Final = 0.94
 
 
 class Cost(t.NamedTuple):
-    """Time on the network in ms: of one generated token, and of one micro-batch of a prompt."""
+    """Time on the network in ms: of one generated token, and of one micro-batch of a prompt.
+
+    C(hidden_ms) is the part of the latter that crosses while the device computes the micro-batch before it.
+    """
 
     token_ms: float
     micro_batch_ms: float
+    hidden_ms: float = 0.0
 
 
 class Work(t.NamedTuple):
@@ -103,7 +110,7 @@ def cost(
     C(ids) are those of the devices in order, C(links) by the endpoints of other hosts as rpc_link_info returns them.
     """
     each = costs(model, layers, [links.get(device_list.endpoint_of(identity)) for identity in ids], asked)
-    return Cost(sum(one.token_ms for one in each), sum(one.micro_batch_ms for one in each))
+    return Cost(*(sum(column) for column in zip(*each, strict=True)))
 
 
 def costs(
@@ -122,8 +129,10 @@ def costs(
         token = _ms(hidden + asked.token_mask, there) + _ms(hidden if left else logits, back)
         sent = asked.tokens * (hidden + asked.prompt_mask) + GRAPH_BYTES * count
         # nothing but the output layer follows, or nothing: it wants the last token alone
-        batch = _ms(sent, there) + _ms((asked.tokens if left > 1 else 0) * hidden, back)
-        result.append(Cost(waited + token, waited + batch))
+        returns = left > 1
+        batch = _ms(sent, there) + _ms(asked.tokens * hidden if returns else 0, back)
+        aside = 0.0 if returns else _ms(min(sent, SOCKET_BYTES), there)
+        result.append(Cost(waited + token, waited + batch, aside))
     return result
 
 
@@ -199,11 +208,12 @@ def worth(
     layers, ids = decision["layers"], [str(device["id"]) for device in devices]
     found = cost(model, layers, ids, links, asked)
     batches = -(-prompt_tokens // asked.tokens)
+    prompt_ms = batches * found.micro_batch_ms - (batches - 1) * found.hidden_ms
     known = all(link["to_mb_per_s"] and link["from_mb_per_s"] for link in links.values())
     decode, prefill = (decision.get(f"{kind}_tokens_per_second") if known else None for kind in ("decode", "prefill"))
     shares = (
         None if not decode else found.token_ms * decode / 10,
-        None if not prefill else found.micro_batch_ms * batches * prefill / prompt_tokens / 10,
+        None if not prefill else prompt_ms * prefill / prompt_tokens / 10,
     )
     return said([links.get(device_list.endpoint_of(identity)) for identity in ids], layers, decision["mib"], shares)
 

@@ -80,6 +80,12 @@ def test_the_network_is_added_to_each_token_and_to_the_stage_of_its_device() -> 
     more = network_links.costs(QWEN, [60, 5], [link, None], asked)[0]
     assert bottleneck is not None and least is not None
     assert bottleneck - least == pytest.approx(4 * more.micro_batch_ms)
+    # behind, what crosses while the lender computes is a stage of its own, here a short one
+    behind = expected_speeds.Speeds(QWEN, SERVING, REQUEST, near._replace(links=(None, link)))
+    last = network_links.costs(QWEN, [30, 35], [None, link], asked)[1]
+    later, sooner = behind.ttft_ms([30, 35]), behind.without_network().ttft_ms([30, 35])
+    assert later is not None and sooner is not None and 0 < last.hidden_ms < last.micro_batch_ms
+    assert later - sooner == pytest.approx(4 * last.micro_batch_ms - 3 * last.hidden_ms)
     assert far.decode_ms([0, 65]) == here.decode_ms([0, 65]) and far.ttft_ms([0, 65]) == here.ttft_ms([0, 65])
 
 

@@ -61,6 +61,22 @@ def test_of_a_prompt_little_comes_back_where_the_output_layer_alone_follows():
     assert all_but_one - most == pytest.approx((512 * 32768 - network_links.GRAPH_BYTES) / 117e3)
 
 
+def test_what_a_device_that_gives_nothing_back_gets_crosses_while_it_computes():
+    behind = network_links.costs(MODEL, [41, 40], [None, GIGABIT], WORK)[1]
+    front = network_links.costs(MODEL, [40, 41], [GIGABIT, None], WORK)[0]
+    assert front.hidden_ms == 0.0
+    assert behind.hidden_ms == pytest.approx(network_links.SOCKET_BYTES / 117e3) and behind.micro_batch_ms > 100
+    few = network_links.work(64, 512, 0, 0, True)
+    small = network_links.costs(MODEL, [41, 40], [None, GIGABIT], few)[1]
+    assert small.hidden_ms == pytest.approx(small.micro_batch_ms - 0.4)
+    one, four = (
+        network_links.worth(decided([41, 40]), MODEL, DEVICES[::-1], LINKS, 512 * batches, WORK) for batches in (1, 4)
+    )
+    assert one["prefill_percent"] == pytest.approx(behind.micro_batch_ms * 800 / 5120)
+    hidden = 3 * behind.hidden_ms
+    assert four["prefill_percent"] == pytest.approx((4 * behind.micro_batch_ms - hidden) * 800 / (4 * 5120))
+
+
 def test_lost_packets_are_said_and_cost_each_wait():
     lossy = {**GIGABIT, "stalls_ms": 8.0}
     found, whole = (network_links.cost(MODEL, [40, 41], IDS, {IDS[0]: link}, WORK) for link in (lossy, GIGABIT))
@@ -71,12 +87,12 @@ def test_lost_packets_are_said_and_cost_each_wait():
 
 def test_each_device_has_its_own_part():
     found = network_links.costs(MODEL, [20, 20, 41], [GIGABIT, GIGABIT, None], WORK)
-    assert found[0] == found[1] and found[2] == (0.0, 0.0)
+    assert found[0] == found[1] and found[2] == (0.0, 0.0, 0.0)
 
 
 def test_a_device_without_layers_and_one_of_this_host_cost_nothing():
-    assert network_links.cost(MODEL, [0, 81], IDS, LINKS, WORK) == (0.0, 0.0)
-    assert network_links.cost(MODEL, [40, 41], IDS, {}, WORK) == (0.0, 0.0)
+    assert network_links.cost(MODEL, [0, 81], IDS, LINKS, WORK) == (0.0, 0.0, 0.0)
+    assert network_links.cost(MODEL, [40, 41], IDS, {}, WORK) == (0.0, 0.0, 0.0)
 
 
 def test_it_is_said_what_the_network_costs_and_what_it_buys():
@@ -149,7 +165,7 @@ def test_what_a_probe_tells_of_a_device_is_without_the_network(network, left):
 
 def test_without_a_rate_the_share_is_unknown_and_the_round_trip_counts():
     link = {**GIGABIT, "to_mb_per_s": None, "from_mb_per_s": None}
-    assert network_links.cost(MODEL, [40, 41], IDS, {IDS[0]: link}, WORK) == (0.4, 0.4)
+    assert network_links.cost(MODEL, [40, 41], IDS, {IDS[0]: link}, WORK) == (0.4, 0.4, 0.0)
     found = network_links.worth(decided([40, 41]), MODEL, DEVICES, {IDS[0]: link}, 2048, LONG)
     assert found["decode_percent"] is None and found["prefill_percent"] is None
     assert found["why"] == "the link (0.4 ms) costs an unknown share; it buys 20.0 GiB of memory"
