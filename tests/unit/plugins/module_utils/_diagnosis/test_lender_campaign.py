@@ -17,7 +17,7 @@ from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._diag
 )
 
 ENDPOINT = "192.168.1.20:50052"
-LINK = {"protocol": "7.0.0", "round_trip_ms": 0.4, "to_mb_per_s": 117.0, "from_mb_per_s": 116.0}
+LINK = {"protocol": "7.0.0", "round_trip_ms": 0.4, "stalls_ms": 0.0, "to_mb_per_s": 117.0, "from_mb_per_s": 116.0}
 CARD = {"id": "GPU-lent", "name": "NVIDIA GeForce RTX 3090", "power_limit_watts": 350.0, "pcie_width": 16}
 LENDERS = {"pc2": {"driver_version": "580", "servers": [{"endpoint": ENDPOINT, "device": "CUDA0", "card": CARD}]}}
 BEFORE = {"pc2": {"driver_version": "580", "cards": [CARD]}}

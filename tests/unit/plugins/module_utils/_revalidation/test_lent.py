@@ -24,7 +24,7 @@ from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._reva
 from prometheus_client.parser import text_string_to_metric_families
 
 LENT = "192.168.1.20:50052"
-LINK = {"protocol": "7.0.0", "round_trip_ms": 0.4, "to_mb_per_s": 117.0, "from_mb_per_s": 116.0}
+LINK = {"protocol": "7.0.0", "round_trip_ms": 0.4, "stalls_ms": 0.0, "to_mb_per_s": 117.0, "from_mb_per_s": 116.0}
 SLOW_LINK = {**LINK, "to_mb_per_s": 11.7, "from_mb_per_s": 11.6}
 CARD = {"id": SLOW, "name": "NVIDIA GeForce RTX 3090", "power_limit_watts": 350.0}
 LENDERS = {"pc2": {"driver_version": "580", "servers": [{"endpoint": LENT, "device": "CUDA0", "card": CARD}]}}

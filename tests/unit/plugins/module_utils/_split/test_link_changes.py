@@ -15,7 +15,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import li
 from ansible_collections.homelab.mixed_gpu.tests.unit.lab import test_link as lab
 
 ENDPOINT, SECOND = "192.168.1.20:50052", "192.168.1.20:50053"
-LINK = {"protocol": "7.0.0", "round_trip_ms": 0.4, "to_mb_per_s": 117.0, "from_mb_per_s": 116.0}
+LINK = {"protocol": "7.0.0", "round_trip_ms": 0.4, "stalls_ms": 0.0, "to_mb_per_s": 117.0, "from_mb_per_s": 116.0}
 #: Run where the box is: what the module returns.
 MEASURE = """
 import json, sys
@@ -51,12 +51,12 @@ def of_one(now, **options):
 def test_a_tenth_of_the_rate_is_named_with_both_figures_and_its_cost():
     found = of_one({"to_mb_per_s": 11.7, "from_mb_per_s": 11.6})
     # of a micro-batch of 512 ms, 16 MiB there and back, and the graph of 20 blocks
-    prefill_percent = 100 * 9 * ((16.777 + 20 * 0.03) / 117 + 16.777 / 116) / 0.512
+    prefill_percent = 100 * 9 * ((16.777 + 20 * 0.013) / 117 + 16.777 / 116) / 0.512
     assert found.slower and found.prefill_percent == pytest.approx(prefill_percent, 0.01)
     assert found.token_ms == pytest.approx(9 * (32.768 / 117 + 32.768 / 116), 0.01)
     assert found.sentence() == (
         "the link to 192.168.1.20 became slow: 11.7 MB/s there and 11.6 back, 117 and 116 when it was tuned; round trip"
-        " 0.4 ms, then 0.4 ms; that costs 5.1 ms more per token (+10 %) and 515 % more time per prompt, by the"
+        " 0.4 ms, then 0.4 ms; that costs 5.1 ms more per token (+10 %) and 510 % more time per prompt, by the"
         " speeds of the tuning"
     )
 
