@@ -31,6 +31,8 @@ class Question:
     reserve_mib: int
     objective: workload.Objective
     rates: expected_speeds.Rates
+    #: What a row tells where experts have to be in RAM; returns None where they need not.
+    in_ram: t.Callable[[Serving], Json | None] | None = None
 
 
 def beside(devices: t.Sequence[Mapping], own_mib: t.Sequence[int]) -> list[Mapping]:
@@ -52,10 +54,10 @@ def rows(question: Question) -> list[Json]:
         serving = t.cast(Serving, {**question.serving, "cache_type_k": type_k, "cache_type_v": type_v})
         most = context_room.largest(question.model, serving, budgets)
         contexts = _contexts(question, most)
-        # beyond the first one that does not fit there is nothing to learn
-        beyond = [context for context in contexts if context > most]
-        found += [_row(question, serving, context, budgets) for context in contexts if context <= most]
-        found += [_row(question, serving, context, budgets) for context in beyond[:1]]
+        for context in contexts:
+            found.append(_row(question, serving, context, budgets))
+            if context > most and found[-1]["layers"] is None:
+                break  # beyond the first one that does not fit there is nothing to learn
     return found
 
 
@@ -82,6 +84,9 @@ def _row(question: Question, serving: Serving, context: int, budgets: t.Sequence
         "asked": all(served[name] == value for name, value in asked.items()),  # type: ignore[literal-required]
         "cache_mib": -(-sum(memory_plan.kv_bytes(question.model, served)) // memory_plan.MIB),
     }
+    with_experts = None if question.in_ram is None else question.in_ram(served)
+    if with_experts is not None:
+        return {**row, **_unknown(), **with_experts}
     if not room.fits:
         missing = {question.devices[device]["device"]: mib for device, mib in room.missing().items()}
         return {**row, "layers": None, "left_mib": None, "missing_mib": missing, **_unknown()}
@@ -158,7 +163,8 @@ def cells(row: Mapping) -> list[str]:
     speeds = [_cell(row[name]) for name in ("decode_empty", "decode_full", "ttft_ms")]
     left = (str(mib) for mib in row["left_mib"])
     mark = "asked for" if row["asked"] else ""
-    return [*start, layer_split.split_name(row["layers"]), *left, *speeds, mark]
+    ram = f", {row['blocks_in_ram']:g} in RAM ({row['ram_mib']})" if row.get("blocks_in_ram") else ""
+    return [*start, f"{layer_split.split_name(row['layers'])}{ram}", *left, *speeds, mark]
 
 
 def _cell(value: Mapping | None) -> str:

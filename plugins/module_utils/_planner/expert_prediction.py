@@ -21,7 +21,7 @@ from .._base.types import Json, Mapping
 from .._split import cost_model, expert_placement, layer_split, memory_plan, model_weights, workload
 from .._split.expert_placement import ExpertPlacement
 from .._split.split_problem import Problem
-from . import expected_speeds, expert_costs, expert_plane, expert_why, ram_speed
+from . import expected_speeds, expert_costs, expert_plane, expert_why, prediction_table, ram_speed
 
 #: What a PCIe 4.0 link of 16 lanes reaches (31.5), where nothing is known of the first card's.
 LINK_GB_PER_S: t.Final = 25.0
@@ -51,13 +51,19 @@ class Speeds:
             rates, self.ram = _measured(self.measured["fit"], rates, self.ram)
         whole = expected_speeds.Speeds(self.model, serving, objective, rates)
         self.rates, self.launch_ms = rates, whole.launch_ms
-        self.read = model_weights.bytes_read(self.model, serving, whole.depth)
+        self.serving, self.depth = serving, whole.depth
         self.weigher = expert_costs.Weigher(problem)
         links = given.get("links_gb_per_s")
         self.link_gb_per_s = LINK_SHARE * links[0] if links and links[0] else LINK_GB_PER_S
 
-    def decode_ms(self, placement: ExpertPlacement) -> tuple[float, float, float] | None:
-        """Return the time of a token: least, expected, most; None where a used device's bandwidth is not known."""
+    def decode_ms(
+        self, placement: ExpertPlacement, depth: int | None = None
+    ) -> tuple[float, float, float] | None:
+        """Return the time of a token: least, expected, most; None where a used device's bandwidth is not known.
+
+        C(depth): tokens in the cache, instead of those of the objective.
+        """
+        read = model_weights.bytes_read(self.model, self.serving, self.depth if depth is None else depth)
         in_ram = [*expert_placement.block_ram_bytes(self.model, placement), 0]
         used, total, start = self.weigher.used, self.launch_ms(placement.layers), 0
         for count, rate in zip(placement.layers, self.rates.read_bytes, strict=True):
@@ -65,7 +71,7 @@ class Speeds:
             start += count
             if count and not rate:
                 return None
-            total += max(0.0, sum(self.read[own]) - used * sum(in_ram[own])) / rate if count and rate else 0.0
+            total += max(0.0, sum(read[own]) - used * sum(in_ram[own])) / rate if count and rate else 0.0
         fast, slow = self.ram.ms(used * sum(in_ram), sum(1 for size in in_ram if size))
         expected = total + ram_speed.middle((fast, slow))
         if self.measured is not None:
@@ -250,5 +256,5 @@ def table(prediction: Mapping) -> list[str]:
             *prediction["sources"],
         ]
     notes = [f"Note: {note}" for note in prediction["model"]["notes"]]
-    return [*lines, f"{prediction['why']}.", *notes]
+    return [*lines, f"{prediction['why']}.", *prediction_table.contexts(prediction), *notes]
 

@@ -68,7 +68,7 @@ def lines(prediction: Mapping) -> list[str]:
         *([] if measured else [f"  decode/s: published runs were up to {expected_modes.SPREAD:.0%} slower and faster"]),
         f"{prediction['why']}.",
         *([f"Network: {prediction['network']['why']}."] if prediction["network"] else []),
-        *_contexts(prediction),
+        *contexts(prediction),
     ]
     if best and best["launch_ms"] >= LAUNCH_BOUND * (best["decode_ms_per_token"] or math.inf):
         shown.append(
@@ -88,16 +88,16 @@ def _speed_words(device: Mapping) -> str:
     return words if link is None else f"{words}; of another host, over the {network_links.named(link)}"
 
 
-def _contexts(prediction: Mapping) -> list[str]:
+def contexts(prediction: Mapping) -> list[str]:
     """Return the table of contexts with its title."""
-    contexts, objective = prediction["contexts"], prediction["objective"]
-    if not contexts["rows"]:
+    told, objective = prediction["contexts"], prediction["objective"]
+    if not told["rows"]:
         return []
     return [
         "How much context, and what does it cost? The best split of each, MiB left of the free memory, tokens per",
         f"second with an empty and a full cache, time to the first token of a prompt of {objective['prompt_tokens']}:",
-        *context_table.lines(contexts["rows"], prediction["devices"]),
-        f"  Speeds are {contexts['source']}.",
+        *context_table.lines(told["rows"], prediction["devices"]),
+        f"  Speeds are {told['source']}.",
     ]
 
 

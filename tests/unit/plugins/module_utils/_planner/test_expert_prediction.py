@@ -163,9 +163,48 @@ def test_what_a_tuning_with_experts_in_ram_has_fitted_replaces_what_others_publi
         assert low < 1000 / simulated.decode_ms(placed) < high < 1.3 * low
         prompt = simulated.prefill_ms(placed, 2048, row["micro_batch_size"])
         assert row["ttft_interval"][0] < prompt < row["ttft_interval"][1]
-    text = "\n".join(expert_prediction.table(prediction))
+    text = "\n".join(expert_prediction.table({**prediction, "contexts": {"rows": []}}))
     assert "PREDICTION from what moe-c4096 measured" in text and "with intervals of 95 %" in text
     assert "GB/s" not in text
+
+
+def test_a_larger_cache_takes_room_from_experts() -> None:
+    contexts = ask()["contexts"]["rows"]
+    for name in ("f16", "q8_0", "q4_0"):
+        own = [row for row in contexts if row["cache_type_k"] == name]
+        assert [row["context_size"] for row in own] == [4096, 8192, 16384, 32768, 65536, 131072]
+        blocks = [row["blocks_in_ram"] for row in own]
+        assert blocks == sorted(blocks) and blocks[-1] > blocks[0] > 0
+        for row in own:
+            assert sum(row["layers"]) == 37 and min(row["left_mib"]) >= 512 and row["ram_mib"] > 15000
+            empty, full = row["decode_empty"], row["decode_full"]
+            assert empty["low"] < empty["value"] < empty["high"] and full["value"] < empty["value"]
+    (asked,) = [row for row in contexts if row["asked"]]
+    assert (asked["context_size"], asked["cache_type_k"]) == (8192, "f16")
+    best = ask()["best"]
+    assert (asked["layers"], asked["blocks_in_ram"]) == (best["layers"], best["blocks_in_ram"])
+
+
+def test_a_context_for_which_ram_is_too_little_says_so() -> None:
+    rows = ask("rtx3090", NEXT, ram_mib=24300)["contexts"]["rows"]
+    own = [row for row in rows if row["cache_type_k"] == "f16"]
+    assert own[-1]["layers"] is None and list(own[-1]["missing_mib"]) == ["RAM"] and own[-1]["missing_mib"]["RAM"] > 0
+    assert all(row["layers"] for row in own[:-1]) and len(own) > 1
+    lines = "\n".join(ask("rtx3090", NEXT, ram_mib=24300)["lines"])
+    assert f"does not fit: {own[-1]['missing_mib']['RAM']} MiB on RAM missing" in lines
+
+
+def test_from_some_context_on_experts_go_into_ram() -> None:
+    contexts = ask("rtx5090_rtx3090", NEXT)["contexts"]["rows"]
+    rows = [row for row in contexts if row["cache_type_k"] == "f16"]
+    in_ram = [row["context_size"] for row in rows if row.get("blocks_in_ram")]
+    whole = [row["context_size"] for row in rows if row["layers"] and not row.get("blocks_in_ram")]
+    assert in_ram and whole and max(whole) < min(in_ram)
+
+
+def test_a_long_prompt_is_cut_to_a_short_context() -> None:
+    rows = ask("rtx3090", prompt=8192, context_size=16384)["contexts"]["rows"]
+    assert rows[0]["context_size"] == 4096 and rows[0]["ttft_ms"]["value"] < rows[2]["ttft_ms"]["value"]
 
 
 def test_an_objective_without_a_prompt_is_about_tokens_alone() -> None:
