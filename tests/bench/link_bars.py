@@ -2,9 +2,9 @@
 
 MIXED_GPU_LLAMA_BIN names the folder of llama.cpp's programs. A box and a lender are network namespaces, joined by the
 cable of tests/lab/link.py. Devices are the real RPC servers with paced_device.c: they wait instead of computing, so
-that the machine's mood is no part of a result. What they cost is fitted without the cable, from splits over two of them
-in the box, by the planner's own fit. Then each cable is measured as a tuning does, the planner predicts a split that
-was not among them, and that is measured over the cable.
+that the machine's mood is no part of a result; for the same reason all of this runs before other programs. What the
+devices cost is fitted without the cable, from splits over two of them in the box, by the planner's own fit. Then each
+cable is measured as a tuning does, the planner predicts a split that was not among them, and that is measured over it.
 """
 
 from __future__ import annotations
@@ -280,6 +280,8 @@ def main() -> None:
         host, port = sys.argv[2].split(":")
         print(json.dumps(rpc_link.measure(host, int(port), timeout_seconds=float(sys.argv[3]))))
         return
+    # all of this waits far more than it computes, and must not wait for what else runs on the machine
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as lasting:
         lab = Lab(pathlib.Path(folder), lasting)
         found = rows(lab)
