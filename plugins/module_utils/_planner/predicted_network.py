@@ -45,3 +45,9 @@ def judged(speeds: expected_speeds.Speeds, best: Mapping, devices: Devices, with
     alone = "the model does not fit" if without is None else "the model fits"
     speed = f" and gives {rate:.1f} tokens per second" if rate else ""
     return {**found, "why": f"{found['why']}; without other hosts {alone}{speed}"}
+
+
+def left_out(devices: Devices) -> list[str]:
+    """Return what is said where experts are in RAM, whose prediction knows no network."""
+    far = len(of_box(devices)) < len(devices)
+    return ["Where experts are in RAM, the network to other hosts is in no speed."] if far else []

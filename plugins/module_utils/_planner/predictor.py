@@ -118,7 +118,8 @@ def predict(
     contexts = {"rows": context_table.rows(table_of), "source": source}
     prediction = {**expected, "contexts": contexts, "memory": _memory(asked, expected["best"]), "network": None}
     if with_experts:
-        return {**prediction, "lines": expert_prediction.table(prediction)}
+        lines = [*expert_prediction.table(prediction), *predicted_network.left_out(asked.devices)]
+        return {**prediction, "lines": lines}
     prediction["network"] = _network(asked, question, expected["best"])
     return {**prediction, "lines": prediction_table.lines(prediction)}
 

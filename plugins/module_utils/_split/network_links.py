@@ -238,5 +238,6 @@ def said(
     costs_of = [f"{share:.0f} % of {what}" for share, what in both if share is not None]
     bought = sum(int(mib[index]) for index in used)
     memory = f"{bought / 1024:.1f} GiB" if bought >= 1024 else f"{bought} MiB"
-    why = f"the {names} costs {' and '.join(costs_of) or 'an unknown share'}; it buys {memory} of memory"
+    verbs = ("cost", "they buy") if " and " in names else ("costs", "it buys")
+    why = f"the {names} {verbs[0]} {' and '.join(costs_of) or 'an unknown share'}; {verbs[1]} {memory} of memory"
     return {"decode_percent": decode, "prefill_percent": prefill, "mib": bought, "why": why}

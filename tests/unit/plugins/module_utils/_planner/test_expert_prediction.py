@@ -118,6 +118,12 @@ def test_what_lies_on_the_cards_is_told_with_experts_in_ram_too() -> None:
     assert all(card["weights_mib"] > 10000 for card in held)
 
 
+def test_that_no_network_is_counted_is_said() -> None:
+    said = "Where experts are in RAM, the network to other hosts is in no speed."
+    far, near = ask("rtx4090+rtx3090@1gbe"), ask()
+    assert far["network"] is None and far["lines"][-1] == said and said not in near["lines"]
+
+
 def test_larger_micro_batches_copy_less_often_and_put_more_into_ram() -> None:
     rows = ask("rtx3090", prompt=8192, context_size=16384)["rows"]
     assert [row["micro_batch_size"] for row in rows] == [512, 1024, 2048, 4096]

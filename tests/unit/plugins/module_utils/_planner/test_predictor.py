@@ -114,6 +114,12 @@ def test_a_lender_that_cannot_help_is_said_before_it_is_bought() -> None:
     assert "they would not help; without other hosts the model fits and gives" in found["network"]["why"]
 
 
+def test_two_networks_are_named() -> None:
+    why = ask(profile="rtx4090+rtx3060@10gbe+rtx3060@1gbe")["network"]["why"]
+    assert why.startswith("the ") and "10 GbE link (0.4 ms, assumed) and 1 GbE link (0.4 ms, assumed) cost " in why
+    assert "; they buy " in why
+
+
 def test_an_objective_of_prompts_puts_the_lender_last_in_every_answer() -> None:
     objective = {"name": "prefill", "prompt_tokens": 4096, "generated_tokens": 0, "depth_tokens": 0}
     question = {"serving": SERVING, "reserve_mib": 512, "objective": objective, "bench": BENCH}
