@@ -18,6 +18,8 @@ MARGIN_MIB: t.Final = 256
 #: Share of a token's time that launching kernels takes in a model that is said to be bound by it.
 LAUNCH_BOUND: t.Final = 0.25
 
+#: What published runs were beside what is predicted of a model that is on the cards.
+SPREAD_LINE: t.Final = f"  decode/s: published runs were up to {expected_modes.SPREAD:.0%} slower and faster"
 #: Beside a prediction that launches decide.
 PUBLISHED_LAUNCHES: t.Final = (
     "published for Qwen3-30B-A3B at Q4_K_M on one card: 141 tokens per second on an RTX 3090, 167 on an RTX 3090 Ti, up"
@@ -65,7 +67,7 @@ def lines(prediction: Mapping) -> list[str]:
         " token",
         "  fits: the reserve stays free; tight: into the reserve; marginal: too much, but by no more than"
         f" {MARGIN_MIB} MiB; default: llama.cpp's own split by free memory",
-        *([] if measured else [f"  decode/s: published runs were up to {expected_modes.SPREAD:.0%} slower and faster"]),
+        *([] if measured else [SPREAD_LINE]),
         f"{prediction['why']}.",
         *([f"Network: {prediction['network']['why']}."] if prediction["network"] else []),
         *contexts(prediction),

@@ -12,7 +12,7 @@ import typing as t
 from .._base import text
 from .._base.types import Json, Mapping
 from .._split import context_room, layer_search, layer_split, memory_plan
-from . import expert_prediction, predictor, ram_speed
+from . import expert_prediction, prediction_table, predictor, ram_speed
 
 GB: t.Final = 10**9
 
@@ -102,6 +102,7 @@ def lines(repo: str, found: t.Sequence[Json], question: Mapping, devices: t.Sequ
     shown += [
         "  GB: 10^9 bytes to download; left: MiB; most context: tokens that fit with this KV cache; decode/s: tokens"
         " per second; ttft: time to the first token",
+        prediction_table.SPREAD_LINE,
         *(_of_ram(question) if any(row["blocks_in_ram"] for row in found) else []),
         *(f"  {row['quant']}: {row['problem']}" for row in found if row["notes"] is None),
         f"{advice(found)}.",

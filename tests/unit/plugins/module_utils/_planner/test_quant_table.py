@@ -55,6 +55,7 @@ def test_what_fits_where(tmp_path: pathlib.Path) -> None:
     assert lines[0] == "PREDICTION, nothing was downloaded: 4 quants of owner/name"
     assert "Q8_0 is the largest that fits; Q4_K_M is the largest that one card holds alone." in lines
     assert "  Q2_K: It is no model." in lines
+    assert "  decode/s: published runs were up to 12% slower and faster" in lines
 
 
 def test_the_largest_context_is_planned_for_each_quant(tmp_path: pathlib.Path) -> None:
