@@ -179,6 +179,9 @@ class Host:
 
     def present(self) -> Result:
         """Take the offered build, and switch to it."""
+        why_not = build_copy.why_not(self.offer, self.settings, self.machine())
+        if why_not:
+            raise UserError(f"The build is not for {self.module.params['host']} ({why_not}): run the role llama_cpp.")
         record = self.offer["record"]
         directory, now = build_plan.directory(record), build_state.in_use(self.prefix, build_plan.MAIN)
         missing = not build_state.exists(self.prefix, directory)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import typing as t
 
+from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from . import build_plan
 
@@ -24,6 +25,9 @@ _INSTRUCTIONS: t.Final = re.compile(
 #: Libraries that the driver and the toolkit bring, and no package of the distribution.
 _OF_CARDS: t.Final = re.compile(r"lib(?:cu|nccl|nv)\w*\.so")
 _NEEDED: t.Final = re.compile(r"\(NEEDED\)\s+Shared library: \[([^]]+)\]")
+_PACKAGE: t.Final = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9]")
+_KEY: t.Final = re.compile(r"[0-9a-f]{64}")
+_PROGRAM: t.Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _OWNER: t.Final = re.compile(r"^([a-z0-9][a-z0-9+.-]+)(?::[a-z0-9]+)?: /")
 
 
@@ -47,19 +51,33 @@ def why_not(offered: Mapping, settings: build_plan.Settings, here: Machine) -> s
     """Return why the build that another host offers is not copied, as a clause; empty where it is.
 
     C(settings) are the variables of the role llama_cpp here, without their prefix. The chat page makes no difference.
+    Raises UserError for an offer that no host of ours makes: its names become paths, and packages to install.
     """
     if not settings["copy"]:
         return "llama_cpp_copy is false"
     if not offered:
         return "no other host has a build to copy"
     record, there = offered["record"], Machine(**offered["runs_on"])
+    whole = (
+        record["name"] == build_plan.MAIN
+        and _KEY.fullmatch(record["key"])
+        and record["version"] == build_plan.version(record["source"])
+        and all(_PROGRAM.fullmatch(target) for target in record["targets"])
+        and all(_PACKAGE.fullmatch(name) for name in offered["packages"])
+    )
     checks = (
         _of_another_kind(record, settings),
         _for_another_system(offered["host"], there, here),
         _for_another_cpu(record, there, here),
         _for_other_cards(record, there, here),
     )
-    return next((why for why in checks if why), "")
+    why = next((why for why in checks if why), "")
+    if not why and not whole:
+        raise UserError(
+            f"The build that {offered['host']} offers has names that no build has: look who has changed"
+            f" {offered['host']}, or set llama_cpp_copy: false."
+        )
+    return why
 
 
 def _of_another_kind(record: Mapping, settings: build_plan.Settings) -> str:

@@ -293,7 +293,7 @@ def _build(
         "schema": SCHEMA,
         "name": name,
         "key": fingerprints.fingerprint(parts),
-        "version": _version(wanted_source),
+        "version": version(wanted_source),
         "build": int(numbered[1]) if numbered else int(wanted_source.get("build") or 0),
         "commit": wanted_source.get("commit"),
         "source": dict(wanted_source),
@@ -361,7 +361,7 @@ def _value(option: str, value: t.Any) -> str:
     raise UserError(f"The CMake option {option} has the value {value!r}; give it text, a number or a boolean.")
 
 
-def _version(wanted_source: t.Mapping[str, t.Any]) -> str:
+def version(wanted_source: t.Mapping[str, t.Any]) -> str:
     """Return the first half of the directory's name: what a person calls this source."""
     kind = wanted_source["kind"]
     if kind == "git":

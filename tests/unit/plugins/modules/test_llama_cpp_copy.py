@@ -115,6 +115,15 @@ def test_other_variables_build_and_say_why(run, lender, offered):
     assert plan["why"] == "llama.cpp is built on pc2, and not copied: llama_cpp_targets asks for llama-cli, too."
 
 
+def test_what_is_not_planned_is_not_taken_either(run, lender, offered):
+    message = run(llama_cpp_copy, "present", {**lender, "targets": ["llama-cli"]}, **offered)["msg"]
+    assert "llama_cpp_targets asks for llama-cli, too" in message
+    elsewhere = {**offered["offer"]["record"], "version": "../../elsewhere"}
+    changed = {**offered, "offer": {**offered["offer"], "record": elsewhere}}
+    assert "names that no build has" in run(llama_cpp_copy, "present", lender, **changed)["msg"]
+    assert not pathlib.Path(lender["prefix"]).exists()
+
+
 def test_a_host_without_a_build_offers_nothing(run, lender):
     found = run(llama_cpp_copy, "offered", lender)
     assert found["offer"] == {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import build_copy, build_plan
 
 NVCC = "Cuda compilation tools, release 12.8, V12.8.93\nBuild cuda_12.8.r12.8/compiler.35583870_0\n"
@@ -89,6 +90,27 @@ def test_what_is_not_native_has_the_same_instructions_everywhere():
 def test_without_cuda_no_toolkit_and_no_card_counts():
     cpu = {"backends": ["cpu", "rpc"]}
     assert why_not(cpu, BOX._replace(toolkit="", targets=None), offer(**cpu)) == ""
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("version", "../../etc/cron.d/x"), ("key", "../x"), ("key", "a" * 63), ("targets", ["llama-server", "../sh"]),
+        ("name", "../current"),
+    ],
+)  # fmt: skip
+def test_an_offer_whose_names_lead_elsewhere_is_refused(field, value):
+    offered = offer()
+    offered["record"][field] = value
+    settings = {"targets": ["llama-server"]}
+    with pytest.raises(UserError, match="names that no build has: look who has changed llm-box"):
+        why_not(settings, offered=offered)
+
+
+@pytest.mark.parametrize("name", ["-oDPkg::Pre-Invoke::=sh", "libgomp1-", "./evil.deb", "a b", ""])
+def test_an_offer_with_what_is_no_package_is_refused(name):
+    with pytest.raises(UserError, match="names that no build has"):
+        why_not(offered={**offer(), "packages": ["libgomp1", name]})
 
 
 def test_who_has_built_nothing_offers_nothing():
