@@ -49,9 +49,8 @@ class Curve:
         """Return numbers of threads next to the best one that were not measured."""
         near: set[int] = set()
         for one, other in zip(self.measured, self.measured[1:], strict=False):
-            middle = round((one + other) / 2)
-            if self.best in (one, other) and one < middle < other:
-                near.add(middle)
+            if self.best in (one, other):
+                near.update(round(one + share * (other - one)) for share in (1 / 3, 2 / 3))
         fresh = near - set(choices) - set(self.measured)
         # beside the second best, which noise may have put there
         second = min((n for n in self.measured if n != self.best), key=self._decode, default=self.best)

@@ -51,7 +51,7 @@ def test_the_fastest_number_is_the_best() -> None:
 
 def test_numbers_between_the_best_and_its_neighbours_are_looked_at_with_the_second_best() -> None:
     curve = curve_of(run_of({2: 40.0, 4: 25.0, 8: 18.0, 16: 22.0}))
-    assert curve.between([2, 4, 8, 16]) == [6, 12, 16]
+    assert curve.between([2, 4, 8, 16]) == [5, 7, 11, 13, 16]
     assert curve_of(run_of({1: 2.0, 2: 1.0, 3: 3.0})).between([1, 2, 3]) == []
 
 
