@@ -14,8 +14,7 @@ from .._split import cost_fit, cost_model, disturbance, layer_search, split_cost
 from .._split.layer_split import Layers
 from .._split.measured_loads import Load
 from .._split.split_problem import Candidate, KnownCosts, Problem
-from .._split.workload import needed_kinds
-from . import disturbed_loads, failed_loads, fit_draws, known_costs, local_misfit, remaining_splits
+from . import disturbed_loads, failed_loads, fit_draws, known_costs, load_factors, local_misfit, remaining_splits
 
 #: A fit that misses a measured split by more than this (percent), and by more than noise, is not trusted there.
 TRUSTED_RESIDUAL_PERCENT = 5.0
@@ -56,7 +55,11 @@ class Evidence:
         self._corrections: dict[str, local_misfit.Correction] = {}
         self._objectives: dict[Layers, float] = {}
         self._ratios: dict[tuple[str, tuple[bool, ...]], float] = {}
+        self._slow: dict[tuple[Layers, int], float] = {}
         self._fit()
+        for _turn in range(load_factors.TURNS if len(self.ok_loads) > 2 else 0):
+            self._slow = load_factors.of_evidence(self)
+            self._fit()
 
     @property
     def ok_loads(self) -> list[Load]:
@@ -182,7 +185,12 @@ class Evidence:
 
     def fit_points(self, kind: str) -> list[cost_model.Point]:
         """Return what the fit of C(kind) rests on: amounts and ms of each measured split."""
-        return [(self.problem.weights.amounts(kind, split), self.measured(kind, split)) for split in self.points]
+        return [(self.problem.weights.amounts(kind, split), self.likely(kind, split)) for split in self.points]
+
+    def likely(self, kind: str, layers: Layers) -> float:
+        """Return the mean over loads of C(kind) of a measured split, less what slowed all tests of a load."""
+        times = zip(self.ok[layers], self.load_means(kind, layers), strict=True)
+        return statistics.fmean(ms * math.exp(-self._slow.get((layers, load.number), 0.0)) for load, ms in times)
 
     def noise(self, kind: str) -> tuple[float, int]:
         """Return the relative standard deviation between loads of C(kind), and how many degrees of freedom that has.
@@ -320,7 +328,7 @@ class Evidence:
         """Return how far the fitted splits are from the fit."""
         known = [(split, self.predicted(kind, split)) for split in self.points if self.load_means(kind, split)]
         return [
-            local_misfit.Gap(split, math.log(self.measured(kind, split) / predicted), self.count(split))
+            local_misfit.Gap(split, math.log(self.likely(kind, split) / predicted), self.count(split))
             for split, predicted in known
             if predicted
         ]
@@ -373,21 +381,6 @@ class Evidence:
         scaled = fit_draws.rescaling_error(self, layers, other) if kind == "objective" else 0.0
         own, its = self.load_means(kind, layers), self.load_means(kind, other)
         return cost_model.compare(own, its, (deviation, degrees), scaled)
-
-    def measured_of(self, name: str, layers: Layers) -> float | None:
-        """Return what a split took (ms) by an objective in its own loads; None where a part was not measured."""
-        kinds = needed_kinds(name)
-        if layers not in self.ok or not all(self.load_means(kind, layers) for kind in kinds):
-            return None
-        parts = {kind: self.measured(kind, layers) for kind in kinds}
-        return self._objective(layers, parts.get("decode"), parts.get("prefill"), name)
-
-    def value_of(self, name: str, layers: Layers) -> float | None:
-        """Return what a split costs (ms) by another objective, as far as known; None when a part of it is unknown."""
-        parts = {kind: self.value(kind, layers) for kind in needed_kinds(name)}
-        if any(value is None for value in parts.values()):
-            return None
-        return self._objective(layers, parts.get("decode"), parts.get("prefill"), name)
 
 
 def room_of(candidate: Candidate) -> int:

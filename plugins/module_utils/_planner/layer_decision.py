@@ -12,6 +12,7 @@ from .._split import cost_model
 from .._split.layer_split import Layers
 from .._split.measured_loads import Load
 from .._split.split_problem import Candidate, Json
+from .._split.workload import needed_kinds
 from . import choice, equality, known_costs, why
 from .evidence import Evidence, is_single, room_of
 
@@ -126,18 +127,35 @@ def _best_by(evidence: Evidence, name: str, chosen: Layers) -> list[int] | None:
     By the objective that was asked for it is the chosen one: why.advice names what the fit would prefer. By another the
     chosen one is kept where its loads were no slower than those of the split that the fit prefers.
     """
-    if evidence.value_of(name, chosen) is not None and name == evidence.problem.objective:
+    if _value_of(evidence, name, chosen) is not None and name == evidence.problem.objective:
         return list(chosen)
     among = list(evidence.by_layers)
     cost = evidence.cost(name) if len(evidence.problem.names) > 2 else None
     if cost is not None and (best := evidence.best_of_all(cost)) is not None:
         among.append(best)
-    known = [(value, layers) for layers in among if (value := evidence.value_of(name, layers)) is not None]
+    known = [(value, layers) for layers in among if (value := _value_of(evidence, name, layers)) is not None]
     if not known:
         return None
     best = min(known)[1]
-    own, other = evidence.measured_of(name, chosen), evidence.measured_of(name, best)
+    own, other = _measured_of(evidence, name, chosen), _measured_of(evidence, name, best)
     return list(chosen if own is not None and other is not None and own <= other else best)
+
+
+def _measured_of(evidence: Evidence, name: str, layers: Layers) -> float | None:
+    """Return what a split took (ms) by an objective in its own loads; None where a part was not measured."""
+    kinds = needed_kinds(name)
+    if layers not in evidence.ok or not all(evidence.load_means(kind, layers) for kind in kinds):
+        return None
+    parts = {kind: evidence.measured(kind, layers) for kind in kinds}
+    return evidence._objective(layers, parts.get("decode"), parts.get("prefill"), name)
+
+
+def _value_of(evidence: Evidence, name: str, layers: Layers) -> float | None:
+    """Return what a split costs (ms) by another objective, as far as known; None when a part of it is unknown."""
+    parts = {kind: evidence.value(kind, layers) for kind in needed_kinds(name)}
+    if any(value is None for value in parts.values()):
+        return None
+    return evidence._objective(layers, parts.get("decode"), parts.get("prefill"), name)
 
 
 def fit_of(evidence: Evidence) -> Json | None:
