@@ -7,7 +7,6 @@ Standard library alone: numpy is no part of a host's Python.
 
 from __future__ import annotations
 
-import itertools
 import math
 import typing as t
 
@@ -76,31 +75,3 @@ def rank(vectors: t.Iterable[t.Sequence[int]]) -> int:
 def clamp(value: float, low: float, high: float) -> float:
     """Return C(value), or the end of the range that it is beyond."""
     return max(low, min(high, value))
-
-
-def descend(
-    error_of: t.Callable[[t.Sequence[float]], float],
-    begin: t.Sequence[float],
-    bounds: t.Sequence[tuple[float, float]],
-) -> list[float]:
-    """Walk downhill along the axes and their diagonals in steps that are halved when none helps."""
-    axes = range(len(begin))
-    moves = [tuple(sign if axis == other else 0 for other in axes) for axis in axes for sign in (-1, 1)]
-    moves += [
-        tuple(a if k == i else b if k == j else 0 for k in axes)
-        for i, j in itertools.combinations(axes, 2)
-        for a in (-1, 1)
-        for b in (-1, 1)
-    ]
-    here, error, step = list(begin), error_of(begin), 0.25
-    while step > 1e-7 and moves:
-        tries = [
-            [clamp(value + step * move, *bound) for value, move, bound in zip(here, way, bounds, strict=True)]
-            for way in moves
-        ]
-        best, least = min(((way, error_of(way)) for way in tries), key=lambda pair: pair[1])
-        if least < error:
-            here, error = best, least
-        else:
-            step /= 2
-    return here

@@ -9,6 +9,7 @@ import typing as t
 
 from .._split.layer_split import Layers
 from .._split.split_problem import Candidate
+from . import fit_draws
 from .evidence import Evidence, is_single, room_of
 
 #: What may be lost, relatively, before one more load is worth it, and before it is worth more than a surer verdict.
@@ -25,13 +26,16 @@ HOP_SHARE: t.Final = 0.05
 NEAR_LAYERS: t.Final = 3
 
 
+def drawn(evidence: Evidence, layers: Layers) -> list[float]:
+    """Return the objective by each of the costs that the loads allow, with what loads say beyond the fit (ms)."""
+    own, expected = evidence.predicted("objective", layers), evidence.objective(layers)
+    return [expected / own * draw.ms(layers) if own else expected for draw in evidence.draws]
+
+
 def loss(evidence: Evidence, layers: Layers, other: Layers) -> float:
     """Return how much longer, relatively, C(layers) is expected to take where C(other) is faster; 0 without a fit."""
-    own, its = evidence.predicted("objective", layers), evidence.predicted("objective", other)
-    if layers == other or not own or not its:
-        return 0.0
-    beyond = evidence.objective(layers) / own * its / evidence.objective(other)
-    return statistics.fmean(max(0.0, beyond * draw.ms(layers) / draw.ms(other) - 1) for draw in evidence.draws)
+    pairs = zip(drawn(evidence, layers), drawn(evidence, other), strict=True)
+    return statistics.fmean([max(0.0, own / its - 1) for own, its in pairs] or [0.0])
 
 
 def limit(evidence: Evidence, among: t.Iterable[Candidate]) -> float:
@@ -80,20 +84,20 @@ def may_be_better(evidence: Evidence, winner: Candidate) -> tuple[Candidate, flo
         lucky = 1 + evidence.point_noise("objective") / evidence.count(winner.layers) ** 0.5
         better = found is not None and evidence.objective(found.layers) < lucky * evidence.objective(winner.layers)
         return (found, WORTH_MORE) if found is not None and better else None
-    near = [
-        c for c in fresh if sum(abs(a - b) for a, b in zip(c.layers, winner.layers, strict=True)) <= 2 * NEAR_LAYERS
-    ]
-    near += _best_by_draws(evidence)
-    losses = [(loss(evidence, winner.layers, c.layers), c) for c in near]
-    lost, found = max(losses, key=lambda pair: pair[0], default=(0.0, None))
+    near = [*(c for c in fresh if _near(c, winner)), *_best_by_draws(evidence)]
+    losses = [(loss(evidence, winner.layers, c.layers), c.layers, c) for c in near]
+    lost, _layers, found = max(losses, default=(0.0, (), None))
     return (found, lost) if found is not None and lost > WORTH_A_LOAD else None
 
 
+def _near(candidate: Candidate, winner: Candidate) -> bool:
+    moved = sum(abs(a - b) for a, b in zip(candidate.layers, winner.layers, strict=True)) // 2
+    return moved <= NEAR_LAYERS
+
+
 def _best_by_draws(evidence: Evidence) -> list[Candidate]:
-    """Return the best splits by some of the costs that the loads allow; of two devices all splits are listed anyway."""
-    if len(evidence.problem.names) < 3:
-        return []
-    found = {evidence.best_of_all(draw) for draw in evidence.draws[:SEARCHED_DRAWS]}
+    """Return the best splits by some of the costs that the loads allow."""
+    found = {evidence.best_of_all(draw) for draw in evidence.draws[:: fit_draws.DRAWS // SEARCHED_DRAWS]}
     fitting = [evidence.problem.candidate(layers) for layers in sorted(filter(None, found))]
     return [c for c in fitting if c is not None and evidence.remains(c.layers) and not evidence.count(c.layers)]
 

@@ -2,9 +2,10 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Which costs the loads allow beside the fitted ones. Private to this collection. Pure functions only.
 
-The logarithms of the costs are normal around the fit, with the covariance of least squares: of what each measured split
-leaves open, and of a prior of the devices' ratios. Draws from that tell how likely another split is the faster one,
-also where the longest stage of a pipeline changes, which no derivative does. They are the same in every run.
+The logarithms of the costs are normal around a fit, with the covariance of least squares: of what each measured split
+leaves open, and of a prior of the devices' ratios. Of prefill there are several fits, one for each overlap and longest
+stage that the loads allow (cost_fit.likely_prefills). Draws from that tell how likely another split is the faster one.
+They are the same in every run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import statistics
 import typing as t
 
 from .._base import least_squares
-from .._split import cost_model, split_cost
+from .._split import cost_fit, cost_model, split_cost
 from .._split.layer_split import Layers
 from . import local_misfit
 
@@ -26,9 +27,8 @@ if t.TYPE_CHECKING:
 
 DRAWS: t.Final = 40
 
-#: Relative standard deviations of what nothing is known of: a cost's scale, a ratio without a prior, a free overlap.
+#: Relative standard deviation of what nothing is known of: a cost's scale, a ratio without a prior.
 OPEN_SCALE: t.Final = 1.0
-OPEN_OVERLAP: t.Final = 0.3
 
 
 class Draw(t.NamedTuple):
@@ -51,7 +51,6 @@ class Fitted(t.NamedTuple):
     ratio_error: float | None
     batches: int = 1
     overlap: float = 0.0
-    free_overlap: bool = False
 
 
 @functools.lru_cache(maxsize=16)
@@ -59,33 +58,27 @@ def normal(size: int) -> list[list[float]]:
     """Return DRAWS vectors of independent standard normal numbers: half of them, and their opposites."""
     chance = random.Random(size)
     half = [[chance.gauss(0, 1) for _column in range(size)] for _draw in range(DRAWS // 2)]
-    return half + [[-value for value in vector] for vector in half]
+    return [vector for one in half for vector in (one, [-value for value in one])]
 
 
 def around(fitted: Fitted) -> list[Draw]:
-    """Return DRAWS costs and overlaps that the points of a fit allow."""
-    devices = len(fitted.costs)
+    """Return DRAWS costs that the points of a fit allow, with its overlap."""
     lower = least_squares.cholesky(_precision(fitted))
     draws = []
     for vector in normal(len(lower)):
         move = least_squares.solve_transposed(lower, vector)
-        costs = [cost * math.exp(least_squares.clamp(x, -3, 3)) for cost, x in zip(fitted.costs, move, strict=False)]
-        overlap = fitted.overlap + sum(move[devices:])
-        draws.append(Draw(costs, least_squares.clamp(overlap, 0.0, 1.0)))
+        costs = [cost * math.exp(least_squares.clamp(x, -3, 3)) for cost, x in zip(fitted.costs, move, strict=True)]
+        draws.append(Draw(costs, fitted.overlap))
     return draws
 
 
 def _precision(fitted: Fitted) -> list[list[float]]:
-    """Return the inverse of the covariance of the costs' logarithms, and of the overlap where it is free."""
-    devices = len(fitted.costs)
-    size = devices + fitted.free_overlap
+    """Return the inverse of the covariance of the costs' logarithms."""
+    size = len(fitted.costs)
     ratio_weight = 1 / (fitted.ratio_error or OPEN_SCALE) ** 2
-    precision = [[0.0] * size for _row in range(size)]
-    for i in range(devices):
-        for j in range(devices):
-            precision[i][j] = ratio_weight * ((i == j) - 1 / devices) + (i == j) / OPEN_SCALE**2
-    if fitted.free_overlap:
-        precision[-1][-1] = 1 / OPEN_OVERLAP**2
+    precision = [
+        [ratio_weight * ((i == j) - 1 / size) + (i == j) / OPEN_SCALE**2 for j in range(size)] for i in range(size)
+    ]
     for (amounts, _ms), error in zip(fitted.points, fitted.errors, strict=True):
         row = _derivatives(fitted, amounts)
         for i in range(size):
@@ -95,15 +88,12 @@ def _precision(fitted: Fitted) -> list[list[float]]:
 
 
 def _derivatives(fitted: Fitted, amounts: cost_model.Amounts) -> list[float]:
-    """Return how the logarithm of a time moves with the logarithm of each cost, and with the overlap if it is free."""
+    """Return how the logarithm of a time moves with the logarithm of each cost."""
     stages = cost_model.stages_ms(fitted.costs, amounts)
     of_sum, of_max = cost_model.prefill_weights(fitted.batches, fitted.overlap)
     longest = max(range(len(stages)), key=stages.__getitem__)
     total = of_sum * sum(stages) + of_max * stages[longest]
-    row = [(of_sum + of_max * (device == longest)) * stage / total for device, stage in enumerate(stages)]
-    if fitted.free_overlap:
-        row.append((fitted.batches - 1) * (stages[longest] - sum(stages)) / total)
-    return row
+    return [(of_sum + of_max * (device == longest)) * stage / total for device, stage in enumerate(stages)]
 
 
 def of_kind(evidence: Evidence, kind: str) -> list[Draw]:
@@ -116,11 +106,18 @@ def of_kind(evidence: Evidence, kind: str) -> list[Draw]:
     missed = local_misfit.squared(evidence.gaps(kind), noise, len(costs))
     errors = [math.sqrt(missed + noise**2 / evidence.count(split)) for split in evidence.points]
     fitted = Fitted(costs, evidence.fit_points(kind), errors, None if prior is None else prior.error)
-    if kind == "prefill" and test is not None:
-        batches = cost_model.micro_batches(test.n_prompt, evidence.problem.micro_batch)
-        free = evidence.prefill_form == "between"
-        fitted = fitted._replace(batches=batches, overlap=evidence.prefill_overlap, free_overlap=free)
-    return around(fitted)
+    if kind == "decode" or test is None:
+        return around(fitted)
+    batches = cost_model.micro_batches(test.n_prompt, evidence.problem.micro_batch)
+    known = cost_fit.PrefillFit(evidence.prefill_form or "", evidence.prefill_overlap, list(costs), None)
+    own = [math.hypot(local_misfit.USUAL_MISFIT, noise / evidence.count(split) ** 0.5) for split in evidence.points]
+    draws: list[Draw] = []
+    reached = 0.0
+    for likely, form in cost_fit.likely_prefills(known, fitted.points, own, batches, prior):
+        reached += likely
+        same = fitted._replace(costs=form.slot_ms, batches=batches, overlap=form.overlap)
+        draws += around(same)[len(draws) : round(DRAWS * reached)]
+    return draws
 
 
 def of_objective(evidence: Evidence) -> list[split_cost.Cost]:

@@ -12,9 +12,9 @@ from those before it, so a campaign that was broken off goes on. The way to a de
    load of each the fit is made anew. If it is off by more than 5 %, one more anchor between the others is measured,
    and a better split may take A's place. Where the costs of an earlier tuning suffice (known_costs.py), one load of
    A and one of B are enough where they agree with these costs and tell the two apart;
-4. while loads are left, of more than two devices the best split over one device less, whose hop the fit does not know;
-   the split beside the winner that may be better by what the loads leave open (choice.py); and two more loads, one of
-   each, while the two cannot be told apart.
+4. while loads are left beside those of the confirmation, before it is complete: of more than two devices the best
+   split over one device less, whose hop the fit does not know, and the split that may be better by what the loads leave
+   open (choice.py); at last two more loads, one of each, while the two cannot be told apart.
 
 Where all splits are practically equal by the fit, one load of the roomiest follows the anchors. If the loads differ no
 more than that either, nothing more is measured (equality.py). A split with a load that looks disturbed is measured
@@ -223,10 +223,12 @@ def _confirm(evidence: Evidence, measured: list[Candidate]) -> Step:
     sure = evidence.carried and verdict != "inconclusive"
     second = [c for c in (rival, winner) if c is not None and evidence.count(c.layers) < 2 and not sure]
     wanted = (first or second)[: max(0, evidence.left)]
-    fewer = None if wanted or sure else choice.fewer_devices(evidence, winner)
+    # what may be better is looked for before the confirmation is complete, while loads for that are left
+    spare = not first and not sure and evidence.left > _open_loads(evidence, winner, rival)
+    fewer = choice.fewer_devices(evidence, winner) if spare and not wanted else None
     if fewer is not None:
         return _beside(evidence, winner, fewer)
-    better = None if wanted or sure else choice.may_be_better(evidence, winner)
+    better = choice.may_be_better(evidence, winner) if spare else None
     surer = rival is not None and evidence.left >= 2 and verdict == "inconclusive"
     if better is not None and not (surer and better[1] < choice.WORTH_MORE):
         return _beside(evidence, winner, better[0])

@@ -43,10 +43,6 @@ class Prior(t.NamedTuple):
         return self.weight * sum((value - centre) ** 2 for value in logs)
 
 
-#: How far apart two devices' speeds may be: ratios beyond it mean that the data are noise.
-_LARGEST_RATIO = 100.0
-
-
 def fit_decode(points: Points, prior: Prior | None = None) -> list[float]:
     """Return ms per average layer and token of each device, from (amounts, ms per token) of at least one split.
 
@@ -109,62 +105,31 @@ def fit_prefill(
 ) -> list[float]:
     """Return ms per block and micro-batch of each device, from (amounts, ms per prompt of C(batches) micro-batches).
 
-    Without overlap the form is linear, and fitted as decoding is.
-
-    Least squares of the relative errors. Given the ratios between devices the common scale has a closed form, so only
-    the logarithms of the ratios to the first device are searched: from a grid (two devices) or a few starts, among
-    them C(start), then by steps that are halved until they are below 1e-7.
+    Without overlap the form is linear, and fitted as decoding is. Else it is linear while the longest stage of each
+    point stays the same device, and solved as decoding is; from there the longest stages are found again, and so on
+    (Gauss-Newton, with steps that are halved until they help), from several starts, among them C(start).
     """
+    best: tuple[float, list[float]] | None = None
+    for found in _optima(points, batches, start, overlap, prior):
+        best = found if best is None or found[0] < best[0] else best
+        if best[0] < 1e-12 * len(points):
+            break
+    return best[1] if best is not None else []
+
+
+def _optima(
+    points: Points, batches: int, start: t.Sequence[float] | None, overlap: float, prior: Prior | None
+) -> t.Iterator[tuple[float, list[float]]]:
+    """Yield (error, costs) of each local optimum that the starts of fit_prefill lead to."""
     if overlap <= 0:
-        return [value / batches for value in fit_decode(points, prior)]
-    devices = len(points[0][0])
-    if devices > 2:
-        return _fit_many(points, batches, overlap, start, prior)
-
-    def error_of(logs: t.Sequence[float]) -> float:
-        shape = _prefill_shape(logs, points, batches, overlap)
-        scale = _scale(shape)
-        return sum((scale * value - 1) ** 2 for value in shape) + _pull(logs, prior)
-
-    span = math.log(_LARGEST_RATIO)
-    starts = [[0.0] * (devices - 1)]
-    if start is not None and min(start) > 0:
-        starts.append([least_squares.clamp(math.log(value / start[0]), -span, span) for value in start[1:]])
-    if devices == 2:
-        starts += [[span * step / 40] for step in range(-40, 41)]
-    else:
-        for device in range(devices - 1):
-            starts += [[sign * 1.1 if other == device else 0.0 for other in range(devices - 1)] for sign in (-1, 1)]
-    ranked = sorted(starts, key=error_of)
-    bounds = [(-span, span)] * (devices - 1)
-    logs = min((least_squares.descend(error_of, begin, bounds) for begin in ranked[:3]), key=error_of)
-    scale = _scale(_prefill_shape(logs, points, batches, overlap))
-    return [scale * value for value in (1.0, *(math.exp(value) for value in logs))]
-
-
-def _pull(logs: t.Sequence[float], prior: Prior | None) -> float:
-    """Return what logarithms of ratios to the first device cost for being far from the prior, or slightly from 0."""
-    settled = 1e-12 * sum(value * value for value in logs)
-    return settled if prior is None else settled + prior.penalty([1.0, *(math.exp(value) for value in logs)])
-
-
-def _fit_many(
-    points: Points,
-    batches: int,
-    overlap: float,
-    start: t.Sequence[float] | None,
-    prior: Prior | None = None,
-) -> list[float]:
-    """Return ms per block and micro-batch of three devices or more, where steps along axes would take seconds.
-
-    While the longest stage of each point stays the same device, the form is linear and solved as decoding is; from
-    there the longest stages are found again, and so on (Gauss-Newton, with steps that are halved until they help).
-    """
+        yield 0.0, [value / batches for value in fit_decode(points, prior)]
+        return
     devices = len(points[0][0])
     of_sum, of_max = cost_model.prefill_weights(batches, overlap)
 
     def error_of(slot_ms: t.Sequence[float]) -> float:
-        return _squared_error(_predicted(points, slot_ms, batches, overlap), points)
+        error = _squared_error(_predicted(points, slot_ms, batches, overlap), points)
+        return error if prior is None else error + prior.penalty(slot_ms)
 
     def solved(slot_ms: t.Sequence[float]) -> list[float]:
         rows: list[tuple[list[float], float]] = []
@@ -179,14 +144,17 @@ def _fit_many(
     if start is not None and min(start) > 0:
         begins.insert(0, list(start))
     begins += [[3.0 if other == device else 1.0 for other in range(devices)] for device in range(devices)]
-    best: tuple[float, list[float]] | None = None
     for begin in begins:
-        found = _settled(solved(begin), solved, error_of)
-        if best is None or found[0] < best[0]:
-            best = found
-        if best[0] < 1e-12 * len(points):
-            break
-    return best[1] if best is not None else solved(begins[0])
+        yield _settled(solved(begin), solved, error_of)
+
+
+def _distinct(optima: t.Iterable[tuple[float, list[float]]]) -> list[list[float]]:
+    """Return the costs of optima, the best first, without those that are nearly the same as a better one."""
+    found: list[list[float]] = []
+    for _error, slot_ms in sorted(optima):
+        apart = (max(abs(a - b) for a, b in zip(slot_ms, other, strict=True)) / max(other) for other in found)
+        found += [slot_ms] if all(distance > SAME for distance in apart) else []
+    return found
 
 
 def _settled(
@@ -210,12 +178,6 @@ def _settled(
 
 def _predicted(points: Points, slot_ms: t.Sequence[float], batches: int, overlap: float) -> list[float]:
     return [cost_model.prefill_ms(slot_ms, layers, batches, overlap) for layers, _ms in points]
-
-
-def _prefill_shape(logs: t.Sequence[float], points: Points, batches: int, overlap: float) -> list[float]:
-    """Return predicted over measured times for the ratios whose logarithms are C(logs), with the first cost as 1."""
-    ratios = [1.0, *(math.exp(value) for value in logs)]
-    return [cost_model.prefill_ms(ratios, layers, batches, overlap) / ms for layers, ms in points]
 
 
 class PrefillFit(t.NamedTuple):
@@ -259,58 +221,60 @@ def choose_prefill(
         return best[1]
     price = 3.84 * noise**2
     serial = judged("serial", 0.0, fit_prefill(points, batches, start, 0.0, prior), devices)
-    starts = [(best[1].slot_ms, 0.75), (serial[1].slot_ms, 0.25), (best[1].slot_ms, 0.5)]
+    start = best[1].slot_ms
     if serial[0] < best[0] - price:
         best = serial
     if best[0] > price:
-        slot_ms, overlap = _fit_overlap(points, batches, starts, prior)
+        slot_ms, overlap = _fit_overlap(points, batches, start, prior)
         between = judged("between", overlap, slot_ms, devices + 1)
         if between[0] < best[0] - price:
             best = between
     return best[1]
 
 
+#: Optima less likely than this are left out.
+UNLIKELY: t.Final = 0.02
+
+#: Optima whose costs differ by less than this share of the largest are one.
+SAME: t.Final = 0.02
+
+#: How likely each overlap of prefill is before loads tell: a pipeline is what llama.cpp does, serial where it cannot.
+LIKELY_BETWEEN: t.Final = 0.03
+OVERLAPS: t.Final = ((1.0, 0.8), (0.0, 0.08), *((step / 5, LIKELY_BETWEEN) for step in (4, 3, 2, 1)))
+
+
+def likely_prefills(
+    known: PrefillFit, points: Points, errors: t.Sequence[float], batches: int, prior: Prior | None
+) -> list[tuple[float, PrefillFit]]:
+    """Return how likely each overlap of OVERLAPS, and that of the fit C(known), is by the points, with its own fits.
+
+    C(errors): relative standard deviations of the points. The probabilities have the sum 1.
+    """
+    if batches == 1:
+        return [(1.0, known)]
+    own = () if known.overlap in (0.0, 1.0) else ((known.overlap, LIKELY_BETWEEN),)
+    found: list[tuple[float, float, PrefillFit]] = []
+    for overlap, before in (*OVERLAPS, *own):
+        for slot_ms in _distinct(_optima(points, batches, known.slot_ms, overlap, prior)):
+            pairs = zip(_predicted(points, slot_ms, batches, overlap), points, errors, strict=True)
+            square = sum((math.log(predicted / point[1]) / error) ** 2 for predicted, point, error in pairs)
+            square += 0.0 if prior is None else prior.penalty(slot_ms) / prior.noise**2
+            found.append((square, before, PrefillFit(known.form, overlap, slot_ms, None)))
+    least = min(square for square, _before, _fit in found)
+    weights = [(before * math.exp((least - square) / 2), fit) for square, before, fit in found]
+    likely = [own for own in weights if own[0] > UNLIKELY * sum(weight for weight, _fit in weights)]
+    return [(weight / sum(weight for weight, _fit in likely), fit) for weight, fit in likely]
+
+
 def _fit_overlap(
-    points: Points,
-    batches: int,
-    starts: t.Sequence[tuple[t.Sequence[float], float]],
-    prior: Prior | None = None,
+    points: Points, batches: int, start: t.Sequence[float], prior: Prior | None
 ) -> tuple[list[float], float]:
-    """Return (ms per block and micro-batch, overlap) by least squares, from C(starts) of the same shape."""
-    if len(points[0][0]) > 2:
-        return _fit_overlap_of_many(points, batches, starts, prior)
-    span = math.log(_LARGEST_RATIO)
-
-    def error_of(values: t.Sequence[float]) -> float:
-        shape = _prefill_shape(values[:-1], points, batches, values[-1])
-        scale = _scale(shape)
-        return sum((scale * value - 1) ** 2 for value in shape) + _pull(values[:-1], prior)
-
-    # the error has several minima in the overlap: a descent from the ends alone may miss one that fits exactly
-    between = [(fit_prefill(points, batches, starts[0][0], step / 10, prior), step / 10) for step in (2, 4, 6, 8)]
-    begins = [
-        [*(least_squares.clamp(math.log(value / slot_ms[0]), -span, span) for value in slot_ms[1:]), overlap]
-        for slot_ms, overlap in (*starts, *between)
-        if min(slot_ms) > 0
-    ] or [[0.0] * (len(points[0][0]) - 1) + [0.5]]
-    bounds = [(-span, span)] * (len(begins[0]) - 1) + [(0.0, 1.0)]
-    *logs, overlap = min((least_squares.descend(error_of, begin, bounds) for begin in begins), key=error_of)
-    scale = _scale(_prefill_shape(logs, points, batches, overlap))
-    return [scale * value for value in (1.0, *(math.exp(value) for value in logs))], overlap
-
-
-def _fit_overlap_of_many(
-    points: Points,
-    batches: int,
-    starts: t.Sequence[tuple[t.Sequence[float], float]],
-    prior: Prior | None = None,
-) -> tuple[list[float], float]:
-    """Return what _fit_overlap does for three devices or more: the best of eleven overlaps, then golden sections."""
+    """Return (ms per block and micro-batch, overlap) by least squares: the best of eleven, then golden sections."""
     known: dict[float, tuple[float, list[float]]] = {}
 
     def error_of(overlap: float) -> float:
         if overlap not in known:
-            slot_ms = fit_prefill(points, batches, starts[0][0], overlap, prior)
+            slot_ms = fit_prefill(points, batches, start, overlap, prior)
             predicted = _predicted(points, slot_ms, batches, overlap)
             error = _squared_error(predicted, points) + (0.0 if prior is None else prior.penalty(slot_ms))
             known[overlap] = error, slot_ms
@@ -323,11 +287,6 @@ def _fit_overlap_of_many(
         low, high = (low, right) if error_of(left) <= error_of(right) else (left, high)
     overlap = min(known, key=lambda value: known[value][0])
     return known[overlap][1], overlap
-
-
-def _scale(shape: t.Sequence[float]) -> float:
-    """Return the factor that brings all of C(shape) nearest to 1 in the least squares."""
-    return sum(shape) / sum(value * value for value in shape)
 
 
 def _squared_error(predicted: t.Sequence[float], points: Points) -> float:

@@ -20,13 +20,6 @@ def test_a_system_is_solved_and_a_singular_one_is_none() -> None:
     assert least_squares.solve([[1.0, 2.0], [2.0, 4.0]], [1.0, 2.0]) is None
 
 
-def test_a_descent_ends_at_the_lowest_point_within_bounds() -> None:
-    def error_of(point):
-        return (point[0] - 1) ** 2 + (point[1] - 9) ** 2 + point[0] * point[1] / 10
-
-    assert least_squares.descend(error_of, [0.0, 0.0], [(-5.0, 5.0), (-5.0, 5.0)]) == pytest.approx([0.75, 5], abs=1e-6)
-
-
 def test_a_triangle_gives_its_matrix_back() -> None:
     lower = least_squares.cholesky([[4.0, 2.0], [2.0, 10.0]])
     assert lower == [[2.0, 0.0], [1.0, 3.0]]

@@ -40,11 +40,8 @@ def test_a_prior_of_the_ratio_tells_what_one_split_cannot() -> None:
     assert spread(with_prior, open_end) < spread(without, open_end) / 3
 
 
-def test_a_free_overlap_is_drawn_within_its_bounds() -> None:
-    fitted = Fitted(COSTS, points(4, 0.5), (0.01, 0.01), 0.2, 4, 0.5, True)
-    overlaps = [draw.overlap for draw in fit_draws.around(fitted)]
-    assert 0 <= min(overlaps) < 0.5 < max(overlaps) <= 1
-    fixed = fit_draws.around(fitted._replace(free_overlap=False))
-    assert {draw.overlap for draw in fixed} == {0.5}
-    assert all(len(draw.costs) == 2 and min(draw.costs) > 0 for draw in fixed)
-    assert statistics.fmean(draw.costs[0] for draw in fixed) == pytest.approx(1.0, rel=0.05)
+def test_draws_keep_the_overlap_of_their_fit() -> None:
+    drawn = fit_draws.around(Fitted(COSTS, points(4, 0.5), (0.01, 0.01), 0.2, 4, 0.5))
+    assert {draw.overlap for draw in drawn} == {0.5}
+    assert all(len(draw.costs) == 2 and min(draw.costs) > 0 for draw in drawn)
+    assert statistics.fmean(draw.costs[0] for draw in drawn) == pytest.approx(1.0, rel=0.05)

@@ -206,3 +206,28 @@ def test_what_the_splits_leave_open_is_the_mean() -> None:
     fit = cost_fit.fit_decode([((20, 12, 1), 30.0), ((10, 22, 1), 40.0)])
     assert fit[2] == pytest.approx(statistics.fmean((30 / 33, 40 / 33)), rel=0.05)
     assert [cost_model.decode_ms(fit, layers) for layers in ((20, 12, 1), (10, 22, 1))] == pytest.approx([30, 40])
+
+
+def test_what_two_splits_leave_open_are_several_overlaps() -> None:
+    """Each form fits two splits exactly; without a prior a pipeline is as likely as before, not certain."""
+    points = [(layers, cost_model.prefill_ms((10.0, 25.0), layers, 8, 0.6)) for layers in ((20, 29), (5, 44))]
+    known = cost_fit.choose_prefill(points, 8, 0.01)
+    likely = cost_fit.likely_prefills(known, points, (0.01, 0.01), 8, None)
+    assert sum(probability for probability, _fit in likely) == pytest.approx(1)
+    assert {fit.overlap for _probability, fit in likely} >= {overlap for overlap, _before in cost_fit.OVERLAPS}
+    assert all(probability > 0.02 for probability, _fit in likely)
+
+
+def test_splits_that_tell_the_overlap_leave_only_that() -> None:
+    splits = ((20, 29), (5, 44), (40, 9), (30, 19), (35, 14))
+    points = [(layers, cost_model.prefill_ms((10.0, 25.0), layers, 8, 0.6)) for layers in splits]
+    known = cost_fit.choose_prefill(points, 8, 0.01)
+    likely = cost_fit.likely_prefills(known, points, (0.003,) * len(points), 8, None)
+    near = sum(probability for probability, fit in likely if abs(fit.overlap - 0.6) < 0.1)
+    assert near > 0.99
+
+
+def test_one_micro_batch_has_no_overlap_to_tell() -> None:
+    points = [((20, 29), 900.0), ((5, 44), 1200.0)]
+    known = cost_fit.choose_prefill(points, 1, 0.01)
+    assert cost_fit.likely_prefills(known, points, (0.01, 0.01), 1, None) == [(1.0, known)]
