@@ -4,8 +4,9 @@
 
 A round with n drafted tokens takes T (1 + alpha + epsilon) + n (v + d): T is what a token takes without speculation
 with the same split, v what verifying one more token costs, d what drafting one costs. alpha and v belong to the target
-and are shared by all drafts, in another split mode with an addition to each; d belongs to draft and device. Measured on
-two H200: a line within 2 %.
+and are shared by all drafts, in another split mode with an addition to each; d belongs to draft and device, and much of
+it to the draft, whose launches count on every device. Measured on two H200: a line within 2 %, so an arm differs from
+its line by as much, which measuring it tells.
 All unknowns have a prior, so that every n-max of every draft is predicted from the first load on, with its error.
 """
 
@@ -23,12 +24,13 @@ from .._split.speculation import Arm, Offer, ServedLoad
 ROUND_OVERHEAD, ROUND_OVERHEAD_ERROR = 0.15, 0.15
 #: Prior of v, relative to a token of the target (measured: 0.08 to 0.15).
 VERIFY, VERIFY_ERROR = 0.10, 0.07
-#: Prior error of a family: of the split's own time, and of the expected time of a drafted token.
-FAMILY_ERROR, DRAFT_ERROR = 0.03, 0.6
+#: Prior error of a family: of the split's own time.
+FAMILY_ERROR: t.Final = 0.03
+#: Prior error of the expected time of a drafted token: of the draft, whose launches count wherever it lies, and of its
+#: device and split mode.
+DRAFT_ERROR, DRAFT_DEVICE_ERROR = 0.5, 0.3
 #: Prior errors of what another split mode adds to alpha and v (measured: 0.4 less and 0.06 more in tensor mode).
 MODE_OVERHEAD_ERROR, MODE_VERIFY_ERROR = 0.2, 0.07
-#: Unknowns that families share: alpha and v, and what another split mode adds to both.
-_SHARED: t.Final = 4
 #: Beyond the scatter of loads a line misses a measured round by so much (measured: within 2 %).
 LINE_ERROR: t.Final = 0.02
 
@@ -47,7 +49,7 @@ class Estimate(t.NamedTuple):
 class _Row:
     """One linear equation: coefficients of the unknowns, what they give, and how well that is known."""
 
-    coefficients: tuple[float, ...]
+    coefficients: t.Sequence[float]
     value: float
     error: float
 
@@ -57,58 +59,79 @@ class RoundCosts:
 
     def __init__(self, offers: t.Sequence[Offer], loads: t.Sequence[ServedLoad], noise: float) -> None:
         """Take what is on offer, all loads with speculation, and the relative scatter between loads."""
-        self._places = {offer.family: index for index, offer in enumerate(offers)}
-        self._offers = offers
-        self._size = _SHARED + 2 * len(offers)
-        rows = [*self._priors()]
-        for load in loads:
-            if load.arm.family in self._places:
-                coefficients, fixed = self._equation(load.arm)
-                error = load.round_ms * math.hypot(noise, LINE_ERROR)
-                rows.append(_Row(coefficients, load.round_ms - fixed, error))
-        self._normal = [[0.0] * self._size for _row in range(self._size)]
-        right = [0.0] * self._size
+        self._offers = {offer.family: offer for offer in offers}
+        own = [load for load in loads if load.arm.family in self._offers]
+        self._arms = list(dict.fromkeys(load.arm for load in own))
+        names: list[t.Hashable] = ["alpha", "v", "mode alpha", "mode v"]
+        for offer in offers:
+            names += [("split", offer.family), ("draft", offer.family)]
+        names += dict.fromkeys(("draft", offer.arm(0).source) for offer in offers)
+        names += self._arms
+        self._places = {name: place for place, name in enumerate(names)}
+        rows = [_Row(self._vector({name: 1.0}), *self._prior(name)) for name in names]
+        for load in own:
+            parts, fixed = self._equation(load.arm)
+            rows.append(_Row(self._vector(parts), load.round_ms - fixed, load.round_ms * noise))
+        size = len(names)
+        normal = [[0.0] * size for _row in range(size)]
+        right = [0.0] * size
         for row in rows:
             weight = 1 / row.error**2
             for i, left in enumerate(row.coefficients):
-                right[i] += weight * left * row.value
-                self._normal[i] = [
-                    sum_ + weight * left * other for sum_, other in zip(self._normal[i], row.coefficients, strict=True)
-                ]
-        self._known = least_squares.solve(self._normal, right) or [0.0] * self._size
+                if left:
+                    right[i] += weight * left * row.value
+                    normal[i] = [
+                        sum_ + weight * left * other for sum_, other in zip(normal[i], row.coefficients, strict=True)
+                    ]
+        self._lower = least_squares.cholesky(normal)
+        self._known = least_squares.solve_transposed(self._lower, least_squares.solve_lower(self._lower, right))
 
-    def _priors(self) -> t.Iterator[_Row]:
-        """Yield what is expected of every unknown: alpha and v, what another mode adds, then (epsilon, delta)."""
-        unit = [tuple(float(i == j) for j in range(self._size)) for i in range(self._size)]
-        yield _Row(unit[0], ROUND_OVERHEAD, ROUND_OVERHEAD_ERROR)
-        yield _Row(unit[1], VERIFY, VERIFY_ERROR)
-        yield _Row(unit[2], 0.0, MODE_OVERHEAD_ERROR)
-        yield _Row(unit[3], 0.0, MODE_VERIFY_ERROR)
-        for index in range(len(self._offers)):
-            yield _Row(unit[_SHARED + 2 * index], 0.0, FAMILY_ERROR)
-            yield _Row(unit[_SHARED + 1 + 2 * index], 0.0, DRAFT_ERROR)
+    def _prior(self, name: t.Hashable) -> tuple[float, float]:
+        """Return what is expected of an unknown before anything is measured, and the error of that."""
+        shared = {
+            "alpha": (ROUND_OVERHEAD, ROUND_OVERHEAD_ERROR),
+            "v": (VERIFY, VERIFY_ERROR),
+            "mode alpha": (0.0, MODE_OVERHEAD_ERROR),
+            "mode v": (0.0, MODE_VERIFY_ERROR),
+        }
+        if isinstance(name, Arm):
+            return 0.0, LINE_ERROR
+        if isinstance(name, str):
+            return shared[name]
+        what, of = t.cast("tuple[str, tuple[str, ...]]", name)
+        if what == "split":
+            return 0.0, FAMILY_ERROR
+        return 0.0, DRAFT_DEVICE_ERROR if of in self._offers else DRAFT_ERROR
 
-    def _equation(self, arm: Arm) -> tuple[tuple[float, ...], float]:
+    def _vector(self, parts: t.Mapping[t.Hashable, float]) -> list[float]:
+        found = [0.0] * len(self._places)
+        for name, value in parts.items():
+            found[self._places[name]] = value
+        return found
+
+    def _equation(self, arm: Arm) -> tuple[dict[t.Hashable, float], float]:
         """Return the coefficients of the unknowns in the cost of a round, and the part that is fixed, in ms."""
-        index = self._places[arm.family]
-        offer = self._offers[index]
-        coefficients = [0.0] * self._size
-        coefficients[0] = offer.target_ms
-        coefficients[1] = arm.n_max * offer.target_ms
+        offer = self._offers[arm.family]
+        target, draft = offer.target_ms, arm.n_max * offer.draft_ms
+        fixed = target + draft
+        parts: dict[t.Hashable, float] = {
+            "alpha": target, "v": arm.n_max * target, ("split", arm.family): target,
+            ("draft", arm.family): draft, ("draft", arm.source): draft,
+        }  # fmt: skip
         if offer.mode:
-            coefficients[2:4] = coefficients[0:2]
-        coefficients[_SHARED + 2 * index] = offer.target_ms
-        coefficients[_SHARED + 1 + 2 * index] = arm.n_max * offer.draft_ms
-        return tuple(coefficients), offer.target_ms + arm.n_max * offer.draft_ms
+            parts |= {"mode alpha": target, "mode v": arm.n_max * target}
+        if arm in self._arms:
+            parts[arm] = fixed
+        return parts, fixed
 
     def round_ms(self, arm: Arm) -> Estimate:
         """Return what a round of an arm takes (ms). Raises KeyError for an arm that is not on offer."""
-        coefficients, fixed = self._equation(arm)
-        value = fixed + sum(a * b for a, b in zip(coefficients, self._known, strict=True))
+        parts, fixed = self._equation(arm)
+        value = fixed + sum(part * self._known[self._places[name]] for name, part in parts.items())
         value = max(value, 0.2 * fixed)
-        spread = least_squares.solve(self._normal, list(coefficients)) or [0.0] * self._size
-        variance = sum(a * b for a, b in zip(coefficients, spread, strict=True))
-        return Estimate(value, math.hypot(math.sqrt(max(variance, 0.0)) / value, LINE_ERROR))
+        own = 0.0 if arm in self._arms else LINE_ERROR
+        deviation = least_squares.solve_lower(self._lower, self._vector(parts))
+        return Estimate(value, math.hypot(math.hypot(*deviation) / value, own))
 
 
 class Acceptance:

@@ -33,6 +33,7 @@ UNKNOWN_GAIN: t.Final = 0.97
 UNKNOWN_ERROR: t.Final = 0.10
 #: Degrees of freedom that this assumption counts for.
 USUAL_DEGREES: t.Final = 4
+_NORMAL: t.Final = statistics.NormalDist().inv_cdf(0.975)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +66,15 @@ class Search:
         self.with_draft = [load for load in self.loads if load.arm.kind != speculation.NONE]
         scale = statistics.fmean(load.round_ms for load in self.without) / reference_ms if self.without else 1.0
         self.offers = [dataclasses.replace(offer, target_ms=offer.target_ms * scale) for offer in offers]
+        arms = dict.fromkeys(load.arm for load in self.loads)
+        # the relative scatter between loads: of arms that were measured twice, and as it usually is
+        deviation, self._degrees = stats.pooled_spread(map(self.of_arm, arms))
+        squares = deviation**2 * self._degrees + USUAL_SCATTER**2 * USUAL_DEGREES
+        self.scatter = math.sqrt(squares / (self._degrees + USUAL_DEGREES))
         lines = [offer for offer in self.offers if offer.kind in speculation.LINE_KINDS]
-        self.costs = round_costs.RoundCosts(lines, self.with_draft, USUAL_SCATTER)
+        self.costs = round_costs.RoundCosts(lines, self.with_draft, self.scatter)
         self.acceptance = round_costs.Acceptance(self.with_draft)
+        self._plain_ms = statistics.fmean(map(self.mix_ms, self.without)) if self.without else reference_ms
 
     def mix_ms(self, load: ServedLoad) -> float:
         """Return what a token takes in a load (ms), the texts by their weights, with its part of a prompt."""
@@ -80,17 +87,19 @@ class Search:
         if arm.kind not in speculation.LINE_KINDS:
             return self._without_a_line(arm)
         cost = self.costs.round_ms(arm)
-        parts, variance = [], 0.0
-        for text, weight in self.weights.items():
-            tokens = self.acceptance.tokens_per_round(arm, text)
-            parts.append(weight * cost.value / tokens.value)
-            variance += (parts[-1] * tokens.error) ** 2
-        value, prompt = sum(parts), self.prompt_tokens * self._prompt_ms(arm)
-        error = math.sqrt(variance) / value
+        tokens = {text: self.acceptance.tokens_per_round(arm, text).value for text in self.weights}
+        value = sum(weight * cost.value / tokens[text] for text, weight in self.weights.items())
+        prompt = self.prompt_tokens * self._prompt_ms(arm)
+        error = math.hypot(self._tokens_error(arm), cost.error)
+        return round_costs.Estimate(value + prompt, error * value / (value + prompt))
+
+    def _tokens_error(self, arm: Arm) -> float:
+        """Return the relative error of the tokens that a round of an arm gives, over the mix."""
+        errors = {text: self.acceptance.tokens_per_round(arm, text).error for text in self.weights}
         if not self.acceptance.known(arm.source):
             # what is not known of a draft is not known of all texts alike
-            error = max(error, self.acceptance.tokens_per_round(arm, next(iter(self.weights))).error)
-        return round_costs.Estimate(value + prompt, math.hypot(error, cost.error) * value / (value + prompt))
+            return max(errors.values())
+        return math.hypot(*(self.weights[text] * error for text, error in errors.items()))
 
     def _prompt_ms(self, arm: Arm) -> float:
         """Return what a token of a prompt takes: as with drafts of this source in this mode, else as without."""
@@ -103,8 +112,8 @@ class Search:
         """Return what a token takes where no line predicts it: as measured, else a guess of nearly no gain."""
         own = self.of_arm(arm)
         if own:
-            return round_costs.Estimate(statistics.fmean(own), USUAL_SCATTER / math.sqrt(len(own)))
-        return round_costs.Estimate(UNKNOWN_GAIN * statistics.fmean(map(self.mix_ms, self.without)), UNKNOWN_ERROR)
+            return round_costs.Estimate(statistics.fmean(own), self.scatter / math.sqrt(len(own)))
+        return round_costs.Estimate(UNKNOWN_GAIN * self._plain_ms, UNKNOWN_ERROR)
 
     def of_arm(self, arm: Arm) -> list[float]:
         """Return what a token took in each load of an arm (ms)."""
@@ -114,7 +123,7 @@ class Search:
         """Return the best arm that was measured, none among them, by all that is known."""
         arms = list(dict.fromkeys(load.arm for load in self.with_draft))
         known = {arm: self.predicted(arm).value for arm in arms}
-        known[Arm()] = statistics.fmean(map(self.mix_ms, self.without))
+        known[Arm()] = self._plain_ms
         return min(known, key=lambda arm: known[arm])
 
     def next_arm(self) -> Arm | None:
@@ -135,48 +144,32 @@ class Search:
         return Arm() if len(self.without) < LOADS_WITHOUT else None
 
     def _promising(self) -> Arm | None:
-        """Return the arm that was not measured and promises most, or None where none is worth a load."""
+        """Return the arm that was not measured and promises most, or None where none is worth a load.
+
+        It is served as it is promised best, for what serves to learn costs and acceptance may turn out the best itself.
+        """
         best = self.best_known()
-        known = min(
-            self.predicted(best).value if best.kind != speculation.NONE else math.inf,
-            statistics.fmean(map(self.mix_ms, self.without)),
-        )
+        known = self._plain_ms if best.kind == speculation.NONE else self.predicted(best).value
         measured = {load.arm for load in self.loads}
-        promise: dict[Arm, float] = {}
-        for arm in (arm for offer in self.offers for arm in offer.arms() if arm not in measured):
-            if arm.mode and not self.acceptance.known(arm.source):
-                continue  # what a draft is worth is learned in the mode whose costs are known better
-            promise[arm] = _improvement(known, self.predicted(arm))
-        if not promise:
-            return None
-        chosen = max(promise, key=lambda arm: promise[arm])
-        if promise[chosen] < WORTH_A_LOAD * known:
-            return None
-        if chosen.kind in speculation.LINE_KINDS and not self.acceptance.known(chosen.source):
-            # the longest draft shows the acceptance of every position
-            return next(offer.arms()[-1] for offer in self.offers if chosen in offer.arms())
-        return chosen
+        fresh = [arm for offer in self.offers for arm in offer.arms() if arm not in measured]
+        promise = {arm: _improvement(known, self.predicted(arm)) for arm in fresh}
+        chosen = max(promise, key=lambda arm: promise[arm], default=None)
+        return chosen if chosen is not None and promise[chosen] >= WORTH_A_LOAD * known else None
 
     def verdict(self) -> Verdict:
         """Return what became of it. Speculation is kept only where it is faster by the indifference for sure."""
         best = self.best_known()
         if best.kind == speculation.NONE:
             return Verdict("slower", Arm(), None)
-        own, without = self.of_arm(best), self.of_arm(Arm())
-        deviation, degrees = stats.pooled_spread([own, without, *self._other_arms(best)])
-        pooled = (deviation**2 * degrees + USUAL_SCATTER**2 * USUAL_DEGREES) / (degrees + USUAL_DEGREES)
-        # the other loads of the same line say what a round of this arm takes as well
-        error = min(math.sqrt(pooled / len(own)), self.predicted(best).error)
-        half = stats.t_quantile(degrees + USUAL_DEGREES, 0.05) * math.hypot(error, math.sqrt(pooled / len(without)))
-        ratio = math.log(self.predicted(best).value / statistics.fmean(without))
+        without = self.of_arm(Arm())
+        times = self.scatter * math.sqrt(1 / len(self.of_arm(best)) + 1 / len(without))
+        # texts of this length tell the share of right tokens so well
+        tokens = self._tokens_error(best) if best.kind in speculation.LINE_KINDS else 0.0
+        half = math.hypot(stats.t_quantile(self._degrees + USUAL_DEGREES, 0.05) * times, _NORMAL * tokens)
+        ratio = math.log(self.predicted(best).value / self._plain_ms)
         low, percent, high = (100 * (1 - math.exp(ratio + step)) for step in (half, 0.0, -half))
         result = cost_model.Comparison(percent, low, high, 100 * math.expm1(half))
         return Verdict("faster" if low > 100 * self.indifference else "inconclusive", best, result)
-
-    def _other_arms(self, best: Arm) -> t.Iterator[list[float]]:
-        for arm in dict.fromkeys(load.arm for load in self.with_draft):
-            if arm != best:
-                yield self.of_arm(arm)
 
 
 def _improvement(known: float, predicted: round_costs.Estimate) -> float:
