@@ -57,6 +57,8 @@ class Change(t.NamedTuple):
             f"{rates[0][0]} MB/s there and {rates[0][1]} back, {rates[1][0]} and {rates[1][1]} when it was tuned;"
             f" round trip {trips[0]}, then {trips[1]}"
         )
+        if _loses(self.before, self.now):
+            said += f"; packets that are lost add {self.now['stalls_ms']:.2g} ms to each exchange"
         if not self.slower:
             return f"the link to {self.host} is as it was tuned: {said}"
         share = "" if self.decode_percent is None else f" ({self.decode_percent:+.0f} %)"
@@ -101,5 +103,10 @@ def _compared(entry: Mapping, host: str, links: t.Mapping[str, Mapping]) -> Chan
 
 def _slower(before: Mapping, now: Mapping) -> bool:
     rates = any(before[name] and now[name] and now[name] < SLOW_RATE * before[name] for name in _RATES)
-    more = now["round_trip_ms"] - before["round_trip_ms"]
-    return rates or (more > SLOW_ROUND_TRIP_MS and now["round_trip_ms"] > SLOW_ROUND_TRIP * before["round_trip_ms"])
+    trip, usual = now["round_trip_ms"], before["round_trip_ms"]
+    far = trip > SLOW_ROUND_TRIP_MS + usual and trip > SLOW_ROUND_TRIP * usual
+    return rates or far or _loses(before, now)
+
+
+def _loses(before: Mapping, now: Mapping) -> bool:
+    return bool(now["stalls_ms"] > before["stalls_ms"] + SLOW_ROUND_TRIP_MS)

@@ -66,8 +66,19 @@ def test_a_long_round_trip_is_named_and_costs_tokens():
     assert found.to_blame and found.token_ms == pytest.approx(20) and found.decode_percent == pytest.approx(40)
 
 
+def test_packets_that_are_lost_are_named_and_cost_tokens():
+    found = of_one({"stalls_ms": 4.2})
+    assert found.to_blame and found.token_ms == pytest.approx(4.2)
+    assert found.sentence().startswith("the link to 192.168.1.20 became slow: ")
+    assert "; packets that are lost add 4.2 ms to each exchange; that costs 4.2 ms more per token" in found.sentence()
+
+
 @pytest.mark.parametrize(
-    "now", [{}, {"to_mb_per_s": 90.0}, {"round_trip_ms": 0.8}, {"to_mb_per_s": None, "from_mb_per_s": None}]
+    "now",
+    [
+        {}, {"stalls_ms": 0.4}, {"to_mb_per_s": 90.0}, {"round_trip_ms": 0.8},
+        {"to_mb_per_s": None, "from_mb_per_s": None},
+    ],
 )
 def test_what_two_measurements_differ_by_is_no_change(now):
     found = of_one(now)
