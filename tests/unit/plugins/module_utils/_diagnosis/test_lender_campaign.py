@@ -150,6 +150,14 @@ def test_a_box_as_recorded_is_not_stopped():
     assert play(planner(diagnosed(stretch=(1.0, 1.6)), links="false"))[1] == []
 
 
+def test_what_may_be_noise_is_reason_enough_to_measure_a_link():
+    judged = diagnosed()
+    judged["phases"][1] |= {"verdict": "within_noise", "change_percent": 18.0}
+    assert play(planner(judged))[1] == MEASURED
+    judged["phases"][1]["change_percent"] = None
+    assert play(planner(judged))[1] == []
+
+
 @pytest.mark.parametrize(
     ("server", "recorded", "why"),
     [
