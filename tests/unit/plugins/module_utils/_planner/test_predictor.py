@@ -13,10 +13,16 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import 
     catalogue_fit,
     configurations,
     context_table,
+    expected_speeds,
     predictor,
     quant_table,
 )
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import card_costs, known_devices, model_weights
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
+    card_costs,
+    known_devices,
+    model_weights,
+    workload,
+)
 
 RECORDED = json.loads(
     (pathlib.Path(__file__).parents[4] / "fixtures" / "dry_run" / "shapes_b11312.json").read_text(encoding="utf-8")
@@ -149,6 +155,40 @@ def test_prefill_of_equal_cards_is_what_was_published() -> None:
         row = by_first(ask(profile=profile, name="prefill", context_size=4096))[40]
         assert row["prefill_tokens_per_second"] == pytest.approx(value, rel=0.02)
         assert row["ttft_ms"] == pytest.approx(1024 / value * 1000, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("card", "model", "micro_batch", "published"),
+    [
+        # llama.cpp PR 15631, prompts of 4096
+        ("rtx4090", "gpt_oss_20b_mxfp4", 1024, 11078),
+        ("rtx4090", "gpt_oss_20b_mxfp4", 2048, 10649),
+        ("p40", "qwen3_30b_a3b_q4_k_m", 512, 709),
+        ("p40", "qwen3_30b_a3b_q4_k_m", 2048, 871),
+        # smeltcore.com, 2026, at 4K
+        ("rtx5090", "gpt_oss_20b_mxfp4", 512, 9443.8),
+    ],
+)
+def test_prompts_of_models_of_experts_are_within_what_configurations_say(
+    card: str, model: str, micro_batch: int, published: float
+) -> None:
+    asked = ask(model, card, prompt=4096, micro_batch_size=micro_batch)
+    expected = asked["best"]["ttft_ms"]
+    assert configurations.FASTEST_PROMPT * expected < 4096e3 / published < (1 + configurations.PROMPT_SPREAD) * expected
+
+
+def test_experts_make_a_prompt_slower_than_their_operations() -> None:
+    """A micro-batch reads nearly all experts of a block; one token reads those that it uses."""
+    devices = known_devices.profile_devices("rtx4090")
+    model: t.Any = model_shapes.model("qwen3_30b_a3b_q4_k_m")
+    serving: t.Any = SERVING
+    rates = expected_speeds.published(devices)
+    prompt = workload.Objective("ttft", 512, 1, 0)
+    whole = expected_speeds.Speeds(model, serving, prompt, rates).ttft_ms((49,))
+    dense = expected_speeds.Speeds({**model, "block_expert_bytes": {}}, serving, prompt, rates).ttft_ms((49,))
+    idle = sum(map(sum, model["block_expert_bytes"].values())) * (1 - 8 / 128)
+    read = idle / rates.read_bytes[0]
+    assert whole == pytest.approx(expected_speeds.EXPERT_WORK * dense + read, rel=0.001)
 
 
 def test_a_prompt_of_many_micro_batches_goes_to_the_balance_point() -> None:
