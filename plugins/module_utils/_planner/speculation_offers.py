@@ -122,7 +122,7 @@ class Offers:
             )
 
     def _of_own_blocks(self, found: Found) -> None:
-        """Offer the model's own blocks for drafting (MTP), which lie before the output layer."""
+        """Offer the model's own blocks for drafting (MTP), which lie before the output layer, in tensor mode on all."""
         blocks = self.model.get("nextn_blocks", 0)
         if not blocks:
             return
@@ -134,14 +134,16 @@ class Offers:
         tokens = memory_plan.micro_batch_tokens(self.serving)
         compute = 4 * (tokens * (3 * width + 3 * forward) + self.model["vocabulary_size"])
         needed = -(-(self.model["nextn_bytes"] + cache + compute) // memory_plan.MIB)
-        on_device = [needed if index == place else 0 for index in range(len(self.ids))]
+        # in tensor mode each device has all of what only drafting has (nextn.*), and its share of the rest
+        holders = range(len(self.ids)) if self.decision["split_mode"] == "tensor" else [place]
+        on_device = [needed if index in holders else 0 for index in range(len(self.ids))]
         # the output matrix is read again for every drafted token
         read = self.model["nextn_bytes"] + self.model["output_bytes"]
         most = speculation.MOST_DRAFTED if blocks == 1 else min(blocks, speculation.MOST_DRAFTED)
         ms = read * self._ms_per_byte(place)
         offer = Offer("draft-mtp", "", self.ids[place], (), 0.0, ms, most)
         if not self._offer(found, offer, on_device):
-            room = self.decision["headroom_mib"][place]
+            room, place = min((self.decision["headroom_mib"][index], index) for index in holders)
             found.refused.append(
                 f"the model's own MTP blocks do not fit: they need {needed} MiB on {self.problem.names[place]}, which"
                 f" has {room} MiB left"

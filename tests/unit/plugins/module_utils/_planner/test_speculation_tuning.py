@@ -357,7 +357,15 @@ def test_tensor_mode_shares_a_recurrent_state(host: SpeculatingHost) -> None:
     found = offered(host, "draft-mtp", split_mode="tensor", layers=[6, 2], headroom_mib=[200, 200])
     (offer,) = found.offers
     own = found.mib[offer.kind, "", "GPU-2", ""]
-    assert offer.most_drafted == 4 and own[0] == 4 * 15 and own[1] > 4 * 5
+    blocks = own[1] - 4 * 5
+    assert offer.most_drafted == 4 and blocks > 0 and own[0] == blocks + 4 * 15
+
+
+def test_in_tensor_mode_blocks_for_drafting_need_room_on_every_device(host: SpeculatingHost) -> None:
+    found = offered(host, "draft-mtp", split_mode="tensor", layers=[6, 2], headroom_mib=[3, 200])
+    assert not found.offers
+    (reason,) = found.refused
+    assert reason.startswith("the model's own MTP blocks do not fit: they need ") and reason.endswith(" 3 MiB left")
 
 
 @pytest.mark.parametrize("kind", ["draft-simple", "ngram-mod"])
