@@ -86,6 +86,7 @@ def _checks(observed: Mapping, tolerance_percent: float, reserve_mib: int) -> li
         told += [checks.completion(observed), checks.model(observed)]
         told += [placed] if placed is not None and placed["verdict"] != "ok" else []
         return [check for check in told if check is not None]
+    speeds = speed_checks.speeds(observed, tolerance_percent)
     every = [
         checks.cards(observed),
         checks.server(observed),
@@ -103,12 +104,17 @@ def _checks(observed: Mapping, tolerance_percent: float, reserve_mib: int) -> li
         checks.network(observed),
         checks.power(observed),
         checks.throttling(observed),
-        *speed_checks.speeds(observed, tolerance_percent),
+        *speeds,
     ]
     found = [check for check in every if check is not None]
     slower = any(check["verdict"] == "regressed" and "change_percent" in check for check in found)
+    known = all(check["verdict"] != "inconclusive" for check in speeds)
     for check in found:
-        if check["name"] in ("throttling", "network") and check["verdict"] == "regressed" and not slower:
+        if check["name"] not in ("throttling", "network") or check["verdict"] != "regressed" or slower:
+            continue
+        if check["name"] == "network" and not known:
+            check.update(verdict="inconclusive")
+        else:
             check.update(verdict="ok", detail=f"{check['detail']}; no speed fell by it")
     if baseline is None:
         detail = "there is none to compare with; -e accept=true measures and records one"

@@ -103,6 +103,18 @@ def test_a_slow_link_that_costs_nothing_is_no_regression():
     assert result["verdict"] == "ok" and checks["network"]["detail"].endswith("; no speed fell by it")
 
 
+def test_whether_a_slow_link_costs_something_is_open_where_the_speed_is():
+    def noisy(step):
+        number = step.args["load"]["load"]
+        return {"load": {**load(number, prefill=1.45 if number % 2 else 1.02), **step.args["load"]}}
+
+    result, checks = judged(Box(SLOW_LINK, split_benchmark=noisy), measure="true")
+    assert checks["prefill"]["verdict"] == "inconclusive"
+    assert (checks["network"]["verdict"], result["verdict"]) == ("inconclusive", "inconclusive")
+    assert "network: the link to 192.168.1.20 became slow" in result["summary"]
+    assert "no speed fell" not in checks["network"]["detail"]
+
+
 def test_a_link_that_is_not_measured_is_not_compared():
     for box, measure in ((Box(None), "true"), (Box(), "false")):
         result, checks = judged(box, measure=measure)
