@@ -34,6 +34,10 @@ options:
     description: The GGUF file; any shard of a split model.
     type: path
     required: true
+  draft:
+    description: Whether the file drafts for another model. Then an EAGLE-3 head is read, too.
+    type: bool
+    default: false
   cache_dir:
     description: Directory of the cache. A damaged entry is read anew.
     type: path
@@ -232,6 +236,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "required": True},
+            "draft": {"type": "bool", "default": False},
             "cache_dir": {"type": "path", "default": "/var/lib/mixed_gpu/gguf_cache"},
             "host_python": {"type": "path", "default": host_python.DEFAULT},
         },
@@ -245,6 +250,7 @@ def main() -> None:
             module.exit_json(**{**result, "available": False, "reason": f"{first} does not exist yet."})
         files = gguf_model.files_of(path)
         key = {"description": gguf_file.DESCRIPTION_VERSION, "files": [list(file) for file in files]}
+        key["draft"] = module.params["draft"]
         name = hashlib.sha256(first.encode()).hexdigest()
         cache = os.path.join(module.params["cache_dir"], f"{name}.json")
         cached = None
@@ -252,7 +258,7 @@ def main() -> None:
             cached = json_file.from_text(json_file.read_text(cache) or "null")
         if isinstance(cached, dict) and cached.get("key") == key and isinstance(cached.get("model"), dict):
             module.exit_json(**{**result, "cached": True, "model": cached["model"]})
-        model = gguf_model.read(files)
+        model = gguf_model.read(files, module.params["draft"])
     except UserError as exc:
         module.fail_json(msg=str(exc))
     if not module.check_mode:

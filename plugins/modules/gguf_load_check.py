@@ -130,7 +130,7 @@ class Check:
                 return None, reason
         try:
             found = [load_question.find(file, self.token(file)) for file in files]
-            model = load_question.describe(found)
+            model = load_question.describe(found, bool(files[0].get("draft_for")))
             if not self.installed:
                 if not all(file["present"] for file in files):
                     load_question.check_pinned(found, model)

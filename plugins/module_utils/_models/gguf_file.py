@@ -315,14 +315,14 @@ def _blocks(header: _Header, tensors: t.Sequence[Tensor]) -> int:
 
 
 def describe(
-    fields: Mapping, tensors: t.Sequence[Tensor], files: t.Sequence[tuple[str, int]], token_count: int | None
-) -> Json:
+    fields: Mapping, tensors: t.Sequence[Tensor], files: t.Sequence[tuple[str, int]], token_count: int | None,
+    draft: bool = False,
+) -> Json:  # fmt: skip
     """Return the ``model`` dict of docs/data_formats.md.
 
-    ``fields``: the header's keys and values, without the token lists. ``tensors``: those of all shards. ``files``:
-    (path, bytes) of all shards, in order. ``token_count``: length of the vocabulary, if it has one. Raises UserError,
-    with the cause, when the file is no model that can be served. An architecture or a tensor type that is unknown here
-    is described by what the header says, with a note: whether it can be loaded is for the engine to say.
+    ``fields``: the header's keys and values, without token lists. ``tensors``: those of all shards. ``files``: (path,
+    bytes) of all shards. ``token_count``: length of the vocabulary. ``draft``: it works beside another model. Raises
+    UserError, with the cause, for what cannot be served; an unknown architecture or type is described, with a note.
 
     Placement of tensors and tied embeddings follow llama.cpp's ``load_tensors``: without an ``output.weight`` the token
     embedding is loaded a second time for the output layer. KV elements per token and block are
@@ -330,7 +330,7 @@ def describe(
     reads and uses ``expert_used_count`` of ``expert_count``.
     """
     path = files[0][0]
-    architecture = gguf_kind.check(path, fields, tensors)
+    architecture = gguf_kind.check(path, fields, tensors, draft)
     header = _Header(path, architecture, fields)
     blocks = _blocks(header, tensors)
     experts, experts_used = header.integer("expert_count", 0), header.integer("expert_used_count", 0)

@@ -113,12 +113,15 @@ def _kind(fields: Mapping, tensors: t.Sequence[Tensor], architecture: str) -> st
     return "embedding model" if isinstance(pooling, int) and 1 <= pooling <= 4 else None
 
 
-def check(path: str, fields: Mapping, tensors: t.Sequence[Tensor]) -> str:
-    """Return the architecture of a model. Raises UserError, with the cause and the cure, for what cannot be served."""
+def check(path: str, fields: Mapping, tensors: t.Sequence[Tensor], draft: bool = False) -> str:
+    """Return the architecture of a model. Raises UserError, with the cause and the cure, for what cannot be served.
+
+    A C(draft) is served beside its model, so it may be an EAGLE-3 head.
+    """
     architecture = fields.get("general.architecture")
     architecture = architecture if isinstance(architecture, str) else ""
     kind = _kind(fields, tensors, architecture)
-    if kind:
+    if kind and not (draft and architecture == "eagle3"):
         raise UserError(sentence(path, kind))
     _check_ollama(path, architecture, tensors)           # before types: it gives old numbers another meaning
     _check_types(path, tensors)

@@ -33,10 +33,13 @@ def files_of(path: str) -> list[tuple[str, int, int]]:
     return found
 
 
-def read(files: t.Sequence[tuple[str, int, int]]) -> Json:
-    """Return the ``model`` dict of the files that files_of() found. Raises UserError in one sentence."""
+def read(files: t.Sequence[tuple[str, int, int]], draft: bool = False) -> Json:
+    """Return the ``model`` dict of the files that files_of() found. Raises UserError in one sentence.
+
+    A ``draft`` may be a head that works only beside its model.
+    """
     headers = [read_header(path, size_bytes) for path, size_bytes, _mtime in files]
-    return describe(headers, [file[:2] for file in files])
+    return describe(headers, [file[:2] for file in files], draft)
 
 
 def read_header(path: str, size_bytes: int) -> Header:
@@ -55,7 +58,7 @@ def read_header(path: str, size_bytes: int) -> Header:
     return header
 
 
-def describe(headers: t.Sequence[Header], files: t.Sequence[tuple[str, int]]) -> Json:
+def describe(headers: t.Sequence[Header], files: t.Sequence[tuple[str, int]], draft: bool = False) -> Json:
     """Return the ``model`` dict of the headers of all shards, in order. Raises UserError where they are not one model.
 
     ``files``: (path, bytes) of each.
@@ -74,5 +77,5 @@ def describe(headers: t.Sequence[Header], files: t.Sequence[tuple[str, int]]) ->
             f"The shards of {path} hold {len(tensors)} tensors and should hold {declared}: "
             "they are not of one model; download them again."
         )
-    model = gguf_file.describe(fields, tensors, files, lengths.get(gguf_header.TOKENS))
+    model = gguf_file.describe(fields, tensors, files, lengths.get(gguf_header.TOKENS), draft)
     return {**model, "vocabulary": vocabulary.of_header(headers[0])}

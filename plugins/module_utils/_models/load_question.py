@@ -64,9 +64,13 @@ def find(file: Mapping, token: str | None) -> Found:
     return Found(name, os.path.basename(path), size_bytes, header, data[: header.n_bytes])
 
 
-def describe(found: t.Sequence[Found]) -> Json:
-    """Return the C(model) dict of the headers. Raises UserError, with the cause, where they are no model."""
-    return gguf_model.describe([one.header for one in found], [(one.name, one.size_bytes) for one in found])
+def describe(found: t.Sequence[Found], draft: bool = False) -> Json:
+    """Return the C(model) dict of the headers. Raises UserError, with the cause, where they are no model.
+
+    A C(draft) may be a head that works only beside its model.
+    """
+    files = [(one.name, one.size_bytes) for one in found]
+    return gguf_model.describe([one.header for one in found], files, draft)
 
 
 def drafts(files: t.Iterable[Mapping]) -> list[tuple[Mapping, Mapping]]:

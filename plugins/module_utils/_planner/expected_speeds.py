@@ -64,8 +64,8 @@ def measured(known: known_costs.Known) -> Rates:
     read = layer["weights_bytes"] + known.cache[1] * layer["cache_bytes"]
     none = [None] * len(known.decode or known.prefill or ())
     return Rates(
-        tuple(read / ms for ms in known.decode) if known.decode else tuple(none),
-        tuple(layer["operations"] / ms for ms in known.prefill) if known.prefill else tuple(none),
+        tuple(read / ms if ms > 0 else None for ms in known.decode) if known.decode else tuple(none),
+        tuple(layer["operations"] / ms if ms > 0 else None for ms in known.prefill) if known.prefill else tuple(none),
         (0.0,) * len(none),
         known.overlap, known.cache, known.error, known.deployment,
     )  # fmt: skip

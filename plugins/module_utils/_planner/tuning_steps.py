@@ -234,6 +234,7 @@ def draft_sizes(state: State, draft: str) -> Step:
         "path": settings.own_drafts[draft]["path"],
         "host_python": settings.host_python,
         "cache_dir": f"{settings.state_dir}/gguf_cache",
+        "draft": True,
     }
     return Step(f"sizes of draft {draft}", "gguf_info", arguments, f"read the layer sizes of the draft {draft}", 5)
 

@@ -16,7 +16,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
     vocabulary,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.modules import speculation_benchmark
-from ansible_collections.homelab.mixed_gpu.tests.fixtures import known_rounds, mtp_model
+from ansible_collections.homelab.mixed_gpu.tests.fixtures import eagle3_model, known_rounds, mtp_model
 
 SERVING = {
     "context_size": 1024, "parallel_slots": 1, "kv_unified": True, "batch_size": 512, "micro_batch_size": 64,
@@ -140,6 +140,14 @@ def test_the_models_own_blocks_draft_as_computed(drafting, tmp_path):
     as_computed(texts_of(drafting(kind="draft-mtp", draft="", path="")))
     for row in texts_of(drafting(number=2, **NONE)):
         assert (row["drafted"], row["accepted"]) == (0, 0)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("mode", ["layer", "tensor"])
+def test_an_eagle3_head_drafts_and_the_text_stays(drafting, tmp_path, mode):
+    eagle3_model.write(str(tmp_path / "draft.gguf"), VOCABULARY, len(AGREEMENT), [0, 1, 1])
+    rows = texts_of(drafting(kind="draft-eagle3", mode=mode))
+    assert all(row["drafted"] > 0 and row["accepted"] <= row["drafted"] for row in rows)
 
 
 NGRAM = {"draft": "", "device": "", "n_max": 0, "path": ""}

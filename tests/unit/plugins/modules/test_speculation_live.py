@@ -14,7 +14,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import known_next_token, random_model
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import speculation_offers
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record, split_problem
-from ansible_collections.homelab.mixed_gpu.tests.fixtures import mtp_model, real_host
+from ansible_collections.homelab.mixed_gpu.tests.fixtures import eagle3_model, mtp_model, real_host
 
 AGREEMENT = [0.95, 0.7]
 TEXTS = known_next_token.target(1024, 2, 0).texts
@@ -71,6 +71,22 @@ def test_a_tuning_on_the_real_llama_cpp_serves_what_it_recorded(tmp_path, llama_
     assert len(said) == 1 and said[0].startswith("The server drafts with draft-simple; the facts say nothing: ")
     with capfd.disabled():
         print(f"\n{found['why']}\n", json.dumps(found["table"]))
+
+
+@pytest.mark.live
+def test_a_tuning_measures_an_eagle3_head(tmp_path, llama_bin, rpc_endpoints):
+    write(tmp_path / "target.gguf", [1.0, 1.0])
+    eagle3_model.write(f"{tmp_path}/head.gguf", 1024, 2, [1, 2, 3])
+    drafts = {"head": {"path": f"{tmp_path}/head.gguf", "sha256": "d" * 64, "draft_for": "target"}}
+    own = {**SETTINGS, "model_path": f"{tmp_path}/target.gguf", "drafts": drafts, "speculation": ["draft-eagle3"]}
+    host = real_host.RealHost(tmp_path, llama_bin, rpc_endpoints[:2], own)
+    found = host.tune()["tuning"]["plan"]["decision"]["speculation"]
+    assert found["refused"] == [] and {row["kind"] for row in found["table"]} == {"none", "draft-eagle3"}
+    loads = [item.result["load"] for item in host.done if item.step.module == "speculation_benchmark"]
+    assert [load["status"] for load in loads] == ["ok"] * len(loads)
+    for load in loads:
+        drafted = [row["drafted"] > 0 for row in load["results"] if row["kind"] == "text"]
+        assert drafted == [load["speculation"]["kind"] == "draft-eagle3"] * len(TEXTS)
 
 
 @pytest.mark.live

@@ -91,6 +91,18 @@ def test_where_mtp_blocks_may_be_missing_it_is_a_note(architecture):
     assert describe(mtp(architecture))["block_count"] == 3
 
 
+def test_a_head_is_described_as_a_draft_and_no_other_head_is():
+    for architecture, described in (("eagle3", True), ("dflash", False)):
+        data = made.written(made.model(architecture))
+        header = gguf_header.read("/m.gguf", io.BytesIO(data), len(data))
+        if described:
+            model = gguf_model.describe([header], [("/m.gguf", len(data))], draft=True)
+            assert model["architecture"] == architecture
+            continue
+        with pytest.raises(UserError, match="drafting head"):
+            gguf_model.describe([header], [("/m.gguf", len(data))], draft=True)
+
+
 def test_a_newer_architecture_and_type_are_described_and_said():
     model = describe(made.written(made.model("newcomer"), kinds={"blk.1.ffn_up.weight": 1234}))
     assert model["architecture"] == "newcomer" and model["block_bytes"] == [2048, 2048] and model["estimated"]

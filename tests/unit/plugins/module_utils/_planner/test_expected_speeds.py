@@ -33,6 +33,12 @@ def rates(decode: list[float], prefill: list[float] | None, overlap: float = 1.0
     return expected_speeds.measured(known_costs.of_fit("d", fit, []))
 
 
+def test_a_device_whose_fitted_cost_is_nothing_has_no_rate() -> None:
+    found = rates([0.0, 0.5], [0.2, 0.0])
+    assert found.read_bytes[0] is None and found.read_bytes[1]
+    assert found.operations[0] and found.operations[1] is None
+
+
 @pytest.mark.parametrize("overlap", [1.0, 0.0, 0.4])
 def test_measured_costs_give_the_times_of_the_fit_back(overlap: float) -> None:
     decode, prefill = [0.4, 0.9], [4.0, 9.0]
