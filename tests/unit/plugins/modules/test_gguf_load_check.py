@@ -171,6 +171,12 @@ def test_a_file_that_is_there_is_asked_about_as_it_is(check, server, tmp_path):
     assert check([file], missing_only=True)["models"] == []
 
 
+def test_a_head_is_asked_about_as_the_draft_of_its_model_alone(check, server):
+    head = remote(server, head=made.written(made.model("eagle3")))
+    assert check([{**head, "draft_for": "big"}])["models"] == [{"id": "m", "loads": True, "reason": None}]
+    assert "a drafting head for speculative decoding" in check([head])["msg"]
+
+
 def test_the_true_cause_needs_no_engine(check, server):
     result = check([remote(server, head=made.written(made.model("gemma3"), [*made.NAMES, "v.blk.0.x"]))], program="/no")
     assert "Ollama's own engine" in result["msg"] and server.url in result["msg"]
