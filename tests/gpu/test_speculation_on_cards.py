@@ -16,6 +16,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import 
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner.speculation_offers import Draft
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import memory_plan, speculation
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.split_problem import read_problem
+from ansible_collections.homelab.mixed_gpu.tests.fixtures import eagle3_model, mtp_model
 from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
 from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module
 
@@ -135,6 +136,33 @@ def test_the_choice_beside_every_length_on_every_device(models, pair, measure, s
         "regret_percent": round(100 * (own / best - 1), 2),
     }), flush=True)  # fmt: skip
     assert served is None or own < none
+
+
+@pytest.mark.parametrize("split_mode", ["layer", "tensor"])
+@pytest.mark.parametrize("kind", ["draft-mtp", "draft-eagle3"])
+def test_what_only_drafts_beside_its_model_keeps_the_text(llama_bin, pair, tmp_path, kind, split_mode):
+    """The model's own blocks beside recurrent ones, and an EAGLE-3 head with random weights."""
+    devices, environment = pair
+    target, head = tmp_path / "target.gguf", tmp_path / "head.gguf"
+    mtp_model.write(str(target), [0.9, 0.5], 5, mtp_model.Shape(blocks=8))
+    eagle3_model.write(str(head), 1024, 2, [1, 3, 5])
+    known = known_next_token.target(1024, 2, 0)
+    arm = {"kind": kind, "draft": "", "n_max": 3, "path": "", "device": devices[1]["id"],
+           "cache_type_k": "f16", "cache_type_v": "f16"}  # fmt: skip
+    arm |= {"path": str(head)} if kind == "draft-eagle3" else {}
+    result = module(
+        "speculation_benchmark", model_path=str(target), serving=SERVING, campaign="heads", fingerprint="4" * 64,
+        environment={**environment, "GGML_CUDA_ALLREDUCE": "internal"}, state_dir=str(tmp_path), lease_unit="",
+        llama_server=f"{llama_bin}/llama-server", devices=devices, generated_tokens=65, load_timeout_seconds=300,
+        texts=[{"name": f"text {place}", "prompt": [1, text[0]]} for place, text in enumerate(known.texts)],
+        load={"label": kind, "split_mode": split_mode, "layers": [5, 5] if split_mode == "layer" else [1, 1], "load": 1,
+              "speculation": arm},
+    )  # fmt: skip
+    load = result["load"]
+    print(json.dumps({"mode": split_mode, "kind": kind, "results": load["results"]}), flush=True)
+    assert (load["status"], load["reason"]) == ("ok", None)
+    *rows, greedy = load["results"]
+    assert all(row["drafted"] > 0 for row in rows) and greedy["tokens"] == known.texts[0][1:65]
 
 
 def accepted_of(text, wrong, n_max, tokens):
