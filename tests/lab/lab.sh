@@ -31,6 +31,7 @@ else
   SUITE=${LAB_SUITE:-trixie} COMPONENTS=main ARCHIVE=debian
 fi
 PACKAGES_IN_IMAGE=systemd,systemd-sysv,dbus,python3,python3-apt,sudo,iproute2,procps,ca-certificates,curl
+DPKG_OPTION=force-unsafe-io   # hosts are made anew: their packages need not survive a power cut
 mkdir -p "$LAB_DIR"/{networks,forwards}
 LAB_DIR=$(cd "$LAB_DIR" && pwd)
 
@@ -147,7 +148,7 @@ inside() {  # run a command where the container engine is
 image_name() {
   private || { printf '%s' "${LAB_IMAGE:?LAB_ENGINE needs LAB_IMAGE, an image whose init is systemd}"; return; }
   printf 'localhost/mixed-gpu-%s:%s' "$SUITE" \
-    "$(printf '%s\n' "$SUITE" "$PACKAGES_IN_IMAGE" "$(date +%Y-%m)" | sha256sum | cut -c1-12)"
+    "$(printf '%s\n' "$SUITE" "$PACKAGES_IN_IMAGE" "$DPKG_OPTION" "$(date +%Y-%m)" | sha256sum | cut -c1-12)"
 }
 
 build_image() {
@@ -162,7 +163,7 @@ build_image() {
     mirror=${mirror%/}
     if [ "$ARCHIVE" = debian ]; then security=$mirror-security; else security=$mirror; fi
     say "building the $SUITE image (once a month, about a minute)"
-    mmdebstrap --variant=minbase --include="$PACKAGES_IN_IMAGE" --aptopt='Acquire::Languages "none"' \
+    mmdebstrap --variant=minbase --include="$PACKAGES_IN_IMAGE" --dpkgopt="$DPKG_OPTION" --aptopt='Acquire::Languages "none"' \
       "$SUITE" "${tar%.tar}.part.tar" \
       "deb $mirror $SUITE $COMPONENTS" "deb $mirror $SUITE-updates $COMPONENTS" "deb $security $SUITE-security $COMPONENTS"
     mv "${tar%.tar}.part.tar" "$tar"
