@@ -4,7 +4,7 @@
 
 Heat, clocks and neighbours slow decoding and prompts of one load together. The two tests have fits of their own, so
 where both lie above these the load was slow, and not its split. How much loads have in common shows itself: it is the
-correlation within a class (Fisher) of the two deviations, over all loads, and half of the variance before any tells.
+correlation within a class (Fisher) of the two deviations, over all loads, and a fifth of the variance before any tells.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ if t.TYPE_CHECKING:
     from .evidence import Evidence
 
 #: The share of the variance that is common to the tests of a load before loads tell, and for how many loads it counts.
-USUAL_SHARE: t.Final = 0.5
-USUAL_COUNTS: t.Final = 3
+USUAL_SHARE: t.Final = 0.2
+USUAL_COUNTS: t.Final = 5
+#: How many loads the two fits meet anyway: of what is left the correlation tells.
+MET: t.Final = 2
 
 #: How often the fit is made anew without what slowed loads: it is nearly settled then.
 TURNS: t.Final = 2
@@ -32,7 +34,7 @@ def of_loads(deviations: t.Sequence[tuple[float, float]]) -> list[float]:
     each = sum(one**2 + other**2 for one, other in deviations)
     if not each:
         return [0.0] * len(deviations)
-    count = len(deviations)
+    count = max(0, len(deviations) - MET)
     share = max(0.0, (count * together / each + USUAL_COUNTS * USUAL_SHARE) / (count + USUAL_COUNTS))
     centre = statistics.fmean(one + other for one, other in deviations)
     return [share / (1 + share) * (one + other - centre) for one, other in deviations]

@@ -734,7 +734,7 @@ def test_a_neighbour_that_may_be_better_is_measured_before_the_decision() -> Non
     Loads scatter by 3 %, so one of eight runs may be that one layer beside it.
     """
     missed, beside = [], []
-    for seed in range(24):
+    for seed in range(48):
         problem = make_problem(objective="prefill", prompt_tokens=4096)
         problem["serving"]["context_size"] = 8192
         problem["tests"][0]["n_prompt"] = 2048
@@ -747,7 +747,7 @@ def test_a_neighbour_that_may_be_better_is_measured_before_the_decision() -> Non
         beside += own
         assert len(loads) <= 7
     assert beside
-    assert len(missed) <= 3 and max(missed, default=1.0) <= 1.05, missed
+    assert len(missed) <= 6 and max(missed, default=1.0) <= 1.05, missed
 
 
 def test_a_fit_that_misses_gets_one_more_anchor() -> None:
