@@ -24,7 +24,8 @@ class ActionModule(ActionBase):
         self._vars = task_vars or {}
         result = super().run(tmp, self._vars)
         names = {"type": "list", "elements": "str", "required": True}
-        spec = {"lenders": names, "boxes": names, "registered": {"type": "str"}}
+        together = {"type": "bool", "default": False}
+        spec = {"lenders": names, "boxes": names, "registered": {"type": "str"}, "together": together}
         args = self.validate_argument_spec(argument_spec=spec)[1]
         own = str(self._vars["inventory_hostname"])
         lenders, boxes = (self._hosts(args[kind]) for kind in ("lenders", "boxes"))
@@ -37,10 +38,15 @@ class ActionModule(ActionBase):
         hosts = self._vars["hostvars"]
         looks = {name: hosts[name].get(args["registered"]) for name in self._vars["ansible_play_hosts"]}
         run = self._vars["ansible_play_hosts_all"]
-        self._judge(own, lender_group.problems_of_hosts(lenders, boxes, looks, run))
+        self._judge(own, lender_group.problems_of_hosts(lenders, boxes, looks, run, args["together"]))
         found = {"changed": False, **lender_group.member(own, lenders, boxes, looks)}
+        batches = lender_group.batches(lenders, boxes, looks)
+        found["order"] = [name for batch in batches for name in batch]
+        found["serial"] = [len(batch) for batch in batches]
+        found["variables"] = {}
         if own in lenders:
             found["pins"] = lender_group.pins_of(own, lenders, boxes, defaults)
+            found["variables"] = lender_group.variables_of(found)
         return {**result, **found}
 
     def _judge(self, own: str, problems: dict[str, str]) -> None:

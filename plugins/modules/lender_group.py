@@ -44,6 +44,10 @@ options:
       - Name of the variable in which each host of the play has registered the first run. A box fails where one of its
         lenders in the play does not take part any more.
     type: str
+  together:
+    description: Whether a box takes part with all of its lenders or not at all; a lender that is left out is refused.
+    type: bool
+    default: false
 seealso:
   - module: homelab.mixed_gpu.network_info
 author:
@@ -66,6 +70,21 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+hosts:
+  description: The box and its lenders that take part in the run, the box first.
+  returned: with O(registered)
+  type: list
+  elements: str
+order:
+  description: All hosts of the run, each box in front of its lenders.
+  returned: with O(registered)
+  type: list
+  elements: str
+serial:
+  description: Number of hosts of each box in RV(order), the box included.
+  returned: with O(registered)
+  type: list
+  elements: int
 lenders:
   description: Of a box, its lenders that take part in the run.
   returned: with O(registered), on a box
@@ -88,5 +107,9 @@ clients:
 pins:
   description: Of a lender, all variables that say which llama.cpp its box builds.
   returned: with O(registered), on a lender
+  type: dict
+variables:
+  description: What the roles llama_cpp and llama_rpc are told on a lender; empty on a box.
+  returned: with O(registered)
   type: dict
 """

@@ -12,7 +12,9 @@ description:
   - Owns the file O(path), which has a schema number, the upgrade that is under way, and those that have ended.
   - Each action that changes the record says what comes next as RV(step). What cannot go together with the upgrade that
     is under way fails, with the cure.
+  - A box and the hosts that lend it devices have one record, on the box, and move together or not at all.
   - A damaged record, or one of another schema, is an error and left as it is.
+  - The part of an action plugin of this name reads the facts of the hosts on the controller.
 extends_documentation_fragment:
   - homelab.mixed_gpu._attributes
 attributes:
@@ -26,11 +28,11 @@ options:
       - V(open) returns which component and version count. V(decide) returns the first step. V(verify) fails where an
         upgrade is under way, V(admit) where O(revalidation) is not accepted, so that no upgrade could be judged. These
         only read.
-      - V(begin) records that an upgrade has begun, V(advance) that it is in another O(stage), V(judge) the verdict on
-        the new version, V(fail) that the installation failed, V(finish) that the upgrade has ended.
+      - V(begin) records that an upgrade has begun, V(advance) that it is in another O(stage), or that the installation
+        failed on one of O(hosts), V(judge) the verdict on the new version, V(finish) that the upgrade has ended.
       - V(judge) and V(finish) fail, and leave the record as it is, where something else computed meanwhile.
     type: str
-    choices: [open, decide, verify, admit, begin, advance, judge, fail, finish]
+    choices: [open, decide, verify, admit, begin, advance, judge, finish]
     default: open
   component:
     description: What is to be upgraded. Empty means what is under way.
@@ -56,37 +58,39 @@ options:
     type: str
     choices: [continue, rollback]
     default: continue
-  host:
-    description: Name of the host in sentences.
-    type: str
-    default: this host
-  planned:
+  hosts:
+    description: Names of the hosts that move together, this one first. Empty means this one alone.
+    type: list
+    elements: str
+    default: []
+  found:
     description:
-      - The fact C(nvidia_driver_planned) or C(llama_cpp_planned), for V(decide) and V(begin); for V(fail) that of
-        llama.cpp after the failure. Missing where V(open) asks for no plan.
+      - What is known of each of O(hosts), in that order. The action plugin fills it, from the facts
+        C(nvidia_driver_planned), C(llama_cpp_planned) and C(nvidia_driver_reboot_required), and from what the role
+        P(homelab.mixed_gpu.upgrade#role) sets where an installation fails.
     type: dict
+    default: {}
+  lost:
+    description: Those of O(hosts) that do not answer any more. The action plugin fills it.
+    type: list
+    elements: str
+    default: []
   stage:
     description: Stage, for V(advance).
     type: str
-    choices: [installing, revalidating, keeping, rolling_back, proving]
+    choices: [building, installing, revalidating, keeping, rolling_back, proving]
   revalidation:
     description:
       - The fact C(revalidate_result) of the role P(homelab.mixed_gpu.revalidate#role). For V(begin) of the former
         version, for V(judge) of the new one, for V(finish) of the one that was restored.
     type: dict
-  failure:
-    description: What failed, as text or as C(ansible_failed_result), for V(fail).
-    type: raw
-  reboot_required:
-    description: Whether the installation waits for a reboot, for V(fail).
-    type: bool
-    default: false
   path:
     description: The record.
     type: path
     default: /var/lib/mixed_gpu/upgrade.json
   fact_file:
-    description: The file of recorded deployments; V(open) refuses llama.cpp alone where the active one uses lenders.
+    description: The file of recorded deployments. V(open) refuses llama.cpp where the active one uses lenders that are
+      not in O(hosts).
     type: path
     default: /etc/ansible/facts.d/mixed_gpu.fact
   keep:
@@ -124,7 +128,15 @@ step:
   description:
     - C(do) and C(sentence). C(do) is V(begin), V(install), V(revalidate), V(accept) (make what was measured the
       baseline), V(measure) (measure again for that), V(restore) or V(nothing).
-  returned: action is decide, begin, advance, judge or fail
+  returned: action is decide, begin, advance or judge
+  type: dict
+former:
+  description: Of each host, the version and the builds that the upgrade leads from; empty where none is under way.
+  returned: action is decide, begin, advance or judge
+  type: dict
+wanted:
+  description: Of each host, the version and the builds that the upgrade leads to; empty where none is under way.
+  returned: action is decide, begin, advance or judge
   type: dict
 result:
   description: The fact C(upgrade_result), with C(changed), C(summary) and C(upgrade).
@@ -153,7 +165,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation im
     upgrade_stages,
     upgrade_steps,
     upgrade_words,
-    verdict,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, fallbacks
 
@@ -162,11 +173,22 @@ Answer = tuple[Json, Json]
 READING: t.Final = ("open", "decide", "verify", "admit")
 
 
-def places(params: Json) -> tuple[t.Mapping[str, t.Any] | None, t.Mapping[str, t.Any] | None]:
-    """Return what the host has and what is asked for, or two None without a plan."""
-    if params["planned"] is None:
-        return None, None
-    return upgrade_steps.places(params["component"], params["host"], params["planned"])
+def hosts_of(params: Json) -> dict[str, upgrade_steps.Host]:
+    """Return the hosts that move together, this one first."""
+    return {
+        name: upgrade_steps.Host(
+            planned={key: plan for key, plan in (one.get("planned") or {}).items() if plan},
+            failure=textwrap.shorten(one.get("failure") or "", upgrade_stages.MOST_CHARACTERS, placeholder=" ..."),
+            reboot_required=bool(one.get("reboot_required")),
+            lends_at=one.get("lends_at") or "",
+        )
+        for name, one in params["found"].items()
+    }
+
+
+def ends_of(params: Json) -> list[upgrade_stages.Ends]:
+    """Return what each host has and is to have; nothing without a plan."""
+    return upgrade_steps.ends(params["component"], hosts_of(params))
 
 
 def served_over(path: str) -> list[str]:
@@ -179,15 +201,18 @@ def served_over(path: str) -> list[str]:
 
 def opened(params: Json, record: Json, _now: str) -> Answer:
     """Return the record and what is known before the host is looked at."""
-    asked = params["asked"]
-    upgrade_steps.refuse_alone(record, params["component"], served_over(params["fact_file"]))
-    found = upgrade_steps.opening(record, params["component"], asked["version"], asked["sha256"], params["on_resume"])
+    asked, component = params["asked"], params["component"]
+    hosts = hosts_of(params)
+    upgrade_steps.refuse_alone(record, component, served_over(params["fact_file"]), hosts)
+    lenders = list(hosts)[1:]
+    given = (asked["version"], asked["sha256"], params["on_resume"])
+    found = upgrade_steps.opening(record, component, *given, lenders)
     return record, {"opening": found}
 
 
 def decided(params: Json, record: Json, _now: str) -> Answer:
     """Return the record and the first step."""
-    step = upgrade_steps.decide(record, *places(params), params["on_resume"])
+    step = upgrade_steps.decide(record, ends_of(params), params["on_resume"])
     return record, {"step": step, "result": {"changed": False, "summary": step["sentence"], "upgrade": None}}
 
 
@@ -200,11 +225,10 @@ def verified(_params: Json, record: Json, _now: str) -> Answer:
 
 def begun(params: Json, record: Json, now: str) -> Answer:
     """Return the record with an upgrade under way, and its next step."""
-    present, wanted = places(params)
-    if present is None or wanted is None:
+    ends = ends_of(params)
+    if not ends:
         raise UserError("an upgrade begins with what the role of the component plans")
-    asked, before = params["asked"], params["revalidation"]
-    record = upgrade_stages.begin(record, params["component"], present, wanted, asked, before, now)
+    record = upgrade_stages.begin(record, params["component"], ends, params["asked"], params["revalidation"], now)
     return record, {"step": {"do": "install", "sentence": ""}}
 
 
@@ -212,13 +236,29 @@ def admitted(params: Json, record: Json, _now: str) -> Answer:
     """Return the record, with C(msg) where the host is not as its baseline says: an upgrade could not be judged."""
     if params["revalidation"]["accepted"]:
         return record, {}
-    return record, {"msg": upgrade_words.not_as_its_baseline(params["host"], params["revalidation"])}
+    return record, {"msg": upgrade_words.not_as_its_baseline(next(iter(params["found"])), params["revalidation"])}
+
+
+DOES: t.Final = {"building": "install", "installing": "install", "revalidating": "revalidate"}
 
 
 def advanced(params: Json, record: Json, now: str) -> Answer:
-    """Return the record with its upgrade in another stage."""
-    step = {"do": "revalidate" if params["stage"] == "revalidating" else "restore", "sentence": ""}
+    """Return the record with its upgrade in another stage, or after the failure of a host, and the next step."""
+    hosts = hosts_of(params)
+    if params["stage"] in DOES and upgrade_steps.why_failed(hosts):
+        return failed(hosts, record, now, params["keep"])
+    step = {"do": DOES.get(params["stage"], "restore"), "sentence": ""}
     return upgrade_stages.advance(record, params["stage"], now), {"step": step}
+
+
+def failed(hosts: upgrade_steps.Hosts, record: Json, now: str, keep: int) -> Answer:
+    """Return the record after a failure, and the next step, or C(msg) where the upgrade ends or waits."""
+    record, step = upgrade_steps.failed(record, hosts, now, keep)
+    if step is not None:
+        return record, {"step": step}
+    if record["under_way"] is not None:
+        return record, {"msg": f"{upgrade_steps.why_failed(hosts)} The upgrade goes on from there."}
+    return record, {"msg": upgrade_words.summary(record["finished"][-1])}
 
 
 def judged(params: Json, record: Json, now: str) -> Answer:
@@ -227,20 +267,6 @@ def judged(params: Json, record: Json, now: str) -> Answer:
         return record, {"msg": upgrade_words.not_judged(upgrade_stages.under_way(record), params["revalidation"])}
     record, step = upgrade_steps.judged(record, params["revalidation"], now)
     return record, {"step": step}
-
-
-def failed(params: Json, record: Json, now: str) -> Answer:
-    """Return the record after a failure, and the next step, or C(msg) where the upgrade ends or waits."""
-    failure = textwrap.shorten(
-        verdict.failure_text(params["failure"]), upgrade_stages.MOST_CHARACTERS, placeholder=" ..."
-    )
-    present, _wanted = places(params)
-    record, step = upgrade_steps.failed(record, failure, present, params["reboot_required"], now, params["keep"])
-    if step is not None:
-        return record, {"step": step}
-    if params["reboot_required"]:
-        return record, {"msg": f"{failure} The upgrade goes on from there."}
-    return record, {"msg": upgrade_words.summary(record["finished"][-1])}
 
 
 def finished(params: Json, record: Json, now: str) -> Answer:
@@ -259,7 +285,7 @@ def finished(params: Json, record: Json, now: str) -> Answer:
 
 ACTIONS: t.Final[dict[str, t.Callable[[Json, Json, str], Answer]]] = {
     "open": opened, "decide": decided, "verify": verified, "admit": admitted, "begin": begun, "advance": advanced,
-    "judge": judged, "fail": failed, "finish": finished,
+    "judge": judged, "finish": finished,
 }  # fmt: skip
 
 
@@ -271,6 +297,8 @@ def run(module: AnsibleModule) -> Json:
     reads_only = params["action"] in READING
     with contextlib.nullcontext() if reads_only else file.locked():
         before = file.read() or upgrade_stages.empty()
+        if params["lost"]:
+            module.fail_json(msg=upgrade_words.lost(before["under_way"], params["lost"]), record=before)
         try:
             after, answer = ACTIONS[params["action"]](params, before, json_file.utc_now())
         except UserError as exc:
@@ -283,7 +311,8 @@ def run(module: AnsibleModule) -> Json:
         changed = after != before and file.write(after)
     if "msg" in answer:
         module.fail_json(msg=answer["msg"], record=after)
-    return {"changed": changed, "record": after, **answer, **file.diff()}
+    places = upgrade_steps.places_of(after, params["found"]) if "step" in answer else {}
+    return {"changed": changed, "record": after, **answer, **places, **file.diff()}
 
 
 def main() -> None:
@@ -294,22 +323,20 @@ def main() -> None:
             "component": {"type": "str", "choices": ["", *upgrade_stages.COMPONENTS], "default": ""},
             "asked": {"type": "dict", "default": {}, "options": asked, "apply_defaults": True},
             "on_resume": {"type": "str", "choices": ["continue", "rollback"], "default": "continue"},
-            "host": {"type": "str", "default": "this host"},
-            "planned": {"type": "dict"},
+            "hosts": {"type": "list", "elements": "str", "default": []},
+            "found": {"type": "dict", "default": {}},
+            "lost": {"type": "list", "elements": "str", "default": []},
             "stage": {"type": "str", "choices": list(upgrade_stages.STAGES)},
             "revalidation": {"type": "dict"},
-            "failure": {"type": "raw"},
-            "reboot_required": {"type": "bool", "default": False},
             "path": {"type": "path", "default": upgrade_stages.PATH},
             "fact_file": {"type": "path", "default": fact_record.PATH},
             "keep": {"type": "int", "default": 20},
         },
         required_if=[
             ("action", "admit", ("revalidation",)),
-            ("action", "begin", ("planned", "revalidation")),
+            ("action", "begin", ("revalidation",)),
             ("action", "advance", ("stage",)),
             ("action", "judge", ("revalidation",)),
-            ("action", "fail", ("failure",)),
         ],
         supports_check_mode=True,
     )

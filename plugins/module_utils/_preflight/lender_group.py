@@ -106,12 +106,13 @@ def pins_of(name: str, lenders: Hosts, boxes: Hosts, defaults: Mapping) -> Json:
 
 
 def problems_of_hosts(
-    lenders: Hosts, boxes: t.Collection[str], looks: Hosts, run: t.Collection[str] = ()
+    lenders: Hosts, boxes: t.Collection[str], looks: Hosts, run: t.Collection[str] = (), together: bool = False
 ) -> Problems:
     """Return what the looks at the hosts show; hosts without a look are left out.
 
     C(run) are the hosts that were to take part: a box whose lender was refused or did not answer goes no further, since
-    it would be tuned without it. Other boxes go on, also where the answer of a host is malformed.
+    it would be tuned without it. Other boxes go on, also where the answer of a host is malformed. With C(together) a
+    box takes part with all of its lenders or not at all.
     """
     found: Problems = {}
     for name in lenders:
@@ -122,13 +123,26 @@ def problems_of_hosts(
         except UserError as error:
             found[name] = str(error)
     for box in (name for name in boxes if name in looks):
-        lost = [one for one in lenders_of(box, lenders, boxes) if one in found or (one in run and one not in looks)]
-        if lost:
+        own = lenders_of(box, lenders, boxes)
+        lost = [one for one in own if one in found or (one not in looks and (one in run or together))]
+        if lost and together:
+            found[box] = f"{box} and its lenders move together or not at all, so nothing was changed: " + (
+                f"{' and '.join(lost)} was refused or does not answer; correct or wake it, then run again."
+                if any(one in run for one in lost)
+                else f"--limit leaves out {' and '.join(lost)}; run without it, or with {', '.join([box, *own])} in it."
+            )
+        elif lost:
             found[box] = (
                 f"{box} does not go on without {' and '.join(lost)}, which was refused or does not answer: correct or"
                 f" wake it, or leave it out with --limit {box}."
             )
     return found
+
+
+def batches(lenders: Hosts, boxes: t.Collection[str], looks: Hosts) -> list[list[str]]:
+    """Return the hosts that move together, a box first, then its lenders; without those that have no look."""
+    groups = ([box, *lenders_of(box, lenders, boxes)] for box in boxes if box in looks)
+    return [[name for name in group if name in looks] for group in groups]
 
 
 def _check_host(name: str, lenders: Hosts, boxes: t.Collection[str], looks: Hosts) -> None:
@@ -182,14 +196,20 @@ def _same(one: Mapping, other: Mapping) -> bool:
 def member(name: str, lenders: Hosts, boxes: Hosts, looks: Hosts) -> Json:
     """Return what a host is in the group.
 
-    Of a box C(lenders) that take part and C(absent) ones; of a lender its C(box), and C(clients), the only address that
-    may use it.
+    C(hosts) move together with it (see batches). Of a box also C(lenders) that take part and C(absent) ones; of a
+    lender its C(box), and C(clients), the only address that may use it.
     """
-    if name in boxes:
+    box = name if name in boxes else box_of(name, lenders, boxes)
+    hosts = next((batch for batch in batches(lenders, boxes, looks) if batch[0] == box), [])
+    if name == box:
         own = lenders_of(name, lenders, boxes)
-        return {
-            "lenders": [one for one in own if one in looks],
-            "absent": [one for one in own if one not in looks],
-        }
-    box = box_of(name, lenders, boxes)
-    return {"box": box, "clients": [looks[box]["routes"][str(lenders[name]["llama_rpc_address"])]]}
+        return {"hosts": hosts, "lenders": hosts[1:], "absent": [one for one in own if one not in looks]}
+    address = str(lenders[name]["llama_rpc_address"])
+    return {"hosts": hosts, "box": box, "clients": [looks[box]["routes"][address]]}
+
+
+def variables_of(member_of: Mapping) -> Json:
+    """Return what the roles llama_cpp and llama_rpc are told on a lender: the box has the chat page, and is served."""
+    return {
+        **member_of["pins"], "llama_cpp_web_ui": False, "llama_rpc_allowed_networks": list(member_of["clients"])
+    }  # fmt: skip

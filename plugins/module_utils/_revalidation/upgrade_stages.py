@@ -3,11 +3,12 @@
 """The record of upgrades of a host: its form, and how it changes. Private to this collection. Pure functions only.
 
 record  = {schema: 1, under_way: null | upgrade, finished: [upgrade, ...] (oldest first)}
-upgrade = {component, stage, from: place, to: place with asked, started_at, stage_at, verdicts: {before, after, back},
-           why, outcome, finished_at}
+upgrade = {component, stage, from: place, to: place with asked, lenders: {name: {from, to}}, started_at, stage_at,
+           verdicts: {before, after, back}, why, outcome, finished_at}
 place   = {version, builds: {name: directory}}; of a driver, builds is empty
 verdict = {verdict, accepted, summary} or null
 
+The host is the one that serves. Its lenders, hosts that move with it or not at all, keep no record of their own.
 docs/data_formats.md (section upgrade) says the rest. upgrade_steps.py decides what comes next, upgrade_words.py has the
 sentences.
 """
@@ -26,6 +27,7 @@ COMPONENTS: t.Final = ("driver", "llama_cpp")
 NAMES: t.Final = {"driver": "the driver", "llama_cpp": "llama.cpp"}
 #: What a host does in each stage, in words that follow "it stopped while".
 STAGES: t.Final = {
+    "building": "the new version was being built",
     "installing": "the new version was being installed",
     "revalidating": "the new version was being revalidated",
     "keeping": "the accepted version was being made the baseline",
@@ -34,18 +36,29 @@ STAGES: t.Final = {
 }
 #: Stages that a stage may lead to. Each stage's work can be done twice.
 NEXT: t.Final = {
+    "building": ("installing", "rolling_back"),
     "installing": ("revalidating", "rolling_back"),
-    "revalidating": ("keeping", "rolling_back"),
-    "keeping": ("revalidating", "rolling_back"),
+    "revalidating": ("installing", "keeping", "rolling_back"),
+    "keeping": ("installing", "revalidating", "rolling_back"),
     "rolling_back": ("proving",),
     "proving": ("rolling_back",),
 }
-#: Stage that each outcome ends. `untouched`: the new version could not be installed, and nothing had been switched.
-OUTCOMES: t.Final = {"kept": "keeping", "rolled_back": "proving", "broken": "proving", "untouched": "installing"}
+#: Stages that end in each outcome. `untouched`: the new version could not be installed, and nothing had been switched.
+OUTCOMES: t.Final = {
+    "kept": ("keeping",), "rolled_back": ("proving",), "broken": ("proving",), "untouched": ("building", "installing")
+}  # fmt: skip
 #: Longest text of a verdict or a failure that the record keeps.
 MOST_CHARACTERS: t.Final = 600
 Record = dict[str, t.Any]
 Table = t.Mapping[str, t.Any]
+
+
+class Ends(t.NamedTuple):
+    """What a host has, and what it is to have; both are places."""
+
+    host: str
+    present: Table
+    wanted: Table
 
 
 def empty() -> Record:
@@ -66,9 +79,14 @@ def _is_upgrade(upgrade: t.Any) -> bool:
         and upgrade.get("stage") in list(STAGES)
         and all(isinstance(upgrade.get(name), str) for name in ("started_at", "stage_at"))
         and isinstance(upgrade.get("verdicts"), dict)
-        and all(_is_place(upgrade.get(end)) for end in ("from", "to"))
+        and isinstance(upgrade.get("lenders"), dict)
+        and all(_has_ends(one) for one in (upgrade, *upgrade["lenders"].values()))
         and isinstance(upgrade["to"].get("asked"), dict)
     )
+
+
+def _has_ends(host: t.Any) -> bool:
+    return isinstance(host, dict) and all(_is_place(host.get(end)) for end in ("from", "to"))
 
 
 def _is_place(place: t.Any) -> bool:
@@ -78,17 +96,24 @@ def _is_place(place: t.Any) -> bool:
 FORM: t.Final = json_state.Form(SCHEMA, "run upgrade again: it begins with what is installed now", _check)
 
 
-def begin(record: Table, component: str, origin: Table, target: Table, asked: Table, before: Table, now: str) -> Record:
-    """Return the record with an upgrade under way. `before` is the verdict on the state that it starts from."""
+def begin(record: Table, component: str, ends: t.Sequence[Ends], asked: Table, before: Table, now: str) -> Record:
+    """Return the record with an upgrade under way.
+
+    `ends` has the place that each host leaves and the one that it is to have, first of the host that serves, then of
+    its lenders. `before` is the verdict on the state that the upgrade starts from.
+    """
     if record["under_way"] is not None:
         raise UserError(f"an upgrade of {NAMES[record['under_way']['component']]} is under way already")
     if component not in COMPONENTS:
         raise UserError(f"{component} is no component, only {', '.join(COMPONENTS)} are")
+    hosts = {one.host: {"from": _place(one.present), "to": _place(one.wanted)} for one in ends}
+    own = hosts.pop(ends[0].host)
     upgrade = {
         "component": component,
-        "stage": "installing",
-        "from": {"version": origin["version"], "builds": dict(origin["builds"])},
-        "to": {"version": target["version"], "builds": dict(target["builds"]), "asked": dict(asked)},
+        "stage": "building",
+        "from": own["from"],
+        "to": {**own["to"], "asked": dict(asked)},
+        "lenders": hosts,
         "started_at": now,
         "stage_at": now,
         "verdicts": {"before": verdict_of(before), "after": None, "back": None},
@@ -118,11 +143,20 @@ def finish(
 ) -> Record:
     """Return the record with its upgrade at its end. `back` is the verdict on the version that was restored."""
     upgrade = under_way(record)
-    if OUTCOMES.get(outcome) != upgrade["stage"]:
+    if upgrade["stage"] not in OUTCOMES.get(outcome, ()):
         raise UserError(f"the upgrade is at {upgrade['stage']}, which does not end as {outcome}")
     verdicts = upgrade["verdicts"] if back is None else {**upgrade["verdicts"], "back": verdict_of(back)}
     done = {**upgrade, "verdicts": verdicts, "outcome": outcome, "finished_at": now, "why": why or upgrade["why"]}
     return {**record, "under_way": None, "finished": [*record["finished"], done][-max(keep, 1) :]}
+
+
+def _place(place: Table) -> Record:
+    return {"version": place["version"], "builds": dict(place["builds"])}
+
+
+def of_host(upgrade: Table, host: str) -> Table:
+    """Return what has C(from) and C(to) of a host: a lender, or else the one that serves."""
+    return t.cast(Table, upgrade["lenders"].get(host, upgrade))
 
 
 def under_way(record: Table) -> Table:

@@ -2,7 +2,8 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """What an upgrade does next. Private to this collection. Pure functions only.
 
-The record is that of upgrade_stages.py. A step is {do, sentence}:
+The record is that of upgrade_stages.py, on the host that serves. A step is {do, sentence}, for that host and its
+lenders alike:
 
   begin       compare the host with its baseline, then install
   install     install the new version
@@ -10,7 +11,7 @@ The record is that of upgrade_stages.py. A step is {do, sentence}:
   accept      make what was measured the baseline
   measure     measure again, and make that the baseline: what an interrupted run measured went with it
   restore     bring the former version back and revalidate it
-  nothing     the host has what is asked for
+  nothing     all hosts have what is asked for
 """
 
 from __future__ import annotations
@@ -46,11 +47,30 @@ class Opening(t.TypedDict):
     sentence: str
 
 
-def opening(record: Table, component: str, version: str, sha256: str, on_resume: str) -> Opening:
+class Host(t.NamedTuple):
+    """What a run knows of a host."""
+
+    #: By the component, what its role plans: C(nvidia_driver_planned), C(llama_cpp_planned). Missing where unknown.
+    planned: Table = {}
+    #: Why its installation failed, or "".
+    failure: str = ""
+    #: Whether it waits for a reboot.
+    reboot_required: bool = False
+    #: The address at which it lends devices, or "".
+    lends_at: str = ""
+
+
+#: The hosts that move together, by name: the one that serves, then its lenders.
+Hosts = t.Mapping[str, Host]
+
+
+def opening(
+    record: Table, component: str, version: str, sha256: str, on_resume: str, lenders: t.Collection[str] = ()
+) -> Opening:
     """Return what can be said before anything is looked at.
 
-    `component`, `version` and `sha256` are what is asked for, "" where nothing is. Raises UserError where that cannot
-    go together with the upgrade that is under way.
+    `component`, `version` and `sha256` are what is asked for, "" where nothing is; `lenders` take part in the run.
+    Raises UserError where that cannot go together with the upgrade that is under way.
     """
     upgrade = record["under_way"]
     if upgrade is None:
@@ -63,6 +83,13 @@ def opening(record: Table, component: str, version: str, sha256: str, on_resume:
     asked = upgrade["to"]["asked"]
     backwards = on_resume == "rollback" or upgrade["stage"] in BACKWARDS
     where = words.stopped(upgrade)
+    if set(lenders) != set(upgrade["lenders"]):
+        begun = f"began with {words.listed(upgrade['lenders'])}" if upgrade["lenders"] else "began without lenders"
+        now = words.listed(lenders) if lenders else "no lender"
+        raise UserError(
+            f"{where}. It {begun}, and this run has {now}: run upgrade over the same hosts (--limit,"
+            " mixed_gpu_lenders) to end it"
+        )
     if component and component != upgrade["component"]:
         raise UserError(f"{where}. It comes before {stages.NAMES[component]}: {words.ways_out(upgrade)}")
     if backwards and version and version not in (asked.get("version"), upgrade["to"]["version"]):
@@ -73,17 +100,18 @@ def opening(record: Table, component: str, version: str, sha256: str, on_resume:
     return _opening(upgrade["component"], version, sha256, not backwards, f"{where}.")
 
 
-def refuse_alone(record: Table, component: str, lenders: t.Collection[str]) -> None:
-    """Raise UserError where llama.cpp of a box would be upgraded without the lenders (hosts) that it serves over.
+def refuse_alone(record: Table, component: str, served_over: t.Iterable[str], hosts: Hosts) -> None:
+    """Raise UserError where llama.cpp of a box would be upgraded without lenders (addresses) that it serves over.
 
-    RPC wants the same build on all of them. An upgrade that is under way may end: it began without lenders.
+    RPC wants the same build on all of them. An upgrade that is under way may end: it says which lenders it has.
     """
-    if component == "llama_cpp" and lenders and record["under_way"] is None:
-        plural = "s" if len(lenders) > 1 else ""
+    taking_part = {host.lends_at for host in hosts.values()}
+    alone = [address for address in served_over if address not in taking_part]
+    if component == "llama_cpp" and alone and record["under_way"] is None:
         raise UserError(
-            f"this host serves over the lender{plural} {', '.join(lenders)}, and llama.cpp's RPC wants the same build"
-            " on all hosts: set the new version in the variables llama_cpp_* and run site, which"
-            " moves all of them or none"
+            f"this host serves over {words.listed(alone)}, and llama.cpp's RPC wants the same build on all hosts: add"
+            " what is missing to mixed_gpu_lenders, with its llama_rpc_address, and run upgrade without --limit; all"
+            " hosts move then, or none"
         )
 
 
@@ -112,7 +140,19 @@ def places(component: str, host: str, planned: Table) -> tuple[Table, Table]:
             "llama_cpp_source is package, and what apt upgrades cannot be gone back from in seconds: upgrade to a"
             " source of another kind (sdist, git, archive)"
         )
+    if not planned["wanted"]["builds"]:
+        raise UserError(
+            f"{host} lacks the tools that building llama.cpp takes, as where its build was copied from another host, so"
+            " what it would build is not known: run site once with -e '{llama_cpp_copy: false}', which builds on it"
+        )
     return planned["present"], planned["wanted"]
+
+
+def ends(component: str, hosts: Hosts) -> list[stages.Ends]:
+    """Return what each host has and is to have; nothing without a plan. Raises UserError as `places` does."""
+    if any(component not in host.planned for host in hosts.values()):
+        return []
+    return [stages.Ends(name, *places(component, name, host.planned[component])) for name, host in hosts.items()]
 
 
 def same_place(one: Table, other: Table) -> bool:
@@ -120,20 +160,24 @@ def same_place(one: Table, other: Table) -> bool:
     return one["version"] == other["version"] and dict(one["builds"]) == dict(other["builds"])
 
 
-def decide(record: Table, present: Table | None, wanted: Table | None, on_resume: str) -> Step:
+def decide(record: Table, known: t.Sequence[stages.Ends], on_resume: str) -> Step:
     """Return what to do first.
 
-    `present` is what the host has, `wanted` what is asked for; None where `opening` asked for no plan. Raises UserError
-    for what cannot go together with the upgrade that is under way.
+    `known` is what each host has and is to have; nothing where `opening` asked for no plan. Raises UserError for what
+    cannot go together with the upgrade that is under way.
     """
     upgrade = record["under_way"]
+    there = all(same_place(one.present, one.wanted) for one in known)
     if upgrade is None:
-        if wanted is None or present is None:
+        if not known:
             raise UserError("nothing is under way, and nothing was planned")
-        if same_place(present, wanted):
-            sentence = f"Nothing to upgrade: {present['version']} is what is asked for, and what this host has."
+        own, lenders = known[0], [one.host for one in known[1:]]
+        if there:
+            has = f"this host and {words.listed(lenders)} have" if lenders else "this host has"
+            sentence = f"Nothing to upgrade: {own.present['version']} is what is asked for, and what {has}."
             return {"do": "nothing", "sentence": sentence}
-        return {"do": "begin", "sentence": f"Upgrading {words.ends(present, wanted)}."}
+        together = f", together with {words.listed(lenders)}" if lenders else ""
+        return {"do": "begin", "sentence": f"Upgrading {words.ends(own.present, own.wanted)}{together}."}
     if upgrade["stage"] in BACKWARDS:
         return {"do": "restore", "sentence": "Going on with the rollback."}
     if on_resume == "rollback":
@@ -143,10 +187,14 @@ def decide(record: Table, present: Table | None, wanted: Table | None, on_resume
                 f" -e component={upgrade['component']}, then upgrade to {upgrade['from']['version']} if you want that"
             )
         return {"do": "restore", "sentence": "Rolling back."}
-    if wanted is None or not same_place(wanted, upgrade["to"]):
-        other = "nothing" if wanted is None else _place_name(wanted, upgrade["to"])
-        raise UserError(f"{words.stopped(upgrade)}. Asked for now is {other}: {words.ways_out(upgrade)}")
-    if upgrade["stage"] == "keeping" and present is not None and same_place(present, upgrade["to"]):
+    if not known:
+        raise UserError(f"{words.stopped(upgrade)}. Asked for now is nothing: {words.ways_out(upgrade)}")
+    for one in known:
+        to = stages.of_host(upgrade, one.host)["to"]
+        if not same_place(one.wanted, to):
+            asked = _place_name(one.wanted, to)
+            raise UserError(f"{words.stopped(upgrade)}. Asked for now is {asked}: {words.ways_out(upgrade)}")
+    if upgrade["stage"] == "keeping" and there:
         return {"do": "measure", "sentence": "Going on with the new baseline."}
     return {"do": "install", "sentence": "Going on with the installation."}
 
@@ -166,21 +214,50 @@ def judged(record: Table, revalidation: Table, now: str) -> tuple[stages.Record,
     return record, {"do": "restore", "sentence": "The new version is not accepted."}
 
 
-def failed(
-    record: Table, failure: str, present: Table | None, reboot_required: bool, now: str, keep: int
-) -> tuple[stages.Record, Step | None]:
+def failed(record: Table, hosts: Hosts, now: str, keep: int) -> tuple[stages.Record, Step | None]:
     """Return the record, and the step after an installation that failed; None where the upgrade ends or waits.
 
-    llama.cpp is switched to only when it is built and runs: where `present` (None for a driver) is what the host had,
-    there is nothing to go back from. A driver that waits for a reboot is gone on with after it.
+    One host that failed leads all of them back. llama.cpp is switched to only when it is built and runs: where all
+    hosts have what they had, there is nothing to go back from. A driver that waits for a reboot is gone on with after
+    it.
     """
     upgrade = stages.under_way(record)
-    if reboot_required:
+    failure = why_failed(hosts)
+    if any(host.failure and host.reboot_required for host in hosts.values()):
         return dict(record), None
-    if present is not None and upgrade["stage"] == "installing" and present["builds"] == upgrade["from"]["builds"]:
+    if upgrade["stage"] in stages.OUTCOMES["untouched"] and _untouched(upgrade, hosts):
         return stages.finish(record, "untouched", now, keep, None, failure), None
     broken = {"verdict": "broken", "accepted": False, "summary": failure}
     return stages.advance(record, "rolling_back", now, broken), {"do": "restore", "sentence": failure}
+
+
+def why_failed(hosts: Hosts) -> str:
+    """Return what failed, with the names of the hosts where there are several; "" where nothing did."""
+    failures = {name: host.failure for name, host in hosts.items() if host.failure}
+    return " ".join(f"{name}: {text}" if len(hosts) > 1 else text for name, text in failures.items())
+
+
+def places_of(record: Table, hosts: t.Iterable[str]) -> dict[str, dict[str, Table]]:
+    """Return by the name of each host what it had (C(former)) and what it is to have (C(wanted)), without what asks."""
+    upgrade = record["under_way"]
+    if upgrade is None:
+        return {"former": {}, "wanted": {}}
+    both = {name: stages.of_host(upgrade, name) for name in hosts}
+    return {
+        "former": {name: one["from"] for name, one in both.items()},
+        "wanted": {name: one["to"] for name, one in both.items()},
+    }
+
+
+def _untouched(upgrade: Table, hosts: Hosts) -> bool:
+    """Return whether all hosts have the builds that they had."""
+    if upgrade["component"] != "llama_cpp":
+        return False
+    known = ((name, host.planned.get("llama_cpp")) for name, host in hosts.items())
+    return all(
+        plan is not None and plan["present"]["builds"] == stages.of_host(upgrade, name)["from"]["builds"]
+        for name, plan in known
+    )
 
 
 def finished(record: Table, revalidation: Table | None, now: str, keep: int) -> stages.Record:

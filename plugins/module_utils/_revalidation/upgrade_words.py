@@ -17,8 +17,23 @@ Table = t.Mapping[str, t.Any]
 
 
 def describe(upgrade: Table) -> str:
-    """Return C(the upgrade of llama.cpp from b11312 to b11313)."""
-    return f"the upgrade of {stages.NAMES[upgrade['component']]} {ends(upgrade['from'], upgrade['to'])}"
+    """Return C(the upgrade of llama.cpp from b11312 to b11313), with the lenders where there are any."""
+    lenders = upgrade["lenders"]
+    where = f" on this host and {listed(lenders)}" if lenders else ""
+    return f"the upgrade of {stages.NAMES[upgrade['component']]}{where} {ends(upgrade['from'], upgrade['to'])}"
+
+
+def listed(hosts: t.Collection[str]) -> str:
+    """Return C(the lender pc2) or C(the lenders pc2 and pc3)."""
+    return f"the lender{'s' if len(hosts) > 1 else ''} {' and '.join(hosts)}"
+
+
+def lost(upgrade: Table | None, hosts: t.Collection[str]) -> str:
+    """Return what is said where hosts do not answer any more, and the cure."""
+    said = f"{' and '.join(hosts)} {'does' if len(hosts) == 1 else 'do'} not answer any more"
+    if upgrade is None:
+        return f"{said}, so nothing was changed: a box and its lenders move together; wake it, then run upgrade again."
+    return f"{said}. {stopped(upgrade)}, and all hosts move or none. Wake it, then {ways_out(upgrade)}."
 
 
 def ends(origin: Table, target: Table) -> str:
@@ -77,13 +92,14 @@ def summary(upgrade: Table) -> str:
         return f"{name} is done: {_verdict(verdicts['after'])}."
     if upgrade["outcome"] == "untouched":
         return f"{name} failed before anything was changed ({_trimmed(upgrade['why'])}); {origin} is in use as before."
+    again = "in use again on all hosts" if upgrade["lenders"] else "in use again"
     new = f"{target} was not accepted ({_verdict(verdicts['after'])})"
     if verdicts["after"] is None:
         new = f"{target} was given up (a rollback was asked for)"
     if upgrade["outcome"] == "rolled_back":
-        return f"{name} was rolled back: {new}, and {origin} is in use again, as before ({_verdict(verdicts['back'])})."
+        return f"{name} was rolled back: {new}, and {origin} is {again}, as before ({_verdict(verdicts['back'])})."
     return (
-        f"{name} was rolled back and this host is NOT proved to be as before: {new}, and with {origin} in use again it "
+        f"{name} was rolled back and this host is NOT proved to be as before: {new}, and with {origin} {again} it "
         f"is {_verdict(verdicts['back'])}; find out what else changed with the playbook diagnose, then run revalidate."
     )
 

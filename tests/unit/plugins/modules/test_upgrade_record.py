@@ -14,7 +14,14 @@ OK = {"verdict": "ok", "accepted": True, "summary": "as before", "checks": [], "
 PLANNED = {"present": "580.95.05-1", "wanted": "580.105.08-1", "foreign": ""}
 INSTALLED = {**PLANNED, "present": "580.105.08-1"}
 ASKED = {"version": "580.105.08"}
-BEGUN = {"component": "driver", "planned": PLANNED, "asked": ASKED, "revalidation": OK}
+
+
+def found(planned=None, component="driver", **more):
+    """What the action plugin knows of the host."""
+    return {"box": {"planned": {component: planned} if planned else {}, **more}}
+
+
+BEGUN = {"component": "driver", "found": found(PLANNED), "asked": ASKED, "revalidation": OK}
 
 
 @pytest.fixture
@@ -55,14 +62,15 @@ def test_llama_cpp_of_a_box_is_not_upgraded_without_its_lenders(run, tmp_path):
 def test_the_whole_way(run, path):
     assert run("open", component="driver")["opening"]["plan"]
     assert not path.exists()
-    assert run("decide", component="driver", planned=PLANNED)["step"]["do"] == "begin"
+    assert run("decide", component="driver", found=found(PLANNED))["step"]["do"] == "begin"
     assert run("begin", **BEGUN)["step"]["do"] == "install"
     assert (path.stat().st_mode & 0o777, sorted(os.listdir(path.parent))) == (0o644, [".upgrade.lock", "upgrade.json"])
     assert run("open")["opening"]["asked"]["version"] == "580.105.08"
+    assert run("advance", stage="installing")["step"]["do"] == "install"
     first = run("advance", stage="revalidating")
     assert first["changed"] and first["step"]["do"] == "revalidate"
     assert not run("advance", stage="revalidating")["changed"]
-    assert run("decide", component="driver", planned=INSTALLED)["step"]["do"] == "install"
+    assert run("decide", component="driver", found=found(INSTALLED))["step"]["do"] == "install"
     shown = run("judge", revalidation=OK, _ansible_check_mode=True, _ansible_diff=True)
     assert shown["changed"] and '"keeping"' in shown["diff"]["after"] and '"keeping"' not in path.read_text()
     assert run("judge", revalidation=OK)["step"]["do"] == "accept"
@@ -73,7 +81,8 @@ def test_the_whole_way(run, path):
     assert json.loads(path.read_text()) == done["record"]
     assert not run("verify").get("failed")
     assert run("open", component="driver", on_resume="rollback")["opening"]["sentence"] == ""
-    assert run("decide", component="driver", planned=INSTALLED | {"wanted": "580.105.08-1"})["step"]["do"] == "nothing"
+    there = found(INSTALLED | {"wanted": "580.105.08-1"})
+    assert run("decide", component="driver", found=there)["step"]["do"] == "nothing"
 
 
 CONTENDED = {
@@ -83,12 +92,13 @@ CONTENDED = {
 
 
 def test_contention_accuses_no_version(run, path):
-    refused = run("admit", host="box", revalidation=CONTENDED)
+    refused = run("admit", found=found(), revalidation=CONTENDED)
     assert "nothing was changed: something else computes (stress" in refused["msg"] and not path.exists()
-    slow = run("admit", host="box", revalidation=CONTENDED | {"contended": None})
+    slow = run("admit", found=found(), revalidation=CONTENDED | {"contended": None})
     assert "box is not as its baseline says" in slow["msg"]
     assert not run("admit", revalidation=OK).get("failed")
     run("begin", **BEGUN)
+    run("advance", stage="installing")
     run("advance", stage="revalidating")
     before = path.read_text()
     assert "stress 1.0 of 2 CPUs" in run("judge", revalidation=CONTENDED)["msg"] and path.read_text() == before
@@ -101,9 +111,10 @@ def test_contention_accuses_no_version(run, path):
 def test_a_failure_ends_waits_or_leads_back(run, path):
     run("begin", **BEGUN)
     before = path.read_text()
-    waits = run("fail", component="driver", failure={"msg": "Reboot, then run again."}, reboot_required=True)
+    waiting = found(failure="Reboot, then run again.", reboot_required=True)
+    waits = run("advance", stage="revalidating", found=waiting)
     assert waits["msg"] == "Reboot, then run again. The upgrade goes on from there." and path.read_text() == before
-    back = run("fail", component="driver", failure={"msg": "no room " * 200})
+    back = run("advance", stage="revalidating", found=found(failure="no room " * 200))
     assert back["step"]["do"] == "restore" and len(back["step"]["sentence"]) <= 600
     assert run("decide", component="driver", on_resume="continue")["step"]["do"] == "restore"
 
@@ -111,10 +122,44 @@ def test_a_failure_ends_waits_or_leads_back(run, path):
 def test_a_build_that_fails_leaves_everything_as_it_was(run):
     there = {"version": "b1", "builds": {"main": "b1-0"}}
     planned = {"present": there, "wanted": {"version": "b2", "builds": {"main": "b2-0"}}}
-    run("begin", component="llama_cpp", planned=planned, revalidation=OK)
-    told = run("fail", component="llama_cpp", planned=planned, failure="no compiler")
+    host = found(planned, "llama_cpp")
+    run("begin", component="llama_cpp", found=host, revalidation=OK)
+    host["box"]["failure"] = "no compiler"
+    told = run("advance", stage="installing", found=host)
     assert told["failed"] and "failed before anything was changed (no compiler)" in told["msg"]
     assert told["record"]["under_way"] is None
+
+
+def test_hosts_move_together_and_each_knows_its_builds(run, path):
+    there, new = {"version": "b1", "builds": {"main": "b1-0"}}, {"version": "b2", "builds": {"main": "b2-0"}}
+    lent, other = {"version": "b1", "builds": {"main": "b1-9"}}, {"version": "b2", "builds": {"main": "b2-9"}}
+    hosts = {
+        "box": {"planned": {"llama_cpp": {"present": there, "wanted": new}}},
+        "pc2": {"planned": {"llama_cpp": {"present": lent, "wanted": other}}, "lends_at": "10.0.0.7"},
+    }
+    begun = run("begin", component="llama_cpp", found=hosts, revalidation=OK)
+    assert begun["former"] == {"box": there, "pc2": lent}
+    assert {name: place["builds"] for name, place in begun["wanted"].items()} == {
+        "box": new["builds"], "pc2": other["builds"]
+    }  # fmt: skip
+    before = path.read_text()
+    away = run("advance", stage="installing", found=hosts, lost=["pc2"])
+    assert away["failed"] and away["msg"].startswith("pc2 does not answer any more. The upgrade of llama.cpp on this")
+    assert "all hosts move or none. Wake it, then finish that first, with -e component=llama_cpp" in away["msg"]
+    assert path.read_text() == before
+    run("advance", stage="installing", found=hosts)
+    hosts["pc2"]["failure"] = "the unit does not start"
+    hosts["box"]["planned"]["llama_cpp"]["present"] = new
+    back = run("advance", stage="revalidating", found=hosts)
+    assert back["step"] == {"do": "restore", "sentence": "pc2: the unit does not start"}
+    assert back["former"] == {"box": there, "pc2": lent}
+    run("advance", stage="proving", found=hosts)
+    ended = run("finish", found=hosts, revalidation=OK)
+    said = ended["result"]["summary"]
+    assert "not accepted (broken: pc2: the unit does not start), and b1 is in use again on all hosts, as before" in said
+    assert not ended["ended_well"]
+    gone = run("open", component="llama_cpp", found=hosts, lost=["pc2"])
+    assert "so nothing was changed: a box and its lenders move together" in gone["msg"]
 
 
 def test_what_makes_no_sense_is_refused_and_leaves_the_file(run, path):
@@ -122,7 +167,7 @@ def test_what_makes_no_sense_is_refused_and_leaves_the_file(run, path):
     before = path.read_text()
     for action, arguments in (("begin", BEGUN), ("advance", {"stage": "proving"}), ("finish", {})):
         assert f"mv {path}" in run(action, **arguments)["msg"]
-    assert run("open", component="llama_cpp")["msg"].endswith("-e upgrade_on_resume=rollback.")
+    assert run("open", component="llama_cpp", found=found())["msg"].endswith("-e upgrade_on_resume=rollback.")
     assert path.read_text() == before
 
 

@@ -35,8 +35,12 @@ def test_a_group_that_works_has_no_problem_and_the_box_is_the_only_client():
     assert lender_group.routes("box", LENDERS, BOXES) == ["192.168.1.20"]
     assert lender_group.routes("pc2", LENDERS, BOXES) == []
     assert lender_group.problems_of_hosts(LENDERS, BOXES, LOOKS) == {}
-    assert lender_group.member("box", LENDERS, BOXES, LOOKS) == {"lenders": ["pc2"], "absent": []}
-    assert lender_group.member("pc2", LENDERS, BOXES, LOOKS) == {"box": "box", "clients": ["192.168.1.5"]}
+    hosts = ["box", "pc2"]
+    assert lender_group.member("box", LENDERS, BOXES, LOOKS) == {"hosts": hosts, "lenders": ["pc2"], "absent": []}
+    of_lender = lender_group.member("pc2", LENDERS, BOXES, LOOKS)
+    assert of_lender == {"hosts": hosts, "box": "box", "clients": ["192.168.1.5"]}
+    told = lender_group.variables_of({**of_lender, "pins": {"llama_cpp_source": "git"}})
+    assert (told["llama_cpp_source"], told["llama_rpc_allowed_networks"]) == ("git", ["192.168.1.5"])
 
 
 def test_each_of_several_boxes_has_its_lenders():
@@ -104,7 +108,7 @@ def test_a_lender_without_its_box_in_the_run_is_refused_and_a_box_without_its_le
     )["pc2"]
     alone = {"box": LOOKS["box"]}
     assert lender_group.problems_of_hosts(LENDERS, BOXES, alone) == {}
-    assert lender_group.member("box", LENDERS, BOXES, alone) == {"lenders": [], "absent": ["pc2"]}
+    assert lender_group.member("box", LENDERS, BOXES, alone) == {"hosts": ["box"], "lenders": [], "absent": ["pc2"]}
 
 
 def test_a_box_whose_lender_does_not_answer_goes_no_further_and_others_do():
@@ -158,3 +162,30 @@ def test_the_playbook_hands_each_pin_of_the_box_to_the_role_of_the_lender():
     }
     assert built["llama_cpp_web_ui"] is False, "nobody opens the chat page of a lender"
     assert set(lender_group.PINS) <= set(yaml.safe_load((root / "roles/llama_cpp/defaults/main.yml").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("looks", "run", "why"),
+    [
+        ({"box": LOOKS["box"]}, ["box"], "--limit leaves out pc2; run without it, or with box, pc2 in it."),
+        ({"box": LOOKS["box"]}, ["box", "pc2"], "pc2 was refused or does not answer"),
+        ({**LOOKS, "pc2": look("pc2", "192.168.1.21")}, ["box", "pc2"], "pc2 was refused or does not answer"),
+    ],
+)
+def test_where_hosts_move_together_a_box_is_refused_without_its_lender(looks, run, why):
+    found = lender_group.problems_of_hosts(LENDERS, BOXES, looks, run, together=True)["box"]
+    assert why in found and "so nothing was changed" in found
+    assert lender_group.problems_of_hosts(LENDERS, BOXES, LOOKS, ["box", "pc2"], together=True) == {}
+
+
+def test_each_box_comes_before_its_lenders_and_who_is_not_there_is_left_out():
+    lenders = {
+        "a": {**LENDER, "mixed_gpu_box": "two"},
+        "b": {"llama_rpc_address": "10.0.0.2", "mixed_gpu_box": "one"},
+        "c": {"llama_rpc_address": "10.0.0.3", "mixed_gpu_box": "two"},
+    }
+    boxes: dict[str, dict[str, t.Any]] = {"one": {}, "two": {}, "three": {}}
+    looks = dict.fromkeys(("a", "b", "c", "one", "two"), LOOKS["pc2"])
+    assert lender_group.batches(lenders, boxes, looks) == [["one", "b"], ["two", "a", "c"]]
+    del looks["c"]
+    assert lender_group.batches(lenders, boxes, looks) == [["one", "b"], ["two", "a"]]

@@ -100,7 +100,8 @@ def test_an_unattended_verdict_counts_where_it_is_newer(tmp_path):
 def test_what_waits_for_somebody(tmp_path):
     fleet.box(tmp_path, driver="590.10")
     begun = upgrade_stages.begin(
-        upgrade_stages.empty(), "llama_cpp", {"version": "b1", "builds": {}}, {"version": "b2", "builds": {}}, {},
+        upgrade_stages.empty(), "llama_cpp",
+        [upgrade_stages.Ends("box", {"version": "b1", "builds": {}}, {"version": "b2", "builds": {}})], {},
         {"verdict": "ok", "accepted": True, "summary": "well"}, fleet.NOW,
     )  # fmt: skip
     fleet.write(tmp_path, upgrade_stages.PATH.lstrip("/"), begun)

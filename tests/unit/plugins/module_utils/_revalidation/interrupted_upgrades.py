@@ -17,15 +17,21 @@ ASKED = {"version": "b11400", "sha256": ""}
 BACK = ("rolling_back", "proving")
 
 
-def at(stage, asked=None):
-    """A record of an upgrade that was interrupted in this stage."""
-    record = stages.begin(stages.empty(), "llama_cpp", OLD, NEW, asked or ASKED, OK, NOW)
+def ends(present, wanted, *lenders):
+    """What this host has and is to have, and what its lenders have and are to have."""
+    return [stages.Ends(name, present, wanted) for name in ("box", *lenders)]
+
+
+def at(stage, asked=None, lenders=()):
+    """A record of an upgrade that was interrupted in this stage; lenders have the builds of the box."""
+    record = stages.begin(stages.empty(), "llama_cpp", ends(OLD, NEW, *lenders), asked or ASKED, OK, NOW)
     ways = {
-        "installing": [],
-        "revalidating": ["revalidating"],
-        "keeping": ["revalidating", "keeping"],
-        "rolling_back": ["revalidating", "rolling_back"],
-        "proving": ["revalidating", "rolling_back", "proving"],
+        "building": [],
+        "installing": ["installing"],
+        "revalidating": ["installing", "revalidating"],
+        "keeping": ["installing", "revalidating", "keeping"],
+        "rolling_back": ["installing", "revalidating", "rolling_back"],
+        "proving": ["installing", "revalidating", "rolling_back", "proving"],
     }
     for step in ways[stage]:
         record = stages.advance(record, step, LATER, {"keeping": OK, "rolling_back": SLOW}.get(step))

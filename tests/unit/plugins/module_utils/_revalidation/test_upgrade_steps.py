@@ -18,6 +18,7 @@ from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._reva
     OTHER,
     SLOW,
     at,
+    ends,
 )
 
 
@@ -28,14 +29,15 @@ def opening(record, component="", version="", on_resume="continue", sha256=""):
 def test_a_host_begins_where_nothing_is_under_way():
     opened = opening(stages.empty(), "llama_cpp", "b11400", "rollback")
     assert (opened["component"], opened["asked"]["version"], opened["plan"]) == ("llama_cpp", "b11400", True)
-    assert steps.decide(stages.empty(), OLD, NEW, "rollback")["do"] == "begin"
+    assert steps.decide(stages.empty(), ends(OLD, NEW), "rollback")["do"] == "begin"
 
 
 def test_what_is_there_already_is_nothing_to_upgrade():
-    step = steps.decide(stages.empty(), OLD, OLD, "continue")
+    step = steps.decide(stages.empty(), ends(OLD, OLD), "continue")
     assert step["do"] == "nothing" and "b11312 is what is asked for" in step["sentence"]
     # the same version in another build is another thing
-    assert steps.decide(stages.empty(), OLD, {**OLD, "builds": {"main": "b11312-ff"}}, "continue")["do"] == "begin"
+    other = {**OLD, "builds": {"main": "b11312-ff"}}
+    assert steps.decide(stages.empty(), ends(OLD, other), "continue")["do"] == "begin"
 
 
 def test_nothing_asked_and_nothing_under_way_is_an_error():
@@ -75,6 +77,7 @@ def test_what_the_roles_plan_is_read():
         ("driver", {**DRIVER, "foreign": "It is of NVIDIA's installer."}, "installer, so this collection does not"),
         ("llama_cpp", {"present": {"version": "", "builds": {}}, "wanted": NEW}, "box has no llama.cpp to upgrade"),
         ("llama_cpp", {"present": OLD, "wanted": {"version": "package", "builds": {}}}, "llama_cpp_source is package"),
+        ("llama_cpp", {"present": OLD, "wanted": {"version": "", "builds": {}}}, "box lacks the tools that building"),
     ],
 )
 def test_what_could_not_be_gone_back_from_is_refused(component, planned, words):
@@ -91,15 +94,15 @@ def test_every_stage_is_gone_on_with_or_rolled_back(stage, on_resume, component,
     record = at(stage)
     opened = opening(record, component, version, on_resume)
     assert (opened["component"], opened["asked"]["version"]) == ("llama_cpp", "b11400")
-    assert stages.STAGES[stage] in opened["sentence"] and LATER in opened["sentence"] or stage == "installing"
+    assert stages.STAGES[stage] in opened["sentence"] and LATER in opened["sentence"] or stage == "building"
     backwards = on_resume == "rollback" or stage in BACK
     assert opened["plan"] is not backwards
-    places = (present, NEW) if opened["plan"] else (None, None)
+    known = ends(present, NEW) if opened["plan"] else []
     if stage == "keeping" and on_resume == "rollback":
         with pytest.raises(UserError, match="It was accepted"):
-            steps.decide(record, *places, on_resume)
+            steps.decide(record, known, on_resume)
         return
-    step = steps.decide(record, *places, on_resume)
+    step = steps.decide(record, known, on_resume)
     if backwards:
         assert step["do"] == "restore"
     elif stage == "keeping" and present == NEW:
@@ -133,13 +136,13 @@ def test_another_version_is_refused_with_the_cure(stage, on_resume):
         return
     assert opening(record, "llama_cpp", "b11500", on_resume)["plan"]
     with pytest.raises(UserError, match="Asked for now is b11500: .*-e component=llama_cpp -e version=b11400"):
-        steps.decide(record, NEW, OTHER, on_resume)
+        steps.decide(record, ends(NEW, OTHER), on_resume)
 
 
 def test_other_variables_than_those_of_then_are_refused():
     record = at("installing", {"version": "", "sha256": ""})
     with pytest.raises(UserError) as caught:
-        steps.decide(record, OLD, {**NEW, "builds": {"main": "b11400-ee"}}, "continue")
+        steps.decide(record, ends(OLD, {**NEW, "builds": {"main": "b11400-ee"}}), "continue")
     assert "another build of b11400 (b11400-ee)" in str(caught.value)
     assert "with the inventory's variables as they were then" in str(caught.value)
 
@@ -161,10 +164,17 @@ def test_the_verdict_decides_about_the_new_version():
     assert record["under_way"]["verdicts"]["after"] == SLOW
 
 
+def having(present, failure="", reboot=False):
+    """What is known of a host: what it has, None where that was not looked at."""
+    planned = {} if present is None else {"llama_cpp": {"present": present, "wanted": NEW}}
+    return steps.Host(planned, failure, reboot)
+
+
 @pytest.mark.parametrize(
     ("stage", "present", "reboot", "after", "do"),
     [
         # llama.cpp that could not be built, and one that does not serve
+        ("building", OLD, False, "untouched", None),
         ("installing", OLD, False, "untouched", None),
         ("installing", HALF, False, "rolling_back", "restore"),
         ("installing", NEW, False, "rolling_back", "restore"),
@@ -175,7 +185,7 @@ def test_the_verdict_decides_about_the_new_version():
     ],
 )
 def test_a_failed_installation_is_gone_back_from_where_anything_was_switched(stage, present, reboot, after, do):
-    record, step = steps.failed(at(stage), "no room", present, reboot, LATER, 20)
+    record, step = steps.failed(at(stage), {"box": having(present, "no room", reboot)}, LATER, 20)
     if after == "untouched":
         assert record["under_way"] is None and record["finished"][-1]["outcome"] == "untouched"
         assert record["finished"][-1]["why"] == "no room"
@@ -185,6 +195,30 @@ def test_a_failed_installation_is_gone_back_from_where_anything_was_switched(sta
     if do:
         broken = {"verdict": "broken", "accepted": False, "summary": "no room"}
         assert record["under_way"]["verdicts"]["after"] == broken
+
+
+@pytest.mark.parametrize(
+    ("box", "pc2", "after"),
+    [
+        # it does not compile on the lender: nobody has been switched
+        (having(OLD), having(OLD, "no compiler"), "untouched"),
+        # one host was switched, and the other one could not be: both go back, whichever failed
+        (having(NEW), having(OLD, "no compiler"), "rolling_back"),
+        (having(OLD, "no compiler"), having(NEW), "rolling_back"),
+        (having(NEW), having(NEW, "no compiler"), "rolling_back"),
+        # nobody knows what the other one has
+        (having(OLD, "no compiler"), having(None), "rolling_back"),
+        (having(NEW), having(NEW, "no compiler", reboot=True), "installing"),
+    ],
+)
+def test_a_host_that_fails_leads_all_hosts_back(box, pc2, after):
+    record, step = steps.failed(at("installing", lenders=["pc2"]), {"box": box, "pc2": pc2}, LATER, 20)
+    failure = "pc2: no compiler" if pc2.failure else "box: no compiler"
+    if after == "untouched":
+        assert (record["finished"][-1]["outcome"], record["finished"][-1]["why"], step) == (after, failure, None)
+    else:
+        assert record["under_way"]["stage"] == after
+        assert step == ({"do": "restore", "sentence": failure} if after == "rolling_back" else None)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +235,63 @@ def test_the_outcome_follows_from_the_verdict(stage, verdict, outcome, well):
 
 
 def test_a_rollback_that_was_asked_for_ends_well():
-    record = stages.advance(stages.advance(at("installing"), "rolling_back", LATER), "proving", LATER)
+    record = stages.advance(stages.advance(at("building"), "rolling_back", LATER), "proving", LATER)
     assert steps.ended_well(steps.finished(record, OK, LATER, 20)["finished"][-1])
     assert not steps.ended_well(steps.finished(record, SLOW, LATER, 20)["finished"][-1])
+
+
+def test_a_box_and_its_lenders_begin_together_where_one_of_them_lacks_it():
+    step = steps.decide(stages.empty(), ends(OLD, NEW, "pc2", "pc3"), "continue")
+    assert step["sentence"] == "Upgrading from b11312 to b11400, together with the lenders pc2 and pc3."
+    only_lender = [*ends(NEW, NEW), stages.Ends("pc2", OLD, NEW)]
+    assert steps.decide(stages.empty(), only_lender, "continue")["do"] == "begin"
+    both = steps.decide(stages.empty(), ends(NEW, NEW, "pc2"), "continue")
+    assert both["do"] == "nothing" and "what this host and the lender pc2 have" in both["sentence"]
+
+
+@pytest.mark.parametrize("stage", stages.STAGES)
+@pytest.mark.parametrize("on_resume", ["continue", "rollback"])
+@pytest.mark.parametrize(
+    ("begun", "now"), [(["pc2"], []), ([], ["pc2"]), (["pc2"], ["pc3"]), (["pc2"], ["pc2", "pc3"])]
+)
+def test_an_upgrade_ends_on_the_hosts_on_which_it_began(stage, on_resume, begun, now):
+    with pytest.raises(UserError, match="run upgrade over the same hosts") as caught:
+        steps.opening(at(stage, lenders=begun), "llama_cpp", "", "", on_resume, now)
+    assert ("began without lenders" if not begun else "began with the lender pc2") in str(caught.value)
+    assert steps.opening(at(stage, lenders=begun), "llama_cpp", "", "", on_resume, begun)["sentence"]
+
+
+def test_what_is_kept_is_installed_again_where_a_lender_lost_it():
+    record = at("keeping", lenders=["pc2"])
+    assert steps.decide(record, ends(NEW, NEW, "pc2"), "continue")["do"] == "measure"
+    lost = [*ends(NEW, NEW), stages.Ends("pc2", OLD, NEW)]
+    assert steps.decide(record, lost, "continue")["do"] == "install"
+    with pytest.raises(UserError, match="Asked for now is b11500"):
+        steps.decide(record, [*ends(NEW, NEW), stages.Ends("pc2", NEW, OTHER)], "continue")
+
+
+def test_where_each_host_goes_is_by_its_name():
+    places = steps.places_of(at("installing", lenders=["pc2"]), ["box", "pc2"])
+    assert places["former"] == {"box": OLD, "pc2": OLD}
+    assert {name: place["builds"] for name, place in places["wanted"].items()} == dict.fromkeys(
+        ("box", "pc2"), NEW["builds"]
+    )
+    assert steps.places_of(stages.empty(), ["box"]) == {"former": {}, "wanted": {}}
+
+
+@pytest.mark.parametrize(
+    ("component", "served", "hosts", "refused"),
+    [
+        ("llama_cpp", ["10.0.0.7"], {"box": steps.Host()}, True),
+        ("llama_cpp", ["10.0.0.7", "10.0.0.8"], {"box": steps.Host(), "pc2": steps.Host(lends_at="10.0.0.7")}, True),
+        ("llama_cpp", ["10.0.0.7"], {"box": steps.Host(), "pc2": steps.Host(lends_at="10.0.0.7")}, False),
+        ("driver", ["10.0.0.7"], {"box": steps.Host()}, False),
+    ],
+)
+def test_llama_cpp_is_not_upgraded_without_a_lender_that_is_served_over(component, served, hosts, refused):
+    if refused:
+        with pytest.raises(UserError, match=f"serves over the lender {served[-1]}, and llama.cpp's RPC wants the same"):
+            steps.refuse_alone(stages.empty(), component, served, hosts)
+    else:
+        steps.refuse_alone(stages.empty(), component, served, hosts)
+    steps.refuse_alone(at("installing"), component, served, hosts)

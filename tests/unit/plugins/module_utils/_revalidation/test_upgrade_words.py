@@ -18,6 +18,7 @@ from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._reva
     OLD,
     SLOW,
     at,
+    ends,
 )
 
 
@@ -26,7 +27,7 @@ def test_everybody_is_told_of_an_upgrade_that_nobody_ended(stage):
     found = words.unfinished(json.dumps(at(stage)))
     assert found["needed"] and stages.STAGES[stage] in found["why"]
     assert "homelab.mixed_gpu.upgrade" in found["cure"] and "-e component=llama_cpp" in found["cure"]
-    assert ("upgrade_on_resume=rollback" in found["cure"]) == (stage in ("installing", "revalidating"))
+    assert ("upgrade_on_resume=rollback" in found["cure"]) == (stage in ("building", "installing", "revalidating"))
     for name in ("started_at", "stage_at", "stage"):
         record = at(stage)
         record["under_way"][name] = None
@@ -55,8 +56,8 @@ def test_the_end_is_told_in_one_sentence(stage, outcome, verdict, why, parts):
 
 
 def test_two_builds_of_one_version_are_told_apart():
-    record = stages.begin(stages.empty(), "llama_cpp", OLD, {**NEW, "version": "b11312"}, ASKED, OK, NOW)
-    for stage in ("revalidating", "rolling_back", "proving"):
+    record = stages.begin(stages.empty(), "llama_cpp", ends(OLD, {**NEW, "version": "b11312"}), ASKED, OK, NOW)
+    for stage in ("installing", "revalidating", "rolling_back", "proving"):
         record = stages.advance(record, stage, NOW, SLOW if stage == "rolling_back" else None)
     told = words.summary(stages.finish(record, "rolled_back", NOW, 20, OK)["finished"][0])
     assert told.startswith(
