@@ -8,7 +8,7 @@
 
 Without it, a lender that is off ends llama-server at its start, and one that sleeps blocks it for ever. A lender is
 asked as llama.cpp asks it: a connection, and the protocol's first message, HELLO, which also tells a server that hangs,
-and one whose protocol this llama.cpp, which speaks that of --protocol, refuses.
+and one whose protocol this llama.cpp refuses. Which one it speaks says its build.json, else --protocol.
 Each placement is the part of llama-server's arguments that differs, the preferred one first. Where none can be used it
 waits. The unit's status tells what was chosen, and verify and watchdog read it there. Standard library only.
 """
@@ -18,7 +18,9 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import json
 import os
+import pathlib
 import shlex
 import signal
 import socket
@@ -165,6 +167,18 @@ def chosen(
     return found or ()
 
 
+def spoken(program: str) -> Version | None:
+    """Return the protocol that the build of a program speaks, None where its build.json does not say.
+
+    What was recorded is that of the build that was tuned; an upgrade starts another one before it records anything.
+    """
+    try:
+        record = json.loads((pathlib.Path(program).parents[1] / "build.json").read_text(encoding="utf-8"))
+        return Version.parsed(record["rpc_protocol"])
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError):
+        return None
+
+
 def parsed(words: t.Sequence[str]) -> argparse.Namespace:
     """Return what is asked for."""
     parser = argparse.ArgumentParser(prog="choose_placement.py")
@@ -185,7 +199,7 @@ def main(words: t.Sequence[str]) -> int:
         sys.stdout.writelines(f"{endpoint}\n" for endpoint in wanted.lender if endpoint not in absent)
         return 0
     placements = [shlex.split(text) for text in wanted.placement]
-    placement = chosen(wanted.lender, placements, wanted.patience, wanted.protocol)
+    placement = chosen(wanted.lender, placements, wanted.patience, spoken(server[0]) or wanted.protocol)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and what is executed would do so, too
     os.execv(server[0], [server[0], *placement, *server[1:]])
 

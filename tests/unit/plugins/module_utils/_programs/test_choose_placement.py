@@ -80,7 +80,8 @@ def start(
     lasting.callback(statuses.close)
     statuses.bind(str(folder / "notify"))
     statuses.settimeout(120)
-    server = folder / "server"
+    server = folder / "bin" / "server"
+    server.parent.mkdir()
     server.write_text(SHOW)
     server.chmod(0o755)
     words = [f"--lender={name}" for name in lenders] + [f"--placement={text}" for text in placements]
@@ -161,6 +162,21 @@ def test_a_lender_of_another_protocol_is_absent(
     asked = [subprocess.run([*words, *more], capture_output=True, text=True, check=True).stdout.split()
              for more in ([], [f"--protocol={own}"])]  # fmt: skip
     assert asked == [[endpoint], []]
+
+
+@pytest.mark.parametrize(
+    ("said", "used"),
+    [('{"rpc_protocol": "8.0"}', True), ('{"rpc_protocol": "7.0"}', False), ('{"rpc_protocol": ""}', False),
+     ('{"rpc_protocol": null}', False), ("[]", False), ("{", False)],
+)  # fmt: skip
+def test_the_build_that_is_started_says_its_protocol_before_the_record_does(
+    tmp_path: pathlib.Path, lasting: contextlib.ExitStack, said: str, used: bool
+) -> None:
+    endpoint = lender(lasting, version(8, 0))
+    (tmp_path / "build.json").write_text(said)
+    done = start(tmp_path, lasting, [endpoint], [f"--rpc {endpoint} -dev RPC0", "-dev CUDA0"], protocol="7.0")
+    shown, _error = done.process.communicate(timeout=120)
+    assert (f"--rpc {endpoint} -dev RPC0 -m a model.gguf" in shown) is used
 
 
 def test_a_server_that_waits_says_that_its_lender_speaks_another_protocol(
