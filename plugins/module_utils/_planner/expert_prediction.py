@@ -257,4 +257,3 @@ def table(prediction: Mapping) -> list[str]:
         ]
     notes = [f"Note: {note}" for note in prediction["model"]["notes"]]
     return [*lines, f"{prediction['why']}.", *prediction_table.contexts(prediction), *notes]
-
