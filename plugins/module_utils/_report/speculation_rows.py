@@ -14,7 +14,8 @@ from .._split import speculation
 def speculation_rows(entry: Mapping) -> list[Json]:
     """Return the measured ways to speculate as text, in the order of measuring; empty where none was measured.
 
-    C(speeds) has the tokens per second of each kind of text, with the share of drafted tokens that were right.
+    C(speeds) has the tokens per second of each kind of text, with the share of drafted tokens that were right;
+    C(rounds) what a round gave of each, empty without drafts.
     """
     found = entry["decision"].get("speculation") or {}
     served = speculation.from_json(found.get("served") or {"kind": speculation.NONE, "n_max": 0})
@@ -35,6 +36,7 @@ def _row(row: Mapping, plain: float | None, chosen: bool) -> Json:
     return {
         "name": row["name"],
         "speeds": [_speed(row, text) for text in row["tokens_per_second"]],
+        "rounds": _rounds(row),
         "prompt": number(row["prompt_tokens_per_second"]),
         "time": DASH if less is None or not less else f"{'-' if less > 0 else '+'}{percent(abs(less))}%",
         "loads": row["loads"],
@@ -48,6 +50,13 @@ def _speed(row: Mapping, text: str) -> str:
     right: t.Any = row["acceptance"].get(text)
     share = "" if right is None else f" ({100 * right:.0f}%)"
     return f"{number(row['tokens_per_second'][text])}{share}"
+
+
+def _rounds(row: Mapping) -> str:
+    """Return the tokens per round of each kind of text."""
+    if row["kind"] == speculation.NONE:
+        return ""
+    return ", ".join(f"{text} {number(tokens)}" for text, tokens in row["tokens_per_round"].items())
 
 
 def _reason(row: Mapping) -> str:

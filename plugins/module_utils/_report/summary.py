@@ -134,6 +134,8 @@ def _speculation_lines(entry: Mapping) -> list[str]:
     lines = ["", "Speculation (tok/s by kind of text, and the share of drafted tokens that were right)"]
     lines += _table(body, right)
     for row in measured:
+        if row["chosen"] and row["rounds"]:
+            lines += _wrapped(f"Tokens per round with {row['name']}: {row['rounds']}")
         if row["why"]:
             lines += _wrapped(f"{row['name']}: {row['why']}")
     return lines

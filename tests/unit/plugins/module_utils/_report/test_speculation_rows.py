@@ -23,6 +23,7 @@ DRAFT = {
     **PLAIN, "kind": "draft-simple", "draft": "small", "device": "GPU-1", "n_max": 4, "loads": 1,
     "name": "draft-simple small on CUDA0 n-max 4", "ms_per_token": 30.0, "prompt_tokens_per_second": 900.0,
     "tokens_per_second": {"code": 44.4, "prose": 19.0}, "acceptance": {"code": 0.81, "prose": 0.4},
+    "tokens_per_round": {"code": 3.24, "prose": 1.6},
 }  # fmt: skip
 FAILED = {
     **DRAFT, "name": "draft-mtp on CUDA1 n-max 7", "kind": "draft-mtp", "draft": "", "status": "out_of_memory",
@@ -44,11 +45,12 @@ def entry(mixed: dict[str, t.Any]) -> dict[str, t.Any]:
 def test_the_summary_shows_each_kind_of_text(entry: dict[str, t.Any]) -> None:
     lines = summary.summary_lines(entry)
     start = next(index for index, line in enumerate(lines) if line.startswith("Speculation (tok/s by kind"))
-    assert [" ".join(line.split()) for line in lines[start + 1 : start + 6]] == [
+    assert [" ".join(line.split()) for line in lines[start + 1 : start + 7]] == [
         "code prose prompt time",
         "no speculation 20.0 20.0 1000 -",
         "draft-simple small on CUDA0 n-max 4 44.4 (81%) 19.0 (40%) 900 -40.0% served",
         "draft-mtp on CUDA1 n-max 7 - - - -",
+        "Tokens per round with draft-simple small on CUDA0 n-max 4: code 3.24, prose 1.60",
         "draft-mtp on CUDA1 n-max 7: out of memory: CUDA1 is full",
     ]
     assert any(line.strip().startswith("Speculation: draft-simple small on CUDA0") for line in lines)
@@ -69,5 +71,6 @@ def test_the_page_has_the_same_table(entry: dict[str, t.Any]) -> None:
     template = TEMPLATE.read_text(encoding="utf-8")
     html = page.render(entry, template, Seen(), [], [], "", "")
     assert "<h2>Speculation</h2>" in html and "44.4 (81%)" in html and "out of memory: CUDA1 is full" in html
+    assert html.count("<td>code 3.24, prose 1.60</td>") == 1 and html.count("<th>Tokens per round</th>") == 1
     entry["decision"]["speculation"] = None
     assert "<h2>Speculation</h2>" not in page.render(entry, template, Seen(), [], [], "", "")
