@@ -48,7 +48,7 @@ class Speeds:
         if self.measured is not None:
             self.side = _SIDE * self.measured["error"]
             self.prompt_range = (1 - self.side, 1 + self.side)
-            rates, self.ram = _measured(self.measured["fit"], rates, self.ram)
+            rates, self.ram = _measured(self.measured["fit"], rates)
         whole = expected_speeds.Speeds(self.model, serving, objective, rates)
         self.rates, self.launch_ms = rates, whole.launch_ms
         self.serving, self.depth = serving, whole.depth
@@ -80,7 +80,7 @@ class Speeds:
 
     def prefill_ms(self, placement: ExpertPlacement, micro_batch: int, prompt: int) -> float | None:
         """Return the time of a prompt, or None where a used device's rate is not known."""
-        if self.measured is not None and self.measured["fit"]["prefill_ms"]:
+        if self.measured is not None:
             return self._fitted(self.measured["fit"]["prefill_ms"], placement, micro_batch, prompt)
         in_ram = [*expert_placement.block_ram_bytes(self.model, placement), 0]
         batches = cost_model.micro_batches(prompt, micro_batch)
@@ -130,12 +130,8 @@ class Speeds:
         return None if math.isnan(total) else total
 
 
-def _measured(
-    fit: Mapping, rates: expected_speeds.Rates, ram: ram_speed.RamSpeed
-) -> tuple[expected_speeds.Rates, ram_speed.RamSpeed]:
+def _measured(fit: Mapping, rates: expected_speeds.Rates) -> tuple[expected_speeds.Rates, ram_speed.RamSpeed]:
     """Return the rates that a fit tells of cards and CPU, which contain launches and handing over."""
-    if not fit["decode_ms_per_device"]:
-        return rates, ram
     read = tuple(fit["read_bytes"] / ms if ms else None for ms in fit["decode_ms_per_device"])
     rate = fit["bytes_per_block_in_ram"] / fit["decode_ms_per_block_in_ram"] / 1e6
     own = ram_speed.RamSpeed((rate, rate), (0.0, 0.0), "measured")

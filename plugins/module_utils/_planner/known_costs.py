@@ -87,11 +87,14 @@ def _telling(
 
 
 def of_experts(recorded: Mapping, parts: Mapping, ids: t.Sequence[str], model: Model) -> Json | None:
-    """Return what the latest tuning of a model with experts in RAM has fitted: C(deployment), C(error) and C(fit)."""
+    """Return what the latest tuning of a model with experts in RAM has fitted: C(deployment), C(error) and C(fit).
+
+    A fit of one kind of test, or to which a block in RAM takes no time, tells nothing of other placements.
+    """
     found = {
         name: entry
         for name, entry in recorded.items()
-        if (entry["decision"].get("fit") or {}).get("read_bytes")
+        if all((entry["decision"].get("fit") or {}).get(cost) for cost in ("decode_ms_per_block_in_ram", "prefill_ms"))
         and _same_state(entry, parts, ids)
         and _same_model(entry, parts, model)
     }

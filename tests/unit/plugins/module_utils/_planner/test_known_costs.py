@@ -66,14 +66,18 @@ def test_another_model_tells_nothing() -> None:
 
 
 def test_the_latest_tuning_with_experts_in_ram_tells_of_the_same_model_in_the_same_state() -> None:
-    def with_experts(recorded_at: str, residual: float | None, **parts: t.Any) -> dict[str, t.Any]:
-        fit = {"read_bytes": 10**9, "decode_residual_percent": residual, "prefill_residual_percent": None}
+    def with_experts(recorded_at: str, residual: float | None, ms: float = 0.5, **parts: t.Any) -> dict[str, t.Any]:
+        fit = {
+            "decode_ms_per_block_in_ram": ms, "prefill_ms": {"copy": 1.0}, "decode_residual_percent": residual,
+            "prefill_residual_percent": None,
+        }  # fmt: skip
         return {**entry(recorded_at, **parts), "decision": {"experts_in_ram": {"blocks": [1]}, "fit": fit}}
 
     models = {
         "old": with_experts("2026-01-01", 1.0), "new": with_experts("2026-02-01", 12.0), "dense": entry("2026-03-01"),
         "other": with_experts("2026-04-01", 1.0, model_sha256="bb"),
         "changed": with_experts("2026-05-01", 1.0, driver_version="590.1"),
+        "nothing": with_experts("2026-06-01", 1.0, ms=0.0),
     }  # fmt: skip
     ids = ["GPU-a", "GPU-b"]
     told = known_costs.of_experts(models, PARTS, ids, MODEL)
