@@ -112,7 +112,12 @@ class Stage:
         """What is still offered: families of which no load failed, in modes that brought no device down."""
         out = {speculation.from_json(load["speculation"]).family for load in self.failed}
         modes = {mode for mode, status in self._ends if status == "device_lost"}
-        return [offer for offer in self.found.offers if offer.family not in out and offer.mode not in modes]
+        # on another device, or in the other mode, such a head has nothing to read either
+        heads = {load["speculation"]["draft"] for load in self.failed if speculation_words.nothing_to_read(load)}
+        return [
+            offer for offer in self.found.offers
+            if offer.family not in out and offer.mode not in modes and offer.draft not in heads
+        ]  # fmt: skip
 
     @property
     def _ends(self) -> list[tuple[str, str]]:

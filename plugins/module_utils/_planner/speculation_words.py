@@ -17,6 +17,8 @@ if t.TYPE_CHECKING:
 
 #: What a llama-server says that does not know a flag, or a kind.
 _UNKNOWN: t.Final = ("invalid argument", 'handling argument "--spec')
+#: What llama.cpp aborts with that gives an EAGLE-3 head no inputs of blocks of the model's architecture (b11312).
+_NOTHING_TO_READ: t.Final = "layer input tensor"
 
 
 def why(stage: Stage, verdict: Verdict, row: Mapping | None) -> str:
@@ -55,7 +57,7 @@ def moved(decision: Mapping, kept: Mapping) -> str:
 
 def _obstacle(stage: Stage) -> str:
     if stage.failed:
-        return _end_of(stage.failed[-1])
+        return _end_of(stage, stage.failed[-1])
     if stage.refused:
         return "; ".join(stage.refused)
     if set(stage.question.kinds) <= {"draft-mtp"}:
@@ -64,12 +66,23 @@ def _obstacle(stage: Stage) -> str:
 
 
 def _ended(stage: Stage) -> str:
-    return "".join(f"; {_end_of(load)}" for load in stage.failed)
+    return "".join(f"; {_end_of(stage, load)}" for load in stage.failed)
 
 
-def _end_of(load: Mapping) -> str:
-    """Return how a load ended, with what to do where a build is too old."""
+def nothing_to_read(load: Mapping) -> bool:
+    """Return whether a load failed since llama.cpp reads nothing for an EAGLE-3 head in the model's architecture."""
+    return load["speculation"]["kind"] == "draft-eagle3" and _NOTHING_TO_READ in str(load.get("reason"))
+
+
+def _end_of(stage: Stage, load: Mapping) -> str:
+    """Return how a load ended, with what to do where a build is too old or a head cannot draft."""
     reason = str(load.get("reason") or "").rstrip(".")
+    if nothing_to_read(load):
+        architecture = stage.question.problem.raw["model"]["architecture"]
+        return (
+            f"{load['speculation']['draft']} cannot draft for this model: llama.cpp gives an EAGLE-3 head nothing to"
+            f" read in the architecture {architecture}, so take a small model as draft"
+        )
     if any(words in reason for words in _UNKNOWN):
         return f"this llama-server has no such speculation ({reason}): update llama.cpp to b11312 or later"
     return f"{load['label']} ended as {load['status']} ({reason})"

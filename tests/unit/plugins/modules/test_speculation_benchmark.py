@@ -13,8 +13,10 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
     gguf_model,
     known_next_token,
     random_model,
+    random_shape,
     vocabulary,
 )
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import speculation_words
 from ansible_collections.homelab.mixed_gpu.plugins.modules import speculation_benchmark
 from ansible_collections.homelab.mixed_gpu.tests.fixtures import eagle3_model, known_rounds, mtp_model
 
@@ -148,6 +150,16 @@ def test_an_eagle3_head_drafts_and_the_text_stays(drafting, tmp_path, mode):
     eagle3_model.write(str(tmp_path / "draft.gguf"), VOCABULARY, len(AGREEMENT), [0, 1, 1])
     rows = texts_of(drafting(kind="draft-eagle3", mode=mode))
     assert all(row["drafted"] > 0 and row["accepted"] <= row["drafted"] for row in rows)
+
+
+@pytest.mark.live
+def test_a_head_that_has_nothing_to_read_is_known_by_the_last_words_of_the_server(drafting, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random_shape, "architecture", lambda _parameters: "smollm3")
+        write(tmp_path / "target.gguf", [1.0, 1.0])
+    eagle3_model.write(str(tmp_path / "draft.gguf"), VOCABULARY, len(AGREEMENT), [0, 1, 1])
+    load = drafting(kind="draft-eagle3")["load"]
+    assert load["status"] == "crashed" and speculation_words.nothing_to_read(load)
 
 
 NGRAM = {"draft": "", "device": "", "n_max": 0, "path": ""}

@@ -225,6 +225,19 @@ def test_a_failed_device_leaves_the_other_one(host: SpeculatingHost) -> None:
     assert "ended as out_of_memory" in found["why"]
 
 
+def test_a_head_that_has_nothing_to_read_costs_one_load_and_is_refused_in_a_sentence(host: SpeculatingHost) -> None:
+    """llama.cpp b11312 aborts with this where the architecture of the model hands out no inputs of its blocks."""
+    host.draft = {**DRAFT, "architecture": "eagle3"}
+    aborted = 'GGML_ASSERT(t_layer_inp[il] != nullptr && "layer input tensor is null") failed'
+    host.ends = {"draft-eagle3": ("crashed", f"llama.cpp was ended by SIGABRT ({aborted})")}
+    plan = host.tune(**{**SETTINGS, "speculation": ["draft-eagle3"]})
+    assert plan.result is not None and [arm["speculation"]["kind"] for arm in host.arms] == ["none", "draft-eagle3"]
+    assert plan.result["lines"][-1].startswith(
+        "speculation was not tried: d cannot draft for this model: llama.cpp gives an EAGLE-3 head nothing to read in"
+        " the architecture llama, so take a small model as draft"
+    )
+
+
 def test_mtp_blocks_of_the_model_are_offered_on_the_last_card(host: SpeculatingHost) -> None:
     host.target = {
         **MODEL, "vocabulary": VOCABULARY, "nextn_blocks": 1, "nextn_bytes": 5 * 2**20, "nextn_kv_elements": 128
