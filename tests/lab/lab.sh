@@ -41,19 +41,20 @@ die() { printf 'lab: %s\n' "$*" >&2; exit 1; }
 
 # The connection plugin of community.docker works with podman as well and sends a module in one step (pipelining),
 # unlike that of containers.podman. It looks for a program named docker. Whole or not at all: others may be using it.
-link_engine() {  # $1: folder for the path, $2: program, then the names by which it is found
-  local folder=$1 program=$2 name
-  shift 2
-  for name in "$@"; do
-    [ "$(readlink "$folder/$name")" = "$program" ] ||
-      { mkdir -p "$folder" && ln -sfn "$program" "$folder/$name.$$" && mv -T "$folder/$name.$$" "$folder/$name"; }
-  done
-  export PATH=$folder:$PATH
+link_engine() {  # $1: folder for the path, $2: program that is found there as docker
+  [ "$(readlink "$1/docker")" = "$2" ] ||
+    { mkdir -p "$1" && ln -sfn "$2" "$1/docker.$$" && mv -T "$1/docker.$$" "$1/docker"; }
+  export PATH=$1:$PATH
 }
 if private; then
-  link_engine "$LAB_DIR/bin" "$(realpath "${BASH_SOURCE[0]%/*}/podman")" podman docker
+  # a copy, because the lab outlives the checkout that made it
+  if ! cmp -s "${BASH_SOURCE[0]%/*}/podman" "$LAB_DIR/bin/podman"; then
+    mkdir -p "$LAB_DIR/bin"
+    cp "${BASH_SOURCE[0]%/*}/podman" "$LAB_DIR/bin/podman.$$" && mv -T "$LAB_DIR/bin/podman.$$" "$LAB_DIR/bin/podman"
+  fi
+  link_engine "$LAB_DIR/bin" podman
 elif [ "$ENGINE" = podman ]; then
-  link_engine "$LAB_DIR/bin-engine" "$(command -v podman || echo /usr/bin/podman)" docker
+  link_engine "$LAB_DIR/bin-engine" "$(command -v podman || echo /usr/bin/podman)"
 fi
 
 if private; then
