@@ -51,7 +51,8 @@ def run(step: str, command: t.Sequence[str]) -> Result:
 def told(result: Result) -> str:
     """Return what people are told of a step: a line, preceded by its whole output where it failed."""
     if not result.passed:
-        return f"{result.output.rstrip()}\ntest | {result.step}: FAILED after {result.seconds:.0f} s"
+        failed = f"FAILED after {result.seconds:.0f} s; its log is {LOGS / result.step}.log"
+        return f"{result.output.rstrip()}\ntest | {result.step}: {failed}"
     counts = ", ".join(count.strip() for count in _PASSED.findall(result.output))
     return f"test | {result.step}: passed in {result.seconds:.0f} s{f' ({counts})' if counts else ''}"
 

@@ -9,7 +9,10 @@ lab=tests/lab/lab.sh
 [ "${1:-}" = clean ] || {
   began=$SECONDS
   "$lab" up
-  "$lab" run python tests/lab/first_evening.py build/homelab-mixed_gpu-*.tar.gz
+  "$lab" run python tests/lab/first_evening.py build/homelab-mixed_gpu-*.tar.gz || {
+    echo "first-evening | FAILED: host $LAB_HOST stays for a look; tests/lab/first_evening.sh clean removes it"
+    exit 1
+  }
   printf 'first-evening | took %s s\n' $((SECONDS - began))
 }
 exec "$lab" destroy "$LAB_HOST"

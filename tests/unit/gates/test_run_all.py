@@ -39,7 +39,8 @@ def test_what_was_skipped_and_why() -> None:
 def test_a_line_per_step_and_all_of_one_that_failed() -> None:
     line = "test | units: passed in 9 s (40 passed, 3 skipped, 18 deselected in 9.21s)"
     assert run_all.told(run_all.Result("units", 9.4, True, PYTEST)) == line
-    assert run_all.told(run_all.Result("lint", 1.2, False, "why")) == "why\ntest | lint: FAILED after 1 s"
+    failed = "why\ntest | lint: FAILED after 1 s; its log is build/test/lint.log"
+    assert run_all.told(run_all.Result("lint", 1.2, False, "why")) == failed
 
 
 @pytest.fixture
