@@ -85,7 +85,7 @@ def assumed(name: str) -> Json:
     """Return a link by its name, C(1gbe), as rpc_link_info would. Raises ValueError with the known ones."""
     known = {f"{rate:g}gbe": rate for rate in USUAL_GIGABIT}
     if name not in known:
-        raise ValueError(f"there is no link {name!r}; known are {', '.join(known)}")
+        raise ValueError(f"there is no link {name!r}; known are {', '.join(known)}, named as in rtx3090@1gbe")
     mb_per_s = CARRIED * known[name] * 1000 / 8
     return {
         "protocol": "", "round_trip_ms": ASSUMED_ROUND_TRIP_MS, "stalls_ms": 0.0, "to_mb_per_s": mb_per_s,
