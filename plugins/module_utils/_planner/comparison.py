@@ -11,7 +11,7 @@ from .._base.types import Json, Mapping
 from .._models import model_shapes
 from .._split import card_costs
 from .._split.types import Model
-from . import configuration_table, configurations, purchase_advice, ram_speed
+from . import configuration_table, configurations, predicted_network, purchase_advice, ram_speed
 
 #: Compared where no model is named: the two of guides to pairs of cards with 24 GB.
 USUAL: t.Final = ("llama_3_3_70b_q4_k_m", "qwen2_5_coder_32b_q4_k_m")
@@ -61,7 +61,10 @@ def compare(
         "ram_speed": ram_speed.of(question.get("experts_in_ram")).source, "configurations": described,
         "models": list(shown), "rows": rows, "others": others,
         "measured": [] if record is None else configuration_table.measured(record, shown),
-        "advice": purchase_advice.advise(described, first, costs, users),
+        "advice": [
+            *purchase_advice.advise(described, first, costs, users),
+            *predicted_network.left_out([device for each in found for device in each.devices]),
+        ],
     }  # fmt: skip
     return {**comparison, "lines": configuration_table.lines(comparison)}
 

@@ -80,7 +80,7 @@ def _sources(comparison: Mapping) -> list[str]:
     drafting = dict.fromkeys(row["speculation"]["source"] for row in comparison["rows"] if row["speculation"])
     return [
         "  layer/s, tensor/s: tokens per second, least to most; drafting/s: in the faster mode with speculation; ttft:"
-        " time to the first token; W: what the cards draw; $: to pay",
+        " time to the first token; W: what the cards draw; $: to pay for them",
         "  in RAM: blocks whose experts the CPU computes (MiB of RAM, which no price contains), with"
         f" {comparison['ram_speed']}",
         f"  tensor/s: reading in parallel, and two exchanges per block ({expected_modes.ALLREDUCE_SOURCE})",

@@ -231,7 +231,7 @@ def table(prediction: Mapping) -> list[str]:
         " device",
         f"  one request at a time, {objective['prompt_tokens']} tokens in and {objective['generated_tokens']} out, at a"
         f" depth of {objective['depth_tokens']}; best for: {objective['name']}",
-        *(f"  {device['device']} {device['description']}: {device['free_mib']} MiB free" for device in devices),
+        *(prediction_table.device_line(device) for device in devices),
     ]
     names = [device["device"] for device in devices]
     body = [["micro-batch", "layers", "blocks in RAM", "RAM MiB", *names, "decode/s", "prompt/s", "ttft ms", ""]]

@@ -43,7 +43,7 @@ def lines(prediction: Mapping) -> list[str]:
     ]
     for device in devices:
         words = "" if measured else _speed_words(device)
-        shown.append(f"  {device['device']} {device['description']}: {device['free_mib']} MiB free{words}")
+        shown.append(device_line(device, words))
     heads = ["layers", *(f"{device['device']} (left)" for device in devices)]
     heads += ["decode/s", "prompt/s", "ttft ms", "memory"]
     body = [heads]
@@ -84,10 +84,17 @@ def lines(prediction: Mapping) -> list[str]:
 
 
 def _speed_words(device: Mapping) -> str:
-    speed, link = device["bandwidth_gb_per_s"], device.get("link")
+    speed = device["bandwidth_gb_per_s"]
     words = f", {speed:g} GB/s of which {device['fraction']:.0%} are expected" if speed else ", speed unknown"
     words += f", {device['prefill_tflops']:g} TFLOP/s for prompts" if device["prefill_tflops"] else ""
-    return words if link is None else f"{words}; of another host, over the {network_links.named(link)}"
+    return words
+
+
+def device_line(device: Mapping, speed: str = "") -> str:
+    """Return a device with its free memory, and how one of another host is reached."""
+    link = device.get("link")
+    far = "" if link is None else f"; of another host, over the {network_links.named(link)}"
+    return f"  {device['device']} {device['description']}: {device['free_mib']} MiB free{speed}{far}"
 
 
 def contexts(prediction: Mapping) -> list[str]:

@@ -12,7 +12,7 @@ import typing as t
 from .._base import text
 from .._base.types import Json, Mapping
 from .._split import context_room, layer_search, layer_split, memory_plan
-from . import expert_prediction, prediction_table, predictor, ram_speed
+from . import expert_prediction, predicted_network, prediction_table, predictor, ram_speed
 
 GB: t.Final = 10**9
 
@@ -92,7 +92,7 @@ def lines(repo: str, found: t.Sequence[Json], question: Mapping, devices: t.Sequ
         f"  context {serving['context_size']} tokens, {serving['parallel_slots']} slot(s), KV cache"
         f" {serving['cache_type_k']}/{serving['cache_type_v']}, {question['reserve_mib']} MiB to be kept free per"
         f" device; {objective['prompt_tokens']} tokens in and {objective['generated_tokens']} out",
-        *(f"  {device['device']} {device['description']}: {device['free_mib']} MiB free" for device in devices),
+        *(prediction_table.device_line(device) for device in devices),
     ]
     names = [device["device"] for device in devices]
     heads = ["quant", "GB", "fits alone on", "split", *(f"{name} left" for name in names)]
@@ -103,7 +103,7 @@ def lines(repo: str, found: t.Sequence[Json], question: Mapping, devices: t.Sequ
         "  GB: 10^9 bytes to download; left: MiB; most context: tokens that fit with this KV cache; decode/s: tokens"
         " per second; ttft: time to the first token",
         prediction_table.SPREAD_LINE,
-        *(_of_ram(question) if any(row["blocks_in_ram"] for row in found) else []),
+        *(_of_ram(question, devices) if any(row["blocks_in_ram"] for row in found) else []),
         *(f"  {row['quant']}: {row['problem']}" for row in found if row["notes"] is None),
         f"{advice(found)}.",
     ]
@@ -128,7 +128,7 @@ def _speed(value: float | None, ends: t.Sequence[float] | None) -> str:
     return text.number(value, "-") if ends is None else text.span(ends)
 
 
-def _of_ram(question: Mapping) -> list[str]:
+def _of_ram(question: Mapping, devices: t.Sequence[Mapping]) -> list[str]:
     """Return what is to be known of the rows with experts in RAM."""
     low, high = expert_prediction.PROMPT_RANGE
     return [
@@ -136,6 +136,7 @@ def _of_ram(question: Mapping) -> list[str]:
         " ranges then",
         f"  decode/s: {ram_speed.of(question.get('experts_in_ram')).source}",
         f"  ttft: {low:g} to {high:g} times what copying the experts for each micro-batch takes, as in runs",
+        *(f"  {line}" for line in predicted_network.left_out(devices)),
     ]
 
 

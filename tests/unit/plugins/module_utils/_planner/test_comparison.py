@@ -185,3 +185,9 @@ def test_any_cards_can_be_put_together() -> None:
     model = t.cast(t.Any, model_shapes.model("llama_3_1_8b_q4_k_m"))
     for found in card_costs.read([f"{card}_rtx3060" for card in known_cards.CARDS]):
         assert configurations.serves(found, model, question)["fits"]
+
+
+def test_cards_of_another_host_are_told_that_experts_in_ram_know_no_network() -> None:
+    sentence = "Where experts are in RAM, the network to other hosts is in no speed."
+    assert sentence in compared(profiles=["rtx4090", "rtx4090+rtx3090@1gbe"])["lines"]
+    assert sentence not in compared(profiles=["rtx4090", "rtx4090_rtx3090"])["lines"]

@@ -101,6 +101,15 @@ def test_experts_that_have_no_room_are_in_ram(tmp_path: pathlib.Path) -> None:
     assert all(row["layers"] is None and not row["blocks_in_ram"] for row in never)
 
 
+def test_cards_of_another_host_are_named_with_their_network(tmp_path: pathlib.Path) -> None:
+    devices = known_devices.profile_devices("rtx3060+rtx3060@1gbe")
+    question = {**QUESTION, "experts_in_ram": {"mode": "auto"}}
+    rows = quant_table.rows(found(tmp_path, "qwen3_30b_a3b_q4_k_m", ("F16", "Q4_K_M")), question, devices)
+    lines = quant_table.lines("owner/name", rows, question, devices)
+    assert [line.split()[0] for line in lines if "of another host, over the 1 GbE link" in line] == ["RPC0"]
+    assert rows[0]["blocks_in_ram"] and any("the network to other hosts is in no speed" in line for line in lines)
+
+
 def test_a_quant_fits_cards_of_unknown_speed(tmp_path: pathlib.Path) -> None:
     unknown = [{**device, "bandwidth_gb_per_s": None} for device in PAIR]
     rows = quant_table.rows(found(tmp_path, "llama_3_3_70b_q4_k_m", ("Q8_0", "Q4_K_M")), QUESTION, unknown)
