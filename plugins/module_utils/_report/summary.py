@@ -127,18 +127,15 @@ def _speculation_lines(entry: Mapping) -> list[str]:
         return []
     kinds = texts(entry)
     body: list[tuple[str, ...]] = [("", *kinds, "prompt", "time", "")]
-    for row in measured:
+    told: list[str] = []
+    # names and four kinds of text have no room side by side
+    for place, row in enumerate(measured, 1):
         speeds = row["speeds"] or [DASH] * len(kinds)
-        body.append((_cut(row["name"], 48), *speeds, row["prompt"], row["time"], "served" if row["chosen"] else ""))
-    right = set(range(1, len(kinds) + 3))
-    lines = ["", "Speculation (tok/s by kind of text, and the share of drafted tokens that were right)"]
-    lines += _table(body, right)
-    for row in measured:
-        if row["chosen"] and row["rounds"]:
-            lines += _wrapped(f"Tokens per round with {row['name']}: {row['rounds']}")
-        if row["why"]:
-            lines += _wrapped(f"{row['name']}: {row['why']}")
-    return lines
+        body.append((str(place), *speeds, row["prompt"], row["time"], "served" if row["chosen"] else ""))
+        rounds = f"tokens per round: {row['rounds']}" if row["rounds"] else ""
+        told += _wrapped(f"{place}: {'; '.join(filter(None, (row['name'], rounds, row['why'])))}")
+    title = "Speculation (tok/s by kind of text, and the share of drafted tokens that were right)"
+    return ["", title, *_table(body, set(range(1, len(kinds) + 3))), *told]
 
 
 def _served_lines(served: Mapping | None) -> list[str]:

@@ -45,16 +45,27 @@ def entry(mixed: dict[str, t.Any]) -> dict[str, t.Any]:
 def test_the_summary_shows_each_kind_of_text(entry: dict[str, t.Any]) -> None:
     lines = summary.summary_lines(entry)
     start = next(index for index, line in enumerate(lines) if line.startswith("Speculation (tok/s by kind"))
-    assert [" ".join(line.split()) for line in lines[start + 1 : start + 7]] == [
+    assert [" ".join(line.split()) for line in lines[start + 1 : start + 8]] == [
         "code prose prompt time",
-        "no speculation 20.0 20.0 1000 -",
-        "draft-simple small on CUDA0 n-max 4 44.4 (81%) 19.0 (40%) 900 -40.0% served",
-        "draft-mtp on CUDA1 n-max 7 - - - -",
-        "Tokens per round with draft-simple small on CUDA0 n-max 4: code 3.24, prose 1.60",
-        "draft-mtp on CUDA1 n-max 7: out of memory: CUDA1 is full",
+        "1 20.0 20.0 1000 -",
+        "2 44.4 (81%) 19.0 (40%) 900 -40.0% served",
+        "3 - - - -",
+        "1: no speculation",
+        "2: draft-simple small on CUDA0 n-max 4; tokens per round: code 3.24, prose 1.60",
+        "3: draft-mtp on CUDA1 n-max 7; out of memory: CUDA1 is full",
     ]
     assert any(line.strip().startswith("Speculation: draft-simple small on CUDA0") for line in lines)
     assert max(map(len, lines)) <= summary.WIDTH
+
+
+def test_the_usual_kinds_of_text_and_long_names_have_room(entry: dict[str, t.Any]) -> None:
+    kinds = ("code", "prose", "chat", "edit")
+    name = "draft-simple llama_3_2_1b_instruct_q8_0 on CUDA0 n-max 4"
+    drafted = {**DRAFT, "name": name, "tokens_per_second": dict.fromkeys(kinds, 144.4)}
+    drafted |= {"acceptance": dict.fromkeys(kinds, 0.81), "tokens_per_round": dict.fromkeys(kinds, 3.24)}
+    entry["decision"]["speculation"]["table"] = [drafted]
+    lines = summary.summary_lines(entry)
+    assert max(map(len, lines)) <= summary.WIDTH and any(line.strip().startswith(f"1: {name};") for line in lines)
 
 
 def test_nothing_is_shown_where_nothing_was_tried(mixed: dict[str, t.Any]) -> None:
