@@ -122,7 +122,10 @@ class Host:
         toolkit, targets = "", None
         if build_plan.uses_cuda(self.settings):
             tool = build_plan.tools(self.settings)[-1]
-            rc, out, _err = self.module.run_command(list(tool.argv), handle_exceptions=True)
+            try:
+                rc, out, _err = self.module.run_command(list(tool.argv), handle_exceptions=False)
+            except OSError:  # it is not installed, as in check mode on a new host
+                rc, out = 127, ""
             toolkit = build_plan.summarise_toolchain({tool.name: out})[tool.name] if rc == 0 else ""
             targets = [str(one) for one in self.settings["cuda_architectures"]] or self.targets()
         name = f"{system['id']} {system['version_id'] or 'without a release'}"
@@ -143,6 +146,8 @@ class Host:
     def packages(self, programs: pathlib.Path) -> list[str]:
         """Return the packages whose libraries the programs of a build need; nothing of them is run."""
         files = sorted(path for path in programs.iterdir() if not path.is_symlink())
+        if not files:  # links to programs of a package; then readelf may be missing, too
+            return []
         _rc, out, _err = self.module.run_command(["readelf", "-d", *map(str, files)])
         names = build_copy.libraries(out, {path.name for path in programs.iterdir()})
         if not names:

@@ -88,6 +88,8 @@ def _of_another_kind(record: Mapping, settings: build_plan.Settings) -> str:
     lacking = [target for target in settings["targets"] if target not in record["targets"]]
     if lacking:
         return f"llama_cpp_targets asks for {', '.join(lacking)}, too"
+    if build_plan.uses_cuda(settings) and not _built_for(record):
+        return "its variables ask for the backend cuda"
     wanted = dict(_options(build_plan.cmake_arguments(settings, _built_for(record))))
     built = dict(_options(record["cmake_arguments"]))
     other = sorted(name for name in {*wanted, *built} if wanted.get(name) != built.get(name))

@@ -130,6 +130,13 @@ def test_a_host_without_a_build_offers_nothing(run, lender):
     assert "no other host has a build to copy" in planned(run, lender, found)["plan"]["why"]
 
 
+def test_a_host_without_nvcc_offers_and_one_with_cards_takes_no_build_without_cuda(run, box, lender, offered):
+    cards = {"backends": ["cuda"], "cuda_architectures": [89]}
+    assert run(llama_cpp_copy, "offered", {**box, **cards})["offer"]["runs_on"]["toolkit"] == ""
+    plan = planned(run, {**lender, **cards}, offered)["plan"]
+    assert plan["why"] == "llama.cpp is built on pc2, and not copied: its variables ask for the backend cuda."
+
+
 def _nothing_is_there(settings):
     prefix = pathlib.Path(settings["prefix"])
     return [path.name for path in prefix.iterdir()] == [".work"] and not (prefix / "current").is_symlink()
