@@ -218,14 +218,15 @@ def failed(record: Table, hosts: Hosts, now: str, keep: int) -> tuple[stages.Rec
     """Return the record, and the step after an installation that failed; None where the upgrade ends or waits.
 
     One host that failed leads all of them back. llama.cpp is switched to only when it is built and runs: where all
-    hosts have what they had, there is nothing to go back from. A driver that waits for a reboot is gone on with after
-    it.
+    hosts have what they had, there is nothing to go back from, unless the server of a box with lenders was stopped for
+    the switch: going back starts it. A driver that waits for a reboot is gone on with after it.
     """
     upgrade = stages.under_way(record)
     failure = why_failed(hosts)
     if any(host.failure and host.reboot_required for host in hosts.values()):
         return dict(record), None
-    if upgrade["stage"] in stages.OUTCOMES["untouched"] and _untouched(upgrade, hosts):
+    serves = ("building",) if upgrade["lenders"] else stages.OUTCOMES["untouched"]
+    if upgrade["stage"] in serves and _untouched(upgrade, hosts):
         return stages.finish(record, "untouched", now, keep, None, failure), None
     broken = {"verdict": "broken", "accepted": False, "summary": failure}
     return stages.advance(record, "rolling_back", now, broken), {"do": "restore", "sentence": failure}
