@@ -31,7 +31,10 @@ ROLES: t.Final = {
       wanted: {{version: b2, builds: {{main: b2}}}}
 """,
     "llama_cpp/offered": "[]\n",
-    "llama_cpp/built": FAIL.format("build"),
+    "llama_cpp/built": FAIL.format("build") + """
+- ansible.builtin.set_fact: {ansible_connection: ssh, ansible_host: 127.0.0.1, ansible_port: 9}
+  when: breaks == inventory_hostname
+""",
     "llama_cpp/use": """
 - ansible.builtin.copy: {content: "{{ llama_cpp_use.main }}", dest: "{{ home }}/{{ inventory_hostname }}", mode: "0644"}
 """,
@@ -183,3 +186,10 @@ def test_a_lender_that_is_away_stops_it_and_the_next_run_goes_on(together: Toget
     assert together.record() == before
     together.run(on_resume="rollback")
     assert together.links() == ("b1", "b1") and together.record()["finished"][-1]["outcome"] == "rolled_back"
+
+
+def test_without_the_box_the_lender_is_not_switched(together: Together) -> None:
+    said = together.run("box")
+    assert "box does not answer any more, so pc2 stays as it is" in said
+    assert together.links() == ("b1", "b1")
+    assert together.record()["under_way"]["stage"] == "building"
