@@ -45,7 +45,7 @@ ENTRY = {
     "gpu_split_gb": [20.5, 17.25],
     "tensor_parallel": "",
 }
-FACT = json.dumps({"schema": 2, "active": None, "models": {"tuned": ENTRY}})
+FACT = json.dumps({"schema": 3, "active": None, "models": {"tuned": ENTRY}})
 
 
 def wheel(name: str, module: str) -> bytes:

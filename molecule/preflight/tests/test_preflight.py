@@ -97,7 +97,7 @@ def test_all_that_stops_is_said_at_once_and_the_recorded_split_becomes_the_parti
         "fingerprint_parts": {},
         "campaign": "none",
     }
-    text = json.dumps({"schema": 2, "active": "llama-c8192", "models": {"llama-c8192": entry}})
+    text = json.dumps({"schema": 3, "active": "llama-c8192", "models": {"llama-c8192": entry}})
     host.run("mkdir -p /etc/ansible/facts.d && printf %%s %s > %s", text, FACT)
     host.run("systemd-run --unit=squatter python3 -m http.server 8080 --bind 127.0.0.1")
     lab.eventually(lambda: host.run("ss -Hltn 'sport = :8080'").stdout != "")

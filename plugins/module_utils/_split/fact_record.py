@@ -16,7 +16,7 @@ from .._base.types import Json, Mapping
 from . import engines
 from .types import Entry
 
-SCHEMA: t.Final = 2
+SCHEMA: t.Final = 3
 PATH: t.Final = "/etc/ansible/facts.d/mixed_gpu.fact"
 Record = Json
 #: What every entry holds, and of which type.

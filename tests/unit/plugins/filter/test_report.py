@@ -136,7 +136,7 @@ def recorded(**models: t.Any) -> dict[str, t.Any]:
         {**row, **same, "at": "2026-11-23T03:00:00Z", "baseline_at": "2026-11-22T09:00:00Z", "driver_version": None},
     ]  # fmt: skip
     entry = json.loads((ROOT / "tests/fixtures/report/sandbox.json").read_text(encoding="utf-8"))["entry"]
-    record = {"schema": 2, "active": "other", "models": {"this": entry, **models}}
+    record = {"schema": 3, "active": "other", "models": {"this": entry, **models}}
     return {"record": record, "active": "other", "deployment": "this", "trend": trend}
 
 

@@ -57,7 +57,7 @@ def test_the_first_entry_makes_the_file(run, path):
     result = run(tuning=tuning(), diff=True)
     record = json.loads(path.read_text())
     assert result["changed"] and result["record"] == record and result["history_file"] is None
-    assert record["schema"] == 2 and record["active"] == "d"
+    assert record["schema"] == 3 and record["active"] == "d"
     entry = record["models"]["d"]
     assert entry["recorded_at"].endswith("Z")
     assert entry["placement"] == [{"id": "a:1", "layers": 20}, {"id": "b:2", "layers": 13}]
@@ -85,7 +85,7 @@ def test_a_superseded_entry_goes_to_the_history_which_is_pruned(run, path):
         result = run(tuning=tuning(campaign=f"c{count}"), history_keep=3)
     kept = [json.loads(name.read_text()) for name in sorted(run.history.iterdir())]
     assert [old["entry"]["campaign"] for old in kept] == ["c1", "c2", "c3"]
-    assert kept[0]["schema"] == 2 and kept[0]["deployment"] == "d"
+    assert kept[0]["schema"] == 3 and kept[0]["deployment"] == "d"
     assert result["history_file"] == str(max(run.history.iterdir()))
     assert run(tuning=tuning(campaign="c9"), history_keep=0)["history_file"] is None and not list(run.history.iterdir())
     assert json.loads(path.read_text())["models"]["d"]["campaign"] == "c9"
@@ -117,7 +117,7 @@ def test_entries_are_removed_and_the_file_with_the_last(run, path):
     ("text", "words"),
     [
         ("", "holds no JSON"), ('{"schema": 1', "holds no JSON"), ("[1]", "a list instead of a dict"),
-        ('{"schema": 7, "models": {}}', "schema is 7, and this release reads schema 2"),
+        ('{"schema": 7, "models": {}}', "schema is 7, and this release reads schema 3"),
     ],
 )
 def test_a_damaged_file_or_another_schema_is_left_alone(run, path, text, words):

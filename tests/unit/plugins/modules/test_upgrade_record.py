@@ -48,14 +48,14 @@ def test_llama_cpp_of_a_box_is_not_upgraded_without_its_lenders(run, tmp_path):
         "serving": {}, "rpc_endpoints": ["127.0.0.1:50052", place["id"]], "decision": {}, "fingerprint": "",
         "fingerprint_parts": {}, "campaign": "",
     }
-    fact.write_text(json.dumps({"schema": 2, "active": "m", "models": {"m": entry}}))
+    fact.write_text(json.dumps({"schema": 3, "active": "m", "models": {"m": entry}}))
     asked = {"component": "llama_cpp", "asked": {"version": "b11500"}, "fact_file": str(fact)}
     refused = run("open", **asked)
     assert refused["failed"]
     assert "this host serves over the lender 192.168.1.7, and llama.cpp's RPC wants the same build" in refused["msg"]
     # a driver is each host's own
     assert run("open", **{**asked, "component": "driver"})["opening"]["plan"]
-    fact.write_text(json.dumps({"schema": 2, "active": None, "models": {"m": entry}}))
+    fact.write_text(json.dumps({"schema": 3, "active": None, "models": {"m": entry}}))
     assert run("open", **asked)["opening"]["plan"]
 
 

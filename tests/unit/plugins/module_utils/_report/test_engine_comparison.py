@@ -22,7 +22,7 @@ def record(**others):
         models[name]["decision"].update(decision)
         for place, count in zip(models[name]["placement"], layers, strict=False):
             place["layers"] = count
-    return {"schema": 2, "active": "llama-q4", "models": models}
+    return {"schema": 3, "active": "llama-q4", "models": models}
 
 
 def table(fact):

@@ -124,7 +124,7 @@ def test_the_watchdog_of_a_day(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"schema": 1}', json.dumps({"schema": 2, "active": None, "models": {"d": {}}})]
+    "text", ["{", "[]", '{"schema": 1}', json.dumps({"schema": 3, "active": None, "models": {"d": {}}})]
 )
 def test_a_damaged_record_is_a_problem_and_not_an_untuned_host(tmp_path, text):
     fleet.box(tmp_path)

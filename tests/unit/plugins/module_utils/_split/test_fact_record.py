@@ -35,7 +35,7 @@ def placed(**layers):
 
 def recorded(*names, active=None):
     models = {name: entry(recorded_at="2026-01-01T00:00:00Z") for name in names}
-    return {"schema": 2, "active": active, "models": models}
+    return {"schema": 3, "active": active, "models": models}
 
 
 def test_what_is_written_is_read_again():
@@ -48,16 +48,16 @@ def test_what_is_written_is_read_again():
     ("text", "words"),
     [
         ("", "no JSON"),
-        ('{"schema": 2, "models": {', "no JSON"),
+        ('{"schema": 3, "models": {', "no JSON"),
         ("[]", "a list instead of a dict"),
         ('{"models": {}}', "schema is None"),
         ('{"schema": true, "models": {}}', "schema is True"),
-        ('{"schema": 1, "models": {}}', "schema is 1, and this release reads schema 2"),
-        ('{"schema": 0, "models": {}}', "schema is 0, and this release reads schema 2"),
-        ('{"schema": 2, "models": []}', "models is no dict"),
-        ('{"schema": 2, "models": {"d": 3}}', "models is no dict"),
-        ('{"schema": 2, "models": {"d": {}}}', "models.d.model is missing or no dict"),
-        ('{"schema": 2, "active": "d", "models": {}}', "active deployment 'd' has no entry"),
+        ('{"schema": 2, "models": {}}', "schema is 2, and this release reads schema 3"),
+        ('{"schema": 0, "models": {}}', "schema is 0, and this release reads schema 3"),
+        ('{"schema": 3, "models": []}', "models is no dict"),
+        ('{"schema": 3, "models": {"d": 3}}', "models is no dict"),
+        ('{"schema": 3, "models": {"d": {}}}', "models.d.model is missing or no dict"),
+        ('{"schema": 3, "active": "d", "models": {}}', "active deployment 'd' has no entry"),
     ],
 )
 def test_a_damaged_file_or_another_schema_is_named_with_the_cure(text, words):
