@@ -48,10 +48,10 @@ def device_names(deployment: Mapping) -> dict[str, str]:
     names = {device["id"]: device["device"] for device in deployment["devices"]}
     served = served_endpoints(deployment)
     cards = [device["id"] for device in deployment["devices"] if device["backend"] == "CUDA"]
-    remote = [device for device in deployment["devices"] if device["backend"] == "RPC"]
-    remote = [device for device in remote if device_list.endpoint_of(device["id"]) in served]
-    remote.sort(key=lambda device: int(device["device"].removeprefix("RPC")))
-    numbered = {"CUDA": cards, "RPC": [device["id"] for device in remote]}
+    remote = [device["id"] for device in deployment["devices"] if device["backend"] == "RPC"]
+    remote = [name for name in remote if device_list.endpoint_of(name) in served]
+    remote.sort(key=lambda name: (served.index(device_list.endpoint_of(name)), name))
+    numbered = {"CUDA": cards, "RPC": remote}
     return names | {name: f"{kind}{at}" for kind, ids in numbered.items() for at, name in enumerate(ids)}
 
 

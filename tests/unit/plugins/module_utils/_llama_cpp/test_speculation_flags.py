@@ -25,6 +25,8 @@ DEPLOYMENT = {
         {"id": "GPU-2", "device": "CUDA1", "backend": "CUDA"}, {"id": "GPU-1", "device": "CUDA0", "backend": "CUDA"},
         {"id": "h:1", "device": "RPC0", "backend": "RPC"},
     ],
+    "placement": [{"id": "GPU-2", "layers": 9}, {"id": "GPU-1", "layers": 9}, {"id": "h:1", "layers": 9}],
+    "rpc_endpoints": ["h:1"],
 }  # fmt: skip
 DRAFT = {
     "kind": "draft-simple", "n_max": 3, "path": "/m/d.gguf", "device": "GPU-1", "cache_type_k": "q8_0",
