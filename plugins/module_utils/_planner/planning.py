@@ -158,7 +158,7 @@ class Planning:
         """Return the table of all quants, or the prediction of the only one that was asked for."""
         known = known_devices.with_budgets(self._devices(state), self.settings.device_budget_mib)
         if not known:
-            return Plan(failure="This host has no card that is known: name cards with -e mixed_gpu_profile=NAME.")
+            return Plan(failure=tuning.NO_CARD)
         question = {**self._asked(state), "experts_in_ram": state.expected_experts_in_ram}
         read = [each["model"] for each in found["models"] if each["model"]]
         devices = predictor.in_order({**question, "model": read[0]}, known) if read else known

@@ -25,6 +25,8 @@ Mapping = t.Mapping[str, t.Any]
 _MEASURING: t.Final = ("split_benchmark", "split_mode_trial", "speculation_benchmark")
 #: About how many loads the layer split, the micro-batch, tensor mode, speculation and the rest of a baseline take.
 _USUAL_LOADS: t.Final = {"layers": 5, "micro_batch": 2, "mode": 4, "speculation": 4, "baseline": 1}
+#: Why there is nothing to predict.
+NO_CARD: t.Final = "This host has no card that is known: name cards with -e mixed_gpu_profile=NAME."
 
 
 def planner(settings: Mapping) -> Tuning:
@@ -298,6 +300,8 @@ def _prediction(state: State, lines: list[str]) -> Plan:
     """Return what is to be expected from memory and bandwidth alone, or the step that this needs."""
     settings = state.settings
     devices = known_devices.profile_devices(settings.profile) if settings.profile else expected_devices(state)
+    if not devices and settings.predict_only:
+        return Plan(failure=NO_CARD)
     if not devices or not state.engine.dry_run:
         return _said(*lines, needed=True)
     weighed = state.result("weigh")

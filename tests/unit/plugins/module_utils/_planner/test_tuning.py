@@ -340,6 +340,11 @@ def test_check_mode_predicts_and_measures_nothing(host: Host) -> None:
     assert "PREDICTION, nothing was measured" in plan.result["lines"][1] and plan.result["prediction"]["rows"]
 
 
+def test_a_plan_for_a_host_without_cards_says_so() -> None:
+    plan = Host([]).tune(predict=True, predict_only=True)
+    assert plan.failure == tuning.NO_CARD and "mixed_gpu_profile" in plan.failure
+
+
 def test_a_profile_and_a_shape_need_no_host(host: Host) -> None:
     plan = host.tune(
         predict=True, profile="rtx4090_rtx3090", shape="llama_3_3_70b_q4_k_m", context_size="8192", objective="request",
