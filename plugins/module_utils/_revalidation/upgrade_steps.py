@@ -167,7 +167,7 @@ def decide(record: Table, known: t.Sequence[stages.Ends], on_resume: str) -> Ste
     cannot go together with the upgrade that is under way.
     """
     upgrade = record["under_way"]
-    there = all(same_place(one.present, one.wanted) for one in known)
+    there = all(_is_there(one, lends=number > 0) for number, one in enumerate(known))
     if upgrade is None:
         if not known:
             raise UserError("nothing is under way, and nothing was planned")
@@ -197,6 +197,13 @@ def decide(record: Table, known: t.Sequence[stages.Ends], on_resume: str) -> Ste
     if upgrade["stage"] == "keeping" and there:
         return {"do": "measure", "sentence": "Going on with the new baseline."}
     return {"do": "install", "sentence": "Going on with the installation."}
+
+
+def _is_there(host: stages.Ends, lends: bool) -> bool:
+    """Return whether a host has what it is to have. A lender may have copied its box's build of that version."""
+    if lends:
+        return bool(host.present["version"] == host.wanted["version"])
+    return same_place(host.present, host.wanted)
 
 
 def _place_name(place: Table, other: Table) -> str:

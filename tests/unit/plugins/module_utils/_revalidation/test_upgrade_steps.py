@@ -247,6 +247,8 @@ def test_a_box_and_its_lenders_begin_together_where_one_of_them_lacks_it():
     assert step["sentence"] == "Upgrading from b11312 to b11400, together with the lenders pc2 and pc3."
     only_lender = [*ends(NEW, NEW), stages.Ends("pc2", OLD, NEW)]
     assert steps.decide(stages.empty(), only_lender, "continue")["do"] == "begin"
+    copied = stages.Ends("pc2", {**NEW, "builds": {"main": "b11400-of-the-box"}}, NEW)
+    assert steps.decide(stages.empty(), [*ends(NEW, NEW), copied], "continue")["do"] == "nothing"
     both = steps.decide(stages.empty(), ends(NEW, NEW, "pc2"), "continue")
     assert both["do"] == "nothing" and "what this host and the lender pc2 have" in both["sentence"]
 
