@@ -259,7 +259,7 @@ class Evidence:
     def load_means(self, kind: str, layers: Layers) -> list[float]:
         """Return the mean of each load of a measured split."""
         if kind == "objective":
-            return [self._objective(layers, load.decode, load.prefill) for load in self.ok[layers]]
+            return [self.objective_ms(layers, load.decode, load.prefill) for load in self.ok[layers]]
         return [value for load in self.ok[layers] if (value := getattr(load, kind)) is not None]
 
     def predicted(self, kind: str, layers: Layers) -> float | None:
@@ -274,9 +274,9 @@ class Evidence:
             return cost_model.prefill_ms(self.prefill_fit, amounts, batches, self.prefill_overlap)
         if self.decode_fit is None and self.prefill_fit is None:
             return None
-        return self._objective(layers, self.predicted("decode", layers), self.predicted("prefill", layers))
+        return self.objective_ms(layers, self.predicted("decode", layers), self.predicted("prefill", layers))
 
-    def _objective(
+    def objective_ms(
         self, layers: Layers, decode: float | None, prefill: float | None, name: str | None = None
     ) -> float:
         """Return an objective in ms, the problem's own by default: its prompt, then its generated tokens.

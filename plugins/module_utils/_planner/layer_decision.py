@@ -147,7 +147,7 @@ def _measured_of(evidence: Evidence, name: str, layers: Layers) -> float | None:
     if layers not in evidence.ok or not all(evidence.load_means(kind, layers) for kind in kinds):
         return None
     parts = {kind: evidence.measured(kind, layers) for kind in kinds}
-    return evidence._objective(layers, parts.get("decode"), parts.get("prefill"), name)
+    return evidence.objective_ms(layers, parts.get("decode"), parts.get("prefill"), name)
 
 
 def _value_of(evidence: Evidence, name: str, layers: Layers) -> float | None:
@@ -155,7 +155,7 @@ def _value_of(evidence: Evidence, name: str, layers: Layers) -> float | None:
     parts = {kind: evidence.value(kind, layers) for kind in needed_kinds(name)}
     if any(value is None for value in parts.values()):
         return None
-    return evidence._objective(layers, parts.get("decode"), parts.get("prefill"), name)
+    return evidence.objective_ms(layers, parts.get("decode"), parts.get("prefill"), name)
 
 
 def fit_of(evidence: Evidence) -> Json | None:
@@ -260,7 +260,7 @@ def _cell(evidence: Evidence, kind: str, layers: Layers) -> Json | None:
 def _sample_range(evidence: Evidence, kind: str, load: Load) -> tuple[float, float]:
     if kind == "objective":
         low, high = (
-            evidence._objective(
+            evidence.objective_ms(
                 load.layers,
                 pick(load.decode_samples) if load.decode_samples else None,
                 pick(load.prefill_samples) if load.prefill_samples else None,
