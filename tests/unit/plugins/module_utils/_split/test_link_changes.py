@@ -102,6 +102,7 @@ def test_nothing_is_said_of_a_box_without_lenders_or_of_a_link_that_was_not_meas
 
 
 @pytest.mark.live
+@pytest.mark.link
 @lab.pytestmark
 def test_a_real_server_over_a_link_of_a_tenth_of_the_rate_is_named(llama_bin, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
