@@ -31,6 +31,7 @@ static int pause_for(struct ggml_cgraph *graph) {
         (struct ggml_tensor * (*) (struct ggml_cgraph *, int) ) found("ggml_graph_node");
     int64_t (*rows)(const struct ggml_tensor *) = (int64_t(*)(const struct ggml_tensor *)) found("ggml_nrows");
     int nodes = count(graph);
+    /* the first node of a graph has a row for each token */
     double tokens = nodes > 0 ? (double) rows(node(graph, 0)) : 0.0;
     double us = nodes * (atof(getenv("PACE_US_NODE")) + atof(getenv("PACE_US_TOKEN")) * tokens);
     int64_t end = until.tv_sec * 1000000000LL + until.tv_nsec + (int64_t) (1000.0 * us);
