@@ -18,7 +18,7 @@ _CURE_SLOW: t.Final = (
     "see on that host what else computes (top, nvidia-smi), its power limits and its heat;"
     " homelab.mixed_gpu.revalidate -e revalidate_measure=true measures each device alone"
 )
-_CURE_UNSEEN: t.Final = "wake it, or see that Ansible reaches it; the inventory needs it under the recorded name"
+_UNKNOWN: t.Final = lent_devices.Unseen("it is not in the inventory", "add it there, under this name")
 _RPC_SERVER: t.Final = "ggml-rpc-server"
 
 
@@ -119,8 +119,8 @@ def _cards(group: Group) -> list[Json]:
     for name, lender in group.recorded.items():
         gpus = group.looks.gpus.get(name)
         if gpus is None:
-            why = group.looks.unseen.get(name, "it is not in the inventory")
-            found.append(finding(name, "seen", "note", f"its cards are not seen: {why}", _CURE_UNSEEN))
+            why, cure = group.looks.unseen.get(name, _UNKNOWN)
+            found.append(finding(name, "seen", "note", f"its cards are not seen: {why}", cure))
         elif gpus["available"]:
             before = group.before.get(name) or {"driver_version": None, "cards": []}
             found += _of_lender(name, _lent(name, group), gpus, before)

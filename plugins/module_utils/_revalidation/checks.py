@@ -249,6 +249,15 @@ def network(observed: Mapping) -> Json | None:
     return _by_card("network", fell, [], [link.sentence() for link in links if not link.to_blame], link_changes.CURE)
 
 
+def lender_cards(observed: Mapping) -> Json | None:
+    """The lenders whose cards were not seen: driver and limits there may have changed."""
+    said = [
+        f"those of {name} are not seen ({why}), and taken as recorded: {cure}"
+        for name, (why, cure) in observed["unseen_lenders"].items()
+    ]
+    return check("lender cards", "ok", "; ".join(said)) if said else None
+
+
 def power(observed: Mapping) -> Json | None:
     """Power limits against the baseline's, also those of cards that are lent."""
     before = observed["baseline"]["configuration"] if observed["baseline"] else {}

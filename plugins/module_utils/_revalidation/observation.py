@@ -76,7 +76,11 @@ class Observation:
     @property
     def lenders(self) -> Json:
         """What can move the speed of hosts that lend devices, by name."""
-        return lent_devices.configuration(self.settings.lenders, lent_devices.looks(self.settings.looks).gpus)
+        return lent_devices.configuration(self.settings.lenders, self._looks.gpus)
+
+    @property
+    def _looks(self) -> lent_devices.Looks:
+        return lent_devices.looks(self.settings.looks)
 
     @property
     def added_up(self) -> Mapping | None:
@@ -202,6 +206,7 @@ class Observation:
             "contention": {"served": self._counted((served or {}).get("contention")), "probe": self.probe_contention},
             "answers": self.answers,
             "links": (self.result("links") or {}).get("links") or {},
+            "unseen_lenders": self._looks.unseen,
             "failure": self.failure,
         }
 

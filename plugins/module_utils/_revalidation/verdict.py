@@ -11,6 +11,7 @@ is what the role revalidate saw of a host:
   busy ({busy, why}), model ({path, exists, sha256, headers_sha256}), loads (of today),
   device_probe (of today, or None), answers (the newest check of them, or None),
   links (of rpc_link_info, to lenders; empty where not measured),
+  unseen_lenders (lent_devices.Unseen by name; not even looked at counts as recorded),
   failure (what ended measuring, or None), contention ({served, probe}: what else computed meanwhile)
 """
 
@@ -102,6 +103,7 @@ def _checks(observed: Mapping, tolerance_percent: float, reserve_mib: int) -> li
         acceptance_check.checked(observed, tolerance_percent),
         checks.links(observed),
         checks.network(observed),
+        checks.lender_cards(observed),
         checks.power(observed),
         checks.throttling(observed),
         *speeds,

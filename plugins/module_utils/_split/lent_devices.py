@@ -13,6 +13,7 @@ import typing as t
 from .._base import json_file
 from .._base.errors import UserError
 from .._base.json_state import Form
+from .._base.text import one_line
 from .._base.types import Json, Mapping
 
 SCHEMA: t.Final = 1
@@ -22,6 +23,9 @@ _OF_CARD: t.Final = (
     "pcie_width",
 )  # fmt: skip
 _OF_BUILD: t.Final = ("build", "commit", "version")
+_WAKE: t.Final = "wake it, or see that Ansible reaches it"
+_CORRECT: t.Final = "it answers, so correct that; its cards are read there with become"
+_MOST_CHARACTERS: t.Final = 300
 
 
 def _check(data: Json) -> None:
@@ -100,11 +104,18 @@ def used(record: Mapping | None, rpc_endpoints: t.Collection[str]) -> t.Mapping[
     }  # fmt: skip
 
 
+class Unseen(t.NamedTuple):
+    """Why the cards of a lender were not seen, as a clause, and the cure."""
+
+    why: str
+    cure: str
+
+
 class Looks(t.NamedTuple):
     """What a look at lenders found: the fact mixed_gpu_gpus by name, or why there is none."""
 
     gpus: dict[str, Mapping]
-    unseen: dict[str, str]
+    unseen: dict[str, Unseen]
 
 
 def looks(results: t.Iterable[Mapping]) -> Looks:
@@ -115,7 +126,9 @@ def looks(results: t.Iterable[Mapping]) -> Looks:
         if gpus is not None:
             found.gpus[_item(result)] = gpus
         elif not result.get("skipped"):
-            found.unseen[_item(result)] = str(result.get("msg") or "it does not answer").strip().rstrip(".")
+            said = one_line(result.get("msg") or "it does not answer", _MOST_CHARACTERS)
+            cure = _WAKE if result.get("unreachable") else _CORRECT
+            found.unseen[_item(result)] = Unseen(said.removeprefix("Task failed: ").rstrip("."), cure)
     return found
 
 

@@ -119,6 +119,7 @@ def observed_host():
         "model": {"path": ENTRY["model"]["path"], "exists": True, "sha256": "a" * 64,
                   "headers_sha256": None}, "loads": [],
         "device_probe": None, "answers": None, "acceptance": None, "failure": None, "links": {},
+        "unseen_lenders": {},
         "contention": {"served": None, "probe": []},
     })  # fmt: skip
 

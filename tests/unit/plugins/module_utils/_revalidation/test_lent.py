@@ -130,10 +130,15 @@ def test_limits_and_drivers_of_a_lender_are_compared():
     assert changed[f"power_limit_watts of {SLOW} of pc2"] == (350.0, 200.0)
 
 
-@pytest.mark.parametrize("looks", [[], [{"item": "pc2", "unreachable": True, "msg": "no route"}]])
-def test_a_lender_that_is_not_seen_is_as_it_was_recorded(looks):
+@pytest.mark.parametrize(("looks", "said"), [
+    ([], []),
+    ([{"item": "pc2", "unreachable": True, "msg": "no route"}],
+     ["those of pc2 are not seen (no route), and taken as recorded: wake it, or see that Ansible reaches it"]),
+])  # fmt: skip
+def test_a_lender_that_is_not_seen_is_as_it_was_recorded_and_that_is_said(looks, said):
     result = play(Box(), lenders=LENDERS, looks=looks).result["revalidation"]
     assert result["changes"] == [] and result["verdict"] == "ok"
+    assert [one["detail"] for one in result["checks"] if one["name"] == "lender cards"] == said
 
 
 def test_what_is_accepted_has_the_lenders_as_they_are():

@@ -73,8 +73,13 @@ def test_what_a_lender_is_now_counts_where_it_was_looked_at():
         {"item": {"item": "pc2"}, "ansible_facts": {"mixed_gpu_gpus": limited}},
         {"item": "pc3", "unreachable": True, "msg": "no route to host.\n"},
         {"item": "pc4", "ansible_facts": {"mixed_gpu_gpus": NO_GPUS}}, {"item": "pc5", "skipped": True},
+        {"item": "pc6", "failed": True, "msg": "Task failed: Missing sudo password"},
     ])  # fmt: skip
-    assert seen.unseen == {"pc3": "no route to host"} and set(seen.gpus) == {"pc2", "pc4"}
+    assert {name: one.why for name, one in seen.unseen.items()} == {
+        "pc3": "no route to host", "pc6": "Missing sudo password"
+    }  # fmt: skip
+    assert seen.unseen["pc3"].cure.startswith("wake it") and "wake" not in seen.unseen["pc6"].cure
+    assert set(seen.gpus) == {"pc2", "pc4"}
     found = lent_devices.configuration(lenders, seen.gpus)
     assert found["pc2"]["driver_version"] == "590" and found["pc3"] == found["pc4"]
     assert [card["power_limit_watts"] for card in found["pc2"]["cards"]] == [200.0]
