@@ -87,7 +87,7 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import job, json_file
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError, explained
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import release_job, release_plan
 
 Result = dict[str, t.Any]
@@ -230,14 +230,11 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        module.exit_json(**getattr(Host(module), module.params["state"])())
+        with explained("exllamav2", "ExLlama cannot be installed here"):
+            result = getattr(Host(module), module.params["state"])()
     except UserError as exc:
         module.fail_json(msg=str(exc))
-    except KeyError as exc:
-        module.fail_json(msg=f"The settings lack {exc}: pass all variables of the role exllamav2.")
-    except OSError as exc:
-        reason = f"{exc.filename}: {exc.strerror}" if exc.filename else (exc.strerror or str(exc))
-        module.fail_json(msg=f"ExLlama cannot be installed here ({reason}); correct that, and run the play as root.")
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ import typing as t
 from ansible.module_utils import urls
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, job, package_index
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError, explained
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import card_ages, cards, host_hardware
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
     build_fetch,
@@ -386,14 +386,11 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        module.exit_json(**getattr(Host(module), module.params["state"])())
+        with explained("llama_cpp", "llama.cpp cannot be built here"):
+            result = getattr(Host(module), module.params["state"])()
     except UserError as exc:
         module.fail_json(msg=str(exc))
-    except KeyError as exc:
-        module.fail_json(msg=f"The settings lack {exc}: pass all variables of the role llama_cpp.")
-    except OSError as exc:
-        reason = f"{exc.filename}: {exc.strerror}" if exc.filename else (exc.strerror or str(exc))
-        module.fail_json(msg=f"llama.cpp cannot be built here ({reason}); correct that, and run the play as root.")
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":
