@@ -17,9 +17,6 @@ _JOB_SECONDS: t.Final = 86400
 class ActionModule(ActionBase):
     """Runs the module apt_transaction as a job and follows apt's log, where there is something to do."""
 
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result = super().run(tmp, task_vars)
         args = dict(self._task.args)

@@ -73,10 +73,6 @@ class ParentGone(BaseException):
 class ActionModule(ActionBase):
     """Runs a campaign: plan, measure, show, until decided."""
 
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-    _supports_async = False
-
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         self._parent = os.getppid()
         self._vars = task_vars or {}

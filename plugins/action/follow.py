@@ -13,9 +13,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.plugin_utils import job, line
 class ActionModule(ActionBase):
     """Waits for an asynchronous job and shows the newest line of its log while it runs."""
 
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         variables = task_vars or {}
         result = super().run(tmp, variables)

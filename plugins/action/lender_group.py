@@ -17,9 +17,6 @@ _DEFAULTS: t.Final = pathlib.Path(__file__).parents[2] / "roles/llama_cpp/defaul
 class ActionModule(ActionBase):
     """Looks at the hosts of a group of lenders, and judges them; see the module of this name."""
 
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         self._vars = task_vars or {}
         result = super().run(tmp, self._vars)

@@ -16,9 +16,6 @@ _FACTS: t.Final = ("llama_rpc_address", "llama_rpc_servers", "llama_cpp_installe
 class ActionModule(ActionBase):
     """Collects what lenders lend, and has it recorded on their box; see the module of this name."""
 
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         variables = task_vars or {}
         result = super().run(tmp, variables)

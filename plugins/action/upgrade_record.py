@@ -15,9 +15,6 @@ _PLANNED: t.Final = {"driver": "nvidia_driver_planned", "llama_cpp": "llama_cpp_
 class ActionModule(ActionBase):
     """Collects what is known of the hosts that are upgraded together; see the module of this name."""
 
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         variables = task_vars or {}
         result = super().run(tmp, variables)

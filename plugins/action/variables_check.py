@@ -36,9 +36,6 @@ def words() -> set[str]:
 class ActionModule(ActionBase):
     """Judges the variables of the roles, on the controller."""
 
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         variables = task_vars or {}
         result = super().run(tmp, variables)
