@@ -42,8 +42,8 @@ class ActionModule(ActionBase):
         found["serial"] = [len(batch) for batch in batches]
         found["variables"] = {}
         if own in lenders:
-            found["pins"] = lender_group.pins_of(own, lenders, boxes, defaults)
-            found["variables"] = lender_group.variables_of(found)
+            pins = lender_group.pins_of(own, lenders, boxes, defaults)
+            found["variables"] = lender_group.variables_of(pins, found["clients"])
         return {**result, **found}
 
     def _judge(self, own: str, problems: dict[str, str]) -> None:

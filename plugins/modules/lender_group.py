@@ -104,12 +104,10 @@ clients:
   returned: with O(registered), on a lender
   type: list
   elements: str
-pins:
-  description: Of a lender, all variables that say which llama.cpp its box builds.
-  returned: with O(registered), on a lender
-  type: dict
 variables:
-  description: What the roles llama_cpp and llama_rpc are told on a lender; empty on a box.
+  description:
+    - What the roles llama_cpp and llama_rpc are told on a lender, all variables that say which llama.cpp its box builds
+      among them; empty on a box.
   returned: with O(registered)
   type: dict
 """

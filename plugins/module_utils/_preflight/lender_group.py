@@ -208,8 +208,6 @@ def member(name: str, lenders: Hosts, boxes: Hosts, looks: Hosts) -> Json:
     return {"hosts": hosts, "box": box, "clients": [looks[box]["routes"][address]]}
 
 
-def variables_of(member_of: Mapping) -> Json:
+def variables_of(pins: Mapping, clients: t.Sequence[str]) -> Json:
     """Return what the roles llama_cpp and llama_rpc are told on a lender: the box has the chat page, and is served."""
-    return {
-        **member_of["pins"], "llama_cpp_web_ui": False, "llama_rpc_allowed_networks": list(member_of["clients"])
-    }  # fmt: skip
+    return {**pins, "llama_cpp_web_ui": False, "llama_rpc_allowed_networks": list(clients)}

@@ -5,9 +5,13 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import subprocess
 
 import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -65,20 +69,28 @@ def test_hosts_that_fit_together_are_told_what_they_are_in_the_group(playbook, t
     own["box"].update(llama_cpp_source="git", llama_cpp_git_version="b1")
     inventory = tmp_path / "hosts.yml"
     inventory.write_text(json.dumps({"all": {"hosts": own}}))
+    *_checks, told = yaml.safe_load((ROOT / "playbooks/tasks/lenders_check.yml").read_text())
     book, kept = tmp_path / "check.yml", str(tmp_path / "{{ inventory_hostname }}.json")
-    book.write_text(json.dumps([{
+    book.write_text(yaml.safe_dump([{
         "hosts": "all", "gather_facts": False,
         "tasks": [
             {"homelab.mixed_gpu.lender_group": {"lenders": ["pc2"], "boxes": ["box"], "registered": "look"},
-             "register": "member"},
-            {"ansible.builtin.copy": {"content": "{{ member | to_json }}", "dest": kept}},
+             "register": "__lenders_member"},
+            told,
+            {"ansible.builtin.copy": {"content": "{{ __lenders_member | combine({'told': told}) | to_json }}",
+                                      "dest": kept},
+             "vars": {"told": {name: f"{{{{ {name} | default(none) }}}}" for name in
+                               ("llama_cpp_git_version", "llama_cpp_web_ui", "llama_rpc_allowed_networks")}}},
         ],
     }]))  # fmt: skip
     status, output = playbook(str(book), inventory=str(inventory))
     assert status == 0, output
     box, pc2 = (json.loads((tmp_path / f"{name}.json").read_text()) for name in seen)
-    assert (box["lenders"], box["absent"]) == (["pc2"], []) and "pins" not in box
-    assert (pc2["box"], pc2["clients"], pc2["pins"]["llama_cpp_git_version"]) == ("box", ["10.0.0.1"], "b1")
+    assert (box["lenders"], box["absent"]) == (["pc2"], []) and box["variables"] == {}
+    assert (pc2["box"], pc2["clients"]) == ("box", ["10.0.0.1"])
+    assert pc2["told"] == {
+        "llama_cpp_git_version": "b1", "llama_cpp_web_ui": False, "llama_rpc_allowed_networks": ["10.0.0.1"]
+    }  # fmt: skip
     status, output = playbook(str(book), "--limit=pc2", inventory=str(inventory))
     assert status != 0 and "box, the box of pc2, is not part of this run" in output
 

@@ -39,8 +39,9 @@ def test_a_group_that_works_has_no_problem_and_the_box_is_the_only_client():
     assert lender_group.member("box", LENDERS, BOXES, LOOKS) == {"hosts": hosts, "lenders": ["pc2"], "absent": []}
     of_lender = lender_group.member("pc2", LENDERS, BOXES, LOOKS)
     assert of_lender == {"hosts": hosts, "box": "box", "clients": ["192.168.1.5"]}
-    told = lender_group.variables_of({**of_lender, "pins": {"llama_cpp_source": "git"}})
+    told = lender_group.variables_of({"llama_cpp_source": "git"}, of_lender["clients"])
     assert (told["llama_cpp_source"], told["llama_rpc_allowed_networks"]) == ("git", ["192.168.1.5"])
+    assert told["llama_cpp_web_ui"] is False, "nobody opens the chat page of a lender"
 
 
 def test_each_of_several_boxes_has_its_lenders():
@@ -153,14 +154,8 @@ def test_a_lender_takes_what_its_box_builds():
     assert lender_group.pins_of("pc2", LENDERS, boxes, defaults) == {**defaults, **boxes["box"]}
 
 
-def test_the_playbook_hands_each_pin_of_the_box_to_the_role_of_the_lender():
+def test_each_pin_is_a_variable_of_the_role():
     root = pathlib.Path(lender_group.__file__).parents[3]
-    tasks = yaml.safe_load((root / "playbooks/tasks/site_lender_build.yml").read_text())
-    [built] = [task["vars"] for task in tasks]
-    assert {pin: built.get(pin) for pin in lender_group.PINS} == {
-        pin: f"{{{{ __lenders_member.pins.{pin} }}}}" for pin in lender_group.PINS
-    }
-    assert built["llama_cpp_web_ui"] is False, "nobody opens the chat page of a lender"
     assert set(lender_group.PINS) <= set(yaml.safe_load((root / "roles/llama_cpp/defaults/main.yml").read_text()))
 
 
