@@ -59,6 +59,12 @@ def lenders_of(box: str, lenders: Hosts, boxes: t.Collection[str]) -> list[str]:
     return found
 
 
+def lent_cards(box: str, lenders: Hosts, boxes: t.Collection[str]) -> list[str]:
+    """Return the cards of the lenders of a box, and how each is reached, where their variables say so."""
+    found = [str(lenders[name].get("mixed_gpu_lends") or "") for name in lenders_of(box, lenders, boxes)]
+    return [cards for cards in found if cards]
+
+
 def routes(name: str, lenders: Hosts, boxes: t.Collection[str]) -> list[str]:
     """Return the addresses to which a host needs a route: those of its lenders for a box."""
     found = [str(lenders[one].get("llama_rpc_address") or "") for one in lenders_of(name, lenders, boxes)]

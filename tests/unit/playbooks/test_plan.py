@@ -80,6 +80,24 @@ def test_for_the_cards_of_a_host(plan: t.Callable[..., tuple[int, str]], tmp_pat
     assert "43/38 is predicted to be the fastest of 6 splits that fit" in output
 
 
+def test_for_the_cards_of_a_host_and_of_its_lender(
+    plan: t.Callable[..., tuple[int, str]], tmp_path: pathlib.Path
+) -> None:
+    box = {"ansible_connection": "local", "split_tuning_state_dir": str(tmp_path / "state")}
+    lenders = {"pc2": {"mixed_gpu_lends": "rtx3090@1gbe"}, "pc3": {"mixed_gpu_box": "other"}}
+    groups = {"mixed_gpu": {"hosts": {"box": box}}, "mixed_gpu_lenders": {"hosts": lenders}}
+    (tmp_path / "hosts.json").write_text(json.dumps(groups))
+    (tmp_path / "nvml").mkdir()
+    library = build_library(tmp_path / "nvml")
+    rc, output = plan(
+        "-e", "model_shape=llama_3_3_70b_q4_k_m",
+        inventory=str(tmp_path / "hosts.json"), variables=environment(library, "rtx4090_rtx3090"),
+    )  # fmt: skip
+    assert rc == 0, output
+    lent = [line for line in output.splitlines() if "RPC0 NVIDIA GeForce RTX 3090" in line]
+    assert len(lent) == 1 and "of another host, over the 1 GbE link" in lent[0] and "RPC1" not in output
+
+
 @pytest.fixture
 def hub(tmp_path: pathlib.Path) -> t.Iterator[server.Hub]:
     repo = tmp_path / "hub" / "owner" / "Model-GGUF"

@@ -147,6 +147,17 @@ def test_a_malformed_answer_is_one_sentence_and_stops_no_other_box(answer, missi
     assert list(of_box) == ["pc2", "box"] and of_box["pc2"].startswith("The answer of box about its network")
 
 
+def test_a_plan_has_the_cards_of_the_lenders_of_its_box_alone():
+    lenders = {
+        "a": {"mixed_gpu_box": "two", "mixed_gpu_lends": "rtx3090@1gbe"}, "b": {"mixed_gpu_lends": "rtx3060@1gbe"},
+        "c": {"mixed_gpu_box": "two"},
+    }  # fmt: skip
+    assert lender_group.lent_cards("two", lenders, ["one", "two"]) == ["rtx3090@1gbe"]
+    assert lender_group.lent_cards("one", lenders, ["one", "two"]) == []
+    assert lender_group.lent_cards("one", lenders, ["one"]) == ["rtx3060@1gbe"]
+    assert lender_group.lent_cards("localhost", lenders, []) == []
+
+
 def test_a_lender_takes_what_its_box_builds():
     boxes = {"box": {"llama_cpp_source": "git", "llama_cpp_git_version": "b1"}}
     assert lender_group.problems_of_inventory(LENDERS, boxes, DEFAULTS) == {}
