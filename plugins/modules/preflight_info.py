@@ -26,8 +26,12 @@ options:
     description: System whose packages are tried on this one, such as V(Ubuntu 24.04). Empty means the host's own.
     type: str
     default: ""
+  serves:
+    description: Whether the host serves. One that does not needs neither O(port) nor O(models).
+    type: bool
+    default: true
   port:
-    description: TCP port that the server is to listen on; V(0) where none serves.
+    description: TCP port that the server is to listen on.
     type: int
     required: true
   server_unit:
@@ -222,6 +226,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "system": {"type": "str", "default": ""},
+            "serves": {"type": "bool", "default": True},
             "port": {"type": "int", "required": True},
             "server_unit": {"type": "str", "default": "llama-server.service"},
             "memory_mib": {"type": "int", "required": True},
@@ -242,6 +247,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
+    if not params["serves"]:
+        params.update(port=0, models=[])
     gpus = ask_driver(params)
     try:
         models = model_checks.read_models(params["models"], params["models_dir"], params["model_sizes_mib"])

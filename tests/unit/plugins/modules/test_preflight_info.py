@@ -57,3 +57,11 @@ def test_sizes_that_are_no_numbers_are_one_sentence(run):
     result = run(models=[{"id": "m", "path": "/srv/m.gguf"}], model_sizes_mib={"m": "40 GB"})
     assert result["failed"]
     assert result["msg"] == "model_sizes_mib: the size of the model m is '40 GB': it must be a whole number of MiB."
+
+
+def test_a_host_that_lends_needs_neither_port_nor_models(run):
+    asked = {"port": 1, "models": [{"id": "m", "path": "/srv/none.gguf"}]}
+    serving, lending = (
+        {row["name"] for row in run(serves=serves, **asked)["checks"]} for serves in (True, False)
+    )
+    assert lending < serving and serving - lending == {"port 1", "models", "memory for models"}
