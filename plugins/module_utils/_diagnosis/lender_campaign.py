@@ -64,11 +64,11 @@ class Diagnosis:
     def plan(self, done: t.Sequence[steps.Done]) -> steps.Plan:
         """Return what comes next."""
         wanted, why = self._wish()
-        measured = steps.result_of(done, "links")
-        if not wanted:
+        links, measured = link_changes.step(self._entry), steps.result_of(done, "links")
+        if links is None or not wanted:
             return self._judged(None, self.settings.server, why)
         if measured is None:
-            return steps.Plan((self._links(),), why, self._lease)
+            return steps.Plan((links,), why, self._lease)
         again = steps.result_of(done, "server again")
         if again is None:
             return steps.Plan((self._server(),), release=True)
@@ -111,11 +111,6 @@ class Diagnosis:
         """Return whether a phase is slower than recorded, also where that may be noise: a link is measured for sure."""
         more = phase["change_percent"]
         return more is not None and more > self.settings.tolerance_percent
-
-    def _links(self) -> steps.Step:
-        endpoints = list(link_changes.recorded(self._entry))
-        arguments = {"endpoints": endpoints, "required": False}
-        return steps.Step("links", "rpc_link_info", arguments, "measure the links to the lenders", 5 * len(endpoints))
 
     @property
     def _lease(self) -> steps.Lease:

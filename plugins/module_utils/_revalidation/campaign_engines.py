@@ -87,11 +87,8 @@ class LlamaCpp:
             "expected_devices": entry["devices"],
         }
         listing = Step("devices", "llama_devices_info", arguments, "list the devices", 10, tolerated=True)
-        links = list(link_changes.recorded(entry))
-        if not links:
-            return [listing]
-        label, asked = "measure the links to the lenders", {"endpoints": links, "required": False}
-        return [Step("links", "rpc_link_info", asked, label, 5 * len(links), tolerated=True), listing]
+        links = link_changes.step(entry, tolerated=True)
+        return [listing] if links is None else [links, listing]
 
     def bench(self) -> Json:
         return self._program

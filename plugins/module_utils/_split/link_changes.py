@@ -11,6 +11,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base import addresses
+from .._base.steps import Step
 from .._base.text import number
 from .._base.types import Mapping
 from . import deployment, network_links
@@ -72,6 +73,14 @@ def recorded(entry: Mapping) -> t.Mapping[str, Mapping]:
     """Return the links that a tuning measured and priced, by the endpoint of each lender's RPC server."""
     network = entry["decision"].get("network") or {}
     return t.cast("t.Mapping[str, Mapping]", network["links"] if "work" in network else {})
+
+
+def step(entry: Mapping, tolerated: bool = False) -> Step | None:
+    """Return the step C(links), which measures those links again; None where none is recorded."""
+    endpoints = list(recorded(entry))
+    asked, label = {"endpoints": endpoints, "required": False}, "measure the links to the lenders"
+    own = Step("links", "rpc_link_info", asked, label, 5 * len(endpoints), tolerated=tolerated)
+    return own if endpoints else None
 
 
 def compared(entry: Mapping, links: t.Mapping[str, Mapping]) -> list[Change]:
