@@ -15,10 +15,10 @@ import typing as t
 
 from .._base import steps, variables
 from .._base.types import Json, Mapping
-from .._split import lent_devices, link_changes
+from .._split import engines, lent_devices, link_changes
 from . import diagnosis, lender_findings, lines
 
-_CONFLICTS: t.Final = ["llama-server.service", "exllama-server.service"]
+_CONFLICTS: t.Final = list(dict.fromkeys(engine.unit for engine in engines.TABLE.values()))
 #: The measurement takes seconds; the lease ends at the latest then.
 _LEASE_SECONDS: t.Final = 1800
 
