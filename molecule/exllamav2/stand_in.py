@@ -86,14 +86,20 @@ def requirements(wheels: dict[str, bytes], engine: str) -> str:
 
 
 def hub(directory: pathlib.Path) -> None:
-    """Make the hub's repositories owner/Tiny-exl2 and -exl3, one commit each with a model of 4 bits a weight."""
+    """Make the hub's repositories, one commit each: models of 4 bits a weight, and small ones that may draft."""
     spec = importlib.util.spec_from_file_location("exl_models", PROJECT / "tests/exl_models.py")
     exl_models = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(exl_models)
     exl_models.write_model(
-        directory / "owner/Tiny-exl2" / ("3" * 40), "exl2", blocks=12, hidden=512, forward=1408, heads=4
+        directory / "owner/Tiny-exl2" / ("3" * 40), "exl2", blocks=12, hidden=512, forward=1408, heads=4, words=1000
     )
     (directory / "owner/Tiny-exl2/main").write_text("3" * 40, encoding="utf-8")
+    for name, commit, words in (("Draft", "5" * 40, 1000), ("Stranger", "6" * 40, 2000)):
+        exl_models.write_model(
+            directory / f"owner/{name}-exl2" / commit, "exl2", blocks=2, hidden=128, forward=256, heads=1, kv_heads=1,
+            words=words,
+        )  # fmt: skip
+        (directory / f"owner/{name}-exl2/main").write_text(commit, encoding="utf-8")
     # its attention divides into four parts
     exl_models.write_model(
         directory / "owner/Tiny-exl3" / ("4" * 40), "exl3", blocks=12, hidden=512, forward=1408, heads=8, kv_heads=8

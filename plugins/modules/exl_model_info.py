@@ -9,24 +9,15 @@ module: exl_model_info
 short_description: Tell what an EXL2 or EXL3 model weighs, block by block
 version_added: 0.1.0
 description:
-  - Reads C(config.json) and the headers of the safetensors files in a folder and returns the same description of a
-    model as M(homelab.mixed_gpu.gguf_info), with the bytes of each block's attention beside it, because ExLlamaV2
+  - Reads C(config.json) and the headers of the safetensors files in a folder, and returns the same description of a
+    model as M(homelab.mixed_gpu.gguf_info). It has the bytes of each block's attention beside that, because ExLlamaV2
     places a block in two halves.
   - Blocks need not be alike. What each attends to and keeps is read from C(config.json), with the defaults of its class
     where it names none, and compared with the tensors.
   - Models in float16 are read too. What is not understood is said in C(model.notes), never miscounted in silence.
   - Nothing is cached, since headers are read in milliseconds.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-    details:
-      - This action does not modify state.
-  diff_mode:
-    support: N/A
-    details:
-      - This action does not modify state.
+  - homelab.mixed_gpu._attributes.reads
 options:
   path:
     description: The folder of the model.
@@ -34,8 +25,6 @@ options:
     required: true
 seealso:
   - module: homelab.mixed_gpu.gguf_info
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

@@ -14,16 +14,7 @@ description:
   - Free memory is what is left with a CUDA context on the card, so ask while nothing else uses the cards, under the
     lease of M(homelab.mixed_gpu.measurement_lease).
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-    details:
-      - This action does not modify state.
-  diff_mode:
-    support: N/A
-    details:
-      - This action does not modify state.
+  - homelab.mixed_gpu._attributes.reads
 options:
   python:
     description: Python of the environment that ExLlama is installed in.
@@ -56,8 +47,6 @@ requirements:
   - coreutils (C(timeout))
 seealso:
   - module: homelab.mixed_gpu.llama_devices_info
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

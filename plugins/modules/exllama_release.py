@@ -16,12 +16,7 @@ description:
   - The role P(homelab.mixed_gpu.exllamav2#role) installs the packages that this needs, and runs O(state=present) as a
     job.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+  - homelab.mixed_gpu._attributes.changes
 options:
   state:
     description:
@@ -46,8 +41,6 @@ options:
   cards:
     description: The fact C(mixed_gpu_gpus) of M(homelab.mixed_gpu.gpu_facts), for V(planned) and V(present).
     type: dict
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

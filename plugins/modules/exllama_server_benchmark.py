@@ -14,21 +14,14 @@ description:
   - Asks it a question to which a model has one answer, too, which a revalidation compares.
   - Other requests that the server handles meanwhile make the numbers worse.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.no_diff
+  - homelab.mixed_gpu._server
 attributes:
   check_mode:
-    support: full
     details: Asks nothing in check mode.
-  diff_mode:
-    support: none
 options:
   url:
-    description: Where the server listens.
-    type: str
     default: http://127.0.0.1:5000
-  api_key_file:
-    description: File on the host that holds the API key. An absent or empty file means that the server needs none.
-    type: path
   tests:
     description: What to measure.
     type: list
@@ -51,14 +44,8 @@ options:
         description: How often to measure.
         type: int
         default: 3
-  timeout_seconds:
-    description: Time limit of one request.
-    type: int
-    default: 600
 seealso:
   - module: homelab.mixed_gpu.llama_server_benchmark
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -100,6 +87,8 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import contention_watch
 
 COMPLETIONS = "/v1/completions"
+#: A server that takes longer for one answer hangs.
+ANSWER_SECONDS = 600
 WARM_UP = {"name": "warm-up", "prompt_tokens": 16, "generated_tokens": 4}
 
 
@@ -122,7 +111,7 @@ def measure(module: AnsibleModule) -> Json:
     key = read_api_key(params["api_key_file"])
     if key:
         module.no_log_values.add(key)
-    client = Client(params["url"], key, params["timeout_seconds"], "exllama-server")
+    client = Client(params["url"], key, ANSWER_SECONDS, "exllama-server")
     timed(client, WARM_UP)
     watch = contention_watch.Watch((*contention_watch.UNITS, *contention_watch.SERVERS))
     with watch:
@@ -150,7 +139,6 @@ def main() -> None:
             "url": {"type": "str", "default": "http://127.0.0.1:5000"},
             "api_key_file": {"type": "path", "no_log": False},
             "tests": {"type": "list", "elements": "dict", "required": True, "options": test},
-            "timeout_seconds": {"type": "int", "default": 600},
         },
         supports_check_mode=True,
     )

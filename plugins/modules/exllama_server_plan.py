@@ -14,15 +14,12 @@ description:
   - Memory that is given counts, else what the host's facts record for this engine and model, with this context and
     cache. Without either the engine fills one card after the other.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.reads
 attributes:
   check_mode:
-    support: full
     details:
       - This action does not modify state. A host without a driver or model is no failure, since an earlier role may
         install them; RV(available) is V(false) then.
-  diff_mode:
-    support: N/A
 options:
   settings:
     description:
@@ -30,7 +27,7 @@ options:
       - C(requirements) is the text of the requirements file.
     type: dict
     required: true
-  fact_path:
+  fact_file:
     description: The host's recorded splits.
     type: path
     default: /etc/ansible/facts.d/mixed_gpu.fact
@@ -38,8 +35,6 @@ options:
     description: The fact C(mixed_gpu_gpus) of M(homelab.mixed_gpu.gpu_facts).
     type: dict
     required: true
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -74,7 +69,7 @@ nccl:
   returned: when available
   type: bool
 environment:
-  description: Variables of the unit that depend on cards and engine.
+  description: Variables of the unit.
   returned: when available
   type: dict
 local:
@@ -88,8 +83,8 @@ networks:
   elements: str
 limits:
   description:
-    - C(start_burst) and C(start_interval_seconds), how often the unit is tried before it is failed for good, and
-      C(stop_seconds), how long its stop may take.
+    - C(start_burst) and C(start_interval_seconds), how often the unit is tried before it is failed for good,
+      C(stop_seconds), how long its stop may take, and C(looks), how often a play waits C(look_seconds) for the model.
   returned: when available
   type: dict
 """
@@ -98,23 +93,27 @@ import json
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import addresses, json_file, unit_end
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import addresses, unit_end
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError, explained
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import server_plan
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, host_record
 
 
 def check_model(module: AnsibleModule, settings: t.Mapping[str, t.Any]) -> None:
-    """Raise UserError where the user of the service cannot read the model."""
+    """Raise UserError where the user of the service cannot read the model, or the draft."""
     groups = ",".join(settings["supplementary_groups"])
     # systemd makes the user up at each start, so nobody stands in for that user
     argv = ["setpriv", "--reuid=65534", "--regid=65534", f"--groups={groups}" if groups else "--clear-groups"]
-    rc, _out, err = module.run_command([*argv, "head", "--bytes=4096", f"{settings['model_path']}/config.json"])
-    if rc != 0:
-        raise UserError(
-            f"The service's user cannot read the model ({err.strip()}): exllamav2_model_path must be a folder with a "
-            "config.json, readable for all or for a group in exllamav2_supplementary_groups."
-        )
+    named = {"exllamav2_model_path": settings["model_path"]}
+    if settings["draft"]:
+        named["exllamav2_draft.path"] = settings["draft"]["path"]
+    for name, folder in named.items():
+        rc, _out, err = module.run_command([*argv, "head", "--bytes=4096", f"{folder}/config.json"])
+        if rc != 0:
+            raise UserError(
+                f"The service's user cannot read the model ({err.strip()}): {name} must be a folder with a "
+                "config.json, readable for all or for a group in exllamav2_supplementary_groups."
+            )
 
 
 def plan(module: AnsibleModule) -> dict[str, t.Any]:
@@ -140,8 +139,7 @@ def plan(module: AnsibleModule) -> dict[str, t.Any]:
         if not module.check_mode:
             raise
         return result | {"why": str(exc)}
-    text = json_file.read_text(module.params["fact_path"])
-    record = fact_record.empty() if text is None else fact_record.FORM.parse(text, module.params["fact_path"])
+    record = host_record.read(module.params["fact_file"])
     split = server_plan.split(record["models"], settings, [card["id"] for card in found["gpus"]])
     return result | {
         "available": True,
@@ -157,17 +155,17 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "settings": {"type": "dict", "required": True},
-            "fact_path": {"type": "path", "default": fact_record.PATH},
+            "fact_file": {"type": "path", "default": fact_record.PATH},
             "cards": {"type": "dict", "required": True},
         },
         supports_check_mode=True,
     )
     try:
-        module.exit_json(**plan(module))
+        with explained("exllamav2", "The server cannot be planned here"):
+            result = plan(module)
     except UserError as exc:
         module.fail_json(msg=str(exc))
-    except KeyError as exc:
-        module.fail_json(msg=f"The settings lack {exc}: pass all variables of the role exllamav2.")
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

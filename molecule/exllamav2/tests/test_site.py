@@ -180,6 +180,26 @@ def test_another_build_is_named_and_accepted(host, site, revalidate):
         host.run(f"cp -a {KEPT} {build} && rm {KEPT}")
 
 
+def test_retune_measures_and_serves_another_split_where_the_cards_have_changed(host, site, revalidate):
+    """Each card takes what the other one took: the old split is now the slowest that fits."""
+    # records the file of the model that an earlier test put back
+    assert site().returncode == 0
+    _name, before, _baseline = recorded(host)
+    otherwise(host, FAKE_BLOCK_MS="1.5,0.5", ANSWER="four")
+    done, result, checks = revalidate("--extra-vars=retune=true")
+    assert done.returncode == 0, done.stdout[-6000:]
+    name, after, baseline = recorded(host)
+    first, second = (place["layers"] for place in after["placement"])
+    assert first < second and before["placement"] != after["placement"]
+    assert baseline["reason"] == "tuned" and baseline["configuration"]["gpu_split_gb"] == after["gpu_split_gb"]
+    # what the old split was found to be, and what was done about it
+    assert (result["deployment"], result["verdict"], result["accepted"]) == (name, "regressed", True)
+    assert "tuned again after" in result["summary"] and checks["placement"]["verdict"] == "ok"
+    settings = json.loads(host.file("/etc/mixed_gpu/exllama-server.yml").content_string)["model"]
+    assert settings["gpu_split"] == after["gpu_split_gb"]
+    lab.eventually(lambda: host.run("systemctl is-active exllama-server").stdout.strip() == "active")
+
+
 def test_the_cards_of_the_inventory_are_tuned_and_served_in_their_order(host, site):
     environment = SITE["split_tuning_environment"] | {"FAKE_UUIDS": f"{SLOW},{FAST}", "FAKE_BLOCK_MS": "1.5,0.5"}
     swapped = {"exllamav2_gpus": [SLOW, FAST], "split_tuning_environment": environment}
@@ -203,6 +223,53 @@ def test_a_split_in_the_inventory_is_refused_rather_than_ignored(site):
     refused = site('--extra-vars={"exllamav2_gpu_split_gb": [18, 20]}')
     assert refused.returncode == 2
     assert "site measures splits and serves the best" in " ".join(refused.stdout.split())
+
+
+# --- drafts, which TabbyAPI loads before the model --------------------------------------------------------------------
+
+DRAFTING = {
+    "llm_models": [
+        *SITE["llm_models"],
+        {"id": "draft", "repo": "owner/Draft-exl2", "revision": "main", "draft_for": "tiny"},
+        {"id": "stranger", "repo": "owner/Stranger-exl2", "revision": "main", "draft_for": "tiny"},
+    ],
+    # the sandbox asks for n-gram drafts, and has texts of token ids: both are for llama.cpp
+    "split_tuning_speculation": "auto",
+    "split_tuning_texts": [],
+    # room for a draft beside the model
+    "split_tuning_device_budget_mib": {FAST: 400, SLOW: 400},
+    # what a token takes without and with a draft, as the stand-in of the server says
+    "split_tuning_environment": SITE["split_tuning_environment"] | {"FAKE_ANSWER_MS": "20,12"},
+}  # fmt: skip
+
+
+def test_a_draft_is_measured_and_served_and_one_of_another_vocabulary_is_not_loaded(host, site, revalidate):
+    done = site(f"--extra-vars={json.dumps(DRAFTING)}")
+    assert done.returncode == 0, done.stdout[-6000:]
+    _name, tuned, _baseline = recorded(host)
+    found = tuned["decision"]["speculation"]
+    assert found["served"] is not None, found
+    served = tuned["speculation"]
+    assert (served["kind"], served["draft"]) == ("draft-model", "draft") and served["device"] in (FAST, SLOW)
+    assert found["verdict"] == "faster" and {row["draft"] for row in found["table"]} == {"", "draft"}
+    assert any("stranger cannot draft for this model: its vocabulary has 2000" in why for why in found["refused"])
+    drafting = json.loads(host.file("/etc/mixed_gpu/exllama-server.yml").content_string)["draft_model"]
+    cards = [device["id"] for device in tuned["devices"]]
+    assert drafting == {
+        "draft_model_dir": str(pathlib.PurePath(served["path"]).parent),
+        "draft_model_name": pathlib.PurePath(served["path"]).name,
+        "draft_cache_mode": "FP16",
+        "draft_gpu_split": [served["memory_gb"] if card == served["device"] else 0.0 for card in cards],
+    }
+    start = host.run("systemctl show -p InvocationID --value exllama-server").stdout.strip()
+    assert "Loading draft model" in host.run(f"journalctl --no-pager _SYSTEMD_INVOCATION_ID={start}").stdout
+    said = (lab.PROJECT / "molecule/exllamav2/reports/sandbox.txt").read_text(encoding="utf-8")
+    assert "draft-model draft on CUDA" in said and "no speculation" in said
+    again = site(f"--extra-vars={json.dumps(DRAFTING)}")
+    assert again.returncode == 0 and re.search(r"changed=0 ", again.stdout), again.stdout[-6000:]
+    done, result, checks = revalidate(f"--extra-vars={json.dumps(DRAFTING)}")
+    assert done.returncode == 0 and result["verdict"] == "ok", done.stdout[-6000:]
+    assert checks["placement"]["verdict"] == "ok"
 
 
 # --- ExLlamaV3, whose cards can share each layer ---------------------------------------------------------------------

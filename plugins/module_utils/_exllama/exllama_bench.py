@@ -88,7 +88,7 @@ def _cache(engine: str, serving: Serving) -> t.Any:
 def read_answer(stdout: str) -> Json | None:
     """Return the worker's answer, or None where there is none to be read."""
     try:
-        answer = json_file.from_text(stdout)
+        answer = json_file.from_text(stdout, any_number=True)
     except ValueError:
         return None
     return answer if isinstance(answer, dict) else None

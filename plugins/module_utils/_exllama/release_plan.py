@@ -78,16 +78,28 @@ def check_python(interpreter: str, version: str) -> None:
     raise UserError(f"{interpreter} {what}: ExLlama needs Python {oldest} or later; set exllamav2_python to one.")
 
 
+def check_cards(gpus: t.Sequence[str], known: t.Sequence[str]) -> None:
+    """Raise UserError where exllamav2_gpus (`gpus`) names a card that the host does not have; `known` are the UUIDs."""
+    strange = [card_id for card_id in gpus if card_id not in known]
+    if strange:
+        raise UserError(
+            f"The card {strange[0]} of exllamav2_gpus is not in this host, which has {', '.join(known) or 'none'}; "
+            "correct exllamav2_gpus."
+        )
+
+
 def architectures(settings: Settings, cards: t.Mapping[str, t.Any]) -> list[t.Any]:
     """Return the compute capabilities to compile for: those given, else those of the cards that will be used.
 
-    `cards` is `mixed_gpu_gpus`. Raises UserError where neither tells.
+    `cards` is `mixed_gpu_gpus`. Raises UserError where neither tells, and for a card that is not there.
     """
+    if cards["available"]:
+        check_cards(settings["gpus"], [card["id"] for card in cards["gpus"]])
     if settings["cuda_architectures"] or not settings["build_extension"]:
         return list(settings["cuda_architectures"])
     found = [card for card in cards["gpus"] if not settings["gpus"] or card["id"] in settings["gpus"]]
     if not found:
-        why = "no card is in exllamav2_gpus" if cards["available"] else cards["reason"]
+        why = "there is none" if cards["available"] else cards["reason"]
         raise UserError(
             f"The CUDA architecture of this host's cards is unknown ({why}); correct that, or set "
             "exllamav2_cuda_architectures, for a 3090 and a 4090 to [86, 89]."

@@ -24,11 +24,25 @@ def config_path(unit_text: str) -> str:
     return found[1] if found else ""
 
 
+def _of_draft(deployment: Mapping) -> dict[str, t.Any]:
+    """Return what the settings say of a draft that was recorded, or that there is none."""
+    draft = deployment.get("speculation")
+    if not draft:
+        return {"draft": None}
+    ids = [device["id"] for device in deployment["devices"]]
+    return {
+        "draft": draft["path"],
+        "draft_cache_mode": draft["cache_mode"],
+        "draft_gpu_split": [draft["memory_gb"] if card == draft["device"] else 0.0 for card in ids],
+    }
+
+
 def deviations(deployment: Mapping, unit_text: str, config_text: str) -> list[str]:
     """Return one sentence per difference between a deployment and what its unit and settings say."""
     try:
-        model = json_file.from_text(config_text)["model"]
-    except (KeyError, TypeError, ValueError):
+        config = json_file.from_text(config_text)
+        model, drafting = config["model"], config.get("draft_model") or {}
+    except (AttributeError, KeyError, TypeError, ValueError):
         return ["The settings of exllama-server cannot be read."]
     serving = deployment["serving"]
     wanted: dict[str, t.Any] = {
@@ -39,8 +53,10 @@ def deviations(deployment: Mapping, unit_text: str, config_text: str) -> list[st
         "tensor_parallel": bool(deployment["tensor_parallel"]),
         "tensor_parallel_backend": deployment["tensor_parallel"] or "native",
         "model": deployment["model"]["path"],
+        **_of_draft(deployment),
     }
-    served = {**model, "model": f"{model.get('model_dir')}/{model.get('model_name')}"}
+    draft = f"{drafting.get('draft_model_dir')}/{drafting.get('draft_model_name')}" if drafting else None
+    served = {**drafting, **model, "model": f"{model.get('model_dir')}/{model.get('model_name')}", "draft": draft}
     found = [
         f"exllama-server is to serve with {name} {served.get(name)}; the facts say {value}."
         for name, value in wanted.items()

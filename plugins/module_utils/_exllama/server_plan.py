@@ -13,14 +13,19 @@ import typing as t
 
 from .._base import addresses
 from .._base.errors import UserError
-from .._split import engines, exl_split
-from . import generations
+from .._split import engines, exl_split, speculation
+from . import generations, release_plan
 
 Settings = t.Mapping[str, t.Any]
 Json = dict[str, t.Any]
 
 # directories that the unit's sandbox hides (ProtectHome, PrivateTmp)
 _HIDDEN = re.compile(r"/(home|root|run/user|tmp|var/tmp)/")
+#: What every TabbyAPI runs with: nothing is fetched while serving, and nothing is reported to others.
+ENVIRONMENT: t.Final = {
+    "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1", "TABBY_LOG_CONSOLE_WIDTH": "200",
+    "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+}  # fmt: skip
 _FLASH_ATTENTION = re.compile(r"^flash[-_]attn\b", re.IGNORECASE | re.MULTILINE)
 
 
@@ -31,11 +36,32 @@ def validate(settings: Settings) -> None:
         exl_split.serving_profile(generation.package, settings["context_size"], settings["cache_mode"])
     except ValueError as exc:
         raise UserError(f"exllamav2_context_size or exllamav2_cache_mode cannot be used: {exc}.") from exc
-    if _HIDDEN.match(settings["model_path"]):
-        raise UserError(
-            f"The model {settings['model_path']} is below a directory that exllama-server.service does not see (/home, "
-            "/root, /tmp): move the model, to /srv/models for example."
-        )
+    draft = settings["draft"]
+    for what, path in (("model", settings["model_path"]), ("draft", draft.get("path") or "")):
+        if _HIDDEN.match(path):
+            raise UserError(
+                f"The {what} {path} is below a directory that exllama-server.service does not see (/home, /root,"
+                f" /tmp): move the {what}, to /srv/models for example."
+            )
+    if draft:
+        _validate_draft(settings, generation)
+
+
+def _validate_draft(settings: Settings, generation: generations.Generation) -> None:
+    """Raise UserError for a draft that TabbyAPI would not use as it is meant."""
+    draft = settings["draft"]
+    if not draft.get("path"):
+        raise UserError("exllamav2_draft has no path: name the folder of the draft, or empty exllamav2_draft.")
+    try:
+        exl_split.cache_types(generation.package, _draft_cache_mode(settings))
+    except ValueError as exc:
+        raise UserError(f"exllamav2_draft.cache_mode cannot be used: {exc}.") from exc
+    if bool(draft.get("card")) != bool(draft.get("memory_gb")):
+        raise UserError("exllamav2_draft has only one of card and memory_gb: give both, or neither.")
+
+
+def _draft_cache_mode(settings: Settings) -> str:
+    return str(settings["draft"].get("cache_mode") or settings["cache_mode"])
 
 
 def split(models: t.Mapping[str, t.Any], settings: Settings, known: t.Sequence[str]) -> Json:
@@ -48,13 +74,13 @@ def split(models: t.Mapping[str, t.Any], settings: Settings, known: t.Sequence[s
     """
     gpus, split_gb = list(settings["gpus"]), [float(size) for size in settings["gpu_split_gb"]]
     chosen = gpus or list(known)
-    strange = [card_id for card_id in chosen if card_id not in known]
-    if strange:
-        raise UserError(
-            f"The card {strange[0]} of exllamav2_gpus is not in this host, which has {', '.join(known) or 'none'}; "
-            "correct exllamav2_gpus."
-        )
+    release_plan.check_cards(gpus, known)
     shared = _tensor_parallel(settings)
+    card = settings["draft"].get("card")
+    if card and card not in chosen:
+        raise UserError(
+            f"exllamav2_draft.card is {card}, and the server uses {', '.join(chosen) or 'no card'}: name one of these."
+        )
     if split_gb:
         _check_given(split_gb, chosen)
         return {"gpus": chosen, "gpu_split_gb": split_gb, "tensor_parallel": shared, "source": "variable"}
@@ -126,6 +152,7 @@ def _recorded_order(
 
 def config(settings: Settings, chosen: t.Mapping[str, t.Any]) -> Json:
     """Return TabbyAPI's config.yml; what is missing has TabbyAPI's own default."""
+    drafting = {"draft_model": _draft_section(settings, chosen["gpus"])} if settings["draft"] else {}
     return {
         "network": {
             "host": settings["host"],
@@ -153,13 +180,35 @@ def config(settings: Settings, chosen: t.Mapping[str, t.Any]) -> Json:
             "gpu_split_auto": not chosen["gpu_split_gb"],
             "gpu_split": chosen["gpu_split_gb"],
         },
+        **drafting,
     }
 
 
+def _draft_section(settings: Settings, gpus: t.Sequence[str]) -> Json:
+    """Return the section draft_model of TabbyAPI's config.yml, which both generations read alike."""
+    draft, path = settings["draft"], settings["draft"]["path"].rstrip("/")
+    memory = float(draft.get("memory_gb") or 0)
+    return {
+        "draft_model_dir": os.path.dirname(path),
+        "draft_model_name": os.path.basename(path),
+        "draft_cache_mode": _draft_cache_mode(settings),
+        "draft_gpu_split": [memory if card == draft["card"] else 0.0 for card in gpus] if memory else [],
+    }
+
+
+def recorded_draft(entry: t.Mapping[str, t.Any] | None) -> Json:
+    """Return C(exllamav2_draft) of a recorded entry, {} without one, or where it serves without such a draft."""
+    draft = (entry or {}).get("speculation") or {}
+    if draft.get("kind") != speculation.OF_EXLLAMA:
+        return {}
+    named = {"path": "path", "card": "device", "memory_gb": "memory_gb", "cache_mode": "cache_mode"}
+    return {name: draft[field] for name, field in named.items()}
+
+
 def environment(settings: Settings, chosen: t.Mapping[str, t.Any]) -> dict[str, str]:
-    """Return the variables of the unit that depend on cards and generation."""
+    """Return the variables of the unit."""
     generation = generations.named(settings["engine"])
-    found = engines.cuda_environment(chosen["gpus"]) | dict(generation.environment)
+    found = ENVIRONMENT | engines.cuda_environment(chosen["gpus"]) | dict(generation.environment)
     if not _FLASH_ATTENTION.search(settings["requirements"]):
         found |= generation.environment_without_flash_attention
     return found

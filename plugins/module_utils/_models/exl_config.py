@@ -130,6 +130,8 @@ def _pattern_length(own: Mapping) -> int:
     return len(pattern) if isinstance(pattern, (list, str)) else 0
 
 
+_ATTEND = "blocks count as attending where no tensor shows another kind"
+
 # ---- kinds of blocks -------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +150,10 @@ def _kinds(
         other += not attends and by_config != NONE and by_tensors == NONE
     if other:
         notes.append(f"{other} blocks are to keep a state by config.json, and have no tensors of one.")
+    listed = own.get("block_configs")
+    mute = count - sum(bool(_part(own, index)) for index in range(count)) if listed is not None else 0
+    if mute:
+        notes.append(f"block_configs tells nothing of {mute} of the {count} blocks: they count with all heads.")
     if version == 2 and STATE in kinds:
         notes.append("ExLlamaV2 does not know blocks that keep a state instead of a cache.")
     return kinds
@@ -157,8 +163,11 @@ def _declared(own: Mapping, count: int, notes: list[str]) -> list[str] | None:
     """Return the kinds that config.json declares in one of the known ways, or None where it declares none."""
     for name in ("layer_types", "layers_block_type", "block_types", "hybrid_override_pattern", "attention_types"):
         listed = own.get(name)
-        if isinstance(listed, (list, str)) and listed:
-            return _listed(name, list(listed), count, notes)
+        if isinstance(listed, list) or (isinstance(listed, str) and name == "hybrid_override_pattern"):
+            if listed:
+                return _listed(name, list(listed), count, notes)
+        elif listed is not None:
+            notes.append(f"{name} is no list, and is left aside: {_ATTEND}.")
     listed = own.get("block_configs")
     if isinstance(listed, list) and any(isinstance(each, t.Mapping) and "block_type" in each for each in listed):
         types = [each.get("block_type") if isinstance(each, t.Mapping) else None for each in listed]
@@ -173,7 +182,7 @@ def _declared(own: Mapping, count: int, notes: list[str]) -> list[str] | None:
 
 def _listed(name: str, listed: t.Sequence[t.Any], count: int, notes: list[str]) -> list[str] | None:
     if len(listed) < count:
-        notes.append(f"{name} has {len(listed)} entries for {count} blocks: every block counts as one that attends.")
+        notes.append(f"{name} has {len(listed)} entries for {count} blocks, and is left aside: {_ATTEND}.")
         return None
     kinds, strange = [], []
     for each in listed[:count]:

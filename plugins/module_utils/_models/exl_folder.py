@@ -11,7 +11,7 @@ import typing as t
 
 from .._base import json_file
 from .._base.errors import UserError
-from . import exl_model, file_names
+from . import exl_model, exl_vocabulary, file_names
 
 
 def _content(path: str, most: int, position: int = 0) -> tuple[bytes, int]:
@@ -64,7 +64,7 @@ def read(folder: str) -> tuple[dict[str, t.Any], str]:
     """Return the model in a folder and the hash of its headers. Raises UserError."""
     config_text = _whole(f"{folder}/config.json", exl_model.LONGEST_CONFIG)
     try:
-        config = json_file.from_text(config_text)
+        config = json_file.from_text(config_text, any_number=True)
     except ValueError as exc:
         said = file_names.shown_text(str(exc))
         raise UserError(f"{folder}/config.json is no JSON ({said}): download it again.") from exc
@@ -89,4 +89,14 @@ def read(folder: str) -> tuple[dict[str, t.Any], str]:
                     f" {name}: files of another revision lie there; move the folder away and fetch the model again."
                 )
         tensors += own
-    return exl_model.describe(folder, config, files, tensors), digest.hexdigest()
+    model = {**exl_model.describe(folder, config, files, tensors), "vocabulary": _vocabulary(folder)}
+    return model, digest.hexdigest()
+
+
+def _vocabulary(folder: str) -> dict[str, t.Any]:
+    """Return the vocabulary; its kind is None where no C(tokenizer.json) can be read, which drafting alone minds."""
+    try:
+        text = _whole(f"{folder}/{exl_vocabulary.FILE}", exl_vocabulary.LONGEST)
+    except UserError:
+        text = None
+    return exl_vocabulary.of_tokenizer(text)

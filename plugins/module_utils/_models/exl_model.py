@@ -70,7 +70,7 @@ def _whole(value: t.Any) -> bool:
 def read_header(path: str, text: bytes, size_bytes: int) -> list[Tensor]:
     """Return the tensors that a header names. Raises UserError when the file does not hold them all."""
     try:
-        header = json_file.from_text(text)
+        header = json_file.from_text(text, any_number=True)
         entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
         tensors, last, total = [], 0, 0
         for name, entry in entries:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Start TabbyAPI as exllama-server.service wants it. Run in the release's environment, in the unit's own directory.
+"""Start TabbyAPI as exllama-server.service wants it. Run in the release's environment.
 
 usage: exllama_server.py CHECKOUT
 
 TabbyAPI reads its settings, keys and templates from the directory that it runs in, prints its keys into its log and
-keeps a log file. Here the settings and the key are systemd credentials, no key is printed, and the journal is the
-log. Without a key of somebody's choice nobody may use the functions for administrators (loading other models).
+keeps a log file. Here it runs in RUNTIME_DIRECTORY, settings and key are systemd credentials, no key is printed, and
+the journal is the log. Without a key of somebody's choice nobody may use the functions for administrators (loading
+other models).
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def keep_quiet(keys: list[str]) -> None:
 
 def main() -> None:
     checkout = pathlib.Path(sys.argv[1])
+    os.chdir(os.environ["RUNTIME_DIRECTORY"])
     keep_quiet(prepare(checkout, pathlib.Path(os.environ["CREDENTIALS_DIRECTORY"]), pathlib.Path.cwd()))
     sys.path.insert(0, str(checkout))
     sys.argv = [str(checkout / "main.py")]

@@ -9,17 +9,14 @@ import os
 import struct
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.modules import exl_model_info
 from ansible_collections.homelab.mixed_gpu.tests.exl_models import write_model
 
 
 @pytest.fixture
-def run(capfd):
+def run(call_module):
     def _run(path, check=False):
-        with patch_module_args({"path": str(path), "_ansible_check_mode": check}), pytest.raises(SystemExit):
-            exl_model_info.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(exl_model_info, {"path": str(path), "_ansible_check_mode": check})
 
     return _run
 

@@ -14,7 +14,6 @@ import shutil
 import sys
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import exllama_bench, fixed_text
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import stages
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import exl_split, text_likelihood
@@ -42,12 +41,6 @@ DEVICES = [
 ]
 
 
-def answer_of(main, arguments, capfd):
-    with patch_module_args(arguments), pytest.raises(SystemExit):
-        main()
-    return json.loads(capfd.readouterr().out)
-
-
 @pytest.fixture
 def environment(tmp_path):
     """The stand-ins as an environment with versions; the size of a block is what the model's really is."""
@@ -61,9 +54,9 @@ def environment(tmp_path):
 
 
 @pytest.fixture
-def run(tmp_path, capfd, environment):
+def run(tmp_path, call_module, environment):
     write_model(tmp_path / "m", "exl2", blocks=BLOCKS, hidden=1024, forward=2816, heads=8, kv_heads=8)
-    model = answer_of(exl_model_info.main, {"path": str(tmp_path / "m")}, capfd)["model"]
+    model = call_module(exl_model_info, {"path": str(tmp_path / "m")})["model"]
 
     def _run(engine="exllamav2", mode="ok", overhead_blocks=0.0, check=False, cache_mode="Q8", **changes):
         serving = exl_split.serving_profile(engine, 2048, cache_mode, 1024)
@@ -72,8 +65,8 @@ def run(tmp_path, capfd, environment):
         own = {**environment, **changes.pop("environment", {})}
         block = planned["block_gb"]
         overhead = planned["gpu_split_gb"][0] - (LOAD["layers"][0] + 0.25) * block
-        return answer_of(
-            split_benchmark.main,
+        return call_module(
+            split_benchmark,
             {
                 "model_path": str(tmp_path / "m"),
                 "load": LOAD,
@@ -100,7 +93,6 @@ def run(tmp_path, capfd, environment):
                 "_ansible_check_mode": check,
                 **changes,
             },
-            capfd,
         )
 
     return _run
@@ -119,7 +111,8 @@ def test_one_process_measures_all_tests_with_the_layers_where_they_were_wanted(r
         "n_gen": 16,
         "n_depth": 256,
     }
-    assert result["llama_cpp_build"].startswith(engine) and "torch 2.9.0+cu128" in result["llama_cpp_build"]
+    build = json.loads(pathlib.Path(result["path"]).read_text())["llama_cpp_build"]
+    assert build.startswith(engine) and "torch 2.9.0+cu128" in build
     again = run(engine)
     assert again["load"]["reused"] and again["load"]["gpu_split_gb"] == load["gpu_split_gb"] and not again["changed"]
 
@@ -265,10 +258,10 @@ def test_a_trial_works_and_rests_before_it_answers(run):
     [("native:0.05,nccl:0.5", "ok", "faster"), ("native:0.05,nccl:0.5", "wrong in tensor", "rejected"),
      ("native:2,nccl:3", "ok", "slower"), ("native:0,nccl:0", "refuses", "not_usable")],
 )  # fmt: skip
-def test_a_whole_campaign_decides_between_both_modes(run, tmp_path, capfd, sync_ms, mode, verdict):
+def test_a_whole_campaign_decides_between_both_modes(run, tmp_path, call_module, sync_ms, mode, verdict):
     """All loads by the real worker, on cards of which one is three times as fast, with a clock of their own."""
     serving = exl_split.serving_profile("exllamav3", 2048, "Q8", 1024)
-    model = answer_of(exl_model_info.main, {"path": str(tmp_path / "m")}, capfd)["model"]
+    model = call_module(exl_model_info, {"path": str(tmp_path / "m")})["model"]
     devices = [{**device, "backend": "CUDA", "description": "", "total_mib": 24000} for device in DEVICES]
     problem = {
         "schema": 1, "devices": devices, "model": model, "serving": serving, "reserve_mib": 512,
@@ -318,7 +311,7 @@ def test_what_makes_no_sense_fails_in_one_sentence(run, changes, words):
     assert words in run(**changes)["msg"]
 
 
-def test_the_cards_come_in_the_form_that_the_planner_reads(capfd, environment):
+def test_the_cards_come_in_the_form_that_the_planner_reads(call_module, environment):
     given = {
         "python": sys.executable,
         "worker": str(WORKER),
@@ -326,7 +319,7 @@ def test_the_cards_come_in_the_form_that_the_planner_reads(capfd, environment):
         "environment": {**environment, "FAKE_BLOCK_GB": "1"},
         "budgets_mib": {"GPU-2": 20000},
     }
-    devices = answer_of(exllama_devices_info.main, given, capfd)["devices"]
+    devices = call_module(exllama_devices_info, given)["devices"]
     assert devices[1] == {
         "device": "CUDA1",
         "backend": "CUDA",
@@ -336,9 +329,9 @@ def test_the_cards_come_in_the_form_that_the_planner_reads(capfd, environment):
         "id": "GPU-2",
         "budget_mib": 20000,
     }
-    swapped = answer_of(exllama_devices_info.main, {**given, "cuda_ids": ["GPU-2", "GPU-1"]}, capfd)
+    swapped = call_module(exllama_devices_info, {**given, "cuda_ids": ["GPU-2", "GPU-1"]})
     assert "PyTorch sees GPU-1, GPU-2 where GPU-2, GPU-1 was expected" in swapped["msg"]
-    nothing = answer_of(exllama_devices_info.main, {**given, "python": "/nowhere/python"}, capfd)
+    nothing = call_module(exllama_devices_info, {**given, "python": "/nowhere/python"})
     assert "There is no Python /nowhere/python: install ExLlama" in nothing["msg"]
     broken = {**given, "environment": {"PYTHONPATH": "/nowhere"}}
-    assert "No module named 'torch'" in answer_of(exllama_devices_info.main, broken, capfd)["msg"]
+    assert "No module named 'torch'" in call_module(exllama_devices_info, broken)["msg"]

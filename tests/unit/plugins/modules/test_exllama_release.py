@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import importlib.util
 import json
 import os
@@ -13,13 +12,12 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import release_job
 from ansible_collections.homelab.mixed_gpu.plugins.modules import exllama_release
+from ansible_collections.homelab.mixed_gpu.tests import local_server
 
 PROJECT = pathlib.Path(__file__).resolve().parents[4]
 
@@ -39,16 +37,14 @@ CARDS = {
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
 
-class GitOverHttp(http.server.BaseHTTPRequestHandler):
+class GitOverHttp(local_server.Handler):
     """git's own http-backend, which is a CGI program."""
-
-    root = ""
 
     def answer(self):
         path, _sep, query = self.path.partition("?")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         env = os.environ | {
-            "GIT_PROJECT_ROOT": self.root, "GIT_HTTP_EXPORT_ALL": "1", "REQUEST_METHOD": self.command,
+            "GIT_PROJECT_ROOT": self.server.root, "GIT_HTTP_EXPORT_ALL": "1", "REQUEST_METHOD": self.command,
             "PATH_INFO": path, "QUERY_STRING": query, "CONTENT_LENGTH": str(len(body)),
             "CONTENT_TYPE": self.headers.get("Content-Type") or "",
             "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding") or "",
@@ -65,20 +61,14 @@ class GitOverHttp(http.server.BaseHTTPRequestHandler):
 
     do_GET = do_POST = answer
 
-    def log_message(self, *args):
-        pass
-
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     """A repository with two commits behind http-backend: (url, commits)."""
     root = tmp_path_factory.mktemp("git")
     commits = stand_in.repository(root / "work", root / "tabbyapi.git")
-    handler = type("Handler", (GitOverHttp,), {"root": str(root)})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/tabbyapi.git", commits
-        server.shutdown()
+    with local_server.serving(GitOverHttp, root=str(root)) as server:
+        yield f"{server.url}/tabbyapi.git", commits
 
 
 @pytest.fixture
@@ -98,17 +88,11 @@ def settings(tmp_path, repository):
 
 
 @pytest.fixture
-def run(capfd):
+def run(call_module):
     """Call the module in this process; return its result."""
 
     def _run(state, settings, **more):
-        capfd.readouterr()
-        with (
-            patch_module_args({"state": state, "settings": settings, "cards": CARDS, **more}),
-            pytest.raises(SystemExit),
-        ):
-            exllama_release.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(exllama_release, {"state": state, "settings": settings, "cards": CARDS, **more})
 
     return _run
 

@@ -4,14 +4,10 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import threading
-
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import served_times
 from ansible_collections.homelab.mixed_gpu.plugins.modules import exllama_server_benchmark
+from ansible_collections.homelab.mixed_gpu.tests import local_server
 
 TESTS = [
     {"name": "prompt", "prompt_tokens": 64, "generated_tokens": 1, "repetitions": 2},
@@ -19,45 +15,28 @@ TESTS = [
 ]
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    asked: list = []
-    less = 0
-
+class Handler(local_server.Handler):
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        type(self).asked.append(body)
+        body = self.body()
+        self.server.asked.append(body)
         right = self.headers.get("Authorization") == "Bearer a-key-for-tests"
-        usage = {"prompt_tokens": len(body["prompt"].split()), "completion_tokens": body["max_tokens"] - self.less}
-        data = json.dumps({"choices": [{"text": " 21, 22"}], "usage": usage}).encode()
-        self.send_response(200 if right else 401)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_words):
-        pass
+        written = body["max_tokens"] - self.server.less
+        usage = {"prompt_tokens": len(body["prompt"].split()), "completion_tokens": written}
+        self.reply(200 if right else 401, {"choices": [{"text": " 21, 22"}], "usage": usage})
 
 
 @pytest.fixture
-def run(tmp_path, capfd):
-    handler = type("Own", (Handler,), {"asked": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+def run(tmp_path, call_module):
     (tmp_path / "key").write_text("a-key-for-tests\n")
+    with local_server.serving(Handler, asked=[], less=0) as server:
 
-    def _run(less=0, **arguments):
-        handler.less = less
-        given = {
-            "url": f"http://127.0.0.1:{server.server_port}", "api_key_file": str(tmp_path / "key"), "tests": TESTS,
-            **arguments,
-        }  # fmt: skip
-        with patch_module_args(given), pytest.raises(SystemExit):
-            exllama_server_benchmark.main()
-        return json.loads(capfd.readouterr().out)
+        def _run(less=0, **arguments):
+            server.less = less
+            given = {"url": server.url, "api_key_file": str(tmp_path / "key"), "tests": TESTS, **arguments}
+            return call_module(exllama_server_benchmark, given)
 
-    _run.asked = handler.asked
-    yield _run
-    server.shutdown()
+        _run.asked = server.asked
+        yield _run
 
 
 def test_each_test_has_its_samples_and_the_question_its_answer(run):
@@ -79,7 +58,7 @@ def test_check_mode_asks_nothing(run):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"less": 1}, "Test warm-up: the server wrote 3 tokens"),
+        ({"less": 4}, "Test warm-up: the server wrote 0 tokens"),
         ({"api_key_file": "/nowhere"}, "refuses the API key"),
         ({"url": "http://127.0.0.1:9"}, "is exllama-server running?"),
         ({"tests": [{**TESTS[0], "repetitions": 0}]}, "Test prompt: repetitions is 0, but must be at least 1."),

@@ -6,14 +6,13 @@ import json
 import os
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 from ansible_collections.homelab.mixed_gpu.plugins.modules import exllama_server_plan
 
 SETTINGS = {
     "engine": "v2", "requirements": "torch==2\n", "model_id": "", "context_size": 4096, "cache_mode": "FP16",
-    "gpus": [], "gpu_split_gb": [], "tensor_parallel": "", "host": "127.0.0.1", "port": 5000, "keyed": True,
-    "supplementary_groups": [], "allowed_networks": [], "load_timeout_seconds": 900,
+    "gpus": [], "gpu_split_gb": [], "tensor_parallel": "", "draft": {}, "host": "127.0.0.1", "port": 5000,
+    "keyed": True, "supplementary_groups": [], "allowed_networks": [], "load_timeout_seconds": 900,
 }  # fmt: skip
 CARDS = {"available": True, "reason": None, "gpus": [{"id": "GPU-a"}, {"id": "GPU-b"}]}
 ENTRY = {
@@ -26,7 +25,7 @@ ENTRY = {
 
 
 @pytest.fixture
-def run(tmp_path, capfd, monkeypatch):
+def run(tmp_path, call_module, monkeypatch):
     """Call the module for a model that head can read, or not; setpriv is left out, since it needs root."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/setpriv").write_text('#!/bin/sh\nshift 3\nexec "$@"\n')
@@ -43,11 +42,8 @@ def run(tmp_path, capfd, monkeypatch):
         if fact is not None:
             path.write_text(fact)
         settings = SETTINGS | {"model_path": str(tmp_path / "tiny")} | changed
-        arguments = {"settings": settings, "fact_path": str(path), "cards": cards, **dict(more)}
-        capfd.readouterr()
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            exllama_server_plan.main()
-        return json.loads(capfd.readouterr().out)
+        arguments = {"settings": settings, "fact_file": str(path), "cards": cards, **dict(more)}
+        return call_module(exllama_server_plan, arguments)
 
     return _run
 
@@ -57,7 +53,8 @@ def test_without_a_record_the_engine_decides(run):
     assert plan["available"] and not plan["changed"]
     automatic = {"gpu_split_gb": [], "tensor_parallel": "", "source": "automatic"}
     assert plan["split"] == {"gpus": ["GPU-a", "GPU-b"], **automatic} and not plan["nccl"]
-    assert plan["limits"] == {"start_burst": 10, "start_interval_seconds": 10250, "stop_seconds": 120}
+    assert plan["limits"] == {"start_burst": 10, "start_interval_seconds": 10250, "stop_seconds": 120,
+                              "look_seconds": 10, "looks": 90}  # fmt: skip
     assert json.loads(plan["config"])["model"]["gpu_split_auto"] and plan["networks"] == ["localhost"]
 
 
@@ -71,6 +68,13 @@ def test_the_recorded_split_counts_in_the_order_of_its_cards(run):
 
 def test_a_damaged_record_names_the_file_and_the_cure(run, tmp_path):
     assert f"mv {tmp_path}/mixed_gpu.fact" in run("{")["msg"]
+
+
+def test_what_is_missing_or_unreadable_is_one_sentence(run, tmp_path, monkeypatch):
+    (tmp_path / "mixed_gpu.fact").mkdir()
+    assert run()["msg"].startswith(f"The server cannot be planned here ({tmp_path}/mixed_gpu.fact: Is a directory)")
+    monkeypatch.delitem(SETTINGS, "cache_mode")
+    assert run()["msg"] == "The settings lack 'cache_mode': pass all variables of the role exllamav2."
 
 
 def test_a_model_that_cannot_be_read_is_refused(run, tmp_path):

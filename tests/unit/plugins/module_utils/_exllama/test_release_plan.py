@@ -133,6 +133,11 @@ def test_architectures_are_those_given_or_those_of_the_cards_in_use():
     assert release_plan.architectures(settings(build_extension=False), {"available": False, "gpus": []}) == []
 
 
+def test_a_card_that_is_not_there_is_refused_whatever_is_compiled():
+    with pytest.raises(UserError, match="The card GPU-x of exllamav2_gpus is not in this host"):
+        release_plan.architectures(settings(gpus=["GPU-a", "GPU-x"], cuda_architectures=[89]), CARDS)
+
+
 @pytest.mark.parametrize(
     ("gpus", "cards", "words"),
     [
@@ -141,7 +146,8 @@ def test_architectures_are_those_given_or_those_of_the_cards_in_use():
             {"available": False, "reason": "No NVIDIA driver.", "gpus": []},
             "(No NVIDIA driver.); correct that, or set",
         ),
-        (["GPU-x"], CARDS, "(no card is in exllamav2_gpus)"),
+        ([], {**CARDS, "gpus": []}, "(there is none); correct that"),
+        (["GPU-a", "GPU-x"], CARDS, "The card GPU-x of exllamav2_gpus is not in this host, which has GPU-a, GPU-b"),
     ],
 )
 def test_unknown_architectures_are_an_error(gpus, cards, words):

@@ -22,6 +22,9 @@ def test_one_token_tells_the_speed_of_the_prompt_and_many_that_of_generation():
     many = {**ANSWER, "usage": {"prompt_tokens": 16, "completion_tokens": 64}}
     generation = served_times.sample(many, 64, 2.0)
     assert (generation["prompt_tokens_per_second"], generation["decode_tokens_per_second"]) == (None, 32.0)
+    fewer = {**ANSWER, "usage": {"prompt_tokens": 16, "completion_tokens": 60}}  # as with a draft of four tokens
+    assert served_times.sample(fewer, 64, 2.0)["decode_tokens_per_second"] == 30.0
+    assert not served_times.whole(65, 64) and not served_times.whole(47, 64) and served_times.whole(1, 8)
 
 
 @pytest.mark.parametrize(

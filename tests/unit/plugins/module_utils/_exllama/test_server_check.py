@@ -51,6 +51,29 @@ def test_what_differs_is_one_sentence(unit, model, words):
     assert words in sentence
 
 
+DRAFT = {"kind": "draft-model", "path": "/srv/models/d", "device": "GPU-2", "memory_gb": 2.5, "cache_mode": "Q8"}
+DRAFTING = {
+    "draft_model_dir": "/srv/models", "draft_model_name": "d", "draft_cache_mode": "Q8", "draft_gpu_split": [0.0, 2.5],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recorded", "drafting", "words"),
+    [
+        (DRAFT, DRAFTING, None),
+        (None, None, None),
+        (DRAFT, None, "with draft None; the facts say /srv/models/d."),
+        (None, DRAFTING, "with draft /srv/models/d; the facts say None."),
+        (DRAFT, {**DRAFTING, "draft_model_name": "e"}, "with draft /srv/models/e; the facts say /srv/models/d."),
+        (DRAFT, {**DRAFTING, "draft_gpu_split": []}, "with draft_gpu_split []; the facts say [0.0, 2.5]."),
+    ],
+)
+def test_the_draft_is_compared_too(recorded, drafting, words):
+    config = {"model": MODEL} if drafting is None else {"model": MODEL, "draft_model": drafting}
+    found = server_check.deviations({**DEPLOYMENT, "speculation": recorded}, UNIT, json.dumps(config))
+    assert words is None and found == [] or words in found[0]
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{"])
 def test_settings_that_cannot_be_read_are_told(text):
     assert server_check.deviations(DEPLOYMENT, UNIT, text) == ["The settings of exllama-server cannot be read."]

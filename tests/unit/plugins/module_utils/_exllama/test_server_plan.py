@@ -23,7 +23,8 @@ RECORD = {
 def settings(**changed):
     return {
         "engine": "v2", "model_path": "/srv/models/folder", "model_id": "m", "context_size": 8192,
-        "cache_mode": "FP16", "gpus": [], "gpu_split_gb": [], "tensor_parallel": "", "host": "127.0.0.1",
+        "cache_mode": "FP16", "gpus": [], "gpu_split_gb": [], "tensor_parallel": "", "draft": {},
+        "host": "127.0.0.1",
         "port": 5000, "keyed": False, "allowed_networks": [], "requirements": "torch==2.11.0\n",
     } | changed  # fmt: skip
 
@@ -118,7 +119,7 @@ def test_the_settings_of_tabbyapi():
 def test_the_environment_names_the_cards_and_what_the_generation_lacks(changed, names):
     found = server_plan.environment(settings(**changed), {"gpus": [SLOW, FAST]})
     assert found.pop("CUDA_VISIBLE_DEVICES") == f"{SLOW},{FAST}" and found.pop("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
-    assert found == dict.fromkeys(names, "1")
+    assert found == server_plan.ENVIRONMENT | dict.fromkeys(names, "1")
 
 
 def test_a_server_on_loopback_talks_to_nobody_else_unless_allowed():
@@ -153,3 +154,49 @@ def test_what_is_no_network_is_refused_by_name():
 
 def test_a_server_that_may_run_passes():
     server_plan.validate(settings(host="0.0.0.0", keyed=True, cache_mode="8,6", engine="v3"))
+
+
+DRAFT = {"path": "/srv/models/draft/", "card": SLOW, "memory_gb": 2.5, "cache_mode": "Q4"}
+
+
+@pytest.mark.parametrize(
+    ("given", "cards", "section"),
+    [
+        (DRAFT, [0.0, 2.5], "Q4"),
+        ({"path": "/srv/models/draft"}, [], "Q8"),
+        ({**DRAFT, "card": FAST, "cache_mode": None}, [2.5, 0.0], "Q8"),
+    ],
+)
+def test_a_draft_is_told_by_the_card_that_holds_it(given, cards, section):
+    wanted = settings(draft=given, cache_mode="Q8")
+    server_plan.validate(wanted)
+    chosen = server_plan.split({}, wanted, (FAST, SLOW))
+    assert server_plan.config(wanted, chosen)["draft_model"] == {
+        "draft_model_dir": "/srv/models", "draft_model_name": "draft", "draft_cache_mode": section,
+        "draft_gpu_split": cards,
+    }  # fmt: skip
+    assert "draft_model" not in server_plan.config(settings(), chosen)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"card": SLOW}, "exllamav2_draft has no path: name the folder of the draft"),
+        ({**DRAFT, "path": "/home/me/draft"}, "The draft /home/me/draft is below a directory that"),
+        ({**DRAFT, "cache_mode": "8,8"}, "exllamav2_draft.cache_mode cannot be used: ExLlamaV2 has no cache mode"),
+        ({**DRAFT, "memory_gb": 0}, "exllamav2_draft has only one of card and memory_gb: give both"),
+        ({**DRAFT, "card": "GPU-other"}, "exllamav2_draft.card is GPU-other, and the server uses GPU-fast, GPU-slow"),
+    ],
+)
+def test_a_draft_that_cannot_be_served_is_one_sentence(given, words):
+    with pytest.raises(UserError, match=words) as refused:
+        server_plan.validate(settings(draft=given))
+        split(models={}, draft=given)
+    assert str(refused.value).count(". ") == 0
+
+
+def test_what_was_recorded_of_a_draft_is_what_the_role_takes():
+    recorded = {"kind": "draft-model", "draft": "d", "device": SLOW, "n_max": 0, "path": "/srv/models/draft",
+                "memory_gb": 2.5, "cache_mode": "Q4"}  # fmt: skip
+    assert server_plan.recorded_draft({"speculation": recorded}) == {**DRAFT, "path": "/srv/models/draft"}
+    assert server_plan.recorded_draft({"speculation": {"kind": "ngram-mod"}}) == {} == server_plan.recorded_draft(None)

@@ -200,6 +200,9 @@ def test_towers_and_drafting_heads_are_no_blocks(name: str) -> None:
         (of("LlamaForCausalLM", **PLAIN, num_hidden_layers=2, layer_types=["full_attention"]), "1 entries for 2"),
         (of("LlamaForCausalLM", **PLAIN, num_hidden_layers=2, layer_types=["new_attention"] * 2), "'new_attention'"),
         (of("LlamaForCausalLM", **PLAIN, num_hidden_layers=2, layer_types=["a\n\x1b[2J"] * 2), "not understood"),
+        (of("LlamaForCausalLM", **PLAIN, num_hidden_layers=2, layer_types="full_attention"), "layer_types is no list"),
+        (of("DeciLMForCausalLM", **PLAIN, num_hidden_layers=2, block_configs=[{"attention": {}}, None]),
+         "block_configs tells nothing of 1 of the 2 blocks"),
         (of("GlmMoeDsaForCausalLM", **PLAIN, num_hidden_layers=2, kv_lora_rank=512), "keys of its index"),
         (of("DeepseekV4ForCausalLM", **PLAIN, num_hidden_layers=2), "pools of compressed tokens"),
         (of("Gemma4ForConditionalGeneration", **PLAIN, num_hidden_layers=2, num_kv_shared_layers=1), "share the cache"),
@@ -209,6 +212,12 @@ def test_what_is_not_understood_is_said(config: dict[str, t.Any], words: str) ->
     notes = describe(config, 2)["notes"]
     assert any(words in note for note in notes), notes
     assert all(note.isprintable() for note in notes)
+
+
+def test_a_text_where_a_list_of_blocks_is_meant_hides_no_block_that_attends() -> None:
+    names = either(lambda index: index == 3, "self_attn", ["linear_attn.in_proj_qkv.trellis"])
+    config = of("Qwen3NextForCausalLM", **PLAIN, num_hidden_layers=4, head_dim=128, layer_types="linear_attention")
+    assert describe(config, 4, names)["kv_k_elements_per_token"] == [0, 0, 0, 256]
 
 
 def test_tensors_are_believed_before_config() -> None:
