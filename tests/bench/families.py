@@ -42,12 +42,22 @@ def outcome(family: str, seed: int) -> Outcome:
         return Outcome(None, quiet, plan["stage"], len(loads), None, False)
     layers, default = tuple(decision["layers"]), machine.checked.default
     own, other = machine.true_ms(layers), machine.true_ms(default)
-    interval, gain = decision["gain_interval_percent"], 100 * (1 - own / other)
-    # a hundredth is the rounding of the interval
-    held = None if not interval or layers == default else interval[0] - 0.01 <= gain <= interval[1] + 0.01
     regret = 100 * (own / machine.true_ms(best) - 1)
     worse = machine.loads(default) and own > other * (1 + decision_indifference(machine))
-    return Outcome(max(0.0, regret), quiet, decision["verdict"], len(loads), held, worse)
+    return Outcome(max(0.0, regret), quiet, decision["verdict"], len(loads), held(machine, decision), worse)
+
+
+def held(machine: simulated_families.Machine, decision: t.Mapping[str, t.Any] | None) -> bool | None:
+    """Return whether the interval of the gain over the engine's own split holds; None without one."""
+    if decision is None or not decision["gain_interval_percent"]:
+        return None
+    layers, default = tuple(decision["layers"]), machine.checked.default
+    if layers == default:
+        return None
+    low, high = decision["gain_interval_percent"]
+    gain = 100 * (1 - machine.true_ms(layers) / machine.true_ms(default))
+    # a hundredth is the rounding of the interval
+    return bool(low - 0.01 <= gain <= high + 0.01)
 
 
 def decision_indifference(machine: simulated_families.Machine) -> float:

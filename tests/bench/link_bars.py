@@ -5,6 +5,8 @@ cable of tests/lab/link.py. Devices are the real RPC servers with paced_device.c
 that the machine's mood is no part of a result; for the same reason all of this runs before other programs. What the
 devices cost is fitted without the cable, from splits over two of them in the box, by the planner's own fit. Then each
 cable is measured as a tuning does, the planner predicts a split that was not among them, and that is measured over it.
+Last the planner chooses the order of the devices and the split, by the cable and the memory of the box, and its choice
+is measured as well.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import g
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import expected_speeds, known_costs
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     cost_fit,
+    memory_plan,
     model_weights,
+    network_links,
     workload,
 )
 
@@ -46,9 +50,12 @@ SERVING: t.Final = {
 #: Microseconds per node of a graph, and per node and token; the lender's device is the slower one.
 BOX: t.Final = (60.0, 2.5)
 LENDER: t.Final = (90.0, 3.75)
-#: Layers in the order of the devices: splits of which the costs are fitted, and the one that is predicted.
+Split = tuple[int, int]
+#: Layers in the order of the devices: splits of which the costs are fitted, and one that is predicted.
 FITTED: t.Final = ((2, 7), (6, 3))
-CHOSEN: t.Final = (4, 5)
+BETWEEN: t.Final = (4, 5)
+#: The share of all memory that the box has room for, where the planner chooses: else it would need no lender.
+ROOM: t.Final = 0.75
 LOADS: t.Final = 2
 
 
@@ -69,12 +76,21 @@ CABLES: t.Final = (
 
 
 class Row(t.NamedTuple):
-    """What was predicted and measured over a cable, in ms of a token and of a prompt."""
+    """What was predicted and measured of a split over a cable, in ms of a token and of a prompt."""
 
     cable: str
     link: rpc_link.Link
+    split: Split
+    lent_first: bool
     predicted: tuple[float, float]
     measured: tuple[float, float]
+
+
+class Choice(t.NamedTuple):
+    """What the planner chooses: the order of the devices, and the split."""
+
+    lent_first: bool
+    split: Split
 
 
 def beyond(link: t.Mapping[str, t.Any], loopback: t.Mapping[str, t.Any]) -> Json:
@@ -106,14 +122,42 @@ def fitted(model: Json, points: t.Mapping[tuple[int, int], tuple[float, float]])
     return expected_speeds.measured(known_costs.of_fit("without the cable", fit, []))
 
 
-def predicted(model: Json, rates: expected_speeds.Rates, cable: Cable, link: Json) -> tuple[float, float]:
-    """Return the planner's ms of a token and of a prompt with the chosen split, where the lender is behind a link."""
-    links = (link, None) if cable.lent_first else (None, link)
+def _speeds(model: Json, rates: expected_speeds.Rates, lent_first: bool, link: Json) -> expected_speeds.Speeds:
+    """Return the planner's speeds where the lender is behind a link."""
+    links = (link, None) if lent_first else (None, link)
     objective = workload.Objective("request", PROMPT, ANSWER, 0)
-    speeds = expected_speeds.Speeds(model, SERVING, objective, rates._replace(links=links))
-    token, prompt = speeds.decode(CHOSEN, ANSWER // 2), speeds.ttft(CHOSEN)
+    return expected_speeds.Speeds(model, SERVING, objective, rates._replace(links=links))
+
+
+def predicted(
+    model: Json, rates: expected_speeds.Rates, lent_first: bool, link: Json, split: Split
+) -> tuple[float, float]:
+    """Return the planner's ms of a token and of a prompt with a split, where the lender is behind a link."""
+    speeds = _speeds(model, rates, lent_first, link)
+    token, prompt = speeds.decode(split, ANSWER // 2), speeds.ttft(split)
     assert token is not None and prompt is not None
     return token.ms, prompt.ms
+
+
+def chosen(model: Json, rates: t.Mapping[bool, expected_speeds.Rates], link: Json) -> Choice:
+    """Return the planner's order of the devices, and of the splits that the box has room for the one it predicts best.
+
+    C(rates) are those where the lender is first, and where it is not.
+    """
+    objective = {"name": "request", "prompt_tokens": PROMPT, "generated_tokens": ANSWER}
+    first = network_links.ordered([{"id": "box"}, {"id": "lender"}], {"lender": link}, model, objective, False)[0]["id"]
+    lent_first = first == "lender"
+    memory, speeds = memory_plan.MemoryPlan(model, SERVING), _speeds(model, rates[lent_first], lent_first, link)
+    layers = len(model["block_weights"]) + 1
+    room = ROOM * max(memory.mib((layers, 0)))
+    splits = [(count, layers - count) for count in range(1, layers)]
+
+    def request_ms(split: Split) -> float:
+        found = speeds.objective_ms(split)
+        assert found is not None
+        return found
+
+    return Choice(lent_first, min((one for one in splits if memory.mib(one)[lent_first] <= room), key=request_ms))
 
 
 class Lab:
@@ -230,14 +274,20 @@ def rows(lab: Lab) -> list[Row]:
         for first in (True, False)
     }
     found = []
+
+    def row(cable: Cable, choice: Choice, link: rpc_link.Link) -> None:
+        first, split = choice
+        told = predicted(lab.model, rates[first], first, beyond(link, loopback), split)
+        seen = lab.measured(lab.far, split, first, whole=bool(cable.loss_percent))
+        found.append(Row(cable.name, link, split, first, told, seen))
+        print(found[-1], file=sys.stderr)
+
     for cable in CABLES:
         lab.shape(cable)
         link = lab.asked(lab.far)
-        first = cable.lent_first
-        told = predicted(lab.model, rates[first], cable, beyond(link, loopback))
-        seen = lab.measured(lab.far, CHOSEN, first, whole=bool(cable.loss_percent))
-        found.append(Row(cable.name, link, told, seen))
-        print(found[-1], file=sys.stderr)
+        row(cable, Choice(cable.lent_first, BETWEEN), link)
+        if cable.lent_first and not cable.loss_percent:
+            row(cable._replace(name=f"{cable.name}, chosen"), chosen(lab.model, rates, beyond(link, loopback)), link)
     return found
 
 
@@ -255,19 +305,22 @@ def text(found: t.Sequence[Row], cut_seconds: float) -> str:
         "cable of a given rate, delay and loss (`tests/lab/link.py`). Devices are llama.cpp's RPC servers that wait",
         "a known time instead of computing, and run before all other programs. Their costs are fitted without the",
         "cable. Rate and round trip are measured as a tuning does, the better of two; what a loopback takes is taken",
-        f"off, since the fit contains it. A model of width {MODEL['embedding_length']} is split",
-        f"{CHOSEN[0]}/{CHOSEN[1]}, a prompt has {PROMPT} tokens. The bar: predictions within 10 % at 1 GbE.",
+        f"off, since the fit contains it. A model of width {MODEL['embedding_length']} is split,",
+        f"a prompt has {PROMPT} tokens. Where the planner chooses, it takes its order of the devices, and the split",
+        f"with which a request of {PROMPT} and {ANSWER} tokens is the fastest by its prediction, of those that leave",
+        f"the box {100 * ROOM:.0f} % of the model at most. The bar: predictions within 10 % at 1 GbE.",
         "",
         f"Measured {page.today()} on {page.machine()}; the least of {3 * LOADS} repetitions, with",
         "loss their mean. Predicted, measured:",
         "",
-        "| cable | round trip ms | MB/s to, from | ms per token | off | ms per prompt | off |",
-        "|---|---|---|---|---|---|---|",
+        "| cable | layers in the box | round trip ms | MB/s to, from | ms per token | off | ms per prompt | off |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in found:
         rates = f"{row.link['to_mb_per_s']:.0f}, {row.link['from_mb_per_s']:.0f}"
         stalls = f" + {row.link['stalls_ms']:.1f}" if row.link["stalls_ms"] else ""
-        cells = [row.cable, f"{row.link['round_trip_ms']:.2f}{stalls}", rates]
+        own = f"{row.split[row.lent_first]} of {sum(row.split)}, {'last' if row.lent_first else 'first'}"
+        cells = [row.cable, own, f"{row.link['round_trip_ms']:.2f}{stalls}", rates]
         for told, seen in zip(row.predicted, row.measured, strict=True):
             cells += [f"{told:.1f}, {seen:.1f}", f"{off_percent(told, seen):+.1f} %"]
         lines.append(f"| {' | '.join(cells)} |")

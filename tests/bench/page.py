@@ -10,12 +10,25 @@ import platform
 import re
 import typing as t
 
-TITLE = "# Benchmarks\n\nWritten by `make bench`, section by section: do not edit by hand.\n"
+TITLE = """# Benchmarks
+
+Written by `make bench`, section by section: do not edit by hand. All of it ran without a GPU; what cards gave is in
+[on_real_cards.md](on_real_cards.md).
+
+| question | section |
+|---|---|
+| Is the chosen split the best of all that fit? | [live](#live) |
+| How far from the best is a choice, and how many loads does it take? | [planners](#planners), [families of machines](#planner-families-of-machines), [experts in RAM](#planner-experts-in-ram), [earlier costs](#planner-with-the-costs-of-an-earlier-tuning), [speculation](#planner-speculation) |
+| Is a slowdown noticed, and is a false alarm given? | [revalidation](#revalidation) |
+| Is a hang noticed, and what does looking cost? | [faults](#faults), [watchdog](#watchdog) |
+| Is the cost of a lender's network predicted? | [network](#network) |
+| How fast are downloads and Ansible's tasks? | [downloads](#downloads), [task cost](#task-cost) |
+"""  # noqa: E501
 
 #: The sections in the order of the page.
 SECTIONS = (
-    "live", "site", "tasks", "planners", "families", "planes", "earlier", "speculation", "revalidation", "downloads",
-    "watchdog", "faults", "network",
+    "live", "site", "tasks", "planners", "families", "planes", "earlier", "earlier-models", "speculation",
+    "revalidation", "downloads", "watchdog", "faults", "network",
 )  # fmt: skip
 
 

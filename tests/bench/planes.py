@@ -72,10 +72,10 @@ def main() -> None:
     lines = [
         "## Planner, experts in RAM",
         "",
-        f"`make bench-planners`, {arguments.machines} simulated machines of each family with a model of experts that",
-        "does not fit; a third each with noise between loads of 0.5 to 1, 1 to 2 and 2 to 5 %. Regret in percent,",
-        f"against the best of all that can be chosen. The bar: 95th percentile at most {MOST_REGRET:g} %, and at most",
-        f"{MOST_BEFORE} loads that succeed before the confirmation.",
+        f"`make bench-planners`, {arguments.machines} simulated machines of each family with a model of experts,",
+        "or a dense one, that does not fit; a third each with noise between loads of 0.5 to 1, 1 to 2 and 2 to 5 %.",
+        "Regret in percent, against the best of all that can be chosen. The bar: 95th percentile at most",
+        f"{MOST_REGRET:g} %, and at most {MOST_BEFORE} loads that succeed before the confirmation.",
         "",
         "| family | machines | regret, median | 95th percentile | nothing found | most loads before the confirmation "
         "| loads, mean and most | bar |",

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 requirements/add.sh benchmarks
 export PYTHONPATH=.venv/collections
-.venv/bin/python tests/bench/families.py docs/benchmarks.md --machines 60
+.venv/bin/python tests/bench/families.py docs/benchmarks.md --machines 120
 .venv/bin/python tests/bench/planes.py docs/benchmarks.md --machines 100
 .venv/bin/python tests/bench/earlier_tunings.py docs/benchmarks.md --machines 60
 .venv/bin/python tests/bench/speculation.py docs/benchmarks.md --machines 300

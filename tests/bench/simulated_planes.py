@@ -1,4 +1,4 @@
-"""Families of simulated machines with experts in RAM: MoE models that do not fit the cards, planned in integers.
+"""Families of simulated machines with experts, or FFN weights, in RAM: models that do not fit, planned in integers.
 
 What they simulate, and what the planner does not know of them: cards and RAM of any bandwidth, a cost of each block in
 RAM beside its bytes, threads with an optimum that may lie between those measured, links of x16 and x4, copies that
@@ -35,6 +35,7 @@ FAMILIES: t.Final[dict[str, dict[str, t.Any]]] = {
     "MoE plane, short memory": {"devices": (2,), "short": True},
     "MoE plane, two clocks": {"devices": (2,), "clocks": True},
     "MoE plane, three and four": {"devices": (3, 4)},
+    "dense plane": {"devices": (1, 2, 2, 3), "dense": True},
 }
 
 #: What a user may want: name, prompt tokens, generated tokens.
@@ -69,7 +70,7 @@ class Machine:
         self.checked = split_problem.read_problem(self.problem)
         self.plane = expert_plane.Plane(self.checked, self.held_mib)
         self.read = model_weights.bytes_read(self.checked.memory.model, self.checked.memory.serving, 64)
-        self.used = self.problem["model"]["expert_used_count"] / self.problem["model"]["expert_count"]
+        self.used = expert_placement.share_used(self.problem["model"])
 
     def thread_factor(self, threads: int) -> float:
         """Return the time of the CPU with some threads in that with very many that are not in each other's way."""
@@ -196,11 +197,25 @@ def _model(chance: random.Random) -> Json:
     return {
         "path": "/srv/models/simulated.gguf", "name": "simulated", "block_count": blocks, "architecture": "qwen3moe",
         "block_bytes": [dense + size for size in whole], "block_read_bytes": weights, "block_weights": weights,
-        "block_expert_bytes": sizes, "output_bytes": int(vocabulary * 2880 * 0.82),
+        "block_ffn_bytes": sizes, "output_bytes": int(vocabulary * 2880 * 0.82),
         "token_embedding_bytes": int(vocabulary * 2880 * 0.6), "embedding_length": 2880,
         "vocabulary_size": vocabulary, "feed_forward_length": 2880, "expert_feed_forward_length": 2880,
         "expert_count": experts, "expert_used_count": used, "head_count": 64,
         "kv_k_elements_per_token": [512] * blocks, "kv_v_elements_per_token": [512] * blocks, "notes": [],
+    }  # fmt: skip
+
+
+def _dense(chance: random.Random) -> Json:
+    """Return a model without experts: like a MoE whose only expert is always in use."""
+    model = _model(chance)
+    smaller = chance.uniform(0.2, 0.4)  # of blocks of 250 to 1800 MiB
+    sizes = {part: [int(size * smaller) for size in own] for part, own in model["block_ffn_bytes"].items()}
+    whole = [sum(own) for own in zip(*sizes.values(), strict=True)]
+    attention = int(max(whole) * chance.uniform(0.15, 0.5))
+    weights = [attention + (size or max(whole)) for size in whole]
+    return {
+        **model, "architecture": "llama", "block_bytes": weights, "block_read_bytes": weights, "block_weights": weights,
+        "block_ffn_bytes": sizes, "expert_feed_forward_length": 0, "expert_count": 0, "expert_used_count": 0,
     }  # fmt: skip
 
 
@@ -215,11 +230,12 @@ def machine(family: str, seed: int) -> Machine:
 
 def _draw(family: str, seed: int, chance: random.Random) -> Machine | None:
     how = FAMILIES[family]
-    devices, model = chance.choice(how["devices"]), _model(chance)
+    devices, model = chance.choice(how["devices"]), (_dense if how.get("dense") else _model)(chance)
     name, prompt, generated = chance.choice(OBJECTIVES)
     shares = [chance.uniform(0.5, 1.5) for _ in range(devices)]
     weights = (sum(model["block_bytes"]) + model["output_bytes"]) / MIB
-    total = weights * chance.uniform(0.3, 0.97) + 1500 * devices
+    # a dense model is a little too large, one of experts may be far too large
+    total = weights * chance.uniform(0.75 if how.get("dense") else 0.3, 0.97) + 1500 * devices
     problem = simulated_pair.make_problem(
         model["block_count"], 4000, [int(total * share / sum(shares)) for share in shares],
         {"name": name, "prompt_tokens": prompt, "generated_tokens": generated}, simulated_pair.TESTS,

@@ -1,7 +1,8 @@
 """Simulated machines with drafts on offer: true costs of rounds, true acceptance by position, loads with their noise.
 
 Costs are drawn about what two H200 showed (a round 1.1 to 1.4 tokens of the target, 0.08 to 0.15 more for each token to
-verify) and beyond it: steps where the verifying kernel changes, drafts three times dearer than their bytes say.
+verify) and beyond it: steps where the verifying kernel changes, drafts three times dearer than their bytes say, rounds
+of short answers that cost up to 5 % more than those of texts.
 """
 
 from __future__ import annotations
@@ -11,17 +12,37 @@ import math
 import random
 import typing as t
 
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import served_texts
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner.speculation_search import Search
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.speculation import (
     NONE,
+    WHOLE_DRAFTS,
     Arm,
     Offer,
     ServedLoad,
+    ShortAnswers,
     TextResult,
 )
 
 TEXTS: t.Final = {"code": 0.4, "prose": 0.2, "chat": 0.2, "edit": 0.2}
 INDIFFERENCE: t.Final = 0.01
+
+
+class Costs(t.NamedTuple):
+    """What rounds of a family truly take (ms): one without drafts, one with drafts before any, each drafted and each
+    checked token, and how much more or less each one checked beyond the third."""
+
+    undrafted: float
+    begin: float
+    draft: float
+    check: float
+    bend: float
+
+    def of(self, checked: int, drafted: int) -> float:
+        """Return what a round takes."""
+        if not checked:
+            return self.undrafted
+        return self.begin + self.draft * drafted + self.check * checked + self.bend * max(0, checked - 3)
 
 
 @dataclasses.dataclass
@@ -31,15 +52,14 @@ class Machine:
     offers: list[Offer]
     target_ms: float
     noise: float
-    truth: dict[tuple[str, str, str, str], tuple[float, float, float]]
+    truth: dict[tuple[str, str, str, str], Costs]
     acceptance: dict[tuple[tuple[str, str], str], tuple[float, float]]
 
     def round_ms(self, arm: Arm) -> float:
         """Return the true cost of a round."""
         if arm.kind == NONE:
             return self.target_ms
-        begin, slope, bend = self.truth[arm.family]
-        return begin + slope * arm.n_max + bend * max(0, arm.n_max - 3)
+        return self.truth[arm.family].of(arm.n_max, arm.n_max)
 
     def rates(self, arm: Arm, text: str) -> list[float]:
         """Return the true acceptance by position, unconditional."""
@@ -78,7 +98,31 @@ class Machine:
             results.append(
                 TextResult(text, done, spent, rounds * arm.n_max, done - rounds, tuple(c / rounds for c in counts))
             )
-        return ServedLoad(arm, tuple(results))
+        lengths = served_texts.short_lengths(arm.n_max) if arm.n_max else ()
+        short = tuple(self._short(arm, length, rng, common) for length in lengths)
+        drafting = self.truth[arm.family].draft * common * math.exp(rng.gauss(0, self.noise / 3)) if arm.n_max else 0.0
+        return ServedLoad(arm, tuple(results), 0.0, short, drafting)
+
+    def _short(self, arm: Arm, length: int, rng: random.Random, common: float) -> ShortAnswers:
+        """Measure answers of so many drafted tokens and two more: the first comes from the prompt."""
+        rates, costs = self.rates(arm, next(iter(TEXTS))), self.truth[arm.family]
+        rounds = drafts = drafted = 0
+        # rounds of short answers may cost somewhat more: their batches differ from one to the next
+        spent, dearer = 0.0, random.Random(f"short {arm.family}{self.target_ms}").uniform(1.0, 1.05)
+        for _answer in range(served_texts.SHORT_ANSWERS):
+            left = length + 1
+            while left > 0:
+                checked = min(left - 1, arm.n_max)
+                reached = rng.random()
+                left -= 1 + sum(reached < rate for rate in rates[:checked])
+                rounds, drafts, drafted = rounds + 1, drafts + (checked > 0), drafted + checked
+                spent += costs.of(checked, arm.n_max if arm.kind in WHOLE_DRAFTS else checked)
+        return ShortAnswers(rounds, drafts, drafted, spent * dearer * common * math.exp(rng.gauss(0, self.noise / 3)))
+
+
+def own_share(*of: t.Hashable) -> float:
+    """Return how much of what a round costs beyond a token of the target it costs without drafted tokens as well."""
+    return random.Random(f"share {of}").uniform(0.3, 1.0)
 
 
 def machine(seed: int) -> Machine:
@@ -100,7 +144,9 @@ def machine(seed: int) -> Machine:
             offers.append(Offer(kind, name, device, (40, 41), moved, drafting))
             own = math.exp(rng.gauss(0, 0.02))
             bend = rng.choice([0, 0, 0, rng.uniform(-0.02, 0.05)]) * target
-            truth[kind, name, device, ""] = (moved * (1 + overhead) * own, verify * moved + drafting * dearer, bend)
+            begin = moved * (1 + overhead) * own
+            undrafted = moved * (1 + own_share(seed, name, device) * overhead)
+            truth[kind, name, device, ""] = Costs(undrafted, begin, drafting * dearer, verify * moved, bend)
         for text in TEXTS:
             acceptance[(kind, name), text] = (rng.uniform(0.35, 0.95), rng.uniform(0.93, 1.0))
     return Machine(offers, target, rng.choice([0.003, 0.01, 0.02]), truth, acceptance)
@@ -114,8 +160,10 @@ def with_other_mode(found: Machine, seed: int) -> Machine:
     offers, truth = list(found.offers), dict(found.truth)
     for offer in found.offers:
         other = dataclasses.replace(offer, target_ms=target, mode="tensor")
-        slope = verify * target + offer.draft_ms * math.exp(rng.gauss(0, 0.4))
-        truth[other.family] = (target * (1 + overhead), slope, 0.0)
+        # a draft model lies whole on its device in both modes; the model's own blocks are split with it
+        draft = found.truth[offer.family].draft * math.exp(rng.gauss(0, 0.4 if offer.kind == "draft-mtp" else 0.1))
+        undrafted = target * (1 + own_share(seed, *other.family[1:]) * overhead)
+        truth[other.family] = Costs(undrafted, target * (1 + overhead), draft, verify * target, 0.0)
         offers.append(other)
     return dataclasses.replace(found, offers=offers, truth=truth)
 

@@ -49,7 +49,7 @@ WANTED: dict[str, t.Any] = {
     "port": 8080, "server_unit": "llama-server.service", "memory_mib": 2048,
     "disk": [{"path": "/opt/llama.cpp", "needed_mib": 3072}, {"path": "/srv/models", "needed_mib": 1024}],
     "gpus_expected": ["RTX 4090", "RTX 3090"], "models": [], "psu_watts": 1600, "rest_of_machine_watts": 200,
-    "power_limits_watts": {}, "locked_clocks_mhz": {}, "power_budget_policy": "warn",
+    "power_limits_watts": {}, "locked_clocks_mhz": {}, "budgets_mib": {}, "power_budget_policy": "warn",
 }
 CARD: dict[str, t.Any] = {
     "driver": "nvidia", "speed": "2.5 GT/s PCIe", "width": 8, "speed_max": "16.0 GT/s PCIe", "width_max": 16,

@@ -35,7 +35,11 @@ def missing_anchors(evidence: Evidence) -> list[Candidate]:
         if not useful:
             return result
         take = next((c for c in ends if c in useful), None)
-        if take is None:
+        if chosen and evidence.splits.full:
+            # not again and again towards the device that was full
+            chance = evidence.splits.chance
+            take = max(useful, key=lambda c: (chance(c.layers) * distance(c.layers, chosen), room_of(c), c.layers))
+        elif take is None:
             take = max(useful, key=lambda c: (distance(c.layers, chosen), room_of(c), c.layers))
         chosen.append(take.layers)
         result.append(take)

@@ -12,7 +12,7 @@ import typing as t
 from .._base import text
 from .._base.types import Json, Mapping
 from .._models import catalogue, model_shapes
-from .._split import layer_split
+from .._split import expert_placement, layer_split
 from . import predictor
 
 USUAL_CONTEXT: t.Final = 8192
@@ -51,11 +51,11 @@ def usable(
 
 def _words(shape: str, devices: t.Sequence[Mapping], context_size: int, experts_in_ram: Mapping | None) -> str:
     row = usable(shape, devices, context_size, experts_in_ram)
+    name = expert_placement.name_of(model_shapes.model(shape))
     if row is None:
-        sparse = experts_in_ram is not None and model_shapes.model(shape)["expert_count"]
-        return "does not fit, even with experts in RAM" if sparse else "does not fit"
+        return "does not fit" if experts_in_ram is None else f"does not fit, even with {name} in RAM"
     speed, split = row["decode_tokens_per_second"], layer_split.split_name(row["layers"])
     if row.get("blocks_in_ram"):
-        fits = f"fits as {split} with {row['blocks_in_ram']:g} blocks' experts in RAM ({row['ram_mib']} MiB)"
+        fits = f"fits as {split} with {row['blocks_in_ram']:g} blocks' {name} in RAM ({row['ram_mib']} MiB)"
         return fits if speed is None else f"{fits}, {text.span(row['decode_interval'])} tokens/s"
     return f"fits as {split}" if speed is None else f"fits as {split}, about {speed:.0f} tokens/s"

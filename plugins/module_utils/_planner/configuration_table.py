@@ -48,9 +48,8 @@ def _cells(row: Mapping, each: Mapping) -> list[str]:
     if not row["fits"]:
         return [row["configuration"], "does not fit", *([_NONE] * 4), *watts, money, _NONE]
     speed = row[row["fastest"]]
-    ram = f", {row['blocks_in_ram']:g} in RAM ({row['ram_mib']})" if row["blocks_in_ram"] else ""
     return [
-        row["configuration"], f"{layer_split.split_name(row['layers'])}{ram}",
+        row["configuration"], layer_split.row_name(row),
         *(ranged(row[name]) for name in ("layer", "tensor", "speculation")), text.span(row["ttft_ms"]), *watts, money,
         text.span(configurations.per_token(each["outlay_usd"], speed)),
     ]  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json, Mapping
+from .._split import expert_placement
 from .._split.card_costs import Configuration
 from .._split.types import Model, Serving
 from . import expected_modes, predictor
@@ -22,7 +23,9 @@ def serves(configuration: Configuration, model: Model, question: Mapping) -> Jso
     C(question): as predictor.expect takes it, without the model. Speeds are tokens per second, times ms.
     C(blocks_in_ram) and C(ram_mib) say what experts take of RAM, where a model of experts does not fit the cards.
     """
-    prediction = predictor.expect({**question, "model": model}, configuration.devices)
+    # a configuration is there to be chosen: one that holds a dense model reads it at the speed of its cards
+    in_ram = question.get("experts_in_ram") if expert_placement.kind_of(model) == expert_placement.EXPERTS else None
+    prediction = predictor.expect({**question, "model": model, "experts_in_ram": in_ram}, configuration.devices)
     devices = prediction["devices"]
     best = predictor.usable(prediction)
     row: Json = {"configuration": configuration.name, "model": model["name"], "why": prediction["why"]}

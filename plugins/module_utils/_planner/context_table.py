@@ -92,7 +92,8 @@ def _row(question: Question, serving: Serving, context: int, budgets: t.Sequence
         return {**row, "layers": None, "left_mib": None, "missing_mib": missing, **_unknown()}
     layers, speeds = _best(question, served, room)
     own = memory_plan.headroom_mib(room.plan.mib(layers), memory_plan.budgets_mib(question.devices, 0))
-    full = speeds.decode(layers, _depth_of_full(served))
+    # the context of one request, full
+    full = speeds.decode(layers, memory_plan.context_cells(served)[0] - 1)
     decode = speeds.decode(layers, 0)
     return {
         **row, "layers": list(layers), "left_mib": own, "missing_mib": None,
@@ -102,11 +103,6 @@ def _row(question: Question, serving: Serving, context: int, budgets: t.Sequence
 
 def _unknown() -> Json:
     return {"decode_empty": None, "decode_full": None, "ttft_ms": None}
-
-
-def _depth_of_full(serving: Serving) -> int:
-    """Return how many tokens are in the cache when the context of one request is full."""
-    return memory_plan.context_cells(serving)[0] - 1
 
 
 def _best(
@@ -163,8 +159,7 @@ def cells(row: Mapping) -> list[str]:
     speeds = [_cell(row[name]) for name in ("decode_empty", "decode_full", "ttft_ms")]
     left = (str(mib) for mib in row["left_mib"])
     mark = "asked for" if row["asked"] else ""
-    ram = f", {row['blocks_in_ram']:g} in RAM ({row['ram_mib']})" if row.get("blocks_in_ram") else ""
-    return [*start, f"{layer_split.split_name(row['layers'])}{ram}", *left, *speeds, mark]
+    return [*start, layer_split.row_name(row), *left, *speeds, mark]
 
 
 def _cell(value: Mapping | None) -> str:
@@ -187,7 +182,8 @@ def source(rates: expected_speeds.Rates, own_mib: t.Sequence[int] = ()) -> str:
             "no two depths were measured, so a byte of the cache may take half to three times as long as one of weights"
             " (a deployment with split_tuning_depth tells)"
         )
-    measured = f"the costs that the tuning of {rates.deployment} measured"
+    whose = ", of another model of this architecture and type," if rates.of_kind else ""
+    measured = f"the costs that the tuning of {rates.deployment}{whose} measured"
     taken = f"; drafting has its {sum(own_mib)} MiB, and its cache grows with the context, too" if any(own_mib) else ""
     return f"interpolated from {measured}, with intervals of 95 %; {depth}{taken}"
 

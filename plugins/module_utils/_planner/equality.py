@@ -92,7 +92,7 @@ def _steepest_percent(evidence: Evidence, *splits: Candidate) -> float:
 
     Of two devices between any neighbours that fit, else from one of C(splits).
     """
-    if len(evidence.problem.names) == 2:
+    if evidence.problem.two_devices:
         pairs = list(itertools.pairwise(candidate.layers for candidate in evidence.candidates))
     else:
         pairs = [(c.layers, other) for c in splits for other in layer_search.moved_by_one(c.layers)]

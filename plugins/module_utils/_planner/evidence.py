@@ -10,11 +10,19 @@ import statistics
 import typing as t
 
 from .._base import least_squares, stats
-from .._split import cost_fit, cost_model, disturbance, layer_search, split_cost
+from .._split import cost_fit, cost_model, disturbance, split_cost
 from .._split.layer_split import Layers
 from .._split.measured_loads import Load
 from .._split.split_problem import Candidate, KnownCosts, Problem
-from . import disturbed_loads, failed_loads, fit_draws, known_costs, load_factors, local_misfit, remaining_splits
+from . import (
+    disturbed_loads,
+    fit_draws,
+    hop_savings,
+    known_costs,
+    load_factors,
+    loads_so_far,
+    local_misfit,
+)
 
 #: A fit that misses a measured split by more than this (percent), and by more than noise, is not trusted there.
 TRUSTED_RESIDUAL_PERCENT = 5.0
@@ -27,19 +35,11 @@ UNKNOWN_NOISE = TRUSTED_RESIDUAL_PERCENT / 200
 PROBE_ERROR = 0.2
 
 
-class Evidence:
+class Evidence(loads_so_far.LoadsSoFar):
     """What a problem and some loads together say: which splits remain, the fit, and what each split costs."""
 
     def __init__(self, problem: Problem, loads: t.Sequence[Load]) -> None:
-        self.problem = problem
-        self.loads = list(loads)
-        self.left = problem.max_loads + failed_loads.further_loads(problem, self.loads) - len(self.loads)
-        self.lost = next((load for load in loads if load.status == "device_lost"), None)
-        allowed = self.left > 0 and self.lost is None
-        #: The splits that remain to choose from, those that are out, and a failed load to be measured once more.
-        self.splits = remaining_splits.RemainingSplits(problem, self.loads, allowed)
-        self.failed, self.again = self.splits.failed, self.splits.again
-        self.alike = failed_loads.alike_in_a_row(self.loads)
+        super().__init__(problem, loads)
         self.ok: dict[Layers, list[Load]] = {}
         for load in self.loads:
             if load.ok:
@@ -50,38 +50,27 @@ class Evidence:
         self.suspects = judged.suspects
         self.ok, self.disturbed = judged.ok, judged.aside
         #: The split to measure again, with the reason, while that is allowed.
-        self.repeat = judged.repeat if allowed and self.measured_again < problem.repeat_disturbed else None
+        self.repeat = judged.repeat if self.allowed and self.measured_again < problem.repeat_disturbed else None
         self._tolerances: dict[str, float] = {}
         self._corrections: dict[str, local_misfit.Correction] = {}
         self._objectives: dict[Layers, float] = {}
         self._ratios: dict[tuple[str, tuple[bool, ...]], float] = {}
         self._slow: dict[tuple[Layers, int], float] = {}
-        self._fit()
-        for _turn in range(load_factors.TURNS if len(self.ok_loads) > 2 else 0):
-            self._slow = load_factors.of_evidence(self)
-            self._fit()
+        #: What splits over fewer devices save, as far as measured, by the devices in use.
+        self.savings: dict[hop_savings.Used, hop_savings.Savings] = {}
+        self._fit_in_turns()
+        if any(map(hop_savings.partial, self.ok)) and self.pool_is_whole:
+            self.savings = hop_savings.of_evidence(self)
+            self._fit_in_turns()
 
     @property
     def ok_loads(self) -> list[Load]:
         """All loads that were measured and not set aside."""
         return [load for loads in self.ok.values() for load in loads]
 
-    @property
-    def last_failure(self) -> Load:
-        """The last load that failed; there must be one."""
-        return next(load for load in reversed(self.loads) if not load.ok)
-
-    def next_number(self, layers: Layers) -> int:
-        """Return the number that the next load of a split has; one that was set aside keeps its own."""
-        return 1 + sum(1 for load in self.loads if load.layers == layers)
-
     def count(self, layers: Layers) -> int:
         """Return how many loads of a split were measured."""
         return len(self.ok.get(layers, ()))
-
-    def remains(self, layers: Layers) -> bool:
-        """Return whether a split fits, has not failed, nor needs more than a device may hold after others failed."""
-        return self.splits.remains(layers)
 
     @functools.cached_property
     def by_layers(self) -> dict[Layers, Candidate]:
@@ -91,13 +80,8 @@ class Evidence:
         practically as fast; their neighbours, one layer moved, come with them.
         """
         known = {candidate.layers: candidate for candidate in self.splits.listed}
-        found: set[Layers] = set()
         cost = self.cost("objective") if len(self.problem.names) > 2 else None
-        if cost is not None and (best := self.best_of_all(cost)) is not None:
-            limit = cost.ms(best) * (1 + self.problem.room_price)
-            roomiest = self.search.roomiest(cost, limit, without=self.failed) or best
-            for split in (best, roomiest):
-                found.update((split, *layer_search.moved_by_one(split)))
+        found = set() if cost is None else self.splits.near_best(cost, self.savings)
         for layers in found - known.keys():
             candidate = self.problem.candidate(layers)
             if candidate is not None and self.remains(layers):
@@ -108,15 +92,6 @@ class Evidence:
     def candidates(self) -> list[Candidate]:
         """The splits to choose from, fewest layers on the first device first."""
         return list(self.by_layers.values())
-
-    def best_of_all(self, cost: split_cost.Cost) -> Layers | None:
-        """Return the split of the least cost among all that remain, listed or not."""
-        return self.search.best(cost, without=self.failed)
-
-    @functools.cached_property
-    def search(self) -> layer_search.LayerSearch:
-        """The search among all splits that what failed leaves."""
-        return self.problem.search.within(self.splits.budgets)
 
     @functools.cached_property
     def known(self) -> KnownCosts | None:
@@ -154,14 +129,21 @@ class Evidence:
             problem.micro_batch, overlap, problem.weights,
         )  # fmt: skip
 
-    def _fit(self) -> None:
-        """Fit the model to the splits over all devices; to those on fewer devices only where there are no others.
+    def _fit_in_turns(self) -> None:
+        """Fit the model, and again without what slowed whole loads."""
+        self._fit()
+        for _turn in range(load_factors.TURNS if len(self.ok_loads) > 2 else 0):
+            self._slow = load_factors.of_evidence(self)
+            self._fit()
 
-        One device alone makes no hop, so what it measures says nothing about the splits that do.
-        """
+    def fitted(self, layers: Layers) -> bool:
+        """Return whether the fit holds for a split: not for one device alone, nor where no such hop was measured."""
+        return all(layers) or not self.pool_is_whole or hop_savings.used(layers) in self.savings
+
+    def _fit(self) -> None:
+        """Fit the model to the splits over all devices, and to others less what they save: not to one device alone."""
         problem = self.problem
-        devices = len(problem.names)
-        self.points = [layers for layers in self.ok if all(layers) or not self.pool_is_whole]
+        self.points = [layers for layers in self.ok if self.fitted(layers)]
         self.decode_fit: list[float] | None = None
         self.prefill_fit: list[float] | None = None
         self.prefill_form: str | None = None
@@ -169,7 +151,7 @@ class Evidence:
         self.residual: dict[str, float | None] = {"decode": None, "prefill": None}
         if not self.anchored or not self.points:
             return
-        telling = len(self.points) > devices  # else every residual is zero and says nothing
+        telling = len(self.points) > self.coefficients  # else every residual is zero and says nothing
         if problem.decode_test is not None:
             points = self.fit_points("decode")
             self.decode_fit = cost_fit.fit_decode(points, self.prior("decode"))
@@ -190,7 +172,13 @@ class Evidence:
     def likely(self, kind: str, layers: Layers) -> float:
         """Return the mean over loads of C(kind) of a measured split, less what slowed all tests of a load."""
         times = zip(self.ok[layers], self.load_means(kind, layers), strict=True)
-        return statistics.fmean(ms * math.exp(-self._slow.get((layers, load.number), 0.0)) for load, ms in times)
+        likely = (ms * math.exp(-self._slow.get((layers, load.number), 0.0)) for load, ms in times)
+        return statistics.fmean(likely) / hop_savings.factor(self, kind, layers)
+
+    @property
+    def coefficients(self) -> int:
+        """How many numbers a fit has: a cost of each device, and what is saved by using some of them."""
+        return len(self.problem.names) + len(self.savings)
 
     def noise(self, kind: str) -> tuple[float, int]:
         """Return the relative standard deviation between loads of C(kind), and how many degrees of freedom that has.
@@ -214,6 +202,8 @@ class Evidence:
         known = self.known
         costs = self.problem.probed.get(kind) if known is None else known.costs.get(kind)
         error = PROBE_ERROR if known is None else known.error
+        if costs is None and kind == "prefill" and self.decode_fit is not None and min(self.decode_fit) > 0:
+            costs, error = tuple(self.decode_fit), cost_fit.DECODE_ERROR
         return None if costs is None else cost_fit.Prior(costs, error, self.point_noise(kind))
 
     def load_noise(self, kind: str) -> float:
@@ -307,8 +297,8 @@ class Evidence:
         slower than that, it was unlucky.
         """
         predicted = self.predicted(kind, layers)
-        if predicted is not None and self.points and (all(layers) or not self.pool_is_whole):
-            return predicted * self._correction(kind).factor(layers)
+        if predicted is not None and self.points and self.fitted(layers):
+            return predicted * self._correction(kind).factor(layers) * self._beyond_fit(kind, layers)
         if layers in self.ok and self.load_means(kind, layers):
             measured = self.measured(kind, layers)
             residual = self.objective_residual if kind == "objective" else self.residual[kind]
@@ -320,7 +310,7 @@ class Evidence:
     def _correction(self, kind: str) -> local_misfit.Correction:
         """Return what the loads of the fitted splits say beyond the fit."""
         if kind not in self._corrections:
-            gaps, coefficients = self.gaps(kind), len(self.problem.names)
+            gaps, coefficients = self.gaps(kind), self.coefficients
             self._corrections[kind] = local_misfit.Correction(gaps, self.load_noise(kind), coefficients)
         return self._corrections[kind]
 
@@ -338,24 +328,19 @@ class Evidence:
         """The objective by the costs that the loads allow beside the fitted ones; none without a fit."""
         return fit_draws.of_objective(self)
 
-    def _beyond_fit(self, kind: str, layers: Layers) -> float:
-        """Return how much longer splits over these devices take than the fit says; 1 where it was fitted to them.
+    @functools.cached_property
+    def drawn_costs(self) -> dict[str, list[fit_draws.Draw]]:
+        """The costs that the loads allow beside the fit, by kind of test; none without a fit."""
+        return {kind: fit_draws.drawn_costs(self, kind) for kind in ("decode", "prefill")}
 
-        A split that leaves a device out makes fewer hops, which the fit cannot know. What one of them shows holds for
-        those that use the same devices, or nearly so; otherwise each of these would look better than the measured one.
-        """
-        used = tuple(count > 0 for count in layers)
-        if (kind, used) in self._ratios:
-            return self._ratios[kind, used]
-        ratios: dict[int, list[float]] = {}
-        for other in self.ok:
-            predicted = self.predicted(kind, other)
-            if predicted and self.load_means(kind, other):
-                differing = sum(a != (b > 0) for a, b in zip(used, other, strict=True))
-                fitted = other in self.points
-                ratios.setdefault(differing, []).append(1.0 if fitted else self.measured(kind, other) / predicted)
-        self._ratios[kind, used] = statistics.fmean(ratios[min(ratios)]) if ratios else 1.0
-        return self._ratios[kind, used]
+    def _beyond_fit(self, kind: str, layers: Layers) -> float:
+        """Return how much longer splits over these devices take than the fit says."""
+        devices = hop_savings.used(layers)
+        if self.fitted(layers):
+            return hop_savings.factor(self, kind, layers)
+        if (kind, devices) not in self._ratios:
+            self._ratios[kind, devices] = hop_savings.nearest(self, kind, devices)
+        return self._ratios[kind, devices]
 
     def tolerance(self, kind: str) -> float:
         """Return the residual (percent) up to which a fit is trusted: what noise explains is no misfit."""

@@ -14,25 +14,23 @@ For one request at a time:
 
 Rates come from one of two sources. Published: the fraction of the nominal memory bandwidth, operations per second and
 launches per block that published runs tell of a card. Measured: the costs that a tuning of this host has fitted,
-which contain the launches; what is said then has an interval of 95 %.
+which contain the launches; what is said then has an interval of 95 %. Those of another model of the same kind are
+taken apart: bytes over a rate, and the launches of its blocks.
 """
 
 from __future__ import annotations
 
-import statistics
 import typing as t
 
+from .._base import stats
 from .._base.types import Mapping
 from .._split import cost_model, layer_weights, memory_plan, model_weights, network_links, split_cost, workload
 from .._split.types import Model, Serving
 from . import known_costs
 
 #: What operations of a prompt take of a model of experts, against those of a dense one: published runs of gpt-oss-20b
-#: took 1.2 to 1.8 (RTX 4090 in micro-batches of 1024 and 2048, RTX 5090), of Qwen3-30B-A3B on a Tesla P40 2.0.
-EXPERT_WORK: t.Final = 1.8
-
-#: Standard deviations to each side that hold 95 %.
-_SIDE: t.Final = statistics.NormalDist().inv_cdf(0.975)
+#: took 1.2 to 1.8 (RTX 4090 in micro-batches of 1024 and 2048, RTX 5090), of Qwen3-30B-A3B on a Tesla P40 2.2.
+EXPERT_WORK: t.Final = 2.0
 
 
 class Rates(t.NamedTuple):
@@ -45,6 +43,7 @@ class Rates(t.NamedTuple):
     cache: tuple[float, float, float] = (1.0, 1.0, 1.0)  # time of a byte of KV against one of weights: least to most
     error: float | None = None  # relative standard deviation; None: published, not measured here
     deployment: str = ""  # whose tuning measured them
+    of_kind: bool = False  # of a model with other blocks
     links: tuple[Mapping | None, ...] = ()  # of devices of other hosts; measured rates contain the network
 
 
@@ -58,16 +57,24 @@ def published(devices: t.Sequence[Mapping]) -> Rates:
     )
 
 
-def measured(known: known_costs.Known) -> Rates:
-    """Return the rates that an earlier tuning has measured."""
+def measured(known: known_costs.Known, devices: t.Sequence[Mapping] = ()) -> Rates:
+    """Return the rates that an earlier tuning has measured.
+
+    C(devices), of known_devices, say what launches take where blocks were others: at most half of what was fitted.
+    """
     layer = known.layer
     read = layer["weights_bytes"] + known.cache[1] * layer["cache_bytes"]
-    none = [None] * len(known.decode or known.prefill or ())
+    decode, prefill = known.decode or [], known.prefill or []
+    none = [None] * len(decode or prefill)
+    launch = [0.0] * len(none)
+    if known.of_kind and decode:
+        launch = [min(device["launch_ms"], ms / 2) for device, ms in zip(devices, decode, strict=True)]
+    reading = [ms - own for ms, own in zip(decode, launch, strict=False)]
     return Rates(
-        tuple(read / ms if ms > 0 else None for ms in known.decode) if known.decode else tuple(none),
-        tuple(layer["operations"] / ms if ms > 0 else None for ms in known.prefill) if known.prefill else tuple(none),
-        (0.0,) * len(none),
-        known.overlap, known.cache, known.error, known.deployment,
+        tuple(read / ms if ms > 0 else None for ms in reading) if decode else tuple(none),
+        tuple(layer["operations"] / ms if ms > 0 else None for ms in prefill) if prefill else tuple(none),
+        tuple(launch),
+        known.overlap, known.cache, known.error, known.deployment, known.of_kind,
     )  # fmt: skip
 
 
@@ -95,7 +102,7 @@ class Speeds:
         # a server asks for the last token's output only, so the output layer costs a prompt next to nothing
         self._work = [2.0 * weights for weights in model["block_weights"]] + [0.0]
         self._more_read = [0.0] * len(self._weights)
-        if rates.error is None and model.get("block_expert_bytes"):
+        if rates.error is None and model.get("expert_count") and model.get("block_ffn_bytes"):
             self._work = [EXPERT_WORK * work for work in self._work]
             self._more_read = _read_by_many(model, min(self.micro_batch, self.prompt)) + [0.0]
 
@@ -159,7 +166,8 @@ class Speeds:
         error = self.rates.error
         if error is None:
             return Time(expected + more, None, None)
-        return Time(expected + more, least * max(0.0, 1 - _SIDE * error) + more, most * (1 + _SIDE * error) + more)
+        side = stats.NORMAL_95 * error
+        return Time(expected + more, least * max(0.0, 1 - side) + more, most * (1 + side) + more)
 
     def decode_ms(self, layers: t.Sequence[int]) -> float | None:
         """Return the time of one token at the depth of the objective."""
@@ -215,7 +223,7 @@ def stages(values: t.Sequence[float], layers: t.Sequence[int]) -> list[float]:
 def _read_by_many(model: Model, tokens: int) -> list[float]:
     """Return the bytes of experts in each block that a micro-batch reads beyond those of one token."""
     unused = 1 - model["expert_used_count"] / model["expert_count"]
-    experts = [sum(sizes) for sizes in zip(*model["block_expert_bytes"].values(), strict=True)]
+    experts = [sum(sizes) for sizes in zip(*model["block_ffn_bytes"].values(), strict=True)]
     return [size * (unused - unused**tokens) for size in experts]
 
 

@@ -11,7 +11,6 @@ import typing as t
 
 from .._base.types import Json, Mapping
 from .._split import expert_placement, memory_plan, split_problem
-from .._split.expert_placement import ExpertPlacement
 from .._split.split_problem import Problem
 from .._split.types import Serving
 from . import expert_plane, expert_prediction
@@ -56,7 +55,7 @@ class Contexts:
         placements = plane.candidates(problem.micro_batch)
         if given is not None and placements:
             return {"RAM": min(expert_plane.ram_mib(plane.model, placement) for placement in placements) - given}
-        whole = ExpertPlacement((), tuple(block for block, size in enumerate(plane.expert_bytes) if size))
+        whole = expert_placement.all_in_ram(plane.model)
         needed = memory_plan.MemoryPlan(plane.model, problem.memory.serving, experts=whole).mib(problem.default)
         left = memory_plan.headroom_mib(needed, problem.budgets)
         return {name: -mib for name, mib in zip(problem.names, left, strict=True) if mib < 0}

@@ -104,10 +104,10 @@ class Weigher:
         model = problem.memory.model
         self.read = model_weights.bytes_read(model, problem.memory.serving, problem.tested_depth)
         self.work = [float(value) for value in model.get("block_weights") or model["block_bytes"]] + [0.0]
-        sizes = model.get("block_expert_bytes") or {}
-        blocks = [sum(own) for own in zip(*sizes.values(), strict=True) if any(own)]
+        sizes = expert_placement.parts_of(model).values()
+        blocks = [sum(own) for own in zip(*sizes, strict=True) if any(own)]
         self.block_bytes = sum(blocks) / len(blocks) if blocks else 1.0
-        self.used = model["expert_used_count"] / max(1, model["expert_count"])
+        self.used = expert_placement.share_used(model)
         speeds = {kind: self._probed(kind) or self.card_speeds(kind) for kind in ("decode", "prefill")}
         #: Bytes that each device reads in a ms, weights that it multiplies with a token in a ms; None where unknown.
         self.speeds = speeds

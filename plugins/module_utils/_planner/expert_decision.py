@@ -11,11 +11,10 @@ import typing as t
 from .._base import stats
 from .._base.types import Json
 from .._split import cost_model, expert_placement, workload
-from .._split.expert_placement import ExpertPlacement
 from .._split.split_problem import Problem
 from . import equality, expert_plane, expert_rival, expert_why
 from .expert_evidence import Evidence
-from .expert_loads import Arm, Run
+from .expert_loads import Arm
 
 
 def verdict_of(evidence: Evidence, chosen: Arm, rival: Arm | None) -> str:
@@ -190,17 +189,13 @@ def _table(evidence: Evidence) -> list[Json]:
         for size in sorted(sizes):
             threads = {own for _kind, _size, own in run.wanted}
             best = evidence.curve.nearest("decode", threads)
-            arm = Arm(_with(run, best), size)
+            arm = Arm(dataclasses.replace(run.placement, threads=best or run.placement.threads), size)
             key = (expert_plane.key_of(arm.placement), arm.placement.no_host, size)
             row = rows.setdefault(key, _row(evidence, arm))
             row["loads"] += 1
             if not run.ok and not evidence.objectives(arm):
                 row["status"], row["reason"] = run.status, run.reason or None
     return list(rows.values())
-
-
-def _with(run: Run, threads: int | None) -> ExpertPlacement:
-    return dataclasses.replace(run.placement, threads=threads or run.placement.threads)
 
 
 def _row(evidence: Evidence, arm: Arm) -> Json:

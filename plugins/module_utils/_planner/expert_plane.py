@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The placements of a MoE with experts in RAM: integers, and what memory leaves of them. Private to this collection.
+"""The placements of a model with experts, or FFN weights, in RAM: integers, and what memory leaves of them.
 
-Pure functions only. A placement is a number of layers per device and the blocks whose experts are in RAM. What a block
-less in RAM saves is far more than any split of the layers does, so of each split only the placement with the fewest
-experts in RAM is a candidate: a plane of (split, micro-batch), in which the experts in RAM follow from memory. They
-belong to layers of the first device in use, over whose link prompts copy them, unless only other devices have room for
-fewer layers. Of one block, some parts may stay on the device.
+Private. Pure functions only. A placement is a number of layers per device and the blocks whose experts are in RAM. What
+a block less in RAM saves is far more than any split of the layers does, so of each split only the placement with the
+fewest experts in RAM is a candidate: a plane of (split, micro-batch), in which the experts in RAM follow from memory.
+They belong to layers of the first device in use, over whose link prompts copy them, unless only other devices have room
+for fewer layers. Of one block, some parts may stay on the device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import itertools
 import typing as t
 
 from .._base.errors import UserError
-from .._base.types import Mapping
 from .._split import expert_placement, memory_plan
 from .._split.expert_placement import ExpertPlacement
 from .._split.layer_split import Layers
@@ -45,7 +44,7 @@ def ram_mib(model: Model, placement: ExpertPlacement) -> int:
 
 
 def mode_of(problem: Problem) -> str | int:
-    """Return what is wanted: C(auto), C(never), or how many blocks have their experts in RAM."""
+    """Return what is wanted: C(auto), C(never), or how many blocks have their experts (or FFN weights) in RAM."""
     given = problem.raw.get("experts_in_ram") or {}
     mode = given.get("mode", "auto")
     if mode in ("auto", "never") or (isinstance(mode, int) and not isinstance(mode, bool) and mode >= 0):
@@ -53,20 +52,22 @@ def mode_of(problem: Problem) -> str | int:
     raise UserError(f"problem.experts_in_ram.mode must be auto, never or a number of blocks, not {mode!r}")
 
 
-def blocks_with_experts(problem: Problem) -> int:
-    """Return how many blocks have experts that could be in RAM; none for another engine than llama.cpp."""
+def movable_count(problem: Problem) -> int:
+    """Return how many blocks have weights that could be in RAM; none for another engine than llama.cpp."""
     if problem.engine != "llama.cpp":
         return 0
-    sizes = problem.memory.model.get("block_expert_bytes") or {}
-    return sum(1 for own in zip(*sizes.values(), strict=True) if any(own))
+    return len(expert_placement.all_in_ram(problem.memory.model).blocks)
 
 
 def wanted(problem: Problem) -> bool:
     """Return whether experts go into RAM: as many as were asked for, or because the model does not fit without."""
-    mode, blocks = mode_of(problem), blocks_with_experts(problem)
-    if mode == "never" or not blocks:
+    mode = mode_of(problem)
+    if mode == "never" or not movable_count(problem):
         if isinstance(mode, int) and mode:
-            raise UserError(f"{mode} blocks should have their experts in RAM, but the model has no experts: use auto")
+            raise UserError(
+                f"split_tuning_experts_in_ram is {mode}, but the model has neither experts nor FFN weights that "
+                "could be in RAM: use auto"
+            )
         return False
     if isinstance(mode, int):
         return mode > 0
@@ -102,7 +103,7 @@ class Plane:
     def __init__(self, problem: Problem, budgets: t.Sequence[int], ram_mib: int | None = None) -> None:
         self.problem, self.budgets = problem, tuple(budgets)
         self.model = problem.memory.model
-        by_part = self.model.get("block_expert_bytes") or {}
+        by_part = expert_placement.parts_of(self.model)
         self.parts = tuple(part for part in expert_placement.PARTS if part in by_part)
         self.expert_bytes = [sum(by_part[part][b] for part in self.parts) for b in range(self.model["block_count"])]
         self.ram_mib = ram_mib
@@ -115,7 +116,7 @@ class Plane:
     def _all_in_ram(self, micro_batch: int) -> memory_plan.MemoryPlan:
         """Return the memory with all experts in RAM, the least that a device can hold of its layers."""
         if micro_batch not in self._bare:
-            whole = ExpertPlacement((), tuple(b for b, size in enumerate(self.expert_bytes) if size))
+            whole = expert_placement.all_in_ram(self.model)
             serving = serving_at(self.problem, micro_batch)
             self._bare[micro_batch] = memory_plan.MemoryPlan(self.model, serving, experts=whole, copied=self.copied)
         return self._bare[micro_batch]
@@ -147,7 +148,7 @@ class Plane:
             room = self.room(layers, device, micro_batch)
             if room is None:
                 return None
-            blocks = expert_placement.blocks_with_experts(self.model, layers, device)
+            blocks = expert_placement.movable_blocks(self.model, layers, device)
             # of the last n blocks
             held = [0, *itertools.accumulate(self.on_device(block) for block in reversed(blocks))]
             stay = bisect.bisect_right(held, room) - 1
@@ -158,12 +159,21 @@ class Plane:
                 parts = self._parts_in_ram(blocks[counts[device] - 1], room - held[stay])
                 partial = (device, parts) if parts else None
                 counts[device] -= 1 if parts else 0
-        return self._within_ram(expert_placement.place(self.model, layers, counts, partial))
+        placement = expert_placement.place(self.model, layers, counts, partial)
+        left = self.headroom(placement, micro_batch)
+        if not placement.any and min(mib for mib, own in zip(left, layers, strict=True) if own) < 0:
+            # with nothing in RAM prompts are pipelined, which takes more
+            blocks = expert_placement.movable_blocks(self.model, layers, first)
+            parts = self._parts_in_ram(blocks[0], self.on_device(blocks[0])) if blocks else ()
+            if not parts:
+                return None
+            placement = expert_placement.place(self.model, layers, [0] * len(layers), (first, parts))
+        return self._within_ram(placement)
 
     def exact(self, layers: Layers, micro_batch: int, count: int) -> ExpertPlacement | None:
         """Return the placement with the experts of C(count) blocks in RAM, or None where it does not fit."""
         first = next(device for device, own in enumerate(layers) if own)
-        if count > len(expert_placement.blocks_with_experts(self.model, layers, first)):
+        if count > len(expert_placement.movable_blocks(self.model, layers, first)):
             return None
         placement = expert_placement.on_first_device(self.model, layers, count)
         left = self.headroom(placement, micro_batch)
@@ -177,7 +187,7 @@ class Plane:
 
     def _parts_in_ram(self, block: int, room: int) -> tuple[str, ...]:
         """Return the fewest bytes of parts of a block that must be in RAM; none where it has to be there as a whole."""
-        sizes: Mapping = self.model.get("block_expert_bytes") or {}
+        sizes = expert_placement.parts_of(self.model)
         choices = [
             (sum(sizes[part][block] for part in parts), parts)
             for count in range(1, len(self.parts))
@@ -234,7 +244,7 @@ class Plane:
             middle = (low + high + 1) // 2
             layers = (left - middle, *([0] * (device - 1)), middle, *behind)
             room = self.room(layers, device, micro_batch)
-            blocks = expert_placement.blocks_with_experts(self.model, layers, device)
+            blocks = expert_placement.movable_blocks(self.model, layers, device)
             if room is not None and sum(map(self.on_device, blocks)) <= room:
                 low = middle
             else:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What a model would give with experts in RAM, without measuring it. Private to this collection. Pure functions only.
+"""What a model would give with experts, or FFN weights, in RAM, without measuring it. Private. Pure functions only.
 
 Memory is that of the plan. Times, for one request at a time:
 
@@ -13,10 +13,9 @@ Memory is that of the plan. Times, for one request at a time:
 from __future__ import annotations
 
 import math
-import statistics
 import typing as t
 
-from .._base import text
+from .._base import stats, text
 from .._base.types import Json, Mapping
 from .._split import cost_model, expert_placement, layer_split, memory_plan, model_weights, workload
 from .._split.expert_placement import ExpertPlacement
@@ -30,8 +29,6 @@ LINK_SHARE: t.Final = 0.8
 #: Time of a prompt against what is expected: published runs of gpt-oss-120b on one RTX 3090 (380, 1113 and 1683 tokens
 #: per second in micro-batches of 512, 2048 and 4096) took 0.75 to 0.92 of it, own ones on two H200 twice and more.
 PROMPT_RANGE: t.Final = (0.75, 2.2)
-#: Standard deviations to each side that hold 95 %.
-_SIDE: t.Final = statistics.NormalDist().inv_cdf(0.975)
 
 
 class Speeds:
@@ -46,7 +43,7 @@ class Speeds:
         rates, self.ram, self.prompt_range = expected_speeds.published(devices), ram_speed.of(given), PROMPT_RANGE
         self.side = 0.0
         if self.measured is not None:
-            self.side = _SIDE * self.measured["error"]
+            self.side = stats.NORMAL_95 * self.measured["error"]
             self.prompt_range = (1 - self.side, 1 + self.side)
             rates, self.ram = _measured(self.measured["fit"], rates)
         whole = expected_speeds.Speeds(self.model, serving, objective, rates)
@@ -114,7 +111,7 @@ class Speeds:
         low, high = self.prompt_range
         return [
             f"  decode/s: {self.ram.source}",
-            f"  prompt/s: experts in RAM are copied once per micro-batch, at {self.link_gb_per_s:.0f} GB/s",
+            f"  prompt/s: what is in RAM is copied once per micro-batch, at {self.link_gb_per_s:.0f} GB/s",
             f"  ttft: {low:g} to {high:g} times what that takes, as in runs",
         ]
 
@@ -155,32 +152,38 @@ def expect(problem: Problem, devices: t.Sequence[Mapping]) -> Json | None:
     best = min(rows, key=_rank, default=None)
     model = problem.raw["model"]
     prediction: Json = {
-        "prediction": True,
-        "measured_by": None if speeds.measured is None else speeds.measured["deployment"],
-        "model": {key: model[key] for key in ("name", "architecture", "file_type", "block_count", "notes")},
-        "serving": problem.raw["serving"],
-        "objective": problem.raw["objective"],
-        "reserve_mib": problem.raw["reserve_mib"],
-        "devices": [dict(device) for device in devices],
+        **prediction_table.subject(problem.raw, devices, (speeds.measured or {}).get("deployment")),
         "rows": rows,
         "feasible_splits": len(rows),
         "default_layers": None,
         "best": best,
         "link_gb_per_s": speeds.link_gb_per_s,
         "sources": speeds.sources(),
-        "experts_in_ram": True,
+        "experts_in_ram": expert_placement.name_of(model),
     }
     if best is None:
         why = expert_why.nothing_fits(problem, plane)
     else:
         where = layer_split.split_name(best["layers"])
-        why = (
-            f"{model['name'] or model['path']} does not fit the devices: with {where} the experts of "
-            f"{best['blocks_in_ram']:g} of {expert_plane.blocks_with_experts(problem)} blocks, {best['ram_mib']} MiB "
-            f"with the token embedding, have to be in RAM; a micro-batch of {best['micro_batch_size']} is expected to "
-            "be the best, and a real run measures placements, micro-batches and threads"
+        needed = (
+            f"{model['name'] or model['path']} does not fit the devices: with {where} the "
+            f"{expert_placement.name_of(model)} of {best['blocks_in_ram']:g} of {expert_plane.movable_count(problem)} "
+            f"blocks, {best['ram_mib']} MiB with the token embedding, have to be in RAM{_of_a_token(speeds, best)}; "
+            f"a micro-batch of {best['micro_batch_size']} is expected to be the best, and a real run measures "
+            "placements, micro-batches and threads"
         )
+        why = "; ".join([needed, *expert_why.instead(problem)])
     return {**prediction, "why": why}
+
+
+def _of_a_token(speeds: Speeds, best: Mapping) -> str:
+    """Return what a token takes to read the FFN weights of a row in RAM; nothing of experts, of which it reads few."""
+    placement = expert_placement.from_json(best["layers"], best["experts_in_ram"])
+    if placement is None or placement.kind == expert_placement.EXPERTS:
+        return ""
+    in_ram = expert_placement.block_ram_bytes(speeds.model, placement)
+    fast, slow = speeds.ram.ms(sum(in_ram), sum(1 for size in in_ram if size))
+    return f", where every token reads all of them, in {text.span([fast, slow])} ms"
 
 
 def _row(
@@ -220,20 +223,8 @@ def _rank(row: Mapping) -> tuple[float, float]:
 
 def table(prediction: Mapping) -> list[str]:
     """Return a prediction as lines of text."""
-    serving, objective, devices = prediction["serving"], prediction["objective"], prediction["devices"]
-    name = " ".join(filter(None, (prediction["model"]["name"], prediction["model"]["file_type"])))
-    measured = prediction["measured_by"]
-    what = f"PREDICTION from what {measured} measured" if measured else "PREDICTION, nothing was measured"
-    lines = [
-        f"{what}: {name}, with experts in RAM",
-        f"  context {serving['context_size']} tokens, {serving['parallel_slots']} slot(s), KV cache"
-        f" {serving['cache_type_k']}/{serving['cache_type_v']}, {prediction['reserve_mib']} MiB to be kept free per"
-        " device",
-        f"  one request at a time, {objective['prompt_tokens']} tokens in and {objective['generated_tokens']} out, at a"
-        f" depth of {objective['depth_tokens']}; best for: {objective['name']}",
-        *(prediction_table.device_line(device) for device in devices),
-    ]
-    names = [device["device"] for device in devices]
+    lines = prediction_table.head(prediction)
+    names = [device["device"] for device in prediction["devices"]]
     body = [["micro-batch", "layers", "blocks in RAM", "RAM MiB", *names, "decode/s", "prompt/s", "ttft ms", ""]]
     for row in prediction["rows"]:
         body.append([

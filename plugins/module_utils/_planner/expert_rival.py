@@ -72,7 +72,12 @@ def out(evidence: Evidence, arm: Arm) -> bool:
 
 
 def own_arm(evidence: Evidence) -> Arm | None:
-    """Return llama.cpp's own placement, with its own threads and the configured micro-batch; None without one."""
+    """Return llama.cpp's own placement, with its own threads and the configured micro-batch; None without one.
+
+    Of a dense model it leaves whole layers in RAM, with their KV cache, which is not measured.
+    """
+    if expert_placement.kind_of(evidence.problem.memory.model) != expert_placement.EXPERTS:
+        return None
     given = evidence.problem.raw.get("experts_in_ram") or {}
     threads = given.get("default_threads") or evidence.threads
     placement = None
@@ -107,7 +112,7 @@ def _by_rule(evidence: Evidence) -> ExpertPlacement | None:
     room = plane.room(split, last, size)
     if room is None:
         return None
-    blocks = expert_placement.blocks_with_experts(plane.model, split, last)
+    blocks = expert_placement.movable_blocks(plane.model, split, last)
     held = [0, *itertools.accumulate(plane.on_device(block) for block in blocks)]
     stay = blocks[: bisect.bisect_right(held, room) - 1]
     return ExpertPlacement(split, tuple(block for block in blocks if block not in stay))
@@ -120,7 +125,7 @@ def _held(plane: expert_plane.Plane, before: t.Sequence[int], device: int, left:
         behind = [0] * (len(plane.budgets) - device - 2)
         layers = (*before, count + 1, *behind, left - count - 1)
         room = plane.room(layers, device, size)
-        blocks = expert_placement.blocks_with_experts(plane.model, layers, device)
+        blocks = expert_placement.movable_blocks(plane.model, layers, device)
         if room is None or sum(map(plane.on_device, blocks)) > room:
             break
         count += 1

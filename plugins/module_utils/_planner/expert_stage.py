@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Experts in RAM: what to measure next, or the decision. Private to this collection. Pure functions only.
 
-It takes the place of the stages of layer splits and micro-batches where a MoE does not fit the devices, or where it is
-asked for (expert_plane.wanted). The way to a decision, each step a load:
+It takes the place of the stages of layer splits and micro-batches where a model does not fit the devices, or where it
+is asked for (expert_plane.wanted). Where experts are spoken of, a dense model has its FFN weights. The way to a
+decision, each step a load:
 
 1. anchor: the fewest experts in RAM that the configured micro-batch allows, with several numbers of threads;
 2. line: the fewest that the largest micro-batch allows, with all micro-batches; without a prompt in the objective some
@@ -37,6 +38,7 @@ from . import (
     expert_threads,
     expert_why,
     failed_loads,
+    why,
 )
 from .expert_evidence import Evidence
 from .expert_loads import Arm, Run
@@ -86,7 +88,8 @@ def plan(problem: Problem, loads: t.Sequence[Json]) -> Json:
         "fit": expert_decision.fit_of(evidence),
         "decision": step.decision,
         "trials": [],
-        "experts": True,
+        # of a dense model llama.cpp leaves whole layers in RAM
+        "experts": expert_placement.kind_of(problem.memory.model) == expert_placement.EXPERTS,
     }
 
 
@@ -100,12 +103,12 @@ def _next_step(evidence: Evidence, left: int) -> Step:
     runs = evidence.runs
     lost = next((run for run in runs if run.status == "device_lost"), None)
     if lost is not None:
-        return Step("impossible", expert_why.lost(lost))
+        return Step("impossible", why.lost(lost))
     alike = failed_loads.alike_in_a_row(runs)
     if alike is not None:
-        return Step("impossible", expert_why.alike(alike))
+        return Step("impossible", why.alike(alike))
     if runs and left > 0 and _once_more(runs):
-        return Step("retry", expert_why.retry(runs[-1]), _repeated(evidence, runs[-1]))
+        return Step("retry", f"{why.failed(runs[-1])}; measure this placement once more", _repeated(evidence, runs[-1]))
     if not evidence.candidates():
         return Step("impossible", expert_why.none(evidence))
     if left > 0:
@@ -152,8 +155,7 @@ def _of_the_fit(evidence: Evidence, best: Arm, first: bool) -> Step | None:
     if fresh or not evidence.objectives(best):
         # within one load numbers of threads are told apart that are too near for two
         threads = tuple(sorted({evidence.threads, *(fresh or evidence.curve.around())}))
-        why = expert_why.best(evidence, best, fresh)
-        return Step("best", why, Wanted(best, "best", (best.micro_batch,), threads))
+        return Step("best", expert_why.best(evidence, best, fresh), Wanted(best, "best", (best.micro_batch,), threads))
     more = expert_better.may_hold_more(evidence, best)
     if more is not None:
         return Step("best", expert_why.more(evidence, more), Wanted(more, "best", (more.micro_batch,)))
@@ -213,7 +215,7 @@ def _with_more(evidence: Evidence, arm: Arm) -> ExpertPlacement:
     """Return a placement with more blocks in RAM than the anchor, for a line that is well determined."""
     anchor = next(run for run in evidence.ok if run.purpose == "anchor")
     counts = len(anchor.placement.blocks)
-    wanted = counts + max(2, round(SECOND_POINT * counts), expert_plane.blocks_with_experts(evidence.problem) // 6)
+    wanted = counts + max(2, round(SECOND_POINT * counts), expert_plane.movable_count(evidence.problem) // 6)
     if len(arm.placement.blocks) >= wanted or isinstance(evidence.plane.mode, int):
         return arm.placement
     for more in range(wanted, len(arm.placement.blocks), -1):

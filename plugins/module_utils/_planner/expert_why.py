@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The sentences of the planner about experts in RAM. Private to this collection. Pure functions only."""
+"""The sentences of the planner about experts, or FFN weights, in RAM. Private. Pure functions only."""
 
 from __future__ import annotations
 
 import dataclasses
 import typing as t
 
-from .._split import memory_plan
+from .._base.text import less_time
+from .._split import expert_placement, memory_plan
 from .._split.expert_placement import ExpertPlacement
 from .._split.layer_split import split_name
 from .._split.split_problem import Problem
@@ -15,16 +16,13 @@ from .._split.types import Serving
 from . import expert_plane, expert_rival
 from .expert_evidence import Evidence
 from .expert_loads import Arm, Run
-from .why import WHAT_COUNTS
+from .why import WHAT_COUNTS, duration, failed
 
 
 def blocks(placement: ExpertPlacement) -> str:
-    """Return how many blocks have their experts in RAM: C(12 blocks), or C(12 blocks and up of another)."""
-    count = len(placement.blocks)
-    text = f"{count} block{'' if count == 1 else 's'}"
-    if placement.partial is None:
-        return text
-    return f"{text} and {' and '.join(placement.partial.parts)} of another"
+    """Return how many blocks have their experts in RAM, as expert_placement.blocks_in_words."""
+    parts = placement.partial.parts if placement.partial else ()
+    return expert_placement.blocks_in_words(len(placement.blocks), parts)
 
 
 def name(evidence: Evidence, placement: ExpertPlacement) -> str:
@@ -33,38 +31,25 @@ def name(evidence: Evidence, placement: ExpertPlacement) -> str:
     if placement.override:
         return f"{split}, llama.cpp's own placement of experts"
     host = ", unpinned" if placement.no_host else ""
-    return f"{split}, experts of {blocks(placement)} in RAM{host}" if placement.any else split
+    weights = expert_placement.NAMES[placement.kind]
+    return f"{split}, {weights} of {blocks(placement)} in RAM{host}" if placement.any else split
 
 
-def _failed(run: Run) -> str:
-    reason = f" ({run.reason.rstrip('.')})" if run.reason else ""
-    return f"{run.label} ended as {run.status}{reason}"
+def instead(problem: Problem) -> list[str]:
+    """Return the sentence on what would make a dense model fit the devices alone; none of experts, or if nothing does.
 
-
-def lost(run: Run) -> str:
-    """Return which load lost a device, and the cure."""
-    return (
-        f"a device was lost: {_failed(run)}; bring the device back (look for errors of its driver in the kernel log) "
-        "and run again: what was measured before is kept"
-    )
-
-
-def alike(run: Run) -> str:
-    """Return that loads fail whatever the placement, and the cure."""
-    return (
-        f"loads fail in the same way whatever the placement: {_failed(run)}; look at the message and at the kernel "
-        "log, repair what it names and run again"
-    )
-
-
-def retry(run: Run) -> str:
-    """Return why a load is repeated."""
-    return f"{_failed(run)}; measure this placement once more"
+    The devices read what they hold at many times the speed of RAM.
+    """
+    model, serving = problem.memory.model, problem.memory.serving
+    if expert_placement.kind_of(model) == expert_placement.EXPERTS:
+        return []
+    found = memory_plan.cures(model, serving, problem.splits, problem.budgets)
+    return [f"the devices alone would hold it with {', or with '.join(found)}"] if found else []
 
 
 def nothing_succeeded(count: int, last: Run) -> str:
     """Return that no load succeeded."""
-    return f"none of {count} loads succeeded: {_failed(last)}; free the devices or raise the reserve, and run again"
+    return f"none of {count} loads succeeded: {failed(last)}; free the devices or raise the reserve, and run again"
 
 
 def none(evidence: Evidence) -> str:
@@ -73,7 +58,7 @@ def none(evidence: Evidence) -> str:
     if any(evidence.is_out(run.placement) for run in evidence.runs):
         return (
             f"every placement of {model['name'] or model['path']} that memory should allow failed; the last: "
-            f"{_failed(evidence.runs[-1])}; free the devices or raise the reserve, and run again"
+            f"{failed(evidence.runs[-1])}; free the devices or raise the reserve, and run again"
         )
     return nothing_fits(evidence.problem, evidence.plane)
 
@@ -81,28 +66,30 @@ def none(evidence: Evidence) -> str:
 def nothing_fits(problem: Problem, plane: expert_plane.Plane) -> str:
     """Return why no placement fits, and what would help."""
     model = problem.memory.model
-    title = model["name"] or model["path"]
+    title, weights = model["name"] or model["path"], expert_placement.name_of(model)
     if isinstance(plane.mode, int):
         return (
-            f"{title} does not fit with the experts of exactly {plane.mode} blocks in RAM: set "
+            f"{title} does not fit with the {weights} of exactly {plane.mode} blocks in RAM: set "
             "split_tuning_experts_in_ram to auto, which finds the smallest number that fits"
         )
     if plane.ram_mib is not None:
         found = expert_plane.Plane(problem, problem.budgets).candidates(problem.micro_batch)
         if found:
             least = min(expert_plane.ram_mib(model, placement) for placement in found)
-            return (
+            why = (
                 f"{title} does not fit: beside what the devices hold, {least} MiB of weights have to be in RAM, and "
                 f"{plane.ram_mib} MiB of it may be used; free RAM, add some, or take a smaller quantisation"
             )
-    return (
-        f"{title} does not fit the devices even with all experts in RAM; "
+            return "; ".join([why, *instead(problem)])
+    why = (
+        f"{title} does not fit the devices even with all {weights} in RAM; "
         f"{_of_the_rest(problem, plane)}take a smaller context, a q8_0 KV cache, or more devices"
     )
+    return "; ".join([why, *instead(problem)])
 
 
 def _of_the_rest(problem: Problem, plane: expert_plane.Plane) -> str:
-    whole = ExpertPlacement((), tuple(b for b, own in enumerate(plane.expert_bytes) if own))
+    whole = expert_placement.all_in_ram(problem.memory.model)
     serving = expert_plane.serving_at(problem, problem.micro_batch)
     plan = memory_plan.MemoryPlan(problem.memory.model, serving, experts=whole, copied=plane.copied)
     layers, budgets = problem.default, problem.budgets
@@ -138,23 +125,24 @@ def line(evidence: Evidence, arm: Arm) -> str:
 
 def best(evidence: Evidence, arm: Arm, fresh: t.Sequence[int]) -> str:
     """Return what should be the best, and which threads are looked at again."""
-    value = evidence.objective(arm)
     more = f", with {', '.join(map(str, fresh))} threads beside {evidence.threads}" if fresh else ""
     size = f" at a micro-batch of {arm.micro_batch}" if len(evidence.sizes) > 1 else ""
-    return f"{name(evidence, arm.placement)}{size} should be the best, {_duration(evidence, value)}: measure it{more}"
+    value = duration(evidence.problem, evidence.objective(arm))
+    return f"{name(evidence, arm.placement)}{size} should be the best, {value}: measure it{more}"
 
 
 def no_host() -> str:
     """Return what the load outside of pinned memory is for."""
     return (
-        "measure the best with its experts outside of pinned memory (--no-host), where the CPU may store them in an "
-        "order of its own: faster to compute with, slower to copy"
+        "measure the best with its weights in RAM outside of pinned memory (--no-host), where the CPU may store them "
+        "in an order of its own: faster to compute with, slower to copy"
     )
 
 
 def confirm(evidence: Evidence, winner: Arm, rival: Arm | None) -> str:
     """Return which placement should be the best, and what it is compared with."""
-    text = f"{name(evidence, winner.placement)} should be the best, {_duration(evidence, evidence.objective(winner))}"
+    value = duration(evidence.problem, evidence.objective(winner))
+    text = f"{name(evidence, winner.placement)} should be the best, {value}"
     if rival is None:
         return f"{text}: measure it to confirm"
     return f"{text}: confirm it against {_called(evidence, rival)}, in loads that take turns"
@@ -184,15 +172,6 @@ def more(evidence: Evidence, other: Arm) -> str:
     )
 
 
-def _duration(evidence: Evidence, ms: float) -> str:
-    problem = evidence.problem
-    prompt, generated = problem.counted(problem.objective)
-    if not prompt:
-        return f"{ms / generated:.2f} ms per token"
-    what = {"prefill": "prompt", "ttft": "first token"}.get(problem.objective, "request")
-    return f"{ms / 1000:.2f} s per {what}" if ms >= 1000 else f"{ms:.1f} ms per {what}"
-
-
 def _called(evidence: Evidence, arm: Arm) -> str:
     named = name(evidence, arm.placement)
     own = expert_rival.own_arm(evidence)
@@ -210,22 +189,33 @@ def decided(evidence: Evidence, chosen: Arm, other: Arm | None, verdict: str, ra
     )  # fmt: skip
     text = f"{name(evidence, placement)} ({ram_mib} MiB): {where}; {_why_so_many(evidence, chosen)}"
     text += f"; {placement.threads} thread{'' if placement.threads == 1 else 's'}"
-    text += f", micro-batch {chosen.micro_batch}"
+    text += f", micro-batch {chosen.micro_batch}{_of_a_token(evidence, chosen)}"
     if other is None:
         return f"{text}; nothing else was measured to compare it with"
     result = evidence.compare(chosen, other)
     counts = f"{len(evidence.objectives(chosen))} and {len(evidence.objectives(other))} loads"
     what = WHAT_COUNTS[problem.objective]
-    less = f"{abs(result.percent):.1f} % {'less' if result.percent >= 0 else 'more'} {what}"
+    size, word, interval = less_time(*result[:3])
+    less = f"{size} % {word} {what}"
     against = _called(evidence, other)
-    if result.low is None or result.high is None:
+    if not interval:
         return f"{text}; {less} than {against}, from too few loads to be sure ({counts})"
-    span = f"95 % interval {result.low:.1f} to {result.high:.1f} %, {counts}"
+    span = f"95 % interval {interval} %, {counts}"
     if verdict == "faster":
         return f"{text}; {less} than {against} ({span})"
     if verdict == "no_difference":
         return f"{text}; practically as fast as {against} ({less}, {span})"
     return f"{text}; its {what} could not be told from that of {against} (measured {less}, {span})"
+
+
+def _of_a_token(evidence: Evidence, chosen: Arm) -> str:
+    """Return what the FFN weights in RAM take of a token, by the fit; nothing of experts, or where it is not known."""
+    token = evidence.time("decode", chosen)
+    if chosen.placement.kind == expert_placement.EXPERTS or evidence.decode_fit is None or not token:
+        return ""
+    each = evidence.decode_fit.coefficients[chosen.placement.no_host]
+    share = min(1.0, each * evidence.weigher.amounts(chosen.placement).cpu / token)
+    return f"; every token reads what is in RAM there, which takes about {100 * share:.0f} % of its time"
 
 
 def _why_so_many(evidence: Evidence, chosen: Arm) -> str:
@@ -251,13 +241,14 @@ def _why_so_many(evidence: Evidence, chosen: Arm) -> str:
 
 
 def advice(evidence: Evidence, chosen: Arm) -> list[str]:
-    """Return what a smaller KV cache or context would give, by the fit: fewer experts in RAM, faster tokens."""
+    """Return what a smaller cache or context would give: a dense model fits; by the fit, fewer blocks in RAM."""
     problem = evidence.problem
     serving = problem.memory.serving
     notes = [
         f"the model was not understood in every part, so its memory may be counted wrongly: {str(note).rstrip('.')}"
         for note in problem.memory.model.get("notes") or []
     ]
+    notes += instead(problem) if evidence.plane.mode == "auto" else []
     if evidence.decode_fit is None or isinstance(evidence.plane.mode, int):
         return notes
     changes: list[tuple[str, Serving]] = []

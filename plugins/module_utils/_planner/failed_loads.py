@@ -3,9 +3,10 @@
 """What loads that failed rule out. Private to this collection. Pure functions only.
 
 Out of memory rules out the split, and every one that needs as much on the device that was full. That is the device
-which the message names; without a name the one device that explains all such loads, with the least planned room. A
-device is never blamed that held as much in another load. How much less it can hold is not known: the next split to try
-needs what the message says less, or lies halfway to what the device has held.
+which the message names. A device is never blamed that held as much in another load. Without a name it is, of two
+devices, the one that explains all such loads, with the least planned room; of more, each explanation counts as much as
+it is likely (memory_limits.py). How much less a device can hold is not known: of two, the next split to try needs what
+the message says less, or lies halfway to what the device has held.
 
 Any other failure is measured once more before the split is out: a driver that hiccuped says nothing about a split.
 Three failures alike in a row say that something else is broken, and end the campaign.
@@ -19,6 +20,7 @@ import typing as t
 from .._split.layer_split import Layers
 from .._split.measured_loads import Load
 from .._split.split_problem import LOADS_PER_DEVICE, Problem
+from . import memory_limits
 from .expert_loads import Run
 
 #: A load of a layer split, or of a placement with experts in RAM.
@@ -69,9 +71,24 @@ def out_of_memory(problem: Problem, loads: t.Sequence[Load]) -> list[OutOfMemory
     return found
 
 
+def limits(problem: Problem, loads: t.Sequence[Load]) -> memory_limits.MemoryLimits:
+    """Return what more than two devices hold at most, by all loads so far."""
+    held = held_mib(problem, loads)
+    failures = []
+    for load in {load.layers: load for load in loads if load.status == "out_of_memory"}.values():
+        mib = problem.memory.mib(load.layers)
+        suspects = {d for d, count in enumerate(load.layers) if count and mib[d] > held[d]}
+        named = {d for d in suspects if d == problem.device_named(load.memory_wanted[0])}
+        if suspects:
+            failures.append(memory_limits.Failure(tuple(mib), frozenset(named or suspects)))
+    return memory_limits.MemoryLimits(problem.budgets, held, failures)
+
+
 def further_loads(problem: Problem, loads: t.Sequence[Load]) -> int:
     """Return how many loads a campaign has beyond its limit: what a full device holds is one unknown more."""
-    return LOADS_PER_DEVICE * len({failure.device for failure in out_of_memory(problem, loads)})
+    full = {failure.device for failure in out_of_memory(problem, loads)}
+    count = len(full) if problem.two_devices or not full else limits(problem, loads).short_count
+    return LOADS_PER_DEVICE * count
 
 
 def held_mib(problem: Problem, loads: t.Sequence[Load]) -> list[int]:

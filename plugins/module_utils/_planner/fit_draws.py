@@ -42,7 +42,7 @@ class Fitted(t.NamedTuple):
     """A fit of _split/cost_fit, and how sure its points are.
 
     C(points): amounts and ms. C(errors): relative standard deviation of each. C(ratio_error): that of a device's cost
-    by the prior. Of decoding C(batches) is 1 and C(overlap) 0.
+    by the prior. Of decoding C(batches) is 1 and C(overlap) 0. C(degrees): of freedom of the errors, if any.
     """
 
     costs: t.Sequence[float]
@@ -51,6 +51,7 @@ class Fitted(t.NamedTuple):
     ratio_error: float | None
     batches: int = 1
     overlap: float = 0.0
+    degrees: int | None = None
 
 
 @functools.lru_cache(maxsize=16)
@@ -61,12 +62,21 @@ def normal(size: int) -> list[list[float]]:
     return [vector for one in half for vector in (one, [-value for value in one])]
 
 
+@functools.lru_cache(maxsize=16)
+def scales(degrees: int) -> list[float]:
+    """Return by how much each draw's noise is larger than the noise that so many degrees of freedom let expect."""
+    chance = random.Random(degrees)
+    squares = [sum(chance.gauss(0, 1) ** 2 for _degree in range(degrees)) for _draw in range(DRAWS // 2)]
+    return [math.sqrt(degrees / square) for square in squares for _sign in range(2)]
+
+
 def around(fitted: Fitted) -> list[Draw]:
     """Return DRAWS costs that the points of a fit allow, with its overlap."""
     lower = least_squares.cholesky(_precision(fitted))
     draws = []
-    for vector in normal(len(lower)):
-        move = least_squares.solve_transposed(lower, vector)
+    larger = [1.0] * DRAWS if fitted.degrees is None else scales(fitted.degrees)
+    for vector, scale in zip(normal(len(lower)), larger, strict=True):
+        move = least_squares.solve_transposed(lower, [scale * value for value in vector])
         costs = [cost * math.exp(least_squares.clamp(x, -3, 3)) for cost, x in zip(fitted.costs, move, strict=True)]
         draws.append(Draw(costs, fitted.overlap))
     return draws
@@ -96,16 +106,25 @@ def _derivatives(fitted: Fitted, amounts: cost_model.Amounts) -> list[float]:
     return [(of_sum + of_max * (device == longest)) * stage / total for device, stage in enumerate(stages)]
 
 
-def of_kind(evidence: Evidence, kind: str) -> list[Draw]:
+def drawn_costs(evidence: Evidence, kind: str) -> list[Draw]:
     """Return the costs that the loads allow beside the fit of C(kind), decode or prefill; none without a fit."""
     costs = evidence.decode_fit if kind == "decode" else evidence.prefill_fit
     test = evidence.problem.prefill_test
     if costs is None or (kind == "prefill" and test is None):
         return []
     noise, prior = evidence.load_noise(kind), evidence.prior(kind)
-    missed = local_misfit.squared(evidence.gaps(kind), noise, len(costs))
-    errors = [math.sqrt(missed + noise**2 / evidence.count(split)) for split in evidence.points]
-    fitted = Fitted(costs, evidence.fit_points(kind), errors, None if prior is None else prior.error)
+    missed = local_misfit.squared(evidence.gaps(kind), noise, evidence.coefficients)
+    # what splits over fewer devices save is not known for sure
+    saved = [evidence.savings.get(tuple(map(bool, split))) for split in evidence.points]
+    errors = [
+        math.sqrt(missed + noise**2 / evidence.count(split) + (0.0 if own is None else own[kind].variance))
+        for split, own in zip(evidence.points, saved, strict=True)
+    ]
+    ratio_error = None if prior is None else prior.error
+    # of more devices the form has more to be wrong in, and wider draws cost quiet machines a load; below three degrees
+    # the squares of Student's t have no mean
+    degrees = max(3, evidence.noise(kind)[1]) if evidence.problem.two_devices else None
+    fitted = Fitted(costs, evidence.fit_points(kind), errors, ratio_error, degrees=degrees)
     if kind == "decode" or test is None:
         return around(fitted)
     batches = cost_model.micro_batches(test.n_prompt, evidence.problem.micro_batch)
@@ -123,7 +142,7 @@ def of_kind(evidence: Evidence, kind: str) -> list[Draw]:
 def of_objective(evidence: Evidence) -> list[split_cost.Cost]:
     """Return the objective by each of these draws; none without a fit."""
     nothing = Draw([], 0.0)
-    pairs = itertools.zip_longest(of_kind(evidence, "decode"), of_kind(evidence, "prefill"), fillvalue=nothing)
+    pairs = itertools.zip_longest(*evidence.drawn_costs.values(), fillvalue=nothing)
     costs = (
         evidence.cost_of("objective", one.costs or None, two.costs or None, two.overlap) for one, two in pairs
     )
@@ -138,7 +157,7 @@ def rescaling_error(evidence: Evidence, layers: Layers, other: Layers) -> float:
     problem = evidence.problem
     prompt, generated = problem.counted(problem.objective)
     test = problem.prefill_test
-    draws = of_kind(evidence, "prefill")
+    draws = evidence.drawn_costs["prefill"]
     if test is None or not prompt or prompt == test.n_prompt or not draws:
         return 0.0
 

@@ -2,11 +2,12 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Costs of layers that an earlier tuning has measured. Private to this collection. Pure functions only.
 
-A change of context, KV type or slots moves the bound of memory, and hardly what a layer costs on a device. So the
-fitted costs of a recorded tuning of the same model are a prior of the next one, if engine, driver, cards and power
-limits are the same. Costs are carried over by what they are for: bytes that a token reads, and operations of a prompt.
-Where their error would not change the choice, the first load is of the split that they favour, instead of as many
-anchors as devices. How loads scattered is carried over, too, so that one load each may tell two splits apart.
+A change of context, KV type or slots moves the bound of memory, and hardly what a layer costs on a device. Nor does
+another model whose blocks are the same work, such as a fine-tune. So the fitted costs of a recorded tuning of such
+blocks are a prior of the next one, if engine, driver, cards and power limits are the same. Costs are carried over by
+what they are for: bytes that a token reads, and operations of a prompt. Where their error would not change the choice,
+the first load is of the split that they favour, instead of as many anchors as devices. How loads scattered is carried
+over, too, so that one load each may tell two splits apart.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ import typing as t
 
 from .._base import fingerprints
 from .._base.types import Json, Mapping
-from .._split import cost_model, split_cost, tuning_key
+from .._split import cost_model, model_weights, network_links, split_cost, tuning_key
 from .._split.layer_split import Layers
 from .._split.split_problem import KnownCosts, Problem
 from .._split.types import Model
 
 #: How far a cost may have moved with another context, KV type or number of slots (relative standard deviation).
 ERROR: t.Final = 0.05
+#: The same of a dense model of the architecture and type with other shapes, with the launches of its blocks apart.
+KIND_ERROR: t.Final = 0.15
+#: Up to how many times the bytes of a layer of such a model may be, or one of as many.
+KIND_REACH: t.Final = 4.0
 #: How much longer a byte of the KV cache may take to read than one of weights, where no two depths were measured:
 #: least, expected, most. Published with growing context: 13 % at 20K of a dense model, and up to three times.
 UNKNOWN_CACHE: t.Final = (0.5, 1.0, 3.0)
@@ -32,6 +37,8 @@ _TELLING_SHARE: t.Final = 0.03
 _LARGEST_FACTOR: t.Final = 20.0
 
 _OF_ENGINE: t.Final = ("engine", "engine_build")
+#: What two models of a kind have in common; of the last it is 0.
+_OF_KIND: t.Final = ("architecture", "file_type", "expert_count")
 
 
 class Known(t.NamedTuple):
@@ -45,6 +52,7 @@ class Known(t.NamedTuple):
     layer: Mapping
     spread: Mapping
     cache: tuple[float, float, float]  # of a byte of KV cache against one of weights: least, expected, most
+    of_kind: bool = False  # of a model with other blocks
 
 
 def find(recorded: Mapping, parts: Mapping, ids: t.Sequence[str], model: Model) -> Known | None:
@@ -56,9 +64,32 @@ def find(recorded: Mapping, parts: Mapping, ids: t.Sequence[str], model: Model) 
     telling = _telling(recorded, parts, ids, model)
     if not telling:
         return None
-    deployment = max(telling, key=lambda name: (str(telling[name].get("recorded_at", "")), name))
+    deployment = _latest(telling)
     fits = [entry["decision"]["fit"] for entry in telling.values()]
     return of_fit(deployment, telling[deployment]["decision"]["fit"], fits)
+
+
+def for_plan(recorded: Mapping, parts: Mapping, ids: t.Sequence[str], model: Model) -> Known | None:
+    """Return the costs that a plan predicts with: as C(find), else of a dense model of the architecture and type.
+
+    Devices of other hosts are left out then: what the network takes does not go by the bytes of a layer.
+    """
+    found, kind = find(recorded, parts, ids, model), {name: model.get(name) for name in _OF_KIND}
+    lent = network_links.remote(parts["rpc_endpoints"])
+    if found is not None or kind["expert_count"] or not kind["file_type"] or lent:
+        return found
+    bytes_of_layer = sum(model["block_read_bytes"]) / len(model["block_read_bytes"])
+    telling = {
+        name: entry
+        for name, entry in recorded.items()
+        if _tells(entry, parts, ids) and {name: entry["model"].get(name) for name in _OF_KIND} == kind
+        and 1 / KIND_REACH <= bytes_of_layer / entry["decision"]["fit"]["average_layer"]["weights_bytes"] <= KIND_REACH
+    }
+    if not telling:
+        return None
+    deployment = _latest(telling)
+    fit = telling[deployment]["decision"]["fit"]
+    return of_fit(deployment, fit, [])._replace(error=math.hypot(KIND_ERROR, fit["error"]), of_kind=True)
 
 
 def of_fit(deployment: str, fit: Mapping, others: t.Sequence[Mapping]) -> Known:
@@ -71,18 +102,22 @@ def of_fit(deployment: str, fit: Mapping, others: t.Sequence[Mapping]) -> Known:
 
 
 def fits_of(recorded: Mapping, parts: Mapping, ids: t.Sequence[str], model: Model) -> list[Mapping]:
-    """Return the recorded fits of the model on these devices in the same state."""
+    """Return the recorded fits of the model, or of one with the same blocks, on these devices in the same state."""
     return [entry["decision"]["fit"] for entry in _telling(recorded, parts, ids, model).values()]
+
+
+def _latest(entries: Mapping) -> str:
+    return max(entries, key=lambda name: (str(entries[name].get("recorded_at", "")), name))
 
 
 def _telling(
     recorded: Mapping, parts: Mapping, ids: t.Sequence[str], model: Model
 ) -> dict[str, Mapping]:
-    """Return the recorded tunings of the model on these devices in the same state that have costs, by deployment."""
+    """Return the recorded tunings of the model's blocks on these devices in the same state that have costs."""
     return {
         name: entry
         for name, entry in recorded.items()
-        if _tells(entry, parts, ids) and _same_model(entry, parts, model)
+        if _tells(entry, parts, ids) and _same_blocks(entry, model)
     }
 
 
@@ -96,7 +131,7 @@ def of_experts(recorded: Mapping, parts: Mapping, ids: t.Sequence[str], model: M
         for name, entry in recorded.items()
         if all((entry["decision"].get("fit") or {}).get(cost) for cost in ("decode_ms_per_block_in_ram", "prefill_ms"))
         and _same_state(entry, parts, ids)
-        and _same_model(entry, parts, model)
+        and _same_blocks(entry, model)
     }
     if not found:
         return None
@@ -124,11 +159,9 @@ def _same_state(entry: Mapping, parts: Mapping, ids: t.Sequence[str]) -> bool:
     )
 
 
-def _same_model(entry: Mapping, parts: Mapping, model: Model) -> bool:
-    """Return whether a recorded tuning was of the model: by its hash, or by path and size where none is given."""
-    if parts.get("model_sha256"):
-        return bool(entry["fingerprint_parts"].get("model_sha256") == parts["model_sha256"])
-    return (entry["model"].get("path"), entry["model"].get("size_bytes")) == (model["path"], model["size_bytes"])
+def _same_blocks(entry: Mapping, model: Model) -> bool:
+    """Return whether a recorded tuning was of the model, or of another whose blocks are the same work."""
+    return bool(entry["model"].get("blocks_fingerprint") == model_weights.blocks_fingerprint(model))
 
 
 def _cache(fit: Mapping, others: t.Sequence[Mapping]) -> tuple[float, float, float]:

@@ -19,6 +19,10 @@ from .evidence import Evidence, is_single, room_of
 #: The objectives whose best splits are shown beside the chosen one.
 SHOWN_OBJECTIVES = ("decode", "prefill", "ttft", "request")
 
+#: A split that is slower by so many standard deviations of a load need not be measured twice: Student's t of one degree
+#: of freedom (12.7), for one load against two (times the root of 1.5).
+PLAINLY = 16
+
 
 def verdict_of(evidence: Evidence, chosen: Candidate, rival: Candidate | None) -> str:
     """Return faster, no_difference or inconclusive for two measured splits (equality.verdict).
@@ -28,7 +32,8 @@ def verdict_of(evidence: Evidence, chosen: Candidate, rival: Candidate | None) -
     """
     if rival is None or not evidence.count(chosen.layers) or not evidence.count(rival.layers):
         return "inconclusive"
-    single = not evidence.carried and min(evidence.count(chosen.layers), evidence.count(rival.layers)) < 2
+    plain = evidence.count(chosen.layers) > 1 and plainly_slower(evidence, rival, chosen)
+    single = not evidence.carried and not plain and min(map(evidence.count, (chosen.layers, rival.layers))) < 2
     within = equality.equal_within(evidence)
     if within is not None and within <= 100 * equality.EQUIVALENCE_FACTOR * evidence.problem.indifference:
         return "no_difference"
@@ -36,7 +41,18 @@ def verdict_of(evidence: Evidence, chosen: Candidate, rival: Candidate | None) -
     return equality.verdict(result, evidence.problem.indifference, single)
 
 
-def decide(evidence: Evidence, winner: Candidate, rival: Candidate | None, known_verdict: str | None = None) -> Json:
+def plainly_slower(evidence: Evidence, slow: Candidate, fast: Candidate) -> bool:
+    """Return whether one load each tells already that a split is slower, whatever the noise of two loads may be.
+
+    Of more than two devices the second load is worth having: it is one more point for the fit.
+    """
+    if not evidence.problem.two_devices or not evidence.count(slow.layers) or not evidence.count(fast.layers):
+        return False
+    percent = evidence.compare("objective", fast.layers, slow.layers).percent
+    return percent > 100 * PLAINLY * evidence.point_noise("objective")
+
+
+def decide(evidence: Evidence, winner: Candidate, rival: Candidate | None, known_verdict: str | None) -> Json:
     """Return the decision between the winner and its rival; without C(known_verdict) their loads give the verdict."""
     verdict = "only_choice" if len(evidence.candidates) == 1 else known_verdict or verdict_of(evidence, winner, rival)
     chosen, other = winner, rival
@@ -108,7 +124,7 @@ def _instead(evidence: Evidence, loser: Candidate, rival: Candidate) -> tuple[Ca
     The fit was wrong, so the loads decide between all other splits that were measured.
     """
     measured = [c for c in evidence.candidates if c != loser and evidence.count(c.layers)]
-    best = min([rival, *measured], key=lambda c: evidence.measured("objective", c.layers))
+    best = min([rival, *measured], key=lambda c: choice.measured_and_expected(evidence, c.layers))
     return (rival, loser) if best == rival else (best, rival)
 
 
@@ -131,7 +147,7 @@ def _best_by(evidence: Evidence, name: str, chosen: Layers) -> list[int] | None:
         return list(chosen)
     among = list(evidence.by_layers)
     cost = evidence.cost(name) if len(evidence.problem.names) > 2 else None
-    if cost is not None and (best := evidence.best_of_all(cost)) is not None:
+    if cost is not None and (best := evidence.splits.best(cost)) is not None:
         among.append(best)
     known = [(value, layers) for layers in among if (value := _value_of(evidence, name, layers)) is not None]
     if not known:

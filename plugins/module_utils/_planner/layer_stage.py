@@ -2,16 +2,18 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Layer splits: what to measure next, or the decision. Private to this collection. Pure functions only.
 
-The stage keeps no state: the loads are walked through in their order, and what was asked for after any of them follows
-from those before it, so a campaign that was broken off goes on. The way to a decision, with at most C(max_loads) loads:
+The loads are walked through in their order, and what was asked for after any of them follows from those before it, so a
+campaign that was broken off goes on. The way to a decision, with at most C(max_loads) loads:
 
 1. anchors: as many well separated splits as there are devices (for two, the ends of what memory allows), one load each;
 2. fit of the cost model, see _split/cost_model.py;
 3. confirmation: the predicted winner (A) and the engine's own split (B; the best measured other one where that does not
    fit or is the winner) get two loads each, in the order A B B A, counting what is already measured. After the first
    load of each the fit is made anew. If it is off by more than 5 %, one more anchor between the others is measured,
-   and a better split may take A's place. Where the costs of an earlier tuning suffice (known_costs.py), one load of
-   A and one of B are enough where they agree with these costs and tell the two apart;
+   and a better split may take A's place. Of two devices one load of B is enough where it is plainly slower, and A is
+   what promises the most of the splits that may not load after memory ran out (choice.to_try). Where the costs of an
+   earlier tuning suffice (known_costs.py), one load of A and one of B are enough where they agree with these costs and
+   tell the two apart;
 4. while loads are left beside those of the confirmation, before it is complete: of more than two devices the best
    split over one device less, whose hop the fit does not know, and the split that may be better by what the loads leave
    open (choice.py); at last two more loads, one of each, while the two cannot be told apart.
@@ -27,21 +29,20 @@ ran out the engine's own split is next.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import math
 import typing as t
 
+from .._base import fingerprints
 from .._split import layer_split
 from .._split.layer_split import Layers, split_name
 from .._split.measured_loads import Load
 from .._split.split_problem import Candidate, Json, Problem
-from . import anchors, choice, equality, layer_decision, why
+from . import anchors, choice, equality, hop_savings, layer_decision, why
 from .evidence import Evidence, is_single
-
-#: What share of the time the hops between devices may be: splits over all devices cannot tell. Over Ethernet 2 ms of a
-#: token of 4 ms were seen; a prompt makes as many hops in a time that is longer by far.
-HOP_DOUBT_DECODE = 0.4
-HOP_DOUBT_PREFILL = 0.05
+from .loads_so_far import LoadsSoFar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +66,8 @@ class Step:
 
 def plan(problem: Problem, loads: t.Sequence[Load]) -> tuple[Json, Evidence]:
     """Return the plan for all loads of layer splits so far, and what they say (docs/data_formats.md)."""
-    evidence = Evidence(problem, loads[:0])
-    step = _next_step(evidence)
-    for count in range(1, len(loads) + 1):
-        evidence = Evidence(problem, loads[:count])
-        still = _still_open(step, evidence)
-        step = dataclasses.replace(step, loads=still) if still else _next_step(evidence)
+    evidence = Evidence(problem, loads)
+    step = _step_after(evidence)
     if evidence.left < len(step.loads):
         cut = dataclasses.replace(step, loads=step.loads[: max(0, evidence.left)])
         step = cut if cut.loads else _next_step(evidence)
@@ -85,20 +82,44 @@ def plan(problem: Problem, loads: t.Sequence[Load]) -> tuple[Json, Evidence]:
         ],
         "default_layers": list(problem.default),
         "fit": layer_decision.fit_of(evidence),
-        "decision": step.decision,
+        "decision": copy.deepcopy(step.decision),
     }
     return found, evidence
 
 
-def _still_open(step: Step, evidence: Evidence) -> tuple[Wanted, ...]:
+@functools.lru_cache(maxsize=4)
+def known_steps(_problem: str) -> dict[tuple[Load, ...], Step]:
+    """Return the steps of a campaign that are known, by the loads before each; C(_problem) is in canonical JSON.
+
+    Each step follows from the problem and those loads alone, and to walk through all of them again is slow.
+    """
+    return {}
+
+
+def _step_after(evidence: Evidence) -> Step:
+    """Return the step after all loads of C(evidence), from the first one on."""
+    problem, loads = evidence.problem, tuple(evidence.loads)
+    known = known_steps(fingerprints.canonical(problem.raw))
+    step = Step("", "")
+    for count in range(len(loads) + 1):
+        before, last = loads[:count], count == len(loads)
+        if before not in known:
+            still = _still_open(step, evidence if last else LoadsSoFar(problem, before)) if step.loads else ()
+            following = evidence if last or still else Evidence(problem, before)
+            known[before] = dataclasses.replace(step, loads=still) if still else _next_step(following)
+        step = known[before]
+    return step
+
+
+def _still_open(step: Step, so_far: LoadsSoFar) -> tuple[Wanted, ...]:
     """Return the loads of a step that were not measured yet and still make sense."""
-    done = {(load.layers, load.number) for load in evidence.loads}
-    if evidence.lost is not None:
+    done = {(load.layers, load.number) for load in so_far.loads}
+    if so_far.lost is not None:
         return ()
     return tuple(
         wanted
         for wanted in step.loads
-        if (wanted.layers, wanted.number) not in done and evidence.remains(wanted.layers) and evidence.alike is None
+        if (wanted.layers, wanted.number) not in done and so_far.remains(wanted.layers) and so_far.alike is None
     )
 
 
@@ -199,7 +220,7 @@ def _decided(evidence: Evidence, winner: Candidate, rival: Candidate | None, ver
 def _confirm(evidence: Evidence, measured: list[Candidate]) -> Step:
     """Return the loads that confirm the winner, or the decision."""
     among = evidence.candidates
-    winner = _single_to_try(evidence) or choice.best(evidence, among)
+    winner = _single_to_try(evidence) or choice.to_try(evidence, choice.best(evidence, among))
     rival = choice.rival(evidence, winner, among)
     # With too few loads left for both, the rival is one that is measured already; with none left for the winner, so is
     # the winner. One load of the predicted winner tells more than a second one of a split that it should beat.
@@ -221,7 +242,7 @@ def _confirm(evidence: Evidence, measured: list[Candidate]) -> Step:
     # A B, then B A
     verdict = layer_decision.verdict_of(evidence, winner, rival)
     sure = evidence.carried and verdict != "inconclusive"
-    second = [c for c in (rival, winner) if c is not None and evidence.count(c.layers) < 2 and not sure]
+    second = [] if sure else _open_arms(evidence, winner, rival)
     wanted = (first or second)[: max(0, evidence.left)]
     # what may be better is looked for before the confirmation is complete, while loads for that are left
     spare = not first and not sure and evidence.left > _open_loads(evidence, winner, rival)
@@ -235,7 +256,8 @@ def _confirm(evidence: Evidence, measured: list[Candidate]) -> Step:
     if not wanted and rival is not None and surer:
         wanted = [winner, rival]
     if not wanted:
-        return _decided(evidence, winner, rival)
+        taken = choice.settled(evidence, winner)
+        return _decided(evidence, taken, rival if taken == winner else choice.rival(evidence, taken, measured))
     loads = tuple(_wanted(evidence, candidate.layers, "confirm") for candidate in wanted)
     return Step("confirm", why.confirm(evidence.problem, evidence, winner, rival), loads)
 
@@ -260,8 +282,10 @@ def _single_to_try(evidence: Evidence) -> Candidate | None:
         return None
     best = min(singles, key=lambda c: (evidence.objective(c.layers), c.layers), default=None)
     limit = min(evidence.objective(c.layers) for c in evidence.candidates)
-    doubt = HOP_DOUBT_DECODE if "decode" in evidence.problem.kinds else HOP_DOUBT_PREFILL
-    if best is None or evidence.objective(best.layers) * (1 - doubt) > limit:
+    _prompt, generated = evidence.problem.counted(evidence.problem.objective)
+    of_prompt = hop_savings.PREFILL_SHARE if "prefill" in evidence.problem.kinds else 0.0
+    hops = hop_savings.DECODE_MS * generated / limit + of_prompt
+    if best is None or evidence.objective(best.layers) * (1 - min(hop_savings.DECODE_SHARE, hops)) > limit:
         return None
     return best
 
@@ -271,9 +295,18 @@ def _unmeasured(evidence: Evidence, *arms: Candidate | None) -> int:
     return sum(1 for candidate in arms if candidate is not None and not evidence.count(candidate.layers))
 
 
+def _open_arms(evidence: Evidence, winner: Candidate, rival: Candidate | None) -> list[Candidate]:
+    """Return which of the two have too few loads: below two, but one is enough of a rival that is plainly slower."""
+    few = [c for c in (rival, winner) if c is not None and evidence.count(c.layers) < 2]
+    if rival is None or rival not in few or not layer_decision.plainly_slower(evidence, rival, winner):
+        return few
+    told = winner in few or layer_decision.verdict_of(evidence, winner, rival) == "faster"
+    return [c for c in few if c != rival or not told]
+
+
 def _open_loads(evidence: Evidence, winner: Candidate, rival: Candidate | None) -> int:
-    """Return how many loads are missing until both have two."""
-    return sum(max(0, 2 - evidence.count(c.layers)) for c in (winner, rival) if c is not None)
+    """Return how many loads are missing until both have enough."""
+    return sum(2 - evidence.count(c.layers) for c in _open_arms(evidence, winner, rival))
 
 
 def _wanted(evidence: Evidence, layers: Layers, purpose: str) -> Wanted:

@@ -14,6 +14,7 @@ import statistics
 import typing as t
 
 from .._split.layer_split import Layers
+from . import hop_savings
 
 if t.TYPE_CHECKING:
     from .evidence import Evidence
@@ -47,7 +48,10 @@ def of_evidence(evidence: Evidence) -> dict[tuple[Layers, int], float]:
     loads = [load for split in evidence.points for load in evidence.ok[split]]
     found = []
     for load in loads:
-        decode, prefill = (evidence.predicted(kind, load.layers) for kind in ("decode", "prefill"))
+        decode, prefill = (
+            (evidence.predicted(kind, load.layers) or 0.0) * hop_savings.factor(evidence, kind, load.layers)
+            for kind in ("decode", "prefill")
+        )
         if not decode or not prefill or not load.decode or not load.prefill:
             return {}
         found.append((math.log(load.decode / decode), math.log(load.prefill / prefill)))

@@ -38,6 +38,17 @@ def squared(gaps: t.Sequence[Gap], noise: float, coefficients: int) -> float:
     return (USUAL_COUNTS * USUAL_MISFIT**2 + max(0.0, beyond)) / (USUAL_COUNTS + free)
 
 
+def alike(one: Layers, other: Layers) -> float:
+    """Return how much of what a form misses two splits have in common, from 0 to 1."""
+    moved = sum(abs(a - b) for a, b in zip(one, other, strict=True)) / 2
+    return math.exp(-moved / (REACH * sum(one)))
+
+
+def unlike(layers: Layers, measured: t.Iterable[Layers]) -> float:
+    """Return how much of what a form misses of a split the measured ones leave open, from 0 to 1."""
+    return math.sqrt(1 - max((alike(layers, other) for other in measured), default=0.0) ** 2)
+
+
 class Correction:
     """How much longer splits take than the fit says, by the measured splits near them."""
 
@@ -45,18 +56,13 @@ class Correction:
         """Weigh the measured splits; C(noise) is the relative standard deviation between loads."""
         self._gaps = gaps
         variance = squared(gaps, noise, coefficients)
-        matrix = [[variance * self._alike(one.layers, other.layers) for other in gaps] for one in gaps]
+        matrix = [[variance * alike(one.layers, other.layers) for other in gaps] for one in gaps]
         for index, gap in enumerate(gaps):
             matrix[index][index] += noise**2 / gap.loads
         solution = least_squares.solve(matrix, [gap.log for gap in gaps])
         self._weights = [variance * value for value in solution or ()]
 
-    @staticmethod
-    def _alike(one: Layers, other: Layers) -> float:
-        moved = sum(abs(a - b) for a, b in zip(one, other, strict=True)) / 2
-        return math.exp(-moved / (REACH * sum(one)))
-
     def factor(self, layers: Layers) -> float:
         """Return what the prediction of a split is multiplied by."""
         pairs = zip(self._weights, self._gaps, strict=False)
-        return math.exp(sum(weight * self._alike(layers, gap.layers) for weight, gap in pairs))
+        return math.exp(sum(weight * alike(layers, gap.layers) for weight, gap in pairs))

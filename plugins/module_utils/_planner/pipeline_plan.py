@@ -27,12 +27,12 @@ _LINKS: t.Final = {"1 GbE": 117e6, "2.5 GbE": 294e6, "10 GbE": 1.17e9}
 
 
 class _Stage(t.NamedTuple):
-    """A card of the pipeline before blocks are shared out. Sizes in MiB, times in ms."""
+    """A card of the pipeline before blocks are shared out."""
 
     name: str
     host: str
-    budget: float
-    extra: float
+    budget_mib: float
+    extra_mib: float
     block_ms: float
     extra_ms: float
 
@@ -99,9 +99,9 @@ def _stages(
         _Stage(
             name=card_name(device["description"]),
             host=host,
-            budget=device["total_mib"] * pipeline_start.GPU_MEMORY_UTILIZATION - BUFFERS_MIB,
+            budget_mib=device["total_mib"] * pipeline_start.GPU_MEMORY_UTILIZATION - BUFFERS_MIB,
             # the embedding is on the first stage, the output matrix on the last
-            extra=((index == 0) + (index == last)) * wide / memory_plan.MIB,
+            extra_mib=((index == 0) + (index == last)) * wide / memory_plan.MIB,
             block_ms=read / rate / 1e6 if rate else 1.0,
             extra_ms=wide / rate / 1e6 if rate and index == last else 0.0,
         )
@@ -120,7 +120,7 @@ def _kv_bytes(model: Mapping, context: int) -> list[int]:
 
 def _shared(stages: t.Sequence[_Stage], block_mib: float, blocks: int, context: int) -> list[int]:
     """Return the blocks of each stage: the slowest stage is as quick as memory allows. Raises UserError."""
-    most = [int((stage.budget - stage.extra) // block_mib) for stage in stages]
+    most = [int((stage.budget_mib - stage.extra_mib) // block_mib) for stage in stages]
     small = next((index for index, count in enumerate(most) if count < 1), None)
     if small is not None:
         raise UserError(
@@ -148,8 +148,8 @@ def _rows(
     """Return a row per stage, and how many tokens all requests together may have: every stage has as many."""
     rows, tokens, begin = [], [], 0
     for stage, count in zip(stages, counts, strict=True):
-        weights = sum(blocks[begin : begin + count]) + stage.extra
-        left = stage.budget - weights
+        weights = sum(blocks[begin : begin + count]) + stage.extra_mib
+        left = stage.budget_mib - weights
         tokens.append(int(left / (sum(kv[begin : begin + count]) / context)))
         begin += count
         rows.append({

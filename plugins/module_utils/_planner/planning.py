@@ -17,6 +17,7 @@ from .._split import known_devices, pipeline_start
 from .._split.types import KnownDevice
 from . import (
     comparison,
+    known_costs,
     pipeline_plan,
     planning_settings,
     predictor,
@@ -97,6 +98,13 @@ class Planning:
     def _reads_file(self) -> bool:
         return bool(self.settings.model_path) and not self.question.repo and not self.settings.shape
 
+    @property
+    def _uncounted(self) -> list[str]:
+        """The sentence about memory budgets where cards are looked at that nobody can give one."""
+        if not self.settings.device_budget_mib:
+            return []
+        return ["split_tuning_device_budget_mib does not count here: it is about one host with llama.cpp."]
+
     def _models(self, state: State) -> list[t.Any]:
         """Return the models of interest. Raises UserError where a repository has several, or a file is no model."""
         if self._reads_file:
@@ -129,7 +137,8 @@ class Planning:
         result = comparison.compare(
             self.question.profiles, models, question, self.question.costs, self.question.users, record
         )
-        return Plan(result={"needed": True, "comparison": result, "lines": result["lines"], "why": result["advice"][0]})
+        lines = [*result["lines"], *self._uncounted]
+        return Plan(result={"needed": True, "comparison": result, "lines": lines, "why": result["advice"][0]})
 
     def _started(self, state: State) -> Plan:
         """Return the start of vLLM over the named hosts, cards or the host's own, or the step that it needs."""
@@ -152,25 +161,31 @@ class Planning:
             found = pipeline_plan.plan(self._models(state)[0], devices, nodes, context, self.question.start_model)
         except UserError as exc:
             return Plan(failure=f"{str(exc).rstrip('.')}.")
-        return Plan(result={"needed": True, **found})
+        return Plan(result={"needed": True, **found, "lines": [*found["lines"], *self._uncounted]})
 
     def _quants(self, state: State, found: t.Mapping[str, t.Any]) -> Plan:
         """Return the table of all quants, or the prediction of the only one that was asked for."""
-        known = known_devices.with_budgets(self._devices(state), self.settings.device_budget_mib)
-        if not known:
+        devices = tuning.budgeted(state, self._devices(state))
+        if not devices:
             return Plan(failure=tuning.NO_CARD)
         question = {**self._asked(state), "experts_in_ram": state.expected_experts_in_ram}
-        read = [each["model"] for each in found["models"] if each["model"]]
-        devices = predictor.in_order({**question, "model": read[0]}, known) if read else known
-        rows = quant_table.rows(found["models"], question, devices)
+        read = {each["quant"]: each["model"] for each in found["models"] if each["model"]}
+        known = {quant: self._known(state, model, devices) for quant, model in read.items()}
+        rows = quant_table.rows(found["models"], question, devices, known)
         lines = quant_table.lines(self.question.repo, rows, question, devices)
-        if self.question.quant and found["models"][0]["model"] is not None:
-            lines += predictor.predict({**question, "model": found["models"][0]["model"]}, devices)["lines"]
+        if self.question.quant and (only := found["models"][0])["model"] is not None:
+            lines += predictor.predict({**question, "model": only["model"]}, devices, known[only["quant"]])["lines"]
         result = {
             "needed": True, "quants": rows, "read_bytes": found["read_bytes"], "commit": found["commit"],
             "lines": lines, "why": quant_table.advice(rows),
         }  # fmt: skip
         return Plan(result=result)
+
+    def _known(self, state: State, model: t.Any, devices: t.Sequence[KnownDevice]) -> known_costs.Known | None:
+        """Return what a tuning of this host has measured that tells of a model; nothing tells of cards by name."""
+        if self.settings.profile:
+            return None
+        return known_costs.for_plan(*state.comparable, [device["id"] for device in devices], model)
 
     def _devices(self, state: State) -> list[KnownDevice]:
         profile = self.settings.profile

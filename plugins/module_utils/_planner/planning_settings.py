@@ -7,14 +7,17 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from .._base import variables
+from .._base import fields, variables
 from .._split import card_costs
+from . import tuning_settings
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
     """One field per variable, without C(split_tuning_); roles/split_tuning/meta/argument_specs.yml describes them."""
 
+    profile: str
+    lent: list[str]
     repo: str
     quant: str
     revision: str
@@ -42,4 +45,20 @@ def read(given: t.Mapping[str, t.Any]) -> Question:
     """Return the question in variables of the role. Raises ValueError that names the variable and its value."""
     question = variables.read(Question, given, "split_tuning")
     card_costs.check(question.prices_usd, question.card_watts, question.owned_cards)
+    _check_lent(question)
+    fields.check("mixed_gpu_users", question.users, *tuning_settings.BOUNDS["split_tuning_users"])
     return question
+
+
+def _check_lent(question: Question) -> None:
+    """Raise ValueError for lent cards beside cards by name, which are all the cards of a plan."""
+    named = {
+        "mixed_gpu_profile": question.profile, "mixed_gpu_profiles": question.profiles,
+        "mixed_gpu_nodes": question.nodes,
+    }  # fmt: skip
+    variable = next((name for name, given in named.items() if given), "")
+    if question.lent and variable:
+        raise ValueError(
+            f"mixed_gpu_lent is {', '.join(question.lent)}, which adds to the cards of a host, and {variable} names all"
+            f" cards of the plan: take it out, or write lent cards behind a plus in a profile (+{question.lent[0]})"
+        )

@@ -21,10 +21,12 @@ def of_box(devices: Devices) -> list[Mapping]:
     return [device for device in devices if device.get("link") is None]
 
 
-def ordered(devices: Devices, model: Mapping, objective: Mapping) -> list[Json]:
+def ordered(devices: Devices, model: Mapping, objective: Mapping, in_ram: t.Callable[[], bool]) -> list[Json]:
     """Return the devices in the order that a tuning would take."""
     links = {str(device["id"]): device["link"] for device in devices if device.get("link")}
-    return network_links.ordered([dict(device) for device in devices], links, model, objective)
+    return network_links.ordered(
+        [dict(device) for device in devices], links, model, objective, bool(links) and in_ram()
+    )
 
 
 def judged(speeds: expected_speeds.Speeds, best: Mapping, devices: Devices, without: Mapping | None) -> Json:
@@ -50,4 +52,4 @@ def judged(speeds: expected_speeds.Speeds, best: Mapping, devices: Devices, with
 def left_out(devices: Devices) -> list[str]:
     """Return what is said where experts are in RAM, whose prediction knows no network."""
     far = len(of_box(devices)) < len(devices)
-    return ["Where experts are in RAM, the network to other hosts is in no speed."] if far else []
+    return ["Where weights are in RAM, the network to other hosts is in no speed."] if far else []

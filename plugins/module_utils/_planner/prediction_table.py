@@ -8,7 +8,7 @@ import math
 import typing as t
 
 from .._base import text
-from .._base.types import Mapping
+from .._base.types import Json, Mapping
 from .._split import layer_split, network_links
 from . import context_table, expected_modes
 
@@ -27,23 +27,46 @@ PUBLISHED_LAUNCHES: t.Final = (
 )
 
 
-def lines(prediction: Mapping) -> list[str]:
-    """Return a prediction as lines of text."""
-    model, serving, devices = prediction["model"], prediction["serving"], prediction["devices"]
-    objective = prediction["objective"]
-    measured = prediction["measured_by"]
+def subject(question: Mapping, devices: t.Sequence[Mapping], measured_by: str | None) -> Json:
+    """Return what every prediction says of its question, the raw problem: what C(head) shows."""
+    model = question["model"]
+    return {
+        "prediction": True,
+        "measured_by": measured_by,
+        "model": {
+            **{key: model[key] for key in ("name", "architecture", "file_type", "block_count", "notes")},
+            "context_length_train": model.get("context_length_train", 0),
+        },
+        **{key: question[key] for key in ("serving", "objective", "reserve_mib")},
+        "devices": [dict(device) for device in devices],
+    }
+
+
+def head(prediction: Mapping) -> list[str]:
+    """Return what a prediction is about, with or without experts in RAM: model, serving, work and devices."""
+    model, serving, objective = prediction["model"], prediction["serving"], prediction["objective"]
+    measured, in_ram = prediction["measured_by"], prediction.get("experts_in_ram")
     what = f"PREDICTION from what {measured} measured" if measured else "PREDICTION, nothing was measured"
-    shown = [
-        f"{what}: {' '.join(filter(None, (model['name'], model['file_type'])))}",
-        f"  context {serving['context_size']} tokens, {serving['parallel_slots']} slot(s), KV cache"
-        f" {serving['cache_type_k']}/{serving['cache_type_v']}, micro-batch {serving['micro_batch_size']},"
+    name = " ".join(filter(None, (model["name"], model["file_type"])))
+    # with experts in RAM each row has its own
+    micro_batch = "" if in_ram else f" micro-batch {serving['micro_batch_size']},"
+    trained = model.get("context_length_train") or serving["context_size"]
+    beyond = f" (the model was trained for {trained})" if serving["context_size"] > trained else ""
+    return [
+        f"{what}: {name}{f', with {in_ram} in RAM' if in_ram else ''}",
+        f"  context {serving['context_size']} tokens{beyond}, {serving['parallel_slots']} slot(s), KV cache"
+        f" {serving['cache_type_k']}/{serving['cache_type_v']},{micro_batch}"
         f" {prediction['reserve_mib']} MiB to be kept free per device",
         f"  one request at a time, {objective['prompt_tokens']} tokens in and {objective['generated_tokens']} out, at a"
         f" depth of {objective['depth_tokens']}; best for: {objective['name']}",
+        *(device_line(device, "" if measured else _speed_words(device)) for device in prediction["devices"]),
     ]
-    for device in devices:
-        words = "" if measured else _speed_words(device)
-        shown.append(device_line(device, words))
+
+
+def lines(prediction: Mapping) -> list[str]:
+    """Return a prediction as lines of text."""
+    model, devices, measured = prediction["model"], prediction["devices"], prediction["measured_by"]
+    shown = head(prediction)
     heads = ["layers", *(f"{device['device']} (left)" for device in devices)]
     heads += ["decode/s", "prompt/s", "ttft ms", "memory"]
     body = [heads]

@@ -22,6 +22,7 @@ from .._split import (
     split_problem,
     workload,
 )
+from .._split.types import Serving
 from . import (
     context_stage,
     context_table,
@@ -49,10 +50,10 @@ def _with_the_best(
     return sorted({*problem.splits, *found})
 
 
-def _verdict(mib: t.Sequence[int], free: t.Sequence[int], reserve: int) -> str:
+def _verdict(mib: t.Sequence[int], free: t.Sequence[int], reserve_mib: int) -> str:
     """Return how a split fits: C(fits), C(tight) (into the reserve), C(marginal) (beyond free, by little), C(no)."""
     least = min(have - need for need, have in zip(mib, free, strict=True) if need)
-    if least >= reserve:
+    if least >= reserve_mib:
         return "fits"
     return "tight" if least >= 0 else "marginal" if least >= -prediction_table.MARGIN_MIB else "no"
 
@@ -84,13 +85,21 @@ def _asked(
     if "block_read_bytes" not in problem.raw["model"]:
         raise ValueError("problem.model.block_read_bytes is missing: read the file again with gguf_info")
     objective = workload.read_objective("objective", problem.raw["objective"])
-    rates = expected_speeds.published(devices) if known is None else expected_speeds.measured(known)
+    rates = expected_speeds.published(devices) if known is None else expected_speeds.measured(known, devices)
     return _Asked(problem, devices, known, objective, rates)
 
 
 def in_order(question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, t.Any]]) -> list[Json]:
     """Return the devices as a prediction orders them: some may be in other hosts."""
-    return predicted_network.ordered(devices, _model(question), _typed(question.get("objective")))
+    model, serving = _model(question), _typed(question["serving"])
+    if context_stage.asked(serving):
+        serving = context_room.with_context(serving, context_room.STEP)
+    budgets = memory_plan.budgets_mib(devices, _typed(question["reserve_mib"]))
+    mode = (question.get("experts_in_ram") or {}).get("mode", "auto")
+    return predicted_network.ordered(
+        devices, model, _typed(question.get("objective")),
+        lambda: context_room.needs_ram(model, serving, budgets, mode),
+    )  # fmt: skip
 
 
 def predict(
@@ -109,8 +118,7 @@ def predict(
     table_of = context_table.Question(
         asked.problem.memory.model, asked.problem.memory.serving, list(asked.devices), expected["reserve_mib"],
         asked.objective, rates,
-        None if asked.problem.raw["experts_in_ram"] is None
-        else expert_contexts.Contexts(asked.problem, asked.devices).row,
+        _in_ram(asked, with_experts),
     )  # fmt: skip
     source = context_table.source(rates)
     if with_experts and expected["measured_by"]:
@@ -124,14 +132,26 @@ def predict(
     return {**prediction, "lines": prediction_table.lines(prediction)}
 
 
-def expect(question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, t.Any]]) -> Json:
+def _in_ram(asked: _Asked, with_experts: bool) -> t.Callable[[Serving], Json | None] | None:
+    """Return what a table of contexts asks about RAM: of a dense model only where the asked context needs it."""
+    sparse = expert_placement.kind_of(asked.problem.memory.model) == expert_placement.EXPERTS
+    if asked.problem.raw["experts_in_ram"] is None or not (sparse or with_experts):
+        return None
+    return expert_contexts.Contexts(asked.problem, asked.devices).row
+
+
+def expect(
+    question: t.Mapping[str, t.Any],
+    devices: t.Sequence[t.Mapping[str, t.Any]],
+    known: known_costs.Known | None = None,
+) -> Json:
     """Return what is to be expected of the splits: a prediction without C(contexts), C(memory) and C(lines).
 
     C(question): model (or the name of a shape of _model_shapes), serving, reserve_mib, objective and bench as
     workload.plan takes them, and experts_in_ram as in a problem, where experts may be in RAM. C(devices): of
     profile_devices or host_devices. Raises ValueError naming what is wrong or unknown.
     """
-    return _expected(_asked(question, devices, None))
+    return _expected(_asked(question, devices, known))
 
 
 def _memory(asked: _Asked, best: Json | None) -> list[Json] | None:
@@ -175,25 +195,18 @@ def usable(prediction: t.Mapping[str, t.Any]) -> Json | None:
 
 def _expected(asked: _Asked) -> Json:
     problem, devices = asked.problem, asked.devices
-    model, reserve = problem.raw["model"], problem.raw["reserve_mib"]
-    free = memory_plan.budgets_mib(devices, 0)
+    reserve_mib, free = problem.raw["reserve_mib"], memory_plan.budgets_mib(devices, 0)
     if problem.raw["experts_in_ram"] is not None:
         with_experts = expert_prediction.expect(problem, devices)
         if with_experts is not None:
             return with_experts
     speeds = expected_speeds.Speeds(problem.memory.model, problem.memory.serving, asked.objective, asked.rates)
     rows = [
-        _row(problem, speeds, layers, free, reserve) for layers in _with_the_best(problem, speeds, len(devices))
+        _row(problem, speeds, layers, free, reserve_mib) for layers in _with_the_best(problem, speeds, len(devices))
     ]
     best = _best(rows)
     return {
-        "prediction": True,
-        "measured_by": None if asked.known is None else asked.known.deployment,
-        "model": {key: model[key] for key in ("name", "architecture", "file_type", "block_count", "notes")},
-        "serving": problem.raw["serving"],
-        "objective": problem.raw["objective"],
-        "reserve_mib": reserve,
-        "devices": [dict(device) for device in devices],
+        **prediction_table.subject(problem.raw, devices, asked.known and asked.known.deployment),
         "rows": _shown(rows),
         "feasible_splits": sum(1 for row in rows if row["verdict"] in ("fits", "tight")),
         "default_layers": list(problem.default),
@@ -211,18 +224,18 @@ def _problem(
     missing = [key for key in ("model", "serving", "reserve_mib", "objective", "bench") if key not in question]
     if missing:
         raise ValueError(f"{missing[0]} is missing")
-    model, reserve = _model(question), _typed(question["reserve_mib"])
+    model, reserve_mib = _model(question), _typed(question["reserve_mib"])
     serving = _typed(question["serving"])
     if context_stage.asked(serving):
         # of a model that does not fit it is said what is missing for the least
-        largest = context_room.largest(model, serving, memory_plan.budgets_mib(devices, reserve))
+        largest = context_room.largest(model, serving, memory_plan.budgets_mib(devices, reserve_mib))
         serving = context_room.with_context(serving, largest or context_room.STEP)
     return split_problem.read_problem({
         "schema": 1,
         "devices": list(devices),
         "model": model,
         "serving": serving,
-        "reserve_mib": reserve,
+        "reserve_mib": reserve_mib,
         "split_modes": ["layer"],
         **workload.plan(_typed(question["objective"]), _typed(question["bench"]), serving),
         "indifference": 0.01,
@@ -241,7 +254,7 @@ def _row(
     speeds: expected_speeds.Speeds,
     layers: layer_split.Layers,
     free: t.Sequence[int],
-    reserve: int,
+    reserve_mib: int,
 ) -> Json:
     """Return what is to be expected of one split."""
     mib = problem.memory.mib(layers)
@@ -250,7 +263,7 @@ def _row(
         "layers": list(layers),
         "mib": mib,
         "headroom_mib": memory_plan.headroom_mib(mib, free),
-        "verdict": _verdict(mib, free, reserve),
+        "verdict": _verdict(mib, free, reserve_mib),
         "launch_ms": speeds.launch_ms(layers),
         "decode_ms_per_token": decode.ms if decode else None,
         "ttft_ms": ttft.ms if ttft else None,

@@ -202,7 +202,7 @@ def assess(
     devices: t.Sequence[Mapping],
     model: Mapping,
     reserve_mib: int,
-    gpus: t.Sequence[Mapping] = (),
+    gpus: t.Sequence[Mapping],
     crossings: t.Mapping[str, Mapping] | None = None,
 ) -> dict[str, t.Any]:
     """Return the C(device_probe) of docs/data_formats.md.

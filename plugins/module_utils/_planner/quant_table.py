@@ -12,48 +12,66 @@ import typing as t
 from .._base import text
 from .._base.types import Json, Mapping
 from .._split import context_room, layer_search, layer_split, memory_plan
-from . import expert_prediction, predicted_network, prediction_table, predictor, ram_speed
+from . import expert_prediction, known_costs, predicted_network, prediction_table, predictor, ram_speed
 
 GB: t.Final = 10**9
 
 
-def rows(models: t.Sequence[Mapping], question: Mapping, devices: t.Sequence[Mapping]) -> list[Json]:
+def rows(
+    models: t.Sequence[Mapping],
+    question: Mapping,
+    devices: t.Sequence[Mapping],
+    known: t.Mapping[str, known_costs.Known | None] | None = None,
+) -> list[Json]:
     """Return a row per quant.
 
-    C(models): of module hub_models_info. C(question): as predictor.expect takes it, without the model. A row has
-    C(quant), C(files), C(size_bytes), C(problem) (one sentence, or None), C(alone_on) (devices that hold it alone),
-    C(layers), C(mib) and C(left_mib) per device, C(blocks_in_ram) (blocks whose experts have no room on the devices),
-    C(ram_mib) (what they and the token embedding take of RAM),
-    C(context_size) (the largest that fits without experts in RAM, in tokens; 0 for none), and
-    the speeds of a prediction. Without a split that fits these are None, and C(missing_mib) says how much it lacks.
+    C(models): of module hub_models_info. C(question): as predictor.expect takes it, without the model. C(known): what
+    an earlier tuning has measured, by quant. A row has C(quant), C(files), C(size_bytes), C(problem) (one sentence, or
+    None), C(alone_on) (devices that hold it alone), C(layers), C(mib) and C(left_mib) per device, C(blocks_in_ram)
+    (blocks with weights that have no room there), C(ram_mib) (what they and the token embedding take of RAM),
+    C(context_size) (the largest that fits with none in RAM, in tokens; 0 for none), and the speeds of a prediction with
+    the deployment that they were C(measured_by). Without a split that fits these are None, and C(missing_mib) says how
+    much it lacks.
+    What a row says of each device is in the order of C(devices), also where a tuning of it would take another order.
     """
-    return [_row(model, question, devices) for model in models]
+    return [_row(model, question, devices, (known or {}).get(model["quant"])) for model in models]
 
 
-def _row(found: Mapping, question: Mapping, devices: t.Sequence[Mapping]) -> Json:
+def _row(
+    found: Mapping, question: Mapping, devices: t.Sequence[Mapping], known: known_costs.Known | None
+) -> Json:
     row: Json = {name: found[name] for name in ("quant", "files", "size_bytes", "problem")}
     if found["model"] is None:
         return {**row, "alone_on": [], "missing_mib": 0, "context_size": 0, **_nothing(), "notes": None}
     model = found["model"]
-    prediction = predictor.expect({**question, "model": model}, devices)
-    serving = prediction["serving"]
-    budgets = memory_plan.budgets_mib(devices, prediction["reserve_mib"])
+    asked = {**question, "model": model}
+    own = predictor.in_order(asked, devices)
+    ids = [device["id"] for device in own]
+
+    def listed(each: t.Sequence[t.Any]) -> list[t.Any]:
+        return [each[ids.index(device["id"])] for device in devices]
+
+    prediction = predictor.expect(asked, devices, known)
+    serving, reserve_mib = prediction["serving"], prediction["reserve_mib"]
     plan = memory_plan.MemoryPlan(model, serving)
     alone = [
         device["device"]
-        for index, (device, budget) in enumerate(zip(devices, budgets, strict=True))
-        if plan.mib(_only(index, len(devices), model["block_count"] + 1))[index] <= budget
+        for index, device in enumerate(devices)
+        if plan.mib(_only(index, len(devices), model["block_count"] + 1))[index]
+        <= memory_plan.budgets_mib([device], reserve_mib)[0]
     ]
     usable = predictor.usable(prediction)
     told = _nothing() if usable is None else {
-        "layers": usable["layers"],
-        "mib": usable["mib"],
-        "memory": predictor.held(model, serving, usable, devices),
-        "left_mib": memory_plan.headroom_mib(usable["mib"], memory_plan.budgets_mib(devices, 0)),
+        "layers": listed(usable["layers"]),
+        "mib": listed(usable["mib"]),
+        "memory": listed(predictor.held(model, serving, usable, own)),
+        "left_mib": listed(memory_plan.headroom_mib(usable["mib"], memory_plan.budgets_mib(own, 0))),
         **{name: usable[name] for name in _SPEEDS},
+        "measured_by": prediction["measured_by"],
         "blocks_in_ram": usable.get("blocks_in_ram", 0),
         "ram_mib": usable.get("ram_mib", 0),
     }
+    budgets = memory_plan.budgets_mib(own, reserve_mib)
     missing = [] if usable is not None else _missing(plan, budgets, model["block_count"] + 1)
     return {
         **row, "problem": None if usable is not None else str(prediction["why"]), "alone_on": alone,
@@ -74,7 +92,7 @@ _SPEEDS: t.Final = (
 
 
 def _nothing() -> Json:
-    return dict.fromkeys(("layers", "mib", "memory", "left_mib", "blocks_in_ram", "ram_mib", *_SPEEDS))
+    return dict.fromkeys(("layers", "mib", "memory", "left_mib", "blocks_in_ram", "ram_mib", "measured_by", *_SPEEDS))
 
 
 def _only(device: int, devices: int, layers: int) -> tuple[int, ...]:
@@ -103,6 +121,8 @@ def lines(repo: str, found: t.Sequence[Json], question: Mapping, devices: t.Sequ
         "  GB: 10^9 bytes to download; left: MiB; most context: tokens that fit with this KV cache; decode/s: tokens"
         " per second; ttft: time to the first token",
         prediction_table.SPREAD_LINE,
+        *(f"  {row['quant']}: speeds are intervals of 95 %, by what {row['measured_by']} measured here"
+          for row in found if row["measured_by"]),
         *(_of_ram(question, devices) if any(row["blocks_in_ram"] for row in found) else []),
         *(f"  {row['quant']}: {row['problem']}" for row in found if row["notes"] is None),
         f"{advice(found)}.",
@@ -116,9 +136,8 @@ def _cells(row: Json, devices: int) -> list[str]:
     if row["layers"] is None:
         lacks = f"{row['missing_mib']} MiB missing" if row["missing_mib"] else "-"
         return [*start, lacks, *(["-"] * devices), str(row["context_size"] or "-"), "-", "-"]
-    ram = f", {row['blocks_in_ram']:g} in RAM ({row['ram_mib']})" if row["blocks_in_ram"] else ""
     return [
-        *start, f"{layer_split.split_name(row['layers'])}{ram}", *(str(mib) for mib in row["left_mib"]),
+        *start, layer_split.row_name(row), *(str(mib) for mib in row["left_mib"]),
         str(row["context_size"] or "-"), _speed(row["decode_tokens_per_second"], row["decode_interval"]),
         _speed(row["ttft_ms"], row["ttft_interval"]),
     ]  # fmt: skip
@@ -132,10 +151,10 @@ def _of_ram(question: Mapping, devices: t.Sequence[Mapping]) -> list[str]:
     """Return what is to be known of the rows with experts in RAM."""
     low, high = expert_prediction.PROMPT_RANGE
     return [
-        "  in RAM: blocks whose experts the CPU computes (MiB of RAM, with the token embedding); decode/s and ttft are"
-        " ranges then",
+        "  in RAM: blocks whose experts, or FFN weights, the CPU computes (MiB of RAM, with the token embedding);"
+        " decode/s and ttft are ranges then",
         f"  decode/s: {ram_speed.of(question.get('experts_in_ram')).source}",
-        f"  ttft: {low:g} to {high:g} times what copying the experts for each micro-batch takes, as in runs",
+        f"  ttft: {low:g} to {high:g} times what copying them for each micro-batch takes, as in runs",
         *(f"  {line}" for line in predicted_network.left_out(devices)),
     ]
 
@@ -147,7 +166,7 @@ def advice(found: t.Sequence[Json]) -> str:
     if not able and partly:
         least = min(partly, key=lambda row: (row["blocks_in_ram"], -int(row["size_bytes"])))
         return (
-            f"None of them fits the devices alone; with experts in RAM {least['quant']} needs the fewest there, of"
+            f"None of them fits the devices alone; with weights in RAM {least['quant']} needs the fewest there, of"
             f" {least['blocks_in_ram']:g} blocks"
         )
     if not able:

@@ -2,11 +2,12 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """What a round of drafting and verifying costs, and how many tokens it gives. Private to this collection. Pure.
 
-A round with n drafted tokens takes T (1 + alpha + epsilon) + n (v + d): T is what a token takes without speculation
-with the same split, v what verifying one more token costs, d what drafting one costs. alpha and v belong to the target
-and are shared by all drafts, in another split mode with an addition to each; d belongs to draft and device, and much of
-it to the draft, whose launches count on every device. Measured on two H200: a line within 2 %, so an arm differs from
-its line by as much, which measuring it tells.
+A round with n drafted tokens takes T (1 + alpha) + n (v + d), and small steps from one n to the next: T is what a token
+takes without speculation with the same split, v what verifying one more token costs, d what drafting one costs. alpha
+and v belong to the target in a split mode; d belongs to draft and device, and much of it to the draft, whose launches
+count on every device. Measured on two H200: a line within 2 %.
+A load tells a round of n-max tokens by its texts, rounds of fewer by its short answers, and d by what the server says
+of drafting; all of them scatter together from load to load.
 All unknowns have a prior, so that every n-max of every draft is predicted from the first load on, with its error.
 """
 
@@ -20,19 +21,26 @@ from .._base import least_squares
 from .._split import speculation
 from .._split.speculation import Arm, Offer, ServedLoad
 
-#: Prior of alpha: what a round costs beyond a token of the target, relative to that token (measured: 0.1 to 0.4).
-ROUND_OVERHEAD, ROUND_OVERHEAD_ERROR = 0.15, 0.15
-#: Prior of v, relative to a token of the target (measured: 0.08 to 0.15).
-VERIFY, VERIFY_ERROR = 0.10, 0.07
+#: Prior of alpha: what a round costs beyond a token of the target, relative to that token (measured: 0.0 to 0.6). A
+#: part of its error belongs to all split modes together, the other one to each.
+ROUND_OVERHEAD, ROUND_OVERHEAD_ERROR, MODE_OVERHEAD_ERROR = 0.15, 0.08, 0.13
+#: Prior error of what a round without drafted tokens costs beside others, relative to a token of the target.
+UNDRAFTED_ERROR: t.Final = 0.1
 #: Prior error of a family: of the split's own time.
 FAMILY_ERROR: t.Final = 0.03
-#: Prior error of the expected time of a drafted token: of the draft, whose launches count wherever it lies, and of its
-#: device and split mode.
-DRAFT_ERROR, DRAFT_DEVICE_ERROR = 0.5, 0.3
-#: Prior errors of what another split mode adds to alpha and v (measured: 0.4 less and 0.06 more in tensor mode).
-MODE_OVERHEAD_ERROR, MODE_VERIFY_ERROR = 0.2, 0.07
-#: Beyond the scatter of loads a line misses a measured round by so much (measured: within 2 %).
-LINE_ERROR: t.Final = 0.02
+#: Prior error of the expected time of a drafted token: of the draft, whose launches count wherever it lies, of its
+#: device, and of the split mode of its target.
+DRAFT_ERROR, DRAFT_DEVICE_ERROR, DRAFT_MODE_ERROR = 0.4, 0.2, 0.2
+#: Prior error of a step of a line from one drafted token to the next, relative to a token of the target (measured: a
+#: line within 2 %).
+STEP_ERROR: t.Final = 0.015
+#: Prior error of what rounds of short answers cost more or less than those of texts; answers of n-max tell.
+SHORT_ERROR: t.Final = 0.05
+#: How well the time that the server says of a drafted token is what it costs a round: of itself, and of a token of the
+#: target.
+DRAFTING_ERROR, DRAFTING_OF_TARGET = 0.05, 0.1
+#: How well a load tells one length of drafts against another.
+WITHIN_A_LOAD: t.Final = 0.007
 
 #: Prior of the acceptance of a drafted token, and its error, while no text was drafted.
 ACCEPTANCE, ACCEPTANCE_ERROR = 0.7, 0.15
@@ -45,11 +53,22 @@ class Estimate(t.NamedTuple):
     error: float
 
 
+class Verify(t.NamedTuple):
+    """The prior of v, relative to a token of the target, with its error."""
+
+    value: float
+    error: float
+
+
+#: With all weights on devices (measured: 0.08 to 0.15). A part of the error belongs to each split mode.
+VERIFY, MODE_VERIFY_ERROR = Verify(0.10, 0.05), 0.05
+
+
 @dataclasses.dataclass(frozen=True)
 class _Row:
     """One linear equation: coefficients of the unknowns, what they give, and how well that is known."""
 
-    coefficients: t.Sequence[float]
+    parts: t.Mapping[t.Hashable, float]
     value: float
     error: float
 
@@ -57,81 +76,106 @@ class _Row:
 class RoundCosts:
     """The line of every family on offer, from priors and from what was measured."""
 
-    def __init__(self, offers: t.Sequence[Offer], loads: t.Sequence[ServedLoad], noise: float) -> None:
-        """Take what is on offer, all loads with speculation, and the relative scatter between loads."""
+    def __init__(
+        self, offers: t.Sequence[Offer], loads: t.Sequence[ServedLoad], noise: float, verify: Verify = VERIFY
+    ) -> None:
+        """Take what is on offer, all loads with speculation, the relative scatter between loads, and the prior of v."""
         self._offers = {offer.family: offer for offer in offers}
         own = [load for load in loads if load.arm.family in self._offers]
-        self._arms = list(dict.fromkeys(load.arm for load in own))
-        names: list[t.Hashable] = ["alpha", "v", "mode alpha", "mode v"]
+        self._measured = {load.arm.family for load in own}
+        priors: dict[t.Hashable, tuple[float, float]] = {
+            "alpha": (ROUND_OVERHEAD, ROUND_OVERHEAD_ERROR), "v": verify,
+            "undrafted": (0.0, UNDRAFTED_ERROR),
+        }  # fmt: skip
         for offer in offers:
-            names += [("split", offer.family), ("draft", offer.family)]
-        names += dict.fromkeys(("draft", offer.arm(0).source) for offer in offers)
-        names += self._arms
-        self._places = {name: place for place, name in enumerate(names)}
-        rows = [_Row(self._vector({name: 1.0}), *self._prior(name)) for name in names]
-        for load in own:
-            parts, fixed = self._equation(load.arm)
-            rows.append(_Row(self._vector(parts), load.round_ms - fixed, load.round_ms * noise))
-        size = len(names)
+            priors["alpha", offer.mode], priors["v", offer.mode] = (0.0, MODE_OVERHEAD_ERROR), (0.0, MODE_VERIFY_ERROR)
+            priors["split", offer.family] = 0.0, FAMILY_ERROR
+            priors["draft", offer.family] = 0.0, DRAFT_MODE_ERROR
+            priors["draft", offer.family[:3]] = 0.0, DRAFT_DEVICE_ERROR
+            priors["draft", offer.arm(0).source] = 0.0, DRAFT_ERROR
+            if offer.family in self._measured:
+                steps = range(2, offer.most_drafted + 1)
+                priors |= {("step", offer.family, place): (0.0, STEP_ERROR) for place in steps}
+        for number in range(len(own)):
+            priors["load", number], priors["short", number] = (0.0, noise), (0.0, SHORT_ERROR)
+        self._places = {name: place for place, name in enumerate(priors)}
+        rows = [_Row({name: 1.0}, *prior) for name, prior in priors.items()]
+        for number, load in enumerate(own):
+            rows += self._of_load(number, load)
+        self._solve(rows)
+
+    def _solve(self, rows: t.Sequence[_Row]) -> None:
+        size = len(self._places)
         normal = [[0.0] * size for _row in range(size)]
         right = [0.0] * size
         for row in rows:
             weight = 1 / row.error**2
-            for i, left in enumerate(row.coefficients):
-                if left:
-                    right[i] += weight * left * row.value
-                    normal[i] = [
-                        sum_ + weight * left * other for sum_, other in zip(normal[i], row.coefficients, strict=True)
-                    ]
+            parts = [(self._places[name], value) for name, value in row.parts.items()]
+            for i, left in parts:
+                right[i] += weight * left * row.value
+                for j, other in parts:
+                    normal[i][j] += weight * left * other
         self._lower = least_squares.cholesky(normal)
         self._known = least_squares.solve_transposed(self._lower, least_squares.solve_lower(self._lower, right))
 
-    def _prior(self, name: t.Hashable) -> tuple[float, float]:
-        """Return what is expected of an unknown before anything is measured, and the error of that."""
-        shared = {
-            "alpha": (ROUND_OVERHEAD, ROUND_OVERHEAD_ERROR),
-            "v": (VERIFY, VERIFY_ERROR),
-            "mode alpha": (0.0, MODE_OVERHEAD_ERROR),
-            "mode v": (0.0, MODE_VERIFY_ERROR),
-        }
-        if isinstance(name, Arm):
-            return 0.0, LINE_ERROR
-        if isinstance(name, str):
-            return shared[name]
-        what, of = t.cast("tuple[str, tuple[str, ...]]", name)
-        if what == "split":
-            return 0.0, FAMILY_ERROR
-        return 0.0, DRAFT_DEVICE_ERROR if of in self._offers else DRAFT_ERROR
+    def _of_load(self, number: int, load: ServedLoad) -> t.Iterator[_Row]:
+        """Yield what a load says of a round of its texts, and of shorter ones."""
+        arm, whole = load.arm, load.arm.kind in speculation.WHOLE_DRAFTS
+        measured = [(load.round_ms, float(arm.n_max), float(arm.n_max), 1.0, False)]
+        for short in load.short:
+            drafts, checked = short.drafts / short.rounds, short.drafted / short.rounds
+            drafted = drafts * arm.n_max if whole else checked
+            measured.append((short.decode_ms / short.rounds, checked, drafted, drafts, True))
+        for value, checked, drafted, drafts, is_short in measured:
+            parts, fixed = self._equation(arm, checked, drafted)
+            parts["undrafted"] = (1 - drafts) * self._offers[arm.family].target_ms
+            parts["load", number] = value
+            if is_short:
+                parts["short", number] = value
+            yield _Row(parts, value - fixed, WITHIN_A_LOAD * value)
+        if load.draft_ms:
+            expected, target = self._offers[arm.family].draft_ms, self._offers[arm.family].target_ms
+            drafting: dict[t.Hashable, float] = {
+                ("draft", arm.family): expected, ("draft", arm.source): expected, ("draft", arm.family[:3]): expected,
+                ("load", number): load.draft_ms,
+            }  # fmt: skip
+            error = DRAFTING_ERROR * math.hypot(load.draft_ms, DRAFTING_OF_TARGET * target)
+            yield _Row(drafting, load.draft_ms - expected, error)
 
-    def _vector(self, parts: t.Mapping[t.Hashable, float]) -> list[float]:
-        found = [0.0] * len(self._places)
-        for name, value in parts.items():
-            found[self._places[name]] = value
-        return found
+    def _equation(self, arm: Arm, checked: float, drafted: float) -> tuple[dict[t.Hashable, float], float]:
+        """Return the coefficients of the unknowns in the cost of a round, and the part that is fixed, in ms.
 
-    def _equation(self, arm: Arm) -> tuple[dict[t.Hashable, float], float]:
-        """Return the coefficients of the unknowns in the cost of a round, and the part that is fixed, in ms."""
+        C(checked) tokens are verified of C(drafted) ones, both in the mean of several rounds.
+        """
         offer = self._offers[arm.family]
-        target, draft = offer.target_ms, arm.n_max * offer.draft_ms
-        fixed = target + draft
+        target, draft = offer.target_ms, drafted * offer.draft_ms
         parts: dict[t.Hashable, float] = {
-            "alpha": target, "v": arm.n_max * target, ("split", arm.family): target,
-            ("draft", arm.family): draft, ("draft", arm.source): draft,
+            "alpha": target, ("alpha", offer.mode): target, "v": checked * target, ("v", offer.mode): checked * target,
+            ("split", arm.family): target, ("draft", arm.family): draft, ("draft", arm.source): draft,
+            ("draft", arm.family[:3]): draft,
         }  # fmt: skip
-        if offer.mode:
-            parts |= {"mode alpha": target, "mode v": arm.n_max * target}
-        if arm in self._arms:
-            parts[arm] = fixed
-        return parts, fixed
+        if arm.family in self._measured:
+            for place in range(2, offer.most_drafted + 1):
+                parts["step", arm.family, place] = target * min(1.0, max(0.0, checked - place + 1))
+        return parts, target + draft
 
     def round_ms(self, arm: Arm) -> Estimate:
         """Return what a round of an arm takes (ms). Raises KeyError for an arm that is not on offer."""
-        parts, fixed = self._equation(arm)
+        value = self._cost(*self._equation(arm, arm.n_max, arm.n_max))
+        steps = 0.0 if arm.family in self._measured else STEP_ERROR * math.sqrt(max(0, arm.n_max - 1))
+        return Estimate(value, math.hypot(*self.deviation(arm), steps * self._offers[arm.family].target_ms / value))
+
+    def deviation(self, arm: Arm) -> list[float]:
+        """Return the relative error of a round of an arm, in parts of variance one that are the same for all arms."""
+        parts, fixed = self._equation(arm, arm.n_max, arm.n_max)
+        vector = [0.0] * len(self._places)
+        for name, part in parts.items():
+            vector[self._places[name]] = part / self._cost(parts, fixed)
+        return least_squares.solve_lower(self._lower, vector)
+
+    def _cost(self, parts: t.Mapping[t.Hashable, float], fixed: float) -> float:
         value = fixed + sum(part * self._known[self._places[name]] for name, part in parts.items())
-        value = max(value, 0.2 * fixed)
-        own = 0.0 if arm in self._arms else LINE_ERROR
-        deviation = least_squares.solve_lower(self._lower, self._vector(parts))
-        return Estimate(value, math.hypot(math.hypot(*deviation) / value, own))
+        return max(value, 0.2 * fixed)
 
 
 class Acceptance:
@@ -164,9 +208,11 @@ class Acceptance:
             expected = 1 + sum(ACCEPTANCE**position for position in range(1, arm.n_max + 1))
             steep = sum(position * ACCEPTANCE ** (position - 1) for position in range(1, arm.n_max + 1))
             return Estimate(expected, ACCEPTANCE_ERROR * steep / expected)
-        expected = 1 + sum(_prolonged([accepted / rounds for accepted, rounds in counts], arm.n_max))
-        # the number of tokens that a round gives scatters by about half its size
-        return Estimate(expected, math.hypot(0.5 / math.sqrt(counts[0][1]), 0.005))
+        rates = _prolonged([accepted / rounds for accepted, rounds in counts], arm.n_max)
+        expected = 1 + sum(rates)
+        # the rates are the chances of at least one, two, ... right tokens
+        scatter = max(0.0, sum((2 * place + 1) * rate for place, rate in enumerate(rates)) - (expected - 1) ** 2)
+        return Estimate(expected, math.hypot(math.sqrt(scatter / counts[0][1]) / expected, 0.005))
 
 
 def _geometric(accepted_per_round: float, n_max: int) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 """Which ways to speculate memory and headers allow, with the split beside each. Private to this collection. Pure.
 
 A draft takes memory of one device. Where the chosen split leaves it, nothing moves; else the fastest split beside it is
-taken, by the fitted costs of layer mode, and what it loses is part of the offer.
+taken, by the fitted costs of layer mode, and what it loses is part of the offer. Beside weights in RAM nothing moves.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ import typing as t
 
 from .._base.types import Mapping
 from .._models import vocabulary
-from .._split import cost_model, layer_split, memory_plan, speculation
+from .._split import cost_model, expert_placement, layer_split, memory_plan, speculation
 from .._split.layer_split import Layers
 from .._split.speculation import Offer
 from .._split.split_problem import Problem
 from .._split.types import Model, Serving
-from . import expected_speeds
+from . import expected_speeds, round_costs
 
 #: Kinds of which each drafted token keeps a copy of a recurrent state on the devices; others have a checkpoint in RAM
 #: (need_n_rs_seq of llama.cpp b11312, common.h). Drafted tokens at most where it does.
 WITH_STATE: t.Final = ("draft-mtp", "draft-eagle3")
 MOST_WITH_STATE: t.Final = 4
+#: What verifying one more token is expected to take of the time of weights in RAM, and the error of that: the CPU reads
+#: FFN weights once for all tokens and computes each of them; experts of its own are read for each token.
+VERIFY_IN_RAM: t.Final[dict[str, float]] = {expert_placement.FFN: 0.4, expert_placement.EXPERTS: 0.7}
+VERIFY_IN_RAM_ERROR: t.Final = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +56,8 @@ class Found:
 
 
 def memory_of(problem: Problem, decision: Mapping) -> memory_plan.MemoryPlan:
-    """Return the memory of every split with the micro-batch that is decided."""
-    serving: Serving = {**problem.memory.serving, "micro_batch_size": decision["micro_batch_size"]}
+    """Return the memory of every split with the micro-batch that is decided, all weights on devices."""
+    serving = expert_placement.of_decision(problem.memory.serving, decision)
     return memory_plan.MemoryPlan(problem.memory.model, serving)
 
 
@@ -65,6 +69,21 @@ def draft_mib(draft: Draft, serving: Serving) -> int:
     model = t.cast(Model, draft.model)
     planned = memory_plan.MemoryPlan(model, serving).mib([model["block_count"] + 1])[0]
     return max(planned, draft.mib or 0)
+
+
+def verifying(model: Model, decision: Mapping) -> round_costs.Verify:
+    """Return what verifying one more token is expected to take, relative to a token, by where the weights are."""
+    experts = expert_placement.from_json(decision["layers"], decision.get("experts_in_ram"))
+    if experts is None:
+        return round_costs.VERIFY
+    fit, token_ms = decision.get("fit") or {}, 1000 / decision["decode_tokens_per_second"]
+    share = 1.0
+    if fit.get("decode_ms_per_block_in_ram"):
+        read = sum(expert_placement.block_ram_bytes(model, experts)) * expert_placement.share_used(model)
+        share = min(1.0, read / fit["bytes_per_block_in_ram"] * fit["decode_ms_per_block_in_ram"] / token_ms)
+    value, error = round_costs.VERIFY
+    in_ram = share * VERIFY_IN_RAM[experts.kind]
+    return round_costs.Verify(in_ram + (1 - share) * value, math.hypot(error, share * VERIFY_IN_RAM_ERROR))
 
 
 class Offers:
@@ -182,7 +201,10 @@ class Offers:
     def _ms_per_byte(self, place: int) -> float:
         """Return what reading a byte takes on a device, by the fitted costs, else as in the whole model."""
         total = sum(self.model.get("block_read_bytes") or self.model["block_bytes"]) + self.model["output_bytes"]
-        costs = (self.decision.get("fit") or {}).get("decode_ms_per_layer")
+        fit = self.decision.get("fit") or {}
+        costs, alone = fit.get("decode_ms_per_layer"), fit.get("decode_ms_per_device")
+        if alone and alone[place]:  # of a fit with weights in RAM: all weights on that device
+            return float(alone[place]) / float(fit["read_bytes"])
         if costs and costs[place] > 0:
             return float(costs[place]) * self.problem.slots / total
         return self.reference_ms / total

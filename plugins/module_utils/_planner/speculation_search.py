@@ -2,15 +2,18 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Which way to speculate, from few served loads. Private to this collection. Pure functions only.
 
-A load is one start of llama-server with one arm, which answers every text once. The costs of rounds and the acceptance
-(round_costs.py) predict all arms from the loads so far; the next load is the one whose expected improvement over the
-best known arm is largest (Jones, Schonlau and Welch 1998, with the predicted error). The first and the last load run
-without speculation, so that a drift of the cards cancels: A B B A.
+A load is one start of llama-server with one arm, which answers every text once, and some shortly: so it tells of all
+shorter drafts as well. The costs of rounds and the acceptance (round_costs.py) predict all arms from the loads so far.
+The first load with drafts is the one that teaches most (teaching_load.py), each further one that whose expected
+improvement over the best known arm is largest (Jones, Schonlau and Welch 1998, with the predicted error). The first and
+the last load run without speculation, so that a drift of the cards cancels: A B B A. Where drafts gain more than cards
+drift, an arm that promises more takes the place of the last one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 import typing as t
@@ -18,14 +21,18 @@ import typing as t
 from .._base import stats
 from .._split import cost_model, speculation
 from .._split.speculation import Arm, Offer, ServedLoad
-from . import round_costs
+from . import round_costs, teaching_load
 
 #: Served loads in all.
 MAX_LOADS: t.Final = 5
 #: Loads without speculation: the first and the last.
 LOADS_WITHOUT: t.Final = 2
+#: A gain whose interval lies beyond this is kept whatever the last load says: cards drift by less.
+SURE_PERCENT: t.Final = 5.0
 #: An arm that promises less than this, relative to the best known, is not worth a load.
 WORTH_A_LOAD: t.Final = 0.003
+#: The share of arms whose gain is not sure that another load lets be kept.
+KEPT_BY_ANOTHER_LOAD: t.Final = 0.5
 #: The relative scatter between loads that is assumed until some arm was measured twice (measured: 0.5 to 2 %).
 USUAL_SCATTER: t.Final = 0.01
 #: What an n-gram kind is expected to take before it is measured, relative to none, and the error of that.
@@ -33,7 +40,6 @@ UNKNOWN_GAIN: t.Final = 0.97
 UNKNOWN_ERROR: t.Final = 0.10
 #: Degrees of freedom that this assumption counts for.
 USUAL_DEGREES: t.Final = 4
-_NORMAL: t.Final = statistics.NormalDist().inv_cdf(0.975)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +54,19 @@ class Verdict:
 class Search:
     """What the offers and the loads so far say together."""
 
+    usual_scatter: t.ClassVar[float] = USUAL_SCATTER
+
     def __init__(
         self, offers: t.Sequence[Offer], reference_ms: float, weights: t.Mapping[str, float],
         loads: t.Sequence[ServedLoad], indifference: float, max_loads: int = MAX_LOADS, prompt_tokens: float = 0.0,
+        verify: round_costs.Verify = round_costs.VERIFY,
     ) -> None:  # fmt: skip
         """Take what may be tried, and the loads that succeeded.
 
         C(reference_ms): what a token takes with the chosen split by the earlier stages, on the scale of the offers'
         own. C(weights): the share of each kind of text in what is generated. C(prompt_tokens): how many tokens of a
-        prompt are waited for with each generated one, 0 where only these count.
+        prompt are waited for with each generated one, 0 where only these count. C(verify): what verifying a token is
+        expected to take.
         """
         self.loads, self.indifference, self.max_loads = list(loads), indifference, max_loads
         self.prompt_tokens = prompt_tokens
@@ -69,12 +79,12 @@ class Search:
         arms = dict.fromkeys(load.arm for load in self.loads)
         # the relative scatter between loads: of arms that were measured twice, and as it usually is
         deviation, self._degrees = stats.pooled_spread(map(self.of_arm, arms))
-        squares = deviation**2 * self._degrees + USUAL_SCATTER**2 * USUAL_DEGREES
+        squares = deviation**2 * self._degrees + self.usual_scatter**2 * USUAL_DEGREES
         self.scatter = math.sqrt(squares / (self._degrees + USUAL_DEGREES))
         lines = [offer for offer in self.offers if offer.kind in speculation.LINE_KINDS]
-        self.costs = round_costs.RoundCosts(lines, self.with_draft, self.scatter)
+        self.costs = round_costs.RoundCosts(lines, self.with_draft, self.scatter, verify)
         self.acceptance = round_costs.Acceptance(self.with_draft)
-        self._plain_ms = statistics.fmean(map(self.mix_ms, self.without)) if self.without else reference_ms
+        self.plain_ms = statistics.fmean(map(self.mix_ms, self.without)) if self.without else reference_ms
 
     def mix_ms(self, load: ServedLoad) -> float:
         """Return what a token takes in a load (ms), the texts by their weights, with its part of a prompt."""
@@ -87,13 +97,17 @@ class Search:
         if arm.kind not in speculation.LINE_KINDS:
             return self._without_a_line(arm)
         cost = self.costs.round_ms(arm)
-        tokens = {text: self.acceptance.tokens_per_round(arm, text).value for text in self.weights}
+        tokens = self.tokens_per_round(arm)
         value = sum(weight * cost.value / tokens[text] for text, weight in self.weights.items())
         prompt = self.prompt_tokens * self._prompt_ms(arm)
-        error = math.hypot(self._tokens_error(arm), cost.error)
+        error = math.hypot(self.tokens_error(arm), cost.error)
         return round_costs.Estimate(value + prompt, error * value / (value + prompt))
 
-    def _tokens_error(self, arm: Arm) -> float:
+    def tokens_per_round(self, arm: Arm) -> dict[str, float]:
+        """Return the tokens that a round of an arm gives, by kind of text."""
+        return {text: self.acceptance.tokens_per_round(arm, text).value for text in self.weights}
+
+    def tokens_error(self, arm: Arm) -> float:
         """Return the relative error of the tokens that a round of an arm gives, over the mix."""
         errors = {text: self.acceptance.tokens_per_round(arm, text).error for text in self.weights}
         if not self.acceptance.known(arm.source):
@@ -113,17 +127,29 @@ class Search:
         own = self.of_arm(arm)
         if own:
             return round_costs.Estimate(statistics.fmean(own), self.scatter / math.sqrt(len(own)))
-        return round_costs.Estimate(UNKNOWN_GAIN * self._plain_ms, UNKNOWN_ERROR)
+        return round_costs.Estimate(UNKNOWN_GAIN * self.plain_ms, UNKNOWN_ERROR)
 
     def of_arm(self, arm: Arm) -> list[float]:
         """Return what a token took in each load of an arm (ms)."""
         return [self.mix_ms(load) for load in self.loads if load.arm == arm]
 
+    @functools.cached_property
+    def _longest(self) -> dict[speculation.Family, int]:
+        """The longest drafts that were measured of each family."""
+        found: dict[speculation.Family, int] = {}
+        for load in self.with_draft:
+            found[load.arm.family] = max(load.arm.n_max, found.get(load.arm.family, 0))
+        return found
+
+    def is_known(self, arm: Arm) -> bool:
+        """Return whether loads tell what an arm takes: shorter drafts than those of a load are measured with it."""
+        return arm.n_max <= self._longest.get(arm.family, -1)
+
     def best_known(self) -> Arm:
         """Return the best arm that was measured, none among them, by all that is known."""
-        arms = list(dict.fromkeys(load.arm for load in self.with_draft))
+        arms = [arm for offer in self.offers for arm in offer.arms() if self.is_known(arm)]
         known = {arm: self.predicted(arm).value for arm in arms}
-        known[Arm()] = self._plain_ms
+        known[Arm()] = self.plain_ms
         return min(known, key=lambda arm: known[arm])
 
     def next_arm(self) -> Arm | None:
@@ -134,39 +160,64 @@ class Search:
         if left <= 0 or not self.offers:
             return None
         spare = left - max(0, LOADS_WITHOUT - len(self.without))
-        if spare > 0 and (fresh := self._promising()) is not None:
-            return fresh
         best = self.best_known()
+        fresh = self._promising() if spare > 0 or self._is_sure() else None
+        if spare == 1 and fresh is not None and self._is_worth_more(best, fresh):
+            return best
+        if fresh is not None:
+            return fresh
         if best.kind == speculation.NONE:
             return None
         if spare > 0 and len(self.of_arm(best)) < LOADS_WITHOUT:
             return best
         return Arm() if len(self.without) < LOADS_WITHOUT else None
 
+    def _is_sure(self) -> bool:
+        """Return whether drafts gain more than cards drift, so that a second load without would change nothing."""
+        result = self.verdict().comparison
+        return result is not None and result.low is not None and result.low > SURE_PERCENT
+
+    def _is_worth_more(self, best: Arm, fresh: Arm) -> bool:
+        """Return whether the last load with drafts is worth more for the best known arm, which is not sure yet.
+
+        What is not kept gains nothing; another load lets about half of such arms be kept.
+        """
+        if best.kind == speculation.NONE or self.verdict().verdict == "faster":
+            return False
+        known = self.predicted(best).value
+        return KEPT_BY_ANOTHER_LOAD * (self.plain_ms - known) > _improvement(known, self.predicted(fresh))
+
     def _promising(self) -> Arm | None:
         """Return the arm that was not measured and promises most, or None where none is worth a load.
 
         It is served as it is promised best, for what serves to learn costs and acceptance may turn out the best itself.
         """
+        if not self.with_draft and (teaching := teaching_load.first(self)) is not None:
+            return teaching
         best = self.best_known()
-        known = self._plain_ms if best.kind == speculation.NONE else self.predicted(best).value
-        measured = {load.arm for load in self.loads}
-        fresh = [arm for offer in self.offers for arm in offer.arms() if arm not in measured]
+        known = self.plain_ms if best.kind == speculation.NONE else self.predicted(best).value
+        fresh = [arm for offer in self.offers for arm in offer.arms() if not self.is_known(arm)]
         promise = {arm: _improvement(known, self.predicted(arm)) for arm in fresh}
         chosen = max(promise, key=lambda arm: promise[arm], default=None)
         return chosen if chosen is not None and promise[chosen] >= WORTH_A_LOAD * known else None
+
+    def _time_error(self, arm: Arm) -> float:
+        """Return the relative error of the time of an arm that was measured, beside the error of its tokens."""
+        if arm.kind not in speculation.LINE_KINDS:
+            return self.scatter / math.sqrt(len(self.of_arm(arm)))
+        return self.costs.round_ms(arm).error
 
     def verdict(self) -> Verdict:
         """Return what became of it. Speculation is kept only where it is faster by the indifference for sure."""
         best = self.best_known()
         if best.kind == speculation.NONE:
             return Verdict("slower", Arm(), None)
-        without = self.of_arm(Arm())
-        times = self.scatter * math.sqrt(1 / len(self.of_arm(best)) + 1 / len(without))
+        without = self.scatter / math.sqrt(len(self.without))
+        times = math.hypot(self._time_error(best), without)
         # texts of this length tell the share of right tokens so well
-        tokens = self._tokens_error(best) if best.kind in speculation.LINE_KINDS else 0.0
-        half = math.hypot(stats.t_quantile(self._degrees + USUAL_DEGREES, 0.05) * times, _NORMAL * tokens)
-        ratio = math.log(self.predicted(best).value / self._plain_ms)
+        tokens = self.tokens_error(best) if best.kind in speculation.LINE_KINDS else 0.0
+        half = math.hypot(stats.t_quantile(self._degrees + USUAL_DEGREES, 0.05) * times, stats.NORMAL_95 * tokens)
+        ratio = math.log(self.predicted(best).value / self.plain_ms)
         low, percent, high = (100 * (1 - math.exp(ratio + step)) for step in (half, 0.0, -half))
         result = cost_model.Comparison(percent, low, high, 100 * math.expm1(half))
         return Verdict("faster" if low > 100 * self.indifference else "inconclusive", best, result)
@@ -174,8 +225,4 @@ class Search:
 
 def _improvement(known: float, predicted: round_costs.Estimate) -> float:
     """Return by how much an arm is expected to fall below C(known), in ms: the part of its distribution below it."""
-    error = predicted.value * predicted.error
-    z = (known - predicted.value) / error
-    density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    below = 0.5 * math.erfc(-z / math.sqrt(2))
-    return error * (z * below + density)
+    return stats.expected_gain(known - predicted.value, predicted.value * predicted.error)

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import statistics
 import typing as t
 
 from .._base.types import Json, Mapping
 from .._split import memory_plan, speculation
 from .._split.layer_split import Layers, split_name
-from .._split.speculation import Arm, Offer, ServedLoad, TextResult
+from .._split.speculation import Arm, Offer
 from .._split.split_problem import Problem
-from . import speculation_modes, speculation_search, speculation_words
-from .speculation_offers import Draft, Found, Offers, memory_of
+from . import speculation_modes, speculation_search, speculation_table, speculation_words
+from .speculation_offers import Draft, Found, Offers, memory_of, verifying
 
 PURPOSE: t.Final = "speculation"
 #: What C(auto) tries.
@@ -62,8 +61,6 @@ def why_not(decision: Mapping, objective: str) -> str | None:
     """Return why speculation is not tried with a decision, or None."""
     if objective in ("prefill", "ttft"):
         return f"the objective {objective} does not wait for generated text"
-    if decision.get("experts_in_ram"):
-        return "experts are in RAM, and each drafted token reads its own"
     if not decision.get("decode_tokens_per_second"):
         return "the speed of the chosen split is not known"
     return None
@@ -71,6 +68,9 @@ def why_not(decision: Mapping, objective: str) -> str | None:
 
 class Stage:
     """The stage at one moment."""
+
+    #: How its loads are searched.
+    searching: t.ClassVar[type[speculation_search.Search]] = speculation_search.Search
 
     def __init__(self, question: Question, loads: t.Sequence[Mapping]) -> None:
         """Take a question that C(why_not) lets pass, and all loads of this stage so far."""
@@ -129,14 +129,14 @@ class Stage:
         """The search over what is offered."""
         question = self.question
         still = {offer.family for offer in self.offers} | {Arm().family}
-        measured = [served(load) for load in self.loads if load["status"] == "ok"]
+        measured = [speculation_table.served(load) for load in self.loads if load["status"] == "ok"]
         reference_ms = 1000 / question.decision["decode_tokens_per_second"]
         counting = [load for load in measured if load.arm.family in still]
         # loads that failed, or of a mode that failed its trial, took their time as well
         most = speculation_search.MAX_LOADS - (len(self.loads) - len(counting))
-        return speculation_search.Search(
+        return self.searching(
             self.offers, reference_ms, question.weights, counting, question.problem.indifference, most,
-            question.prompt_tokens,
+            question.prompt_tokens, verifying(question.problem.memory.model, question.decision),
         )  # fmt: skip
 
     @property
@@ -173,16 +173,21 @@ class Stage:
         layers = list(offer.layers if offer is not None else decision["layers"])
         told = speculation.as_json(arm)
         number = 1 + sum(1 for load in self.loads if speculation.from_json(load["speculation"]) == arm)
+        in_ram = decision.get("experts_in_ram")
         return {
-            "label": f"{split_name(layers)} {arm.name(self._device_name(arm))} load {number}",
+            "label": f"{split_name(layers)} {self._name(arm)} load {number}",
             "split_mode": decision["split_mode"],
             "layers": layers,
             "load": number,
             "purpose": PURPOSE,
             "environment": decision.get("environment") or {},
             "micro_batch_size": decision["micro_batch_size"],
+            **({"experts_in_ram": in_ram} if in_ram else {}),
             "speculation": {**told, **self._of_draft(arm)},
         }
+
+    def _name(self, arm: Arm) -> str:
+        return arm.name(self._device_name(arm))
 
     def _device_name(self, arm: Arm) -> str:
         ids = [str(device["id"]) for device in self.question.problem.raw["devices"]]
@@ -209,7 +214,8 @@ class Stage:
         kept = verdict.verdict == "faster"
         result = verdict.comparison
         interval = None if result is None or result.low is None or result.high is None else (result.low, result.high)
-        row = next((row for row in self.table if Arm(*(row[name] for name in _ARM)) == verdict.arm), None)
+        table = speculation_table.with_arm(self.table, self.search, self.loads, verdict.arm, self._name(verdict.arm))
+        row = next((row for row in table if speculation.from_json(row) == verdict.arm), None)
         return {
             "verdict": verdict.verdict,
             "why": speculation_words.why(self, verdict, row),
@@ -220,7 +226,7 @@ class Stage:
             "first_divergence": self._first_divergence(verdict.arm) if kept else None,
             "refused": self.refused,
             "loads": len(self.loads),
-            "table": self.table,
+            "table": table,
         }
 
     @property
@@ -242,7 +248,10 @@ class Stage:
             for row in load["results"]
             if row["kind"] == "greedy"
         }
-        both = zip(answers.get(Arm(), ()), answers.get(arm, ()), strict=False)
+        # where the arm had no load of its own, one with longer drafts tells
+        own = [other for other in answers if other.family == arm.family and other.n_max >= arm.n_max]
+        drafted_by = min(own, key=lambda other: other.n_max, default=arm)
+        both = zip(answers.get(Arm(), ()), answers.get(drafted_by, ()), strict=False)
         return next((place for place, (plain, drafted) in enumerate(both) if plain != drafted), None)
 
     def _served(self, arm: Arm) -> Json:
@@ -262,67 +271,20 @@ class Stage:
             "split_mode": decision["split_mode"],
             "environment": decision.get("environment") or {},
             "own_mib": list(own),
+            **({"ram_bytes": self._ram_bytes(arm)} if decision.get("experts_in_ram") else {}),
             "mib": [planned + more for planned, more in zip(mib, own, strict=True)],
             "headroom_mib": [left - more for left, more in zip(room, own, strict=True)],
         }
 
+    def _ram_bytes(self, arm: Arm) -> int:
+        """Return what a draft keeps in RAM, wherever it lies: its token embedding."""
+        drafts = (draft.model for draft in self.question.drafts if draft.id == arm.draft)
+        return sum(int(model["token_embedding_bytes"]) for model in drafts)
+
     @functools.cached_property
     def table(self) -> list[Json]:
         """One row per arm that was measured, in the order of measuring."""
-        rows: dict[Arm, list[Mapping]] = {}
-        for load in self.loads:
-            rows.setdefault(speculation.from_json(load["speculation"]), []).append(load)
-        return [self._row(arm, loads) for arm, loads in rows.items()]
-
-    def _row(self, arm: Arm, loads: t.Sequence[Mapping]) -> Json:
-        good = [served(load) for load in loads if load["status"] == "ok"]
-        bad = next((load for load in loads if load["status"] != "ok"), None)
-        texts = {
-            text: [found for load in good for found in load.results if found.text == text]
-            for text in (self.question.weights if good else ())
-        }
-        prompts = [load.prompt_ms for load in good if load.prompt_ms]
-        return {
-            **speculation.as_json(arm),
-            "name": arm.name(self._device_name(arm)),
-            "layers": list(loads[0]["layers"]),
-            "loads": len(loads),
-            "status": "ok" if bad is None else bad["status"],
-            "reason": None if bad is None else bad.get("reason"),
-            "ms_per_token": round(statistics.fmean(map(self.search.mix_ms, good)), 4) if good else None,
-            "prompt_tokens_per_second": round(1000 / statistics.fmean(prompts), 2) if prompts else None,
-            "tokens_per_second": {
-                text: round(1000 * _sum(found, "tokens") / _sum(found, "decode_ms"), 2) for text, found in texts.items()
-            },
-            "acceptance": {
-                text: round(_sum(found, "accepted") / _sum(found, "drafted"), 4) if _sum(found, "drafted") else None
-                for text, found in texts.items()
-            },
-            "tokens_per_round": {
-                text: round(_sum(found, "tokens") / _sum(found, "rounds"), 3) for text, found in texts.items()
-            },
-        }
-
-
-_ARM: t.Final = tuple(field.name for field in dataclasses.fields(Arm))
-
-
-def _sum(found: t.Sequence[TextResult], name: str) -> float:
-    return sum(float(getattr(result, name)) for result in found)
-
-
-def served(load: Mapping) -> ServedLoad:
-    """Return what a load measured. Raises KeyError naming a field that is missing."""
-    texts = [row for row in load["results"] if row["kind"] == "text"]
-    prompts = [row for row in load["results"] if row["kind"] == "prompt"]
-    results = tuple(
-        TextResult(
-            row["text"], row["tokens"], row["decode_ms"], row["drafted"], row["accepted"], tuple(row["positions"])
-        )
-        for row in texts
-    )
-    prompt_ms = prompts[0]["prompt_ms"] / prompts[0]["prompt_tokens"] if prompts else 0.0
-    return ServedLoad(speculation.from_json(load["speculation"]), results, prompt_ms)
+        return speculation_table.rows(self.search, self.loads, self._name)
 
 
 def settled(decision: Mapping, outcome: Mapping | None) -> Json:

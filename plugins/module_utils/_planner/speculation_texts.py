@@ -67,10 +67,10 @@ OWN: t.Final[dict[str, tuple[float, tuple[str, ...]]]] = {
 }  # fmt: skip
 
 
-def read(given: t.Sequence[Mapping]) -> tuple[list[Json], dict[str, float]]:
+def read(given: t.Sequence[Mapping], words_only: bool = False) -> tuple[list[Json], dict[str, float]]:
     """Return the texts (name, prompt) and the weight of each kind: those of C(split_tuning_texts), else our own.
 
-    Raises ValueError with one sentence for a text that is none.
+    Raises ValueError with one sentence for a text that is none, or token ids where C(words_only) are taken.
     """
     if not given:
         texts = [{"name": name, "prompt": prompt} for name, (_weight, prompts) in OWN.items() for prompt in prompts]
@@ -87,6 +87,8 @@ def read(given: t.Sequence[Mapping]) -> tuple[list[Json], dict[str, float]]:
         ids = isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)
         if not (isinstance(prompt, str) and prompt.strip()) and not (ids and prompt):
             raise ValueError(f"{where} ({text['name']}) has no prompt, or an empty one: give a text")
+        if ids and words_only:
+            raise ValueError(f"{where} ({text['name']}) is a list of token ids, and TabbyAPI takes none: give words")
         weight = text.get("weight", weights.get(text["name"], 1.0))
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight <= 0:
             raise ValueError(f"{where} ({text['name']}) has the weight {weight!r}: give a number above 0")

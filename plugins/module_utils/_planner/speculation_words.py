@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.text import less_time
 from .._base.types import Json, Mapping
 from .._split import speculation
 from .._split.layer_split import split_name
@@ -31,8 +32,8 @@ def why(stage: Stage, verdict: Verdict, row: Mapping | None) -> str:
         tried = f": the best, {best['name']}, takes {_percent(best, stage.table)}" if best else ""
         return f"speculation is not faster here{tried}{_ended(stage)}{refused}"
     result = verdict.comparison
-    takes = f"{row['name']} takes {abs(result.percent):.1f} % {'less' if result.percent >= 0 else 'more'} time"
-    sure = "" if result.low is None or result.high is None else f" (between {result.low:.1f} and {result.high:.1f} %)"
+    size, word, interval = less_time(*result[:3])
+    takes, sure = f"{row['name']} takes {size} % {word} time", f" (95 % interval {interval} %)" if interval else ""
     if verdict.verdict != "faster":
         return f"speculation is not kept: {takes}{sure}, which is not sure enough{_ended(stage)}{refused}"
     plain = next(row for row in stage.table if row["kind"] == speculation.NONE)
@@ -95,5 +96,5 @@ def _best(table: t.Sequence[Json]) -> Json | None:
 
 def _percent(row: Mapping, table: t.Sequence[Json]) -> str:
     plain = next(row for row in table if row["kind"] == Arm().kind)
-    more = 100 * (row["ms_per_token"] / plain["ms_per_token"] - 1)
-    return f"{abs(more):.1f} % {'more' if more >= 0 else 'less'} time"
+    size, word, _interval = less_time(100 * (1 - row["ms_per_token"] / plain["ms_per_token"]))
+    return f"{size} % {word} time"

@@ -33,7 +33,7 @@ class TensorLoads:
         layers: Layers,
         micro_batch: int,
         loads: t.Sequence[Json],
-        longest_ms: float | None = None,
+        longest_ms: float | None,
     ) -> None:
         """Take what the layer splits say, the chosen one with its micro-batch, all loads of the later stages, and how
         long the longest load of layer mode took (ms), where that is known."""

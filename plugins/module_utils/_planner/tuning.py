@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import typing as t
 
-from .._base.steps import Done, Lease, Plan, Step, Store
+from .._base.steps import Done, Lease, Plan, Step, Store, first_plan
 from .._models import model_shapes
-from .._split import fallbacks, known_devices, network_links, split_problem
+from .._split import device_list, fallbacks, known_devices, network_links, split_problem
 from .._split.types import KnownDevice
 from . import context_stage, known_costs, predictor, tuning_effort, tuning_links, tuning_settings, tuning_steps
 from .tuning_state import OWN_PLACEMENT, TENSOR_QUESTION, State
@@ -22,7 +22,7 @@ from .tuning_state import OWN_PLACEMENT, TENSOR_QUESTION, State
 Json = dict[str, t.Any]
 Mapping = t.Mapping[str, t.Any]
 
-_MEASURING: t.Final = ("split_benchmark", "split_mode_trial", "speculation_benchmark")
+_MEASURING: t.Final = ("split_benchmark", "split_mode_trial", *tuning_steps.ANSWERING)
 #: About how many loads the layer split, the micro-batch, tensor mode, speculation and the rest of a baseline take.
 _USUAL_LOADS: t.Final = {"layers": 5, "micro_batch": 2, "mode": 4, "speculation": 4, "baseline": 1}
 #: Why there is nothing to predict.
@@ -43,9 +43,9 @@ class Tuning:
     def plan(self, done: t.Sequence[Done]) -> Plan:
         """Return what comes next."""
         state = State(self.settings, done)
-        before = (_look, _obstacle, _headers, _unchanged, _weigh, _probe_model)
+        before = (_look, _obstacle, _headers, _unchanged, _weigh, _draft_headers, _probe_model)
         stages = (*before, _links, _devices, _estimate, _context, _probe, _decide, _drafts, _speculate, _finish)
-        return _first(state, stages) or _tuned(state)
+        return first_plan(state, stages) or _tuned(state)
 
     def predict(self, done: t.Sequence[Done]) -> Plan:
         """Return what comes next in check mode: the first look, the layer sizes, and what they let expect."""
@@ -60,16 +60,11 @@ class Tuning:
         if missing:
             return _said(f"The split is unknown until {' and '.join(missing)} exists: a real run installs it first.")
         would = f"Would measure splits of {settings.model_id} now: {state.due}."
-        return _first(state, (_obstacle, _headers, _unchanged)) or _prediction(state, [would])
+        return first_plan(state, (_obstacle, _headers, _unchanged)) or _prediction(state, [would])
 
     def line(self, done: Done) -> str:
         """Return what is shown of a step."""
         return tuning_steps.line(done)
-
-
-def _first(state: State, stages: t.Iterable[t.Callable[[State], Plan | None]]) -> Plan | None:
-    """Return the plan of the first stage that has one."""
-    return next((plan for stage in stages if (plan := stage(state)) is not None), None)
 
 
 # --- before the lease ------------------------------------------------------------------------------------------------
@@ -88,6 +83,7 @@ def _obstacle(state: State) -> Plan | None:
         return Plan(failure=f"{state.look['record_problem']}.")
     if state.look["build"] is None:
         return Plan(failure=f"{state.build_file} holds no key of a build. {state.family.cure()}")
+    device_list.check_budgets(state.settings.device_budget_mib, state.look["gpus"], state.settings.rpc_endpoints)
     return None
 
 
@@ -108,6 +104,15 @@ def _unchanged(state: State) -> Plan | None:
 def _weigh(state: State) -> Plan | None:
     # before the lease: a model that cannot be planned for must not cost the running server a restart
     return Plan((state.family.weigh(),)) if state.result("weigh") is None else None
+
+
+def _draft_headers(state: State) -> Plan | None:
+    """Return what is to be read of the drafts of an engine that has no dry run: a folder that is none costs no load."""
+    if state.engine.dry_run or not state.speculation.kinds:
+        return None
+    steps = [tuning_steps.draft_sizes(state, draft) for draft in state.settings.own_drafts]
+    missing = tuple(step for step in steps if state.result(step.name) is None)
+    return Plan(missing) if missing else None
 
 
 def _probe_model(state: State) -> Plan | None:
@@ -183,7 +188,7 @@ def _decide(state: State) -> Plan | None:
 
 def _drafts(state: State) -> Plan | None:
     """Return what is still to be read of the drafts, and asked of the dry run about each."""
-    if not state.speculation.tried:
+    if not state.speculation.tried or not state.engine.dry_run:
         return None
     for draft in state.settings.own_drafts:
         sizes = tuning_steps.draft_sizes(state, draft)
@@ -320,10 +325,11 @@ def _prediction(state: State, lines: list[str]) -> Plan:
     }
     known = None
     if not settings.profile:
+        lines = [*lines, *_lent_before(state)]
         own = (*state.comparable, [device["id"] for device in devices], model)
-        known = known_costs.find(*own)
+        known = known_costs.for_plan(*own)
         question["experts_in_ram"] = {**question["experts_in_ram"], "measured": known_costs.of_experts(*own)}
-    prediction = predictor.predict(question, known_devices.with_budgets(devices, settings.device_budget_mib), known)
+    prediction = predictor.predict(question, budgeted(state, devices), known)
     shown = [*lines, *prediction["lines"]]
     return Plan(result={"needed": True, "prediction": prediction, "lines": shown, "why": prediction["why"]})
 
@@ -333,9 +339,48 @@ def expected_devices(state: State) -> list[KnownDevice]:
 
     A host that was tuned has its lenders' devices in its record.
     """
-    own = known_devices.host_devices(state.reference.get("devices") or [], state.gpus)
-    recorded = network_links.remote(str(device["id"]) for device in own if device["backend"] == "RPC")
-    return own if recorded or not own else [*own, *known_devices.read_lent(state.settings.lent)]
+    own = _host_devices(state)
+    return own if _recorded_lenders(own) or not own else [*own, *known_devices.read_lent(state.settings.lent)]
+
+
+def budgeted(state: State, devices: t.Sequence[KnownDevice]) -> list[KnownDevice]:
+    """Return the devices of a prediction with their budgets. Raises UserError for one of a device that is not there.
+
+    Budgets of lenders that were not asked yet, and of cards that came after the record, count in the next tuning. With
+    a profile those by UUID or endpoint are of this host, and do not count.
+    """
+    settings = state.settings
+    there = {name for device in devices for name in (device["device"], device["id"])}
+    absent = [key for key in map(str, settings.device_budget_mib) if key not in there]
+    if settings.profile:
+        left = [key for key in absent if key.startswith("GPU-") or ":" in key]
+    else:
+        lent = bool(settings.lent) and not _recorded_lenders(_host_devices(state))
+        asked = {device_list.endpoint_of(str(device["id"])) for device in devices}
+        silent = {endpoint for endpoint in settings.rpc_endpoints if endpoint not in asked}
+        cards = {name for n, gpu in enumerate(state.look["gpus"]["gpus"]) for name in (f"CUDA{n}", gpu["id"])}
+        left = [key for key in absent if (
+            key in cards or device_list.endpoint_of(key) in settings.rpc_endpoints or (lent and ":" in key)
+            or ((lent or silent) and key.startswith("RPC"))
+        )]  # fmt: skip
+    own = {key: budget for key, budget in settings.device_budget_mib.items() if key not in left}
+    return device_list.set_budgets(devices, own)
+
+
+def _host_devices(state: State) -> list[KnownDevice]:
+    return known_devices.host_devices(state.reference.get("devices") or [], state.gpus)
+
+
+def _recorded_lenders(devices: t.Sequence[KnownDevice]) -> list[str]:
+    return network_links.remote(str(device["id"]) for device in devices if device["backend"] == "RPC")
+
+
+def _lent_before(state: State) -> list[str]:
+    """Return the sentence about lent cards by name that do not count, since the host's record has its lenders."""
+    if not state.settings.lent or not _recorded_lenders(_host_devices(state)):
+        return []
+    named = ", ".join(state.settings.lent)
+    return [f"Lenders are those that this host was tuned with; {named} by name would count where it had none."]
 
 
 def _said(*lines: str, needed: bool = False) -> Plan:

@@ -61,6 +61,12 @@ class Family(t.Protocol):
     def ways(self, look: Mapping, devices: t.Sequence[Mapping]) -> list[str]:
         """Return the all-reduces that split mode tensor is tried with; empty where there is nothing to choose."""
 
+    def draft_sizes(self, path: str) -> tuple[str, Json]:
+        """Return the module that reads the headers of a draft, and its arguments."""
+
+    def answering(self) -> tuple[str, Json]:
+        """Return the module that has a private server answer texts, and its arguments that only this engine has."""
+
 
 class LlamaCpp:
     """llama.cpp."""
@@ -81,7 +87,6 @@ class LlamaCpp:
     def weigh(self) -> Step:
         arguments = {
             "path": self.settings.model_path,
-            "host_python": self.settings.host_python,
             "cache_dir": f"{self.settings.state_dir}/gguf_cache",
         }
         return Step("weigh", "gguf_info", arguments, "read the layer sizes of the model", 10)
@@ -122,6 +127,12 @@ class LlamaCpp:
             return []
         found = ["nccl"] if look["nccl"] else []
         return [*found, *(["internal"] if len(devices) == 2 else [])] or ["none"]
+
+    def draft_sizes(self, path: str) -> tuple[str, Json]:
+        return "gguf_info", {"path": path, "cache_dir": f"{self.settings.state_dir}/gguf_cache", "draft": True}
+
+    def answering(self) -> tuple[str, Json]:
+        return "speculation_benchmark", {"llama_server": f"{self.settings.llama_cpp}/bin/llama-server"}
 
 
 class Exllama:
@@ -193,6 +204,12 @@ class Exllama:
     def ways(self, look: Mapping, devices: t.Sequence[Mapping]) -> list[str]:
         asked = [way for way in self.settings.tensor_allreduce if way in allreduce.OF_EXLLAMA]
         return asked or list(allreduce.OF_EXLLAMA)
+
+    def draft_sizes(self, path: str) -> tuple[str, Json]:
+        return "exl_model_info", {"path": path}
+
+    def answering(self) -> tuple[str, Json]:
+        return "exllama_draft_benchmark", {"exllama_root": self.settings.exllama_root}
 
 
 def of(settings: Settings) -> Family:

@@ -7,9 +7,9 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Json, Mapping
-from .._split import context_room, known_devices
-from .._split.types import Model, Serving
-from . import context_stage, expert_threads, ram_speed
+from .._split import context_room, expert_placement, known_devices, memory_plan
+from .._split.types import Serving
+from . import expert_threads, ram_speed
 from .tuning_settings import Settings
 
 #: What the system and its other programs keep of the RAM.
@@ -51,7 +51,18 @@ def expected(settings: Settings, look: Mapping | None, gpus: t.Sequence[Mapping]
 def mode(settings: Settings) -> str | int:
     """Return how many blocks have their experts in RAM: auto, never or a number."""
     asked = settings.experts_in_ram
-    return int(asked) if asked.isdigit() else asked
+    return int(asked) if asked.isdecimal() else asked
+
+
+def served(serving: Mapping, decision: Mapping) -> Json:
+    """Return the serving profile with the micro-batch of the decision, and as weights in RAM want it."""
+    return {**expert_placement.of_decision(t.cast(Serving, serving), decision)}
+
+
+def in_ram(settings: Settings, model: Mapping, serving: Mapping, devices: t.Sequence[Mapping]) -> bool:
+    """Return whether weights of the model go into RAM beside these devices, as far as is known before any load."""
+    budgets = memory_plan.budgets_mib(devices, settings.reserve_mib)
+    return context_room.needs_ram(model, serving, budgets, mode(settings))
 
 
 def fingerprint_part(settings: Settings) -> Json:
@@ -67,14 +78,9 @@ def card_ids(settings: Settings, gpus: t.Sequence[Mapping], model: Mapping, serv
     C(model): of gguf_info, empty where it was not read. The largest context is one with which the model fits.
     """
     ids = [str(gpu["id"]) for gpu in gpus]
-    asked = mode(settings)
-    if not ids or not model.get("block_expert_bytes") or asked in ("never", 0):
+    budgets = [max(0, (gpu.get("memory_total_mib") or 0) - settings.reserve_mib) for gpu in gpus]
+    if not ids or not context_room.needs_ram(model, serving, budgets, mode(settings)):
         return ids
-    if asked == "auto":
-        budgets = [max(0, (gpu.get("memory_total_mib") or 0) - settings.reserve_mib) for gpu in gpus]
-        known = t.cast(Model, model), t.cast(Serving, serving), budgets
-        if context_stage.asked(serving) or context_room.Room(*known).fits:
-            return ids
     links = {str(gpu["id"]): _link(gpu) or 0.0 for gpu in gpus}
     return sorted(ids, key=lambda card_id: -links[card_id])
 

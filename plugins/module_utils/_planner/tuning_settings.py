@@ -7,10 +7,10 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from .._base import variables
+from .._base import fields, variables
 from .._base.types import Json
-from .._split import known_devices
-from . import speculation_stage, speculation_texts
+from .._split import known_devices, split_problem, workload
+from . import exllama_drafts, speculation_stage, speculation_texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +140,30 @@ _CHOICES: t.Final = {
 }
 
 
+_TOKENS, _MIB, _SECONDS = (1, workload.MOST_TOKENS), (0, split_problem.MOST_MIB), (0, 366 * 86400)
+_LOADS: t.Final = (1, split_problem.MOST_LOADS)
+#: The least and the most that a number may be, by its variable.
+BOUNDS: t.Final[dict[str, tuple[int, int]]] = {
+    f"split_tuning_{name}": bounds
+    for names, bounds in (
+        ("context_size batch_size micro_batch_size bench_prompt_tokens bench_generated_tokens", _TOKENS),
+        ("probe_prompt_tokens probe_generated_tokens", _TOKENS),
+        ("prompt_tokens generated_tokens depth", (0, workload.MOST_TOKENS)),
+        ("speculation_tokens", (2, workload.MOST_TOKENS)),
+        ("parallel_slots", (1, workload.MOST_SLOTS)),
+        ("reserve_mib ram_mib", _MIB),
+        ("ram_gb_per_s", (0, 1 << 20)),
+        ("max_loads tensor_max_loads baseline_max_loads", _LOADS),
+        ("bench_repetitions probe_repetitions", (1, workload.MOST_REPETITIONS)),
+        ("load_timeout_seconds probe_timeout_seconds", (1, _SECONDS[1])),
+        ("tensor_soak_seconds tensor_idle_seconds lease_wait_seconds", _SECONDS),
+        ("tensor_idle_gaps repeat_disturbed", (0, 1000)),
+        ("users", (1, 1 << 20)),
+    )
+    for name in names.split()
+}
+
+
 def read(given: t.Mapping[str, t.Any]) -> Settings:
     """Return the settings in variables of the role, named with C(split_tuning_); others are ignored.
 
@@ -151,8 +175,14 @@ def read(given: t.Mapping[str, t.Any]) -> Settings:
         if value not in known:
             raise ValueError(f"split_tuning_{field} is {value!r}: it must be {', '.join(known[:-1])} or {known[-1]}")
     context = settings.context_size
-    if context != "max" and (isinstance(context, str) or context < 1):
+    if isinstance(context, str) and context != "max":
         raise ValueError(f"split_tuning_context_size is {context!r}: it must be a number of tokens, or max")
+    for name, (least, most) in BOUNDS.items():
+        number = getattr(settings, name.removeprefix("split_tuning_"), least)
+        if number != "max":
+            fields.check(name, number, least, most)
+    for number in settings.micro_batches:
+        fields.check("an entry of split_tuning_micro_batches", number, *_TOKENS)
     if context == "max" and settings.engine != "llama_cpp":
         raise ValueError(
             "split_tuning_context_size is max, which llama.cpp's dry run settles, and the engine is"
@@ -164,7 +194,7 @@ def read(given: t.Mapping[str, t.Any]) -> Settings:
         unknown = sorted(set(getattr(settings, name)) - {"layer", "tensor"})
         if unknown:
             raise ValueError(f"split_tuning_{name} names {unknown[0]!r}: known are layer and tensor")
-    if settings.experts_in_ram not in ("auto", "never") and not settings.experts_in_ram.isdigit():
+    if settings.experts_in_ram not in ("auto", "never") and not settings.experts_in_ram.isdecimal():
         raise ValueError(
             f"split_tuning_experts_in_ram is {settings.experts_in_ram!r}: it must be auto, never or a number of blocks"
         )
@@ -174,9 +204,8 @@ def read(given: t.Mapping[str, t.Any]) -> Settings:
 def _check_speculation(settings: Settings) -> None:
     """Raise ValueError for settings of speculation that are none, or ask for a draft that nobody names."""
     kinds = speculation_stage.kinds(settings.speculation)
-    speculation_texts.read(settings.texts)
-    if settings.speculation_tokens < 2:
-        raise ValueError(f"split_tuning_speculation_tokens is {settings.speculation_tokens}: it must be at least 2")
+    by_tabbyapi = settings.engine != "llama_cpp" and exllama_drafts.kinds(kinds, settings.own_drafts)
+    speculation_texts.read(settings.texts, words_only=bool(by_tabbyapi))
     asked = not isinstance(settings.speculation, str) and bool({"draft-simple", "draft-eagle3"} & set(kinds))
     if asked and not settings.own_drafts:
         raise ValueError(

@@ -9,7 +9,7 @@ import typing as t
 
 from .._base.types import Json, Mapping
 from .._split import split_problem
-from . import speculation_stage, speculation_texts
+from . import exllama_drafts, speculation_stage, speculation_texts
 from .speculation_offers import Draft
 
 if t.TYPE_CHECKING:
@@ -27,7 +27,12 @@ class Speculation:
         """Kinds of speculation to try."""
         if "speculation" not in self.state.engine.stages:
             return ()
-        return speculation_stage.kinds(self.settings.speculation)
+        asked = speculation_stage.kinds(self.settings.speculation)
+        return exllama_drafts.kinds(asked, self.settings.own_drafts) if self._exllama else asked
+
+    @property
+    def _exllama(self) -> bool:
+        return self.state.engine.family == "exllama"
 
     @property
     def key(self) -> Json:
@@ -60,7 +65,8 @@ class Speculation:
         for name, entry in self.settings.own_drafts.items():
             model = self.state.needed(f"sizes of draft {name}")["model"]
             asked = (self.state.result(f"dry run of draft {name}") or {}).get("dry_run")
-            found.append(Draft(name, entry["path"], model, asked["mib"][0] if asked else None))
+            read = exllama_drafts.Draft if self._exllama else Draft
+            found.append(read(name, entry["path"], model, asked["mib"][0] if asked else None))
         return found
 
     @property
@@ -78,7 +84,8 @@ class Speculation:
         decision = t.cast(Mapping, self.state.plan["decision"])
         splits = [tuple(row["layers"]) for row in self.state.plan["feasible"]]
         question = speculation_stage.Question(problem, decision, splits, self.drafts, self.kinds, self.texts[1])
-        return speculation_stage.Stage(question, self.state.all_loads)
+        stage = exllama_drafts.stage if self._exllama else speculation_stage.Stage
+        return stage(question, self.state.all_loads)
 
     def settled(self, decided: Json) -> Json:
         """Return a decision with what became of speculation, once that is known."""

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import typing as t
 
 from .._base import fingerprints
@@ -136,7 +135,7 @@ class State:
         serving = self.asked_serving
         if context_stage.asked(serving):
             # whether it fits the context is checked when that is known (split_problem.read_problem)
-            serving = {**serving, "context_size": sys.maxsize}
+            serving = {**serving, "context_size": workload.MOST_TOKENS}
         return workload.plan(self.settings.asked, self.settings.bench, serving)
 
     @functools.cached_property
@@ -187,11 +186,12 @@ class State:
 
     # --- measurements ------------------------------------------------------------------------------------------------
 
-    @property
+    @functools.cached_property
     def devices(self) -> list[Json]:
         """The devices as the engine lists them under the lease, in the order in which least crosses the network."""
         listed, model = list(self.needed("devices")["devices"]), (self.result("weigh") or {}).get("model", {})
-        return network_links.ordered(listed, self.links, model, self.workload["objective"])
+        in_ram = bool(self.links) and tuning_experts.in_ram(self.settings, model, self.asked_serving, listed)
+        return network_links.ordered(listed, self.links, model, self.workload["objective"], in_ram)
 
     @property
     def links(self) -> Mapping:
@@ -313,7 +313,7 @@ class State:
     @property
     def served(self) -> Json:
         """The serving profile with the micro-batch that was found to be the best."""
-        return {**self.serving, "micro_batch_size": self.plan["decision"]["micro_batch_size"]}
+        return tuning_experts.served(self.serving, self.plan["decision"])
 
     @property
     def contexts(self) -> Json | None:

@@ -20,6 +20,8 @@ from .tuning_state import OWN_PLACEMENT, PROBE, TENSOR_QUESTION, State
 Json = dict[str, t.Any]
 Mapping = t.Mapping[str, t.Any]
 
+#: Modules that have a private server answer texts.
+ANSWERING: t.Final = ("speculation_benchmark", "exllama_draft_benchmark")
 #: Seconds that a first load takes before anything is known of it, beside reading the file at this many bytes a second.
 _START_SECONDS: t.Final = 20.0
 _READ_BYTES_PER_SECOND: t.Final = 500e6
@@ -62,7 +64,6 @@ def probe_sizes(state: State) -> Step:
     settings = state.settings
     arguments = {
         "path": settings.probe_model_path,
-        "host_python": settings.host_python,
         "cache_dir": f"{settings.state_dir}/gguf_cache",
     }
     return Step("probe sizes", "gguf_info", arguments, "read the layer sizes of the probe model", 5)
@@ -229,14 +230,8 @@ def context(state: State, context_size: int) -> Step:
 
 def draft_sizes(state: State, draft: str) -> Step:
     """Read the header of a draft."""
-    settings = state.settings
-    arguments = {
-        "path": settings.own_drafts[draft]["path"],
-        "host_python": settings.host_python,
-        "cache_dir": f"{settings.state_dir}/gguf_cache",
-        "draft": True,
-    }
-    return Step(f"sizes of draft {draft}", "gguf_info", arguments, f"read the layer sizes of the draft {draft}", 5)
+    module, arguments = state.family.draft_sizes(state.settings.own_drafts[draft]["path"])
+    return Step(f"sizes of draft {draft}", module, arguments, f"read the layer sizes of the draft {draft}", 5)
 
 
 def draft_dry_run(state: State, draft: str, blocks: int) -> Step:
@@ -251,9 +246,10 @@ def speculation(state: State, wanted: Mapping) -> Step:
     """Have a server with one way to speculate answer all texts."""
     settings = state.settings
     most = memory_plan.context_cells(t.cast(Serving, state.serving))[0] - settings.speculation_tokens - 8
+    module, own = state.family.answering()
     arguments = {
         **_measuring(state),
-        "llama_server": f"{settings.llama_cpp}/bin/llama-server",
+        **own,
         "model_path": settings.model_path,
         "load": dict(wanted),
         "devices": state.devices,
@@ -266,7 +262,7 @@ def speculation(state: State, wanted: Mapping) -> Step:
     seconds = expected_seconds(state.done, state.model, of_probe=False)
     answers = len(state.speculation.texts[0]) * settings.speculation_tokens / 20
     limit = settings.load_timeout_seconds + 300 * (len(state.speculation.texts[0]) + 2) + _WAIT_SECONDS
-    return Step(label, "speculation_benchmark", arguments, label, seconds + answers, limit)
+    return Step(label, module, arguments, label, seconds + answers, limit)
 
 
 def host() -> Step:
@@ -289,7 +285,7 @@ def line(done: Done) -> str:
     result = done.result
     if done.step.module == "split_benchmark":
         return measured(result["load"])
-    if done.step.module == "speculation_benchmark":
+    if done.step.module in ANSWERING:
         return answered(result["load"])
     if done.step.module == "split_mode_trial":
         found = result["load"]

@@ -7,12 +7,14 @@ from __future__ import annotations
 import statistics
 import typing as t
 
-from .._split import allreduce, cost_model, layer_split, memory_plan
+from .._base.text import less_time
+from .._split import allreduce, cost_model, memory_plan
 from .._split.layer_split import split_name
 from .._split.measured_loads import Load
 from .._split.split_problem import Candidate, Problem
 from . import equality
 from .evidence import Evidence, is_single, room_of
+from .expert_loads import Run
 from .tensor_loads import TensorLoads
 
 #: What an objective counts, in words.
@@ -37,13 +39,13 @@ def only(evidence: Evidence) -> str:
     return f"{split_name(only.layers)} is the only split that memory allows"
 
 
-def failed(load: Load) -> str:
+def failed(load: Load | Run) -> str:
     """Return how a load ended that failed."""
     reason = f" ({load.reason.rstrip('.')})" if load.reason else ""
-    return f"{layer_split.load_label(load.layers, load.number)} ended as {load.status}{reason}"
+    return f"{load.label} ended as {load.status}{reason}"
 
 
-def lost(load: Load) -> str:
+def lost(load: Load | Run) -> str:
     """Return which load lost a device, and the cure."""
     return (
         f"a device was lost: {failed(load)}; bring the device back (restart its ggml-rpc-server, or look for its "
@@ -51,10 +53,10 @@ def lost(load: Load) -> str:
     )
 
 
-def alike(load: Load) -> str:
-    """Return that loads fail whatever the split, and the cure."""
+def alike(load: Load | Run) -> str:
+    """Return that loads fail whatever the placement, and the cure."""
     return (
-        f"loads fail in the same way whatever the split: {failed(load)}; this is no matter of the split: look at the "
+        f"loads fail in the same way whatever the placement: {failed(load)}; this is no matter of it: look at the "
         "message and at the kernel log, repair what it names (llama.cpp built for these cards, driver, model file) and "
         "run again"
     )
@@ -92,29 +94,32 @@ def anchors(evidence: Evidence, missing: t.Sequence[Candidate]) -> str:
 def confirm(problem: Problem, evidence: Evidence, winner: Candidate, rival: Candidate | None) -> str:
     """Return which split should be the best, and what it is compared with."""
     value = evidence.value("objective", winner.layers)
-    about = "" if value is None else f", {_duration(problem, value)},"
+    about = "" if value is None else f", {duration(problem, value)},"
     count = len(evidence.candidates) if len(problem.names) <= 2 else problem.search.count()
     text = f"{split_name(winner.layers)} should be the best{about} of {count} splits that fit"
     if rival is None:
         return f"{text}: measure it to confirm"
     other = evidence.value("objective", rival.layers)
+    # such as one device alone: it makes no hop, which a fit of several devices cannot tell
+    if value is not None and other is not None and value > other:
+        text = (
+            f"{split_name(winner.layers)} may be faster than the {duration(problem, value)} that the fit says, and"
+            f" the best of {count} splits that fit"
+        )
     return (
         f"{text}: confirm it against {_called(problem, rival)}"
-        + ("" if other is None else f" ({_duration(problem, other)})")
+        + ("" if other is None else f" ({duration(problem, other)})")
         + ", in loads that take turns"
     )
 
 
-def _duration(problem: Problem, ms: float) -> str:
+def duration(problem: Problem, ms: float) -> str:
+    """Return the time of the objective in words: C(25.31 ms per token), C(1.20 s per request)."""
     prompt, generated = problem.counted(problem.objective)
     if not prompt:
         return f"{ms / generated:.2f} ms per token"
     what = {"prefill": "prompt", "ttft": "first token"}.get(problem.objective, "request")
     return f"{ms / 1000:.2f} s per {what}" if ms >= 1000 else f"{ms:.1f} ms per {what}"
-
-
-def _percent(value: float) -> str:
-    return f"{round(value, 1) + 0.0:.1f}"
 
 
 def _called(problem: Problem, candidate: Candidate) -> str:
@@ -147,17 +152,18 @@ def _why_chosen(evidence: Evidence, chosen: Candidate, other: Candidate | None, 
     text = f"{name}: {_why_there(evidence, chosen)}"
     if other is None and verdict == "no_difference":
         best = min(evidence.objective(candidate.layers) for candidate in evidence.candidates)
-        less = _percent(max(0.0, 100 * (1 - best / evidence.objective(chosen.layers))))
+        gain = max(0.0, 100 * (1 - best / evidence.objective(chosen.layers)))
         return (
             f"{text}; by the fit, which {len(evidence.ok_loads)} loads bear out, nothing that fits takes more than "
-            f"{less} % less {WHAT_COUNTS[problem.objective]}"
+            f"{gain:.1f} % less {WHAT_COUNTS[problem.objective]}"
         )
     if other is None:
         return f"{text}; nothing else was measured to compare it with"
     result = evidence.compare("objective", chosen.layers, other.layers)
     loads = f"{evidence.count(chosen.layers)} and {evidence.count(other.layers)} loads"
     against = _called(problem, other)
-    less = f"{_percent(abs(result.percent))} % {'less' if result.percent >= 0 else 'more'}"
+    size, word, interval = less_time(*result[:3])
+    less = f"{size} % {word}"
     what = WHAT_COUNTS[problem.objective]
     within = equality.equal_within(evidence)
     if verdict == "no_difference" and within is not None and (result.low is None or result.high is None):
@@ -165,7 +171,7 @@ def _why_chosen(evidence: Evidence, chosen: Candidate, other: Candidate | None, 
         return f"{text}; in {count} loads any two splits took the same {what} within {within:.1f} % (95 %)"
     if result.low is None or result.high is None:
         return f"{text}; {less} {what} than {against}, from too few loads to be sure ({loads})"
-    span = f"95 % interval {_percent(result.low)} to {_percent(result.high)} %, {loads}"
+    span = f"95 % interval {interval} %, {loads}"
     if verdict == "faster":
         return f"{text}; {less} {what} than {against} ({span})"
     if verdict == "inconclusive" and (result.low > 0 or result.high < 0):
@@ -290,10 +296,6 @@ def micro_batch(objective: str, measured: bool, base: int, best: int | None, gai
     return f"the micro-batch stays {base}: no other takes clearly less {what}"
 
 
-def _more(less_percent: float) -> str:
-    return "less" if less_percent > 0 else "more"
-
-
 def tensor_mode(state: TensorLoads, verdict: str) -> str:
     """Return how tensor mode compares with the layer split, and whether it passed its trial."""
     what = WHAT_COUNTS[state.problem.objective]
@@ -302,18 +304,16 @@ def tensor_mode(state: TensorLoads, verdict: str) -> str:
         reason = next((load.get("reason") or load["status"] for load in state.failed), "nothing was measured")
         return f"tensor mode is not usable here: {reason.rstrip('.')}"
     name = f"tensor mode {split_name(best[0])}{f' with {allreduce.name(best[1])}' if best[1] else ''}"
-    span = ""
-    if result.low is not None and result.high is not None:
-        span = f" (95 % interval {result.low:.1f} to {result.high:.1f} %)"
+    size, word, interval = less_time(*result[:3])
+    difference = f"{size} % {word} {what}"
+    span = f" (95 % interval {interval} %)" if interval else ""
     if verdict == "slower":
-        return f"{name} takes {abs(result.percent):.1f} % {_more(result.percent)} {what} than layer mode{span}"
+        return f"{name} takes {difference} than layer mode{span}"
     if verdict == "inconclusive":
-        difference = f"{abs(result.percent):.1f} % {_more(result.percent)} {what}"
         return f"{name} could not be told from layer mode: {difference}{span}; layer mode is kept"
     if verdict == "rejected":
-        reason = state.distrust.rstrip(".")
-        return f"{name} takes {result.percent:.1f} % less {what}{span}, but is not trusted: {reason}"
-    return f"{name} takes {result.percent:.1f} % less {what} than layer mode{span}, and passed its trial"
+        return f"{name} takes {difference}{span}, but is not trusted: {state.distrust.rstrip('.')}"
+    return f"{name} takes {difference} than layer mode{span}, and passed its trial"
 
 
 def tensor_advice(state: TensorLoads) -> list[str]:

@@ -10,7 +10,8 @@ import typing as t
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_model, random_model
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import network_links
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import expected_speeds
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import memory_plan, network_links
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "bench"))
 import link_bars
@@ -24,7 +25,7 @@ LINK: t.Final = {**LOOPBACK, "round_trip_ms": 0.5, "stalls_ms": 2.0, "to_mb_per_
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> t.Any:
     path = str(tmp_path_factory.mktemp("models") / "bench.gguf")
-    shape = {**link_bars.MODEL, "embedding_length": 64, "feed_forward_length": 64, "vocabulary_size": 512}
+    shape = {**link_bars.MODEL, "vocabulary_size": 512}
     random_model.write_model(path, random_model.checked_options(shape), "bench")
     return gguf_model.read(gguf_model.files_of(path))
 
@@ -47,17 +48,43 @@ def test_a_fit_gives_a_split_between_back_and_the_cable_adds_to_it(model: t.Any,
         return token, sum(stages) + 3 * max(stages)
 
     rates = link_bars.fitted(model, {split: took(split) for split in link_bars.FITTED})
-    cable = link_bars.Cable("a cable", 1000, 0.15, 0, lent_first)
     nothing = {"round_trip_ms": 0.0, "stalls_ms": 0.0, "to_mb_per_s": None, "from_mb_per_s": None}
-    near = link_bars.predicted(model, rates, cable, nothing)
-    assert near == pytest.approx(took(link_bars.CHOSEN), rel=0.03)
-    far = link_bars.predicted(model, rates, cable, {**nothing, "round_trip_ms": 5.0})
+    near = link_bars.predicted(model, rates, lent_first, nothing, link_bars.BETWEEN)
+    assert near == pytest.approx(took(link_bars.BETWEEN), rel=0.03)
+    far = link_bars.predicted(model, rates, lent_first, {**nothing, "round_trip_ms": 5.0}, link_bars.BETWEEN)
     assert far[0] - near[0] == pytest.approx(5.0 * network_links.WAITS)
     assert 0 < far[1] - near[1] <= 4 * 5.0 * network_links.WAITS + 1e-6
 
 
+def test_the_planner_uses_what_the_box_has_room_for_where_the_cable_costs_much(model: t.Any) -> None:
+    def rates(first: bool) -> expected_speeds.Rates:
+        own = ((3.0, 200.0), (2.0, 100.0)) if first else ((2.0, 100.0), (3.0, 200.0))
+
+        def took(split: tuple[int, int]) -> tuple[float, float]:
+            blocks = (split[0], split[1] - 1)
+            stages = [count * ms for count, (_token, ms) in zip(blocks, own, strict=True)]
+            return sum(count * ms for count, (ms, _p) in zip(blocks, own, strict=True)), sum(stages) + 3 * max(stages)
+
+        return link_bars.fitted(model, {split: took(split) for split in link_bars.FITTED})
+
+    far = {"round_trip_ms": 500.0, "stalls_ms": 0.0, "to_mb_per_s": None, "from_mb_per_s": None}
+    both = {first: rates(first) for first in (True, False)}
+    choice = link_bars.chosen(model, both, far)
+    in_box = choice.split[choice.lent_first]
+    memory = memory_plan.MemoryPlan(model, t.cast(t.Any, link_bars.SERVING))
+    room = link_bars.ROOM * max(memory.mib((9, 0)))
+    assert memory.mib(choice.split)[choice.lent_first] <= room and in_box < 9
+    near = link_bars.chosen(model, both, {**far, "round_trip_ms": 0.0})
+
+    def ms(one: link_bars.Choice, link: dict[str, t.Any]) -> float:
+        token, prompt = link_bars.predicted(model, both[one.lent_first], one.lent_first, link, one.split)
+        return prompt + link_bars.ANSWER * token
+
+    assert ms(near, {**far, "round_trip_ms": 0.0}) <= 1.02 * ms(choice, {**far, "round_trip_ms": 0.0})
+
+
 def test_the_section_shows_every_cable_with_how_far_the_prediction_is_off() -> None:
-    row = link_bars.Row("1 GbE", t.cast(t.Any, LINK), (22.0, 1500.0), (20.0, 1600.0))
+    row = link_bars.Row("1 GbE", t.cast(t.Any, LINK), (4, 5), True, (22.0, 1500.0), (20.0, 1600.0))
     text = link_bars.text([row], 1.5)
-    assert "| 1 GbE | 0.50 + 2.0 | 100, 50 | 22.0, 20.0 | +10.0 % | 1500.0, 1600.0 | -6.2 % |" in text
+    assert "| 1 GbE | 5 of 9, last | 0.50 + 2.0 | 100, 50 | 22.0, 20.0 | +10.0 % | 1500.0, 1600.0 | -6.2 % |" in text
     assert "said after 1.5 s" in text

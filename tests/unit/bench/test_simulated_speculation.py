@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import statistics
 
@@ -42,8 +43,17 @@ def test_few_loads_are_served_and_the_cards_may_drift(searches) -> None:
     for _machine, search, loads in searches:
         kinds = [load.arm.kind for load in loads]
         assert len(loads) <= speculation_search.MAX_LOADS and kinds[0] == "none"
-        if search.verdict().verdict != "slower":
+        found = search.verdict().comparison
+        if found is not None and found.low < speculation_search.SURE_PERCENT:
             assert kinds[-1] == "none" and kinds.count("none") == 2
+
+
+def test_where_drafts_win_beyond_doubt_the_last_load_tries_another_one() -> None:
+    machine = simulated.with_other_mode(simulated.machine(191), 191)
+    search, loads = simulated.drive(machine, random.Random(191))
+    assert [load.arm.kind for load in loads].count("none") == 1 and len(loads) == speculation_search.MAX_LOADS
+    # the best draft is that of the fifth load; without it the regret was 10 %
+    assert search.verdict().arm.family == loads[-1].arm.family and simulated.regret_percent(machine, search) < 2
 
 
 def test_intervals_hold_as_often_as_they_say(searches) -> None:
@@ -59,7 +69,7 @@ def test_intervals_hold_as_often_as_they_say(searches) -> None:
 def test_three_loads_of_a_line_predict_the_other_lengths() -> None:
     offer = Offer("draft-simple", "d", "card", (9, 8), 10.0, 1.0)
     machine = simulated.Machine(
-        [offer], 10.0, 0.0, {("draft-simple", "d", "card", ""): (12.0, 1.6, 0.0)},
+        [offer], 10.0, 0.0, {("draft-simple", "d", "card", ""): simulated.Costs(11.0, 12.0, 0.9, 0.7, 0.0)},
         {(("draft-simple", "d"), text): (0.8, 1.0) for text in simulated.TEXTS},
     )  # fmt: skip
     numbers = random.Random(1)
@@ -74,7 +84,7 @@ def test_three_loads_of_a_line_predict_the_other_lengths() -> None:
 def test_a_draft_that_is_dearer_than_its_bytes_is_so_on_the_other_device_as_well() -> None:
     fast, slow = (Offer("draft-simple", "d", name, (9, 8), 10.0, ms) for name, ms in (("fast", 0.5), ("slow", 1.0)))
     machine = simulated.Machine(
-        [fast], 10.0, 0.0, {fast.family: (11.5, 2.5, 0.0)},
+        [fast], 10.0, 0.0, {fast.family: simulated.Costs(11.0, 11.5, 1.5, 1.0, 0.0)},
         {(fast.arm(0).source, text): (0.8, 1.0) for text in simulated.TEXTS},
     )  # fmt: skip
     before = round_costs.RoundCosts([fast, slow], [], 0.005).round_ms(slow.arm(4))
@@ -83,16 +93,50 @@ def test_a_draft_that_is_dearer_than_its_bytes_is_so_on_the_other_device_as_well
     assert after.value > before.value + 1.0 and after.error < before.error
 
 
-def test_what_was_measured_of_an_arm_counts_more_than_its_line() -> None:
-    offer = Offer("draft-simple", "d", "card", (9, 8), 10.0, 1.0)
+@pytest.mark.parametrize("kind", ["draft-simple", "draft-mtp"])
+def test_one_load_tells_shorter_drafts_by_its_short_answers(kind: str) -> None:
+    """The drafts are dearer than their bytes, a round costs more than is usual, and yet more later on."""
+    offer = Offer(kind, "d" if kind == "draft-simple" else "", "card", (9, 8), 10.0, 0.5)
     machine = simulated.Machine(
-        [offer], 10.0, 0.0, {offer.family: (12.0, 1.6, 0.0)},
+        [offer], 10.0, 0.0, {offer.family: simulated.Costs(13.0, 14.0, 0.9, 1.8, 0.3)},
         {(offer.arm(0).source, text): (0.8, 1.0) for text in simulated.TEXTS},
     )  # fmt: skip
-    loads = [machine.load(offer.arm(n_max), random.Random(1)) for n_max in (3, 5)]
-    costs = round_costs.RoundCosts([offer], loads, 0.002)
-    assert costs.round_ms(offer.arm(3)).error < 0.005
-    assert costs.round_ms(offer.arm(4)).error >= round_costs.LINE_ERROR
+    load = machine.load(offer.arm(7), random.Random(1))
+    assert [short.drafted for short in load.short][0] == 0 and len(load.short) == 5
+    missed = {}
+    for name, taken in {"with": load, "without": dataclasses.replace(load, short=(), draft_ms=0.0)}.items():
+        costs = round_costs.RoundCosts([offer], [taken], 0.005)
+        missed[name] = [
+            abs(costs.round_ms(offer.arm(n_max)).value / machine.round_ms(offer.arm(n_max)) - 1)
+            for n_max in range(1, 8)
+        ]
+    assert max(missed["with"]) < 0.03 and max(missed["with"]) < max(missed["without"]) / 2
+
+
+def test_short_answers_that_cost_more_than_texts_are_seen_through() -> None:
+    offer = Offer("draft-simple", "d", "card", (9, 8), 10.0, 1.0)
+    machine = simulated.Machine(
+        [offer], 10.0, 0.0, {offer.family: simulated.Costs(11.0, 12.0, 0.9, 0.7, 0.0)},
+        {(offer.arm(0).source, text): (0.8, 1.0) for text in simulated.TEXTS},
+    )  # fmt: skip
+    load = machine.load(offer.arm(5), random.Random(1))
+    dearer = tuple(dataclasses.replace(short, decode_ms=1.1 * short.decode_ms) for short in load.short)
+    costs = round_costs.RoundCosts([offer], [dataclasses.replace(load, short=dearer)], 0.005)
+    for n_max in range(1, 6):
+        assert costs.round_ms(offer.arm(n_max)).value == pytest.approx(12.0 + 1.6 * n_max, rel=0.03)
+
+
+def test_shorter_drafts_than_those_of_a_load_are_known_by_it(searches) -> None:
+    told = 0
+    for machine, search, loads in searches:
+        measured, verdict = {load.arm for load in loads}, search.verdict()
+        if verdict.arm in measured or verdict.arm == Arm():
+            continue
+        told += 1
+        longer = [arm for arm in measured if arm.family == verdict.arm.family and arm.n_max > verdict.arm.n_max]
+        assert longer and search.is_known(verdict.arm) and not search.is_known(Arm("draft-mtp", "", "nowhere", 1))
+        assert search.predicted(verdict.arm).value == pytest.approx(machine.true_ms(verdict.arm), rel=0.1)
+    assert told > MACHINES / 20
 
 
 def test_both_split_modes_cost_no_more_loads_and_are_nearer_to_the_best() -> None:
@@ -111,4 +155,4 @@ def test_both_split_modes_cost_no_more_loads_and_are_nearer_to_the_best() -> Non
         served = before.arm if before.verdict == "faster" else Arm()
         one.append(100 * (wider.true_ms(served) / min(map(wider.true_ms, wider.arms())) - 1))
     assert statistics.median(both) < 0.5
-    assert statistics.fmean(both) < 0.7 * statistics.fmean(one)
+    assert statistics.fmean(both) < 0.4 * statistics.fmean(one)

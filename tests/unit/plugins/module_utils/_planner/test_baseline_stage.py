@@ -89,7 +89,7 @@ def test_a_load_beside_something_else_is_measured_again_and_twice_at_most():
 
 
 def test_with_experts_in_ram_only_loads_of_that_placement_count():
-    experts = {"blocks": [0], "partial": None, "threads": 8, "no_host": False, "override": ""}
+    experts = {"kind": "experts", "blocks": [0], "partial": None, "threads": 8, "no_host": False, "override": ""}
     decision = {**ENTRY["decision"], "experts_in_ram": experts, "tests": [PREFILL, DECODE]}
     scan = [{**DECODE, "threads": 4}, {**DECODE, "threads": 8}]
     loads = [load(1, experts_in_ram=experts), load(2), load(3, experts_in_ram={**experts, "threads": 4}),

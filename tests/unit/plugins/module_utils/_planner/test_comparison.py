@@ -8,12 +8,14 @@ import typing as t
 
 import pytest
 import yaml
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.steps import Done, Plan
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.steps import Done, Plan, Step
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import known_cards
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import configurations, planning
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import card_costs, fact_record
 from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
+from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._planner import test_tuning
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._planner.test_tuning import ROOT
 
 FIVE = ["rtx4090_rtx3090", "rtx3090_x2_nvlink", "rtx4090_x2", "rtx5090", "rtx3090"]
@@ -168,6 +170,13 @@ def test_a_file_that_is_not_there_is_said(engine: str) -> None:
         ({"card_watts": {"rtx3090": "much"}}, "the power limit of rtx3090 is 'much': it must be a number"),
         ({"owned_cards": ["mine"]}, "an owned card is given for 'mine'"),
         ({"shape": "llama_9"}, "there is no model shape 'llama_9'"),
+        (
+            {"lent": ["rtx3060@1gbe"], "profiles": [], "profile": "rtx4090"},
+            "mixed_gpu_lent is rtx3060@1gbe, which adds to the cards of a host, and mixed_gpu_profile names all cards"
+            " of the plan: take it out, or write lent cards behind a plus in a profile (+rtx3060@1gbe)",
+        ),
+        ({"lent": ["rtx3060@1gbe"]}, "and mixed_gpu_profiles names all cards of the plan"),
+        ({"lent": ["rtx3060@1gbe"], "profiles": [], "nodes": [{"address": "10.0.0.1"}]}, "and mixed_gpu_nodes names"),
     ],
 )
 def test_what_cannot_be_is_said(changes: dict[str, t.Any], words: str) -> None:
@@ -188,6 +197,70 @@ def test_any_cards_can_be_put_together() -> None:
 
 
 def test_cards_of_another_host_are_told_that_experts_in_ram_know_no_network() -> None:
-    sentence = "Where experts are in RAM, the network to other hosts is in no speed."
+    sentence = "Where weights are in RAM, the network to other hosts is in no speed."
     assert sentence in compared(profiles=["rtx4090", "rtx4090+rtx3090@1gbe"])["lines"]
     assert sentence not in compared(profiles=["rtx4090", "rtx4090_rtx3090"])["lines"]
+
+
+@pytest.mark.parametrize("more", [{"profiles": []}, {"profiles": [], "repo": "owner/name"}])
+def test_a_budget_of_a_card_that_a_plan_has_not_is_refused(more: dict[str, t.Any]) -> None:
+    model = t.cast("dict[str, t.Any]", model_shapes.model("llama_3_1_8b_q4_k_m"))
+    found = {"quant": "Q4_K_M", "files": 1, "size_bytes": model["size_bytes"], "problem": "", "model": model}
+    step = Step("models of the repository", "hub_models_info", {}, "")
+    done = [Done(step, {"models": [found], "read_bytes": 1, "commit": "c"}, "")]
+
+    def plan(budgets: dict[t.Any, int]) -> Plan:
+        own = {"profile": "rtx4090_rtx3090", "shape": "llama_3_1_8b_q4_k_m", "device_budget_mib": budgets, **more}
+        return planning.planner(asked(**own)).predict(done)
+
+    counted = plan({"CUDA1": 20000})
+    assert counted.result is not None
+    # those of the host's own cards and lenders, which its inventory has
+    assert plan({"CUDA1": 20000, "GPU-1": 9000, "10.0.0.2:50052": 9000}).result == counted.result
+    for strange in ("CUDA9", 0):
+        with pytest.raises(UserError, match=f"names {strange}, which is none of the devices here: CUDA0, CUDA1$"):
+            plan({"CUDA1": 20000, strange: 20000})
+
+
+def test_quants_are_told_of_by_what_this_host_has_measured() -> None:
+    host = test_tuning.Host()
+    host.keep(host.tune())
+    models = [
+        {"quant": quant, "files": 1, "size_bytes": 1, "problem": "", "model": {**test_tuning.MODEL, **own}}
+        for quant, own in (("Q8_0", {"path": "Tuned-Q8_0.gguf"}), ("Q4_0", {"file_type": "Q4_0"}))
+    ]
+    done = [
+        Done(Step("look", "split_tuning_info", {}, ""), host.split_tuning_info(t.cast(t.Any, None)), ""),
+        Done(Step("models of the repository", "hub_models_info", {}, ""),
+             {"models": models, "read_bytes": 1, "commit": "c"}, ""),
+    ]  # fmt: skip
+    own = {**test_tuning.variables(objective="decode"), **{
+        f"split_tuning_{name}": value
+        for name, value in {"predict_only": True, "profiles": [], "repo": "owner/name", "model_path": ""}.items()
+    }}  # fmt: skip
+    plan = planning.planner({**asked(), **own}).predict(done)
+    assert plan.result is not None, plan
+    rows = {row["quant"]: row for row in plan.result["quants"]}
+    assert (rows["Q8_0"]["measured_by"], rows["Q4_0"]["measured_by"]) == ("m-c2048", None)
+    low, high = rows["Q8_0"]["decode_interval"]
+    assert low < 1000 / (0.5 * rows["Q8_0"]["layers"][0] + 0.9 * rows["Q8_0"]["layers"][1]) < high
+    assert rows["Q4_0"]["decode_interval"] is None
+    assert "  Q8_0: speeds are intervals of 95 %, by what m-c2048 measured here" in plan.result["lines"]
+
+
+def test_a_comparison_says_that_budgets_do_not_count() -> None:
+    for budgets in ({}, {"CUDA0": 20000}):
+        plan = planning.planner(asked(device_budget_mib=budgets)).predict([])
+        assert plan.result is not None
+        assert plan.result["lines"][-1].startswith("split_tuning_device_budget_mib does not count") == bool(budgets)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("prompt_tokens", 2**70), ("context_size", 2**31), ("depth", -1), ("micro_batches", [0]), ("reserve_mib", 2**40),
+     ("users", 0), ("parallel_slots", 257), ("ram_gb_per_s", 2**30), ("bench_repetitions", 10**400)],
+)  # fmt: skip
+def test_a_plan_refuses_a_number_that_cannot_be(name: str, value: t.Any) -> None:
+    of = "mixed_gpu_users" if name == "users" else f"split_tuning_{name}"
+    with pytest.raises(ValueError, match=f"{of} must be at (least|most) "):
+        planning.planner(asked(**{name: value}))

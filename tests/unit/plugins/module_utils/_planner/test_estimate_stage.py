@@ -36,6 +36,15 @@ def test_small_models_are_asked_about_no_split_twice(blocks):
     assert all(0 < layers[0] <= blocks + 1 and min(layers) >= 0 for layers in asked)
 
 
+def on_cards(name: str) -> dict[tuple[int, ...], t.Any]:
+    """Return what the dry run said of each split of a model that lies on the devices as a whole."""
+    return {
+        tuple(row["layers"]): row["mib"]
+        for row in RECORDED
+        if row["shape"] == name and not row["serving"] and "experts_in_ram" not in row
+    }
+
+
 def answer(mib: t.Sequence[t.Sequence[int]]) -> dict[str, t.Any]:
     devices = [dict(zip(("model_mib", "kv_mib", "compute_mib"), row, strict=True)) for row in mib]
     return {"available": True, "devices": devices}
@@ -49,7 +58,7 @@ def misjudged(name: str, **wrong: t.Any) -> t.Any:
 def test_windows_that_nobody_knew_of_are_found(monkeypatch):
     """Gemma 3 described as plain attention: the cache is counted six times too large, and the dry run says so."""
     name = "gemma_3_27b_it_q4_k_m"
-    rows = {tuple(row["layers"]): row["mib"] for row in RECORDED if row["shape"] == name and not row["serving"]}
+    rows = on_cards(name)
     asked = [(63, 0), (12, 51), (32, 31), (50, 13)]
     monkeypatch.setattr(estimate_stage, "splits", lambda _blocks, _devices: [list(layers) for layers in asked])
     model = misjudged(name, window_tokens=[0] * 62)
@@ -64,7 +73,7 @@ def test_windows_that_nobody_knew_of_are_found(monkeypatch):
 
 def test_another_profile_is_planned_for_in_proportion(monkeypatch):
     name = "gemma_3_27b_it_q4_k_m"
-    rows = {tuple(row["layers"]): row["mib"] for row in RECORDED if row["shape"] == name and not row["serving"]}
+    rows = on_cards(name)
     model = misjudged(name)
     monkeypatch.setattr(estimate_stage, "splits", lambda _blocks, _devices: [[63, 0]])
     corrected = estimate_stage.corrected(model, BASE, [answer(rows[63, 0])])

@@ -23,8 +23,11 @@ DAI = "XiongjieDai, GPU-Benchmarks-on-LLM-Inference, May 2024"
 GUIDE = "guide to a mixed RTX 4090 and RTX 3090, 2026-05-07"
 PR = "llama.cpp PR 19378"
 
+SERVING: t.Any = {**record.BASE, "context_size": 4096}
+
 #: profile, model, split mode, least and most tokens per second that were published, source
 Published = tuple[str, str, str, float, float, str]
+Devices = t.Sequence[t.Mapping[str, t.Any]]
 
 #: What the table of known cards and the time of an exchange in tensor mode were made from.
 MADE_FROM: list[Published] = [
@@ -38,7 +41,7 @@ MADE_FROM: list[Published] = [
     ("rtx5080_rtx3090", QWEN, "tensor", 55.6, 55.6, MTP),
     ("rtx3090ti", QWEN, "layer", 41.2, 42.0, MTP),
     ("rtx5090_x2", QWEN, "tensor", 107.5, 107.5, MTP),
-    ("p40_x2", QWEN, "tensor", 13.2, 13.2, MTP),
+    ("p40", OSS, "layer", 72, 72, "llama.cpp PR 16715"),
     ("rtx3090ti", SPARSE, "layer", 167, 167, "smeltcore.com, June 2026"),
     ("rtx3090", SPARSE, "layer", 140.9, 141.9, "multimodalflow.net, Ollama 0.21.0"),
     ("rtx4090", SPARSE, "layer", 196, 196, "runaihome.com, 2026"),
@@ -69,18 +72,27 @@ CHECKS: list[Published] = [
 def expected(profile: str, shape: str, mode: str) -> expected_modes.Range:
     """At little depth, as the published figures are."""
     devices = known_devices.profile_devices(profile)
-    serving = {**record.BASE, "context_size": 4096}
     prediction = predictor.predict({
-        "model": shape, "serving": serving, "reserve_mib": 0,
+        "model": shape, "serving": SERVING, "reserve_mib": 0,
         "objective": {"name": "decode", "prompt_tokens": 0, "generated_tokens": 256, "depth_tokens": 0},
         "bench": {"prompt_tokens": 512, "generated_tokens": 128, "repetitions": 1},
     }, devices)  # fmt: skip
     if mode == "layer":
         return expected_modes.layer(prediction["best"]["decode_tokens_per_second"])
-    model = t.cast(t.Any, model_shapes.model(shape))
-    found = expected_modes.tensor(model, t.cast(t.Any, serving), devices, 0, 128)
+    return shared(shape, devices)[0]
+
+
+def shared(shape: str, devices: Devices) -> tuple[expected_modes.Range, expected_modes.Shares]:
+    model: t.Any = model_shapes.model(shape)
+    found = expected_modes.tensor(model, SERVING, devices, 0, 128)
     assert found is not None
-    return found[0]
+    return found
+
+
+def decoding(shape: str, devices: Devices) -> expected_speeds.Speeds:
+    model: t.Any = model_shapes.model(shape)
+    objective = workload.Objective("decode", 0, 256, 0)
+    return expected_speeds.Speeds(model, SERVING, objective, expected_speeds.published(devices))
 
 
 @pytest.mark.parametrize(("profile", "shape", "mode", "low", "high", "source"), [*MADE_FROM, *CHECKS])
@@ -97,25 +109,19 @@ def test_what_was_published_lies_in_what_is_predicted(
 
 def test_tensor_mode_is_expected_in_the_parts_that_llama_cpp_has() -> None:
     # 40 heads and 8 of keys, but a block of Q4_K spans two groups
-    devices, serving = known_devices.profile_devices("rtx4090_rtx3090"), {**record.BASE, "context_size": 4096}
-    found = expected_modes.tensor(
-        t.cast(t.Any, model_shapes.model(CODER)), t.cast(t.Any, serving), devices, 0, 128
-    )  # fmt: skip
-    assert found is not None and found[1].units == 4 and sum(found[1].parts) == 4
+    _speed, shares = shared(CODER, known_devices.profile_devices("rtx4090_rtx3090"))
+    assert shares.units == 4 and sum(shares.parts) == 4
 
 
 def test_launches_count_for_each_block_on_the_card_that_runs_it() -> None:
     """Of a sparse model they are most of a token; a card of another generation takes another time for them."""
     devices = known_devices.profile_devices("rtx4090_rtx3090")
-    model, serving = t.cast(t.Any, model_shapes.model(SPARSE)), t.cast(t.Any, {**record.BASE, "context_size": 4096})
-    objective = workload.Objective("decode", 0, 256, 0)
-    speeds = expected_speeds.Speeds(model, serving, objective, expected_speeds.published(devices))
+    speeds = decoding(SPARSE, devices)
     ada, ampere = (device["launch_ms"] for device in devices)
     assert ada < ampere
     assert speeds.launch_ms((49, 0)) == pytest.approx(48 * ada)
     assert speeds.launch_ms((20, 29)) == pytest.approx(20 * ada + 28 * ampere)
-    free = expected_speeds.published([{**device, "launch_ms": 0.0} for device in devices])
-    without = expected_speeds.Speeds(model, serving, objective, free)
+    without = decoding(SPARSE, [{**device, "launch_ms": 0.0} for device in devices])
     for layers in ((49, 0), (20, 29)):
         whole, reading = speeds.decode_ms(layers), without.decode_ms(layers)
         assert whole is not None and reading is not None
@@ -123,9 +129,7 @@ def test_launches_count_for_each_block_on_the_card_that_runs_it() -> None:
 
 
 def test_a_block_that_only_predicts_further_tokens_launches_nothing() -> None:
-    model = t.cast(t.Any, model_shapes.model("glm_4_5_air_q4_k_m"))
-    serving = t.cast(t.Any, {**record.BASE, "context_size": 4096})
-    rates = expected_speeds.published(known_devices.profile_devices("rtx5090"))
-    speeds = expected_speeds.Speeds(model, serving, workload.Objective("decode", 0, 256, 0), rates)
+    model: t.Any = model_shapes.model("glm_4_5_air_q4_k_m")
+    speeds = decoding("glm_4_5_air_q4_k_m", known_devices.profile_devices("rtx5090"))
     assert model["block_count"] == 47 and model["nextn_blocks"] == 1
-    assert speeds.launch_ms((48,)) == pytest.approx(46 * rates.launch_ms[0])
+    assert speeds.launch_ms((48,)) == pytest.approx(46 * speeds.rates.launch_ms[0])

@@ -10,6 +10,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import m
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import expected_speeds, known_costs
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     cost_model,
+    known_devices,
     layer_weights,
     model_weights,
     network_links,
@@ -37,6 +38,28 @@ def test_a_device_whose_fitted_cost_is_nothing_has_no_rate() -> None:
     found = rates([0.0, 0.5], [0.2, 0.0])
     assert found.read_bytes[0] is None and found.read_bytes[1]
     assert found.operations[0] and found.operations[1] is None
+
+
+@pytest.mark.parametrize(("card", "of_70b", "of_8b"), [("rtx3090", 16.29, 111.74), ("rtx4090", 19.06, 127.74)])
+@pytest.mark.parametrize("larger_first", [True, False])
+def test_another_size_of_a_kind_lies_in_its_interval(
+    card: str, of_70b: float, of_8b: float, larger_first: bool
+) -> None:
+    """Published tokens per second of two cards of a kind (XiongjieDai, GPU-Benchmarks-on-LLM-Inference)."""
+    sizes = [("llama_3_3_70b_q4_k_m", of_70b, 81), ("llama_3_1_8b_q4_k_m", of_8b, 33)]
+    (tuned, told, layers), (asked, true, own) = sizes if larger_first else sizes[::-1]
+    fit = {
+        "decode_ms_per_layer": [1000 / told / layers] * 2, "prefill_ms_per_layer": None, "prefill_overlap": None,
+        "average_layer": model_weights.of_average_layer(model_shapes.model(tuned), SERVING, 64, 512),
+        "error": 0.0, "spread": {},
+    }  # fmt: skip
+    known = known_costs.of_fit("d", fit, [])._replace(error=known_costs.KIND_ERROR, of_kind=True)
+    rates = expected_speeds.measured(known, known_devices.profile_devices(f"{card}_x2"))
+    model: t.Any = model_shapes.model(asked)
+    found = expected_speeds.Speeds(model, SERVING, REQUEST, rates).decode((own - 1, 1), 64)
+    assert found is not None and found.low is not None and found.high is not None
+    assert found.low < 1000 / true < found.high
+    assert found.ms == pytest.approx(1000 / true, rel=0.12)
 
 
 @pytest.mark.parametrize("overlap", [1.0, 0.0, 0.4])

@@ -31,7 +31,7 @@ def plane_of(*arguments: t.Any, **changes: t.Any) -> expert_plane.Plane:
 def fewest(plane: expert_plane.Plane, layers: tuple[int, ...], size: int) -> int | None:
     """Return the least bytes of experts in RAM by trying every number of blocks and parts of the first device."""
     first = next(device for device, count in enumerate(layers) if count)
-    counts = len(expert_placement.blocks_with_experts(plane.model, layers, first))
+    counts = len(expert_placement.movable_blocks(plane.model, layers, first))
     found = []
     for count in range(counts + 1):
         for parts in ((), ("up",), ("gate",), ("down",), ("up", "gate"), ("up", "down"), ("gate", "down")):
@@ -127,10 +127,10 @@ def test_experts_go_into_ram_where_they_have_to_or_where_it_is_asked_for(
     assert expert_plane.wanted(problem_of(free, experts_in_ram={"mode": mode})) is wanted
 
 
-def test_a_dense_model_has_no_experts_to_move() -> None:
-    model = {**machine.make_model(), "block_expert_bytes": {}}
+def test_a_model_without_a_feed_forward_part_has_nothing_to_move() -> None:
+    model = {**machine.make_model(), "block_ffn_bytes": {}}
     assert not expert_plane.wanted(problem_of(model=model))
-    with pytest.raises(UserError, match="the model has no experts: use auto"):
+    with pytest.raises(UserError, match="is 4, but the model has neither experts nor FFN weights"):
         expert_plane.wanted(problem_of(model=model, experts_in_ram={"mode": 4}))
 
 

@@ -119,7 +119,7 @@ def test_what_lies_on_the_cards_is_told_with_experts_in_ram_too() -> None:
 
 
 def test_that_no_network_is_counted_is_said() -> None:
-    said = "Where experts are in RAM, the network to other hosts is in no speed."
+    said = "Where weights are in RAM, the network to other hosts is in no speed."
     far, near = ask("rtx4090+rtx3090@1gbe"), ask()
     assert far["network"] is None and far["lines"][-1] == said and said not in near["lines"]
 

@@ -292,8 +292,8 @@ def test_one_device_and_three_are_planned_too() -> None:
 
 OWN = {
     "layers": [10, 15],
-    "experts_in_ram": {"blocks": list(range(11, 24)), "partial": None, "threads": 0, "no_host": False,
-                       "override": "blk[.](11|12)[.]ffn_(up)_(ch|)exps=CPU"},
+    "experts_in_ram": {"kind": "experts", "blocks": list(range(11, 24)), "partial": None, "threads": 0,
+                       "no_host": False, "override": "blk[.](11|12)[.]ffn_(up)_(ch|)exps=CPU"},
 }  # fmt: skip
 
 

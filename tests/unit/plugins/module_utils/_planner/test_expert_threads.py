@@ -94,7 +94,8 @@ def load_of(**changes: t.Any) -> dict[str, t.Any]:
     simulated = machine.Machine(machine.make_problem(), noise=0.0)
     wanted = {
         "label": "x", "split_mode": "layer", "layers": [18, 7], "load": 1, "purpose": "anchor",
-        "experts_in_ram": {"blocks": [0, 1], "partial": None, "threads": 8, "no_host": False, "override": ""},
+        "experts_in_ram": {"kind": "experts", "blocks": [0, 1], "partial": None, "threads": 8, "no_host": False,
+                           "override": ""},
         "tests": [
             {"kind": "prefill", "n_prompt": 512, "n_gen": 0, "n_depth": 0, "repetitions": 2},
             {"kind": "decode", "n_prompt": 0, "n_gen": 32, "n_depth": 0, "repetitions": 3, "threads": 4},
@@ -129,7 +130,7 @@ def test_a_load_given_twice_counts_once() -> None:
         ({"layers": [25]}, "layers must be 2 numbers"),
         ({"load": 0}, "loads.0..load"),
         ({"status": "odd"}, "loads.0..status"),
-        ({"experts_in_ram": {"blocks": [40]}}, "experts_in_ram.blocks must be blocks of the model"),
+        ({"experts_in_ram": {"kind": "experts", "blocks": [40]}}, "experts_in_ram.blocks must be blocks of the model"),
     ],
 )
 def test_a_wrong_field_of_a_load_is_named(changes: dict[str, t.Any], words: str) -> None:

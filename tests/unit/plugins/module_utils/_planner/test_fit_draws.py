@@ -45,3 +45,11 @@ def test_draws_keep_the_overlap_of_their_fit() -> None:
     assert {draw.overlap for draw in drawn} == {0.5}
     assert all(len(draw.costs) == 2 and min(draw.costs) > 0 for draw in drawn)
     assert statistics.fmean(draw.costs[0] for draw in drawn) == pytest.approx(1.0, rel=0.05)
+
+
+def test_few_loads_that_know_their_noise_badly_leave_more_open() -> None:
+    sure = fit_draws.around(Fitted(COSTS, points(), (0.02, 0.02), None))
+    doubtful = fit_draws.around(Fitted(COSTS, points(), (0.02, 0.02), None, degrees=3))
+    known = fit_draws.around(Fitted(COSTS, points(), (0.02, 0.02), None, degrees=100))
+    assert spread(sure, SPLITS[0]) < spread(doubtful, SPLITS[0])
+    assert spread(known, SPLITS[0]) == pytest.approx(spread(sure, SPLITS[0]), rel=0.1)

@@ -7,7 +7,7 @@ import typing as t
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import known_costs
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import split_problem
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import model_weights, split_problem
 
 PARTS: dict[str, t.Any] = {
     "llama_cpp": "b1", "driver_version": "580.95.05", "gpus": [{"id": "GPU-a", "power_limit_watts": 350}],
@@ -15,17 +15,22 @@ PARTS: dict[str, t.Any] = {
 }  # fmt: skip
 
 
-MODEL: t.Any = {"path": "/srv/m.gguf", "size_bytes": 400}
+MODEL: t.Any = {
+    "path": "/srv/m.gguf", "architecture": "llama", "file_type": "Q4_K_M", "block_bytes": [100, 120],
+    "kv_k_elements_per_token": [8, 8], "output_bytes": 50, "block_read_bytes": [1000, 1200], "expert_count": 0,
+}  # fmt: skip
 LAYER = {"weights_bytes": 1000.0, "cache_bytes": 0.0, "operations": 500.0}
 
 
-def entry(recorded_at: str = "2026-01-01T00:00:00Z", **parts: t.Any) -> dict[str, t.Any]:
+def entry(recorded_at: str = "2026-01-01T00:00:00Z", model: t.Any = MODEL, **parts: t.Any) -> dict[str, t.Any]:
     fit = {
         "decode_ms_per_layer": [0.4, 0.9], "prefill_ms_per_layer": [4.0, 9.0], "prefill_overlap": 1.0,
         "average_layer": LAYER, "error": 0.0, "spread": {"decode": [0.01, 3]},
     }  # fmt: skip
+    kind = {name: model[name] for name in ("path", "architecture", "file_type", "expert_count")}
+    recorded = {**kind, "blocks_fingerprint": model_weights.blocks_fingerprint(model)}
     return {
-        "model": dict(MODEL), "decision": {"fit": fit}, "devices": [{"id": "GPU-a"}, {"id": "GPU-b"}],
+        "model": recorded, "decision": {"fit": fit}, "devices": [{"id": "GPU-a"}, {"id": "GPU-b"}],
         "recorded_at": recorded_at, "fingerprint_parts": {**PARTS, **parts},
     }  # fmt: skip
 
@@ -35,8 +40,12 @@ def find(models: dict[str, t.Any], ids: t.Sequence[str] = ("GPU-a", "GPU-b"), **
     return known_costs.find(models, parts, ids, {**MODEL, **changes})
 
 
+#: Another model of the architecture and type.
+LARGER = {**MODEL, "path": "/srv/larger.gguf", "block_bytes": [200, 240]}
+
+
 def test_the_latest_tuning_of_the_same_model_tells() -> None:
-    found = find({"old": entry(), "new": entry("2026-02-01T00:00:00Z"), "other": entry(model_sha256="bb")})
+    found = find({"old": entry(), "new": entry("2026-02-01T00:00:00Z"), "other": entry("2026-03-01", LARGER)})
     assert (found.deployment, found.decode, found.error) == ("new", [0.4, 0.9], 0.05)
 
 
@@ -61,8 +70,49 @@ def test_other_devices_or_a_useless_fit_tell_nothing() -> None:
     assert find({"one": {**entry(), "decision": {"fit": None}}}) is None
 
 
-def test_another_model_tells_nothing() -> None:
-    assert find({"other": entry(model_sha256="bb")}) is None
+def test_a_fine_tune_tells_as_the_model_itself_does() -> None:
+    tuned = {**MODEL, "path": "/srv/tuned.gguf", "name": "Tuned", "output_bytes": 51, "context_length_train": 4096}
+    assert find({"tuned": entry(model=tuned, model_sha256="bb")}).deployment == "tuned"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"block_bytes": [100, 121]},
+        {"block_bytes": [100]},
+        {"file_type": "Q4_0"},
+        {"architecture": "qwen2"},
+        {"kv_k_elements_per_token": [8, 16]},
+    ],
+)
+def test_a_model_with_other_blocks_tells_nothing(changed: dict[str, t.Any]) -> None:
+    assert find({"other": entry(model={**MODEL, **changed})}) is None
+    unknown = entry()
+    del unknown["model"]["blocks_fingerprint"]
+    assert find({"unknown": unknown}) is None
+
+
+def test_a_plan_takes_another_size_of_the_same_kind_with_a_wider_error() -> None:
+    def planned(models: dict[str, t.Any], **changes: t.Any) -> t.Any:
+        return known_costs.for_plan(models, PARTS, ["GPU-a", "GPU-b"], {**MODEL, **changes})
+
+    models = {"larger": entry("2026-02-01", LARGER), "own": entry()}
+    own = planned(models)
+    assert (own.deployment, own.error, own.of_kind) == ("own", 0.05, False)
+    del models["own"]
+    found = planned(models)
+    assert (found.deployment, found.error, found.of_kind) == ("larger", 0.15, True)
+    # a tuning does not start from it
+    assert find(models) is None
+    for changed in (
+        {"file_type": "Q4_0"}, {"architecture": "qwen2"}, {"expert_count": 8}, {"file_type": None},
+        {"block_read_bytes": [5000, 5000]}, {"block_read_bytes": [200, 200]},
+    ):  # fmt: skip
+        assert planned(models, **changed) is None
+    # what the network takes does not go by bytes
+    far = {**PARTS, "rpc_endpoints": ["192.0.2.7:50052"]}
+    models = {"larger": entry("2026-02-01", LARGER, rpc_endpoints=far["rpc_endpoints"])}
+    assert known_costs.for_plan(models, far, ["GPU-a", "GPU-b"], MODEL) is None
 
 
 def test_the_latest_tuning_with_experts_in_ram_tells_of_the_same_model_in_the_same_state() -> None:
@@ -71,11 +121,12 @@ def test_the_latest_tuning_with_experts_in_ram_tells_of_the_same_model_in_the_sa
             "decode_ms_per_block_in_ram": ms, "prefill_ms": {"copy": 1.0}, "decode_residual_percent": residual,
             "prefill_residual_percent": None,
         }  # fmt: skip
-        return {**entry(recorded_at, **parts), "decision": {"experts_in_ram": {"blocks": [1]}, "fit": fit}}
+        moved = {"kind": "experts", "blocks": [1]}
+        return {**entry(recorded_at, **parts), "decision": {"experts_in_ram": moved, "fit": fit}}
 
     models = {
         "old": with_experts("2026-01-01", 1.0), "new": with_experts("2026-02-01", 12.0), "dense": entry("2026-03-01"),
-        "other": with_experts("2026-04-01", 1.0, model_sha256="bb"),
+        "other": with_experts("2026-04-01", 1.0, model=LARGER),
         "changed": with_experts("2026-05-01", 1.0, driver_version="590.1"),
         "nothing": with_experts("2026-06-01", 1.0, ms=0.0),
     }  # fmt: skip
@@ -87,12 +138,6 @@ def test_the_latest_tuning_with_experts_in_ram_tells_of_the_same_model_in_the_sa
     assert told is not None and told["deployment"] == "old" and 0.05 < told["error"] < 0.06
     assert known_costs.of_experts({"dense": entry()}, PARTS, ids, MODEL) is None
     assert find(models).deployment == "dense"
-
-
-def test_without_a_hash_path_and_size_tell_a_model() -> None:
-    nameless = {"model_sha256": ""}
-    assert find({"one": entry()}, parts=nameless).deployment == "one"
-    assert find({"one": entry()}, parts=nameless, size_bytes=401) is None
 
 
 def test_costs_are_carried_over_by_bytes_and_operations() -> None:

@@ -10,11 +10,18 @@ import math
 import pathlib
 import random
 import re
-import statistics
+import types
 import typing as t
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import choice, failed_loads, stages
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import (
+    choice,
+    failed_loads,
+    layer_stage,
+    remaining_splits,
+    stages,
+    why,
+)
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner.evidence import Evidence
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
     cost_model,
@@ -139,6 +146,12 @@ def campaign(
     raise AssertionError("the planner never came to an end")
 
 
+def replayed(problem: Json, loads: t.Sequence[Json]) -> Json:
+    """Plan as another process does, which knows no step of the campaign."""
+    layer_stage.known_steps.cache_clear()
+    return stages.plan(problem, loads)
+
+
 def failed(load: Json, status: str) -> Json:
     return {**load, "status": status, "reason": f"it was {status}", "results": []}
 
@@ -203,9 +216,9 @@ def test_prompts_decide_at_the_balance_point() -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.01])
 @pytest.mark.parametrize("objective", ["decode", "prefill", "request"])
 def test_reaches_the_exhaustive_optimum(objective: str, noise: float) -> None:
-    """Eighty pairs at random, some unlike, some alike, with memory from plenty to tight."""
+    """Twenty pairs at random, some unlike, some alike, with memory from plenty to tight."""
     tried = 0
-    for seed in range(40):
+    for seed in range(20):
         chance = random.Random(seed)
         pair = Pair(
             [chance.uniform(0.3, 1.5) for _device in range(2)],
@@ -228,11 +241,11 @@ def test_reaches_the_exhaustive_optimum(objective: str, noise: float) -> None:
         assert min(plan["decision"]["headroom_mib"]) >= 0
         # within the indifference that buys room, and what two loads of such noise can hide
         assert pair.objective_ms(problem, chosen) <= exhaustive(problem, pair, plan) * (1.0101 + 2 * noise), seed
-    assert tried > 30
+    assert tried > 15
 
 
 def test_no_load_is_measured_twice_and_none_beyond_the_limit() -> None:
-    for seed in range(30):
+    for seed in range(8):
         for most in (2, 3, 5, 7):
             problem = make_problem(budget=(400, 400), max_loads=most)
             _plan, loads, _plans = campaign(problem, Pair((0.6, 0.62), (4, 4.2), noise=0.05, seed=seed))
@@ -258,11 +271,11 @@ def test_any_first_part_of_a_campaign_gives_its_continuation(seed: int) -> None:
             before = loads[: done + count]
             rest = plan["loads"][count:]
             if any(load["status"] != "ok" for load in before[done:]):
-                rows = stages.plan(problem, before)["feasible"]
+                rows = replayed(problem, before)["feasible"]
                 rest = [load for load in rest if load["layers"] in [row["layers"] for row in rows]]
-            assert not rest or stages.plan(problem, before)["loads"] == rest
+            assert not rest or replayed(problem, before)["loads"] == rest
         done += len(plan["loads"])
-        assert stages.plan(problem, loads[: done - len(plan["loads"])]) == plan
+        assert replayed(problem, loads[: done - len(plan["loads"])]) == plan
 
 
 def test_the_plan_is_json_and_leaves_its_input_alone() -> None:
@@ -272,6 +285,10 @@ def test_the_plan_is_json_and_leaves_its_input_alone() -> None:
     kept = copy.deepcopy(loads)
     assert json.loads(json.dumps(stages.plan(problem, loads))) == plan
     assert (problem, loads) == (before, kept)
+    # nor does the next plan see what somebody does to this one
+    first = copy.deepcopy(plan)
+    plan["decision"].clear()
+    assert stages.plan(problem, loads) == first
 
 
 def test_every_field_of_the_decision() -> None:
@@ -577,7 +594,7 @@ def test_the_device_probe_stands_in_for_anchors_of_many_devices() -> None:
     )
     least = least_ms(problem, pair)
     assert pair.objective_ms(problem, with_probe) <= 1.02 * least
-    assert pair.objective_ms(problem, with_probe) <= pair.objective_ms(problem, without)
+    assert pair.objective_ms(problem, with_probe) <= 1.001 * pair.objective_ms(problem, without)
 
 
 @pytest.mark.parametrize(
@@ -606,6 +623,20 @@ def test_one_device_alone_is_tried_where_only_its_hop_speaks_against_it() -> Non
     plan, loads, _plans = campaign(make_problem(objective="decode"), pair)
     assert plan["decision"]["single_device"]
     assert len(loads) <= 7
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [(9.5, "33/0 should be the best, "), (12.5, "33/0 may be faster than the "), (None, "33/0 should be the best of ")],
+)
+def test_what_takes_longer_by_the_fit_is_not_said_to_be_the_best(told: float | None, words: str) -> None:
+    """One device alone is measured although the fit, which counts a hop for it, says that the default is faster."""
+    problem = split_problem.read_problem(make_problem(objective="decode"))
+    values = {(33, 0): told, problem.default: 10.5}
+    evidence: t.Any = types.SimpleNamespace(candidates=[], value=lambda _what, layers: values[layers])
+    single, default = (t.cast(t.Any, problem.candidate(layers)) for layers in values)
+    said = why.confirm(problem, evidence, single, default)
+    assert said.startswith(words) and "confirm it against llama.cpp's default 17/16" in said
 
 
 @pytest.mark.parametrize(
@@ -729,26 +760,54 @@ def test_where_one_device_alone_disappoints_the_best_other_that_was_measured_is_
     assert more and float(more[1]) == pytest.approx(100 * (30 / pair.decode_ms([32, 1]) - 1), abs=3)
 
 
-def test_a_neighbour_that_may_be_better_is_measured_before_the_decision() -> None:
-    """Four micro-batches are tested and eight asked for: one layer beside the balance point costs 3 % and more.
+def long_prompts() -> Json:
+    """Four micro-batches are tested and eight asked for: one layer beside 19/14, the balance point, costs 3 to 5 %."""
+    problem = make_problem(objective="prefill", prompt_tokens=4096)
+    problem["serving"]["context_size"] = 8192
+    problem["tests"][0]["n_prompt"] = 2048
+    return problem
 
-    Loads scatter by 3 %, so one of eight runs may be that one layer beside it.
-    """
-    missed, beside = [], []
-    for seed in range(48):
-        problem = make_problem(objective="prefill", prompt_tokens=4096)
-        problem["serving"]["context_size"] = 8192
-        problem["tests"][0]["n_prompt"] = 2048
-        pair = Pair((0.5, 0.9), (8.0, 11.5), noise=0.03, seed=seed)
+
+BALANCED = ((0.5, 0.9), (8.0, 11.5))
+
+
+@pytest.mark.parametrize(
+    ("ends", "favoured"), [((1.04, 0.95), [18, 15]), ((1.08, 1.0), [18, 15]), ((0.93, 1.07), [20, 13])]
+)
+def test_a_neighbour_that_may_be_better_is_measured_before_the_decision(
+    ends: tuple[float, float], favoured: list[int]
+) -> None:
+    """The loads of both anchors were slow or fast by luck, so the fit favours a split beside the best."""
+    luck = dict(zip(((32, 1), (1, 32)), ends, strict=True))
+
+    class Misleading(Pair):
+        def measure(self, load: Json) -> Json:
+            done = super().measure(load)
+            for result in done["results"]:
+                result["samples_ms"] = [ms * luck.get(tuple(load["layers"]), 1.0) for ms in result["samples_ms"]]
+            return done
+
+    plan, loads, _plans = campaign(long_prompts(), Misleading(*BALANCED))
+    assert favoured in [load["layers"] for load in loads if load["purpose"] == "confirm"]
+    assert [load["layers"] for load in loads if load["purpose"] == "neighbour"] == [[19, 14]]
+    assert plan["decision"]["layers"] == [19, 14]
+
+
+def test_no_campaign_ends_with_a_load_left_for_a_split_that_may_be_better() -> None:
+    """Loads scatter by 3 %: what the decision misses is their luck, and one layer at most."""
+    beside = []
+    for seed in range(16):
+        problem, pair = long_prompts(), Pair(*BALANCED, noise=0.03, seed=seed)
         plan, loads, _plans = campaign(problem, pair)
-        ratio = pair.objective_ms(problem, plan["decision"]["layers"]) / exhaustive(problem, pair, plan)
-        missed += [ratio] if ratio > 1.02 else []
+        read = split_problem.read_problem(problem)
+        evidence = Evidence(read, measured_loads.read_loads(read, loads))
+        chosen = evidence.by_layers[tuple(plan["decision"]["layers"])]
+        assert evidence.left >= 0 and choice.may_be_better(evidence, chosen) is None
+        assert pair.objective_ms(problem, chosen.layers) <= 1.05 * exhaustive(problem, pair, plan)
         own = [tuple(load["layers"]) for load in loads if load["purpose"] == "neighbour"]
         assert len(own) == len(set(own)), "once measured, it is confirmed or not, and no neighbour any more"
         beside += own
-        assert len(loads) <= 7
     assert beside
-    assert len(missed) <= 6 and max(missed, default=1.0) <= 1.05, missed
 
 
 def test_a_fit_that_misses_gets_one_more_anchor() -> None:
@@ -777,7 +836,7 @@ def test_a_failed_anchor_is_replaced() -> None:
         problem, Pair((0.45, 0.86), (4, 9)), lambda load: "out_of_memory" if load["layers"][0] > 20 else None
     )
     assert plan["decision"]["layers"] == [20, 13]
-    assert [load["label"] for load in loads][:3] == ["22/11 load 1", "10/23 load 1", "17/16 load 1"]
+    assert [load["label"] for load in loads][:3] == ["22/11 load 1", "10/23 load 1", "16/17 load 1"]
     assert all(row["layers"][0] <= 20 for row in plan["feasible"])
     row = next(row for row in plan["decision"]["table"] if row["layers"] == [22, 11])
     assert (row["status"], row["reason"], row["decode_ms_per_token"]) == ("out_of_memory", "it was out_of_memory", None)
@@ -834,7 +893,7 @@ def test_failures_alike_on_several_splits_end_the_run() -> None:
     )
     assert (plan["done"], plan["stage"], plan["decision"]) == (True, "impossible", None)
     assert [load["status"] for load in loads] == ["ok", "crashed", "crashed", "crashed"]
-    assert "whatever the split" in plan["why"] and "run again" in plan["why"]
+    assert "whatever the placement" in plan["why"] and "run again" in plan["why"]
 
 
 # --- out of memory ---------------------------------------------------------------------------------------------------
@@ -904,7 +963,7 @@ def test_when_everything_fails_it_says_so() -> None:
     problem = make_problem(budget=(400, 400))
     plan, loads, _plans = campaign(problem, Pair((0.45, 0.86), (4, 9)), lambda load: "crashed")
     assert (plan["done"], plan["stage"], plan["decision"]) == (True, "impossible", None)
-    assert len(loads) == 3 and "whatever the split" in plan["why"] and "it was crashed" in plan["why"]
+    assert len(loads) == 3 and "whatever the placement" in plan["why"] and "it was crashed" in plan["why"]
 
 
 def test_a_lost_device_ends_the_run() -> None:
@@ -969,17 +1028,14 @@ def test_a_model_that_does_not_fit() -> None:
 
 @pytest.mark.parametrize("objective", ["decode", "prefill", "request"])
 def test_three_devices(objective: str) -> None:
-    """Few loads leave open how unlike devices are, and the fit leans to alike ones: the first is 2 to 5 % too high."""
-    fits = []
     for seed in range(4):
         problem = make_problem((300, 260, 280), objective=objective)
         pair = Pair((0.4, 0.6, 0.9), (4, 6, 9), noise=0.002, seed=seed)
+        pair.weights = split_problem.read_problem(problem).weights
         plan, loads, plans = campaign(problem, pair)
         assert len(plans[0]["loads"]) == 3 and len(loads) <= 7
         assert pair.objective_ms(problem, plan["decision"]["layers"]) <= 1.03 * exhaustive(problem, pair, plan)
-        fits.append(plan["decision"]["fit"]["decode_ms_per_layer"])
-    means = [statistics.fmean(costs) for costs in zip(*fits, strict=True)]
-    assert means == pytest.approx([0.4, 0.6, 0.9], rel=0.05)
+        assert plan["decision"]["fit"]["decode_ms_per_layer"] == pytest.approx([0.4, 0.6, 0.9], rel=0.03)
 
 
 def many(devices: int, seed: int, objective: str, **changes: t.Any) -> tuple[Json, Pair]:
@@ -1015,7 +1071,7 @@ def least_ms(problem: Json, pair: Pair) -> float:
 
 
 @pytest.mark.parametrize("objective", ["decode", "prefill", "request"])
-@pytest.mark.parametrize("devices", [3, 4, 5, 6, 8])
+@pytest.mark.parametrize("devices", [3, 5, 8])
 def test_many_devices_end_at_the_true_optimum(devices: int, objective: str) -> None:
     """The best of up to 10^9 splits, few of which are listed; C(least_ms) is checked by test_layer_search."""
     problem, pair = many(devices, seed=devices, objective=objective, indifference=0.0)
@@ -1054,6 +1110,16 @@ def test_among_practically_equal_splits_the_roomiest_of_all_is_taken() -> None:
     room = split_problem.read_problem(problem).candidate(roomiest)
     assert room is not None
     assert min(used) >= min(left for left, n in zip(room.headroom, roomiest, strict=True) if n)
+
+
+def test_budgets_that_allow_no_split_hide_no_roomier_one() -> None:
+    checked = split_problem.read_problem(make_problem((400, 300, 300)))
+    cost = split_cost.Cost((1.0,) * 3, (0.0,) * 3, (0.0,) * 3)
+    roomiest = checked.search.roomiest(cost, cost.ms(checked.default))
+    for nothing in ([], [(1, 1, 1)]):
+        splits = remaining_splits.RemainingSplits(checked, [], True)
+        splits.boxes = [*nothing, tuple(checked.budgets)]
+        assert roomiest in splits.near_best(cost, []) and roomiest != splits.best(cost)
 
 
 def test_one_split_of_many_devices_that_fits_is_found() -> None:
@@ -1329,3 +1395,79 @@ def test_a_wrong_load_is_told_by_its_field(path: str, value: t.Any, field: str) 
         stages.plan(problem, [load])
     with pytest.raises(ValueError, match="loads must be a list"):
         stages.plan(problem, load)
+
+
+# --- what may be better, and what is taken ----------------------------------------------------------------------------
+
+
+def evidence_of(problem: Json, loads: t.Sequence[Json]) -> Evidence:
+    checked = split_problem.read_problem(problem)
+    return Evidence(checked, measured_loads.read_loads(checked, loads))
+
+
+def test_after_memory_ran_out_the_next_split_is_not_one_layer_less() -> None:
+    """Where a device ends is not known: a layer less most likely fails again, halfway tells twice as much."""
+    problem = make_problem(budget=(500, 400), objective="decode")
+    plan, loads, _plans = campaign(
+        problem, Pair((0.45, 0.86), (4, 9), 0.003), lambda load: "out_of_memory" if load["layers"][0] > 20 else None
+    )
+    tried = [load["layers"][0] for load in loads if load["status"] != "ok"]
+    assert len(tried) > 1 and tried[0] - tried[1] > 1
+    assert plan["decision"]["layers"][0] >= 19
+
+
+def test_how_likely_a_split_loads_falls_from_what_was_held_to_what_failed() -> None:
+    problem = make_problem(budget=(400, 400))
+    pair = Pair((0.45, 0.86), (4, 9))
+    wanted = stages.plan(problem, [])["loads"]
+    splits = evidence_of(problem, [failed(wanted[0], "out_of_memory"), pair.measure(wanted[1])]).splits
+    end, held = wanted[0]["layers"][0], wanted[1]["layers"][0]
+    likely = [splits.chance((count, 33 - count)) for count in range(held, end + 1)]
+    assert (likely[0], likely[-1]) == (1.0, 0.0) and likely == sorted(likely, reverse=True)
+    assert 0.3 < likely[len(likely) // 2] < 0.7
+
+
+def test_one_lucky_load_of_a_split_is_not_taken_for_what_it_seems() -> None:
+    """Where the fit was wrong, one load counts as much as the fit, and two count for more."""
+    problem = make_problem(objective="decode")
+    pair = Pair((0.45, 0.46), (4, 4))
+    tests = [dict(test) for test in problem["tests"]]
+
+    def load(first: int, number: int, factor: float) -> Json:
+        measured = pair.measure({
+            "label": "", "split_mode": "layer", "layers": [first, 33 - first], "load": number, "purpose": "anchor",
+            "tests": tests,
+        })
+        for result in measured["results"]:
+            result["samples_ms"] = [factor * value for value in result["samples_ms"]]
+        return measured
+
+    loads = [load(first, 1, 1.0) for first in (32, 1, 17)]
+    loads += [load(10, 1, 0.93), load(20, 1, 0.97), load(20, 2, 0.97)]
+    evidence = evidence_of(problem, loads)
+    once, twice = (choice.measured_and_expected(evidence, layers) for layers in ((10, 23), (20, 13)))
+    assert evidence.measured("objective", (10, 23)) < once < choice.expected(evidence, (10, 23))
+    gap = [
+        math.log(shown / evidence.measured("objective", layers))
+        / math.log(choice.expected(evidence, layers) / evidence.measured("objective", layers))
+        for shown, layers in ((once, (10, 23)), (twice, (20, 13)))
+    ]
+    assert gap == pytest.approx([1 / 2, 1 / 3])
+
+
+def test_a_rival_that_is_plainly_slower_is_measured_once() -> None:
+    problem = make_problem(budget=(600, 600), objective="decode")
+    plan, loads, _plans = campaign(problem, Pair((0.2, 2.0), (4, 9), noise=0.001))
+    default = plan["decision"]["default_layers"]
+    assert sum(load["layers"] == default for load in loads) == 1
+    assert plan["decision"]["verdict"] == "faster"
+    assert sum(load["layers"] == plan["decision"]["layers"] for load in loads) >= 2
+
+
+def test_what_is_taken_for_the_winner_is_compared_with_what_was_measured() -> None:
+    """Three loads leave none for the default, and some forms of the fit favour another split than the winner."""
+    for seed in range(25):
+        problem = make_problem(budget=(400, 400), objective="prefill", max_loads=3)
+        plan, loads, _plans = campaign(problem, Pair((0.45, 0.8), (5, 9), noise=0.03, seed=seed))
+        measured = [load["layers"] for load in loads]
+        assert plan["decision"]["layers"] in measured and len(measured) == 3

@@ -88,7 +88,7 @@ def test_llama_70b_on_a_4090_and_a_3090() -> None:
     dry_runs = {
         row["layers"][0]: [sum(parts) for parts in row["mib"]]
         for row in RECORDED
-        if row["shape"] == LLAMA and not row["serving"] and row["layers"][1]
+        if row["shape"] == LLAMA and not row["serving"] and row["layers"][1] and "experts_in_ram" not in row
     }
     assert set(dry_runs) >= {37, 44, 45, 46}
     for first, mib in dry_runs.items():
@@ -135,6 +135,23 @@ def test_an_objective_of_prompts_puts_the_lender_last_in_every_answer() -> None:
     row = configurations.serves(card_costs.read(["rtx4090+rtx3090@1gbe"])[0], model, question)
     assert row["tensor"] is None and [placed["device"] for placed in row["memory"]] == ["CUDA0", "RPC0"]
     assert ask(profile="rtx4090+rtx3090@1gbe", name="prefill", prompt=4096)["devices"][1]["device"] == "RPC0"
+
+
+@pytest.mark.parametrize(
+    ("context", "mode", "first"), [(8192, "auto", "RPC0"), (131072, "auto", "CUDA0"), (131072, "never", "RPC0"),
+                                   (8192, 4, "CUDA0"), ("max", "auto", "RPC0")],
+)  # fmt: skip
+def test_a_lender_is_not_first_where_weights_stay_in_ram_beside_the_first_device(
+    context: t.Any, mode: t.Any, first: str
+) -> None:
+    objective = {"name": "decode", "prompt_tokens": 0, "generated_tokens": 64, "depth_tokens": 0}
+    question = {
+        "serving": {**SERVING, "context_size": context}, "reserve_mib": 512, "objective": objective, "bench": BENCH,
+        "model": model_shapes.model(LLAMA), "experts_in_ram": {"mode": mode},
+    }  # fmt: skip
+    devices = known_devices.profile_devices("rtx4090+rtx3090@1gbe")
+    assert sum(device["free_mib"] for device in devices) * 2**20 > model_shapes.model(LLAMA)["size_bytes"]
+    assert predictor.in_order(question, devices)[0]["device"] == first
 
 
 def test_the_best_is_a_corner_for_decoding_and_the_reserve_stays_free() -> None:
@@ -185,8 +202,8 @@ def test_experts_make_a_prompt_slower_than_their_operations() -> None:
     rates = expected_speeds.published(devices)
     prompt = workload.Objective("ttft", 512, 1, 0)
     whole = expected_speeds.Speeds(model, serving, prompt, rates).ttft_ms((49,))
-    dense = expected_speeds.Speeds({**model, "block_expert_bytes": {}}, serving, prompt, rates).ttft_ms((49,))
-    idle = sum(map(sum, model["block_expert_bytes"].values())) * (1 - 8 / 128)
+    dense = expected_speeds.Speeds({**model, "block_ffn_bytes": {}}, serving, prompt, rates).ttft_ms((49,))
+    idle = sum(map(sum, model["block_ffn_bytes"].values())) * (1 - 8 / 128)
     read = idle / rates.read_bytes[0]
     assert whole == pytest.approx(expected_speeds.EXPERT_WORK * dense + read, rel=0.001)
 
@@ -287,6 +304,12 @@ def test_without_a_speed_there_is_memory_and_a_reason() -> None:
     assert any(" -  " in line for line in prediction["lines"])
     with pytest.raises(ValueError, match="there are no devices"):
         predictor.predict(question, [])
+
+
+def test_a_context_beyond_what_the_model_was_trained_for_is_said() -> None:
+    for tokens, said in ((131072, ""), (262144, " (the model was trained for 131072)")):
+        head = ask(context_size=tokens)["lines"][1]
+        assert head.startswith(f"  context {tokens} tokens{said}, 1 slot(s)"), head
 
 
 def test_the_table_says_that_it_is_a_prediction_and_where_numbers_come_from() -> None:

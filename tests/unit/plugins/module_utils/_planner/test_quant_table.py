@@ -15,7 +15,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
     hub_quants,
     model_shapes,
 )
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import quant_table
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import predictor, quant_table
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import known_devices, memory_plan
 from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
 from ansible_collections.homelab.mixed_gpu.tests.local_hub import quants
@@ -95,10 +95,24 @@ def test_experts_that_have_no_room_are_in_ram(tmp_path: pathlib.Path) -> None:
     least = {row["quant"]: row for row in quant_table.rows(models, bounded, card)}
     assert least["Q4_K_M"]["layers"] == [49] and least["Q8_0"]["layers"] is None
     assert f"{rows['Q4_K_M']['ram_mib']} MiB of it may be used" in least["Q8_0"]["problem"]
-    said = "None of them fits the devices alone; with experts in RAM Q4_K_M needs the fewest there"
+    said = "None of them fits the devices alone; with weights in RAM Q4_K_M needs the fewest there"
     assert any(line.startswith(said) for line in lines)
     never = quant_table.rows(models, QUESTION, card)
     assert all(row["layers"] is None and not row["blocks_in_ram"] for row in never)
+
+
+def test_a_dense_quant_a_little_too_large_is_shown_beside_the_one_that_fits(tmp_path: pathlib.Path) -> None:
+    cards = known_devices.profile_devices("rtx4090_rtx3090")
+    models = found(tmp_path, "llama_3_3_70b_q4_k_m", ("Q5_K_M", "Q4_K_M"))
+    question = {**QUESTION, "experts_in_ram": {"mode": "auto", "ram_mib": 65536 - 3072}}
+    rows = {row["quant"]: row for row in quant_table.rows(models, question, cards)}
+    less, more = rows["Q4_K_M"], rows["Q5_K_M"]
+    assert not less["blocks_in_ram"] and more["blocks_in_ram"] > 0 and more["problem"] is None
+    assert more["decode_interval"][1] < less["decode_tokens_per_second"] and min(more["left_mib"]) >= 512
+    lines = quant_table.lines("owner/name", list(rows.values()), question, cards)
+    shown = next(line for line in lines if line.split()[:1] == ["Q5_K_M"])
+    assert f"{more['blocks_in_ram']:g} in RAM ({more['ram_mib']})" in shown
+    assert quant_table.advice(list(rows.values())).startswith("Q4_K_M is the largest that fits")
 
 
 def test_cards_of_another_host_are_named_with_their_network(tmp_path: pathlib.Path) -> None:
@@ -138,6 +152,35 @@ def test_a_quant_is_found_as_for_a_download() -> None:
     said = r"o/n has 2 models of quant Q8_0 \(M-Q8_0\.gguf, M-UD-Q8_0\.gguf\): name more of it as quant\."
     with pytest.raises(UserError, match=said):
         hub_quants.of(every, "o/n", "Q8_0")
+
+
+def test_a_row_is_in_the_order_of_the_devices_whatever_its_tuning_takes() -> None:
+    """Without weights in RAM the lender's card is the first, and Q8_0 has weights in RAM."""
+    devices = known_devices.profile_devices("rtx4090+rtx3090@10gbe")
+    small = t.cast("dict[str, t.Any]", model_shapes.model("llama_3_3_70b_q4_k_m"))
+    large = {
+        **small, "size_bytes": 2 * small["size_bytes"],
+        **{name: [2 * size for size in small[name]] for name in ("block_bytes", "block_read_bytes")},
+        "block_ffn_bytes": {name: [2 * size for size in part] for name, part in small["block_ffn_bytes"].items()},
+    }  # fmt: skip
+    question = {
+        **QUESTION, "experts_in_ram": {"mode": "auto", "ram_mib": 200_000},
+        "objective": {"name": "decode", "prompt_tokens": 0, "generated_tokens": 256, "depth_tokens": 0},
+    }  # fmt: skip
+    models = [
+        {"quant": name, "files": 1, "size_bytes": model["size_bytes"], "problem": None, "model": model}
+        for name, model in (("Q8_0", large), ("Q4_K_M", small))
+    ]
+    of_ram, alone = quant_table.rows(models, question, devices)
+    assert of_ram["blocks_in_ram"] and not alone["blocks_in_ram"]
+    best = predictor.expect({**question, "model": small}, devices)["best"]
+    assert (alone["layers"], alone["mib"]) == (best["layers"][::-1], best["mib"][::-1])
+    for row in (of_ram, alone):
+        assert [(card["device"], card["layers"]) for card in row["memory"]] == list(
+            zip(("CUDA0", "RPC0"), row["layers"], strict=True)
+        )
+        left = [device["free_mib"] - mib for device, mib in zip(devices, row["mib"], strict=True)]
+        assert row["left_mib"] == left
 
 
 @pytest.mark.live

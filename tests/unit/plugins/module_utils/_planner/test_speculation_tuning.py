@@ -7,12 +7,19 @@ from __future__ import annotations
 import typing as t
 
 import pytest
+import yaml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import steps
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import tuning
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_server, served_texts
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import speculation_search, tuning
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner.speculation_offers import Draft, Found, Offers
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import words
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, memory_plan, split_problem
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
+    deployment,
+    memory_plan,
+    speculation,
+    split_problem,
+)
+from ansible_collections.homelab.mixed_gpu.plugins.modules import gguf_info
 
 from .test_tuning import BLOCKS, FREE_MIB, MODEL, Host, Json, recorded, variables
 
@@ -63,6 +70,7 @@ class SpeculatingHost(Host):
         return {**found, "load": {**found["load"], "status": self.trial_ends, "reason": reason}}
 
     def gguf_info(self, step: steps.Step) -> Json:
+        assert set(step.args) <= set(yaml.safe_load(gguf_info.DOCUMENTATION)["options"])
         path = step.args["path"]
         known = {"/srv/d.gguf": self.draft, "/srv/m.gguf": self.target}
         return {**super().gguf_info(step), "model": known[path]} if path in known else super().gguf_info(step)
@@ -90,12 +98,26 @@ class SpeculatingHost(Host):
                 "prompt_tokens": 30, "prompt_ms": 10.0, "drafted": rounds * arm["n_max"], "accepted": tokens - rounds,
                 "positions": rates,
             })  # fmt: skip
+        if arm["kind"] in speculation.LINE_KINDS:
+            rows += self.short_rows(ms, overhead, arm)
         rows.append({"kind": "prompt", "prompt_tokens": args["prompt_tokens"], "prompt_ms": 100.0})
         rows.append({"kind": "greedy", "tokens": self.greedy.get(arm["kind"], [5, 6, 7, 8])})
         return {"changed": True, "load": {
             **load, "status": status, "reason": reason, "results": rows if status == "ok" else [],
             "fingerprint": args["fingerprint"], "campaign": args["campaign"], "wall_ms": 5000, "reused": False,
         }}  # fmt: skip
+
+    def short_rows(self, ms: float, overhead: float, arm: Json) -> list[Json]:
+        """What drafting takes, and answers whose first round ends them."""
+        return [
+            {"kind": "drafting", "drafts": 10, "drafted": 10 * arm["n_max"],
+             "draft_ms": 5 * arm["n_max"] * ms * self.cost[arm["device"]]},
+            *(
+                {"kind": "short", "length": length, "rounds": 6, "drafts": 6 * bool(length), "drafted": 6 * length,
+                 "decode_ms": 6 * ms * (1 + overhead + self.cost[arm["device"]] * length)}
+                for length in served_texts.short_lengths(arm["n_max"])
+            ),
+        ]  # fmt: skip
 
     @property
     def arms(self) -> list[Json]:
@@ -158,10 +180,35 @@ def test_the_first_token_that_differs_is_told(host: SpeculatingHost) -> None:
 def test_each_kind_of_text_is_told_and_one_that_loses_is_named(host: SpeculatingHost) -> None:
     host.acceptance = {**ACCEPTANCE, "prose": 0.05}
     found = recorded(host.tune(**SETTINGS))["decision"]["speculation"]
-    row = next(row for row in found["table"] if row["n_max"] == found["served"]["n_max"])
+    row = next(row for row in found["table"] if speculation.from_json(row) == speculation.from_json(found["served"]))
     assert set(row["tokens_per_second"]) == set(row["acceptance"]) == set(ACCEPTANCE)
     assert row["tokens_per_round"]["edit"] > row["tokens_per_round"]["code"] > row["tokens_per_round"]["chat"]
     assert "it loses on prose" in found["why"]
+
+
+def test_a_length_without_a_load_of_its_own_is_told_by_longer_drafts(host: SpeculatingHost) -> None:
+    """One device has room, and the first load drafts more tokens than are best: that load tells of fewer as well."""
+    host.cost = {"GPU-1": 0.3, "GPU-2": 5.0, "": 0.0}
+    host.acceptance = dict.fromkeys(ACCEPTANCE, 0.75)
+    host.greedy = {"draft-simple": [5, 6, 7, 9]}
+    with pytest.MonkeyPatch.context() as patch:
+        # as many loads as it takes to try, no second one of the best, and none of other lengths in place of the last
+        patch.setattr(speculation_search, "MAX_LOADS", 3)
+        patch.setattr(speculation_search, "SURE_PERCENT", 100.0)
+        found = recorded(host.tune(**SETTINGS))["decision"]["speculation"]
+    assert [arm["speculation"]["n_max"] > 0 for arm in host.arms] == [False, True, False]
+    (tried,) = [arm["speculation"]["n_max"] for arm in host.arms if arm["speculation"]["n_max"]]
+    assert found["verdict"] == "faster" and found["served"]["n_max"] < tried and found["first_divergence"] == 3
+    own = next(row for row in found["table"] if row["n_max"] == found["served"]["n_max"])
+    assert (own["loads"], own["status"], own["name"]) == (0, "ok", f"draft-simple d on CUDA0 n-max {own['n_max']}")
+    plain = found["table"][0]
+    for text, right in host.acceptance.items():
+        rate = sum(right**place for place in range(1, own["n_max"] + 1)) / own["n_max"]
+        assert own["acceptance"][text] == pytest.approx(rate, abs=0.01)
+        assert own["tokens_per_round"][text] == pytest.approx(1 + rate * own["n_max"], abs=0.05)
+        faster = own["tokens_per_second"][text] / plain["tokens_per_second"][text]
+        assert faster == pytest.approx((1 + rate * own["n_max"]) / (1.15 + 0.3 * own["n_max"]), rel=0.05)
+    assert found["why"].startswith(f"{own['name']} takes ")
 
 
 def test_a_draft_that_is_slower_is_not_kept(host: SpeculatingHost) -> None:
@@ -441,7 +488,7 @@ def test_another_draft_or_text_measures_again(host: SpeculatingHost) -> None:
         ({"texts": [{"prompt": "x"}]}, r"split_tuning_texts\[0\] has no name"),
         ({"texts": [{"name": "code", "file": "x"}]}, r"split_tuning_texts\[0\] has 'file': known are name, prompt"),
         ({"texts": [{"name": "code", "prompt": "x", "weight": 0}]}, "has the weight 0: give a number above 0"),
-        ({"speculation_tokens": 1}, "split_tuning_speculation_tokens is 1: it must be at least 2"),
+        ({"speculation_tokens": 1}, "split_tuning_speculation_tokens must be at least 2, not 1"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_named(change: Json, words: str) -> None:

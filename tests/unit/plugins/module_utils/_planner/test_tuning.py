@@ -12,6 +12,7 @@ import typing as t
 import pytest
 import yaml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import steps
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import (
     planning_settings,
     tuning,
@@ -314,6 +315,34 @@ def test_what_ends_a_campaign_is_one_sentence(host: Host, prepare: t.Callable[[H
     assert plan.failure is not None and words in plan.failure and plan.failure.endswith(".")
 
 
+@pytest.mark.parametrize("predict", [False, True])
+def test_a_budget_of_a_card_that_is_not_there_is_refused_before_anything_is_stopped(host: Host, predict: bool) -> None:
+    words = r"names GPU-3, h:1, which are none of the devices here: CUDA0 \(GPU-1\), CUDA1 \(GPU-2\)$"
+    with pytest.raises(UserError, match=words):
+        host.tune(predict=predict, device_budget_mib={"GPU-1": 900, "GPU-3": 900, "h:1": 900})
+    assert host.modules == ["split_tuning_info"]
+
+
+@pytest.mark.parametrize("name", ["RPC0", "10.0.0.2:50052", "10.0.0.2:50052#1"])
+def test_a_prediction_leaves_budgets_of_lenders_that_were_not_asked_to_the_tuning(host: Host, name: str) -> None:
+    asked = {"rpc_endpoints": ["10.0.0.2:50052"], "device_budget_mib": {"CUDA0": 4000, name: 900}}
+    plan = host.tune(predict=True, **asked)
+    assert plan.result is not None and "prediction" in plan.result
+
+
+@pytest.mark.parametrize("asked", [{"predict_only": True}, {}])
+def test_the_name_of_a_budget_that_is_a_number_is_no_device(host: Host, asked: dict[str, t.Any]) -> None:
+    with pytest.raises(UserError, match="names 0, which is none of the devices here"):
+        host.tune(predict=True, device_budget_mib={0: 900}, **asked)
+
+
+def test_a_prediction_leaves_the_budget_of_a_card_that_came_after_the_record_to_the_tuning(host: Host) -> None:
+    host.keep(host.tune())
+    host.gpus.append({**host.gpus[0], "id": "GPU-3"})
+    plan = host.tune(predict=True, device_budget_mib={"CUDA2": 900})
+    assert plan.result is not None and "prediction" in plan.result
+
+
 def test_a_failed_baseline_ends_with_what_there_is(host: Host) -> None:
     first = host.tune()
     assert first.result is not None
@@ -605,7 +634,7 @@ def test_a_host_without_room_for_any_context_says_so() -> None:
     with pytest.raises(ValueError, match="not even a context of 1024 tokens fits: .* MiB are missing"):
         host.tune(context_size="max", reserve_mib=300)
     assert "split_benchmark" not in host.modules
-    with pytest.raises(ValueError, match="is 0: it must be a number of tokens, or max"):
+    with pytest.raises(ValueError, match="split_tuning_context_size must be at least 1, not 0"):
         tuning_settings.read(variables(context_size=0))
     with pytest.raises(ValueError, match="the engine is exllamav3: give a number of tokens"):
         tuning_settings.read(variables(context_size="max", engine="exllamav3"))
@@ -641,7 +670,6 @@ def test_a_plan_on_a_tuned_host_uses_what_was_measured(host: Host) -> None:
     host.keep(host.tune(fingerprint_extra={"rpc_builds": ["slow"]}))
     for gpu in host.gpus:
         del gpu["memory_bandwidth_gb_per_s"]
-    # the plan is not told the hash of the file: path and size tell the model
     plan = host.tune(predict=True, predict_only=True, context_size=1024, cache_type_k="q8_0", cache_type_v="q8_0",
                      model_sha256="", deployment="m-c1024-q8")  # fmt: skip
     assert plan.result is not None
@@ -670,11 +698,23 @@ def test_another_profile_of_a_tuned_model_needs_two_loads_for_its_split(host: Ho
     assert len(of_the_split(third)) == len(of_the_split(first))
 
 
-def test_another_model_of_its_kind_starts_from_nothing(host: Host) -> None:
+def test_a_fine_tune_of_a_tuned_model_starts_from_its_costs(host: Host) -> None:
     host.keep(host.tune())
-    plan = host.tune(model_sha256="c" * 64, deployment="other-c2048")
+    other = {"model_id": "tuned", "model_path": "/srv/tuned.gguf", "model_sha256": "c" * 64, "deployment": "t-c2048"}
+    plan = host.tune(predict=True, predict_only=True, **other)
+    assert plan.result is not None and plan.result["prediction"]["measured_by"] == "m-c2048"
+    plan = host.tune(**other)
     assert plan.result is not None
-    assert plan.result["tuning"]["problem"]["known_costs"] is None
+    assert plan.result["tuning"]["problem"]["known_costs"]["deployment"] == "m-c2048"
+    assert sum(load["purpose"] in ("anchor", "confirm") for load in plan.result["tuning"]["loads"]) == 2
+
+
+def test_a_model_with_other_blocks_starts_from_nothing(host: Host) -> None:
+    host.keep(host.tune())
+    (entry,) = host.record["models"].values()
+    entry["model"]["blocks_fingerprint"] = "of another quant"
+    plan = host.tune(model_sha256="c" * 64, deployment="other-c2048")
+    assert plan.result is not None and plan.result["tuning"]["problem"]["known_costs"] is None
 
 
 def test_a_model_that_llama_cpp_refuses_costs_no_load() -> None:
@@ -751,8 +791,8 @@ def test_llama_cpps_own_placement_is_a_rival() -> None:
     host = MoeHost()
     host.fitted = {
         "layers": [12, 13], "context_size": 2048,
-        "experts_in_ram": {"blocks": list(range(9, 24)), "partial": None, "threads": 0, "no_host": False,
-                           "override": "blk[.](9|10)[.]ffn_(up)_(ch|)exps=CPU"},
+        "experts_in_ram": {"kind": "experts", "blocks": list(range(9, 24)), "partial": None, "threads": 0,
+                           "no_host": False, "override": "blk[.](9|10)[.]ffn_(up)_(ch|)exps=CPU"},
     }  # fmt: skip
     plan = host.tune(objective="request")
     assert plan.result is not None

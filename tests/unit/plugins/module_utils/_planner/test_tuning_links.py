@@ -8,6 +8,7 @@ import typing as t
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import steps
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._planner import test_tuning
 
 Json = dict[str, t.Any]
@@ -103,7 +104,25 @@ def test_a_host_that_was_tuned_with_its_lenders_has_them_in_its_record(box: Box)
     assert [device["id"] for device in plan.result["prediction"]["devices"]] == ["GPU-1", ENDPOINT]
 
 
+def test_the_budget_of_a_lender_that_was_not_asked_yet_is_no_slip() -> None:
+    host = test_tuning.Host(test_tuning.GPUS[:1])
+    asked = {"predict": True, "predict_only": True, "lent": ["rtx3090@1gbe"]}
+    plan = host.tune(**asked, device_budget_mib={"GPU-1": 900, "192.168.1.9:50052": 900})
+    assert plan.result is not None
+    assert [one["budget_mib"] for one in plan.result["prediction"]["devices"] if one["id"] == "GPU-1"] == [900]
+    with pytest.raises(UserError, match="names Vulkan0, which is none of the devices here: CUDA0"):
+        host.tune(**asked, device_budget_mib={"Vulkan0": 900})
+
+
 @pytest.mark.parametrize(("lender", "words"), [("rtx3090", "no link ''"), ("thing@1gbe", "a lender has 'thing'")])
 def test_what_a_lender_cannot_be(lender: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         test_tuning.tuning.planner(test_tuning.variables(lent=[lender]))
+
+
+def test_a_plan_on_a_box_with_lenders_says_that_lenders_by_name_do_not_count(box):
+    box.keep(box.tune(modes=["layer"], rpc_endpoints=[ENDPOINT]))
+    asked = {"predict": True, "predict_only": True, "modes": ["layer"], "model_sha256": ""}
+    lines = box.tune(lent=["rtx3060@1gbe"], **asked).result["lines"]
+    assert lines[0].startswith("Lenders are those that this host was tuned with; rtx3060@1gbe by name would count")
+    assert box.tune(**asked).result["lines"] == lines[1:]
