@@ -17,6 +17,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import pro
 #: What async_status adds to the result of a job.
 PLUMBING: t.Final = ("started", "finished", "ansible_job_id", "results_file", "invocation")
 
+_COMMAND_FAILED = "non-zero return code"  # what ansible.builtin.command says of every failure
 _QUIET_SECONDS = 6.0  # two lines of one job are at least this far apart
 _TAIL_BYTES = 8192
 _LOST_CONTACTS = 5  # polls in a row without an answer before the host counts as unreachable
@@ -108,9 +109,13 @@ class Job:
         """Return the job's own result, and remove its status file.
 
         A job that runs too long is stopped; one that died is said to have died. C(each_poll) may raise to end waiting.
+        A command that failed says why in its last line.
         """
         status = self._wait(poll_seconds, heartbeat_seconds, timeout_seconds, each_poll)
         self._async_status("cleanup")
+        said = str(status.get("stderr", "")).strip().splitlines()
+        if status.get("failed") and status.get("msg") == _COMMAND_FAILED and said:
+            status = {**status, "msg": f"{self._label}: {said[-1]}"}
         return {key: value for key, value in status.items() if key not in PLUMBING}
 
     def _wait(

@@ -84,6 +84,21 @@ def check_lent(host: t.Any, name: str) -> None:
             raise UserError(f"{name} is {host}, which {kind}; {cure}.")
 
 
+def check_devices(devices: t.Any, address: str, of: str = "") -> None:
+    """Raise UserError for an entry of llama_rpc_devices that listens elsewhere than what a host lends on.
+
+    Whoever uses the host is let in by C(address), and reaches nothing else; C(of) names the host, " of pc2".
+    """
+    for device in devices if isinstance(devices, (list, tuple)) else ():
+        host = device.get("host", address) if isinstance(device, t.Mapping) else address
+        name = f"host of {device.get('name')} in llama_rpc_devices{of}" if host != address else ""
+        if name:
+            check_lent(host, name)
+            raise UserError(
+                f"{name} is {host}, and llama_rpc_address is {address}, which is lent on alone: remove that host."
+            )
+
+
 def clients(values: t.Any, name: str) -> list[str]:
     """Return the networks of those who may use what is lent. Raises UserError, which names the variable.
 

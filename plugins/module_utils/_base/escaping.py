@@ -29,7 +29,7 @@ _C_STYLE: t.Final = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t"}
 _NAMES: t.Final = {"\n": "line break", "\r": "carriage return", "\t": "tab", "\0": "NUL"}
 
 
-def control_character(value: str, allowed: str = "") -> str | None:
+def control_character(value: str, allowed: str) -> str | None:
     """Return the first character of a text that moves, ends or hides text, but those in `allowed`; else None."""
     for character in value:
         strange = unicodedata.category(character) in _CONTROLS or character in _BIDIRECTIONAL

@@ -13,8 +13,10 @@ import datetime
 import errno
 import fcntl
 import json
+import math
 import os
 import re
+import stat
 import tempfile
 import time
 import typing as t
@@ -25,6 +27,8 @@ DEEPEST = 100
 #: What tempfile.mkstemp calls a file of ours.
 _TEMPORARY = re.compile(r"\.new-[a-z0-9_]{8}")
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
+#: More than any size or time has; larger numbers overflow a float or take long to read.
+_MOST_DIGITS: t.Final = 40
 _TOO_DEEP = f"it is nested more than {DEEPEST} levels deep"
 
 
@@ -39,21 +43,35 @@ def utc_time(text: str) -> datetime.datetime:
 
 
 def read_text(path: str) -> str | None:
-    """Return the text of a file, or None where there is no such file. Undecodable bytes are replaced, never raised."""
+    """Return the text of a file, or None where there is no such file. Undecodable bytes are replaced, never raised.
+
+    Raises OSError for what is no file: a pipe would be waited for, and a device such as /dev/zero read for ever. A link
+    to /dev/null is an empty file, as a unit is that was masked.
+    """
     try:
-        with open(path, encoding="utf-8", errors="replace") as handle:
+        with open(path, encoding="utf-8", errors="replace", opener=_open_at_once) as handle:
+            found = os.fstat(handle.fileno())
+            if not stat.S_ISREG(found.st_mode) and found.st_rdev != os.stat(os.devnull).st_rdev:
+                raise OSError(errno.EINVAL, "it is no file", path)
             return handle.read()
     except FileNotFoundError:
         return None
 
 
-def from_text(text: str | bytes) -> t.Any:
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def from_text(text: str | bytes, any_number: bool = False) -> t.Any:
     """Return what a JSON text holds. Raises ValueError, with the reason, for no JSON and for more than DEEPEST levels.
+
+    Numbers that JSON or a float cannot hold are no JSON either: NaN, infinity, and more than 40 digits. With
+    C(any_number) they are read, for a program's output whose reader says more of them.
 
     Every file, answer and output that may be damaged is read with this one function.
     """
     try:
-        data = json.loads(text)
+        data = json.loads(text, **({} if any_number else _STRICT))
     except RecursionError as exc:
         raise ValueError(_TOO_DEEP) from exc
     level = [data]
@@ -63,6 +81,22 @@ def from_text(text: str | bytes) -> t.Any:
             return data
         level = [one for node in branches for one in (node.values() if isinstance(node, dict) else node)]
     raise ValueError(_TOO_DEEP)
+
+
+def _no_number(text: str) -> t.NoReturn:
+    raise ValueError(f"it holds the number {text:.60}, which is none of JSON's")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _int(text: str) -> int:
+    return int(text) if len(text) <= _MOST_DIGITS else _no_number(text)
+
+
+_STRICT: t.Final[dict[str, t.Any]] = {"parse_constant": _no_number, "parse_float": _float, "parse_int": _int}
 
 
 def to_text(data: t.Any) -> str:

@@ -3,7 +3,7 @@
 """JSON files that later runs trust: their form, one that a module owns, and the history beside it. Private to this
 collection.
 
-A Form is pure; StateFile and History act on the host for a module, which they are given.
+A Form only reads; StateFile and History act on the host for a module, which they are given.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 import typing as t
 
-from . import json_file
+from . import fields, json_file
 from .errors import UserError
 from .types import Json
 
@@ -27,13 +27,15 @@ def _no_check(_data: Json) -> None:
 class Form:
     """What one kind of file holds.
 
-    C(cure) ends the sentence "move it away (mv a b) and ..." for a file that cannot be used. C(check) raises UserError
-    for data that this collection does not write. C(schema) is None for files that do not outlive a boot.
+    C(cure) ends the sentence "move it away (mv a b) and ..." for a file that cannot be used. C(shape), of
+    fields.check_shape, is what readers rely on, and C(check) raises UserError for what a shape cannot say. C(schema) is
+    None for files that do not outlive a boot.
     """
 
     schema: int | None
     cure: str
     check: t.Callable[[Json], t.Any] = _no_check
+    shape: fields.Shape = dataclasses.field(default_factory=dict)
 
     def data(self, text: str) -> Json:
         """Return the dict in C(text). Raises UserError with the reason alone, for callers that set a file aside."""
@@ -46,6 +48,7 @@ class Form:
         schema = data.get("schema")
         if self.schema is not None and (isinstance(schema, bool) or schema != self.schema):
             raise UserError(f"its schema is {schema!r}, and this release reads schema {self.schema}")
+        fields.check_shape("", data, self.shape)
         self.check(data)
         return data
 
@@ -56,6 +59,11 @@ class Form:
         except UserError as exc:
             cure = f"move it away (mv {path} {path}.old) and {self.cure}"
             raise UserError(f"{path} cannot be used: {exc}; {cure}") from exc
+
+    def read(self, path: str) -> Json | None:
+        """Return the dict in a file, None where there is no file. Raises UserError as parse does, and OSError."""
+        text = json_file.read_text(path)
+        return None if text is None else self.parse(text, path)
 
 
 class StateFile:

@@ -151,12 +151,23 @@ def link(page: str, url: str, name: str) -> str | None:
     else:
         reader = _Links()
         reader.feed(page)
-        base = urllib.parse.urljoin(url, reader.base)
+        base = _joined(url, reader.base) or url
         files = [(_file_name(href), href) for href in reader.found]
+    own = urllib.parse.urlsplit(url).scheme
     for title, href in files:
-        if title == name:
-            return _with_login(urllib.parse.urldefrag(urllib.parse.urljoin(base, href)).url, url)
+        whole = _joined(base, href) if title == name else ""
+        # only a page of this host leads to files of this host
+        if urllib.parse.urlsplit(whole).scheme in ("http", "https", own):
+            return _with_login(urllib.parse.urldefrag(whole).url, url)
     return None
+
+
+def _joined(base: str, href: str) -> str:
+    """Return an address relative to another, or "" for one that cannot be read."""
+    try:
+        return urllib.parse.urljoin(base, href)
+    except ValueError:
+        return ""
 
 
 class _Links(html.parser.HTMLParser):
@@ -177,7 +188,10 @@ class _Links(html.parser.HTMLParser):
 
 
 def _file_name(href: str) -> str:
-    return urllib.parse.unquote(urllib.parse.urlsplit(href).path).rpartition("/")[2]
+    try:
+        return urllib.parse.unquote(urllib.parse.urlsplit(href).path).rpartition("/")[2]
+    except ValueError:  # http://[bad
+        return ""
 
 
 def _with_login(url: str, page: str) -> str:

@@ -120,7 +120,7 @@ class Process:
 
     def __init__(
         self, argv: t.Sequence[str], box: Box, environment: t.Mapping[str, t.Any], stdout: t.Any, stderr: t.Any,
-        lock: int | None = None, limit_seconds: int | None = None, stop_seconds: int = 0,
+        lock: int | None, limit_seconds: int | None = None, stop_seconds: int = 0,
     ) -> None:  # fmt: skip
         """Start a program; C(stdout) and C(stderr) are as for subprocess.Popen, a pipe is C(output) then.
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Student's t, the tail of F, and the spread between loads. Private to this collection. Pure functions only."""
+"""Student's t, the tail of F, spreads, expected gains. Private to this collection. Pure functions only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import functools
 import math
 import statistics
 import typing as t
+
+#: Standard deviations of a normal distribution to each side that hold 95 %.
+NORMAL_95: t.Final = statistics.NormalDist().inv_cdf(0.975)
 
 
 def f_tail(ratio: float, over: int, under: int) -> float:
@@ -78,3 +81,11 @@ def pooled_spread(arms: t.Iterable[t.Sequence[float]]) -> tuple[float, int]:
             squares += log_squares(means)
             degrees += len(means) - 1
     return (math.sqrt(squares / degrees), degrees) if degrees else (0.0, 0)
+
+
+def expected_gain(mean: float, deviation: float) -> float:
+    """Return what is above zero of a normal variable, on average."""
+    if deviation <= 0:
+        return max(0.0, mean)
+    z = mean / deviation
+    return mean * (1 + math.erf(z / math.sqrt(2))) / 2 + deviation * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)

@@ -100,6 +100,14 @@ class Planner(t.Protocol):
         """Return what is shown of a step that ended well, such as "decode 19.2 tokens/s"; nothing when empty."""
 
 
+_State = t.TypeVar("_State")
+
+
+def first_plan(state: _State, stages: t.Iterable[t.Callable[[_State], Plan | None]]) -> Plan | None:
+    """Return the plan of the first stage that has one."""
+    return next((plan for stage in stages if (plan := stage(state)) is not None), None)
+
+
 def result_of(done: t.Sequence[Done], name: str) -> Mapping | None:
     """Return what the step with this name returned, or None while it was not done."""
     return next((item.result for item in done if item.step.name == name), None)

@@ -21,17 +21,27 @@ def number(value: float | None, missing: str = DASH) -> str:
     return f"{value:.1f}" if size >= 9.995 else f"{value:.2f}"
 
 
-def span(ends: t.Sequence[float] | None, missing: str = "-") -> str:
+def span(ends: t.Sequence[float] | None) -> str:
     """Write two ends as text; one where they are equal as shown."""
     if ends is None:
-        return missing
+        return "-"
     low, high = (number(end) for end in ends)
     return low if low == high else f"{low} to {high}"
 
 
-def percent(value: float | None, missing: str = DASH) -> str:
+def percent(value: float | None) -> str:
     """Write a percentage with one decimal and no sign after it."""
-    return missing if value is None else f"{value:.1f}"
+    return DASH if value is None else f"{value:.1f}"
+
+
+def less_time(less: float, low: float | None = None, high: float | None = None) -> tuple[str, str, str]:
+    """Return how much less or more time something takes, in percent: size, C(less) or C(more), and the interval.
+
+    The interval is of what the word says and empty where it is unknown: C(("3.1", "more", "1.2 to 5.0")).
+    """
+    sign, word = (1, "less") if less >= 0 else (-1, "more")
+    size, *ends = (f"{round(sign * value, 1) + 0.0:.1f}" for value in (less, low, high) if value is not None)
+    return size, word, " to ".join(ends[::sign])
 
 
 def mebibytes(value: float | None, missing: str = DASH) -> str:
@@ -39,10 +49,10 @@ def mebibytes(value: float | None, missing: str = DASH) -> str:
     return missing if value is None else f"{value:.0f}"
 
 
-def interval(low: float | None, high: float | None, missing: str = DASH) -> str:
+def interval(low: float | None, high: float | None) -> str:
     """Write a range: 57.2 to 58.1."""
     if low is None or high is None:
-        return missing
+        return DASH
     return f"{number(low)} to {number(high)}"
 
 
@@ -65,7 +75,12 @@ def one_line(value: t.Any, most: int) -> str:
     return kept if len(kept) <= most and len(text) <= 4 * most else f"{kept[: most - 3].rstrip()}..."
 
 
-def columns(rows: t.Sequence[t.Sequence[str]], right: t.Container[int] = ()) -> list[str]:
+def terminal_line(text: str) -> str:
+    """Write a line for any terminal: without the dash, and without what moves or hides text."""
+    return "".join(mark if mark.isprintable() else " " for mark in text.replace(DASH, "-"))
+
+
+def columns(rows: t.Sequence[t.Sequence[str]], right: t.Container[int]) -> list[str]:
     """Align cells in columns, two blanks apart. The columns whose numbers are in I(right) are flushed right."""
     if not rows:
         return []

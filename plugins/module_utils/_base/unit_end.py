@@ -14,6 +14,8 @@ START_BURST: t.Final = 10
 RESTART_SECONDS: t.Final = 5
 # Ending requests, and giving back memory that is locked or pinned: far quicker than reading it from a disk.
 _STOP_SECONDS: t.Final = 30
+#: How long one look at a server that loads may take; then the screen shows that it goes on.
+_LOOK_SECONDS: t.Final = 10
 _LOAD_SECONDS_PER_STOP_SECOND: t.Final = 10
 
 #: What why() reads, for `systemctl show`.
@@ -44,11 +46,13 @@ _ENDS: t.Final = {
 
 
 class Limits(t.TypedDict):
-    """What a unit says about its starts and its stop."""
+    """What a unit says about its starts and its stop, and how often a role looks whether the model is loaded."""
 
     start_burst: int
     start_interval_seconds: int
     stop_seconds: int
+    look_seconds: int
+    looks: int
 
 
 def limits(load_seconds: int) -> Limits:
@@ -62,6 +66,8 @@ def limits(load_seconds: int) -> Limits:
         "start_burst": START_BURST,
         "start_interval_seconds": START_BURST * (load_seconds + RESTART_SECONDS + stop_seconds),
         "stop_seconds": stop_seconds,
+        "look_seconds": _LOOK_SECONDS,
+        "looks": max(1, -(-load_seconds // _LOOK_SECONDS)),
     }
 
 

@@ -96,7 +96,7 @@ def lines(
     return found
 
 
-def build_lines(unit: str, writable: t.Sequence[str], network: bool = False) -> list[str]:
+def build_lines(unit: str, writable: t.Sequence[str], network: bool) -> list[str]:
     """Return the directives of a unit in which a program builds: no privileges, no devices, no network unless asked.
 
     It writes to the folders C(writable), which exist and are given to its user first. Others can read what it makes.

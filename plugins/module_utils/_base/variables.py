@@ -8,11 +8,15 @@ Extra variables of the command line (-e) come as text: C("3") is a whole number,
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing as t
 
 from .types import Json
 
 T = t.TypeVar("T")
+
+_TRUE: t.Final = frozenset({"true", "yes", "on", "1"})
+_FALSE: t.Final = frozenset({"false", "no", "off", "0"})
 
 
 def _whole(value: t.Any) -> int:
@@ -22,14 +26,17 @@ def _whole(value: t.Any) -> int:
 
 
 def _number(value: t.Any) -> float:
-    if isinstance(value, bool):
+    number = float(value)
+    if isinstance(value, bool) or not math.isfinite(number):
         raise ValueError
-    return float(value)
+    return number
 
 
 def _truth(value: t.Any) -> bool:
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    return words[str(value).lower()]
+    word = str(value).lower()
+    if word not in _TRUE | _FALSE:
+        raise ValueError
+    return word in _TRUE
 
 
 def _text(value: t.Any) -> str:
@@ -61,13 +68,20 @@ def _listed(value: t.Any) -> list[t.Any]:
     return list(value)
 
 
+#: Type in an argument spec -> how a value is read, and what it is called.
+SPEC_TYPES: t.Final[dict[str, tuple[t.Callable[[t.Any], t.Any], str]]] = {
+    "bool": (_truth, "true or false"),
+    "dict": (_mapping, "a mapping"),
+    "float": (_number, "a number"),
+    "int": (_whole, "a whole number"),
+    "list": (_listed, "a list"),
+    "path": (_text, "a path"),
+    "str": (_text, "text"),
+}
 #: Type of a field -> how it is read, and what it is called.
 _KINDS: t.Final[dict[str, tuple[t.Callable[[t.Any], t.Any], str]]] = {
-    "str": (_text, "text"),
-    "int": (_whole, "a whole number"),
+    **{name: SPEC_TYPES[name] for name in ("bool", "float", "int", "str")},
     "int | str": (_whole_or_word, "a whole number or a word"),
-    "float": (_number, "a number"),
-    "bool": (_truth, "true or false"),
     "list[str]": (lambda value: [_text(item) for item in _listed(value)], "a list of words"),
     "list[int]": (lambda value: [_whole(item) for item in _listed(value)], "a list of whole numbers"),
     "list[dict[str, t.Any]]": (lambda value: [_mapping(item) for item in _listed(value)], "a list of dicts"),
@@ -90,6 +104,6 @@ def read(kind: type[T], variables: t.Mapping[str, t.Any], role: str) -> T:
         convert, words = _KINDS[str(field.type)]
         try:
             values[field.name] = convert(variables[name])
-        except (ValueError, TypeError, KeyError) as exc:
+        except (ValueError, TypeError, OverflowError) as exc:
             raise ValueError(f"{name} is {variables[name]!r}: it must be {words}") from exc
     return kind(**values)

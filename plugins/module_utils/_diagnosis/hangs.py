@@ -11,10 +11,12 @@ import time
 import typing as t
 
 from .._base import json_file
+from .._base.text import one_line
 from .._base.types import Json
 from .finding import finding
 
 _DAY_SECONDS: t.Final = 86400
+_MOST_CHARACTERS: t.Final = 200
 
 
 def findings(text: str, unit: str, days: int, now: float) -> list[Json]:
@@ -25,12 +27,12 @@ def findings(text: str, unit: str, days: int, now: float) -> list[Json]:
     try:
         restarts = json_file.from_text(text)["units"][unit]["restarts"] if text else []
         recent = [one for one in restarts if now - one["at"] <= days * _DAY_SECONDS]
-    except (KeyError, TypeError, ValueError):
+        when, reason = [
+            (time.strftime("%Y-%m-%d %H:%M", time.gmtime(one["at"])), one_line(one["reason"], _MOST_CHARACTERS))
+            for one in recent
+        ][-1]
+    except (LookupError, OSError, OverflowError, TypeError, ValueError):
         return []
-    if not recent:
-        return []
-    last = recent[-1]
-    when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(last["at"]))
     times = "once" if len(recent) == 1 else f"{len(recent)} times"
-    detail = f"the watchdog restarted it {times} within {days} days; the last time, {when} UTC, since {last['reason']}"
+    detail = f"the watchdog restarted it {times} within {days} days; the last time, {when} UTC, since {reason}"
     return [finding("server", "hung", "note", detail, "journalctl -t mixed-gpu-watchdog has all of them")]

@@ -109,7 +109,9 @@ def _parts(entry: Json, phase: Json, model: Expected | None) -> list[_Part]:
 
 def observe(entry: Json, phase: Json, tolerance_percent: float) -> Json:
     """Compare one phase of server_under_load.watch with the record; see docs/data_formats.md, diagnosis."""
-    kind, depth = phase["kind"], _depth(entry, phase["kind"])
+    kind = phase["kind"]
+    # deep in a context attention takes time that a short request does not
+    depth = int((split_advice.tests_of(entry).get(kind) or {}).get("n_depth") or 0)
     model, error = expected(entry, kind, phase["prompt_tokens"]), record_error(entry, kind)
     parts = _parts(entry, phase, model)
     drafted = bool(entry.get("speculation"))
@@ -165,11 +167,6 @@ def _device_row(entry: Json, index: int, parts: t.Sequence[_Part], model: Expect
         "expected_utilisation_percent": _rounded(100 * model.utilisation()[index] if model else None, 1),
         "waiting_percent": _rounded(100 * waited / total if total else None, 1),
     }
-
-
-def _depth(entry: Json, kind: str) -> int:
-    """Return the depth at which the record was measured: there attention takes time that a short request does not."""
-    return int((split_advice.tests_of(entry).get(kind) or {}).get("n_depth") or 0)
 
 
 def _change_out(result: Change) -> Json:

@@ -142,7 +142,7 @@ def advice(entry: Json, observed: t.Sequence[Json]) -> Json:
     if decision["split_mode"] != "layer":
         return {**none, "why": "in split mode tensor all devices work on every layer: there are no layers to move"}
     if decision.get("experts_in_ram"):
-        why = "with experts in RAM memory decides how many layers a device has: a retune looks for a better placement"
+        why = "with weights in RAM memory decides how many layers a device has: a retune looks for a better placement"
         return {**none, "why": why}
     if sum(1 for count in decision["layers"] if count) == 1 and len(decision["layers"]) == 1:
         return {**none, "why": "nothing to move: there is one device"}

@@ -16,6 +16,8 @@ from .._base.types import Json
 Run = t.Callable[[list[str]], tuple[int, str, str]]
 
 ENVIRONMENT: t.Final = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8", "APT_LISTCHANGES_FRONTEND": "none"}
+#: How long another program that uses apt or dpkg is waited for.
+LOCK_SECONDS: t.Final = 600
 CURE: t.Final = "check the host's network and its apt sources, then run the play again"
 
 _INSTALL = re.compile(r"Inst (\S+?)(?::\S+)? (?:\[(\S+)\] )?\((\S+) ")
@@ -77,7 +79,7 @@ def update_problem(returncode: int, out: str, err: str) -> str:
     return " / ".join(failed[:3])[:400]
 
 
-def update_lists(run: Run, wait_seconds: float) -> str:
+def update_lists(run: Run, wait_seconds: float = LOCK_SECONDS) -> str:
     """Fetch the package lists; return why some could not be fetched, or "".
 
     `run` runs a command with `ENVIRONMENT` and returns its return code, output and error output. Unlike dpkg's lock,
@@ -97,10 +99,11 @@ def unknown_packages(err: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def failure(names: t.Sequence[str], why: str, changed: bool, cure: str = "") -> str:
+def failure(names: t.Sequence[str], why: str, changed: bool, cure: str) -> str:
     """Return one message about a step of apt that failed: what, why, what became of it, cure.
 
-    `names` are the packages that were to be installed or removed; `changed` says whether apt had begun.
+    `names` are the packages that were to be installed or removed; `changed` says whether apt had begun. Without a
+    `cure` it is CURE.
     """
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     what = f"The package{'s' if len(names) > 1 else ''} {shown} could not be installed: {why}."

@@ -73,7 +73,7 @@ def find(menu: t.Sequence[Entry], default: str) -> Entry:
 
 
 def _entry(level: t.Sequence[Entry], step: str) -> Entry:
-    if step.isdigit():
+    if step.isascii() and step.isdigit():
         return level[int(step)] if int(step) < len(level) else level[0]
     return next((entry for entry in level if step in (entry.title, entry.ident)), level[0])
 
@@ -100,6 +100,7 @@ def systemd_boot(listed: str, one_shot: str, kernels: t.Sequence[str]) -> str:
         entries = json_file.from_text(listed or "[]")
     except ValueError:
         return ""
+    entries = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
     wanted = [entry for entry in entries if entry.get("id") == one_shot] if one_shot else [
         entry for entry in entries if entry.get("isDefault")
     ]

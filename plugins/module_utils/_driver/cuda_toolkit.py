@@ -14,7 +14,6 @@ from .._base.errors import UserError
 from .._base.types import Json
 from .cuda_compat import WHEELS_VERSION
 
-Source = t.Literal["existing", "distribution", "nvidia", "wheels", "none"]
 # with downloads (Debian 13's package: 1.9 GB and 5.1 GB; the wheels: 0.5 GB and 0.9 GB, NCCL 0.3 GB and 0.4 GB)
 _DISK_MIB = {"distribution": 8192, "nvidia": 8192, "wheels": 2560}
 #: What to do where apt does not know a package.

@@ -45,7 +45,7 @@ class NextKernel(t.NamedTuple):
 
 
 def next_kernel(
-    kernels: t.Sequence[str], running: str, grub_default: str = "", grub_environment: str = "", grub_menu: str = ""
+    kernels: t.Sequence[str], running: str, grub_default: str, grub_environment: str, grub_menu: str
 ) -> NextKernel:
     """Return the kernel that GRUB boots next.
 
@@ -118,8 +118,8 @@ def bad_for_next(host: HostDriver, version: str, open_modules: bool) -> str:
     return next((bad for bad in found if bad), "")
 
 
-def is_built(host: HostDriver, exact: str = "") -> bool:
-    """Whether a module (of the exact version, where one is given) is built for every kernel that may boot next."""
+def is_built(host: HostDriver, exact: str) -> bool:
+    """Whether a module (of the exact version, where that is not "") is built for every kernel that may boot next."""
     modules = [host["modules"].get(kernel) for kernel in host["kernels_next"]]
     return all(module is not None and (not exact or module["version"] == upstream(exact)) for module in modules)
 

@@ -73,7 +73,7 @@ def branch_of(version: str) -> str:
     return major[1] if major else ""
 
 
-def is_driver(name: str, source: str = "") -> bool:
+def is_driver(name: str, source: str) -> bool:
     """Whether a package belongs to the driver, so that it must stay of one version with the loaded module."""
     if _OTHER_NAME.match(name):
         return False

@@ -11,7 +11,7 @@ import typing as t
 
 from .._base import json_state
 from .._base.errors import UserError
-from .._base.types import Json, Mapping
+from .._base.types import Mapping
 from .driver_packages import branch_of, own_versions, upstream
 from .driver_types import Package, Step
 
@@ -65,17 +65,15 @@ def empty() -> Record:
     return {"schema": SCHEMA, "states": [], "rollback": None}
 
 
-def _check(record: Json) -> None:
-    states = record.get("states")
-    whole = isinstance(states, list) and all(
-        isinstance(state, dict) and isinstance(state.get("packages"), dict) and isinstance(state.get("version"), str)
-        for state in states
-    )
-    if not whole or "rollback" not in record:
-        raise UserError("its states or its rollback are not what this collection writes")
-
-
-FORM: t.Final = json_state.Form(SCHEMA, "run the play again: what is installed now is recorded", _check)
+_STATE: t.Final = {
+    "version": str, "packages": {str: str}, "recorded_at?": str, "reason?": str, "main?": str, "holds?": [str],
+    "pin?": str, "kernel_next?": str,
+}  # fmt: skip
+_SHAPE: t.Final = {
+    "states": [_STATE],
+    "rollback": (None, {"to": _STATE, "from_version": str, "started_at": str, "finished_at": (None, str)}),
+}  # fmt: skip
+FORM: t.Final = json_state.Form(SCHEMA, "run the play again: what is installed now is recorded", shape=_SHAPE)
 
 
 def parse(text: str | None, path: str) -> Record:

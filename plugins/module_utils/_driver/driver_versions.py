@@ -58,6 +58,6 @@ def _installed(directory: str) -> str | None:
     return ""
 
 
-def read(root: str = "/") -> Versions:
+def read(root: str) -> Versions:
     """Return the versions on this host."""
     return Versions(loaded(root), _installed(os.path.join(root, "lib/modules")))

@@ -41,7 +41,15 @@ def of_kernel(host: HostDriver, kernel: str) -> list[str]:
         return names[:1]
     images = [name for name in host["packages"] if re.search(rf"-(image|kernel)-(unsigned-)?{re.escape(kernel)}", name)]
     image = host["images"].get(kernel) or (images or [""])[0]
-    return [of_image(image) or f"linux-headers-{kernel}"]
+    return [of_image(image) or f"{_vendor(kernel)}-headers-{kernel}"]
+
+
+def _vendor(kernel: str) -> str:
+    """Return who names a kernel of no known package: Proxmox, whose names changed with 6.5, or everybody else."""
+    numbers = re.match(r"([0-9]+)\.([0-9]+)", kernel)
+    if not kernel.endswith("-pve") or not numbers:
+        return "linux"
+    return "proxmox" if (int(numbers[1]), int(numbers[2])) >= (6, 5) else "pve"
 
 
 def wanted(host: HostDriver) -> list[str]:

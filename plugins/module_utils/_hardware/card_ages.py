@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .._base.types import Json, Mapping
+from .._base.types import Mapping
 
 Version = tuple[int, int]
 #: From this branch on NVIDIA has the open kernel modules only.
@@ -230,13 +230,3 @@ def target_problem(release: str, wanted: t.Iterable[str]) -> str:
         if last and cuda > last:
             return f"CUDA {release} has no target for compute capability {capability}, which ended with {words(last)}"
     return ""
-
-
-def rows() -> list[Json]:
-    """Return the table by compute capability, for the page of supported cards."""
-    kinds = {capability: kind for _first, _last, kind, capability in _RANGES}
-    return [
-        {**kinds[capability]._asdict(), "capability": capability, "first_cuda": TARGETS[capability][0],
-         "last_cuda": TARGETS[capability][1]}
-        for capability in sorted(kinds, key=version)
-    ]  # fmt: skip

@@ -22,8 +22,8 @@ Run = t.Callable[[list[str]], tuple[int, str, str]]
 MIB: t.Final = 1 << 20
 
 
-def describe(paths: t.Sequence[str], files: t.Sequence[str], listeners: list[Json] | None) -> Json:
-    """Return what the module host_info documents as C(host): room at I(paths), sizes of I(files), system and cards."""
+def describe() -> Json:
+    """Return what the module host_info documents as C(host): system, memory and cards."""
     return {
         "os": operating_system(read("/etc/os-release") or read("/usr/lib/os-release") or ""),
         "machine": platform.machine(),
@@ -38,9 +38,6 @@ def describe(paths: t.Sequence[str], files: t.Sequence[str], listeners: list[Jso
         "hypervisor": host_hardware.hypervisor(),
         "secure_boot": host_hardware.secure_boot(),
         **memory(read("/proc/meminfo") or ""),
-        "disks": [disk(path) for path in paths],
-        "files": [{"path": path, "size_bytes": size_bytes(path)} for path in files],
-        "listeners": listeners,
         "nvidia_pci": host_hardware.nvidia_pci(),
         "nvidia_devices": host_hardware.nvidia_devices(),
         "nvidia_nodes": host_hardware.nvidia_nodes(),

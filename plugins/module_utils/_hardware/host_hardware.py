@@ -182,9 +182,9 @@ def secure_boot(root: str = "") -> bool | None:
     return bool(value[4]) if len(value) > 4 else None
 
 
-def firmware(root: str = "") -> str | None:
+def firmware() -> str | None:
     """Version and date of the mainboard's firmware, as DMI has them; None where the machine does not say."""
-    words = [read(f"{root}/sys/class/dmi/id/{name}") for name in ("bios_version", "bios_date")]
+    words = [read(f"/sys/class/dmi/id/{name}") for name in ("bios_version", "bios_date")]
     return " ".join(word.strip() for word in words if word and word.strip()) or None
 
 
@@ -207,10 +207,10 @@ def hypervisor(root: str = "") -> str | None:
 # --- disks ------------------------------------------------------------------------------------------------------------
 
 
-def medium(path: str, root: str = "") -> str | None:
+def medium(path: str) -> str | None:
     """What the file system of an existing path lies on: nvme, ssd or disk; None where it is no local disk."""
     number = os.stat(path).st_dev
-    return block_medium(f"{os.major(number)}:{os.minor(number)}", root)
+    return block_medium(f"{os.major(number)}:{os.minor(number)}")
 
 
 def block_medium(number: str, root: str = "") -> str | None:

@@ -162,7 +162,7 @@ CARDS: t.Final[dict[str, Card]] = {
 
 
 def _specified(
-    name: str, total_mib: int, bandwidth: float, tflops: float, watts: int, pcie: Pcie, price: Price | None,
+    name: str, total_mib: int, bandwidth_gb_per_s: float, tflops: float, watts: int, pcie: Pcie, price: Price | None,
     launches: Launches,
     decode: tuple[float, str] = (USUAL_FRACTION, "assumed, the mean of other cards; no run of a large model was found"),
     prefill: tuple[float, str] | None = None, nvlink: bool = False,
@@ -172,15 +172,15 @@ def _specified(
     reached, prefill_source = prefill or (1.13 * tflops, f"computed, 1.13 x {tflops} TFLOPS FP32")
     sources = (
         f"free: {1 - OVERHEAD:.0%} of its specification's memory",
-        f"bandwidth: NVIDIA's specification, {bandwidth:g} GB/s",
+        f"bandwidth: NVIDIA's specification, {bandwidth_gb_per_s:g} GB/s",
         f"decode: {decode_source}",
         f"prefill: {prefill_source}",
         f"launches: {launches.source}",
     )
     free = int(total_mib * (1 - OVERHEAD))
     return Card(
-        name, total_mib, free, bandwidth, fraction, round(reached, 1), sources, launches.ms, watts, pcie, price,
-        nvlink=nvlink,
+        name, total_mib, free, bandwidth_gb_per_s, fraction, round(reached, 1), sources, launches.ms, watts, pcie,
+        price, nvlink=nvlink,
     )  # fmt: skip
 
 
@@ -226,9 +226,9 @@ CARDS.update({
     "p40": _specified(
         "Tesla P40", 24576, 346, 11.8, 250, Pcie(3, 16), None, _PASCAL,
         (
-            0.365,
-            f"two cards, tensor mode, 13.2 tokens per second, Qwen3.8-27B UD-Q4_K_XL ({_MTP}); one card gave 72 with"
-            " gpt-oss-20b, twice what that tells (llama.cpp PR 16715)",
+            0.82,
+            "between 56.8 tokens per second, Llama 7B Q4_0, 0.89 (llama.cpp PR 4766), and 72, gpt-oss-20b, 0.76"
+            " (llama.cpp PR 16715)",
         ),
         (9.5, f"two cards, 354 tokens per second, Qwen3.8-27B UD-Q5_K_XL ({_MTP})"),
     ),

@@ -64,7 +64,7 @@ _P2P_CAPABILITIES = {"read": 0, "write": 1, "nvlink": 2, "atomics": 3, "pci": 4}
 
 _NVLINK_MAX_LINKS = 18  # NVML_NVLINK_MAX_LINKS
 
-_CLOCKS = {"graphics": 0, "sm": 1, "memory": 2, "video": 3}  # nvmlClockType_t
+_CLOCK_MEMORY = 2  # nvmlClockType_t
 _LONGEST_SECONDS = 86400.0
 _NO_PROCESS_MEMORY = 0xFFFFFFFFFFFFFFFF  # NVML_VALUE_NOT_AVAILABLE
 
@@ -285,7 +285,6 @@ def _card(nvml: t.Any, index: int, handle: t.Any) -> Json:
     capability = ask("nvmlDeviceGetCudaComputeCapability")
     limits = ask("nvmlDeviceGetPowerManagementLimitConstraints") or (None, None)
     bar1 = ask("nvmlDeviceGetBAR1MemoryInfo")
-    bus_width = ask("nvmlDeviceGetMemoryBusWidth")
     persistence = ask("nvmlDeviceGetPersistenceMode")
     ecc = ask("nvmlDeviceGetEccMode")
     facts: Json = {
@@ -293,7 +292,6 @@ def _card(nvml: t.Any, index: int, handle: t.Any) -> Json:
         "name": _text(ask("nvmlDeviceGetName")),
         "pci_bus_id": None if pci is None else _bus_id(pci),
         "index": index,
-        "minor_number": ask("nvmlDeviceGetMinorNumber"),
         "compute_capability": None if capability is None else f"{capability[0]}.{capability[1]}",
         "architecture": _ARCHITECTURES.get(ask("nvmlDeviceGetArchitecture")),
         "power_limit_watts": _watts(ask("nvmlDeviceGetPowerManagementLimit")),
@@ -308,7 +306,6 @@ def _card(nvml: t.Any, index: int, handle: t.Any) -> Json:
         "pcie_generation_device_max": ask("nvmlDeviceGetGpuMaxPcieLinkGeneration"),
         "pcie_width": ask("nvmlDeviceGetCurrPcieLinkWidth"),
         "pcie_width_max": ask("nvmlDeviceGetMaxPcieLinkWidth"),
-        "memory_bus_width_bits": bus_width,
         "bar1_total_mib": None if bar1 is None else bar1.bar1Total // MIB,
         "persistence_mode": None if persistence is None else bool(persistence),
         "ecc_enabled": None if ecc is None else bool(ecc[0]),
@@ -317,12 +314,8 @@ def _card(nvml: t.Any, index: int, handle: t.Any) -> Json:
         "processes": _processes(nvml, ask),
         "sampled": None,
     }
-    for clock, clock_type in _CLOCKS.items():
-        facts[f"clock_{clock}_mhz"] = ask("nvmlDeviceGetClockInfo", clock_type)
-        facts[f"clock_{clock}_max_mhz"] = ask("nvmlDeviceGetMaxClockInfo", clock_type)
-    facts["memory_bandwidth_gb_per_s"] = bandwidth_gb_per_s(facts["clock_memory_max_mhz"], bus_width)
-    facts.update(_memory(nvml, ask))
-    return facts
+    clock, width = ask("nvmlDeviceGetMaxClockInfo", _CLOCK_MEMORY), ask("nvmlDeviceGetMemoryBusWidth")
+    return {**facts, "memory_bandwidth_gb_per_s": bandwidth_gb_per_s(clock, width), **_memory(nvml, ask)}
 
 
 def bandwidth_gb_per_s(memory_clock_mhz: int | None, bus_width_bits: int | None) -> float | None:

@@ -13,7 +13,7 @@ import typing as t
 
 from .._base.types import Json, Mapping
 
-_CLOCK_SM, _CLOCK_MEMORY = 1, 2  # nvmlClockType_t
+_CLOCK_SM = 1  # nvmlClockType_t
 _XID_CRITICAL_ERROR = 8  # nvmlEventTypeXidCriticalError
 _TIMEOUT = 10  # NVML_ERROR_TIMEOUT
 
@@ -23,10 +23,8 @@ QUANTITIES: t.Final = (
     "pcie_width",
     "power_draw_watts",
     "clock_sm_mhz",
-    "clock_memory_mhz",
     "temperature_celsius",
     "utilization_gpu_percent",
-    "utilization_memory_percent",
 )
 
 #: Asks one NVML function; None where it is not supported, CardGoneError when the card is gone.
@@ -50,7 +48,7 @@ def watch(
     handles: Mapping,
     seconds: float,
     interval_ms: int,
-    ended: t.Callable[[], bool] = lambda: False,
+    ended: t.Callable[[], bool],
 ) -> Json:
     """Look at the cards every `interval_ms` for `seconds` or until `ended`, at least once, and collect Xid events.
 
@@ -140,10 +138,8 @@ def _read(nvml: t.Any, ask: Ask, handle: t.Any) -> Reading:
         "pcie_width": ask_card("nvmlDeviceGetCurrPcieLinkWidth"),
         "power_draw_watts": None if milliwatts is None else round(milliwatts / 1000, 1),
         "clock_sm_mhz": ask_card("nvmlDeviceGetClockInfo", _CLOCK_SM),
-        "clock_memory_mhz": ask_card("nvmlDeviceGetClockInfo", _CLOCK_MEMORY),
         "temperature_celsius": ask_card("nvmlDeviceGetTemperature", 0),
         "utilization_gpu_percent": None if utilization is None else utilization.gpu,
-        "utilization_memory_percent": None if utilization is None else utilization.memory,
         "throttle_mask": throttle_mask(ask_card),
     }
 

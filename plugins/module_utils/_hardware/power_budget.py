@@ -41,7 +41,7 @@ def for_card(gpu: Mapping, settings: Mapping) -> t.Any:
 
 
 def card(gpu: Mapping, planned_watts: t.Any = None) -> Json:
-    """Return {name, limit_watts, planned, default_watts, peak_low_watts, peak_high_watts, source} of one card.
+    """Return {name, limit_watts, planned, peak_low_watts, peak_high_watts, source} of one card.
 
     `gpu` is an entry of gpu_facts, or {name} alone. The limit is the one that the role gpu_power is to set, or the one
     in force. Watts are None where neither NVML nor the table of known cards knows the card. Raises UserError for a
@@ -66,7 +66,6 @@ def card(gpu: Mapping, planned_watts: t.Any = None) -> Json:
         "name": name,
         "limit_watts": round(limit) if limit else None,
         "planned": planned_watts is not None,
-        "default_watts": round(default) if default else None,
         "peak_low_watts": low, "peak_high_watts": high, "source": known.source if known else OTHER_SOURCE,
     }
 

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import typing as t
 
-from .._base import fingerprints, steps, variables
+from .._base import fingerprints, host_python, steps, variables
 from .._base.types import Json, Mapping
 from . import power_sweep
 
@@ -48,7 +48,6 @@ class Settings:
     energy_meter: str
     host: str
     path: str
-    host_python: str
     state_dir: str
     conflicting_units: list[str]
     lease_seconds: int
@@ -205,11 +204,10 @@ def _name(point: Mapping, number: int) -> str:
 
 def _look(state: _State, required: bool) -> steps.Plan | None:
     """Return the steps that read what is recorded and which cards there are; None once they were done."""
-    settings = state.settings
     query = {"state": "query", "engine": "llama_cpp", "required": required}
     asked = (
         steps.Step("deployment", "split_record", query, "read the recorded deployment"),
-        steps.Step("cards", "gpu_facts", {"host_python": settings.host_python, "required": required}, "read the cards"),
+        steps.Step("cards", "gpu_facts", {"required": required}, "read the cards"),
     )
     missing = tuple(step for step in asked if not state.has(step))
     return steps.Plan(missing) if missing else None
@@ -222,7 +220,6 @@ def _measured_at(state: _State, point: Json, number: int) -> list[steps.Step]:
         "limits_watts": point["limits_watts"],
         "until_unit": _LEASE_UNIT,
         "settle_seconds": settings.settle_seconds,
-        "host_python": settings.host_python,
     }
     parts = {
         "tuned": entry["fingerprint"],
@@ -249,8 +246,7 @@ def _measured_at(state: _State, point: Json, number: int) -> list[steps.Step]:
         "campaign": _campaign(state),
         "fingerprint": fingerprints.fingerprint(parts),
         "state_dir": f"{settings.state_dir}/measurements",
-        "wrapper": [settings.host_python, settings.energy_meter],
-        "host_python": settings.host_python,
+        "wrapper": [host_python.DEFAULT, settings.energy_meter],
         "timeout_seconds": settings.load_timeout_seconds,
     }
     return [

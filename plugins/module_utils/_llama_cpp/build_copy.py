@@ -13,6 +13,7 @@ import typing as t
 
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
+from .._driver import cuda_compat
 from . import build_plan
 
 #: Flags of the kernel that name instructions which a compiler may use for this CPU.
@@ -26,6 +27,7 @@ _INSTRUCTIONS: t.Final = re.compile(
 _OF_CARDS: t.Final = re.compile(r"lib(?:cu|nccl|nv)\w*\.so")
 _NEEDED: t.Final = re.compile(r"\(NEEDED\)\s+Shared library: \[([^]]+)\]")
 _PACKAGE: t.Final = re.compile(r"[a-z0-9][a-z0-9+.-]*[a-z0-9]")
+_ARCHITECTURES: t.Final = "CMAKE_CUDA_ARCHITECTURES"
 _KEY: t.Final = re.compile(r"[0-9a-f]{64}")
 _PROGRAM: t.Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _OWNER: t.Final = re.compile(r"^([a-z0-9][a-z0-9+.-]+)(?::[a-z0-9]+)?: /")
@@ -45,6 +47,45 @@ def offer(host: str, record: Mapping | None, machine: Machine, packages: t.Seque
     if record is None or record["source"]["kind"] == "package":
         return {}
     return {"host": host, "record": dict(record), "packages": list(packages), "runs_on": machine._asdict()}
+
+
+def described(settings: build_plan.Settings, here: Machine) -> Json:
+    """Return what decides on a host whether it copies a build, for the host that builds."""
+    return {"settings": dict(settings), "runs_on": here._asdict()}
+
+
+def further_architectures(
+    settings: build_plan.Settings, record: Mapping, there: Machine, in_use: Mapping | None
+) -> list[str]:
+    """Return the CUDA architectures that the main build needs beside its own, so that other hosts can copy it.
+
+    C(record) is what build.json will say without them; C(there) is the host that builds, its toolkit as all that nvcc
+    says; offer_to of C(settings) has what C(described) said of each other host. One that would build for itself with
+    them as well adds none. Where nothing is said of others, those of the build C(in_use) stay: who is away now must
+    not change what is built. None that the toolkit does not compile for, and none where the variables name some.
+    """
+    if "cuda" not in record["toolchain"] or settings["cuda_architectures"]:
+        return []
+    others, own, found = settings["offer_to"], _built_for(record), set()
+    for other in others:
+        here = Machine(**other["runs_on"])
+        lacking = [target for target in here.targets or () if target not in own]
+        offered = {"host": "", "record": _widened(record, lacking), "packages": [], "runs_on": there._asdict()}
+        found |= set() if why_not(offered, other["settings"], here) else set(lacking)
+    if not others and in_use is not None:
+        found = set(in_use["further_architectures"]) - set(own)
+    release = cuda_compat.nvcc_release(there.toolkit)
+    return sorted((one for one in found if not cuda_compat.architecture_problem(release, [one])), key=int)
+
+
+def _widened(record: Mapping, targets: t.Sequence[str]) -> Json:
+    """Return the record of a build that is compiled for further CUDA architectures."""
+    option = f"-D{_ARCHITECTURES}="
+    arguments = [
+        ";".join([argument, *targets]) if argument.startswith(option) else argument
+        for argument in record["cmake_arguments"]
+    ]
+    return {**record, "cmake_arguments": arguments}
 
 
 def why_not(offered: Mapping, settings: build_plan.Settings, here: Machine) -> str:
@@ -108,7 +149,7 @@ def _options(arguments: t.Iterable[str]) -> t.Iterator[tuple[str, str]]:
 
 def _built_for(record: Mapping) -> list[str]:
     """Return the CUDA architectures of a build."""
-    found = dict(_options(record["cmake_arguments"])).get("CMAKE_CUDA_ARCHITECTURES", "")
+    found = dict(_options(record["cmake_arguments"])).get(_ARCHITECTURES, "")
     return [one for one in found.split(";") if one]
 
 

@@ -222,16 +222,20 @@ def plan(
     wanted_source: t.Mapping[str, t.Any],
     toolchain: t.Mapping[str, str],
     architectures: t.Sequence[str | int],
+    further: t.Sequence[str] = (),
 ) -> list[Build]:
     """Return the builds that the variables ask for, the main one first.
 
     `wanted_source` is the result of `source`; `toolchain` maps the names of `tools` to what those print;
-    `architectures` are compute capabilities without their dot. An equal key means an equal build.
+    `architectures` are compute capabilities without their dot; the main build has C(further) ones, of hosts that copy
+    it. An equal key means an equal build.
     Raises UserError for what CMake would misread, and for cards that the CUDA toolkit does not compile for.
     """
     if uses_cuda(settings):
         _check_targets(cuda_compat.nvcc_release(toolchain["cuda"]), [str(number) for number in architectures])
-    return [_build(build, settings, wanted_source, toolchain, architectures) for build in _wanted(settings)]
+    main, *extra = _wanted(settings)
+    builds = [_build(build, settings, wanted_source, toolchain, architectures) for build in extra]
+    return [_build(main, settings, wanted_source, toolchain, architectures, further), *builds]
 
 
 def _check_targets(release: str, architectures: t.Sequence[str]) -> None:
@@ -260,6 +264,7 @@ def _build(
     wanted_source: t.Mapping[str, t.Any],
     toolchain: t.Mapping[str, str],
     architectures: t.Sequence[str | int],
+    further: t.Sequence[str] = (),
 ) -> Build:
     name, kind = wanted["name"], wanted_source["kind"]
     if not wanted["targets"]:
@@ -274,7 +279,7 @@ def _build(
     arguments: list[str] = []
     used: dict[str, str] = {}
     if kind != "package":
-        arguments = _arguments(wanted, settings, architectures)
+        arguments = _arguments(wanted, settings, [*architectures, *further])
         needed = ["c", "cxx", *(["cuda"] if "cuda" in wanted["backends"] else [])]
         needed += ["native"] if wanted["native"] else []
         used = summarise_toolchain({tool: toolchain[tool] for tool in needed})
@@ -298,6 +303,7 @@ def _build(
         "commit": wanted_source.get("commit"),
         "source": dict(wanted_source),
         "cmake_arguments": arguments,
+        "further_architectures": list(further),
         "quick_compile": quick,
         "web_ui_node": node,
         "targets": list(dict.fromkeys(wanted["targets"])),

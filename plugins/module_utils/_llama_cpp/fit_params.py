@@ -79,8 +79,8 @@ def fit_command(
     model_path: str,
     devices: t.Sequence[str],
     serving: Mapping,
-    rpc_endpoints: t.Sequence[str] = (),
-    margins_mib: t.Sequence[int] = (),
+    rpc_endpoints: t.Sequence[str],
+    margins_mib: t.Sequence[int],
 ) -> list[str]:
     """Return the command that asks llama.cpp where it would place the model by itself, with the flags of the server.
 
@@ -114,7 +114,10 @@ def _serving_words(serving: Mapping, experts: ExpertPlacement | None) -> list[st
 
 
 #: Patterns of `-ot` as fit prints them: all experts of a block, or everything of its feed-forward part but some.
-_FITTED = re.compile(r"blk\\\.([0-9]+)\\\.ffn_(\([a-z_|]+\)|down)(_\(ch\|\)exps|\.\*)=(\S+)")
+_FITTED = re.compile(r"blk\\\.([0-9]{1,6})\\\.ffn_(\([a-z_|]+\)|down)(_\(ch\|\)exps|\.\*)=(\S+)")
+_FIT = re.compile(
+    r"-c ([0-9]{1,12}) -ngl (-?[0-9]{1,6})(?: -ts ([0-9]{1,6}(?:,[0-9]{1,6})*))?(?: -ot \"(.*)\")?\s*"
+)
 _WHOLE: t.Final = ("up", "down", "gate_up", "gate")
 
 
@@ -125,7 +128,7 @@ def parse_fit(text: str, devices: t.Sequence[str], block_count: int) -> tuple[in
     Raises UserError where it leaves whole layers in RAM, which no plan does, or printed something else.
     """
     line = next((line for line in reversed(text.splitlines()) if re.match(r"-c [0-9]+ -ngl ", line)), "")
-    match = re.fullmatch(r"-c ([0-9]+) -ngl (-?[0-9]+)(?: -ts ([0-9,]+))?(?: -ot \"(.*)\")?\s*", line)
+    match = _FIT.fullmatch(line)
     if match is None:
         raise UserError(f"there is no line of the form '-c N -ngl N -ts N,N' in its output ({text[-200:].strip()})")
     layers, slots = int(match[2]), block_count + 1
@@ -134,6 +137,8 @@ def parse_fit(text: str, devices: t.Sequence[str], block_count: int) -> tuple[in
     if layers < slots:
         raise UserError(f"it leaves {slots - layers} whole layers in RAM, which the collection does not measure")
     shares = [int(share) for share in match[3].split(",")] if match[3] else [slots]
+    if not any(shares) or len(shares) > len(devices):
+        raise UserError(f"its shares are {match[3]:.60} for {len(devices)} devices ({', '.join(devices)})")
     counts = layer_split.layers_from_shares([*shares, *[0] * (len(devices) - len(shares))], slots)
     overrides = match[4].split(",") if match[4] else []
     blocks = []

@@ -155,10 +155,9 @@ def make_order(load: Mapping, devices: t.Sequence[str], serving: Mapping) -> Ord
         raise UserError(f"{exc} ({label})") from exc
     if experts is not None:
         if split_mode == "tensor":
-            raise UserError(f"{label} has experts in RAM and split mode tensor, which needs whole blocks on devices")
-        serving = expert_placement.serving_with(t.cast(Serving, serving), experts)
+            raise UserError(f"{label} has weights in RAM and split mode tensor, which needs whole blocks on devices")
         sizes = [size for test in tests if isinstance(size := micro_batch(test, serving), int)]
-        serving = {**serving, "batch_size": max([serving["batch_size"], *sizes])}
+        serving = expert_placement.serving_with(t.cast(Serving, serving), experts, max(sizes, default=0))
     for field, flag in SERVING_FLAGS:
         value = serving.get(field)
         if not isinstance(value, (str, int)) or isinstance(value, bool):
@@ -260,7 +259,7 @@ def read_rows(stdout: str) -> tuple[list[Json], list[str], bool]:
         text = line.strip()
         if text.startswith("{"):
             try:
-                row = json_file.from_text(text)
+                row = json_file.from_text(text, any_number=True)
             except ValueError:
                 broken = True
             else:

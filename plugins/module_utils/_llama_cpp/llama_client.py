@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
 import time
 import typing as t
 import urllib.error
@@ -41,10 +42,17 @@ def read_api_key(path: str | None) -> str | None:
 def _object(text: bytes) -> Json:
     """Return the JSON object that a text is, {} for anything else."""
     try:
-        found = json_file.from_text(text)
+        found = json_file.from_text(text, any_number=True)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def timings(answer: t.Mapping[str, t.Any]) -> Json:
+    """Return the numbers among the timings of an answer: another build may say less, or otherwise."""
+    found = answer.get("timings")
+    numbers = found.items() if isinstance(found, dict) else ()
+    return {name: value for name, value in numbers if type(value) in (int, float) and math.isfinite(value)}
 
 
 class Client:
@@ -172,7 +180,7 @@ class Client:
             "temperature": 0,
             "stream": False,
         }
-        return self.ask("/completion", body).get("timings") or {}
+        return timings(self.ask("/completion", body))
 
     def busy_slots(self) -> int:
         """Return how many requests the server handles now. Raises ServerError."""

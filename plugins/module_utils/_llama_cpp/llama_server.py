@@ -20,6 +20,10 @@ from . import allreduce_log, speculation_flags
 #: Requests that wait for a slot hold a thread each. llama-server has five for one slot, so that a few clients that wait
 #: keep /metrics from being answered, and the watchdog takes a busy server for one that hangs.
 HTTP_THREADS: t.Final = 128
+#: States of unit_state that become another one by themselves.
+COMING: t.Final = ("loading", "restarting")
+# systemd's own restarts after which a load is taken to fail each time
+_RESTARTS: t.Final = 2
 
 # --- calling it ------------------------------------------------------------------------------------------------------
 
@@ -144,6 +148,26 @@ def unit_state(properties: t.Mapping[str, str], health_status: int | None) -> st
     if active in ("active", "reloading", "activating"):
         return "ready" if health_status == 200 else "loading"
     return "stopped"
+
+
+def settled(state: str, restarts: int, waits: bool) -> bool:
+    """Return whether waiting longer for a server is in vain.
+
+    C(state) is of unit_state, C(restarts) counts systemd's own restarts, C(waits) says that it waits for its lenders.
+    """
+    return state not in COMING or restarts >= _RESTARTS or waits
+
+
+def failure(unit: str, state: str, restarts: int, reason: str, last_lines: t.Sequence[str]) -> list[str]:
+    """Return why a server is not ready and the end of its journal, line by line; nothing for one that is ready.
+
+    C(reason) is of unit_end.why.
+    """
+    if state == "ready":
+        return []
+    found = f"{unit} is not ready (state {state} after {restarts} automatic restarts)."
+    journal = "The end of the journal of its last start, where the first error is the cause:" if last_lines else ""
+    return [" ".join(filter(None, [found, reason, journal])), *last_lines]
 
 
 def key_file(unit_text: str) -> str:

@@ -26,7 +26,7 @@ MOST_LINES: t.Final = 20_000
 LONGEST_LINE: t.Final = 1024
 
 
-def path(unit: str, directory: str = DIRECTORY) -> str:
+def path(unit: str, directory: str) -> str:
     """Return the file that keeps the load of a unit."""
     return os.path.join(directory, f"load-{systemd.unit_name(unit)}.json")
 
@@ -36,12 +36,10 @@ def of_start(invocation: str) -> list[str]:
     return [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}"]
 
 
-def load(
-    journalctl: str, unit: str, invocation: str, ready: bool, directory: str = DIRECTORY, pid: int = 0
-) -> Json:
+def load(journalctl: str, unit: str, invocation: str, keep: bool, directory: str, pid: int) -> Json:
     """Return what a start of a unit logged about its load (server_log.parse_load), as it was kept, or from the journal.
 
-    It is kept once the load is over, which `ready` says, and all its lines are there. `pid` is the server, whose NCCL
+    With `keep`, right once the load is over, it is kept where all its lines are there. `pid` is the server, whose NCCL
     writes to a file that only it sees. Raises UserError where the journal cannot be read.
     """
     if not invocation:
@@ -50,12 +48,12 @@ def load(
     if kept is not None:
         return kept
     found = server_log.parse_load(f"{head(journalctl, unit, invocation)}\n{_said_by_nccl(pid)}")
-    if ready and found["complete"]:
+    if keep and found["complete"]:
         _write(path(unit, directory), {"schema": SCHEMA, "invocation_id": invocation, "server": found})
     return found
 
 
-def head(journalctl: str, unit: str, invocation: str, most_lines: int = MOST_LINES) -> str:
+def head(journalctl: str, unit: str, invocation: str) -> str:
     """Return the first lines of a start, to the end of its load, whatever came after. Raises UserError."""
     command = [journalctl, "--no-pager", "--quiet", "-o", "cat", *of_start(invocation)]
     lines: list[str] = []
@@ -66,7 +64,7 @@ def head(journalctl: str, unit: str, invocation: str, most_lines: int = MOST_LIN
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, text=True, errors="replace"
         ) as process:
             output = t.cast(t.IO[str], process.stdout)
-            while len(lines) < most_lines and not (lines and server_log.is_loaded(lines[-1])) and not ended:
+            while len(lines) < MOST_LINES and not (lines and server_log.is_loaded(lines[-1])) and not ended:
                 line = output.readline(LONGEST_LINE)
                 ended = not line
                 lines.append(line)

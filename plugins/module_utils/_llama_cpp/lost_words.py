@@ -28,12 +28,11 @@ def lost(rc: int, text: str) -> bool:
 
 
 def run(
-    command: t.Sequence[str], box: sandboxed_run.Box, environment: t.Mapping[str, t.Any], limit_seconds: int,
-    lock: int | None = None,
-) -> sandboxed_run.Ended:  # fmt: skip
+    command: t.Sequence[str], box: sandboxed_run.Box, environment: t.Mapping[str, t.Any], limit_seconds: int
+) -> sandboxed_run.Ended:
     """Run a program as sandboxed_run.run does, and again while its words are lost, STARTS times at most."""
     for _start in range(STARTS):
-        ended = sandboxed_run.run(command, box, environment, limit_seconds, lock)
+        ended = sandboxed_run.run(command, box, environment, limit_seconds)
         if not lost(ended.rc, f"{ended.stdout}\n{ended.stderr}"):
             break
     return ended

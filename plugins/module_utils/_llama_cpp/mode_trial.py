@@ -33,7 +33,7 @@ def deployment(
 
 
 def server_command(
-    program: str, served: Mapping, port: int, more: t.Sequence[str] = ()
+    program: str, served: Mapping, port: int, more: t.Sequence[str]
 ) -> tuple[list[str], dict[str, str]]:
     """Return (command, environment) of a private llama-server on loopback for a deployment, with further words."""
     settings = {

@@ -67,18 +67,19 @@ def port(number: int, listeners: t.Iterable[Mapping], stopped: t.Container[str])
 
 
 def ram(deployment: Mapping, available_mib: int, total_mib: int, one_leaves: bool) -> list[str]:
-    """Return whether RAM is missing for the experts that the plan keeps there.
+    """Return whether RAM is missing for the weights that the plan keeps there.
 
     Where a server runs that will leave (C(one_leaves)), what it holds is not known, so only the whole RAM is looked at.
     """
-    needed = (deployment.get("experts_in_ram") or {}).get("ram_bytes", 0)
+    kept = [deployment.get("experts_in_ram") or {}, deployment.get("speculation") or {}]
+    needed = sum(part.get("ram_bytes", 0) for part in kept)
     room, word = (total_mib, "in all") if one_leaves else (available_mib, "available")
     missing = expert_placement.ram_missing_mib(needed, room) if needed else 0
     if not missing:
         return []
     return [
         f"The host has {room} MiB of RAM {word}, and the recorded placement keeps {needed // expert_placement.MIB} MiB "
-        f"of experts there, with {expert_placement.RAM_KEPT_FREE_MIB} MiB to spare: {missing} MiB are missing (swap "
+        f"of weights there, with {expert_placement.RAM_KEPT_FREE_MIB} MiB to spare: {missing} MiB are missing (swap "
         "does not count). Stop what uses memory, or run the tuning play again."
     ]
 

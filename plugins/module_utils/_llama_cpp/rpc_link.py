@@ -31,6 +31,7 @@ _LARGE: t.Final = 32 << 20
 _LEAST_SECONDS: t.Final = 0.2
 #: The first transfer is slow: TCP begins slowly, and the server touches its memory for the first time.
 _TIMES: t.Final = 2
+_EXCHANGES: t.Final = 100
 
 
 #: An exchange that takes so much longer than others has waited for a packet that was lost, where one was sent again.
@@ -111,7 +112,7 @@ class _Client:
         return bytes(found)
 
 
-def measure(host: str, port: int, exchanges: int = 100, timeout_seconds: float = 30) -> Link:
+def measure(host: str, port: int, timeout_seconds: float = 30) -> Link:
     """Return how quick the way to a server is. Raises UserError with the reason, OSError where it is not reached."""
     client = _Client(host, port, timeout_seconds)
     try:
@@ -122,9 +123,9 @@ def measure(host: str, port: int, exchanges: int = 100, timeout_seconds: float =
             waited = 1000 * (greeted - began)
             none = {"stalls_ms": 0.0, "to_mb_per_s": None, "from_mb_per_s": None}
             return t.cast(Link, {"protocol": protocol, "round_trip_ms": waited, **none})
-        times = _exchanges(client, exchanges)
+        times = _exchanges(client, _EXCHANGES)
         if max(times) > statistics.median(times) + _STALL_MS:
-            times += _exchanges(client, _MORE * exchanges)  # stalls are rare: so few of them say little
+            times += _exchanges(client, _MORE * _EXCHANGES)  # stalls are rare: so few of them say little
         (sent_again,) = _SENT_AGAIN.unpack(
             client.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SENT_AGAIN.size)
         )

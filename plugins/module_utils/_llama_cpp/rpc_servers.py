@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 from .._base import addresses, unit_sandbox
@@ -23,13 +24,16 @@ def servers(given: t.Sequence[Mapping], address: str, gpus: t.Sequence[Mapping],
 
     C(given) is llama_rpc_devices, C(address) llama_rpc_address ("": nothing is lent), C(gpus) the cards of gpu_facts,
     C(networks) llama_rpc_allowed_networks. A host that lends and names no devices lends each card. Added to each are
-    C(endpoint), C(networks) (for IPAddressAllow=), C(filtered) (whether other hosts reach it) and C(nodes) (for
-    DeviceAllow=).
-    Raises UserError for a host that lends nothing, and for a server that anybody would reach.
+    C(unit), C(endpoint), C(networks) (for IPAddressAllow=), C(filtered) (whether other hosts reach it) and C(nodes)
+    (for DeviceAllow=).
+    Raises UserError for a host that lends nothing, for a server that anybody would reach, and for names and ports that
+    two servers share or that are no part of a unit's name.
     """
     devices = list(given)
+    _check_names(devices)
     if address:
         addresses.check_lent(address, "llama_rpc_address")
+        addresses.check_devices(devices, address)
         devices = devices or [_of_card(index, str(gpu["id"])) for index, gpu in enumerate(gpus)]
         if not devices:
             raise UserError(
@@ -37,6 +41,18 @@ def servers(given: t.Sequence[Mapping], address: str, gpus: t.Sequence[Mapping],
                 " nvidia-smi, or name devices."
             )
     return [_whole(device, address, networks) for device in devices]
+
+
+def _check_names(devices: t.Sequence[Mapping]) -> None:
+    for device in devices:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", str(device["name"])):
+            raise UserError(
+                f'llama_rpc_devices has an entry named "{device["name"]}", which cannot be part of a unit\'s name: use'
+                " lower case letters, digits and hyphens."
+            )
+    for key in ("name", "port"):
+        if len({str(device[key]) for device in devices}) < len(devices):
+            raise UserError(f"Two entries of llama_rpc_devices have the same {key}; give each its own.")
 
 
 def _of_card(index: int, identity: str) -> Json:
@@ -59,5 +75,6 @@ def _whole(device: Mapping, address: str, networks: t.Any) -> Json:
         )
     nodes = unit_sandbox.nodes([str(found["device"])])
     return {
-        **found, "endpoint": f"{host}:{found['port']}", "networks": clients, "filtered": filtered, "nodes": nodes,
+        **found, "unit": f"ggml-rpc-server-{found['name']}.service", "endpoint": f"{host}:{found['port']}",
+        "networks": clients, "filtered": filtered, "nodes": nodes,
     }  # fmt: skip

@@ -13,6 +13,7 @@ import typing as t
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
 from .._split import speculation
+from . import llama_client
 
 TOKENS: t.Final = 8
 #: Statuses of an endpoint that is shut: forbidden, not there, not implemented.
@@ -136,8 +137,8 @@ def check_completion(engine: Engine, status: int | None, answer: Mapping, key_pa
         raise UserError(
             f"{engine.unit} does not accept {what}: it was started with another key; restart {engine.unit}."
         )
-    counted = answer.get("timings") or {}
-    tokens = (answer.get("usage") or {}).get("completion_tokens", counted.get("predicted_n"))
+    usage, counted = answer.get("usage"), llama_client.timings(answer)
+    tokens = (usage if isinstance(usage, dict) else {}).get("completion_tokens", counted.get("predicted_n"))
     if status != 200 or not isinstance(tokens, int) or tokens < 1:
         raise UserError(
             f"{engine.unit} answers /health but no completion (HTTP status {status}): a device that it uses may have "
@@ -151,7 +152,7 @@ def check_drafts(engine: Engine, deployment: Mapping, answer: Mapping) -> None:
     An n-gram kind drafts only where the text repeats, so its answer tells nothing.
     """
     kind = (deployment.get("speculation") or {}).get("kind")
-    if kind in speculation.LINE_KINDS and not (answer.get("timings") or {}).get("draft_n"):
+    if kind in speculation.LINE_KINDS and not llama_client.timings(answer).get("draft_n"):
         raise UserError(
             f"{engine.unit} answers without drafting a token, and {kind} is recorded: see journalctl -u {engine.unit} "
             "for why the draft was not loaded, then restart it."

@@ -90,7 +90,7 @@ def _speculation(deployment: Mapping, load: Mapping) -> list[str]:
 
 
 def _ram_deviations(deployment: Mapping, load: Mapping) -> list[str]:
-    """Return one sentence per difference in what is in RAM: exactly the planned experts, and nothing else."""
+    """Return one sentence per difference in what is in RAM: exactly the planned weights, and nothing else."""
     recorded = deployment.get("experts_in_ram")
     experts = expert_placement.from_json(deployments.layers(deployment), recorded)
     moved = {name: buffer for name, buffer in load["overridden"].items() if not _planned(name, experts)}
@@ -98,22 +98,23 @@ def _ram_deviations(deployment: Mapping, load: Mapping) -> list[str]:
     if moved:
         first = min(moved)
         found.append(
-            f"{len(moved)} tensors are not where the facts say, {first} on {moved[first]} for one: take -ot, -cmoe and "
-            "-ncmoe out of llama_server_extra_arguments."
+            f"{len(moved)} tensors are not where the facts say, {first} on {moved[first]} for one: take -ot, -cmoe, "
+            "-ncmoe and -ncffn out of llama_server_extra_arguments."
         )
     if experts is None or recorded is None:
         return found
+    name = expert_placement.NAMES[experts.kind]
     planned, seen = recorded["ram_bytes"] / expert_placement.MIB, load["host"]["model_mib"]
     if not experts.override and abs(seen - planned) > max(RAM_TOLERANCE_MIB, RAM_TOLERANCE * planned):
         found.append(
-            f"{seen} MiB of weights are in RAM; the facts say {planned:.2f} MiB, with the experts of "
+            f"{seen} MiB of weights are in RAM; the facts say {planned:.2f} MiB, with the {name} of "
             f"{len(experts.blocks) + bool(experts.partial)} blocks."
         )
     threads = deployment["serving"]["threads"]
     if load["threads"] not in (None, [threads, threads]):
-        found.append(f"{load['threads'][0]} threads compute the experts in RAM; the facts say {threads}.")
+        found.append(f"{load['threads'][0]} threads compute the {name} in RAM; the facts say {threads}.")
     if load["pipeline_parallel"]:
-        found.append("Prompts are pipelined, which llama.cpp never does with experts in RAM.")
+        found.append("Prompts are pipelined, which llama.cpp never does with weights in RAM.")
     return found
 
 

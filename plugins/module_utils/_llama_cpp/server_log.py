@@ -13,22 +13,25 @@ import typing as t
 from .._base.types import Json
 from . import allreduce_log
 
-_LOADED = re.compile(r"^(\d+)\.(\d{2})\.(\d{3})\.\d{3} [A-Z] .*llama_server: model loaded$")
+#: Sizes and counts of a load have no more digits; a line that was torn may hold anything.
+_WHOLE: t.Final = r"[0-9]{1,12}"
+_MIB: t.Final = r"[0-9]{1,12}(?:\.[0-9]{1,6})?"
+_LOADED = re.compile(rf"^({_WHOLE})\.(\d{{2}})\.(\d{{3}})\.\d{{3}} [A-Z] .*llama_server: model loaded$")
 _BUILD = re.compile(r"common_params_print_info: build (\d+ \(\S+\))")
-_DEVICE = re.compile(r"using device (\S+) \((.*)\) \(([^()]*)\) - (\d+) MiB free$")
-_BUFFER = re.compile(r": +(\S+) +(model|KV|RS|compute|output) buffer size = *([\d.]+) MiB")
+_DEVICE = re.compile(rf"using device (\S+) \((.*)\) \(([^()]*)\) - ({_WHOLE}) MiB free$")
+_BUFFER = re.compile(rf": +(\S+) +(model|KV|RS|compute|output) buffer size = *({_MIB}) MiB")
 _CACHE = re.compile(
-    r"(llama_memory_recurrent)?: size = *([\d.]+) MiB \( *\d+ cells, *(\d+) layers,"
-    r".*?\)(?:, K \((\w+)\): *[\d.]+ MiB, V \((\w+)\):)?"
+    rf"(llama_memory_recurrent)?: size = *({_MIB}) MiB \( *\d+ cells, *({_WHOLE}) layers,"
+    rf".*?\)(?:, K \((\w+)\): *{_MIB} MiB, V \((\w+)\):)?"
 )
-_NEXTN = re.compile(r"\.nextn_predict_layers +u32 += +(\d+)$")
+_NEXTN = re.compile(rf"\.nextn_predict_layers +u32 += +({_WHOLE})$")
 _MEMBER = re.compile(r"llama_prepare_model_devices: - device \d+: (\S+)")
-_ASSIGNED = re.compile(r"load_tensors: layer +(\d+) assigned to device (\w+)")
-_OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
+_ASSIGNED = re.compile(rf"load_tensors: layer +({_WHOLE}) assigned to device (\w+)")
+_OFFLOADED = re.compile(rf"offloaded ({_WHOLE})/({_WHOLE}) layers to GPU")
 _CONTEXT = re.compile(r"llama_context: (\w+) += (\S+)$")
 _OUTPUT_OFFLOADED = re.compile(r"offloading output layer to GPU")
 _OVERRIDDEN = re.compile(r"tensor (\S+) \(\d+ MiB \S+\) buffer type overridden to (\S+)$")
-_THREADS = re.compile(r"system_info: n_threads = (\d+) \(n_threads_batch = (\d+)\)")
+_THREADS = re.compile(rf"system_info: n_threads = ({_WHOLE}) \(n_threads_batch = ({_WHOLE})\)")
 _SPECULATES = re.compile(r"adding speculative implementation '([^']+)'")
 #: Where a draft begins to be loaded, and where all is loaded; MTP blocks are a second context of the model.
 _DRAFT_BEGINS = "loading draft model '"
@@ -284,7 +287,7 @@ def _context(said: t.Mapping[str, str]) -> Json:
 
 
 def _integer(text: str | None) -> int | None:
-    return int(text) if text and text.isdigit() else None
+    return int(text) if text and re.fullmatch(_WHOLE, text) else None
 
 
 def _sizes(own: t.Mapping[str, float]) -> Json:

@@ -10,15 +10,22 @@ from __future__ import annotations
 import re
 import typing as t
 
-from .._base.types import Mapping
+from .._base.types import Json, Mapping
 from .._split import placement, speculation
 
+#: llama-server prints six digits of a counter: 1234567 is 1.23457e+06.
+_VALUE: t.Final = r"([0-9]{1,20}(?:\.[0-9]{1,20})?(?:e\+?[0-9]{1,2})?)"
 _COUNTER: t.Final = re.compile(
-    r'^llamacpp:spec_decode_num_accepted_tokens_per_pos_total\{position="(\d+)"\} (\d+(?:\.\d+)?)', re.MULTILINE
+    r'^llamacpp:spec_decode_num_accepted_tokens_per_pos_total\{position="([0-9]{1,3})"\} ' + _VALUE, re.MULTILINE
 )
 _TOTALS: t.Final = tuple(
-    re.compile(rf"^llamacpp:spec_decode_num_{name}_total (\d+(?:\.\d+)?)", re.MULTILINE)
+    re.compile(rf"^llamacpp:spec_decode_num_{name}_total {_VALUE}", re.MULTILINE)
     for name in ("draft_tokens", "accepted_tokens", "drafts")
+)
+#: What the log says at the end of each answer, of all so far (-lv 4).
+_DRAFTING: t.Final = re.compile(
+    r"statistics\s+(?:draft|ngram)-[\w-]+: .*#gen drafts = *([0-9]{1,15}), .*#gen tokens = *([0-9]{1,15}), .*"
+    r"dur\(b,g,a\) = [0-9.]+, ([0-9]{1,15}(?:\.[0-9]{1,9})?), [0-9.]+ ms"
 )
 
 
@@ -58,13 +65,34 @@ def counted(metrics: str) -> tuple[int, int, int]:
     return drafted, accepted, rounds
 
 
-def drafts(before: str, after: str) -> int:
-    """Return how many drafts were checked between two readings of /metrics."""
-    return counters(after)[0] - counters(before)[0]
+def drafting(log: str) -> Json | None:
+    """Return C({drafts, drafted, draft_ms}), how long a server drafted for how many tokens; None if it does not say."""
+    found = _DRAFTING.findall(log)
+    if not found:
+        return None
+    drafts_, tokens, ms = found[-1]
+    return {"drafts": int(drafts_), "drafted": int(tokens), "draft_ms": float(ms)}
+
+
+def _exact(metrics: str) -> bool:
+    """Return whether no counter is so large that it is printed rounded."""
+    values = [value for _position, value in _COUNTER.findall(metrics)]
+    values += [match[1] for total in _TOTALS if (match := total.search(metrics))]
+    return not any("e" in value for value in values)
+
+
+def drafts(before: str, after: str) -> int | None:
+    """Return how many drafts were checked between two readings of /metrics; None where these are rounded."""
+    return counters(after)[0] - counters(before)[0] if _exact(after) else None
 
 
 def rates(before: str, after: str) -> list[float]:
-    """Return the share of rounds in which the first, second, ... drafted token was accepted between two readings."""
+    """Return the share of rounds in which the first, second, ... drafted token was accepted between two readings.
+
+    Nothing where nothing was drafted, or the readings are rounded.
+    """
+    if not _exact(after):
+        return []
     (rounds_before, accepted_before), (rounds, accepted) = counters(before), counters(after)
     accepted_before = [*accepted_before, *[0] * (len(accepted) - len(accepted_before))]
     drafted = rounds - rounds_before

@@ -15,6 +15,7 @@ import typing as t
 
 from .._base import sandboxed_run
 from .._base.types import Json, Mapping
+from .._measuring.served_load import EndedError
 from . import llama_client, lost_words, mode_trial
 
 POLL_SECONDS = 0.25
@@ -24,12 +25,8 @@ STOP_SECONDS = 20
 _PORT_TAKEN = re.compile(r"couldn't bind HTTP server socket")
 
 
-class TrialError(Exception):
+class TrialError(EndedError):
     """The trial is over; carries status and reason."""
-
-    def __init__(self, status: str, reason: str) -> None:
-        super().__init__(reason)
-        self.status, self.reason = status, reason
 
 
 class Server:

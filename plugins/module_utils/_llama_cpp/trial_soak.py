@@ -67,7 +67,7 @@ class Soak:
             reply = self._repeat() if number % REPEAT_EVERY == 0 else self._other(vocabulary, context)
             number += 1
             self._requests += 1
-            timings = reply.get("timings") or {}
+            timings = llama_client.timings(reply)
             self._tokens += int(timings.get("prompt_n", 0)) + int(timings.get("predicted_n", 0))
             if timings.get("predicted_per_second"):
                 self._speeds.append(float(timings["predicted_per_second"]))

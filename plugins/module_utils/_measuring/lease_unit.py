@@ -13,7 +13,6 @@ import re
 import typing as t
 
 from .._base import json_state, unit_sandbox
-from .._base.errors import UserError
 from .._base.types import Json, Mapping
 
 UNIT: t.Final = "mixed-gpu-lease.service"
@@ -37,16 +36,10 @@ def new_state(owner: str, now: str, restart: t.Sequence[str]) -> Json:
     return {"owner": owner, "acquired_at": now, "restart": sorted(set(restart))}
 
 
-def _check(state: Json) -> None:
-    if not all(isinstance(state.get(key), str) for key in ("owner", "acquired_at")):
-        raise UserError("it does not name owner and acquired_at")
-    restart = state.get("restart")
-    if not isinstance(restart, list) or not all(isinstance(name, str) for name in restart):
-        raise UserError("its restart is no list of units")
-
-
 #: The state file does not outlive a boot, so it has no schema.
-FORM: t.Final = json_state.Form(None, "take the lease again", _check)
+FORM: t.Final = json_state.Form(
+    None, "take the lease again", shape={"owner": str, "acquired_at": str, "restart": [str]}
+)
 
 
 def decide(active: bool, state: Mapping | None, owner: str) -> str:

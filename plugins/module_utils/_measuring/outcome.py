@@ -41,8 +41,8 @@ _OUT_OF_MEMORY = re.compile(
 )
 #: Harmless lines of a talkative run: each is followed by a slower way that works.
 _HARMLESS = re.compile(r"pinned memory|host buffer for async uploads|failed to allocate graph, reserving", re.I)
-_BUFFER_OF_SIZE = re.compile(r"failed to allocate (\S+) buffer of size (\d+)")
-_CUDA_BUFFER = re.compile(r"allocating ([\d.]+) MiB on device (\d+): cudaMalloc failed")
+_BUFFER_OF_SIZE = re.compile(r"failed to allocate (\S+) buffer of size ([0-9]{1,20})")
+_CUDA_BUFFER = re.compile(r"allocating ([0-9]{1,12}(?:\.[0-9]{1,6})?) MiB on device ([0-9]{1,3}): cudaMalloc failed")
 _UNREACHABLE = re.compile(r"Failed to connect to (\S+)|RPC handshake failed for (\S+)|Cannot resolve host '([^']*)'")
 _OTHER_PROTOCOL = re.compile(r"RPC server version mismatch: (\d+\.\d+\.\d+)")
 _GONE = re.compile(
@@ -51,7 +51,7 @@ _GONE = re.compile(
 )
 #: The sentence that out_of_memory makes of either.
 _WANTED = re.compile(
-    r"out of memory: (?P<mib>[\d.]+) MiB more were wanted on (?:CUDA device (?P<cuda>\d+)|(?P<buffer>\S+))$"
+    r"out of memory: (?P<mib>[0-9]{1,20}) MiB more were wanted on (?:CUDA device (?P<cuda>\d+)|(?P<buffer>\S+))$"
 )
 #: What ggml's CUDA_CHECK and PyTorch print before they abort; CUDA's texts are those of cudaGetErrorString.
 _CUDA_ERROR = re.compile(r"CUDA error: (.+)(?:\n\s*current device: (\d+))?")
@@ -138,9 +138,9 @@ def _line_of(text: str, position: int) -> str:
     return clip(_SOURCE_PLACE.sub("", text[start:end if end >= 0 else len(text)].strip()))
 
 
-def clip(text: str, limit: int = 240) -> str:
-    """Shorten a line to `limit` characters."""
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def clip(text: str) -> str:
+    """Shorten a line to 240 characters."""
+    return text if len(text) <= 240 else text[:237] + "..."
 
 
 def _lines(text: str) -> list[str]:

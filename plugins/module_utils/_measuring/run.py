@@ -28,7 +28,6 @@ ARGUMENTS: dict[str, Json] = {
     "fingerprint": {"type": "str", "required": True},
     "reuse_failures": {"type": "bool", "default": True},
     "state_dir": {"type": "path", "default": "/var/lib/mixed_gpu/measurements"},
-    "lock_file": {"type": "path"},
     "lock_wait_seconds": {"type": "int", "default": 1800},
     "lease_unit": {"type": "str", "default": lease_unit.UNIT},
     "lease_owner": {"type": "str", "default": ""},
@@ -76,7 +75,7 @@ class StoredLoad:
         if self.module.check_mode:
             return self.result(True, None)
         self.check_programs()
-        lock_file = self.params["lock_file"] or os.path.join(self.params["state_dir"], ".lock")
+        lock_file = os.path.join(self.params["state_dir"], ".lock")
         wait = self.params["lock_wait_seconds"]
         lock = json_file.take_lock(lock_file, wait)
         if lock is None:
@@ -99,8 +98,6 @@ class StoredLoad:
 
     def result(self, changed: bool, load: Json | None) -> Json:
         result: Json = {"changed": changed, "load": load, "path": self.path}
-        if changed and load is not None:
-            result["llama_cpp_build"] = self.build
         if self.module._diff:
             result["diff"] = {
                 "before_header": self.path, "after_header": self.path,
@@ -161,11 +158,12 @@ class StoredLoad:
         return {name: str(value) for name, value in {**given, **(self.load.get("environment") or {})}.items()}
 
     def run_limited(
-        self, command: t.Sequence[str], sandbox: sandboxed_run.Sandbox, environment: Mapping, limit: int, lock: int
-    ) -> sandboxed_run.Ended:
-        """Run a program for at most C(limit) seconds, with nothing of it left behind."""
+        self, command: t.Sequence[str], sandbox: sandboxed_run.Sandbox, environment: Mapping, limit_seconds: int,
+        lock: int,
+    ) -> sandboxed_run.Ended:  # fmt: skip
+        """Run a program for at most C(limit_seconds), with nothing of it left behind."""
         try:
-            return sandboxed_run.run(command, sandbox, self.environment(environment), limit, lock)
+            return sandboxed_run.run(command, sandbox, self.environment(environment), limit_seconds, lock)
         except UserError as exc:
             self.fail(f"{self.load.get('label')} cannot be measured: {exc}.")
 

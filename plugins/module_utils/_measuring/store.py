@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import typing as t
 
-from .._base import fingerprints, json_state
+from .._base import fields, fingerprints, json_state
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from . import outcome
+from . import outcome, types
 from .types import Load
 
 SCHEMA: t.Final = 1
@@ -60,9 +60,8 @@ def read_stored(text: str, key: Mapping) -> Load:
     if data.get("key") != dict(key):
         raise UserError("it belongs to another load")
     load: t.Any = data.get("load")
-    known = (*outcome.STATUSES, *outcome.TRIAL_STATUSES)
-    if not isinstance(load, dict) or load.get("status") not in known or not isinstance(load.get("results"), list):
-        raise UserError("it holds no load with a status and results")
+    fields.check_shape("load", load, {"status": str, "results": [types.RESULT]})
+    fields.choice("load.status", load["status"], (*outcome.STATUSES, *outcome.TRIAL_STATUSES))
     if load["status"] == "ok" and not load["results"]:
         raise UserError("it holds a load that is ok and has no results")
     return t.cast(Load, load)

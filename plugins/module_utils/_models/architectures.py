@@ -55,3 +55,9 @@ MTP_OPTIONAL: t.Final = frozenset({
     "bailingmoe3", "cohere2moe", "deepseek2", "deepseek2-ocr", "deepseek32", "glm-dsa", "glm4moe", "hy_v3", "mimo2",
     "mistral4", "step35",
 })  # fmt: skip
+
+#: Those that demand attn_norm.weight of each block for drafting (MTP) in src/models/*.cpp.
+MTP_NORM: t.Final = frozenset({"qwen35", "qwen35moe", "qwen3next"})
+
+#: Those whose blocks may have no tensors at all (a block without attention and without a feed-forward layer).
+EMPTY_BLOCKS: t.Final = frozenset({"deci"})

@@ -20,7 +20,8 @@ from . import disk, file_names, part_file, retry_wait, transfer
 
 PROGRESS_SECONDS = 2.0
 WORTHWHILE_BYTES = 8 << 20               # an attempt that brought this much does not count as failed
-NETWORK_CHUNK_BYTES = 1 << 16           # what a cut can lose at most: requests drops an unfinished chunk
+NETWORK_CHUNK_BYTES = 1 << 16
+SLOWEST_BYTES_PER_SECOND = 1024         # less than this, over the time that a server may be silent, counts as silence
 
 
 class Progress:
@@ -96,6 +97,8 @@ def explain(exc: Exception, url: str) -> tuple[bool, str]:
         return False, f"TLS with {host} failed ({detail}): check the host's clock and its CA certificates"
     if isinstance(exc, requests.exceptions.ConnectTimeout):
         return True, f"{host} does not answer: check the network, the firewall, and the URL"
+    if isinstance(exc, TimeoutError):
+        return True, f"{host} {exc}: run the play again to continue, or use a mirror"
     if isinstance(exc, requests.exceptions.Timeout) or caused_by(urllib3.exceptions.ReadTimeoutError):
         return True, f"{host} fell silent: run the play again to continue"
     if caused_by(urllib3.exceptions.NewConnectionError):
@@ -115,6 +118,14 @@ def _leave_redirect_body(response: t.Any, *_arguments: t.Any, **_options: t.Any)
     """Close a redirect before requests reads its whole body, however long that is."""
     if response.is_redirect:
         response.close()
+
+
+def read_some(raw: t.Any) -> bytes:
+    """Return what has arrived of a body: reading a number of bytes would wait for them, however slowly they come."""
+    if hasattr(raw, "read1"):
+        return bytes(raw.read1(NETWORK_CHUNK_BYTES))
+    with raw._error_catcher():                           # urllib3 before 2 has none, and names errors here
+        return bytes(raw._fp.read1(NETWORK_CHUNK_BYTES))
 
 
 def open_session(token: str | None) -> t.Any:
@@ -197,6 +208,7 @@ class Download:
             raise
         except (
             requests.exceptions.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, ValueError,
+            TimeoutError,
         ) as exc:  # fmt: skip
             again, clause = explain(exc, self.url)
             failure = f"{self.name} cannot be downloaded: {clause}"
@@ -260,16 +272,23 @@ class Download:
     def write(self, response: t.Any, done: int, total: int | None) -> int:
         """Append the body to the unfinished file, synced to the disk, and return the bytes that it has then.
 
-        Raises UserError, and leaves nothing behind, where more comes than is wanted or than the disk may take.
+        Raises UserError, and leaves nothing behind, where more comes than is wanted or than the disk may take, and
+        TimeoutError where next to nothing comes.
         """
         limit = self.params["size_bytes"] if self.params["size_bytes"] is not None else total
         self.progress.start("", limit, done)
         with self.part.open(done) as writer:
-            for chunk in response.iter_content(NETWORK_CHUNK_BYTES):
+            since, before = time.monotonic(), done
+            while chunk := read_some(response.raw):
                 self.check_room(done, len(chunk), limit)
                 writer.write(chunk)
                 done += len(chunk)
                 self.progress.tick(done)
+                if (seconds := time.monotonic() - since) < self.params["timeout_seconds"]:
+                    continue
+                if done - before < SLOWEST_BYTES_PER_SECOND * seconds:
+                    raise TimeoutError(f"sent {done - before} bytes in {seconds:.0f} s")
+                since, before = time.monotonic(), done
             writer.flush()
             os.fsync(writer.fileno())
         return done

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Entries of the variable llm_models: the files that each model needs, and what is known of them. Pure functions."""
+"""Entries of the variable llm_models: the files that each model needs, and what is known of them. Pure functions.
+
+What is wrong is said of all entries at once, in one sentence each: WrongEntries.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import urllib.parse
 
 from .._base.errors import UserError
 from .._base.types import Json, Mapping
-from . import catalogue, file_names, gguf_file, hub_api, random_shape
+from . import catalogue, file_names, gguf_file, hub_api, random_model, random_shape
 from .transfer import check_sha256, check_url, shown_url, size_text
 
 # What an entry of `llm_models` may be. A further kind is one more key here, and one more branch in model_files().
@@ -24,29 +27,42 @@ _TYPES: t.Final[dict[str, tuple[type, str]]] = {
 }  # fmt: skip
 
 
-def _name_in_url(url: str) -> str:
-    return urllib.parse.unquote(os.path.basename(urllib.parse.urlsplit(url).path))
+class WrongEntries(UserError):
+    """What is wrong with entries of llm_models, as sentences."""
+
+    def __init__(self, sentences: t.Sequence[str]) -> None:
+        super().__init__(" ".join(sentences))
+        self.sentences = list(sentences)
+
+
+def _remote_file(identifier: str, shard: Mapping, directory: str) -> Json:
+    url = shard.get("url") or ""
+    check_url(url)
+    if not shard.get("sha256"):
+        raise UserError(f"The model {identifier} has no sha256 for {shown_url(url)}: add it.")
+    name = urllib.parse.unquote(os.path.basename(urllib.parse.urlsplit(url).path))
+    owner = f"The URL of the model {identifier}"
+    parts = file_names.raw_parts([name])
+    if parts:
+        file_names.refuse_raw_parts(parts, owner, "")
+    if not name.endswith(".gguf") or "/" in name:
+        raise UserError(
+            f"The model {identifier} is to come from {shown_url(url)}, which is no .gguf file: correct it."
+        )
+    file_names.check_name(name, owner)
+    sha256 = check_sha256(shard["sha256"], f"The model {identifier}")
+    return {"kind": "url", "path": os.path.join(directory, identifier, name), "url": url, "sha256": sha256}
 
 
 def _remote_files(identifier: str, shards: t.Sequence[Mapping], directory: str) -> list[Json]:
-    files = []
+    files, wrong = [], []
     for shard in shards:
-        url = shard.get("url") or ""
-        check_url(url)
-        if not shard.get("sha256"):
-            raise UserError(f"The model {identifier} has no sha256 for {shown_url(url)}: add it.")
-        name, owner = _name_in_url(url), f"The URL of the model {identifier}"
-        parts = file_names.raw_parts([name])
-        if parts:
-            file_names.refuse_raw_parts(parts, owner, "")
-        if not name.endswith(".gguf") or "/" in name:
-            raise UserError(
-                f"The model {identifier} is to come from {shown_url(url)}, which is no .gguf file: correct it."
-            )
-        file_names.check_name(name, owner)
-        path = os.path.join(directory, identifier, name)
-        sha256 = check_sha256(shard["sha256"], f"The model {identifier}")
-        files.append({"kind": "url", "path": path, "url": url, "sha256": sha256})
+        try:
+            files.append(_remote_file(identifier, shard, directory))
+        except UserError as exc:
+            wrong.append(str(exc))
+    if wrong:
+        raise WrongEntries(wrong)
     paths = [file["path"] for file in files]
     try:
         expected = gguf_file.shard_paths(paths[0])
@@ -66,20 +82,16 @@ def entry_kind(entry: Mapping) -> tuple[str, Json, str]:
 
     Raises UserError on an entry that is not understood.
     """
-    identifier = entry.get("id")
-    if not isinstance(identifier, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", identifier):
-        raise UserError(
-            f"An entry of llm_models has the id {identifier!r}: use letters, digits, dots, hyphens and underscores, at"
-            " most 100."
-        )
-    unknown = sorted(set(entry) - {"id", "sha256", "draft_for", *KINDS, *HUB_KEYS})
-    if unknown:
-        raise UserError(
-            f"The model {identifier} has the unknown key {unknown[0]}: known are id, sha256, draft_for, "
-            f"{', '.join([*KINDS, *HUB_KEYS])}."
-        )
+    identifier = _identifier(entry)
+    unknown = sorted(map(str, set(entry) - {"id", "sha256", "draft_for", *KINDS, *HUB_KEYS}))
+    wrong = [
+        f"The model {identifier} has the unknown key{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}: known are"
+        f" id, sha256, draft_for, {', '.join([*KINDS, *HUB_KEYS])}."
+    ] if unknown else []
     given = {key: value for key, value in entry.items() if value is not None}
-    _check_types(identifier, given)
+    wrong += _wrong_types(identifier, given)
+    if wrong:
+        raise WrongEntries(wrong)
     if set(given) <= {"id", "draft_for"} and identifier in catalogue.CATALOGUE:
         given = {**given, **catalogue.CATALOGUE[identifier].entry()}
     kinds = [kind for kind in KINDS if kind in given]
@@ -90,28 +102,43 @@ def entry_kind(entry: Mapping) -> tuple[str, Json, str]:
             f"The model {identifier} needs exactly one of {', '.join(KINDS)}, and has {words}: correct it{known}."
         )
     kind = kinds[0]
-    if "sha256" in given and kind not in ("url", "path", "repo"):
-        raise UserError(f"The model {identifier} has a sha256, which {kind} does not use: remove it.")
+    strange = [key for key in HUB_KEYS if key in given and kind != "repo"]
+    strange += ["sha256"] if "sha256" in given and kind not in ("url", "path", "repo") else []
+    if strange:
+        raise UserError(f"The model {identifier} has {', '.join(strange)}, which {kind} does not use: remove it.")
     if "sha256" in given and kind != "url":
         given["sha256"] = check_sha256(given["sha256"], f"The model {identifier}")
-    strange = [key for key in HUB_KEYS if key in given and kind != "repo"]
-    if strange:
-        raise UserError(f"The model {identifier} has {strange[0]}, which {kind} does not use: remove it.")
     return identifier, given, kind
 
 
-def _check_types(identifier: str, given: Mapping) -> None:
-    """Raise UserError where a value has another type: YAML takes 4.0 for a number and a hash of digits, too."""
+def _identifier(entry: t.Any) -> str:
+    """Return the id of an entry. Raises UserError for what has none."""
+    if not isinstance(entry, t.Mapping):
+        raise UserError(f"An entry of llm_models is {entry!r:.60}: give a dict with an id, such as {{id: my_model}}.")
+    identifier = entry.get("id")
+    if not isinstance(identifier, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", identifier):
+        quotes = "" if isinstance(identifier, str) else ", in quotes"
+        raise UserError(
+            f"An entry of llm_models has the id {identifier!r:.120}: use letters, digits, dots, hyphens and "
+            f"underscores, at most 100{quotes}."
+        )
+    return identifier
+
+
+def _wrong_types(identifier: str, given: Mapping) -> t.Iterator[str]:
+    """Yield what has another type than it must have: YAML takes 4.0 for a number and a hash of digits, too."""
     for key, value in given.items():
         kind, word = _TYPES.get(key, (object, ""))
         if not isinstance(value, kind):
-            raise UserError(f"The model {identifier} has the {key} {value!r}: give a {word}.")
-        if key in ("url", "path") and not str(value).isprintable():
-            raise UserError(f"The {key} of the model {identifier} has a character that cannot be shown: correct it.")
-    for shard in given.get("shards", ()):
+            yield f"The model {identifier} has the {key} {value!r:.120}: give a {word}."
+        elif key in ("url", "path") and not str(value).isprintable():
+            yield f"The {key} of the model {identifier} has a character that cannot be shown: correct it."
+    shards = given.get("shards")
+    for shard in shards if isinstance(shards, list) else ():
         if not isinstance(shard, t.Mapping):
-            raise UserError(f"The model {identifier} has the shard {shard!r}: give a dict of url and sha256.")
-        _check_types(identifier, {key: value for key, value in shard.items() if value is not None})
+            yield f"The model {identifier} has the shard {shard!r:.120}: give a dict of url and sha256."
+        else:
+            yield from _wrong_types(identifier, {key: value for key, value in shard.items() if value is not None})
 
 
 def hub_questions(entries: t.Sequence[Mapping]) -> list[Json]:
@@ -119,22 +146,22 @@ def hub_questions(entries: t.Sequence[Mapping]) -> list[Json]:
 
     Raises UserError on an entry that is not understood.
     """
-    questions = []
-    for entry in entries:
-        identifier, given, kind = entry_kind(entry)
-        if kind == "repo":
-            question = {
-                "id": identifier, "repo": given["repo"], "revision": given.get("revision", "main"),
-                "files": list(given.get("files", [])), "quant": given.get("quant"), "sha256": given.get("sha256"),
-                "size_bytes": given.get("size_bytes"),
-            }  # fmt: skip
-            try:
-                hub_api.check_request(question["repo"], question["revision"], question["files"], question["quant"])
-                file_names.check_size(question["size_bytes"], f"its entry for {question['repo']}")
-            except UserError as exc:
-                raise UserError(f"The model {identifier}: {exc}") from exc
-            questions.append(question)
-    return questions
+    checked = [entry_kind(entry) for entry in entries]
+    return [_question(identifier, given) for identifier, given, kind in checked if kind == "repo"]
+
+
+def _question(identifier: str, given: Mapping) -> Json:
+    question = {
+        "id": identifier, "repo": given["repo"], "revision": given.get("revision", "main"),
+        "files": list(given.get("files", [])), "quant": given.get("quant"), "sha256": given.get("sha256"),
+        "size_bytes": given.get("size_bytes"),
+    }  # fmt: skip
+    try:
+        hub_api.check_request(question["repo"], question["revision"], question["files"], question["quant"])
+        file_names.check_size(question["size_bytes"], f"its entry for {question['repo']}")
+    except UserError as exc:
+        raise UserError(f"The model {identifier}: {exc}") from exc
+    return question
 
 
 def _hub_model(
@@ -168,62 +195,88 @@ def model_files(
     repo), ``path`` on the host, ``first`` (whether it is the model's first file), ``model_path`` (what an engine is
     given: the first file, or the folder), ``gguf``, ``known`` (false while the hub was not asked: the path is a guess
     then), ``url``, ``sha256``, ``git_sha1``, ``size_bytes`` and ``generate`` (options of random_gguf); None where there
-    is none. Raises UserError on an entry that is not understood.
+    is none. Raises WrongEntries on entries that are not understood.
     """
+    files, wrong = understood(entries, directory, answers)
+    if wrong:
+        raise WrongEntries(wrong)
+    return files
+
+
+def understood(
+    entries: t.Sequence[Mapping], directory: str, answers: t.Sequence[Mapping] = ()
+) -> tuple[list[Json], list[str]]:
+    """Return the files of the entries that are understood, as model_files, and sentences about all others."""
     files: list[Json] = []
-    seen = set()
+    wrong: list[str] = []
     asked = {answer["item"]["id"]: answer for answer in answers}
-    ids = {one.get("id") for one in entries}
+    named = [str(entry["id"]) for entry in entries if isinstance(entry, t.Mapping) and "id" in entry]
+    wrong += [
+        f"Two entries of llm_models have the id {name}: rename one."
+        for name in dict.fromkeys(named) if named.count(name) > 1
+    ]  # fmt: skip
     for one in entries:
-        identifier, entry, kind = entry_kind(one)
-        if identifier in seen:
-            raise UserError(f"Two entries of llm_models have the id {identifier}: rename one.")
-        seen.add(identifier)
-        if kind == "url":
-            found = _remote_files(identifier, [entry], directory)
-        elif kind == "shards":
-            if not entry["shards"]:
-                raise UserError(f"The model {identifier} has an empty list of shards: fill it.")
-            found = _remote_files(identifier, entry["shards"], directory)
-        elif kind == "generate":
-            strange = sorted(set(entry["generate"]) - set(random_shape.RANDOM_OPTIONS))
-            if strange:
-                raise UserError(
-                    f"The model {identifier} is to be generated with the unknown option {strange[0]}: known are "
-                    f"{', '.join(random_shape.RANDOM_OPTIONS)}."
-                )
-            path = os.path.join(directory, identifier, f"{identifier}.gguf")
-            found = [{"kind": "generate", "path": path, "generate": dict(entry["generate"])}]
-        elif kind == "repo":
-            (question,) = hub_questions([entry])
-            answer = asked.get(identifier) or hub_api.pinned(question, question["sha256"], question["size_bytes"])
-            found = _hub_model(question, answer, directory)
-        else:
-            found = _local_files(identifier, entry)
+        try:
+            identifier, entry, kind = entry_kind(one)
+            found = _entry_files(identifier, entry, kind, directory, asked.get(identifier))
+        except UserError as exc:
+            wrong += exc.sentences if isinstance(exc, WrongEntries) else [str(exc)]
+            continue
         empty = {
             "url": None, "sha256": None, "git_sha1": None, "size_bytes": None, "generate": None, "gguf": True,
             "known": True,
         }  # fmt: skip
         draft_for = entry.get("draft_for")
         if draft_for is None and not {key for key in one if one[key] is not None} - {"id"}:
-            draft_for = catalogue.target_of(identifier, ids)
+            draft_for = catalogue.target_of(identifier, named)
         for index, file in enumerate(found):
             path = file.get("model_path") or found[0]["path"]
             of_entry = {"id": identifier, "draft_for": draft_for, "first": index == 0}
             files.append({**of_entry, **empty, **file, "model_path": path})
-    _check_drafts(files)
-    return files
+    return files, [*wrong, *_wrong_drafts(files, named)]
 
 
-def _check_drafts(files: t.Sequence[Mapping]) -> None:
-    """Raise UserError for a draft of a model that no entry has, or of a draft."""
-    drafts = {file["id"]: file["draft_for"] for file in files}
-    for identifier, target in drafts.items():
-        if target is None:
-            continue
-        if target not in drafts or target == identifier:
-            others = ", ".join(name for name in drafts if name != identifier) or "no other"
-            raise UserError(
+def _entry_files(
+    identifier: str, entry: Mapping, kind: str, directory: str, answer: Mapping | None
+) -> list[Json]:
+    """Return the files of one entry. Raises UserError on one that is not understood."""
+    if kind == "url":
+        return _remote_files(identifier, [entry], directory)
+    if kind == "shards":
+        if not entry["shards"]:
+            raise UserError(f"The model {identifier} has an empty list of shards: fill it.")
+        return _remote_files(identifier, entry["shards"], directory)
+    if kind == "generate":
+        return [_generated(identifier, entry["generate"], directory)]
+    if kind == "repo":
+        question = _question(identifier, entry)
+        found = answer or hub_api.pinned(question, question["sha256"], question["size_bytes"])
+        return _hub_model(question, found, directory)
+    return _local_files(identifier, entry)
+
+
+def _generated(identifier: str, options: Mapping, directory: str) -> Json:
+    """Return the file of a model with random weights. Raises UserError for a shape that cannot be."""
+    strange = sorted(map(str, set(options) - set(random_shape.RANDOM_OPTIONS)))
+    if strange:
+        raise UserError(
+            f"The model {identifier} is to be generated with the unknown option {', '.join(strange)}: known are "
+            f"{', '.join(random_shape.RANDOM_OPTIONS)}."
+        )
+    try:
+        random_model.checked_options(options)
+    except UserError as exc:
+        raise UserError(f"The model {identifier} cannot be generated: {str(exc).rstrip('.')}.") from exc
+    path = os.path.join(directory, identifier, f"{identifier}.gguf")
+    return {"kind": "generate", "path": path, "generate": dict(options)}
+
+
+def _wrong_drafts(files: t.Sequence[Mapping], named: t.Sequence[str]) -> t.Iterator[str]:
+    """Yield a sentence per draft of a model that no entry has, or of itself."""
+    for identifier, target in {file["id"]: file["draft_for"] for file in files}.items():
+        if target is not None and (target not in named or target == identifier):
+            others = ", ".join(name for name in dict.fromkeys(named) if name != identifier) or "no other"
+            yield (
                 f"The model {identifier} is a draft for {target}, which no other entry of llm_models has: name one of"
                 f" {others}."
             )
@@ -269,7 +322,7 @@ def installed_models(results: t.Iterable[Mapping]) -> dict[str, Json]:
     return installed
 
 
-def pending_files(results: t.Iterable[Mapping], read_again: bool = False) -> list[Json]:
+def pending_files(results: t.Iterable[Mapping], read_again: bool) -> list[Json]:
     """Return the entries of model_files() that are not there yet, or were not recorded as they are, from a first look.
 
     ``results`` as for installed_models(), with ``present``. With ``read_again`` also those that can only be known by

@@ -33,9 +33,13 @@ _SUFFIX = re.compile(
     r"|\d{1,6}[-._ ]*of[-._ ]*\d{1,6}|[pz]?\d{1,6}|(?P<bare>[a-z]{1,3}))",
     re.IGNORECASE,
 )
-#: The same before the ending: ``m.part1of2.gguf``. llama.cpp's own shards (-00001-of-00002.gguf) are others.
+#: The same before the ending: ``m.part1of2.gguf``, ``m-part1.gguf``, ``m-1of2.gguf``, ``m.part1.rar``. Shards that are
+#: files of their own are others: -00001-of-00002.gguf of llama.cpp, and all numbers of safetensors files.
 _INNER = re.compile(
-    r"[-._ ](?:part|split|chunk|piece)[-._ ]?\d{1,6}of\d{1,6}(?=\.(?:gguf|safetensors)$)", re.IGNORECASE
+    r"[-._ ](?:part|split|chunk|piece)[-._ ]?\d{1,6}of\d{1,6}(?=\.safetensors$)"
+    r"|[-._ ]+(?:part|split|chunk|piece)[-._ ]*(?!\d{5}-of-\d{5}\.)\d{1,6}(?:[-._ ]*of[-._ ]*\d{1,6})?"
+    r"(?=\.(?:gguf|zip|7z|rar)$)"
+    r"|[-._ ]+(?!\d{5}-of-\d{5}\.)\d{1,6}[-._ ]*of[-._ ]*\d{1,6}(?=\.(?:gguf|zip|7z|rar)$)", re.IGNORECASE
 )
 #: At the end of a name without a known ending: ``m-Q8_0.partaa``.
 _WORDED = re.compile(r"[-._ ](?:part|split|chunk|piece)[-._ ]?(?:\d{1,6}(?:of\d{1,6})?|[ab][a-z]{1,2})$", re.IGNORECASE)
@@ -98,7 +102,7 @@ def check_together(names: t.Collection[str], owner: str) -> None:
 
 def is_for_engines(name: str) -> bool:
     """Whether a file of a repository that is taken whole is one that an engine reads."""
-    return name.lower().endswith(ENGINE_ENDINGS) and not name.rpartition("/")[2].startswith(".")
+    return name.lower().endswith(ENGINE_ENDINGS) and not any(part.startswith(".") for part in name.split("/"))
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------
@@ -135,7 +139,7 @@ def raw_parts(names: t.Iterable[str]) -> dict[str, list[str]]:
             found.setdefault(base, []).append(name)
     for base, by_letters in bare.items():
         # m.gguf.aa is a part where m.gguf.ab is there, and m.gguf.md is none
-        if any(letters in by_letters and f"{letters[:-1]}b" in by_letters for letters in ("a", "aa", "aaa")):
+        if any(letters in by_letters and f"{letters[:-1]}b" in by_letters for letters in ("a", "aa", "aaa", "xaa")):
             found.setdefault(base, []).extend(sorted(by_letters.values()))
     return found
 

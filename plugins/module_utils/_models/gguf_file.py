@@ -19,7 +19,7 @@ from .gguf_header import Tensor, shown
 # Part of the cache's key: raise it whenever describe() answers differently for the same file.
 DESCRIPTION_VERSION = 6
 
-LARGEST_VALUE = 1 << 31  # of any number in a header that memory is counted with
+LARGEST_VALUE, MOST_BLOCKS = 1 << 31, 4096  # of any number in a header that memory is counted with; llama.cpp has 512
 
 # Architectures whose KV cache is head_count_kv x (key_length + value_length) elements in every block, and whose tensors
 # have the usual names. All others are described too, with a note.
@@ -51,8 +51,8 @@ FIRST_BLOCK_TENSORS = frozenset({"token_embd_norm", "rope_freqs", "rope_factors_
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 _BLOCK = re.compile(r"^blk\.([0-9]+)\.")
-# The tensors that llama.cpp's --n-cpu-moe keeps in host memory: LLM_FFN_EXPS_REGEX of its common/common.h (b11312).
-_EXPERTS = re.compile(r"\.ffn_(up|down|gate|gate_up)_(?:ch)?exps")
+# What --n-cpu-moe and --n-cpu-ffn keep in host memory: LLM_FFN_EXPS_REGEX, LLM_FFN_DENSE_REGEX of llama.cpp b11312.
+_EXPERTS, _DENSE = re.compile(r"\.ffn_(up|down|gate|gate_up)_(?:ch)?exps"), re.compile(r"\.ffn_(up|down|gate)\.")
 
 
 def shard_paths(path: str) -> list[str]:
@@ -107,7 +107,7 @@ class _Header:
             return default
         if not isinstance(value, list):
             return [self.integer(key, 0)] * blocks
-        if len(value) < blocks:
+        if len(value) != blocks:  # llama.cpp takes no other length, whatever the architecture
             raise UserError(
                 f"The header of {self.path} has {len(value)} entries of {name} for {blocks} blocks: take the model "
                 "from another source."
@@ -115,7 +115,7 @@ class _Header:
         if not all(map(_usable, value)):
             self.strange.setdefault(name, shown(str(value)))
             return default
-        return [int(entry) for entry in value[:blocks]]
+        return [int(entry) for entry in value]
 
 
 def _usable(value: t.Any) -> bool:
@@ -181,7 +181,7 @@ class _Weights:
     def __init__(self, blocks: int, loaded: int, experts: int, experts_used: int) -> None:
         self.blocks, self.loaded, self.experts, self.experts_used = blocks, loaded, experts, experts_used
         self.block_bytes, self.read_bytes, self.block_weights = [0] * blocks, [0] * blocks, [0] * blocks
-        self.expert_bytes: dict[str, list[int]] = {}
+        self.ffn_bytes: dict[str, list[int]] = {}
         self.output_bytes = self.output_weights = self.input_bytes = self.embedding_bytes = 0
         self.has_output = False
         self.others: dict[str, int] = {}
@@ -215,9 +215,9 @@ class _Weights:
         self.block_bytes[index] += n_bytes
         self.read_bytes[index] += n_bytes * share // whole
         self.block_weights[index] += elements * share // whole
-        part = _EXPERTS.search(name)
+        part = (_EXPERTS if self.experts else _DENSE).search(name)
         if part:
-            self.expert_bytes.setdefault(part[1], [0] * self.blocks)[index] += n_bytes
+            self.ffn_bytes.setdefault(part[1], [0] * self.blocks)[index] += n_bytes
 
     def output_layer_bytes(self) -> int:
         """Return the bytes of the output layer; a tied token embedding is loaded a second time for it."""
@@ -227,7 +227,7 @@ class _Weights:
         """Return a sentence for what is not counted. Raises UserError when no block has a tensor."""
         notes = []
         if self.others:
-            names = sorted(self.others)
+            names = [shown(name) for name in sorted(self.others)]
             notes.append(
                 f"{len(names)} tensors of {sum(self.others.values())} bytes belong to no known layer and are not "
                 f"counted ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})."
@@ -302,11 +302,11 @@ def _unknown_types(tensors: t.Sequence[Tensor]) -> list[str]:
 
 
 def _blocks(header: _Header, tensors: t.Sequence[Tensor]) -> int:
-    """Return the number of blocks, which is at least 1 and at most that of the tensors."""
+    """Return the number of blocks, which is at least 1 and at most that of the tensors, and MOST_BLOCKS."""
     blocks = header.integer("block_count")
     if header.integer("embedding_length") < 1:
         raise UserError(f"The header of {header.path} names a width of 0: take the model from another source.")
-    if not 1 <= blocks <= len(tensors):
+    if not 1 <= blocks <= min(len(tensors), MOST_BLOCKS):
         raise UserError(
             f"The header of {header.path} names {blocks} blocks, and the file has {len(tensors)} tensors: take the "
             "model from another source."
@@ -354,7 +354,7 @@ def describe(
         "block_bytes": weights.block_bytes,
         "block_read_bytes": weights.read_bytes,
         "block_weights": weights.block_weights,
-        "block_expert_bytes": weights.expert_bytes,
+        "block_ffn_bytes": weights.ffn_bytes,
         "output_bytes": weights.output_layer_bytes(),
         "output_weights": weights.output_weights,
         "token_embedding_bytes": weights.input_bytes,

@@ -192,7 +192,13 @@ def parse(path: str, data: bytes, size_bytes: int) -> Header:
 
 
 def check_extent(path: str, size_bytes: int, tensors: t.Iterable[Tensor]) -> None:
-    """Raise UserError when tensors of the file reach beyond its end."""
+    """Raise UserError when tensors of the file reach beyond its end, or into each other."""
+    tensors = sorted(tensors, key=lambda tensor: tensor.offset)
+    for one, other in itertools.pairwise(tensor for tensor in tensors if tensor.n_bytes):
+        if other.offset < one.offset + one.n_bytes:
+            raise UserError(
+                f"{path} has the tensors {shown(one.name)} and {shown(other.name)} in the same place: {_OTHER_SOURCE}"
+            )
     last = max(tensors, key=lambda tensor: tensor.offset + tensor.n_bytes, default=None)
     end = last.offset + last.n_bytes if last else 0
     if last and end > size_bytes:

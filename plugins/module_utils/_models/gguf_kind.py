@@ -54,7 +54,11 @@ _TOWERS: t.Final = frozenset({"v", "a", "s", "mm"})
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _QUANT = re.compile(r"(?:^|[-._])(?:UD-)?(?:(?:IQ|Q|TQ|MXFP|NVFP)\d\w*|BF16|F16|FP16|F32)(?=[-._]|$)", re.IGNORECASE)
 _HEAD_NAME = re.compile(r"(?:^mtp-|(?:^|[-._])(?:eagle[23]|dflash|dspark)(?=[-._]|$))")
-_MAYBE_NAME = re.compile(r"(?:^|[-._])(?:mtp|drafter|draft|speculator|assistant|lora|adapter)(?=[-._]|$)")
+#: What might be a part of a model, by a word of its name or of its folder's.
+_MAYBE_NAME = re.compile(
+    r"(?:^|[-._/])(?:mtp|nextn|eagle|medusa|drafters?|drafts?|speculators?|assistants?|loras?|adapters?"
+    r"|mmproj|mm[-_]?proj|(?:mm[-_]?)?projectors?|vision|vit|clip|audio|tokenizer|vae|talker|vocoder)(?=[-._/]|$)"
+)
 
 
 # ---- by name ---------------------------------------------------------------------------------------------------------
@@ -73,9 +77,9 @@ def by_name(name: str) -> str | None:
 
 
 def models_among(names: t.Iterable[str]) -> list[str]:
-    """Return the names of models; such as might be a model's draft or adapter count where there are no others."""
+    """Return the names of models; such as might be a part of a model count where there are no others."""
     models = [name for name in names if by_name(name) is None]
-    plain = [name for name in models if not _MAYBE_NAME.search(os.path.basename(name).lower())]
+    plain = [name for name in models if not _MAYBE_NAME.search(name.lower())]
     return plain or models
 
 
@@ -113,7 +117,7 @@ def _kind(fields: Mapping, tensors: t.Sequence[Tensor], architecture: str) -> st
     return "embedding model" if isinstance(pooling, int) and 1 <= pooling <= 4 else None
 
 
-def check(path: str, fields: Mapping, tensors: t.Sequence[Tensor], draft: bool = False) -> str:
+def check(path: str, fields: Mapping, tensors: t.Sequence[Tensor], draft: bool) -> str:
     """Return the architecture of a model. Raises UserError, with the cause and the cure, for what cannot be served.
 
     A C(draft) is served beside its model, so it may be an EAGLE-3 head.
@@ -137,7 +141,7 @@ def check(path: str, fields: Mapping, tensors: t.Sequence[Tensor], draft: bool =
             f"{path} names the architecture {shown(architecture)}, which no program has: take the model from another "
             "source."
         )
-    _check_mtp(path, architecture, fields, tensors)
+    _check_blocks(path, architecture, fields, tensors)
     return architecture
 
 
@@ -164,20 +168,44 @@ def _check_ollama(path: str, architecture: str, tensors: t.Sequence[Tensor]) -> 
     )
 
 
-def _check_mtp(path: str, architecture: str, fields: Mapping, tensors: t.Sequence[Tensor]) -> None:
-    """Raise UserError where the blocks for drafting are missing, or where there is nothing else."""
+def _check_blocks(path: str, architecture: str, fields: Mapping, tensors: t.Sequence[Tensor]) -> None:
+    """Raise UserError where blocks that are declared are missing, or others are there.
+
+    llama.cpp demands tensors of every block, and loads no file with one that it does not take.
+    """
     drafting, blocks = (fields.get(f"{architecture}.{key}") for key in ("nextn_predict_layers", "block_count"))
-    if not isinstance(drafting, int) or not isinstance(blocks, int) or not 0 < drafting < blocks:
+    if not isinstance(blocks, int) or not 0 < blocks <= len(tensors):  # refused later; a loop over them may not end
         return
-    if blocks > len(tensors):  # refused later; a loop over them may not end
-        return
-    present = {tensor.name.split(".", 2)[1] for tensor in tensors if tensor.name.startswith("blk.")}
-    missing = [block for block in range(blocks - drafting, blocks) if str(block) not in present]
-    if "0" not in present and not missing:
+    drafting = int(drafting) if isinstance(drafting, int) and 0 < drafting < blocks else 0
+    names = {tensor.name for tensor in tensors}
+    present = {name.split(".", 2)[1] for name in names if name.startswith("blk.")}
+    missing = [block for block in range(blocks) if str(block) not in present]
+    drafts = range(blocks - drafting, blocks)
+    if drafting and "0" not in present and not set(missing) & set(drafts):
         raise UserError(sentence(path, "drafting head", " (only its MTP blocks are there)"))
-    if not missing or architecture in architectures.MTP_OPTIONAL or architecture not in architectures.PINNED:
+    if architecture not in architectures.PINNED or len(missing) == blocks:
         return
-    raise UserError(
-        f"{path} declares {drafting} of its {blocks} blocks for drafting (MTP), and block {missing[0]} has no tensors, "
-        "so llama.cpp does not load it: take a file that was converted with them, or one that declares none."
-    )
+    if architecture not in architectures.MTP_OPTIONAL:
+        _check_drafting(path, architecture, blocks, drafts, names)
+    lost = [block for block in missing if block not in drafts and architecture not in architectures.EMPTY_BLOCKS]
+    more = sorted(int(block) for block in present if block.isdecimal() and int(block) >= blocks)
+    if lost or more:
+        said = f"no tensors of block {lost[0]}" if lost else f"tensors of block {more[0]}, which would be one more"
+        raise UserError(
+            f"{path} declares {blocks} blocks and has {said}, so llama.cpp does not load it: download the model's "
+            "whole file again, or take it from another source."
+        )
+
+
+def _check_drafting(path: str, architecture: str, blocks: int, drafts: range, names: set[str]) -> None:
+    """Raise UserError where a block for drafting is missing, or a part that llama.cpp demands of it."""
+    for block in drafts:
+        start = f"blk.{block}."
+        lost = None if any(name.startswith(start) for name in names) else "has no tensors"
+        if not lost and architecture in architectures.MTP_NORM and f"{start}attn_norm.weight" not in names:
+            lost = "has no attn_norm.weight"
+        if lost:
+            raise UserError(
+                f"{path} declares {len(drafts)} of its {blocks} blocks for drafting (MTP), and block {block} {lost}, "
+                "so llama.cpp does not load it: take a file that was converted with them, or one that declares none."
+            )

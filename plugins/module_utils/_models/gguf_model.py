@@ -71,6 +71,7 @@ def describe(headers: t.Sequence[Header], files: t.Sequence[tuple[str, int]], dr
             f"{path} is one of {count} shards, and its name does not tell where the others are: "
             f"keep llama.cpp's names (NAME-00001-of-{count:05d}.gguf)."
         )
+    _check_places(headers, files)
     declared = fields.get("split.tensors.count")
     if isinstance(declared, int) and len(files) > 1 and declared != len(tensors):
         raise UserError(
@@ -79,3 +80,16 @@ def describe(headers: t.Sequence[Header], files: t.Sequence[tuple[str, int]], dr
         )
     model = gguf_file.describe(fields, tensors, files, lengths.get(gguf_header.TOKENS), draft)
     return {**model, "vocabulary": vocabulary.of_header(headers[0])}
+
+
+def _check_places(headers: t.Sequence[Header], files: t.Sequence[tuple[str, int]]) -> None:
+    """Raise UserError where a shard is another one than its name says, which llama.cpp does not load."""
+    for place, (header, (path, _size)) in enumerate(zip(headers, files, strict=True)):
+        number, count = header.fields.get("split.no", place), header.fields.get("split.count")
+        if len(files) > 1 and (number, count) != (place, len(files)):
+            numbers = isinstance(number, int) and isinstance(count, int)
+            said = f"shard {number + 1} of {count}" if numbers else "no shard"
+            raise UserError(
+                f"{path} is named as shard {place + 1} of {len(files)}, and its header says that it is {said}: "
+                "download it again under its own name."
+            )

@@ -138,8 +138,11 @@ def select(every: t.Collection[str], patterns: t.Sequence[str], quant: str | Non
         return "gguf", models[0]
     if not models and asked_parts:
         file_names.refuse_raw_parts(asked_parts, repo, _choice(ggufs) if ggufs else "")
+    if not offered and ggufs:
+        shown = f"{', '.join(sorted(ggufs)[:3])}{', ...' if len(ggufs) > 3 else ''}"
+        raise UserError(f"{repo} has only parts of a model ({shown}): name the repository that has the model itself.")
     if not models:
-        raise UserError(f"{repo} has no GGUF file of {what}: {_choice(offered or ggufs)}.")
+        raise UserError(f"{repo} has no GGUF file of {what}: {_choice(offered)}.")
     firsts = ", ".join(model[0] for model in models[:6]) + (", ..." if len(models) > 6 else "")
     raise UserError(f"{repo} has {len(models)} models of that {what} ({firsts}): name one with quant or files.")
 
@@ -221,6 +224,8 @@ def record(
     repo = question["repo"]
     by_name: dict[str, Mapping] = {}
     for file in every:
+        if not isinstance(file, t.Mapping) or "name" not in file:
+            raise UserError(f"{repo} lists a file without a name: the hub's answer cannot be used; use another hub.")
         if check_name(file["name"], repo) in by_name:
             raise UserError(f"{repo} lists the file {file['name']} twice: the hub's answer cannot be used.")
         by_name[file["name"]] = file

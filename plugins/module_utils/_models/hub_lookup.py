@@ -8,6 +8,7 @@ Private to this collection. What an answer means is decided in hub_api.py.
 from __future__ import annotations
 
 import os
+import re
 import stat
 import time
 import typing as t
@@ -37,7 +38,10 @@ def read_token(path: str | None, url: str) -> str | None:
     """Return the access token in a file, or None where there is none. Raises UserError when it cannot be used."""
     if not path or not os.path.exists(path):
         return None
-    if stat.S_IMODE(os.stat(path).st_mode) & 0o077:
+    status = os.stat(path)
+    if stat.S_ISFIFO(status.st_mode):           # nobody may ever write to it
+        raise UserError(f"The token in {path} cannot be read (it is no file): name a file that holds the token.")
+    if stat.S_IMODE(status.st_mode) & 0o077:
         raise UserError(f"Others may read the token in {path}: chmod 600 {path}, and make a new token.")
     try:
         token = (json_file.read_text(path) or "").strip()
@@ -45,6 +49,11 @@ def read_token(path: str | None, url: str) -> str | None:
         raise UserError(
             f"The token in {path} cannot be read ({exc.strerror or exc}): run this as its owner, or name another file."
         ) from exc
+    if not re.fullmatch(r"[!-~]*", token):
+        raise UserError(
+            f"The file {path} holds more than a token (a second word or line, or a character that no token has): write "
+            "the token alone into it."
+        )
     problem = hub_api.token_problem(url) if token else None
     if problem:
         raise UserError(f"{problem} ({path}).")

@@ -68,18 +68,3 @@ def draft(of: Function, agreement: t.Sequence[float], seed: int) -> tuple[Functi
             following[token] = numbers.choice([other for other in text if other not in (of.following[token], token)])
         wrong.append(missed)
     return Function(following, of.texts), wrong
-
-
-def rates(text: t.Sequence[int], wrong: t.Container[int], n_max: int, rounds: int = 20000) -> tuple[float, ...]:
-    """Return the exact share of rounds in which the draft's first, second, ... token is accepted.
-
-    A round drafts C(n_max) tokens, keeps those before the first miss, and adds one of the target's own.
-    """
-    accepted, place = [0] * n_max, 0
-    for _round in range(rounds):
-        reached = 0
-        while reached < n_max and text[(place + reached) % len(text)] not in wrong:
-            accepted[reached] += 1
-            reached += 1
-        place += reached + 1
-    return tuple(count / rounds for count in accepted)

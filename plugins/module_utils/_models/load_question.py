@@ -64,7 +64,7 @@ def find(file: Mapping, token: str | None) -> Found:
     return Found(name, os.path.basename(path), size_bytes, header, data[: header.n_bytes])
 
 
-def describe(found: t.Sequence[Found], draft: bool = False) -> Json:
+def describe(found: t.Sequence[Found], draft: bool) -> Json:
     """Return the C(model) dict of the headers. Raises UserError, with the cause, where they are no model.
 
     A C(draft) may be a head that works only beside its model.

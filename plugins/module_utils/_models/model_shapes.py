@@ -130,16 +130,6 @@ SHAPES: dict[str, Shape] = {
     ),
 }
 
-#: Weights in 10^9, as llama.cpp prints them for the published files (110.47 B of a GLM 4.5 Air with its last block).
-PUBLISHED_WEIGHTS: dict[str, float] = {
-    "qwen3_5_27b_q4_k_m": 26.90,
-    "gpt_oss_20b_mxfp4": 20.91,
-    "gpt_oss_120b_mxfp4": 116.83,
-    "glm_4_5_air_q4_k_m": 110.47,
-    "qwen3_next_80b_a3b_q4_k_m": 79.67,
-    "qwen3_5_122b_a10b_q4_k_m": 122.11,
-}
-
 #: Size of the published file in 10^9 bytes: tensors, and a header of some MB with the vocabulary. As the file lists of
 #: these models' GGUF repositories on Hugging Face (bartowski's, and Qwen's for qwen3_30b_a3b) show it.
 PUBLISHED_GB: dict[str, float] = {

@@ -31,6 +31,7 @@ class ModelState:
 
     def resolve(self, ask: bool) -> None:
         """Find out which files of the hub the models are; ``ask``: whether the hub itself may be asked."""
+        entries.model_files(self.params["models"], self.params["path"])  # all that is wrong, before a question
         progress = Progress(self.params["progress_log"] if ask else None)
         try:
             for question in entries.hub_questions(self.params["models"]):
@@ -100,32 +101,39 @@ class ModelState:
         }
 
     def random_options(self, file: Json) -> Json:
-        """Return the options of random_gguf for a model that is generated. Raises UserError on a wrong value."""
-        try:
-            options = random_model.checked_options(file["generate"])
-        except UserError as exc:
-            raise UserError(f"The model {file['id']} cannot be generated: {str(exc).rstrip('.')}.") from exc
+        """Return the options of random_gguf for a model that is generated."""
+        options = random_model.checked_options(file["generate"])
         given = {key: self.params[key] for key in ("manifest_dir", "host_python", "trusted_owners")}
         return {"path": file["path"], **given, **options}
 
     def verify(self) -> Json:
-        """Compare every file with what was recorded of it. Raises UserError at the first that differs."""
+        """Compare every file with what was recorded of it. Raises UserError with a sentence per file that differs."""
         self.resolve(ask=False)
-        for answer in self.answers:
-            if not answer["available"]:
-                raise UserError(f"{answer['item']['id']} cannot be verified: {answer['reason']}.")
-        for file in self.files:
-            full = self.params["verify"] == "full" and file["path"] not in self.params["verified"]
-            look = self.look(
-                file, verify="full" if full else "manifest", missing_ok=False, progress_log=self.params["progress_log"]
-            )
-            if look["hashed"] and self.params["verify"] != "full":
-                raise UserError(
-                    f"{file['path']} was never recorded or has changed since: run the role llm_models to record it, "
-                    "or put the right file there."
-                )
-            self.looks.append(look)
+        wrong = [
+            f"{answer['item']['id']} cannot be verified: {answer['reason']}."
+            for answer in self.answers if not answer["available"]
+        ]  # fmt: skip
+        for file in (file for file in self.files if file["known"]):
+            try:
+                self.looks.append(self._verified(file))
+            except UserError as exc:
+                wrong.append(str(exc))
+        if wrong:
+            raise UserError(" ".join(wrong))
         return {"changed": False}
+
+    def _verified(self, file: Json) -> Look:
+        """Return the look at a file as it was recorded. Raises UserError for any other."""
+        full = self.params["verify"] == "full" and file["path"] not in self.params["verified"]
+        look = self.look(
+            file, verify="full" if full else "manifest", missing_ok=False, progress_log=self.params["progress_log"]
+        )
+        if look["hashed"] and self.params["verify"] != "full":
+            raise UserError(
+                f"{file['path']} was never recorded or has changed since: run the role llm_models to record it, "
+                "or put the right file there."
+            )
+        return look
 
     def present(self) -> Json:
         """Look up what is there. Changes nothing, reads no file, asks nobody."""

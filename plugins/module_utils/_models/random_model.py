@@ -42,7 +42,7 @@ def checked_options(options: Mapping) -> Json:
     """Return the options of a random model with defaults. Raises UserError with what is wrong, as a clause."""
     checked = ArgumentSpecValidator(ARGUMENTS).validate(options)
     if checked.error_messages:
-        raise UserError(f"{checked.error_messages[0]}")
+        raise UserError("; ".join(str(message).rstrip(".") for message in checked.error_messages))
     parameters: Json = checked.validated_parameters
     random_shape.check_random_parameters(parameters)
     return parameters

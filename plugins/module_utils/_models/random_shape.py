@@ -20,6 +20,13 @@ RANDOM_OPTIONS = (                        # the options of random_gguf that make
     "blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "vocabulary_size",
     "context_length", "type", "seed", "distinct_blocks", "expert_count", "expert_used_count", "agreement",
 )
+#: More than any model of llama.cpp has.
+_MOST = {
+    "blocks": 512, "embedding_length": 1 << 16, "feed_forward_length": 1 << 18, "head_count": 1024,
+    "head_count_kv": 1024, "context_length": 1 << 24,
+}  # fmt: skip
+_MOST_EXPERTS = 512
+MAXIMUM_VOCABULARY = 1 << 20
 MINIMUM_VOCABULARY = 3 + 256 + 1 + 94     # special tokens, bytes, word separator, printable ASCII
 
 # bytes per block of elements
@@ -29,9 +36,9 @@ _STORAGE = {"f16": (2, 1), "q8_0": (34, 32), "q4_0": (18, 32)}
 def check_random_parameters(parameters: Mapping) -> None:
     """Raise UserError, in one sentence, when llama.cpp could not load a model of this shape."""
     p = parameters
-    for key in ("blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "context_length"):
-        if p[key] < 1:
-            raise UserError(f"{key} is {p[key]}: it must be at least 1.")
+    for key, most in _MOST.items():
+        if not 1 <= p[key] <= most:
+            raise UserError(f"{key} is {p[key]}: it must be at least 1 and at most {most}.")
     if p["embedding_length"] % p["head_count"] or (p["embedding_length"] // p["head_count"]) % 2:
         raise UserError(
             f"embedding_length {p['embedding_length']} does not divide into {p['head_count']} heads of even length: "
@@ -41,6 +48,8 @@ def check_random_parameters(parameters: Mapping) -> None:
         raise UserError(
             f"head_count {p['head_count']} is no multiple of head_count_kv {p['head_count_kv']}: choose a divisor."
         )
+    if p["expert_count"] > _MOST_EXPERTS:
+        raise UserError(f"expert_count is {p['expert_count']}: it must be at most {_MOST_EXPERTS}.")
     if not 0 <= p["expert_used_count"] <= p["expert_count"] or (p["expert_count"] and not p["expert_used_count"]):
         raise UserError(
             f"expert_used_count is {p['expert_used_count']} of {p['expert_count']} experts: choose 1 or more of them, "
@@ -53,6 +62,8 @@ def check_random_parameters(parameters: Mapping) -> None:
         raise UserError(
             f"vocabulary_size {p['vocabulary_size']} is too small: byte tokens and ASCII need {MINIMUM_VOCABULARY}."
         )
+    if p["vocabulary_size"] > MAXIMUM_VOCABULARY:
+        raise UserError(f"vocabulary_size {p['vocabulary_size']} is too large: at most {MAXIMUM_VOCABULARY}.")
     if p["agreement"] and p["expert_count"]:
         raise UserError("agreement is of models without experts: give expert_count 0.")
     _check_agreement(p["agreement"], p["vocabulary_size"], p["type"])

@@ -11,7 +11,6 @@ from . import download, gguf_header, transfer
 from .gguf_header import Header
 
 SECONDS = 60.0                           # for one header: some MB
-_CHUNK_BYTES = 1 << 16
 
 
 class HeaderUnknownError(Exception):
@@ -41,18 +40,12 @@ def fetch(url: str, token: str | None, size_bytes: int | None) -> tuple[Header, 
         raise HeaderUnknownError(f"{transfer.shown_url(url)} cannot be read ({type(exc).__name__})") from exc
 
 
-def read_some(raw: t.Any) -> bytes:
-    """Return what has arrived of a body: reading a number of bytes would wait for them, however slowly they come."""
-    read_one = getattr(raw, "read1", None) or raw._fp.read1          # urllib3 before 2 has none of its own
-    return bytes(read_one(_CHUNK_BYTES))
-
-
 def _read(response: t.Any, name: str, size_bytes: int) -> tuple[Header, bytes]:
     """Receive until the header is whole."""
     received, wanted, deadline = bytearray(), 1 << 20, time.monotonic() + SECONDS
     while True:
         while len(received) < min(wanted, size_bytes):
-            chunk = read_some(response.raw)
+            chunk = download.read_some(response.raw)
             received += chunk
             if not chunk:
                 raise HeaderUnknownError(f"{name} ended after {len(received)} of {size_bytes} bytes")

@@ -86,10 +86,9 @@ def progress_line(what: str, done: int, total: int | None, bytes_per_second: flo
 
 
 class Rate:
-    """Bytes per second over the last ``window_seconds``."""
+    """Bytes per second over the last ten seconds."""
 
-    def __init__(self, window_seconds: float = 10.0) -> None:
-        self._window = window_seconds
+    def __init__(self) -> None:
         self._points: collections.deque[tuple[float, int]] = collections.deque()
 
     def add(self, now: float, done: int) -> float:
@@ -97,7 +96,7 @@ class Rate:
         if self._points and done < self._points[-1][1]:
             self._points.clear()                      # began again
         self._points.append((now, done))
-        while len(self._points) > 2 and now - self._points[0][0] > self._window:
+        while len(self._points) > 2 and now - self._points[0][0] > 10.0:
             self._points.popleft()
         (first, start), (last, end) = self._points[0], self._points[-1]
         return (end - start) / (last - first) if last > first else 0.0
@@ -189,8 +188,8 @@ def judge_answer(
     status: int,
     headers: t.Mapping[str, str],
     offset: int,
-    known_total: int | None = None,
-    token: bool = False,
+    known_total: int | None,
+    token: bool,
 ) -> Answer:
     """Decide what to do with a response to a request that continued at ``offset`` (0: asked for the whole file).
 
@@ -222,7 +221,9 @@ def judge_answer(
             return Answer("complete", offset, ranged_total)
         return Answer("discard", reason=f"{name} cannot be continued at byte {offset}")
     if status in RETRIED_STATUSES:
-        return Answer("retry", reason=f"{name} answered with HTTP status {status}")
+        trouble = "it limits requests" if status == 429 else "its server is in trouble"
+        cure = f"{trouble}: run the play again later, or use a mirror"
+        return Answer("retry", reason=f"{name} answered with HTTP status {status}, {cure}")
     cures = {
         401: "it wants a login: choose a file that can be downloaded without one",
         403: "access is refused: check the URL, and whether its licence must be accepted or its link has expired",

@@ -31,7 +31,8 @@ class Model(t.TypedDict):
     block_bytes: list[int]
     block_read_bytes: list[int]
     block_weights: list[int]
-    block_expert_bytes: t.NotRequired[dict[str, list[int]]]  # by part (up, gate, down, gate_up); empty without experts
+    #: What may be in RAM by part (up, gate, down, gate_up): experts, or the feed-forward layers of a dense model.
+    block_ffn_bytes: t.NotRequired[dict[str, list[int]]]
     output_bytes: int
     output_weights: int
     token_embedding_bytes: int
@@ -50,7 +51,7 @@ class Model(t.TypedDict):
     window_tokens: list[int]
     block_sequence_bytes: t.NotRequired[list[int]]  # what each sequence keeps whatever its length is; of a GGUF alone
     notes: list[str]
-    vocabulary: t.NotRequired[Json]                  # of a GGUF: vocabulary.of_header
+    vocabulary: t.NotRequired[Json]                  # vocabulary.of_header, exl_vocabulary.of_tokenizer
     nextn_blocks: t.NotRequired[int]                 # of a GGUF: blocks that only predict further tokens (MTP) ...
     nextn_bytes: t.NotRequired[int]                  # ... which are loaded for speculation alone
     nextn_kv_elements: t.NotRequired[int]            # of K and V, per token, of all of them

@@ -11,9 +11,11 @@ from __future__ import annotations
 import typing as t
 
 from .._base.checks import check
+from .._base.errors import UserError
 from .._driver import card_needs
 from .._driver.driver_packages import branch_of
 from .._hardware import card_ages, known_cards, lost_cards, nvml, power_budget
+from .._split import device_list
 from . import tensor_parallel_check
 
 Check = dict[str, t.Any]
@@ -169,7 +171,10 @@ def expected_cards(host: t.Mapping[str, t.Any], expected: t.Sequence[str]) -> Ch
     on_bus = f"{_count(len(slots), 'NVIDIA card')} on the PCI bus"
     if len(slots) < len(expected) and not (gpus and gpus["available"]):
         cure = "check seating and power, pass the cards through to a VM, or correct host_preflight_gpus_expected"
-        return check("GPUs", False, "error", f"{on_bus}, {len(expected)} expected ({', '.join(expected)})", cure)
+        detail = f"{on_bus}, {len(expected)} expected ({', '.join(expected)})"
+        if gpus and gpus["gpus"]:
+            detail += f", missing: {', '.join(nvml.missing_gpus(list(expected), gpus['gpus']))}"
+        return check("GPUs", False, "error", detail, cure)
     if gpus and gpus["driver_version"]:
         return _answering(host, expected)
     if not slots:
@@ -186,13 +191,15 @@ def expected_cards(host: t.Mapping[str, t.Any], expected: t.Sequence[str]) -> Ch
 def _answering(host: t.Mapping[str, t.Any], expected: t.Sequence[str]) -> Check:
     """Return whether the cards that answer are the expected ones, with the names of those that are lost."""
     gpus = host["gpus"]
-    names = ", ".join(gpu["name"] or gpu["id"] or "unnamed" for gpu in gpus["gpus"])
+    names = ", ".join(gpu["name"] or gpu["id"] or "unnamed" for gpu in gpus["gpus"]) or "no card answers"
     detail = f"{names}; driver {gpus['driver_version']}"
     missing = nvml.missing_gpus(list(expected), gpus["gpus"])
     lost = lost_cards.of_host(host, expected)
     if lost:
         detail += f"; lost: {' and '.join(lost_cards.words(card) for card in lost)}"
     cure = f"missing is {', '.join(missing)}: check seating and power, or correct host_preflight_gpus_expected"
+    if lost and not missing:
+        cure = "power-cycle the machine, check riser and power cables, and read 'dmesg | grep Xid'"
     if gpus["reason"]:
         cure = f"{lost_cards.reason(gpus, lost)}" + (f" Expected and missing: {', '.join(missing)}" if missing else "")
     ok = not missing and not lost and gpus["available"]
@@ -217,6 +224,15 @@ def others_on_the_cards(host: t.Mapping[str, t.Any]) -> list[Check]:
         return [check("memory of the cards", True, "note", "held by no other program", None)]
     cure = "stop the program, or leave room for it with split_tuning_device_budget_mib: a measured split needs the rest"
     return [check("memory of the cards", False, "warning" if most >= OTHERS_MIB else "note", ", ".join(held), cure)]
+
+
+def budgets(host: t.Mapping[str, t.Any], budgets_mib: t.Mapping[str, t.Any]) -> list[Check]:
+    """Return what is wrong where memory budgets are given for cards that are not there."""
+    try:
+        device_list.check_budgets(budgets_mib, host["gpus"])
+    except UserError as error:
+        return [check("memory budgets", False, "error", str(error), "correct its keys")]
+    return []
 
 
 def power(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[Check]:

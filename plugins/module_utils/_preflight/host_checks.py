@@ -25,7 +25,7 @@ SWAP_USED_MIB: t.Final = 512
 NEWEST_SAFE_KERNEL: t.Final = (6, 99)
 
 
-def operating_system(system: t.Mapping[str, t.Any], treated_as: str = "") -> Check:
+def operating_system(system: t.Mapping[str, t.Any], treated_as: str) -> Check:
     """Return whether the distribution is one that is tested.
 
     `treated_as` is the system, such as Ubuntu 24.04, whose packages the owner wants to try on another one, or "".

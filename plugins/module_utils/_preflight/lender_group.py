@@ -29,7 +29,7 @@ PINS: t.Final = (
 #: What a look holds, and of which kind.
 _OF_LOOK: t.Final = {"machine_id": str, "boot_id": str, "addresses": list, "routes": abc.Mapping}
 #: What the check reads of a host.
-VARIABLES: t.Final = ("llama_rpc_address", "mixed_gpu_box", *PINS)
+VARIABLES: t.Final = ("llama_rpc_address", "llama_rpc_devices", "llama_rpc_allowed_networks", "mixed_gpu_box", *PINS)
 
 
 def box_of(name: str, lenders: Hosts, boxes: t.Collection[str]) -> str:
@@ -85,6 +85,8 @@ def problems_of_inventory(lenders: Hosts, boxes: Hosts, defaults: Mapping) -> Pr
                     " 192.168.1.20."
                 )
             addresses.check_lent(address, f"llama_rpc_address of {name}")
+            addresses.check_devices(variables.get("llama_rpc_devices"), address, f" of {name}")
+            _networks(name, variables)
             if address in seen:
                 raise UserError(f"{name} and {seen[address]} have the llama_rpc_address {address}: list a host once.")
             _check_pins(name, variables, box, boxes[box], defaults)
@@ -103,6 +105,11 @@ def _check_pins(name: str, own: Mapping, box: str, of_box: Mapping, defaults: Ma
                 f"{pin} is {own[pin]} for {name} and {wanted} for {box}, and all hosts of a group need the same"
                 f" llama.cpp: remove {pin} from {name}, the box's value is used."
             )
+
+
+def _networks(name: str, own: Mapping) -> list[str]:
+    """Return who may use a lender by its own variables; nobody where they do not say. Raises UserError."""
+    return addresses.clients(own.get("llama_rpc_allowed_networks") or [], f"llama_rpc_allowed_networks of {name}")
 
 
 def pins_of(name: str, lenders: Hosts, boxes: Hosts, defaults: Mapping) -> Json:
@@ -131,18 +138,25 @@ def problems_of_hosts(
     for box in (name for name in boxes if name in looks):
         own = lenders_of(box, lenders, boxes)
         lost = [one for one in own if one in found or (one not in looks and (one in run or together))]
-        if lost and together:
-            found[box] = f"{box} and its lenders move together or not at all, so nothing was changed: " + (
-                f"{' and '.join(lost)} was refused or does not answer; correct or wake it, then run again."
-                if any(one in run for one in lost)
-                else f"--limit leaves out {' and '.join(lost)}; run without it, or with {', '.join([box, *own])} in it."
-            )
-        elif lost:
-            found[box] = (
-                f"{box} does not go on without {' and '.join(lost)}, which was refused or does not answer: correct or"
-                f" wake it, or leave it out with --limit {box}."
-            )
+        if lost:
+            out = [] if any(one in run for one in lost) else [box, *own]
+            found[box] = _without(box, lost, together, out)
     return found
+
+
+def _without(box: str, lost: t.Sequence[str], together: bool, limit: t.Sequence[str]) -> str:
+    """Return why a box goes no further; C(limit) are the hosts to run over where it was --limit that left some out."""
+    names = " and ".join(lost)
+    them, state = ("it", "was refused or does not") if len(lost) == 1 else ("them", "were refused or do not")
+    if not together:
+        return (
+            f"{box} does not go on without {names}, which {state} answer: correct or wake {them}, or leave {them} out"
+            f" with --limit {box}."
+        )
+    said = f"{box} and its lenders move together or not at all, so nothing was changed:"
+    if limit:
+        return f"{said} --limit leaves out {names}; run without it, or with {', '.join(limit)} in it."
+    return f"{said} {names} {state} answer; correct or wake {them}, then run again."
 
 
 def batches(lenders: Hosts, boxes: t.Collection[str], looks: Hosts) -> list[list[str]]:
@@ -175,6 +189,17 @@ def _check_host(name: str, lenders: Hosts, boxes: t.Collection[str], looks: Host
         raise UserError(f"llama_rpc_address of {name} is {address}, which is an address of {box} itself: correct it.")
     if not of_box["routes"].get(address):
         raise UserError(f"{box} has no route to {address} of {name}: put both hosts into one network.")
+    _check_clients(name, lenders[name], box, of_box["routes"][address])
+
+
+def _check_clients(name: str, own: Mapping, box: str, client: str) -> None:
+    """Raise UserError for a lender that others than its box may use."""
+    others = set(_networks(name, own)) - {addresses.network(client, "the box")}
+    if others:
+        raise UserError(
+            f"llama_rpc_allowed_networks of {name} has {', '.join(sorted(others))}, and {box} ({client}) alone may use"
+            f" {name}: remove llama_rpc_allowed_networks."
+        )
 
 
 def _missing(look: t.Any) -> list[str]:

@@ -12,7 +12,6 @@ import re
 import typing as t
 
 from .._base.checks import check
-from .._base.errors import UserError
 from .._base.types import Json
 from .._hardware import known_cards
 from .._models import entries as llm_models
@@ -24,45 +23,40 @@ MIB: t.Final = 1 << 20
 
 
 def read_models(entries: t.Sequence[t.Mapping[str, t.Any]], directory: str, sizes_mib: t.Mapping[str, t.Any]) -> Json:
-    """Return what the entries of llm_models mean for a host: {directory, problem, files, models}.
+    """Return what the entries of llm_models mean for a host: {directory, problems, unused_sizes, files, models}.
 
     `files` are all paths to look at; `models` has id, paths, kind and size_mib per model, where size_mib is what
-    `sizes_mib` gives by id, or what the catalogue or a well-known file of that name has, or None. `problem` is one
-    sentence where an entry is not understood; then nothing else is known. Raises ValueError for a size that is no whole
-    number.
+    `sizes_mib` gives by id, or what the catalogue or a well-known file of that name has, or None. `problems` has a
+    sentence per entry that is not understood and per size that is none, `unused_sizes` the ids of no entry.
     """
-    found: Json = {"directory": directory, "problem": None, "files": [], "models": []}
-    try:
-        files = llm_models.model_files(entries, directory)
-    except UserError as error:
-        return {**found, "problem": str(error)}
-    found["files"] = [file["path"] for file in files]
+    files, problems = llm_models.understood(entries, directory)
+    named = {str(entry["id"]) for entry in entries if isinstance(entry, t.Mapping) and "id" in entry}
+    models = []
     for first in (file for file in files if file["first"]):
         name = first["id"]
         given = sizes_mib.get(name)
-        if given is not None and not str(given).isdigit():
-            raise ValueError(f"the size of the model {name} is {given!r}: it must be a whole number of MiB")
+        if given is not None and not str(given).isdecimal():
+            problems.append(f"The size of the model {name} is {given!r:.60}: give a whole number of MiB.")
+            given = None
         paths = [file["path"] for file in files if file["id"] == name]
         bytes_each = [_wanted_bytes(file) for file in files if file["id"] == name]
         size = int(given) if given is not None else _published_mib(posixpath.basename(first["path"]))
         known = [count for count in bytes_each if count is not None]
         if given is None and len(known) == len(bytes_each):
             size = round(sum(known) / MIB)
-        found["models"].append({"id": name, "paths": paths, "kind": first["kind"], "size_mib": size})
-    return found
+        models.append({"id": name, "paths": paths, "kind": first["kind"], "size_mib": size})
+    return {
+        "directory": directory, "problems": problems, "files": [file["path"] for file in files], "models": models,
+        "unused_sizes": [name for name in map(str, sizes_mib) if name not in named],
+    }  # fmt: skip
 
 
 def _wanted_bytes(file: t.Mapping[str, t.Any]) -> int | None:
     """Return the size of a file of llm_models in bytes, of a generated one what it needs on disk; None where unknown.
-
-    Options that cannot be generated have no size: the role llm_models says what is wrong with them.
     """
     if file["kind"] != "generate":
         return t.cast("int | None", file["size_bytes"])
-    try:
-        return random_shape.random_model_bytes(random_model.checked_options(file["generate"]))
-    except UserError:
-        return None
+    return random_shape.random_model_bytes(random_model.checked_options(file["generate"]))
 
 
 def _published_mib(name: str) -> int | None:
@@ -92,11 +86,15 @@ def sizes(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[Js
 
 def entries(wanted: t.Mapping[str, t.Any], known: t.Sequence[Json]) -> list[Check]:
     """Return what is wrong with llm_models, before an hour of building."""
-    if wanted["problem"]:
-        problem, _colon, cure = wanted["problem"].rstrip(".").rpartition(": ")
-        return [check("models", False, "error", problem, cure)]
+    found = []
+    for sentence in wanted["problems"]:
+        problem, _colon, cure = sentence.rstrip(".").rpartition(": ")
+        found.append(check("models", False, "error", problem, cure))
+    if wanted["unused_sizes"]:
+        detail = f"a size is given for {', '.join(wanted['unused_sizes'])}, which no entry of llm_models has"
+        found.append(check("models", False, "warning", detail, "correct the ids in host_preflight_model_sizes_mib"))
     missing = [model for model in known if model["kind"] == "path" and not model["there"]]
-    return [
+    return found + [
         check(
             "models",
             False,

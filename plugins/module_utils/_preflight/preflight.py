@@ -34,9 +34,10 @@ def judge(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> Json:
 
     `wanted` holds port, memory_mib, disk ([{path, needed_mib}]), gpus_expected (UUIDs or parts of names), server_unit
     (the unit that may hold the port), models (model_checks.read_models), psu_watts (0 where unknown),
-    rest_of_machine_watts, power_limits_watts and locked_clocks_mhz (what is to be set, by UUID or end of the name), and
-    power_budget_policy (warn, fail or ignore). Raises KeyError for a missing key. It may hold slots_left_out, PCI
-    addresses of cards that need no driver, and system, whose packages are tried on a host of another one.
+    rest_of_machine_watts, power_limits_watts and locked_clocks_mhz (what is to be set, by UUID or end of the name),
+    budgets_mib (of memory, by UUID or llama.cpp's name), and power_budget_policy (warn, fail or ignore). Raises
+    KeyError for a missing key. It may hold slots_left_out, PCI addresses of cards that need no driver, and system,
+    whose packages are tried on a host of another one.
     """
     found, claimed = checks(host, wanted), claims(host, wanted)
     errors = [f"{row['name']}: {row['detail']}; {row['cure']}." for row in found if is_error(row)]
@@ -82,6 +83,7 @@ def checks(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[C
         *card_checks.iommu(host),
         *card_checks.power(host, wanted),
         *card_checks.others_on_the_cards(host),
+        *card_checks.budgets(host, wanted["budgets_mib"]),
         *card_checks.tensor_parallel(host),
         *_pending("revalidation", host["revalidation"]),
         *_pending("upgrade", host["upgrade"]),

@@ -17,6 +17,12 @@ SERVERS: t.Final = ("llama_server", "exllamav2")
 
 # Values that a command line or an environment carries, line breaks and tabs included.
 _OF_SEVERAL_LINES: t.Final = re.compile(r"llama_server_extra_arguments|.*environment")
+#: Flags of llama-server that the role sets from a variable of its own.
+_OWN_FLAGS: t.Final = {
+    "--host": "llama_server_host", "--port": "llama_server_port", "--alias": "llama_server_alias",
+    "-a": "llama_server_alias", "--api-key": "llama_server_api_key", "--api-key-file": "llama_server_api_key",
+    "--cors-origins": "llama_server_cors_origins", "-m": "split_tuning_model_id", "--model": "split_tuning_model_id",
+}  # fmt: skip
 # Texts of these roles go to pages of the controller, which escape them.
 _PAGES: t.Final = ("report_",)
 _SECRET: t.Final = re.compile(r".*_(key|token)")
@@ -25,7 +31,17 @@ _SECRET: t.Final = re.compile(r".*_(key|token)")
 def problems(variables: Variables) -> list[str]:
     """Return one sentence per value that cannot be used; `variables` holds those that the inventory sets, by name."""
     found = [*_control_characters(variables), *_hosts(variables), *_keys(variables), *_networks(variables)]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*found, *_flags(variables)]))
+
+
+def _flags(variables: Variables) -> t.Iterator[str]:
+    """Yield what is set past its own variable, and so past the checks of that."""
+    name = "llama_server_extra_arguments"
+    given = variables.get(name)
+    for word in given if isinstance(given, list) else [given]:
+        flag = str(word).split("=", 1)[0].split(" ", 1)[0]
+        if flag in _OWN_FLAGS:
+            yield f"{name} has {flag}: set {_OWN_FLAGS[flag]} instead."
 
 
 def _control_characters(variables: Variables) -> t.Iterator[str]:

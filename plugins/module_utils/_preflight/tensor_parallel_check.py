@@ -60,7 +60,7 @@ def _numbers(text: str | None) -> tuple[int, ...]:
     return tuple(int(part) for part in (text or "").split(".") if part.isdigit())
 
 
-def partition(gpus: t.Sequence[t.Mapping[str, t.Any]], recorded: t.Any = None) -> Json:
+def partition(gpus: t.Sequence[t.Mapping[str, t.Any]], recorded: t.Any) -> Json:
     """Return how many whole layers each card should get: {counts, layers, source}, counts in the order of `gpus`.
 
     `recorded` is the host fact mixed_gpu, or anything else where there is none; a deployment over exactly these cards

@@ -20,6 +20,7 @@ import time
 import typing as t
 
 SCHEMA: t.Final = 1
+_FIELDS = {"id", "power_limit_watts", "locked_clocks_mhz", "persistence_mode"}
 _GRAPHICS_CLOCK = 0  # nvmlClockType_t
 _COMING = {9, 12}  # NVML_ERROR_DRIVER_NOT_LOADED, _LIBRARY_NOT_FOUND: early in the boot they pass
 
@@ -122,20 +123,10 @@ def deviations(wanted: Settings, cards: t.Sequence[Card], record: Settings | Non
 
 def leftovers(wanted: Settings, record: Settings | None) -> list[str]:
     """Return the UUIDs of cards with settings of an earlier time that nothing asks for any more."""
-    asked = {
-        (entry["id"], key)
-        for entry in wanted["cards"]
-        for key in ("power_limit_watts", "locked_clocks_mhz")
-        if entry[key] is not None
-    }
-    return [
-        entry["id"]
-        for entry in (record["cards"] if record else [])
-        if any(
-            entry.get(key) is not None and (entry["id"], key) not in asked
-            for key in ("power_limit_watts", "locked_clocks_mhz")
-        )
-    ]
+    keys, before = ("power_limit_watts", "locked_clocks_mhz"), record["cards"] if record else []
+    asked = {(card["id"], key) for card in wanted["cards"] for key in keys if card[key] is not None}
+    had = {(card["id"], key): None for card in before for key in keys if card.get(key) is not None}
+    return list(dict.fromkeys(card_id for card_id, key in had if (card_id, key) not in asked))
 
 
 def same_watts(one: t.Any, other: t.Any) -> bool:
@@ -310,9 +301,6 @@ def _watts(milliwatts: int | None) -> float | None:
     return None if milliwatts is None else round(milliwatts / 1000, 1)
 
 
-# --- files and the program of the service ----------------------------------------------------------------------------
-
-
 def read_settings(path: str) -> Settings | None:
     """Return settings or a record of a file, None where there is none; PowerError when it is damaged."""
     try:
@@ -324,6 +312,8 @@ def read_settings(path: str) -> Settings | None:
         raise PowerError(f"{path} cannot be read ({exc}): run the role gpu_power to write it again.") from exc
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("cards"), list):
         raise PowerError(f"{path} is not of schema {SCHEMA}: run the role gpu_power to write it again.")
+    if not all(isinstance(one, dict) and set(one) >= _FIELDS and isinstance(one["id"], str) for one in data["cards"]):
+        raise PowerError(f"{path} has a card that lacks a setting: run the role gpu_power to write it again.")
     return data
 
 
@@ -366,14 +356,14 @@ def reset_file(nvml: t.Any, record_path: str) -> None:
     os.unlink(record_path)
 
 
-def main(arguments: t.Sequence[str] | None = None) -> int:
+def main() -> int:
     """Apply or undo the settings of a file; what mixed-gpu-power.service runs. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Put power limits, locked clocks and persistence mode into force.")
     parser.add_argument("action", choices=["apply", "reset"])
     parser.add_argument("--settings", help="file with what is wanted (apply)")
     parser.add_argument("--record", help="file that keeps what was applied")
     parser.add_argument("--wait-seconds", type=float, default=0.0, help="how long to wait for the driver")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     if given.action == "reset" and not (given.record and os.path.exists(given.record)):
         return 0
     try:

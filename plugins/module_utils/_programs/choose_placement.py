@@ -99,7 +99,7 @@ def problem(endpoint: str, own: Version | None = None) -> str:
     return "" if own is None or own.takes(found) else f"speaks protocol {found}, this llama.cpp {own}"
 
 
-def problems(endpoints: t.Sequence[str], own: Version | None = None) -> dict[str, str]:
+def problems(endpoints: t.Sequence[str], own: Version | None) -> dict[str, str]:
     """Return why lenders cannot be used, by endpoint; all are asked at the same time."""
     if not endpoints:
         return {}
@@ -141,7 +141,7 @@ def without(words: str, endpoints: t.Iterable[str], absent: t.Mapping[str, str])
 
 
 def chosen(
-    lenders: t.Sequence[str], placements: t.Sequence[t.Sequence[str]], patience: float, own: Version | None = None
+    lenders: t.Sequence[str], placements: t.Sequence[t.Sequence[str]], patience: float, own: Version | None
 ) -> t.Sequence[str]:
     """Return the placement to start with, after all lenders answer, or the patience is over; wait while none can be.
 

@@ -219,14 +219,14 @@ def wait(host: Host, seconds: float) -> str:
     )
 
 
-def main(arguments: t.Sequence[str] | None = None) -> int:
+def main() -> int:
     """Make the nodes; what mixed-gpu-nodes.service runs. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Load nvidia_uvm and make the device nodes of the NVIDIA cards.")
     parser.add_argument("--wait-seconds", type=float, default=0.0, help="how long to wait for driver and cards")
     parser.add_argument("--left-out", default="", help="PCI addresses of cards that may stay without a driver")
     for path in ("/proc", "/sys", "/dev"):
         parser.add_argument(f"-{path.replace('/', '-')}", default=path, help=f"stands in for {path} (for tests)")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     left_out = tuple(address for address in given.left_out.split(",") if address)
     problem = wait(Host(given.proc, given.sys, given.dev, left_out), given.wait_seconds)
     if problem:

@@ -11,17 +11,6 @@ from .._split import cost_model, layer_weights
 from .recorded import ROW_KEYS, is_chosen, is_default, prompt_tokens_of, row_name, timing_of
 
 
-def feasible_layers(entry: Mapping, feasible: t.Sequence[t.Any] | None = None) -> list[tuple[int, ...]] | None:
-    """Return every split that memory allows, or None where that is not recorded.
-
-    I(feasible) takes rows of a plan (mappings with C(layers)) or plain splits; without it the entry is searched.
-    """
-    rows = feasible if feasible else (entry["decision"].get("feasible") or entry.get("feasible"))
-    if not rows:
-        return None
-    return [tuple(row["layers"] if isinstance(row, t.Mapping) else row) for row in rows]
-
-
 def chart_points(entry: Mapping, quantity: str) -> list[Json]:
     """Return one point per measured split: layers, x (layers on device 0), status, mean, low, high, predicted.
 
@@ -121,7 +110,7 @@ def _shown(entry: Mapping, quantity: str, milliseconds: float) -> float:
     return milliseconds / 1000.0 if quantity == "objective" else milliseconds
 
 
-def chart_span(entry: Mapping, feasible: t.Sequence[t.Any] | None = None) -> tuple[int, int]:
+def chart_span(entry: Mapping) -> tuple[int, int]:
     """Return the first and last number of layers that a two-device chart shows."""
     decision = entry["decision"]
     total = sum(decision["layers"])
@@ -129,22 +118,19 @@ def chart_span(entry: Mapping, feasible: t.Sequence[t.Any] | None = None) -> tup
     seen.update(row["layers"][0] for row in decision.get("table") or [])
     if decision.get("default_layers"):
         seen.add(decision["default_layers"][0])
-    seen.update(layers[0] for layers in feasible_layers(entry, feasible) or [])
+    seen.update(row["layers"][0] for row in entry.get("feasible") or [])
     margin = max(2, round(0.12 * (max(seen) - min(seen))))
     return max(0, min(seen) - margin), min(total, max(seen) + margin)
 
 
-def infeasible_bands(
-    entry: Mapping, span: tuple[int, int], feasible: t.Sequence[t.Any] | None = None
-) -> list[tuple[float, float]]:
+def infeasible_bands(entry: Mapping, span: tuple[int, int]) -> list[tuple[float, float]]:
     """Return the stretches of the x axis (as intervals) whose splits do not fit in memory.
 
     Without a list of feasible splits only measured failures count: what ran out of memory, and everything beyond it.
     """
     chosen = entry["decision"]["layers"][0]
-    allowed = feasible_layers(entry, feasible)
-    if allowed is not None:
-        fits = {layers[0] for layers in allowed}
+    fits = {row["layers"][0] for row in entry.get("feasible") or []}
+    if fits:
         barred = [first for first in range(span[0], span[1] + 1) if first not in fits]
     else:
         failed = [row["layers"][0] for row in entry["decision"].get("table") or [] if row["status"] == "out_of_memory"]

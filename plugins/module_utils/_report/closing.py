@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from .._base.text import DASH, number
+from .._base.text import number, terminal_line
 from .._base.types import Mapping
 from .recorded import model_name
 from .served_rows import served_tests
@@ -19,7 +19,7 @@ def lines(entry: Mapping, served: Mapping | None, connect: str, page: str) -> li
     """
     result = f"Result: {model_name(entry)}, {placement_words(entry)}{_speed(entry, served)}."
     found = [result, gain_words(entry), connect, f"Report: {page}", *untried(entry)]
-    return [line.replace(DASH, "-") for line in found]
+    return [terminal_line(line) for line in found]
 
 
 def _speed(entry: Mapping, served: Mapping | None) -> str:

@@ -72,22 +72,17 @@ SETTINGS: t.Final[dict[t.Any, t.Any]] = {
 LABEL_CHARACTERS: t.Final = 40
 
 
-def draw(
-    entry: Mapping,
-    panels: t.Sequence[str] = ("decode", "prefill"),
-    feasible: t.Sequence[t.Any] | None = None,
-) -> str:
+def draw(entry: Mapping, panels: t.Sequence[str] = ("decode", "prefill")) -> str:
     """Return the chart of a recorded entry as an SVG element, a panel per quantity; the same input gives the same text.
 
     With two devices each panel shows a quantity over the layers on the first device; with one or more than two, a bar
-    per measured split. I(feasible) are the splits that memory allows; without it the entry is searched. Several charts
-    can stand on one page. Raises UserError when matplotlib is missing.
+    per measured split. Several charts can stand on one page. Raises UserError when matplotlib is missing.
     """
 
     def paint(axes: t.Any, index: int) -> None:
         # with experts in RAM, splits say less than how many blocks are there
         if len(entry["devices"]) == 2 and not entry.get("experts_in_ram"):
-            _draw_line(axes, entry, panels[index], feasible)
+            _draw_line(axes, entry, panels[index])
         else:
             _draw_bars(axes, entry, panels[index])
 
@@ -140,9 +135,9 @@ def _title(entry: Mapping, panels: t.Sequence[str]) -> str:
     return f"{recorded.model_name(entry)}: measured {' and '.join(words)} by split"
 
 
-def _draw_line(axes: t.Any, entry: Mapping, panel: str, feasible: t.Sequence[t.Any] | None) -> None:
+def _draw_line(axes: t.Any, entry: Mapping, panel: str) -> None:
     """Draw one quantity over the layers on the first of two devices."""
-    span = chart.chart_span(entry, feasible)
+    span = chart.chart_span(entry)
     points = chart.chart_points(entry, panel)
     measured = [point for point in points if point["mean"] is not None]
     if measured:
@@ -154,7 +149,7 @@ def _draw_line(axes: t.Any, entry: Mapping, panel: str, feasible: t.Sequence[t.A
         xs, ys = zip(*line, strict=True)
         axes.plot(xs, ys, color=MEASURED, linewidth=1.2, label="fitted", zorder=2)
     _mark_splits(axes, entry, measured)
-    for start, end in chart.infeasible_bands(entry, span, feasible):
+    for start, end in chart.infeasible_bands(entry, span):
         axes.axvspan(
             start, end, facecolor="none", edgecolor=BARRED, hatch="///", linewidth=0, label="does not fit in memory",
             zorder=0.5,

@@ -85,6 +85,10 @@ def _short(value: t.Any) -> str | None:
     return None if value is None else one_line(value, MOST_CHARACTERS)
 
 
+def _unreadable(path: str, error: OSError) -> str:
+    return one_line(f"{path} cannot be read ({error.strerror}): use --become", MOST_CHARACTERS)
+
+
 def _text(path: str, problems: list[str]) -> str | None:
     """Return the text of a file, or None without one, and where it cannot be read."""
     try:
@@ -93,7 +97,7 @@ def _text(path: str, problems: list[str]) -> str | None:
             return None
         return json_file.read_text(path)
     except OSError as exc:
-        problems.append(one_line(f"{path} cannot be read ({exc.strerror}): use --become", MOST_CHARACTERS))
+        problems.append(_unreadable(path, exc))
         return None
 
 
@@ -157,12 +161,15 @@ def _deployments(record: Mapping) -> list[Json]:
 
 
 def _revalidations(places: Places, active: str | None, problems: list[str]) -> list[Mapping]:
-    """Return the revalidations of the served deployment, newest first; none where one of them cannot be opened."""
+    """Return the revalidations of the served deployment that can be read, newest first."""
+    unreadable: list[OSError] = []
     try:
-        return list(due.history(places.path(places.state_dir), active)) if active else []
+        return list(due.history(places.path(places.state_dir), active, unreadable)) if active else []
     except OSError as exc:
-        problems.append(one_line(f"{exc.filename} cannot be read ({exc.strerror}): use --become", MOST_CHARACTERS))
+        unreadable.append(exc)
         return []
+    finally:
+        problems.extend(_unreadable(str(error.filename), error) for error in unreadable)
 
 
 def _verdict(

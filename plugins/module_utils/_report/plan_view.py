@@ -77,7 +77,7 @@ def _speed(row: Mapping) -> str:
     """Return the speed of a row of a prediction, a range with experts in RAM, and what they take there."""
     if not row.get("blocks_in_ram"):
         return f"{number(row['decode_tokens_per_second'])} tokens per second"
-    return f"{span(row['decode_interval'])} tokens per second with {row['ram_mib']} MiB of experts in RAM"
+    return f"{span(row['decode_interval'])} tokens per second with {row['ram_mib']} MiB of weights in RAM"
 
 
 def _of_quant(row: Mapping) -> Json:

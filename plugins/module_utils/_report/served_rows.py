@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import typing as t
 
+from .._base.text import DASH, number
 from .._base.types import Json, Mapping
 
 
@@ -35,6 +36,28 @@ def served_tests(served: Mapping | None) -> list[Json]:
             entry[key] = _spread(samples, key)
         summary.append(entry)
     return summary
+
+
+def served_power(served: Mapping | None) -> tuple[dict[str, t.Any] | None, str | None]:
+    """Return what all cards drew, as text, or why that is not known.
+
+    Keys: watts, cards (device, with its host where it is lent, and watts), joules_per_token,
+    tokens_per_second_per_watt.
+    """
+    power = (served or {}).get("power") or {"reason": "not measured yet"}
+    if power["reason"]:
+        return None, str(power["reason"]).rstrip(".")
+    joules = power["joules_per_token"]
+    cards = [
+        {
+            "device": f"{card['device']} of {card['host']}" if "host" in card else str(card["device"]),
+            "watts": number(card["watts"]),
+        }
+        for card in power["cards"]
+    ]
+    rate = f"{1 / joules:.2g}" if joules else DASH
+    found = {"watts": number(power["watts"]), "cards": cards, "joules_per_token": number(joules)}
+    return {**found, "tokens_per_second_per_watt": rate}, None
 
 
 def served_value(tests: t.Sequence[Mapping], name: str, key: str) -> float | None:

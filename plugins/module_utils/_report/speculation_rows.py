@@ -33,6 +33,7 @@ def texts(entry: Mapping) -> list[str]:
 def _row(row: Mapping, plain: float | None, chosen: bool) -> Json:
     own = row["ms_per_token"]
     less = None if own is None or not plain else 100 * (1 - own / plain)
+    reason = row["reason"] or "no reason given"
     return {
         "name": row["name"],
         "speeds": [_speed(row, text) for text in row["tokens_per_second"]],
@@ -41,7 +42,7 @@ def _row(row: Mapping, plain: float | None, chosen: bool) -> Json:
         "time": DASH if less is None or not less else f"{'-' if less > 0 else '+'}{percent(abs(less))}%",
         "loads": row["loads"],
         "chosen": chosen,
-        "why": "" if row["status"] == "ok" else f"{row['status'].replace('_', ' ')}: {_reason(row)}",
+        "why": "" if row["status"] == "ok" else f"{row['status'].replace('_', ' ')}: {reason.rstrip('.')}",
     }
 
 
@@ -57,7 +58,3 @@ def _rounds(row: Mapping) -> str:
     if row["kind"] == speculation.NONE:
         return ""
     return ", ".join(f"{text} {number(tokens)}" for text, tokens in row["tokens_per_round"].items())
-
-
-def _reason(row: Mapping) -> str:
-    return str(row["reason"] or "no reason given").rstrip(".")

@@ -7,12 +7,12 @@ from __future__ import annotations
 import textwrap
 import typing as t
 
-from .._base.text import DASH, columns, mebibytes, number, vector
+from .._base.text import DASH, columns, mebibytes, number, terminal_line, vector
 from .._base.types import Mapping
 from . import rows
 from .mode_rows import mode_rows
 from .recorded import engine_name, model_name, prompt_tokens_of
-from .served_rows import served_tests
+from .served_rows import served_power, served_tests
 from .speculation_rows import speculation_rows, texts
 from .words import gain_words, later_stages, placement_words
 
@@ -37,8 +37,7 @@ def summary_lines(
         *_chat_lines(chats),
         *_served_lines(served),
     ]
-    # not every terminal of a play shows more than ASCII
-    return [line.replace(DASH, "-") for line in lines]
+    return [terminal_line(line) for line in lines]
 
 
 def _decision_lines(entry: Mapping) -> list[str]:
@@ -155,7 +154,19 @@ def _served_lines(served: Mapping | None) -> list[str]:
         )
         body.append((_cut(str(test["name"]), 30), str(test["prompt_tokens"]), *means))
     title = "Served (what a client of llama-server sees; no prompt cache)"
-    return ["", title, *_table(body, right={1, 2, 3, 4}), *skipped]
+    return ["", title, *_table(body, right={1, 2, 3, 4}), *skipped, *_power_lines(served)]
+
+
+def _power_lines(served: Mapping | None) -> list[str]:
+    """Return what all cards drew while an answer was generated; nothing where that is not known."""
+    power, _reason = served_power(served)
+    if power is None:
+        return []
+    cards = ", ".join(f"{card['device']} {card['watts']} W" for card in power["cards"])
+    return _wrapped(
+        f"Power: {power['watts']} W for all cards ({cards}), {power['joules_per_token']} J per token,"
+        f" {power['tokens_per_second_per_watt']} tokens per second per watt"
+    )
 
 
 def _table(body: t.Sequence[t.Sequence[str]], right: t.Container[int]) -> list[str]:

@@ -28,7 +28,7 @@ def _tensor(entry: Mapping, stages: t.Sequence[str]) -> str:
         return ""
     name = "split_tuning_modes" if engines.of(entry["serving"]).family == "llama_cpp" else "split_tuning_exllama_modes"
     if decision.get("experts_in_ram"):
-        return "Split mode tensor was not tried: experts are in RAM."
+        return "Split mode tensor was not tried: it needs whole blocks on the devices, and weights are in RAM."
     return (
         f"Split mode tensor, in which the devices compute each layer together, was not tried: {name} does not allow it;"
         f" set {name}: [layer, tensor]."
@@ -41,6 +41,11 @@ def _speculation(entry: Mapping, stages: t.Sequence[str]) -> str:
         return _sentence(tried["why"]) if tried["verdict"] == "not_tried" else ""
     if "speculation" not in stages or entry["decision"]["objective"]["name"] in _OF_PROMPTS:
         return ""
+    if engines.of(entry["serving"]).family == "exllama":
+        return (
+            "Speculation, in which a small draft is checked by the model, was not tried: no entry of llm_models has"
+            f" draft_for {entry['model']['id']}, or split_tuning_speculation does not allow it."
+        )
     return (
         "Speculation, in which a small draft is checked by the model, was not tried: split_tuning_speculation does not"
         " allow it; set split_tuning_speculation: auto."

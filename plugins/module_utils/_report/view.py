@@ -7,12 +7,12 @@ from __future__ import annotations
 import json
 import typing as t
 
-from .._base.text import DASH, interval, mebibytes, number, percent, vector
+from .._base.text import DASH, interval, less_time, mebibytes, number, percent, vector
 from .._base.types import Json, Mapping
 from . import connecting, deployments, made_by, rows, trend_rows, words
 from .mode_rows import mode_rows
 from .recorded import engine_name, model_name, prompt_tokens_of, when
-from .served_rows import expectation_rows, served_tests
+from .served_rows import expectation_rows, served_power, served_tests
 from .speculation_rows import speculation_rows, texts
 from .untried import untried
 
@@ -50,7 +50,8 @@ def report_view(
     """
     decision = entry["decision"]
     tests = served_tests(seen.served)
-    power = (seen.served or {}).get("power") or {"reason": "not measured yet"}
+    power, power_reason = served_power(seen.served)
+    watts = ((seen.served or {}).get("power") or {}).get("watts")
     return {
         "host": host,
         "connection": connecting.connection(seen.server, url, host, connect),
@@ -75,11 +76,11 @@ def report_view(
         **_splits(entry),
         "served": [_served_row(test) for test in tests],
         "served_at": when((seen.served or {}).get("measured_at")),
-        "power": None if power["reason"] else _power(power),
-        "power_reason": power["reason"],
+        "power": power,
+        "power_reason": power_reason,
         "expectations": [
             {**row, "range": f"{row['low']:g} to {row['high']:g}", "value": number(row["value"])}
-            for row in expectation_rows(entry, tests, expectations, power.get("watts"))
+            for row in expectation_rows(entry, tests, expectations, watts)
         ],
         "versions": _versions(seen),
         "serving": _flat(entry["serving"]),
@@ -106,8 +107,9 @@ def _tiles(entry: Mapping, tests: t.Sequence[Mapping]) -> list[dict[str, str]]:
         label = f"to the first token, {first['prompt_tokens']} token prompt"
         tiles.append((number(first["ttft_ms"]["mean"]), "ms", label))
     if decision.get("gain_over_default_percent") is not None and decision["verdict"] != "only_choice":
-        label = f"less time than {engine_name(entry)}'s default split{_VERDICTS.get(decision['verdict'], '')}"
-        tiles.append((percent(decision["gain_over_default_percent"]), "%", label))
+        size, word, _interval = less_time(decision["gain_over_default_percent"])
+        label = f"{word} time than {engine_name(entry)}'s default split{_VERDICTS.get(decision['verdict'], '')}"
+        tiles.append((size, "%", label))
     most = rows.largest_context(entry)
     fits = "" if most is None else f"; up to {most} fit with this KV cache"
     tiles.append((str(entry["serving"]["context_size"]), "tokens", f"of context{fits}"))
@@ -215,15 +217,6 @@ def _served_row(test: Mapping) -> View:
 
 def _spread(timing: Mapping | None) -> dict[str, str] | None:
     return {"mean": number(timing["mean"]), "range": interval(timing["low"], timing["high"])} if timing else None
-
-
-def _power(power: Mapping) -> View:
-    """Return what the cards drew, as text."""
-    return {
-        "watts": number(power["watts"]),
-        "cards": [{"device": card["device"], "watts": number(card["watts"])} for card in power["cards"]],
-        "joules_per_token": number(power["joules_per_token"]),
-    }
 
 
 def _versions(seen: Seen) -> list[tuple[str, str]]:

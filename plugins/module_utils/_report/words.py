@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import typing as t
 
-from .._base.text import number, percent, vector
+from .._base.text import less_time, number, vector
 from .._base.types import Mapping
 from .._models import transfer
+from .._split import expert_placement
 from .recorded import engine_name, when
 
 #: An interval of the gain that reaches further says nothing.
@@ -65,12 +66,13 @@ def placement_words(entry: Mapping) -> str:
 
 
 def _experts_words(experts: Mapping | None) -> str:
-    """Return which experts are in RAM: C(, with the experts of 12 blocks in RAM); nothing where none is."""
+    """Return what is in RAM: C(, with the experts of 12 blocks in RAM); nothing where nothing is."""
     if not experts:
         return ""
-    count, partial = len(experts["blocks"]), experts["partial"]
-    more = f" and {' and '.join(partial['parts'])} of another" if partial else ""
-    return f", with the experts of {count} block{'' if count == 1 else 's'}{more} in RAM"
+    partial = experts["partial"]
+    blocks = expert_placement.blocks_in_words(len(experts["blocks"]), partial and partial["parts"])
+    name = expert_placement.NAMES[experts["kind"]]
+    return f", with the {name} of {blocks} in RAM"
 
 
 def gain_words(entry: Mapping) -> str:
@@ -81,23 +83,24 @@ def gain_words(entry: Mapping) -> str:
     name = f"{engine}'s own placement of experts" if experts else f"{engine}'s default split"
     if decision["verdict"] == "only_choice":
         return "It is the only split that was possible, so there is nothing to compare it with."
+    if default is None and experts and experts["kind"] == expert_placement.FFN:
+        return f"{engine} by itself leaves whole layers of such a model in RAM, which is not measured."
     if default is None:
         return f"{name} {'is not known' if experts else 'does not fit in memory here'}."
     if list(default) == list(decision["layers"]) and (not experts or gain == 0.0):
         return f"{engine} would have chosen the same split ({vector(default)})."
     if gain is None:
         return f"It was not compared with {name} {vector(default)}."
-    within = ""
-    if bounds:
-        # beyond that, the loads were too few or too different to say anything
-        told = max(map(abs, bounds)) < _WIDEST_PERCENT
-        interval = f"{percent(bounds[0])} to {percent(bounds[1])}%" if told else "too wide to tell"
-        within = f" (95% interval {interval})"
+    size, word, interval = less_time(gain, *(bounds or ()))
+    # beyond that, the loads were too few or too different to say anything
+    told = max(map(abs, bounds or [0.0])) < _WIDEST_PERCENT
+    within = f" (95% interval {f'{interval}%' if told else 'too wide to tell'})" if bounds else ""
+    difference = f"{size}% {word} time"
     if decision["verdict"] == "faster":
-        return f"It takes {percent(gain)}% less time than {name} {vector(default)}{within}."
+        return f"It takes {difference} than {name} {vector(default)}{within}."
     if decision["verdict"] == "no_difference":
-        return f"No difference that matters to {name} {vector(default)}: {percent(gain)}%{within}."
-    return f"Whether it beats {name} {vector(default)} is not settled: {percent(gain)}%{within}."
+        return f"No difference that matters to {name} {vector(default)}: {difference}{within}."
+    return f"Whether it beats {name} {vector(default)} is not settled: {difference}{within}."
 
 
 def verdict_words(entry: Mapping) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import typing as t
 
 from .._base import fingerprints, json_state
-from .._base.errors import UserError
+from .._base.fields import check_shape
 from .._base.types import Json, Mapping
+from .._measuring.types import RESULT
 from .._split import acceptance, allreduce, engines, placement
 from .._split.load_tests import visible_percent
 
@@ -150,8 +151,8 @@ def complete(
     baseline: Mapping,
     seen_memory: t.Sequence[Mapping] | None,
     served: t.Sequence[Mapping] | None,
-    answer: str | None = None,
-    right: Mapping | None = None,
+    answer: str | None,
+    right: Mapping | None,
 ) -> Json:
     """Return the baseline with what the loaded server said; what it knew before stays.
 
@@ -161,24 +162,16 @@ def complete(
     return {**baseline, **{name: new if baseline[name] is None else baseline[name] for name, new in said.items()}}
 
 
-_FIELDS: t.Final = {
-    "deployment": str, "recorded_at": str, "configuration": dict, "loads": list, "devices": list,
-    "smallest_visible_percent": dict,
+_SHAPE: t.Final = {
+    "deployment": str, "recorded_at": str, "configuration": dict, "devices": [{"id": str}],
+    "loads": [{"status": str, "layers": [int], "results": (None, [{"kind?": str, **RESULT}])}],
+    "smallest_visible_percent": dict, "device_probe": (None, {"devices?": [{}]}), "fit": (None, {}),
+    "memory": (None, [{"id": str}]), "served": (None, [{"name": str, "samples": [{}]}]), "answer": (None, str),
+    "acceptance": (None, {}),
 }  # fmt: skip
-
-
-def _check(data: Json) -> None:
-    for field, kind in _FIELDS.items():
-        if not isinstance(data.get(field), kind):
-            raise UserError(f"its {field} is missing or no {kind.__name__}")
-    for field in ("device_probe", "fit", "memory", "served", "answer", "acceptance"):
-        if field not in data:
-            raise UserError(f"its {field} is missing")
-    if not all(isinstance(load, dict) and {"status", "results", "layers"} <= set(load) for load in data["loads"]):
-        raise UserError("one of its loads has no status, layers and results")
-
-
-FORM: t.Final = json_state.Form(SCHEMA, "make a new baseline with the playbook revalidate and -e accept=true", _check)
+FORM: t.Final = json_state.Form(
+    SCHEMA, "make a new baseline with the playbook revalidate and -e accept=true", shape=_SHAPE
+)
 
 
 def path(state_dir: str, deployment: str) -> str:
@@ -189,7 +182,7 @@ def path(state_dir: str, deployment: str) -> str:
 def checked(data: t.Any) -> Json:
     """Return a baseline as plain JSON types. Raises UserError for what is none."""
     plain = t.cast(Json, fingerprints.plain(data, "baseline"))
-    _check(plain)
+    check_shape("", plain, _SHAPE)
     return plain
 
 

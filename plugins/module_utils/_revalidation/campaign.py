@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .._base.steps import Done, Lease, Mapping, Plan, Step
+from .._base.steps import Done, Lease, Mapping, Plan, Step, first_plan
 from .._base.types import Json
 from .._measuring import contention
 from .._planner import probe_stage, tuning_steps
@@ -36,7 +36,7 @@ class Revalidation:
     def plan(self, done: t.Sequence[Done]) -> Plan:
         """Return what comes next."""
         seen = Observation(self.settings, done)
-        return _first(seen, (_look, _measure, _look_again)) or _judged(seen)
+        return first_plan(seen, (_look, _measure, _look_again)) or _judged(seen)
 
     def predict(self, done: t.Sequence[Done]) -> Plan:
         """Return what comes next in check mode: a look that asks the server for nothing, then the verdict."""
@@ -48,11 +48,6 @@ class Revalidation:
         if done.step.name == answers.STEP:
             return str((done.result.get("answers") or {}).get("sentence", ""))
         return tuning_steps.measured(done.result["load"]) if "load" in done.result else ""
-
-
-def _first(seen: Observation, stages: t.Iterable[t.Callable[[Observation], Plan | None]]) -> Plan | None:
-    """Return the plan of the first stage that has one."""
-    return next((plan for stage in stages if (plan := stage(seen)) is not None), None)
 
 
 def _look(seen: Observation, predict: bool = False) -> Plan | None:

@@ -46,7 +46,6 @@ class Settings:
     texts: list[dict[str, t.Any]]
     text_tokens: int
     busy_seconds: float
-    host_python: str
     state_dir: str
     conflicting_units: list[str]
     load_timeout_seconds: int

@@ -31,7 +31,6 @@ def host(seen: Observation) -> Step:
         "llama_cpp": settings.llama_cpp,
         "exllama_root": settings.exllama_root,
         "state_dir": settings.state_dir,
-        "host_python": settings.host_python,
     }
     return Step("host", "revalidation_info", arguments, "compare the host with the baseline", 5)
 
@@ -45,7 +44,7 @@ def server(seen: Observation, name: str = "server", wait_seconds: int = 0) -> St
 def use(seen: Observation) -> Step:
     """Check whether the server or a card is in use."""
     settings = seen.settings
-    arguments = {**seen.family.client(), "seconds": settings.busy_seconds, "host_python": settings.host_python}
+    arguments = {**seen.family.client(), "seconds": settings.busy_seconds}
     return Step("use", "llama_server_busy_info", arguments, "check whether the server is in use", 10)
 
 
@@ -77,9 +76,8 @@ def before_loads(seen: Observation) -> list[Step]:
 
 def probe_sizes(seen: Observation, probe: Mapping) -> Step:
     """Read the layer sizes of the probe model."""
-    arguments = {"path": probe["model_path"], "host_python": seen.settings.host_python}
     label = "read the layer sizes of the probe model"
-    return Step("probe sizes", "gguf_info", arguments, label, 5, tolerated=True)
+    return Step("probe sizes", "gguf_info", {"path": probe["model_path"]}, label, 5, tolerated=True)
 
 
 def answers(seen: Observation) -> Step | None:
@@ -108,7 +106,6 @@ def _measuring(seen: Observation) -> Json:
         "rpc_endpoints": seen.entry["rpc_endpoints"],
         "environment": seen.environment,
         "campaign": f"revalidation of {settings.host} {seen.began_at}",
-        "host_python": settings.host_python,
         "state_dir": settings.measurements_dir,
         "timeout_seconds": settings.load_timeout_seconds,
     }

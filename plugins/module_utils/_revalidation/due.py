@@ -11,13 +11,19 @@ from __future__ import annotations
 import os
 import typing as t
 
-from .._base import json_file
-from .._base.errors import UserError
+from .._base import fields, json_file
 from .._base.types import Mapping
 from .._driver import driver_versions
-from .._split import fact_record
+from .._split import fact_record, host_record
 
 STATE_DIR: t.Final = "/var/lib/mixed_gpu"
+#: What is read of a revalidation; trend.py takes the checks.
+_RESULT: t.Final = {
+    "at": str, "verdict?": str, "driver_version?": (None, str),
+    "checks?": [{
+        "name": str, "change_percent?": (None, *fields.NUMBER), "interval_percent?": (None, [(None, *fields.NUMBER)]),
+    }],
+}  # fmt: skip
 REVALIDATE: t.Final = "ansible-playbook homelab.mixed_gpu.revalidate"
 
 
@@ -49,7 +55,7 @@ def recorded_driver(entry: Mapping | None, results: t.Iterable[Mapping]) -> str 
     if entry is None:
         return None
     for result in results:
-        if result.get("at", "") <= entry["recorded_at"]:
+        if result["at"] <= entry.get("recorded_at", ""):
             break
         if result.get("accepted") and result.get("driver_version"):
             return str(result["driver_version"])
@@ -79,32 +85,34 @@ def compare(recorded: str | None, loaded: str, installed: str | None) -> Due:
     return {"needed": why is not None, "now": now, "why": why, "cure": cure, "driver": driver}
 
 
-def history(state_dir: str, deployment: str) -> t.Iterator[Mapping]:
-    """Yield the revalidations of a deployment that can be read, newest first."""
+def history(state_dir: str, deployment: str, unreadable: list[OSError] | None = None) -> t.Iterator[Mapping]:
+    """Yield the revalidations of a deployment that can be read, newest first.
+
+    C(unreadable) gains the errors of files that cannot be opened.
+    """
     directory = os.path.join(state_dir, "revalidations")
     names = os.listdir(directory) if os.path.isdir(directory) else []
     for name in sorted((name for name in names if name.startswith(f"{deployment}@")), reverse=True):
         try:
             result = json_file.from_text(json_file.read_text(os.path.join(directory, name)) or "")
+            fields.check_shape(name, result, _RESULT)
+        except OSError as exc:
+            if unreadable is not None:
+                unreadable.append(exc)
+            continue
         except ValueError:
             continue
-        if isinstance(result, dict):
-            yield result
+        yield result
 
 
-def read(record: Mapping, state_dir: str = STATE_DIR, root: str = "/") -> Due:
+def read(record: Mapping, state_dir: str) -> Due:
     """Return whether a revalidation of the active deployment of this host is due; C(record) is the host's fact."""
     active = record["active"]
     entry = record["models"].get(active)
     recorded = recorded_driver(entry, history(state_dir, active) if active else [])
-    return compare(recorded, *driver_versions.read(root))
+    return compare(recorded, *driver_versions.read("/"))
 
 
-def of_host(fact_path: str = fact_record.PATH, state_dir: str = STATE_DIR, root: str = "/") -> Due:
-    """Return the same for the fact in a file; one that is missing or damaged counts as none."""
-    text = json_file.read_text(fact_path)
-    try:
-        record = fact_record.empty() if text is None else fact_record.FORM.parse(text, fact_path)
-    except UserError:
-        record = fact_record.empty()
-    return read(record, state_dir, root)
+def of_host(fact_path: str = fact_record.PATH, state_dir: str = STATE_DIR) -> Due:
+    """Return the same for the fact in a file; one that is missing, damaged or no file counts as none."""
+    return read(host_record.usable(fact_path), state_dir)

@@ -84,7 +84,7 @@ def _changes(old: Mapping | None, new: Mapping) -> dict[str, list[float] | None]
 
 
 def explain(
-    checks: t.Sequence[Mapping], moved: t.Sequence[Mapping], devices: t.Sequence[Json], diagnosed: bool = True
+    checks: t.Sequence[Mapping], moved: t.Sequence[Mapping], devices: t.Sequence[Json], diagnosed: bool
 ) -> Json | None:
     """Return why a speed regressed, C({cause, detail, devices, next}), or None where none did.
 
@@ -95,7 +95,8 @@ def explain(
     if not slow:
         return _drafts(checks, moved)
     for device in devices:
-        device["hints"] = _hints(device["id"], checks)
+        told = ((check["name"], check.get("cards", {}).get(device["id"])) for check in checks)
+        device["hints"] = [f"{name}: {words}" for name, words in told if words is not None]
     software = [change for change in moved if change["part"] in _SOFTWARE]
     cause, detail = _cause(slow, software, [d for d in devices if d["decode_change_percent"] is not None])
     undo = _undo(software)
@@ -164,11 +165,6 @@ def _each(known: t.Sequence[Mapping], kinds: t.Sequence[str]) -> str:
         )
         for device in known
     )
-
-
-def _hints(card_id: str, checks: t.Sequence[Mapping]) -> list[str]:
-    """Return what other checks say about one card."""
-    return [f"{check['name']}: {check['cards'][card_id]}" for check in checks if card_id in check.get("cards", {})]
 
 
 def _undo(software: t.Sequence[Mapping]) -> list[str]:

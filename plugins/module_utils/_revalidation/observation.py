@@ -141,18 +141,17 @@ class Observation:
     @property
     def probe_contention(self) -> list[Json | None]:
         """What else computed beside each load of the device probe."""
-        loads = [
-            item.result["load"] for item in self.done if item.step.name.startswith(PROBE) and "load" in item.result
-        ]
-        return [self._counted(load.get("contention")) for load in loads]
+        return [self._counted(load.get("contention")) for load in self._probe_loads]
+
+    @property
+    def _probe_loads(self) -> list[Json]:
+        return [item.result["load"] for item in self.done if item.step.name.startswith(PROBE) and "load" in item.result]
 
     @functools.cached_property
     def device_probe(self) -> Json | None:
         """The devices, ranked by the probe of today; None where it was not or not wholly repeated."""
         sizes, listed = self.result("probe sizes"), self.result("devices")
-        measured = [
-            item.result["load"] for item in self.done if item.step.name.startswith(PROBE) and "load" in item.result
-        ]
+        measured = self._probe_loads
         if self.probe_failed or sizes is None or listed is None or not measured:
             return None
         return probe_stage.assess(

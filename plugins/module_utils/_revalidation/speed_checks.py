@@ -125,7 +125,7 @@ def _compared(
         told, within = f"{signed(change.percent)} than in the baseline", f", {interval(change.low, change.high)}"
     detail = f"{told} ({rates[0]:.4g} -> {rates[1]:.4g} tok/s{within}, {len(old)} and {len(calm)} loads)"
     if change.verdict == "inconclusive":
-        least = "unknown noise" if change.smallest_visible is None else f"{change.smallest_visible:.1f} %"
+        least = "not known" if change.smallest_visible is None else f"{change.smallest_visible:.1f} %"
         detail += f"; the smallest slowdown that could be seen is {least}"
     for place, why in sorted(aside.items()):
         detail += f"; load {place + 1} set aside: {why}"

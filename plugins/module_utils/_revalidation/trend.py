@@ -35,6 +35,6 @@ def _change(checks: t.Iterable[Mapping], kind: str) -> Json | None:
     """Return the change of the first test of a kind: C(decode), C(decode at 2048), or as served C(decode (start))."""
     for check in checks:
         if check["name"].split(" ")[0] == kind and check.get("change_percent") is not None:
-            low, high = check.get("interval_percent") or (None, None)
+            low, high = [*(check.get("interval_percent") or ()), None, None][:2]
             return {"percent": check["change_percent"], "low": low, "high": high}
     return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .._base import json_file
+from .._base import fields, json_file
 from . import checks, due
 
 SCHEMA: t.Final = 1
@@ -21,6 +21,22 @@ NOTICE: t.Final = 5
 AGAIN_HOURS: t.Final = 12
 SPEEDS: t.Final = ("decode", "prefill")
 
+_LINK: t.Final = (
+    None,
+    {
+        "round_trip_ms": fields.NUMBER, "to_mb_per_s": (None, *fields.NUMBER), "from_mb_per_s": (None, *fields.NUMBER),
+    },
+)  # fmt: skip
+_SHAPE: t.Final = {
+    "schema": int,
+    "finished_at": str,
+    "outcome": {
+        "deployment": str, "verdict": str, "accepted": bool, "measured": bool, "summary": str,
+        "driver_version": (None, str), "change_percent": {str: fields.NUMBER}, "acceptance": {str: fields.NUMBER},
+        "links": [{"endpoint": str, "before": _LINK, "now": _LINK, "slower": bool}],
+    },
+}  # fmt: skip
+
 Outcome = dict[str, t.Any]
 State = dict[str, t.Any]
 
@@ -29,13 +45,11 @@ def parse_state(text: str | None) -> State | None:
     """Return the state of the timer, or None where there is none that can be used: then a revalidation is due."""
     try:
         state = json_file.from_text(text or "")
+        fields.check_shape("the state", state, _SHAPE)
         timestamp(state["finished_at"])
-        usable = state["schema"] == SCHEMA and state["outcome"]["verdict"] in checks.VERDICTS
-        usable = usable and isinstance(state["outcome"]["acceptance"], dict)
-        usable = usable and isinstance(state["outcome"]["links"], list)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except ValueError:
         return None
-    return state if usable else None
+    return state if state["schema"] == SCHEMA and state["outcome"]["verdict"] in checks.VERDICTS else None
 
 
 def is_due(state: State | None, driver: due.Due, every_hours: float, now: str) -> tuple[bool, str]:

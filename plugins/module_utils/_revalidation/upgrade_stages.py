@@ -20,6 +20,7 @@ import typing as t
 
 from .._base import json_state
 from .._base.errors import UserError
+from .._base.fields import choice
 
 SCHEMA: t.Final = 1
 PATH: t.Final = "/var/lib/mixed_gpu/upgrade.json"
@@ -66,34 +67,25 @@ def empty() -> Record:
     return {"schema": SCHEMA, "under_way": None, "finished": []}
 
 
+_PLACE: t.Final = {"version": str, "builds": {str: str}}
+_VERDICT: t.Final = (None, {"verdict": str, "accepted": bool, "summary": str})
+_UPGRADE: t.Final = {
+    "component": str, "stage": str, "from": _PLACE, "to": {**_PLACE, "asked": {str: (None, str)}},
+    "lenders": {str: {"from": _PLACE, "to": _PLACE}}, "started_at": str, "stage_at": str, "verdicts": {str: _VERDICT},
+    "why?": (None, str),
+}  # fmt: skip
+
+
 def _check(record: Record) -> None:
-    upgrade = record.get("under_way", "")
-    if not isinstance(record.get("finished"), list) or not (upgrade is None or _is_upgrade(upgrade)):
-        raise UserError("what it says is not what this collection writes")
+    if record["under_way"] is not None:
+        choice("under_way.component", record["under_way"]["component"], COMPONENTS)
+        choice("under_way.stage", record["under_way"]["stage"], STAGES)
 
 
-def _is_upgrade(upgrade: t.Any) -> bool:
-    return (
-        isinstance(upgrade, dict)
-        and upgrade.get("component") in COMPONENTS
-        and upgrade.get("stage") in list(STAGES)
-        and all(isinstance(upgrade.get(name), str) for name in ("started_at", "stage_at"))
-        and isinstance(upgrade.get("verdicts"), dict)
-        and isinstance(upgrade.get("lenders"), dict)
-        and all(_has_ends(one) for one in (upgrade, *upgrade["lenders"].values()))
-        and isinstance(upgrade["to"].get("asked"), dict)
-    )
-
-
-def _has_ends(host: t.Any) -> bool:
-    return isinstance(host, dict) and all(_is_place(host.get(end)) for end in ("from", "to"))
-
-
-def _is_place(place: t.Any) -> bool:
-    return isinstance(place, dict) and isinstance(place.get("version"), str) and isinstance(place.get("builds"), dict)
-
-
-FORM: t.Final = json_state.Form(SCHEMA, "run upgrade again: it begins with what is installed now", _check)
+FORM: t.Final = json_state.Form(
+    SCHEMA, "run upgrade again: it begins with what is installed now", _check,
+    {"under_way": (None, _UPGRADE), "finished": [{}]},
+)
 
 
 def begin(record: Table, component: str, ends: t.Sequence[Ends], asked: Table, before: Table, now: str) -> Record:

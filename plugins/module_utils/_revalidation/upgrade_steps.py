@@ -58,6 +58,8 @@ class Host(t.NamedTuple):
     reboot_required: bool = False
     #: The address at which it lends devices, or "".
     lends_at: str = ""
+    #: C(llama_cpp_copy_planned) of a lender: whether it copies the build of the box, which one (C(wanted)), and why.
+    copy: Table = {}
 
 
 #: The hosts that move together, by name: the one that serves, then its lenders.
@@ -121,16 +123,17 @@ def _opening(component: str, version: str, sha256: str, plan: bool, sentence: st
     return {"component": component, "asked": asked, "way": way, "plan": plan, "sentence": sentence}
 
 
-def places(component: str, host: str, planned: Table) -> tuple[Table, Table]:
-    """Return (what the host has, what is asked for) of what the component's role plans.
+def places(component: str, name: str, host: Host) -> tuple[Table, Table]:
+    """Return (what the host of this name has, what is asked for) of what the component's role plans.
 
     That is C(nvidia_driver_planned), {present, wanted, foreign}, or C(llama_cpp_planned), {present, wanted}. Raises
     UserError for what could not be gone back from.
     """
-    name = stages.NAMES[component]
+    planned = host.planned[component]
     there = planned["present"] if component == "driver" else planned["present"]["builds"]
     if not there:
-        raise UserError(f"{host} has no {name.removeprefix('the ')} to upgrade: install one with the playbook site")
+        what = stages.NAMES[component].removeprefix("the ")
+        raise UserError(f"{name} has no {what} to upgrade: install one with the playbook site")
     if component == "driver":
         if planned["foreign"]:
             raise UserError(f"{planned['foreign'].rstrip('.')}, so this collection does not upgrade it")
@@ -140,19 +143,21 @@ def places(component: str, host: str, planned: Table) -> tuple[Table, Table]:
             "llama_cpp_source is package, and what apt upgrades cannot be gone back from in seconds: upgrade to a"
             " source of another kind (sdist, git, archive)"
         )
-    if not planned["wanted"]["builds"]:
+    wanted = host.copy["wanted"] if host.copy and host.copy["taken"] else planned["wanted"]
+    if not wanted["builds"]:
+        why = f" {host.copy['why']}" if host.copy else ""
         raise UserError(
-            f"{host} lacks the tools that building llama.cpp takes, as where its build was copied from another host, so"
-            " what it would build is not known: run site once with -e '{llama_cpp_copy: false}', which builds on it"
+            f"{name} lacks the tools that building llama.cpp takes, so what it would build is not known.{why} Run site"
+            " once with -e '{llama_cpp_copy: false}', which builds on it"
         )
-    return planned["present"], planned["wanted"]
+    return planned["present"], wanted
 
 
 def ends(component: str, hosts: Hosts) -> list[stages.Ends]:
     """Return what each host has and is to have; nothing without a plan. Raises UserError as `places` does."""
     if any(component not in host.planned for host in hosts.values()):
         return []
-    return [stages.Ends(name, *places(component, name, host.planned[component])) for name, host in hosts.items()]
+    return [stages.Ends(name, *places(component, name, host)) for name, host in hosts.items()]
 
 
 def same_place(one: Table, other: Table) -> bool:
@@ -167,7 +172,7 @@ def decide(record: Table, known: t.Sequence[stages.Ends], on_resume: str) -> Ste
     cannot go together with the upgrade that is under way.
     """
     upgrade = record["under_way"]
-    there = all(_is_there(one, lends=number > 0) for number, one in enumerate(known))
+    there = all(same_place(one.present, one.wanted) for one in known)
     if upgrade is None:
         if not known:
             raise UserError("nothing is under way, and nothing was planned")
@@ -197,13 +202,6 @@ def decide(record: Table, known: t.Sequence[stages.Ends], on_resume: str) -> Ste
     if upgrade["stage"] == "keeping" and there:
         return {"do": "measure", "sentence": "Going on with the new baseline."}
     return {"do": "install", "sentence": "Going on with the installation."}
-
-
-def _is_there(host: stages.Ends, lends: bool) -> bool:
-    """Return whether a host has what it is to have. A lender may have copied its box's build of that version."""
-    if lends:
-        return bool(host.present["version"] == host.wanted["version"])
-    return same_place(host.present, host.wanted)
 
 
 def _place_name(place: Table, other: Table) -> str:

@@ -30,10 +30,12 @@ def listed(hosts: t.Collection[str]) -> str:
 
 def lost(upgrade: Table | None, hosts: t.Collection[str]) -> str:
     """Return what is said where hosts do not answer any more, and the cure."""
-    said = f"{' and '.join(hosts)} {'does' if len(hosts) == 1 else 'do'} not answer any more"
+    do, them = ("does", "it") if len(hosts) == 1 else ("do", "them")
+    said = f"{' and '.join(hosts)} {do} not answer any more"
     if upgrade is None:
-        return f"{said}, so nothing was changed: a box and its lenders move together; wake it, then run upgrade again."
-    return f"{said}. {stopped(upgrade)}, and all hosts move or none. Wake it, then {ways_out(upgrade)}."
+        together = f"a box and its lenders move together; wake {them}, then run upgrade again"
+        return f"{said}, so nothing was changed: {together}."
+    return f"{said}. {stopped(upgrade)}, and all hosts move or none. Wake {them}, then {ways_out(upgrade)}."
 
 
 def ends(origin: Table, target: Table) -> str:

@@ -175,7 +175,7 @@ def without_lines(result: Mapping) -> Json:
     return {name: value for name, value in result.items() if name != "lines"}
 
 
-def broken(host: str, at: str, reason: str, found: Mapping | None = None) -> Json:
+def broken(host: str, at: str, reason: str, found: Mapping | None) -> Json:
     """Return the C(revalidation) of a host on which revalidating itself failed, with C(lines).
 
     C(found) is the verdict where one was found before something failed: it stays, and is not accepted.
@@ -204,7 +204,7 @@ def failure_text(result: t.Any) -> str:
     return " ".join(str(word) for word in words) if isinstance(words, (list, tuple)) else str(words)
 
 
-def together(hosts: t.Mapping[str, Mapping], unreachable: t.Iterable[str] = ()) -> Json:
+def together(hosts: t.Mapping[str, Mapping], unreachable: t.Iterable[str]) -> Json:
     """Return the report over all hosts; the worst one decides, and one that was not reached is not accepted."""
     missing = sorted(unreachable)
     verdict = checks.worst([result["verdict"] for result in hosts.values()] + ["broken"] * bool(missing))

@@ -16,7 +16,7 @@ def rows(
     serving: Serving,
     layers: t.Sequence[int],
     devices: t.Sequence[Mapping],
-    experts: expert_placement.ExpertPlacement | None = None,
+    experts: expert_placement.ExpertPlacement | None,
 ) -> list[Json]:
     """Return what lies where, in MiB, of each device; C(experts) are in RAM."""
     held = memory_plan.MemoryPlan(model, serving, experts=experts).devices(layers)

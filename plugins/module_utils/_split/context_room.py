@@ -7,7 +7,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.types import Mapping
-from . import layer_search, layer_split, memory_plan, split_cost
+from . import expert_placement, layer_search, layer_split, memory_plan, split_cost
 from .layer_split import Layers
 from .types import Model, Serving
 
@@ -91,6 +91,20 @@ def largest(model: Model, serving: Mapping, budgets_mib: t.Sequence[int]) -> int
         else:
             high = middle - 1
     return low * STEP
+
+
+def needs_ram(model: Mapping, serving: Mapping, budgets_mib: t.Sequence[int], mode: str | int) -> bool:
+    """Return whether weights of a model go into RAM: as many as were asked for, or because it does not fit without.
+
+    C(mode): auto, never or a number of blocks. The largest context (max) is one with which it fits.
+    """
+    if mode == "never" or not expert_placement.parts_of(model):
+        return False
+    if isinstance(mode, int):
+        return mode > 0
+    if not isinstance(serving["context_size"], int):
+        return False
+    return not Room(t.cast(Model, model), t.cast(Serving, serving), budgets_mib).fits
 
 
 def types(model: Model, serving: Mapping) -> list[tuple[str, str]]:

@@ -19,6 +19,9 @@ from . import cost_model
 
 Points = t.Sequence[cost_model.Point]
 
+#: How far the ratio of devices in a prompt is from that in decoding (relative standard deviation).
+DECODE_ERROR: t.Final = 0.5
+
 
 class Prior(t.NamedTuple):
     """What is known of the devices' costs per slot before a split is measured: their ratios, and how sure these are.
@@ -43,11 +46,15 @@ class Prior(t.NamedTuple):
         return self.weight * sum((value - centre) ** 2 for value in logs)
 
 
+#: Where noise lets a device seem to take no time: of the largest cost of a device. No split takes no time.
+LEAST: t.Final = 1e-6
+
+
 def fit_decode(points: Points, prior: Prior | None = None) -> list[float]:
     """Return ms per average layer and token of each device, from (amounts, ms per token) of at least one split.
 
-    Least squares of the relative errors, none below zero. What the splits leave open (fewer independent splits than
-    devices) is set as near as possible to the ratios of C(prior), or to a common mean without one.
+    Least squares of the relative errors, none below LEAST of the largest. What the splits leave open (fewer independent
+    splits than devices) is set as near as possible to the ratios of C(prior), or to a common mean without one.
     """
     devices = len(points[0][0])
     shape = list(prior.costs) if prior is not None else [1.0] * devices
@@ -65,7 +72,8 @@ def fit_decode(points: Points, prior: Prior | None = None) -> list[float]:
                 best = (error, slot_ms)
         if best is not None and size == devices:
             break
-    return best[1] if best is not None else near
+    costs = best[1] if best is not None else near
+    return [max(own, LEAST * max(costs)) for own in costs]
 
 
 def _least_squares(
@@ -131,21 +139,30 @@ def _optima(
         error = _squared_error(_predicted(points, slot_ms, batches, overlap), points)
         return error if prior is None else error + prior.penalty(slot_ms)
 
+    #: by the device of the longest stage at each point: nothing else of the costs at hand counts
+    known: dict[tuple[int, ...], list[float]] = {}
+
     def solved(slot_ms: t.Sequence[float]) -> list[float]:
-        rows: list[tuple[list[float], float]] = []
-        for counts, ms in points:
-            longest = max(range(devices), key=lambda d: counts[d] * slot_ms[d])
-            rows.append(([n * (of_sum + of_max * (d == longest)) for d, n in enumerate(counts)], ms))
-        return fit_decode(rows, prior)
+        longest = tuple(max(range(devices), key=lambda d: counts[d] * slot_ms[d]) for counts, _ms in points)
+        if longest not in known:
+            rows = [
+                ([n * (of_sum + of_max * (d == device)) for d, n in enumerate(counts)], ms)
+                for device, (counts, ms) in zip(longest, points, strict=True)
+            ]
+            known[longest] = fit_decode(rows, prior)
+        return known[longest]
 
     begins = [[1.0] * devices]
     if prior is not None:
         begins.insert(0, list(prior.costs))
-    if start is not None and min(start) > 0:
+    if start is not None and min(start) > LEAST * max(start):
         begins.insert(0, list(start))
     begins += [[3.0 if other == device else 1.0 for other in range(devices)] for device in range(devices)]
-    for begin in begins:
-        yield _settled(solved(begin), solved, error_of)
+    begun: list[list[float]] = []
+    for first in map(solved, begins):
+        if first not in begun:
+            begun.append(first)
+            yield _settled(first, solved, error_of)
 
 
 def _distinct(optima: t.Iterable[tuple[float, list[float]]]) -> list[list[float]]:
@@ -238,9 +255,10 @@ UNLIKELY: t.Final = 0.02
 #: Optima whose costs differ by less than this share of the largest are one.
 SAME: t.Final = 0.02
 
-#: How likely each overlap of prefill is before loads tell: a pipeline is what llama.cpp does, serial where it cannot.
-LIKELY_BETWEEN: t.Final = 0.03
-OVERLAPS: t.Final = ((1.0, 0.8), (0.0, 0.08), *((step / 5, LIKELY_BETWEEN) for step in (4, 3, 2, 1)))
+#: How likely each overlap of prefill is before loads tell: a pipeline is what llama.cpp does, nearly so
+#: where something else takes turns, serial where stages cannot overlap.
+LIKELY_BETWEEN: t.Final = 0.05
+OVERLAPS: t.Final = ((1.0, 0.5), (0.0, 0.15), (0.8, 0.15), (0.6, 0.08), (0.4, 0.06), (0.2, 0.06))
 
 
 def likely_prefills(
@@ -269,7 +287,7 @@ def likely_prefills(
 def _fit_overlap(
     points: Points, batches: int, start: t.Sequence[float], prior: Prior | None
 ) -> tuple[list[float], float]:
-    """Return (ms per block and micro-batch, overlap) by least squares: the best of eleven, then golden sections."""
+    """Return (ms per block and micro-batch, overlap) by least squares: the best of six, then golden sections."""
     known: dict[float, tuple[float, list[float]]] = {}
 
     def error_of(overlap: float) -> float:
@@ -280,8 +298,8 @@ def _fit_overlap(
             known[overlap] = error, slot_ms
         return known[overlap][0]
 
-    near = min((step / 10 for step in range(11)), key=error_of)
-    low, high, golden = max(0.0, near - 0.1), min(1.0, near + 0.1), (math.sqrt(5) - 1) / 2
+    near = min((step / 5 for step in range(6)), key=error_of)
+    low, high, golden = max(0.0, near - 0.2), min(1.0, near + 0.2), (math.sqrt(5) - 1) / 2
     while high - low > 0.01:
         left, right = high - golden * (high - low), low + golden * (high - low)
         low, high = (low, right) if error_of(left) <= error_of(right) else (left, high)

@@ -46,7 +46,7 @@ def stages_ms(slot_ms: t.Sequence[float], amounts: Amounts) -> list[float]:
     return [cost * count for cost, count in zip(slot_ms, amounts, strict=True)]
 
 
-def prefill_weights(batches: int, overlap: float = 1.0) -> tuple[float, float]:
+def prefill_weights(batches: int, overlap: float) -> tuple[float, float]:
     """Return (a, b) of t = a * sum(stages) + b * max(stages), the time of C(batches) micro-batches at that overlap."""
     return batches - overlap * (batches - 1), overlap * (batches - 1)
 

@@ -11,15 +11,17 @@ import typing as t
 
 from .._base import fingerprints
 from .._base.types import Json, Mapping
-from . import allreduce, device_list, engines, expert_placement, fallbacks, network_links, tuning_key
+from . import allreduce, device_list, engines, expert_placement, fallbacks, model_weights, network_links, tuning_key
 from . import placement as placements
 
 #: What an entry takes of the model that was planned for.
-_OF_MODEL: t.Final = ("size_bytes", "block_count", "architecture")
+_OF_MODEL: t.Final = ("size_bytes", "block_count", "architecture", "file_type", "expert_count")
 #: What a planner's decision says that an entry holds in its own fields.
 _STORED_ONCE: t.Final = ("layers", "split_mode", "micro_batch_size", "environment", "experts_in_ram")
-#: What llama-server is told of speculation.
-_OF_SPECULATION: t.Final = ("kind", "draft", "path", "device", "n_max", "cache_type_k", "cache_type_v")
+#: What a server is told of speculation, TabbyAPI of cache_mode and memory_gb; and what a draft keeps in RAM.
+_OF_SPECULATION: t.Final = (
+    "kind", "draft", "path", "device", "n_max", "cache_type_k", "cache_type_v", "cache_mode", "memory_gb", "ram_bytes",
+)  # fmt: skip
 
 
 class Tuning(t.TypedDict):
@@ -27,7 +29,7 @@ class Tuning(t.TypedDict):
 
     model: Mapping  # id, path, sha256
     problem: Mapping
-    plan: Mapping  # the last answer of split_plan: decision, feasible
+    plan: Mapping  # the last answer of the planner: decision, feasible
     loads: t.Sequence[Mapping]
     rpc_endpoints: t.Sequence[str]
     dry_run: Mapping | None
@@ -46,12 +48,13 @@ def build(tuning: Tuning) -> Json:
     devices, layers, parts = problem["devices"], decision["layers"], tuning["fingerprint_parts"]
     cards = engines.cuda_environment(device_list.cuda_ids(devices))
     experts = expert_placement.from_json(layers, decision.get("experts_in_ram"))
-    serving = expert_placement.serving_with(problem["serving"], experts)
-    if experts:  # whose micro-batches may be larger than any batch without
-        serving = {**serving, "batch_size": max(serving["batch_size"], decision["micro_batch_size"])}
     entry: Json = {
-        "model": {**tuning["model"], **{name: problem["model"][name] for name in _OF_MODEL}},
-        "serving": {**serving, "micro_batch_size": decision["micro_batch_size"]},
+        "model": {
+            **tuning["model"],
+            **{name: problem["model"][name] for name in _OF_MODEL},
+            "blocks_fingerprint": model_weights.blocks_fingerprint(problem["model"]),
+        },
+        "serving": expert_placement.of_decision(problem["serving"], decision),
         "environment": {**cards, **(decision.get("environment") or {})},
         "devices": list(devices),
         "placement": placements.by_id(devices, layers),

@@ -7,11 +7,19 @@ Pure functions only. docs/data_formats.md describes a device.
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 from .._base.errors import UserError
 from .._base.types import Mapping
 from .types import Device, ListedDevice
+
+D = t.TypeVar("D", bound=Device)
+
+#: The variable, and what a play of one's own gives the modules that list devices.
+_BUDGETS: t.Final = "split_tuning_device_budget_mib (budgets_mib)"
+#: How cards are named.
+_CARD: t.Final = re.compile(r"CUDA\d+|GPU-.*")
 
 
 def identify(devices: t.Sequence[ListedDevice], cuda_ids: t.Sequence[str]) -> list[Device]:
@@ -46,23 +54,55 @@ def endpoint_of(identity: str) -> str:
     return identity.partition("#")[0]
 
 
-def set_budgets(devices: t.Sequence[Device], budgets_mib: Mapping) -> list[Device]:
-    """Return the devices with C(budget_mib) filled from C(budgets_mib), whose keys are ids or llama.cpp's names."""
-    result: list[Device] = [{**entry} for entry in devices]
+def set_budgets(devices: t.Sequence[D], budgets_mib: Mapping) -> list[D]:
+    """Return the devices with C(budget_mib) from C(budgets_mib) alone, whose keys are ids or llama.cpp's names."""
+    _refuse(
+        [str(key) for key in budgets_mib if not any(key in (one["id"], one["device"]) for one in devices)], devices
+    )
+    result = [t.cast(D, {**entry, "budget_mib": None}) for entry in devices]
     for key, value in budgets_mib.items():
-        matching = [entry for entry in result if key in (entry["id"], entry["device"])]
-        if not matching:
-            raise UserError(f"budgets_mib names {key}, which is none of the devices here: {describe(devices)}")
+        device = next(entry for entry in result if key in (entry["id"], entry["device"]))
         try:
             budget = int(value)
         except (TypeError, ValueError):
             budget = 0
         if isinstance(value, bool) or budget < 1 or str(budget) != str(value).strip():
-            raise UserError(f"budgets_mib gives {key} {value!r}: a budget is a whole number of MiB, at least 1")
-        if matching[0]["budget_mib"] not in (None, budget):
-            raise UserError(f"budgets_mib names {matching[0]['id']} by id and by name with different values: keep one")
-        matching[0]["budget_mib"] = budget
+            raise UserError(f"{_BUDGETS} gives {key} {value!r}: a budget is a whole number of MiB, at least 1")
+        if device["budget_mib"] not in (None, budget):
+            raise UserError(f"{_BUDGETS} names {device['id']} by id and by name with different values: keep one")
+        device["budget_mib"] = budget
     return result
+
+
+def check_budgets(
+    budgets_mib: Mapping, gpus: Mapping | None, endpoints: t.Sequence[str] | None = None
+) -> None:
+    """Raise UserError for budgets of cards and endpoints that are not there, before the engine lists its devices.
+
+    C(gpus): the fact of gpu_facts. C(endpoints) is None where those of lenders are not known yet. Other names are the
+    engine's own, which set_budgets judges.
+    """
+    asked = gpus is not None and gpus["available"]
+    cards = [
+        {"device": f"CUDA{index}", "id": str(gpu["id"])} for index, gpu in enumerate(gpus["gpus"] if gpus else ())
+    ]
+    known = {name for card in cards for name in card.values()}
+    lent = [{"device": endpoint, "id": endpoint} for endpoint in endpoints or ()]
+    strange = [
+        key for key in map(str, budgets_mib)
+        if (asked and _CARD.fullmatch(key) and key not in known)
+        or (":" in key and endpoints is not None and endpoint_of(key) not in endpoints)
+    ]  # fmt: skip
+    _refuse(strange, [*cards, *lent])
+
+
+def _refuse(strange: t.Sequence[str], devices: t.Sequence[Mapping]) -> None:
+    """Raise UserError for names of budgets that no device has."""
+    if strange:
+        verb = "which is" if len(strange) == 1 else "which are"
+        raise UserError(
+            f"{_BUDGETS} names {', '.join(strange)}, {verb} none of the devices here: {describe(devices)}"
+        )
 
 
 def in_order(devices: t.Sequence[Device], expected: t.Sequence[Mapping]) -> list[Device]:

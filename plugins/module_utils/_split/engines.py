@@ -39,10 +39,10 @@ TABLE: t.Final[dict[str, Engine]] = {
                stages=("probe", "layers", "micro_batch", "mode", "speculation", "baseline"), dry_run=True,
                unit="llama-server.service", build_part="llama_cpp"),
         Engine("exllamav2", "ExLlamaV2", "exllama", "exllamav2", build_file="v2/current/build.json",
-               model_file="config.json", stages=("layers", "baseline"), dry_run=False,
+               model_file="config.json", stages=("layers", "speculation", "baseline"), dry_run=False,
                unit="exllama-server.service", build_part="engine_build"),
         Engine("exllamav3", "ExLlamaV3", "exllama", "exllamav2", build_file="v3/current/build.json",
-               model_file="config.json", stages=("layers", "mode", "baseline"), dry_run=False,
+               model_file="config.json", stages=("layers", "mode", "speculation", "baseline"), dry_run=False,
                unit="exllama-server.service", build_part="engine_build"),
     )
 }  # fmt: skip

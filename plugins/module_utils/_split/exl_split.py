@@ -9,7 +9,7 @@ each to the first card, not before that of the module before, that has room for 
 - exllamav2 0.3.2 adds up on paper (C(set_device_map) of model.py): half a block (attention, then feed-forward) goes to
   a card while its weights, the largest scratch space there so far and the largest attention buffer there so far fit
   what is left of the card's number, from which constants for rotary embedding, state and mask were taken first. The KV
-  cache does not count. fill_v2 is this rule.
+  cache does not count.
 - exllamav3 1.6.5 loads for real (C(_load_autosplit) of model/model_ls.py): a block with its KV cache goes to a card
   until PyTorch's allocations and the largest transient of a forward pass exceed the card's number.
 
@@ -172,25 +172,6 @@ def constant_v2(model: Model, serving: Serving) -> int:
     return rotary + model["embedding_length"] * chunk * 2 + chunk**2 * 2
 
 
-def fill_v2(modules: t.Sequence[Module], constant: int, gpu_split_gb: t.Sequence[float]) -> list[int] | None:
-    """Return the card of each module by exllamav2's rule, or None where the last card is full too."""
-    left = [share * GIB - constant for share in gpu_split_gb]
-    scratch, attention = [0] * len(left), [0] * len(left)
-    card, result = 0, []
-    for module in modules:
-        while True:
-            if card == len(left):
-                return None
-            most = max(module.scratch, scratch[card]), max(module.attention, attention[card])
-            if module.weights + sum(most) <= left[card]:
-                break
-            card += 1
-        scratch[card], attention[card] = most
-        left[card] -= module.weights
-        result.append(card)
-    return result
-
-
 def _needs_v2(modules: t.Sequence[Module], constant: int) -> int:
     """Return the bytes with which these modules, and nothing else, fit one card."""
     most = max(m.scratch for m in modules) + max(m.attention for m in modules)
@@ -250,28 +231,30 @@ def gpu_split_gb(
     last = layer_split.output_device(layers)
     shares = []
     for device, count in enumerate(layers):
-        budget = budgets_mib[device] * MIB
+        budget_bytes = budgets_mib[device] * MIB
         if not count:
             shares.append(0.0)
         elif engines.of(serving).name == "exllamav2":
-            shares.append(_share_v2(model, serving, layers, device, last, budget))
+            shares.append(_share_v2(model, serving, layers, device, last, budget_bytes))
         else:
             need = memory.device(layers, device)
             whole = need.weights + need.kv + need.compute - _V3_MARGIN_BYTES
             follows = sum(layers[: device + 1])
             room = 0 if device == last else (memory.slot_bytes(follows) // 2)
-            shares.append(max(whole, budget) if device == last else min(whole + room, max(whole, budget)))
+            shares.append(max(whole, budget_bytes) if device == last else min(whole + room, max(whole, budget_bytes)))
     return [round(share / GIB, _DECIMALS) for share in shares]
 
 
-def _share_v2(model: Model, serving: Serving, layers: t.Sequence[int], device: int, last: int, budget: int) -> float:
+def _share_v2(
+    model: Model, serving: Serving, layers: t.Sequence[int], device: int, last: int, budget_bytes: int
+) -> float:
     """Return the bytes for one card of exllamav2, where the KV cache counts against the budget and not in the share."""
     modules, constant = modules_v2(model, serving), constant_v2(model, serving)
     first = sum(layers[:device])
     own = [m for m in modules if first <= m.slot < first + layers[device]]
     least = _needs_v2(own, constant)
     if device == last:
-        return max(least + MIB, budget)
+        return max(least + MIB, budget_bytes)
     following = next(m for m in modules if m.slot >= first + layers[device])
     return least + (_needs_v2([*own, following], constant) - least) / 2
 

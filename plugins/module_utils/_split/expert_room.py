@@ -17,18 +17,22 @@ from . import expert_placement
 from .types import Model
 
 
-def shortage(model_path: str, experts: expert_placement.ExpertPlacement | None) -> outcome.Verdict | None:
+def shortage(
+    model_path: str, experts: expert_placement.ExpertPlacement | None, draft_path: str = ""
+) -> outcome.Verdict | None:
     """Return the Verdict over a load whose experts have no room in RAM, which would swap or be killed, or None.
 
-    Of a model that cannot be read the program itself says why.
+    A draft keeps its token embedding there as well. Of a model that cannot be read the program itself says why.
     """
     if experts is None:
         return None
     try:
         model = gguf_model.read(gguf_model.files_of(model_path))
+        draft = gguf_model.read(gguf_model.files_of(draft_path), draft=True) if draft_path else None
     except UserError:
         return None
     needed = expert_placement.ram_bytes(t.cast(Model, model), experts)
+    needed += draft["token_embedding_bytes"] if draft else 0
     missing = expert_placement.ram_missing_mib(needed, job.available_memory_mib())
     if not missing:
         return None

@@ -12,6 +12,7 @@ import typing as t
 
 from .._base import fingerprints, json_state
 from .._base.errors import UserError
+from .._base.fields import NUMBER, check_shape
 from .._base.types import Json, Mapping
 from . import engines
 from .types import Entry
@@ -33,6 +34,38 @@ ENTRY_FIELDS: t.Final[tuple[tuple[str, type], ...]] = (
     ("fingerprint_parts", dict),
     ("campaign", str),
 )
+_TIMES: t.Final = (None, {"mean?": (None, *NUMBER), "low?": (None, *NUMBER), "high?": (None, *NUMBER)})
+_FIT: t.Final = {
+    "decode_ms_per_layer?": (None, [NUMBER]), "prefill_ms_per_layer?": (None, [NUMBER]), "error?": NUMBER,
+    "average_layer?": {"weights_bytes": NUMBER, "cache_bytes": NUMBER},
+}  # fmt: skip
+#: What readers take of an entry without looking twice, where it is there.
+_INNER: t.Final = {
+    "recorded_at?": str,
+    "model": {"id?": str, "name?": (None, str), "path?": str, "sha256?": (None, str)},
+    "serving": {
+        "context_size?": int, "parallel_slots?": int, "batch_size?": int, "micro_batch_size?": int, "kv_unified?": bool,
+        "flash_attention?": str, "cache_type_k?": str, "cache_type_v?": str, "cache_mode?": str,
+    },
+    "environment": {str: str},
+    "devices": [{"id": str, "device?": str, "backend?": str, "description?": (None, str)}],
+    "rpc_endpoints": [str],
+    "decision": {
+        "verdict?": str, "why?": str, "best_by_objective?": (None, {str: (None, [int])}),
+        "default_layers?": (None, [int]), "mib?": (None, [NUMBER]), "headroom_mib?": (None, [NUMBER]),
+        "gain_interval_percent?": (None, [(None, *NUMBER)]), "advice?": (None, [str]), "fit?": (None, _FIT),
+        "table?": (None, [{
+            "layers?": [int], "status?": str,
+            "decode_ms_per_token?": _TIMES, "prefill_ms?": _TIMES, "objective_ms?": _TIMES,
+        }]),
+    },
+    "feasible?": (None, [{"layers?": [int], "mib?": [NUMBER], "headroom_mib?": [NUMBER]}]),
+    "fingerprint_parts": {
+        "driver_version?": (None, str), "tests?": [{}], "gpus?": [{"id?": str, "pci_bus_id?": (None, str)}],
+    },
+    "fallbacks?": [{}],
+    "loaded?": (None, [{}]),
+}  # fmt: skip
 
 
 class Found(t.TypedDict):
@@ -61,7 +94,7 @@ def _check(record: Record) -> None:
     for name, entry in models.items():
         check_entry(entry, f"models.{name}")
     active = record.get("active")
-    if active is not None and active not in models:
+    if active is not None and (not isinstance(active, str) or active not in models):
         raise UserError(f"its active deployment {active!r} has no entry under models")
 
 
@@ -107,11 +140,8 @@ def find(record: Record, path: str, deployment: str = "", engine: str = "") -> F
     }
 
 
-def served_path(text: str | None, path: str) -> str | None:
-    """Return the path of the active deployment's model, from the text of the fact file. Raises UserError."""
-    if text is None:
-        return None
-    record = FORM.parse(text, path)
+def served_path(record: Record) -> str | None:
+    """Return the path of the active deployment's model, None where nothing is served."""
     return record["models"].get(record["active"], {}).get("model", {}).get("path")
 
 
@@ -131,6 +161,7 @@ def check_entry(entry: Mapping, where: str = "entry") -> Entry:
     for field, kind in ENTRY_FIELDS:
         if not isinstance(result.get(field), kind):
             raise UserError(f"{where}.{field} is missing or no {kind.__name__}")
+    check_shape(where, result, _INNER)
     try:
         engines.of(result["serving"])
     except UserError as exc:

@@ -51,7 +51,7 @@ def _without(problem: Mapping, decision: Mapping, endpoints: t.Sequence[str], ab
     base: Json = {"absent": list(absent), "rpc_endpoints": stay}
     nothing: Json = {"placement": None, "context_size": None, "mib": None, "slower_percent": None}
     if decision.get("experts_in_ram"):
-        why = f"without {names} the server waits: a placement with experts in RAM is planned over all devices alone"
+        why = f"without {names} the server waits: a placement with weights in RAM is planned over all devices alone"
         return {**base, **nothing, "why": why}
     asked = t.cast("Serving", {**problem["serving"], "micro_batch_size": decision["micro_batch_size"]})
     budgets = memory_plan.budgets_mib([problem["devices"][index] for index in kept], problem["reserve_mib"])
@@ -169,7 +169,7 @@ def serving_without(entry: Mapping, absent: t.Collection[str]) -> Json | None:
     return None if fallback is None else entry_without(entry, fallback)
 
 
-def sentence(entry: Mapping, absent: t.Collection[str], since: str = "", waits: bool = False) -> str:
+def sentence(entry: Mapping, absent: t.Collection[str], since: str, waits: bool) -> str:
     """Return what a server without some endpoints means to its owner, empty where none is absent.
 
     C(since) is when it was started so, C(waits) says that it serves nothing until they answer.

@@ -4,15 +4,21 @@
 
 from __future__ import annotations
 
-from .._base import json_file
 from .._base.errors import UserError
 from . import fact_record
 
 
-def read(path: str = fact_record.PATH) -> fact_record.Record | None:
-    """Return the host's recorded splits; None where there are none, or where the file is damaged."""
-    text = json_file.read_text(path)
+def read(path: str = fact_record.PATH) -> fact_record.Record:
+    """Return the host's recorded splits, an empty record where there is no file.
+
+    Raises UserError for a damaged file, OSError for one that cannot be read.
+    """
+    return fact_record.FORM.read(path) or fact_record.empty()
+
+
+def usable(path: str = fact_record.PATH) -> fact_record.Record:
+    """Return the same, and an empty record for a file that is damaged or cannot be read, too."""
     try:
-        return fact_record.FORM.parse(text, path) if text else None
-    except UserError:
-        return None
+        return read(path)
+    except (OSError, UserError):
+        return fact_record.empty()

@@ -182,14 +182,3 @@ def _speed(gpu: Mapping | None, name: t.Any) -> _Speed:
         "prefill_tflops": card.prefill_tflops if card else None,
         "sources": sources,
     }
-
-
-def with_budgets(devices: t.Sequence[KnownDevice], budgets_mib: Mapping) -> list[KnownDevice]:
-    """Return the devices with their budget by id or name; budgets of other devices are no concern of a prediction."""
-    result: list[KnownDevice] = []
-    for device in devices:
-        budget = budgets_mib.get(device["id"], budgets_mib.get(device["device"], device.get("budget_mib")))
-        if budget is not None and (isinstance(budget, bool) or not str(budget).isdigit()):
-            raise ValueError(f"the budget of {device['device']} is {budget!r}: it must be a whole number of MiB")
-        result.append({**device, "budget_mib": None if budget is None else int(budget)})
-    return result

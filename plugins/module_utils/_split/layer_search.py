@@ -243,9 +243,7 @@ class LayerSearch:
             fresh = sorted(fewer - asked)
             asked |= fewer
 
-    def roomiest(
-        self, cost: Cost, limit_ms: float, caps: t.Sequence[int] | None = None, without: t.Collection[Layers] = ()
-    ) -> Layers | None:
+    def roomiest(self, cost: Cost, limit_ms: float, without: t.Collection[Layers] = ()) -> Layers | None:
         """Return the split that leaves the most memory where it is tightest, of those that cost at most C(limit_ms).
 
         Of several with that room, to the MiB, it is the one that costs least. None where no split costs that little.
@@ -254,12 +252,12 @@ class LayerSearch:
         low, high = 0, max(self.budgets)
         while low <= high:
             room = (low + high) // 2
-            found = self._leaving(room).best(cost, caps, without, limit_ms)
+            found = self._leaving(room).best(cost, None, without, limit_ms)
             if found is not None and cost.ms(found) <= limit_ms:
                 result, low = found, room + 1
             else:
                 high = room - 1
-        return None if result is None else self._leaving(high).best(cost, caps, without)
+        return None if result is None else self._leaving(high).best(cost, without=without)
 
     def within(self, budgets_mib: t.Sequence[int]) -> LayerSearch:
         """Return the same search with lower budgets, which shares what is known of memory."""
@@ -271,7 +269,7 @@ class LayerSearch:
         """Return the same search with C(room_mib) kept free on each device."""
         return self.within([budget - room_mib for budget in self.budgets])
 
-    def _best(self, cost: Cost, caps: tuple[int, ...], enough_ms: float | None = None) -> Layers | None:
+    def _best(self, cost: Cost, caps: tuple[int, ...], enough_ms: float | None) -> Layers | None:
         """Minimise sum + max: the sum alone under a cap on the longest stage, for each cap that may be the best.
 
         With S(B) the least sum whose stages last at most B, the answer is the least S(B) + B, and S never rises with

@@ -60,16 +60,16 @@ def default_layers(free_mib: t.Sequence[int], slots: int) -> Layers:
     return layers_from_shares(free_mib if any(free_mib) else [1] * len(free_mib), slots)
 
 
-def enumerate_splits(slots: int, devices: int, most: int = MOST_SPLITS) -> list[Layers]:
+def enumerate_splits(slots: int, devices: int) -> list[Layers]:
     """Return the splits that give every one of C(devices) devices at least one slot, fewest on the first device first.
 
-    Two devices have slots - 1 of them. Where there would be more than C(most), only every second, third... count of
+    Two devices have slots - 1 of them. Where there would be more than MOST_SPLITS, only every second, third... count of
     each device but the last is listed.
     """
     if devices < 1 or slots < devices:
         return []
     step = 1
-    while math.comb(-(-slots // step) + devices - 2, devices - 1) > most:
+    while math.comb(-(-slots // step) + devices - 2, devices - 1) > MOST_SPLITS:
         step += 1
     return list(_compositions(slots, devices, step))
 
@@ -103,6 +103,12 @@ def last_block_device(layers: t.Sequence[int]) -> int:
 def split_name(layers: t.Sequence[int]) -> str:
     """Return a split as people read it: C(20/13)."""
     return "/".join(str(count) for count in layers)
+
+
+def row_name(row: t.Mapping[str, t.Any]) -> str:
+    """Return the split of a row of a table, with the blocks whose experts are in RAM and the MiB that they take."""
+    in_ram = f", {row['blocks_in_ram']:g} in RAM ({row['ram_mib']})" if row.get("blocks_in_ram") else ""
+    return split_name(row["layers"]) + in_ram
 
 
 def load_label(layers: t.Sequence[int], load: int) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import typing as t
 
-from .._base import json_file
 from .._base.errors import UserError
 from .._base.json_state import Form
 from .._base.text import one_line
@@ -28,13 +27,13 @@ _CORRECT: t.Final = "it answers, so correct that; its cards are read there with 
 _MOST_CHARACTERS: t.Final = 300
 
 
-def _check(data: Json) -> None:
-    lenders = data.get("lenders")
-    if not isinstance(lenders, dict) or not all(isinstance(one, dict) and "servers" in one for one in lenders.values()):
-        raise UserError("it names no lenders")
-
-
-FORM: t.Final = Form(SCHEMA, "run homelab.mixed_gpu.site again", _check)
+_LENDER: t.Final = {
+    "address?": str,
+    "build?": {"build?": (None, int, str), "commit?": (None, str), "version?": (None, str)},
+    "driver_version?": (None, str),
+    "servers": [{"endpoint": str, "device?": str, "card?": (None, {"id": str})}],
+}  # fmt: skip
+FORM: t.Final = Form(SCHEMA, "run homelab.mixed_gpu.site again", shape={"lenders": {str: _LENDER}})
 
 
 def lent(address: str, servers: t.Iterable[Mapping], gpus: Mapping, installed: Mapping) -> Json:
@@ -90,9 +89,7 @@ def _said(build: Mapping) -> str:
 
 def read(state_dir: str, rpc_endpoints: t.Collection[str]) -> t.Mapping[str, Mapping]:
     """Return the lenders in the host's record that have one of these endpoints. Raises UserError for a damaged file."""
-    path = f"{state_dir}/lenders.json"
-    text = json_file.read_text(path)
-    return used(None if text is None else FORM.parse(text, path), rpc_endpoints)
+    return used(FORM.read(f"{state_dir}/lenders.json"), rpc_endpoints)
 
 
 def used(record: Mapping | None, rpc_endpoints: t.Collection[str]) -> t.Mapping[str, Mapping]:

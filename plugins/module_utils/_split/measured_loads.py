@@ -11,6 +11,7 @@ import typing as t
 from .._base.errors import UserError
 from .._base.fields import choice, field
 from .._measuring import outcome
+from . import layer_split
 from .layer_split import Layers
 from .split_problem import Problem
 from .workload import Test
@@ -27,6 +28,11 @@ class Load:
     reason: str
     decode_samples: tuple[float, ...]  # ms per token
     prefill_samples: tuple[float, ...]  # ms per prompt of the test
+
+    @property
+    def label(self) -> str:
+        """What it is called: its split and its number."""
+        return layer_split.load_label(self.layers, self.number)
 
     @property
     def ok(self) -> bool:

@@ -128,6 +128,15 @@ def _expert_step(model: Model, hidden: int, forward: int) -> int:
     return int(4 * hidden + max(wide, min(wide + many, 2 * many + hidden)))
 
 
+def _before_output(model: Model, tokens: int, first: bool, experts: expert_placement.Copies | None) -> int:
+    """Return what a card that copied from RAM still holds when the output layer is computed: an upper bound."""
+    if experts is None or not experts.largest:
+        return 0
+    used = model.get("expert_used_count", 0)
+    # what its last block's experts gave, until their fused sum is done; of a dense model the copy itself
+    return 8 * tokens * used * model["embedding_length"] if used else first * experts.largest
+
+
 def compute_bytes(
     model: Model, serving: Serving, layers: t.Sequence[int], device: int, experts: expert_placement.Copies | None = None
 ) -> int:
@@ -148,8 +157,8 @@ def compute_bytes(
       where blocks have a window;
     - the largest of: a feed-forward step, 3 H + 3 F; a step of experts, 4 H + 3 u X, or, if that is more, the lesser of
       4 H + 3 u X + u H and 5 H + 2 u H (an upper bound: it depends on how the buffers happen to be packed); attention
-      without flash attention, one score per head and visible token and 4 H + 8 E; the output layer, H + V, and with
-      experts in RAM 2 u H more on a card (an upper bound). That counts an output for every token, as the dry run and
+      without flash attention, one score per head and visible token and 4 H + 8 E; the output layer, H + V, and more
+      on a card with experts in RAM (_before_output). That counts an output for every token, as the dry run and
       llama-bench do; a server with few slots needs less.
     """
     if not layers[device]:
@@ -183,10 +192,9 @@ def compute_bytes(
         again = experts.two + 4 * tokens * COPIED_AGAIN * hidden if experts.two else 0
         needed = [max(needed[0] + experts.largest if needed else 0, again)]
     if last:
-        # a card keeps what its last block's experts gave until their fused sum is done, and packs the output after it
-        kept = 2 * model.get("expert_used_count", 0) * hidden if experts is not None and experts.largest else 0
         # the mask is not needed any more, but stays where there are copies
-        needed.append(tokens * (4 * (hidden + kept + model["vocabulary_size"]) + (mask_bytes if copies > 1 else 0)))
+        output = tokens * (4 * (hidden + model["vocabulary_size"]) + (mask_bytes if copies > 1 else 0))
+        needed.append(output + _before_output(model, tokens, first, experts))
     return 4 * tokens * inputs + max(needed)
 
 
@@ -311,7 +319,9 @@ def why_nothing_fits(
         for device, used, budget, count in zip(devices, plan.mib(layers), budgets, layers, strict=True)
         if used > budget and count
     ]
-    cures = _cures(model, serving, splits, budgets)
+    found = cures(model, serving, splits, budgets)
+    in_ram = _in_ram(model, serving, splits, budgets)
+    found = [*in_ram, *found] if model.get("expert_count") else [*found, *in_ram]
     # the largest reserve with which something fits: budgets rise by what it is lowered
     room = next(
         (
@@ -322,31 +332,37 @@ def why_nothing_fits(
         None,
     )
     if room is not None and len(budgets) <= 2:
-        cures.insert(0, f"a reserve of {room} MiB instead of {reserve_mib} (it covers what no plan can count)")
+        found.insert(0, f"a reserve of {room} MiB instead of {reserve_mib} (it covers what no plan can count)")
     return (
         f"{model['name'] or model['path']} does not fit: {missing} MiB are missing in the split that comes nearest, "
         f"{layer_split.split_name(layers)} ({', '.join(lacks)}{kept}); "
         + (
-            f"it would fit with {', or with '.join(cures)}"
-            if cures
+            f"it would fit with {', or with '.join(found)}"
+            if found
             else "neither a smaller context nor a smaller cache makes it fit: take a smaller model or more devices"
         )
     )
 
 
-def _cures(
+def _in_ram(
+    model: Model, serving: Serving, splits: t.Sequence[t.Sequence[int]], budgets: t.Sequence[int]
+) -> list[str]:
+    """Return whether the model fits with experts, or FFN weights, in RAM, as a cure; none where it does not."""
+    plan = MemoryPlan(model, serving, experts=expert_placement.all_in_ram(model))
+    if engines.of(serving).family != "llama_cpp" or not fits(plan, splits, budgets):
+        return []
+    name = expert_placement.name_of(model)
+    return [f"some of its {name} in RAM (split_tuning_experts_in_ram: auto, with a named context)"]
+
+
+def cures(
     model: Model,
     serving: Serving,
     splits: t.Sequence[t.Sequence[int]],
     budgets: t.Sequence[int],
 ) -> list[str]:
-    """Return what would make the model fit, each alone, in the order in which people would try it."""
-    cures = []
-    blocks = expert_placement.blocks_with_experts(model, [model["block_count"]], 0)
-    if blocks and engines.of(serving).family == "llama_cpp":
-        experts = expert_placement.ExpertPlacement((), tuple(blocks))
-        if fits(MemoryPlan(model, serving, experts=experts), splits, budgets):
-            cures.append("some of its experts in RAM (split_tuning_experts_in_ram: auto, with a named context)")
+    """Return what would make the model fit the devices, each alone, in the order in which people would try it."""
+    found = []
     if flash_attention(serving):
         for name in ("q8_0", "q4_0"):
             changed: Serving = {**serving, "cache_type_k": name, "cache_type_v": name}
@@ -355,18 +371,18 @@ def _cures(
             if smaller and fits(MemoryPlan(model, changed), splits, budgets):
                 mode = name.partition("_")[0].upper()
                 cache = f"a {name} KV cache (split_tuning_cache_type_k and split_tuning_cache_type_v)"
-                cures.append(f"cache mode {mode}" if "cache_mode" in serving else cache)
+                found.append(f"cache mode {mode}" if "cache_mode" in serving else cache)
                 break
     context = _round_up(serving["context_size"]) // 2
     while context >= 2 * CONTEXT_STEP:
         if fits(MemoryPlan(model, {**serving, "context_size": context}), splits, budgets):
-            cures.append(f"a context of {context} tokens instead of {serving['context_size']}")
+            found.append(f"a context of {context} tokens instead of {serving['context_size']}")
             break
         context //= 2
     if serving["micro_batch_size"] > 128 and fits(
         MemoryPlan(model, {**serving, "micro_batch_size": 128}), splits, budgets
     ):
-        cures.append(f"a micro-batch of 128 tokens instead of {serving['micro_batch_size']}")
+        found.append(f"a micro-batch of 128 tokens instead of {serving['micro_batch_size']}")
     low, high = 0.0, 1.0
     for _step in range(12):
         middle = (low + high) / 2
@@ -376,8 +392,8 @@ def _cures(
             high = middle
     if low > 0:
         weights = sum(model["block_bytes"]) + model["output_bytes"]
-        cures.append(
+        found.append(
             f"a smaller quantisation (weights on the devices of at most {int(weights * low) // MIB} MiB, "
             f"now {weights // MIB} MiB)"
         )
-    return cures
+    return found

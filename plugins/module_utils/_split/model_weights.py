@@ -4,8 +4,24 @@
 
 from __future__ import annotations
 
+import typing as t
+
+from .._base import fingerprints
 from . import layer_weights, memory_plan
 from .types import Model, Serving
+
+#: What decides the work of a model's blocks. The output layer may differ: costs are carried over by bytes.
+_OF_BLOCKS: t.Final = (
+    "architecture", "file_type", "block_bytes", "block_read_bytes", "block_weights", "block_ffn_bytes",
+    "embedding_length", "feed_forward_length", "expert_feed_forward_length", "expert_count", "expert_used_count",
+    "head_count", "head_count_kv", "key_length", "kv_k_elements_per_token", "kv_v_elements_per_token", "window_tokens",
+    "block_sequence_bytes",
+)  # fmt: skip
+
+
+def blocks_fingerprint(model: Model) -> str:
+    """Return a hash that two models share if a device does the same work for their blocks, as for a fine-tune."""
+    return fingerprints.fingerprint({name: model.get(name) for name in _OF_BLOCKS})
 
 
 def bytes_read(model: Model, serving: Serving, depth_tokens: float) -> list[float]:

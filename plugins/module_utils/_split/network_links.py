@@ -7,7 +7,7 @@ back from it: through the box, also between two lent devices. With them goes the
 token that is looked back on. Where the last device is lent, what comes back of each generated token are its logits,
 vocabulary size times 4 bytes. A prompt sends its activations one micro-batch after the other, each with the graph. A
 device that holds the first layers gets the tokens' embeddings, since the box has the embedding table. Of a prompt the
-last block gives on the last token alone.
+last block gives on the last token alone, so a device with nothing but the output layer gets no more.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ RPC_MS: t.Final = 0.8
 #: Networks as people call them, in Gbit/s, and what a plan takes for one that nobody has measured.
 USUAL_GIGABIT: t.Final = (0.1, 1, 2.5, 5, 10, 25, 40, 100)
 ASSUMED_ROUND_TRIP_MS: t.Final = 0.4
+#: Of the micro-batches of a longer prompt every second, third... is averaged over.
+_MOST_AVERAGED: t.Final = 4096
 #: What TCP carries of the rate of a cable.
 CARRIED: t.Final = 0.94
 
@@ -66,7 +68,8 @@ def work(prompt: int, micro_batch: int, before: float, depth: float, fused: bool
     """
     tokens = max(1, min(prompt, micro_batch))
     batches = cost_model.micro_batches(prompt, micro_batch)
-    seen = statistics.fmean(_stepped(before + number * tokens) for number in range(1, batches + 1))
+    step = -(-batches // _MOST_AVERAGED)
+    seen = statistics.fmean(_stepped(before + number * tokens) for number in range(1, batches + 1, step))
     one = 2 if fused else 4
     return Work(tokens, one * seen, one * _stepped(depth))
 
@@ -126,8 +129,11 @@ def costs(
             continue
         waited = WAITS * (link["round_trip_ms"] + link["stalls_ms"])
         there, back = link["to_mb_per_s"], link["from_mb_per_s"]
-        token = _ms(hidden + asked.token_mask, there) + _ms(hidden if left else logits, back)
-        sent = asked.tokens * (hidden + asked.prompt_mask) + GRAPH_BYTES * count
+        if count > 1 or left:
+            sent, mask = asked.tokens * (hidden + asked.prompt_mask) + GRAPH_BYTES * count, asked.token_mask
+        else:  # the output layer alone looks back on nothing, and gets the last token of a prompt
+            sent, mask = hidden, 0.0
+        token = _ms(hidden + mask, there) + _ms(hidden if left else logits, back)
         # nothing but the output layer follows, or nothing: it wants the last token alone
         returns = left > 1
         batch = _ms(sent, there) + _ms(asked.tokens * hidden if returns else 0, back)
@@ -141,16 +147,17 @@ def _ms(size: float, mb_per_s: float | None) -> float:
 
 
 def ordered(
-    devices: t.Sequence[Json], links: t.Mapping[str, Mapping], model: Mapping, objective: Mapping
+    devices: t.Sequence[Json], links: t.Mapping[str, Mapping], model: Mapping, objective: Mapping, in_ram: bool
 ) -> list[Json]:
     """Return the devices in the order in which least crosses the network; those of one host keep theirs.
 
     The last device sends logits for each generated token, any other one the activations of all tokens: devices of other
-    hosts come first where logits would be more. Experts in RAM are computed beside the first device, which stays.
+    hosts come first where logits would be more. What is in RAM (C(in_ram): context_room.needs_ram) is computed beside
+    the first device, which stays.
     """
     lent = [device for device in devices if device_list.endpoint_of(str(device["id"])) in links]
     own = [device for device in devices if device not in lent]
-    if not lent or not own or model.get("expert_count"):
+    if not lent or not own or in_ram:
         return list(devices)
     tokens, answers = workload.counted(
         objective["name"], int(objective["prompt_tokens"]), int(objective["generated_tokens"])
@@ -207,7 +214,7 @@ def worth(
     """
     layers, ids = decision["layers"], [str(device["id"]) for device in devices]
     found = cost(model, layers, ids, links, asked)
-    batches = -(-prompt_tokens // asked.tokens)
+    batches = cost_model.micro_batches(prompt_tokens, asked.tokens)
     prompt_ms = batches * found.micro_batch_ms - (batches - 1) * found.hidden_ms
     known = all(link["to_mb_per_s"] and link["from_mb_per_s"] for link in links.values())
     decode, prefill = (decision.get(f"{kind}_tokens_per_second") if known else None for kind in ("decode", "prefill"))
@@ -228,7 +235,8 @@ def said(
 
     C(links), C(layers) and C(mib) are by device; C(shares) are of decode and of a prompt, in percent.
     """
-    names = " and ".join(dict.fromkeys(named(link) for link in links if link is not None))
+    ways = list(dict.fromkeys(named(link) for link in links if link is not None))
+    names = " and ".join(ways)
     used = [index for index, link in enumerate(links) if link is not None and layers[index]]
     if not used:
         why = f"the devices of other hosts hold no layer: over the {names} they would not help"
@@ -238,6 +246,6 @@ def said(
     costs_of = [f"{share:.0f} % of {what}" for share, what in both if share is not None]
     bought = sum(int(mib[index]) for index in used)
     memory = f"{bought / 1024:.1f} GiB" if bought >= 1024 else f"{bought} MiB"
-    verbs = ("cost", "they buy") if " and " in names else ("costs", "it buys")
+    verbs = ("cost", "they buy") if len(ways) > 1 else ("costs", "it buys")
     why = f"the {names} {verbs[0]} {' and '.join(costs_of) or 'an unknown share'}; {verbs[1]} {memory} of memory"
     return {"decode_percent": decode, "prefill_percent": prefill, "mib": bought, "why": why}

@@ -16,9 +16,13 @@ from .layer_split import Layers
 NONE: t.Final = "none"
 #: Kinds whose rounds draft exactly n-max tokens, so that a round costs a + b x n-max (measured within 2 %).
 LINE_KINDS: t.Final = ("draft-simple", "draft-mtp", "draft-eagle3")
+#: Of these, kinds that draft n-max tokens even where fewer are checked.
+WHOLE_DRAFTS: t.Final = ("draft-mtp", "draft-eagle3")
 #: Kinds that draft from the text so far: no model, drafts of any length.
 NGRAM_KINDS: t.Final = ("ngram-mod", "ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-cache")
 KINDS: t.Final = (NONE, *LINE_KINDS, *NGRAM_KINDS)
+#: TabbyAPI's draft_mode "model". What ExLlamaV2 accepts of it is not told, so no line of costs is fitted.
+OF_EXLLAMA: t.Final = "draft-model"
 #: Matrix-vector kernels end at a batch of 8 tokens: the drafted ones and the one that is known.
 MOST_DRAFTED: t.Final = 7
 #: Kind, draft, device, split mode where it is another one.
@@ -113,15 +117,31 @@ class TextResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class ShortAnswers:
+    """What answers took that are too short for whole drafts, so that their rounds draft fewer tokens than n-max.
+
+    C(rounds) of the target took C(decode_ms), C(drafts) of them checked C(drafted) tokens together.
+    """
+
+    rounds: int
+    drafts: int
+    drafted: int
+    decode_ms: float
+
+
+@dataclasses.dataclass(frozen=True)
 class ServedLoad:
     """One load of llama-server with one arm, and what it measured on each kind of text.
 
-    C(prompt_ms) is what a token of a long prompt took, 0 where none was measured.
+    C(prompt_ms) is what a token of a long prompt took, 0 where none was measured, C(draft_ms) what drafting a token
+    took, 0 where the server did not say.
     """
 
     arm: Arm
     results: tuple[TextResult, ...]
     prompt_ms: float = 0.0
+    short: tuple[ShortAnswers, ...] = ()
+    draft_ms: float = 0.0
 
     @property
     def round_ms(self) -> float:
@@ -137,8 +157,9 @@ def as_json(arm: Arm) -> Json:
 def from_json(stored: Mapping) -> Arm:
     """Return what as_json wrote. Raises ValueError in one sentence where it cannot be."""
     kind, n_max = stored.get("kind"), stored.get("n_max")
-    if kind not in KINDS:
-        raise ValueError(f"speculation.kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    known = (*KINDS, OF_EXLLAMA)
+    if kind not in known:
+        raise ValueError(f"speculation.kind must be one of {', '.join(known)}, not {kind!r}")
     if isinstance(n_max, bool) or not isinstance(n_max, int) or n_max < 0:
         raise ValueError(f"speculation.n_max must be a whole number, not {n_max!r}")
     names = [str(stored.get(name, "")) for name in ("draft", "device", "mode")]

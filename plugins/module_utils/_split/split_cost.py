@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import operator
 import typing as t
 
 from . import cost_model, layer_weights
@@ -23,17 +24,23 @@ class Cost(t.NamedTuple):
     weights: layer_weights.LayerWeights | None = None
     hop_ms: float = 0.0
 
+    def amounts(self, layers: t.Sequence[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return what each device holds under C(layers), for decoding and for a prompt."""
+        weights = self.weights or layer_weights.equal(sum(layers))
+        return weights.amounts("decode", layers), weights.amounts("prefill", layers)
+
     def ms(self, layers: t.Sequence[int]) -> float:
         """Return the cost of C(layers)."""
-        weights = self.weights or layer_weights.equal(sum(layers))
-        total = self.hop_ms * sum(1 for count in layers if count) + self.longest_ms(layers)
-        total += sum(a * n for a, n in zip(self.slot_ms, weights.amounts("decode", layers), strict=True))
-        return total + sum(b * m for b, m in zip(self.block_ms, weights.amounts("prefill", layers), strict=True))
+        return self.ms_of(layers, *self.amounts(layers))
+
+    def ms_of(self, layers: t.Sequence[int], held: t.Sequence[float], blocks: t.Sequence[float]) -> float:
+        """Return the cost of C(layers), whose C(amounts) are C(held) and C(blocks)."""
+        total = self.hop_ms * sum(map(bool, layers)) + max(map(operator.mul, self.stage_ms, blocks))
+        return total + sum(map(operator.mul, self.slot_ms, held)) + sum(map(operator.mul, self.block_ms, blocks))
 
     def longest_ms(self, layers: t.Sequence[int]) -> float:
         """Return the longest stage of C(layers)."""
-        weights = self.weights or layer_weights.equal(sum(layers))
-        return max(ms * m for ms, m in zip(self.stage_ms, weights.amounts("prefill", layers), strict=True))
+        return max(map(operator.mul, self.stage_ms, self.amounts(layers)[1]))
 
 
 def workload_cost(

@@ -14,6 +14,7 @@ import typing as t
 from .._base.errors import UserError
 from .._base.fields import field
 from .._base.types import Json, Mapping
+from .._models import gguf_file
 from . import (
     cost_model,
     engines,
@@ -30,6 +31,10 @@ from .types import Model
 
 #: max_loads is for two devices. Each further one is one more cost to learn, by a load, and one more load to check it.
 LOADS_PER_DEVICE: t.Final = 2
+MOST_DEVICES: t.Final = 16  # LLAMA_MAX_DEVICES of llama.cpp b11312
+MOST_MIB: t.Final = 1 << 30
+MOST_BYTES: t.Final = MOST_MIB << 20
+MOST_LOADS: t.Final = 1000
 #: At least this share of a probe's time is computing, however slow the network was when it was measured.
 LEAST_COMPUTING: t.Final = 0.1
 
@@ -131,6 +136,11 @@ class Problem:
         return workload.needed_kinds(self.objective)
 
     @property
+    def two_devices(self) -> bool:
+        """Whether splits are one line between two devices: decision 0059 was seen to help there, and not with more."""
+        return len(self.names) == 2
+
+    @property
     def micro_batch(self) -> int:
         """Tokens of one micro-batch."""
         return memory_plan.micro_batch_tokens(self.memory.serving)
@@ -164,7 +174,7 @@ def read_problem(raw: t.Any) -> Problem:
     devices = _read_devices(field("problem", raw, "devices", list))
     model = _read_model(field("problem", raw, "model", dict))
     serving = workload.read_serving(field("problem", raw, "serving", dict))
-    reserve = field("problem", raw, "reserve_mib", int, 0)
+    reserve = field("problem", raw, "reserve_mib", int, 0, MOST_MIB)
     modes = field("problem", raw, "split_modes", list)
     if "layer" not in modes or not set(modes) <= {"layer", "tensor"}:
         raise UserError(f"problem.split_modes must be ['layer'] or ['layer', 'tensor'], not {modes!r}")
@@ -198,7 +208,7 @@ def read_problem(raw: t.Any) -> Problem:
         decode_test=decode_test,
         prefill_test=prefill_test,
         indifference=field("problem", raw, "indifference", (int, float), 0),
-        max_loads=field("problem", raw, "max_loads", int, 1) + LOADS_PER_DEVICE * max(0, len(devices) - 2),
+        max_loads=field("problem", raw, "max_loads", int, 1, MOST_LOADS) + LOADS_PER_DEVICE * max(0, len(devices) - 2),
         repeat_disturbed=field("problem", {"repeat_disturbed": 2, **raw}, "repeat_disturbed", int, 0),
         probed=_read_probe(raw.get("device_probe"), len(devices)),
         known=_read_known(raw.get("known_costs"), len(devices), objective.name),
@@ -280,30 +290,33 @@ def _read_known(known: t.Any, devices: int, objective: str) -> KnownCosts | None
 def _read_devices(devices: t.Sequence[t.Any]) -> list[Json]:
     if not devices:
         raise UserError("problem.devices is empty: the engine sees no device")
+    if len(devices) > MOST_DEVICES:
+        raise UserError(f"problem.devices has {len(devices)} devices, and {MOST_DEVICES} are the most")
     result = []
     for index, device in enumerate(devices):
         where = f"problem.devices[{index}]"
-        name, free = field(where, device, "device", str), field(where, device, "free_mib", int, 0)
-        budget = field(where, {"budget_mib": None, **device}, "budget_mib", (int, type(None)), 0)
+        name, free = field(where, device, "device", str), field(where, device, "free_mib", int, 0, MOST_MIB)
+        budget = field(where, {"budget_mib": None, **device}, "budget_mib", (int, type(None)), 0, MOST_MIB)
         result.append({"device": name, "free_mib": free, "budget_mib": budget})
     return result
 
 
 def _read_model(model: Mapping) -> Model:
     where = "problem.model"
-    blocks = field(where, model, "block_count", int, 1)
+    blocks = field(where, model, "block_count", int, 1, gguf_file.MOST_BLOCKS)
     for key in ("block_bytes", "kv_k_elements_per_token", "kv_v_elements_per_token"):
         values = field(where, model, key, list)
         if len(values) != blocks:
             raise UserError(f"{where}.{key} must have one number per block, {blocks}, not {len(values)}")
-        if any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in values):
-            raise UserError(f"{where}.{key} must hold whole numbers of zero or more")
+        whole = (isinstance(value, int) and not isinstance(value, bool) for value in values)
+        if not all(whole) or not all(0 <= value <= MOST_BYTES for value in values):
+            raise UserError(f"{where}.{key} must hold whole numbers from 0 to {MOST_BYTES}")
     for key in ("block_read_bytes", "block_weights"):
         if len(field(where, {key: [0] * blocks, **model}, key, list)) != blocks:
             raise UserError(f"{where}.{key} must have one number per block, {blocks}, not {len(model[key])}")
     for key in ("output_bytes", "vocabulary_size", "feed_forward_length", "head_count"):
-        field(where, model, key, int, 0)
-    field(where, model, "embedding_length", int, 1)
+        field(where, model, key, int, 0, MOST_BYTES)
+    field(where, model, "embedding_length", int, 1, gguf_file.LARGEST_VALUE)
     field(where, model, "path", str)
     field(where, model, "name", (str, type(None)))
     return t.cast(Model, model)

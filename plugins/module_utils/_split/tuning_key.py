@@ -109,7 +109,7 @@ def changed(before: Mapping, now: Mapping) -> list[str]:
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
-def due(entry: Mapping | None, deployment: str, now: Mapping, retune: bool = False) -> str | None:
+def due(entry: Mapping | None, deployment: str, now: Mapping, retune: bool) -> str | None:
     """Return in one sentence why a deployment has to be tuned, or None when the recorded split still holds.
 
     C(entry) is what is recorded for it, C(now) the parts of today.

@@ -15,6 +15,11 @@ from .types import Serving
 
 OBJECTIVES = ("decode", "prefill", "ttft", "request", "agent")
 
+#: Tokens of a context, a prompt or an answer: the longest that a model was trained for are 10 million (Llama 4 Scout).
+MOST_TOKENS: t.Final = 1 << 24
+MOST_SLOTS: t.Final = 256  # LLAMA_MAX_SEQ of llama.cpp b11312
+MOST_REPETITIONS: t.Final = 1000
+
 #: The agent preset: a conversation this many tokens deep in a warm cache, and an answer of this many.
 AGENT_DEPTH_TOKENS = 8192
 AGENT_GENERATED_TOKENS = 512
@@ -60,9 +65,9 @@ def plan(objective: t.Any, bench: t.Any, serving: t.Any) -> Json:
     if wanted.name == "agent":
         depth = wanted.depth_tokens or AGENT_DEPTH_TOKENS
         wanted = Objective("agent", 0, AGENT_GENERATED_TOKENS, depth)
-    repetitions = field("bench", bench, "repetitions", int, 1)
-    bench_prompt = field("bench", bench, "prompt_tokens", int, 1)
-    bench_generated = field("bench", bench, "generated_tokens", int, 1)
+    repetitions = field("bench", bench, "repetitions", int, 1, MOST_REPETITIONS)
+    bench_prompt = field("bench", bench, "prompt_tokens", int, 1, MOST_TOKENS)
+    bench_generated = field("bench", bench, "generated_tokens", int, 1, MOST_TOKENS)
     depth = wanted.depth_tokens
     tests = [
         {"kind": "prefill", "n_prompt": bench_prompt, "n_gen": 0, "n_depth": depth, "repetitions": repetitions},
@@ -75,9 +80,10 @@ def plan(objective: t.Any, bench: t.Any, serving: t.Any) -> Json:
 def read_objective(where: str, objective: t.Any) -> Objective:
     """Return a checked objective. Raises UserError naming the wrong field."""
     name = choice(f"{where}.name", field(where, objective, "name", str), OBJECTIVES)
-    prompt = field(where, objective, "prompt_tokens", int, 0 if name in ("decode", "agent") else 1)
-    generated = field(where, objective, "generated_tokens", int, 0 if name in ("prefill", "ttft") else 1)
-    depth = field(where, {"depth_tokens": 0, **objective}, "depth_tokens", int, 0)
+    prompt = field(where, objective, "prompt_tokens", int, 0 if name in ("decode", "agent") else 1, MOST_TOKENS)
+    least = 0 if name in ("prefill", "ttft") else 1
+    generated = field(where, objective, "generated_tokens", int, least, MOST_TOKENS)
+    depth = field(where, {"depth_tokens": 0, **objective}, "depth_tokens", int, 0, MOST_TOKENS)
     return Objective(name, prompt, generated, depth)
 
 
@@ -107,8 +113,9 @@ def fits_context(objective: Objective, tests: t.Sequence[Test], serving: Serving
 
 def read_serving(serving: Mapping) -> Serving:
     where = "problem.serving"
-    for key in ("context_size", "parallel_slots", "batch_size", "micro_batch_size"):
-        field(where, serving, key, int, 1)
+    for key in ("context_size", "batch_size", "micro_batch_size"):
+        field(where, serving, key, int, 1, MOST_TOKENS)
+    field(where, serving, "parallel_slots", int, 1, MOST_SLOTS)
     field(where, serving, "kv_unified", bool)
     choice(f"{where}.flash_attention", field(where, serving, "flash_attention", str), ("on", "off", "auto"))
     for key in ("cache_type_k", "cache_type_v"):
@@ -124,9 +131,9 @@ def read_tests(tests: t.Sequence[t.Any]) -> tuple[Test, ...]:
         result.append(
             Test(
                 kind,
-                field(where, test, "n_prompt", int, 1 if kind == "prefill" else 0),
-                field(where, test, "n_gen", int, 1 if kind == "decode" else 0),
-                field(where, test, "n_depth", int, 0),
+                field(where, test, "n_prompt", int, 1 if kind == "prefill" else 0, MOST_TOKENS),
+                field(where, test, "n_gen", int, 1 if kind == "decode" else 0, MOST_TOKENS),
+                field(where, test, "n_depth", int, 0, MOST_TOKENS),
             )
         )
     return tuple(result)

@@ -17,7 +17,7 @@ from . import host, lenders, restarts, settings, stall, state
 from .host import say
 
 
-def ask(program: str, endpoints: t.Sequence[str], protocol: str = "") -> list[str]:
+def ask(program: str, endpoints: t.Sequence[str], protocol: str) -> list[str]:
     """Return which of these lenders answer, in the protocol that the server speaks where it is known."""
     words = [sys.executable, "-E", "-s", "-B", program, "--ask", *(f"--lender={endpoint}" for endpoint in endpoints)]
     words += [f"--protocol={protocol}"] if protocol else []

@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import typing as t
 import urllib.error
 import urllib.request
@@ -85,16 +86,16 @@ def process_state(pid: int, root: str = "/proc") -> str:
     return next((letter for letter in "DTtRSIZX" if letter in letters), "")
 
 
-def started_at(pid: int, root: str = "/proc") -> str:
+def started_at(pid: int) -> str:
     """Return when a process was started, in the kernel's ticks; empty when it has ended. A reused id differs in it."""
-    with contextlib.suppress(OSError, IndexError), open(os.path.join(root, str(pid), "stat")) as file:
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/stat") as file:
         return file.read().rpartition(")")[2].split()[19]
     return ""
 
 
-def connections(pid: int, root: str = "/proc") -> str:
+def connections(pid: int) -> str:
     """Return the kernel's table of the connections of a process's network; empty when it has ended."""
-    with contextlib.suppress(OSError), open(os.path.join(root, str(pid), "net", "tcp")) as file:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/net/tcp") as file:
         return file.read()
     return ""
 
@@ -124,6 +125,28 @@ def is_there(pid: int, started: str) -> bool:
     return bool(started) and started_at(pid) == started and process_state(pid) not in ("", "Z", "X")
 
 
+def _whole(answer: http.client.HTTPResponse, seconds: float) -> str:
+    """Return the body of an answer. Raises TimeoutError where it is not there in time: each byte may be in time."""
+    deadline, parts, n_bytes = time.monotonic() + seconds, [], 0
+    while n_bytes < MOST_BYTES:
+        part = answer.read1(MOST_BYTES - n_bytes)
+        if not part:
+            break
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the answer did not end within {seconds:.0f} s")
+        parts.append(part)
+        n_bytes += len(part)
+    return b"".join(parts).decode(errors="replace")
+
+
+def _json(text: str) -> t.Any:
+    """Return a text as JSON. Raises ValueError, also for one that is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
+
+
 class Server:
     """The server over HTTP."""
 
@@ -142,7 +165,7 @@ class Server:
         try:
             request = urllib.request.Request(f"{self.url}{path}", data=data, headers=headers)
             with self.opener.open(request, timeout=seconds) as answer:
-                return int(answer.status), answer.read(MOST_BYTES).decode(errors="replace")
+                return int(answer.status), _whole(answer, seconds)
         except urllib.error.HTTPError as exc:
             exc.close()
             return exc.code, ""
@@ -165,7 +188,7 @@ class Server:
         """Return the exact progress of the requests in processing; empty where it cannot be had."""
         _status, text = self.get("/slots")
         try:
-            return progress.of_slots(json.loads(text))
+            return progress.of_slots(_json(text))
         except ValueError:
             return ()
 
@@ -173,7 +196,7 @@ class Server:
         """Return whether the model reads images or sound: encoding them moves no counter."""
         _status, text = self.get("/props")
         try:
-            modalities = json.loads(text)["modalities"]
+            modalities = _json(text)["modalities"]
             return any(bool(modalities[name]) for name in ("vision", "audio"))
         except (KeyError, TypeError, ValueError):
             return False
@@ -183,6 +206,6 @@ class Server:
         body = {"prompt": "1", "n_predict": 1, "cache_prompt": False}
         status, text = self.get("/completion", body, seconds)
         try:
-            return status == 200 and int(json.loads(text)["tokens_predicted"]) > 0
-        except (KeyError, TypeError, ValueError):
+            return status == 200 and int(_json(text)["tokens_predicted"]) > 0
+        except (KeyError, TypeError, ValueError, OverflowError):
             return False

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 """What llama-server's counters say about its progress. Pure functions only.
 
-Of /metrics the counters are read, and requests_processing. The other gauges are means since the last scrape, and a
-scrape resets them. The server prints six significant digits: from a million on a counter seems to stand still while it
-moves. /slots counts exactly, but wakes a sleeping server, so it is asked only where that cannot be: while requests are
-in processing, and the counters are too coarse.
+Of /metrics the counters are read, requests_processing and requests_deferred. The other gauges are means since the last
+scrape, and a scrape resets them. The server prints six significant digits: from a million on a counter seems to stand
+still while it moves. /slots counts exactly, but wakes a sleeping server, so it is asked only where that cannot be:
+while requests are in processing, and the counters are too coarse.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 import typing as t
 
-PREFIX: t.Final = "llamacpp:"
 PROCESSING: t.Final = "requests_processing"
+DEFERRED: t.Final = "requests_deferred"
 #: Counters that move while the server computes; a build may lack some of them.
 COUNTERS: t.Final = (
     "n_decode_total",
@@ -31,7 +31,7 @@ _SAMPLE: t.Final = re.compile(r"^llamacpp:([A-Za-z0-9_]+) +(\S+)", re.MULTILINE)
 class Reading(t.NamedTuple):
     """One answer of /metrics."""
 
-    processing: int  # requests
+    processing: int  # requests; where no slot has one, those that wait for a slot
     counters: tuple[str, ...]  # as printed: equal texts mean that no progress is visible
     coarse: bool  # whether a counter of decodes may move without being seen
 
@@ -40,9 +40,10 @@ def of_metrics(text: str) -> Reading | None:
     """Return what an answer of /metrics says; None where it is no llama-server's."""
     found = dict(_SAMPLE.findall(text))
     try:
-        processing = int(float(found[PROCESSING]))
+        # requests that wait for a slot while no slot is busy are as stuck as one in a slot
+        processing = int(float(found[PROCESSING])) or int(float(found.get(DEFERRED, "0")))
         decodes = float(found["n_decode_total"])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         return None
     return Reading(processing, tuple(found.get(name, "") for name in COUNTERS), decodes >= COARSE_FROM)
 

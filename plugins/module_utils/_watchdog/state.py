@@ -14,17 +14,18 @@ import json
 import os
 import typing as t
 
-BOOT_ID: t.Final = "/proc/sys/kernel/random/boot_id"
 SCHEMA: t.Final = 2
 #: Restarts that are kept: more than can happen in an hour.
 KEEP: t.Final = 50
+#: No time and no count is larger; NaN is not smaller.
+_LARGEST: t.Final = 1e15
 
 Json = dict[str, t.Any]
 
 
-def boot_id(path: str = BOOT_ID) -> str:
+def boot_id() -> str:
     """Return the kernel's name of this boot; empty where it has none."""
-    with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         return file.read().strip()
     return ""
 
@@ -36,15 +37,49 @@ def empty() -> Json:
 
 def of_unit(state: Json, unit: str) -> Json:
     """Return what is remembered of a unit, a part of the state."""
-    fresh = {
+    own = state["units"].setdefault(unit, {})
+    for name, value in _fresh().items():
+        own.setdefault(name, value)
+    return own
+
+
+def _fresh() -> Json:
+    return {
         "restarts": [], "restarts_total": 0, "failed_at": None, "failures_total": 0, "stuck": False, "told": [],
         "absent_lenders": [], "waits_for_lenders": False, "lender_restarts": [], "lender_losses_total": 0,
         "lender_returns_total": 0, "lender_ports": {}, "lenders": [],
     }  # fmt: skip
-    own = state["units"].setdefault(unit, {})
-    for name, value in fresh.items():
-        own.setdefault(name, value)
-    return own
+
+
+def _sound(own: t.Any) -> bool:
+    """Return whether what is remembered of a unit is what this program writes: it must not end by it at each look."""
+    if not isinstance(own, dict):
+        return False
+    whole = {**_fresh(), **own}
+    kinds = all(
+        _is_number(whole[name]) if usual is None else isinstance(whole[name], type(usual))
+        for name, usual in _fresh().items()
+        if not (usual is None and whole[name] is None)
+    )
+    return (
+        kinds
+        and all(_is_event(one) and isinstance(one.get("start"), str) for one in whole["restarts"])
+        and all(_is_event(one) for one in whole["lender_restarts"])
+        and all(isinstance(one, str) for name in ("told", "absent_lenders", "lenders") for one in whole[name])
+        and all(_is_number(one) for one in whole["lender_ports"].values())
+        and all(_is_number(whole[name]) for name in whole if name.endswith("_total"))
+    )
+
+
+def _is_event(one: t.Any) -> bool:
+    return (
+        isinstance(one, dict) and isinstance(one.get("boot"), str)
+        and _is_number(one.get("monotonic")) and _is_number(one.get("at"))
+    )  # fmt: skip
+
+
+def _is_number(value: t.Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def add_restart(state: Json, unit: str, restart: Json) -> None:
@@ -140,11 +175,17 @@ class Store:
         self.metrics_error = ""  # why the metrics could not be written last
 
     def read(self) -> Json:
-        """Return the state; an empty one where there is none, a damaged one, or one of another schema."""
+        """Return the state; an empty one where there is none, a damaged one, or one of another schema.
+
+        A unit whose part is damaged is forgotten.
+        """
         with contextlib.suppress(OSError, ValueError, RecursionError), open(self.path, encoding="utf-8") as file:
             state = json.load(file)
             if isinstance(state, dict) and state.get("schema") == SCHEMA and isinstance(state.get("units"), dict):
-                return state
+                units = {unit: own for unit, own in state["units"].items() if _sound(own)}
+                for unit in units:
+                    of_unit({"units": units}, unit)
+                return {"schema": SCHEMA, "units": units}
         return empty()
 
     @contextlib.contextmanager

@@ -12,7 +12,7 @@ import sys
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import preflight
 from ansible_collections.homelab.mixed_gpu.tests.described_hosts import build
-from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import build_library, environment
+from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import environment
 
 RUN = """
 import sys
@@ -21,11 +21,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.modules import gpu_facts
 with patch_module_args({"sample_seconds": float(sys.argv[1])}):
     gpu_facts.main()
 """
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    return build_library(tmp_path_factory.mktemp("nvml"))
 
 
 def ask_nvml(library, text, sample_seconds):

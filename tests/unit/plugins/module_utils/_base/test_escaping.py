@@ -45,7 +45,7 @@ def test_a_value_is_written_for_its_place(value, form, written):
 def test_what_a_place_cannot_hold_is_refused_by_the_name(value, form):
     with pytest.raises(UserError, match="^some_variable ") as caught:
         escaping.escaped(value, form, "some_variable")
-    assert escaping.control_character(str(caught.value)) is None
+    assert escaping.control_character(str(caught.value), "") is None
 
 
 @pytest.mark.parametrize("variable", ["", "1A", "A B", "A=B", "A\n", "Ä"])

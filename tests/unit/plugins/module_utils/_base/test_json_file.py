@@ -37,6 +37,20 @@ def test_json_that_is_nested_too_deep_is_a_value_error(text):
         json_state.Form(1, "run the play again").parse(text, "/x")
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "9" * 400, "9" * 5000])
+def test_a_number_that_json_or_a_float_cannot_hold_is_a_value_error(number):
+    with pytest.raises(ValueError, match="holds the number .*, which is none of JSON's"):
+        json_file.from_text(f'{{"at": [{number}]}}')
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for name in ("pipe", "endless"):
+        with pytest.raises(OSError, match=f"it is no file: .*{name}"):
+            json_file.read_text(str(tmp_path / name))
+
+
 def test_json_of_every_other_kind_is_read():
     deep: list = []
     for _level in range(json_file.DEEPEST - 1):

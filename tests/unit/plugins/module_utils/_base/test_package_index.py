@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -80,6 +81,14 @@ def test_folders_of_links_are_looked_into(tmp_path):
 )  # fmt: skip
 def test_links_of_both_kinds_of_page(page, expected):
     assert package_index.link(page, "https://u:p@h/simple/llama-cpp-python/", NAME) == expected
+
+
+@pytest.mark.parametrize("href", ["http://[bad/", "file:///etc/", "javascript:", "ftp://h/", "data:,/"])
+def test_a_link_that_leads_nowhere_is_passed_over(href):
+    page = f"<base href='{href}'><a href='{href}{NAME}'>x</a><a href='https://g/{NAME}'>y</a>"
+    assert package_index.link(page, "https://h/simple/x/", NAME) == f"https://g/{NAME}"
+    as_json = json.dumps({"files": [{"filename": NAME, "url": f"{href}{NAME}"}]})
+    assert package_index.link(as_json, "https://h/simple/x/", NAME) is None
 
 
 @pytest.mark.parametrize("page", ["{", '{"files": 3}', '{"files": [7]}', '{"a":' + "[" * 100000])

@@ -34,3 +34,9 @@ def test_spread_is_pooled_within_splits() -> None:
     assert degrees == 2
     assert deviation == pytest.approx(math.log(1.02) / math.sqrt(2))
     assert stats.pooled_spread([[100], [50]]) == (0.0, 0)
+
+
+def test_what_may_be_gained_on_average() -> None:
+    assert stats.expected_gain(0.5, 0.0) == 0.5 and stats.expected_gain(-0.5, 0.0) == 0.0
+    assert stats.expected_gain(0.0, 1.0) == pytest.approx(1 / math.sqrt(2 * math.pi))
+    assert stats.expected_gain(3.0, 0.1) == pytest.approx(3.0) and stats.expected_gain(-3.0, 0.1) < 1e-9

@@ -17,6 +17,22 @@ def test_numbers_have_about_three_digits(value: float | None, words: str) -> Non
     assert text.number(value) == words
 
 
+@pytest.mark.parametrize(
+    ("percents", "words"),
+    [
+        ((15.4, 1.2, 27.5), ("15.4", "less", "1.2 to 27.5")),
+        ((-195.0, -208.4, -182.1), ("195.0", "more", "182.1 to 208.4")),
+        ((-3.0, -9.0, 2.5), ("3.0", "more", "-2.5 to 9.0")),
+        ((-0.01, -0.02, 0.04), ("0.0", "more", "0.0 to 0.0")),
+        ((2.0, None, None), ("2.0", "less", "")),
+    ],
+)
+def test_an_interval_is_of_what_is_said_of_the_time(
+    percents: tuple[float, float | None, float | None], words: tuple[str, str, str]
+) -> None:
+    assert text.less_time(*percents) == words
+
+
 def test_cells_of_a_column_end_at_one_place():
     assert text.columns([["", "ms"], ["one", "9.5"], ["other", "10"]], right={1}) == [
         "        ms", "one    9.5", "other   10",

@@ -30,6 +30,11 @@ def test_a_server_that_loads_longer_may_take_longer_to_stop():
     assert unit_end.limits(3600)["stop_seconds"] == 390
 
 
+@pytest.mark.parametrize(("load_seconds", "looks"), [(0, 1), (1, 1), (10, 1), (11, 2), (900, 90)])
+def test_the_looks_of_a_play_last_as_long_as_a_load_may_take(load_seconds, looks):
+    assert unit_end.limits(load_seconds)["looks"] == looks
+
+
 @pytest.mark.parametrize("state", ["active", "reloading", "deactivating"])
 def test_what_runs_needs_no_reason(state):
     assert unit_end.why(UNIT, {**FAILED, "ActiveState": state}) == ""

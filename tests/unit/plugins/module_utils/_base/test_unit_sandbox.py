@@ -83,7 +83,7 @@ def test_the_units_that_serve_have_no_sandbox_of_their_own(template):
 
 
 def test_what_builds_has_no_network_and_writes_where_it_may():
-    lines = unit_sandbox.build_lines("u.service", ["/opt/build", "/var/cache/ccache"])
+    lines = unit_sandbox.build_lines("u.service", ["/opt/build", "/var/cache/ccache"], network=False)
     closed = {"DynamicUser=yes", "PrivateNetwork=yes", "PrivateDevices=yes", "RestrictAddressFamilies=AF_UNIX"}
     assert closed <= set(lines)
     assert 'ReadWritePaths="/opt/build" "/var/cache/ccache"' in lines

@@ -37,7 +37,9 @@ def test_text_of_the_command_line_is_read():
     ("name", "value", "words"),
     [
         ("name", None, "text"), ("count", "many", "a whole number"), ("count", True, "a whole number"),
-        ("count", 2.5, "a whole number"), ("share", "wide", "a number"), ("on", "perhaps", "true or false"),
+        ("count", 2.5, "a whole number"), ("share", "wide", "a number"), ("share", float("nan"), "a number"),
+        ("share", "inf", "a number"), ("share", 10**400, "a number"), ("count", float("inf"), "a whole number"),
+        ("on", "perhaps", "true or false"),
         ("words", "a", "a list of words"), ("sizes", ["a"], "a list of whole numbers"),
         ("tests", ["a"], "a list of dicts"), ("extra", [], "a dict"),
     ],

@@ -37,7 +37,12 @@ def test_older_hangs_and_none_are_not():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"units": 1}', '{"units": {"llama-server.service": {"restarts": [1]}}}']
-)
+    "text",
+    [
+        "", "{", "[]", '{"units": 1}', '{"units": {"llama-server.service": {"restarts": [1]}}}',
+        '{"units": {"llama-server.service": {"restarts": [{"at": 1e20, "reason": "r"}]}}}',
+        '{"units": {"llama-server.service": {"restarts": [{"at": 1.0}]}}}',
+    ],
+)  # fmt: skip
 def test_a_file_that_says_nothing(text):
     assert hangs.findings(text, UNIT, 7, NOW) == []

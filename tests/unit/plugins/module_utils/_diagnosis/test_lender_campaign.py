@@ -121,7 +121,7 @@ def test_a_lender_that_computes_slower_is_named_with_what_holds_it_up():
     found = told["diagnosis"]["findings"]
     assert problems(told)[0] == ("pc2", "slower")
     detail = found[0]["detail"]
-    assert "while this host's devices and the link cost no more than recorded" in detail
+    assert "which this host's devices and the link do not explain, so it computes slower" in detail
     assert "its power limit is 200 W, at the baseline it was 350 W" in detail and "game.exe (3000 MiB)" in detail
     assert "hw_thermal_slowdown" in detail and "its driver is 590, at the baseline it was 580" in detail
     assert told["diagnosis"]["lenders"] == [
@@ -140,6 +140,21 @@ def test_what_lent_cards_draw_is_in_the_table_of_cards_at_work():
 def test_a_slow_device_of_the_box_blames_no_lender():
     told, _asked = play(planner(diagnosed(stretch=(1.6, 1.0))))
     assert not any(who == "pc2" for who, _kind in problems(told))
+
+
+@pytest.mark.parametrize(("busier", "named"), [(0.95, True), (1.0, True), (1.08, False)])
+def test_a_device_of_the_box_whose_time_is_not_all_seen_blames_no_lender(busier, named):
+    judged = diagnosed()
+    phase = judged["phases"][0]
+    phase |= {"verdict": "slower", "change_percent": 13.0, "ms": 1.13 * phase["expected_ms"]}
+    phase["devices"][0]["ms"] = busier * phase["devices"][0]["expected_ms"]
+    told, asked = play(planner(judged))
+    assert asked == MEASURED and (("pc2", "slower") in problems(told)) is named
+
+
+def test_a_link_that_costs_little_does_not_hide_a_slow_lender():
+    told, _asked = play(planner(diagnosed(stretch=(1.0, 1.6))), {**LINK, "round_trip_ms": 1.3})
+    assert {("network", "link"), ("pc2", "slower")} <= set(problems(told))
 
 
 def test_a_box_as_recorded_is_not_stopped():

@@ -85,7 +85,7 @@ def test_packages_that_apt_does_not_know():
 
 
 def test_a_failure_is_one_message_with_a_cure():
-    assert apt.failure(["a"], "no room", changed=False) == (
+    assert apt.failure(["a"], "no room", False, "") == (
         "The package a could not be installed: no room. Nothing was changed; check the host's network and its apt "
         "sources, then run the play again."
     )

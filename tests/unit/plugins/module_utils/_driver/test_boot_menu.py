@@ -49,6 +49,7 @@ def test_a_menu_is_read_with_its_submenus():
     ("default", "release"),
     [
         ("0", NEW), ("1>2", OLD), ("1>0", NEW), ("1>3", OLD), ("1", NEW), ("1>99", NEW), ("99", NEW), ("", NEW),
+        ("\u00b2", NEW),
         ("Debian GNU/Linux", NEW), (f"{ADVANCED}>Debian GNU/Linux, with Linux {OLD}", OLD), (f"{ADVANCED}>2", OLD),
         (f"gnulinux-advanced-{DISK}>gnulinux-{OLD}-advanced-{DISK}", OLD), (f"1>gnulinux-{OLD}-recovery-{DISK}", OLD),
         (f"gnulinux-simple-{DISK}", NEW), ("gnulinux-5.10.0-1-amd64-advanced", NEW),
@@ -101,13 +102,13 @@ def test_a_menu_that_is_older_than_the_settings_is_not_believed():
     ],
 )  # fmt: skip
 def test_without_a_menu_a_place_in_it_is_not_known(default, environment, known):
-    found = driver_kernel.next_kernel([OLD, NEW], OLD, default, environment)
+    found = driver_kernel.next_kernel([OLD, NEW], OLD, default, environment, "")
     assert found.known == known
     assert known or (found.release == OLD and "no grub.cfg" in found.why)
 
 
 def test_a_guess_is_a_kernel_that_is_there():
-    assert driver_kernel.next_kernel([OLD, NEW], "5.4.0-1-old", "1>2").release == NEW
+    assert driver_kernel.next_kernel([OLD, NEW], "5.4.0-1-old", "1>2", "", "").release == NEW
 
 
 @pytest.mark.parametrize(
@@ -141,3 +142,8 @@ def test_systemd_boot_says_its_default_and_what_is_for_one_boot():
         assert boot_menu.systemd_boot(nothing, "", kernels) == ""
     unified = [{"type": "type2", "id": "debian-6.12.48+deb13-amd64.efi", "path": "/efi/EFI/Linux", "isDefault": True}]
     assert boot_menu.systemd_boot(json.dumps(unified), "", kernels) == kernels[0]
+
+
+@pytest.mark.parametrize("listed", ["5", "null", '"x"', "[1, []]", '{"a": 1}', '[{"isDefault": true, "version": 5}]'])
+def test_a_list_of_systemd_boot_in_another_form_is_not_known(listed):
+    assert boot_menu.systemd_boot(listed, "", [NEW, OLD]) == ""

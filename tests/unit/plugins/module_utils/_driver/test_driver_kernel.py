@@ -22,11 +22,11 @@ KERNEL = "6.8.0-90-generic"
 )
 def test_which_kernel_boots_next(default, environment, expected):
     kernels = ["6.8.0-9-generic", "6.8.0-90-generic", "6.12.118+deb13-amd64"]
-    assert driver_kernel.next_kernel(kernels, "6.1.0", default, environment)[0] == expected
+    assert driver_kernel.next_kernel(kernels, "6.1.0", default, environment, "")[0] == expected
 
 
 def test_without_a_kernel_in_boot_the_running_one_counts():
-    assert driver_kernel.next_kernel([], "6.1.0")[0] == "6.1.0"
+    assert driver_kernel.next_kernel([], "6.1.0", "", "", "")[0] == "6.1.0"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_where_the_next_kernel_is_not_known_the_module_of_every_kernel_counts(ho
     half = host(modules={**MODULE, other: None}, **next_ones)
     problem = driver_kernel.built_problem(half, "580.95.05-1")
     assert f"is not there for kernel {other}, which may boot next" in problem and "there is no grub.cfg" in problem
-    assert f"remove kernel {other}." in problem and not driver_kernel.is_built(half)
+    assert f"remove kernel {other}." in problem and not driver_kernel.is_built(half, "")
     signed = {KERNEL: {"version": "1", "signer": "Canonical Ltd."}, other: {"version": "1", "signer": ""}}
     assert "not signed" in driver_kernel.secure_boot(host(secure_boot=True, modules=signed, **next_ones))[1]
     newer = host(kernels_next=[KERNEL, "7.1.0-1-x"])

@@ -158,8 +158,8 @@ def test_the_present_driver_and_the_one_before_are_kept():
         ("{", "no JSON"),
         ("[]", "a list instead of a dict"), ("{}", "schema is None"),
         ('{"schema": 2}', "schema is 2"),
-        ('{"schema": 1, "states": [{}], "rollback": null}', "not what this collection writes"),
-        ('{"schema": 1, "states": []}', "not what this collection writes"),
+        ('{"schema": 1, "states": [{}], "rollback": null}', r"states\[0\].version is missing"),
+        ('{"schema": 1, "states": []}', "rollback is missing"),
     ],
 )
 def test_a_damaged_or_newer_record_is_refused(text, words):

@@ -44,6 +44,17 @@ def test_headers_of_no_package_need_none(host):
     assert kernel_headers.wanted(host(**at("6.9.1-mine"), headers={"6.9.1-mine": ""})) == []
 
 
+@pytest.mark.parametrize(
+    ("kernel", "headers"),
+    [
+        ("6.17.2-1-pve", "proxmox-headers-6.17.2-1-pve"), ("6.5.13-6-pve", "proxmox-headers-6.5.13-6-pve"),
+        ("6.2.16-20-pve", "pve-headers-6.2.16-20-pve"), ("6.9.1-mine", "linux-headers-6.9.1-mine"),
+    ],
+)  # fmt: skip
+def test_a_kernel_without_a_known_package_has_the_headers_of_its_vendor(host, kernel, headers):
+    assert kernel_headers.wanted(host(**at(kernel))) == [headers]
+
+
 def test_headers_of_every_kernel_that_may_boot(host):
     kernels = at("6.8.0-45-generic", "6.17.2-1-pve")
     found = host({"proxmox-kernel-6.17.2-1-pve-signed": {}}, **kernels)

@@ -145,10 +145,10 @@ def test_targets_of_a_toolkit(release, wanted, words):
 
 def test_the_page_has_the_table():
     page = (pathlib.Path(__file__).parents[5] / "docs/cards.md").read_text(encoding="utf-8")
-    for row in card_ages.rows():
-        cells = [f"| {row['name']} | {row['capability']} |"]
-        cells += [f"up to {row['last_branch']} |"] if row["last_branch"] else []
-        cells += [card_ages.words(row[key]) for key in ("first_cuda", "last_cuda") if row[key]]
+    for capability, kind in {capability: kind for _first, _last, kind, capability in card_ages._RANGES}.items():
+        cells = [f"| {kind.name} | {capability} |"]
+        cells += [f"up to {kind.last_branch} |"] if kind.last_branch else []
+        cells += [card_ages.words(cuda) for cuda in card_ages.TARGETS[capability] if cuda]
         (line,) = [line for line in page.splitlines() if line.startswith(cells[0])]
         assert all(cell in line for cell in cells)
-        assert ("open" in line, "closed" in line) == (row["open_modules"], row["closed_modules"])
+        assert ("open" in line, "closed" in line) == (kind.open_modules, kind.closed_modules)

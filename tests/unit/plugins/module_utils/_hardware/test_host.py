@@ -2,6 +2,12 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 from __future__ import annotations
 
+import os
+import shutil
+import socket
+import subprocess
+
+import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host, host_hardware
 
 
@@ -38,3 +44,35 @@ def test_cores_are_counted_once_however_many_threads_they_run(monkeypatch):
     # a container may not say which threads share a core
     monkeypatch.setattr(host.host_hardware, "siblings", lambda _thread: None)
     assert host.processor() == {"physical_cores": 4, "threads": 4}
+
+
+def test_the_room_at_a_path_counts_what_lies_there(tmp_path):
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held/file").write_bytes(os.urandom(3 << 20))
+    disks = [host.disk(str(tmp_path / name)) for name in ("held", "not/there/yet")]
+    assert [disk["held_mib"] for disk in disks] == [3, 0]
+    for disk in disks:
+        assert os.path.ismount(disk["mount_point"])
+        assert str(tmp_path).startswith(disk["mount_point"])
+        assert disk["free_mib"] == pytest.approx(shutil.disk_usage(tmp_path).free >> 20, rel=0.2)
+        assert disk["total_mib"] == pytest.approx(shutil.disk_usage(tmp_path).total >> 20, rel=0.1)
+        assert disk["medium"] in ("nvme", "ssd", "disk", None)
+
+
+def test_only_a_file_has_a_size(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"x" * 1234)
+    assert [host.size_bytes(str(tmp_path / name)) for name in ("x.gguf", "", "none")] == [1234, None, None]
+
+
+@pytest.mark.skipif(shutil.which("ss") is None, reason="needs ss (iproute2)")
+def test_who_listens():
+    def run(command):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        (listener,) = host.listening(port, shutil.which("ss"), run)
+    assert listener["pid"] == os.getpid()
+    assert host.listening(port, shutil.which("ss"), run) == []
+    assert host.listening(None, shutil.which("ss"), run) is None and host.listening(port, None, run) is None

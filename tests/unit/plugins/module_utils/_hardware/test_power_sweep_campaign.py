@@ -33,7 +33,6 @@ VARIABLES = {
     "energy_meter": "/meter.py",
     "host": "box",
     "path": "reports/box-power.json",
-    "host_python": "/python",
     "state_dir": "/state",
     "conflicting_units": ["llama-server.service"],
     "lease_seconds": 7200,

@@ -15,7 +15,7 @@ SETTINGS: dict[str, t.Any] = {
     "source": "sdist", "sdist_version": "0.3.36", "sdist_sha256": "a" * 64, "sdist_build_number": 11312,
     "sdist_build_commit": "0c1e57098", "backends": ["cuda", "rpc"], "native": True, "cuda_root": "/usr/local/cuda",
     "cuda_architectures": [], "nccl_root": "", "cmake_options": {}, "targets": ["llama-server", "ggml-rpc-server"],
-    "extra_builds": [], "quick_compile": False, "web_ui": True, "copy": True,
+    "extra_builds": [], "quick_compile": False, "web_ui": True, "copy": True, "offer_to": [],
 }  # fmt: skip
 FLAGS = ["fpu", "sse4_2", "avx2", "fma", "hypervisor", "md_clear"]
 BOX = build_copy.Machine("debian 13", FLAGS, "Build cuda_12.8.r12.8/compiler.35583870_0", ["86", "89"])
@@ -111,6 +111,73 @@ def test_an_offer_whose_names_lead_elsewhere_is_refused(field, value):
 def test_an_offer_with_what_is_no_package_is_refused(name):
     with pytest.raises(UserError, match="names that no build has"):
         why_not(offered={**offer(), "packages": ["libgomp1", name]})
+
+
+LENDER = BOX._replace(targets=["75", "86"])
+
+
+def lender(here=LENDER, **settings):
+    """Return what a lender says of itself to the host that builds."""
+    return build_copy.described({**SETTINGS, "web_ui": False, **settings}, here)
+
+
+def further(*lenders, in_use=None, nvcc=NVCC, **settings):
+    """Return what a box with an 89 and an 86 compiles for beside them."""
+    record = offer()["record"]
+    there = BOX._replace(toolkit=nvcc, targets=None)
+    return build_copy.further_architectures({**SETTINGS, "offer_to": lenders, **settings}, record, there, in_use)
+
+
+def test_the_build_has_the_architectures_of_who_copies_it_and_then_is_copied():
+    other = BOX._replace(targets=["120"])
+    found = further(lender(), lender(other))
+    assert found == ["75", "120"]
+    said = {"c": "cc 14", "cxx": "c++ 14", "native": "#define __AVX2__ 1", "cuda": NVCC}
+    [build] = build_plan.plan(SETTINGS, build_plan.source(SETTINGS, {}), said, BOX.targets, found)
+    assert "-DCMAKE_CUDA_ARCHITECTURES=86;89;75;120" in build.record["cmake_arguments"]
+    assert build.record["further_architectures"] == found
+    offered = build_copy.offer("llm-box", build.record, BOX, ["libgomp1"])
+    assert why_not(here=LENDER, offered=offered) == why_not(here=other, offered=offered) == ""
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lender(BOX), lender(LENDER._replace(system="debian 12")), lender(LENDER._replace(cpu_flags=["fpu"])),
+        lender(LENDER._replace(toolkit="Build cuda_13.0.r13.0/compiler.36424714_0")), lender(copy=False),
+        lender(LENDER._replace(targets=None)), lender(backends=["cpu", "rpc"]),
+        lender(cmake_options={"GGML_LTO": True}),
+    ],
+)  # fmt: skip
+def test_who_needs_no_more_or_builds_in_any_case_adds_no_architecture(other):
+    assert further(other) == []
+    assert further(other, in_use={"further_architectures": ["75"]}) == []
+
+
+def test_who_is_away_does_not_change_what_is_built():
+    assert further(in_use={"further_architectures": ["75", "86"]}) == ["75"]
+    assert further(in_use={"further_architectures": []}) == further() == []
+
+
+def test_what_the_toolkit_does_not_compile_for_is_left_out_and_named_architectures_are_all():
+    newest = "Cuda compilation tools, release 13.0, V13.0.48\nBuild cuda_13.0.r13.0/compiler.36424714_0\n"
+    assert further(in_use={"further_architectures": ["61", "75"]}, nvcc=newest) == ["75"]
+    assert further(lender(), cuda_architectures=[86, 89]) == []
+
+
+def test_a_build_without_cuda_has_no_further_architectures():
+    cpu = {"backends": ["cpu", "rpc"]}
+    record = offer(**cpu)["record"]
+    settings = {**SETTINGS, **cpu, "offer_to": [lender()]}
+    assert build_copy.further_architectures(settings, record, BOX, {"further_architectures": ["75"]}) == []
+
+
+def test_an_extra_build_is_for_this_host_alone():
+    settings = {**SETTINGS, "extra_builds": [{"name": "slow", "targets": ["ggml-rpc-server"]}]}
+    said = {"c": "cc 14", "cxx": "c++ 14", "native": "#define __AVX2__ 1", "cuda": NVCC}
+    main, extra = build_plan.plan(settings, build_plan.source(settings, {}), said, BOX.targets, ["75"])
+    assert "-DCMAKE_CUDA_ARCHITECTURES=86;89;75" in main.record["cmake_arguments"]
+    assert "-DCMAKE_CUDA_ARCHITECTURES=86;89" in extra.record["cmake_arguments"]
 
 
 def test_who_has_built_nothing_offers_nothing():

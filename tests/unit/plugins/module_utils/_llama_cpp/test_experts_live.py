@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Experts in RAM with the real programs: a small MoE over two RPC devices and the CPU of this machine."""
+"""Experts, or FFN weights, in RAM with the real programs: two RPC devices and the CPU of this machine."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ TESTS = [
 ]
 
 
+#: What the models differ in, by what is in RAM of them.
+SHAPES = {
+    "experts": {"feed_forward_length": 256, "expert_count": 8, "expert_used_count": 2},
+    "ffn": {"feed_forward_length": 1024},
+}
+
+
 class Moe(t.NamedTuple):
     path: pathlib.Path
     model: t.Any
@@ -40,15 +47,16 @@ class Moe(t.NamedTuple):
     experts: expert_placement.ExpertPlacement
 
 
-@pytest.fixture(scope="module")
-def moe(llama_bin: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Moe]:
+@pytest.fixture(scope="module", params=SHAPES)
+def moe(
+    request: pytest.FixtureRequest, llama_bin: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> t.Iterator[Moe]:
     path = tmp_path_factory.mktemp("moe") / "moe.gguf"
-    options = random_model.checked_options({
-        "blocks": 12, "feed_forward_length": 256, "type": "q8_0", "expert_count": 8, "expert_used_count": 2,
-    })  # fmt: skip
+    options = random_model.checked_options({"blocks": 12, "type": "q8_0", **SHAPES[request.param]})
     random_model.write_model(str(path), options, "0" * 64)
     model = gguf_model.read(gguf_model.files_of(str(path)))
     experts = expert_placement.place(model, tuple(LAYERS), [3, 1], (0, ("up", "gate")))
+    assert experts.kind == request.param
     with record.rpc_servers(llama_bin, 2) as endpoints:
         yield Moe(path, model, endpoints, dataclasses.replace(experts, threads=2))
 
@@ -132,7 +140,7 @@ def test_the_server_holds_exactly_the_planned_experts_in_ram(
 def test_more_experts_in_ram_than_planned_are_noticed(
     llama_bin: pathlib.Path, moe: Moe, verbosity: int, words: str
 ) -> None:
-    extra = ["-ot", "blk[.]11[.]ffn_(up|gate|down)_exps=CPU"]
+    extra = ["-ot", "blk[.]11[.]ffn_(up|gate|down)(_exps|)[.]=CPU"]
     entry, load = served(moe, llama_bin, verbosity, extra)
     found = server_check.deviations(entry, load)
     assert any(words in sentence for sentence in found), found

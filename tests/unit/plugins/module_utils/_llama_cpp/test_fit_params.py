@@ -165,6 +165,10 @@ def test_a_single_device_has_no_shares() -> None:
     [
         ("-c 8192 -ngl -1", "the model fits as it is"),
         ("-c 8192 -ngl 47 -ts 20,27", "leaves 1 whole layers in RAM"),
+        ("-c 8192 -ngl 48 -ts 0,0", r"its shares are 0,0 for 2 devices \(CUDA0, CUDA1\)"),
+        ("-c 8192 -ngl 48 -ts 20,20,8", "its shares are 20,20,8 for 2 devices"),
+        (f"-c 8192 -ngl {'4' * 5000}", "no line of the form"),
+        ("-c 8192 -ngl 48 -ts 20,", "no line of the form"),
         (r'-c 8192 -ngl 48 -ts 20,28 -ot "output\.weight=CPU"', r"a form that is not known \(output"),
         ("all is well", r"no line of the form .* in its output \(all is well\)"),
     ],

@@ -135,7 +135,10 @@ def test_the_command_has_every_flag_that_decides_speed():
     )
 
 
-EXPERTS = {"blocks": [0, 1], "partial": {"block": 2, "parts": ["up"]}, "threads": 8, "no_host": True, "override": ""}
+EXPERTS = {
+    "kind": "experts", "blocks": [0, 1], "partial": {"block": 2, "parts": ["up"]}, "threads": 8, "no_host": True,
+    "override": "",
+}  # fmt: skip
 
 
 def test_experts_in_ram_are_one_override_with_threads_of_their_own():
@@ -154,7 +157,7 @@ def test_experts_in_ram_are_one_override_with_threads_of_their_own():
     ("changes", "words"),
     [
         ({"experts_in_ram": {**EXPERTS, "blocks": [32]}}, "experts_in_ram.blocks must be .* 0 to 31"),
-        ({"experts_in_ram": EXPERTS, "split_mode": "tensor"}, "experts in RAM and split mode tensor"),
+        ({"experts_in_ram": EXPERTS, "split_mode": "tensor"}, "weights in RAM and split mode tensor"),
     ],
 )
 def test_experts_that_cannot_be_in_ram_are_named(changes, words):

@@ -121,4 +121,8 @@ def test_an_absent_card_is_in_the_way():
 def test_experts_need_room_in_ram(available, total, leaves, words):
     found = restart_check.ram({"experts_in_ram": {"ram_bytes": 40 << 30}}, available, total, leaves)
     assert (not found) if words is None else re.search(words, found[0])
+    # a draft keeps its token embedding there, where more than that is planned
+    half = {"experts_in_ram": {"ram_bytes": 20 << 30}, "speculation": {"ram_bytes": 20 << 30}}
+    assert restart_check.ram(half, available, total, leaves) == found
+    assert restart_check.ram({"speculation": {"kind": "ngram-mod"}}, 0, 0, False) == []
     assert restart_check.ram({}, 0, 0, False) == []

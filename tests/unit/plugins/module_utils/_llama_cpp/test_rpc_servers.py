@@ -12,6 +12,7 @@ BOX = ["192.168.1.5"]
 
 def test_a_host_that_lends_nothing_has_servers_for_itself_alone():
     (found,) = rpc_servers.servers([{"name": "fast", "port": 50052}], "", CARDS, [])
+    assert found["unit"] == "ggml-rpc-server-fast.service"
     assert found["endpoint"] == "127.0.0.1:50052" and found["networks"] == ["localhost"] and not found["filtered"]
     assert rpc_servers.servers([], "", CARDS, []) == []
 
@@ -42,6 +43,14 @@ def test_named_devices_are_lent_instead_of_the_cards():
         (([], "192.168.1.20", CARDS, []), "card0 is to bind to 192.168.1.20, and llama_rpc_allowed_networks is empty"),
         (([], "0.0.0.0", CARDS, BOX), "llama_rpc_address is 0.0.0.0, which means all interfaces"),
         (([{"name": "x", "port": 1, "host": "0.0.0.0"}], "", [], BOX), "host of x in llama_rpc_devices is 0.0.0.0"),
+        (
+            ([{"name": "x", "port": 1, "host": "10.9.0.2"}], "192.168.1.20", [], BOX),
+            "host of x in llama_rpc_devices is 10.9.0.2, and llama_rpc_address is 192.168.1.20, which is lent on alone",
+        ),
+        (([{"name": "a.b", "port": 1}], "", [], []), 'has an entry named "a.b", which cannot be part'),
+        (([{"name": "a\n", "port": 1}], "", [], []), "which cannot be part of a unit's name"),
+        (([{"name": "a", "port": 1}, {"name": "a", "port": 2}], "", [], []), "the same name; give each its own"),
+        (([{"name": "a", "port": 1}, {"name": "b", "port": "1"}], "", [], []), "the same port; give each its own"),
         (([], "192.168.1.20", CARDS, ["0.0.0.0/0"]), "has the entry 0.0.0.0/0, which has public addresses; write"),
         (([], "192.168.1.20", CARDS, [*BOX, "128.0.0.0/1"]), "has the entry 128.0.0.0/1, which has public addresses"),
         (([], "192.168.1.20", CARDS, ["127.0.0.0/8"]), "entry 127.0.0.0/8, which has addresses of the host itself"),

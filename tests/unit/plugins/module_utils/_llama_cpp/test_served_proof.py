@@ -69,6 +69,7 @@ def test_a_completion_counts_tokens():
 @pytest.mark.parametrize(
     ("status", "answer", "sentence"),
     [
+        (200, {"timings": "fast", "usage": [3]}, "answers /health but no completion"),
         (401, {}, "llama-server.service does not accept the key in /k: it was started with another key; restart"),
         (None, {}, "answers /health but no completion (HTTP status None)"),
         (500, {}, "no completion (HTTP status 500): a device that it uses may have died"),

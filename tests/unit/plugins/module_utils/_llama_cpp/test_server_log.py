@@ -167,3 +167,14 @@ def test_every_beginning_of_a_log_is_read_without_error():
     complete = [server_log.parse_load("\n".join(lines[:count]))["complete"] for count in range(len(lines) + 1)]
     assert not complete[0]
     assert complete[-1]
+
+
+@pytest.mark.parametrize("number", [".", "1.2.3", "9" * 5000, "\u0663", "\u00b2"])
+@pytest.mark.parametrize(
+    "place", ["offloaded 33", "n_ctx_seq             = 2048", "model buffer size =   239.22"]
+)
+def test_a_line_that_was_torn_says_nothing(number, place):
+    text = transcript("rpc-20-13-lv5")
+    assert place in text
+    torn = text.replace(place, f"{place.rstrip('0123456789.')}{number}", 1)
+    assert server_log.parse_load(torn)["complete"] == (place != "offloaded 33")

@@ -44,6 +44,27 @@ def test_counters_are_read_by_position() -> None:
     assert speculation_flags.rates(METRICS, METRICS) == []
 
 
+def test_a_counter_of_more_than_six_digits_is_read_and_its_differences_are_not_known() -> None:
+    large = METRICS.replace("draft_tokens_total 125", "draft_tokens_total 5.12346e+06")
+    large = large.replace("drafts_total 32", "drafts_total 1.28e+06").replace('"0"} 17', '"0"} 1e+06')
+    assert speculation_flags.counted(large) == (5_123_460, 30, 1_280_000)
+    assert speculation_flags.counters(large) == (1_280_000, [1_000_000, 9, 3, 1])
+    assert speculation_flags.drafts(large, large) is None and speculation_flags.rates(METRICS, large) == []
+
+
+def test_what_drafting_took_is_read_from_the_log() -> None:
+    """As b11312 prints it at -lv 4 after each answer, of all answers so far."""
+    begin = "0.12.572.549 I spec common_specu: statistics     draft-simple: #calls(b,g,a) = "
+    log = (
+        f"{begin}  61    102    102, #gen drafts =    102, #acc drafts =    62, #gen tokens =    273, #acc tokens ="
+        "   153, #mean acc len = 2.50, #acc rate/pos = (0.608, 0.422), dur(b,g,a) = 0.037, 77.677, 0.153 ms\n"
+        f"{begin}  62    105    105, #gen drafts =    105, #acc drafts =    63, #gen tokens =    282, #acc tokens ="
+        "   154, #mean acc len = 2.47, #acc rate/pos = (0.600, 0.410), dur(b,g,a) = 0.038, 79.376, 0.155 ms\n"
+    )
+    assert speculation_flags.drafting(log) == {"drafts": 105, "drafted": 282, "draft_ms": 79.376}
+    assert speculation_flags.drafting("") is None and speculation_flags.drafting(log.replace("dur(", "")) is None
+
+
 def test_a_draft_lies_whole_on_its_device_by_the_name_that_the_server_sees() -> None:
     words = speculation_flags.arguments({**DEPLOYMENT, "speculation": DRAFT})
     assert words == [

@@ -35,10 +35,10 @@ def test_the_state_is_read_as_it_was_written():
     [
         ("{", "no JSON"),
         ("[]", "a list instead of a dict"),
-        ("{}", "does not name owner"),
-        (json.dumps({**STATE, "owner": None}), "does not name owner"),
-        (json.dumps({**STATE, "restart": "x"}), "no list of units"),
-        (json.dumps({**STATE, "restart": [1]}), "no list of units"),
+        ("{}", "owner is missing"),
+        (json.dumps({**STATE, "owner": None}), "owner must be text, not None"),
+        (json.dumps({**STATE, "restart": "x"}), "restart must be a list, not 'x'"),
+        (json.dumps({**STATE, "restart": [1]}), r"restart\[0\] must be text, not 1"),
     ],
 )
 def test_a_damaged_state_is_named(text, words):

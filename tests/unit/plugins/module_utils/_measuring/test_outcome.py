@@ -46,6 +46,11 @@ def test_a_lender_of_another_protocol_is_named_and_not_called_absent() -> None:
     assert unreachable is not None and "192.168.1.20:50052 does not answer" in unreachable
 
 
+def test_memory_that_ran_out_with_a_torn_number_is_told_as_it_is() -> None:
+    said = outcome.out_of_memory("allocating 1.2.3 MiB on device 1: cudaMalloc failed: out of memory\n")
+    assert said == "out of memory: allocating 1.2.3 MiB on device 1: cudaMalloc failed: out of memory"
+
+
 def test_another_failure_is_told_by_its_last_words() -> None:
     said = outcome.crash("llama-bench", 1, "llama_model_load: error loading model: tensor 'x' not found\n")
     assert said == "llama-bench ended with exit status 1 (llama_model_load: error loading model: tensor 'x' not found)"

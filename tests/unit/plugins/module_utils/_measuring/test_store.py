@@ -42,8 +42,8 @@ def test_every_part_of_the_key_makes_another_file():
         ("[]", "a list instead of a dict"),
         (json.dumps(stored(schema=2)), "schema is 2"),
         (json.dumps(stored(key={**KEY, "load": 2})), "belongs to another load"),
-        (json.dumps(stored(load=None)), "no load with a status"),
-        (json.dumps(stored(load={**MEASURED, "status": "fine"})), "no load with a status"),
+        (json.dumps(stored(load=None)), "load must be a dict, not None"),
+        (json.dumps(stored(load={**MEASURED, "status": "fine"})), "load.status must be one of ok, .*, not 'fine'"),
         (json.dumps(stored(load={**MEASURED, "results": []})), "ok and has no results"),
     ],
 )

@@ -53,7 +53,8 @@ def test_files_of_models():
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ([{}], "the id None"),
+        ([{}], "the id None"), ([None], "llm_models is None: give a dict with an id"),
+        (["a"], "llm_models is 'a': give"), ([{"id": ["a"]}], r"the id \['a'\]"),
         ([{"id": "../a"}], "the id '../a'"),
         ([{"id": "a", "path": "/a"}, {"id": "a", "path": "/b"}], "Two entries .* a"),
         ([{"id": "a", "repository": "x/y"}], "unknown key repository"),
@@ -87,6 +88,26 @@ def test_entries_that_are_not_understood(given, sentence):
     assert "\n" not in str(caught.value)
 
 
+def test_all_that_is_wrong_is_said_at_once():
+    given = [
+        {"id": "a", "url": 7, "quant": 4.0, "colour": "red", "size": 1}, {"id": "../b"}, {"id": "c", "path": "/c"},
+        {"id": "d", "shards": [{"url": "ftp://h/d.gguf"}, {"url": "http://h/d.gguf"}]},
+        {"id": "e", "path": "/e", "sha256": SHA, "revision": "main", "files": []},
+        {"id": "f", "generate": {"blocks": "many", "type": "q9"}}, {"id": "c", "path": "/d", "draft_for": "b"},
+        {"id": "g", "path": "/g", "draft_for": "a"},
+    ]  # fmt: skip
+    with pytest.raises(entries.WrongEntries) as caught:
+        entries.model_files(given, "/models")
+    words = [
+        "Two entries of llm_models have the id c", "unknown keys colour, size", "has the url 7", "has the quant 4.0",
+        "the id '../b'", "no http or https URL", "d has no sha256 for http://h/d.gguf",
+        "e has revision, files, which path does not use", "'many'", "c is a draft for b, which no other",
+    ]  # fmt: skip
+    assert len(caught.value.sentences) == len(words)
+    assert all(word in said for word, said in zip(words, caught.value.sentences, strict=True))
+    assert "q9" in caught.value.sentences[8] and str(caught.value) == " ".join(caught.value.sentences)
+
+
 def test_installed_models_say_what_is_known():
     results = [
         look("a", "/m/a/a.gguf"),
@@ -106,7 +127,7 @@ def test_installed_models_say_what_is_known():
 
 def test_pending_is_what_is_missing_or_was_never_recorded():
     results = [look("a", "/a"), look("b", "/b", present=False), look("c", "/c", sha256=None)]
-    assert [file["id"] for file in entries.pending_files(results)] == ["b", "c"]
+    assert [file["id"] for file in entries.pending_files(results, False)] == ["b", "c"]
 
 
 def test_what_is_missing_must_fit_all_together():

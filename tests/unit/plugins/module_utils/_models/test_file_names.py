@@ -120,6 +120,9 @@ def test_a_whole_repository_is_what_engines_read() -> None:
         ["q/m-Q8_0.partaa", "q/m-Q8_0.partab"], ["m.Q8_0.gguf.zip.001", "m.Q8_0.gguf.zip.002"], ["m.Q8_0.gguf.z01"],
         ["m.Q8_0.GGUF.Part1Of2", "m.Q8_0.GGUF.Part2Of2"], ["m.Q8_0.ggufaa", "m.Q8_0.ggufab"],
         ["m.Q8_0.gguf00", "m.Q8_0.gguf01"], ["m.Q8_0.gguf-00001-of-00002", "m.Q8_0.gguf-00002-of-00002"],
+        ["m-Q8_0-part1.gguf", "m-Q8_0-part2.gguf"], ["m-Q8_0_part_1_of_2.gguf", "m-Q8_0_part_2_of_2.gguf"],
+        ["m-Q8_0-1of2.gguf", "m-Q8_0-2of2.gguf"], ["m-Q8_0-split-1.gguf", "m-Q8_0-split-2.gguf"],
+        ["m-Q8_0.part1.rar", "m-Q8_0.part2.rar"], ["m-Q8_0.gguf.xaa", "m-Q8_0.gguf.xab"],
         ["m.Q8_0.gguf.tar.part1", "m.Q8_0.gguf.tar.part2"], ["m.Q8_0.gguf_part_aa", "m.Q8_0.gguf_part_ab"],
     ],
 )  # fmt: skip
@@ -141,7 +144,8 @@ def test_raw_parts_are_refused_before_a_byte_however_they_are_asked_for(parts: l
     [
         "m-00001-of-00002.gguf", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "m.gguf.md5",
         "m.gguf.sha256", "m.gguf.md", "m.gguf.zip", "m.gguf.gz", "m.gguf.json", "m.gguf.part", "my-part-2-model.gguf",
-        "m-part-00001-of-00002.gguf", "pytorch_model.bin.index.json", "m.gguf.partial",
+        "m-part-00001-of-00002.gguf", "m-split-00001-of-00002.gguf", "Phi-3-vol-2.gguf",
+        "model-1-of-2.safetensors", "pytorch_model.bin.index.json", "m.gguf.partial",
         "m.gguf2", "m.gguf.json5", "x.binary", "m.safetensorsx", "m.v0.1.gguf", "config.json",
     ],
 )  # fmt: skip

@@ -33,9 +33,11 @@ TENSORS = [
 ]
 
 
-def describe(changes=None, tensors=None):
+def describe(changes=None, tensors=None, architecture="llama"):
     found = [gguf_header.Tensor(name, 0, 0, 0, n_bytes) for name, n_bytes in (TENSORS if tensors is None else tensors)]
-    return gguf_file.describe(fields(**(changes or {})), found, [("/m.gguf", 2000)], 400)
+    keys = fields(**{"general.architecture": architecture, **(changes or {})})
+    keys = {key.replace("llama.", f"{architecture}."): value for key, value in keys.items()}
+    return gguf_file.describe(keys, found, [("/m.gguf", 2000)], 400)
 
 
 def test_tensors_go_to_their_slots():
@@ -98,6 +100,7 @@ def test_known_but_unmodelled_architecture_gets_a_note():
         ({"llama.block_count": 8}, None, "names 8 blocks, and the file has 7 tensors"),
         ({"llama.embedding_length": 2**31}, None, "has '2147483648' as llama.embedding_length"),
         ({"llama.attention.head_count_kv": [2]}, None, "1 entries of llama.attention.head_count_kv for 2 blocks"),
+        ({"llama.attention.head_count": [4] * 3}, None, "3 entries of llama.attention.head_count for 2 blocks"),
         ({}, [("token_embd.weight", 9), ("output.weight", 9)], "no tensors for any of its 2 blocks"),
     ],
 )
@@ -131,7 +134,8 @@ def test_no_byte_is_lost_or_counted_twice(blocks, block_count):
     tensors = [(f"blk.{block}.part_{index}.weight", size) for index, (block, size) in enumerate(blocks)]
     tensors += [("output.weight", 5), ("token_embd.weight", 3), ("blk.0.attn_norm.weight", 1)]
     tensors += [(f"blk.0.more_{index}", 0) for index in range(6)]                # never more blocks than tensors
-    model = describe({"llama.block_count": block_count}, tensors)
+    # of an architecture that llama.cpp has, such files are refused
+    model = describe({"llama.block_count": block_count}, tensors, "newcomer")
     counted = sum(model["block_bytes"]) + model["output_bytes"] + model["token_embedding_bytes"]
     uncounted = sum(size for block, size in blocks if block >= block_count)
     assert counted + uncounted == sum(size for _name, size in tensors)

@@ -17,9 +17,9 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._models import gguf_bytes as made
 
 
-def describe(data: bytes, path: str = "/m.gguf"):
+def describe(data: bytes, path: str = "/m.gguf", draft: bool = False):
     header = gguf_header.read(path, io.BytesIO(data), len(data))
-    return gguf_model.describe([header], [(path, len(data))])
+    return gguf_model.describe([header], [(path, len(data))], draft)
 
 
 def typed(kind: str, **changes):
@@ -63,6 +63,13 @@ CAUSES = {
     "MTP blocks missing": (mtp("qwen3next"), "block 2 has no tensors"),
     "one of two MTP blocks missing": (
         mtp("nemotron_h_moe", [*made.NAMES, "blk.2.attn_norm.weight"], 4, 2), "block 3 has no tensors"),
+    "of an MTP block only what drafts": (
+        mtp("qwen35", [*made.NAMES, "blk.2.nextn.eh_proj.weight"]), "block 2 has no attn_norm.weight"),
+    "a block missing": (made.written(made.model(blocks=3)), "declares 3 blocks and has no tensors of block 2"),
+    "a block missing in the middle": (
+        mtp("glm4moe", [*made.NAMES, "blk.3.attn_norm.weight"], 4), "declares 4 blocks and has no tensors of block 2"),
+    "one block more": (
+        made.written(names=[*made.NAMES, "blk.2.attn_norm.weight"]), "has tensors of block 2, which would be one more"),
     "no architecture": (made.written({"general.name": "x"}), "names no architecture"),
     "architecture with braces": (made.written(made.model("{{ 1 }}")), "which no program has"),
     "architecture with controls": (made.written(made.model("a\nb")), "which no program has"),
@@ -91,16 +98,15 @@ def test_where_mtp_blocks_may_be_missing_it_is_a_note(architecture):
     assert describe(mtp(architecture))["block_count"] == 3
 
 
+def test_blocks_may_be_empty_where_the_architecture_has_such():
+    model = describe(made.written(made.model("deci", 3)))
+    assert model["block_count"] == 3 and "1 of the 3 blocks have no tensors (the first is 2)." in model["notes"]
+
+
 def test_a_head_is_described_as_a_draft_and_no_other_head_is():
-    for architecture, described in (("eagle3", True), ("dflash", False)):
-        data = made.written(made.model(architecture))
-        header = gguf_header.read("/m.gguf", io.BytesIO(data), len(data))
-        if described:
-            model = gguf_model.describe([header], [("/m.gguf", len(data))], draft=True)
-            assert model["architecture"] == architecture
-            continue
-        with pytest.raises(UserError, match="drafting head"):
-            gguf_model.describe([header], [("/m.gguf", len(data))], draft=True)
+    assert describe(made.written(made.model("eagle3")), draft=True)["architecture"] == "eagle3"
+    with pytest.raises(UserError, match="drafting head"):
+        describe(made.written(made.model("dflash")), draft=True)
 
 
 def test_a_newer_architecture_and_type_are_described_and_said():

@@ -104,13 +104,6 @@ def test_a_record_is_not_believed_when_it_is_damaged(change: dict[str, t.Any]) -
         hub_api.read_record(json.dumps({**made, **change}), "/r")
 
 
-def test_an_answer_without_hashes_is_no_answer() -> None:
-    question = {"repo": REPO, "revision": "main", "files": [], "quant": None}
-    file = {"name": "m.gguf", "size_bytes": 1, "sha256": None, "git_sha1": None}
-    with pytest.raises(UserError, match="no hash or size of m.gguf"):
-        hub_api.record(question, COMMIT, [file], "https://hub", "now")
-
-
 def test_only_an_answer_that_is_complete_is_taken_as_given() -> None:
     whole = {"repo": REPO, "revision": COMMIT, "files": ["m.gguf"], "quant": None}
     assert hub_api.pinned(whole, "1" * 64, None)
@@ -128,3 +121,30 @@ def test_what_is_refused_is_not_offered():
     for quant in ("F16", "Q2_K"):
         with pytest.raises(UserError, match=r"no GGUF file of quant \w+: it has the quants BF16, Q4_K_M\."):
             hub_api.select(names, [], quant, REPO)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "mmproj/g-Q8_0.gguf", "mtp/g-Q8_0.gguf", "drafts/g-0.6B-Q8_0.gguf", "g-vision-Q8_0.gguf",
+        "mm_projector-Q8_0.gguf", "g-medusa-Q8_0.gguf", "g-nextn-Q8_0.gguf", "eagle-g-Q8_0.gguf", "g-talker-Q8_0.gguf",
+        "tokenizer-Q8_0.gguf",
+    ],
+)  # fmt: skip
+def test_a_part_by_its_name_or_folder_is_not_taken_for_the_model(other):
+    for quant in ("Q8_0", None):
+        assert hub_api.select(["g-Q8_0.gguf", other], [], quant, REPO) == ("gguf", ["g-Q8_0.gguf"])
+    assert hub_api.select(["g-Q4_0.gguf", other], [other], None, REPO) == ("gguf", [other])
+
+
+def test_a_repository_of_parts_says_so_and_offers_none():
+    for quant in ("F16", "Q8_0", None):
+        with pytest.raises(UserError, match=r"only parts of a model \(mmproj-F16.gguf\): name the repository"):
+            hub_api.select(["README.md", "mmproj-F16.gguf"], [], quant, REPO)
+
+
+@pytest.mark.parametrize("file", [None, {}, "m.gguf", ["m.gguf"]])
+def test_a_file_of_the_hub_without_a_name_is_one_sentence(file):
+    question = {"repo": REPO, "revision": "main", "files": [], "quant": None}
+    with pytest.raises(UserError, match="lists a file without a name.*use another hub"):
+        hub_api.record(question, "b" * 40, [file], "https://hub.example", "now")

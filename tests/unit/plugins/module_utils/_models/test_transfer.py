@@ -35,7 +35,7 @@ def test_figures_for_people():
 
 
 def test_rate_covers_a_window_and_starts_anew():
-    rate = transfer.Rate(10)
+    rate = transfer.Rate()
     assert rate.add(0, 0) == 0
     assert rate.add(5, 500) == 100
     assert rate.add(20, 500) == 0          # nothing came within the window
@@ -84,7 +84,7 @@ def test_pauses_double_and_heed_the_server():
     ],
 )
 def test_answers_are_judged(status, headers, offset, known, action):
-    answer = transfer.judge_answer(URL, status, headers, offset, known)
+    answer = transfer.judge_answer(URL, status, headers, offset, known, False)
     assert (answer.action, answer.offset, answer.total) == action
     assert "secret" not in answer.reason
     assert answer.reason.isprintable()
@@ -92,8 +92,8 @@ def test_answers_are_judged(status, headers, offset, known, action):
 
 
 def test_a_refusal_says_what_to_do():
-    assert "there is no such file" in transfer.judge_answer(URL, 404, {}, 0).reason
-    assert "licence" in transfer.judge_answer(URL, 403, {}, 0).reason
+    assert "there is no such file" in transfer.judge_answer(URL, 404, {}, 0, None, False).reason
+    assert "licence" in transfer.judge_answer(URL, 403, {}, 0, None, False).reason
 
 
 def test_only_the_same_content_is_continued_and_only_with_validators_of_the_same_server():

@@ -24,6 +24,11 @@ def look(name: str, *addresses: str, **routes: str) -> dict[str, t.Any]:
     }  # fmt: skip
 
 
+def listening(host: str) -> dict[str, t.Any]:
+    """Return the variables of a lender with a server on an address of its own."""
+    return {**LENDER, "llama_rpc_devices": [{"name": "a", "port": 50052, "host": host}]}
+
+
 LOOKS = {
     "pc2": look("pc2", "192.168.1.20"),
     "box": {**look("box", "192.168.1.5"), "routes": {"192.168.1.20": "192.168.1.5"}},
@@ -66,6 +71,18 @@ def test_each_of_several_boxes_has_its_lenders():
         ({"pc2": {}}, BOXES, "pc2", "pc2 has no llama_rpc_address: set the private address of pc2 that box reaches"),
         ({"pc2": {"llama_rpc_address": "0.0.0.0"}}, BOXES, "pc2", "of pc2 is 0.0.0.0, which means all interfaces;"),
         ({"pc2": {"llama_rpc_address": "1.1.1.1"}}, BOXES, "pc2", "of pc2 is 1.1.1.1, which is public;"),
+        ({"pc2": {"llama_rpc_address": "fd00::20"}}, BOXES, "pc2", "of pc2 is fd00::20, which is IPv6, and the RPC"),
+        ({"pc2": listening("::")}, BOXES, "pc2", "host of a in llama_rpc_devices of pc2 is ::, which means all"),
+        ({"pc2": listening("fd00::2")}, BOXES, "pc2", "host of a in llama_rpc_devices of pc2 is fd00::2, which is IPv"),
+        ({"pc2": listening("9.9.9.9")}, BOXES, "pc2", "host of a in llama_rpc_devices of pc2 is 9.9.9.9, which is pub"),
+        (
+            {"pc2": listening("10.9.0.2")}, BOXES, "pc2",
+            "host of a in llama_rpc_devices of pc2 is 10.9.0.2, and llama_rpc_address is 192.168.1.20, which is lent",
+        ),
+        (
+            {"pc2": {**LENDER, "llama_rpc_allowed_networks": ["9.9.9.9"]}}, BOXES, "pc2",
+            "llama_rpc_allowed_networks of pc2 has the entry 9.9.9.9/32, which has public addresses; write private",
+        ),
         ({"pc2": LENDER, "pc3": LENDER}, BOXES, "pc3", "pc3 and pc2 have the llama_rpc_address 192.168.1.20: list a"),
         (
             {"pc2": {**LENDER, "llama_cpp_sdist_version": "0.3.35"}}, BOXES, "pc2",
@@ -91,6 +108,19 @@ def test_hosts_that_do_not_fit_together_are_one_sentence(change, sentence):
     found = lender_group.problems_of_hosts(LENDERS, BOXES, {**LOOKS, **change})
     assert list(found) == ["pc2", "box"] and sentence in found["pc2"]
     assert found["box"].startswith("box does not go on without pc2, which was refused or does not answer:")
+
+
+def test_who_else_than_the_box_may_use_a_lender_is_refused_and_the_box_is_not():
+    def found(*networks: str) -> dict[str, str]:
+        lenders = {"pc2": {**LENDER, "llama_rpc_allowed_networks": list(networks)}}
+        assert lender_group.problems_of_inventory(lenders, BOXES, DEFAULTS) == {}
+        return lender_group.problems_of_hosts(lenders, BOXES, LOOKS)
+
+    assert found("192.168.1.5") == found("192.168.1.5/32") == found() == {}
+    assert found("192.168.1.5", "192.168.1.0/24")["pc2"] == (
+        "llama_rpc_allowed_networks of pc2 has 192.168.1.0/24, and box (192.168.1.5) alone may use pc2: remove"
+        " llama_rpc_allowed_networks."
+    )
 
 
 def test_one_host_under_two_names_is_refused_and_a_copied_disk_is_not():
@@ -182,6 +212,14 @@ def test_where_hosts_move_together_a_box_is_refused_without_its_lender(looks, ru
     found = lender_group.problems_of_hosts(LENDERS, BOXES, looks, run, together=True)["box"]
     assert why in found and "so nothing was changed" in found
     assert lender_group.problems_of_hosts(LENDERS, BOXES, LOOKS, ["box", "pc2"], together=True) == {}
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_several_lenders_that_are_away_are_said_in_the_plural(together):
+    lenders = {"pc2": LENDER, "pc3": {"llama_rpc_address": "192.168.1.21"}}
+    run = ["box", "pc2", "pc3"]
+    found = lender_group.problems_of_hosts(lenders, BOXES, {"box": LOOKS["box"]}, run, together)["box"]
+    assert "pc2 and pc3" in found and "were refused or do not answer" in found and "wake them" in found
 
 
 def test_each_box_comes_before_its_lenders_and_who_is_not_there_is_left_out():

@@ -65,6 +65,7 @@ WANTED = {
     "rest_of_machine_watts": 200,
     "power_limits_watts": {},
     "locked_clocks_mhz": {},
+    "budgets_mib": {},
     "power_budget_policy": "warn",
 }
 
@@ -204,6 +205,30 @@ def test_another_card_than_expected_is_an_error():
     found = bad(judge(wanted={"gpus_expected": ["RTX 4090", "RTX 4090"]}))["GPUs"]
     assert found["severity"] == "error"
     assert "missing is RTX 4090" in found["cure"]
+
+
+def test_a_memory_budget_for_a_card_that_is_not_there_is_an_error():
+    budgets = {"budgets_mib": {"GPU-1": 22000, "CUDA1": 20000, "192.168.1.9:50052": 8000}}
+    assert "memory budgets" not in bad(judge(wanted=budgets))
+    budgets["budgets_mib"]["GPU-7"] = 20000
+    found = bad(judge(wanted=budgets))["memory budgets"]
+    assert found["severity"] == "error" and "names GPU-7, which is none of the devices here: CUDA0" in found["detail"]
+    assert "memory budgets" not in bad(judge(None, budgets))
+
+
+def test_a_card_that_left_the_bus_is_named_and_one_that_nobody_expects_has_a_cure():
+    slots = ["0000:01:00.0", "0000:02:00.0", "0000:03:00.0"]
+    gpus = [{**gpu, "pci_bus_id": f"0000{slot}"} for gpu, slot in zip(GPUS["gpus"], slots, strict=False)]
+    seen = {**GPUS, "available": False, "reason": "GPU 2: fell off the bus: power-cycle.", "gpus": gpus}
+    expected = {"gpus_expected": ["RTX 4090", "RTX 3090", "A4000"]}
+    off_bus = named(judge(seen, expected, nvidia_pci=slots[:2], nvidia_devices=on_bus("0x2684", "0x2204")), "GPUs")
+    assert off_bus["severity"] == "error" and off_bus["detail"].endswith("missing: A4000")
+    host = {"nvidia_devices": on_bus("0x2684", "0x2204", "0x24b0"), "nvidia_pci": slots}
+    unseen = named(judge({**seen, "available": True, "reason": None}, **host), "GPUs")
+    assert unseen["severity"] == "warning" and "lost: an NVIDIA card at 0000:03:00.0" in unseen["detail"]
+    assert unseen["cure"].startswith("power-cycle the machine")
+    none = named(judge({**seen, "gpus": []}, **host), "GPUs")
+    assert none["detail"].startswith("no card answers; driver ")
 
 
 def test_an_expected_card_that_is_lost_is_an_error_that_names_it():
@@ -379,6 +404,19 @@ def test_a_wrong_entry_of_llm_models_is_found_before_anything_is_built():
     assert "The model m has no sha256 for https://x.org/m.gguf" in found["detail"]
 
 
+def test_all_wrong_entries_are_named_beside_the_sizes_of_the_others():
+    entries = [
+        {"id": "a", "url": "https://x.org/a.gguf"}, {"id": "b", "path": "b.gguf"},
+        {"id": "odd", "generate": {"type": "q9"}}, {"id": "c", "url": "https://x.org/c.gguf", "sha256": "0" * 64},
+    ]  # fmt: skip
+    wanted = models(*entries, c=40000, d=7)
+    found = [check for check in judge(wanted=wanted) if check["name"] == "models"]
+    assert [check["severity"] for check in found] == ["error"] * 3 + ["warning"]
+    words = ["no sha256 for https://x.org/a.gguf", "The path b.gguf", "odd cannot be generated", "is given for d,"]
+    assert all(word in check["detail"] for word, check in zip(words, found, strict=True))
+    assert "c 40000 MiB" in named(judge(wanted=wanted), "memory for models")["detail"]
+
+
 def test_sizes_of_models():
     sha = "0" * 64
     url = {"id": "m", "url": "https://x.org/m.gguf", "sha256": sha}
@@ -390,8 +428,7 @@ def test_sizes_of_models():
     assert "qwen2_5_coder_32b_instruct_q8_0 33208 MiB" in named(judge(wanted=catalogue), "memory for models")["detail"]
     there = judge(wanted=models(url), files=[{"path": "/srv/models/m/m.gguf", "size_bytes": 70000 << 20}])
     assert bad(there)["memory for models"]["severity"] == "warning"
-    with pytest.raises(ValueError, match="a whole number of MiB"):
-        models(url, m="40 GB")
+    assert "size of the model m is '40 GB'" in bad(judge(wanted=models(url, m="40 GB")))["models"]["detail"]
 
 
 def test_shards_count_together():
@@ -457,5 +494,5 @@ def test_all_that_cannot_work_is_one_text_below_the_table():
 
 def test_a_generated_model_has_the_size_that_it_needs_on_disk():
     made = {"id": "made", "generate": {"blocks": 64, "embedding_length": 1024, "feed_forward_length": 4096}}
-    known = read_models([made, {"id": "odd", "generate": {"type": "q9"}}], "/srv/models", {})["models"]
-    assert 1900 < known[0]["size_mib"] < 2100 and known[1]["size_mib"] is None
+    (known,) = read_models([made], "/srv/models", {})["models"]
+    assert 1900 < known["size_mib"] < 2100

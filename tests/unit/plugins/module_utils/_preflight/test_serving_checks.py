@@ -34,6 +34,14 @@ def test_what_can_be_used_is_not_mentioned(variables):
         ({"llama_server_alias": "m\n"}, "llama_server_alias contains a line break (U+000A) in 'm\\n'; remove it"),
         ({"llm_models": [{"id": "m\n"}]}, "llm_models[0].id contains a line break (U+000A)"),
         ({"llm_models": [{"i\x07d": 1}]}, "a key of llm_models[0] contains a control character (U+0007)"),
+        (
+            {"llama_server_extra_arguments": ["--host", "0.0.0.0"]},
+            "llama_server_extra_arguments has --host: set llama_server_host instead.",
+        ),
+        (
+            {"llama_server_extra_arguments": ["-x", "--api-key=secret"]},
+            "llama_server_extra_arguments has --api-key: set llama_server_api_key instead.",
+        ),
         ({"llama_server_extra_arguments": ["a\r"]}, "llama_server_extra_arguments[0] contains a carriage return"),
         ({"llama_rpc_devices": [{**DEVICE, "environment": {"X\n": "1"}}]}, "a key of llama_rpc_devices[0].environment"),
         ({"split_tuning_environment": {"X": "\u202e"}}, "split_tuning_environment.X contains a control"),

@@ -12,7 +12,7 @@ import sys
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import power_limits
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._programs import apply_power_limits
-from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import HERE, build_library, environment
+from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import HERE, environment
 
 FAST, SLOW = "GPU-11111111-2222-3333-4444-555555555555", "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa"
 
@@ -90,11 +90,6 @@ def test_what_is_no_longer_asked_for_is_a_deviation():
 
 
 # --- the program -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return build_library(tmp_path_factory.mktemp("nvml"))
 
 
 class Box:
@@ -184,7 +179,11 @@ def test_a_card_that_refuses_leaves_the_others_as_they_were(library, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("{", "cannot be read"), ('{"schema": 9, "cards": []}', "not of schema 1"), (None, "There is no")],
+    [
+        ("{", "cannot be read"), ('{"schema": 9, "cards": []}', "not of schema 1"), (None, "There is no"),
+        ('{"schema": 1, "cards": [null]}', "has a card that lacks a setting: run the role gpu_power"),
+        ('{"schema": 1, "cards": [{"id": "GPU-1", "power_limit_watts": 300}]}', "has a card that lacks a setting"),
+    ],
 )
 def test_damaged_settings_are_named(box, text, words):
     if text is not None:

@@ -40,6 +40,6 @@ def experts() -> dict[str, t.Any]:
     """A deployment with experts in RAM, of a simulated campaign with llama.cpp's own placement as a rival."""
     blocks = list(range(11, 24))
     override = "blk[.](1)[.]ffn_up_exps=CPU"
-    moved = {"blocks": blocks, "partial": None, "threads": 0, "no_host": False, "override": override}
+    moved = {"kind": "experts", "blocks": blocks, "partial": None, "threads": 0, "no_host": False, "override": override}
     own = {"layers": [10, 15], "experts_in_ram": moved}
     return machine.Machine(machine.make_problem(experts_in_ram={"own": own})).record()

@@ -142,11 +142,11 @@ def test_damaged_states_end_nothing(tmp_path, path, text):
     assert seen["verdict"]["verdict"] == "ok" and len(seen["problems"]) <= 1
 
 
-def test_a_revalidation_that_cannot_be_opened_ends_nothing(tmp_path):
+def test_a_revalidation_that_cannot_be_opened_is_named_beside_the_others(tmp_path):
     fleet.box(tmp_path)
     (tmp_path / fleet.STATE / "revalidations" / f"{fleet.NAME}@20261129T110000Z-000.json").mkdir()
     seen = read(tmp_path)
-    assert seen["verdict"] is None and len(seen["deployments"]) == 1
+    assert seen["verdict"]["at"] == "2026-11-29T07:00:00Z" and len(seen["deployments"]) == 1
     (problem,) = seen["problems"]
     assert "000.json cannot be read (Is a directory): use --become" in problem
 

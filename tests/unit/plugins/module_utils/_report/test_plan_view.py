@@ -41,7 +41,7 @@ def test_a_prediction_with_experts_in_ram_is_a_range() -> None:
     plan = prediction([{**CARD, "weights_mib": 18432, "kv_mib": 2048, "compute_mib": 0}])
     plan["prediction"]["best"] |= {"blocks_in_ram": 10.0, "ram_mib": 16766, "decode_interval": [33.8, 67.2]}
     (picture,) = plan_view.view(plan)["pictures"]
-    assert picture["words"] == "33.8 to 67.2 tokens per second with 16766 MiB of experts in RAM"
+    assert picture["words"] == "33.8 to 67.2 tokens per second with 16766 MiB of weights in RAM"
 
 
 def test_sentences_are_broken_and_rows_of_tables_are_not() -> None:

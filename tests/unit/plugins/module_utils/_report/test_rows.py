@@ -27,7 +27,8 @@ def test_the_names_of_the_running_server_find_the_planned_cards(mixed: dict[str,
         entry["decision"][key].insert(0, 0)
     devices[0]["device"], devices[1]["device"] = "CUDA1", "CUDA2"
     devices[0]["id"], devices[1]["id"] = "CUDA1", "CUDA2"
-    assert [row["loaded_layers"] for row in rows.memory_rows(entry, devices)] == [None, 44, 37]
+    first, second = (device["model_mib"] for device in devices)
+    assert first != second and [row["model_mib"] for row in rows.memory_rows(entry, devices)] == [None, first, second]
 
 
 def test_rows_of_one_split_are_told_apart_by_experts_and_micro_batch(experts: dict[str, t.Any]) -> None:

@@ -60,6 +60,17 @@ def test_the_summary_stays_within_its_columns(deployment: dict[str, t.Any]) -> N
     assert marked.split()[0] == chosen
 
 
+def test_the_summary_has_what_all_cards_draw_with_the_host_of_a_lent_one(mixed: dict[str, t.Any]) -> None:
+    own, lent = mixed["served"]["power"]["cards"]
+    power = {**mixed["served"]["power"], "cards": [own, {**lent, "device": "RPC0", "host": "pc2"}]}
+    lines = summary.summary_lines(mixed["entry"], {**mixed["served"], "power": power})
+    said = " ".join(" ".join(lines[-2:]).split())
+    assert said.endswith("29.8 J per token, 0.034 tokens per second per watt")
+    assert said.startswith("Power: 516 W for all cards (CUDA0 265 W, RPC0 of pc2 251 W), ")
+    unknown = summary.summary_lines(mixed["entry"], {**mixed["served"], "power": {"reason": "no driver"}})
+    assert not any("Power:" in line for line in unknown)
+
+
 def test_the_summary_names_skipped_tests(sandbox: dict[str, t.Any]) -> None:
     lines = summary.summary_lines(sandbox["entry"], sandbox["served"], sandbox["devices"])
     assert "  at_8k: skipped, needs 8064 tokens and a slot of this server has 2048" in lines

@@ -53,12 +53,14 @@ def test_one_micro_batch_alone(mixed: dict[str, t.Any]) -> None:
     assert said(entry, tensor=TRIED, speculation=TRIED, objective=decode) == []
 
 
-def test_an_exllama_has_neither_speculation_nor_micro_batches(mixed: dict[str, t.Any]) -> None:
-    for engine, count in (("exllamav2", 0), ("exllamav3", 1)):
+def test_an_exllama_has_drafts_and_no_micro_batches(mixed: dict[str, t.Any]) -> None:
+    for engine, names in (("exllamav2", []), ("exllamav3", ["split_tuning_exllama_modes"])):
         entry = {**mixed["entry"], "serving": {**mixed["entry"]["serving"], "engine": engine}}
         found = said(entry)
-        assert len(found) == count and all("split_tuning_exllama_modes" in words for words in found)
+        assert len(found) == len(names) + 1 and "no entry of llm_models has draft_for" in found[-1]
+        assert all(name in words for name, words in zip(names, found, strict=False))
+        assert len(said(entry, speculation=TRIED)) == len(names)
 
 
 def test_experts_in_ram_leave_the_cards_apart(experts: dict[str, t.Any]) -> None:
-    assert any("experts are in RAM" in words for words in said(experts, tensor=None))
+    assert any("weights are in RAM" in words for words in said(experts, tensor=None))

@@ -35,8 +35,9 @@ def test_power_is_shown_or_says_why_not(sandbox: dict[str, t.Any], mixed: dict[s
     power = report_view(mixed["entry"], seen(mixed))["power"]
     assert (power["watts"], power["joules_per_token"]) == ("516", "29.8")
     assert [card["watts"] for card in power["cards"]] == ["265", "251"]
+    assert power["tokens_per_second_per_watt"] == "0.034"
     assert report_view(sandbox["entry"], seen(sandbox))["power_reason"] == "not measured yet"
-    none = {**sandbox["served"], "power": {"reason": "there is no NVML to ask"}}
+    none = {**sandbox["served"], "power": {"reason": "there is no NVML to ask."}}
     view = report_view(sandbox["entry"], Seen(served=none))
     assert (view["power"], view["power_reason"]) == (None, "there is no NVML to ask")
 
@@ -51,11 +52,6 @@ def test_versions_are_those_of_what_serves(mixed: dict[str, t.Any]) -> None:
     ]  # fmt: skip
     nothing = dict(report_view(mixed["entry"], Seen())["versions"])
     assert list(nothing.values()) == ["unknown", "none", "none", "unknown", "unknown"]
-
-
-def test_records_without_a_probe_show_none(mixed: dict[str, t.Any]) -> None:
-    for entry in (mixed["entry"], {**mixed["entry"], "device_probe": None}):
-        assert report_view(entry, Seen())["probe"] == []
 
 
 def test_nothing_of_the_input_is_changed(mixed: dict[str, t.Any]) -> None:

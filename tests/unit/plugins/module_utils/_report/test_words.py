@@ -16,6 +16,12 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import w
         ({"verdict": "no_difference"}, "No difference that matters"),
         ({"verdict": "inconclusive", "gain_interval_percent": [-100.0, 55.0]}, "(95% interval too wide to tell)"),
         ({"verdict": "inconclusive"}, "is not settled"),
+        (
+            {
+                "verdict": "inconclusive", "gain_over_default_percent": -3.0, "gain_interval_percent": [-9.0, 2.5],
+            },
+            "is not settled: 3.0% more time (95% interval -2.5 to 9.0%).",
+        ),
         ({"gain_over_default_percent": None}, "It was not compared with llama.cpp's default split"),
         ({"default_layers": None, "gain_over_default_percent": None}, "does not fit"),
     ],

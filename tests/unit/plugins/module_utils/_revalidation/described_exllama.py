@@ -53,7 +53,7 @@ def exllama_load(number, nats=1.25, used=(22000, 19000), **more):
 def exllama_baseline(**more):
     loads = [exllama_load(number) for number in range(1, 5)]
     made = baselines.make("d", EXLLAMA_ENTRY, "k1", GPUS, HOST, loads, "tuned", 6, versions=VERSIONS)
-    return {**baselines.complete(made, None, served(), " 21, 22"), **more}
+    return {**baselines.complete(made, None, served(), " 21, 22", None), **more}
 
 
 def exllama_server(**more):

@@ -107,7 +107,7 @@ def measured(loads=None, **more):
 
 def baseline(loads=None, **more):
     made = baselines.make("d", **measured(loads))
-    return {**baselines.complete(made, baselines.memory(ENTRY, server()["server"]), served()), **more}
+    return {**baselines.complete(made, baselines.memory(ENTRY, server()["server"]), served(), None, None), **more}
 
 
 def observed_host():

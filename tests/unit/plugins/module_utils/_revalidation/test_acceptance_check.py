@@ -64,8 +64,8 @@ def test_what_cannot_be_compared_is_said():
 def test_a_loss_is_explained_by_what_changed():
     fell = checked(rows(0.8, 0.6), rows(0.5, 0.6))
     moved = [{"part": "llama_cpp", "before": "b1", "now": "b2"}]
-    found = explain.explain([fell], moved, [])
+    found = explain.explain([fell], moved, [], True)
     assert found["cause"] == "acceptance" and "llama_cpp b1 -> b2" in found["detail"]
     assert "llama_cpp_source" in found["next"][0] and "retune=true" in found["next"][-1]
-    assert "no software changed" in explain.explain([fell], [], [])["detail"]
-    assert explain.explain([checked(rows(0.8, 0.6), rows(0.8, 0.6))], moved, []) is None
+    assert "no software changed" in explain.explain([fell], [], [], True)["detail"]
+    assert explain.explain([checked(rows(0.8, 0.6), rows(0.8, 0.6))], moved, [], True) is None

@@ -52,6 +52,14 @@ def test_an_unchanged_host_does_not_pay_again():
     assert plan.result["changed"] is False
 
 
+def test_what_a_revalidation_over_lenders_has_checked_counts():
+    told = host()
+    lenders = {"pc2": {"driver_version": "580.95.05", "cards": []}}
+    configuration = {**told["answers"]["configuration"], "lenders": lenders}
+    seen = answers.subject(configuration, told["entry"])
+    assert [step.name for step in play(host(answers={**told["answers"], "configuration": seen}))[1]] == ["host"]
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

@@ -48,8 +48,8 @@ def test_memory_is_that_of_the_devices_in_use():
     ]
     assert baselines.memory(ENTRY, {"complete": False, "devices": []}) is None
     first = baseline(memory=None, served=None)
-    assert baselines.complete(first, [{"id": FAST}], None)["memory"] == [{"id": FAST}]
-    assert baselines.complete(baseline(), [{"id": "other"}], [])["memory"] == baseline()["memory"]
+    assert baselines.complete(first, [{"id": FAST}], None, None, None)["memory"] == [{"id": FAST}]
+    assert baselines.complete(baseline(), [{"id": "other"}], [], None, None)["memory"] == baseline()["memory"]
 
 
 def test_a_new_tuning_says_what_became_of_the_speed():

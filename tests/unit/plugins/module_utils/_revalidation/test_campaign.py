@@ -35,7 +35,7 @@ VARIABLES = {
     "fingerprint_extra": {}, "llama_cpp": "/opt/llama.cpp/current", "server_url": "http://127.0.0.1:8080",
     "api_key_file": "/key", "exllama_root": "/opt/exllama",
     "exllama_url": "http://127.0.0.1:5000", "exllama_api_key_file": "/exllama.key",
-    "served_tests": [{"name": "prompt"}], "busy_seconds": 5, "host_python": "/venv/python",
+    "served_tests": [{"name": "prompt"}], "busy_seconds": 5,
     "state_dir": "/var/lib/mixed_gpu", "conflicting_units": ["llama-server.service"], "load_timeout_seconds": 1200,
     "lease_seconds": 7200, "lease_wait_seconds": 300, "texts": [], "text_tokens": 192,
 }  # fmt: skip

@@ -92,7 +92,11 @@ def test_a_host_is_read_with_its_history_and_a_damaged_one_counts_as_none(tmp_pa
     history.mkdir()
     (history / "d@20261124T100000Z-000.json").write_text(json.dumps(result("2026-11-24T10:00:00Z")))
     (history / "d@20261125T100000Z-000.json").write_text("{")
+    (history / "d@20261126T100000Z-000.json").mkdir()
     (history / "other@20261126T100000Z-000.json").write_text(json.dumps(result("2026-11-26T10:00:00Z", version="1")))
     assert not read()["needed"] and read()["driver"]["recorded"] == NEW
     fact.write_text("{")
+    assert not read()["needed"]
+    fact.unlink()
+    fact.mkdir()
     assert not read()["needed"]

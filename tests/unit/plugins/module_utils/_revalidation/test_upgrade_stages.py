@@ -90,9 +90,9 @@ def test_a_record_survives_the_disk():
         ("{}", "schema is None"),
         ("[]", "a list instead of a dict"),
         ('{"schema": 2}', "schema is 2"),
-        ('{"schema": 1, "finished": []}', "not what this collection writes"),
-        ('{"schema": 1, "finished": [], "under_way": {"component": "driver"}}', "not what this collection writes"),
-        (json.dumps(at("keeping")).replace('"keeping"', '"sleeping"'), "not what this collection writes"),
+        ('{"schema": 1, "finished": []}', "under_way is missing"),
+        ('{"schema": 1, "finished": [], "under_way": {"component": "driver"}}', "under_way.stage is missing"),
+        (json.dumps(at("keeping")).replace('"keeping"', '"sleeping"'), "stage must be one of .* not 'sleeping'"),
     ],
 )
 def test_a_damaged_or_newer_record_is_refused(text, words):

@@ -64,10 +64,25 @@ DRIVER = {"present": "580.95.05-1", "wanted": "580.105.08-1", "foreign": ""}
 
 
 def test_what_the_roles_plan_is_read():
-    assert steps.places("driver", "box", DRIVER) == (
+    assert steps.places("driver", "box", steps.Host({"driver": DRIVER})) == (
         {"version": "580.95.05-1", "builds": {}}, {"version": "580.105.08-1", "builds": {}}
     )  # fmt: skip
-    assert steps.places("llama_cpp", "box", {"present": OLD, "wanted": NEW}) == (OLD, NEW)
+    planned = {"llama_cpp": {"present": OLD, "wanted": NEW}}
+    assert steps.places("llama_cpp", "box", steps.Host(planned)) == (OLD, NEW)
+
+
+NOTHING = {"version": "", "builds": {}}
+
+
+def test_a_lender_is_to_have_what_it_copies_and_else_what_it_builds():
+    of_box = {"version": "b11400", "builds": {"main": "b11400-of-the-box"}}
+    copied = {"taken": True, "wanted": of_box, "why": "It is copied."}
+    built = {"taken": False, "wanted": {}, "why": "llama.cpp is built on pc2, and not copied: its CPU has no avx512f."}
+    for wanted in (NEW, NOTHING):
+        planned = {"llama_cpp": {"present": OLD, "wanted": wanted}}
+        assert steps.places("llama_cpp", "pc2", steps.Host(planned, copy=copied)) == (OLD, of_box)
+    with pytest.raises(UserError, match="pc2 lacks the tools .* not copied: its CPU has no avx512f. Run site once"):
+        steps.places("llama_cpp", "pc2", steps.Host(planned, copy=built))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +97,7 @@ def test_what_the_roles_plan_is_read():
 )
 def test_what_could_not_be_gone_back_from_is_refused(component, planned, words):
     with pytest.raises(UserError, match=words):
-        steps.places(component, "box", planned)
+        steps.places(component, "box", steps.Host({component: planned}))
 
 
 @pytest.mark.parametrize("stage", stages.STAGES)
@@ -247,8 +262,8 @@ def test_a_box_and_its_lenders_begin_together_where_one_of_them_lacks_it():
     assert step["sentence"] == "Upgrading from b11312 to b11400, together with the lenders pc2 and pc3."
     only_lender = [*ends(NEW, NEW), stages.Ends("pc2", OLD, NEW)]
     assert steps.decide(stages.empty(), only_lender, "continue")["do"] == "begin"
-    copied = stages.Ends("pc2", {**NEW, "builds": {"main": "b11400-of-the-box"}}, NEW)
-    assert steps.decide(stages.empty(), [*ends(NEW, NEW), copied], "continue")["do"] == "nothing"
+    other = stages.Ends("pc2", {**NEW, "builds": {"main": "another build of b11400"}}, NEW)
+    assert steps.decide(stages.empty(), [*ends(NEW, NEW), other], "continue")["do"] == "begin"
     both = steps.decide(stages.empty(), ends(NEW, NEW, "pc2"), "continue")
     assert both["do"] == "nothing" and "what this host and the lender pc2 have" in both["sentence"]
 

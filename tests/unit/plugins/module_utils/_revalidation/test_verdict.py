@@ -323,16 +323,16 @@ def test_the_worst_of_ten_hosts_decides(observed):
     for number in range(10):
         result = copy.deepcopy(judged(observed)[0])
         recorded[f"box{number}"] = {**result, "host": f"box{number}"}
-    together = verdict.together(recorded)
+    together = verdict.together(recorded, [])
     assert together["accepted"] and together["verdict"] == "ok" and len(together["hosts"]) == 10
     observed["loads"] = [load(number, decode=1.1) for number in (1, 2)]
     recorded["box7"] = judged(observed)[0]
-    together = verdict.together(recorded)
+    together = verdict.together(recorded, [])
     assert not together["accepted"] and together["verdict"] == "regressed"
     assert verdict.together(recorded, ["box10"])["verdict"] == "broken"
-    recorded["box8"] = verdict.broken("box8", "now", "no record")
-    assert verdict.together(recorded)["verdict"] == "broken"
-    assert not verdict.together({})["accepted"]
+    recorded["box8"] = verdict.broken("box8", "now", "no record", None)
+    assert verdict.together(recorded, [])["verdict"] == "broken"
+    assert not verdict.together({}, [])["accepted"]
 
 
 def test_the_table_says_everything_in_words(observed):

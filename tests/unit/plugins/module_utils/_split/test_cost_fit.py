@@ -231,3 +231,14 @@ def test_one_micro_batch_has_no_overlap_to_tell() -> None:
     points = [((20, 29), 900.0), ((5, 44), 1200.0)]
     known = cost_fit.choose_prefill(points, 1, 0.01)
     assert cost_fit.likely_prefills(known, points, (0.01, 0.01), 1, None) == [(1.0, known)]
+
+
+def test_no_device_takes_no_time_however_much_loads_differ():
+    """Seen on a busy machine: 1/12 at 0.14 ms a token, 11/2 at 6.6 ms. Later shares divide by what a split takes."""
+    points = [((1, 12), 0.14), ((11, 2), 6.6)]
+    costs = cost_fit.fit_decode(points)
+    assert min(costs) > 0 and costs[0] > 1000 * costs[1]
+    for overlap in (0.0, 0.5, 1.0):
+        assert min(cost_fit.fit_prefill(points, 2, overlap=overlap)) > 0
+    known = cost_fit.choose_prefill(points, 2, 0.01)
+    assert cost_fit.likely_prefills(known, points, [0.1, 0.1], 2, None)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, exl_split
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, exl_split, model_weights
 
 FAST, SLOW = "GPU-4090", "GPU-3090"
 DEVICES = [
@@ -20,7 +20,10 @@ def tuning(layers=(40, 30, 11), serving=None, **decision):
         "model": {"id": "m", "path": "/m.gguf", "sha256": "5a"},
         "problem": {
             "devices": DEVICES[: len(layers)],
-            "model": {"size_bytes": 9, "block_count": 80, "architecture": "llama", "block_bytes": [1]},
+            "model": {
+                "size_bytes": 9, "block_count": 80, "architecture": "llama", "file_type": "Q8_0", "expert_count": 0,
+                "block_bytes": [1],
+            },
             "serving": {"context_size": 8192, "micro_batch_size": 512, **(serving or {})},
         },
         "plan": {
@@ -43,8 +46,11 @@ def test_an_entry_holds_the_split_once_and_gives_it_back():
         {"id": FAST, "layers": 40}, {"id": SLOW, "layers": 30}, {"id": "127.0.0.1:50052", "layers": 11},
     ]  # fmt: skip
     assert entry["decision"] == {"why": "it is faster"} and entry["serving"]["micro_batch_size"] == 256
+    blocks = model_weights.blocks_fingerprint(tuning()["problem"]["model"])
+    assert entry["model"].pop("blocks_fingerprint") == blocks
     assert entry["model"] == {
         "id": "m", "path": "/m.gguf", "sha256": "5a", "size_bytes": 9, "block_count": 80, "architecture": "llama",
+        "file_type": "Q8_0", "expert_count": 0,
     }  # fmt: skip
     assert entry["device_probe"] == {"order": "confirmed", "model_path": "/probe.gguf"}
     assert deployment.layers(entry) == [40, 30, 11]

@@ -45,6 +45,7 @@ def test_budgets_are_found_by_id_and_by_name():
     ("budgets", "words"),
     [
         ({"GPU-x": 1}, r"names GPU-x, which is none of the devices here: RPC0 \(127.0.0.1:51152\), RPC1"),
+        ({"CUDA9": 1, "RPC0": 2, "rpc1": 3}, r"budget_mib \(budgets_mib\) names CUDA9, rpc1, which are none of"),
         ({"RPC0": 0}, "a budget is a whole number of MiB"),
         ({"RPC0": 1.5}, "a budget is a whole number of MiB"),
         ({"RPC0": True}, "a budget is a whole number of MiB"),
@@ -55,6 +56,26 @@ def test_budgets_are_found_by_id_and_by_name():
 def test_budgets_that_make_no_sense_are_named(budgets, words):
     with pytest.raises(UserError, match=words):
         device_list.set_budgets(devices(), budgets)
+
+
+@pytest.mark.parametrize(
+    ("names", "endpoints", "words"),
+    [
+        (["CUDA1", "GPU-a", "h:1#1", "Vulkan0", "RPC0"], ["h:1"], None),
+        (["h:1"], None, None),
+        (["GPU-A", "CUDA2", "h:2"], ["h:1"],
+         r"names GPU-A, CUDA2, h:2, which are none of the devices here: CUDA0 \(GPU-a\), CUDA1 \(GPU-b\), h:1$"),
+    ],
+)  # fmt: skip
+def test_budgets_of_cards_that_are_not_there_are_known_before_the_engine_is_asked(names, endpoints, words):
+    gpus = {"available": True, "gpus": [{"id": "GPU-a"}, {"id": "GPU-b"}]}
+    budgets = dict.fromkeys(names, 9000)
+    if words is None:
+        device_list.check_budgets(budgets, gpus, endpoints)
+    else:
+        with pytest.raises(UserError, match=words):
+            device_list.check_budgets(budgets, gpus, endpoints)
+    device_list.check_budgets(budgets, {"available": False, "gpus": gpus["gpus"][:1]}, ["h:1", "h:2"])
 
 
 def test_another_order_names_both():

@@ -136,6 +136,9 @@ def test_removing_the_active_one_leaves_none_active():
         ({"placement": placed(**{"GPU-a": 0, "GPU-b": True})}, r"placement\[1\].layers is True"),
         ({"placement": placed(**{"GPU-a": 0, "GPU-b": 0})}, "puts no layer on any device"),
         ({"decision": {"gain": float("nan")}}, "entry.decision.gain is nan"),
+        ({"decision": {"fit": {"decode_ms_per_layer": ["x"]}}}, r"fit.decode_ms_per_layer\[0\] must be a whole number"),
+        ({"decision": {"fit": {"average_layer": {}}}}, "entry.decision.fit.average_layer.weights_bytes is missing"),
+        ({"fingerprint_parts": {"gpus": [None]}}, r"entry.fingerprint_parts.gpus\[0\] must be a dict, not None"),
     ],
 )
 def test_an_entry_that_makes_no_sense_is_named(changes, words):

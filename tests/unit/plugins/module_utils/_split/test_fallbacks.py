@@ -114,8 +114,8 @@ def test_where_nothing_fits_there_is_no_placement_and_a_sentence() -> None:
 
 
 def test_experts_in_ram_are_not_planned_for_fewer_devices() -> None:
-    (found,) = planned(experts_in_ram={"blocks": [0]})
-    assert found["placement"] is None and "experts in RAM" in found["why"]
+    (found,) = planned(experts_in_ram={"kind": "experts", "blocks": [0]})
+    assert found["placement"] is None and "weights in RAM" in found["why"]
 
 
 def test_each_of_two_lenders_may_be_absent_or_both() -> None:
@@ -249,13 +249,13 @@ def test_without_a_lender_nothing_is_drafted_and_the_split_mode_is_layer() -> No
 def test_the_sentence_says_since_when_how_much_slower_and_which_context() -> None:
     entry = deployment.build(tuning())
     (found,) = entry["fallbacks"]
-    text = fallbacks.sentence(entry, [FIRST], "12:30")
+    text = fallbacks.sentence(entry, [FIRST], "12:30", False)
     way = "slower" if found["slower_percent"] >= 0 else "faster"
     assert text == (
         f"It serves without lender 192.168.1.7 since 12:30, {abs(found['slower_percent']):g} % {way} by the fit,"
         f" with a context of {found['context_size']} instead of 32768."
     )
-    assert fallbacks.sentence({**entry, "fallbacks": []}, [FIRST, SECOND]) == (
+    assert fallbacks.sentence({**entry, "fallbacks": []}, [FIRST, SECOND], "", False) == (
         "It serves without lenders 192.168.1.7 and 192.168.1.8."
     )
 

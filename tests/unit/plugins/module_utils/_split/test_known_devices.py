@@ -24,10 +24,6 @@ def test_the_devices_of_a_host() -> None:
     third, fourth = known_devices.host_devices(recorded, gpus)
     assert (third["free_mib"], third["bandwidth_gb_per_s"]) == (15000, 500.0)
     assert fourth["bandwidth_gb_per_s"] is None and fourth["sources"] == []
-    (limited,) = known_devices.with_budgets([third], {"GPU-b": "9000", "GPU-elsewhere": 1})
-    assert limited["budget_mib"] == 9000
-    with pytest.raises(ValueError, match="the budget of CUDA0 is 'much'"):
-        known_devices.with_budgets([third], {"CUDA0": "much"})
 
 
 def test_a_profile_may_repeat_a_card_and_name_a_bridge() -> None:

@@ -37,9 +37,7 @@ def entry(*endpoints, layers=(20, 61), **network):
     return {
         "devices": [{"device": f"RPC{number}", "id": name, "backend": "RPC"} for number, name in enumerate(ids)],
         "placement": [{"id": name, "layers": count} for name, count in zip(ids, layers, strict=True)],
-        "serving": {"micro_batch_size": 512},
         "decision": {"network": network, "decode_tokens_per_second": 20.0, "prefill_tokens_per_second": 1000.0},
-        "fingerprint_parts": {"tests": [{"kind": "prefill", "n_prompt": 2048}, {"kind": "decode", "n_gen": 64}]},
     }
 
 

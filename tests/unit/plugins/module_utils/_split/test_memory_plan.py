@@ -177,8 +177,19 @@ def test_experts_in_ram_are_a_cure_where_they_are_one() -> None:
     cure = "some of its experts in RAM (split_tuning_experts_in_ram: auto"
     assert cure in memory_plan.why_nothing_fits(devices, model, serving(), splits, (8000, 8000))
     assert cure not in memory_plan.why_nothing_fits(devices, model, serving(), splits, (700, 700))
-    # of a dense model there are none to move
-    assert cure not in nothing_fits((22000, 22000), context_size=32768)
+
+
+def test_of_a_dense_model_the_feed_forward_part_in_ram_is_the_last_cure() -> None:
+    model = model_shapes.model("llama_3_3_70b_q4_k_m")
+    devices = [{"device": f"CUDA{i}", "free_mib": 22000, "budget_mib": None} for i in range(2)]
+    splits = [(first, 81 - first) for first in range(1, 81)]
+    asked = serving(context_size=32768)
+    text = memory_plan.why_nothing_fits(devices, model, asked, splits, (22000, 22000))
+    assert text.endswith(", or with some of its FFN weights in RAM (split_tuning_experts_in_ram: auto, with a named"
+                         " context)")  # fmt: skip
+    assert "a smaller quantisation" in text
+    without = {**model, "block_ffn_bytes": {}}
+    assert "in RAM" not in memory_plan.why_nothing_fits(devices, without, asked, splits, (22000, 22000))
 
 
 DEFAULTS = pathlib.Path(memory_plan.__file__).parents[3] / "roles" / "split_tuning" / "defaults" / "main.yml"
@@ -198,7 +209,7 @@ def test_the_reserve_covers_what_cuda_asks_for_beyond_the_plan(row: dict[str, t.
     experts = expert_placement.on_first_device(model, tuple(layers), row["blocks_in_ram"])
     profile = serving(context_size=4096, micro_batch_size=row["micro_batch_size"])
     planned = memory_plan.MemoryPlan(model, profile, experts=experts).mib(layers)
-    largest = max((max(sizes) for sizes in (model.get("block_expert_bytes") or {}).values()), default=0) >> 20
+    largest = max((max(sizes) for sizes in (model.get("block_ffn_bytes") or {}).values()), default=0) >> 20
     missing = 32 if row["blocks_in_ram"] else yaml.safe_load(DEFAULTS.read_text())["split_tuning_reserve_mib"]
     for ours, theirs in zip(planned, row["mib"], strict=True):
         assert -missing <= ours - theirs <= max(64, 0.025 * theirs) + largest

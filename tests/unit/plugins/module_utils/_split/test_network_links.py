@@ -61,6 +61,12 @@ def test_of_a_prompt_little_comes_back_where_the_output_layer_alone_follows():
     assert all_but_one - most == pytest.approx((512 * 32768 - network_links.GRAPH_BYTES) / 117e3)
 
 
+def test_a_lender_of_the_output_layer_alone_costs_a_prompt_a_wait():
+    found = network_links.costs(MODEL, [80, 1], [None, GIGABIT], network_links.work(2048, 512, 0, 2048, True))[1]
+    assert found.micro_batch_ms == pytest.approx(0.4 + 32768 / 117e3)
+    assert found.token_ms == pytest.approx(0.4 + 4 * (8192 + 128256) / 117e3)
+
+
 def test_what_a_device_that_gives_nothing_back_gets_crosses_while_it_computes():
     behind = network_links.costs(MODEL, [41, 40], [None, GIGABIT], WORK)[1]
     front = network_links.costs(MODEL, [40, 41], [GIGABIT, None], WORK)[0]
@@ -132,15 +138,16 @@ def test_a_link_has_its_usual_name(rate, name):
 )
 def test_lent_devices_come_first_where_logits_would_be_more(objective, lent_first):
     own, lent = {"id": "GPU-a"}, {"id": IDS[0]}
-    found = network_links.ordered([own, lent], LINKS, MODEL, objective)
+    found = network_links.ordered([own, lent], LINKS, MODEL, objective, False)
     assert found == ([lent, own] if lent_first else [own, lent])
 
 
-def test_the_order_is_kept_without_another_host_and_with_experts():
-    devices = [{"id": "GPU-a"}, {"id": IDS[0]}]
+def test_the_order_is_kept_without_another_host_and_where_ram_is_needed():
+    devices = [{"id": "GPU-a", "free_mib": 1000}, {"id": IDS[0], "free_mib": 1000}]
     objective = {"name": "decode", "prompt_tokens": 1, "generated_tokens": 1}
-    assert network_links.ordered(devices, {}, MODEL, objective) == devices
-    assert network_links.ordered(devices, LINKS, {**MODEL, "expert_count": 8}, objective) == devices
+    assert network_links.ordered(devices, {}, MODEL, objective, False) == devices
+    assert network_links.ordered(devices, LINKS, MODEL, objective, True) == devices
+    assert network_links.ordered(devices, LINKS, MODEL, objective, False) == devices[::-1]
 
 
 def test_a_probe_of_a_lent_device_crosses_once_per_prompt_token_and_sends_logits():
@@ -169,3 +176,9 @@ def test_without_a_rate_the_share_is_unknown_and_the_round_trip_counts():
     found = network_links.worth(decided([40, 41]), MODEL, DEVICES, {IDS[0]: link}, 2048, LONG)
     assert found["decode_percent"] is None and found["prefill_percent"] is None
     assert found["why"] == "the link (0.4 ms) costs an unknown share; it buys 20.0 GiB of memory"
+
+
+def test_the_mask_of_a_prompt_of_many_micro_batches_is_averaged_over_some_of_them():
+    exact = network_links.work(4096, 1, 0.0, 0.0, True)
+    long = network_links.work(1 << 24, 1, 0.0, 0.0, True)
+    assert long.prompt_mask == pytest.approx(exact.prompt_mask * 4096, rel=0.06)

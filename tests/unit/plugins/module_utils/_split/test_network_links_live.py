@@ -66,11 +66,11 @@ def crossed(
     path = str(tmp_path_factory.mktemp("models") / "bytes.gguf")
     random_model.write_model(path, random_model.checked_options({**SHAPE, "context_length": 8192}), "bytes")
 
-    def run(order: str, *options: str) -> Crossed:
+    def run(order: str, *options: str, split: str = "2/3") -> Crossed:
         relay = Relay(rpc_endpoints[1])
         command = [
             str(llama_bin / "llama-bench"), "-m", path, "--rpc", f"{rpc_endpoints[0]},{relay.endpoint}", "-dev", order,
-            "-ts", "2/3", "-ngl", "99", "-fa", "1", "-ub", "256", "-t", "1", "-r", "1", "--no-warmup", *options,
+            "-ts", split, "-ngl", "99", "-fa", "1", "-ub", "256", "-t", "1", "-r", "1", "--no-warmup", *options,
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -107,3 +107,15 @@ def test_a_token_sends_activations_and_a_lender_behind_gives_logits(
     seen = (sum(many) - sum(few)) / 64
     # beside them go the words of the protocol: a few thousand bytes, whatever the model
     assert token < seen < token + 4000
+
+
+def test_the_output_layer_alone_gets_one_token_of_a_prompt_and_no_mask(crossed: t.Callable[..., Crossed]) -> None:
+    def reckoned(asked: network_links.Work) -> network_links.Cost:
+        return network_links.costs(MODEL, [4, 1], [None, COUNTED], asked)[1]
+
+    short, long = (crossed("RPC0/RPC1", "-p", str(tokens), "-n", "0", split="4/1") for tokens in (256, 2048))
+    batch = 1000 * reckoned(network_links.work(2048, 256, 0, 0, True)).micro_batch_ms
+    assert batch < (sum(long) - sum(short)) / 7 < batch + 4000
+    few, many = (crossed("RPC0/RPC1", "-p", "0", "-n", str(tokens), split="4/1") for tokens in (8, 72))
+    token = 1000 * reckoned(network_links.work(1, 256, 0, 36, True)).token_ms
+    assert token < (sum(many) - sum(few)) / 64 < token + 4000

@@ -17,7 +17,7 @@ def test_an_arm_survives_its_record() -> None:
 @pytest.mark.parametrize(
     ("stored", "words"),
     [
-        ({"kind": "medusa", "n_max": 1}, "speculation.kind must be one of none, draft-simple, .* not 'medusa'"),
+        ({"kind": "medusa", "n_max": 1}, "must be one of none, draft-simple, .*, draft-model, not 'medusa'"),
         ({"kind": "draft-mtp", "n_max": -1}, "speculation.n_max must be a whole number, not -1"),
         ({"kind": "draft-mtp", "n_max": True}, "not True"),
     ],

@@ -5,18 +5,16 @@ answers: there is no llama-server with cards here. RPC devices are watched for r
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import diagnosis
+from ansible_collections.homelab.mixed_gpu.tests import local_server
 from ansible_collections.homelab.mixed_gpu.tests.fake_nvml import build
 
 FAST, SLOW = "GPU-11111111-2222-3333-4444-555555555555", "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa"
@@ -49,21 +47,22 @@ except ServerError as error:
 """
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(local_server.Handler):
     def do_GET(self):
         server = self.server
         server.looks += self.path == "/slots"
         busy = server.looks <= server.busy_looks or server.looks in server.busy_at
-        self.answer(
+        self.reply(
+            200,
             {
                 "/props": {"default_generation_settings": {"n_ctx": 2048}},
                 "/v1/models": {"data": [{"meta": {"n_vocab": 512}}]},
                 "/slots": [{"id": 0, "is_processing": busy}],
-            }[self.path]
+            }[self.path],
         )
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         self.server.asked.append(body)
         if len(self.server.asked) > self.server.dies_after:
             self.close_connection = True
@@ -71,44 +70,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         time.sleep(MS_PER_REQUEST / 1000)
         generated = body["n_predict"]
         took = {"prompt_ms": MS_PER_REQUEST / 2, "predicted_ms": MS_PER_REQUEST / 2}
-        self.answer({"timings": {"cache_n": 0, "prompt_n": len(body["prompt"]), "predicted_n": generated, **took}})
-
-    def answer(self, body):
-        data = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *dummy):
-        """Keep the output of the tests quiet."""
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return build.build_library(tmp_path_factory.mktemp("nvml"))
+        timings = {"cache_n": 0, "prompt_n": len(body["prompt"]), "predicted_n": generated, **took}
+        self.reply(200, {"timings": timings})
 
 
 @pytest.fixture
 def watch(library):
-    @contextlib.contextmanager
-    def serving(**server):
-        own = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        usual = {"asked": [], "looks": 0, "busy_looks": 0, "busy_at": (), "dies_after": 10**6}
-        own.__dict__.update({**usual, **server})
-        thread = threading.Thread(target=own.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield own
-        finally:
-            own.shutdown()
-            own.server_close()
-            thread.join()
-
     def run(profile, server=None, fails=False, text=None, **arguments):
-        with serving(**(server or {})) as own:
+        said = {"asked": [], "looks": 0, "busy_looks": 0, "busy_at": (), "dies_after": 10**6, **(server or {})}
+        with local_server.serving(Handler, **said) as own:
             usual = {
-                "url": f"http://127.0.0.1:{own.server_port}", "devices": DEVICES, "phases": PHASES, "seconds": 1.2,
+                "url": own.url, "devices": DEVICES, "phases": PHASES, "seconds": 1.2,
                 "blocks": 3, "wait_seconds": 30, "journal_days": 0, "sample_interval_ms": 20,
             }  # fmt: skip
             variables = build.environment(library, profile, text) | {

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import threading
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watchdog import notify, state
+from ansible_collections.homelab.mixed_gpu.tests import local_server
 from prometheus_client.parser import text_string_to_metric_families
 
 from .conftest import SERVER
@@ -67,23 +67,13 @@ def test_a_process_that_ignores_sigkill_comes_first():
 def webhook():
     """Return a server that keeps what it is sent."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(local_server.Handler):
         def do_POST(self):
-            self.server.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(self.server.status)
-            self.end_headers()
+            self.server.got.append(self.body())
+            self.reply(self.server.status, b"")
 
-        def log_message(self, *dummy):
-            """Keep the output of the tests quiet."""
-
-    serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    serving.got, serving.status = [], 200
-    thread = threading.Thread(target=serving.serve_forever, daemon=True)
-    thread.start()
-    yield serving
-    serving.shutdown()
-    serving.server_close()
-    thread.join()
+    with local_server.serving(Handler, got=[], status=200) as serving:
+        yield serving
 
 
 def told(host, **settings):
@@ -117,7 +107,7 @@ def test_journal_metric_command_and_webhook_have_the_same_message_once(host, web
     hook.write_text(f'#!/bin/sh\necho "$MIXED_GPU_UNIT: $2" >> {tmp_path}/heard\n')
     hook.chmod(0o755)
     wanted = {
-        "command": [str(hook), "--message"], "webhook_url": f"http://127.0.0.1:{webhook.server_port}/",
+        "command": [str(hook), "--message"], "webhook_url": f"{webhook.url}/",
         "metrics_path": str(tmp_path / "m.prom"),
     }  # fmt: skip
     for _call in range(2):
@@ -140,7 +130,7 @@ def test_hooks_that_fail_are_named_and_keep_nothing_from_the_journal(host, webho
     fails(host)
     webhook.status = 500
     status, said = told(
-        host, command=["/nonexistent/hook"], webhook_url=f"http://127.0.0.1:{webhook.server_port}/",
+        host, command=["/nonexistent/hook"], webhook_url=f"{webhook.url}/",
         metrics_path=str(tmp_path / "nonexistent" / "m.prom"),
     )  # fmt: skip
     assert status == 1
@@ -172,3 +162,26 @@ def test_a_damaged_state_is_an_empty_one(tmp_path, text):
     store = state.Store(str(tmp_path))
     (tmp_path / "state.json").write_text(text)
     assert store.read() == state.empty()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("restarts", None), ("restarts", [3]), ("restarts", [{"boot": "b", "monotonic": "1", "at": 2.0, "start": "s"}]),
+        ("restarts", [{"boot": "b", "monotonic": 1.0, "at": 2.0}]), ("restarts_total", None), ("failed_at", "never"),
+        ("failures_total", float("nan")), ("stuck", 3), ("told", [7]), ("lender_ports", []), ("lenders", "h:1"),
+    ],
+)  # fmt: skip
+def test_a_unit_with_a_damaged_part_is_forgotten_and_the_next_look_goes_on(tmp_path, field, value):
+    other, hung = "other.service", {"boot": "b", "monotonic": 1.0, "at": 2.0, "start": "s", "reason": "r"}
+    known = state.empty()
+    for unit in (SERVER, other):
+        state.add_restart(known, unit, hung)
+    known["units"][SERVER][field] = value
+    (tmp_path / "state.json").write_text(json.dumps(known))
+    store = state.Store(str(tmp_path), str(tmp_path / "watchdog.prom"))
+    with store.changing() as found:
+        assert state.times(found, SERVER, "b") == [] and state.times(found, other, "b") == [1.0]
+        state.add_restart(found, SERVER, hung)
+    assert store.read()["units"][SERVER]["restarts"] == [hung]
+    assert f'restarts_total{{unit="{SERVER}"}} 1\n' in (tmp_path / "watchdog.prom").read_text()

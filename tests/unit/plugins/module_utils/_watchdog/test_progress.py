@@ -35,6 +35,11 @@ def test_requests_and_counters_are_read():
     assert not reading.coarse
 
 
+def test_requests_that_wait_while_no_slot_is_busy_count():
+    assert read(processing=0).processing == 4
+    assert progress.of_metrics("llamacpp:requests_processing 0\nllamacpp:n_decode_total 1\n").processing == 0
+
+
 def test_a_gauge_that_a_scrape_resets_is_no_progress():
     assert read(gauge="12.5").counters == read(gauge="0").counters
 
@@ -48,6 +53,8 @@ def test_from_a_million_on_six_digits_are_coarse():
 def test_other_texts_are_no_metrics():
     assert progress.of_metrics("") is None
     assert progress.of_metrics("ok") is None
+    for number in ("inf", "nan", "1e999"):
+        assert progress.of_metrics(f"llamacpp:requests_processing {number}\nllamacpp:n_decode_total 1\n") is None
     assert progress.of_metrics("llamacpp:requests_processing x\nllamacpp:n_decode_total 1\n") is None
 
 

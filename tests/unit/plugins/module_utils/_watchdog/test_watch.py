@@ -33,6 +33,7 @@ def test_a_server_with_frozen_counters_is_killed_once_and_that_is_told(host):
     assert "ending it by SIGKILL, systemd starts it again" in said
     assert host.state()["restarts_total"] == 1
     assert host.state()["restarts"][0]["start"] == f"start-{server.pid}"
+    assert "/slots" not in host.asked()  # the counters are exact
 
 
 @pytest.mark.parametrize(
@@ -56,14 +57,9 @@ def test_a_server_that_works_is_left_alone(host, told, stall_seconds):
     assert host.commands("kill") == []
 
 
-def test_thirty_requests_that_stand_still_are_a_hang(host):
-    server = host.start_server(processing=30)
-    host.watch()
-    assert server.wait(timeout=120) == -signal.SIGKILL
-
-
-def test_a_server_that_answers_health_and_never_a_token_is_killed(host):
-    server = host.start_server(status=404)
+@pytest.mark.parametrize("told", [{"processing": 30}, {"status": 404}], ids=["thirty requests", "never a token"])
+def test_a_server_that_stands_still_is_killed(host, told):
+    server = host.start_server(**told)
     host.watch()
     assert server.wait(timeout=120) == -signal.SIGKILL
 
@@ -84,13 +80,6 @@ def test_a_server_that_was_stopped_in_mid_decode_is_killed(host):
     assert "was stopped by a signal" in host.end(dog)
 
 
-def test_slots_are_not_asked_while_counters_are_exact(host):
-    server = host.start_server(processing=1)
-    host.watch()
-    server.wait(timeout=120)
-    assert "/slots" not in host.asked()
-
-
 def test_slots_decide_where_the_counters_are_coarse(host):
     server = host.start_server(processing=1, decodes="1.5e+06")
     host.watch()
@@ -98,8 +87,9 @@ def test_slots_decide_where_the_counters_are_coarse(host):
     assert "/slots" in host.asked()
 
 
-def test_rpc_servers_of_the_host_end_with_it(host):
-    server = host.start_server(processing=1)
+@pytest.mark.parametrize("told", [{"processing": 1}, {"status": 503}], ids=["a request", "a load"])
+def test_rpc_servers_of_the_host_end_with_it(host, told):
+    server = host.start_server(**told)
     peer = host.start("-c", "import time; time.sleep(600)")
     host.unit(PEER, peer)
     peer.send_signal(signal.SIGSTOP)
@@ -279,22 +269,7 @@ def test_systemd_that_does_not_answer_is_said_once(host):
 
 
 def test_the_program_needs_nothing_beside_its_room(host):
-    command = [
-        "-E",
-        "-s",
-        "-B",
-        "-c",
-        "import mixed_gpu_watchdog.watch, mixed_gpu_watchdog.notify, sys; print('ansible' in sys.modules)",
-    ]
+    program = "import mixed_gpu_watchdog.watch, mixed_gpu_watchdog.notify, sys; print('ansible' in sys.modules)"
+    command = ["-E", "-s", "-B", "-c", program]
     process = host.start(*command, cwd=host.home / "lib", stdout=subprocess.PIPE, env={"PATH": os.environ["PATH"]})
     assert process.communicate(timeout=600)[0] == "False\n"
-
-
-def test_a_load_at_an_rpc_server_that_was_stopped_ends_with_it(host):
-    server = host.start_server(status=503)
-    peer = host.start("-c", "import time; time.sleep(600)")
-    host.unit(PEER, peer)
-    peer.send_signal(signal.SIGSTOP)
-    host.watch(peer_units=[PEER])
-    assert peer.wait(timeout=120) == -signal.SIGKILL
-    assert server.wait(timeout=120) == -signal.SIGKILL
