@@ -43,7 +43,8 @@ PLANNERS: t.Final = {
 }
 #: Modules that measure under the lease and store what they found -> their option that names the measurement.
 MEASURING: t.Final = {
-    "answer_check": "load", "speculation_benchmark": "load", "split_benchmark": "load", "split_mode_trial": "trial",
+    "answer_check": "load", "exllama_draft_benchmark": "load", "speculation_benchmark": "load",
+    "split_benchmark": "load", "split_mode_trial": "trial",
 }  # fmt: skip
 #: Modules of this collection that a step may name.
 MODULES: t.Final = frozenset(MEASURING) | {

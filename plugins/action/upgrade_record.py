@@ -33,4 +33,5 @@ def _found(facts: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         "failure": verdict.failure_text(facts.get("__upgrade_failure", "")),
         "reboot_required": facts.get("nvidia_driver_reboot_required", False),
         "lends_at": facts.get("llama_rpc_address", ""),
+        "copy": facts.get("llama_cpp_copy_planned", {}),
     }

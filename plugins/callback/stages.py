@@ -12,8 +12,6 @@ description:
   - Shows a line with the time since the start when a role begins, each change, what tasks show on purpose, warnings,
     and one sentence for a failure. Progress of builds, downloads and model loads is shown as with the default output.
   - With C(-v) or more it is the default output of Ansible with all tasks.
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 extends_documentation_fragment:
   - default_callback
   - result_format_callback

@@ -28,7 +28,7 @@ options:
     type: str
     required: true
   fingerprint:
-    description: Fingerprint of the configuration, see P(homelab.mixed_gpu.fingerprint#filter).
+    description: SHA-256 of the configuration, that is of everything that can change a result.
     type: str
     required: true
   reuse_failures:
@@ -38,12 +38,9 @@ options:
     type: bool
     default: true
   state_dir:
-    description: Directory that keeps one JSON file per load.
+    description: Directory that keeps one JSON file per load, and C(.lock), which is locked while measuring.
     type: path
     default: /var/lib/mixed_gpu/measurements
-  lock_file:
-    description: File that is locked while measuring. Defaults to C(.lock) in O(state_dir).
-    type: path
   lock_wait_seconds:
     description: How long to wait for another measurement on this host to end.
     type: int
@@ -63,4 +60,37 @@ options:
     description: State file of M(homelab.mixed_gpu.measurement_lease), touched before and after the measurement.
     type: path
     default: /run/mixed_gpu/lease.json
+"""
+    TEXTS = r"""
+options:
+  texts:
+    description: The texts to answer.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: Kind of the text. Several texts may be of one kind.
+        type: str
+        required: true
+      prompt:
+        description: The text. C(llama-server) takes a list of token ids, too.
+        type: raw
+        required: true
+  generated_tokens:
+    description: How many tokens each answer has.
+    type: int
+    default: 192
+  prompt_tokens:
+    description: About how many tokens a long prompt has, of which the time is measured too; V(0) for none.
+    type: int
+    default: 0
+  load_timeout_seconds:
+    description: Time after which loading the model counts as a hang.
+    type: int
+    default: 900
+  request_timeout_seconds:
+    description: Time after which one answer counts as a hang.
+    type: int
+    default: 300
 """

@@ -40,9 +40,11 @@ def llama_server_url(host: str, port: int) -> str:
 def unit_sandbox(
     device_nodes: t.Any, networks: t.Any, engine: str = "llama_cpp", cache: str = "", nccl: bool = False
 ) -> list[str]:
-    """Return the sandbox of a unit that serves, as lines."""
+    """Return the sandbox of a unit, as lines."""
     from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import unit_sandbox as sandbox
 
+    if engine == "none":
+        return list(sandbox.EVERY_UNIT)
     found = sandbox.lines(engine, device_nodes, networks, nccl)
     return found + (sandbox.cache_lines(engine, cache) if cache and device_nodes else [])
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Filters that plan. Each is documented in a file of its name beside this one."""
+"""Filters for plans. Each is documented in a file of its name beside this one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lent_cards(names: t.Iterable[str], variables: t.Mapping[str, t.Any], box: st
 
 
 class FilterModule:
-    """Filters that plan."""
+    """Filters for plans."""
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return the filters by name."""

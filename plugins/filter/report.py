@@ -10,6 +10,8 @@ import typing as t
 from ansible.errors import AnsibleFilterError
 
 Json = t.Mapping[str, t.Any]
+#: How an input ends that has other types, or fewer fields, than what it should be.
+_DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def split_report(
@@ -37,7 +39,7 @@ def split_report(
         return page.render(entry, template, seen, expectations or (), panels, host, url, connect)
     except UserError as error:
         raise AnsibleFilterError(f"split_report: {error}.") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except _DAMAGED as error:
         raise AnsibleFilterError(_no_entry("split_report", error)) from None
 
 
@@ -53,7 +55,7 @@ def split_summary(
     try:
         entry = deployment.expand(entry)
         return summary.summary_lines(entry, served, view.Seen(server).devices, (server or {}).get("chats"))
-    except (KeyError, TypeError, ValueError) as error:
+    except _DAMAGED as error:
         raise AnsibleFilterError(_no_entry("split_summary", error)) from None
 
 
@@ -67,7 +69,7 @@ def split_closing(
     try:
         sentence = connecting.connection(server, url, "", connect)["sentence"]
         return closing.lines(deployment.expand(entry), served, sentence, page)
-    except (KeyError, TypeError, ValueError) as error:
+    except _DAMAGED as error:
         raise AnsibleFilterError(_no_entry("split_closing", error)) from None
 
 
@@ -80,7 +82,7 @@ def plan_page(plan: Json, template: str) -> str:
         return page.filled(template, view=plan_view.view(plan))
     except UserError as error:
         raise AnsibleFilterError(f"plan_page: {error}.") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except _DAMAGED as error:
         raise AnsibleFilterError(f"plan_page: the input is no result of the planner planning ({error}).") from None
 
 
@@ -90,7 +92,7 @@ def fleet_table(results: t.Mapping[str, Json]) -> dict[str, t.Any]:
 
     try:
         return fleet.table(results)
-    except AttributeError:
+    except _DAMAGED:
         raise AnsibleFilterError("fleet_table: the input is no dict of results by host.") from None
 
 
@@ -104,7 +106,7 @@ def fleet_page(report: Json, template: str) -> str:
         return page.filled(template, view=fleet.view(report))
     except UserError as error:
         raise AnsibleFilterError(f"fleet_page: {error}.") from None
-    except (KeyError, TypeError) as error:
+    except _DAMAGED as error:
         raise AnsibleFilterError(f"fleet_page: the input is no report of fleet_table ({error}).") from None
 
 

@@ -9,16 +9,6 @@ import typing as t
 from ansible.errors import AnsibleFilterError
 
 
-def fingerprint(parts: t.Mapping[str, t.Any]) -> str:
-    """Return the fingerprint of the parts; AnsibleFilterError for what JSON cannot hold."""
-    from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import fingerprints
-
-    try:
-        return fingerprints.fingerprint(parts)
-    except ValueError as error:
-        raise AnsibleFilterError(f"homelab.mixed_gpu.fingerprint: {error}") from None
-
-
 def tensor_split(layers: t.Any, program: str) -> str:
     """Return the split as C(program) wants it; AnsibleFilterError for an unknown program or for what is no split."""
     from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import layer_split
@@ -34,4 +24,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, t.Callable[..., t.Any]]:
         """Return the filters by name."""
-        return {"fingerprint": fingerprint, "tensor_split": tensor_split}
+        return {"tensor_split": tensor_split}

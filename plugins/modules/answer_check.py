@@ -22,15 +22,11 @@ description:
   - The result is a file in O(answers_dir). While the answers are wrong, there is O(wrong_file), and the unit of the
     role P(homelab.mixed_gpu.llama_server#role) does not start.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.changes
   - homelab.mixed_gpu._measuring
 attributes:
   check_mode:
-    support: full
-    details:
-      - Checks nothing in check mode. RV(answers) is V(none) and RV(ignore:changed) is V(true).
-  diff_mode:
-    support: full
+    details: Checks nothing in check mode. RV(answers) is V(none) and RV(ignore:changed) is V(true).
 options:
   llama_server:
     description: Path to the C(llama-server) program.
@@ -87,8 +83,6 @@ options:
 seealso:
   - module: homelab.mixed_gpu.split_mode_trial
   - module: homelab.mixed_gpu.measurement_lease
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

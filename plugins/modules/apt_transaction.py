@@ -17,14 +17,10 @@ description:
     done, no job is started.
   - A failure is one message with the packages, apt's reason, and a cure.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.changes
 attributes:
   check_mode:
-    support: full
-    details:
-      - With O(update_lists), a step that apt cannot simulate is no failure, since the package lists may be old.
-  diff_mode:
-    support: full
+    details: With O(update_lists), a step that apt cannot simulate is no failure, since the package lists may be old.
 options:
   packages:
     description: Packages to install in the version that apt prefers. An installed one is left as it is.
@@ -71,24 +67,14 @@ options:
     description: After this many seconds apt is stopped, and the task fails.
     type: float
     default: 3600
-  cure:
-    description: End of the message of a failure. Empty means to check network and apt sources.
-    type: str
-    default: ""
   cure_unknown:
-    description: End of the message where apt's sources do not have a package. Empty means O(cure).
+    description: End of the message where apt's sources do not have a package. Empty means to check these.
     type: str
     default: ""
   look_only:
     description: Only return whether something is to be done, without asking apt.
     type: bool
     default: false
-  lock_timeout_seconds:
-    description: How long to wait for another program that uses apt or dpkg.
-    type: int
-    default: 600
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -117,19 +103,15 @@ actions:
     action:
       description: V(install) or V(remove).
       type: str
-      returned: success
     name:
       description: Package.
       type: str
-      returned: success
     from:
       description: Version before, or an empty text.
       type: str
-      returned: success
     to:
       description: Version after, or an empty text where that is not known.
       type: str
-      returned: success
 """
 
 import contextlib
@@ -196,7 +178,7 @@ class Transaction:
         names = sorted([*exact, *any_version]) or sorted(gone)
         with preferences(None if self.module.check_mode else self.params["pin_path"], self.params["pin"]):
             if self.params["update_lists"] and not self.module.check_mode:
-                self.update_problem = apt.update_lists(self._run, self.params["lock_timeout_seconds"])
+                self.update_problem = apt.update_lists(self._run)
             return self._change(names, words, gone)
 
     def _change(self, names: list[str], words: list[str], gone: list[str]) -> dict[str, t.Any]:
@@ -232,7 +214,7 @@ class Transaction:
         if self.update_problem:
             why += f" (package lists could not all be fetched: {self.update_problem})"
         # a source out of reach is a matter of the network, not of a source that is missing
-        cure = self.params["cure_unknown"] if unknown and not self.update_problem else self.params["cure"]
+        cure = self.params["cure_unknown"] if unknown and not self.update_problem else ""
         self.module.fail_json(msg=apt.failure(names, why, changed, cure))
 
     def _installed(self) -> dict[str, str]:
@@ -247,7 +229,7 @@ class Transaction:
         return self._run(["apt-get", *(["-s"] if simulate else []), *OPTIONS, "install", *words])
 
     def _run(self, command: list[str]) -> tuple[int, str, str]:
-        lock = ["-o", f"DPkg::Lock::Timeout={self.params['lock_timeout_seconds']}"]
+        lock = ["-o", f"DPkg::Lock::Timeout={apt.LOCK_SECONDS}"]
         return self.module.run_command([command[0], *lock, *command[1:]], environ_update=apt.ENVIRONMENT)
 
 
@@ -264,10 +246,8 @@ def main() -> None:
             "pin": {"type": "str", "default": ""},
             "label": {"type": "str", "default": "installing packages"},
             "timeout_seconds": {"type": "float", "default": 3600},
-            "cure": {"type": "str", "default": ""},
             "cure_unknown": {"type": "str", "default": ""},
             "look_only": {"type": "bool", "default": False},
-            "lock_timeout_seconds": {"type": "int", "default": 600},
         },
         required_by={"pin_path": ("pin",)},
         supports_check_mode=True,

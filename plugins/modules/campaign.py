@@ -21,16 +21,12 @@ description:
     after the running measurement, and the server comes back.
   - Measurements that take long run as jobs on the host. They survive a lost connection, and their result is stored.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.no_diff
 attributes:
   check_mode:
-    support: full
-    details:
-      - Measures nothing, and returns the planner's prediction.
+    details: Measures nothing, and returns the planner's prediction.
   diff_mode:
-    support: none
-    details:
-      - What a campaign decides is recorded by the modules that own the records.
+    details: What a campaign decides is recorded by the modules that own the records.
 options:
   planner:
     description:
@@ -57,8 +53,6 @@ options:
 seealso:
   - module: homelab.mixed_gpu.measurement_lease
   - module: homelab.mixed_gpu.split_benchmark
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

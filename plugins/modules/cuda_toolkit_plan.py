@@ -13,16 +13,7 @@ description:
     combination that cannot work fails with a message that names one that does.
   - With O(goal=proof), compiles a program with the toolkit, and runs it where there is a card.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-    details:
-      - This action does not modify state.
-  diff_mode:
-    support: N/A
-    details:
-      - This action does not modify state.
+  - homelab.mixed_gpu._attributes.reads
 options:
   goal:
     description: V(choice) only decides. V(proof) also verifies the toolkit.
@@ -80,8 +71,6 @@ options:
     description: Source of the program to compile. Needed for V(proof).
     type: str
     default: ""
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

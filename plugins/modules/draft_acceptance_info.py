@@ -9,26 +9,17 @@ module: draft_acceptance_info
 short_description: Count how many drafted tokens of a running llama-server are right
 version_added: 0.1.0
 description:
-  - Has a running llama-server answer texts, one after the other, at its own temperature and without its prompt cache,
-    and counts its drafted tokens and those of them that were right.
+  - Has a running llama-server answer texts, one after the other, at its own temperature and without its prompt cache.
+    Counts its drafted tokens and those of them that were right.
   - Nothing is asked where the recorded entry drafts neither with a model nor with the model's own blocks. n-gram kinds
     draft from all text that a server has seen, so their acceptance cannot be compared.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.reads
+  - homelab.mixed_gpu._server
 attributes:
   check_mode:
-    support: full
     details: Nothing is asked in check mode.
-  diff_mode:
-    support: N/A
 options:
-  url:
-    description: Where the server listens.
-    type: str
-    default: http://127.0.0.1:8080
-  api_key_file:
-    description: File on the host that holds the API key. An absent or empty file means that the server needs none.
-    type: path
   entry:
     description: The recorded entry that is served.
     type: dict
@@ -50,8 +41,6 @@ options:
     default: 600
 seealso:
   - module: homelab.mixed_gpu.speculation_benchmark
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -75,12 +64,10 @@ acceptance:
     texts:
       description: Hash of the texts and of the length of their answers.
       type: str
-      returned: always
     rows:
       description: A dict per kind of text with C(text), C(drafted), C(accepted) and C(drafts).
       type: list
       elements: dict
-      returned: always
 """
 
 import typing as t
@@ -134,7 +121,7 @@ def main() -> None:
     try:
         counted = count(module)
     except (ServerError, ValueError) as exc:
-        module.fail_json(msg=f"{str(exc).rstrip('.')}.")
+        module.fail_json(msg=f"{str(exc).rstrip('.?')}.")
     except TrialError as exc:
         module.fail_json(msg=f"The acceptance of drafts was not counted: {exc.reason}.")
     module.exit_json(changed=False, acceptance=counted)

@@ -15,21 +15,12 @@ description:
     quantisation answers better.
   - Fails where nothing is recorded.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-    details: This module changes nothing.
-  diff_mode:
-    support: N/A
-    details: This module changes nothing.
+  - homelab.mixed_gpu._attributes.reads
 options:
-  path:
-    description: The fact file, see M(homelab.mixed_gpu.split_record).
+  fact_file:
+    description: The host's recorded splits, see M(homelab.mixed_gpu.split_record).
     type: path
     default: /etc/ansible/facts.d/mixed_gpu.fact
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -60,25 +51,25 @@ lines:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._report import engine_comparison
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, host_record
 
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={"path": {"type": "path", "default": fact_record.PATH}},
+        argument_spec={"fact_file": {"type": "path", "default": fact_record.PATH}},
         supports_check_mode=True,
     )
-    path = module.params["path"]
+    path = module.params["fact_file"]
     try:
-        text = json_file.read_text(path)
-        record = fact_record.empty() if text is None else fact_record.FORM.parse(text, path)
+        record = host_record.read(path)
         why = None if record["models"] else fact_record.find(record, path)["why"]
         compared = engine_comparison.compare(record)
     except UserError as exc:
         module.fail_json(msg=f"{exc}.")
+    except OSError as exc:
+        module.fail_json(msg=f"{path} cannot be read ({exc.strerror}): run as root, or move it away.")
     except (KeyError, TypeError) as exc:
         module.fail_json(msg=f"{path} is not complete ({exc!r}): run the site playbook, which writes the file.")
     if why:

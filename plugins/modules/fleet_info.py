@@ -14,14 +14,7 @@ description:
   - Asks no server and no card, measures nothing, and needs nothing but Python.
   - A file that is damaged or cannot be read is a sentence of C(problems), and ends nothing.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-    details: This module changes nothing.
-  diff_mode:
-    support: N/A
-    details: This module changes nothing.
+  - homelab.mixed_gpu._attributes.reads
 options:
   state_dir:
     description: Directory of the state of this collection.
@@ -41,8 +34,6 @@ options:
         asked.
     type: path
     default: /
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

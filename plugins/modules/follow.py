@@ -9,23 +9,19 @@ module: follow
 short_description: Wait for an asynchronous job and show its progress
 version_added: 0.1.0
 description:
-  - Waits for a job that was started with C(async) and C(poll=0), and prints the newest line of the job's log while it
-    runs, so that a long compilation or download is not a silent screen.
+  - Waits for a job that was started with C(async) and C(poll=0). Meanwhile it prints the newest line of the job's log,
+    so that a long compilation or download is not a silent screen.
   - Returns the job's own result, as if the task had run in the foreground, and removes the job's status file.
   - Must run as the same user (C(become)) as the task that started the job.
   - A line of the log counts only once the job has written to the log; what other jobs wrote there earlier is not shown.
   - Nothing but signs of life is printed when the task has C(no_log).
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.no_diff
 attributes:
   check_mode:
-    support: full
-    details:
-      - Skipped when no job was started, which is what most modules do in check mode.
+    details: Skipped when no job was started, which is what most modules do in check mode.
   diff_mode:
-    support: none
-    details:
-      - The job's own result is returned as it is.
+    details: The job's own result is returned as it is.
 options:
   jid:
     description:
@@ -54,8 +50,6 @@ options:
     description: After this many seconds the job is stopped with all processes that it started, and the task fails.
     type: float
     default: 7200
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -76,7 +70,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 msg:
-  description: The job's own message, or one sentence when the job ran too long or vanished.
+  description:
+    - The job's own message, or one sentence when the job ran too long or vanished.
+    - Of a command that failed it is the last line of its error output.
   type: str
   returned: when the job returns one, or on failure
 rc:

@@ -19,16 +19,10 @@ description:
   - Memory and time are bounded whatever the file holds.
   - Results are cached by path, size and modification time.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.reads
 attributes:
   check_mode:
-    support: full
-    details:
-      - This action does not modify state. In check mode its cache is read, but not written.
-  diff_mode:
-    support: N/A
-    details:
-      - This action does not modify state.
+    details: This action does not modify state. In check mode its cache is read, but not written.
 options:
   path:
     description: The GGUF file; any shard of a split model.
@@ -48,8 +42,6 @@ options:
     default: /opt/mixed_gpu/venv/bin/python
 seealso:
   - module: homelab.mixed_gpu.model_file
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -86,139 +78,109 @@ model:
     path:
       description: The model's first file.
       type: str
-      returned: success
     shards:
       description: All its files, in order.
       type: list
       elements: str
-      returned: success
     size_bytes:
       description: Size of all files.
       type: int
-      returned: success
     name:
       description: The model's name.
       type: str
-      returned: success
       sample: Llama 3.3 70B Instruct
     architecture:
       description: llama.cpp's name of the architecture.
       type: str
-      returned: success
       sample: llama
     file_type:
       description: Name of the quantisation, or V(none).
       type: str
-      returned: success
       sample: Q4_K_M
     block_count:
       description: Number of repeating blocks.
       type: int
-      returned: success
     block_bytes:
       description: Bytes of weights, per repeating block.
       type: list
       elements: int
-      returned: success
     block_read_bytes:
       description: Bytes of weights that one token reads, per repeating block; of experts only those in use.
       type: list
       elements: int
-      returned: success
-    block_expert_bytes:
+    block_ffn_bytes:
       description:
         - Bytes of all experts per repeating block, by their part, V(up), V(gate), V(down), or V(gate_up) for both.
-        - Empty for a model without experts.
+        - Of a model without experts those of its feed-forward layers. They are what may stay in RAM.
       type: dict
-      returned: success
     block_weights:
       description: Weights that one token is multiplied with, per repeating block; of experts only those in use.
       type: list
       elements: int
-      returned: success
     output_weights:
       description: Weights of the output matrix.
       type: int
-      returned: success
     output_bytes:
       description:
         - Bytes of the output slot.
         - With tied embeddings the token embedding counts here once more, as llama.cpp loads it twice.
       type: int
-      returned: success
     token_embedding_bytes:
       description: Bytes that stay in host memory.
       type: int
-      returned: success
     embedding_length:
       description: Width of the model.
       type: int
-      returned: success
     vocabulary_size:
       description: Number of tokens.
       type: int
-      returned: success
     feed_forward_length:
       description: Width of the feed-forward layer; the largest where it differs between blocks.
       type: int
-      returned: success
     expert_feed_forward_length:
       description: Width of one expert, or 0.
       type: int
-      returned: success
     expert_count:
       description: Number of experts, or 0.
       type: int
-      returned: success
     expert_used_count:
       description: Number of experts that a token uses, or 0.
       type: int
-      returned: success
     head_count:
       description: Number of attention heads; the largest where it differs between blocks.
       type: int
-      returned: success
     head_count_kv:
       description: Number of attention heads that have a K and a V of their own; the largest where it differs.
       type: int
-      returned: success
     key_length:
       description: Elements of one head's K.
       type: int
-      returned: success
     context_length_train:
       description: Tokens of context that the model was trained for.
       type: int
-      returned: success
     kv_k_elements_per_token:
       description: Elements of K per token, per block.
       type: list
       elements: int
-      returned: success
     kv_v_elements_per_token:
       description: Elements of V per token, per block.
       type: list
       elements: int
-      returned: success
     block_sequence_bytes:
       description: Bytes per repeating block that each sequence keeps whatever its length is; 0 for attention.
       type: list
       elements: int
-      returned: success
     window_tokens:
       description: Tokens that a block's attention looks back on, per block; 0 where that is the whole context.
       type: list
       elements: int
-      returned: success
     estimated:
       description: Whether memory is an estimate, because architecture or tensor types are not modelled here.
       type: bool
-      returned: success
     notes:
       description: What was not understood, one sentence each. Empty means that everything was counted.
       type: list
       elements: str
-      returned: success
 """
 
 import contextlib

@@ -21,16 +21,11 @@ description:
   - A header that cannot be had, for instance without network, is no failure but a model of RV(models) that is unknown.
     The download names the cause.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.reads
+  - homelab.mixed_gpu._host_python
 attributes:
   check_mode:
-    support: full
-    details:
-      - This action does not modify state. It asks servers and llama.cpp in check mode too.
-  diff_mode:
-    support: N/A
-    details:
-      - This action does not modify state.
+    details: This action does not modify state. It asks servers and llama.cpp in check mode too.
 options:
   files:
     description: RV(homelab.mixed_gpu.model_plan#module:files). Models in other formats are passed over.
@@ -56,15 +51,9 @@ options:
     description: How long llama.cpp may take for one model.
     type: int
     default: 60
-  host_python:
-    description: Python interpreter with C(requests), used when the module's own has no such library.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
 seealso:
   - module: homelab.mixed_gpu.gguf_info
   - module: homelab.mixed_gpu.model_plan
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -89,15 +78,12 @@ models:
   contains:
     id:
       description: Id of the model.
-      returned: always
       type: str
     loads:
       description: Whether llama.cpp loads it. V(none) where that is not known.
-      returned: always
       type: bool
     reason:
       description: Why that is not known, in one sentence, or V(none).
-      returned: always
       type: str
 """
 

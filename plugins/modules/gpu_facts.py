@@ -16,24 +16,10 @@ description:
   - A card at rest says little of what it does at work, its PCIe link for example falls back to generation 1. With
     O(sample_seconds) the cards are watched while something else uses them.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.reads
   - homelab.mixed_gpu._attributes.facts
-attributes:
-  check_mode:
-    support: full
-    details:
-      - This action does not modify state.
-  diff_mode:
-    support: N/A
-    details:
-      - This action does not modify state.
+  - homelab.mixed_gpu._host_python.nvml
 options:
-  host_python:
-    description:
-      - Python interpreter that has C(nvidia-ml-py), used when the one that runs this module lacks it.
-      - Role P(homelab.mixed_gpu.host_python#role) makes it.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
   required:
     description: Fail, with cause and cure, when the cards cannot be read.
     type: bool
@@ -48,10 +34,6 @@ options:
       - Start the load before, or with C(async), and see that it lasts longer.
     type: float
     default: 0
-requirements:
-  - nvidia-ml-py >= 12.535.108, in the interpreter that runs the module or in O(host_python)
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -88,7 +70,6 @@ ansible_facts:
     mixed_gpu_gpus:
       description: What NVML reports.
       type: dict
-      returned: always
       contains:
         available:
           description: Whether NVML works and every card that it counts could be read.
@@ -177,9 +158,6 @@ ansible_facts:
             index:
               description: NVML's index.
               type: int
-            minor_number:
-              description: Number of the card's device node, C(/dev/nvidia0) for V(0).
-              type: int
             compute_capability:
               description: CUDA compute capability.
               type: str
@@ -201,10 +179,6 @@ ansible_facts:
             memory_reserved_mib:
               description: Memory that driver and firmware keep for themselves.
               type: int
-            memory_bus_width_bits:
-              description: Width of the memory bus.
-              type: int
-              sample: 384
             memory_bandwidth_gb_per_s:
               description: Theoretical memory bandwidth at the highest memory clock, in 10^9 bytes per second.
               type: float
@@ -232,30 +206,6 @@ ansible_facts:
               type: float
             temperature_celsius:
               description: Temperature of the GPU.
-              type: int
-            clock_graphics_mhz:
-              description: Graphics clock now.
-              type: int
-            clock_graphics_max_mhz:
-              description: Highest graphics clock.
-              type: int
-            clock_sm_mhz:
-              description: Streaming multiprocessor clock now.
-              type: int
-            clock_sm_max_mhz:
-              description: Highest streaming multiprocessor clock.
-              type: int
-            clock_memory_mhz:
-              description: Memory clock now.
-              type: int
-            clock_memory_max_mhz:
-              description: Highest memory clock.
-              type: int
-            clock_video_mhz:
-              description: Video clock now.
-              type: int
-            clock_video_max_mhz:
-              description: Highest video clock.
               type: int
             pcie_generation:
               description: PCIe generation of the link now; an idle card lowers it.
@@ -313,17 +263,11 @@ ansible_facts:
                 clock_sm_mhz:
                   description: Streaming multiprocessor clock.
                   type: dict
-                clock_memory_mhz:
-                  description: Memory clock.
-                  type: dict
                 temperature_celsius:
                   description: Temperature of the GPU.
                   type: dict
                 utilization_gpu_percent:
                   description: Share of time in which the card computed.
-                  type: dict
-                utilization_memory_percent:
-                  description: Share of time in which its memory was read or written.
                   type: dict
                 throttle_reasons:
                   description: Names of all that held the clocks down at any look; V(none) where the card does not say.
@@ -372,7 +316,7 @@ def main() -> None:
     if interval_ms < 10:
         module.fail_json(msg=f"sample_interval_ms is {interval_ms}: give at least 10, the cards answer no faster.")
     facts = cards.read(module.params["host_python"], seconds, interval_ms)
-    facts = lost_cards.told(facts, host_hardware.nvidia_devices(), host_record.read())
+    facts = lost_cards.told(facts, host_hardware.nvidia_devices(), host_record.usable())
     if module.params["required"] and not facts["available"]:
         module.fail_json(msg=facts["reason"])
     module.exit_json(changed=False, ansible_facts={"mixed_gpu_gpus": facts})

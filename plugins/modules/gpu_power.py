@@ -15,12 +15,8 @@ description:
   - The driver forgets all of it when it is reloaded and, without persistence mode, as soon as nothing uses the
     card. Role P(homelab.mixed_gpu.gpu_power#role) keeps it in force with a systemd unit.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+  - homelab.mixed_gpu._attributes.changes
+  - homelab.mixed_gpu._host_python.nvml
 options:
   limits_watts:
     description: Power limits in watts, by UUID.
@@ -72,16 +68,8 @@ options:
     description: Whether cards that cannot be asked fail the module; else it returns RV(available) V(false).
     type: bool
     default: true
-  host_python:
-    description: Python interpreter that has C(nvidia-ml-py), used when the one that runs this module lacks it.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
-requirements:
-  - nvidia-ml-py >= 12.535.108, in the interpreter that runs the module or in O(host_python)
 seealso:
   - module: homelab.mixed_gpu.gpu_facts
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -166,12 +154,12 @@ def lost_words(nvml: t.Any, lost: t.Sequence[str], cards: t.Sequence[power_limit
         return []
     seen = [{"id": card["id"], "name": card["name"], "pci_bus_id": slot(nvml, card["handle"])} for card in cards]
     gpus, devices = {"driver_version": "any", "reason": None, "gpus": seen}, host_hardware.nvidia_devices()
-    found = lost_cards.of_host({"nvidia_devices": devices, "gpus": gpus, "recorded": host_record.read()})
+    found = lost_cards.of_host({"nvidia_devices": devices, "gpus": gpus, "recorded": host_record.usable()})
     return [lost_cards.words(card) for card in found] or list(lost)
 
 
 def wanted_settings(
-    params: t.Mapping[str, t.Any], cards: t.Sequence[power_limits.Card], lost: t.Sequence[str] = ()
+    params: t.Mapping[str, t.Any], cards: t.Sequence[power_limits.Card], lost: t.Sequence[str]
 ) -> power_limits.Settings:
     """Return the settings for these cards. Raises PowerError for what they would not take, or a card that is lost."""
     wanted = params["settings"]

@@ -16,15 +16,11 @@ description:
   - Files in LFS have a SHA-256; of the others the hub knows the SHA-1 of their git blob.
   - Where O(revision) is a commit, O(files) one name, and O(sha256) is given, everything is known and nothing is asked.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.changes
   - homelab.mixed_gpu._hub
 attributes:
   check_mode:
-    support: full
-    details:
-      - In check mode the hub is asked, too, and nothing is recorded.
-  diff_mode:
-    support: full
+    details: In check mode the hub is asked, too, and nothing is recorded.
 options:
   files:
     description:
@@ -65,8 +61,6 @@ requirements:
   - huggingface_hub >= 1.0, when the hub is asked (the P(homelab.mixed_gpu.host_python#role) role installs it)
 seealso:
   - module: homelab.mixed_gpu.model_file
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

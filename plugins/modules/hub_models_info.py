@@ -15,24 +15,13 @@ description:
     quant less than one.
   - The shards of a split model are counted together.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.reads
   - homelab.mixed_gpu._hub
-attributes:
-  check_mode:
-    support: full
-    details:
-      - This action does not modify state.
-  diff_mode:
-    support: N/A
-    details:
-      - This action does not modify state.
 requirements:
   - huggingface_hub >= 1.0
 seealso:
   - module: homelab.mixed_gpu.gguf_info
   - module: homelab.mixed_gpu.hub_files
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

@@ -13,12 +13,7 @@ description:
     comments, from what the kernel of the box says and what its owner wishes.
   - A file that is there is never changed.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+  - homelab.mixed_gpu._attributes.changes
 options:
   directory:
     description: Directory of the inventory on the controller.
@@ -53,8 +48,6 @@ options:
     type: list
     elements: str
     default: []
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

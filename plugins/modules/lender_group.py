@@ -11,22 +11,13 @@ version_added: 0.1.0
 description:
   - Run first without, then with O(registered), on all hosts of both groups. The first run judges the inventory and
     looks at the host, the second one compares the hosts. Each host fails with one sentence about itself.
-  - Refused are a lender without a private address of its own, one that is listed twice, one that is a box, one without
-    a clear box or without a route to it, and one that asks for another llama.cpp than its box.
+  - A lender is refused that has no private address of its own, is listed twice, or is a box. So is one without a clear
+    box or without a route to it, and one that asks for another llama.cpp than its box.
   - The second run returns, on a lender, the variables that say which llama.cpp its box builds.
   - It is an action plugin. It reads variables on the controller, and runs M(homelab.mixed_gpu.network_info) on the
     host.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-    details:
-      - This action does not modify state.
-  diff_mode:
-    support: N/A
-    details:
-      - This action does not modify state.
+  - homelab.mixed_gpu._attributes.reads
 options:
   lenders:
     description: Names of the hosts that lend devices. Each has C(llama_rpc_address), and C(mixed_gpu_box) where there
@@ -50,8 +41,6 @@ options:
     default: false
 seealso:
   - module: homelab.mixed_gpu.network_info
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

@@ -15,14 +15,10 @@ description:
     is removed from the record.
   - The part of an action plugin of this name reads the facts of the lenders on the controller.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.changes
 attributes:
   check_mode:
-    support: full
-    details:
-      - Writes nothing, and returns what would be recorded.
-  diff_mode:
-    support: full
+    details: Writes nothing, and returns what would be recorded.
 options:
   lenders:
     description: Names of the lenders that the run has prepared, as M(homelab.mixed_gpu.lender_group) returns them.
@@ -43,24 +39,21 @@ options:
     type: str
     default: this host
   installed:
-    description: The fact C(llama_cpp_installed) of the box.
+    description: The fact C(llama_cpp_installed) of the box. The action plugin fills it.
     type: dict
-    required: true
+    default: {}
   path:
     description: File of the record.
     type: path
     default: /var/lib/mixed_gpu/lenders.json
 seealso:
   - module: homelab.mixed_gpu.lender_group
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
 - name: Record what the lenders lend
   homelab.mixed_gpu.lender_record:
     lenders: [pc2]
-    installed: "{{ llama_cpp_installed }}"
   register: example_lent
 """
 
@@ -89,7 +82,7 @@ def main() -> None:
             "lent": {"type": "dict", "default": {}},
             "absent": {"type": "list", "elements": "str", "default": []},
             "box": {"type": "str", "default": "this host"},
-            "installed": {"type": "dict", "required": True},
+            "installed": {"type": "dict", "default": {}},
             "path": {"type": "path", "default": "/var/lib/mixed_gpu/lenders.json"},
         },
         supports_check_mode=True,

@@ -16,12 +16,8 @@ description:
   - The role P(homelab.mixed_gpu.llama_cpp#role) installs the packages that building needs, and runs O(state=present)
     as a job.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+  - homelab.mixed_gpu._attributes.changes
+  - homelab.mixed_gpu._host_python.nvml
 options:
   state:
     description:
@@ -44,16 +40,10 @@ options:
     description: Directories below the prefix by the name of the build, V(main) for the main one.
     type: dict
     default: {}
-  host_python:
-    description: Python interpreter that has C(nvidia-ml-py), used where the cards must tell their compute capability.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
   upgrade_record:
     description: Record of the upgrades of the host. The builds of an upgrade under way are not removed.
     type: path
     default: /var/lib/mixed_gpu/upgrade.json
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -86,7 +76,8 @@ actions:
 planned:
   description:
     - C(present) and C(wanted), what is in use and what the variables ask for. Both have C(version), that of the main
-      build, and C(builds), the directories by name. C(wanted) is empty where a missing tool leaves the key unknown.
+      build, and C(builds), the directories by name. C(record) is what the C(build.json) of the main build will say.
+      C(wanted) and C(record) are empty where a missing tool leaves the key unknown.
   returned: state is planned
   type: dict
 installed:
@@ -106,8 +97,9 @@ from ansible.module_utils import urls
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, job, package_index
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError, explained
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import card_ages, cards, host_hardware
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import compile_host
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
+    build_copy,
     build_fetch,
     build_job,
     build_plan,
@@ -128,6 +120,10 @@ class Host:
         self.settings = module.params["settings"]
         self.prefix = pathlib.Path(self.settings["prefix"])
         build_plan.validate(self.settings)
+
+    def names(self) -> list[str]:
+        """Return the names of the builds, the main one first."""
+        return [build_plan.MAIN, *(build["name"] for build in self.settings["extra_builds"])]
 
     def packages(self) -> dict[str, str]:
         """Return the versions of the packages that matter and are installed."""
@@ -156,15 +152,14 @@ class Host:
         given = self.settings["cuda_architectures"]
         if given or not build_plan.uses_cuda(self.settings):
             return list(given), []
-        found = cards.read(self.module.params["host_python"])
-        on_bus = card_ages.cards(host_hardware.nvidia_devices(), self.settings.get("slots_left_out") or ())
-        targets = card_ages.targets(found, on_bus)
+        left_out = self.settings.get("slots_left_out") or ()
+        targets, reason = compile_host.targets(self.module.params["host_python"], left_out)
         if targets is not None:
-            return list(targets), []
+            return targets, []
         if self.module.check_mode:
             return [], ["the NVIDIA driver"]
         raise UserError(
-            f"The CUDA architecture of this host's cards is unknown ({found['reason']}); correct that, or set "
+            f"The CUDA architecture of this host's cards is unknown ({reason}); correct that, or set "
             "llama_cpp_cuda_architectures, for a 3090 and a 4090 to [86, 89]."
         )
 
@@ -187,7 +182,11 @@ class Host:
         if unknown:
             return [], missing, unknown
         source = build_plan.source(self.settings, installed)
-        return build_plan.plan(self.settings, source, said, architectures), missing, []
+        builds = build_plan.plan(self.settings, source, said, architectures)
+        there = build_copy.Machine(*compile_host.system(), said.get("cuda", ""), None)
+        now = build_state.read(self.prefix, build_plan.MAIN)
+        further = build_copy.further_architectures(self.settings, builds[0].record, there, now)
+        return build_plan.plan(self.settings, source, said, architectures, further), missing, []
 
     def links(self, builds: t.Iterable[tuple[str, str]]) -> dict[str, str]:
         """Return the diff of the links for pairs of name and directory."""
@@ -231,19 +230,16 @@ class Host:
         actions = [*self.actions(builds, missing, unknown), *self.removals(builds)]
         if missing and not self.module.check_mode and (unknown or any(text.startswith("Build ") for text in actions)):
             build_job.check_resources(self.settings)
-        names = [build.name for build in builds]
-        there = {name: build_state.in_use(self.prefix, name) for name in names}
+        there = {name: build_state.in_use(self.prefix, name) for name in self.names()}
         main = build_state.read(self.prefix, build_plan.MAIN)
         present = {"version": main["version"] if main else "", "builds": {k: v for k, v in there.items() if v}}
-        wanted = {
-            "version": builds[0].record["version"] if builds else "",
-            "builds": {build.name: build.directory for build in builds},
-        }
+        version = builds[0].record["version"] if builds else ""
+        wanted = {"version": version, "builds": {build.name: build.directory for build in builds}}
         return {
             "changed": bool(actions),
             "missing_packages": missing,
             "actions": actions,
-            "planned": {"present": present, "wanted": wanted},
+            "planned": {"present": present, "wanted": wanted, "record": builds[0].record if builds else {}},
             "diff": self.links((build.name, build.directory) for build in builds),
         }
 
@@ -326,8 +322,7 @@ class Host:
 
     def verified(self) -> Result:
         """Prove that the builds in use are of the source asked for, and run."""
-        names = [build_plan.MAIN, *(build["name"] for build in self.settings["extra_builds"])]
-        records = {name: build_state.read(self.prefix, name) for name in names}
+        records = {name: build_state.read(self.prefix, name) for name in self.names()}
         absent = [name for name, record in records.items() if record is None]
         if absent and not self.module.check_mode:
             raise UserError(

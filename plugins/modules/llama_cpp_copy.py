@@ -9,26 +9,25 @@ module: llama_cpp_copy
 short_description: Take the build of llama.cpp of another host where it runs here
 version_added: 0.1.0
 description:
-  - One host offers its build in use, others take it. A build is taken where source, options, distribution and CUDA
-    toolkit are the same, this CPU has all instructions of the other one, and the build has the architecture of each
-    card here.
+  - One host offers its build, others take it. A build is taken where source, options, distribution and CUDA toolkit
+    are the same. This CPU must have all instructions of the other one, and the build the architecture of each card
+    here.
   - The role P(homelab.mixed_gpu.llama_cpp#role) carries the archive from the one host over the controller to the
     others, never in the other direction.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
+  - homelab.mixed_gpu._attributes.no_diff
+  - homelab.mixed_gpu._host_python.nvml
 options:
   state:
     description:
-      - V(offered) says what this host offers, V(packed) writes that as O(archive).
-      - V(planned) says whether O(offer) is taken here, and what is missing. V(offered) and V(planned) change nothing.
-      - V(present) takes O(offer) from O(archive), and switches to it. The archive is removed then.
+      - V(described) says what decides here whether a build is taken, for the host that builds.
+      - V(offered) says what this host offers, V(packed) writes that as O(archive); with O(record), of a build that need
+        not be in use.
+      - V(planned) says whether O(offer) is taken here, and what is missing. Like V(described) and V(offered), it
+        changes nothing.
+      - V(built) takes O(offer) from O(archive), and V(present) switches to it, too. The archive is removed then.
     type: str
-    choices: [offered, packed, planned, present]
+    choices: [described, offered, packed, planned, built, present]
     default: planned
   settings:
     description:
@@ -39,27 +38,27 @@ options:
     description: What sentences call this host.
     type: str
     required: true
+  record:
+    description:
+      - For V(offered) and V(packed), the build as the C(planned) of M(homelab.mixed_gpu.llama_cpp_build) describes it.
+        It need not be built yet to be offered. Empty means the build in use.
+    type: dict
+    default: {}
   offer:
-    description: For V(planned) and V(present), what another host has returned for V(offered).
+    description: For V(planned), V(built) and V(present), what another host has returned for V(offered).
     type: dict
     default: {}
   archive:
-    description: For V(packed) and V(present), a file on this host.
+    description: For V(packed), V(built) and V(present), a file on this host.
     type: path
   sha256:
-    description: For V(present), the SHA-256 of O(archive) as V(packed) has returned it on the other host.
+    description: For V(built) and V(present), the SHA-256 of O(archive) as V(packed) has returned it on the other host.
     type: str
     default: ""
-  host_python:
-    description: Python interpreter that has C(nvidia-ml-py), used where the cards must tell their compute capability.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
   upgrade_record:
     description: Record of the upgrades of the host. The builds of an upgrade under way are not removed.
     type: path
     default: /var/lib/mixed_gpu/upgrade.json
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -72,6 +71,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+description:
+  description: An entry of C(llama_cpp_offer_to) of the role P(homelab.mixed_gpu.llama_cpp#role) on the other host.
+  returned: state is described
+  type: dict
 offer:
   description: What this host offers, as O(offer) takes it; empty where it has built nothing.
   returned: state is offered
@@ -84,7 +87,8 @@ plan:
   description:
     - Whether the offered build is C(taken) (else llama.cpp is to be built here) and whether that means a change
       (C(changed)), both with C(why), one sentence; whether the archive is needed (C(missing)), and the
-      C(missing_packages) of its libraries.
+      C(missing_packages) of its libraries. C(wanted) is the version and the directories of a build that is taken, as in
+      the C(planned) of M(homelab.mixed_gpu.llama_cpp_build), and empty else.
   returned: state is planned
   type: dict
 """
@@ -96,7 +100,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, job
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError, explained
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import card_ages, cards, host, host_hardware
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import compile_host
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
     build_archive,
     build_copy,
@@ -106,6 +110,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp impor
 )
 
 Result = dict[str, t.Any]
+STATES: t.Final = ["described", "offered", "packed", "planned", "built", "present"]
 
 
 class Host:
@@ -118,7 +123,6 @@ class Host:
 
     def machine(self) -> build_copy.Machine:
         """Return what decides here whether a build runs."""
-        system = host.operating_system(host_hardware.read("/etc/os-release") or "")
         toolkit, targets = "", None
         if build_plan.uses_cuda(self.settings):
             tool = build_plan.tools(self.settings)[-1]
@@ -127,21 +131,31 @@ class Host:
             except OSError:  # it is not installed, as in check mode on a new host
                 rc, out = 127, ""
             toolkit = build_plan.summarise_toolchain({tool.name: out})[tool.name] if rc == 0 else ""
-            targets = [str(one) for one in self.settings["cuda_architectures"]] or self.targets()
-        name = f"{system['id']} {system['version_id'] or 'without a release'}"
-        return build_copy.Machine(name, host_hardware.cpu_flags(), toolkit, targets)
+            given = [str(one) for one in self.settings["cuda_architectures"]]
+            python, left_out = self.module.params["host_python"], self.settings.get("slots_left_out") or ()
+            targets = given or compile_host.targets(python, left_out).architectures
+        return build_copy.Machine(*compile_host.system(), toolkit, targets)
 
-    def targets(self) -> list[str] | None:
-        """Return the CUDA architectures of the cards here."""
-        on_bus = card_ages.cards(host_hardware.nvidia_devices(), self.settings.get("slots_left_out") or ())
-        return card_ages.targets(cards.read(self.module.params["host_python"]), on_bus)
+    def described(self) -> Result:
+        """Say what decides here whether a build of another host is taken."""
+        return {"changed": False, "description": build_copy.described(self.settings, self.machine())}
 
     def offered(self) -> Result:
-        """Say what this host has built."""
-        record = build_state.read(self.prefix, build_plan.MAIN)
-        packages = [] if record is None else self.packages(self.prefix / build_plan.directory(record) / "bin")
+        """Say what this host has built, or will build."""
+        record = self.record()
+        programs = self.prefix / (build_plan.directory(record) if record else "") / "bin"
+        packages = self.packages(programs) if record and programs.exists() else []
         offer = build_copy.offer(self.module.params["host"], record, self.machine(), packages)
         return {"changed": False, "offer": offer}
+
+    def record(self) -> build_state.Record | None:
+        """Return what the build to offer says of itself, or will say; None without one."""
+        planned: build_state.Record = self.module.params["record"]
+        if not planned:
+            return build_state.read(self.prefix, build_plan.MAIN)
+        directory = build_plan.directory(planned)
+        built = build_state.exists(self.prefix, directory)
+        return build_state.parse(self.prefix / directory / "build.json") if built else planned
 
     def packages(self, programs: pathlib.Path) -> list[str]:
         """Return the packages whose libraries the programs of a build need; nothing of them is run."""
@@ -157,10 +171,13 @@ class Host:
         return build_copy.owners(out)
 
     def packed(self) -> Result:
-        """Write the build in use as an archive."""
-        directory = build_state.in_use(self.prefix, build_plan.MAIN)
+        """Write the build to offer as an archive."""
         if self.module.check_mode:
             return {"changed": True, "sha256": ""}
+        record = self.record()
+        if record is None:
+            raise UserError(f"{self.prefix} has no build to offer: run the role llama_cpp.")
+        directory = build_plan.directory(record)
         archive = pathlib.Path(self.module.params["archive"])
         return {"changed": True, "sha256": build_archive.pack(self.prefix / directory, archive)}
 
@@ -170,7 +187,7 @@ class Host:
         if why_not:
             why = f"llama.cpp is built on {self.module.params['host']}, and not copied: {why_not}."
             plan = {"taken": False, "changed": False, "why": why, "missing": False, "missing_packages": []}
-            return {"changed": False, "plan": plan}
+            return {"changed": False, "plan": plan | {"wanted": {}}}
         directory = build_plan.directory(self.offer["record"])
         show = "${Package} ${db:Status-Status}\n"
         _rc, out, _err = self.module.run_command(["dpkg-query", "-W", "-f", show, "dpkg", *self.offer["packages"]])
@@ -180,18 +197,24 @@ class Host:
         why = f"llama.cpp is not built on {own}: {directory} is copied from {other}."
         changed = missing or bool(lacking) or build_state.in_use(self.prefix, build_plan.MAIN) != directory
         plan = {"taken": True, "changed": changed, "why": why, "missing": missing, "missing_packages": lacking}
-        return {"changed": changed, "plan": plan}
+        wanted = {"version": self.offer["record"]["version"], "builds": {build_plan.MAIN: directory}}
+        return {"changed": changed, "plan": plan | {"wanted": wanted}}
 
-    def present(self) -> Result:
-        """Take the offered build, and switch to it."""
+    def built(self) -> Result:
+        """Take the offered build, and switch nothing."""
+        return self.present(switch=False)
+
+    def present(self, switch: bool = True) -> Result:
+        """Take the offered build, and switch to it unless C(switch) says no."""
         why_not = build_copy.why_not(self.offer, self.settings, self.machine())
         if why_not:
             raise UserError(f"The build is not for {self.module.params['host']} ({why_not}): run the role llama_cpp.")
         record = self.offer["record"]
         directory, now = build_plan.directory(record), build_state.in_use(self.prefix, build_plan.MAIN)
         missing = not build_state.exists(self.prefix, directory)
-        if self.module.check_mode or not (missing or now != directory):
-            return {"changed": missing or now != directory}
+        moves = switch and now != directory
+        if self.module.check_mode or not (missing or moves):
+            return {"changed": missing or moves}
         os.umask(0o022)
         work = self.prefix / ".work"
         lock = job.Lock(work / "lock", directory, "llama.cpp")
@@ -201,22 +224,26 @@ class Host:
                 archive = pathlib.Path(self.module.params["archive"])
                 build_job.receive(record, archive, self.module.params["sha256"], self.prefix, log)
                 archive.unlink()
-            path = self.prefix / directory
-            build_state.check(path, record, self.settings["required_flags"])
-            build_state.switch(self.prefix, build_plan.MAIN, directory)
-            upgrade = pathlib.Path(self.module.params["upgrade_record"])
-            removed = build_state.prune(self.prefix, self.settings["keep_builds"], [now] if now else [], upgrade)
+            build_state.check(self.prefix / directory, record, self.settings["required_flags"])
+            removed = self.switch(directory, now) if moves else []
         finally:
             lock.release()
         return {"changed": True, "removed": removed}
+
+    def switch(self, directory: str, now: str) -> list[str]:
+        """Lead the link to a build, and return what was removed of those before it; C(now) is the one in use."""
+        build_state.switch(self.prefix, build_plan.MAIN, directory)
+        upgrade = pathlib.Path(self.module.params["upgrade_record"])
+        return build_state.prune(self.prefix, self.settings["keep_builds"], [now] if now else [], upgrade)
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["offered", "packed", "planned", "present"], "default": "planned"},
+            "state": {"type": "str", "choices": STATES, "default": "planned"},
             "settings": {"type": "dict", "required": True},
             "host": {"type": "str", "required": True},
+            "record": {"type": "dict", "default": {}},
             "offer": {"type": "dict", "default": {}},
             "archive": {"type": "path"},
             "sha256": {"type": "str", "default": ""},

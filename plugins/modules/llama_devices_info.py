@@ -18,16 +18,10 @@ description:
     them hangs, and ends that RPC server when the listing is given up. Hold the lease
     (M(homelab.mixed_gpu.measurement_lease)) while it runs.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.reads
 attributes:
   check_mode:
-    support: full
-    details:
-      - This action does not modify state. It asks the devices in check mode too.
-  diff_mode:
-    support: N/A
-    details:
-      - This action does not modify state.
+    details: This action does not modify state. It asks the devices in check mode too.
 options:
   llama_bench:
     description: Path to the C(llama-bench) program.
@@ -72,8 +66,6 @@ requirements:
 seealso:
   - module: homelab.mixed_gpu.split_benchmark
   - module: homelab.mixed_gpu.measurement_lease
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -100,38 +92,31 @@ devices:
   contains:
     device:
       description: llama.cpp's name, which its programs are told.
-      returned: always
       type: str
       sample: RPC0
     id:
       description: UUID of the card, RPC endpoint, or llama.cpp's name where there is nothing better. This is what is
         stored.
-      returned: always
       type: str
       sample: 127.0.0.1:50052
     backend:
       description: Kind of device.
-      returned: always
       type: str
       sample: RPC
     description:
       description: What llama.cpp says about the device.
-      returned: always
       type: str
       sample: 127.0.0.1:50052
     total_mib:
       description: Memory of the device in MiB.
-      returned: always
       type: int
       sample: 24105
     free_mib:
       description: Free memory of the device in MiB.
-      returned: always
       type: int
       sample: 24105
     budget_mib:
       description: The device's entry of O(budgets_mib), or V(none).
-      returned: always
       type: int
       sample: 300
 environment:

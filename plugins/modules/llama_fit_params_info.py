@@ -19,16 +19,10 @@ description:
   - This is an active probe. An RPC server serves one client at a time. Hold the lease
     (M(homelab.mixed_gpu.measurement_lease)) while it runs.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.reads
 attributes:
   check_mode:
-    support: full
-    details:
-      - This action does not modify state. It asks the devices in check mode too.
-  diff_mode:
-    support: N/A
-    details:
-      - This action does not modify state.
+    details: This action does not modify state. It asks the devices in check mode too.
 options:
   program:
     description: Path to C(llama-fit-params).
@@ -90,8 +84,6 @@ requirements:
 seealso:
   - module: homelab.mixed_gpu.gguf_info
   - module: homelab.mixed_gpu.llama_devices_info
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -125,23 +117,18 @@ devices:
   contains:
     device:
       description: llama.cpp's name.
-      returned: always
       type: str
     model_mib:
       description: Weights, rounded down.
-      returned: always
       type: int
     kv_mib:
       description: KV cache, rounded down.
-      returned: always
       type: int
     compute_mib:
       description: Compute buffer, rounded down.
-      returned: always
       type: int
     mib:
       description: All three.
-      returned: always
       type: int
 host_mib:
   description:
@@ -156,16 +143,13 @@ fitted:
   contains:
     layers:
       description: Layers on each device.
-      returned: always
       type: list
       elements: int
     experts_in_ram:
       description: Which experts it leaves in RAM, or V(none).
-      returned: always
       type: dict
     context_size:
       description: The context that it would serve.
-      returned: always
       type: int
 dry_run:
   description: The same in short, as it is recorded; V(none) when RV(available=false).
@@ -174,12 +158,10 @@ dry_run:
   contains:
     mib:
       description: MiB of each device.
-      returned: always
       type: list
       elements: int
     difference_mib:
       description: What the collection's plan counts more, per device; V(none) without O(model).
-      returned: always
       type: list
       elements: int
 command:

@@ -17,21 +17,13 @@ description:
     split or the tests change.
   - The numbers include no queueing and no network. Other requests that the server handles meanwhile make them worse.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.no_diff
+  - homelab.mixed_gpu._host_python.nvml
+  - homelab.mixed_gpu._server
 attributes:
   check_mode:
-    support: full
     details: Measures nothing in check mode and returns stored results where there are any.
-  diff_mode:
-    support: none
 options:
-  url:
-    description: Where the server listens.
-    type: str
-    default: http://127.0.0.1:8080
-  api_key_file:
-    description: File on the host that holds the API key. An absent or empty file means that the server needs none.
-    type: path
   tests:
     description:
       - What to measure.
@@ -77,18 +69,6 @@ options:
     description: Directory of the stored results, a file per deployment.
     type: path
     default: /var/lib/mixed_gpu/served
-  timeout_seconds:
-    description: Time limit of one request.
-    type: int
-    default: 600
-  host_python:
-    description: Python interpreter that has C(nvidia-ml-py), used to read power.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
-requirements:
-  - nvidia-ml-py >= 12.535.108, in O(host_python), to read power
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -118,48 +98,38 @@ tests:
     name:
       description: As given.
       type: str
-      returned: always
     prompt_tokens:
       description: As given.
       type: int
-      returned: always
     generated_tokens:
       description: As given.
       type: int
-      returned: always
     repetitions:
       description: As given.
       type: int
-      returned: always
     skipped_reason:
       description: Why the test was not measured, V(none) when it was.
       type: str
-      returned: always
       sample: needs 8256 tokens and a slot of this server has 2048
     samples:
       description: One entry per repetition.
       type: list
       elements: dict
-      returned: always
       contains:
         ttft_ms:
           description:
             - Time from the start of processing to the first token, in milliseconds.
             - The server samples the first token from the logits of the prompt, so this is its C(prompt_ms).
           type: float
-          returned: always
         prompt_tokens_per_second:
           description: Speed of prompt processing.
           type: float
-          returned: always
         decode_tokens_per_second:
           description: Speed of generation after the first token, V(none) when only one token was generated.
           type: float
-          returned: always
         generated_tokens:
           description: Tokens that were generated.
           type: int
-          returned: always
 power:
   description: What the cards drew during one long answer, V(none) when that was not asked for or not measured.
   returned: always
@@ -168,7 +138,6 @@ power:
     reason:
       description: Why nothing was read, V(none) when it was.
       type: str
-      returned: always
     watts:
       description: Draw of all cards of the deployment together.
       type: float
@@ -224,6 +193,8 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import po
 
 Json = dict[str, t.Any]
 
+#: A server that takes longer for one answer hangs.
+ANSWER_SECONDS: t.Final = 600
 WARM_UP: t.Final = {"name": "warm-up", "prompt_tokens": 16, "generated_tokens": 4}
 POWER_PROMPT_TOKENS: t.Final = 16
 POWER_INTERVAL_MS: t.Final = 100
@@ -281,7 +252,7 @@ class Benchmark:
         key = read_api_key(self.params["api_key_file"])
         if key:
             self.module.no_log_values.add(key)
-        client = Client(self.params["url"], key, self.params["timeout_seconds"])
+        client = Client(self.params["url"], key, ANSWER_SECONDS)
         context, vocabulary_size = client.context_per_slot(), client.vocabulary_size()
         if server_timings.does_not_fit(WARM_UP, context) is None:
             _sample(client, WARM_UP, vocabulary_size)
@@ -376,7 +347,6 @@ def main() -> None:
             "entry": {"type": "dict"},
             "measure": {"type": "bool", "default": True},
             "state_dir": {"type": "path", "default": "/var/lib/mixed_gpu/served"},
-            "timeout_seconds": {"type": "int", "default": 600},
             "host_python": {"type": "path", "default": host_python.DEFAULT},
         },
         supports_check_mode=True,

@@ -9,26 +9,16 @@ module: llama_server_busy_info
 short_description: Say whether somebody uses the server or its devices now
 version_added: 0.1.0
 description:
-  - Watches for O(seconds), and disturbs nobody. The devices are busy when the measurement lease is held, when a slot of
-    llama-server (C(/slots)) works on a request or did so meanwhile, when the server loads its model or is too busy to
-    answer, or when a card computes for whomever (NVML).
+  - Watches for O(seconds), and disturbs nobody. The devices are busy when the measurement lease is held, or when a slot
+    of llama-server (C(/slots)) works on a request or did so meanwhile. They are busy as well when the server loads its
+    model or is too busy to answer, or when a card computes for any program (NVML).
   - A server that is down, and a card that does not say how much it computes, are no sign of use.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-    details: This module changes nothing.
-  diff_mode:
-    support: N/A
+  - homelab.mixed_gpu._attributes.reads
+  - homelab.mixed_gpu._host_python.nvml
+  - homelab.mixed_gpu._server
 options:
-  url:
-    description: Where the server listens.
-    type: str
-    default: http://127.0.0.1:8080
   api_key_file:
-    description: File on the host with the server's API key. It need not exist.
-    type: path
     default: /etc/mixed_gpu/llama-server.key
   seconds:
     description: How long to watch the slots, and then the cards.
@@ -46,14 +36,8 @@ options:
     description: A server that does not answer C(/slots) for this long is busy; it does so between two batches.
     type: int
     default: 30
-  host_python:
-    description: Python of the host with nvidia-ml-py. Without, cards are not asked.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
 seealso:
   - module: homelab.mixed_gpu.measurement_lease
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

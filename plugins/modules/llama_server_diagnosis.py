@@ -9,30 +9,20 @@ module: llama_server_diagnosis
 short_description: Load a running llama-server for some seconds and judge each of its devices
 version_added: 0.1.0
 description:
-  - Sends a fixed prompt again and again to a running llama-server, one request at a time, watches what each of its
-    devices does meanwhile, and compares with what the record of the tuning expects. Nothing is stopped, started or
-    stored.
+  - Sends a fixed prompt again and again to a running llama-server, one request at a time. It watches what each device
+    does meanwhile, and compares that with what the record of the tuning expects. Nothing is stopped, started or stored.
   - Cards are watched through NVML. A device that is an RPC server on this host is watched through the kernel's accounts
     of its process; one on another host is not seen.
   - While other requests are handled nothing is sent, and what overlaps with other requests is left out.
   - Also reads the Xid errors of the kernel's journal, and the baseline of the deployment.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.reads
+  - homelab.mixed_gpu._host_python.nvml
+  - homelab.mixed_gpu._server
 attributes:
   check_mode:
-    support: full
     details: Sends nothing in check mode; RV(lines) says what would be sent.
-  diff_mode:
-    support: N/A
-    details: This module changes nothing.
 options:
-  url:
-    description: Where the server listens.
-    type: str
-    default: http://127.0.0.1:8080
-  api_key_file:
-    description: File on the host that holds the API key. An absent or empty file means that the server needs none.
-    type: path
   deployment:
     description: Id of the deployment that is served, as under C(models) in the host's record.
     type: str
@@ -78,14 +68,6 @@ options:
     description: Directory of the host in which the baseline of the deployment is read, if there is one.
     type: path
     default: /var/lib/mixed_gpu
-  host_python:
-    description: Python interpreter that has C(nvidia-ml-py), used when the one that runs this module lacks it.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
-requirements:
-  - nvidia-ml-py >= 12.535.108, in the interpreter that runs the module or in O(host_python), to watch cards
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

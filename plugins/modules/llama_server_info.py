@@ -17,13 +17,10 @@ description:
   - Asks only systemd, the journal and the public C(/health), never a device, so it does not disturb a server in use.
     Note that C(/health) says nothing about RPC devices that have died.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.reads
 attributes:
   check_mode:
-    support: full
-    details: This module changes nothing.
-  diff_mode:
-    support: N/A
+    details: This action does not modify state. In check mode what is kept is read, but not written.
 options:
   unit:
     description: Name of the unit.
@@ -44,8 +41,6 @@ options:
     description: Directory of what was read of the present start. It must be gone after a boot.
     type: path
     default: /run/mixed_gpu
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -73,6 +68,17 @@ reason:
     - Empty for a server that runs, and for one that was stopped on purpose.
   returned: always
   type: str
+settled:
+  description:
+    - Whether waiting longer is in vain. A load that systemd has repeated twice fails again, and a server that waits for
+      its lenders loads nothing.
+  returned: always
+  type: bool
+failure:
+  description: Why the server is not ready, in one line, and the end of its journal; empty for a server that is ready.
+  returned: always
+  type: list
+  elements: str
 pid:
   description: Process of the server, V(0) when there is none.
   returned: always
@@ -114,140 +120,107 @@ server:
         - Whether the lines of this start are known; everything else is empty or V(none) if not.
         - V(none) for an ExLlama that is compared with O(deployment), whose journal does not say what it holds.
       type: bool
-      returned: always
     build:
       description: Build number and commit of llama.cpp.
       type: str
-      returned: always
     tensor_devices:
       description: In split mode tensor, the devices that share each layer.
       type: list
       elements: str
-      returned: always
     allreduce:
       description:
         - How cards add up in split mode tensor, with C(ran), C(transport) of NCCL and C(fallback); V(none) where the
           server says nothing of it.
       type: dict
-      returned: always
     devices:
       description: The devices in use, in order.
       type: list
       elements: dict
-      returned: always
       contains:
         device:
           description: Name of llama.cpp.
           type: str
-          returned: always
         id:
           description: Endpoint of an RPC device, else the name.
           type: str
-          returned: always
         description:
           description: What the device calls itself.
           type: str
-          returned: always
         pci_bus_id:
           description: PCI bus address, V(none) where there is none.
           type: str
-          returned: always
         free_mib:
           description: Free memory when the server started.
           type: int
-          returned: always
         layers:
           description: Repeating blocks and output layer on this device, V(none) where the log does not tell.
           type: int
-          returned: always
         output:
           description: Whether the output layer is on this device.
           type: bool
-          returned: always
         model_mib:
           description: Weights.
           type: float
-          returned: always
         kv_mib:
           description: KV cache and recurrent state.
           type: float
-          returned: always
         compute_mib:
           description: Compute and output buffers.
           type: float
-          returned: always
         total_mib:
           description: Sum of the three.
           type: float
-          returned: always
     host:
       description: The same sizes for host memory.
       type: dict
-      returned: always
     layers_source:
       description: V(log) when the log names each layer's device, V(kv_buffers) when the counts follow from KV buffers.
       type: str
-      returned: always
     layers_note:
       description: Why the counts are not known.
       type: str
-      returned: always
     model_layers:
       description: Repeating blocks and output layer of the model; C(drafting_blocks) of them only draft (MTP).
       type: int
-      returned: always
     offloaded_layers:
       description: How many of them are on devices.
       type: int
-      returned: always
     host_layers:
       description: How many of them are on the CPU.
       type: int
-      returned: always
     context_size:
       description: Tokens over all slots.
       type: int
-      returned: always
     context_per_slot:
       description: Tokens of one slot.
       type: int
-      returned: always
     slots:
       description: Requests that are served at once.
       type: int
-      returned: always
     kv_unified:
       description: Whether the slots share one KV cache.
       type: bool
-      returned: always
     batch_size:
       description: Logical batch.
       type: int
-      returned: always
     micro_batch_size:
       description: Physical batch.
       type: int
-      returned: always
     flash_attention:
       description: V(on), V(off) or V(auto).
       type: str
-      returned: always
     cache_type_k:
       description: Type of K in the cache.
       type: str
-      returned: always
     cache_type_v:
       description: Type of V in the cache.
       type: str
-      returned: always
     pipeline_parallel:
       description: Whether micro-batches are pipelined over the devices.
       type: bool
-      returned: always
     load_seconds:
       description: From the start of the process to the loaded model.
       type: float
-      returned: always
 chats:
   description:
     - What M(homelab.mixed_gpu.serving_proof) proved of this start, its C(chats) with C(proved_at).
@@ -272,7 +245,6 @@ allreduce_deviation:
   type: str
 """
 
-import os
 import time
 
 from ansible.module_utils.basic import AnsibleModule
@@ -338,7 +310,8 @@ def _compared(deployment: Json, server: Json, unit_text: str, absent: list[str])
             "deviations": server_check.deviations(deployment, server),
             "allreduce_deviation": server_check.allreduce_deviation(deployment, server),
         }
-    text = json_file.read_text(exllama_check.config_path(unit_text) or os.devnull) or ""
+    config = exllama_check.config_path(unit_text)
+    text = (json_file.read_text(config) if config else None) or ""
     return {"deviations": exllama_check.deviations(deployment, unit_text, text), "server": {**server, "complete": None}}
 
 
@@ -357,29 +330,35 @@ def main() -> None:
     while True:
         properties = _properties(module)
         state = llama_server.unit_state(properties, _health(module.params["url"].rstrip("/")))
-        if state not in ("loading", "restarting") or time.monotonic() >= deadline:
+        if state not in llama_server.COMING or time.monotonic() >= deadline:
             break
         time.sleep(POLL_SECONDS)
     invocation = properties.get("InvocationID", "")
     journalctl = module.get_bin_path("journalctl", required=True)
     try:
+        keep = state == "ready" and not module.check_mode
         server = load_journal.load(
-            journalctl, module.params["unit"], invocation, state == "ready", module.params["kept_dir"],
+            journalctl, module.params["unit"], invocation, keep, module.params["kept_dir"],
             int(properties.get("MainPID") or 0),
         )  # fmt: skip
         last_lines = _last_lines(module, journalctl, invocation)
     except UserError as exc:
         module.fail_json(msg=str(exc))
-    unit_text = json_file.read_text(properties.get("FragmentPath") or os.devnull) or ""
+    fragment = properties.get("FragmentPath")
+    unit_text = (json_file.read_text(fragment) if fragment else None) or ""
     without = _without_lenders(module, properties)
     why = unit_end.why(module.params["unit"], properties) or (without["sentence"] if without["waits"] else "")
+    reason = " ".join(filter(None, [why, chat_proof.refused_template(last_lines) if why else ""]))
+    restarts = int(properties.get("NRestarts") or 0)
     result = {
         "changed": False,
         "without_lenders": without,
         "state": state,
-        "reason": " ".join(filter(None, [why, chat_proof.refused_template(last_lines) if why else ""])),
+        "reason": reason,
+        "settled": llama_server.settled(state, restarts, without["waits"]),
+        "failure": llama_server.failure(module.params["unit"], state, restarts, reason, last_lines),
         "pid": int(properties.get("MainPID") or 0),
-        "automatic_restarts": int(properties.get("NRestarts") or 0),
+        "automatic_restarts": restarts,
         "needs_reload": properties.get("NeedDaemonReload") == "yes",
         "invocation_id": invocation,
         "api_key_file": llama_server.key_file(unit_text),

@@ -19,14 +19,10 @@ description:
     it, as does M(homelab.mixed_gpu.split_benchmark) at the start and the end of each load.
   - A second owner waits for the lease to end, and is refused after O(wait_seconds).
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.changes
 attributes:
   check_mode:
-    support: full
-    details:
-      - Does not wait in check mode.
-  diff_mode:
-    support: full
+    details: Does not wait in check mode.
 options:
   state:
     description:
@@ -72,8 +68,6 @@ requirements:
   - systemd (C(systemctl), C(systemd-run))
 seealso:
   - module: homelab.mixed_gpu.split_benchmark
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

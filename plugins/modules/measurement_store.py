@@ -15,12 +15,7 @@ description:
     each.
   - Nothing is removed while something measures, and nothing where a baseline cannot be read.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+  - homelab.mixed_gpu._attributes.changes
 options:
   state_dir:
     description: Directory that keeps one JSON file per load.
@@ -30,8 +25,8 @@ options:
     description: Directory of the baselines.
     type: path
     default: /var/lib/mixed_gpu/baselines
-  record:
-    description: The host's record.
+  fact_file:
+    description: The host's recorded splits.
     type: path
     default: /etc/ansible/facts.d/mixed_gpu.fact
   keep_campaigns:
@@ -40,8 +35,6 @@ options:
     default: 20
 seealso:
   - module: homelab.mixed_gpu.measurement_store_info
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -66,7 +59,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, kept_loads
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, host_record, kept_loads
 
 
 def stored(state_dir: str) -> t.Iterator[kept_loads.Stored]:
@@ -84,8 +77,7 @@ def stored(state_dir: str) -> t.Iterator[kept_loads.Stored]:
 
 def superfluous(params: t.Mapping[str, t.Any]) -> list[str]:
     """Return the names of the files to remove. Raises UserError where the record or a baseline cannot be read."""
-    text = json_file.read_text(params["record"])
-    record = fact_record.empty() if text is None else fact_record.FORM.parse(text, params["record"])
+    record = host_record.read(params["fact_file"])
     folder, found = params["baselines_dir"], []
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
         path = os.path.join(folder, name)
@@ -122,7 +114,7 @@ def main() -> None:
         argument_spec={
             "state_dir": {"type": "path", "default": "/var/lib/mixed_gpu/measurements"},
             "baselines_dir": {"type": "path", "default": "/var/lib/mixed_gpu/baselines"},
-            "record": {"type": "path", "default": fact_record.PATH},
+            "fact_file": {"type": "path", "default": fact_record.PATH},
             "keep_campaigns": {"type": "int", "default": 20},
         },
         supports_check_mode=True,

@@ -13,14 +13,7 @@ description:
     stored for O(campaigns), so that a campaign that goes on need not ask for each of them.
   - A file that cannot be read is left out. It is reported when its measurement is asked for.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-    details:
-      - Nothing is changed.
+  - homelab.mixed_gpu._attributes.reads
 options:
   state_dir:
     description: Directory that keeps one JSON file per load.
@@ -31,8 +24,6 @@ options:
     type: list
     elements: str
     required: true
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

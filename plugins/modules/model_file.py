@@ -14,14 +14,12 @@ description:
     was there in one step.
   - A manifest of the file's SHA-256, size, modification time and inode makes the next run quick.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.changes
+  - homelab.mixed_gpu._host_python
+  - homelab.mixed_gpu._model_files
 attributes:
   check_mode:
-    support: full
-    details:
-      - In check mode the server is asked for the size of a missing file, which is then not downloaded.
-  diff_mode:
-    support: full
+    details: In check mode the server is asked for the size of a missing file, which is then not downloaded.
 options:
   path:
     description:
@@ -82,7 +80,7 @@ options:
     type: float
     default: 1
   timeout_seconds:
-    description: How long the server may stay silent.
+    description: How long the server may stay silent, or send less than 1 KiB per second.
     type: int
     default: 60
   lock_wait_seconds:
@@ -92,22 +90,6 @@ options:
   progress_log:
     description: File on the host that is emptied at the start, and then gets a line of progress every two seconds.
     type: path
-  manifest_dir:
-    description: Directory of the manifests.
-    type: path
-    default: /var/lib/mixed_gpu/models
-  host_python:
-    description: Python interpreter with the C(requests) library, used when the module's own has no such library.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
-  trusted_owners:
-    description:
-      - Users, by name or number, whose directories are taken as they are.
-      - Without, nothing is written below a directory that belongs to another user than root or who runs the module,
-        because that user could have it written elsewhere by a link.
-    type: list
-    elements: str
-    default: []
 requirements:
   - requests >= 2.32, for downloads only (the P(homelab.mixed_gpu.host_python#role) role installs it)
 notes:
@@ -120,8 +102,6 @@ notes:
     names.
 seealso:
   - module: homelab.mixed_gpu.gguf_info
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

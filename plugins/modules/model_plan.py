@@ -13,12 +13,9 @@ description:
   - Says what has to be generated (M(homelab.mixed_gpu.random_gguf)) and downloaded (M(homelab.mixed_gpu.model_file)).
   - Downloads no model. It records what the Hugging Face hub answers, and nothing else.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
+  - homelab.mixed_gpu._attributes.no_diff
+  - homelab.mixed_gpu._host_python
+  - homelab.mixed_gpu._model_files
 options:
   models:
     description: Entries as in the variable C(llm_models) of the role P(homelab.mixed_gpu.llm_models#role).
@@ -32,7 +29,7 @@ options:
   state:
     description:
       - V(planned) finds what is missing, and fails where the disk has no room for it.
-      - V(verified) compares every file with what was recorded, and fails at the first difference.
+      - V(verified) compares every file with what was recorded, and fails with a sentence per file that differs.
       - V(found) says which files there are, reads none and asks nobody.
       - V(listed) does that and returns a table of the models.
     type: str
@@ -77,10 +74,6 @@ options:
     description: How many days a file with a wrong hash stays beside the right one.
     type: int
     default: 14
-  manifest_dir:
-    description: Directory of the manifests.
-    type: path
-    default: /var/lib/mixed_gpu/models
   fact_file:
     description: The host's record, which says which model is served.
     type: path
@@ -88,23 +81,9 @@ options:
   progress_log:
     description: File for lines of progress, while the hub asks to wait and while files are read with O(verify=full).
     type: path
-  host_python:
-    description: Python interpreter with C(requests) and C(huggingface_hub), used when the module's own lacks them.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
-  trusted_owners:
-    description:
-      - Users, by name or number, whose directories are taken as they are.
-      - Without, nothing is written below a directory that belongs to another user than root or who runs the module,
-        because that user could have it written elsewhere by a link.
-    type: list
-    elements: str
-    default: []
 seealso:
   - module: homelab.mixed_gpu.model_file
   - module: homelab.mixed_gpu.random_gguf
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -188,19 +167,17 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models.model_state import ModelState
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import catalogue_fit, ram_speed, tuning_experts
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, known_devices
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, host_record, known_devices
 
 
 def table(module: AnsibleModule, state: ModelState) -> list[str]:
     """Return the table of the models. Raises UserError, OSError."""
-    fact_file = module.params["fact_file"]
     try:
-        served = fact_record.served_path(json_file.read_text(fact_file), fact_file)
+        record = host_record.read(module.params["fact_file"])
     except UserError as exc:
         raise UserError(f"It is not known which model is served: {exc}.") from exc
+    served = fact_record.served_path(record)
     found = store.look(os.path.abspath(module.params["path"]), module.params["manifest_dir"], served, module.warn)
-    text = json_file.read_text(fact_file)
-    record = fact_record.empty() if text is None else fact_record.FORM.parse(text, fact_file)
     total_mib = host.memory(json_file.read_text("/proc/meminfo") or "")["memory_total_mib"]
     in_ram = {"mode": "auto", "ram_mib": tuning_experts.ram_mib(total_mib), "ram_speed": ram_speed.known(0, record)}
     fits = catalogue_fit.words(devices(record), experts_in_ram=in_ram)

@@ -12,16 +12,7 @@ description:
   - Adds up each directory below that of the models, unfinished downloads and what was set aside apart.
   - Reads no file but the manifests.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-    details:
-      - This action does not modify state.
-  diff_mode:
-    support: N/A
-    details:
-      - This action does not modify state.
+  - homelab.mixed_gpu._attributes.reads
 options:
   path:
     description: Directory of the models, with one directory per model.
@@ -37,8 +28,6 @@ options:
     default: /etc/ansible/facts.d/mixed_gpu.fact
 seealso:
   - module: homelab.mixed_gpu.model_file
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -101,10 +90,9 @@ directories:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import store
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, host_record
 
 
 def main() -> None:
@@ -118,7 +106,7 @@ def main() -> None:
     )
     path = os.path.abspath(module.params["path"])
     try:
-        served = fact_record.served_path(json_file.read_text(module.params["fact_file"]), module.params["fact_file"])
+        served = fact_record.served_path(host_record.read(module.params["fact_file"]))
         found = store.look(path, module.params["manifest_dir"], served, module.warn)
     except UserError as exc:
         module.fail_json(msg=f"It is not known which model is served: {exc}.")

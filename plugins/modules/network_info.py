@@ -12,16 +12,7 @@ description:
   - Reads what tells whether two names of the inventory are one machine, and with which address a host reaches another.
   - Opens no connection.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-    details:
-      - This action does not modify state.
-  diff_mode:
-    support: N/A
-    details:
-      - This action does not modify state.
+  - homelab.mixed_gpu._attributes.reads
 options:
   routes_to:
     description: Addresses to which a route is looked for.
@@ -32,8 +23,6 @@ requirements:
   - iproute2 (C(ip))
 seealso:
   - module: homelab.mixed_gpu.lender_group
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

@@ -9,22 +9,16 @@ module: nvidia_driver_plan
 short_description: Look at the NVIDIA driver of a host, and decide what to do about it
 version_added: 0.1.0
 description:
-  - Reads packages with their holds, the kernels in C(/boot) and which of them boots next, the kernel module of each,
-    DKMS, Secure Boot, the unit of the persistence daemon, and the record of M(homelab.mixed_gpu.nvidia_driver_record);
-    and decides about O(goal).
+  - Reads packages with their holds, the kernels in C(/boot), which of them boots next, and the kernel module of each.
+    Reads DKMS, Secure Boot, the unit of the persistence daemon, and the record of
+    M(homelab.mixed_gpu.nvidia_driver_record). Then it decides about O(goal).
   - What cannot be had or cannot work fails with one message that names the cure.
   - Changes nothing. With O(fetch_lists) it fetches apt's package lists.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.reads
 attributes:
   check_mode:
-    support: full
-    details:
-      - Package lists are not fetched in check mode.
-  diff_mode:
-    support: N/A
-    details:
-      - This action does not modify state.
+    details: Package lists are not fetched in check mode.
 options:
   goal:
     description:
@@ -119,12 +113,6 @@ options:
     description: Where the record and the kept package files are.
     type: path
     default: /var/lib/mixed_gpu/driver
-  lock_timeout_seconds:
-    description: How long to wait for another program that fetches package lists.
-    type: int
-    default: 600
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -267,7 +255,7 @@ class Planner:
         """Fetch the package lists; return words about those that could not be fetched."""
         if self.check_mode:
             return ""
-        why = apt.update_lists(self.host.run, self.params["lock_timeout_seconds"])
+        why = apt.update_lists(self.host.run)
         return f" (package lists could not all be fetched: {why})" if why else ""
 
     def packages(self) -> Result:
@@ -375,7 +363,6 @@ def main() -> None:
             "gpus": {"type": "dict"},
             "gpus_expected": {"type": "list", "elements": "str", "default": []},
             "directory": {"type": "path", "default": "/var/lib/mixed_gpu/driver"},
-            "lock_timeout_seconds": {"type": "int", "default": 600},
         },
         required_if=[("goal", "proof", ("gpus",))],
         supports_check_mode=True,

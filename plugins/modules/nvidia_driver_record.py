@@ -16,16 +16,12 @@ description:
   - A state with the packages of the newest one adds nothing. The 20 newest states are kept.
   - A damaged record, or one of another schema, is an error and left as it is.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.changes
 attributes:
   check_mode:
-    support: full
-    details:
-      - Package files are neither downloaded nor removed.
+    details: Package files are neither downloaded nor removed.
   diff_mode:
-    support: full
-    details:
-      - Shows the record, not the package files.
+    details: Shows the record, not the package files.
 options:
   action:
     description:
@@ -62,8 +58,6 @@ options:
     description: File of apt preferences whose text belongs to the state.
     type: path
     default: /etc/apt/preferences.d/mixed_gpu-nvidia
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

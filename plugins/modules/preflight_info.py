@@ -13,14 +13,8 @@ description:
   - Needs nothing but Python. The driver is asked through NVML where O(host_python) and a loaded driver are there.
   - Never fails because of what it finds; RV(problem) says what cannot work.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-    details: This module changes nothing.
-  diff_mode:
-    support: N/A
-    details: This module changes nothing.
+  - homelab.mixed_gpu._attributes.reads
+  - homelab.mixed_gpu._host_python.nvml
 options:
   system:
     description: System whose packages are tried on this one, such as V(Ubuntu 24.04). Empty means the host's own.
@@ -99,21 +93,18 @@ options:
     description: Clocks that are to be locked, by UUID or end of the product name.
     type: dict
     default: {}
+  budgets_mib:
+    description:
+      - Memory in MiB that may be planned on a card, by UUID or llama.cpp's name. A card that is not there is an error.
+    type: dict
+    default: {}
   power_budget_policy:
     description: What power limits or peaks beyond the power supply are, a warning, an error or nothing.
     type: str
     choices: [warn, fail, ignore]
     default: warn
-  host_python:
-    description: Python interpreter that has C(nvidia-ml-py).
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
-requirements:
-  - nvidia-ml-py >= 12.535.108, in O(host_python), to ask the driver about cards
 seealso:
   - module: homelab.mixed_gpu.host_info
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -141,23 +132,18 @@ checks:
     name:
       description: What the check is about.
       type: str
-      returned: always
     ok:
       description: Whether all is well.
       type: bool
-      returned: always
     severity:
       description: What C(ok=false) means. V(error) cannot work, V(warning) works badly, V(note) is worth knowing.
       type: str
-      returned: always
     detail:
       description: What was seen.
       type: str
-      returned: always
     cure:
       description: What to do, V(none) where nothing is to be done.
       type: str
-      returned: always
 claims:
   description: What guides say of such a box beside what this one has. Nothing is judged by a claim.
   returned: always
@@ -167,19 +153,15 @@ claims:
     name:
       description: What the claim is about.
       type: str
-      returned: always
     claim:
       description: What is claimed.
       type: str
-      returned: always
     found:
       description: What this host has.
       type: str
-      returned: always
     source:
       description: Who claims it.
       type: str
-      returned: always
 lines:
   description: Checks and claims as lines of text.
   returned: always
@@ -241,6 +223,7 @@ def main() -> None:
             "rest_of_machine_watts": {"type": "int", "default": 200},
             "power_limits_watts": {"type": "dict", "default": {}},
             "locked_clocks_mhz": {"type": "dict", "default": {}},
+            "budgets_mib": {"type": "dict", "default": {}},
             "power_budget_policy": {"type": "str", "choices": ["warn", "fail", "ignore"], "default": "warn"},
             "host_python": {"type": "path", "default": host_python.DEFAULT},
         },
@@ -248,19 +231,17 @@ def main() -> None:
     )
     params = module.params
     if not params["serves"]:
-        params.update(port=0, models=[])
+        params.update(port=0, models=[], model_sizes_mib={}, budgets_mib={})
     gpus = ask_driver(params)
-    try:
-        models = model_checks.read_models(params["models"], params["models_dir"], params["model_sizes_mib"])
-    except ValueError as error:
-        module.fail_json(msg=f"model_sizes_mib: {error}.")
-    paths = [want["path"] for want in params["disk"]]
-    listeners = host.listening(params["port"], module.get_bin_path("ss"), module.run_command)
+    models = model_checks.read_models(params["models"], params["models_dir"], params["model_sizes_mib"])
     seen = {
-        **host.describe(paths, models["files"], listeners),
+        **host.describe(),
+        "disks": [host.disk(want["path"]) for want in params["disk"]],
+        "files": [{"path": path, "size_bytes": host.size_bytes(path)} for path in models["files"]],
+        "listeners": host.listening(params["port"], module.get_bin_path("ss"), module.run_command),
         "gpus": gpus,
         "engines": other_engines.running(),
-        "recorded": host_record.read(),
+        "recorded": host_record.usable(),
         "revalidation": due.of_host(),
         "upgrade": upgrade_words.unfinished(read(upgrade_stages.PATH)),
     }

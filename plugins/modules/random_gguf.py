@@ -15,12 +15,9 @@ description:
   - The same options give the same file, byte for byte.
   - A file at O(path) that was not made by this module is never replaced.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+  - homelab.mixed_gpu._attributes.changes
+  - homelab.mixed_gpu._host_python
+  - homelab.mixed_gpu._model_files
 options:
   path:
     description: The file to write. It appears whole or not at all.
@@ -87,28 +84,10 @@ options:
     type: list
     elements: float
     default: []
-  manifest_dir:
-    description: Directory of the manifests, which make a second run quick.
-    type: path
-    default: /var/lib/mixed_gpu/models
-  host_python:
-    description: Python interpreter with the C(gguf) library, used when the module's own has no such library.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
-  trusted_owners:
-    description:
-      - Users, by name or number, whose directories are taken as they are.
-      - Without, nothing is written below a directory that belongs to another user than root or who runs the module,
-        because that user could have it written elsewhere by a link.
-    type: list
-    elements: str
-    default: []
 requirements:
   - gguf >= 0.10 (the P(homelab.mixed_gpu.host_python#role) role installs it)
 seealso:
   - module: homelab.mixed_gpu.gguf_info
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

@@ -14,14 +14,8 @@ description:
     C(revalidation).
   - A model file that is not the one of its manifest is hashed, which takes half a minute for 40 GB on an NVMe disk.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-    details:
-      - Nothing is changed.
+  - homelab.mixed_gpu._attributes.reads
+  - homelab.mixed_gpu._host_python.nvml
 options:
   deployment:
     description: Deployment to revalidate. Empty means the one that is served.
@@ -47,12 +41,6 @@ options:
     description: Directory of this collection's state.
     type: path
     default: /var/lib/mixed_gpu
-  host_python:
-    description: Python interpreter that has C(nvidia-ml-py), used when the one that runs this module lacks it.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -123,7 +111,6 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import (
     host_python,
     job,
-    json_file,
     json_state,
     unit_end,
 )
@@ -133,7 +120,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import 
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host_hardware, nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries, exl_folder, manifest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import answers, baselines
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import engines, fact_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import engines, fact_record, host_record
 
 
 def cards(reason: str | None) -> Json:
@@ -178,24 +165,10 @@ def model(module: AnsibleModule, path: str) -> Json:
     return {"path": path, "exists": True, "sha256": whole, "headers_sha256": None}
 
 
-def baseline(path: str) -> Json | None:
-    """Return the baseline in a file, or None without one. Raises UserError for a damaged one."""
-    text = json_file.read_text(path)
-    return None if text is None else baselines.FORM.parse(text, path)
-
-
-def checked_answers(path: str) -> Json | None:
-    """Return the newest check of the answers, or None without one. Raises UserError for a damaged file."""
-    text = json_file.read_text(path)
-    return None if text is None else answers.FORM.parse(text, path)
-
-
 def gather(module: AnsibleModule, gpus: Json) -> Json:
     """Return everything that is compared. Raises UserError for a file that cannot be used."""
     params = module.params
-    text = json_file.read_text(params["fact_file"])
-    record = fact_record.empty() if text is None else fact_record.FORM.parse(text, params["fact_file"])
-    found = fact_record.find(record, params["fact_file"], params["deployment"])
+    found = fact_record.find(host_record.read(params["fact_file"]), params["fact_file"], params["deployment"])
     deployment, entry = found["deployment"], found["entry"]
     if deployment is None or entry is None:
         return {"why": found["why"]}
@@ -211,8 +184,8 @@ def gather(module: AnsibleModule, gpus: Json) -> Json:
         "why": None,
         "deployment": deployment,
         "entry": entry,
-        "baseline": baseline(baselines.path(params["state_dir"], deployment)),
-        "answers": checked_answers(answers.path(params["state_dir"], deployment)),
+        "baseline": baselines.FORM.read(baselines.path(params["state_dir"], deployment)),
+        "answers": answers.FORM.read(answers.path(params["state_dir"], deployment)),
         "wrong_answers": os.path.exists(unit_end.WRONG_ANSWERS),
         "build": job.build_key(build_file),
         "rpc_protocol": job.build_record(build_file).get("rpc_protocol", ""),

@@ -17,12 +17,7 @@ description:
     one.
   - The history of revalidations is a log, so appending to it counts as no change.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+  - homelab.mixed_gpu._attributes.changes
 options:
   deployment:
     description: Id of the deployment, that is a model with a serving profile.
@@ -111,8 +106,6 @@ options:
     description: Number of old baselines, and of revalidations, to keep per deployment.
     type: int
     default: 50
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

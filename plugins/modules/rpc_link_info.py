@@ -13,16 +13,10 @@ description:
     host.
   - A server serves one client at a time, so hold the lease (M(homelab.mixed_gpu.measurement_lease)) while it runs.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.reads
 attributes:
   check_mode:
-    support: full
-    details:
-      - This action does not modify state. It asks the servers in check mode too.
-  diff_mode:
-    support: N/A
-    details:
-      - This action does not modify state.
+    details: This action does not modify state. It asks the servers in check mode too.
 options:
   endpoints:
     description: Servers (C(host:port)) on other hosts.
@@ -40,8 +34,6 @@ options:
 seealso:
   - module: homelab.mixed_gpu.llama_devices_info
   - module: homelab.mixed_gpu.lender_record
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -63,28 +55,23 @@ links:
   contains:
     protocol:
       description: Version of the protocol that the server speaks; empty where it does not take the greeting known here.
-      returned: always
       type: str
       sample: 7.0.0
     round_trip_ms:
       description: Time of a small exchange, the median of 100.
-      returned: always
       type: float
       sample: 0.4
     stalls_ms:
       description: What packets that are lost on the way add to a small exchange, on average.
-      returned: always
       type: float
       sample: 0.0
     to_mb_per_s:
       description: Rate to the server, in 10^6 bytes per second; V(none) for another version of the protocol than is
         known here.
-      returned: always
       type: float
       sample: 117.0
     from_mb_per_s:
       description: Rate from the server, likewise.
-      returned: always
       type: float
       sample: 117.0
 """

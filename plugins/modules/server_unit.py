@@ -9,20 +9,18 @@ module: server_unit
 short_description: Write the files of a server's unit, and restart the server when due
 version_added: 0.1.0
 description:
-  - A restart is due when the server does not run, when a file that it reads at its start changes, or when such a file
-    was written after the start, because a run died before the restart.
+  - A restart is due when the server does not run, or when a file that it reads at its start changes. It is due as well
+    when such a file was written after the start, because a run died before the restart.
   - In the way of a restart are a running measurement, another program on the server's port, and cards with less free
     memory than the recorded plan needs. The module fails then, writes nothing, and leaves the running server as it is.
   - It does not wait until a model is loaded, see M(homelab.mixed_gpu.llama_server_info).
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.changes
+  - homelab.mixed_gpu._host_python.nvml
 attributes:
-  check_mode:
-    support: full
   diff_mode:
     support: partial
-    details:
-      - Shows the unit; the other files may hold keys.
+    details: Shows the unit; the other files may hold keys.
 options:
   unit:
     description: Name of the unit.
@@ -86,10 +84,6 @@ options:
       - Entry of the deployment, RV(homelab.mixed_gpu.split_record#module:entry). The memory that its plan counts on the
         cards must be free.
     type: dict
-  host_python:
-    description: Python that has C(nvidia-ml-py), of the role host_python.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
   must_start:
     description:
       - Whether the module fails, with the end of the journal, where systemd cannot start the server.
@@ -100,8 +94,6 @@ options:
     description: Directory of units.
     type: path
     default: /etc/systemd/system
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

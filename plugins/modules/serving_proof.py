@@ -13,20 +13,16 @@ description:
   - Asserts that a server with a key refuses requests without the key.
   - Asserts of llama-server that C(/tools), C(/cors-proxy), saving of slots, C(POST /props) and C(/models/load) are shut
     (HTTP status 403, 404 or 501), unless O(arguments) or O(environment) open them.
-  - With O(chats) it asks as clients do, and asserts a chat through the model's chat template, a tool call, a stream
-    that ends as it should, and the chat page where one is built in.
+  - With O(chats) it asks as clients do. It asserts a chat through the model's chat template, a tool call, a stream that
+    ends as it should, and the chat page where one is built in.
   - A tool call is asked for where the chat template knows tools and the engine can lead to one, as llama.cpp does.
   - Answers are judged by their structure, never by their sense. What cannot be proved is said, and is no failure.
   - The key is read on the host, and never returned.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.reads
 attributes:
   check_mode:
-    support: full
     details: This module changes nothing on the server. In check mode it keeps no record of what it proved.
-  diff_mode:
-    support: N/A
-    details: This module changes nothing.
 options:
   engine:
     description: Who serves.
@@ -83,12 +79,12 @@ options:
     description: The recorded entry. Where it drafts with a model, the answer has to have drafted tokens.
     type: dict
     default: {}
-  timeout_seconds:
-    description: How long to wait for an answer.
-    type: int
-    default: 300
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+  draft:
+    description:
+      - The draft that TabbyAPI is to serve with, O(homelab.mixed_gpu.exllamav2#role:main:exllamav2_draft). The log of
+        the start O(invocation_id) has to tell of it. Empty without one.
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
@@ -112,21 +108,17 @@ chats:
       description: What was asked for and is as it should be.
       type: list
       elements: str
-      returned: always
       sample: [a chat through the template, a tool call, a stream]
     unproved:
       description: One sentence for each thing that is not proved.
       type: list
       elements: str
-      returned: always
     seconds:
       description: How long that took.
       type: float
-      returned: always
     line:
       description: All of it in one line.
       type: str
-      returned: always
 """
 
 import os
@@ -136,6 +128,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import access_key, job
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import draft_log
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
     chat_proof,
     chat_record,
@@ -144,6 +137,9 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp impor
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import Client, read_api_key
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_model
+
+#: A server that takes longer for one answer hangs.
+ANSWER_SECONDS: t.Final = 300
 
 
 def prove_chats(params: dict[str, t.Any], engine: served_proof.Engine, client: Client) -> chat_proof.Chats:
@@ -180,12 +176,17 @@ def prove(module: AnsibleModule) -> dict[str, t.Any]:
     elif path:
         raise UserError(f"{path} holds no key: run the role that configures {engine.unit}.")
     served_proof.check_key(engine, params["api_key"], key or "")
-    client = Client(url, key, params["timeout_seconds"])
+    client = Client(url, key, ANSWER_SECONDS)
     status, answer = client.status("POST", engine.completion, dict(engine.body))
     served_proof.check_completion(engine, status, answer, path)
     served_proof.check_drafts(engine, params["deployment"], answer)
+    draft = params["draft"].get("path")
+    if draft and params["invocation_id"]:
+        journalctl = module.get_bin_path("journalctl", required=True)
+        log = load_journal.head(journalctl, engine.unit, params["invocation_id"])
+        draft_log.check_served(log, draft, engine.unit)
     if key:
-        stranger = Client(url, None, params["timeout_seconds"])
+        stranger = Client(url, None, ANSWER_SECONDS)
         served_proof.check_secured(engine, stranger.status("GET", engine.secured)[0])
     if params["engine"] == "llama_cpp":
         for endpoint in served_proof.shut(params["arguments"], params["environment"]):
@@ -216,7 +217,7 @@ def main() -> None:
             "invocation_id": {"type": "str", "default": ""},
             "kept_dir": {"type": "path", "default": load_journal.DIRECTORY},
             "deployment": {"type": "dict", "default": {}},
-            "timeout_seconds": {"type": "int", "default": 300},
+            "draft": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )

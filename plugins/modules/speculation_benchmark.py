@@ -11,23 +11,20 @@ version_added: 0.1.0
 description:
   - C(llama-bench) cannot measure speculation. This module starts a private C(llama-server) on loopback with one way to
     speculate, or none, and has it answer texts of several kinds, one request at a time.
-  - Returned are tokens and time of each kind of text, the drafted and the accepted tokens, and the share of rounds in
-    which the first, second, ... drafted token was accepted, all from the server's own counters.
+  - Returned are tokens and time of each kind of text, and the drafted and the accepted tokens, all from the server's
+    own counters. So is the share of rounds in which the first, second, ... drafted token was accepted.
   - Every text is sent once per load with C(cache_prompt) off and a fixed seed, at the server's default temperature. A
     text goes through the model's chat template where it has one.
   - A refusal, a crash, a hang (killed at its time limit) or too little memory is a result, not a failure of the task.
   - The result is kept in the store of M(homelab.mixed_gpu.split_benchmark) under a key of its own, so the module is
     idempotent and an interrupted run resumes.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.changes
   - homelab.mixed_gpu._measuring
+  - homelab.mixed_gpu._measuring.texts
 attributes:
   check_mode:
-    support: full
-    details:
-      - Returns a stored result. Where there is none, RV(load) is V(none) and RV(ignore:changed) is V(true).
-  diff_mode:
-    support: full
+    details: Returns a stored result. Where there is none, RV(load) is V(none) and RV(ignore:changed) is V(true).
 options:
   llama_server:
     description: Path to the C(llama-server) program.
@@ -40,6 +37,7 @@ options:
   load:
     description:
       - What to measure, with C(label), C(split_mode), C(layers), C(load) and C(speculation).
+      - With weights in RAM also C(experts_in_ram), as of M(homelab.mixed_gpu.split_benchmark).
       - C(speculation) is a dict with C(kind) (V(none) without speculation), C(n_max), and for a draft model C(path),
         C(device) (the id of its device), C(cache_type_k) and C(cache_type_v).
     type: dict
@@ -49,41 +47,9 @@ options:
     type: list
     elements: dict
     required: true
-  texts:
-    description: The texts to answer.
-    type: list
-    elements: dict
-    required: true
-    suboptions:
-      name:
-        description: Kind of the text. Several texts may be of one kind.
-        type: str
-        required: true
-      prompt:
-        description: The text, a string, or a list of token ids.
-        type: raw
-        required: true
-  generated_tokens:
-    description: How many tokens each answer has.
-    type: int
-    default: 192
-  prompt_tokens:
-    description: How many tokens a long prompt has, of which the time is measured too; V(0) for none.
-    type: int
-    default: 0
-  load_timeout_seconds:
-    description: Time after which loading the model counts as a hang.
-    type: int
-    default: 900
-  request_timeout_seconds:
-    description: Time after which one answer counts as a hang.
-    type: int
-    default: 300
 seealso:
   - module: homelab.mixed_gpu.split_benchmark
   - module: homelab.mixed_gpu.measurement_lease
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -131,6 +97,9 @@ load:
         - One dict per kind of text with C(kind) V(text), C(text), C(tokens), C(decode_ms), C(prompt_tokens),
           C(prompt_ms), C(drafted), C(accepted), C(drafts) and C(positions). The first token of an answer comes from
           its prompt and is not counted.
+        - Of a kind with drafts of equal length one of C(kind) V(drafting) with C(drafts), C(drafted) and C(draft_ms),
+          where the server says it, and some of C(kind) V(short), whose answers have room for shorter drafts alone, with
+          C(length), C(rounds), C(drafts), C(drafted) and C(decode_ms).
         - For a long prompt one of C(kind) V(prompt) with C(prompt_tokens) and C(prompt_ms).
         - The greedy answer to the first text, of C(kind) V(greedy) with C(tokens).
       returned: when measured
@@ -143,41 +112,32 @@ path:
 """
 
 import os
-import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import mode_trial, served_texts
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import Server, TrialError
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import run
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import served_load
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring.types import Load
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import speculation
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import expert_placement, expert_room, speculation
 
 
-class SpeculationBenchmark(run.StoredLoad):
+class SpeculationBenchmark(served_load.TextsLoad):
     """One load of llama-server that answers all texts."""
 
     def __init__(self, module: AnsibleModule) -> None:
-        load = module.params["load"]
-        for key in ("label", "split_mode", "layers", "load", "speculation"):
-            if key not in load:
-                module.fail_json(msg=f"load.{key} is missing.")
-        for name in ("generated_tokens", "load_timeout_seconds", "request_timeout_seconds"):
-            if module.params[name] < (2 if name == "generated_tokens" else 1):
-                module.fail_json(msg=f"{name} is {module.params[name]}: that is too few.")
-        if not module.params["texts"]:
-            module.fail_json(msg="texts is empty: give at least one text.")
-        super().__init__(module, load)
-        size = load.get("micro_batch_size") or self.params["serving"]["micro_batch_size"]
-        self.serving = {**self.params["serving"], "micro_batch_size": size}
+        super().__init__(module)
+        size = self.load.get("micro_batch_size") or self.params["serving"]["micro_batch_size"]
+        try:
+            self.experts = expert_placement.from_json(self.load["layers"], self.load.get("experts_in_ram"))
+        except ValueError as exc:
+            module.fail_json(msg=f"This load cannot be measured: {exc}.")
+        self.serving = expert_placement.of_decision(self.params["serving"], {**self.load, "micro_batch_size": size})
 
     def answers(self, stored: Load) -> bool:
-        if stored["status"] != "ok":
-            return bool(stored["status"] != "device_lost")
+        prompt = stored["status"] == "ok" and self.params["prompt_tokens"] > 0
         rows = t.cast("list[dict[str, t.Any]]", stored["results"])
-        prompt = not self.params["prompt_tokens"] or any(row["kind"] == "prompt" for row in rows)
-        return prompt and {text["name"] for text in self.params["texts"]} <= {row.get("text") for row in rows}
+        return super().answers(stored) and (not prompt or any(row["kind"] == "prompt" for row in rows))
 
     def check_programs(self) -> None:
         remedy = "install llama.cpp with this target (role llama_cpp, llama_cpp_targets)"
@@ -189,30 +149,16 @@ class SpeculationBenchmark(run.StoredLoad):
         draft = self.load["speculation"].get("path")
         return [self.params["model_path"], *([draft] if draft else [])]
 
-    def measure(self, lock: int) -> dict[str, t.Any]:
-        status, reason, found = "ok", None, []
-        started = time.monotonic()
-        with self.leased():
-            try:
-                found = self.answered(lock)
-            except TrialError as end:
-                status, reason = end.status, end.reason
-            except UserError as exc:
-                self.fail(f"{self.load.get('label')} cannot be measured: {exc}.")
-        load = {
-            **self.load, "status": status, "reason": reason, "results": found,
-            "wall_ms": round((time.monotonic() - started) * 1000),
-        }  # fmt: skip
-        return self.store(load, [])
-
-    def answered(self, lock: int) -> list[dict[str, t.Any]]:
-        """Return what each kind of text took; raises TrialError."""
+    def ask(self, lock: int) -> None:
         params, load = self.params, self.load
+        short = expert_room.shortage(params["model_path"], self.experts, load["speculation"].get("path", ""))
+        if short is not None:
+            raise TrialError(short.status, str(short.reason))
         served = mode_trial.deployment(
             params["model_path"], params["devices"], load["layers"], load["split_mode"], self.serving,
             params["rpc_endpoints"],
         )  # fmt: skip
-        served["speculation"] = load["speculation"]
+        served |= {"speculation": load["speculation"], "experts_in_ram": load.get("experts_in_ram")}
         devices = [device["device"] for device in params["devices"]]
         box = self.sandbox(devices, load["split_mode"], self.files())
         environment = self.environment(params["environment"])
@@ -220,36 +166,26 @@ class SpeculationBenchmark(run.StoredLoad):
             params["llama_server"], served, box, environment, lock, params["load_timeout_seconds"],
             params["request_timeout_seconds"],
         )  # fmt: skip
+        with_line = load["speculation"]["kind"] in speculation.LINE_KINDS
+        longest = load["speculation"]["n_max"] if with_line else 0
         with server:
-            rows = served_texts.measure(server, params["texts"], params["generated_tokens"], params["prompt_tokens"])
-        if load["speculation"]["kind"] in speculation.LINE_KINDS and not any(row.get("drafted") for row in rows):
+            rows = served_texts.measure(
+                server, params["texts"], params["generated_tokens"], params["prompt_tokens"], longest
+            )
+        if with_line and not any(row.get("drafted") for row in rows):
             said = "llama-server loaded what drafts, and drafted no token: its vocabulary may be another"
             raise TrialError("refused", said)
-        return rows
+        self.results = rows
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "llama_server": {"type": "path", "default": "/opt/llama.cpp/current/bin/llama-server"},
-            "model_path": {"type": "path", "required": True},
-            "load": {"type": "dict", "required": True},
-            "devices": {"type": "list", "elements": "dict", "required": True},
-            "texts": {
-                "type": "list", "elements": "dict", "required": True,
-                "options": {
-                    "name": {"type": "str", "required": True},
-                    "prompt": {"type": "raw", "required": True},
-                },
-            },
-            "generated_tokens": {"type": "int", "default": 192, "no_log": False},
-            "prompt_tokens": {"type": "int", "default": 0, "no_log": False},
-            "load_timeout_seconds": {"type": "int", "default": 900},
-            "request_timeout_seconds": {"type": "int", "default": 300},
-            **run.ARGUMENTS,
+            **served_load.TEXT_ARGUMENTS,
         },
         supports_check_mode=True,
-    )  # fmt: skip
+    )
     module.exit_json(**SpeculationBenchmark(module).run())
 
 

@@ -12,25 +12,22 @@ description:
   - Ensures that the host's store holds a measurement for one load, that is one C(llama-bench) process with one
     loading of the model and several tests in it.
   - With C(engine) in O(serving) it is a process of ExLlamaV2 or ExLlamaV3 instead, measured the way their own speed
-    tests do, and the load says the C(gpu_split_gb) that placed the layers and the memory of each card.
+    tests do. The load then says the C(gpu_split_gb) that placed the layers, and the memory of each card.
   - The key of a load is O(fingerprint), O(campaign), split mode, layers and load number. A load that is in the store
     is not measured again, so the module is idempotent and an interrupted run resumes.
   - A split that runs out of memory, crashes or does not finish is a result, not a failure of the task; the reason is
     in C(load.reason). The task fails only when it is asked something that makes no sense, when the program cannot be
     run at all, or when the lease is lost.
-  - The lock in O(lock_file) is handed to C(llama-bench) itself, so that it holds as long as anything is measuring,
+  - The lock in O(state_dir) is handed to C(llama-bench) itself, so that it holds as long as anything is measuring,
     even when the play that began it was killed. A second run waits for it, and then finds the first one's result in
     the store.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.changes
   - homelab.mixed_gpu._measuring
+  - homelab.mixed_gpu._host_python.nvml
 attributes:
   check_mode:
-    support: full
-    details:
-      - Returns a stored load. Where there is none, RV(load) is V(none) and RV(ignore:changed) is V(true).
-  diff_mode:
-    support: full
+    details: Returns a stored load. Where there is none, RV(load) is V(none) and RV(ignore:changed) is V(true).
 options:
   llama_bench:
     description: Path to the C(llama-bench) program.
@@ -42,7 +39,7 @@ options:
     required: true
   load:
     description:
-      - The load to measure, an element of the C(loads) that P(homelab.mixed_gpu.split_plan#filter) returns.
+      - The load to measure, an element of the C(loads) of a plan, see C(docs/data_formats.md).
       - It has C(label), C(split_mode), C(layers), C(load) and C(tests), each test with C(kind), C(n_prompt),
         C(n_gen), C(n_depth) and C(repetitions). All samples are kept; the largest number of repetitions holds for all
         tests of the process.
@@ -63,12 +60,6 @@ options:
       - C(engine) says which engine measures, C(llama_cpp) where it is missing.
     type: dict
     required: true
-  host_python:
-    description:
-      - Python interpreter that has C(nvidia-ml-py), used when the one that runs this module lacks it, to watch the
-        cards meanwhile. Without either nothing is watched.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
   exllama:
     description: What an ExLlama needs beyond. Required with C(serving.engine) V(exllamav2) or V(exllamav3).
     type: dict
@@ -112,8 +103,6 @@ notes:
   - Loop over the loads, one per item, so that an interrupted run resumes.
 seealso:
   - module: homelab.mixed_gpu.measurement_lease
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -134,7 +123,7 @@ EXAMPLES = r"""
       poll: 0
       load_mode: auto
     campaign: "2026-11-24T04:33:09Z"
-    fingerprint: "{{ example_parts | homelab.mixed_gpu.fingerprint }}"
+    fingerprint: example
   loop: "{{ example_plan.loads }}"
   loop_control:
     label: "{{ item.label }}"
@@ -218,10 +207,6 @@ path:
   description: File of the store that holds the load.
   returned: success
   type: str
-llama_cpp_build:
-  description: Build number and commit that C(llama-bench) printed, or the versions of ExLlama and PyTorch, or V(none).
-  returned: when measured now
-  type: str
 """
 
 import contextlib
@@ -276,14 +261,15 @@ class SplitBenchmark(run.StoredLoad):
         command = llama_bench.bench_command(
             self.params["llama_bench"], self.params["model_path"], self.order, self.params["rpc_endpoints"]
         )
-        limit = min(self.params["timeout_seconds"], self.load.get("timeout_seconds") or self.params["timeout_seconds"])
+        longest_seconds = self.params["timeout_seconds"]
+        limit_seconds = min(longest_seconds, self.load.get("timeout_seconds") or longest_seconds)
         with self.leased():
             started = time.monotonic()
             with self.cards as conditions:
                 short = expert_room.shortage(self.params["model_path"], self.order.experts)
-                verdict = short or self.run_bench(command, limit, lock)
+                verdict = short or self.run_bench(command, limit_seconds, lock)
             wall_ms = round((time.monotonic() - started) * 1000)
-            remaining = limit - int(time.monotonic() - started)
+            remaining = limit_seconds - int(time.monotonic() - started)
             if not verdict.explained and remaining >= SHORTEST_DIAGNOSIS_SECONDS:
                 second = self.run_bench(llama_bench.diagnosis_command(command), remaining, lock)
                 if second.status in ("out_of_memory", "device_lost", "crashed"):
@@ -308,8 +294,8 @@ class SplitBenchmark(run.StoredLoad):
         if self.cards_share and not known and self.load["load"] == 1 and remaining >= SHORTEST_DIAGNOSIS_SECONDS:
             self.run_bench(llama_bench.question_command(command), remaining, lock)
 
-    def run_bench(self, command: list[str], limit: int, lock: int) -> outcome.Verdict:
-        """Run llama-bench for at most C(limit) seconds, with nothing of it left behind, and judge what it printed."""
+    def run_bench(self, command: list[str], limit_seconds: int, lock: int) -> outcome.Verdict:
+        """Run llama-bench for at most C(limit_seconds), with nothing of it left behind, and judge what it printed."""
         telling = allreduce_log.environment(self.cards_share, "tensor")
         # without the first an abort attaches a debugger
         environment = {"GGML_NO_BACKTRACE": "1", **telling, **self.params["environment"]}
@@ -318,7 +304,7 @@ class SplitBenchmark(run.StoredLoad):
             self.params["devices"], self.order.split_mode, [self.params["model_path"]], cards=bool(wrapper)
         )
         rc, stdout, stderr, timed_out, _sandboxed = dataclasses.astuple(
-            self.run_limited([*wrapper, *command], sandbox, environment, limit, lock)
+            self.run_limited([*wrapper, *command], sandbox, environment, limit_seconds, lock)
         )
         if self.cards_share:
             self.added_up = allreduce_log.read(f"{stdout}\n{stderr}", allreduce.asked(self.load)) or self.added_up
@@ -329,7 +315,7 @@ class SplitBenchmark(run.StoredLoad):
             self.module.fail_json(
                 msg=f"{self.load.get('label')} cannot be measured: {misuse}.", rc=rc, stderr=stderr[-2000:]
             )
-        return llama_bench.judge(rc, stdout, stderr, limit if timed_out else None, self.order)
+        return llama_bench.judge(rc, stdout, stderr, limit_seconds if timed_out else None, self.order)
 
 
 def main() -> None:

@@ -22,15 +22,11 @@ description:
   - The result is kept in the store of M(homelab.mixed_gpu.split_benchmark) under a key of its own, so the module is
     idempotent and an interrupted run resumes.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
+  - homelab.mixed_gpu._attributes.changes
   - homelab.mixed_gpu._measuring
 attributes:
   check_mode:
-    support: full
-    details:
-      - Returns a stored result. Where there is none, RV(load) is V(none) and RV(ignore:changed) is V(true).
-  diff_mode:
-    support: full
+    details: Returns a stored result. Where there is none, RV(load) is V(none) and RV(ignore:changed) is V(true).
 options:
   llama_server:
     description: Path to the C(llama-server) program.
@@ -42,7 +38,7 @@ options:
     required: true
   trial:
     description:
-      - What to try, an element of the C(trials) that P(homelab.mixed_gpu.split_plan#filter) returns, with C(label),
+      - What to try, an element of the C(trials) of a plan, with C(label),
         C(split_mode), C(layers), C(load), C(environment) and C(reference).
     type: dict
     required: true
@@ -59,10 +55,6 @@ options:
     description: How many tokens each answer has.
     type: int
     default: 64
-  tolerance_percent:
-    description: How far the log-probabilities may be apart, in percent of what the candidates of a token differ by.
-    type: float
-    default: 15.0
   soak_seconds:
     description: How long the mode on trial is kept busy, the idle gaps not counted.
     type: int
@@ -88,8 +80,6 @@ options:
 seealso:
   - module: homelab.mixed_gpu.split_benchmark
   - module: homelab.mixed_gpu.measurement_lease
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -100,7 +90,7 @@ EXAMPLES = r"""
     devices: "{{ example_devices.devices }}"
     serving: "{{ example_serving }}"
     campaign: "2026-11-24T04:33:09Z"
-    fingerprint: "{{ example_parts | homelab.mixed_gpu.fingerprint }}"
+    fingerprint: example
   loop: "{{ example_plan.trials }}"
   loop_control:
     label: "{{ item.label }}"
@@ -139,12 +129,10 @@ path:
 """
 
 import os
-import time
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import sandboxed_run
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import (
     allreduce_log,
     answer_check,
@@ -153,19 +141,18 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp impor
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import Server, TrialError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_soak import Soak
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import run
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring.types import Load
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import run, served_load
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import allreduce
 
 
-class SplitModeTrial(run.StoredLoad):
+class SplitModeTrial(served_load.ServedLoad):
     """One trial."""
 
     def __init__(self, module: AnsibleModule) -> None:
         trial = module.params["trial"]
         for key in ("label", "split_mode", "layers", "load", "reference"):
             if key not in trial:
-                module.fail_json(msg=f"trial.{key} is missing: give an element of split_plan's trials.")
+                module.fail_json(msg=f"trial.{key} is missing: give an element of a plan's trials.")
         for name in (
             "text_tokens", "generated_tokens", "soak_seconds", "load_timeout_seconds", "request_timeout_seconds"
         ):  # fmt: skip
@@ -178,33 +165,15 @@ class SplitModeTrial(run.StoredLoad):
         size = trial.get("micro_batch_size") or self.params["serving"]["micro_batch_size"]
         self.serving = {**self.params["serving"], "micro_batch_size": size}
         self.found: dict[str, t.Any] = {"kind": "trial"}
-
-    def answers(self, stored: Load) -> bool:
-        return bool(stored["status"] != "device_lost")
+        self.results = [self.found]
 
     def check_programs(self) -> None:
         remedy = "install llama.cpp with this target (role llama_cpp, llama_cpp_targets)"
         self.need(self.params["llama_server"], "program", remedy, os.X_OK)
         self.need(self.params["model_path"], "readable model", "fetch it (role llm_models), or set model_path")
 
-    def measure(self, lock: int) -> dict[str, t.Any]:
-        status, reason = "ok", None
-        started = time.monotonic()
-        with self.leased():
-            try:
-                self.run_trial(lock)
-            except TrialError as end:
-                status, reason = end.status, end.reason
-            except UserError as exc:
-                self.fail(f"{self.load.get('label')} cannot be measured: {exc}.")
-        load = {
-            **self.load, "status": status, "reason": reason, "results": [self.found],
-            "wall_ms": round((time.monotonic() - started) * 1000),
-        }  # fmt: skip
-        return self.store(load, [])
-
-    def run_trial(self, lock: int) -> None:
-        """Run all parts, the ones that fail early first; raises TrialError."""
+    def ask(self, lock: int) -> None:
+        """Run all parts, the ones that fail early first. Raises TrialError and UserError."""
         reference = self.deployment(self.load["reference"])
         candidate = self.deployment(self.load)
         environment = {name: str(value) for name, value in self.params["environment"].items()}
@@ -233,7 +202,7 @@ class SplitModeTrial(run.StoredLoad):
 
     def compare(self, tokens: t.Sequence[int], mine: answer_check.Answers, known: answer_check.Answers) -> None:
         """Raise TrialError where the mode on trial gives other answers than the reference, which gave C(tokens)."""
-        tolerance = self.params["tolerance_percent"]
+        tolerance = answer_check.TOLERANCE_PERCENT
         found = answer_check.compare(tokens, mine, known, tolerance)
         self.found["answers"] = {
             "difference_percent": found.difference_percent, "share": found.share, "place": found.place,
@@ -290,7 +259,6 @@ def main() -> None:
             "devices": {"type": "list", "elements": "dict", "required": True},
             "text_tokens": {"type": "int", "default": 256, "no_log": False},
             "generated_tokens": {"type": "int", "default": 64, "no_log": False},
-            "tolerance_percent": {"type": "float", "default": answer_check.TOLERANCE_PERCENT},
             "soak_seconds": {"type": "int", "default": 120},
             "idle_gaps": {"type": "int", "default": 2},
             "idle_seconds": {"type": "int", "default": 45},

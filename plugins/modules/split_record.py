@@ -17,12 +17,7 @@ description:
   - Superseded entries are kept in O(history_dir).
   - A damaged file, or one of another schema, is an error and left as it is.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+  - homelab.mixed_gpu._attributes.changes
 options:
   state:
     description:
@@ -50,7 +45,7 @@ options:
   tuning:
     description:
       - A finished tuning, from which the entry is made.
-      - It has C(model) (with C(id), C(path), C(sha256)), C(problem) (what P(homelab.mixed_gpu.split_plan#filter) was
+      - It has C(model) (with C(id), C(path), C(sha256)), C(problem) (what the planner was
         given) and C(plan) (its last answer), C(loads) (all of the campaign), C(rpc_endpoints), C(dry_run),
         C(device_probe) and C(probe_settings) (each may be none), C(fingerprint_parts) and C(campaign).
     type: dict
@@ -81,8 +76,6 @@ options:
     description: How long to wait for another run that is writing the file.
     type: int
     default: 30
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -172,6 +165,12 @@ revalidation:
         - Versions C(recorded) (V(none) where no driver was recorded), C(loaded) (empty where none is) and C(installed)
           (empty where no kernel has the module, V(none) where that cannot be known).
       type: dict
+draft:
+  description:
+    - What the role P(homelab.mixed_gpu.exllamav2#role) is to serve as C(exllamav2_draft), empty without a draft and for
+      another engine.
+  returned: when O(state=query)
+  type: dict
 lenders:
   description: The hosts that lend devices to the deployment, by name, as in C(/var/lib/mixed_gpu/lenders.json).
   returned: when O(state=query)
@@ -228,6 +227,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state, version
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import server_plan
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due, trend
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record, lent_devices
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.types import Entry
@@ -266,6 +266,7 @@ class SplitRecord:
         endpoints = found["entry"]["rpc_endpoints"] if found["entry"] else ()
         return {
             "changed": False, "path": self.path, "record": record, **found,
+            "draft": server_plan.recorded_draft(found["entry"]),
             "lenders": lent_devices.read(state_dir, endpoints),
             "revalidation": due.read(record, state_dir),
             "trend": trend.rows(due.history(state_dir, found["deployment"]) if found["deployment"] else ()),

@@ -12,14 +12,8 @@ description:
   - Gathers in one call what decides whether a recorded split still holds, without touching a device. It is the first
     step of M(homelab.mixed_gpu.campaign) with the planner C(tuning).
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-    details:
-      - Nothing is changed.
+  - homelab.mixed_gpu._attributes.reads
+  - homelab.mixed_gpu._host_python.nvml
 options:
   needed:
     description: Files without which nothing can be measured.
@@ -42,12 +36,6 @@ options:
     description: The host's recorded splits.
     type: path
     default: /etc/ansible/facts.d/mixed_gpu.fact
-  host_python:
-    description: Python interpreter that has C(nvidia-ml-py), used when the one that runs this module lacks it.
-    type: path
-    default: /opt/mixed_gpu/venv/bin/python
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -112,7 +100,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import hos
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import release_plan
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host, nvml
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, host_record
 
 _LDD_SECONDS = 30
 
@@ -125,8 +113,7 @@ def cards(reason: str | None) -> dict[str, t.Any]:
 def recorded(path: str) -> tuple[fact_record.Record, str | None]:
     """Return the record, and why it cannot be read."""
     try:
-        text = json_file.read_text(path)
-        return fact_record.empty() if text is None else fact_record.FORM.parse(text, path), None
+        return host_record.read(path), None
     except UserError as exc:
         return fact_record.empty(), str(exc)
     except OSError as exc:

@@ -13,12 +13,7 @@ description:
   - Tells the verdict, or that the host was in use, to the journal in one line, and writes it as a metric.
   - The journal and the metric are logs, so writing to them counts as no change.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
+  - homelab.mixed_gpu._attributes.no_diff
 options:
   action:
     description:
@@ -53,8 +48,6 @@ options:
     description: Directory of the state.
     type: path
     default: /var/lib/mixed_gpu/unattended
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

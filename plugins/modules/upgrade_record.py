@@ -16,12 +16,7 @@ description:
   - A damaged record, or one of another schema, is an error and left as it is.
   - The part of an action plugin of this name reads the facts of the hosts on the controller.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
+  - homelab.mixed_gpu._attributes.changes
 options:
   action:
     description:
@@ -66,8 +61,8 @@ options:
   found:
     description:
       - What is known of each of O(hosts), in that order. The action plugin fills it, from the facts
-        C(nvidia_driver_planned), C(llama_cpp_planned) and C(nvidia_driver_reboot_required), and from what the role
-        P(homelab.mixed_gpu.upgrade#role) sets where an installation fails.
+        C(nvidia_driver_planned), C(llama_cpp_planned), C(llama_cpp_copy_planned) and C(nvidia_driver_reboot_required),
+        and from what the role P(homelab.mixed_gpu.upgrade#role) sets where an installation fails.
     type: dict
     default: {}
   lost:
@@ -97,8 +92,6 @@ options:
     description: Number of ended upgrades to keep.
     type: int
     default: 20
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -166,7 +159,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation im
     upgrade_steps,
     upgrade_words,
 )
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, fallbacks
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, fallbacks, host_record
 
 Answer = tuple[Json, Json]
 
@@ -181,6 +174,7 @@ def hosts_of(params: Json) -> dict[str, upgrade_steps.Host]:
             failure=textwrap.shorten(one.get("failure") or "", upgrade_stages.MOST_CHARACTERS, placeholder=" ..."),
             reboot_required=bool(one.get("reboot_required")),
             lends_at=one.get("lends_at") or "",
+            copy=one.get("copy") or {},
         )
         for name, one in params["found"].items()
     }
@@ -193,8 +187,7 @@ def ends_of(params: Json) -> list[upgrade_stages.Ends]:
 
 def served_over(path: str) -> list[str]:
     """Return the lenders of the active deployment. Raises UserError for a damaged file."""
-    text = json_file.read_text(path)
-    recorded = fact_record.empty() if text is None else fact_record.FORM.parse(text, path)
+    recorded = host_record.read(path)
     entry = recorded["models"].get(recorded["active"]) or {}
     return list(fallbacks.lenders(entry.get("rpc_endpoints") or []))
 

@@ -15,19 +15,18 @@ description:
     its variables is refused, with the nearest name. C(split_tuning_model_id) must be an id of C(llm_models).
   - Control characters are refused, but line breaks and tabs where a command line or an environment carries them. An
     address that a server binds to must be one.
-  - Works on the controller. A variable that depends on what a later role sets is left to that role.
+  - Works on the controller. What depends on a variable that a later role of this collection sets is left to that role.
+  - In a play of one's own, a warning names a variable that is not set yet, since another role may set it. What is known
+    of the value is judged, and the role that uses it refuses it where the variable is missing still. The playbooks of
+    this collection refuse it at once.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-    details: This action changes nothing.
-  diff_mode:
-    support: N/A
-    details: This action changes nothing.
-options: {}
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
+  - homelab.mixed_gpu._attributes.reads
+options:
+  roles:
+    description: Roles whose values are judged, all of them by default. Names are judged of all roles.
+    type: list
+    elements: str
+    default: []
 """
 
 EXAMPLES = r"""

@@ -15,13 +15,7 @@ description:
     longer.
   - Changes nothing.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-    details: This module changes nothing.
-  diff_mode:
-    support: N/A
+  - homelab.mixed_gpu._attributes.reads
 options:
   state:
     description: Whether it is wanted. V(auto) means where tensor mode or RPC devices serve.
@@ -48,8 +42,6 @@ options:
     description: Directory of what was measured.
     type: path
     default: /var/lib/mixed_gpu
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""
@@ -91,27 +83,29 @@ addresses:
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_state
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, host_record
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import watchdog_plan
 
 
 def loads(params: dict[str, t.Any], deployment: str) -> list[dict[str, t.Any]]:
     """Return the loads of the deployment's baseline; none where it has no baseline. Raises UserError."""
-    path = baselines.path(params["state_dir"], deployment)
-    text = json_file.read_text(path)
-    return [] if text is None else baselines.FORM.parse(text, path)["loads"]
+    baseline = baselines.FORM.read(baselines.path(params["state_dir"], deployment))
+    return [] if baseline is None else baseline["loads"]
 
 
 def run(params: dict[str, t.Any]) -> dict[str, t.Any]:
     """Return the module's result. Raises UserError for a file that cannot be used."""
-    text = json_file.read_text(params["fact_file"])
-    record = fact_record.empty() if text is None else fact_record.FORM.parse(text, params["fact_file"])
+    record = host_record.read(params["fact_file"])
     found = fact_record.find(record, params["fact_file"], params["deployment"], "llama_cpp")
     entry, deployment = found["entry"], found["deployment"]
     measured = loads(params, deployment) if entry is not None and deployment is not None else []
-    plan = watchdog_plan.plan(params["state"], entry, measured, params["stall_seconds"])
+    try:
+        plan = watchdog_plan.plan(params["state"], entry, measured, params["stall_seconds"])
+    except KeyError as exc:
+        raise UserError(f"the entry of {deployment} in {params['fact_file']} lacks {exc}: tune it again") from exc
     placements = watchdog_plan.lender_placements(entry)
     return {
         "changed": False,

@@ -12,19 +12,12 @@ description:
   - Writes the files of the watchdog, which come with this module, into a directory. A file that is as it should be is
     left alone.
 extends_documentation_fragment:
-  - homelab.mixed_gpu._attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
+  - homelab.mixed_gpu._attributes.no_diff
 options:
   directory:
     description: Directory of the program. It is made where it is missing, with those above it.
     type: path
     required: true
-author:
-  - The homelab.mixed_gpu maintainers (@homelab-mixed-gpu)
 """
 
 EXAMPLES = r"""

@@ -101,6 +101,11 @@ def test_a_failing_job_fails_with_its_own_return_code(play):
     assert result["rc"] == 3
 
 
+def test_a_command_that_failed_says_why_in_its_last_line(play):
+    _done, result = play("echo warning >&2; echo 'fetching failed: check the network.' >&2; exit 1")
+    assert result["msg"] == "counting: fetching failed: check the network."
+
+
 def test_gives_a_sign_of_life_and_ignores_a_log_the_job_did_not_touch(play, tmp_path):
     (tmp_path / "log").write_text("from yesterday\n")
     done, _result = play("sleep 10", heartbeat=1)

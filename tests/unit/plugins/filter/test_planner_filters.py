@@ -54,6 +54,39 @@ def test_a_wrong_field_is_a_filter_error_that_names_it() -> None:
         split_plan(make_problem(), [{}])
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (("devices", 0, "free_mib"), "devices[0].free_mib must be at most 1073741824, not 1180591620717411303424"),
+        (("devices", 0, "budget_mib"), "devices[0].budget_mib must be at most 1073741824"),
+        (("model", "block_count"), "model.block_count must be at most 4096"),
+        (("model", "block_bytes", 0), "model.block_bytes must hold whole numbers from 0 to 1125899906842624"),
+        (("model", "vocabulary_size"), "model.vocabulary_size must be at most"),
+        (("model", "embedding_length"), "model.embedding_length must be at most"),
+        (("serving", "context_size"), "serving.context_size must be at most 16777216"),
+        (("serving", "parallel_slots"), "serving.parallel_slots must be at most 256"),
+        (("serving", "micro_batch_size"), "serving.micro_batch_size must be at most 16777216"),
+        (("objective", "generated_tokens"), "objective.generated_tokens must be at most 16777216"),
+        (("tests", 0, "n_gen"), "tests[0].n_gen must be at most 16777216"),
+        (("reserve_mib",), "reserve_mib must be at most 1073741824"),
+        (("max_loads",), "max_loads must be at most 1000"),
+        (("indifference",), "indifference must be at most"),
+    ],
+)  # fmt: skip
+def test_a_number_that_cannot_be_is_one_sentence(path: tuple[t.Any, ...], words: str) -> None:
+    problem = make_problem()
+    holder: t.Any = problem
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = 2**70
+    with pytest.raises(AnsibleFilterError) as caught:
+        split_plan(problem, [])
+    assert f"problem.{words}" in str(caught.value)
+    holder[path[-1]] = float("nan")
+    with pytest.raises(AnsibleFilterError, match=f"problem.{path[0]}"):
+        split_plan(problem, [])
+
+
 def test_in_a_play(tmp_path: pathlib.Path) -> None:
     """Rounds as a play makes them, with templated and tagged values; the measurement is the sum that it should find."""
     (tmp_path / "round.yml").write_text(

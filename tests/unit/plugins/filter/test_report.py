@@ -193,7 +193,7 @@ def test_no_chart_needs_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     text = page("sandbox", panels=[])
     assert "<svg" not in text and "Charts are switched off" in text
-    with pytest.raises(AnsibleFilterError, match="matplotlib is missing"):
+    with pytest.raises(AnsibleFilterError, match="matplotlib is missing on the controller .*pip install matplotlib"):
         page("sandbox")
 
 
@@ -255,3 +255,25 @@ def test_each_device_alone_is_on_the_page_when_it_was_measured() -> None:
     assert "out of memory: too &lt;small&gt;" in html
     assert "<b>It looks swapped.</b>" in html
     assert "Each device alone" not in page("mixed_70b")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fingerprint_parts": {"serving": -1}}, {"decision": {"contexts": {"rows": [{"missing_mib": None}]}}},
+        {"decision": 5}, {"placement": [{"id": "x"}]}, {"serving": []},
+    ],
+)  # fmt: skip
+def test_a_damaged_entry_is_one_sentence(change: dict[str, t.Any]) -> None:
+    entry = json.loads((ROOT / "tests/fixtures/report/mixed_70b.json").read_text(encoding="utf-8"))["entry"]
+    for name, value in change.items():
+        entry[name] = {**entry[name], **value} if isinstance(value, dict) else value
+    with pytest.raises(AnsibleFilterError, match="is no entry of .*run split_tuning again"):
+        split_report(entry, PAGE)
+
+
+def test_names_of_a_model_or_device_move_nothing_on_a_terminal() -> None:
+    entry = json.loads((ROOT / "tests/fixtures/report/mixed_70b.json").read_text(encoding="utf-8"))["entry"]
+    entry["model"]["name"] = entry["devices"][0]["device"] = "a\x1b[2J\nb\u202ec"
+    for line in [*split_summary(entry), *split_closing(entry, "/r.html")]:
+        assert line.isprintable(), line

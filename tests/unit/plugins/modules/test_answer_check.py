@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import job
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import random_model
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import answers
@@ -58,8 +56,8 @@ void ggml_backend_tensor_copy(const struct ggml_tensor *from, struct ggml_tensor
 class Check:
     """Runs the module with a fake llama-server; C(starts) are its command lines."""
 
-    def __init__(self, tmp_path, capfd):
-        self.capfd, self.here, self.log = capfd, tmp_path, tmp_path / "log"
+    def __init__(self, tmp_path, call_module):
+        self.call_module, self.here, self.log = call_module, tmp_path, tmp_path / "log"
         program = tmp_path / "llama-server"
         program.write_text(f"#!{sys.executable}\n{FAKE.read_text()}")
         program.chmod(0o755)
@@ -85,9 +83,7 @@ class Check:
             "environment": {"FAKE_MODE": mode, "FAKE_LOG": str(self.log), **(environment or {})},
             **changes, "_ansible_check_mode": check,
         }  # fmt: skip
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            answer_check.main()
-        return json.loads(self.capfd.readouterr().out)
+        return self.call_module(answer_check, arguments)
 
     @property
     def starts(self):
@@ -95,9 +91,9 @@ class Check:
 
 
 @pytest.fixture
-def checked(tmp_path, capfd, monkeypatch):
+def checked(tmp_path, call_module, monkeypatch):
     monkeypatch.setattr(AnsibleModule, "warn", lambda self, warning: None)
-    return Check(tmp_path, capfd)
+    return Check(tmp_path, call_module)
 
 
 def left_over(test):

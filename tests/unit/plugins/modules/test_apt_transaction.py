@@ -12,7 +12,6 @@ import subprocess
 import sys
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.modules import apt_transaction
 
 COLLECTIONS = pathlib.Path(apt_transaction.__file__).parents[5]
@@ -44,11 +43,9 @@ def host(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(capsys):
+def run(call_module):
     def _run(**arguments):
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            apt_transaction.main()
-        return json.loads(capsys.readouterr().out)
+        return call_module(apt_transaction, arguments)
 
     return _run
 

@@ -4,11 +4,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_host
 from ansible_collections.homelab.mixed_gpu.plugins.modules import cuda_toolkit_plan
 
@@ -41,12 +39,10 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def plan(home, capsys):
+def plan(home, call_module):
     def _plan(goal="choice", **arguments):
         arguments = {"root": str(home / "cuda"), "wheels_dir": str(home / "wheels"), "gpus": NO_CARD, **arguments}
-        with patch_module_args({"goal": goal, **arguments}), pytest.raises(SystemExit):
-            cuda_toolkit_plan.main()
-        return json.loads(capsys.readouterr().out)
+        return call_module(cuda_toolkit_plan, {"goal": goal, **arguments})
 
     return _plan
 

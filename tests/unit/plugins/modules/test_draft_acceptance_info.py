@@ -4,15 +4,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import sandboxed_run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import mode_trial
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import Server
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import known_next_token, random_model
 from ansible_collections.homelab.mixed_gpu.plugins.modules import draft_acceptance_info
+from ansible_collections.homelab.mixed_gpu.tests import local_server
 from ansible_collections.homelab.mixed_gpu.tests.fixtures import known_rounds
 
 VOCABULARY, AGREEMENT, N_MAX = 1024, [0.9, 0.5], 4
@@ -27,14 +25,12 @@ SERVING = {
 
 
 @pytest.fixture
-def count(capfd):
+def count(call_module):
     """Run the module; the result, or the message of its failure."""
 
     def run(**changes):
         arguments = {"entry": ENTRY, "texts": TEXTS, "generated_tokens": 100, "url": "http://127.0.0.1:1", **changes}
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            draft_acceptance_info.main()
-        return json.loads(capfd.readouterr().out.splitlines()[-1])
+        return call_module(draft_acceptance_info, arguments)
 
     return run
 
@@ -50,6 +46,36 @@ def test_what_is_wrong_is_said(count):
     assert "cannot be reached" in count()["msg"]
     assert count(generated_tokens=1)["msg"] == "generated_tokens is 1: give 0, or 2 and more."
     assert count(texts=[{"name": "code"}])["msg"].startswith("split_tuning_texts[0] (code) has no prompt")
+
+
+class _LongRunning(local_server.Handler):
+    """A server that has drafted more than a million times, and prints its counters as llama-server does."""
+
+    timings: object = {
+        "prompt_n": 2, "prompt_ms": 1.0, "predicted_n": 100, "predicted_ms": 500.0, "draft_n": 120,
+        "draft_n_accepted": 60,
+    }  # fmt: skip
+
+    def do_GET(self):
+        self.reply(200, b"llamacpp:spec_decode_num_drafts_total 1.28e+06\n", "text/plain")
+
+    def do_POST(self):
+        self.body()
+        self.reply(200, {"timings": self.timings})
+
+
+def test_rounded_counters_of_a_server_that_ran_for_long_do_not_count_as_no_drafts(count):
+    with local_server.serving(_LongRunning) as server:
+        rows = count(url=server.url)["acceptance"]["rows"]
+    assert [(row["drafted"], row["accepted"], row["drafts"]) for row in rows] == [(120, 60, 39)] * len(TEXTS)
+
+
+@pytest.mark.parametrize("timings", ["fast", 5, [1], {"predicted_n": "100", "predicted_ms": None}])
+def test_an_answer_without_usable_timings_is_one_sentence(count, monkeypatch, timings):
+    monkeypatch.setattr(_LongRunning, "timings", timings)
+    with local_server.serving(_LongRunning) as server:
+        said = count(url=server.url)["msg"]
+    assert said == "The acceptance of drafts was not counted: the answers to text 0 have 0 tokens."
 
 
 def write(path, agreement, **more):

@@ -6,7 +6,6 @@ import json
 import pathlib
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 from ansible_collections.homelab.mixed_gpu.plugins.modules import engine_comparison_info
 
@@ -16,14 +15,12 @@ ENTRY = json.loads(
 
 
 @pytest.fixture
-def compare(capsys, tmp_path):
+def compare(call_module, tmp_path):
     def run(text):
         path = tmp_path / "mixed_gpu.fact"
         if text is not None:
             path.write_text(text)
-        with patch_module_args({"path": str(path)}), pytest.raises(SystemExit):
-            engine_comparison_info.main()
-        return json.loads(capsys.readouterr().out)
+        return call_module(engine_comparison_info, {"fact_file": str(path)})
 
     return run
 
@@ -47,3 +44,8 @@ def test_a_record_becomes_rows_and_lines(compare):
 def test_what_cannot_be_compared(compare, text, words):
     result = compare(text)
     assert result["failed"] and words in result["msg"]
+
+
+def test_a_record_that_is_no_file_is_one_sentence(compare, tmp_path):
+    (tmp_path / "mixed_gpu.fact").mkdir()
+    assert "mixed_gpu.fact cannot be read (Is a directory): run as root, or move it away." in compare(None)["msg"]

@@ -4,11 +4,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.modules import fleet_info
 from ansible_collections.homelab.mixed_gpu.tests.fixtures import fleet
 
@@ -17,11 +14,9 @@ SHOWN = f"Id={SERVER}\nActiveState=failed\nResult=oom-kill\n\nId={LENDS}\nActive
 
 
 @pytest.fixture
-def run(capfd):
+def run(call_module):
     def call(**options):
-        with patch_module_args(options), pytest.raises(SystemExit):
-            fleet_info.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(fleet_info, options)
 
     return call
 

@@ -3,23 +3,19 @@
 
 from __future__ import annotations
 
-import json
-
 import gguf
 import numpy
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.modules import gguf_info
+from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._models import gguf_bytes
 
 
 @pytest.fixture
-def run(tmp_path, capfd):
+def run(tmp_path, call_module):
     def _run(path, check=False, **arguments):
         arguments = {"cache_dir": str(tmp_path / "cache"), **arguments}
         arguments |= {"path": str(path), "_ansible_check_mode": check}
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            gguf_info.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(gguf_info, arguments)
 
     return _run
 
@@ -117,6 +113,16 @@ def test_a_shard_under_another_name_is_said(run, tmp_path):
     assert "keep llama.cpp's names" in run(renamed)["msg"]
 
 
+def test_a_shard_that_is_another_one_than_its_name_says_is_named(run, tmp_path):
+    write(tmp_path / "m.gguf", shards=3)
+    shards = sorted(tmp_path.glob("*-of-*.gguf"))
+    write(tmp_path / "whole.gguf")
+    for other, said in ((shards[0], f"shard 1 of {len(shards)}"), (tmp_path / "whole.gguf", "no shard")):
+        shards[1].write_bytes(other.read_bytes())
+        message = run(shards[0])["msg"]
+        assert f"{shards[1]} is named as shard 2 of" in message and f"says that it is {said}: download" in message
+
+
 @pytest.mark.parametrize("keep", [0, 3, 20, 100, 700, -1])
 def test_every_truncation_is_one_sentence(run, tmp_path, keep):
     path = tmp_path / "m.gguf"
@@ -151,3 +157,31 @@ def test_check_mode_writes_nothing_and_foresees_a_missing_file(run, tmp_path):
     write(path)
     assert run(path, check=True)["model"]["block_count"] == 3
     assert not (tmp_path / "cache").exists()
+
+
+def test_the_python_of_the_other_modules_of_models_is_taken(run, tmp_path):
+    """People give all modules of models the same options; this one does not need it."""
+    write(tmp_path / "m.gguf")
+    assert run(tmp_path / "m.gguf", host_python="/nonexistent/python")["model"]["block_count"] == 3
+
+
+def test_tensors_in_the_same_place_are_refused(run, tmp_path):
+    keys = [gguf_bytes.value(name, held) for name, held in gguf_bytes.model().items()]
+    tensors = [
+        gguf_bytes.tensor(name, [64], offset=place)
+        for name, place in (("token_embd.weight", 0), ("blk.0.attn_q.weight", 256), ("blk.1.attn_q.weight", 480))
+    ]
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_bytes.file(keys, tensors))
+    said = run(path)["msg"]
+    assert "has the tensors 'blk.0.attn_q.weight' and 'blk.1.attn_q.weight' in the same place: llama.cpp does" in said
+
+
+def test_names_of_tensors_stay_one_line_in_a_note(run, tmp_path):
+    keys = [gguf_bytes.value(name, held) for name, held in gguf_bytes.model().items()]
+    names = ("token_embd.weight", "blk.0.attn_q.weight", "blk.1.attn_q.weight", "a\n\x1b[31mred")
+    tensors = [gguf_bytes.tensor(name, [64], offset=256 * place) for place, name in enumerate(names)]
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_bytes.file(keys, tensors))
+    (note,) = run(path)["model"]["notes"]
+    assert r"not counted ('a\n\x1b[31mred')" in note and note.isprintable()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import http.server
-import json
 import os
 import pathlib
 import threading
@@ -14,7 +13,6 @@ import time
 import typing as t
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import load_check
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import remote_header
 from ansible_collections.homelab.mixed_gpu.plugins.modules import gguf_load_check
@@ -120,14 +118,13 @@ def program(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.fixture
-def check(tmp_path: pathlib.Path, program: pathlib.Path, capfd: t.Any) -> t.Callable[..., dict[str, t.Any]]:
+def check(tmp_path: pathlib.Path, program: pathlib.Path, call_module: t.Any) -> t.Callable[..., dict[str, t.Any]]:
     def _check(files: list[dict[str, t.Any]], **arguments: t.Any) -> dict[str, t.Any]:
         arguments = {"program": str(program), "work_dir": str(tmp_path / "work"), "files": files, **arguments}
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            gguf_load_check.main()
+        result = call_module(gguf_load_check, arguments)
         left = list((tmp_path / "work").iterdir()) if (tmp_path / "work").exists() else []
         assert left == []
-        return json.loads(capfd.readouterr().out)
+        return result
 
     return _check
 

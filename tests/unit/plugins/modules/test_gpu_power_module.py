@@ -4,21 +4,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import HERE, build_library, environment
+from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import HERE, environment
 
-RUN = """
-import json, sys
-from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.modules import gpu_power
-with patch_module_args(json.loads(sys.argv[1])):
-    gpu_power.main()
-"""
 SLOW = "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa"
 
 
@@ -27,26 +18,14 @@ def wanted(watts, clocks=None):
     return {"schema": 1, "cards": [entry]}
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return build_library(tmp_path_factory.mktemp("nvml"))
-
-
 @pytest.fixture
-def run(library, tmp_path):
+def run(library, tmp_path, start_module):
     text = (HERE / "profiles" / "rtx4090_rtx3090.txt").read_text() + f"system.state_file={tmp_path}/state\n"
 
     def _run(check=False, profile=text, path="", **arguments):
         arguments |= {"_ansible_check_mode": check, "_ansible_diff": True, "record": str(tmp_path / "record.json")}
-        variables = environment(library, None, profile) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        variables["PATH"] = f"{path}:{os.environ['PATH']}"
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, json.dumps(arguments)],
-            env=variables, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert "Traceback" not in done.stderr, done.stderr
-        _run.variables = variables
-        return json.loads(done.stdout)
+        _run.variables = environment(library, None, profile) | {"PATH": f"{path}:{os.environ['PATH']}"}
+        return start_module("gpu_power", arguments, _run.variables)
 
     return _run
 

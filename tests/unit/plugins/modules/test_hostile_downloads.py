@@ -238,13 +238,14 @@ def test_a_body_of_unknown_size_leaves_the_reserve_alone(fetch: t.Any, small_dis
 def test_a_body_of_unknown_size_has_a_limit_on_any_disk(tmp_path: pathlib.Path, monkeypatch: t.Any) -> None:
     monkeypatch.setattr(transfer, "UNNAMED_LIMIT_BYTES", 1 << 20)
     part = part_file.PartFile(str(tmp_path / "m.gguf.part"))
-    params = {"url": "http://host/m.gguf", "size_bytes": None, "reserve_mib": 0}
+    params = {"url": "http://host/m.gguf", "size_bytes": None, "reserve_mib": 0, "timeout_seconds": 60}
     job = download.Download(params, part, download.Progress(None), {}, lambda *_needed: None, None, None)
 
+    class Raw:
+        read1 = staticmethod(bytes)
+
     class Response:
-        def iter_content(self, n_bytes: int) -> t.Iterator[bytes]:
-            while True:
-                yield bytes(n_bytes)
+        raw = Raw
 
     with pytest.raises(UserError, match="names no size and sends more than 1 MiB.*; what came was removed"):
         job.write(Response(), 0, None)

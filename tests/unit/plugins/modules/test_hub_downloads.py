@@ -22,7 +22,6 @@ import typing as t
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import entries, hub_api
 from ansible_collections.homelab.mixed_gpu.plugins.modules import hub_files, model_file
@@ -72,15 +71,13 @@ def hub(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[s
 
 
 @pytest.fixture
-def ask(hub: server.Hub, tmp_path: pathlib.Path, capfd: t.Any) -> t.Callable[..., dict[str, t.Any]]:
+def ask(hub: server.Hub, tmp_path: pathlib.Path, call_module: t.Any) -> t.Callable[..., dict[str, t.Any]]:
     def _ask(check: bool = False, **arguments: t.Any) -> dict[str, t.Any]:
         arguments = {
             "repo": REPO, "endpoint": hub.url, "record_dir": str(tmp_path / "records"), "retry_seconds": 0,
             "timeout_seconds": 5, **arguments, "_ansible_check_mode": check, "_ansible_diff": True,
         }
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            hub_files.main()
-        return result(capfd)
+        return result(call_module(hub_files, arguments))
 
     return _ask
 
@@ -100,12 +97,10 @@ def options(hub: server.Hub, path: pathlib.Path, tmp_path: pathlib.Path) -> dict
 
 
 @pytest.fixture
-def fetch(options: dict[str, t.Any], capfd: pytest.CaptureFixture[str]) -> t.Callable[..., dict[str, t.Any]]:
+def fetch(options: dict[str, t.Any], call_module: t.Any) -> t.Callable[..., dict[str, t.Any]]:
     def _fetch(check: bool = False, **more: t.Any) -> dict[str, t.Any]:
         given = {key: value for key, value in {**options, **more}.items() if value is not None}
-        with patch_module_args({**given, "_ansible_check_mode": check}), pytest.raises(SystemExit):
-            model_file.main()
-        return result(capfd)
+        return result(call_module(model_file, {**given, "_ansible_check_mode": check}))
 
     return _fetch
 
@@ -144,9 +139,8 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AnsibleModule, "warn", lambda _module, warning: WARNINGS.append(warning))
 
 
-def result(capfd: t.Any) -> dict[str, t.Any]:
-    """Return a module's result, and under C(said) what it warned of."""
-    found = json.loads(capfd.readouterr().out)
+def result(found: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Return a module's result, with what it warned of under C(said)."""
     found["said"], WARNINGS[:] = list(WARNINGS), []
     return found
 
@@ -341,6 +335,17 @@ def test_a_token_that_others_could_read_is_not_used(ask: t.Any, fetch: t.Any, ga
     os.chmod(token_file, 0o640)
     for failed in (ask(quant="Q4_K_M", token_file=token_file), fetch(token_file=token_file)):
         assert f"chmod 600 {token_file}" in failed["msg"]
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("held", ["hf_a hf_secret", "hf_secret\nHost: x", "\ufeffhf_secret", "hf_secret\0"])
+def test_what_is_no_token_is_said_and_never_shown(
+    ask: t.Any, fetch: t.Any, gated: t.Any, hub: server.Hub, held: str
+) -> None:
+    token_file = gated("good")
+    pathlib.Path(token_file).write_text(held)
+    for failed in (ask(quant="Q4_K_M", token_file=token_file), fetch(token_file=token_file)):
+        assert f"{token_file} holds more than a token" in failed["msg"] and "secret" not in json.dumps(failed["msg"])
     assert hub.requests == []
 
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import pathlib
 import shutil
@@ -13,7 +12,6 @@ import typing as t
 
 import pytest
 import yaml
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.doc_fragments import _hub
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import gguf_model, hub_lookup
 from ansible_collections.homelab.mixed_gpu.plugins.modules import hub_files, hub_models_info
@@ -46,12 +44,10 @@ def hub(
 
 
 @pytest.fixture
-def ask(hub: server.Hub, capfd: pytest.CaptureFixture[str]) -> t.Callable[..., dict[str, t.Any]]:
+def ask(hub: server.Hub, call_module: t.Any) -> t.Callable[..., dict[str, t.Any]]:
     def _ask(**arguments: t.Any) -> dict[str, t.Any]:
         given = {"repo": REPO, "endpoint": hub.url, "retry_seconds": 0, **arguments}
-        with patch_module_args(given), pytest.raises(SystemExit):
-            hub_models_info.main()
-        return t.cast("dict[str, t.Any]", json.loads(capfd.readouterr().out))
+        return call_module(hub_models_info, given)
 
     return _ask
 

@@ -21,9 +21,11 @@ import time
 import zipfile
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import cards
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import compile_host
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import cards, host_hardware
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import build_copy
 from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_cpp_build
+from ansible_collections.homelab.mixed_gpu.tests import local_server
 
 needs_cmake = pytest.mark.skipif(
     not (shutil.which("cmake") and shutil.which("ninja") and shutil.which("cc")), reason="needs cc, CMake and Ninja"
@@ -97,11 +99,8 @@ def site(tmp_path):
 
     directory = tmp_path / "site"
     directory.mkdir()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(directory)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield directory, f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with local_server.serving(functools.partial(Handler, directory=str(directory))) as server:
+        yield directory, server.url
 
 
 @pytest.fixture
@@ -143,6 +142,8 @@ def settings(tmp_path, site, bin_dir):
         "targets": ["llama-bench"],
         "extra_builds": [],
         "quick_compile": False,
+        "copy": True,
+        "offer_to": [],
         "web_ui": False,
         "prefix": str(tmp_path / "prefix"),
         "keep_builds": 2,
@@ -159,14 +160,11 @@ def arguments(state, settings, **more):
 
 
 @pytest.fixture
-def run(capfd):
+def run(call_module):
     """Call the module in this process; return its result."""
 
     def _run(state, settings, **more):
-        capfd.readouterr()
-        with patch_module_args(arguments(state, settings, **more)), pytest.raises(SystemExit):
-            llama_cpp_build.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(llama_cpp_build, arguments(state, settings, **more))
 
     return _run
 
@@ -539,10 +537,13 @@ def test_refuses_to_begin_without_disk_and_memory(run, settings, bin_dir, monkey
 def test_missing_packages_are_named_and_the_rest_is_unknown(run, settings, bin_dir):
     program(bin_dir / "dpkg-query", "echo dpkg installed 1-1; echo cmake deinstall 3; exit 1")
     program(bin_dir / "cc", "exit 1")
+    pathlib.Path(settings["prefix"]).mkdir()
+    pathlib.Path(settings["prefix"], "current").symlink_to("b6-of-another-host")
     planned = run("planned", settings)
+    assert planned["planned"]["present"]["builds"] == {"main": "b6-of-another-host"}
     assert planned["changed"] and {"build-essential", "cmake"} <= set(planned["missing_packages"])
     assert "the key is unknown until build-essential, " in planned["actions"][1]
-    assert planned["planned"]["wanted"] == {"version": "", "builds": {}}
+    assert planned["planned"]["wanted"] == {"version": "", "builds": {}} and planned["planned"]["record"] == {}
     assert "are missing; run the whole role llama_cpp" in failure(run("present", settings))
 
 
@@ -560,11 +561,25 @@ def test_architectures_are_those_of_the_cards(run, settings, bin_dir, monkeypatc
     monkeypatch.setattr(cards, "read", lambda _python: {"available": False, "reason": "No NVIDIA driver"})
     assert "cards is unknown (No NVIDIA driver); correct that, or set" in failure(run("planned", cuda))
     assert "until the NVIDIA driver can be used" in run("planned", cuda, _ansible_check_mode=True)["actions"][0]
-    found = {"available": True, "gpus": [{"compute_capability": "8.9"}, {"compute_capability": "8.6"}]}
+    found = {"available": True, "reason": None, "gpus": [{"compute_capability": "8.9"}, {"compute_capability": "8.6"}]}
     monkeypatch.setattr(cards, "read", lambda _python: found)
     automatic = run("planned", cuda)["planned"]["wanted"]["builds"]
     given = run("planned", cuda | {"cuda_architectures": [86, 89]})["planned"]["wanted"]["builds"]
     assert automatic == given and given != run("planned", settings)["planned"]["wanted"]["builds"]
+
+
+def test_a_build_is_for_the_cards_of_hosts_that_copy_it_too(run, settings, bin_dir, monkeypatch):
+    nvcc = "Cuda compilation tools, release 12.8, V12.8.93"
+    program(bin_dir / "nvcc", f"echo {nvcc}")
+    cuda = settings | {"backends": ["cuda"], "cuda_root": str(bin_dir.parent)}
+    card = {"available": True, "reason": None, "gpus": [{"compute_capability": "8.9"}]}
+    monkeypatch.setattr(cards, "read", lambda _python: card)
+    lender = build_copy.described(cuda, build_copy.Machine(*compile_host.system(), nvcc, ["75"]))
+    found = run("planned", cuda | {"offer_to": [lender]})["planned"]["wanted"]["builds"]
+    assert found == run("planned", cuda | {"cuda_architectures": [89, 75]})["planned"]["wanted"]["builds"]
+    lender["settings"]["copy"] = False
+    alone = run("planned", cuda | {"offer_to": [lender]})["planned"]["wanted"]["builds"]
+    assert alone == run("planned", cuda)["planned"]["wanted"]["builds"] != found
 
 
 def test_architectures_are_known_from_the_bus_where_no_driver_answers(run, settings, bin_dir, monkeypatch):
@@ -573,7 +588,7 @@ def test_architectures_are_known_from_the_bus_where_no_driver_answers(run, setti
     monkeypatch.setattr(cards, "read", lambda _python: {"available": False, "reason": "Reboot.", "gpus": []})
     devices = [{"address": f"0000:0{place}:00.0", "device_id": number} for place, number in enumerate(("0x1b38",
                "0x2204"))]
-    monkeypatch.setattr(llama_cpp_build.host_hardware, "nvidia_devices", lambda: devices)
+    monkeypatch.setattr(host_hardware, "nvidia_devices", lambda: devices)
     found = run("planned", cuda)["planned"]["wanted"]["builds"]
     assert found == run("planned", cuda | {"cuda_architectures": [61, 86]})["planned"]["wanted"]["builds"]
     program(bin_dir / "nvcc", "echo Cuda compilation tools, release 13.0, V13.0.88")

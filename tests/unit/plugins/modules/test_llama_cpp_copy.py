@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import pathlib
+import shutil
 import tarfile
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import job, json_file
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import build_plan
 from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_cpp_build, llama_cpp_copy
@@ -27,17 +26,14 @@ PROGRAM = "#!/bin/sh\necho 'version: 7 (abc)'\n"
 
 
 @pytest.fixture
-def run(capfd):
+def run(call_module):
     """Call a module in this process; return its result."""
 
     def _run(module, state, settings, **more):
         paths = {"host_python": "/nonexistent/python", "upgrade_record": "/nonexistent/upgrade.json"}
         name = {"host": "pc2"} if module is llama_cpp_copy else {}
-        capfd.readouterr()
         arguments = {"state": state, "settings": settings, **paths, **name, **more}
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            module.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(module, arguments)
 
     return _run
 
@@ -86,6 +82,7 @@ def test_the_same_build_is_there_afterwards_in_the_same_place(run, box, lender, 
     assert found["changed"] and found["plan"] == {
         "taken": True, "changed": True, "missing": True, "missing_packages": [],
         "why": f"llama.cpp is not built on pc2: {name} is copied from pc2.",
+        "wanted": {"version": "b7", "builds": {"main": name}},
     }  # fmt: skip
     assert run(llama_cpp_copy, "present", lender, **offered)["changed"]
     there, here = (pathlib.Path(settings["prefix"], "current") for settings in (box, lender))
@@ -101,6 +98,31 @@ def test_the_same_build_is_there_afterwards_in_the_same_place(run, box, lender, 
     again = planned(run, lender, offered)
     assert not again["changed"] and again["plan"]["taken"] and not again["plan"]["missing"]
     assert not run(llama_cpp_copy, "present", lender, offer=offered["offer"])["changed"]
+
+
+def test_a_planned_build_is_offered_before_it_is_there_and_taken_without_a_switch(run, box, lender, offered):
+    """As an upgrade does: the box builds beside what is in use, and the lenders copy that before any switches."""
+    assert run(llama_cpp_copy, "present", lender, **offered)["changed"]
+    prefix, before = pathlib.Path(box["prefix"]), os.readlink(pathlib.Path(box["prefix"], "current"))
+    newer = {"archive_url": "https://example.org/newer.tar", "archive_build_number": 8}
+    box, lender = {**box, **newer}, {**lender, **newer}
+    [build] = build_plan.plan(box, build_plan.source(box, {}), {"c": "cc 14", "cxx": "c++ 14"}, [])
+    planned_offer = run(llama_cpp_copy, "offered", box, record=build.record)["offer"]
+    assert planned_offer["record"] == build.record and planned_offer["packages"] == []
+    plan = run(llama_cpp_copy, "planned", lender, offer=planned_offer)["plan"]
+    assert plan["taken"] and plan["wanted"] == {"version": "b8", "builds": {"main": build.directory}}
+
+    shutil.copytree(prefix / before, prefix / build.directory, symlinks=True)
+    record = {**build.record, "built_at": "2026-01-02T00:00:00Z"}
+    (prefix / build.directory / "build.json").write_text(json_file.to_text(record))
+    offer = run(llama_cpp_copy, "offered", box, record=build.record)["offer"]
+    assert offer["record"] == record
+    archive = {"archive": offered["archive"]}
+    sha256 = run(llama_cpp_copy, "packed", box, record=offer["record"], **archive)["sha256"]
+    assert run(llama_cpp_copy, "built", lender, offer=offer, sha256=sha256, **archive)["changed"]
+    there = pathlib.Path(lender["prefix"])
+    assert os.readlink(there / "current") == before and (there / build.directory / "bin/llama-bench").exists()
+    assert not run(llama_cpp_copy, "built", lender, offer=offer)["changed"]
 
 
 def test_check_mode_changes_nothing(run, lender, offered):

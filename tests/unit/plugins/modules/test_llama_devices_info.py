@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import sys
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_devices_info
 
 FAKE = pathlib.Path(__file__).parents[2] / "fixtures_bench" / "fake_llama_bench.py"
@@ -19,7 +17,7 @@ CARDS = """Available devices:
 
 
 @pytest.fixture
-def run(tmp_path, capfd):
+def run(tmp_path, call_module):
     program = tmp_path / "llama-bench"
     program.write_text(f"#!{sys.executable}\n{FAKE.read_text()}")
     program.chmod(0o755)
@@ -27,9 +25,7 @@ def run(tmp_path, capfd):
     def _run(devices=PAIR, mode="ok", **arguments):
         environment = {"FAKE_MODE": mode, "FAKE_LOG": str(tmp_path / "log"), "FAKE_DEVICES": devices}
         arguments = {"llama_bench": str(program), "environment": environment, **arguments}
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            llama_devices_info.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(llama_devices_info, arguments)
 
     _run.log = tmp_path / "log"
     return _run

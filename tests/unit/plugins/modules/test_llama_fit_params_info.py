@@ -4,10 +4,7 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
 from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_fit_params_info
 
@@ -20,7 +17,7 @@ PRINTED = "CUDA0 21477 1408 312 \nCUDA1 18501 1152 426 \nHost 563 0 112 \n"
 
 
 @pytest.fixture
-def run(tmp_path, capfd):
+def run(tmp_path, call_module):
     def _run(script, **arguments):
         program = tmp_path / "llama-fit-params"
         if script is not None:
@@ -30,9 +27,7 @@ def run(tmp_path, capfd):
             "program": str(program), "model_path": "/m.gguf", "devices": ["CUDA0", "CUDA1"], "layers": [44, 37],
             "serving": SERVING, **arguments,
         }
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            llama_fit_params_info.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(llama_fit_params_info, arguments)
 
     return _run
 
@@ -61,7 +56,8 @@ def test_experts_in_ram_are_asked_about_and_compared(run, tmp_path):
     result = run(
         f'echo "$*" > {log}\nprintf "CUDA0 7834 512 225 \\nCUDA1 6103 256 300 \\nHost 3753 0 16 \\n"',
         model=model, layers=[32, 17],
-        experts_in_ram={"blocks": list(range(10)), "partial": None, "threads": 8, "no_host": True, "override": ""},
+        experts_in_ram={"kind": "experts", "blocks": list(range(10)), "partial": None, "threads": 8, "no_host": True,
+                        "override": ""},
     )
     assert result["available"] and result["host_mib"] == 3753 and result["fitted"] is None
     first, second = result["dry_run"]["difference_mib"]

@@ -4,18 +4,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import json
 import os
 import socket
-import subprocess
-import sys
-import threading
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_server_benchmark
+from ansible_collections.homelab.mixed_gpu.tests import local_server
 from ansible_collections.homelab.mixed_gpu.tests.fake_nvml import build
 
 FAST, SLOW = "GPU-11111111-2222-3333-4444-555555555555", "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa"
@@ -38,16 +33,7 @@ TESTS = [
 ]
 
 
-RUN = """
-import json, sys
-from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_server_benchmark
-with patch_module_args(json.loads(sys.argv[1])):
-    llama_server_benchmark.main()
-"""
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(local_server.Handler):
     def do_GET(self):
         answers = {
             "/props": {"default_generation_settings": {"n_ctx": CONTEXT}, "total_slots": 1},
@@ -56,7 +42,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(answers[self.path])
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         self.server.asked.append(body)
         count, generated = len(body["prompt"]), body["n_predict"]
         timings = {"cache_n": 0, "prompt_n": count, "prompt_ms": 10.0 * count}
@@ -71,40 +57,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
             return
-        data = self.server.raw or json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *dummy):
-        """Keep the output of the tests quiet."""
+        self.reply(200, self.server.raw or body)
 
 
-@contextlib.contextmanager
 def running(key=None, broken=False, raw=None, timings=None):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.key, server.broken, server.raw, server.timings = [], key, broken, raw, timings or {}
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return local_server.serving(Handler, asked=[], key=key, broken=broken, raw=raw, timings=timings or {})
 
 
-def run(capfd, **arguments):
-    with patch_module_args(arguments), pytest.raises(SystemExit):
-        llama_server_benchmark.main()
-    return json.loads(capfd.readouterr().out)
+@pytest.fixture
+def run(call_module):
+    return lambda **arguments: call_module(llama_server_benchmark, arguments)
 
 
-def test_samples_are_those_of_the_server(capfd):
+def test_samples_are_those_of_the_server(run):
     with running() as server:
-        result = run(capfd, url=server.url, tests=TESTS)
+        result = run(url=server.url, tests=TESTS)
     assert result["changed"]
     assert not result["reused"]
     assert result["result_path"] is None
@@ -123,9 +90,9 @@ def test_samples_are_those_of_the_server(capfd):
     assert too_long["skipped_reason"] == "needs 8208 tokens and a slot of this server has 2048"
 
 
-def test_prompts_are_exact_unique_and_not_cached(capfd):
+def test_prompts_are_exact_unique_and_not_cached(run):
     with running() as server:
-        run(capfd, url=server.url, tests=TESTS)
+        run(url=server.url, tests=TESTS)
     warm_up, first, second = server.asked
     assert len(warm_up["prompt"]) < len(first["prompt"]) == len(second["prompt"]) == 100
     assert first["prompt"][:8] != second["prompt"][:8]
@@ -135,14 +102,14 @@ def test_prompts_are_exact_unique_and_not_cached(capfd):
         assert all(0 <= token < VOCABULARY for token in body["prompt"])
 
 
-def test_second_run_measures_nothing(capfd, tmp_path):
+def test_second_run_measures_nothing(run, tmp_path):
     usual = {"tests": TESTS, "deployment": "d", "state_dir": str(tmp_path / "served")}
     with running() as server:
-        first = run(capfd, url=server.url, entry=ENTRY, **usual)
+        first = run(url=server.url, entry=ENTRY, **usual)
         asked = len(server.asked)
-        second = run(capfd, url=server.url, entry=ENTRY, **usual)
+        second = run(url=server.url, entry=ENTRY, **usual)
         assert len(server.asked) == asked
-        read = run(capfd, url=server.url, entry=ENTRY, deployment="d", state_dir=usual["state_dir"], measure=False)
+        read = run(url=server.url, entry=ENTRY, deployment="d", state_dir=usual["state_dir"], measure=False)
         assert len(server.asked) == asked
     assert (second["changed"], second["reused"]) == (False, True)
     assert second["tests"] == first["tests"] == read["tests"]
@@ -158,11 +125,11 @@ def test_second_run_measures_nothing(capfd, tmp_path):
         {"tests": TESTS[:1]}, {"tests": [{**TESTS[0], "repetitions": 1}, TESTS[1]]}, {"power_tokens": 16},
     ],
 )
-def test_another_configuration_or_other_tests_are_measured(capfd, tmp_path, change):
+def test_another_configuration_or_other_tests_are_measured(run, tmp_path, change):
     usual = {"tests": TESTS, "deployment": "d", "state_dir": str(tmp_path), "entry": ENTRY}
     with running() as server:
-        first = run(capfd, url=server.url, **usual)
-        second = run(capfd, url=server.url, **usual | change)
+        first = run(url=server.url, **usual)
+        second = run(url=server.url, **usual | change)
     assert not second["reused"] and second["result_path"] == first["result_path"]
     # the file holds the newest results alone
     assert [path.name for path in tmp_path.iterdir()] == ["d.json"]
@@ -170,20 +137,20 @@ def test_another_configuration_or_other_tests_are_measured(capfd, tmp_path, chan
     assert stored["tests"] == second["tests"] and stored["power_tokens"] == change.get("power_tokens", 0)
 
 
-def test_without_measuring_only_results_of_the_configuration_are_read(capfd, tmp_path):
+def test_without_measuring_only_results_of_the_configuration_are_read(run, tmp_path):
     usual = {"deployment": "d", "state_dir": str(tmp_path), "entry": ENTRY, "url": "http://127.0.0.1:1"}
-    nothing = run(capfd, measure=False, **usual)
+    nothing = run(measure=False, **usual)
     with running() as server:
-        run(capfd, tests=TESTS, **usual | {"url": server.url})
-    other = run(capfd, measure=False, **usual | {"entry": {**ENTRY, "fingerprint": "g"}})
+        run(tests=TESTS, **usual | {"url": server.url})
+    other = run(measure=False, **usual | {"entry": {**ENTRY, "fingerprint": "g"}})
     for result in (nothing, other):
         assert (result["changed"], result["reused"], result["tests"], result["power"]) == (False, False, [], None)
 
 
-def test_check_mode_measures_nothing(capfd, tmp_path):
+def test_check_mode_measures_nothing(run, tmp_path):
     with running() as server:
         arguments = {"url": server.url, "tests": TESTS, "deployment": "d", "entry": ENTRY, "state_dir": str(tmp_path)}
-        result = run(capfd, _ansible_check_mode=True, **arguments)
+        result = run(_ansible_check_mode=True, **arguments)
         assert server.asked == []
     assert result["changed"]
     assert {test["skipped_reason"] for test in result["tests"]} == {"not measured in check mode"}
@@ -191,39 +158,34 @@ def test_check_mode_measures_nothing(capfd, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2, "tests": []}', '{"schema": 1}', '{"schema": 1, "te'])
-def test_damaged_result_names_file_and_cure(capfd, tmp_path, text):
+def test_damaged_result_names_file_and_cure(run, tmp_path, text):
     path = tmp_path / "d.json"
     path.write_text(text)
     arguments = {"url": "http://127.0.0.1:1", "deployment": "d", "entry": ENTRY, "state_dir": str(tmp_path)}
     for measure in (True, False):
-        result = run(capfd, measure=measure, **arguments)
+        result = run(measure=measure, **arguments)
         assert result["failed"]
         assert result["msg"].startswith(f"{path} is damaged") and "remove it" in result["msg"]
 
 
-def test_power_is_not_read_where_there_are_no_cards(capfd):
+def test_power_is_not_read_where_there_are_no_cards(run):
     with running() as server:
-        off = run(capfd, url=server.url, entry=CARDS)
-        rpc = run(capfd, url=server.url, entry=ENTRY, power_tokens=16)
+        off = run(url=server.url, entry=CARDS)
+        rpc = run(url=server.url, entry=ENTRY, power_tokens=16)
         devices = [*CARDS["devices"], {"device": "RPC0", "id": "192.168.1.20:50052", "backend": "RPC"}]
-        lent = run(capfd, url=server.url, entry={**CARDS, "devices": devices}, power_tokens=16)
+        lent = run(url=server.url, entry={**CARDS, "devices": devices}, power_tokens=16)
     assert off["power"] == {"reason": "switched off (power_tokens is 0)"}
     assert "are not NVIDIA cards" in rpc["power"]["reason"]
     assert "192.168.1.20:50052 is on another host" in lent["power"]["reason"]
     assert all(len(body["prompt"]) != 16 or body["n_predict"] == 4 for body in server.asked)  # the warm-up alone
 
 
-def test_power_of_the_cards_while_one_long_answer_is_generated(tmp_path):
-    library = build.build_library(tmp_path)
+def test_power_of_the_cards_while_one_long_answer_is_generated(library, start_module):
     text = (build.HERE / "profiles" / "under_load.txt").read_text(encoding="utf-8")
-    variables = build.environment(library, None, text) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    variables = build.environment(library, None, text)
     with running() as server:
         arguments = {"url": server.url, "entry": CARDS, "power_tokens": 10**6}
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, json.dumps(arguments)],
-            env=variables, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    power = json.loads(done.stdout)["power"]
+        power = start_module("llama_server_benchmark", arguments, variables)["power"]
     assert power["reason"] is None
     assert [card["id"] for card in power["cards"]] == [FAST, SLOW]
     assert power["watts"] == pytest.approx(sum(card["watts"] for card in power["cards"])) and power["watts"] > 0
@@ -231,25 +193,25 @@ def test_power_of_the_cards_while_one_long_answer_is_generated(tmp_path):
     assert server.asked[-1]["n_predict"] == CONTEXT - 16
 
 
-def test_key_is_read_from_its_file(capfd, tmp_path):
+def test_key_is_read_from_its_file(run, tmp_path):
     key_file = tmp_path / "key"
     key_file.write_text("# a comment\nsecret-key\n")
     (tmp_path / "another").write_text("another\n")
     with running(key="secret-key") as server:
-        result = run(capfd, url=server.url, tests=TESTS[:1], api_key_file=str(key_file))
-        refused = run(capfd, url=server.url, tests=TESTS[:1], api_key_file=str(tmp_path / "another"))
-        without = run(capfd, url=server.url, tests=TESTS[:1], api_key_file=str(tmp_path / "absent"))
+        result = run(url=server.url, tests=TESTS[:1], api_key_file=str(key_file))
+        refused = run(url=server.url, tests=TESTS[:1], api_key_file=str(tmp_path / "another"))
+        without = run(url=server.url, tests=TESTS[:1], api_key_file=str(tmp_path / "absent"))
     assert result["changed"]
     assert "secret-key" not in json.dumps(result)
     for failure in (refused, without):
         assert "refuses the API key" in failure["msg"]
 
 
-def test_server_that_is_not_there(capfd):
+def test_server_that_is_not_there(run):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        result = run(capfd, url=url, tests=TESTS)
+        result = run(url=url, tests=TESTS)
     assert result["failed"]
     assert "cannot be reached" in result["msg"]
     assert "is llama-server running?" in result["msg"]
@@ -266,9 +228,9 @@ def test_server_that_is_not_there(capfd):
         ({"timings": {"prompt_ms": None}}, "no usable timings"),
     ],
 )
-def test_unusable_answers_are_one_sentence(capfd, behaviour, words):
+def test_unusable_answers_are_one_sentence(run, behaviour, words):
     with running(**behaviour) as server:
-        result = run(capfd, url=server.url, tests=TESTS)
+        result = run(url=server.url, tests=TESTS)
     assert result["failed"]
     assert words in result["msg"]
     assert "exception" not in result
@@ -283,8 +245,8 @@ def test_unusable_answers_are_one_sentence(capfd, behaviour, words):
         ([{**TESTS[0], "generated_tokens": -1}], "generated_tokens is -1"),
     ],
 )
-def test_unusable_tests_are_refused(capfd, tests, words):
-    result = run(capfd, url="http://127.0.0.1:1", tests=tests)
+def test_unusable_tests_are_refused(run, tests, words):
+    result = run(url="http://127.0.0.1:1", tests=tests)
     assert result["failed"]
     assert words in result["msg"]
 
@@ -297,7 +259,7 @@ def test_unusable_tests_are_refused(capfd, tests, words):
         ({"deployment": "d", "entry": {}}, "is not complete"),
     ],
 )
-def test_a_deployment_that_cannot_be_stored(capfd, tmp_path, arguments, words):
+def test_a_deployment_that_cannot_be_stored(run, tmp_path, arguments, words):
     (tmp_path / "d.json").write_text('{"schema": 1, "tests": []}')
-    result = run(capfd, url="http://127.0.0.1:1", state_dir=str(tmp_path), **arguments)
+    result = run(url="http://127.0.0.1:1", state_dir=str(tmp_path), **arguments)
     assert result["failed"] and words in result["msg"]

@@ -5,72 +5,36 @@ process answers /slots in the shape of b11312, whose real answers the Molecule s
 
 from __future__ import annotations
 
-import http.server
-import json
-import os
-import subprocess
-import sys
 import threading
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import busy
-from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import HERE, build_library, environment
+from ansible_collections.homelab.mixed_gpu.tests import local_server
+from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import HERE, environment
 
-RUN = """
-import json, sys
-from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_server_busy_info
-with patch_module_args(json.loads(sys.argv[1])):
-    llama_server_busy_info.main()
-"""
 IDLE = {"id": 0, "n_ctx": 512, "is_processing": False}
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(local_server.Handler):
     def do_GET(self):
         status, body = self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
         if self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
             status, body = 401, {}
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *dummy):
-        """Keep the output of the tests quiet."""
+        self.reply(status, body)
 
 
 @pytest.fixture
 def server():
-    serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    serving.answers, serving.key = [(200, [IDLE])], None
-    serving.url = f"http://127.0.0.1:{serving.server_port}"
-    thread = threading.Thread(target=serving.serve_forever, daemon=True)
-    thread.start()
-    yield serving
-    serving.shutdown()
-    serving.server_close()
-    thread.join()
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return build_library(tmp_path_factory.mktemp("nvml"))
+    with local_server.serving(Handler, answers=[(200, [IDLE])], key=None) as serving:
+        yield serving
 
 
 @pytest.fixture
-def run(library, server):
+def run(library, server, start_module):
     def _run(profile="no_driver", text=None, **arguments):
         variables = environment(library, None if text else profile, text)
-        variables["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         arguments = {"url": server.url, "lease_unit": "", "seconds": 0.6, **arguments}
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, json.dumps(arguments)],
-            env=variables, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert "Traceback" not in done.stderr, done.stderr
-        return json.loads(done.stdout)
+        return start_module("llama_server_busy_info", arguments, variables)
 
     return _run
 

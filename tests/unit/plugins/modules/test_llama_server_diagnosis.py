@@ -5,10 +5,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.tests.fake_nvml import build
@@ -16,38 +13,17 @@ from ansible_collections.homelab.mixed_gpu.tests.fake_nvml import build
 FIXTURES = pathlib.Path(__file__).resolve().parents[3] / "fixtures"
 ENTRY = json.loads((FIXTURES / "report" / "mixed_70b.json").read_text(encoding="utf-8"))["entry"]
 READY = {"state": "ready", "deviations": [], "last_lines": [], "reason": ""}
-RUN = """
-import json, sys
-from ansible.module_utils.testing import patch_module_args
-from ansible_collections.homelab.mixed_gpu.plugins.modules import llama_server_diagnosis
-with patch_module_args(json.loads(sys.argv[1])):
-    llama_server_diagnosis.main()
-"""
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return build.build_library(tmp_path_factory.mktemp("nvml"))
 
 
 @pytest.fixture
-def diagnose(library, tmp_path):
+def diagnose(library, tmp_path, start_module):
     def run(fails=False, **arguments):
         usual = {
             "url": "http://127.0.0.1:1", "deployment": "mixed", "entry": ENTRY, "server": READY, "journal_days": 0,
             "state_dir": str(tmp_path),
         }  # fmt: skip
         text = (build.HERE / "profiles" / "under_load.txt").read_text(encoding="utf-8")
-        variables = build.environment(library, None, text) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, json.dumps(usual | arguments)],
-            env=variables,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        result = json.loads(done.stdout)
+        result = start_module("llama_server_diagnosis", usual | arguments, build.environment(library, None, text))
         assert bool(result.get("failed")) is fails, result
         return result
 

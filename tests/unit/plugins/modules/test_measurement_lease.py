@@ -13,7 +13,6 @@ import time
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.modules import measurement_lease
 from ansible_collections.homelab.mixed_gpu.tests.unit.fixtures_bench import fake_systemd
@@ -28,15 +27,13 @@ def units(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(units, tmp_path, capfd, monkeypatch):
+def run(units, tmp_path, call_module, monkeypatch):
     def _run(owner="A", check=False, diff=False, **arguments):
         arguments = {
             "owner": owner, "wait_seconds": 0, "lease_file": str(_run.file), "lock_file": str(_run.lock),
             **arguments, "_ansible_check_mode": check, "_ansible_diff": diff,
         }
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            measurement_lease.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(measurement_lease, arguments)
 
     _run.warnings = []
     # Where the controller's code is loaded too, as in a whole test run, warnings do not come with the result.

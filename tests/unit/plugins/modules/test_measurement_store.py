@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import store
 from ansible_collections.homelab.mixed_gpu.plugins.modules import measurement_store
@@ -23,20 +21,17 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def run(tmp_path, capfd, monkeypatch):
+def run(tmp_path, call_module, monkeypatch):
     """Run the module; its result has its warnings."""
 
     def _run(keep=1, check=False):
         warnings = []
         monkeypatch.setattr(AnsibleModule, "warn", lambda _self, text: warnings.append(text))
-        capfd.readouterr()
         arguments = {
             "state_dir": str(tmp_path / "measurements"), "baselines_dir": str(tmp_path / "baselines"),
-            "record": str(tmp_path / "fact"), "keep_campaigns": keep, "_ansible_check_mode": check,
+            "fact_file": str(tmp_path / "fact"), "keep_campaigns": keep, "_ansible_check_mode": check,
         }  # fmt: skip
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            measurement_store.main()
-        return {**json.loads(capfd.readouterr().out), "warnings": warnings}
+        return {**call_module(measurement_store, arguments), "warnings": warnings}
 
     return _run
 

@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import store
 from ansible_collections.homelab.mixed_gpu.plugins.modules import measurement_store_info
@@ -15,14 +12,9 @@ LOAD = {"split_mode": "layer", "layers": [20, 13], "load": 1, "status": "ok", "r
 
 
 @pytest.fixture
-def read(tmp_path, capfd):
+def read(tmp_path, call_module):
     def _read(*campaigns, folder=tmp_path):
-        with (
-            patch_module_args({"state_dir": str(folder), "campaigns": list(campaigns)}),
-            pytest.raises(SystemExit),
-        ):
-            measurement_store_info.main()
-        return json.loads(capfd.readouterr().out)["loads"]
+        return call_module(measurement_store_info, {"state_dir": str(folder), "campaigns": list(campaigns)})["loads"]
 
     return _read
 

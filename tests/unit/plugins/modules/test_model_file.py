@@ -3,31 +3,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import http.server
 import json
 import os
+import re
 import socket
+import struct
 import threading
+import time
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
+import urllib3
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file
-from ansible_collections.homelab.mixed_gpu.tests import failing_disk
+from ansible_collections.homelab.mixed_gpu.tests import failing_disk, local_server
 
 DATA = os.urandom((20 << 20) + 12345)
 SHA = hashlib.sha256(DATA).hexdigest()
 WRONG = "0" * 64
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(local_server.Handler):
     """Serves DATA, with the faults that the server's `faults` names."""
 
     protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_arguments):
-        """Stay silent."""
 
     def do_GET(self):
         server = self.server
@@ -66,15 +66,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.data, server.etag, server.ranges = DATA, '"1"', True
-    server.cuts, server.statuses, server.requests = [], [], []
-    server.url = f"http://127.0.0.1:{server.server_port}/m.gguf"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    said = {"data": DATA, "etag": '"1"', "ranges": True, "cuts": [], "statuses": [], "requests": []}
+    with local_server.serving(Handler, **said) as server:
+        server.url += "/m.gguf"
+        yield server
 
 
 @pytest.fixture
@@ -83,15 +78,13 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def run(tmp_path, path, capfd):
+def run(tmp_path, path, call_module):
     def _run(check=False, **arguments):
         arguments = {
             "path": str(path), "manifest_dir": str(tmp_path / "manifests"), "retry_seconds": 0, "reserve_mib": 0,
             "lock_wait_seconds": 0, **arguments, "_ansible_check_mode": check,
         }
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            model_file.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(model_file, arguments)
 
     return _run
 
@@ -123,7 +116,7 @@ def test_a_cut_transfer_is_continued_within_one_run(run, path, server):
     result = run(url=server.url, sha256=SHA)
     assert result["changed"] and result["attempts"] == 4 and path.read_bytes() == DATA
     assert [each.get("Range") for each in server.requests] == [
-        None, "bytes=65536-", f"bytes={65536 + (3 << 20)}-", f"bytes={65536 + (3 << 20)}-",
+        None, "bytes=100000-", f"bytes={100000 + (3 << 20)}-", f"bytes={100000 + (3 << 20)}-",
     ]
     assert server.requests[1]["If-Range"] == '"1"'
 
@@ -253,6 +246,47 @@ def test_a_silent_server_is_one_sentence(run):
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/m.gguf"
         failed = run(url=url, sha256=SHA, attempts=1, timeout_seconds=1)
     assert failed["failed"] and "fell silent" in failed["msg"]
+
+
+def test_a_server_that_drips_is_one_sentence(run, path):
+    """Each read returns before the server counts as silent."""
+    def drip(listening):
+        with contextlib.suppress(OSError):
+            connection, _address = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nETag: \"1\"\r\n\r\n" % len(DATA))
+                while True:
+                    connection.sendall(b"x")
+                    time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=drip, args=(listening,), daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/m.gguf"
+        failed = run(url=url, sha256=SHA, attempts=1, timeout_seconds=2)
+    assert failed["failed"] and re.search(r"127\.0\.0\.1 sent \d+ bytes in \d+ s: run the play again", failed["msg"])
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_connection_that_is_reset_is_one_sentence(run, monkeypatch, old):
+    """urllib3 before 2 has no read1, and what is read past it raises the errors of sockets."""
+    if old:
+        monkeypatch.delattr(urllib3.HTTPResponse, "read1")
+        monkeypatch.delattr(urllib3.response.BaseHTTPResponse, "read1", raising=False)
+
+    def reset(listening):
+        connection, _address = listening.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nETag: \"1\"\r\n\r\nx" % len(DATA))
+            time.sleep(0.2)                          # a reset throws away what was not read yet
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=reset, args=(listening,), daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/m.gguf"
+        failed = run(url=url, sha256=SHA, attempts=1)
+    assert failed["failed"] and "127.0.0.1 closed the connection early" in failed["msg"]
 
 
 def test_no_room_is_said_before_the_first_byte(run, path, server):

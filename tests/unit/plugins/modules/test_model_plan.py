@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import time
 import typing as t
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import disk
 from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file, model_plan, random_gguf
 from ansible_collections.homelab.mixed_gpu.tests import failing_disk
@@ -20,7 +18,7 @@ SMALL = {"blocks": 2, "embedding_length": 64, "feed_forward_length": 64, "head_c
 
 
 @pytest.fixture
-def call(tmp_path: pathlib.Path, capfd: t.Any) -> t.Callable[..., dict[str, t.Any]]:
+def call(tmp_path: pathlib.Path, call_module: t.Any) -> t.Callable[..., dict[str, t.Any]]:
     def _call(models: list[dict[str, t.Any]], module: t.Any = model_plan, **arguments: t.Any) -> dict[str, t.Any]:
         options = {
             "models": models, "path": str(tmp_path / "models"), "manifest_dir": str(tmp_path / "manifests"),
@@ -29,9 +27,7 @@ def call(tmp_path: pathlib.Path, capfd: t.Any) -> t.Callable[..., dict[str, t.An
         }  # fmt: skip
         if module is not model_plan:
             options = arguments
-        with patch_module_args(options), pytest.raises(SystemExit):
-            module.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(module, options)
 
     return _call
 
@@ -65,7 +61,9 @@ def test_a_generated_model_is_planned_written_and_verified(call: t.Any, tmp_path
 def test_a_wrong_option_of_a_generated_model_is_one_sentence(call: t.Any) -> None:
     said = call([{"id": "tiny", "generate": {**SMALL, "type": "q3_0"}}])["msg"]
     assert said.startswith("The model tiny cannot be generated: value of type must be one of") and "q3_0" in said
-    assert "must be at least 1" in call([{"id": "tiny", "generate": {**SMALL, "blocks": 0}}])["msg"]
+    for blocks in (0, 2**40):
+        said = call([{"id": "tiny", "generate": {**SMALL, "blocks": blocks}}])["msg"]
+        assert "must be at least 1 and at most 512" in said
 
 
 def test_a_file_is_taken_in_once_and_a_change_is_noticed(call: t.Any, here: pathlib.Path, tmp_path: t.Any) -> None:
@@ -144,3 +142,13 @@ def test_a_repository_that_was_never_looked_up_is_listed_and_not_verified(call: 
     assert any(line.startswith("later  not asked for yet") for line in lines)
     said = call(wanted, state="verified")["msg"]
     assert said == "later cannot be verified: it was never asked for; run the role llm_models."
+
+
+def test_every_file_that_differs_is_named(call: t.Any, here: pathlib.Path) -> None:
+    wanted = [
+        {"id": "later", "repo": "owner/Model-GGUF", "quant": "Q4_K_M"}, {"id": "gone", "path": "/srv/gone.gguf"},
+        {"id": "mine", "path": str(here)},
+    ]  # fmt: skip
+    said = call(wanted, state="verified")["msg"]
+    assert said.startswith("later cannot be verified: ") and "/srv/gone.gguf does not exist" in said
+    assert f"{here} was never recorded or has changed since" in said

@@ -12,7 +12,6 @@ import shutil
 import typing as t
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
     catalogue,
@@ -33,11 +32,9 @@ PINNED = {"id": "pinned", "repo": "owner/Model-GGUF", "revision": "a" * 40, "fil
 
 
 @pytest.fixture
-def call(tmp_path: pathlib.Path, capfd: t.Any) -> t.Callable[..., dict[str, t.Any]]:
+def call(tmp_path: pathlib.Path, call_module: t.Any) -> t.Callable[..., dict[str, t.Any]]:
     def _call(module: t.Any, **arguments: t.Any) -> dict[str, t.Any]:
-        with patch_module_args({"manifest_dir": str(tmp_path / "manifests"), **arguments}), pytest.raises(SystemExit):
-            module.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(module, {"manifest_dir": str(tmp_path / "manifests"), **arguments})
 
     return _call
 

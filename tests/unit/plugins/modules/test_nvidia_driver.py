@@ -7,7 +7,6 @@ The real ones are asked on this machine in `test_this_machine`, and in Molecule.
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import platform
@@ -15,7 +14,6 @@ import shutil
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_host, driver_versions
 from ansible_collections.homelab.mixed_gpu.plugins.modules import nvidia_driver_plan, nvidia_driver_record
 
@@ -69,12 +67,10 @@ def host(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(capsys, tmp_path):
+def run(call_module, tmp_path):
     def _run(module, **arguments):
         arguments = {"directory": str(tmp_path / "driver"), **arguments}
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            module.main()
-        return json.loads(capsys.readouterr().out)
+        return call_module(module, arguments)
 
     return _run
 

@@ -4,25 +4,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.modules import preflight_info
 
 
 @pytest.fixture
-def run(capsys, tmp_path):
+def run(call_module, tmp_path):
     def _run(**arguments):
         usual = {
             "port": 1, "memory_mib": 1, "disk": [{"path": str(tmp_path), "needed_mib": 1}],
             "models_dir": str(tmp_path / "models"), "_ansible_check_mode": True,
         }  # fmt: skip
-        with patch_module_args(usual | arguments), pytest.raises(SystemExit):
-            preflight_info.main()
-        return json.loads(capsys.readouterr().out)
+        return call_module(preflight_info, usual | arguments)
 
     return _run
 
@@ -55,8 +51,7 @@ def test_everything_that_cannot_work_is_in_one_text(run):
 
 def test_sizes_that_are_no_numbers_are_one_sentence(run):
     result = run(models=[{"id": "m", "path": "/srv/m.gguf"}], model_sizes_mib={"m": "40 GB"})
-    assert result["failed"]
-    assert result["msg"] == "model_sizes_mib: the size of the model m is '40 GB': it must be a whole number of MiB."
+    assert "models: The size of the model m is '40 GB'; give a whole number of MiB." in result["problem"]
 
 
 def test_a_host_that_lends_needs_neither_port_nor_models(run):

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import gguf
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import manifest, random_shape
 from ansible_collections.homelab.mixed_gpu.plugins.modules import gguf_info, random_gguf
 
@@ -16,14 +14,12 @@ SMALL = {"blocks": 2, "embedding_length": 64, "feed_forward_length": 96, "head_c
 
 
 @pytest.fixture
-def run(tmp_path, capfd):
+def run(tmp_path, call_module):
     def _run(path, check=False, diff=False, module=random_gguf, **arguments):
         if module is random_gguf:
             arguments = {**SMALL, "manifest_dir": str(tmp_path / "manifests"), **arguments}
         arguments |= {"path": str(path), "_ansible_check_mode": check, "_ansible_diff": diff}
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            module.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(module, arguments)
 
     return _run
 
@@ -58,7 +54,7 @@ def test_writes_a_model_of_experts(run, path):
     assert (model["architecture"], model["expert_count"], model["expert_used_count"]) == ("qwen3moe", 4, 2)
     assert model["notes"] == [] and model["expert_feed_forward_length"] == 96
     sizes = {part: 4 * 64 * 96 * 34 // 32 for part in ("gate", "up", "down")}
-    assert model["block_expert_bytes"] == {part: [size, size] for part, size in sizes.items()}
+    assert model["block_ffn_bytes"] == {part: [size, size] for part, size in sizes.items()}
 
 
 @pytest.mark.parametrize("more", [{}, {"expert_count": 4, "expert_used_count": 2}], ids=["dense", "experts"])
@@ -129,8 +125,9 @@ def test_a_file_of_somebody_else_is_left_alone(run, path):
 
 def test_what_cannot_be_made_is_one_sentence(run, path, tmp_path):
     assert "no multiple of head_count_kv 3" in run(path, head_count_kv=3)["msg"]
-    # four million blocks: more than any disk that runs this test
-    assert "free some space" in run(path, blocks=4 << 20, embedding_length=8192, feed_forward_length=8192)["msg"]
+    # 60 TB: more than any disk that runs this test
+    assert "free some space" in run(path, blocks=512, embedding_length=65536, feed_forward_length=262144)["msg"]
+    assert "blocks is 4194304: it must be at least 1 and at most 512" in run(path, blocks=4 << 20)["msg"]
     (tmp_path / "file").write_text("")
     assert str(tmp_path / "file") in run(tmp_path / "file" / "m.gguf")["msg"]
     assert not path.exists()

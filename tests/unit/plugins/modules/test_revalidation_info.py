@@ -9,7 +9,6 @@ import json
 import os
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import unit_end
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import exl_folder, manifest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
@@ -39,15 +38,13 @@ def host(tmp_path):
 
 
 @pytest.fixture
-def run(host, capfd):
+def run(host, call_module):
     def _run(**arguments):
         given = {
             "fact_file": str(host / "mixed_gpu.fact"), "llama_cpp": str(host / "llama.cpp"), "state_dir": str(host),
             "host_python": str(host / "none"), **arguments,
         }  # fmt: skip
-        with patch_module_args(given), pytest.raises(SystemExit):
-            revalidation_info.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(revalidation_info, given)
 
     return _run
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.modules import revalidation_record
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._revalidation.described_pair import (
     ENTRY,
@@ -18,15 +17,13 @@ from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._reva
 
 
 @pytest.fixture
-def run(tmp_path, capfd):
+def run(tmp_path, call_module):
     def _run(check=False, diff=False, **arguments):
         arguments = {
             "deployment": "d", "state_dir": str(tmp_path), **arguments,
             "_ansible_check_mode": check, "_ansible_diff": diff,
         }  # fmt: skip
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            revalidation_record.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(revalidation_record, arguments)
 
     return _run
 
@@ -93,7 +90,7 @@ def test_a_damaged_baseline_is_an_error_until_it_is_replaced(run, tmp_path):
     ("arguments", "words"),
     [
         ({"measured": {**measured(), "entry": {}}}, "missing"),
-        ({"measured": measured([{"status": "ok", "results": []}])}, "no status, layers and results"),
+        ({"measured": measured([{"status": "ok", "results": []}])}, "loads[0].layers is missing"),
         ({"deployment": "../x"}, "no usable id"),
     ],
 )

@@ -10,7 +10,6 @@ import sys
 import time
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import cards
 from ansible_collections.homelab.mixed_gpu.plugins.modules import server_unit
 
@@ -71,7 +70,7 @@ def host(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(tmp_path, capfd):
+def run(tmp_path, call_module):
     """Call the module for a unit with a file of settings and one with a key."""
 
     def _run(key="a secret", **more):
@@ -87,10 +86,7 @@ def run(tmp_path, capfd):
             "host_python": sys.executable,
             "unit_dir": str(tmp_path / "units"),
         }
-        capfd.readouterr()
-        with patch_module_args(arguments | more), pytest.raises(SystemExit):
-            server_unit.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(server_unit, arguments | more)
 
     return _run
 

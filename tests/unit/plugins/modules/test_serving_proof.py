@@ -4,16 +4,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import json
-import threading
+import os
 
 import gguf
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import chat_record
 from ansible_collections.homelab.mixed_gpu.plugins.modules import serving_proof
+from ansible_collections.homelab.mixed_gpu.tests import local_server
 
 KEY = "a-key-of-twenty-chars"
 CHAT = "POST /v1/chat/completions"
@@ -31,7 +29,7 @@ STREAMED = f": ping\n\n{chunk({'content': 'Ro'})}{chunk({'content': 'me.'})}{chu
 REFUSED = {"error": {"code": 400, "message": "Unable.\nError: Jinja Exception: no chats here", "type": "invalid"}}
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(local_server.Handler):
     def answer(self):
         given = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         asked = f"{self.command} {self.path}"
@@ -41,20 +39,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         status, body = self.server.answers.get(asked, (404, {}))
         if self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
             status, body = 401, {}
-        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "text/html" if data.startswith(b"<") else "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        page = isinstance(body, str) and body.startswith("<")
+        data = body.encode() if isinstance(body, str) else body
+        self.reply(status, data, "text/html" if page else "application/json")
 
     do_GET = do_POST = answer
 
-    def log_message(self, *_arguments):
-        pass
 
-
-@contextlib.contextmanager
 def running(key="", **changes):
     answers = {
         "POST /completion": (200, {"timings": {"prompt_n": 4, "predicted_n": 8}}), "GET /props": (200, {}),
@@ -62,26 +53,17 @@ def running(key="", **changes):
         CHAT: (200, SAID), f"{CHAT} tools": (200, CALLED), f"{CHAT} stream": (200, STREAMED),
         "POST /slots/0?action=save": (501, {}), "POST /props": (501, {}), "GET /tools": (403, {}),
     }  # fmt: skip
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.key = [], key
-    server.answers = answers | {name: what if isinstance(what, tuple) else (what, {}) for name, what in changes.items()}
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
+    answers |= {name: what if isinstance(what, tuple) else (what, {}) for name, what in changes.items()}
+    return local_server.serving(Handler, asked=[], key=key, answers=answers)
 
 
 @pytest.fixture
-def run(capfd, tmp_path):
+def run(call_module, tmp_path):
     def _run(server, key="", **more):
         path = tmp_path / "key"
         path.write_text(f"{key}\n")
-        arguments = {"url": f"http://127.0.0.1:{server.server_port}", "api_key_file": str(path) if key else "", **more}
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            serving_proof.main()
-        return json.loads(capfd.readouterr().out)
+        arguments = {"url": server.url, "api_key_file": str(path) if key else "", **more}
+        return call_module(serving_proof, arguments)
 
     return _run
 
@@ -215,3 +197,19 @@ def test_a_draft_that_is_recorded_has_to_draft(run):
         assert "msg" not in run(server, deployment={})
         server.answers["POST /completion"] = (200, {"timings": {"predicted_n": 8, "draft_n": 5}})
         assert "msg" not in run(server, deployment=recorded)
+
+
+def test_a_draft_of_tabbyapi_has_to_be_in_the_log_of_its_start(run, tmp_path, monkeypatch):
+    program, log = tmp_path / "bin/journalctl", tmp_path / "log"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ncat {log}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    given = {"engine": "exllama", "invocation_id": "a" * 32, "kept_dir": str(tmp_path)}
+    with running() as server:
+        log.write_text("INFO: Loading model: /srv/m\n")
+        said = run(server, **given, draft={"path": "/srv/d", "card": None})["msg"]
+        assert said.startswith("exllama-server.service loaded its model without the draft /srv/d, ")
+        assert "msg" not in run(server, **given, draft={})
+        log.write_text("INFO: Loading draft model: /srv/d\nINFO: Loading model: /srv/m\n")
+        assert "msg" not in run(server, **given, draft={"path": "/srv/d"})

@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testing import patch_module_args
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import job
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import served_texts
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import (
     gguf_model,
     known_next_token,
@@ -35,7 +34,7 @@ TEXTS = [
 
 
 @pytest.fixture
-def measure(tmp_path, capfd, monkeypatch):
+def measure(tmp_path, call_module, monkeypatch):
     """Run the module; the result, or the message of its failure."""
     monkeypatch.setattr(AnsibleModule, "warn", lambda *_args, **_more: None)
 
@@ -45,9 +44,7 @@ def measure(tmp_path, capfd, monkeypatch):
             "fingerprint": "f", "state_dir": str(tmp_path / "measurements"), "lock_wait_seconds": 0, "lease_unit": "",
             "load_timeout_seconds": 120, "request_timeout_seconds": 120, "generated_tokens": 100, **changes,
         }  # fmt: skip
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            speculation_benchmark.main()
-        return json.loads(capfd.readouterr().out.splitlines()[-1])
+        return call_module(speculation_benchmark, arguments)
 
     return run
 
@@ -68,6 +65,26 @@ def test_what_is_missing_is_said(measure):
     assert measure(load=load, devices=[], texts=[])["msg"] == "texts is empty: give at least one text."
     assert measure(load={"label": "none"}, devices=[])["msg"] == "load.split_mode is missing."
     assert measure(load=load, devices=[], generated_tokens=1)["msg"] == "generated_tokens is 1: that is too few."
+
+
+def test_weights_and_a_draft_without_room_in_ram_are_out_of_memory_before_anything_starts(
+    measure, tmp_path, monkeypatch
+):
+    write(tmp_path / "target.gguf", [1.0, 1.0])
+    write(tmp_path / "draft.gguf", AGREEMENT, blocks=1, embedding_length=1024, seed=5)
+    in_ram = {"kind": "ffn", "blocks": [0], "partial": None, "threads": 2, "no_host": False, "override": ""}
+    draft = {**NONE, "kind": "draft-simple", "path": str(tmp_path / "draft.gguf")}
+    load = {"label": "none", "split_mode": "layer", "layers": [3], "load": 1, "experts_in_ram": in_ram}
+    # a block of 3 x 512 x 512 weights, embeddings of 1024 x 512 and 1024 x 1024, 34 bytes for 32: 1.33 and 2.39 MiB
+    monkeypatch.setattr(job, "available_memory_mib", lambda: 1025)
+    loads = [{**load, "speculation": arm} for arm in (NONE, draft)]
+    found = [measure(load=load, devices=[], llama_server="/bin/true")["load"] for load in loads]
+    assert [load["status"] for load in found] == ["out_of_memory"] * 2
+    assert [load["reason"] for load in found] == [
+        f"out of memory: {missing} MiB more were wanted on CPU" for missing in (1, 2)
+    ]
+    said = measure(load={**load, "speculation": NONE, "experts_in_ram": {"kind": "all"}}, devices=[])["msg"]
+    assert said == "This load cannot be measured: experts_in_ram.kind must be experts or ffn, not 'all'."
 
 
 @pytest.fixture
@@ -99,7 +116,9 @@ def drafting(measure, tmp_path, llama_bin, rpc_endpoints):
 
 def texts_of(result):
     assert (result["load"]["status"], result["load"]["reason"]) == ("ok", None)
-    *texts, prompt, greedy = result["load"]["results"]
+    rows = result["load"]["results"]
+    texts = [row for row in rows if row["kind"] == "text"]
+    prompt, greedy = rows[-2:]
     text = known_next_token.target(VOCABULARY, len(AGREEMENT), 0).texts[0]
     assert greedy == {"kind": "greedy", "tokens": text[1:65]}
     assert prompt["kind"] == "prompt" and prompt["prompt_tokens"] == 100 and prompt["prompt_ms"] > 0
@@ -114,6 +133,7 @@ def test_drafts_of_known_acceptance_on_the_real_llama_cpp(drafting):
     drafted = drafting()
     assert drafted["changed"]
     as_computed(texts_of(drafted))
+    shorter_drafts_are_as_computed(drafted, 4)
     again = drafting()
     assert not again["changed"] and again["load"]["results"] == drafted["load"]["results"]
 
@@ -129,6 +149,22 @@ def as_computed(rows):
         assert row["positions"] == pytest.approx(shares, abs=2 / known.rounds)
 
 
+def shorter_drafts_are_as_computed(result, n_max):
+    """llama-server drafts no more than an answer has room for: each short answer is known token by token."""
+    rows = [row for row in result["load"]["results"] if row["kind"] == "short"]
+    assert [row["length"] for row in rows] == [length for length in (0, 1, 3, 5) if length < n_max] + [n_max]
+    target = known_next_token.target(VOCABULARY, len(AGREEMENT), 0)
+    text, missed = target.texts[0], known_next_token.draft(target, AGREEMENT, 5)[1][0]
+    for row in rows:
+        known = known_rounds.of_short_answer(text, missed, row["length"])
+        answers = served_texts.SHORT_ANSWERS
+        assert (row["rounds"], row["drafts"], row["drafted"]) == tuple(answers * count for count in known)
+        assert row["decode_ms"] > 0
+    # the log may lag behind the answers
+    for said in (row for row in result["load"]["results"] if row["kind"] == "drafting"):
+        assert 0 < said["drafts"] <= said["drafted"] and said["draft_ms"] > 0
+
+
 @pytest.mark.live
 def test_a_draft_of_a_model_in_tensor_mode_is_right_as_often(drafting):
     """The draft lies whole on its device, whatever the mode of its target."""
@@ -139,7 +175,9 @@ def test_a_draft_of_a_model_in_tensor_mode_is_right_as_often(drafting):
 def test_the_models_own_blocks_draft_as_computed(drafting, tmp_path):
     """A model with recurrent blocks, whose state is kept for each drafted token."""
     mtp_model.write(str(tmp_path / "target.gguf"), AGREEMENT, 5)
-    as_computed(texts_of(drafting(kind="draft-mtp", draft="", path="")))
+    drafted = drafting(kind="draft-mtp", draft="", path="")
+    as_computed(texts_of(drafted))
+    shorter_drafts_are_as_computed(drafted, 4)
     for row in texts_of(drafting(number=2, **NONE)):
         assert (row["drafted"], row["accepted"]) == (0, 0)
 

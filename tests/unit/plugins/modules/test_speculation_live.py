@@ -54,7 +54,9 @@ def test_a_tuning_on_the_real_llama_cpp_serves_what_it_recorded(tmp_path, llama_
     loads = [item.result["load"] for item in host.done if item.step.module == "speculation_benchmark"]
     assert [load["status"] for load in loads] == ["ok"] * len(loads)
     assert 2 <= len(loads) <= 5 and loads[0]["speculation"]["kind"] == "none"
-    assert found["served"] is None or loads[-1]["speculation"]["kind"] == "none"
+    # which load is the last is a matter of how fast this machine was; what is served was measured
+    arms = [{name: load["speculation"][name] for name in ("kind", "n_max")} for load in loads]
+    assert found["served"] is None or {name: found["served"][name] for name in ("kind", "n_max")} in arms
     assert (found["verdict"] == "faster") == (found["served"] is not None) == ("speculation" in entry)
     # whatever won on this machine: the draft's way of serving has to work
     tried = next(load for load in loads if load["speculation"]["kind"] == "draft-simple")
@@ -124,3 +126,53 @@ def test_blocks_for_drafting_lie_where_the_plan_has_them(tmp_path, llama_bin, rp
     assert max(more) == more[[str(device["id"]) for device in entry["devices"]].index(offer.device)]
     # the buffers of the model itself grow by some KiB, for it verifies several tokens
     assert all(taken <= kept + 0.1 for taken, kept in zip(more, planned, strict=True))
+
+
+@pytest.mark.live
+def test_a_tuning_with_ffn_weights_in_ram_drafts_beside_them(tmp_path, llama_bin, rpc_endpoints, capfd):
+    write(tmp_path / "target.gguf", [1.0, 1.0], blocks=6)
+    # its blocks have the numbers of those whose weights are in RAM
+    write(tmp_path / "draft.gguf", AGREEMENT, blocks=3, embedding_length=256, seed=4)
+    drafts = {"draft": {"path": f"{tmp_path}/draft.gguf", "sha256": "d" * 64, "draft_for": "target"}}
+    own = {
+        **SETTINGS, "model_path": f"{tmp_path}/target.gguf", "drafts": drafts, "experts_in_ram": "2",
+        "expert_threads": [1], "max_loads": 1, "baseline_max_loads": 1,
+    }  # fmt: skip
+    host = real_host.RealHost(tmp_path, llama_bin, rpc_endpoints[:2], own)
+    entry = fact_record.check_entry(deployment.build(host.tune()["tuning"]))
+    found, in_ram = entry["decision"]["speculation"], entry["experts_in_ram"]
+    assert (in_ram["kind"], in_ram["blocks"]) == ("ffn", [0, 1]) and found["refused"] == []
+    loads = [item.result["load"] for item in host.done if item.step.module == "speculation_benchmark"]
+    kinds = [load["speculation"]["kind"] for load in loads]
+    assert [load["status"] for load in loads] == ["ok"] * len(loads)
+    assert kinds[0] == "none" and {"draft-simple", "ngram-simple"} & set(kinds)
+    # each was measured as it would be served
+    assert all({**in_ram, **load["experts_in_ram"]} == in_ram for load in loads)
+    device = max(entry["placement"], key=lambda place: place["layers"])["id"]
+    draft = {
+        "kind": "draft-simple", "draft": "draft", "device": device, "n_max": 3, "path": f"{tmp_path}/draft.gguf",
+        "cache_type_k": "f16", "cache_type_v": "f16",
+    }  # fmt: skip
+    box = sandboxed_run.Sandbox(endpoints=rpc_endpoints[:2], files=[str(tmp_path)])
+    held = []
+    for arm in ({"kind": "ngram-simple", "draft": "", "device": "", "n_max": 0}, draft):
+        served = {**entry, "speculation": arm}
+        # so talkative that each tensor is named that is moved
+        with Server(f"{llama_bin}/llama-server", served, box, {}, 0, 300, 300, ["-lv", "5"]) as server:
+            answers = [server.answer([1, text[0]], 40) for text in TEXTS]
+            log = server.text()
+        load = server_log.parse_load(log)
+        assert [answer["tokens"] for answer in answers] == [text[1:41] for text in TEXTS]
+        assert server_check.deviations(served, load) == []
+        # -ot is the target's alone: nothing of the draft is moved
+        assert log.count("buffer type overridden to") == len(load["overridden"]) == 3 * len(in_ram["blocks"])
+        held.append({device["id"]: device["total_mib"] for device in load["devices"]})
+    assert all(answer["timings"]["draft_n"] > 0 for answer in answers)
+    more = {name: held[1][name] - held[0][name] for name in held[0]}
+    said = {item.step.name: item.result for item in host.done}
+    model, asked = said["sizes of draft draft"]["model"], said["dry run of draft draft"]["dry_run"]["mib"][0]
+    planned = speculation_offers.draft_mib(speculation_offers.Draft("draft", "", model, asked), entry["serving"])
+    with capfd.disabled():
+        print(f"\n{found['why']}\n{more} more are held, {planned} MiB planned\n", json.dumps(found["table"]))
+    # the buffers of the model itself grow by some KiB, for it verifies several tokens
+    assert 0 < more.pop(device) <= planned + 0.1 and all(others < 0.1 for others in more.values())

@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import lost_words
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import random_model
 from ansible_collections.homelab.mixed_gpu.plugins.modules import split_mode_trial
@@ -38,8 +36,8 @@ TRIAL = {
 class Trial:
     """Runs the module with fake programs; C(starts) are their command lines."""
 
-    def __init__(self, tmp_path, capfd):
-        self.capfd = capfd
+    def __init__(self, tmp_path, call_module):
+        self.call_module = call_module
         program = tmp_path / "llama-server"
         program.write_text(f"#!{sys.executable}\n{FAKE.read_text()}")
         program.chmod(0o755)
@@ -59,9 +57,7 @@ class Trial:
             "environment": {"FAKE_MODE": mode, "FAKE_LOG": str(self.log), **(environment or {})},
             **changes, "_ansible_check_mode": check,
         }  # fmt: skip
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            split_mode_trial.main()
-        return json.loads(self.capfd.readouterr().out)
+        return self.call_module(split_mode_trial, arguments)
 
     @property
     def starts(self):
@@ -74,9 +70,9 @@ class Trial:
 
 
 @pytest.fixture
-def trial(tmp_path, capfd, monkeypatch):
+def trial(tmp_path, call_module, monkeypatch):
     monkeypatch.setattr(AnsibleModule, "warn", lambda self, warning: None)
-    return Trial(tmp_path, capfd)
+    return Trial(tmp_path, call_module)
 
 
 def test_a_mode_that_passes(trial):

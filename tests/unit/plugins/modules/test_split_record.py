@@ -7,7 +7,6 @@ import json
 import os
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_versions
 from ansible_collections.homelab.mixed_gpu.plugins.modules import split_record
@@ -20,7 +19,10 @@ def tuning(**changes):
             "devices": [
                 {"id": "a:1", "device": "RPC0", "backend": "RPC"}, {"id": "b:2", "device": "RPC1", "backend": "RPC"},
             ],
-            "model": {"size_bytes": 9, "block_count": 32, "architecture": "llama", "block_bytes": [1]},
+            "model": {
+                "size_bytes": 9, "block_count": 32, "architecture": "llama", "file_type": "Q8_0", "expert_count": 0,
+                "block_bytes": [1],
+            },
             "serving": {"context_size": 2048, "micro_batch_size": 512},
         },
         "plan": {
@@ -39,15 +41,13 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def run(path, tmp_path, capfd):
+def run(path, tmp_path, call_module):
     def _run(deployment="d", check=False, diff=False, **arguments):
         arguments = {
             "deployment": deployment, "path": str(path), "history_dir": str(_run.history), "lock_wait_seconds": 0,
             **arguments, "_ansible_check_mode": check, "_ansible_diff": diff,
         }
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            split_record.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(split_record, arguments)
 
     _run.history = tmp_path / "history"
     return _run
@@ -222,3 +222,45 @@ def test_a_place_that_cannot_be_written_is_one_sentence(run, path):
     path.parent.write_text("a file where the directory should be")
     result = run(tuning=tuning())
     assert result["failed"] and "cannot be" in result["msg"] and str(path.parent) in result["msg"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"at": None}, {"at": 7}, {"checks": True}, {"checks": ["decode"]}, {"checks": [{"name": 3}]},
+        {"checks": [{"name": "decode", "change_percent": "fast"}]},
+    ],
+)  # fmt: skip
+def test_a_damaged_revalidation_is_left_out_of_the_trend(run, path, tmp_path, damage):
+    run(tuning=tuning())
+    (tmp_path / "revalidations").mkdir()
+    checks = [{"name": "decode", "change_percent": 1.0, "interval_percent": [0.5]}]
+    good = {"at": "2099-11-29T07:00:00Z", "verdict": "ok", "accepted": True, "checks": checks}
+    for number, result in enumerate((good, {**good, **damage})):
+        (tmp_path / f"revalidations/d@20991129T070000Z-00{number}.json").write_text(json.dumps(result))
+    (row,) = run(state="query")["trend"]
+    assert row["decode"] == {"percent": 1.0, "low": 0.5, "high": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"recorded_at": None}, "models.d.recorded_at must be text, not None"),
+        ({"serving": {"micro_batch_size": "512"}}, "serving.micro_batch_size must be a whole number, not '512'"),
+        ({"decision": {"table": [{"layers": "20,13"}]}}, "decision.table[0].layers must be a list, not '20,13'"),
+        ({"environment": {"CUDA_VISIBLE_DEVICES": 0}}, "environment.CUDA_VISIBLE_DEVICES must be text, not 0"),
+    ],
+)
+def test_an_entry_with_a_field_of_another_type_is_named(run, path, changes, words):
+    run(tuning=tuning())
+    record = json.loads(path.read_text())
+    record["models"]["d"].update(changes)
+    path.write_text(json.dumps(record))
+    message = run(state="query")["msg"]
+    assert words in message and "run the site playbook again" in message
+
+
+def test_a_damaged_record_of_lenders_is_named(run, path, tmp_path):
+    run(tuning=tuning(rpc_endpoints=["10.0.0.2:50052"]))
+    (tmp_path / "lenders.json").write_text('{"schema": 1, "lenders": {"l": {"servers": null}}}')
+    assert "lenders.json cannot be used: lenders.l.servers must be a list, not None" in run(state="query")["msg"]

@@ -7,22 +7,19 @@ import json
 import sys
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 from ansible_collections.homelab.mixed_gpu.plugins.modules import split_tuning_info
 from ansible_collections.homelab.mixed_gpu.tests.unit.plugins.module_utils._revalidation.described_pair import ENTRY
 
 
 @pytest.fixture
-def look(tmp_path, capfd):
+def look(tmp_path, call_module):
     def _look(**arguments):
         given = {
             "build_file": str(tmp_path / "build.json"), "fact_file": str(tmp_path / "mixed_gpu.fact"),
             "host_python": sys.executable, **arguments,
         }  # fmt: skip
-        with patch_module_args(given), pytest.raises(SystemExit):
-            split_tuning_info.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(split_tuning_info, given)
 
     return _look
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due
 from ansible_collections.homelab.mixed_gpu.plugins.modules import unattended_revalidation
 
@@ -19,7 +18,7 @@ TIMER = "mixed-gpu-revalidate.timer"
 
 
 @pytest.fixture
-def run(tmp_path, capfd, monkeypatch):
+def run(tmp_path, call_module, monkeypatch):
     """Run the module; what it told the journal is in C(run.told)."""
 
     def _run(action, check=False, **arguments):
@@ -27,9 +26,7 @@ def run(tmp_path, capfd, monkeypatch):
             "action": action, "host": "box", "state_dir": str(tmp_path / "unattended"),
             "metrics_path": str(tmp_path / "mixed_gpu.prom"), **arguments, "_ansible_check_mode": check,
         }  # fmt: skip
-        with patch_module_args(given), pytest.raises(SystemExit):
-            unattended_revalidation.main()
-        result = json.loads(capfd.readouterr().out)
+        result = call_module(unattended_revalidation, given)
         assert result.get("failed") or result["changed"] is False
         return result
 
@@ -81,3 +78,17 @@ def test_a_metric_that_cannot_be_written_is_told_and_ends_nothing(run, tmp_path)
 
 def test_check_mode_leaves_nothing(run, tmp_path):
     assert run("finish", check=True, revalidation=RESULT)["line"] and not run.told and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage", [{"deployment": None}, {"accepted": "yes"}, {"change_percent": []}, {"links": [None]}, {"measured": None}]
+)
+def test_a_state_with_fields_of_other_types_is_none(run, tmp_path, damage):
+    run("finish", revalidation=RESULT)
+    state = tmp_path / "unattended/state.json"
+    found = json.loads(state.read_text())
+    found["outcome"].update(damage)
+    state.write_text(json.dumps(found))
+    assert run("due", every_hours=156, trigger=TIMER)["why"] == "no revalidation was recorded"
+    run("skip", why="a game runs")
+    assert "verdict" not in (tmp_path / "mixed_gpu.prom").read_text()

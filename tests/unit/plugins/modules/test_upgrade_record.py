@@ -6,7 +6,6 @@ import json
 import os
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.modules import upgrade_record
 
@@ -30,12 +29,10 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def run(path, capfd):
+def run(path, call_module):
     def _run(action, **arguments):
         given = {"action": action, "path": str(path), "fact_file": "/nonexistent/of/nobody", **arguments}
-        with patch_module_args(given), pytest.raises(SystemExit):
-            upgrade_record.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(upgrade_record, given)
 
     return _run
 

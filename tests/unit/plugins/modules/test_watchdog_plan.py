@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import baselines
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 from ansible_collections.homelab.mixed_gpu.plugins.modules import watchdog_plan
@@ -23,7 +22,7 @@ ENTRY = {
 
 
 @pytest.fixture
-def run(tmp_path, capfd):
+def run(tmp_path, call_module):
     """Return a function that runs the module on a host with that record and baseline."""
 
     def call(record=None, baseline=None, **options):
@@ -34,10 +33,9 @@ def run(tmp_path, capfd):
             (tmp_path / "baselines").mkdir()
             (tmp_path / "baselines" / "m.json").write_text(json.dumps(baseline))
         arguments = {"url": "http://127.0.0.1:8080", "fact_file": str(fact), "state_dir": str(tmp_path), **options}
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            watchdog_plan.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(watchdog_plan, arguments)
 
+    call.state_dir = tmp_path
     return call
 
 
@@ -61,3 +59,13 @@ def test_the_baseline_decides_how_long_is_waited(run):
 
 def test_a_damaged_baseline_is_named(run):
     assert "baselines/m.json cannot be used" in run(ENTRY, {"schema": baselines.SCHEMA})["msg"]
+    load = {"status": "ok", "layers": [1], "results": [{"kind": "prefill", "n_prompt": 512, "samples_ms": 51200.0}]}
+    damaged = {"schema": baselines.SCHEMA, **dict.fromkeys(("device_probe", "fit", "memory", "served"))}
+    damaged |= {"deployment": "m", "recorded_at": "", "configuration": {}, "devices": [], "loads": [load]}
+    (run.state_dir / "baselines/m.json").write_text(json.dumps(damaged))
+    assert "loads[0].results[0].samples_ms must be a list, not 51200.0" in run(ENTRY)["msg"]
+
+
+def test_an_entry_without_what_is_planned_with_is_named(run):
+    message = run({**ENTRY, "serving": {"batch_size": 2048}})["msg"]
+    assert "the entry of m in" in message and "lacks 'micro_batch_size': tune it again" in message

@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from ansible_collections.homelab.mixed_gpu.plugins.modules import watchdog_program
 
 ROOT = pathlib.Path(__file__).parents[4]
@@ -20,13 +18,11 @@ FILES = {path.name: path.read_text(encoding="utf-8") for path in ROOM.glob("*.py
 
 
 @pytest.fixture
-def run(tmp_path, capfd):
+def run(tmp_path, call_module):
     """Return a function that runs the module on a directory below a new one."""
 
     def call(**options):
-        with patch_module_args({"directory": str(tmp_path / "lib/program"), **options}), pytest.raises(SystemExit):
-            watchdog_program.main()
-        return json.loads(capfd.readouterr().out)
+        return call_module(watchdog_program, {"directory": str(tmp_path / "lib/program"), **options})
 
     return call
 
