@@ -41,9 +41,25 @@ def test_a_lender_without_an_address_is_refused_before_anything_runs(lenders):
     assert output.count("TASK [") == 2 and "box does not go on without pc2, which was refused" in output
 
 
-def test_a_public_address_is_refused(lenders):
-    status, output = lenders(pc2={"llama_rpc_address": "9.9.9.9"})
-    assert status != 0 and "llama_rpc_address of pc2 is 9.9.9.9, which is public" in output
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"llama_rpc_address": "9.9.9.9"}, "llama_rpc_address of pc2 is 9.9.9.9, which is public"),
+        ({"llama_rpc_address": "fd00::2"}, "llama_rpc_address of pc2 is fd00::2, which is IPv6"),
+        (
+            {"llama_rpc_devices": [{"name": "a", "port": 50052, "host": "::"}]},
+            "host of a in llama_rpc_devices of pc2 is ::, which means all interfaces",
+        ),
+        (
+            {"llama_rpc_devices": [{"name": "a", "port": 50052, "host": "10.9.0.2"}]},
+            "host of a in llama_rpc_devices of pc2 is 10.9.0.2, and llama_rpc_address is 10.0.0.2",
+        ),
+        ({"llama_rpc_allowed_networks": ["9.9.9.0/24"]}, "llama_rpc_allowed_networks of pc2 has the entry 9.9.9.0/24"),
+    ],
+)
+def test_a_lender_that_others_could_reach_is_refused_before_anything_runs(lenders, variables, sentence):
+    status, output = lenders(pc2={"llama_rpc_address": "10.0.0.2", **variables})
+    assert status != 0 and sentence in output and output.count("TASK [") == 2, output
 
 
 def test_the_box_itself_is_no_lender(lenders):

@@ -53,6 +53,10 @@ def test_for_cards_by_name_and_a_file(plan: t.Callable[..., tuple[int, str]], tm
             ["-e", "mixed_gpu_profile=rtx4090", "-e", "split_tuning_contxt_size=4096"],
             "split_tuning_contxt_size is no variable of this collection; did you mean split_tuning_context_size?",
         ),
+        (
+            ["-e", "mixed_gpu_profile=rtx4090", "-e", '{"mixed_gpu_lent": ["rtx3090@1gbe"]}'],
+            "mixed_gpu_lent is rtx3090@1gbe, which adds to the cards of a host, and mixed_gpu_profile names all cards",
+        ),
     ],
 )
 def test_says_what_is_known(plan: t.Callable[..., tuple[int, str]], words: list[str], sentence: str) -> None:
@@ -170,7 +174,9 @@ def test_a_page_of_quants(plan: t.Callable[..., tuple[int, str]], hub: server.Hu
     )  # fmt: skip
     assert rc == 0, output
     shown = (tmp_path / "plan.html").read_text()
-    assert "Every quant of the repository" in shown and "MiB KV cache" in shown and shown.count('class="card"') == 6
+    # the F16 needs RAM beside both cards
+    assert "Every quant of the repository" in shown and "MiB KV cache" in shown and shown.count('class="card"') == 8
+    assert shown.count("MiB of weights in RAM") == 1
 
 
 NODES = [{"address": "10.0.0.1", "cards": "rtx4090_rtx3090"}, {"address": "10.0.0.2", "cards": "rtx3090"}]

@@ -19,6 +19,7 @@ TASKS = pathlib.Path(__file__).resolve().parents[3] / "playbooks/tasks/site_exll
         ({"exllamav2_gpu_split_gb": [], "exllamav2_tensor_parallel": ""}, False),
         ({"exllamav2_gpu_split_gb": [18, 20]}, True),
         ({"exllamav2_tensor_parallel": "nccl"}, True),
+        ({"exllamav2_draft": {"path": "/srv/models/draft"}}, True),
     ],
 )
 def test_what_site_measures_is_not_set_by_hand(playbook, tmp_path, given, refused):

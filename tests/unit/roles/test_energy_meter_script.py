@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import HERE, build_library, environment
+from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import HERE, environment
 
 SCRIPT = pathlib.Path(__file__).parents[3] / "roles/power_sweep/files/energy_meter.py"
 FAST, SLOW = "GPU-11111111-2222-3333-4444-555555555555", "GPU-66666666-7777-8888-9999-aaaaaaaaaaaa"
@@ -33,11 +33,6 @@ for tokens, samples in ((64, [0.3, 0.3]), (16, [0.2])):
     print(json.dumps({"n_gen": tokens, "samples_ns": taken}), flush=True)
 sys.exit(int(sys.argv[1]))
 """
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return build_library(tmp_path_factory.mktemp("nvml"))
 
 
 def run(library, *command, counter=True, **options):

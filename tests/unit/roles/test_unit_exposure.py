@@ -83,7 +83,7 @@ def exllama(**plan: t.Any) -> dict[str, t.Any]:
 
 
 POWER = {
-    "gpu_power_host_python": "/opt/p", "__gpu_power_program_path": "/opt/a.py", "gpu_power_wait_seconds": 60,
+    "__gpu_power_program_path": "/opt/a.py", "gpu_power_wait_seconds": 60,
     "__gpu_power_settings_path": "/etc/s", "__gpu_power_record_path": "/run/mixed_gpu_power/r.json",
     "gpu_power_before_units": ["llama-server.service"],
 }  # fmt: skip

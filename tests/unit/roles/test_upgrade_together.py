@@ -28,10 +28,30 @@ ROLES: t.Final = {
 - ansible.builtin.set_fact:
     llama_cpp_planned:
       present: {{version: "{{{{ {LINKED} }}}}", builds: {{main: "{{{{ {LINKED} }}}}"}}}}
-      wanted: {{version: b2, builds: {{main: b2}}}}
+      wanted: "{{{{ {{'version': b2, 'builds': {{'main': b2}} if b2 else {{}}}} }}}}"
+  vars: {{b2: "{{{{ '' if breaks in ['tools', 'archive'] and inventory_hostname == 'pc2' else 'b2' }}}}"}}
 """,
+    "llama_cpp/offer_planned": """
+- ansible.builtin.set_fact: {llama_cpp_offered: {host: box}, llama_cpp_packed: {path: '', sha256: ''}}
+""",
+    "llama_cpp/copy_plan": """
+- ansible.builtin.set_fact:
+    llama_cpp_copy_planned:
+      taken: "{{ breaks in ['tools', 'archive'] and llama_cpp_offer.host == 'box' }}"
+      missing: "{{ breaks in ['tools', 'archive'] }}"
+      why: It is copied.
+      wanted: {version: b2, builds: {main: b2}}
+""",
+    "llama_cpp/pack": """
+- ansible.builtin.fail: {msg: no archive}
+  when: breaks == 'archive'
+- ansible.builtin.set_fact: {llama_cpp_packed: {path: of the box, sha256: ''}}
+""",
+    "llama_cpp/pack_end": "[]\n",
     "llama_cpp/offered": "[]\n",
     "llama_cpp/built": FAIL.format("build") + """
+- ansible.builtin.debug: {msg: "{{ inventory_hostname }} has the archive {{ llama_cpp_offer_archive.path }}."}
+  when: llama_cpp_offer | length > 0
 - ansible.builtin.set_fact: {ansible_connection: ssh, ansible_host: 127.0.0.1, ansible_port: 9}
   when: breaks == inventory_hostname
 """,
@@ -144,6 +164,18 @@ def test_both_move_and_then_have_nothing_to_upgrade(together: Together) -> None:
     assert "on this host and the lender pc2 from b1 to b2 is done" in said
     assert together.record()["finished"][-1]["outcome"] == "kept"
     assert "b2 is what is asked for, and what this host and the lender pc2 have" in together.run()
+
+
+def test_a_lender_without_tools_copies_what_the_box_has_built(together: Together) -> None:
+    said = together.run("tools")
+    assert "pc2 has the archive of the box." in said and "box has the archive" not in said
+    assert together.links() == ("b2", "b2") and together.record()["finished"][-1]["outcome"] == "kept", said
+
+
+def test_without_the_archive_of_the_box_nobody_is_switched(together: Together) -> None:
+    said = together.run("archive")
+    assert "failed before anything was changed (box: no archive); b1 is in use as before" in said
+    assert "has the archive" not in said and together.links() == ("b1", "b1")
 
 
 def test_where_the_lender_cannot_be_built_for_nobody_is_switched(together: Together) -> None:
