@@ -46,7 +46,7 @@ def model_of(tmp_path, **shape):
     """Write a random model; its path and what gguf_info says of it."""
     path = str(tmp_path / "random.gguf")
     module("random_gguf", path=path, type="q8_0", host_python=sys.executable, **shape)
-    return path, module("gguf_info", path=path, host_python=sys.executable, cache_dir=str(tmp_path))["model"]
+    return path, module("gguf_info", path=path, cache_dir=str(tmp_path))["model"]
 
 
 def tuned(llama_bin, path, model, devices, environment, tmp_path, tests=tuple(TESTS), endpoints=(), objective=None):

@@ -14,14 +14,17 @@ import sys
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import model_shapes
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import expert_plane
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import expert_placement
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.split_problem import read_problem
 from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
-from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module
+from ansible_collections.homelab.mixed_gpu.tests.gpu.conftest import module, tune
 
 SERVING = {**record.BASE, "context_size": 4096}
-WITH_EXPERTS = [
-    name for name in sorted(model_shapes.PUBLISHED_WEIGHTS) if model_shapes.model(name)["block_expert_bytes"]
-]
+#: Models of experts, and dense ones.
+LARGE = sorted(
+    {*model_shapes.SHAPES} - {*model_shapes.PUBLISHED_GB} | {"llama_3_3_70b_q4_k_m", "qwen2_5_coder_32b_q4_k_m"}
+)
 BLOCKS = 24
 THREADS = [count for count in (4, 8, 16, 32) if count <= (os.cpu_count() or 1)] or [1]
 PREFILL = {"kind": "prefill", "n_prompt": 2048, "n_gen": 0, "n_depth": 0, "repetitions": 1, "threads": THREADS[-1]}
@@ -41,9 +44,7 @@ def moe(llama_bin, tmp_path_factory):
         head_count=16, head_count_kv=4, type="q8_0", expert_count=64, expert_used_count=8, host_python=sys.executable,
         manifest_dir=str(folder),
     )  # fmt: skip
-    found = module(
-        "gguf_info", path=str(folder / "moe.gguf"), host_python=sys.executable, cache_dir=str(folder / "cache")
-    )
+    found = module("gguf_info", path=str(folder / "moe.gguf"), cache_dir=str(folder / "cache"))
     return found["model"]
 
 
@@ -82,14 +83,88 @@ def test_what_experts_in_ram_cost(llama_bin, moe, pair, tmp_path):
         }), flush=True)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WITH_EXPERTS)
+#: MiB that each device may hold: about two thirds of the model, unevenly.
+BUDGETS = (3200, 2200)
+OBJECTIVE = {"name": "request", "prompt_tokens": 2048, "generated_tokens": 256, "depth_tokens": 0}
+
+
+def objective_ms(load):
+    """Return {(micro-batch, threads): ms of a request} of a load."""
+    prompts = {row["micro_batch_size"]: row["samples_ms"] for row in load["results"] if row["kind"] == "prefill"}
+    tokens = {row["threads"]: row["samples_ms"] for row in load["results"] if row["kind"] == "decode"}
+    return {
+        (size, threads): statistics.median(prompt) + statistics.median(token) / DECODE["n_gen"] * 256
+        for size, prompt in prompts.items() for threads, token in tokens.items()
+    }  # fmt: skip
+
+
+def test_the_choice_beside_the_measured_plane(llama_bin, moe, pair, tmp_path):
+    """The planner's choice beside every split that fits, with every micro-batch and many threads."""
+    devices = [
+        {"device": f"CUDA{number}", "id": f"card-{number}", "backend": "CUDA", "description": "card",
+         "total_mib": 30000, "free_mib": 30000, "budget_mib": mib}
+        for number, mib in enumerate(BUDGETS)
+    ]  # fmt: skip
+    problem = {
+        "schema": 1, "devices": devices, "model": moe, "serving": {**SERVING, "threads": THREADS[-1]},
+        "reserve_mib": 64, "split_modes": ["layer"], "indifference": 0.01, "max_loads": 7, "micro_batches": [],
+        "objective": OBJECTIVE, "tests": [
+            {"kind": "prefill", "n_prompt": 2048, "n_gen": 0, "n_depth": 0, "repetitions": 2}, DECODE,
+        ],
+        "experts_in_ram": {
+            "mode": "auto", "threads": THREADS, "default_threads": THREADS[-1], "no_host": True, "ram_mib": None,
+            "links_gb_per_s": None, "own": None,
+        },
+    }  # fmt: skip
+    plan, _loads = tune(llama_bin, problem, moe["path"], tmp_path / "loads", environment=pair)
+    decision = plan["decision"]
+    assert decision is not None, plan["why"]
+    checked = read_problem(problem)
+    plane, table = expert_plane.Plane(checked, checked.budgets), {}
+    for size in expert_plane.micro_batches(checked):
+        tests = [{**PREFILL, "micro_batch_size": size}, *TESTS[-2:]]
+        for layers in sorted(plane.splits(size)):
+            placement = plane.least(layers, size)
+            if placement is None:
+                continue
+            measured = module(
+                "split_benchmark", llama_bench=f"{llama_bin}/llama-bench", model_path=moe["path"], timeout_seconds=300,
+                load={"label": f"{layers}", "split_mode": "layer", "layers": list(layers), "load": 1, "tests": tests,
+                      "experts_in_ram": expert_placement.as_json(placement)},
+                devices=["CUDA0", "CUDA1"], serving=SERVING, environment=pair, campaign="plane", lease_unit="",
+                fingerprint="5" * 64, state_dir=str(tmp_path / "plane"),
+            )["load"]  # fmt: skip
+            assert (measured["status"], measured["reason"]) == ("ok", None)
+            key, blocks = "/".join(map(str, layers)), len(placement.blocks)
+            for (_size, threads), ms in objective_ms(measured).items():
+                table[key, blocks, size, threads] = ms
+                print(f"| {key} | {blocks} | {size} | {threads} | {ms:.0f} |", flush=True)
+    own = {"threads": decision["experts_in_ram"]["threads"]}
+    tests = [{**PREFILL, **own, "micro_batch_size": decision["micro_batch_size"]}, {**DECODE, **own}]
+    chosen = {"label": "chosen", "split_mode": "layer", "layers": decision["layers"], "load": 1, "tests": tests,
+              "experts_in_ram": decision["experts_in_ram"]}  # fmt: skip
+    again = module(
+        "split_benchmark", llama_bench=f"{llama_bin}/llama-bench", model_path=moe["path"], timeout_seconds=300,
+        load=chosen, devices=["CUDA0", "CUDA1"], serving=SERVING, environment=pair, campaign="plane", lease_unit="",
+        fingerprint="6" * 64, state_dir=str(tmp_path / "plane"),
+    )["load"]  # fmt: skip
+    (own,) = objective_ms(again).values()
+    best = min(table.values())
+    print(json.dumps({"decision": decision, "chosen_ms": round(own), "best_ms": round(best),
+                      "regret_percent": round(100 * (own / best - 1), 1)}), flush=True)  # fmt: skip
+    assert decision["experts_in_ram"] and all(
+        mib <= budget for mib, budget in zip(decision["mib"], BUDGETS, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", LARGE)
 def test_the_plan_has_room_for_what_the_cards_hold(llama_bin, pair, tmp_path, name):
     """Weights and cache as they are, on the first card room for the experts that it copies, and the rest in RAM."""
     path, model = tmp_path / "m.gguf", model_shapes.model(name)
     record.header_only(path, name)
     layers = [(model["block_count"] + 1) * 2 // 3, (model["block_count"] + 1) - (model["block_count"] + 1) * 2 // 3]
     placement = expert_placement.on_first_device(model, tuple(layers), 12)
-    largest = max(max(sizes) for sizes in model["block_expert_bytes"].values()) >> 20
+    largest = max(max(sizes) for sizes in model["block_ffn_bytes"].values()) >> 20
     for size in (512, 2048):
         answer = module(
             "llama_fit_params_info", program=f"{llama_bin}/llama-fit-params", model_path=str(path),

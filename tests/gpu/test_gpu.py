@@ -240,7 +240,7 @@ def test_a_random_model_is_tuned_between_card_and_cpu(box, llama_bin, environmen
         "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment,
         cuda_ids=[box["gpus"][0]["id"]], rpc_endpoints=[rpc_endpoint],
     )["devices"]
-    model = module("gguf_info", path=model_path, host_python=sys.executable, cache_dir=str(tmp_path))["model"]
+    model = module("gguf_info", path=model_path, cache_dir=str(tmp_path))["model"]
     assert sorted(device["backend"] for device in devices) == ["CUDA", "RPC"]
     card = next(number for number, device in enumerate(devices) if device["backend"] == "CUDA")
     devices[card]["budget_mib"] = 320  # or the whole model would go there
@@ -266,7 +266,7 @@ def test_the_default_device_probe_reads_weights_at_the_speed_of_the_card(box, ll
     path = str(tmp_path / "probe.gguf")
     shape = ("blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "type")
     module("random_gguf", path=path, host_python=sys.executable, **{key: default[key] for key in shape})
-    model = module("gguf_info", path=path, host_python=sys.executable, cache_dir=str(tmp_path))["model"]
+    model = module("gguf_info", path=path, cache_dir=str(tmp_path))["model"]
     uuids = [gpu["id"] for gpu in box["gpus"]]
     devices = module(
         "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment, cuda_ids=uuids,
@@ -300,7 +300,7 @@ def test_the_plan_agrees_with_the_dry_run_on_the_card(box, llama_bin, environmen
         "llama_devices_info", llama_bench=f"{llama_bin}/llama-bench", environment=environment,
         cuda_ids=[box["gpus"][0]["id"]], rpc_endpoints=[rpc_endpoint],
     )["devices"]
-    model = module("gguf_info", path=model_path, host_python=sys.executable, cache_dir=str(tmp_path))["model"]
+    model = module("gguf_info", path=model_path, cache_dir=str(tmp_path))["model"]
     answer = module(
         "llama_fit_params_info", program=f"{llama_bin}/llama-fit-params", model_path=model_path,
         devices=[device["device"] for device in devices], layers=[9, 8], serving=SERVING, rpc_endpoints=[rpc_endpoint],

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import known_next_token
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import speculation_stage
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import speculation_stage, speculation_table
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner.speculation_offers import Draft
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import memory_plan, speculation
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.split_problem import read_problem
@@ -43,8 +43,8 @@ def models(llama_bin, tmp_path_factory):
     found = {}
     for name, shape in shapes.items():
         module("random_gguf", path=str(folder / f"{name}.gguf"), **shape, **shared)
-        asked = {"path": str(folder / f"{name}.gguf"), "host_python": sys.executable, "cache_dir": str(folder / "c")}
-        found[name] = module("gguf_info", **asked)["model"]
+        path, cache = str(folder / f"{name}.gguf"), str(folder / "c")
+        found[name] = module("gguf_info", path=path, cache_dir=cache)["model"]
     return found
 
 
@@ -121,13 +121,13 @@ def test_the_choice_beside_every_length_on_every_device(models, pair, measure, s
     sweep = {}
     for arm in (arm for offer in stage.found.offers for arm in offer.arms()):
         load = measure({**stage.load(arm), "load": 9})
-        sweep[arm] = stage.search.mix_ms(speculation_stage.served(load))
+        sweep[arm] = stage.search.mix_ms(speculation_table.served(load))
         row = {text["text"]: text["accepted"] for text in load["results"] if text["kind"] == "text"}
         for name, text in TEXTS.items():
             accepted = accepted_of(text, WRONG[name], arm.n_max, 256)
             assert abs(row[name] - accepted) <= arm.n_max, (arm, name)
         print(json.dumps({"mode": split_mode, "arm": arm.name(), "ms_per_token": round(sweep[arm], 4)}), flush=True)
-    none = stage.search.mix_ms(speculation_stage.served(loads[0]))
+    none = stage.search.mix_ms(speculation_table.served(loads[0]))
     best = min([*sweep.values(), none])
     served = outcome["served"]
     own = none if served is None else sweep[speculation.from_json(served)]

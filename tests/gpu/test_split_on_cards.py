@@ -49,7 +49,7 @@ def model_path(llama_bin, tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(model_path, tmp_path_factory):
     cache = str(tmp_path_factory.mktemp("cache"))
-    return module("gguf_info", path=model_path, host_python=sys.executable, cache_dir=cache)["model"]
+    return module("gguf_info", path=model_path, cache_dir=cache)["model"]
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 """first_evening.py TARBALL: do on a fresh test host what docs/first_evening.md says, as a person at a terminal does.
 
 Every console block of the page is run in order, by a user who has to give a password to sudo. The block after an editor
-is what is typed into it. The host knows nothing of the checkout: it gets the built collection, and a pip that installs
-the versions this project pins.
+is what is typed into it; a text block shows output. The host knows nothing of the checkout: it gets the
+built collection, and a pip that installs the versions this project pins.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ def steps(page: str) -> list[Step]:
     for language, body in re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         if language == "console":
             found += [Step(command) for command in re.findall(r"^\$ ((?:.*\\\n)*.*)$", body, re.MULTILINE)]
+        elif language == "text":
+            continue
         elif not found or found[-1].typed or not re.search(r"EDITOR|ansible-vault edit", found[-1].command):
             raise ValueError(f"no editor takes this block: {body}")
         else:
@@ -74,7 +76,9 @@ def sessions(all_steps: t.Iterable[Step]) -> list[list[Step]]:
 
 def script(some_steps: t.Iterable[Step]) -> str:
     """Return a shell script that shows each command and runs it, and ends where one fails."""
-    lines = ["set -eo pipefail", f"export EDITOR={EDITOR} PIP_CONSTRAINT={CONSTRAINTS} ANSIBLE_NOCOLOR=1 NO_COLOR=1"]
+    # a busy machine may take longer than Ansible's ten seconds to answer sudo
+    quiet = "ANSIBLE_NOCOLOR=1 NO_COLOR=1 ANSIBLE_TIMEOUT=60"
+    lines = ["set -eo pipefail", f"export EDITOR={EDITOR} PIP_CONSTRAINT={CONSTRAINTS} {quiet}"]
     for step in some_steps:
         lines.append(f"printf '\\n{MARK}%s s: %s\\n' \"$SECONDS\" {shlex.quote(step.command)}")
         if step.typed:

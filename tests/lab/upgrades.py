@@ -11,12 +11,19 @@ import signal
 import subprocess
 import typing as t
 
+import yaml
 from ansible_collections.homelab.mixed_gpu.tests.lab import controller as lab
 
 PLAYBOOK = "homelab.mixed_gpu.upgrade"
 RECORD = "/var/lib/mixed_gpu/upgrade.json"
+#: Says whether anything was recorded or built. The watchdog may look at any time.
+FOLDERS = "ls -l --time-style=full-iso --hide=watchdog /var/lib/mixed_gpu /opt/llama.cpp"
 # timings vary here, and the machine computes for others: only what is much slower may count
 WIDE = '--extra-vars={"revalidate_tolerance_percent": 150, "revalidate_ignore_contention": true}'
+_DEFAULTS = yaml.safe_load((lab.PROJECT / "roles/llama_cpp/defaults/main.yml").read_text(encoding="utf-8"))
+PINNED: t.Final[int] = _DEFAULTS["llama_cpp_sdist_build_number"]
+#: The same source under another number: another build, which ccache has compiled already.
+NEWER = f"--extra-vars=llama_cpp_sdist_build_number={PINNED + 1}"
 _OFF = dict.fromkeys(("GGML_LLAMAFILE", "GGML_AVX", "GGML_AVX2", "GGML_BMI2", "GGML_FMA", "GGML_F16C"), False)
 
 
@@ -29,6 +36,39 @@ def extra_build(options: dict[str, bool | str]) -> str:
 #: The same source as a debug build without SSE4.2, many times slower; and with an option that CMake does not know.
 SLOWER = extra_build({"GGML_SSE42": False, "CMAKE_BUILD_TYPE": "Debug"})
 EQUAL = extra_build({"GGML_SSE42": True, "MIXED_GPU_UPGRADE_TEST": True})
+
+
+#: Versions of the stand-in driver, and the options of a host that has it.
+FIRST, SECOND = "580.95.05-0ubuntu0.24.04.1", "580.105.08-0ubuntu0.24.04.1"
+STAND_IN = '--extra-vars={"__nvidia_driver_stand_in": true, "nvidia_driver_manage": true}'
+DRIVER_SCENARIO = lab.PROJECT / "molecule" / "nvidia_driver"
+
+
+def ran(host: t.Any, command: str) -> str:
+    """Run a command on a host, and return what it printed."""
+    done = host.run(command)
+    assert done.rc == 0, done.stdout + done.stderr
+    return str(done.stdout)
+
+
+def driver_version(host: t.Any) -> str:
+    """Return the version of the stand-in driver on a host."""
+    return ran(host, "dpkg-query -W -f '${Version}' nvidia-headless-580-server-open")
+
+
+def archive_driver(host: t.Any, name: str) -> None:
+    """Let a host of this name in the lab be Ubuntu, with an archive of the first version of the stand-in driver."""
+    packages = "apt-utils dkms dpkg-dev gpg gpg-agent initramfs-tools linux-base unattended-upgrades"
+    ran(host, f"apt-get -q update && apt-get -qy install --no-install-recommends {packages}")
+    source = DRIVER_SCENARIO / "files" / "archive.sh"
+    argv = [lab.Controller.engine, "cp", str(source), f"{name}:/var/tmp/archive.sh"]
+    subprocess.run(argv, check=True, capture_output=True)
+    ran(host, "cp --dereference /etc/os-release /var/tmp/os-release.image && rm /etc/os-release")
+    release = 'NAME=Ubuntu\nID=ubuntu\nVERSION_ID="24.04"\nVERSION_CODENAME=noble\n'
+    assert host.run("printf %s > /etc/os-release", release).rc == 0
+    ran(host, "bash /var/tmp/archive.sh first")
+    ran(host, "echo 'deb [trusted=yes] file:/srv/archive ./' > /etc/apt/sources.list.d/archive.list")
+    ran(host, "apt-get -q update && apt-get -qy install --no-install-recommends linux-image-generic")
 
 
 class Upgrades:

@@ -17,6 +17,7 @@ import typing as t
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import sandboxed_run
+from ansible_collections.homelab.mixed_gpu.tests.fake_nvml.build import build_library
 from hypothesis import settings
 
 settings.register_profile("ci", derandomize=True)
@@ -64,3 +65,9 @@ def rpc_endpoints(llama_bin: pathlib.Path) -> t.Iterator[list[str]]:
 def without_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs run directly, also on a developer's machine: the stand-ins are where a sandbox cannot see them."""
     monkeypatch.setattr(sandboxed_run, "BOOTED", "/nonexistent/systemd")
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The stand-in for NVIDIA's management library."""
+    return build_library(tmp_path_factory.mktemp("nvml"))

@@ -50,7 +50,7 @@ def test_starting_one_engine_stops_the_other_and_the_role_switches_back(host, co
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ("mixed_gpu_engine=sglang", 'mixed_gpu_engine is "sglang", which is no engine: set'),
+        ("mixed_gpu_engine=sglang", "mixed_gpu_engine is 'sglang', and must be llama_cpp or exllamav2."),
         ("mixed_gpu_engine=exllamav2", "exllamav2_model_id names no entry of llm_models"),
     ],
 )

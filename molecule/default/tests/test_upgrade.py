@@ -19,12 +19,11 @@ def fleet(tmp_path):
 
 
 def test_nothing_to_upgrade_changes_nothing_and_the_next_host_has_its_turn(host, upgrades, fleet):
-    state = "ls -l --time-style=full-iso /var/lib/mixed_gpu /opt/llama.cpp"
-    before = host.run(state).stdout
+    before = host.run(lab.FOLDERS).stdout
     done = upgrades.run(fleet)
     assert "Nothing to upgrade: b11312 is what is asked for" in lab.said(done), done.stdout[-4000:]
     assert re.search(r"sandbox : ok=\d+ changed=0 unreachable=0 failed=0", lab.recap(done)), lab.recap(done)
     # it was its turn, and it cannot be reached
     assert done.returncode == 4, lab.recap(done)
     assert re.search(r"second : ok=\d+ changed=0 unreachable=1", lab.recap(done)), lab.recap(done)
-    assert host.run(state).stdout == before
+    assert host.run(lab.FOLDERS).stdout == before

@@ -1,4 +1,4 @@
-"""A model of experts that does not fit its devices, after the site playbook: what was chosen is what serves."""
+"""Models that do not fit their devices, after the site playbook: what was chosen is what serves."""
 
 from __future__ import annotations
 
@@ -65,13 +65,18 @@ def test_the_unit_serves_the_recorded_placement(host):
     assert "MemorySwapMax=0" in unit
 
 
-def test_the_server_moved_the_planned_tensors_and_no_other(host):
-    placement = _placement(_entry(host))
+def _moved(host, tensor):
+    """Return the tensors of a pattern that the running server has moved to the CPU."""
     since = host.run("systemctl show -P InvocationID llama-server").stdout.strip()
     # the log holds pieces of tokens, which are no UTF-8
     words = "grep -a 'buffer type overridden'"
     log = host.run(f"journalctl -o cat _SYSTEMD_INVOCATION_ID={since} | {words}").stdout
-    moved = set(re.findall(r"tensor (blk\.\d+\.ffn_\w+_exps)\.weight .* buffer type overridden to CPU", log))
+    return set(re.findall(rf"tensor ({tensor})\.weight .* buffer type overridden to CPU", log))
+
+
+def test_the_server_moved_the_planned_tensors_and_no_other(host):
+    placement = _placement(_entry(host))
+    moved = _moved(host, r"blk\.\d+\.ffn_\w+_exps")
     planned = {f"blk.{block}.ffn_{part}_exps" for block in placement.blocks for part in ("up", "gate", "down")}
     if placement.partial:
         planned |= {f"blk.{placement.partial.block}.ffn_{part}_exps" for part in placement.partial.parts}
@@ -132,3 +137,28 @@ def test_a_number_of_blocks_and_of_threads_is_kept_to(host, controller, threads)
     placed = _placement(fact["models"]["by-hand"])
     assert len(placed.blocks) == 12 and placed.partial is None and placed.threads == threads
     assert fact["active"] != "by-hand"
+
+
+def test_a_dense_model_that_does_not_fit_is_served_with_its_feed_forward_part_in_ram(host, controller):
+    """Last, because it becomes the active deployment."""
+    shape = {"blocks": 16, "embedding_length": 512, "feed_forward_length": 4096, "type": "q8_0"}
+    chosen = {
+        "llm_models": [{"id": "molecule-dense-q8_0", "generate": shape}],
+        "split_tuning_model_id": "molecule-dense-q8_0", "split_tuning_baseline_max_loads": 1,
+    }  # fmt: skip
+    # the site playbook itself asserts that the server holds what was planned, and nothing else, in RAM
+    run = controller.play("-e", json.dumps(chosen))
+    assert run.returncode == 0, run.stdout
+    entry = _entry(host)
+    placement = _placement(entry)
+    assert entry["model"]["id"] == "molecule-dense-q8_0" and placement.kind == expert_placement.FFN and placement.any
+    assert "every token reads what is in RAM there" in entry["decision"]["why"]
+    assert any("the devices alone would hold it with" in note for note in entry["decision"]["advice"])
+    unit = host.file("/etc/systemd/system/llama-server.service").content_string
+    assert expert_placement.render(placement, "llama_server") in unit and "MemorySwapMax=0" in unit
+    moved = _moved(host, r"blk\.\d+\.ffn_\w+")
+    planned = {f"blk.{block}.ffn_{part}" for block in placement.blocks for part in ("up", "gate", "down")}
+    if placement.partial:
+        planned |= {f"blk.{placement.partial.block}.ffn_{part}" for part in placement.partial.parts}
+    assert moved == planned
+    test_the_server_answers(host)

@@ -1,4 +1,4 @@
-"""An upgrade of llama.cpp without the lender is refused. That both hosts move or none: tests/unit/roles."""
+"""An upgrade of llama.cpp without the lender is refused. That both hosts move or none: upgrade_lenders."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import json
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.tests.lab import upgrades as lab_upgrades
-
-#: The same source under another number: another build.
-NEW = "--extra-vars=llama_cpp_sdist_build_number=11313"
 
 
 @pytest.mark.parametrize(
@@ -23,16 +20,15 @@ NEW = "--extra-vars=llama_cpp_sdist_build_number=11313"
 def test_without_its_lender_a_box_is_refused_before_anything_changes(
     host, controller, tmp_path, limit, away, sentence
 ):
-    state = "ls -l --time-style=full-iso /var/lib/mixed_gpu /opt/llama.cpp"
-    before = host.check_output(state)
+    before = host.check_output(lab_upgrades.FOLDERS)
     inventory = tmp_path / "lender.yml"
     inventory.write_text(json.dumps({"mixed_gpu_lenders": {"hosts": {"lender": away}}}))
     done = controller.play(
         f"--inventory={controller.directory}/inventory", f"--inventory={inventory}",
         f"--extra-vars=@{controller.project}/molecule/default/variables.yml",
-        f"--extra-vars=@{controller.directory}/variables.yml", "--extra-vars=component=llama_cpp", NEW,
-        f"--limit={limit}", playbook=lab_upgrades.PLAYBOOK,
+        f"--extra-vars=@{controller.directory}/variables.yml", "--extra-vars=component=llama_cpp",
+        lab_upgrades.NEWER, f"--limit={limit}", playbook=lab_upgrades.PLAYBOOK,
     )  # fmt: skip
     assert done.returncode != 0 and sentence in lab_upgrades.said(done), done.stdout[-4000:]
     assert "preflight | Read the upgrade in progress" not in done.stdout
-    assert host.check_output(state) == before
+    assert host.check_output(lab_upgrades.FOLDERS) == before

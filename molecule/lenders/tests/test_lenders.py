@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
@@ -53,8 +54,14 @@ def test_the_lender_has_the_build_of_the_box_and_no_compiler(host, lender):
 
 
 def test_the_lender_listens_on_its_address_alone(lender, endpoint):
-    listeners = [line.split()[3] for line in lender.check_output("ss -Hltn --cgroup").splitlines() if UNIT in line]
-    assert listeners == [endpoint]
+    lines = lender.check_output("ss -Hltnp --cgroup").splitlines()    # of IPv4 and of IPv6
+    assert [line.split()[3] for line in lines if "rpc-server" in line] == [endpoint]
+    assert [line.split()[3] for line in lines if UNIT in line] == [endpoint]
+
+
+def test_the_unit_is_hardly_exposed(lender):
+    report = lender.check_output(f"systemd-analyze security --no-pager {UNIT}")
+    assert float(re.search(rf"exposure level for {UNIT}: ([\d.]+)", report)[1]) <= 1.5, report
 
 
 def test_a_third_host_and_the_lender_itself_are_refused_by_the_filter(lender, stranger, address):
@@ -147,3 +154,10 @@ def test_without_the_lender_in_the_run_nothing_changes(host, controller):
     assert host.check_output("systemctl show --value -p InvocationID llama-server") == before
     newest = host.check_output("stat -c %Y /etc/ansible/facts.d/mixed_gpu.fact")
     assert int(newest) < began
+
+
+def test_the_verification_of_the_rpc_servers_runs_alone_on_all_hosts(controller):
+    done = _site(controller, "--tags=llama_rpc_verify")
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert done.stdout.count("llama_rpc : verify | Assert that every server runs") == 2    # the lender, then its box
+    assert re.findall(r"changed=(\d+)", done.stdout) == ["0", "0"], done.stdout[-4000:]

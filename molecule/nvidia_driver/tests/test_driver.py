@@ -101,7 +101,7 @@ def test_the_record_has_the_driver_and_its_package_files_are_kept(host):
 
 
 def test_a_real_dist_upgrade_leaves_driver_and_kernel_alone(host):
-    ran(host, "/root/archive.sh second && apt-get update")
+    ran(host, "/var/tmp/archive.sh second && apt-get update")
     out = ran(host, "DEBIAN_FRONTEND=noninteractive apt-get -y dist-upgrade")
     assert ran(host, "dpkg-query -W -f '${Version}' control") == "2", out
     assert set(versions(host).values()) == {FIRST}
@@ -185,7 +185,7 @@ def test_a_version_by_variable_is_an_upgrade_and_stays(host, controller):
 
 
 def test_the_rollback_restores_the_first_version_although_the_archive_has_lost_it(host, controller):
-    ran(host, "/root/archive.sh lost && apt-get update")
+    ran(host, "/var/tmp/archive.sh lost && apt-get update")
     done = went_well(controller.play("homelab.mixed_gpu.driver_rollback"))
     assert set(versions(host).values()) == {FIRST}
     assert f'nvidia_driver_version: "{FIRST}"' in done.stdout.replace("\\", "")
@@ -240,7 +240,7 @@ def test_a_damaged_record_is_an_error_that_names_file_and_cure(host, controller)
 def test_nvidias_repository_is_added_with_its_key_pinned_and_replaces_the_driver(host, controller):
     ran(
         host,
-        "/root/archive.sh nvidia && mv /etc/os-release /root/os-release.ubuntu && cp /root/os-release.image "
+        "/var/tmp/archive.sh nvidia && mv /etc/os-release /var/tmp/os-release.ubuntu && cp /var/tmp/os-release.image "
         "/etc/os-release",
     )
     source = {
@@ -250,11 +250,11 @@ def test_nvidias_repository_is_added_with_its_key_pinned_and_replaces_the_driver
     refused(controller.play(**source, nvidia_repository_key_fingerprint="0" * 40), "0" * 40, "is not signed")
     fingerprint = host.file("/srv/nvidia/fingerprint").content_string.strip()
     # another key signs, and stands beside the pinned key in the file
-    ran(host, "/root/archive.sh forged")
+    ran(host, "/var/tmp/archive.sh forged")
     refused(controller.play(**source, nvidia_repository_key_fingerprint=fingerprint), fingerprint, "is not signed")
     for path in ("/etc/apt/keyrings/mixed_gpu-nvidia.asc", "/etc/apt/sources.list.d/mixed_gpu-nvidia.sources"):
         assert not host.file(path).exists
-    ran(host, "/root/archive.sh signed")
+    ran(host, "/var/tmp/archive.sh signed")
     went_well(controller.play(**source, nvidia_repository_key_fingerprint=fingerprint))
     assert ran(host, "dpkg-query -W -f '${Version}' nvidia-kernel-open-dkms") == "595.71.05-1"
     assert "580" not in ran(
@@ -264,7 +264,7 @@ def test_nvidias_repository_is_added_with_its_key_pinned_and_replaces_the_driver
     assert record(host)["rollback"] is None
     went_well(controller.play("homelab.mixed_gpu.driver_rollback"))
     assert set(versions(host).values()) == {SECOND}
-    ran(host, "cp /root/os-release.ubuntu /etc/os-release; rm /etc/apt/sources.list.d/mixed_gpu-nvidia.sources")
+    ran(host, "cp /var/tmp/os-release.ubuntu /etc/os-release; rm /etc/apt/sources.list.d/mixed_gpu-nvidia.sources")
 
 
 def test_a_driver_of_somebody_else_is_left_alone(host, controller):

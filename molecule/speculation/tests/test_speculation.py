@@ -94,3 +94,21 @@ def test_the_baseline_has_what_is_accepted_of_a_server_that_drafts(host, entry):
             rounds, accepted, _positions = known_rounds.of_answer(text, WRONG[name], entry["speculation"]["n_max"], 64)
             assert abs(rows[name]["accepted"] - accepted) <= entry["speculation"]["n_max"]
             assert abs(rows[name]["drafts"] - rounds) <= 1
+
+
+def test_retune_measures_again_with_the_drafts_of_the_inventory(host, entry, tmp_path):
+    """Last, since all of the above is measured anew."""
+    report = tmp_path / "revalidation.json"
+    controller = lab.Controller("speculation", "homelab.mixed_gpu.revalidate")
+    done = controller.play("--extra-vars=retune=true", f"--extra-vars=revalidate_report={report}")
+    assert done.returncode == 0, done.stdout[-6000:]
+    (result,) = json.loads(report.read_text(encoding="utf-8"))["hosts"].values()
+    assert result["accepted"] and "tuned again after" in result["summary"], result
+    record = json.loads(host.check_output("cat /etc/ansible/facts.d/mixed_gpu.fact"))
+    again = record["models"][record["active"]]
+    assert again["recorded_at"] > entry["recorded_at"]
+    speculation = again["decision"]["speculation"]
+    assert {row["draft"] for row in speculation["table"]} == {"", "draft"} and len(speculation["refused"]) == 1
+    unit = host.file("/etc/systemd/system/llama-server.service").content_string
+    assert (speculation["verdict"] == "faster") == ("-md /srv/models/draft" in unit)
+    assert host.service("llama-server").is_running

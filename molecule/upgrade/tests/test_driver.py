@@ -15,20 +15,7 @@ import pytest
 from ansible_collections.homelab.mixed_gpu.tests.lab import controller as lab_controller
 from ansible_collections.homelab.mixed_gpu.tests.lab import upgrades as lab
 
-FIRST, SECOND = "580.95.05-0ubuntu0.24.04.1", "580.105.08-0ubuntu0.24.04.1"
-STAND_IN = '--extra-vars={"__nvidia_driver_stand_in": true, "nvidia_driver_manage": true}'
-DRIVER_SCENARIO = lab_controller.PROJECT / "molecule" / "nvidia_driver"
 DROP_IN = "/run/systemd/system/ggml-rpc-server-slow.service.d"
-
-
-def ran(host, command):
-    done = host.run(command)
-    assert done.rc == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def version(host):
-    return ran(host, "dpkg-query -W -f '${Version}' nvidia-headless-580-server-open")
 
 
 def named(number):
@@ -38,34 +25,25 @@ def named(number):
 def slow_down(host, slower):
     """Let the slow device run the slower build, whatever its unit says."""
     program = f"/opt/llama.cpp/{slower}/bin/ggml-rpc-server --host 127.0.0.1 --port 50053 --threads 1"
-    ran(host, f"mkdir -p {DROP_IN} && printf '[Service]\\nExecStart=\\nExecStart={program}\\n' > {DROP_IN}/slow.conf")
-    ran(host, "systemctl daemon-reload && systemctl restart ggml-rpc-server-slow")
+    drop_in = f"[Service]\\nExecStart=\\nExecStart={program}\\n"
+    lab.ran(host, f"mkdir -p {DROP_IN} && printf '{drop_in}' > {DROP_IN}/slow.conf")
+    lab.ran(host, "systemctl daemon-reload && systemctl restart ggml-rpc-server-slow")
 
 
 def restore(host):
-    ran(host, f"rm -rf {DROP_IN} && systemctl daemon-reload && systemctl restart ggml-rpc-server-slow")
+    lab.ran(host, f"rm -rf {DROP_IN} && systemctl daemon-reload && systemctl restart ggml-rpc-server-slow")
 
 
 @pytest.fixture(scope="module")
 def driver(host):
     """Install the first version of the stand-in driver, and let apt have the second."""
-    host_name, engine = lab_controller.Controller.host_name, lab_controller.Controller.engine
-    packages = "apt-utils dkms dpkg-dev gpg gpg-agent initramfs-tools linux-base unattended-upgrades"
-    ran(host, f"apt-get -q update && apt-get -qy install --no-install-recommends {packages}")
-    source = DRIVER_SCENARIO / "files" / "archive.sh"
-    subprocess.run([engine, "cp", str(source), f"{host_name}:/root/archive.sh"], check=True, capture_output=True)
-    ran(host, "cp --dereference /etc/os-release /root/os-release.image && rm /etc/os-release")
-    release = 'NAME=Ubuntu\nID=ubuntu\nVERSION_ID="24.04"\nVERSION_CODENAME=noble\n'
-    assert host.run("printf %s > /etc/os-release", release).rc == 0
-    ran(host, "bash /root/archive.sh first")
-    ran(host, "echo 'deb [trusted=yes] file:/srv/archive ./' > /etc/apt/sources.list.d/archive.list")
-    ran(host, "apt-get -q update && apt-get -qy install --no-install-recommends linux-image-generic")
-    controller = lab_controller.Controller("default", str(DRIVER_SCENARIO / "converge.yml"))
-    done = controller.play(STAND_IN)
+    lab.archive_driver(host, lab_controller.Controller.host_name)
+    controller = lab_controller.Controller("default", str(lab.DRIVER_SCENARIO / "converge.yml"))
+    done = controller.play(lab.STAND_IN)
     assert done.returncode == 0, done.stdout[-6000:]
-    ran(host, "bash /root/archive.sh second")
+    lab.ran(host, "bash /var/tmp/archive.sh second")
     yield
-    ran(host, "cp /root/os-release.image /etc/os-release")
+    lab.ran(host, "cp /var/tmp/os-release.image /etc/os-release")
 
 
 @pytest.fixture(scope="module")
@@ -79,24 +57,24 @@ def slower(host):
 
 
 def test_an_upgrade_that_changes_no_speed_is_kept_also_when_it_was_killed(host, upgrades, driver):
-    upgrades.kill_at("installing", STAND_IN, named(SECOND), component="driver")
-    refused = upgrades.run(STAND_IN)
+    upgrades.kill_at("installing", lab.STAND_IN, named(lab.SECOND), component="driver")
+    refused = upgrades.run(lab.STAND_IN)
     assert refused.returncode == 2
     assert "It comes before llama.cpp: finish that first, with -e component=driver -e version=580.105.08" in lab.said(
         refused
     )
     # without a version, what it was begun with
-    done = upgrades.run(STAND_IN, component="driver")
+    done = upgrades.run(lab.STAND_IN, component="driver")
     assert done.returncode == 0, done.stdout[-6000:]
-    assert version(host) == SECOND
+    assert lab.driver_version(host) == lab.SECOND
     assert (upgrades.last()["component"], upgrades.last()["outcome"]) == ("driver", "kept")
-    assert "nvidia-headless-580-server-open" in ran(host, "apt-mark showhold")
-    assert f'nvidia_driver_version: "{SECOND}"' in lab.said(done).replace("\\", "")
+    assert "nvidia-headless-580-server-open" in lab.ran(host, "apt-mark showhold")
+    assert f'nvidia_driver_version: "{lab.SECOND}"' in lab.said(done).replace("\\", "")
 
 
 def driver_upgrade_with(host, upgrades, slower, ends):
     """Upgrade to the first version, let the host get slower meanwhile, and end that when the record is at a stage."""
-    options = ("--extra-vars=component=driver", lab.WIDE, STAND_IN, named(FIRST))
+    options = ("--extra-vars=component=driver", lab.WIDE, lab.STAND_IN, named(lab.FIRST))
     play = upgrades.controller.start(*options, playbook=lab.PLAYBOOK)
     try:
         lab_controller.eventually(lambda: upgrades.stage() == "installing" or play.poll() is not None, 600)
@@ -116,7 +94,7 @@ def test_a_host_that_got_slower_gets_its_driver_back(host, upgrades, driver, slo
     assert done.returncode == 2, done.stdout[-6000:]
     assert upgrades.last()["outcome"] == "rolled_back", json.dumps(upgrades.last())
     assert "was not accepted (regressed " in lab.said(done)
-    assert version(host) == SECOND
+    assert lab.driver_version(host) == lab.SECOND
 
 
 def test_a_host_that_stays_slower_is_said_not_to_be_as_before(host, upgrades, driver, slower):
@@ -124,8 +102,8 @@ def test_a_host_that_stays_slower_is_said_not_to_be_as_before(host, upgrades, dr
     assert done.returncode == 2
     assert upgrades.last()["outcome"] == "broken", json.dumps(upgrades.last())
     assert "NOT proved to be as before" in lab.said(done)
-    assert version(host) == SECOND
+    assert lab.driver_version(host) == lab.SECOND
     # nor is it upgraded like that
-    refused = upgrades.run(STAND_IN, named(FIRST), component="driver")
+    refused = upgrades.run(lab.STAND_IN, named(lab.FIRST), component="driver")
     assert refused.returncode == 2 and "is not as its baseline says" in lab.said(refused), refused.stdout[-4000:]
     restore(host)

@@ -45,7 +45,10 @@ def test_the_variables_that_the_page_has_typed_pass_the_check_of_all_variables()
 
 
 def test_a_command_may_go_over_several_lines_and_an_editor_gets_the_block_after_it():
-    page = "```console\n$ one | \\\n    two\nshown\n$ \"${EDITOR:-nano}\" file\n```\n\ntext\n\n```yaml\na: 1\n```\n"
+    page = (
+        "```console\n$ one | \\\n    two\nshown\n$ \"${EDITOR:-nano}\" file\n```\n\n"
+        "```text\nshown\n```\n\n```yaml\na: 1\n```\n"
+    )
     assert first_evening.steps(page) == [
         first_evening.Step("one | \\\n    two"),
         first_evening.Step('"${EDITOR:-nano}" file', "a: 1\n"),
