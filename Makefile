@@ -117,8 +117,9 @@ first-evening-test: build  ## docs/first_evening.md on a fresh host, from pipx t
 watchdog-test: venv  ## each fault of a served model is noticed, and an hour of mixed load is none; 75 minutes
 	$(AS_ROOT) tests/bench/watchdog_faults.sh
 
-upgrade-test: venv  ## upgrades killed at each stage, new versions, the driver; the longest suite
+upgrade-test: venv  ## upgrades killed at each stage, new versions, the driver, a box with its lender; the longest suite
 	$(AS_ROOT) tests/lab/molecule.sh upgrade
+	$(AS_ROOT) tests/lab/molecule.sh upgrade_lenders
 
 exllamav2-build-test: venv  ## PyTorch and ExLlama's extension with the CUDA wheels, and the real TabbyAPI, without a GPU; up to an hour
 	$(AS_ROOT) tests/lab/exllama_build.sh
@@ -149,7 +150,7 @@ bench-downloads: venv  ## a verified download beside hf download, get_url and cu
 bench-watchdog: venv  ## what the watchdog costs a decode, on the sandbox; minutes
 	$(AS_ROOT) tests/bench/watchdog.sh
 
-bench-link: venv  ## what a lender's network costs, predicted and measured; MIXED_GPU_LLAMA_BIN=FOLDER of llama.cpp's programs; 5 minutes
+bench-link: venv  ## what a lender's network costs, predicted and measured; MIXED_GPU_LLAMA_BIN=FOLDER of llama.cpp's programs; 10 minutes
 	$(AS_ROOT) tests/bench/link.sh
 
 gpu-test: venv  ## the NVML probe and a CUDA build on a real NVIDIA card
