@@ -117,13 +117,12 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file, json_state, unit_end
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.types import Json
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import answer_check, answer_run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import Server, TrialError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import run
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import answers
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import expert_room, fact_record, placement
-
-Json = dict[str, t.Any]
 
 
 class AnswerCheck(run.StoredLoad):

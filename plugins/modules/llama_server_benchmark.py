@@ -181,6 +181,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.types import Json
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import served_store, server_timings
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
     Client,
@@ -190,8 +191,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import contention_watch
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import power, watched_devices
-
-Json = dict[str, t.Any]
 
 #: A server that takes longer for one answer hangs.
 ANSWER_SECONDS: t.Final = 600

@@ -108,10 +108,10 @@ lines:
 import importlib
 import os
 import time
-import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python, json_file
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.types import Json
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import diagnosis, expected, hangs, lines
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
     Client,
@@ -120,8 +120,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import acceptance
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import server_under_load, watched_devices
-
-Json = dict[str, t.Any]
 
 
 def asked_of(params: Json) -> server_under_load.Asked:

@@ -175,10 +175,10 @@ problem:
 
 import importlib
 import os
-import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import host_python
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.types import Json
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware import host, nvml
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._hardware.host_hardware import read
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight import (
@@ -188,8 +188,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._preflight impor
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due, upgrade_stages, upgrade_words
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import host_record
-
-Json = dict[str, t.Any]
 
 
 def ask_driver(params: Json) -> Json | None:

@@ -5,7 +5,7 @@
 It acts on behalf of the modules that measure and ask. Where systemd runs, the program is a transient service
 (systemd-run) with the properties of unit_sandbox: an unprivileged user, closed devices, only the network that it needs.
 Where systemd does not run (a test, a container) there is no such thing: the program runs directly, as the user of the
-module, and Ended.sandboxed says so. Nothing else decides between the two.
+module. Nothing else decides between the two.
 """
 
 from __future__ import annotations
@@ -107,7 +107,6 @@ class Ended:
     stdout: str
     stderr: str
     timed_out: bool
-    sandboxed: bool
 
 
 def booted() -> bool:
@@ -251,7 +250,7 @@ def run(
             file.seek(0)
             texts.append(file.read(_MOST_BYTES).decode(errors="replace"))
     complaint = f"\n{process.complaint}\n" if process.complaint else ""
-    return Ended(rc, texts[0], texts[1] + complaint, process.timed_out, process.sandboxed)
+    return Ended(rc, texts[0], texts[1] + complaint, process.timed_out)
 
 
 def prefix(

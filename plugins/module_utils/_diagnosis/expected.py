@@ -17,10 +17,9 @@ from __future__ import annotations
 import math
 import typing as t
 
+from .._base.types import Json
 from .._split import cost_model, layer_weights
 from . import split_advice
-
-Json = dict[str, t.Any]
 
 
 def context_of(serving: Json) -> int:

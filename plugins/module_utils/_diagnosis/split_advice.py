@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Json
 from .._split import layer_search, layer_split, layer_weights, split_cost
 from .._split.workload import counted, needed_kinds
-
-Json = dict[str, t.Any]
 
 #: Fallbacks for records that do not tell.
 DECODE_TOKENS = 64

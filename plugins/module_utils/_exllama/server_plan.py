@@ -13,11 +13,11 @@ import typing as t
 
 from .._base import addresses
 from .._base.errors import UserError
+from .._base.types import Json
 from .._split import engines, exl_split, speculation
 from . import generations, release_plan
 
 Settings = t.Mapping[str, t.Any]
-Json = dict[str, t.Any]
 
 # directories that the unit's sandbox hides (ProtectHome, PrivateTmp)
 _HIDDEN = re.compile(r"/(home|root|run/user|tmp|var/tmp)/")

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import typing as t
 
+from .._base.types import Mapping
 from .._split import expert_placement, placement
-
-Mapping = t.Mapping[str, t.Any]
 
 
 class File(t.NamedTuple):

@@ -24,9 +24,8 @@ _WINDOW_SLACK, _PAGE = 512, 256
 
 
 class Block(t.NamedTuple):
-    """One block: its kind, elements of K and V per token, heads, and bytes that it keeps whatever the context is."""
+    """One block: elements of K and V per token, heads, and bytes that it keeps whatever the context is."""
 
-    kind: str
     k: int
     v: int
     heads: int
@@ -237,7 +236,7 @@ def _block(path: str, own: Mapping, hidden: int, index: int, kind: str, version:
     forward = _forward(own, index, hidden, part)
     if kind in (STATE, NONE):
         state = _state_bytes(own, hidden) if kind == STATE and version == 3 else 0
-        return Block(kind, 0, 0, heads, kv_heads, length, state, 0, forward)
+        return Block(0, 0, heads, kv_heads, length, state, 0, forward)
     latent = _given(own, "kv_lora_rank") if version == 3 else 0
     k = latent or kv_heads * length
     # a latent is K and V, with one key of positions beside
@@ -245,8 +244,8 @@ def _block(path: str, own: Mapping, hidden: int, index: int, kind: str, version:
     window = _given(own, "sliding_window") if kind == WINDOW and version == 3 else 0
     if window and own["_architecture"] in classes.V3_KEEPS_WINDOW:
         kept = -(-(window + _WINDOW_SLACK) // _PAGE) * _PAGE
-        return Block(kind, k, v, heads, kv_heads, length, 2 * STATE_SLOTS * kept * (k + v), window, forward)
-    return Block(kind, k, v, heads, kv_heads, length, 0, 0, forward)
+        return Block(k, v, heads, kv_heads, length, 2 * STATE_SLOTS * kept * (k + v), window, forward)
+    return Block(k, v, heads, kv_heads, length, 0, 0, forward)
 
 
 def _part(own: Mapping, index: int) -> Mapping:

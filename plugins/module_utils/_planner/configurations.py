@@ -49,7 +49,7 @@ def serves(configuration: Configuration, model: Model, question: Mapping) -> Jso
         "ram_mib": 0,
         "layer": expected_modes.as_json(layer),
         "tensor": expected_modes.as_json(tensor),
-        "tensor_parts": None if shared is None else list(shared[1].parts),
+        "tensor_parts": None if shared is None else list(shared[1]),
         "speculation": {"low": fastest.low * least, "high": fastest.high * most, "source": source},
         "ttft_ms": None if ttft is None else [FASTEST_PROMPT * ttft, (1 + PROMPT_SPREAD) * ttft],
         "fastest": "layer" if fastest is layer else "tensor",

@@ -56,22 +56,13 @@ def layer(tokens_per_second: float) -> Range:
     return Range(tokens_per_second * (1 - SPREAD), tokens_per_second, tokens_per_second * (1 + SPREAD))
 
 
-class Shares(t.NamedTuple):
-    """How tensor mode shares a model: parts of C(units) per device, and the MiB that each device then holds."""
-
-    parts: tuple[int, ...]
-    units: int
-    mib: tuple[int, ...]
-
-
 def tensor(
     model: Model, serving: Serving, devices: t.Sequence[Mapping], reserve_mib: int, depth: int
-) -> tuple[Range, Shares] | None:
-    """Return tokens per second of tensor mode on two equal or unequal cards; None where it cannot be told.
+) -> tuple[Range, tuple[int, ...]] | None:
+    """Return tokens per second of tensor mode on two equal or unequal cards, and the parts that each holds.
 
-    An exchange between hosts takes too long for it.
-
-    The shares are the fastest that fit, in parts into which llama.cpp divides attention.
+    None where it cannot be told; an exchange between hosts takes too long for it. The parts are the fastest that fit,
+    of those into which llama.cpp divides attention.
     """
     units = tensor_shares.attention_units(model, len(devices)) or 0
     near = all(device["bandwidth_gb_per_s"] and device.get("link") is None for device in devices)
@@ -86,14 +77,14 @@ def tensor(
     found = []
     for first in range(1, units):
         parts = (first, units - first)
-        mib = tuple(tensor_shares.shares_mib(memory, parts))
-        if all(need <= budget for need, budget in zip(mib, budgets, strict=True)):
+        needs = tensor_shares.shares_mib(memory, parts)
+        if all(need <= budget for need, budget in zip(needs, budgets, strict=True)):
             reading = [read * part / units / rate for part, rate in zip(parts, rates, strict=True)]
             slowest = max(zip(reading, launched, strict=True), key=sum)
-            found.append((slowest, Shares(parts, units, mib)))
+            found.append((slowest, parts))
     if not found:
         return None
-    (reading, launching), shares = min(found, key=lambda item: sum(item[0]))
+    (reading, launching), fastest = min(found, key=lambda item: sum(item[0]))
     exchanges = 2 * model["block_count"] / 1000
 
     def speed(factor: float, microseconds: float) -> float:
@@ -101,7 +92,7 @@ def tensor(
 
     return Range(
         speed(1 - SPREAD, ALLREDUCE_US.high), speed(1.0, ALLREDUCE_US.expected), speed(1 + SPREAD, ALLREDUCE_US.low)
-    ), shares
+    ), fastest
 
 
 def as_json(found: Range | None) -> Json | None:

@@ -106,10 +106,6 @@ class Speeds:
             self._work = [EXPERT_WORK * work for work in self._work]
             self._more_read = _read_by_many(model, min(self.micro_batch, self.prompt)) + [0.0]
 
-    def cache_bytes(self, depth: int) -> float:
-        """Return the bytes of the KV cache that one token reads at a depth."""
-        return sum(model_weights.bytes_read(self._model, self._serving, depth)) - sum(self._weights)
-
     def launch_ms(self, layers: t.Sequence[int]) -> float:
         """Return what launching kernels takes of each token; 0 where measured costs contain it."""
         return sum(

@@ -19,7 +19,6 @@ class Curve:
     """Times by number of threads, relative to each other, and the best number."""
 
     def __init__(self, problem: Problem, runs: t.Sequence[Run], choices: t.Sequence[int]) -> None:
-        self.problem = problem
         self._logs = {kind: _relative(runs, kind) for kind in ("decode", "prefill")}
         self._smooth = {kind: _smoothed(logs) for kind, logs in self._logs.items()}
         share = 0.0 if prompts_on_cards(problem) else _share_of_prompt(problem, runs)

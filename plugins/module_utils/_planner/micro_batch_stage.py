@@ -14,13 +14,12 @@ from __future__ import annotations
 import statistics
 import typing as t
 
+from .._base.types import Json
 from .._split import cost_model, memory_plan
 from .._split.layer_split import Layers, split_name
 from .._split.types import Serving
 from . import why
 from .evidence import Evidence
-
-Json = dict[str, t.Any]
 
 PURPOSE: t.Final = "micro_batch"
 #: A size counts only where the prompt of the test makes this many of it: with one alone nothing overlaps.

@@ -13,6 +13,7 @@ import typing as t
 
 from .._base.errors import UserError
 from .._base.steps import Done, Plan, Step, result_of
+from .._base.types import Json
 from .._split import known_devices, pipeline_start
 from .._split.types import KnownDevice
 from . import (
@@ -28,8 +29,6 @@ from . import (
     tuning_steps,
 )
 from .tuning_state import State
-
-Json = dict[str, t.Any]
 
 _MODELS: t.Final = "models of the repository"
 _NO_MODEL: t.Final = (

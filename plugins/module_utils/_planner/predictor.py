@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .._base.types import Mapping
+from .._base.types import Json, Mapping
 from .._models import model_shapes
 from .._split import (
     card_memory,
@@ -33,8 +33,6 @@ from . import (
     predicted_network,
     prediction_table,
 )
-
-Json = dict[str, t.Any]
 
 #: Rows in a table of more than two devices.
 MOST_ROWS = 25

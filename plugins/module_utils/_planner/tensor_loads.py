@@ -8,12 +8,11 @@ import statistics
 import typing as t
 
 from .._base import stats
+from .._base.types import Json
 from .._split import allreduce, cost_model, engines, text_likelihood
 from .._split.layer_split import Layers
 from .._split.measured_loads import read_loads
 from .evidence import Evidence
-
-Json = dict[str, t.Any]
 
 PURPOSE: t.Final = "tensor"
 RIVAL_PURPOSE: t.Final = "against_tensor"

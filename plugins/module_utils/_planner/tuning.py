@@ -13,14 +13,12 @@ from __future__ import annotations
 import typing as t
 
 from .._base.steps import Done, Lease, Plan, Step, Store, first_plan
+from .._base.types import Mapping
 from .._models import model_shapes
 from .._split import device_list, fallbacks, known_devices, network_links, split_problem
 from .._split.types import KnownDevice
 from . import context_stage, known_costs, predictor, tuning_effort, tuning_links, tuning_settings, tuning_steps
 from .tuning_state import OWN_PLACEMENT, TENSOR_QUESTION, State
-
-Json = dict[str, t.Any]
-Mapping = t.Mapping[str, t.Any]
 
 _MEASURING: t.Final = ("split_benchmark", "split_mode_trial", *tuning_steps.ANSWERING)
 #: About how many loads the layer split, the micro-batch, tensor mode, speculation and the rest of a baseline take.

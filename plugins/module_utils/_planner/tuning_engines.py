@@ -10,11 +10,9 @@ from __future__ import annotations
 import typing as t
 
 from .._base.steps import Step
-from .._base.types import Json
+from .._base.types import Json, Mapping
 from .._split import allreduce, engines, exl_split
 from .tuning_settings import Settings
-
-Mapping = t.Mapping[str, t.Any]
 
 #: Always more than the model's blocks, so that no block stays on the CPU.
 GPU_LAYERS: t.Final = 99

@@ -9,6 +9,7 @@ import typing as t
 
 from .._base import fingerprints
 from .._base.steps import Done, result_of
+from .._base.types import Json, Mapping
 from .._split import context_room, engines, memory_plan, network_links, split_problem, tuning_key, workload
 from .._split.types import Model, Serving
 from . import (
@@ -26,9 +27,6 @@ from . import (
     tuning_speculation,
 )
 from .tuning_settings import Settings
-
-Json = dict[str, t.Any]
-Mapping = t.Mapping[str, t.Any]
 
 #: First words of the names of the steps that measure a device alone.
 PROBE: t.Final = "probe of "

@@ -12,13 +12,11 @@ import statistics
 import typing as t
 
 from .._base.steps import Done, Step
+from .._base.types import Json, Mapping
 from .._split import context_room, memory_plan, network_links
 from .._split.types import Serving
 from . import context_stage, estimate_stage, expert_rival, tuning_experts
 from .tuning_state import OWN_PLACEMENT, PROBE, TENSOR_QUESTION, State
-
-Json = dict[str, t.Any]
-Mapping = t.Mapping[str, t.Any]
 
 #: Modules that have a private server answer texts.
 ANSWERING: t.Final = ("speculation_benchmark", "exllama_draft_benchmark")

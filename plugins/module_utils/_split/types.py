@@ -70,46 +70,6 @@ class Serving(t.TypedDict, total=False):
     gpu_layers: int
 
 
-class Objective(t.TypedDict):
-    """What is to be fast."""
-
-    name: str
-    prompt_tokens: int
-    generated_tokens: int
-    depth_tokens: int
-
-
-class Decision(t.TypedDict):
-    """What the planner decided, with the reason."""
-
-    layers: list[int]
-    split_mode: str
-    environment: dict[str, str]
-    micro_batch_size: int
-    experts_in_ram: t.NotRequired[Json | None]  # expert_placement.as_json
-    micro_batches: Json
-    tensor: Json | None
-    network: t.NotRequired[Json]  # where a device is on another host: links, shares in percent, mib, why
-    speculation: t.NotRequired[Json | None]
-    single_device: bool
-    verdict: str
-    why: str
-    objective: Objective
-    default_layers: list[int] | None
-    gain_over_default_percent: float | None
-    gain_interval_percent: list[float] | None
-    decode_tokens_per_second: float | None
-    prefill_tokens_per_second: float | None
-    best_by_objective: dict[str, list[int] | None]
-    range_percent: float | None
-    advice: list[str]
-    mib: list[int]
-    headroom_mib: list[int]
-    loads_used: int
-    fit: Json
-    table: list[Json]
-
-
 class Placed(t.TypedDict):
     """How many layers the device with this id holds."""
 
