@@ -180,7 +180,7 @@ def table(module: AnsibleModule, state: ModelState) -> list[str]:
     found = store.look(os.path.abspath(module.params["path"]), module.params["manifest_dir"], served, module.warn)
     total_mib = host.memory(json_file.read_text("/proc/meminfo") or "")["memory_total_mib"]
     in_ram = {"mode": "auto", "ram_mib": tuning_experts.ram_mib(total_mib), "ram_speed": ram_speed.known(0, record)}
-    fits = catalogue_fit.words(devices(record), experts_in_ram=in_ram)
+    fits = catalogue_fit.words(devices(record), in_ram)
     return model_table.table(state.looks, state.answers, found, fits)
 
 

@@ -113,7 +113,10 @@ def fitted(model: Json, points: t.Mapping[tuple[int, int], tuple[float, float]])
     for index, kind in enumerate(("decode", "prefill")):
         measured = [(weights.amounts(kind, split), ms[index]) for split, ms in points.items()]
         batches = PROMPT // MICRO_BATCH
-        costs[kind] = cost_fit.fit_decode(measured) if kind == "decode" else cost_fit.fit_prefill(measured, batches)
+        prefill = kind == "prefill"
+        costs[kind] = (
+            cost_fit.fit_prefill(measured, batches, None, 1.0, None) if prefill else cost_fit.fit_decode(measured, None)
+        )
     layer = model_weights.of_average_layer(model, SERVING, ANSWER / 2, MICRO_BATCH)
     fit = {
         "decode_ms_per_layer": costs["decode"], "prefill_ms_per_layer": costs["prefill"], "prefill_overlap": 1.0,

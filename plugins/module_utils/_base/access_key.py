@@ -54,7 +54,7 @@ def text(given: str, now: str | None) -> str:
     return f"{kept}\n" if kept and problem(kept, "") is None else f"{secrets.token_hex(32)}\n"
 
 
-def connect(url: str, path: str, page: bool = False) -> str:
+def connect(url: str, path: str, page: bool) -> str:
     """Return one sentence for clients of a server; `path` is that of the key file, "" for a server without a key.
 
     A server with a `page` answers a browser.

@@ -31,8 +31,8 @@ def read_baseline(text: str) -> tuple[Json, list[Json]]:
 
 
 def diagnose(
-    entry: Json, watched: Json, server: Json, baseline: str, tolerance_percent: float, hung: t.Sequence[Json] = (),
-    metrics: str = "",
+    entry: Json, watched: Json, server: Json, baseline: str, tolerance_percent: float, hung: t.Sequence[Json],
+    metrics: str,
 ) -> Json:
     """Return the diagnosis of docs/data_formats.md, but for deployment and time.
 

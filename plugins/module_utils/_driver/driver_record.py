@@ -109,7 +109,7 @@ def snapshot(present: Present, main: str, reason: Reason, now: str) -> State | N
     }
 
 
-def with_state(record: Record, state: State | None, keep: int = KEEP_STATES) -> Record:
+def with_state(record: Record, state: State | None) -> Record:
     """Return the record with a state at its end. A state with the packages of the last one takes its place.
 
     A state that was found and then installed by the role is the role's from then on; its reason is kept.
@@ -128,7 +128,7 @@ def with_state(record: Record, state: State | None, keep: int = KEEP_STATES) -> 
         states[-1] = same
     else:
         states.append(state)
-    return {**record, "states": states[-max(keep, 2) :]}
+    return {**record, "states": states[-KEEP_STATES:]}
 
 
 def ours(record: Record) -> list[str]:

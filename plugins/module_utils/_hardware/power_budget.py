@@ -40,7 +40,7 @@ def for_card(gpu: Mapping, settings: Mapping) -> t.Any:
     )
 
 
-def card(gpu: Mapping, planned_watts: t.Any = None) -> Json:
+def card(gpu: Mapping, planned_watts: t.Any) -> Json:
     """Return {name, limit_watts, planned, peak_low_watts, peak_high_watts, source} of one card.
 
     `gpu` is an entry of gpu_facts, or {name} alone. The limit is the one that the role gpu_power is to set, or the one

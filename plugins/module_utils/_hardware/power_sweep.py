@@ -156,7 +156,7 @@ def cost(measured: Mapping, objective: Mapping) -> tuple[float, float] | None:
 
 def choose(
     points: t.Sequence[Point], gpus: t.Sequence[Mapping], objective: Mapping,
-    tolerance_percent: float, measured_only: bool = False,
+    tolerance_percent: float, measured_only: bool,
 ) -> Json:
     """Return the limits that use the least energy among those that cost at most `tolerance_percent` of speed.
 

@@ -44,15 +44,9 @@ _LINE_CHARACTERS: t.Final = 1000
 
 
 def command(
-    program: str,
-    model_path: str,
-    devices: t.Sequence[str],
-    layers: t.Sequence[int],
-    serving: Mapping,
-    rpc_endpoints: t.Sequence[str] = (),
-    split_mode: str = "layer",
-    experts: ExpertPlacement | None = None,
-) -> list[str]:
+    program: str, model_path: str, devices: t.Sequence[str], layers: t.Sequence[int], serving: Mapping,
+    rpc_endpoints: t.Sequence[str], split_mode: str, experts: ExpertPlacement | None,
+) -> list[str]:  # fmt: skip
     """Return the command that asks llama.cpp about C(layers) on C(devices), with the flags of the server.
 
     Devices without a slot are left out, as the server leaves them out. The program has no `-kvu`: a unified cache is
@@ -222,13 +216,9 @@ def disagreement(dry_run_mib: t.Sequence[int], difference_mib: t.Sequence[int], 
 
 
 def compare(
-    dry_run_mib: t.Sequence[int],
-    model: Model,
-    serving: Serving,
-    layers: t.Sequence[int],
-    experts: ExpertPlacement | None = None,
-    copied: bool = True,
-) -> list[int]:
+    dry_run_mib: t.Sequence[int], model: Model, serving: Serving, layers: t.Sequence[int],
+    experts: ExpertPlacement | None, copied: bool,
+) -> list[int]:  # fmt: skip
     """Return, per device, what our plan counts more (or, below zero, less) than the dry run, in MiB.
 
     Both are upper bounds on the device of the output slot: they count an output for every token of a micro-batch.

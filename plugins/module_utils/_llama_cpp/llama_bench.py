@@ -133,7 +133,7 @@ class Order:
     split_mode: str
     serving: Mapping
     tests: tuple[Mapping, ...]
-    experts: expert_placement.ExpertPlacement | None = None
+    experts: expert_placement.ExpertPlacement | None
 
 
 def make_order(load: Mapping, devices: t.Sequence[str], serving: Mapping) -> Order:

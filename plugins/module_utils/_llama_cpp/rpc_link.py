@@ -112,7 +112,7 @@ class _Client:
         return bytes(found)
 
 
-def measure(host: str, port: int, timeout_seconds: float = 30) -> Link:
+def measure(host: str, port: int, timeout_seconds: float) -> Link:
     """Return how quick the way to a server is. Raises UserError with the reason, OSError where it is not reached."""
     client = _Client(host, port, timeout_seconds)
     try:

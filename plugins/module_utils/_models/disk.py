@@ -31,7 +31,7 @@ def filesystem(path: str) -> str:
     return directory
 
 
-def check_owner(path: str, trusted: t.Sequence[str] = ()) -> None:
+def check_owner(path: str, trusted: t.Sequence[str]) -> None:
     """Raise UserError where somebody else could exchange the directory of ``path`` for a link while root writes there.
 
     ``trusted``: names or numbers of users whose directories are taken as they are. Directories of root, of who runs

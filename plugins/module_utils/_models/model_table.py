@@ -13,10 +13,7 @@ _HEAD = ("model", "state", "on disk", "size", "from")
 
 
 def table(
-    results: t.Sequence[Mapping],
-    answers: t.Sequence[Mapping],
-    store: Mapping,
-    expected: t.Mapping[str, str] | None = None,
+    results: t.Sequence[Mapping], answers: t.Sequence[Mapping], store: Mapping, expected: t.Mapping[str, str] | None
 ) -> list[str]:
     """Return one line per model, then per directory that no entry names, the filesystem, and the catalogue.
 

@@ -102,7 +102,7 @@ class Rate:
         return (end - start) / (last - first) if last > first else 0.0
 
 
-def wait_seconds(attempt: int, first_seconds: float, asked_seconds: float | None = None) -> float:
+def wait_seconds(attempt: int, first_seconds: float, asked_seconds: float | None) -> float:
     """Return the pause before the next attempt: doubling, at least what the server asks for, both bounded.
 
     ``asked_seconds``: of retry_wait.asked_seconds().

@@ -28,9 +28,7 @@ _QUESTION: t.Final[Json] = {
 }
 
 
-def words(
-    devices: t.Sequence[Mapping], context_size: int = USUAL_CONTEXT, experts_in_ram: Mapping | None = None
-) -> dict[str, str]:
+def words(devices: t.Sequence[Mapping], experts_in_ram: Mapping | None) -> dict[str, str]:
     """Return what each model with a known shape would give on devices of known_devices; nothing without devices.
 
     C(experts_in_ram): as in a problem, where a model of experts that does not fit may have some of them in RAM.
@@ -38,7 +36,7 @@ def words(
     if not devices:
         return {}
     shapes = {name: model.shape for name, model in catalogue.CATALOGUE.items() if model.shape}
-    return {name: _words(shape, devices, context_size, experts_in_ram) for name, shape in shapes.items()}
+    return {name: _words(shape, devices, experts_in_ram) for name, shape in shapes.items()}
 
 
 def usable(
@@ -49,8 +47,8 @@ def usable(
     return predictor.usable(predictor.expect({**question, "experts_in_ram": experts_in_ram}, devices))
 
 
-def _words(shape: str, devices: t.Sequence[Mapping], context_size: int, experts_in_ram: Mapping | None) -> str:
-    row = usable(shape, devices, context_size, experts_in_ram)
+def _words(shape: str, devices: t.Sequence[Mapping], experts_in_ram: Mapping | None) -> str:
+    row = usable(shape, devices, USUAL_CONTEXT, experts_in_ram)
     name = expert_placement.name_of(model_shapes.model(shape))
     if row is None:
         return "does not fit" if experts_in_ram is None else f"does not fit, even with {name} in RAM"

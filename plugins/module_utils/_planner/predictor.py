@@ -101,9 +101,7 @@ def in_order(question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str,
 
 
 def predict(
-    question: t.Mapping[str, t.Any],
-    devices: t.Sequence[t.Mapping[str, t.Any]],
-    known: known_costs.Known | None = None,
+    question: t.Mapping[str, t.Any], devices: t.Sequence[t.Mapping[str, t.Any]], known: known_costs.Known | None
 ) -> Json:
     """Return the C(prediction) of docs/data_formats.md: what C(expect) does, with C(contexts), C(memory) and C(lines).
 

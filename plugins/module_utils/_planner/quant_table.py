@@ -18,11 +18,9 @@ GB: t.Final = 10**9
 
 
 def rows(
-    models: t.Sequence[Mapping],
-    question: Mapping,
-    devices: t.Sequence[Mapping],
-    known: t.Mapping[str, known_costs.Known | None] | None = None,
-) -> list[Json]:
+    models: t.Sequence[Mapping], question: Mapping, devices: t.Sequence[Mapping],
+    known: t.Mapping[str, known_costs.Known | None] | None,
+) -> list[Json]:  # fmt: skip
     """Return a row per quant.
 
     C(models): of module hub_models_info. C(question): as predictor.expect takes it, without the model. C(known): what

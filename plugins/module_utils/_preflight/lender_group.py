@@ -119,7 +119,7 @@ def pins_of(name: str, lenders: Hosts, boxes: Hosts, defaults: Mapping) -> Json:
 
 
 def problems_of_hosts(
-    lenders: Hosts, boxes: t.Collection[str], looks: Hosts, run: t.Collection[str] = (), together: bool = False
+    lenders: Hosts, boxes: t.Collection[str], looks: Hosts, run: t.Collection[str], together: bool
 ) -> Problems:
     """Return what the looks at the hosts show; hosts without a look are left out.
 

@@ -146,10 +146,7 @@ def where(engine: t.Mapping[str, t.Any]) -> str:
 
 
 def judge(
-    engines: t.Sequence[t.Mapping[str, t.Any]],
-    gpus: t.Sequence[t.Mapping[str, t.Any]],
-    recorded: t.Any = None,
-    p2p: bool = False,
+    engines: t.Sequence[t.Mapping[str, t.Any]], gpus: t.Sequence[t.Mapping[str, t.Any]], recorded: t.Any, p2p: bool
 ) -> list[Json]:
     """Return {ok, detail, cure} for each engine of other_engines.running.
 

@@ -83,7 +83,7 @@ def hello(endpoint: str, seconds: float = ANSWER_SECONDS) -> Version:
     return Version(answer[8], answer[9])
 
 
-def problem(endpoint: str, own: Version | None = None) -> str:
+def problem(endpoint: str, own: Version | None) -> str:
     """Return why a lender cannot be used, as the end of a sentence; empty where it can.
 
     C(own) is what llama.cpp here speaks, None where that is not known.

@@ -16,7 +16,7 @@ _CHAT: t.Final = """-d '{"messages": [{"role": "user", "content": "Hello"}]}'"""
 _EVERYWHERE: t.Final = ("0.0.0.0", "::", "[::]")
 
 
-def connection(server: Mapping | None, url: str, host: str, connect: str = "") -> Json:
+def connection(server: Mapping | None, url: str, host: str, connect: str) -> Json:
     """Return C({sentence, url, page, command, key_file, elsewhere}); C(page) is whether a browser gets a
     page to chat, all but it and the sentence may be empty.
 

@@ -72,7 +72,7 @@ SETTINGS: t.Final[dict[t.Any, t.Any]] = {
 LABEL_CHARACTERS: t.Final = 40
 
 
-def draw(entry: Mapping, panels: t.Sequence[str] = ("decode", "prefill")) -> str:
+def draw(entry: Mapping, panels: t.Sequence[str]) -> str:
     """Return the chart of a recorded entry as an SVG element, a panel per quantity; the same input gives the same text.
 
     With two devices each panel shows a quantity over the layers on the first device; with one or more than two, a bar

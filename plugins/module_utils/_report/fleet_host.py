@@ -37,10 +37,10 @@ RPC_UNITS: t.Final = "ggml-rpc-server-*.service"
 class Places:
     """Where a host has what it recorded; all paths but C(root) are below C(root)."""
 
-    root: str = "/"
-    state_dir: str = due.STATE_DIR
-    llama_cpp: str = "/opt/llama.cpp/current"
-    exllama: str = "/opt/exllama"
+    root: str
+    state_dir: str
+    llama_cpp: str
+    exllama: str
 
     def path(self, *parts: str) -> str:
         """Return a path of the host as this machine sees it."""

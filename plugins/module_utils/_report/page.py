@@ -18,15 +18,9 @@ from .view import Seen, report_view
 
 
 def render(
-    entry: Mapping,
-    template: str,
-    seen: Seen,
-    expectations: t.Sequence[Mapping],
-    panels: t.Sequence[str],
-    host: str,
-    url: str,
-    connect: str = "",
-) -> str:
+    entry: Mapping, template: str, seen: Seen, expectations: t.Sequence[Mapping], panels: t.Sequence[str], host: str,
+    url: str, connect: str,
+) -> str:  # fmt: skip
     """Return the page as text.
 
     The template gets C(view) (report_view), C(charts) (SVG by name of the panel), C(drawn), whether charts were asked

@@ -69,7 +69,7 @@ def served_value(tests: t.Sequence[Mapping], name: str, key: str) -> float | Non
 
 
 def expectation_rows(
-    entry: Mapping, tests: t.Sequence[Mapping], expectations: t.Sequence[Mapping], power_watts: float | None = None
+    entry: Mapping, tests: t.Sequence[Mapping], expectations: t.Sequence[Mapping], power_watts: float | None
 ) -> list[Json]:
     """Compare published expectations with this host.
 

@@ -21,10 +21,7 @@ WIDTH: t.Final = 100
 
 
 def summary_lines(
-    entry: Mapping,
-    served: Mapping | None = None,
-    server_devices: t.Sequence[Mapping] | None = None,
-    chats: Mapping | None = None,
+    entry: Mapping, served: Mapping | None, server_devices: t.Sequence[Mapping] | None, chats: Mapping | None
 ) -> list[str]:
     """Return a short summary of a recorded deployment, one string per line, at most WIDTH columns wide."""
     lines = [

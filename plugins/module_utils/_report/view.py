@@ -42,7 +42,7 @@ class Seen(t.NamedTuple):
 
 
 def report_view(
-    entry: Mapping, seen: Seen, expectations: t.Sequence[Mapping] = (), host: str = "", url: str = "", connect: str = ""
+    entry: Mapping, seen: Seen, expectations: t.Sequence[Mapping], host: str, url: str, connect: str
 ) -> View:
     """Return everything that the page shows: no decision is left to the template.
 

@@ -26,7 +26,7 @@ class Costs:
 
     prices_usd: Mapping
     watts: Mapping
-    owned: tuple[str, ...] = ()
+    owned: tuple[str, ...]
 
     def price(self, card: str) -> tuple[float, float] | None:
         """Return the least and the most that a card costs."""

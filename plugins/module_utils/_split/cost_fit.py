@@ -50,7 +50,7 @@ class Prior(t.NamedTuple):
 LEAST: t.Final = 1e-6
 
 
-def fit_decode(points: Points, prior: Prior | None = None) -> list[float]:
+def fit_decode(points: Points, prior: Prior | None) -> list[float]:
     """Return ms per average layer and token of each device, from (amounts, ms per token) of at least one split.
 
     Least squares of the relative errors, none below LEAST of the largest. What the splits leave open (fewer independent
@@ -105,11 +105,7 @@ def _least_squares(
 
 
 def fit_prefill(
-    points: Points,
-    batches: int,
-    start: t.Sequence[float] | None = None,
-    overlap: float = 1.0,
-    prior: Prior | None = None,
+    points: Points, batches: int, start: t.Sequence[float] | None, overlap: float, prior: Prior | None
 ) -> list[float]:
     """Return ms per block and micro-batch of each device, from (amounts, ms per prompt of C(batches) micro-batches).
 
@@ -207,11 +203,7 @@ class PrefillFit(t.NamedTuple):
 
 
 def choose_prefill(
-    points: Points,
-    batches: int,
-    noise: float,
-    start: t.Sequence[float] | None = None,
-    prior: Prior | None = None,
+    points: Points, batches: int, noise: float, start: t.Sequence[float] | None, prior: Prior | None
 ) -> PrefillFit:
     """Fit the simplest form of prefill that the points (amounts, ms per prompt) support.
 

@@ -52,7 +52,7 @@ def prefill_weights(batches: int, overlap: float) -> tuple[float, float]:
 
 
 def prefill_ms(
-    slot_ms: t.Sequence[float], amounts: Amounts, batches: int, overlap: float = 1.0
+    slot_ms: t.Sequence[float], amounts: Amounts, batches: int, overlap: float
 ) -> float:
     """Return the predicted time of a prompt of C(batches) micro-batches; C(overlap) 1 is a pipeline, 0 is serial."""
     stages = stages_ms(slot_ms, amounts)
@@ -61,12 +61,7 @@ def prefill_ms(
 
 
 def prefill_scale(
-    slot_ms: t.Sequence[float] | None,
-    amounts: Amounts,
-    tested: int,
-    asked: int,
-    micro_batch: int,
-    overlap: float = 1.0,
+    slot_ms: t.Sequence[float] | None, amounts: Amounts, tested: int, asked: int, micro_batch: int, overlap: float
 ) -> float:
     """Return the factor from the time of a prompt of C(tested) tokens to that of one of C(asked) tokens.
 

@@ -8,7 +8,7 @@ from .._base.errors import UserError
 from . import fact_record
 
 
-def read(path: str = fact_record.PATH) -> fact_record.Record:
+def read(path: str) -> fact_record.Record:
     """Return the host's recorded splits, an empty record where there is no file.
 
     Raises UserError for a damaged file, OSError for one that cannot be read.

@@ -298,13 +298,9 @@ def fits(plan: MemoryPlan, splits: t.Iterable[t.Sequence[int]], budgets: t.Seque
 
 
 def why_nothing_fits(
-    devices: t.Sequence[Mapping],
-    model: Model,
-    serving: Serving,
-    splits: t.Sequence[t.Sequence[int]],
-    budgets: t.Sequence[int],
-    reserve_mib: int = 0,
-) -> str:
+    devices: t.Sequence[Mapping], model: Model, serving: Serving, splits: t.Sequence[t.Sequence[int]],
+    budgets: t.Sequence[int], reserve_mib: int,
+) -> str:  # fmt: skip
     """Return one sentence: how many MiB are missing, where, in the nearest split, and what would make it fit.
 
     C(reserve_mib) is what the budgets leave free on every device, already taken off them.

@@ -427,12 +427,12 @@ def test_a_link_that_another_user_may_exchange_is_refused(tmp_path: pathlib.Path
         (tmp_path / name).mkdir()
     for link in (tmp_path / "link", tmp_path / "theirs" / "link"):
         link.symlink_to(tmp_path / "real")
-        disk.check_owner(f"{link}/m.gguf")
+        disk.check_owner(f"{link}/m.gguf", ())
     os.chown(tmp_path / "link", 12345, 12345, follow_symlinks=False)
     os.chown(tmp_path / "theirs", 12345, 12345)
     for link in (tmp_path / "link", tmp_path / "theirs" / "link"):
         with pytest.raises(UserError, match="belongs to the user id 12345"):
-            disk.check_owner(f"{link}/m.gguf")
+            disk.check_owner(f"{link}/m.gguf", ())
         disk.check_owner(f"{link}/m.gguf", ["12345"])
 
 
@@ -442,10 +442,10 @@ def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: pathlib.Pa
     for mode in (0o777, 0o757):
         place.chmod(mode)
         with pytest.raises(UserError, match=f"Everybody may write to {place}"):
-            disk.check_owner(f"{place}/m/m.gguf")
+            disk.check_owner(f"{place}/m/m.gguf", ())
     for mode in (0o1777, 0o775, 0o755):
         place.chmod(mode)
-        disk.check_owner(f"{place}/m/m.gguf")
+        disk.check_owner(f"{place}/m/m.gguf", ())
 
 
 # ---- whole unfinished files ------------------------------------------------------------------------------------------

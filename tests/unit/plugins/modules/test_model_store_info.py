@@ -113,7 +113,7 @@ def test_the_table_of_it(store: t.Any, call: t.Any, tmp_path: pathlib.Path) -> N
 
 def test_without_models_there_is_the_catalogue(call: t.Any, tmp_path: pathlib.Path) -> None:
     empty = call(model_store_info, path=str(tmp_path / "none"), fact_file=str(tmp_path / "fact"))
-    lines = model_table.table([], [], empty)
+    lines = model_table.table([], [], empty, None)
     assert lines[0].startswith("No models in llm_models") and len(lines) == 3 + len(catalogue.CATALOGUE)
     assert lines[3].endswith("; drafts: llama_3_2_1b_instruct_q8_0, llama_3_2_3b_instruct_q4_k_m")
 
@@ -151,25 +151,25 @@ def test_the_catalogue_agrees_with_what_the_planner_knows() -> None:
 
 def test_the_table_says_what_fits_this_host(call: t.Any, tmp_path: pathlib.Path) -> None:
     devices = known_devices.profile_devices("rtx4090_rtx3090")
-    told = catalogue_fit.words(devices)
+    told = catalogue_fit.words(devices, None)
     assert told["llama_3_3_70b_instruct_q4_k_m"].startswith("fits as 43/38, about 18 tokens/s")
     assert told["gpt_oss_120b_mxfp4"] == "does not fit"
     in_ram = {"mode": "auto", "ram_mib": 60000}
-    larger = catalogue_fit.words(devices, experts_in_ram=in_ram)["gpt_oss_120b_mxfp4"]
+    larger = catalogue_fit.words(devices, in_ram)["gpt_oss_120b_mxfp4"]
     said = r"fits as 23/14 with 10 blocks' experts in RAM \(16766 MiB\), [0-9.]+ to [0-9.]+ tokens/s"
     assert re.fullmatch(said, larger)
-    little = catalogue_fit.words(devices, experts_in_ram={**in_ram, "ram_mib": 9000})
+    little = catalogue_fit.words(devices, {**in_ram, "ram_mib": 9000})
     assert little["gpt_oss_120b_mxfp4"] == "does not fit, even with experts in RAM"
     sparse = {
         name for name, model in catalogue.CATALOGUE.items()
         if model.shape and model_shapes.SHAPES[model.shape].expert_count
     }  # fmt: skip
     assert {name for name in told if told[name] != little[name]} <= sparse
-    small = catalogue_fit.words(known_devices.profile_devices("rtx3060"))
+    small = catalogue_fit.words(known_devices.profile_devices("rtx3060"), None)
     assert small["qwen3_8_27b_ud_q4_k_xl"] == "does not fit"
     assert small["gpt_oss_20b_mxfp4"] == "does not fit"  # it fits into the reserve alone
-    assert catalogue_fit.words(devices, 131072)["llama_3_3_70b_instruct_q4_k_m"] == "does not fit"
-    assert catalogue_fit.words([]) == {}
+    assert catalogue_fit.usable("llama_3_3_70b_q4_k_m", devices, 131072, None) is None
+    assert catalogue_fit.words([], None) == {}
     empty = call(model_store_info, path=str(tmp_path / "none"), fact_file=str(tmp_path / "fact"))
     lines = model_table.table([], [], empty, told)
     assert any("fits as 43/38" in line and line.startswith("llama_3_3_70b") for line in lines)

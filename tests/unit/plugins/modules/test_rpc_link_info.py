@@ -55,22 +55,22 @@ class Server:
 
 def test_a_link_is_measured_by_what_the_server_sends_and_receives():
     server = Server()
-    found = rpc_link.measure("127.0.0.1", server.port)
+    found = rpc_link.measure("127.0.0.1", server.port, 30)
     assert found["protocol"] == f"{rpc_link.KNOWN_MAJOR}.1.2"
     assert found["round_trip_ms"] > 0 and found["to_mb_per_s"] > 0 and found["from_mb_per_s"] > 0
     assert server.received in (2 * rpc_link._SMALL, 2 * (rpc_link._SMALL + rpc_link._LARGE))
 
 
 def test_of_another_protocol_the_greeting_alone_is_known():
-    found = rpc_link.measure("127.0.0.1", Server(major=rpc_link.KNOWN_MAJOR + 1).port)
+    found = rpc_link.measure("127.0.0.1", Server(major=rpc_link.KNOWN_MAJOR + 1).port, 30)
     assert found["protocol"] == f"{rpc_link.KNOWN_MAJOR + 1}.1.2" and found["round_trip_ms"] > 0
     assert found["to_mb_per_s"] is None and found["from_mb_per_s"] is None
 
 
 def test_a_greeting_may_be_longer_than_the_known_one():
-    found = rpc_link.measure("127.0.0.1", Server(major=rpc_link.KNOWN_MAJOR + 1, capabilities=64).port)
+    found = rpc_link.measure("127.0.0.1", Server(major=rpc_link.KNOWN_MAJOR + 1, capabilities=64).port, 30)
     assert found["protocol"] == f"{rpc_link.KNOWN_MAJOR + 1}.1.2" and found["to_mb_per_s"] is None
-    assert rpc_link.measure("127.0.0.1", Server(capabilities=0).port)["to_mb_per_s"]
+    assert rpc_link.measure("127.0.0.1", Server(capabilities=0).port, 30)["to_mb_per_s"]
 
 
 def raw(answer: bytes, unread: bool = False) -> int:
@@ -88,19 +88,19 @@ def raw(answer: bytes, unread: bool = False) -> int:
 
 @pytest.mark.parametrize("unread", [False, True], ids=["hangs up", "resets"])
 def test_whose_greeting_is_not_known_here_is_left_to_llama_cpp(unread):
-    found = rpc_link.measure("127.0.0.1", raw(b"", unread))
+    found = rpc_link.measure("127.0.0.1", raw(b"", unread), 30)
     assert found["protocol"] == "" and found["round_trip_ms"] > 0
     assert found["to_mb_per_s"] is None and found["from_mb_per_s"] is None
 
 
 def test_what_is_no_rpc_server_is_named():
     with pytest.raises(ValueError, match="it greets with [0-9]+ bytes, so it is no RPC server"):
-        rpc_link.measure("127.0.0.1", raw(b"HTTP/1.1 400 Bad Request\r\n"))
+        rpc_link.measure("127.0.0.1", raw(b"HTTP/1.1 400 Bad Request\r\n"), 30)
 
 
 def test_a_full_device_is_named():
     with pytest.raises(ValueError, match="its device has no 4 MiB free"):
-        rpc_link.measure("127.0.0.1", Server(pointer=0).port)
+        rpc_link.measure("127.0.0.1", Server(pointer=0).port, 30)
 
 
 def test_a_server_that_sends_byte_by_byte_is_given_up():
@@ -123,5 +123,5 @@ def test_a_server_that_sends_byte_by_byte_is_given_up():
 @pytest.mark.live
 def test_the_real_server_is_measured(rpc_endpoints):
     host, _colon, port = rpc_endpoints[0].rpartition(":")
-    found = rpc_link.measure(host, int(port))
+    found = rpc_link.measure(host, int(port), 30)
     assert found["protocol"].startswith(f"{rpc_link.KNOWN_MAJOR}.") and found["to_mb_per_s"] > 0

@@ -45,7 +45,7 @@ def test_a_key_is_generated_once():
 
 def test_clients_are_told_the_path_and_never_the_key():
     url = "http://127.0.0.1:8080"
-    assert access_key.connect(url, "/etc/k").endswith("/etc/k | curl -H @- http://127.0.0.1:8080/v1/models")
-    assert "has no key" in access_key.connect(url, "")
+    assert access_key.connect(url, "/etc/k", False).endswith("/etc/k | curl -H @- http://127.0.0.1:8080/v1/models")
+    assert "has no key" in access_key.connect(url, "", False)
     assert access_key.connect(url, "/etc/k", page=True).startswith(f"A browser gets the chat page at {url} and asks")
     assert "in a browser with its chat page" in access_key.connect(url, "", page=True)

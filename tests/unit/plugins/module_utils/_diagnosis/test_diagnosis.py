@@ -67,7 +67,7 @@ def watch(entry, blocks=4, seen_as="nvml", seed=1, **physics):
 
 
 def diagnose(entry, watched, server=None, baseline="", tolerance=10.0):
-    result = diagnosis.diagnose(entry, watched, server or READY, baseline, tolerance)
+    result = diagnosis.diagnose(entry, watched, server or READY, baseline, tolerance, (), "")
     assert json.loads(json.dumps(result)) == result
     assert all(len(line) <= 100 for line in lines.table(result))
     return result

@@ -50,7 +50,7 @@ def diagnosed(before=BEFORE, **physics):
     """Return the diagnosis of a box whose second device is lent, and so not seen."""
     watched = watch(ENTRY, seen=[FAST], **physics)
     watched["devices"][1] |= {"seen": None, "reason": "it is on another host"}
-    judged = diagnosis.diagnose(ENTRY, watched, READY, "", 10.0)
+    judged = diagnosis.diagnose(ENTRY, watched, READY, "", 10.0, (), "")
     return {**judged, "lenders_before": before}
 
 

@@ -66,9 +66,10 @@ def test_the_same_packages_are_one_state_and_stay_the_roles_own():
 
 def test_old_states_are_forgotten():
     kept = driver_record.empty()
-    for number in range(9):
-        kept = driver_record.with_state(kept, state(f"580.{number}-1"), 3)
-    assert [entry["version"] for entry in kept["states"]] == ["580.6-1", "580.7-1", "580.8-1"]
+    for number in range(driver_record.KEEP_STATES + 2):
+        kept = driver_record.with_state(kept, state(f"580.{number}-1"))
+    versions = [entry["version"] for entry in kept["states"]]
+    assert (len(versions), versions[0]) == (driver_record.KEEP_STATES, "580.2-1")
 
 
 def test_the_way_back_leads_to_the_state_before():

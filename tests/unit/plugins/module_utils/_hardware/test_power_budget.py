@@ -58,16 +58,17 @@ def test_limits_and_clocks_that_are_to_be_set_count():
 
 
 def test_a_raised_limit_raises_the_peaks_to_itself():
-    card = power_budget.card({**FAST, "power_limit_watts": 600.0})
+    card = power_budget.card({**FAST, "power_limit_watts": 600.0}, None)
     assert (card["limit_watts"], card["peak_low_watts"], card["peak_high_watts"]) == (600, 600, 600)
 
 
 def test_other_cards_get_the_ratios_of_the_known_ones():
-    card = power_budget.card({"name": "NVIDIA GeForce RTX 5090", "power_limit_default_watts": 575.0})
+    card = power_budget.card({"name": "NVIDIA GeForce RTX 5090", "power_limit_default_watts": 575.0}, None)
     assert (card["limit_watts"], card["peak_low_watts"], card["peak_high_watts"]) == (575, 639, 936)
     assert "assumed" in card["source"]
     # the 3090 Ti is no 3090
-    assert "assumed" in power_budget.card({"name": "NVIDIA GeForce RTX 3090 Ti", "power_limit_watts": 450.0})["source"]
+    card = power_budget.card({"name": "NVIDIA GeForce RTX 3090 Ti", "power_limit_watts": 450.0}, None)
+    assert "assumed" in card["source"]
 
 
 def test_a_card_without_a_limit_is_not_guessed():

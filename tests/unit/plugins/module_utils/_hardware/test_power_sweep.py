@@ -99,7 +99,7 @@ def sweep():
 
 
 def test_a_row_says_speed_and_energy_per_token():
-    (row, *_rest) = power_sweep.choose(sweep(), GPUS, DECODE, 3.0)["rows"]
+    (row, *_rest) = power_sweep.choose(sweep(), GPUS, DECODE, 3.0, False)["rows"]
     decode = row["decode"]
     assert decode["ms_per_token"] == pytest.approx(22) and decode["tokens_per_second"] == pytest.approx(45.45, abs=0.01)
     assert decode["joules_per_token"] == pytest.approx((10 * 250 + 12 * 20 + 12 * 340 + 10 * 20) / 1000)
@@ -109,15 +109,15 @@ def test_a_row_says_speed_and_energy_per_token():
 
 def test_the_best_combination_is_predicted_first_and_measured_then():
     points = sweep()
-    choice = power_sweep.choose(points, GPUS, REQUEST, 3.0)
+    choice = power_sweep.choose(points, GPUS, REQUEST, 3.0, False)
     # 200 W are too slow for either card; 315 W save nothing in this box, and equal energy goes to the faster
     assert choice["limits_watts"][SLOW] == 280 and choice["slower_percent"] == pytest.approx(0.55, abs=0.01)
-    choice = power_sweep.choose(points, GPUS, REQUEST, 100.0)
+    choice = power_sweep.choose(points, GPUS, REQUEST, 100.0, False)
     assert (choice["limits_watts"], choice["measured"]) == ({FAST: 450, SLOW: 200}, True)
     MS[FAST][315], WATTS[FAST][315] = 10.1, 220
     try:
         points = sweep()
-        choice = power_sweep.choose(points, GPUS, REQUEST, 3.0)
+        choice = power_sweep.choose(points, GPUS, REQUEST, 3.0, False)
         assert (choice["limits_watts"], choice["measured"]) == ({FAST: 315, SLOW: 280}, False)
         assert "315 + 280 W" in choice["why"] and "predicted" in choice["why"]
         expected = measured(choice["limits_watts"])
@@ -137,7 +137,7 @@ def test_the_best_combination_is_predicted_first_and_measured_then():
 
 def test_without_a_gain_the_limits_stay():
     points = sweep()[:1]
-    choice = power_sweep.choose(points, GPUS, DECODE, 3.0)
+    choice = power_sweep.choose(points, GPUS, DECODE, 3.0, False)
     assert choice["limits_watts"] == {FAST: 450, SLOW: 350} and "keep 450 + 350 W" in choice["why"]
     assert choice["noise_percent"] is None
 
@@ -145,19 +145,19 @@ def test_without_a_gain_the_limits_stay():
 def test_a_machine_that_is_disturbed_is_said_to_be():
     points = sweep()
     points[0]["loads"].append(measured(points[0]["limits_watts"], 2, slower=1.1))
-    choice = power_sweep.choose(points, GPUS, DECODE, 3.0)
+    choice = power_sweep.choose(points, GPUS, DECODE, 3.0, False)
     assert choice["noise_percent"] == pytest.approx(10) and "do not rely on it" in choice["why"]
 
 
 def test_a_point_that_failed_is_left_out_and_shown():
     points = sweep()
     points[1]["loads"] = [{"status": "crashed", "reason": "it fell over", "results": []}]
-    choice = power_sweep.choose(points, GPUS, DECODE, 3.0)
+    choice = power_sweep.choose(points, GPUS, DECODE, 3.0, False)
     assert choice["rows"][1]["decode"] is None and choice["limits_watts"][SLOW] == 280
     assert any("crashed: it fell over" in line for line in power_sweep.table(choice, GPUS))
     points[0]["loads"] = points[1]["loads"]
     with pytest.raises(UserError, match="it fell over"):
-        power_sweep.choose(points, GPUS, DECODE, 3.0)
+        power_sweep.choose(points, GPUS, DECODE, 3.0, False)
 
 
 def test_other_cards_of_the_box_do_not_count():
@@ -177,7 +177,7 @@ def test_results_without_energy_cannot_be_chosen_from():
             result["energy"] = None
     assert power_sweep.row(points[0])["decode"]["joules_per_token"] is None
     with pytest.raises(UserError, match="no energy in the results"):
-        power_sweep.choose(points, GPUS, DECODE, 3.0)
+        power_sweep.choose(points, GPUS, DECODE, 3.0, False)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_every_objective_has_its_cost(name, ms):
 
 
 def test_the_table_can_be_read():
-    lines = power_sweep.table(power_sweep.choose(sweep(), GPUS, REQUEST, 3.0), GPUS)
+    lines = power_sweep.table(power_sweep.choose(sweep(), GPUS, REQUEST, 3.0, False), GPUS)
     assert lines[0].startswith("RTX 4090 + RTX 3090, one limit lowered at a time")
     assert len(lines) == 8 and max(len(line) for line in lines[:-1]) < 100
     assert [line for line in lines if line.endswith("recommended")][0].startswith("  450 + 280 W")

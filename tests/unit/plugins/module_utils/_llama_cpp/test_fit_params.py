@@ -22,7 +22,8 @@ PRINTED = "RPC0 21477 1408 312 \nRPC1 18501 1152 426 \nHost 563 0 112 \n"       
 
 
 def test_asks_with_the_flags_of_the_server() -> None:
-    words = fit_params.command("fit", "m.gguf", ["RPC0", "RPC1", "RPC2"], [20, 0, 13], SERVING, ["a:1", "b:2", "c:3"])
+    devices, endpoints = ["RPC0", "RPC1", "RPC2"], ["a:1", "b:2", "c:3"]
+    words = fit_params.command("fit", "m.gguf", devices, [20, 0, 13], SERVING, endpoints, "layer", None)
     assert words == [
         "fit", "-m", "m.gguf", "--rpc", "a:1,b:2,c:3", "-dev", "RPC0,RPC2", "-sm", "layer", "-ts", "20,13",
         "-c", "8192", "-ngl", "99", "-b", "2048", "-ub", "512", "-fa", "on", "-ctk", "f16", "-ctv", "q8_0", "-t", "1",
@@ -45,7 +46,7 @@ def test_asks_with_the_flags_of_the_server() -> None:
 
 def test_one_device_needs_no_vector_and_slots_of_their_own_are_told() -> None:
     serving = {**SERVING, "parallel_slots": 4, "kv_unified": False}
-    words = fit_params.command("fit", "m", ["CUDA0", "CUDA1"], [0, 33], serving)
+    words = fit_params.command("fit", "m", ["CUDA0", "CUDA1"], [0, 33], serving, (), "layer", None)
     assert "-ts" not in words and words[words.index("-dev") + 1] == "CUDA1" and words[words.index("-sm") + 1] == "none"
     assert words[words.index("-np") + 1] == "4"
 
@@ -61,7 +62,7 @@ def test_one_device_needs_no_vector_and_slots_of_their_own_are_told() -> None:
 )
 def test_refuses_what_makes_no_command(layers: list[int], serving: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        fit_params.command("fit", "m", ["A", "B"], layers, serving)
+        fit_params.command("fit", "m", ["A", "B"], layers, serving, (), "layer", None)
 
 
 def test_reads_what_the_program_prints() -> None:
@@ -91,8 +92,9 @@ def test_says_what_it_cannot_read(text: str, sentence: str) -> None:
 
 def test_tells_the_difference_to_our_plan() -> None:
     model = model_shapes.model("llama_3_3_70b_q4_k_m")
-    assert fit_params.compare([23197, 20079], model, {**SERVING, "cache_type_v": "f16"}, [44, 37]) == [1, 2]
-    assert fit_params.compare([23000, 21000], model, {**SERVING, "cache_type_v": "f16"}, [44, 37]) == [198, -919]
+    serving = {**SERVING, "cache_type_v": "f16"}
+    assert fit_params.compare([23197, 20079], model, serving, [44, 37], None, True) == [1, 2]
+    assert fit_params.compare([23000, 21000], model, serving, [44, 37], None, True) == [198, -919]
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def rpc_server(
     lasting.callback(process.wait)
     lasting.callback(process.kill)
     until = time.monotonic() + 300
-    while choose_placement.problem(endpoint):
+    while choose_placement.problem(endpoint, None):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.1)
     return endpoint, process

@@ -45,12 +45,12 @@ def test_rate_covers_a_window_and_starts_anew():
 
 @given(st.integers(1, 60), st.floats(0, 10), st.one_of(st.none(), st.floats(0, 1e18)))
 def test_pauses_are_bounded(attempt, first, asked):
-    assert 0 <= transfer.wait_seconds(attempt, first) <= 30
+    assert 0 <= transfer.wait_seconds(attempt, first, None) <= 30
     assert 0 <= transfer.wait_seconds(attempt, first, asked) <= 600
 
 
 def test_pauses_double_and_heed_the_server():
-    assert [transfer.wait_seconds(n, 1) for n in (1, 2, 3, 9)] == [1, 2, 4, 30]
+    assert [transfer.wait_seconds(n, 1, None) for n in (1, 2, 3, 9)] == [1, 2, 4, 30]
     assert transfer.wait_seconds(1, 1, 7) == 7 and transfer.wait_seconds(1, 1, 180) == 180
     assert transfer.wait_seconds(4, 1, 2) == 8 and transfer.wait_seconds(1, 1, 3600) == 600
 

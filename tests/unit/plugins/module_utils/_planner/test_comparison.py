@@ -92,7 +92,7 @@ def test_a_card_that_is_owned_costs_nothing_and_counts_where_it_is_sold() -> Non
     assert card_costs.outlay(("rtx4090", "rtx4090"), costs) == (3300, 3300)
     assert card_costs.outlay(("rtx3090",), costs) == (0, 0)
     assert card_costs.outlay(("p40",), costs) is None
-    assert card_costs.outlay(("p40", "p40"), card_costs.Costs({"p40": 200}, {})) == (400, 400)
+    assert card_costs.outlay(("p40", "p40"), card_costs.Costs({"p40": 200}, {}, ())) == (400, 400)
 
 
 def test_prices_and_watts_that_are_given_are_taken() -> None:

@@ -136,7 +136,7 @@ def test_what_does_not_even_fit_so_is_refused_with_the_cures() -> None:
 
 def test_a_70b_with_a_long_context_on_a_4090_and_a_3090() -> None:
     devices = known_devices.profile_devices("rtx4090_rtx3090")
-    prediction = predictor.predict(question(), devices)
+    prediction = predictor.predict(question(), devices, None)
     best, model = prediction["best"], model_shapes.model(LLAMA)
     placed = expert_placement.from_json(best["layers"], best["experts_in_ram"])
     assert placed is not None and placed.kind == expert_placement.FFN and machine.counts_of(placed)[1] == 0
@@ -153,14 +153,14 @@ def test_a_70b_with_a_long_context_on_a_4090_and_a_3090() -> None:
         assert cure in prediction["why"].partition("the devices alone would hold it with ")[2]
     rows = prediction["contexts"]["rows"]
     assert any(row.get("blocks_in_ram") for row in rows) and any(not row.get("blocks_in_ram") for row in rows)
-    refused = predictor.predict(question({**IN_RAM, "mode": "never"}), devices)
+    refused = predictor.predict(question({**IN_RAM, "mode": "never"}), devices, None)
     assert refused["best"] is None and "FFN weights in RAM (split_tuning_experts_in_ram: auto" in refused["why"]
 
 
 def test_of_a_dense_model_that_fits_nothing_else_is_said() -> None:
     devices = known_devices.profile_devices("rtx4090_rtx3090")
-    assert predictor.predict(question(context_size=8192), devices) == predictor.predict(
-        question(None, context_size=8192), devices
+    assert predictor.predict(question(context_size=8192), devices, None) == predictor.predict(
+        question(None, context_size=8192), devices, None
     )
 
 
@@ -173,7 +173,7 @@ def test_a_configuration_to_be_bought_holds_a_dense_model_itself() -> None:
 
 def test_the_catalogue_says_how_much_of_a_dense_model_would_be_in_ram() -> None:
     card = known_devices.profile_devices("rtx4090")
-    told = catalogue_fit.words(card, experts_in_ram=IN_RAM)["llama_3_3_70b_instruct_q4_k_m"]
+    told = catalogue_fit.words(card, IN_RAM)["llama_3_3_70b_instruct_q4_k_m"]
     assert told.startswith("fits as 81 with ") and "blocks' FFN weights in RAM" in told and " to " in told
-    little = catalogue_fit.words(card, experts_in_ram={**IN_RAM, "ram_mib": 2000})
+    little = catalogue_fit.words(card, {**IN_RAM, "ram_mib": 2000})
     assert little["llama_3_3_70b_instruct_q4_k_m"] == "does not fit, even with FFN weights in RAM"

@@ -76,7 +76,7 @@ def expected(profile: str, shape: str, mode: str) -> expected_modes.Range:
         "model": shape, "serving": SERVING, "reserve_mib": 0,
         "objective": {"name": "decode", "prompt_tokens": 0, "generated_tokens": 256, "depth_tokens": 0},
         "bench": {"prompt_tokens": 512, "generated_tokens": 128, "repetitions": 1},
-    }, devices)  # fmt: skip
+    }, devices, None)  # fmt: skip
     if mode == "layer":
         return expected_modes.layer(prediction["best"]["decode_tokens_per_second"])
     return shared(shape, devices)[0]

@@ -245,7 +245,7 @@ def test_a_card_of_unknown_speed_leaves_times_open() -> None:
         "objective": {"name": "request", "prompt_tokens": 1024, "generated_tokens": 256, "depth_tokens": 0},
         "bench": {"prompt_tokens": 1024, "generated_tokens": 64, "repetitions": 1}, "experts_in_ram": {"mode": "auto"},
     }  # fmt: skip
-    prediction = predictor.predict(question, devices)
+    prediction = predictor.predict(question, devices, None)
     best = prediction["best"]
     assert best["decode_interval"] is None and best["ttft_interval"] and best["objective_ms"] is None
     assert prediction["lines"]

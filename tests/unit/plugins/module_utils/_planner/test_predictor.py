@@ -44,7 +44,7 @@ def ask(model: t.Any = LLAMA, profile: str = "rtx4090_rtx3090", **changes: t.Any
         "model": model, "serving": {**SERVING, **changes}, "reserve_mib": 512, "objective": objective,
         "bench": BENCH,
     }
-    return predictor.predict(question, known_devices.profile_devices(profile))
+    return predictor.predict(question, known_devices.profile_devices(profile), None)
 
 
 def test_only_what_is_shown_makes_the_table_of_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,8 +58,8 @@ def test_only_what_is_shown_makes_the_table_of_contexts(monkeypatch: pytest.Monk
     assert expected == {name: whole[name] for name in whole if name not in ("contexts", "memory", "network", "lines")}
     assert configurations.serves(card_costs.read(["rtx4090_rtx3090"])[0], model, question)["layers"] == [43, 38]
     found = {"quant": "Q4_K_M", "files": [], "size_bytes": 1, "model": model, "problem": None}
-    assert quant_table.rows([found], question, devices)[0]["layers"] == [43, 38]
-    assert catalogue_fit.words(devices)["llama_3_3_70b_instruct_q4_k_m"].startswith("fits as 43/38")
+    assert quant_table.rows([found], question, devices, None)[0]["layers"] == [43, 38]
+    assert catalogue_fit.words(devices, None)["llama_3_3_70b_instruct_q4_k_m"].startswith("fits as 43/38")
 
 
 @pytest.mark.parametrize("profile", ["rtx4090_rtx3090", "rtx3060_x5"])
@@ -297,13 +297,13 @@ def test_without_a_speed_there_is_memory_and_a_reason() -> None:
         "objective": {"name": "request", "prompt_tokens": 1024, "generated_tokens": 256},
         "bench": {"prompt_tokens": 1024, "generated_tokens": 64, "repetitions": 1},
     }
-    prediction = predictor.predict(question, devices)
+    prediction = predictor.predict(question, devices, None)
     assert prediction["best"] is None
     assert prediction["feasible_splits"] == sum(row["verdict"] in ("fits", "tight") for row in prediction["rows"]) > 20
     assert prediction["why"].endswith("the memory bandwidth of RPC0, RPC1 is not known")
     assert any(" -  " in line for line in prediction["lines"])
     with pytest.raises(ValueError, match="there are no devices"):
-        predictor.predict(question, [])
+        predictor.predict(question, [], None)
 
 
 def test_a_context_beyond_what_the_model_was_trained_for_is_said() -> None:

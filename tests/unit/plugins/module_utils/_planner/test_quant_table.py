@@ -43,7 +43,7 @@ def found(folder: pathlib.Path, shape: str, wanted: t.Iterable[str] = quants.QUA
 def test_what_fits_where(tmp_path: pathlib.Path) -> None:
     models = found(tmp_path, "qwen2_5_coder_32b_q4_k_m", ("F16", "Q8_0", "Q4_K_M"))
     models.append({"quant": "Q2_K", "files": ["x"], "size_bytes": 1, "model": None, "problem": "It is no model."})
-    rows = {row["quant"]: row for row in quant_table.rows(models, QUESTION, PAIR)}
+    rows = {row["quant"]: row for row in quant_table.rows(models, QUESTION, PAIR, None)}
     assert rows["F16"]["layers"] is None and "MiB" in rows["F16"]["problem"] and rows["F16"]["context_size"] == 0
     assert rows["Q8_0"]["alone_on"] == [] and sum(rows["Q8_0"]["layers"]) == 65
     assert rows["Q4_K_M"]["alone_on"] == ["CUDA0", "CUDA1"] and rows["Q4_K_M"]["layers"] == [65, 0]
@@ -61,7 +61,7 @@ def test_what_fits_where(tmp_path: pathlib.Path) -> None:
 def test_the_largest_context_is_planned_for_each_quant(tmp_path: pathlib.Path) -> None:
     models = found(tmp_path, "llama_3_3_70b_q4_k_m", ("Q8_0", "Q4_K_M"))
     question = {**QUESTION, "serving": {**record.BASE, "context_size": "max"}}
-    table = quant_table.rows(models, question, PAIR)
+    table = quant_table.rows(models, question, PAIR, None)
     rows = {row["quant"]: row for row in table}
     assert rows["Q8_0"]["layers"] is None and rows["Q8_0"]["context_size"] == 0
     assert rows["Q8_0"]["missing_mib"] > 20000
@@ -72,7 +72,7 @@ def test_the_largest_context_is_planned_for_each_quant(tmp_path: pathlib.Path) -
 
 def test_nothing_fits(tmp_path: pathlib.Path) -> None:
     card = known_devices.profile_devices("rtx3060")
-    rows = quant_table.rows(found(tmp_path, "llama_3_3_70b_q4_k_m", ("Q8_0", "Q2_K")), QUESTION, card)
+    rows = quant_table.rows(found(tmp_path, "llama_3_3_70b_q4_k_m", ("Q8_0", "Q2_K")), QUESTION, card, None)
     assert quant_table.advice(rows).startswith("None of them fits: the smallest is Q2_K with ")
 
 
@@ -80,7 +80,7 @@ def test_experts_that_have_no_room_are_in_ram(tmp_path: pathlib.Path) -> None:
     card = known_devices.profile_devices("rtx3060")
     models = found(tmp_path, "qwen3_30b_a3b_q4_k_m", ("Q8_0", "Q4_K_M"))
     question = {**QUESTION, "experts_in_ram": {"mode": "auto"}}
-    rows = {row["quant"]: row for row in quant_table.rows(models, question, card)}
+    rows = {row["quant"]: row for row in quant_table.rows(models, question, card, None)}
     assert rows["Q8_0"]["blocks_in_ram"] > rows["Q4_K_M"]["blocks_in_ram"] > 0
     assert rows["Q4_K_M"]["layers"] == [49] and rows["Q4_K_M"]["problem"] is None
     assert rows["Q8_0"]["ram_mib"] > rows["Q4_K_M"]["ram_mib"] > 5000 and rows["Q4_K_M"]["left_mib"][0] >= 512
@@ -92,12 +92,12 @@ def test_experts_that_have_no_room_are_in_ram(tmp_path: pathlib.Path) -> None:
     assert f"49, {rows['Q4_K_M']['blocks_in_ram']:g} in RAM ({rows['Q4_K_M']['ram_mib']})" in shown
     assert shown.count(" to ") == 2 and any("40 to 75 GB/s" in line and "published" in line for line in lines)
     bounded = {**question, "experts_in_ram": {"mode": "auto", "ram_mib": rows["Q4_K_M"]["ram_mib"]}}
-    least = {row["quant"]: row for row in quant_table.rows(models, bounded, card)}
+    least = {row["quant"]: row for row in quant_table.rows(models, bounded, card, None)}
     assert least["Q4_K_M"]["layers"] == [49] and least["Q8_0"]["layers"] is None
     assert f"{rows['Q4_K_M']['ram_mib']} MiB of it may be used" in least["Q8_0"]["problem"]
     said = "None of them fits the devices alone; with weights in RAM Q4_K_M needs the fewest there"
     assert any(line.startswith(said) for line in lines)
-    never = quant_table.rows(models, QUESTION, card)
+    never = quant_table.rows(models, QUESTION, card, None)
     assert all(row["layers"] is None and not row["blocks_in_ram"] for row in never)
 
 
@@ -105,7 +105,7 @@ def test_a_dense_quant_a_little_too_large_is_shown_beside_the_one_that_fits(tmp_
     cards = known_devices.profile_devices("rtx4090_rtx3090")
     models = found(tmp_path, "llama_3_3_70b_q4_k_m", ("Q5_K_M", "Q4_K_M"))
     question = {**QUESTION, "experts_in_ram": {"mode": "auto", "ram_mib": 65536 - 3072}}
-    rows = {row["quant"]: row for row in quant_table.rows(models, question, cards)}
+    rows = {row["quant"]: row for row in quant_table.rows(models, question, cards, None)}
     less, more = rows["Q4_K_M"], rows["Q5_K_M"]
     assert not less["blocks_in_ram"] and more["blocks_in_ram"] > 0 and more["problem"] is None
     assert more["decode_interval"][1] < less["decode_tokens_per_second"] and min(more["left_mib"]) >= 512
@@ -118,7 +118,7 @@ def test_a_dense_quant_a_little_too_large_is_shown_beside_the_one_that_fits(tmp_
 def test_cards_of_another_host_are_named_with_their_network(tmp_path: pathlib.Path) -> None:
     devices = known_devices.profile_devices("rtx3060+rtx3060@1gbe")
     question = {**QUESTION, "experts_in_ram": {"mode": "auto"}}
-    rows = quant_table.rows(found(tmp_path, "qwen3_30b_a3b_q4_k_m", ("F16", "Q4_K_M")), question, devices)
+    rows = quant_table.rows(found(tmp_path, "qwen3_30b_a3b_q4_k_m", ("F16", "Q4_K_M")), question, devices, None)
     lines = quant_table.lines("owner/name", rows, question, devices)
     assert [line.split()[0] for line in lines if "of another host, over the 1 GbE link" in line] == ["RPC0"]
     assert rows[0]["blocks_in_ram"] and any("the network to other hosts is in no speed" in line for line in lines)
@@ -126,7 +126,7 @@ def test_cards_of_another_host_are_named_with_their_network(tmp_path: pathlib.Pa
 
 def test_a_quant_fits_cards_of_unknown_speed(tmp_path: pathlib.Path) -> None:
     unknown = [{**device, "bandwidth_gb_per_s": None} for device in PAIR]
-    rows = quant_table.rows(found(tmp_path, "llama_3_3_70b_q4_k_m", ("Q8_0", "Q4_K_M")), QUESTION, unknown)
+    rows = quant_table.rows(found(tmp_path, "llama_3_3_70b_q4_k_m", ("Q8_0", "Q4_K_M")), QUESTION, unknown, None)
     assert rows[0]["layers"] is None
     assert sum(rows[1]["layers"]) == 81 and min(rows[1]["left_mib"]) >= QUESTION["reserve_mib"]
     assert rows[1]["decode_tokens_per_second"] is None
@@ -171,7 +171,7 @@ def test_a_row_is_in_the_order_of_the_devices_whatever_its_tuning_takes() -> Non
         {"quant": name, "files": 1, "size_bytes": model["size_bytes"], "problem": None, "model": model}
         for name, model in (("Q8_0", large), ("Q4_K_M", small))
     ]
-    of_ram, alone = quant_table.rows(models, question, devices)
+    of_ram, alone = quant_table.rows(models, question, devices, None)
     assert of_ram["blocks_in_ram"] and not alone["blocks_in_ram"]
     best = predictor.expect({**question, "model": small}, devices)["best"]
     assert (alone["layers"], alone["mib"]) == (best["layers"][::-1], best["mib"][::-1])

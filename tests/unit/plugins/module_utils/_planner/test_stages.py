@@ -94,7 +94,7 @@ class Devices:
             return cost_model.decode_ms(self.decode, load["layers"]) * tokens
         per_batch = [cost * size / 512 * self.size_factor[size] for cost in self.prefill]
         blocks = layer_weights.equal(BLOCKS + 1).amounts("prefill", load["layers"])
-        return cost_model.prefill_ms(per_batch, blocks, cost_model.micro_batches(tokens, size))
+        return cost_model.prefill_ms(per_batch, blocks, cost_model.micro_batches(tokens, size), 1.0)
 
     def measure(self, load: Json) -> Json:
         common = self.luck(self.noise)

@@ -39,7 +39,7 @@ def test_a_group_that_works_has_no_problem_and_the_box_is_the_only_client():
     assert lender_group.problems_of_inventory(LENDERS, BOXES, DEFAULTS) == {}
     assert lender_group.routes("box", LENDERS, BOXES) == ["192.168.1.20"]
     assert lender_group.routes("pc2", LENDERS, BOXES) == []
-    assert lender_group.problems_of_hosts(LENDERS, BOXES, LOOKS) == {}
+    assert lender_group.problems_of_hosts(LENDERS, BOXES, LOOKS, (), False) == {}
     hosts = ["box", "pc2"]
     assert lender_group.member("box", LENDERS, BOXES, LOOKS) == {"hosts": hosts, "lenders": ["pc2"], "absent": []}
     of_lender = lender_group.member("pc2", LENDERS, BOXES, LOOKS)
@@ -105,7 +105,7 @@ def test_an_inventory_that_cannot_work_is_one_sentence_about_one_host(lenders, b
     ],
 )
 def test_hosts_that_do_not_fit_together_are_one_sentence(change, sentence):
-    found = lender_group.problems_of_hosts(LENDERS, BOXES, {**LOOKS, **change})
+    found = lender_group.problems_of_hosts(LENDERS, BOXES, {**LOOKS, **change}, (), False)
     assert list(found) == ["pc2", "box"] and sentence in found["pc2"]
     assert found["box"].startswith("box does not go on without pc2, which was refused or does not answer:")
 
@@ -114,7 +114,7 @@ def test_who_else_than_the_box_may_use_a_lender_is_refused_and_the_box_is_not():
     def found(*networks: str) -> dict[str, str]:
         lenders = {"pc2": {**LENDER, "llama_rpc_allowed_networks": list(networks)}}
         assert lender_group.problems_of_inventory(lenders, BOXES, DEFAULTS) == {}
-        return lender_group.problems_of_hosts(lenders, BOXES, LOOKS)
+        return lender_group.problems_of_hosts(lenders, BOXES, LOOKS, (), False)
 
     assert found("192.168.1.5") == found("192.168.1.5/32") == found() == {}
     assert found("192.168.1.5", "192.168.1.0/24")["pc2"] == (
@@ -128,17 +128,18 @@ def test_one_host_under_two_names_is_refused_and_a_copied_disk_is_not():
     box = {**LOOKS["box"], "routes": {"192.168.1.20": "192.168.1.5", "192.168.1.21": "192.168.1.5"}}
     again = look("pc2", "192.168.1.20", "192.168.1.21")
     looks = {"box": box, "pc2": again, "pc3": again}
-    assert lender_group.problems_of_hosts(lenders, BOXES, looks)["pc3"].startswith("pc3 and pc2 are the same host:")
+    found = lender_group.problems_of_hosts(lenders, BOXES, looks, (), False)
+    assert found["pc3"].startswith("pc3 and pc2 are the same host:")
     copied = {**looks, "pc3": {**again, "boot_id": "another"}}
-    assert lender_group.problems_of_hosts(lenders, BOXES, copied) == {}
+    assert lender_group.problems_of_hosts(lenders, BOXES, copied, (), False) == {}
 
 
 def test_a_lender_without_its_box_in_the_run_is_refused_and_a_box_without_its_lender_is_not():
     assert "box, the box of pc2, is not part of this run" in lender_group.problems_of_hosts(
-        LENDERS, BOXES, {"pc2": LOOKS["pc2"]}
+        LENDERS, BOXES, {"pc2": LOOKS["pc2"]}, (), False
     )["pc2"]
     alone = {"box": LOOKS["box"]}
-    assert lender_group.problems_of_hosts(LENDERS, BOXES, alone) == {}
+    assert lender_group.problems_of_hosts(LENDERS, BOXES, alone, (), False) == {}
     assert lender_group.member("box", LENDERS, BOXES, alone) == {"hosts": ["box"], "lenders": [], "absent": ["pc2"]}
 
 
@@ -146,9 +147,9 @@ def test_a_box_whose_lender_does_not_answer_goes_no_further_and_others_do():
     lenders = {"pc2": {**LENDER, "mixed_gpu_box": "box"}}
     boxes: dict[str, dict[str, t.Any]] = {"box": {}, "other": {}}
     looks = {"box": LOOKS["box"], "other": look("other", "192.168.1.6")}
-    found = lender_group.problems_of_hosts(lenders, boxes, looks, ["box", "other", "pc2"])
+    found = lender_group.problems_of_hosts(lenders, boxes, looks, ["box", "other", "pc2"], False)
     assert list(found) == ["box"] and found["box"].endswith("or leave it out with --limit box.")
-    assert lender_group.problems_of_hosts(lenders, boxes, looks, ["box", "other"]) == {}
+    assert lender_group.problems_of_hosts(lenders, boxes, looks, ["box", "other"], False) == {}
 
 
 @pytest.mark.parametrize(
@@ -168,12 +169,12 @@ def test_a_malformed_answer_is_one_sentence_and_stops_no_other_box(answer, missi
     boxes: dict[str, dict[str, t.Any]] = {"box": {}, "other": {}}
     other = {**look("other", "192.168.1.6"), "routes": {"192.168.1.21": "192.168.1.6"}}
     looks = {**LOOKS, "pc2": answer, "other": other, "pc3": look("pc3", "192.168.1.21")}
-    found = lender_group.problems_of_hosts(lenders, boxes, looks, list(looks))
+    found = lender_group.problems_of_hosts(lenders, boxes, looks, list(looks), False)
     assert list(found) == ["pc2", "box"]
     assert found["pc2"].startswith(f"The answer of pc2 about its network holds no usable {missing}: run")
     assert found["box"].startswith("box does not go on without pc2")
     assert lender_group.member("pc3", lenders, boxes, looks)["clients"] == ["192.168.1.6"]
-    of_box = lender_group.problems_of_hosts(lenders, boxes, {**looks, "pc2": LOOKS["pc2"], "box": answer})
+    of_box = lender_group.problems_of_hosts(lenders, boxes, {**looks, "pc2": LOOKS["pc2"], "box": answer}, (), False)
     assert list(of_box) == ["pc2", "box"] and of_box["pc2"].startswith("The answer of box about its network")
 
 

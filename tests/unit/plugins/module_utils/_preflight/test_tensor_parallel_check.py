@@ -72,11 +72,11 @@ def test_more_cards_than_layers():
     record["models"]["m"]["placement"].append({"id": "GPU-3333", "layers": 1})
     with pytest.raises(ValueError, match="2 layers do not give each of 3 cards one"):
         partition(cards, record)
-    assert "serve the model from one card, because 2 layers" in judge([VLLM], cards, record)[0]["cure"]
+    assert "serve the model from one card, because 2 layers" in judge([VLLM], cards, record, False)[0]["cure"]
 
 
 def test_tensor_parallelism_on_unlike_cards_is_a_warning_with_a_way_out():
-    (found,) = judge([VLLM], PAIR, recorded(43, 38))
+    (found,) = judge([VLLM], PAIR, recorded(43, 38), False)
     assert not found["ok"]
     assert "vLLM (v.service, pid 7)" in found["detail"] and "claim of guides" in found["detail"]
     for words in (
@@ -90,7 +90,7 @@ def test_tensor_parallelism_on_unlike_cards_is_a_warning_with_a_way_out():
 
 
 def test_sglang_has_its_own_words():
-    (found,) = judge([{**VLLM, "engine": "sglang", "unit": None}], PAIR)
+    (found,) = judge([{**VLLM, "engine": "sglang", "unit": None}], PAIR, None, False)
     assert "SGLang (pid 7)" in found["detail"]
     assert "SGLANG_PP_LAYER_PARTITION=" in found["cure"]
     assert "python -m sglang.launch_server --model-path m --tp-size 1 --pp-size 2" in found["cure"]
@@ -105,7 +105,7 @@ def test_sglang_has_its_own_words():
     ],
 )
 def test_what_is_fine(engine):
-    (found,) = judge([{**VLLM, **engine}], PAIR)
+    (found,) = judge([{**VLLM, **engine}], PAIR, None, False)
     assert (found["ok"], found["cure"]) == (True, None)
 
 
@@ -117,20 +117,21 @@ def test_what_is_fine(engine):
     ],
 )
 def test_what_may_use_both(engine):
-    assert not judge([{**VLLM, **engine}], PAIR)[0]["ok"]
+    assert not judge([{**VLLM, **engine}], PAIR, None, False)[0]["ok"]
 
 
 def test_an_even_pipeline_over_unlike_cards_is_told():
-    (found,) = judge([{**VLLM, "tensor_parallel_size": 1, "pipeline_parallel_size": 2}], PAIR)
+    (found,) = judge([{**VLLM, "tensor_parallel_size": 1, "pipeline_parallel_size": 2}], PAIR, None, False)
     assert not found["ok"] and "as many layers each" in found["detail"]
 
 
 def test_like_cards_and_names_without_a_driver():
-    assert judge([VLLM], [FAST, {**FAST, "id": "GPU-3333"}])[0]["ok"]
-    assert not judge([VLLM], [{"name": "NVIDIA GeForce RTX 4090"}, {"name": "NVIDIA GeForce RTX 3090"}])[0]["ok"]
-    assert judge([], PAIR) == []
+    assert judge([VLLM], [FAST, {**FAST, "id": "GPU-3333"}], None, False)[0]["ok"]
+    unnamed = [{"name": "NVIDIA GeForce RTX 4090"}, {"name": "NVIDIA GeForce RTX 3090"}]
+    assert not judge([VLLM], unnamed, None, False)[0]["ok"]
+    assert judge([], PAIR, None, False) == []
 
 
 def test_what_was_measured_is_said_once():
-    found = judge([VLLM, {**VLLM, "unit": "w.service"}], PAIR)
+    found = judge([VLLM, {**VLLM, "unit": "w.service"}], PAIR, None, False)
     assert [tensor_parallel_check.MEASURED in each["detail"] for each in found] == [True, False]

@@ -137,7 +137,7 @@ def test_who_does_not_answer_as_a_lender_does(
     monkeypatch: pytest.MonkeyPatch, lasting: contextlib.ExitStack, answer: bytes | None, seconds: float, why: str
 ) -> None:
     monkeypatch.setattr(choose_placement.hello, "__defaults__", (seconds,))
-    assert why in choose_placement.problem(lender(lasting, answer))
+    assert why in choose_placement.problem(lender(lasting, answer), None)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_real_server_that_hangs_does_not_answer(llama_bin: pathlib.Path, lasti
     lasting.callback(server.wait)
     lasting.callback(server.kill)
     until = time.monotonic() + 300
-    while choose_placement.problem(f"127.0.0.1:{port}") and time.monotonic() < until:
+    while choose_placement.problem(f"127.0.0.1:{port}", None) and time.monotonic() < until:
         time.sleep(0.1)
     server.send_signal(signal.SIGSTOP)
-    assert choose_placement.problem(f"127.0.0.1:{port}") == "does not answer"
+    assert choose_placement.problem(f"127.0.0.1:{port}", None) == "does not answer"

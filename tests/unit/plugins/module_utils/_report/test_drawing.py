@@ -23,7 +23,7 @@ def entry_of(name: str) -> dict[str, t.Any]:
 @pytest.mark.parametrize("name", ["sandbox", "mixed_70b", "three_devices"])
 def test_a_chart_is_well_formed_and_names_what_it_marks(name: str) -> None:
     entry = entry_of(name)
-    chart = draw(entry)
+    chart = draw(entry, ("decode", "prefill"))
     assert ElementTree.fromstring(chart).tag == "{http://www.w3.org/2000/svg}svg"
     layers = ",".join(str(place["layers"]) for place in entry["placement"])
     default = ",".join(map(str, entry["decision"]["default_layers"]))
@@ -32,12 +32,12 @@ def test_a_chart_is_well_formed_and_names_what_it_marks(name: str) -> None:
 
 
 def test_two_devices_get_the_line_and_what_does_not_fit() -> None:
-    chart = draw(entry_of("sandbox"))
+    chart = draw(entry_of("sandbox"), ("decode", "prefill"))
     for words in ("measured (lowest to highest)", "fitted", "does not fit in memory", "failed when measured"):
         assert f">{words}<" in chart
     entry = entry_of("sandbox")
     entry["feasible"] = [{"layers": [first, 33 - first]} for first in range(34)]
-    assert "does not fit in memory" not in draw(entry)
+    assert "does not fit in memory" not in draw(entry, ("decode", "prefill"))
 
 
 def test_two_charts_can_stand_on_one_page() -> None:
@@ -48,7 +48,7 @@ def test_two_charts_can_stand_on_one_page() -> None:
 
 
 def test_every_reference_leads_somewhere() -> None:
-    chart = draw(entry_of("sandbox"))
+    chart = draw(entry_of("sandbox"), ("decode", "prefill"))
     names = set(re.findall(r'\bid="([^"]+)"', chart))
     used = set(re.findall(r'href="#([^"]+)"', chart)) | set(re.findall(r"url\(#([^)]+)\)", chart))
     assert used and used <= names
@@ -56,18 +56,18 @@ def test_every_reference_leads_somewhere() -> None:
 
 def test_no_colour_of_the_drawing_is_left() -> None:
     # all were replaced by variables, which follow the reader's preference
-    assert not re.findall(r"#0[1-8]0[1-8]0[1-8]", draw(entry_of("sandbox")))
+    assert not re.findall(r"#0[1-8]0[1-8]0[1-8]", draw(entry_of("sandbox"), ("decode", "prefill")))
 
 
 def test_names_are_escaped() -> None:
     entry = entry_of("sandbox")
     entry["model"]["name"] = '<script>"&'
-    chart = draw(entry)
+    chart = draw(entry, ("decode", "prefill"))
     ElementTree.fromstring(chart)
     assert "<script>" not in chart
 
 
 def test_with_experts_in_ram_each_placement_is_a_bar(experts: dict[str, t.Any]) -> None:
-    chart = draw(experts)
+    chart = draw(experts, ("decode", "prefill"))
     assert ElementTree.fromstring(chart).tag.endswith("svg")
     assert "in RAM; " in chart and "does not fit in memory" not in chart and "chosen (" in chart

@@ -13,7 +13,8 @@ from ansible_collections.homelab.mixed_gpu.tests.fixtures import fleet
 
 
 def read(root, units=None):
-    return fleet_host.read(fleet_host.Places(str(root)), units, fleet.NOW)
+    places = fleet_host.Places(str(root), "/var/lib/mixed_gpu", "/opt/llama.cpp/current", "/opt/exllama")
+    return fleet_host.read(places, units, fleet.NOW)
 
 
 def test_a_tuned_box_says_all_of_it(tmp_path):

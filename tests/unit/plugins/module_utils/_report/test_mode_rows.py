@@ -40,7 +40,7 @@ def entry(mixed: dict[str, t.Any]) -> dict[str, t.Any]:
 
 
 def test_the_summary_shows_each_arm_of_both_modes(entry: dict[str, t.Any]) -> None:
-    lines = summary.summary_lines(entry)
+    lines = summary.summary_lines(entry, None, None, None)
     start = next(index for index, line in enumerate(lines) if line.startswith("Both split modes"))
     shown = [" ".join(line.split()) for line in lines[start + 2 : start + 7]]
     prefill = mode_rows.mode_rows(entry)[0]["prefill"]
@@ -70,14 +70,14 @@ def test_without_a_measurement_of_tensor_mode_there_is_no_table(
 ) -> None:
     found = copy.deepcopy(mixed["entry"])
     found["decision"]["tensor"] = tensor
-    text = " ".join("\n".join(summary.summary_lines(found)).split())
+    text = " ".join("\n".join(summary.summary_lines(found, None, None, None)).split())
     assert "Both split modes" not in text
     assert ("tensor mode was not tried: a reason" in text) == (tensor is not None)
 
 
 def test_the_page_has_the_same_table(entry: dict[str, t.Any]) -> None:
     template = TEMPLATE.read_text(encoding="utf-8")
-    html = page.render(entry, template, Seen(), [], [], "", "")
+    html = page.render(entry, template, Seen(), [], [], "", "", "")
     assert "Both split modes" in html and "NCCL, host memory" in html and "out of memory: CUDA0 is full" in html
     entry["decision"]["tensor"] = None
-    assert "Both split modes" not in page.render(entry, template, Seen(), [], [], "", "")
+    assert "Both split modes" not in page.render(entry, template, Seen(), [], [], "", "", "")

@@ -34,7 +34,7 @@ def test_claims_beside_what_was_measured(
     mixed: dict[str, t.Any], change: dict[str, t.Any], state: str, shown: bool
 ) -> None:
     tests = served_rows.served_tests(mixed["served"])
-    (row,) = served_rows.expectation_rows(mixed["entry"], tests, [{**CLAIM, **change}])
+    (row,) = served_rows.expectation_rows(mixed["entry"], tests, [{**CLAIM, **change}], None)
     assert row["state"] == state
     assert (row["value"] is not None) == shown
 
@@ -42,11 +42,11 @@ def test_claims_beside_what_was_measured(
 @pytest.mark.parametrize("change", [{"model": "qwen"}, {"devices": ["4090", "4090"]}])
 def test_a_claim_about_something_else_is_left_out(mixed: dict[str, t.Any], change: dict[str, t.Any]) -> None:
     tests = served_rows.served_tests(mixed["served"])
-    assert served_rows.expectation_rows(mixed["entry"], tests, [{**CLAIM, **change}]) == []
+    assert served_rows.expectation_rows(mixed["entry"], tests, [{**CLAIM, **change}], None) == []
 
 
 def test_power_is_claimed_in_watts(mixed: dict[str, t.Any]) -> None:
     claim = {**CLAIM, "metric": "power_watts", "low": 700, "high": 800}
     rows = served_rows.expectation_rows(mixed["entry"], [], [claim], power_watts=516.0)
     assert (rows[0]["value"], rows[0]["state"]) == (516.0, "below the expectation")
-    assert served_rows.expectation_rows(mixed["entry"], [], [claim])[0]["state"] == "not measured here"
+    assert served_rows.expectation_rows(mixed["entry"], [], [claim], None)[0]["state"] == "not measured here"

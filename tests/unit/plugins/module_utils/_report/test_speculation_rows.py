@@ -43,7 +43,7 @@ def entry(mixed: dict[str, t.Any]) -> dict[str, t.Any]:
 
 
 def test_the_summary_shows_each_kind_of_text(entry: dict[str, t.Any]) -> None:
-    lines = summary.summary_lines(entry)
+    lines = summary.summary_lines(entry, None, None, None)
     start = next(index for index, line in enumerate(lines) if line.startswith("Speculation (tok/s by kind"))
     assert [" ".join(line.split()) for line in lines[start + 1 : start + 8]] == [
         "code prose prompt time",
@@ -64,13 +64,13 @@ def test_the_usual_kinds_of_text_and_long_names_have_room(entry: dict[str, t.Any
     drafted = {**DRAFT, "name": name, "tokens_per_second": dict.fromkeys(kinds, 144.4)}
     drafted |= {"acceptance": dict.fromkeys(kinds, 0.81), "tokens_per_round": dict.fromkeys(kinds, 3.24)}
     entry["decision"]["speculation"]["table"] = [drafted]
-    lines = summary.summary_lines(entry)
+    lines = summary.summary_lines(entry, None, None, None)
     assert max(map(len, lines)) <= summary.WIDTH and any(line.strip().startswith(f"1: {name};") for line in lines)
 
 
 def test_nothing_is_shown_where_nothing_was_tried(mixed: dict[str, t.Any]) -> None:
     assert speculation_rows.speculation_rows(mixed["entry"]) == []
-    assert not any("Speculation" in line for line in summary.summary_lines(mixed["entry"]))
+    assert not any("Speculation" in line for line in summary.summary_lines(mixed["entry"], None, None, None))
 
 
 def test_what_was_not_kept_leaves_none_as_served(entry: dict[str, t.Any]) -> None:
@@ -80,8 +80,8 @@ def test_what_was_not_kept_leaves_none_as_served(entry: dict[str, t.Any]) -> Non
 
 def test_the_page_has_the_same_table(entry: dict[str, t.Any]) -> None:
     template = TEMPLATE.read_text(encoding="utf-8")
-    html = page.render(entry, template, Seen(), [], [], "", "")
+    html = page.render(entry, template, Seen(), [], [], "", "", "")
     assert "<h2>Speculation</h2>" in html and "44.4 (81%)" in html and "out of memory: CUDA1 is full" in html
     assert html.count("<td>code 3.24, prose 1.60</td>") == 1 and html.count("<th>Tokens per round</th>") == 1
     entry["decision"]["speculation"] = None
-    assert "<h2>Speculation</h2>" not in page.render(entry, template, Seen(), [], [], "", "")
+    assert "<h2>Speculation</h2>" not in page.render(entry, template, Seen(), [], [], "", "", "")

@@ -15,8 +15,8 @@ def test_micro_batches(prompt: int, micro_batch: int, batches: int) -> None:
 
 
 def test_prefill_is_a_sum_for_one_micro_batch_and_the_slowest_stage_for_many() -> None:
-    assert cost_model.prefill_ms((1.0, 3.0), (20, 10), 1) == 50
-    assert cost_model.prefill_ms((1.0, 3.0), (20, 10), 1000) / 1000 == pytest.approx(30, rel=0.01)
+    assert cost_model.prefill_ms((1.0, 3.0), (20, 10), 1, 1.0) == 50
+    assert cost_model.prefill_ms((1.0, 3.0), (20, 10), 1000, 1.0) / 1000 == pytest.approx(30, rel=0.01)
 
 
 def test_prefill_without_overlap_is_a_sum_for_any_number_of_micro_batches() -> None:
@@ -25,16 +25,16 @@ def test_prefill_without_overlap_is_a_sum_for_any_number_of_micro_batches() -> N
 
 
 def test_scaling_to_another_prompt() -> None:
-    assert cost_model.prefill_scale((1.0, 2.0), (20, 13), 1024, 1024, 512) == 1
-    assert cost_model.prefill_scale(None, (20, 13), 1024, 4096, 512) == 4
+    assert cost_model.prefill_scale((1.0, 2.0), (20, 13), 1024, 1024, 512, 1.0) == 1
+    assert cost_model.prefill_scale(None, (20, 13), 1024, 4096, 512, 1.0) == 4
     # one stage: nothing overlaps, so twice the tokens take twice the time
-    assert cost_model.prefill_scale((1.0, 2.0), (32, 0), 1024, 2048, 512) == pytest.approx(2)
+    assert cost_model.prefill_scale((1.0, 2.0), (32, 0), 1024, 2048, 512, 1.0) == pytest.approx(2)
     # balanced stages hide the second behind the first: 9 steps instead of 3
-    assert cost_model.prefill_scale((1.0, 1.0), (16, 16), 1024, 4096, 512) == pytest.approx(9 / 3)
+    assert cost_model.prefill_scale((1.0, 1.0), (16, 16), 1024, 4096, 512, 1.0) == pytest.approx(9 / 3)
     # serial ones do not
     assert cost_model.prefill_scale((1.0, 1.0), (16, 16), 1024, 4096, 512, 0.0) == pytest.approx(4)
     # 300 of 512 tokens are a short micro-batch
-    assert cost_model.prefill_scale((1.0, 1.0), (32, 0), 512, 300, 512) == pytest.approx(300 / 512)
+    assert cost_model.prefill_scale((1.0, 1.0), (32, 0), 512, 300, 512, 1.0) == pytest.approx(300 / 512)
 
 
 def test_comparison() -> None:

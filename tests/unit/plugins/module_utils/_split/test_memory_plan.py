@@ -138,7 +138,7 @@ def nothing_fits(free: tuple[int, int], **changes: t.Any) -> str:
     model = recorded_model("llama-70b-q4_k_m")
     devices = [{"device": f"CUDA{i}", "free_mib": mib, "budget_mib": None} for i, mib in enumerate(free)]
     splits = [(first, 81 - first) for first in range(1, 81)]
-    return memory_plan.why_nothing_fits(devices, model, serving(**changes), splits, free)
+    return memory_plan.why_nothing_fits(devices, model, serving(**changes), splits, free, 0)
 
 
 def test_what_is_missing_and_what_would_help() -> None:
@@ -175,8 +175,8 @@ def test_experts_in_ram_are_a_cure_where_they_are_one() -> None:
     devices = [{"device": f"CUDA{i}", "free_mib": 8000, "budget_mib": None} for i in range(2)]
     splits = [(first, 49 - first) for first in range(1, 49)]
     cure = "some of its experts in RAM (split_tuning_experts_in_ram: auto"
-    assert cure in memory_plan.why_nothing_fits(devices, model, serving(), splits, (8000, 8000))
-    assert cure not in memory_plan.why_nothing_fits(devices, model, serving(), splits, (700, 700))
+    assert cure in memory_plan.why_nothing_fits(devices, model, serving(), splits, (8000, 8000), 0)
+    assert cure not in memory_plan.why_nothing_fits(devices, model, serving(), splits, (700, 700), 0)
 
 
 def test_of_a_dense_model_the_feed_forward_part_in_ram_is_the_last_cure() -> None:
@@ -184,12 +184,12 @@ def test_of_a_dense_model_the_feed_forward_part_in_ram_is_the_last_cure() -> Non
     devices = [{"device": f"CUDA{i}", "free_mib": 22000, "budget_mib": None} for i in range(2)]
     splits = [(first, 81 - first) for first in range(1, 81)]
     asked = serving(context_size=32768)
-    text = memory_plan.why_nothing_fits(devices, model, asked, splits, (22000, 22000))
+    text = memory_plan.why_nothing_fits(devices, model, asked, splits, (22000, 22000), 0)
     assert text.endswith(", or with some of its FFN weights in RAM (split_tuning_experts_in_ram: auto, with a named"
                          " context)")  # fmt: skip
     assert "a smaller quantisation" in text
     without = {**model, "block_ffn_bytes": {}}
-    assert "in RAM" not in memory_plan.why_nothing_fits(devices, without, asked, splits, (22000, 22000))
+    assert "in RAM" not in memory_plan.why_nothing_fits(devices, without, asked, splits, (22000, 22000), 0)
 
 
 DEFAULTS = pathlib.Path(memory_plan.__file__).parents[3] / "roles" / "split_tuning" / "defaults" / "main.yml"

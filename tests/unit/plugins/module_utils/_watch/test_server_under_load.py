@@ -131,7 +131,7 @@ def test_the_diagnosis_of_these_cards(watch, pair):
     path = pathlib.Path(__file__).resolve().parents[4] / "fixtures" / "report" / "mixed_70b.json"
     entry = json.loads(path.read_text(encoding="utf-8"))["entry"]
     watched, _server = watch(None, text=pair)
-    result = diagnosis.diagnose(entry, watched, {"state": "ready", "deviations": []}, "", 10.0)
+    result = diagnosis.diagnose(entry, watched, {"state": "ready", "deviations": []}, "", 10.0, (), "")
     kinds = {(one["subject"], one["kind"], one["severity"]) for one in result["findings"]}
     assert ("CUDA1 (RTX 3090)", "throttle", "note") in kinds
     assert ("CUDA0 (RTX 4090)", "link", "ok") in kinds
