@@ -22,7 +22,7 @@ def missing_anchors(evidence: Evidence) -> list[Candidate]:
     pool = evidence.pool
     if evidence.carried:
         return [] if evidence.ok else _favoured(evidence, pool)
-    chosen = list(evidence.ok)
+    chosen = evidence.anchors
     result: list[Candidate] = []
     ends = [_end(pool, device) for device in range(len(evidence.problem.names))]
     if len(ends) > evidence.problem.max_anchors:

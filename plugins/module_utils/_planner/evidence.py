@@ -237,10 +237,15 @@ class Evidence(loads_so_far.LoadsSoFar):
     @functools.cached_property
     def anchored(self) -> bool:
         """Whether what was measured determines as many coefficients as measuring any further split could."""
-        measured = [layers for layers in self.ok if all(layers) or not self.pool_is_whole]
-        reachable = least_squares.rank([*measured, *(candidate.layers for candidate in self.pool)])
+        anchors = self.anchors
+        reachable = least_squares.rank([*anchors, *(candidate.layers for candidate in self.pool)])
         enough = 1 if self.carried else self.problem.max_anchors
-        return bool(self.ok) and least_squares.rank(measured) >= min(reachable, enough)
+        return bool(self.ok) and least_squares.rank(anchors) >= min(reachable, enough)
+
+    @property
+    def anchors(self) -> list[Layers]:
+        """The measured splits that a fit can rest on before hops are known: those over all devices."""
+        return [layers for layers in self.ok if all(layers) or not self.pool_is_whole]
 
     def measured(self, kind: str, layers: Layers) -> float:
         """Return the mean over loads of C(kind) (decode, prefill or objective) of a measured split."""

@@ -1270,6 +1270,18 @@ def test_costs_that_have_changed_are_found_by_the_loads() -> None:
     assert pair.objective_ms(problem, plan["decision"]["layers"]) <= 1.02 * exhaustive(problem, pair, plan)
 
 
+def test_after_costs_that_have_changed_all_devices_are_measured_anew() -> None:
+    """Of three devices the last was throttled then. A split without it is measured at once, and is no anchor."""
+    wrong = {"deployment": "d", "error": 0.05, "decode": [0.3, 0.9, 2.0], "prefill": [4.0] * 3, "overlap": 1.0,
+             "spread": {}}  # fmt: skip
+    problem = make_problem((24000,) * 3, (350, 300, 300), "decode", known_costs=wrong)
+    pair = Pair((0.3, 0.9, 0.6), (4, 4, 4), noise=0.003)
+    plan, loads, plans = campaign(problem, pair)
+    assert not all(loads[1]["layers"])
+    assert any("as far apart as memory allows" in plan["why"] for plan in plans)
+    assert pair.objective_ms(problem, plan["decision"]["layers"]) <= 1.02 * exhaustive(problem, pair, plan)
+
+
 def test_known_costs_of_other_devices_are_refused() -> None:
     wrong = {"deployment": "d", "error": 0.05, "decode": [0.45], "prefill": None, "overlap": 1.0, "spread": {}}
     with pytest.raises(ValueError, match="known_costs must have one positive number per device, 2"):
