@@ -8,13 +8,14 @@ Two CUDA devices are two cards, or one that llama.cpp shows twice (GGML_CUDA_DEV
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import known_next_token
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import speculation_stage, speculation_table
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner.speculation_offers import Draft
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import memory_plan, speculation
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import expert_placement, memory_plan, speculation
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.split_problem import read_problem
 from ansible_collections.homelab.mixed_gpu.tests.fixtures import eagle3_model, mtp_model
 from ansible_collections.homelab.mixed_gpu.tests.fixtures.dry_run import record
@@ -25,6 +26,7 @@ TARGET = known_next_token.target(VOCABULARY, len(AGREEMENT), 0)
 TEXTS = dict(zip(("easy", "hard"), TARGET.texts, strict=True))
 WRONG = dict(zip(TEXTS, known_next_token.draft(TARGET, AGREEMENT, SEED)[1], strict=True))
 LAYERS = [9, 8]
+THREADS = os.cpu_count() or 1
 SERVING = {**record.BASE, "context_size": 4096, "threads": 4}
 DECODE = {"kind": "decode", "n_prompt": 0, "n_gen": 128, "n_depth": 0, "repetitions": 3}
 
@@ -85,13 +87,19 @@ def measure(llama_bin, models, pair, tmp_path):
     return lambda load: run(load)["load"]
 
 
-@pytest.mark.parametrize("split_mode", ["layer", "tensor"])
-def test_the_choice_beside_every_length_on_every_device(models, pair, measure, split_mode):
+@pytest.mark.parametrize(("split_mode", "in_ram"), [("layer", 0), ("tensor", 0), ("layer", 5)])
+def test_the_choice_beside_every_length_on_every_device(models, pair, measure, split_mode, in_ram):
+    """Beside FFN weights of so many blocks in RAM, drafts from the text are on offer as well."""
     layers = LAYERS if split_mode == "layer" else [4, 4]
     shared = {"split_mode": split_mode, "layers": layers}
+    kinds = ("draft-simple", "ngram-simple") if in_ram else ("draft-simple",)
+    if in_ram:
+        placed = expert_placement.on_first_device(models["target"], tuple(LAYERS), in_ram)
+        shared["experts_in_ram"] = {**expert_placement.as_json(placed), "threads": THREADS}
     if split_mode == "tensor":  # one card that is shown twice has no NCCL between its halves
         shared["environment"] = {"GGML_CUDA_ALLREDUCE": "internal"}
-    bench = measure({"label": "bench", "load": 1, "tests": [DECODE], **shared})
+    decoding = {**DECODE, "threads": THREADS} if in_ram else DECODE
+    bench = measure({"label": "bench", "load": 1, "tests": [decoding], **shared})
     assert (bench["status"], bench["reason"]) == ("ok", None)
     speed = 1000 * DECODE["n_gen"] / min(bench["results"][0]["samples_ms"])
     problem = read_problem({
@@ -106,34 +114,36 @@ def test_the_choice_beside_every_length_on_every_device(models, pair, measure, s
         "decode_tokens_per_second": speed, "mib": mib, "headroom_mib": [20000, 20000], "fit": None,
     }  # fmt: skip
     draft = Draft("draft", models["draft"]["path"], models["draft"], None)
-    question = speculation_stage.Question(
-        problem, decision, [], [draft], ("draft-simple",), dict.fromkeys(TEXTS, 0.5)
-    )  # fmt: skip
+    question = speculation_stage.Question(problem, decision, [], [draft], kinds, dict.fromkeys(TEXTS, 0.5))
     loads = []
     while (wanted := speculation_stage.Stage(question, loads).next_load) is not None:
         loads.append(measure(wanted))
         assert (loads[-1]["status"], loads[-1]["reason"]) == ("ok", None)
     outcome = speculation_stage.Stage(question, loads).outcome
-    print(json.dumps({"split_mode": split_mode, "bench_tokens_per_second": round(speed, 1), **outcome}), flush=True)
+    print(json.dumps({
+        "split_mode": split_mode, "in_ram": in_ram, "bench_tokens_per_second": round(speed, 1), **outcome,
+    }), flush=True)  # fmt: skip
     assert len(loads) <= 5
     # every length on every device, and none: one load each
     stage = speculation_stage.Stage(question, loads)
-    sweep = {}
+    sweep, rounds = {}, {}
     for arm in (arm for offer in stage.found.offers for arm in offer.arms()):
         load = measure({**stage.load(arm), "load": 9})
-        sweep[arm] = stage.search.mix_ms(speculation_table.served(load))
+        found = speculation_table.served(load)
+        sweep[arm], rounds[arm] = stage.search.mix_ms(found), found
         row = {text["text"]: text["accepted"] for text in load["results"] if text["kind"] == "text"}
-        for name, text in TEXTS.items():
+        for name, text in TEXTS.items() if arm.kind == "draft-simple" else ():
             accepted = accepted_of(text, WRONG[name], arm.n_max, 256)
             assert abs(row[name] - accepted) <= arm.n_max, (arm, name)
         print(json.dumps({"mode": split_mode, "arm": arm.name(), "ms_per_token": round(sweep[arm], 4)}), flush=True)
+    print(json.dumps({"mode": split_mode, "in_ram": in_ram, "rounds": short_rounds(rounds)}), flush=True)
     none = stage.search.mix_ms(speculation_table.served(loads[0]))
     best = min([*sweep.values(), none])
     served = outcome["served"]
     own = none if served is None else sweep[speculation.from_json(served)]
     print(json.dumps({
-        "mode": split_mode, "none_ms": round(none, 4), "best_ms": round(best, 4), "chosen_ms": round(own, 4),
-        "regret_percent": round(100 * (own / best - 1), 2),
+        "mode": split_mode, "in_ram": in_ram, "none_ms": round(none, 4), "best_ms": round(best, 4),
+        "chosen_ms": round(own, 4), "regret_percent": round(100 * (own / best - 1), 2),
     }), flush=True)  # fmt: skip
     assert served is None or own < none
 
@@ -163,6 +173,26 @@ def test_what_only_drafts_beside_its_model_keeps_the_text(llama_bin, pair, tmp_p
     assert (load["status"], load["reason"]) == ("ok", None)
     *rows, greedy = load["results"]
     assert all(row["drafted"] > 0 for row in rows) and greedy["tokens"] == known.texts[0][1:65]
+
+
+def short_rounds(sweep):
+    """Return, per device, what the short answers of the longest drafts tell of a round by its drafted tokens (ms).
+
+    Beside it stands what rounds of texts took in the load of drafts of that length.
+    """
+    table = {}
+    for arm, load in sweep.items():
+        longest = max(other.n_max for other in sweep if other.family == arm.family)
+        if arm.kind != "draft-simple" or arm.n_max != longest:
+            continue
+        text = {other.n_max: served.round_ms for other, served in sweep.items() if other.family == arm.family}
+        table[arm.device] = [
+            {"drafted": round(short.drafted / short.rounds, 2), "drafts": round(short.drafts / short.rounds, 2),
+             "short_ms": round(short.decode_ms / short.rounds, 3),
+             "text_ms": round(text.get(round(short.drafted / max(1, short.drafts)), 0.0), 3)}
+            for short in load.short
+        ]  # fmt: skip
+    return table
 
 
 def accepted_of(text, wrong, n_max, tokens):
