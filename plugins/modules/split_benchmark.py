@@ -210,7 +210,6 @@ path:
 """
 
 import contextlib
-import dataclasses
 import os
 import time
 import typing as t
@@ -303,19 +302,18 @@ class SplitBenchmark(run.StoredLoad):
         sandbox = self.sandbox(
             self.params["devices"], self.order.split_mode, [self.params["model_path"]], cards=bool(wrapper)
         )
-        rc, stdout, stderr, timed_out, _sandboxed = dataclasses.astuple(
-            self.run_limited([*wrapper, *command], sandbox, environment, limit_seconds, lock)
-        )
+        done = self.run_limited([*wrapper, *command], sandbox, environment, limit_seconds, lock)
+        text = f"{done.stdout}\n{done.stderr}"
         if self.cards_share:
-            self.added_up = allreduce_log.read(f"{stdout}\n{stderr}", allreduce.asked(self.load)) or self.added_up
-        misuse = None if timed_out or rc == 0 else llama_bench.explain_misuse(rc, f"{stdout}\n{stderr}")
+            self.added_up = allreduce_log.read(text, allreduce.asked(self.load)) or self.added_up
+        misuse = None if done.timed_out or done.rc == 0 else llama_bench.explain_misuse(done.rc, text)
         if misuse is not None and self.order.split_mode == "tensor":
             return outcome.Verdict("crashed", misuse, [], [], None, True)
         if misuse is not None:
-            self.module.fail_json(
-                msg=f"{self.load.get('label')} cannot be measured: {misuse}.", rc=rc, stderr=stderr[-2000:]
-            )
-        return llama_bench.judge(rc, stdout, stderr, limit_seconds if timed_out else None, self.order)
+            msg = f"{self.load.get('label')} cannot be measured: {misuse}."
+            self.module.fail_json(msg=msg, rc=done.rc, stderr=done.stderr[-2000:])
+        limit = limit_seconds if done.timed_out else None
+        return llama_bench.judge(done.rc, done.stdout, done.stderr, limit, self.order)
 
 
 def main() -> None:
