@@ -69,6 +69,23 @@ def settled(evidence: Evidence, winner: Candidate) -> Candidate:
     return least if gain > WORTH_MORE else winner
 
 
+def surely_better(evidence: Evidence, chosen: Candidate) -> Candidate | None:
+    """Return the split that loads show to be better than the chosen one by more than is nothing; None if none does.
+
+    However the fit sees it. The scatter of loads is that between them and what repetitions let expect; the best of many
+    may have been lucky, so each has its share of the 5 %.
+    """
+    others = [c for c in evidence.candidates if c != chosen and evidence.count(c.layers)]
+    count = evidence.count(chosen.layers)
+    if not others or not count:
+        return None
+    best = min(others, key=lambda c: (evidence.measured("objective", c.layers), c.layers))
+    ratio = evidence.measured("objective", chosen.layers) / evidence.measured("objective", best.layers)
+    quantile = stats.t_quantile(max(3, evidence.noise("objective")[1]), 0.05 / len(others))
+    error = evidence.load_noise("objective") * math.sqrt(1 / count + 1 / evidence.count(best.layers))
+    return best if math.log(ratio) > quantile * error + evidence.problem.indifference else None
+
+
 def measured_and_expected(evidence: Evidence, layers: Layers) -> float:
     """Return the objective of a measured split (ms), where the fit was wrong: one load alone may have been lucky."""
     share = evidence.count(layers) / (evidence.count(layers) + 1)

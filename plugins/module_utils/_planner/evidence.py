@@ -30,6 +30,12 @@ TRUSTED_RESIDUAL_PERCENT = 5.0
 #: How well a point is known (relative standard deviation) while no split has two loads: half of what is trusted.
 UNKNOWN_NOISE = TRUSTED_RESIDUAL_PERCENT / 200
 
+#: No point is known better than this, even where no difference is too small to count.
+LEAST_NOISE = 0.0005
+
+#: A device alone makes no hop, so a slower load than the fit says was unlucky: by so many standard deviations at most.
+UNLUCKY = 3
+
 #: How far a device's cost by the device probe may be off (relative standard deviation): the probe model is small, so
 #: launching its kernels counts for more, and its weights are of another type than the model's.
 PROBE_ERROR = 0.2
@@ -213,7 +219,7 @@ class Evidence(loads_so_far.LoadsSoFar):
 
     def point_noise(self, kind: str) -> float:
         """Return how well a point of a fit is known (relative standard deviation); no better than what is nothing."""
-        return max(self.problem.indifference, self.load_noise(kind))
+        return max(self.problem.indifference, self.load_noise(kind), LEAST_NOISE)
 
     def spread(self, kind: str) -> tuple[float, int]:
         """Return the relative standard deviation between loads of C(kind), earlier ones as well, and its degrees."""
@@ -299,7 +305,7 @@ class Evidence(loads_so_far.LoadsSoFar):
         """Return what a split costs, as far as known: by a trusted fit, else by its own loads, else by any fit.
 
         One device alone makes no hop, so it takes no longer than a fit to splits that do says: where a load of it was
-        slower than that, it was unlucky.
+        slower than that, it was unlucky, as far as loads are.
         """
         predicted = self.predicted(kind, layers)
         if predicted is not None and self.points and self.fitted(layers):
@@ -308,8 +314,9 @@ class Evidence(loads_so_far.LoadsSoFar):
             measured = self.measured(kind, layers)
             residual = self.objective_residual if kind == "objective" else self.residual[kind]
             fits = residual is None or residual <= self.tolerance(kind)
-            bounded = fits and self.pool_is_whole and sum(map(bool, layers)) == 1
-            return min(measured, predicted) if bounded and predicted is not None else measured
+            alone = fits and self.pool_is_whole and sum(map(bool, layers)) == 1
+            luck = math.exp(UNLUCKY * self.point_noise(kind) / self.count(layers) ** 0.5)
+            return max(min(measured, predicted), measured / luck) if alone and predicted is not None else measured
         return None if predicted is None else predicted * self._beyond_fit(kind, layers)
 
     def _correction(self, kind: str) -> local_misfit.Correction:

@@ -9,11 +9,13 @@ it is likely (memory_limits.py). How much less a device can hold is not known: o
 the message says less, or lies halfway to what the device has held.
 
 Any other failure is measured once more before the split is out: a driver that hiccuped says nothing about a split.
-Three failures alike in a row say that something else is broken, and end the campaign.
+Three failures alike in a row say that something else is broken, and end the campaign, unless a split that has loaded
+before loads again.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import typing as t
 
@@ -144,7 +146,7 @@ def settled(loads: t.Sequence[Load], may_repeat: bool) -> tuple[dict[Layers, Loa
             out[layers] = full or bad[0]
         elif own[-1] is bad[0] and may_repeat:
             again = again or bad[0]
-        elif len(own) == 1 or own[-1] is bad[0]:
+        elif len(own) == 1:
             out[layers] = bad[0]
     return out, again
 
@@ -156,3 +158,14 @@ def alike_in_a_row(loads: t.Sequence[AnyLoad]) -> AnyLoad | None:
         return None
     ways = {(load.status, re.sub(r"\d+(\.\d+)?", "#", load.reason)) for load in last}
     return last[-1] if len(ways) == 1 else None
+
+
+def loaded_before(loads: t.Sequence[Load]) -> set[Layers]:
+    """Return the splits that tell whether failures alike are about splits, once measured again.
+
+    They have loaded. None where one of these has failed since the last load that succeeded: then it is no matter of
+    splits.
+    """
+    ok = {load.layers for load in loads if load.ok}
+    since = itertools.takewhile(lambda load: not load.ok, reversed(loads))
+    return set() if any(load.layers in ok for load in since) else ok

@@ -60,6 +60,10 @@ def decide(evidence: Evidence, winner: Candidate, rival: Candidate | None, known
         chosen, other = _chosen(evidence, winner, rival, verdict)
         if winner not in (chosen, other):
             verdict = verdict_of(evidence, chosen, other)
+    better = choice.surely_better(evidence, chosen)
+    if better is not None:
+        chosen, other = better, chosen if other in (None, better) else other
+        verdict = verdict_of(evidence, chosen, other)
     problem = evidence.problem
     default = evidence.by_layers.get(problem.default)
     gain, interval = equality.gain(_against(evidence, chosen, default))

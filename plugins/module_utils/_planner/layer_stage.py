@@ -127,8 +127,11 @@ def _next_step(evidence: Evidence) -> Step:
     """Return the loads to measure, the decision, or why there can be none."""
     if evidence.lost is not None:
         return Step("impossible", why.lost(evidence.lost))
-    if evidence.alike is not None:
+    if evidence.alike is not None and not evidence.witnesses:
         return Step("impossible", why.alike(evidence.alike))
+    if evidence.alike is not None and evidence.left > 0:
+        told = min(evidence.witnesses, key=lambda split: (split in evidence.failed, evidence.objective(split), split))
+        return Step("retry", why.witness(evidence.alike, told), (_wanted(evidence, told, "retry"),))
     if evidence.again is not None:
         wanted = _wanted(evidence, evidence.again.layers, "retry")
         return Step("retry", f"{why.failed(evidence.again)}; measure this split once more", (wanted,))
@@ -148,8 +151,7 @@ def _next_step(evidence: Evidence) -> Step:
         return Step("anchor", why.anchors(evidence, missing), loads)
     measured = [candidate for candidate in evidence.candidates if evidence.count(candidate.layers)]
     if not measured and evidence.left <= 0:
-        last = evidence.loads[-1]
-        return Step("impossible", f"none of {len(evidence.loads)} loads succeeded: {why.failed(last)}")
+        return Step("impossible", why.no_split(evidence))
     if only is not None:
         return _decided(evidence, measured[0], None)
     step = _equal(evidence, measured) or _as_good(evidence) or _confirm(evidence, measured)

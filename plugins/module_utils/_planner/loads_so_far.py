@@ -29,7 +29,9 @@ class LoadsSoFar:
         #: The splits that remain to choose from, those that are out, and a failed load to be measured once more.
         self.splits = remaining_splits.RemainingSplits(problem, self.loads, self.allowed)
         self.failed, self.again = self.splits.failed, self.splits.again
+        #: The last of several failures alike, and the splits that tell what these are about once measured again.
         self.alike = failed_loads.alike_in_a_row(self.loads)
+        self.witnesses = failed_loads.loaded_before(self.loads) if self.alike else set()
 
     @property
     def last_failure(self) -> Load:

@@ -9,12 +9,13 @@ import typing as t
 
 from .._base.text import less_time
 from .._split import allreduce, cost_model, memory_plan
-from .._split.layer_split import split_name
+from .._split.layer_split import Layers, split_name
 from .._split.measured_loads import Load
 from .._split.split_problem import Candidate, Problem
 from . import equality
 from .evidence import Evidence, is_single, room_of
 from .expert_loads import Run
+from .loads_so_far import LoadsSoFar
 from .tensor_loads import TensorLoads
 
 #: What an objective counts, in words.
@@ -60,6 +61,18 @@ def alike(load: Load | Run) -> str:
         "message and at the kernel log, repair what it names (llama.cpp built for these cards, driver, model file) and "
         "run again"
     )
+
+
+def no_split(evidence: LoadsSoFar) -> str:
+    """Return that no split has loaded, or none that did not fail as well."""
+    loads = evidence.loads
+    ok = "each split that has loaded has failed as well" if any(load.ok for load in loads) else "none succeeded"
+    return f"of {len(loads)} loads {ok}: {failed(evidence.last_failure)}"
+
+
+def witness(load: Load, layers: Layers) -> str:
+    """Return that loads fail in the same way, and which split that has loaded before is measured again."""
+    return f"loads fail in the same way: {failed(load)}; measure {split_name(layers)} again, which has loaded before"
 
 
 def none(evidence: Evidence) -> str:

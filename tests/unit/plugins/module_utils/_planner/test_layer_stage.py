@@ -743,21 +743,48 @@ def test_where_one_device_alone_disappoints_the_best_other_that_was_measured_is_
         def decode_ms(self, layers: t.Sequence[int]) -> float:
             return 30.0 if tuple(layers) == (33, 0) else super().decode_ms(layers)
 
-    pair = Throttled((0.45, 0.86), (4, 9), noise=0.002)
+    pair = Throttled((0.45, 1.2), (4, 9), noise=0.002)
     plan, loads, _plans = campaign(problem, pair)
     decision = plan["decision"]
     assert [load["layers"] for load in loads].count([33, 0]) == 1 and decision["layers"] != [33, 0]
     assert pair.decode_ms(decision["layers"]) <= 1.02 * pair.decode_ms([32, 1])
-    assert decision["verdict"] == "inconclusive"
+    assert decision["verdict"] == "faster"
     gain = decision["gain_over_default_percent"]
     assert gain == pytest.approx(100 * (1 - pair.decode_ms([32, 1]) / pair.decode_ms([17, 16])), abs=1)
-    assert (
-        f"the best that was measured; {gain:.1f} % less time per generated token than llama.cpp's default 17/16, "
-        "though two loads of each are needed to be sure"
-    ) in decision["why"]
+    assert f"{gain:.1f} % less time per generated token than llama.cpp's default 17/16 (95 %" in decision["why"]
     (note,) = decision["advice"]
     more = re.search(r"RPC0 alone: ([\d.]+) % more time per generated token \(measured\)", note)
     assert more and float(more[1]) == pytest.approx(100 * (30 / pair.decode_ms([32, 1]) - 1), abs=3)
+
+
+@pytest.mark.parametrize("objective", ["decode", "prefill", "request"])
+def test_what_loads_show_to_be_better_is_taken_whatever_the_fit_says(objective: str) -> None:
+    """Each split has a speed of its own, which no fit explains; differences are 50 times the noise and more."""
+
+    class Wild(Pair):
+        def wild(self, layers: t.Sequence[int]) -> float:
+            return math.exp(random.Random(f"{self.hop} {list(layers)}").gauss(0, 0.7))
+
+        def decode_ms(self, layers: t.Sequence[int]) -> float:
+            return super().decode_ms(layers) * self.wild(layers)
+
+        def overlapping(self, layers: t.Sequence[int], batches: int, overlap: float) -> float:
+            return super().overlapping(layers, batches, overlap) * self.wild(layers)
+
+    for seed in range(12):
+        devices = 2 + seed % 2
+        problem = make_problem((24000,) * devices, objective=objective, max_loads=3 + seed % 3, blocks=8)
+        pair = Wild((0.4, 0.9, 0.6)[:devices], (4, 9, 6)[:devices], noise=0.002, seed=seed, hop=seed / 1000)
+        plan, loads, _plans = campaign(problem, pair)
+        best = min(pair.objective_ms(problem, load["layers"]) for load in loads)
+        assert pair.objective_ms(problem, plan["decision"]["layers"]) <= 1.1 * best, seed
+
+
+def test_where_nothing_is_too_small_to_count_there_is_a_plan() -> None:
+    """Loads without any scatter, of which the fit would take each digit for granted."""
+    problem = make_problem((24000,) * 3, objective="request", indifference=0.0, max_loads=9)
+    plan, _loads, _plans = campaign(problem, Pair((0.45, 0.86, 0.6), (4, 9, 5)))
+    assert plan["decision"]["layers"]
 
 
 def long_prompts() -> Json:
@@ -886,14 +913,34 @@ def test_a_failure_that_does_not_come_again_costs_one_load(status: str, number: 
     assert row["status"] == "ok" and f"load {number} ended as {status}" in row["reason"]
 
 
-def test_failures_alike_on_several_splits_end_the_run() -> None:
+def test_failures_alike_on_all_splits_end_the_run() -> None:
+    """What has loaded before tells whether they are about splits: it is measured again, and fails as well."""
     problem = make_problem(budget=(400, 400))
     plan, loads, _plans = campaign(
-        problem, Pair((0.45, 0.86), (4, 9)), lambda load: None if load["layers"] == [22, 11] else "crashed"
+        problem, Pair((0.45, 0.86), (4, 9)), lambda load: None if load["label"] == "22/11 load 1" else "crashed"
     )
     assert (plan["done"], plan["stage"], plan["decision"]) == (True, "impossible", None)
-    assert [load["status"] for load in loads] == ["ok", "crashed", "crashed", "crashed"]
+    assert [load["status"] for load in loads] == ["ok", "crashed", "crashed", "crashed", "crashed"]
+    assert loads[-1]["label"] == "22/11 load 2"
     assert "whatever the placement" in plan["why"] and "run again" in plan["why"]
+
+
+def test_failures_alike_of_all_other_splits_leave_the_one_that_loads() -> None:
+    problem = make_problem(budget=(400, 400))
+    plan, loads, plans = campaign(
+        problem, Pair((0.45, 0.86), (4, 9)), lambda load: None if load["layers"] == [22, 11] else "crashed"
+    )
+    assert plan["decision"]["layers"] == [22, 11] and len(loads) <= problem["max_loads"]
+    assert any("measure 22/11 again, which has loaded before" in plan["why"] for plan in plans)
+
+
+def test_a_split_whose_last_load_failed_once_may_be_taken() -> None:
+    """No load is left to tell whether it was the split."""
+    problem = make_problem(budget=(400, 400), objective="decode", max_loads=5)
+    _plan, loads, _plans = campaign(problem, Pair((0.45, 0.86), (4, 9)))
+    assert loads[-1]["label"] == "22/11 load 2"
+    plan = stages.plan(problem, [*loads[:-1], failed(loads[-1], "timed_out")])
+    assert plan["decision"]["layers"] == [22, 11]
 
 
 # --- out of memory ---------------------------------------------------------------------------------------------------
