@@ -6,7 +6,7 @@ A draft that agrees with its target on a known share of the tokens of each text 
 and greedy answers that can be compared word for word. Such a model proves copies between devices, placement and
 speculation; it does not prove the sums inside blocks, whose output is multiplied by zero.
 
-Why it holds: attn_output and ffn_down are zero, so the residual stream stays the embedding of the token. The RMS norm
+Why it holds: what blocks add (SILENT) is zero, so the residual stream stays the embedding of the token. The RMS norm
 gives sqrt(width) times its direction. The row of a successor in the output matrix is the sum of its predecessors'
 directions, so its logit exceeds every other by far (23 at a width of 1024, against rounding errors of 0.2).
 """
@@ -18,6 +18,8 @@ import random
 import string
 import typing as t
 
+#: The matrices of a block, by llama.cpp's tensor name, that are zero.
+SILENT: t.Final = ("attn_output", "ffn_down", "ffn_down_exps")
 #: Special tokens, the tokens of single bytes, the word separator: what comes after them is text.
 FIRST_WORD: t.Final = 3 + 256 + 1
 #: Fewest words of a text: with fewer of them the sums of a row would have too many parts.

@@ -86,7 +86,7 @@ def _vocabulary(size: int, known: bool) -> list[tuple[bytes, float, int]]:
         (b"<unk>", 0.0, TokenType.UNKNOWN), (b"<s>", 0.0, TokenType.CONTROL), (b"</s>", 0.0, TokenType.CONTROL),
         *((f"<0x{value:02X}>".encode(), 0.0, TokenType.BYTE) for value in range(256)),
         ("\u2581".encode(), -1.0, TokenType.NORMAL),
-    ]
+    ]  # fmt: skip
     if known:
         names = known_next_token.words(size - len(tokens))
         tokens += ((name.encode(), -2.0 - 0.001 * rank, TokenType.NORMAL) for rank, name in enumerate(names))
@@ -99,7 +99,7 @@ def _vocabulary(size: int, known: bool) -> list[tuple[bytes, float, int]]:
 def _add_metadata(writer: t.Any, parameters: Json, fingerprint: str) -> None:
     """Add the header: shape, tokenizer, chat template."""
     width = parameters["embedding_length"]
-    writer.add_string(random_shape.PARAMETERS_KEY, fingerprint)           # early in the file, where it is looked for
+    writer.add_string(random_shape.PARAMETERS_KEY, fingerprint)  # early in the file, where it is looked for
     writer.add_name(f"Random {random_shape.architecture(parameters)} {parameters['blocks']}x{width}")
     writer.add_block_count(parameters["blocks"])
     writer.add_context_length(parameters["context_length"])
@@ -174,7 +174,7 @@ def _add_tensors(writer: t.Any, parameters: Json, stored: t.Any) -> None:
         for name, values in vectors().items():
             writer.add_tensor(f"blk.{index}.{name}.weight", values)
         for name, values in weights.items():
-            nothing = parameters["agreement"] and name in ("attn_output", "ffn_down")
+            nothing = parameters["agreement"] and name in known_next_token.SILENT
             kept = numpy.zeros_like(values) if nothing else values
             writer.add_tensor(f"blk.{index}.{name}.weight", kept, raw_dtype=stored)
 
@@ -268,9 +268,7 @@ class RandomModel:
                 f"{self.path} cannot be read ({exc.strerror}): check what is there, or choose another path."
             ) from exc
         if made_of is None:
-            raise UserError(
-                f"{self.path} was not made by random_gguf and is left alone: remove it, or choose another."
-            )
+            raise UserError(f"{self.path} was not made by random_gguf and is left alone: remove it, or choose another.")
         return made_of
 
     def write(self, result: Json) -> Json:

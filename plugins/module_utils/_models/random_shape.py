@@ -14,12 +14,13 @@ from .._base.errors import UserError
 from .._base.types import Mapping
 from . import known_next_token
 
-RANDOM_VERSION = 4                        # raise it when the same parameters give another file
-PARAMETERS_KEY = "mixed_gpu.random_gguf.parameters"       # header key by which our own files are recognised
-RANDOM_OPTIONS = (                        # the options of random_gguf that make the model
+RANDOM_VERSION = 4  # raise it when the same parameters give another file
+PARAMETERS_KEY = "mixed_gpu.random_gguf.parameters"  # header key by which our own files are recognised
+#: The options of random_gguf that make the model.
+RANDOM_OPTIONS = (
     "blocks", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "vocabulary_size",
     "context_length", "type", "seed", "distinct_blocks", "expert_count", "expert_used_count", "agreement",
-)
+)  # fmt: skip
 #: More than any model of llama.cpp has.
 _MOST = {
     "blocks": 512, "embedding_length": 1 << 16, "feed_forward_length": 1 << 18, "head_count": 1024,
@@ -27,7 +28,7 @@ _MOST = {
 }  # fmt: skip
 _MOST_EXPERTS = 512
 MAXIMUM_VOCABULARY = 1 << 20
-MINIMUM_VOCABULARY = 3 + 256 + 1 + 94     # special tokens, bytes, word separator, printable ASCII
+MINIMUM_VOCABULARY = 3 + 256 + 1 + 94  # special tokens, bytes, word separator, printable ASCII
 
 # bytes per block of elements
 _STORAGE = {"f16": (2, 1), "q8_0": (34, 32), "q4_0": (18, 32)}
@@ -64,8 +65,6 @@ def check_random_parameters(parameters: Mapping) -> None:
         )
     if p["vocabulary_size"] > MAXIMUM_VOCABULARY:
         raise UserError(f"vocabulary_size {p['vocabulary_size']} is too large: at most {MAXIMUM_VOCABULARY}.")
-    if p["agreement"] and p["expert_count"]:
-        raise UserError("agreement is of models without experts: give expert_count 0.")
     _check_agreement(p["agreement"], p["vocabulary_size"], p["type"])
 
 
@@ -136,5 +135,5 @@ def parameters_hash(parameters: Mapping) -> str:
 def stored_parameters_hash(head: bytes) -> str | None:
     """Find the parameters' hash in the first kilobytes of a random model; None when the file is not one of ours."""
     key = PARAMETERS_KEY.encode()
-    value = re.search(re.escape(key) + rb"\x08\x00\x00\x00\x40\x00{7}([0-9a-f]{64})", head)     # type string, 64 bytes
+    value = re.search(re.escape(key) + rb"\x08\x00\x00\x00\x40\x00{7}([0-9a-f]{64})", head)  # type string, 64 bytes
     return value[1].decode() if value else None

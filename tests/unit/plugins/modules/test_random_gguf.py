@@ -7,10 +7,11 @@ import os
 
 import gguf
 import pytest
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import manifest, random_shape
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import known_next_token, manifest, random_shape
 from ansible_collections.homelab.mixed_gpu.plugins.modules import gguf_info, random_gguf
 
 SMALL = {"blocks": 2, "embedding_length": 64, "feed_forward_length": 96, "head_count": 4, "head_count_kv": 2}
+SHAPES = {"dense": {}, "experts": {"expert_count": 4, "expert_used_count": 2}}
 
 
 @pytest.fixture
@@ -57,7 +58,19 @@ def test_writes_a_model_of_experts(run, path):
     assert model["block_ffn_bytes"] == {part: [size, size] for part, size in sizes.items()}
 
 
-@pytest.mark.parametrize("more", [{}, {"expert_count": 4, "expert_used_count": 2}], ids=["dense", "experts"])
+@pytest.mark.parametrize("more", SHAPES.values(), ids=SHAPES)
+def test_the_next_token_is_known(run, path, more):
+    run(path, type="q8_0", agreement=[1, 1], embedding_length=256, **more)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    weights = {name: gguf.quants.dequantize(found.data, found.tensor_type) for name, found in tensors.items()}
+    # what each block adds to the embedding
+    added = [name for name in weights if name.split(".")[-2] in ("attn_output", "ffn_down", "ffn_down_exps")]
+    assert len(added) == 2 * SMALL["blocks"] and not any(weights[name].any() for name in added)
+    logits = weights["token_embd.weight"] @ weights["output.weight"].T
+    assert list(logits.argmax(axis=1)) == known_next_token.target(512, 2, 0).following
+
+
+@pytest.mark.parametrize("more", SHAPES.values(), ids=SHAPES)
 def test_a_model_says_text_and_does_not_end(run, path, more):
     run(path, type="q8_0", **more)
     (output,) = [tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == "output.weight"]
