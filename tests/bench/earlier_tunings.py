@@ -27,9 +27,10 @@ from simulated_pair import Json
 
 FAMILIES: t.Final = ("two", "two, uneven blocks", "two, hop 0.3 to 2 ms", "two, short memory", "three", "four")
 #: What was tuned before instead of a shorter context, on machines of which families.
-SAME_BLOCKS, WRONG = "same blocks", "wrong costs"
+SAME_BLOCKS, WRONG, THROTTLED = "same blocks", "wrong costs", "one throttled"
 MODELS: t.Final = (
     (SAME_BLOCKS, "two"), (SAME_BLOCKS, "two, uneven blocks"), (SAME_BLOCKS, "three"), (WRONG, "two"), (WRONG, "three"),
+    (THROTTLED, "two"), (THROTTLED, "three"),
 )  # fmt: skip
 
 
@@ -44,29 +45,44 @@ class Outcome(t.NamedTuple):
     held: bool | None  # whether the interval of the gain over the engine's own split, with the costs, holds
 
 
-def earlier(machine: Machine, what: str, chance: random.Random) -> Machine:
+def earlier(machine: Machine, what: str, together: float, chance: random.Random) -> Machine:
     """Return the machine with what was tuned on it before: of MODELS, else a shorter context.
 
-    What a layer costs has moved since, on each device by a little or by much, and with the context together.
+    What a layer costs has moved since, on each device by a little or by much, and decoding by C(together). A device
+    that is throttled now took 1/3 to 4/5 of the time.
     """
-    problem, together = copy.deepcopy(machine.problem), 1.0
+    problem = copy.deepcopy(machine.problem)
     if not what:
         problem["serving"]["context_size"] //= chance.choice((2, 4))
-        together = math.exp(chance.uniform(-0.3, 0.0))
     moved = 0.5 if what == WRONG else 0.03
+    throttled = [1.0] * len(machine.decode_ms)
+    if what == THROTTLED:
+        throttled[chance.randrange(len(throttled))] = math.exp(-chance.uniform(math.log(1.25), math.log(3)))
+    moves = [together * own * chance.lognormvariate(0, moved) for own in throttled]
+    prompts = [own * chance.lognormvariate(0, moved) for own in throttled]
     return dataclasses.replace(
         machine,
         problem=problem,
-        decode_ms=[ms * together * chance.lognormvariate(0, moved) for ms in machine.decode_ms],
-        prefill_ms=[ms * chance.lognormvariate(0, moved) for ms in machine.prefill_ms],
+        decode_ms=[ms * own for ms, own in zip(machine.decode_ms, moves, strict=True)],
+        prefill_ms=[ms * own for ms, own in zip(machine.prefill_ms, prompts, strict=True)],
     )
+
+
+def layer_now(machine: Machine, together: float, chance: random.Random) -> Json:
+    """Return the average layer of today, whose KV cache makes decoding slower by 1 / C(together) than without any.
+
+    What a byte of it takes against one of weights is not known to the planner, and may be half to three times.
+    """
+    layer, byte = machine.checked.average_layer, math.exp(chance.uniform(math.log(0.5), math.log(3)))
+    return {**layer, "cache_bytes": layer["cache_bytes"] + layer["weights_bytes"] * (1 / together - 1) / byte}
 
 
 def outcome(what: str, family: str, seed: int) -> Outcome | None:
     """Tune one machine twice; None where the earlier campaign has found no costs."""
     chance = random.Random(f"earlier {family} {seed}")
     machine = simulated_families.machine(family, seed)
-    before = earlier(machine, what, chance)
+    together = 1.0 if what else math.exp(chance.uniform(-0.3, 0.0))
+    before = earlier(machine, what, together, chance)
     if len(stages.plan(before.problem, [])["feasible"]) < 2:
         return None
     plan, _loads = simulated_pair.drive(before, chance)
@@ -74,7 +90,8 @@ def outcome(what: str, family: str, seed: int) -> Outcome | None:
     if not fit or any(min(fit[name] or (1,)) <= 0 for name in ("decode_ms_per_layer", "prefill_ms_per_layer")):
         return None
     known = known_costs.of_fit("earlier", fit, [])
-    problem = {**machine.problem, "known_costs": known_costs.of_problem(known, machine.checked.average_layer)}
+    carried = known_costs.of_problem(known, layer_now(machine, together, chance))
+    problem = {**machine.problem, "known_costs": carried}
     regrets, counts, kept = [], [], False
     for tried in (machine, dataclasses.replace(machine, problem=problem)):
         plan, loads = simulated_pair.drive(tried, random.Random(seed))
@@ -128,9 +145,10 @@ def of_contexts(machines: int) -> list[str]:
         "",
         f"`make bench-planners`, {machines} machines of each family, each tuned from nothing and with the",
         "costs of an earlier campaign with a shorter context. In that one decoding took 0.74 to 1 of the time, on all",
-        "devices of a machine alike, and each device's costs differed by 3 % more (standard deviation). Regret in",
-        "percent: median / 95th percentile / most. Worse and better count machines whose regret differs by more than",
-        "1 %, which is what makes no difference. Intervals are those of the gain over llama.cpp's own split.",
+        "devices of a machine alike, and each device's costs differed by 3 % more (standard deviation). How many bytes",
+        "of KV cache there were is known, and what one takes is not. Regret in percent: median / 95th percentile /",
+        "most. Worse and better count machines whose regret differs by more than 1 %, which makes no difference.",
+        "Intervals are those of the gain over llama.cpp's own split.",
     ]
 
 
@@ -140,7 +158,8 @@ def of_models(machines: int) -> list[str]:
         "## Planner, with the costs of another model",
         "",
         f"As above, {machines} machines of each family, with the costs of a model of the same blocks, such as a",
-        "fine-tune. Each device's costs differed by 3 % (standard deviation), wrong costs by a half.",
+        "fine-tune. Each device's costs differed by 3 % (standard deviation), wrong costs by a half. One throttled",
+        "device is 1.25 to 3 times as slow as it was.",
         "Intervals are those of the gain over llama.cpp's own split, with the costs.",
     ]
 

@@ -35,6 +35,9 @@ def missing_anchors(evidence: Evidence) -> list[Candidate]:
         if not useful:
             return result
         take = next((c for c in ends if c in useful), None)
+        if evidence.problem.known is not None and (own := _own_far(evidence, useful)) is not None:
+            # after costs that do not hold, what is measured anyway
+            take = own
         if chosen and evidence.splits.full:
             # not again and again towards the device that was full
             chance = evidence.splits.chance
@@ -56,6 +59,15 @@ def _favoured(evidence: Evidence, pool: t.Sequence[Candidate]) -> list[Candidate
         return [best]
     far = max(pool, key=lambda c: (distance(c.layers, [best.layers]), room_of(c), c.layers))
     return [best] if far == best else [best, far]
+
+
+def _own_far(evidence: Evidence, useful: t.Sequence[Candidate]) -> Candidate | None:
+    """Return the engine's own split, if it is useful and half as far from what was measured as any other."""
+    own = next((c for c in useful if c.layers == evidence.problem.default), None)
+    if own is None or not evidence.ok:
+        return None
+    farthest = max(distance(c.layers, evidence.ok) for c in useful)
+    return own if 2 * distance(own.layers, evidence.ok) >= farthest else None
 
 
 def _end(pool: t.Sequence[Candidate], device: int) -> Candidate:

@@ -107,7 +107,8 @@ class Evidence(loads_so_far.LoadsSoFar):
             kind: {split: self.measured(kind, split) for split in self.ok if self.load_means(kind, split)}
             for kind in tolerances
         }
-        holds = not self.failed and known_costs.hold(self.problem, measured, tolerances)
+        determined = self._rank >= self._reachable
+        holds = not self.failed and known_costs.hold(self.problem, measured, tolerances, determined)
         return self.problem.known if holds else None
 
     @functools.cached_property
@@ -243,10 +244,17 @@ class Evidence(loads_so_far.LoadsSoFar):
     @functools.cached_property
     def anchored(self) -> bool:
         """Whether what was measured determines as many coefficients as measuring any further split could."""
-        anchors = self.anchors
-        reachable = least_squares.rank([*anchors, *(candidate.layers for candidate in self.pool)])
-        enough = 1 if self.carried else self.problem.max_anchors
-        return bool(self.ok) and least_squares.rank(anchors) >= min(reachable, enough)
+        return bool(self.ok) and self._rank >= (1 if self.carried else self._reachable)
+
+    @functools.cached_property
+    def _rank(self) -> int:
+        return least_squares.rank(self.anchors)
+
+    @functools.cached_property
+    def _reachable(self) -> int:
+        """How many coefficients measuring any further split could determine, and a campaign has anchors for."""
+        ranked = least_squares.rank([*self.anchors, *(candidate.layers for candidate in self.pool)])
+        return min(ranked, self.problem.max_anchors)
 
     @property
     def anchors(self) -> list[Layers]:

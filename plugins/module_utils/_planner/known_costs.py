@@ -36,6 +36,9 @@ UNKNOWN_CACHE: t.Final = (0.5, 1.0, 3.0)
 _TELLING_SHARE: t.Final = 0.03
 _LARGEST_FACTOR: t.Final = 20.0
 
+#: kind of test -> split -> ms
+Measured = t.Mapping[str, t.Mapping[Layers, float]]
+
 _OF_ENGINE: t.Final = ("engine", "engine_build")
 #: What two models of a kind have in common; of the last it is 0.
 _OF_KIND: t.Final = ("architecture", "file_type", "expert_count")
@@ -191,9 +194,12 @@ def _cache(fit: Mapping, others: t.Sequence[Mapping]) -> tuple[float, float, flo
 def of_problem(known: Known, average_layer: Mapping) -> Json:
     """Return C(known_costs) of a problem: ms of its own average layer by device."""
     before = known.layer
-    read = (average_layer["weights_bytes"] + known.cache[1] * average_layer["cache_bytes"]) / (
-        before["weights_bytes"] + known.cache[1] * before["cache_bytes"]
-    )
+
+    def read_by(cache: float) -> float:
+        now, then = (layer["weights_bytes"] + cache * layer["cache_bytes"] for layer in (average_layer, before))
+        return now / then
+
+    low, read, high = map(read_by, known.cache)
     computed = average_layer["operations"] / before["operations"] if before["operations"] else 1.0
     return {
         "deployment": known.deployment,
@@ -202,6 +208,11 @@ def of_problem(known: Known, average_layer: Mapping) -> Json:
         "prefill": None if not known.prefill else [computed * ms for ms in known.prefill],
         "overlap": known.overlap,
         "spread": known.spread,
+        # of a prompt the cache is left out above, and counts no more than this
+        "scale_error": {
+            "decode": max(abs(math.log(one / read)) for one in (low, high)),
+            "prefill": abs(math.log(read_by(UNKNOWN_CACHE[2]))),
+        },
     }
 
 
@@ -269,24 +280,47 @@ def suffice(problem: Problem, splits: t.Sequence[Layers]) -> bool:
 
 
 def hold(
-    problem: Problem, measured: t.Mapping[str, t.Mapping[Layers, float]], tolerances: t.Mapping[str, float]
+    problem: Problem, measured: Measured, tolerances: t.Mapping[str, float], determined: bool
 ) -> bool:
-    """Return whether loads bear out what the known costs say of one split over all devices against another.
+    """Return whether loads bear out what the known costs say of splits over all devices.
 
-    C(measured): ms by kind of test and split, C(tolerances): percent by kind. Their common scale is free: another depth
-    or number of slots makes all of them slower.
+    C(tolerances): percent by kind of test. C(determined) is whether the measured splits tell the cost of each device.
+    Then the scale that all costs have in common is free, as in a fit. With fewer splits it counts as well: what slows
+    one device alone may slow all that were measured alike. A split that leaves a device out makes fewer hops, so it may
+    be faster, and not slower.
     """
     known = problem.known
-    for kind, costs in ({} if known is None else known.costs).items():
-        batches, overlap = 1, 0.0
-        if kind == "prefill" and known is not None and problem.prefill_test is not None:
-            batches = cost_model.micro_batches(problem.prefill_test.n_prompt, problem.micro_batch)
-            overlap = known.overlap
-        ratios = [
-            ms / cost_model.prefill_ms(costs, problem.weights.amounts(kind, split), batches, overlap)
-            for split, ms in measured[kind].items()
-            if all(split)
-        ]
-        if ratios and 100 * (max(ratios) / min(ratios) - 1) > tolerances[kind]:
+    if known is None:
+        return True
+    for kind, percent in tolerances.items():
+        ratios = _ratios(problem, known, kind, measured[kind])
+        whole = [ratio for split, ratio in ratios.items() if all(split)]
+        if not whole:
+            continue
+        if 100 * (max(ratios.values()) / min(whole) - 1) > percent:
+            return False
+        off = max(abs(math.log(max(whole))), abs(math.log(min(whole))))
+        if not determined and off > _allowed(known, kind, percent):
             return False
     return True
+
+
+def _allowed(known: KnownCosts, kind: str, percent: float) -> float:
+    """Return how far the scale of all known costs may be off (the logarithm of a factor)."""
+    return known.scale_error.get(kind, 0.0) + max(2 * known.error, math.log1p(percent / 100))
+
+
+def _ratios(
+    problem: Problem, known: KnownCosts, kind: str, measured: t.Mapping[Layers, float]
+) -> dict[Layers, float]:
+    """Return what splits over several devices took by what the known costs say of them."""
+    if kind not in known.costs:
+        return {}
+    batches, overlap = 1, 0.0
+    if kind == "prefill" and problem.prefill_test is not None:
+        batches, overlap = cost_model.micro_batches(problem.prefill_test.n_prompt, problem.micro_batch), known.overlap
+    return {
+        split: ms / cost_model.prefill_ms(known.costs[kind], problem.weights.amounts(kind, split), batches, overlap)
+        for split, ms in measured.items()
+        if sum(map(bool, split)) > 1
+    }

@@ -52,12 +52,14 @@ class KnownCosts(t.NamedTuple):
     """Costs of an average layer by device and kind of test (ms), their relative error, and the overlap of prefill.
 
     C(spread) is by kind how loads scattered (relative standard deviation) and the degrees of freedom of that.
+    C(scale_error) is by kind how far all costs together may be off (logarithm of a factor), beside C(error).
     """
 
     costs: dict[str, tuple[float, ...]]
     error: float
     overlap: float
     spread: dict[str, tuple[float, int]]
+    scale_error: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +286,8 @@ def _read_known(known: t.Any, devices: int, objective: str) -> KnownCosts | None
         return None
     error = float(field(where, known, "error", (int, float)))
     spread = {kind: (float(deviation), int(degrees)) for kind, (deviation, degrees) in known["spread"].items()}
-    return KnownCosts(costs, error, float(field(where, known, "overlap", (int, float), 0)), spread)
+    scale = {kind: float(value) for kind, value in known.get("scale_error", {}).items()}
+    return KnownCosts(costs, error, float(field(where, known, "overlap", (int, float), 0)), spread, scale)
 
 
 def _read_devices(devices: t.Sequence[t.Any]) -> list[Json]:

@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import math
 import typing as t
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import known_costs
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import model_weights, split_problem
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import (
+    cost_model,
+    layer_weights,
+    model_weights,
+    split_problem,
+)
 
 PARTS: dict[str, t.Any] = {
     "llama_cpp": "b1", "driver_version": "580.95.05", "gpus": [{"id": "GPU-a", "power_limit_watts": 350}],
@@ -147,6 +153,44 @@ def test_costs_are_carried_over_by_bytes_and_operations() -> None:
     assert carried["decode"] == pytest.approx([1.0, 2.25]) and carried["prefill"] == pytest.approx([12.0, 27.0])
     assert (carried["deployment"], carried["error"], carried["overlap"]) == ("one", 0.05, 1.0)
     assert carried["spread"] == {"decode": [0.01, 3]}
+    # a byte of the cache takes up to three times as long as one of weights, which is 3.5 of 2.5 read
+    assert carried["scale_error"] == pytest.approx({"decode": math.log(3.5 / 2.5), "prefill": math.log(3.5)})
+    same = known_costs.of_problem(found, LAYER)
+    assert same["scale_error"] == {"decode": 0.0, "prefill": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("factors", "determined", "holds"),
+    [
+        ({(40, 20, 21): 1.08, (27, 27, 27): 1.08}, False, True),
+        # a device that has as many layers in both was throttled, or all were
+        ({(40, 20, 21): 1.3, (27, 27, 27): 1.3}, False, False),
+        ({(40, 20, 21): 0.75}, False, False),
+        ({(40, 20, 21): 1.3, (27, 27, 27): 1.3, (20, 20, 41): 1.3}, True, True),
+        ({(40, 20, 21): 1.0, (27, 27, 27): 1.1}, True, False),
+        # a split that leaves a device out has a hop less
+        ({(40, 20, 21): 1.0, (40, 41, 0): 0.8}, False, True),
+        ({(40, 20, 21): 1.0, (40, 41, 0): 1.1}, False, False),
+        ({(81, 0, 0): 3.0}, False, True),
+        ({}, False, True),
+    ],
+)
+def test_loads_bear_costs_out_or_contradict_them(
+    factors: dict[tuple[int, ...], float], determined: bool, holds: bool
+) -> None:
+    costs, weights = (0.4, 0.9, 0.6), layer_weights.equal(81)
+    known = split_problem.KnownCosts({"decode": costs}, 0.05, 1.0, {}, {})
+    problem: t.Any = Asked(known, names=("CUDA0", "CUDA1", "CUDA2"), weights=weights)
+    measured = {
+        split: factor * cost_model.decode_ms(costs, weights.amounts("decode", split))
+        for split, factor in factors.items()
+    }
+    tolerances = {"decode": 5.0, "prefill": 5.0}
+    assert known_costs.hold(problem, {"decode": measured, "prefill": {}}, tolerances, determined) is holds
+    # where the cache of another context may explain it
+    wide = problem._replace(known=known._replace(scale_error={"decode": 0.3}))
+    alike = max(factors.values(), default=1.0) == min(factors.values(), default=1.0)
+    assert known_costs.hold(wide, {"decode": measured, "prefill": {}}, tolerances, determined) is (holds or alike)
 
 
 def test_costs_that_close_splits_have_told_are_less_sure() -> None:
@@ -154,7 +198,7 @@ def test_costs_that_close_splits_have_told_are_less_sure() -> None:
     assert known_costs.error_of_fit(far, 0.01, None) < 0.03 < 0.3 < known_costs.error_of_fit(near, 0.01, None)
     # of three devices the one whose layers hardly changed counts
     assert known_costs.error_of_fit([(40, 30, 11), (10, 60, 11)], 0.01, None) == 1.0
-    before = split_problem.KnownCosts({"decode": (0.4, 0.9)}, 0.05, 1.0, {})
+    before = split_problem.KnownCosts({"decode": (0.4, 0.9)}, 0.05, 1.0, {}, {})
     assert known_costs.error_of_fit(near, 0.01, before) == 0.05
     unsure = entry()
     unsure["decision"]["fit"]["error"] = 0.12
@@ -172,6 +216,7 @@ class Asked(t.NamedTuple):
     micro_batch: int = 512
     weights: t.Any = None
     counts: tuple[int, int] = (0, 256)
+    prefill_test: t.Any = None
 
     def counted(self, _name: str) -> tuple[int, int]:
         return self.counts
@@ -179,7 +224,7 @@ class Asked(t.NamedTuple):
 
 def test_the_scatter_of_earlier_loads_counts() -> None:
     spread = {"decode": (0.01, 3), "prefill": (0.02, 1)}
-    problem: t.Any = Asked(split_problem.KnownCosts({}, 0.05, 1.0, spread))
+    problem: t.Any = Asked(split_problem.KnownCosts({}, 0.05, 1.0, spread, {}))
     assert known_costs.with_spread(problem, "decode", (0.0, 0)) == (pytest.approx(0.01), 3)
     assert known_costs.with_spread(problem, "objective", (0.0, 0)) == (pytest.approx(0.02), 1)
     deviation, degrees = known_costs.with_spread(problem, "decode", (0.03, 1))
@@ -192,7 +237,7 @@ def test_the_scatter_of_earlier_loads_counts() -> None:
 def test_costs_suffice_where_their_error_changes_nothing() -> None:
     costs = {"decode": (0.4, 0.9), "prefill": (4.0, 9.0)}
     splits = [(first, 81 - first) for first in range(30, 60)]
-    decode: t.Any = Asked(split_problem.KnownCosts(costs, 0.05, 1.0, {}))
+    decode: t.Any = Asked(split_problem.KnownCosts(costs, 0.05, 1.0, {}, {}))
     assert known_costs.suffice(decode, splits)
     # the balance of a pipeline follows the costs
     prompt = decode._replace(counts=(8192, 0), objective="prefill")

@@ -1329,6 +1329,17 @@ def test_after_costs_that_have_changed_all_devices_are_measured_anew() -> None:
     assert pair.objective_ms(problem, plan["decision"]["layers"]) <= 1.02 * exhaustive(problem, pair, plan)
 
 
+def test_a_device_that_slows_all_that_was_measured_alike_is_found() -> None:
+    """The second device was throttled. The best by the known costs has as many layers there as llama.cpp's own."""
+    before = {"deployment": "d", "error": 0.05, "decode": [0.9, 0.4, 0.8], "prefill": [4.0] * 3, "overlap": 1.0,
+              "spread": {"decode": [0.003, 4]}}  # fmt: skip
+    problem = make_problem((24000,) * 3, (300, 230, 300), "decode", known_costs=before)
+    pair = Pair((0.9, 1.2, 0.8), (4, 4, 4), noise=0.003)
+    plan, loads, _plans = campaign(problem, pair)
+    assert pair.objective_ms(problem, plan["decision"]["layers"]) <= 1.02 * exhaustive(problem, pair, plan)
+    assert sum(all(load["layers"]) for load in loads) >= 3
+
+
 def test_known_costs_of_other_devices_are_refused() -> None:
     wrong = {"deployment": "d", "error": 0.05, "decode": [0.45], "prefill": None, "overlap": 1.0, "spread": {}}
     with pytest.raises(ValueError, match="known_costs must have one positive number per device, 2"):
