@@ -31,16 +31,16 @@ PACKAGES = PROJECT / "tests/unit/fixtures_bench/exllama"
 UNIT = "[Unit]\nDescription=Stand-in\n[Service]\n{}\n[Install]\nWantedBy=multi-user.target\n"
 # llama_server tests the record of llama.cpp; this is one of a split for the other engine
 ENTRY = {
-    "model": {"id": "tiny-exl2"},
+    "model": {"id": "tiny-exl2", "path": "/tiny-exl2", "sha256": None},
     "serving": {"engine": "exllamav2", "context_size": 4096, "cache_mode": "FP16"},
     "environment": {},
-    "devices": [{"id": FAST}, {"id": SLOW}],
+    "devices": [{"id": card, "device": "CUDA0", "backend": "CUDA"} for card in (FAST, SLOW)],
     "placement": [{"id": FAST, "layers": 7}, {"id": SLOW, "layers": 6}],
     "split_mode": "layer",
     "rpc_endpoints": [],
     "decision": {},
     "fingerprint": "0",
-    "fingerprint_parts": {},
+    "fingerprint_parts": {"tests": []},
     "campaign": "none",
     "gpu_split_gb": [20.5, 17.25],
     "tensor_parallel": "",

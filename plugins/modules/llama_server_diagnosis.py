@@ -189,7 +189,7 @@ def main() -> None:
         judged = examine(module, asked)
     except ServerError as exc:
         module.fail_json(msg=str(exc))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
         module.fail_json(
             msg=f"The recorded deployment {params['deployment']} is not complete ({exc!r}): run the tuning play again."
         )

@@ -85,16 +85,16 @@ def test_check_mode_shows_the_table_and_no_key(host):
 def test_all_that_stops_is_said_at_once_and_the_recorded_split_becomes_the_partition(host):
     cards = ("GPU-11111111-2222-3333-4444-555555555555", 45), ("GPU-66666666-7777-8888-9999-aaaaaaaaaaaa", 36)
     entry = {
-        "model": {"id": "llama", "block_count": 80},
+        "model": {"id": "llama", "path": "/llama.gguf", "sha256": None, "block_count": 80},
         "serving": {},
         "environment": {},
-        "devices": [{"id": card} for card, _layers in cards],
+        "devices": [{"id": card, "device": "CUDA0", "backend": "CUDA"} for card, _layers in cards],
         "placement": [{"id": card, "layers": layers} for card, layers in cards],
         "split_mode": "layer",
         "rpc_endpoints": [],
         "decision": {},
         "fingerprint": "0",
-        "fingerprint_parts": {},
+        "fingerprint_parts": {"tests": []},
         "campaign": "none",
     }
     text = json.dumps({"schema": 3, "active": "llama-c8192", "models": {"llama-c8192": entry}})

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import typing as t
 
 from .errors import UserError
@@ -39,9 +40,14 @@ def check(name: str, value: float, least: float, most: float) -> None:
         raise UserError(f"{name} must be {told}, not {str(value)[:24]}")
 
 
+class Positive(float):
+    """A number above 0, as a type of check_shape."""
+
+
 _KIND_NAMES: dict[type, str] = {
     int: "a whole number",
     float: "a number",
+    Positive: "a number above 0",
     str: "text",
     bool: "true or false",
     list: "a list",
@@ -95,5 +101,7 @@ def _outer(shape: Shape) -> type:
     return shape if isinstance(shape, type) else type(shape)
 
 
-def _is_kind(value: t.Any, kind: type) -> bool:
+def _is_kind(value: t.Any, kind: type | tuple[type, ...]) -> bool:
+    if kind is Positive:
+        return _is_kind(value, NUMBER) and 0 < value < math.inf
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import typing as t
 
-from .._base.fields import NUMBER
+from .._base.fields import Positive
 from .._base.types import Json
 
 #: The shape (_base/fields.py) of a result in a file, as far as readers rely on it.
-RESULT: t.Final = {"n_prompt?": int, "n_gen?": int, "n_depth?": int, "samples_ms?": [NUMBER]}
+RESULT: t.Final = {"n_prompt?": int, "n_gen?": int, "n_depth?": int, "samples_ms?": [Positive]}
 
 
 class Test(t.TypedDict, total=False):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import typing as t
 
 from .._base import fingerprints, json_state
-from .._base.fields import check_shape
+from .._base.errors import UserError
+from .._base.fields import NUMBER, Positive, check_shape
 from .._base.types import Json, Mapping
-from .._measuring.types import RESULT
 from .._split import acceptance, allreduce, engines, placement
 from .._split.load_tests import visible_percent
 
@@ -162,15 +162,47 @@ def complete(
     return {**baseline, **{name: new if baseline[name] is None else baseline[name] for name, new in said.items()}}
 
 
+_NUMBER: t.Final = (None, *NUMBER)
+_CARD: t.Final = {"id": str, "name": (None, str), "power_limit_watts?": _NUMBER, "pcie_width?": (None, int)}
+_MOST: t.Final = (None, {"max": NUMBER})
 _SHAPE: t.Final = {
-    "deployment": str, "recorded_at": str, "configuration": dict, "devices": [{"id": str}],
-    "loads": [{"status": str, "layers": [int], "results": (None, [{"kind?": str, **RESULT}])}],
-    "smallest_visible_percent": dict, "device_probe": (None, {"devices?": [{}]}), "fit": (None, {}),
-    "memory": (None, [{"id": str}]), "served": (None, [{"name": str, "samples": [{}]}]), "answer": (None, str),
-    "acceptance": (None, {}),
+    "deployment": str, "recorded_at": str, "devices": [{"id": str}],
+    "configuration": {
+        "gpus": [_CARD], "serving": {}, "lenders?": {str: {"driver_version": (None, str), "cards": [_CARD]}},
+        "speculation?": (None, {}),
+    },
+    "loads": [{
+        "status": str, "layers": [int],
+        "results": [{"kind": str, "n_prompt": int, "n_gen": int, "n_depth": int, "samples_ms": [Positive]}],
+        "conditions?": (None, {str: {
+            "pcie_generation?": _MOST, "pcie_width?": _MOST, "throttle_reasons?": (None, [str]),
+        }}),
+        "answers?": (None, {"text": str, "nats_per_token": _NUMBER, "tokens": [int]}),
+    }],
+    "smallest_visible_percent": {str: _NUMBER}, "fit": (None, {}),
+    "device_probe": (None, {"devices": [{
+        "id": str, "prefill_tokens_per_second?": (None, Positive),
+        "decode_ms_per_token?": (None, {"median": Positive, "low": Positive, "high": Positive}),
+    }]}),
+    "memory": (None, [{"id": str, "loaded_mib": _NUMBER, "free_mib": _NUMBER}]),
+    "served": (None, [{"name": str, "samples": [{
+        "prompt_tokens_per_second?": _NUMBER, "decode_tokens_per_second?": _NUMBER,
+    }]}]),
+    "answer": (None, str),
+    "acceptance": (None, {"texts": str, "rows": [{"drafted": int, "accepted": int, "drafts": int}]}),
 }  # fmt: skip
+
+
+def _check(data: Json) -> None:
+    check_shape("", data, _SHAPE)
+    for index, load in enumerate(data["loads"]):
+        for at, result in enumerate(load["results"]):
+            if not result["samples_ms"]:
+                raise UserError(f"loads[{index}].results[{at}].samples_ms is empty")
+
+
 FORM: t.Final = json_state.Form(
-    SCHEMA, "make a new baseline with the playbook revalidate and -e accept=true", shape=_SHAPE
+    SCHEMA, "make a new baseline with the playbook revalidate and -e accept=true", _check
 )
 
 
@@ -182,7 +214,7 @@ def path(state_dir: str, deployment: str) -> str:
 def checked(data: t.Any) -> Json:
     """Return a baseline as plain JSON types. Raises UserError for what is none."""
     plain = t.cast(Json, fingerprints.plain(data, "baseline"))
-    check_shape("", plain, _SHAPE)
+    _check(plain)
     return plain
 
 

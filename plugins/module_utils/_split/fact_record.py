@@ -20,36 +20,24 @@ from .types import Entry
 SCHEMA: t.Final = 3
 PATH: t.Final = "/etc/ansible/facts.d/mixed_gpu.fact"
 Record = Json
-#: What every entry holds, and of which type.
-ENTRY_FIELDS: t.Final[tuple[tuple[str, type], ...]] = (
-    ("model", dict),
-    ("serving", dict),
-    ("environment", dict),
-    ("devices", list),
-    ("placement", list),
-    ("split_mode", str),
-    ("rpc_endpoints", list),
-    ("decision", dict),
-    ("fingerprint", str),
-    ("fingerprint_parts", dict),
-    ("campaign", str),
-)
 _TIMES: t.Final = (None, {"mean?": (None, *NUMBER), "low?": (None, *NUMBER), "high?": (None, *NUMBER)})
 _FIT: t.Final = {
     "decode_ms_per_layer?": (None, [NUMBER]), "prefill_ms_per_layer?": (None, [NUMBER]), "error?": NUMBER,
     "average_layer?": {"weights_bytes": NUMBER, "cache_bytes": NUMBER},
 }  # fmt: skip
-#: What readers take of an entry without looking twice, where it is there.
-_INNER: t.Final = {
+_TEST: t.Final = {"kind": str, "n_prompt": int, "n_gen": int, "n_depth": int}
+#: What readers take of an entry without looking twice.
+_ENTRY: t.Final = {
     "recorded_at?": str,
-    "model": {"id?": str, "name?": (None, str), "path?": str, "sha256?": (None, str)},
+    "model": {"id?": str, "name?": (None, str), "path": str, "sha256": (None, str)},
     "serving": {
         "context_size?": int, "parallel_slots?": int, "batch_size?": int, "micro_batch_size?": int, "kv_unified?": bool,
         "flash_attention?": str, "cache_type_k?": str, "cache_type_v?": str, "cache_mode?": str,
     },
     "environment": {str: str},
-    "devices": [{"id": str, "device?": str, "backend?": str, "description?": (None, str)}],
-    "rpc_endpoints": [str],
+    "devices": [{"id": str, "device": str, "backend": str, "description?": (None, str)}],
+    "placement": [{"id": str, "layers": int}], "split_mode": str, "rpc_endpoints": [str],
+    "fingerprint": str, "campaign": str,
     "decision": {
         "verdict?": str, "why?": str, "best_by_objective?": (None, {str: (None, [int])}),
         "default_layers?": (None, [int]), "mib?": (None, [NUMBER]), "headroom_mib?": (None, [NUMBER]),
@@ -61,9 +49,19 @@ _INNER: t.Final = {
     },
     "feasible?": (None, [{"layers?": [int], "mib?": [NUMBER], "headroom_mib?": [NUMBER]}]),
     "fingerprint_parts": {
-        "driver_version?": (None, str), "tests?": [{}], "gpus?": [{"id?": str, "pci_bus_id?": (None, str)}],
+        "driver_version?": (None, str), "tests": [_TEST], "environment?": {},
+        "gpus?": [{"id?": str, "pci_bus_id?": (None, str)}],
     },
-    "fallbacks?": [{}],
+    "fallbacks?": (None, [{
+        "absent": [str], "rpc_endpoints": [str], "placement": (None, [{"id": str, "layers": int}]),
+        "context_size": (None, int), "mib": (None, [NUMBER]), "slower_percent": (None, *NUMBER), "why": str,
+    }]),
+    "device_probe?": (None, {"devices": [{"id": str}], "model_path?": str, "tests?": [_TEST]}),
+    "experts_in_ram?": (None, {"ram_bytes?": int}),
+    "speculation?": (None, {
+        "kind?": str, "draft?": str, "path?": (None, str), "device?": (None, str), "n_max?": int, "ram_bytes?": int,
+    }),
+    "rpc_protocol?": str,
     "loaded?": (None, [{}]),
 }  # fmt: skip
 
@@ -93,7 +91,9 @@ def _check(record: Record) -> None:
         raise UserError("its models is no dict of entries")
     for name, entry in models.items():
         check_entry(entry, f"models.{name}")
-    active = record.get("active")
+    if "active" not in record:
+        raise UserError("its active is missing")
+    active = record["active"]
     if active is not None and (not isinstance(active, str) or active not in models):
         raise UserError(f"its active deployment {active!r} has no entry under models")
 
@@ -158,26 +158,30 @@ def check_deployment(deployment: str) -> str:
 def check_entry(entry: Mapping, where: str = "entry") -> Entry:
     """Return the entry as plain JSON types, or raise UserError naming the field that is missing or wrong."""
     result: Json = {key: fingerprints.plain(value, f"{where}.{key}") for key, value in entry.items()}
-    for field, kind in ENTRY_FIELDS:
-        if not isinstance(result.get(field), kind):
-            raise UserError(f"{where}.{field} is missing or no {kind.__name__}")
-    check_shape(where, result, _INNER)
+    check_shape(where, result, _ENTRY)
     try:
         engines.of(result["serving"])
     except UserError as exc:
         raise UserError(f"{where}.serving names an {exc}") from exc
-    ids, placed = (
-        [row.get("id") for row in result[field] if isinstance(row, dict)] for field in ("devices", "placement")
-    )
-    if ids != placed or None in ids or len(ids) != len(result["placement"]):
+    ids, placed = ([row["id"] for row in result[field]] for field in ("devices", "placement"))
+    if ids != placed:
         raise UserError(f"{where}.placement is of {placed} and {where}.devices of {ids}: it needs one row per device")
-    for index, place in enumerate(result["placement"]):
-        layers = place.get("layers")
-        if isinstance(layers, bool) or not isinstance(layers, int) or layers < 0:
-            raise UserError(f"{where}.placement[{index}].layers is {layers!r}, which is no number of layers")
-    if sum(place["layers"] for place in result["placement"]) == 0:
+    layers = [place["layers"] for place in result["placement"]]
+    if not any(layers):
         raise UserError(f"{where}.placement puts no layer on any device")
+    _check_split(f"{where}.placement", layers, len(ids), None)
+    total = None if result["split_mode"] == "tensor" else sum(layers)  # of tensor mode it is in shares
+    for name, rows in (("feasible", result.get("feasible")), ("decision.table", result["decision"].get("table"))):
+        for index, row in enumerate(rows or []):
+            _check_split(f"{where}.{name}[{index}].layers", row.get("layers", []), len(ids), total)
     return t.cast(Entry, result)
+
+
+def _check_split(where: str, layers: t.Sequence[int], count: int, total: int | None) -> None:
+    """Raise UserError for what is no split over C(count) devices of C(total) layers, where that is known."""
+    if len(layers) != count or min(layers) < 0 or sum(layers) != (total or sum(layers)):
+        layered = "" if total is None else f" of {total} layers"
+        raise UserError(f"{where} is {list(layers)}, which is no split{layered} over {count} devices")
 
 
 def same_entry(one: Mapping, other: Mapping) -> bool:

@@ -8,6 +8,7 @@ import os
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
 from ansible_collections.homelab.mixed_gpu.plugins.modules import exllama_server_plan
+from ansible_collections.homelab.mixed_gpu.tests.fixtures import least_entry
 
 SETTINGS = {
     "engine": "v2", "requirements": "torch==2\n", "model_id": "", "context_size": 4096, "cache_mode": "FP16",
@@ -15,13 +16,11 @@ SETTINGS = {
     "keyed": True, "supplementary_groups": [], "allowed_networks": [], "load_timeout_seconds": 900,
 }  # fmt: skip
 CARDS = {"available": True, "reason": None, "gpus": [{"id": "GPU-a"}, {"id": "GPU-b"}]}
-ENTRY = {
-    "model": {"id": "tiny"}, "serving": {"engine": "exllamav2", "context_size": 4096, "cache_mode": "FP16"},
-    "environment": {}, "devices": [{"id": "GPU-b"}, {"id": "GPU-a"}], "gpu_split_gb": [17.5, 20.5],
-    "tensor_parallel": "",
-    "placement": [{"id": "GPU-b", "layers": 6}, {"id": "GPU-a", "layers": 7}], "split_mode": "layer",
-    "rpc_endpoints": [], "decision": {}, "fingerprint": "0", "fingerprint_parts": {}, "campaign": "none",
-}  # fmt: skip
+ENTRY = least_entry.entry(
+    {"GPU-b": 6, "GPU-a": 7}, gpu_split_gb=[17.5, 20.5], tensor_parallel="",
+    model={"id": "tiny", "path": "/tiny", "sha256": None},
+    serving={"engine": "exllamav2", "context_size": 4096, "cache_mode": "FP16"},
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._models import s
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import catalogue_fit
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, known_devices
 from ansible_collections.homelab.mixed_gpu.plugins.modules import model_file, model_plan, model_store_info
+from ansible_collections.homelab.mixed_gpu.tests.fixtures import least_entry
 
 MIB = 1 << 20
 #: What was published of the repositories of the catalogue: commit, names of files, sizes or null.
@@ -76,10 +77,8 @@ def test_what_each_directory_uses(store: t.Any, tmp_path: pathlib.Path) -> None:
 
 
 def test_the_model_that_is_served_is_known_by_the_record(store: t.Any, tmp_path: pathlib.Path) -> None:
-    model = {"path": str(tmp_path / "models/whole/m.gguf")}
-    devices, placement = [{"id": "GPU-1"}], [{"id": "GPU-1", "layers": 9}]
-    entry = {field: kind() for field, kind in fact_record.ENTRY_FIELDS}
-    entry |= {"model": model, "devices": devices, "placement": placement}
+    model = {"path": str(tmp_path / "models/whole/m.gguf"), "sha256": None}
+    entry = least_entry.entry({"GPU-1": 9}, model=model)
     (tmp_path / "fact").write_text(json.dumps({**fact_record.empty(), "active": "a", "models": {"a": entry}}))
     assert [each["name"] for each in store()["directories"] if each["served"]] == ["whole"]
     (tmp_path / "fact").write_text("{")

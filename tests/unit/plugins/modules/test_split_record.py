@@ -31,7 +31,7 @@ def tuning(**changes):
         },
         "loads": [], "rpc_endpoints": ["127.0.0.1:1", "127.0.0.1:2"],
         "dry_run": None, "device_probe": None, "probe_settings": None,
-        "fingerprint_parts": {"driver_version": None}, "campaign": "c1", **changes,
+        "fingerprint_parts": {"driver_version": None, "tests": []}, "campaign": "c1", **changes,
     }  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def test_a_query_returns_the_entry_and_changes_nothing(run, path):
 
 def test_a_query_says_when_a_revalidation_is_due(run, monkeypatch):
     assert run("", state="query")["revalidation"]["needed"] is False
-    run("d", tuning=tuning(fingerprint_parts={"driver_version": "580.95.05"}))
+    run("d", tuning=tuning(fingerprint_parts={"driver_version": "580.95.05", "tests": []}))
     now = driver_versions.Versions("580.105.08", "580.105.08")
     monkeypatch.setattr(driver_versions, "read", lambda _root: now)
     found = run("d", state="query")["revalidation"]
@@ -165,13 +165,14 @@ def test_a_query_returns_the_revalidations_of_its_deployment(run):
 
 
 def test_a_renewal_keeps_the_split_and_takes_over_the_host_as_it_is(run, path):
-    run(tuning=tuning(fingerprint_parts={"driver_version": "1", "llama_cpp": "b1", "gpus": [], "extra": {"x": 1}}))
+    parts = {"gpus": [], "extra": {"x": 1}, "tests": []}
+    run(tuning=tuning(fingerprint_parts={"driver_version": "1", "llama_cpp": "b1", **parts}))
     renewal = {"build": "b2", "gpus": {"driver_version": "2", "gpus": []}, "extra": {}, "device_probe": None}
     assert run(renewal=renewal, active=False, check=True)["changed"]
     result = run(renewal=renewal, active=False)
     entry = json.loads(path.read_text())["models"]["d"]
     assert result["changed"] and not run(renewal=renewal)["changed"] and len(list(run.history.iterdir())) == 1
-    assert entry["fingerprint_parts"] == {"driver_version": "2", "llama_cpp": "b2", "gpus": [], "extra": {"x": 1}}
+    assert entry["fingerprint_parts"] == {"driver_version": "2", "llama_cpp": "b2", **parts}
     assert entry["placement"] == [{"id": "a:1", "layers": 20}, {"id": "b:2", "layers": 13}]
 
 

@@ -8,6 +8,7 @@ import os
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base import json_file
 from ansible_collections.homelab.mixed_gpu.plugins.modules import upgrade_record
+from ansible_collections.homelab.mixed_gpu.tests.fixtures import least_entry
 
 OK = {"verdict": "ok", "accepted": True, "summary": "as before", "checks": [], "contended": None}
 PLANNED = {"present": "580.95.05-1", "wanted": "580.105.08-1", "foreign": ""}
@@ -39,12 +40,8 @@ def run(path, call_module):
 
 def test_llama_cpp_of_a_box_is_not_upgraded_without_its_lenders(run, tmp_path):
     fact = tmp_path / "mixed_gpu.fact"
-    place = {"id": "192.168.1.7:50052", "layers": 9}
-    entry = {
-        "model": {}, "environment": {}, "devices": [{"id": place["id"]}], "placement": [place], "split_mode": "layer",
-        "serving": {}, "rpc_endpoints": ["127.0.0.1:50052", place["id"]], "decision": {}, "fingerprint": "",
-        "fingerprint_parts": {}, "campaign": "",
-    }
+    lent = "192.168.1.7:50052"
+    entry = least_entry.entry({lent: 9}, rpc_endpoints=["127.0.0.1:50052", lent])
     fact.write_text(json.dumps({"schema": 3, "active": "m", "models": {"m": entry}}))
     asked = {"component": "llama_cpp", "asked": {"version": "b11500"}, "fact_file": str(fact)}
     refused = run("open", **asked)

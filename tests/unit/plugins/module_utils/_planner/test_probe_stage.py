@@ -8,7 +8,8 @@ import typing as t
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp import llama_bench
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import probe_stage
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record, placement
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+from ansible_collections.homelab.mixed_gpu.tests.fixtures import least_entry
 
 MODEL = {"block_bytes": [200_000_000] * 5, "output_bytes": 2_000_000}
 TESTS = [
@@ -185,8 +186,7 @@ def test_the_summary_begins_with_the_fastest_and_has_no_exponents() -> None:
 
 def test_what_is_recorded_can_be_recorded() -> None:
     probed = assess(done(1.2, 1.5))
-    entry = {field: kind() for field, kind in fact_record.ENTRY_FIELDS}
-    entry |= {"devices": DEVICES, "placement": placement.by_id(DEVICES, [1, 0]), "device_probe": probed}
+    entry = least_entry.entry({device["id"]: 1 for device in DEVICES}, device_probe=probed)
     assert fact_record.check_entry(entry)["device_probe"] == probed
     assert (probed["fingerprint"], probed["campaign"]) == ("f", "c")
 

@@ -10,12 +10,13 @@ import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._driver import driver_versions
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation import due
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+from ansible_collections.homelab.mixed_gpu.tests.fixtures import least_entry
 
 OLD, NEW = "580.95.05", "580.105.08"
 
 
 def entry(version=OLD, at="2026-11-20T10:00:00Z"):
-    return {"recorded_at": at, "fingerprint_parts": {"driver_version": version}}
+    return {"recorded_at": at, "fingerprint_parts": {"driver_version": version, "tests": []}}
 
 
 def result(at, accepted=True, version=NEW):
@@ -85,8 +86,7 @@ def test_a_host_is_read_with_its_history_and_a_damaged_one_counts_as_none(tmp_pa
         return due.of_host(str(fact), str(tmp_path))
 
     assert not read()["needed"]
-    whole = {field: kind() for field, kind in fact_record.ENTRY_FIELDS} | entry()
-    whole |= {"devices": [{"id": "GPU-1"}], "placement": [{"id": "GPU-1", "layers": 9}]}
+    whole = least_entry.entry({"GPU-1": 9}, **entry())
     fact.write_text(json.dumps({**fact_record.empty(), "active": "d", "models": {"d": whole}}))
     assert read()["needed"] and read()["driver"]["recorded"] == OLD
     history.mkdir()

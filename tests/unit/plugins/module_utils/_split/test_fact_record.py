@@ -8,25 +8,13 @@ import json
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._base.errors import UserError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
+from ansible_collections.homelab.mixed_gpu.tests.fixtures import least_entry
 
 NOW = "2026-11-24T04:40:00Z"
 
 
 def entry(**changes):
-    return {
-        "model": {"id": "m", "path": "/m.gguf"},
-        "serving": {"context_size": 2048},
-        "devices": [{"id": "GPU-a", "device": "CUDA0"}, {"id": "GPU-b", "device": "CUDA1"}],
-        "placement": [{"id": "GPU-a", "layers": 20}, {"id": "GPU-b", "layers": 13}],
-        "split_mode": "layer",
-        "rpc_endpoints": [],
-        "environment": {},
-        "decision": {},
-        "fingerprint": "6f1c",
-        "fingerprint_parts": {"driver": "580"},
-        "campaign": "c",
-        **changes,
-    }
+    return least_entry.entry({"GPU-a": 20, "GPU-b": 13}, **changes)
 
 
 def placed(**layers):
@@ -56,7 +44,8 @@ def test_what_is_written_is_read_again():
         ('{"schema": 0, "models": {}}', "schema is 0, and this release reads schema 3"),
         ('{"schema": 3, "models": []}', "models is no dict"),
         ('{"schema": 3, "models": {"d": 3}}', "models is no dict"),
-        ('{"schema": 3, "models": {"d": {}}}', "models.d.model is missing or no dict"),
+        ('{"schema": 3, "models": {}}', "active is missing"),
+        ('{"schema": 3, "models": {"d": {}}}', "models.d.model is missing"),
         ('{"schema": 3, "active": "d", "models": {}}', "active deployment 'd' has no entry"),
     ],
 )
@@ -125,20 +114,25 @@ def test_removing_the_active_one_leaves_none_active():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"serving": None}, "entry.serving is missing or no dict"),
-        ({"fingerprint": 3}, "entry.fingerprint is missing or no str"),
+        ({"serving": None}, "entry.serving must be a dict, not None"),
+        ({"fingerprint": 3}, "entry.fingerprint must be text, not 3"),
         ({"serving": {"engine": "vllm"}}, "entry.serving names an unknown engine 'vllm'"),
         ({"placement": placed(CUDA0=33)}, "placement is of .*CUDA0.* and entry.devices of .*'GPU-a', 'GPU-b'"),
-        ({"placement": [{"device": "GPU-a", "layers": 33}]}, "it needs one row per device"),
+        ({"placement": [{"device": "GPU-a", "layers": 33}]}, r"entry.placement\[0\].id is missing"),
         ({"placement": placed(**{"GPU-b": 13, "GPU-a": 20})}, "it needs one row per device"),
         ({"placement": []}, "it needs one row per device"),
-        ({"placement": placed(**{"GPU-a": "33", "GPU-b": 0})}, r"placement\[0\].layers is '33'"),
-        ({"placement": placed(**{"GPU-a": 0, "GPU-b": True})}, r"placement\[1\].layers is True"),
+        ({"placement": placed(**{"GPU-a": "33", "GPU-b": 0})}, r"\[0\].layers must be a whole number, not '33'"),
+        ({"placement": placed(**{"GPU-a": 0, "GPU-b": True})}, r"\[1\].layers must be a whole number, not True"),
         ({"placement": placed(**{"GPU-a": 0, "GPU-b": 0})}, "puts no layer on any device"),
         ({"decision": {"gain": float("nan")}}, "entry.decision.gain is nan"),
         ({"decision": {"fit": {"decode_ms_per_layer": ["x"]}}}, r"fit.decode_ms_per_layer\[0\] must be a whole number"),
         ({"decision": {"fit": {"average_layer": {}}}}, "entry.decision.fit.average_layer.weights_bytes is missing"),
-        ({"fingerprint_parts": {"gpus": [None]}}, r"entry.fingerprint_parts.gpus\[0\] must be a dict, not None"),
+        ({"fingerprint_parts": {"tests": [], "gpus": [None]}}, r"gpus\[0\] must be a dict, not None"),
+        ({"placement": placed(**{"GPU-a": 34, "GPU-b": -1})}, r"placement is \[34, -1\], which is no split over 2 dev"),
+        ({"feasible": [{"layers": [33]}]}, r"feasible\[0\].layers is \[33\], which is no split of 33 la"),
+        ({"decision": {"table": [{"layers": [20, 12]}]}}, r"table\[0\].layers is \[20, 12\], which is no split of"),
+        ({"speculation": "draft"}, "entry.speculation must be null or a dict, not 'draft'"),
+        ({"fallbacks": [{}]}, r"entry.fallbacks\[0\].absent is missing"),
     ],
 )
 def test_an_entry_that_makes_no_sense_is_named(changes, words):

@@ -65,7 +65,7 @@ def tuning(
     return {
         "model": {"id": "m", "path": "/m.gguf", "sha256": "5a"}, "problem": problem, "loads": [],
         "plan": {"decision": decision, "feasible": []}, "rpc_endpoints": list(remote), "dry_run": None,
-        "device_probe": None, "probe_settings": None, "fingerprint_parts": {"x": 1}, "campaign": "c",
+        "device_probe": None, "probe_settings": None, "fingerprint_parts": {"x": 1, "tests": []}, "campaign": "c",
     }  # fmt: skip
 
 
