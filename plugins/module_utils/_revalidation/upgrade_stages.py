@@ -72,7 +72,7 @@ _VERDICT: t.Final = (None, {"verdict": str, "accepted": bool, "summary": str})
 _UPGRADE: t.Final = {
     "component": str, "stage": str, "from": _PLACE, "to": {**_PLACE, "asked": {str: (None, str)}},
     "lenders": {str: {"from": _PLACE, "to": _PLACE}}, "started_at": str, "stage_at": str, "verdicts": {str: _VERDICT},
-    "why?": (None, str),
+    "why": (None, str),
 }  # fmt: skip
 
 

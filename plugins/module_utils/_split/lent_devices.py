@@ -29,9 +29,9 @@ _MOST_CHARACTERS: t.Final = 300
 
 _LENDER: t.Final = {
     "address?": str,
-    "build?": {"build?": (None, int, str), "commit?": (None, str), "version?": (None, str)},
+    "build": {"build": (None, int, str), "commit": (None, str), "version?": (None, str)},
     "driver_version?": (None, str),
-    "servers": [{"endpoint": str, "device?": str, "card?": (None, {"id": str})}],
+    "servers": [{"endpoint": str, "device?": str, "card": (None, {"id": str})}],
 }  # fmt: skip
 FORM: t.Final = Form(SCHEMA, "run homelab.mixed_gpu.site again", shape={"lenders": {str: _LENDER}})
 

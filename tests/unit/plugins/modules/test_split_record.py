@@ -261,7 +261,16 @@ def test_an_entry_with_a_field_of_another_type_is_named(run, path, changes, word
     assert words in message and "run the site playbook again" in message
 
 
-def test_a_damaged_record_of_lenders_is_named(run, path, tmp_path):
+@pytest.mark.parametrize(
+    ("lender", "words"),
+    [
+        ({"servers": None}, "lenders.l.servers must be a list, not None"),
+        ({"servers": [{"endpoint": "10.0.0.2:50052"}]}, "lenders.l.servers[0].card is missing"),
+        ({"build": {}}, "lenders.l.build.build is missing"),
+    ],
+)
+def test_a_damaged_record_of_lenders_is_named(run, path, tmp_path, lender, words):
     run(tuning=tuning(rpc_endpoints=["10.0.0.2:50052"]))
-    (tmp_path / "lenders.json").write_text('{"schema": 1, "lenders": {"l": {"servers": null}}}')
-    assert "lenders.json cannot be used: lenders.l.servers must be a list, not None" in run(state="query")["msg"]
+    whole = {"build": {"build": 1, "commit": "c"}, "servers": []}
+    (tmp_path / "lenders.json").write_text(json.dumps({"schema": 1, "lenders": {"l": {**whole, **lender}}}))
+    assert f"lenders.json cannot be used: {words}" in run(state="query")["msg"]

@@ -78,6 +78,9 @@ def test_a_record_survives_the_disk():
     for stage in stages.STAGES:
         record = at(stage, lenders=["pc2"])
         assert stages.FORM.data(json.dumps(record)) == record
+        del record["under_way"]["why"]
+        with pytest.raises(UserError, match="under_way.why is missing"):
+            stages.FORM.data(json.dumps(record))
         record["under_way"]["lenders"]["pc2"]["from"] = {"version": "b1"}
         with pytest.raises(UserError):
             stages.FORM.data(json.dumps(record))
