@@ -263,6 +263,21 @@ def test_a_server_that_dies_meanwhile_is_a_problem():
     assert "broke off" in found(diagnose(PAIR, watched), "load")[0]["detail"]
 
 
+def test_a_record_at_depth_0_is_compared_with_short_requests():
+    result = diagnose(PAIR, watch(PAIR, noise=0.003))
+    assert [phase["depth_tokens"] for phase in result["phases"]] == [0, 0]
+    assert {own["verdict"] for phase in result["phases"] for own in phase["devices"]} == {"as_recorded"}
+    assert "depth" not in " ".join(lines.table(result))
+
+
+def test_the_test_at_the_depth_of_the_objective_counts():
+    entry = copy.deepcopy(PAIR)
+    known = entry["fingerprint_parts"]["tests"]
+    entry["fingerprint_parts"]["tests"] = [{**test, "n_depth": 9000} for test in known] + known
+    result = diagnose(entry, watch(entry, noise=0.003))
+    assert [phase["depth_tokens"] for phase in result["phases"]] == [0, 0]
+
+
 def test_a_record_of_depth_is_not_compared_with_short_requests():
     entry = copy.deepcopy(PAIR)
     for test in entry["fingerprint_parts"]["tests"]:
