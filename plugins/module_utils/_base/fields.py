@@ -101,7 +101,17 @@ def _outer(shape: Shape) -> type:
     return shape if isinstance(shape, type) else type(shape)
 
 
+def is_whole(value: t.Any, least: float = -math.inf, most: float = math.inf) -> t.TypeGuard[int]:
+    """Return whether a value is a whole number in a range; true and false are none."""
+    return _is_kind(value, int) and least <= value <= most
+
+
+def is_number(value: t.Any, least: float = -math.inf, most: float = math.inf) -> t.TypeGuard[float]:
+    """Return whether a value is a number in a range; true, false and NaN are none."""
+    return _is_kind(value, NUMBER) and least <= value <= most
+
+
 def _is_kind(value: t.Any, kind: type | tuple[type, ...]) -> bool:
     if kind is Positive:
-        return _is_kind(value, NUMBER) and 0 < value < math.inf
+        return is_number(value) and 0 < value < math.inf
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

@@ -18,6 +18,7 @@ import typing as t
 
 from .._base import text
 from .._base.errors import UserError
+from .._base.fields import is_number
 from .._base.types import Json, Mapping
 
 Point = Json
@@ -63,7 +64,7 @@ def _limits(gpu: Mapping, fractions: t.Sequence[float], given: t.Sequence[float]
             raise UserError(f"the fractions are {list(fractions)}: give numbers above 0, up to 1")
         given = [min(highest, max(lowest, round(default * fraction / 5) * 5)) for fraction in fractions]
     for watts in given:
-        if isinstance(watts, bool) or not isinstance(watts, (int, float)) or not lowest <= watts <= highest:
+        if not is_number(watts, lowest, highest):
             raise UserError(f"{label} takes power limits from {lowest:g} to {highest:g} W, and {watts} was asked for")
     return sorted(set(given), reverse=True)
 

@@ -12,6 +12,7 @@ import re
 import typing as t
 
 from .._base.errors import UserError
+from .._base.fields import is_whole
 from .._base.types import Json, Mapping
 from .._split import expert_placement, layer_split, memory_plan
 from .._split.expert_placement import ExpertPlacement
@@ -55,7 +56,7 @@ def command(
     """
     if len(devices) != len(layers):
         raise UserError(f"{len(layers)} layer counts do not belong to {len(devices)} devices")
-    if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in layers) or not any(layers):
+    if not all(is_whole(count, 0) for count in layers) or not any(layers):
         raise UserError(f"layers must be whole numbers of zero or more, at least one of them more: {list(layers)}")
     used = [(name, count) for name, count in zip(devices, layers, strict=True) if count]
     words = _model_words(program, model_path, [name for name, _count in used], rpc_endpoints)

@@ -8,12 +8,13 @@ import math
 import typing as t
 
 from .._base.errors import UserError
+from .._base.fields import is_number, is_whole
 from .._base.types import Mapping
 from .types import Test
 
 
 def _whole(value: t.Any, what: str, minimum: int = 0) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if not is_whole(value, minimum):
         raise UserError(f"{what} is {value!r}: it must be a whole number, at least {minimum}")
     return int(value)
 
@@ -56,10 +57,7 @@ def checked_samples(samples: t.Any) -> list[float] | None:
     """Return samples when they are positive numbers and there is one at least, else None."""
     if not isinstance(samples, list) or not samples:
         return None
-    for value in samples:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-            return None
-    return samples
+    return samples if all(is_number(value) and 0 < value < math.inf for value in samples) else None
 
 
 def samples_ms(row: Mapping) -> list[float] | None:

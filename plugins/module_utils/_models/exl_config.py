@@ -11,6 +11,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.errors import UserError
+from .._base.fields import is_number, is_whole
 from .._base.types import Json, Mapping
 from . import exl_classes as classes
 from .exl_classes import FULL, NONE, STATE, WINDOW
@@ -54,7 +55,7 @@ def number(config: Mapping, *names: str) -> int:
     """Return the first whole number above 0 that a config gives one of these names, or 0."""
     for name in names:
         value = config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST:
+        if is_whole(value, 1, LARGEST):
             return value
     return 0
 
@@ -325,7 +326,7 @@ def _forward(own: Mapping, index: int, hidden: int, part: Mapping) -> int:
     ffn = part.get("ffn")
     if isinstance(ffn, t.Mapping):
         factor = ffn.get("ffn_mult")
-        if isinstance(factor, (int, float)) and not isinstance(factor, bool) and 0 < factor < 1000:
+        if is_number(factor) and 0 < factor < 1000:
             return -(-int(2 * factor * hidden / 3) // 256) * 256
         return number(ffn, "intermediate_size")
     names = ("intermediate_size", "n_inner", "ffn_hidden_size")

@@ -15,6 +15,7 @@ import typing as t
 
 from .._base import json_file
 from .._base.errors import UserError
+from .._base.fields import is_number, is_whole
 from .._base.types import Json, Mapping
 from . import exl_config, file_names
 from .exl_classes import FULL, NONE, STATE
@@ -63,10 +64,6 @@ def header_length(path: str, start: bytes, size_bytes: int) -> int:
     return length
 
 
-def _whole(value: t.Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def read_header(path: str, text: bytes, size_bytes: int) -> list[Tensor]:
     """Return the tensors that a header names. Raises UserError when the file does not hold them all."""
     try:
@@ -75,10 +72,10 @@ def read_header(path: str, text: bytes, size_bytes: int) -> list[Tensor]:
         tensors, last, total = [], 0, 0
         for name, entry in entries:
             start, end = entry["data_offsets"]
-            if not (_whole(start) and _whole(end) and 0 <= start <= end):
+            if not (is_whole(start, 0) and is_whole(end, start)):
                 raise ValueError(f"the place of {file_names.shown_text(name, 80)}")
             shape = entry.get("shape")
-            sound = isinstance(shape, list) and all(_whole(each) and each >= 0 for each in shape)
+            sound = isinstance(shape, list) and all(is_whole(each, 0) for each in shape)
             tensors.append(Tensor(name, end - start, tuple(shape) if sound else ()))
             last, total = max(last, end), total + end - start
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
@@ -233,7 +230,7 @@ def quantisation(config: Mapping) -> str:
     if not isinstance(stored, t.Mapping) or not stored.get("quant_method"):
         return "F16"
     bits = stored.get("bits")
-    known = isinstance(bits, (int, float)) and not isinstance(bits, bool) and 0 < bits < 100
+    known = is_number(bits) and 0 < bits < 100
     return f"{str(stored['quant_method'])[:20].upper()}{f' {bits}bpw' if known else ''}"
 
 

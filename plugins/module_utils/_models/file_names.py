@@ -11,6 +11,7 @@ import re
 import typing as t
 
 from .._base.errors import UserError
+from .._base.fields import is_whole
 
 #: No file of a model is larger: it is the limit of a file on ext4 with blocks of 4 KiB (16 TiB).
 LARGEST_BYTES = 1 << 44
@@ -110,13 +111,12 @@ def is_for_engines(name: str) -> bool:
 
 def is_size(value: t.Any) -> bool:
     """Whether a value is a possible size of a file in bytes: a whole number, not true or a text, of at most 16 TiB."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_BYTES
+    return is_whole(value, 0, LARGEST_BYTES)
 
 
 def check_size(value: t.Any, owner: str) -> None:
     """Raise UserError unless a size that somebody wrote down is None (not known) or a whole number of 0 to 2^62."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if value is not None and not (whole and 0 <= value <= 1 << 62):
+    if value is not None and not is_whole(value, 0, 1 << 62):
         raise UserError(f"{owner} has the size_bytes {_shown(value)}: give a whole number of bytes.")
 
 

@@ -17,6 +17,7 @@ import zlib
 from dataclasses import dataclass, field
 
 from .._base.errors import UserError
+from .._base.fields import is_whole
 from .._base.types import Json
 from . import tensor_types
 
@@ -294,7 +295,7 @@ def _read_numbers(cursor: _Cursor, header: Header, key: str, kind: int, count: i
 def _alignment(path: str, fields: Json) -> int:
     """Return the alignment of the tensors, which is a power of two."""
     value = fields.get("general.alignment", 32)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value & (value - 1):
+    if not is_whole(value, 1) or value & (value - 1):
         raise UserError(f"{path} has the alignment {shown(str(value))}, which is no power of two: {_OTHER_SOURCE}")
     return value
 

@@ -16,6 +16,7 @@ import itertools
 import typing as t
 
 from .._base.errors import UserError
+from .._base.fields import is_whole
 from .._split import expert_placement, memory_plan
 from .._split.expert_placement import ExpertPlacement
 from .._split.layer_split import Layers
@@ -47,7 +48,7 @@ def mode_of(problem: Problem) -> str | int:
     """Return what is wanted: C(auto), C(never), or how many blocks have their experts (or FFN weights) in RAM."""
     given = problem.raw.get("experts_in_ram") or {}
     mode = given.get("mode", "auto")
-    if mode in ("auto", "never") or (isinstance(mode, int) and not isinstance(mode, bool) and mode >= 0):
+    if mode in ("auto", "never") or is_whole(mode, 0):
         return t.cast("str | int", mode)
     raise UserError(f"problem.experts_in_ram.mode must be auto, never or a number of blocks, not {mode!r}")
 

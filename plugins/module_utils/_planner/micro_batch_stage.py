@@ -14,6 +14,7 @@ from __future__ import annotations
 import statistics
 import typing as t
 
+from .._base.fields import is_whole
 from .._base.types import Json
 from .._split import cost_model, memory_plan
 from .._split.layer_split import Layers, split_name
@@ -45,9 +46,7 @@ def sizes(evidence: Evidence, layers: Layers) -> Sizes:
     wanted = problem.raw.get("micro_batches") or []
     tested = problem.prefill_test
     prompt, _generated = problem.counted(problem.objective)
-    if not isinstance(wanted, (list, tuple)) or any(
-        isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in wanted
-    ):
+    if not isinstance(wanted, (list, tuple)) or not all(is_whole(size, 1) for size in wanted):
         raise ValueError(f"problem.micro_batches must be a list of whole numbers of at least 1, not {wanted!r}")
     if tested is None or not prompt:
         return Sizes([base], {})

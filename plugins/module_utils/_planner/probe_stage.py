@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 import typing as t
 
+from .._base.fields import is_number
 from .._base.types import Mapping
 
 #: Relative difference below which two devices count as equally fast: repeats within one load do not show how much two
@@ -25,7 +26,7 @@ MIB: t.Final = 2**20
 
 
 def _number(where: str, value: t.Any, least: float = 0) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
+    if not is_number(value, least):
         raise ValueError(f"{where} must be a number of at least {least:g}, not {value!r}")
     return float(value)
 

@@ -26,6 +26,7 @@ import math
 import statistics
 import typing as t
 
+from .._base.fields import is_whole
 from .._base.types import Json
 from .._split import allreduce, engines, layer_split, memory_plan, network_links
 from .._split.layer_split import Layers, split_name
@@ -53,7 +54,7 @@ def check(settings: t.Any) -> None:
     ways, most = settings.get("allreduce", []), settings.get("max_loads", MAX_LOADS)
     if not isinstance(ways, list) or not all(isinstance(way, str) for way in ways):
         raise ValueError(f"problem.tensor.allreduce must be a list of names, not {ways!r}")
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+    if not is_whole(most, 1):
         raise ValueError(f"problem.tensor.max_loads must be a whole number of at least 1, not {most!r}")
 
 

@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import collections
-import math
 import typing as t
 
+from .._base.fields import is_number
 from .._base.text import card_name, columns, number, one_line
 from .._base.types import Json, Mapping
 
@@ -64,8 +64,7 @@ def row(host: str, seen: Mapping) -> Json:
 
 def finite(value: t.Any) -> float | None:
     """Return a number that is not negative and no more than any speed or age can be, None for what is none."""
-    number_like = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if number_like and math.isfinite(value) and 0 <= value < 1e9 else None
+    return float(value) if is_number(value, 0, 1e9) else None
 
 
 def _text(value: t.Any, column: str) -> str | None:

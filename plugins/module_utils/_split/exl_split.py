@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 import typing as t
 
+from .._base.fields import is_whole
 from .._base.types import Json, Mapping
 from . import engines, layer_split
 from .types import Model, Serving
@@ -73,7 +74,7 @@ def serving_profile(
     if engine not in known:
         raise ValueError(f"unknown engine {engine!r}: known are {', '.join(known)}")
     for name, value in (("context_size", context_size), ("chunk_size", chunk_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < PAGE_TOKENS or value % PAGE_TOKENS:
+        if not is_whole(value, PAGE_TOKENS) or value % PAGE_TOKENS:
             raise ValueError(f"{name} is {value!r}: ExLlama wants a multiple of {PAGE_TOKENS}, at least {PAGE_TOKENS}")
     type_k, type_v = cache_types(engine, cache_mode)
     chunk = min(chunk_size, context_size)

@@ -14,6 +14,7 @@ import dataclasses
 import re
 import typing as t
 
+from .._base.fields import is_whole
 from .._base.types import Json, Mapping
 from .layer_split import Layers
 from .types import Model, Serving
@@ -284,11 +285,11 @@ def from_json(layers: t.Sequence[int], experts: Mapping | None) -> ExpertPlaceme
     last = sum(layers) - 1  # the output layer
     if kind not in NAMES:
         raise ValueError(f"experts_in_ram.kind must be {' or '.join(NAMES)}, not {kind!r}")
-    if not isinstance(blocks, list) or not all(_whole(block) and block < last for block in blocks):
+    if not isinstance(blocks, list) or not all(is_whole(block, 0, last - 1) for block in blocks):
         raise ValueError(f"experts_in_ram.blocks must be blocks of the model, 0 to {last - 1}, not {blocks!r}")
     if partial is not None and not _is_partial(partial, last):
         raise ValueError(f"experts_in_ram.partial must name a block and parts of {', '.join(PARTS)}, not {partial!r}")
-    if not _whole(threads):
+    if not is_whole(threads, 0):
         raise ValueError(f"experts_in_ram.threads must be a whole number, not {threads!r}")
     if not isinstance(override, str) or not re.fullmatch(r"[\x21-\x7e]*", override):
         raise ValueError(f"experts_in_ram.override must be the value of -ot, not {override!r}")
@@ -306,8 +307,4 @@ def from_json(layers: t.Sequence[int], experts: Mapping | None) -> ExpertPlaceme
 def _is_partial(partial: t.Any, last: int) -> bool:
     if not isinstance(partial, dict) or not isinstance(partial.get("parts"), list) or not partial["parts"]:
         return False
-    return _whole(partial.get("block")) and partial["block"] < last and set(partial["parts"]) < set(PARTS)
-
-
-def _whole(value: t.Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return is_whole(partial.get("block"), 0, last - 1) and set(partial["parts"]) < set(PARTS)

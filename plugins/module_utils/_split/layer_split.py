@@ -12,6 +12,8 @@ import math
 import struct
 import typing as t
 
+from .._base.fields import is_whole
+
 Layers = tuple[int, ...]
 
 #: What stands between the shares in each program's `--tensor-split`. In llama-bench a comma separates whole tests.
@@ -127,7 +129,7 @@ def render_tensor_split(layers: t.Sequence[t.Any], program: str) -> str:
     if isinstance(layers, str) or not isinstance(layers, t.Sequence) or not layers:
         raise ValueError(f"layers must be a list with one integer per device, not {layers!r}")
     for count in layers:
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        if not is_whole(count, 0):
             raise ValueError(f"layers must be whole numbers of zero or more, not {count!r}")
     if not any(layers):
         raise ValueError("layers must give at least one device a slot: all are 0")

@@ -9,7 +9,7 @@ import statistics
 import typing as t
 
 from .._base.errors import UserError
-from .._base.fields import choice, field
+from .._base.fields import choice, field, is_number, is_whole
 from .._measuring import outcome
 from . import layer_split
 from .layer_split import Layers
@@ -75,7 +75,7 @@ def _read_load(problem: Problem, where: str, load: t.Any) -> Load:
     layers = tuple(field(where, load, "layers", list))
     if (
         len(layers) != len(problem.names)
-        or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in layers)
+        or not all(is_whole(n, 0) for n in layers)
         or sum(layers) != problem.slots
     ):
         raise UserError(
@@ -107,7 +107,7 @@ def _samples(where: str, results: t.Sequence[t.Any], test: Test | None) -> tuple
         if any(result.get(key) != getattr(test, key) for key in ("kind", "n_prompt", "n_gen", "n_depth")):
             continue
         for value in field(f"{where}[{index}]", result, "samples_ms", list):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            if not is_number(value) or not 0 < value < float("inf"):
                 raise UserError(f"{where}[{index}].samples_ms must hold positive numbers, not {value!r}")
             values.append(value / test.n_gen if test.kind == "decode" else float(value))
     return tuple(values)

@@ -12,7 +12,7 @@ import functools
 import typing as t
 
 from .._base.errors import UserError
-from .._base.fields import field
+from .._base.fields import field, is_whole
 from .._base.types import Json, Mapping
 from .._models import gguf_file
 from . import (
@@ -311,8 +311,7 @@ def _read_model(model: Mapping) -> Model:
         values = field(where, model, key, list)
         if len(values) != blocks:
             raise UserError(f"{where}.{key} must have one number per block, {blocks}, not {len(values)}")
-        whole = (isinstance(value, int) and not isinstance(value, bool) for value in values)
-        if not all(whole) or not all(0 <= value <= MOST_BYTES for value in values):
+        if not all(is_whole(value, 0, MOST_BYTES) for value in values):
             raise UserError(f"{where}.{key} must hold whole numbers from 0 to {MOST_BYTES}")
     for key in ("block_read_bytes", "block_weights"):
         if len(field(where, {key: [0] * blocks, **model}, key, list)) != blocks:
