@@ -89,3 +89,8 @@ def expected_gain(mean: float, deviation: float) -> float:
         return max(0.0, mean)
     z = mean / deviation
     return mean * (1 + math.erf(z / math.sqrt(2))) / 2 + deviation * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+def rounded(value: float | None, digits: int = 5) -> float | None:
+    """Return a number with so many decimal places, None for None."""
+    return None if value is None else round(value, digits)

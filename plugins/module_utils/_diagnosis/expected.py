@@ -18,13 +18,8 @@ import math
 import typing as t
 
 from .._base.types import Json
-from .._split import cost_model, layer_weights
+from .._split import cost_model, layer_weights, workload
 from . import split_advice
-
-
-def context_of(serving: Json) -> int:
-    """Return the tokens that one request can have."""
-    return int(serving["context_size"] // (1 if serving["kv_unified"] else serving["parallel_slots"]))
 
 
 def phases(entry: Json, block_seconds: float) -> list[Json]:
@@ -33,7 +28,7 @@ def phases(entry: Json, block_seconds: float) -> list[Json]:
     A decode request has one token of prompt, which costs what a generated one does, and lasts no longer than a block
     where the record says how long a token takes.
     """
-    tests, room = split_advice.tests_of(entry), context_of(entry["serving"])
+    tests, room = split_advice.tests_of(entry), workload.context_of(entry["serving"])
     generated = tests["decode"]["n_gen"] if "decode" in tests else split_advice.DECODE_TOKENS
     rate = entry["decision"].get("decode_tokens_per_second")
     if rate:

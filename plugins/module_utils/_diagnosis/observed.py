@@ -131,15 +131,15 @@ def observe(entry: Json, phase: Json, tolerance_percent: float) -> Json:
         together = sum(row[f"{name}ms"] or 0.0 for row in rows)
         for row in rows:
             own_ms = row[f"{name}ms"]
-            row[f"{name}share_percent"] = _rounded(100 * own_ms / together if own_ms and together else None, 1)
+            row[f"{name}share_percent"] = stats.rounded(100 * own_ms / together if own_ms and together else None, 1)
     ms = statistics.fmean(part.ms for part in parts) if parts else None
     tokens = 1 if kind == "decode" else phase["prompt_tokens"]
     return {
         **{key: phase[key] for key in ("kind", "prompt_tokens", "skipped_reason", "overlapped")},
         "blocks": len(parts),
-        "tokens_per_second": _rounded(1000 * tokens / ms if ms else None, 3),
-        "ms": _rounded(ms, 4),
-        "expected_ms": _rounded(model.ms if model else None, 4),
+        "tokens_per_second": stats.rounded(1000 * tokens / ms if ms else None, 3),
+        "ms": stats.rounded(ms, 4),
+        "expected_ms": stats.rounded(model.ms if model else None, 4),
         "depth_tokens": depth,
         "drafted": drafted,
         **_change_out(whole),
@@ -160,19 +160,15 @@ def _device_row(entry: Json, index: int, parts: t.Sequence[_Part], model: Expect
     return {
         "layers": layers,
         "seen": seen,
-        "ms": _rounded(mean, 4),
-        "expected_ms": _rounded(model.busy_ms[index] if model else None, 4),
-        "ms_per_layer": _rounded(None if mean is None else mean / layers, 5),
-        "utilisation_percent": _rounded(100 * statistics.fmean(used) if seen else None, 1),
-        "expected_utilisation_percent": _rounded(100 * model.utilisation()[index] if model else None, 1),
-        "waiting_percent": _rounded(100 * waited / total if total else None, 1),
+        "ms": stats.rounded(mean, 4),
+        "expected_ms": stats.rounded(model.busy_ms[index] if model else None, 4),
+        "ms_per_layer": stats.rounded(None if mean is None else mean / layers, 5),
+        "utilisation_percent": stats.rounded(100 * statistics.fmean(used) if seen else None, 1),
+        "expected_utilisation_percent": stats.rounded(100 * model.utilisation()[index] if model else None, 1),
+        "waiting_percent": stats.rounded(100 * waited / total if total else None, 1),
     }
 
 
 def _change_out(result: Change) -> Json:
     interval = None if result.interval is None else [round(value, 1) for value in result.interval]
-    return {"change_percent": _rounded(result.percent, 1), "interval_percent": interval, "verdict": result.verdict}
-
-
-def _rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)
+    return {"change_percent": stats.rounded(result.percent, 1), "interval_percent": interval, "verdict": result.verdict}

@@ -55,14 +55,16 @@ def port(number: int, listeners: t.Iterable[Mapping], stopped: t.Container[str])
 
     C(listeners) are host_hardware.listeners; those of the units C(stopped) will have gone.
     """
-    names = []
-    for listener in listeners:
-        if listener["unit"] not in stopped:
-            process = f"{listener['process']} (pid {listener['pid']})" if listener["process"] else "a process"
-            names.append(f"{process} of {listener['unit']}" if listener["unit"] else process)
+    names = {named(listener) for listener in listeners if listener["unit"] not in stopped}
     if not names:
         return []
-    return [f"Port {number} is taken by {', '.join(sorted(set(names)))}: stop it, or choose another port."]
+    return [f"Port {number} is taken by {', '.join(sorted(names))}: stop it, or choose another port."]
+
+
+def named(listener: Mapping) -> str:
+    """Return who listens, in words."""
+    process = f"{listener['process']} (pid {listener['pid']})" if listener["process"] else "a process"
+    return f"{process} of {listener['unit']}" if listener["unit"] else process
 
 
 def ram(deployment: Mapping, available_mib: int, total_mib: int, one_leaves: bool) -> list[str]:

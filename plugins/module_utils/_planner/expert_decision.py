@@ -47,12 +47,7 @@ def decide(evidence: Evidence, winner: Arm, rival: Arm | None) -> Json:
         "single_device": sum(1 for count in chosen.placement.layers if count) == 1,
         "verdict": verdict,
         "why": expert_why.decided(evidence, chosen, other, verdict, ram_mib),
-        "objective": {
-            "name": problem.objective,
-            "prompt_tokens": problem.prompt_tokens,
-            "generated_tokens": problem.generated_tokens,
-            "depth_tokens": problem.depth_tokens,
-        },
+        "objective": problem.asked,
         "default_layers": None if own is None else list(own.placement.layers),
         "default_experts_in_ram": None if own is None else expert_placement.as_json(own.placement),
         "gain_over_default_percent": gain,
@@ -132,20 +127,20 @@ def fit_of(evidence: Evidence) -> Json | None:
 
     def of_cards(kind: str, costs: t.Sequence[float]) -> list[float | None]:
         """Return what the whole model takes on each device."""
-        return [_rounded(cost * rate) for cost, rate in zip(costs, slow[kind], strict=True)]
+        return [stats.rounded(cost * rate) for cost, rate in zip(costs, slow[kind], strict=True)]
 
     weigher = evidence.weigher
     of_decode: Json = {"decode_ms_per_device": None, "decode_ms_per_block_in_ram": None}
     if decode is not None:
         pinned, _unpinned, *cards = decode.coefficients
         of_decode = {
-            "decode_ms_per_device": of_cards("decode", cards), "decode_ms_per_block_in_ram": _rounded(pinned),
+            "decode_ms_per_device": of_cards("decode", cards), "decode_ms_per_block_in_ram": stats.rounded(pinned),
         }  # fmt: skip
     prompts: Json | None = None
     if prefill is not None:
         start, copy, handle, _unpinned, *cards = prefill.coefficients
         prompts = {
-            "start": _rounded(start), "copy": _rounded(copy), "handle": _rounded(handle),
+            "start": stats.rounded(start), "copy": stats.rounded(copy), "handle": stats.rounded(handle),
             "compute": of_cards("prefill", cards),
         }  # fmt: skip
     return {
@@ -166,10 +161,6 @@ def _residual(evidence: Evidence, kind: str) -> float | None:
         return None
     predicted = [fit.ms(point.features) for point in points]
     return round(cost_model.residual_percent(predicted, [point.ms for point in points]), 2)
-
-
-def _rounded(value: float | None, digits: int = 5) -> float | None:
-    return None if value is None else round(value, digits)
 
 
 def _thread_rows(evidence: Evidence) -> list[Json]:
@@ -229,7 +220,7 @@ def _cell(evidence: Evidence, values: t.Sequence[float], predicted: float | None
     half = mean * spread * stats.t_quantile(degrees, 0.05) / len(values) ** 0.5 if degrees else 0.0
     return {
         "mean": round(mean, 4), "low": round(max(0.0, mean - half), 4), "high": round(mean + half, 4),
-        "predicted": _rounded(predicted, 4),
+        "predicted": stats.rounded(predicted, 4),
     }  # fmt: skip
 
 
@@ -244,7 +235,7 @@ def _micro_batches(evidence: Evidence, chosen: Arm) -> Json:
         rows.append(
             {
                 "micro_batch_size": size,
-                "prefill_ms": _rounded(value, 3),
+                "prefill_ms": stats.rounded(value, 3),
                 "less_percent": [] if less is None or size == chosen.micro_batch else [round(less, 2)],
                 "reason": "no placement fits with it" if best is None else None,
             }

@@ -16,7 +16,7 @@ from .._split.types import Serving
 from . import expert_plane, expert_rival
 from .expert_evidence import Evidence
 from .expert_loads import Arm, Run
-from .why import WHAT_COUNTS, duration, failed
+from .why import WHAT_COUNTS, duration, failed, not_understood
 
 
 def blocks(placement: ExpertPlacement) -> str:
@@ -244,10 +244,7 @@ def advice(evidence: Evidence, chosen: Arm) -> list[str]:
     """Return what a smaller cache or context would give: a dense model fits; by the fit, fewer blocks in RAM."""
     problem = evidence.problem
     serving = problem.memory.serving
-    notes = [
-        f"the model was not understood in every part, so its memory may be counted wrongly: {str(note).rstrip('.')}"
-        for note in problem.memory.model.get("notes") or []
-    ]
+    notes = not_understood(problem)
     notes += instead(problem) if evidence.plane.mode == "auto" else []
     if evidence.decode_fit is None or isinstance(evidence.plane.mode, int):
         return notes

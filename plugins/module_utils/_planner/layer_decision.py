@@ -77,12 +77,7 @@ def decide(evidence: Evidence, winner: Candidate, rival: Candidate | None, known
         "single_device": is_single(chosen),
         "verdict": verdict,
         "why": why.decided(evidence, chosen, other, verdict),
-        "objective": {
-            "name": problem.objective,
-            "prompt_tokens": problem.prompt_tokens,
-            "generated_tokens": problem.generated_tokens,
-            "depth_tokens": problem.depth_tokens,
-        },
+        "objective": problem.asked,
         "default_layers": None if default is None else list(problem.default),
         "gain_over_default_percent": gain,
         "gain_interval_percent": interval,

@@ -247,12 +247,16 @@ def _why_there(evidence: Evidence, chosen: Candidate) -> str:
 
 def advice(evidence: Evidence, chosen: Candidate) -> list[str]:
     """Return what a person may want to know beside the decision: what was not understood, that one device would do."""
-    problem = evidence.problem
-    notes = [
+    notes = not_understood(evidence.problem)
+    return notes + _advice_of_the_fit(evidence, chosen) + _advice_of_one_device(evidence, chosen)
+
+
+def not_understood(problem: Problem) -> list[str]:
+    """Return a sentence for each part of the model that was not understood."""
+    return [
         f"the model was not understood in every part, so its memory may be counted wrongly: {str(note).rstrip('.')}"
         for note in problem.memory.model.get("notes") or []
     ]
-    return notes + _advice_of_the_fit(evidence, chosen) + _advice_of_one_device(evidence, chosen)
 
 
 def _advice_of_the_fit(evidence: Evidence, chosen: Candidate) -> list[str]:

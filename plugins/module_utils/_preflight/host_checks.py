@@ -11,6 +11,7 @@ from __future__ import annotations
 import typing as t
 
 from .._base.checks import check
+from .._llama_cpp import restart_check
 
 Check = dict[str, t.Any]
 
@@ -138,15 +139,10 @@ def port(listeners: t.Sequence[t.Mapping[str, t.Any]] | None, number: int, serve
     others = [listener for listener in listeners if listener["unit"] != server_unit]
     if not others:
         return check(name, True, "error", f"{server_unit} listens" if listeners else "free", None)
-    who = sorted({_listener_words(listener) for listener in others})
+    who = sorted({restart_check.named(listener) for listener in others})
     return check(
         name, False, "error", f"taken by {' and '.join(who)}", "stop it, or choose another llama_server_port"
     )
-
-
-def _listener_words(listener: t.Mapping[str, t.Any]) -> str:
-    process = f"{listener['process']} (pid {listener['pid']})" if listener["process"] else "a process"
-    return f"{process} of {listener['unit']}" if listener["unit"] else process
 
 
 def kernel(host: t.Mapping[str, t.Any]) -> list[Check]:

@@ -79,7 +79,6 @@ class Problem:
     prompt_tokens: int
     generated_tokens: int
     depth_tokens: int
-    tests: tuple[workload.Test, ...]
     decode_test: workload.Test | None
     prefill_test: workload.Test | None
     indifference: float
@@ -89,6 +88,12 @@ class Problem:
     probed: t.Mapping[str, tuple[float, ...]]
     #: what an earlier tuning of the model has measured, in ms per average layer
     known: KnownCosts | None
+
+    @property
+    def asked(self) -> Json:
+        """The objective, as a decision has it."""
+        names = ("prompt_tokens", "generated_tokens", "depth_tokens")
+        return {"name": self.objective, **{name: getattr(self, name) for name in names}}
 
     @functools.cached_property
     def weights(self) -> layer_weights.LayerWeights:
@@ -206,7 +211,6 @@ def read_problem(raw: t.Any) -> Problem:
         prompt_tokens=objective.prompt_tokens,
         generated_tokens=objective.generated_tokens,
         depth_tokens=objective.depth_tokens,
-        tests=tests,
         decode_test=decode_test,
         prefill_test=prefill_test,
         indifference=field("problem", raw, "indifference", (int, float), 0),

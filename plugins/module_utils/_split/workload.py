@@ -87,6 +87,11 @@ def read_objective(where: str, objective: t.Any) -> Objective:
     return Objective(name, prompt, generated, depth)
 
 
+def context_of(serving: Mapping) -> int:
+    """Return the tokens that one request can have."""
+    return int(serving["context_size"] // (1 if serving["kv_unified"] else serving["parallel_slots"]))
+
+
 def fits_context(objective: Objective, tests: t.Sequence[Test], serving: Serving) -> None:
     """Raise UserError when a request at a depth, or a test there, needs more context than a request can have.
 
@@ -95,7 +100,7 @@ def fits_context(objective: Objective, tests: t.Sequence[Test], serving: Serving
     _name, prompt, generated, depth = objective
     if not depth:
         return
-    room = serving["context_size"] // (1 if serving["kv_unified"] else serving["parallel_slots"])
+    room = context_of(serving)
     has = f"a request can have {room} (context size {serving['context_size']})"
     needed = depth + prompt + generated
     if needed > room:

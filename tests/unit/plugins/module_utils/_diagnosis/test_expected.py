@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis import expected
-from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment
+from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, workload
 
 FIXTURES = pathlib.Path(__file__).resolve().parents[4] / "fixtures"
 PAIR = deployment.expand(json.loads((FIXTURES / "report" / "mixed_70b.json").read_text(encoding="utf-8"))["entry"])
@@ -22,7 +22,7 @@ def test_phases_are_the_tests_of_the_record_and_fit_the_context():
     assert [phase["prompt_tokens"] + phase["generated_tokens"] for phase in expected.phases(small, 60.0)] == [64, 64]
     slots = {**PAIR["serving"], "kv_unified": False, "parallel_slots": 4}
     assert expected.phases({**PAIR, "serving": slots}, 60.0)[1]["prompt_tokens"] == 1024
-    assert expected.context_of(slots) == 2048
+    assert workload.context_of(slots) == 2048
 
 
 def test_cards_take_turns_at_a_token_and_the_slower_stage_is_busy_at_a_prompt():
