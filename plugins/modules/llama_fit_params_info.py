@@ -130,12 +130,6 @@ devices:
     mib:
       description: All three.
       type: int
-host_mib:
-  description:
-    - Weights in RAM, rounded down, without those that llama.cpp repacks for the CPU. V(none) when
-      RV(available=false).
-  returned: success
-  type: int
 fitted:
   description: Where llama.cpp would place the model by itself; V(none) without O(fit=true) or RV(available=false).
   returned: success
@@ -225,8 +219,7 @@ def read(module: AnsibleModule, output: str) -> dict[str, t.Any]:
         apart = fit_params.disagreement(mib, difference, params["devices"])
         if apart is not None:
             module.warn(f"{apart}.")
-    host_mib = fit_params.host_mib(output)
-    return {"devices": devices, "host_mib": host_mib, "dry_run": {"mib": mib, "difference_mib": difference}}
+    return {"devices": devices, "dry_run": {"mib": mib, "difference_mib": difference}}
 
 
 def command_of(params: t.Mapping[str, t.Any]) -> list[str]:
@@ -268,7 +261,7 @@ def main() -> None:
     if params["timeout_seconds"] < 1:
         module.fail_json(msg=f"timeout_seconds is {params['timeout_seconds']}: give at least 1.")
     result: dict[str, t.Any] = {
-        "changed": False, "available": False, "refused": False, "reason": None, "devices": [], "host_mib": None,
+        "changed": False, "available": False, "refused": False, "reason": None, "devices": [],
         "fitted": None, "dry_run": None, "command": [],
     }  # fmt: skip
     try:

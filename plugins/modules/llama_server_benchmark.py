@@ -167,10 +167,6 @@ contention:
   description: What else computed meanwhile, see C(docs/data_formats.md); V(none) when nothing was measured now.
   returned: always
   type: dict
-result_path:
-  description: Where the results are stored, V(none) without O(deployment).
-  returned: always
-  type: str
 """
 
 import importlib
@@ -360,7 +356,7 @@ def main() -> None:
         module.fail_json(msg=str(exc))
     except KeyError as exc:
         module.fail_json(msg=f"The recorded deployment is not complete ({exc} is missing): run the tuning play again.")
-    module.exit_json(result_path=benchmark.path, contention=benchmark.watch.with_cards({}), **result)
+    module.exit_json(contention=benchmark.watch.with_cards({}), **result)
 
 
 if __name__ == "__main__":

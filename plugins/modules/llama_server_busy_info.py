@@ -11,7 +11,7 @@ version_added: 0.1.0
 description:
   - Watches for O(seconds), and disturbs nobody. The devices are busy when the measurement lease is held, or when a slot
     of llama-server (C(/slots)) works on a request or did so meanwhile. They are busy as well when the server loads its
-    model or is too busy to answer, or when a card computes for any program (NVML).
+    model or is too busy to answer, or when a card computes for any program (NVML), for 20 % of the time at least.
   - A server that is down, and a card that does not say how much it computes, are no sign of use.
 extends_documentation_fragment:
   - homelab.mixed_gpu._attributes.reads
@@ -24,10 +24,6 @@ options:
     description: How long to watch the slots, and then the cards.
     type: float
     default: 5
-  busy_percent:
-    description: A card that computes for this share of the time is in use. A desktop alone takes a few percent.
-    type: float
-    default: 20
   lease_unit:
     description: Unit of the lease. Empty means that the caller holds it, so that it is no sign of use.
     type: str
@@ -131,7 +127,7 @@ def cards(module: AnsibleModule) -> Answer:
     # at least one look
     seconds = max(module.params["seconds"], CARDS_INTERVAL_MS / 1000)
     facts = nvml.probe(importlib.import_module("pynvml"), None, seconds, CARDS_INTERVAL_MS)
-    why = busy.of_cards(facts["gpus"], module.params["busy_percent"])
+    why = busy.of_cards(facts["gpus"])
     if why is not None:
         return {"busy": True, "why": why, "source": "cards"}
     if not busy.can_tell(facts["gpus"]):
@@ -146,7 +142,6 @@ def main() -> None:
             "url": {"type": "str", "default": "http://127.0.0.1:8080"},
             "api_key_file": {"type": "path", "default": "/etc/mixed_gpu/llama-server.key", "no_log": False},
             "seconds": {"type": "float", "default": 5},
-            "busy_percent": {"type": "float", "default": 20},
             "lease_unit": {"type": "str", "default": lease_unit.UNIT},
             "timeout_seconds": {"type": "int", "default": 30},
             "host_python": {"type": "path", "default": host_python.DEFAULT},

@@ -28,10 +28,6 @@ options:
     description: TCP port that the server is to listen on.
     type: int
     required: true
-  server_unit:
-    description: systemd unit that may hold the port already.
-    type: str
-    default: llama-server.service
   memory_mib:
     description: Main memory without which building and serving cannot work.
     type: int
@@ -208,7 +204,6 @@ def main() -> None:
             "system": {"type": "str", "default": ""},
             "serves": {"type": "bool", "default": True},
             "port": {"type": "int", "required": True},
-            "server_unit": {"type": "str", "default": "llama-server.service"},
             "memory_mib": {"type": "int", "required": True},
             "disk": {"type": "list", "elements": "dict", "required": True, "options": disk},
             "models": {"type": "list", "elements": "dict", "default": []},

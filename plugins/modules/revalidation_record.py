@@ -152,10 +152,6 @@ history_file:
   description: Where the replaced baseline is kept, V(none) when none was replaced.
   returned: always
   type: str
-revalidation_file:
-  description: File of the history that was written, V(none) without O(revalidation).
-  returned: always
-  type: str
 """
 
 import os
@@ -210,7 +206,7 @@ def run(module: AnsibleModule) -> Json:
     file = json_state.StateFile(module, baselines.FORM, baselines.path(params["state_dir"], deployment))
     before = present(file, replaced=params["measured"] is not None)
     after = wanted(params, before)
-    history_file = revalidation_file = None
+    history_file = None
     if before is not None and after is not None and before["recorded_at"] != after["recorded_at"]:
         history = json_state.History(module, os.path.join(params["state_dir"], "baselines/history"), params["keep"])
         history_file = history.add(deployment, before["recorded_at"], before)
@@ -218,7 +214,7 @@ def run(module: AnsibleModule) -> Json:
     if params["revalidation"] is not None:
         data = fingerprints.plain(verdict.without_lines(params["revalidation"]), "revalidation")
         history = json_state.History(module, os.path.join(params["state_dir"], "revalidations"), params["keep"])
-        revalidation_file = history.add(deployment, json_file.utc_now(), data)
+        history.add(deployment, json_file.utc_now(), data)
     return {
         "changed": changed,
         "baseline": after,
@@ -227,7 +223,6 @@ def run(module: AnsibleModule) -> Json:
         "comparison": changes.since(before, after) if changed and after is not None else None,
         "path": file.path,
         "history_file": history_file,
-        "revalidation_file": revalidation_file,
         **file.diff(),
     }
 

@@ -65,13 +65,9 @@ options:
     type: path
     default: /etc/ansible/facts.d/mixed_gpu.fact
   history_dir:
-    description: Directory for superseded entries, one JSON file each.
+    description: Directory for superseded entries, one JSON file each. The last 20 of each deployment stay.
     type: path
     default: /var/lib/mixed_gpu/history
-  history_keep:
-    description: Number of superseded entries to keep per deployment; the oldest go first.
-    type: int
-    default: 20
   lock_wait_seconds:
     description: How long to wait for another run that is writing the file.
     type: int
@@ -232,6 +228,9 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._revalidation im
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import deployment, fact_record, lent_devices
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split.types import Entry
 
+#: Superseded entries of a deployment that the history keeps.
+KEPT: t.Final = 20
+
 
 class SplitRecord:
     """The fact file and the history beside it."""
@@ -240,14 +239,13 @@ class SplitRecord:
         self.module = module
         self.params = module.params
         self.path: str = self.params["path"]
-        for name in ("history_keep", "lock_wait_seconds"):
-            if self.params[name] < 0:
-                module.fail_json(msg=f"{name} is {self.params[name]}: give at least 0.")
+        if self.params["lock_wait_seconds"] < 0:
+            module.fail_json(msg=f"lock_wait_seconds is {self.params['lock_wait_seconds']}: give at least 0.")
         self.deployment = self.params["deployment"]
         if self.params["state"] != "query":
             fact_record.check_deployment(self.deployment)
         self.file = json_state.StateFile(module, fact_record.FORM, self.path)
-        self.history = json_state.History(module, self.params["history_dir"], self.params["history_keep"])
+        self.history = json_state.History(module, self.params["history_dir"], KEPT)
 
     def run(self) -> dict[str, t.Any]:
         """Return the result of the module, after writing what has to change."""
@@ -328,7 +326,6 @@ def main() -> None:
             "active": {"type": "bool", "default": True},
             "path": {"type": "path", "default": fact_record.PATH},
             "history_dir": {"type": "path", "default": "/var/lib/mixed_gpu/history"},
-            "history_keep": {"type": "int", "default": 20},
             "lock_wait_seconds": {"type": "int", "default": 30},
         },
         mutually_exclusive=[("tuning", "renewal")],

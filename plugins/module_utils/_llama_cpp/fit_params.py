@@ -174,12 +174,6 @@ def parse(text: str, devices: t.Sequence[str]) -> list[Json]:
     return result
 
 
-def host_mib(text: str) -> int | None:
-    """Return the MiB of weights in RAM by the same output: token embedding, and experts that are there."""
-    found = [match for line in text.splitlines() if (match := _LINE.fullmatch(line[:_LINE_CHARACTERS]))]
-    return next((int(match[2]) for match in found if match[1] == "Host"), None)
-
-
 def failure(program: str, rc: int, output: str, split_mode: str) -> tuple[str, bool]:
     """Return one sentence without a full stop for a run that did not end well, and whether llama.cpp refuses it.
 

@@ -9,6 +9,8 @@ import typing as t
 from .._base.types import Mapping
 
 Look = t.Sequence[Mapping]
+#: A card that computes for this share of the time is in use. A desktop alone takes a few percent.
+BUSY_PERCENT: t.Final = 20
 
 
 def of_slots(looks: t.Sequence[Look]) -> str | None:
@@ -25,12 +27,12 @@ def of_slots(looks: t.Sequence[Look]) -> str | None:
     return None
 
 
-def of_cards(gpus: t.Sequence[Mapping], busy_percent: float) -> str | None:
-    """Return which cards computed, in words, of gpu_facts' sampled cards; None when none did for that share of time."""
+def of_cards(gpus: t.Sequence[Mapping]) -> str | None:
+    """Return which cards computed, in words, of gpu_facts' sampled cards; None when none did for BUSY_PERCENT."""
     used = []
     for gpu in gpus:
         utilisation = ((gpu["sampled"] or {}).get("utilization_gpu_percent") or {}).get("mean")
-        if utilisation is not None and utilisation >= busy_percent:
+        if utilisation is not None and utilisation >= BUSY_PERCENT:
             used.append(f"{gpu['name']} ({gpu['id']}) computed {utilisation:g} % of the time")
     return " and ".join(used) or None
 

@@ -15,6 +15,7 @@ from .._llama_cpp import restart_check
 
 Check = dict[str, t.Any]
 
+_SERVER: t.Final = "llama-server.service"
 #: Releases that are tested. Newer ones of the same distributions probably work, older ones lack Python 3.11.
 TESTED_RELEASES: t.Final = {"debian": ["12", "13"], "ubuntu": ["24.04"]}
 #: Releases whose packages and repositories are known from what was published, and that were never tried.
@@ -130,15 +131,15 @@ def disks(pairs: t.Sequence[tuple[t.Mapping[str, t.Any], t.Mapping[str, t.Any]]]
     return found
 
 
-def port(listeners: t.Sequence[t.Mapping[str, t.Any]] | None, number: int, server_unit: str) -> Check:
-    """Return whether the server's port is free, or held by I(server_unit)."""
+def port(listeners: t.Sequence[t.Mapping[str, t.Any]] | None, number: int) -> Check:
+    """Return whether the server's port is free, or held by the server."""
     name = f"port {number}"
     if listeners is None:
         cure = "install iproute2, which has ss"
         return check(name, False, "note", "unknown, the host has no ss", cure)
-    others = [listener for listener in listeners if listener["unit"] != server_unit]
+    others = [listener for listener in listeners if listener["unit"] != _SERVER]
     if not others:
-        return check(name, True, "error", f"{server_unit} listens" if listeners else "free", None)
+        return check(name, True, "error", f"{_SERVER} listens" if listeners else "free", None)
     who = sorted({restart_check.named(listener) for listener in others})
     return check(
         name, False, "error", f"taken by {' and '.join(who)}", "stop it, or choose another llama_server_port"

@@ -32,11 +32,11 @@ def judge(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> Json:
     driver), `engines` (other_engines.running), `recorded` (the host fact mixed_gpu, or None), `revalidation` and
     `upgrade` (each {needed, why, cure}).
 
-    `wanted` holds port, memory_mib, disk ([{path, needed_mib}]), gpus_expected (UUIDs or parts of names), server_unit
-    (the unit that may hold the port), models (model_checks.read_models), psu_watts (0 where unknown),
-    rest_of_machine_watts, power_limits_watts and locked_clocks_mhz (what is to be set, by UUID or end of the name),
-    budgets_mib (of memory, by UUID or llama.cpp's name), and power_budget_policy (warn, fail or ignore). Raises
-    KeyError for a missing key. It may hold slots_left_out, PCI addresses of cards that need no driver, and system,
+    `wanted` holds port, memory_mib, disk ([{path, needed_mib}]), gpus_expected (UUIDs or parts of names),
+    models (model_checks.read_models), psu_watts (0 where unknown), rest_of_machine_watts, power_limits_watts and
+    locked_clocks_mhz (what is to be set, by UUID or end of the name), budgets_mib (of memory, by UUID or llama.cpp's
+    name), and power_budget_policy (warn, fail or ignore). Raises KeyError for a missing key. It may hold
+    slots_left_out, PCI addresses of cards that need no driver, and system,
     whose packages are tried on a host of another one.
     """
     found, claimed = checks(host, wanted), claims(host, wanted)
@@ -74,7 +74,7 @@ def checks(host: t.Mapping[str, t.Any], wanted: t.Mapping[str, t.Any]) -> list[C
         *model_checks.entries(wanted["models"], known),
         *host_checks.disks(list(zip(host["disks"], disks, strict=True))),
         *model_checks.slow_disk(host, wanted),
-        *([host_checks.port(host["listeners"], wanted["port"], wanted["server_unit"])] if wanted["port"] else []),
+        *([host_checks.port(host["listeners"], wanted["port"])] if wanted["port"] else []),
         *card_checks.binding(host, expected),
         card_checks.expected_cards(host, expected),
         *card_checks.ages(host, wanted.get("slots_left_out") or ()),

@@ -59,7 +59,7 @@ def test_experts_in_ram_are_asked_about_and_compared(run, tmp_path):
         experts_in_ram={"kind": "experts", "blocks": list(range(10)), "partial": None, "threads": 8, "no_host": True,
                         "override": ""},
     )
-    assert result["available"] and result["host_mib"] == 3753 and result["fitted"] is None
+    assert result["available"] and result["fitted"] is None
     first, second = result["dry_run"]["difference_mib"]
     # MiB of the largest tensor of experts, and of what CUDA's fused sum may keep, which the recorded device does not
     assert 0 <= first <= 158 and -18 <= second <= 18 + 64

@@ -86,7 +86,12 @@ def test_without_slots_the_cards_tell(run, server, answer):
 def test_cards_that_somebody_else_uses_are_busy_though_the_server_is_idle(run):
     result = run("under_load")
     assert (result["busy"], result["source"]) == (True, "cards")
-    assert run("under_load", busy_percent=100.5)["busy"] is False
+
+
+@pytest.mark.parametrize(("percent", "why"), [(19, None), (20, "A (GPU-1) computed 20 % of the time"), (None, None)])
+def test_a_card_is_in_use_from_20_percent_on(percent, why):
+    sampled = {"utilization_gpu_percent": None if percent is None else {"mean": percent}}
+    assert busy.of_cards([{"id": "GPU-1", "name": "A", "sampled": sampled}]) == why
 
 
 def test_a_server_that_is_down_and_idle_cards_are_free(run):

@@ -80,14 +80,15 @@ def test_check_mode_writes_nothing(run, path):
     assert '"campaign": "c1"' in result["diff"]["after"]
 
 
-def test_a_superseded_entry_goes_to_the_history_which_is_pruned(run, path):
+def test_a_superseded_entry_goes_to_the_history_which_is_pruned(run, path, monkeypatch):
+    monkeypatch.setattr(split_record, "KEPT", 3)
     for count in range(5):
-        result = run(tuning=tuning(campaign=f"c{count}"), history_keep=3)
+        result = run(tuning=tuning(campaign=f"c{count}"))
     kept = [json.loads(name.read_text()) for name in sorted(run.history.iterdir())]
     assert [old["entry"]["campaign"] for old in kept] == ["c1", "c2", "c3"]
     assert kept[0]["schema"] == 3 and kept[0]["deployment"] == "d"
     assert result["history_file"] == str(max(run.history.iterdir()))
-    assert run(tuning=tuning(campaign="c9"), history_keep=0)["history_file"] is None and not list(run.history.iterdir())
+    run(tuning=tuning(campaign="c9"))
     assert json.loads(path.read_text())["models"]["d"]["campaign"] == "c9"
 
 
@@ -210,7 +211,7 @@ def test_a_second_writer_waits_and_then_gives_up(run, path):
         ({"tuning": {"problem": {}}}, "the result of the tuning cannot be recorded: it lacks 'plan'"),
         ({"renewal": {"gpus": {}}}, "nothing is recorded for d: tune it first"),
         ({"renewal": {}, "tuning": {}}, "mutually exclusive"),
-        ({"tuning": tuning(), "history_keep": -1}, "history_keep is -1"),
+        ({"tuning": tuning(), "lock_wait_seconds": -1}, "lock_wait_seconds is -1"),
         ({}, "no entry for d to make active (there are none)"),
     ],
 )

@@ -56,7 +56,6 @@ GPUS = {
 }
 WANTED = {
     "port": 8080,
-    "server_unit": "llama-server.service",
     "memory_mib": 2048,
     "disk": [{"path": "/opt/llama.cpp", "needed_mib": 3072}, {"path": "/srv/models", "needed_mib": 41000}],
     "gpus_expected": [],
