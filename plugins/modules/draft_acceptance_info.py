@@ -78,7 +78,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp impor
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
     Client,
     ServerError,
-    read_api_key,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.trial_server import TrialError
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._planner import speculation_texts
@@ -92,10 +91,7 @@ def count(module: AnsibleModule) -> dict[str, t.Any] | None:
     texts, _weights = speculation_texts.read(params["texts"])
     if not tokens or module.check_mode or not acceptance.comparable(params["entry"]):
         return None
-    key = read_api_key(params["api_key_file"])
-    if key:
-        module.no_log_values.add(key)
-    client = Client(params["url"], key, params["timeout_seconds"])
+    client = Client.of_module(module, params["timeout_seconds"])
     rows = served_texts.answered(client, texts, tokens)
     return {
         "texts": fingerprints.fingerprint({"texts": texts, "tokens": tokens}),

@@ -82,7 +82,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._exllama import 
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
     Client,
     ServerError,
-    read_api_key,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import contention_watch
 
@@ -108,10 +107,7 @@ def timed(client: Client, test: Mapping) -> Json:
 def measure(module: AnsibleModule) -> Json:
     """Measure all tests and ask the question. Raises ServerError."""
     params = module.params
-    key = read_api_key(params["api_key_file"])
-    if key:
-        module.no_log_values.add(key)
-    client = Client(params["url"], key, ANSWER_SECONDS, "exllama-server")
+    client = Client.of_module(module, ANSWER_SECONDS, "exllama-server")
     timed(client, WARM_UP)
     watch = contention_watch.Watch((*contention_watch.UNITS, *contention_watch.SERVERS))
     with watch:

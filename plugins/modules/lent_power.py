@@ -94,7 +94,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp impor
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
     Client,
     ServerError,
-    read_api_key,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import lent_devices
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import power, watched_devices
@@ -153,10 +152,7 @@ class Group:
 
     def _answers(self) -> float:
         """Return the tokens per second of answers that follow one another until all cards were watched."""
-        key = read_api_key(self.params["api_key_file"])
-        if key:
-            self.module.no_log_values.add(key)
-        client = Client(self.params["url"], key, ANSWER_SECONDS)
+        client = Client.of_module(self.module, ANSWER_SECONDS)
         length = min(ANSWER_TOKENS, client.context_per_slot() - PROMPT_TOKENS)
         rates: list[float] = []
         vocabulary, until = client.vocabulary_size(), time.monotonic() + power.LOAD_SECONDS

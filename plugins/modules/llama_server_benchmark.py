@@ -182,7 +182,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp impor
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
     Client,
     ServerError,
-    read_api_key,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import contention_watch
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import fact_record
@@ -244,10 +243,7 @@ class Benchmark:
 
     def measure(self, nvml: t.Any) -> Json:
         """Measure all tests and the power. Raises ServerError."""
-        key = read_api_key(self.params["api_key_file"])
-        if key:
-            self.module.no_log_values.add(key)
-        client = Client(self.params["url"], key, ANSWER_SECONDS)
+        client = Client.of_module(self.module, ANSWER_SECONDS)
         context, vocabulary_size = client.context_per_slot(), client.vocabulary_size()
         if server_timings.does_not_fit(WARM_UP, context) is None:
             _sample(client, WARM_UP, vocabulary_size)

@@ -75,7 +75,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama
     Client,
     ServerError,
     ServerOccupiedError,
-    read_api_key,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._measuring import busy, lease_unit
 
@@ -102,10 +101,7 @@ def lease(module: AnsibleModule) -> Answer | None:
 def slots(module: AnsibleModule) -> Answer:
     """The answer of the server; source is nothing where it does not tell."""
     params = module.params
-    key = read_api_key(params["api_key_file"])
-    if key is not None:
-        module.no_log_values.add(key)
-    client = Client(params["url"], key, params["timeout_seconds"])
+    client = Client.of_module(module, params["timeout_seconds"])
     looks = []
     ends = time.monotonic() + params["seconds"]
     try:

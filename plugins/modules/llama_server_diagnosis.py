@@ -116,7 +116,6 @@ from ansible_collections.homelab.mixed_gpu.plugins.module_utils._diagnosis impor
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._llama_cpp.llama_client import (
     Client,
     ServerError,
-    read_api_key,
 )
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._split import acceptance
 from ansible_collections.homelab.mixed_gpu.plugins.module_utils._watch import server_under_load, watched_devices
@@ -138,10 +137,7 @@ def examine(module: AnsibleModule, asked: server_under_load.Asked) -> Json:
     params = module.params
     reason = host_python.enter(["pynvml"], params["host_python"])
     nvml = reason if reason else importlib.import_module("pynvml")
-    key = read_api_key(params["api_key_file"])
-    if key:
-        module.no_log_values.add(key)
-    client = Client(params["url"], key, params["timeout_seconds"])
+    client = Client.of_module(module, params["timeout_seconds"])
     speculates = acceptance.comparable(params["entry"]) and params["server"]["state"] == "ready"
     metrics = client.text("/metrics") if speculates else ""
     tools = watched_devices.Tools(module, nvml)

@@ -111,13 +111,7 @@ def judge(
         return failed("timed_out", f"{name} was not done after {timed_out_after} seconds and was ended")
     answer = read_answer(stdout)
     if rc != 0 or answer is None:
-        memory = outcome.out_of_memory(stderr)
-        if memory is not None:
-            return failed("out_of_memory", memory)
-        lost = outcome.device_lost(stderr)
-        if lost is not None:
-            return failed("device_lost", lost)
-        return failed("crashed", outcome.crash(name, rc, stderr))
+        return failed(*(outcome.known(stderr) or ("crashed", outcome.crash(name, rc, stderr))))
     if answer.get("status") == "out_of_memory":
         return failed("out_of_memory", f"out of memory: {answer.get('reason')}")
     if answer.get("status") == "misplaced":

@@ -136,9 +136,5 @@ class Server:
     def _ended(self, status: int) -> EndedError:
         """Return how a server ended by itself, by its last words."""
         said = "\n".join(_LOGGED.sub("error: ", line) for line in self.text().splitlines())
-        memory, lost = outcome.out_of_memory(said), outcome.device_lost(said)
-        if memory is not None:
-            return EndedError("out_of_memory", memory)
-        if lost is not None:
-            return EndedError("device_lost", lost)
-        return EndedError("refused" if status == 1 else "crashed", outcome.crash("TabbyAPI", status, said))
+        how = outcome.crash("TabbyAPI", status, said)
+        return EndedError(*(outcome.known(said) or ("refused" if status == 1 else "crashed", how)))

@@ -363,12 +363,9 @@ def judge(rc: int, stdout: str, stderr: str, timed_out_after: int | None, order:
         return failed("timed_out", f"llama-bench was not done after {timed_out_after} seconds and was ended")
     if rc != 0:
         text = "\n".join([*strange, stderr])
-        memory = outcome.out_of_memory(text)
-        if memory is not None:
-            return failed("out_of_memory", memory)
-        lost = outcome.device_lost(text)
-        if lost is not None:
-            return failed("device_lost", lost)
+        told = outcome.known(text)
+        if told is not None:
+            return failed(*told)
         reason = outcome.crash("llama-bench", rc, text)
         return failed("crashed", reason, explained=False)
     try:

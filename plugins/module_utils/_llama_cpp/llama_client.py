@@ -68,6 +68,14 @@ class Client:
         # a proxy of the environment is not what is to be measured
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
+    @classmethod
+    def of_module(cls, module: t.Any, timeout_seconds: int, server: str = "llama-server") -> t.Self:
+        """Return the client for the url and the api_key_file of a module, whose logs will not show the key."""
+        key = read_api_key(module.params["api_key_file"])
+        if key:
+            module.no_log_values.add(key)
+        return cls(module.params["url"], key, timeout_seconds, server)
+
     def ask(self, path: str, body: Json | None = None) -> Json:
         """GET, or POST where there is a body, and return the JSON object of the answer. Raises ServerError."""
         parsed = self._ask(path, body)

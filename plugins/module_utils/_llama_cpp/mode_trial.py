@@ -57,14 +57,8 @@ def why_it_ended(rc: int, log: str) -> tuple[str, str]:
 
     The status is out_of_memory, device_lost, refused (exit status 1: llama.cpp said no) or crashed.
     """
-    memory = outcome.out_of_memory(log)
-    if memory is not None:
-        return "out_of_memory", memory
-    lost = outcome.device_lost(log)
-    if lost is not None:
-        return "device_lost", lost
     how = outcome.crash("llama.cpp", rc, log)
-    return ("refused" if rc == 1 else "crashed"), how
+    return outcome.known(log) or ("refused" if rc == 1 else "crashed", how)
 
 
 def soak_prompt_tokens(number: int, context: int, generated: int, micro_batch: int) -> int:

@@ -4,12 +4,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
 import typing as t
 
 from .._base.types import Json, Mapping
-from . import llama_client, mode_trial, speculation_flags
+from . import llama_client, speculation_flags
 from .trial_server import Server, TrialError
 
 #: Sampled as served, but the same in every load.
@@ -38,7 +36,7 @@ def measure(
 
     A short answer to a text of no use comes first: the first request of a load is slower than all others.
     """
-    with _its_end(server):
+    with server.its_end():
         _ask(server.client, [1] * 8, 8)
         rows = answered(server.client, texts, generated)
         if n_max:
@@ -133,16 +131,3 @@ def _ask(client: llama_client.Client, prompt: t.Any, generated: int, seed: int =
     else:
         path, body = "/completion", {**body, "prompt": prompt, "n_predict": generated}
     return llama_client.timings(client.ask(path, body))
-
-
-@contextlib.contextmanager
-def _its_end(server: Server) -> t.Iterator[None]:
-    """Say how a server ended that does not answer, or that it hangs."""
-    try:
-        yield
-    except llama_client.ServerError as error:
-        # a server that died needs a moment to be seen dead
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            status = server.process.wait(timeout=2)
-            raise TrialError(*mode_trial.why_it_ended(status, server.text())) from error
-        raise TrialError("hung", f"llama-server runs, but {error}") from error

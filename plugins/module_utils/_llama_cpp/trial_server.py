@@ -137,8 +137,14 @@ class Server:
 
     def asked(self, path: str, body: Json) -> Json:
         """Return what the server answers; TrialError where it died or hangs."""
-        try:
+        with self.its_end():
             return self.client.ask(path, body)
+
+    @contextlib.contextmanager
+    def its_end(self) -> t.Iterator[None]:
+        """Say by a TrialError how the server ended that does not answer, or that it hangs."""
+        try:
+            yield
         except llama_client.ServerError as error:
             # a server that died needs a moment to be seen dead
             with contextlib.suppress(subprocess.TimeoutExpired):

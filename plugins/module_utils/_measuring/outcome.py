@@ -131,6 +131,15 @@ def device_lost(text: str) -> str | None:
     return None
 
 
+def known(text: str) -> tuple[str, str] | None:
+    """Return (status, sentence) when what a program printed says that memory ran out or a device is gone; else None."""
+    memory = out_of_memory(text)
+    if memory is not None:
+        return "out_of_memory", memory
+    lost = device_lost(text)
+    return None if lost is None else ("device_lost", lost)
+
+
 def _line_of(text: str, position: int) -> str:
     """Return the line around a position, without the place in the source that an abort prints before its message."""
     start = text.rfind("\n", 0, position) + 1
