@@ -376,15 +376,16 @@ class Evidence(loads_so_far.LoadsSoFar):
             self._objectives[layers] = float("inf") if value is None else value
         return self._objectives[layers]
 
-    def compare(self, kind: str, layers: Layers, other: Layers) -> cost_model.Comparison:
-        """Compare two measured splits; the noise between loads is pooled over all, and at least that of repetitions.
+    def compare(self, layers: Layers, other: Layers) -> cost_model.Comparison:
+        """Compare the objective of two measured splits.
 
-        What the loads leave open of the factor to the length of prompt that is asked for counts as well.
+        The noise between loads is pooled over all, and at least that of repetitions. What the loads leave open
+        of the factor to the length of prompt that is asked for counts as well.
         """
-        deviation, degrees = self.spread(kind)
-        deviation = max(deviation, self._repetition_error(kind))
-        scaled = fit_draws.rescaling_error(self, layers, other) if kind == "objective" else 0.0
-        own, its = self.load_means(kind, layers), self.load_means(kind, other)
+        deviation, degrees = self.spread("objective")
+        deviation = max(deviation, self._repetition_error("objective"))
+        scaled = fit_draws.rescaling_error(self, layers, other)
+        own, its = self.load_means("objective", layers), self.load_means("objective", other)
         return cost_model.compare(own, its, (deviation, degrees), scaled)
 
 

@@ -37,7 +37,7 @@ def verdict_of(evidence: Evidence, chosen: Candidate, rival: Candidate | None) -
     within = equality.equal_within(evidence)
     if within is not None and within <= 100 * equality.EQUIVALENCE_FACTOR * evidence.problem.indifference:
         return "no_difference"
-    result = evidence.compare("objective", chosen.layers, rival.layers)
+    result = evidence.compare(chosen.layers, rival.layers)
     return equality.verdict(result, evidence.problem.indifference, single)
 
 
@@ -48,7 +48,7 @@ def plainly_slower(evidence: Evidence, slow: Candidate, fast: Candidate) -> bool
     """
     if not evidence.problem.two_devices or not evidence.count(slow.layers) or not evidence.count(fast.layers):
         return False
-    percent = evidence.compare("objective", fast.layers, slow.layers).percent
+    percent = evidence.compare(fast.layers, slow.layers).percent
     return percent > 100 * PLAINLY * evidence.point_noise("objective")
 
 
@@ -103,7 +103,7 @@ def _chosen(
 ) -> tuple[Candidate, Candidate]:
     """Return the split to take, and the one that it is compared with: of these two, unless the winner lost."""
     if evidence.count(winner.layers) and evidence.count(rival.layers):
-        result = evidence.compare("objective", winner.layers, rival.layers)
+        result = evidence.compare(winner.layers, rival.layers)
         # what was measured slower is not taken, even where too few loads say so for a verdict
         if (verdict == "faster" and result.percent < 0) or (result.high is not None and result.high < 0):
             return _instead(evidence, winner, rival)
@@ -133,7 +133,7 @@ def _against(
     """Return the chosen split compared with the engine's default; None where that was not measured."""
     if default is None or not evidence.count(default.layers):
         return None
-    return equality.SAME if default == chosen else evidence.compare("objective", chosen.layers, default.layers)
+    return equality.SAME if default == chosen else evidence.compare(chosen.layers, default.layers)
 
 
 def _best_by(evidence: Evidence, name: str, chosen: Layers) -> list[int] | None:

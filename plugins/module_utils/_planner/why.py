@@ -172,7 +172,7 @@ def _why_chosen(evidence: Evidence, chosen: Candidate, other: Candidate | None, 
         )
     if other is None:
         return f"{text}; nothing else was measured to compare it with"
-    result = evidence.compare("objective", chosen.layers, other.layers)
+    result = evidence.compare(chosen.layers, other.layers)
     loads = f"{evidence.count(chosen.layers)} and {evidence.count(other.layers)} loads"
     against = _called(problem, other)
     size, word, interval = less_time(*result[:3])
