@@ -209,8 +209,9 @@ class Evidence(loads_so_far.LoadsSoFar):
         known = self.known
         costs = self.problem.probed.get(kind) if known is None else known.costs.get(kind)
         error = PROBE_ERROR if known is None else known.error
-        if costs is None and kind == "prefill" and self.decode_fit is not None and min(self.decode_fit) > 0:
-            costs, error = tuple(self.decode_fit), cost_fit.DECODE_ERROR
+        decode = self.decode_fit or [0.0]  # noise may let a device seem to take no time, which is no ratio
+        if costs is None and kind == "prefill" and min(decode) > cost_fit.TELLING * max(decode):
+            costs, error = tuple(decode), cost_fit.DECODE_ERROR
         return None if costs is None else cost_fit.Prior(costs, error, self.point_noise(kind))
 
     def load_noise(self, kind: str) -> float:

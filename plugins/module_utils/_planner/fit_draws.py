@@ -4,8 +4,9 @@
 
 The logarithms of the costs are normal around a fit, with the covariance of least squares: of what each measured split
 leaves open, and of a prior of the devices' ratios. Of prefill there are several fits, one for each overlap and longest
-stage that the loads allow (cost_fit.likely_prefills). Draws from that tell how likely another split is the faster one.
-They are the same in every run.
+stage that the loads allow (cost_fit.likely_prefills). With more than two devices these are too many and too near to
+each other, so a walk goes through all costs and overlaps. Draws tell how likely another split is the faster one. They
+are the same in every run.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ if t.TYPE_CHECKING:
     from .evidence import Evidence
 
 DRAWS: t.Final = 40
+
+#: Steps of a walk before the first draw and between draws, and their sizes: a cost's logarithm, in errors of a point.
+WALK_BEGIN: t.Final = 400
+WALK_STEPS: t.Final = 60
+WALK_SIZES: t.Final = (1, 4, 16)
+#: How often a step tries another overlap.
+WALK_OVERLAPS: t.Final = 0.1
 
 #: Relative standard deviation of what nothing is known of: a cost's scale, a ratio without a prior.
 OPEN_SCALE: t.Final = 1.0
@@ -106,6 +114,77 @@ def _derivatives(fitted: Fitted, amounts: cost_model.Amounts) -> list[float]:
     return [(of_sum + of_max * (device == longest)) * stage / total for device, stage in enumerate(stages)]
 
 
+class _Place(t.NamedTuple):
+    """Where a walk is: logarithms of costs, the overlap and how likely it was before, and what the points miss."""
+
+    logs: list[float]
+    overlap: float
+    share: float
+    misses: list[float]
+
+
+class _Walk:
+    """A walk through all costs and overlaps of prefill that the points of a fit allow (Metropolis).
+
+    Which stage is the longest changes with the costs. So what a device costs that never is the longest is known much
+    worse than it seems near the fit.
+    """
+
+    def __init__(self, fitted: Fitted, prior: cost_fit.Prior | None) -> None:
+        self._fitted, self._chance = fitted, random.Random(len(fitted.costs))
+        self._before = [0.0] * len(fitted.costs) if prior is None else [math.log(cost) for cost in prior.costs]
+        self._times = [math.log(ms) for _amounts, ms in fitted.points]
+        shares = dict(cost_fit.OVERLAPS)
+        shares.setdefault(fitted.overlap, cost_fit.LIKELY_BETWEEN)
+        self._overlaps = list(shares.items())
+        self._sizes = [size * statistics.fmean(fitted.errors) for size in WALK_SIZES]
+        self._here = self._place([math.log(cost) for cost in fitted.costs], fitted.overlap, shares[fitted.overlap])
+        self._value = self._likelihood(self._here)
+
+    def _place(self, logs: list[float], overlap: float, share: float) -> _Place:
+        costs = [math.exp(value) for value in logs]
+        of_sum, of_max = cost_model.prefill_weights(self._fitted.batches, overlap)
+        misses = []
+        for (amounts, _ms), time in zip(self._fitted.points, self._times, strict=True):
+            stages = [cost * amount for cost, amount in zip(costs, amounts, strict=True)]
+            misses.append(math.log(of_sum * sum(stages) + of_max * max(stages)) - time)
+        return _Place(logs, overlap, share, misses)
+
+    def _likelihood(self, place: _Place) -> float:
+        """Return the logarithm of how likely a place is. A few loads tell how they scatter (Student's t)."""
+        fitted, degrees = self._fitted, self._fitted.degrees or 1
+        square = sum((miss / error) ** 2 for miss, error in zip(place.misses, fitted.errors, strict=True))
+        apart = [value - own for value, own in zip(place.logs, self._before, strict=True)]
+        centre = sum(apart) / len(apart)
+        ratios = sum((value - centre) ** 2 for value in apart) / (fitted.ratio_error or OPEN_SCALE) ** 2
+        points = (degrees + len(place.misses)) / 2 * math.log1p(square / degrees)
+        return math.log(place.share) - ratios / 2 - points
+
+    def step(self) -> Draw:
+        """Try another place, and return where the walk is then. Another overlap keeps the mean time of all points."""
+        here, chance = self._here, self._chance
+        if chance.random() < WALK_OVERLAPS:
+            overlap, share = chance.choice(self._overlaps)
+            level = self._place(here.logs, overlap, share)
+            moved = (sum(here.misses) - sum(level.misses)) / len(here.misses)
+            there = _Place([own + moved for own in here.logs], overlap, share, [own + moved for own in level.misses])
+        else:
+            logs = list(here.logs)
+            logs[chance.randrange(len(logs))] += chance.gauss(0, chance.choice(self._sizes))
+            there = self._place(logs, here.overlap, here.share)
+        value = self._likelihood(there)
+        if value > self._value + math.log(1 - chance.random()):
+            self._here, self._value = there, value
+        return Draw([math.exp(own) for own in self._here.logs], self._here.overlap)
+
+
+def walked(fitted: Fitted, prior: cost_fit.Prior | None) -> list[Draw]:
+    """Return DRAWS costs and overlaps of a walk from a fit of prefill."""
+    walk = _Walk(fitted, prior)
+    steps = [walk.step() for _step in range(WALK_BEGIN + DRAWS * WALK_STEPS)]
+    return steps[WALK_BEGIN + WALK_STEPS - 1 :: WALK_STEPS]
+
+
 def drawn_costs(evidence: Evidence, kind: str) -> list[Draw]:
     """Return the costs that the loads allow beside the fit of C(kind), decode or prefill; none without a fit."""
     costs = evidence.decode_fit if kind == "decode" else evidence.prefill_fit
@@ -128,6 +207,9 @@ def drawn_costs(evidence: Evidence, kind: str) -> list[Draw]:
     if kind == "decode" or test is None:
         return around(fitted)
     batches = cost_model.micro_batches(test.n_prompt, evidence.problem.micro_batch)
+    if batches > 1 and not evidence.problem.two_devices:
+        own_degrees = max(3, evidence.noise(kind)[1])
+        return walked(fitted._replace(batches=batches, overlap=evidence.prefill_overlap, degrees=own_degrees), prior)
     known = cost_fit.PrefillFit(evidence.prefill_form or "", evidence.prefill_overlap, list(costs), None)
     own = [math.hypot(local_misfit.USUAL_MISFIT, noise / evidence.count(split) ** 0.5) for split in evidence.points]
     draws: list[Draw] = []

@@ -22,6 +22,9 @@ Points = t.Sequence[cost_model.Point]
 #: How far the ratio of devices in a prompt is from that in decoding (relative standard deviation).
 DECODE_ERROR: t.Final = 0.5
 
+#: Ratios of decoding tell of a prompt where no device is faster than the slowest by more.
+TELLING: t.Final = 0.02
+
 
 class Prior(t.NamedTuple):
     """What is known of the devices' costs per slot before a split is measured: their ratios, and how sure these are.

@@ -53,3 +53,36 @@ def test_few_loads_that_know_their_noise_badly_leave_more_open() -> None:
     known = fit_draws.around(Fitted(COSTS, points(), (0.02, 0.02), None, degrees=100))
     assert spread(sure, SPLITS[0]) < spread(doubtful, SPLITS[0])
     assert spread(known, SPLITS[0]) == pytest.approx(spread(sure, SPLITS[0]), rel=0.1)
+
+
+#: Three devices, of which the last is never the longest stage: its cost shows in the sum alone.
+THREE = (3.8, 9.7, 3.4)
+NEVER_LONGEST = ((34.0, 15.0, 24.0), (20.0, 30.0, 25.0), (30.0, 20.0, 25.0), (40.0, 12.0, 22.0))
+
+
+def walked(noise: float, degrees: int = 4, overlap: float = 1.0) -> list[fit_draws.Draw]:
+    measured = [(split, cost_model.prefill_ms(THREE, split, 4, overlap)) for split in NEVER_LONGEST]
+    return fit_draws.walked(Fitted(THREE, measured, (noise,) * 4, 0.5, 4, overlap, degrees), None)
+
+
+def test_what_a_device_costs_that_is_never_the_longest_stage_is_hardly_known() -> None:
+    drawn = walked(0.02)
+    assert drawn == walked(0.02) and len(drawn) == fit_draws.DRAWS
+    logs = [[math.log(cost / true) for cost, true in zip(draw.costs, THREE, strict=True)] for draw in drawn]
+    spreads = [statistics.stdev(column) for column in zip(*logs, strict=True)]
+    assert spreads[1] < 0.06 and spreads[2] > 2 * spreads[1]
+    # what was measured is known as well as it was measured, whatever the overlap
+    for split in NEVER_LONGEST:
+        times = [cost_model.prefill_ms(draw.costs, split, 4, draw.overlap) for draw in drawn]
+        assert 0.005 < statistics.stdev(map(math.log, times)) < 0.05
+
+
+def test_quiet_loads_leave_little_open_to_a_walk() -> None:
+    drawn = walked(0.002)
+    assert {draw.overlap for draw in drawn} <= {0.8, 1.0}
+    for device, most in ((0, 0.05), (1, 0.01)):
+        assert statistics.stdev(math.log(draw.costs[device]) for draw in drawn) < most
+
+
+def test_a_walk_goes_through_all_overlaps_that_the_points_allow() -> None:
+    assert len({draw.overlap for draw in walked(0.08)}) > 1

@@ -1541,3 +1541,26 @@ def test_what_is_taken_for_the_winner_is_compared_with_what_was_measured() -> No
         plan, loads, _plans = campaign(problem, Pair((0.45, 0.8), (5, 9), noise=0.03, seed=seed))
         measured = [load["layers"] for load in loads]
         assert plan["decision"]["layers"] in measured and len(measured) == 3
+
+
+def test_a_device_that_seems_to_take_no_time_tells_nothing_of_prompts() -> None:
+    """Noise lets it look as if decoding got faster with each layer there."""
+    problem = make_problem((24000,) * 3, (300, 260, 280))
+    loads = [Pair((-0.05, 0.6, 0.9), (4, 6, 9)).measure(load) for load in stages.plan(problem, [])["loads"]]
+    evidence = evidence_of(problem, loads)
+    assert evidence.decode_fit is not None and min(evidence.decode_fit) < 0.001 * max(evidence.decode_fit)
+    assert evidence.prior("prefill") is None
+    assert evidence.prefill_fit is not None and min(evidence.prefill_fit) == pytest.approx(4, rel=0.05)
+
+
+def test_what_more_than_two_devices_may_cost_is_walked_through() -> None:
+    problem = make_problem((24000,) * 3, (300, 260, 280), "prefill")
+    pair = Pair((0.4, 0.6, 0.9), (4, 6, 9), noise=0.03)
+    _plan, loads, _plans = campaign(problem, pair)
+    evidence = evidence_of(problem, loads[:5])
+    drawn = evidence.drawn_costs["prefill"]
+    assert drawn == evidence_of(problem, loads[:5]).drawn_costs["prefill"]
+    # no two of them mirror each other around the fit
+    (fitted, *_others), pairs = evidence.prefill_fit or [], zip(drawn[::2], drawn[1::2], strict=True)
+    apart = [one.costs[0] * two.costs[0] / fitted**2 for one, two in pairs]
+    assert max(apart) > 1.01 and min(apart) < 0.99
