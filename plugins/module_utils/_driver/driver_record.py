@@ -66,8 +66,8 @@ def empty() -> Record:
 
 
 _STATE: t.Final = {
-    "version": str, "packages": {str: str}, "recorded_at?": str, "reason?": str, "main?": str, "holds?": [str],
-    "pin?": str, "kernel_next?": str,
+    "version": str, "packages": {str: str}, "recorded_at": str, "reason": str, "main": str, "holds": [str],
+    "pin": str, "kernel_next": str,
 }  # fmt: skip
 _SHAPE: t.Final = {
     "states": [_STATE],

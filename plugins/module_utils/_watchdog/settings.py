@@ -48,9 +48,16 @@ def parse(text: str) -> Settings:
     if not isinstance(data, dict):
         raise ValueError("it is no object")
     try:
-        return Settings(**data)
+        found = Settings(**data)
     except TypeError as exc:
         raise ValueError(str(exc)) from exc
+    for name, usual in dataclasses.asdict(Settings()).items():
+        value = getattr(found, name)
+        kinds = (int, float) if isinstance(usual, float) else (type(usual),)
+        items = value if isinstance(value, list) else []
+        if type(value) not in kinds or not all(isinstance(item, (str, list)) for item in items):
+            raise ValueError(f"{name} is {value!r:.60}, which is no value like {usual!r}")
+    return found
 
 
 def read(path: str) -> Settings:

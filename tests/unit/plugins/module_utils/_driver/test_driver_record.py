@@ -160,6 +160,7 @@ def test_the_present_driver_and_the_one_before_are_kept():
         ("[]", "a list instead of a dict"), ("{}", "schema is None"),
         ('{"schema": 2}', "schema is 2"),
         ('{"schema": 1, "states": [{}], "rollback": null}', r"states\[0\].version is missing"),
+        ('{"schema": 1, "states": [{"version": "1", "packages": {}}], "rollback": null}', "recorded_at is missing"),
         ('{"schema": 1, "states": []}', "rollback is missing"),
     ],
 )

@@ -146,6 +146,21 @@ def test_unusable_settings_are_named(host):
     assert "unexpected keyword argument 'stall'" in dog.stdout.read()
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stall_seconds": None}, "stall_seconds is None, which is no value like 60.0"),
+        ({"restarts_per_hour": "3"}, "restarts_per_hour is '3', which is no value like 3"),
+        ({"restarts_per_hour": True}, "restarts_per_hour is True"),
+        ({"command": "mail"}, r"command is 'mail', which is no value like \[\]"),
+        ({"lender_placements": [None]}, r"lender_placements is \[None\]"),
+    ],
+)
+def test_settings_of_another_type_are_named(changes, words):
+    with pytest.raises(ValueError, match=words):
+        settings.parse(json.dumps(changes))
+
+
 # --- in this process: what cannot be made to happen ------------------------------------------------------------------
 
 
