@@ -65,7 +65,7 @@ def write_section(page: pathlib.Path, name: str, text: str) -> None:
     before = page.read_text(encoding="utf-8") if page.exists() else ""
     found = {
         match[1]: match[2].strip("\n")
-        for match in re.finditer(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->", before, re.DOTALL)
+        for match in re.finditer(r"<!-- begin ([\w-]+) -->\n(.*?)<!-- end \1 -->", before, re.DOTALL)
     }
     found[name] = text.strip("\n")
     parts = [f"<!-- begin {key} -->\n\n{found[key]}\n\n<!-- end {key} -->\n" for key in SECTIONS if key in found]

@@ -86,10 +86,11 @@ def test_a_section_of_the_page_leaves_the_others_alone(tmp_path: pathlib.Path) -
     target = tmp_path / "docs" / "benchmarks.md"
     page.write_section(target, "planners", "## Planners\n\nold\n")
     page.write_section(target, "live", "## Live\n\nkept\n")
+    page.write_section(target, "earlier-models", "## Of another model\n\nas well\n")
     page.write_section(target, "planners", "## Planners\n\nnew\n")
     text = target.read_text(encoding="utf-8")
     assert text.startswith("# Benchmarks\n") and text.count("# Benchmarks") == 1
-    assert "kept" in text and "new" in text and "old" not in text
+    assert "kept" in text and "as well" in text and "new" in text and "old" not in text
     assert text.index("<!-- begin live -->") < text.index("<!-- begin planners -->")
     before = text
     page.write_section(target, "live", "## Live\n\nkept\n")
