@@ -120,6 +120,12 @@ class Machine:
         return ShortAnswers(rounds, drafts, drafted, spent * dearer * common * math.exp(rng.gauss(0, self.noise / 3)))
 
 
+def busy_machine(seed: int) -> Machine:
+    """Return a machine that offers drafts in both split modes, or one whose rounds cost what no card was seen to."""
+    found = machine(seed)
+    return unlike(found, seed) if seed % 2 else with_other_mode(found, seed)
+
+
 def own_share(*of: t.Hashable) -> float:
     """Return how much of what a round costs beyond a token of the target it costs without drafted tokens as well."""
     return random.Random(f"share {of}").uniform(0.3, 1.0)
@@ -168,15 +174,65 @@ def with_other_mode(found: Machine, seed: int) -> Machine:
     return dataclasses.replace(found, offers=offers, truth=truth)
 
 
-def drive(found: Machine, rng: random.Random) -> tuple[Search, list[ServedLoad]]:
+class Busy(t.NamedTuple):
+    """What else computes on a machine: loads differ by a factor of up to C(loads), texts and short answers within them
+    by so much (standard deviation of logarithms)."""
+
+    loads: float = 1.0
+    texts: float = 0.0
+    short: float = 0.0
+
+    def factor(self, rng: random.Random) -> float:
+        """Return by how much one load is slower than another."""
+        return math.exp(rng.uniform(0, math.log(self.loads)))
+
+    def disturbed(self, load: ServedLoad, rng: random.Random) -> ServedLoad:
+        """Return a load as it is measured there."""
+        common = self.factor(rng)
+
+        def slowed(of: t.Any, scatter: float) -> t.Any:
+            return dataclasses.replace(of, decode_ms=of.decode_ms * common * math.exp(rng.gauss(0, scatter)))
+
+        results = tuple(slowed(found, self.texts) for found in load.results)
+        short = tuple(slowed(found, self.short) for found in load.short)
+        drafting = load.draft_ms * common * math.exp(rng.gauss(0, self.texts))
+        return dataclasses.replace(load, results=results, short=short, draft_ms=drafting)
+
+
+#: Machines that compute something else, by what that does.
+BUSY: t.Final = {
+    "short answers by 40 %": Busy(short=0.4),
+    "texts by 20 %, short answers by 40 %": Busy(1.1, 0.2, 0.4),
+    "loads up to twofold": Busy(2, 0.02, 0.05),
+    "loads up to tenfold, texts by 30 %": Busy(10, 0.3, 0.5),
+    "loads up to fiftyfold, short answers by 50 %": Busy(50, 0.1, 0.5),
+}
+
+
+def drive(found: Machine, rng: random.Random, busy: Busy | None = None) -> tuple[Search, list[ServedLoad]]:
     """Measure until the search has enough."""
     loads: list[ServedLoad] = []
+    # the stages before had as much to do with what else computes
+    reference_ms = found.target_ms * (1.0 if busy is None else math.sqrt(busy.factor(rng) * busy.factor(rng)))
     while True:
-        search = Search(found.offers, found.target_ms, TEXTS, loads, INDIFFERENCE)
+        search = Search(found.offers, reference_ms, TEXTS, loads, INDIFFERENCE)
         arm = search.next_arm()
         if arm is None:
             return search, loads
-        loads.append(found.load(arm, rng))
+        load = found.load(arm, rng)
+        loads.append(load if busy is None else busy.disturbed(load, rng))
+
+
+def unlike(found: Machine, seed: int) -> Machine:
+    """Return a machine whose rounds cost what no card was seen to: verifying a token nearly as much as computing one,
+    with steps where a line was expected."""
+    rng = random.Random(f"unlike {seed}")
+    target, truth = found.target_ms, {}
+    verify, overhead = rng.uniform(0.2, 1.3) * target, rng.uniform(0, 1.5)
+    for offer in found.offers:
+        draft, bend = rng.uniform(0.02, 0.9) * target, rng.uniform(-0.2, 0.4) * verify
+        truth[offer.family] = Costs(target * (1 + overhead / 2), target * (1 + overhead), draft, verify, bend)
+    return dataclasses.replace(found, truth=truth)
 
 
 def regret_percent(found: Machine, search: Search) -> float:

@@ -9,6 +9,7 @@ count on every device. Measured on two H200: a line within 2 %.
 A load tells a round of n-max tokens by its texts, rounds of fewer by its short answers, and d by what the server says
 of drafting; all of them scatter together from load to load.
 All unknowns have a prior, so that every n-max of every draft is predicted from the first load on, with its error.
+Errors grow where loads show them to be larger, and what disagrees all the same is told (misfit).
 """
 
 from __future__ import annotations
@@ -39,8 +40,18 @@ SHORT_ERROR: t.Final = 0.05
 #: How well the time that the server says of a drafted token is what it costs a round: of itself, and of a token of the
 #: target.
 DRAFTING_ERROR, DRAFTING_OF_TARGET = 0.05, 0.1
-#: How well a load tells one length of drafts against another.
+#: How well a load tells one length of drafts against another, at best.
 WITHIN_A_LOAD: t.Final = 0.007
+#: Degrees of freedom that the errors of this page count for, where loads tell them as well.
+USUAL_DEGREES: t.Final = 4
+#: A round computes what a token takes at least (measured: 1.0), relative to that.
+LEAST_ROUND: t.Final = 0.8
+#: Kinds of rows whose errors loads may show to be larger than usual: times of short answers, steps, costs of drafts.
+#: What these leave open is how loads scatter.
+_SHOWN: t.Final = ("short answer", "step", "draft")
+_SCATTER: t.Final = "load"
+#: How often errors are corrected by what they left over; they hardly change then.
+_CORRECTIONS: t.Final = 4
 
 #: Prior of the acceptance of a drafted token, and its error, while no text was drafted.
 ACCEPTANCE, ACCEPTANCE_ERROR = 0.7, 0.15
@@ -66,20 +77,29 @@ VERIFY, MODE_VERIFY_ERROR = Verify(0.10, 0.05), 0.05
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """One linear equation: coefficients of the unknowns, what they give, and how well that is known."""
+    """One linear equation: coefficients of the unknowns, what they give, and how well that is known.
+
+    Of a C(kind) the error is a usual one, which loads may show to be larger.
+    """
 
     parts: t.Mapping[t.Hashable, float]
     value: float
     error: float
+    kind: str = ""
 
 
 class RoundCosts:
     """The line of every family on offer, from priors and from what was measured."""
 
     def __init__(
-        self, offers: t.Sequence[Offer], loads: t.Sequence[ServedLoad], noise: float, verify: Verify = VERIFY
-    ) -> None:
-        """Take what is on offer, all loads with speculation, the relative scatter between loads, and the prior of v."""
+        self, offers: t.Sequence[Offer], loads: t.Sequence[ServedLoad], noise: float, verify: Verify = VERIFY,
+        within: float = 0.0,
+    ) -> None:  # fmt: skip
+        """Take what is on offer, all loads with speculation, the relative scatter between loads, and the prior of v.
+
+        C(within): how much the texts of a load scatter together.
+        """
+        self._within = max(WITHIN_A_LOAD, within)
         self._offers = {offer.family: offer for offer in offers}
         own = [load for load in loads if load.arm.family in self._offers]
         self._measured = {load.arm.family for load in own}
@@ -99,17 +119,32 @@ class RoundCosts:
         for number in range(len(own)):
             priors["load", number], priors["short", number] = (0.0, noise), (0.0, SHORT_ERROR)
         self._places = {name: place for place, name in enumerate(priors)}
-        rows = [_Row({name: 1.0}, *prior) for name, prior in priors.items()]
+        self._rows = [
+            _Row({name: 1.0}, *prior, str(name[0]) if isinstance(name, tuple) else "") for name, prior in priors.items()
+        ]
         for number, load in enumerate(own):
-            rows += self._of_load(number, load)
-        self._solve(rows)
+            self._rows += self._of_load(number, load)
+        # by how much the errors of a kind are larger than usual
+        self._larger: dict[str, float] = {}
+        self._solve()
+        for kinds in [*[_SHOWN] * _CORRECTIONS, *[(*_SHOWN, _SCATTER)] * _CORRECTIONS] if own else ():
+            if self._misfit() <= 1:
+                break
+            self._larger = {kind: self._shown(kind) for kind in kinds}
+            self._solve()
+        #: By how much loads disagree, 1 where they do not: residuals by their errors (Birge's ratio), or how loads
+        #: scatter by what was taken for it.
+        self.misfit = max(1.0, self._misfit(), self._larger.get(_SCATTER, 1.0)) if own else 1.0
 
-    def _solve(self, rows: t.Sequence[_Row]) -> None:
+    def _error(self, row: _Row) -> float:
+        return row.error * self._larger.get(row.kind, 1.0)
+
+    def _solve(self) -> None:
         size = len(self._places)
         normal = [[0.0] * size for _row in range(size)]
         right = [0.0] * size
-        for row in rows:
-            weight = 1 / row.error**2
+        for row in self._rows:
+            weight = 1 / self._error(row) ** 2
             parts = [(self._places[name], value) for name, value in row.parts.items()]
             for i, left in parts:
                 right[i] += weight * left * row.value
@@ -118,28 +153,54 @@ class RoundCosts:
         self._lower = least_squares.cholesky(normal)
         self._known = least_squares.solve_transposed(self._lower, least_squares.solve_lower(self._lower, right))
 
+    def _left(self, row: _Row) -> float:
+        """Return what a row leaves over."""
+        return row.value - sum(part * self._known[self._places[name]] for name, part in row.parts.items())
+
+    def _misfit(self) -> float:
+        """Return the root of chi-square by its degrees of freedom: each unknown has a prior, so the loads' rows."""
+        squares = sum((self._left(row) / self._error(row)) ** 2 for row in self._rows)
+        return math.sqrt(squares / (len(self._rows) - len(self._places)))
+
+    def _shown(self, kind: str) -> float:
+        """Return by how much larger than usual the errors of a kind are, by what its rows leave over."""
+        own = [row for row in self._rows if row.kind == kind]
+        squares = sum((self._left(row) / row.error) ** 2 for row in own)
+        free = sum(1 - self._leverage(row) for row in own)
+        return math.sqrt(max(1.0, (USUAL_DEGREES + squares) / (USUAL_DEGREES + free)))
+
+    def _leverage(self, row: _Row) -> float:
+        """Return how far a row is followed, from 0 to 1."""
+        return sum(part**2 for part in self._spread(row.parts, self._error(row)))
+
     def _of_load(self, number: int, load: ServedLoad) -> t.Iterator[_Row]:
         """Yield what a load says of a round of its texts, and of shorter ones."""
         arm, whole = load.arm, load.arm.kind in speculation.WHOLE_DRAFTS
+        target_ms = self._offers[arm.family].target_ms
+        least_ms = LEAST_ROUND * target_ms
         measured = [(load.round_ms, float(arm.n_max), float(arm.n_max), 1.0, False)]
         for short in load.short:
+            if not short.rounds or not short.decode_ms:
+                continue
             drafts, checked = short.drafts / short.rounds, short.drafted / short.rounds
             drafted = drafts * arm.n_max if whole else checked
             measured.append((short.decode_ms / short.rounds, checked, drafted, drafts, True))
         for value, checked, drafted, drafts, is_short in measured:
             parts, fixed = self._equation(arm, checked, drafted)
-            parts["undrafted"] = (1 - drafts) * self._offers[arm.family].target_ms
+            parts["undrafted"] = (1 - drafts) * target_ms
             parts["load", number] = value
             if is_short:
                 parts["short", number] = value
-            yield _Row(parts, value - fixed, WITHIN_A_LOAD * value)
+            error = WITHIN_A_LOAD if is_short else self._within
+            # what is impossibly short is known no better for that
+            yield _Row(parts, value - fixed, error * max(value, least_ms), "short answer" if is_short else "")
         if load.draft_ms:
-            expected, target = self._offers[arm.family].draft_ms, self._offers[arm.family].target_ms
+            expected = self._offers[arm.family].draft_ms
             drafting: dict[t.Hashable, float] = {
                 ("draft", arm.family): expected, ("draft", arm.source): expected, ("draft", arm.family[:3]): expected,
                 ("load", number): load.draft_ms,
             }  # fmt: skip
-            error = DRAFTING_ERROR * math.hypot(load.draft_ms, DRAFTING_OF_TARGET * target)
+            error = DRAFTING_ERROR * math.hypot(load.draft_ms, DRAFTING_OF_TARGET * target_ms)
             yield _Row(drafting, load.draft_ms - expected, error)
 
     def _equation(self, arm: Arm, checked: float, drafted: float) -> tuple[dict[t.Hashable, float], float]:
@@ -160,22 +221,29 @@ class RoundCosts:
         return parts, target + draft
 
     def round_ms(self, arm: Arm) -> Estimate:
-        """Return what a round of an arm takes (ms). Raises KeyError for an arm that is not on offer."""
-        value = self._cost(*self._equation(arm, arm.n_max, arm.n_max))
+        """Return what a round of an arm takes (ms), no less than rounds of shorter drafts.
+
+        Raises KeyError for an arm that is not on offer.
+        """
+        value = max(self._cost(*self._equation(arm, n_max, n_max)) for n_max in range(1, arm.n_max + 1))
         steps = 0.0 if arm.family in self._measured else STEP_ERROR * math.sqrt(max(0, arm.n_max - 1))
         return Estimate(value, math.hypot(*self.deviation(arm), steps * self._offers[arm.family].target_ms / value))
 
     def deviation(self, arm: Arm) -> list[float]:
         """Return the relative error of a round of an arm, in parts of variance one that are the same for all arms."""
         parts, fixed = self._equation(arm, arm.n_max, arm.n_max)
+        return self._spread(parts, self._cost(parts, fixed))
+
+    def _spread(self, parts: t.Mapping[t.Hashable, float], unit: float) -> list[float]:
+        """Return the error of a sum of unknowns, in units, in parts of variance one that are the same for all sums."""
         vector = [0.0] * len(self._places)
         for name, part in parts.items():
-            vector[self._places[name]] = part / self._cost(parts, fixed)
+            vector[self._places[name]] = part / unit
         return least_squares.solve_lower(self._lower, vector)
 
     def _cost(self, parts: t.Mapping[t.Hashable, float], fixed: float) -> float:
         value = fixed + sum(part * self._known[self._places[name]] for name, part in parts.items())
-        return max(value, 0.2 * fixed)
+        return max(value, LEAST_ROUND * parts["alpha"])
 
 
 class Acceptance:

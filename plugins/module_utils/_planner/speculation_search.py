@@ -7,7 +7,8 @@ shorter drafts as well. The costs of rounds and the acceptance (round_costs.py) 
 The first load with drafts is the one that teaches most (teaching_load.py), each further one that whose expected
 improvement over the best known arm is largest (Jones, Schonlau and Welch 1998, with the predicted error). The first and
 the last load run without speculation, so that a drift of the cards cancels: A B B A. Where drafts gain more than cards
-drift, an arm that promises more takes the place of the last one.
+drift, an arm that promises more takes the place of the last one. Where loads disagree, each tells of its own arm alone,
+and what is served had one (decision 0066).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import typing as t
 from .._base import stats
 from .._split import cost_model, speculation
 from .._split.speculation import Arm, Offer, ServedLoad
-from . import round_costs, teaching_load
+from . import round_costs, served_scatter, teaching_load
 
 #: Served loads in all.
 MAX_LOADS: t.Final = 5
@@ -38,8 +39,10 @@ USUAL_SCATTER: t.Final = 0.01
 #: What an n-gram kind is expected to take before it is measured, relative to none, and the error of that.
 UNKNOWN_GAIN: t.Final = 0.97
 UNKNOWN_ERROR: t.Final = 0.10
-#: Degrees of freedom that this assumption counts for.
-USUAL_DEGREES: t.Final = 4
+#: Residuals so many times as large as errors are no luck (simulated lines: 1.3 in 99 of 100, 2.1 at most).
+TRUSTED_MISFIT: t.Final = 2.0
+#: An interval as wide as this factor to each side tells nothing.
+NOTHING_TOLD: t.Final = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +77,16 @@ class Search:
         self.weights = {text: weight / total for text, weight in weights.items()}
         self.without = round_costs.without(self.loads)
         self.with_draft = [load for load in self.loads if load.arm.kind != speculation.NONE]
-        scale = statistics.fmean(load.round_ms for load in self.without) / reference_ms if self.without else 1.0
-        self.offers = [dataclasses.replace(offer, target_ms=offer.target_ms * scale) for offer in offers]
+        #: what loads without speculation took, relative to the earlier stages
+        self._scale = statistics.fmean(load.round_ms for load in self.without) / reference_ms if self.without else 1.0
+        self.offers = [dataclasses.replace(offer, target_ms=offer.target_ms * self._scale) for offer in offers]
         arms = dict.fromkeys(load.arm for load in self.loads)
-        # the relative scatter between loads: of arms that were measured twice, and as it usually is
-        deviation, self._degrees = stats.pooled_spread(map(self.of_arm, arms))
-        squares = deviation**2 * self._degrees + self.usual_scatter**2 * USUAL_DEGREES
-        self.scatter = math.sqrt(squares / (self._degrees + USUAL_DEGREES))
+        self._between = served_scatter.of_loads(map(self.of_arm, arms), self.usual_scatter)
+        of_texts = served_scatter.of_texts(self.loads).deviation * math.hypot(*self.weights.values())
+        # the relative scatter between loads, at least what that of their texts makes of the mix
+        self.scatter = max(self._between.deviation, of_texts)
         lines = [offer for offer in self.offers if offer.kind in speculation.LINE_KINDS]
-        self.costs = round_costs.RoundCosts(lines, self.with_draft, self.scatter, verify)
+        self.costs = round_costs.RoundCosts(lines, self.with_draft, self.scatter, verify, of_texts)
         self.acceptance = round_costs.Acceptance(self.with_draft)
         self.plain_ms = statistics.fmean(map(self.mix_ms, self.without)) if self.without else reference_ms
 
@@ -94,7 +98,7 @@ class Search:
 
     def predicted(self, arm: Arm) -> round_costs.Estimate:
         """Return what a token takes with an arm (ms), the texts by their weights, with its relative error."""
-        if arm.kind not in speculation.LINE_KINDS:
+        if arm.kind not in speculation.LINE_KINDS or (not self.agrees and self.of_arm(arm)):
             return self._without_a_line(arm)
         cost = self.costs.round_ms(arm)
         tokens = self.tokens_per_round(arm)
@@ -145,10 +149,25 @@ class Search:
         """Return whether loads tell what an arm takes: shorter drafts than those of a load are measured with it."""
         return arm.n_max <= self._longest.get(arm.family, -1)
 
-    def best_known(self) -> Arm:
-        """Return the best arm that was measured, none among them, by all that is known."""
+    @property
+    def agrees(self) -> bool:
+        """Whether loads bear out the costs of rounds, and one another; else each tells of its own arm alone."""
+        return self.costs.misfit <= TRUSTED_MISFIT and not self._between.unusual
+
+    def may_be_served(self, arm: Arm) -> bool:
+        """Return whether an arm may be served without a further load.
+
+        It had one of its own, or all loads agree and one with longer drafts of its family was no slower than none.
+        """
+        if self.of_arm(arm):
+            return True
+        longer = [load for load in self.with_draft if load.arm.family == arm.family and load.arm.n_max > arm.n_max]
+        return self.agrees and any(self.mix_ms(load) < self.plain_ms * (1 + self.scatter) for load in longer)
+
+    def best_known(self, servable: bool = False) -> Arm:
+        """Return the best arm that is known, none among them; of all, or of those that may be served."""
         arms = [arm for offer in self.offers for arm in offer.arms() if self.is_known(arm)]
-        known = {arm: self.predicted(arm).value for arm in arms}
+        known = {arm: self.predicted(arm).value for arm in arms if not servable or self.may_be_served(arm)}
         known[Arm()] = self.plain_ms
         return min(known, key=lambda arm: known[arm])
 
@@ -160,32 +179,39 @@ class Search:
         if left <= 0 or not self.offers:
             return None
         spare = left - max(0, LOADS_WITHOUT - len(self.without))
-        best = self.best_known()
+        best, served = self.best_known(), self.best_known(servable=True)
         fresh = self._promising() if spare > 0 or self._is_sure() else None
-        if spare == 1 and fresh is not None and self._is_worth_more(best, fresh):
+        if spare > 0 and best != served and fresh is None:
+            return best
+        if spare == 1 and fresh is not None and self._is_worth_more(best, served, fresh):
             return best
         if fresh is not None:
             return fresh
-        if best.kind == speculation.NONE:
+        if served.kind == speculation.NONE:
             return None
-        if spare > 0 and len(self.of_arm(best)) < LOADS_WITHOUT:
-            return best
+        if spare > 0 and len(self.of_arm(served)) < LOADS_WITHOUT:
+            return served
         return Arm() if len(self.without) < LOADS_WITHOUT else None
 
     def _is_sure(self) -> bool:
-        """Return whether drafts gain more than cards drift, so that a second load without would change nothing."""
-        result = self.verdict().comparison
-        return result is not None and result.low is not None and result.low > SURE_PERCENT
+        """Return whether a second load without would change nothing.
 
-    def _is_worth_more(self, best: Arm, fresh: Arm) -> bool:
-        """Return whether the last load with drafts is worth more for the best known arm, which is not sure yet.
-
-        What is not kept gains nothing; another load lets about half of such arms be kept.
+        Drafts gain more than cards drift, and more than the load without is off from what the earlier stages measured.
         """
-        if best.kind == speculation.NONE or self.verdict().verdict == "faster":
+        result = self.verdict().comparison
+        drift = max(SURE_PERCENT, 100 * abs(math.log(self._scale)))
+        return self.agrees and result is not None and result.low is not None and result.low > drift
+
+    def _is_worth_more(self, best: Arm, served: Arm, fresh: Arm) -> bool:
+        """Return whether the last load with drafts is worth more for the best known arm than for one that is not known.
+
+        What is not sure, or may not be served yet, gains nothing; another load lets about half of such arms be kept.
+        """
+        if best.kind == speculation.NONE or (best == served and self.verdict().verdict == "faster"):
             return False
         known = self.predicted(best).value
-        return KEPT_BY_ANOTHER_LOAD * (self.plain_ms - known) > _improvement(known, self.predicted(fresh))
+        without = self.plain_ms if best == served or served.kind == speculation.NONE else self.predicted(served).value
+        return KEPT_BY_ANOTHER_LOAD * (without - known) > _improvement(known, self.predicted(fresh))
 
     def _promising(self) -> Arm | None:
         """Return the arm that was not measured and promises most, or None where none is worth a load.
@@ -202,22 +228,32 @@ class Search:
         return chosen if chosen is not None and promise[chosen] >= WORTH_A_LOAD * known else None
 
     def _time_error(self, arm: Arm) -> float:
-        """Return the relative error of the time of an arm that was measured, beside the error of its tokens."""
-        if arm.kind not in speculation.LINE_KINDS:
+        """Return the relative error of the time of an arm that may be served, beside the error of its tokens."""
+        if arm.kind not in speculation.LINE_KINDS or not self.agrees:
             return self.scatter / math.sqrt(len(self.of_arm(arm)))
-        return self.costs.round_ms(arm).error
+        return self.costs.round_ms(arm).error * self.costs.misfit
 
     def verdict(self) -> Verdict:
         """Return what became of it. Speculation is kept only where it is faster by the indifference for sure."""
-        best = self.best_known()
+        best = self.best_known(servable=True)
         if best.kind == speculation.NONE:
             return Verdict("slower", Arm(), None)
         without = self.scatter / math.sqrt(len(self.without))
         times = math.hypot(self._time_error(best), without)
         # texts of this length tell the share of right tokens so well
         tokens = self.tokens_error(best) if best.kind in speculation.LINE_KINDS else 0.0
-        half = math.hypot(stats.t_quantile(self._degrees + USUAL_DEGREES, 0.05) * times, stats.NORMAL_95 * tokens)
-        ratio = math.log(self.predicted(best).value / self.plain_ms)
+        outside = 0.05
+        if not self.agrees:
+            # scatter grows as residuals do; the best of several by their loads alone may be the luckiest (Bonferroni)
+            times *= self.costs.misfit
+            outside /= len({load.arm for load in self.with_draft})
+        half = math.hypot(stats.t_quantile(self._between.degrees, outside) * times, stats.NORMAL_95 * tokens)
+        own = self.of_arm(best)
+        value = statistics.fmean(own) if own and statistics.fmean(own) >= self.plain_ms else self.predicted(best).value
+        ratio = math.log(value / self.plain_ms)
+        if half > math.log(NOTHING_TOLD):
+            result = cost_model.Comparison(100 * -math.expm1(ratio), None, None, None)
+            return Verdict("inconclusive", best, result)
         low, percent, high = (100 * (1 - math.exp(ratio + step)) for step in (half, 0.0, -half))
         result = cost_model.Comparison(percent, low, high, 100 * math.expm1(half))
         return Verdict("faster" if low > 100 * self.indifference else "inconclusive", best, result)

@@ -39,6 +39,23 @@ def test_nothing_that_is_slower_is_kept(searches) -> None:
             assert verdict.comparison is not None and verdict.comparison.low > 100 * simulated.INDIFFERENCE
 
 
+@pytest.mark.parametrize("busy", simulated.BUSY.values(), ids=simulated.BUSY)
+def test_what_is_slower_is_kept_no_oftener_than_intervals_say(busy: simulated.Busy) -> None:
+    """Loads that disagree by tens of percent up to factors, on machines that cost what cards do, and on others."""
+    wrong, kept = [], 0
+    for seed in range(60):
+        machine = simulated.busy_machine(seed)
+        search, loads = simulated.drive(machine, random.Random(seed), busy)
+        verdict = search.verdict()
+        slower = machine.true_ms(verdict.arm) > machine.target_ms * (1 + simulated.INDIFFERENCE)
+        wrong.append(verdict.verdict == "faster" and slower)
+        kept += verdict.verdict == "faster"
+        assert len(loads) <= speculation_search.MAX_LOADS
+    assert sum(wrong) <= 0.025 * len(wrong)
+    # short answers alone are no reason to keep nothing
+    assert busy.texts or kept > len(wrong) / 3
+
+
 def test_few_loads_are_served_and_the_cards_may_drift(searches) -> None:
     for _machine, search, loads in searches:
         kinds = [load.arm.kind for load in loads]
@@ -49,10 +66,10 @@ def test_few_loads_are_served_and_the_cards_may_drift(searches) -> None:
 
 
 def test_where_drafts_win_beyond_doubt_the_last_load_tries_another_one() -> None:
-    machine = simulated.with_other_mode(simulated.machine(191), 191)
-    search, loads = simulated.drive(machine, random.Random(191))
+    machine = simulated.with_other_mode(simulated.machine(189), 189)
+    search, loads = simulated.drive(machine, random.Random(189))
     assert [load.arm.kind for load in loads].count("none") == 1 and len(loads) == speculation_search.MAX_LOADS
-    # the best draft is that of the fifth load; without it the regret was 10 %
+    # the best draft is that of the fifth load; without it the regret was 6 %
     assert search.verdict().arm.family == loads[-1].arm.family and simulated.regret_percent(machine, search) < 2
 
 
