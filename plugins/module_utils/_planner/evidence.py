@@ -34,7 +34,7 @@ UNKNOWN_NOISE = TRUSTED_RESIDUAL_PERCENT / 200
 LEAST_NOISE = 0.0005
 
 #: A device alone makes no hop, so a slower load than the fit says was unlucky: by so many standard deviations at most.
-UNLUCKY = 3
+UNLUCKY = 8
 
 #: How far a device's cost by the device probe may be off (relative standard deviation): the probe model is small, so
 #: launching its kernels counts for more, and its weights are of another type than the model's.
