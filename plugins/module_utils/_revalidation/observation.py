@@ -14,7 +14,7 @@ from .._base.steps import Done, Mapping, result_of
 from .._base.types import Json
 from .._measuring import contention
 from .._planner import probe_stage
-from .._split import allreduce, lent_devices
+from .._split import allreduce, fact_record, lent_devices
 from . import acceptance_check, answers, baselines, campaign_engines
 from .campaign_settings import Settings
 
@@ -135,8 +135,7 @@ class Observation:
     @property
     def recorded_probe(self) -> Mapping | None:
         """The recorded device probe where it says how it was made, else None."""
-        probe = self.entry.get("device_probe")
-        return probe if probe and "model_path" in probe else None
+        return fact_record.repeatable_probe(self.entry)
 
     @property
     def probe_contention(self) -> list[Json | None]:

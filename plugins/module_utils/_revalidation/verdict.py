@@ -21,7 +21,7 @@ import typing as t
 
 from .._base.types import Json, Mapping
 from .._measuring import contention
-from .._split import engines, link_changes
+from .._split import engines, fact_record, link_changes
 from . import acceptance_check, answers, checks, contended, explain, speed_checks, text_answers
 from .changes import changes
 
@@ -136,7 +136,7 @@ def _advice(verdict: str, moved: t.Sequence[Mapping], retune: str | None, observ
     found = []
     measured = bool(observed["loads"])
     probing = "probe" in engines.of(observed["entry"]["serving"]).stages
-    if probing and measured and "model_path" not in (observed["entry"].get("device_probe") or {}):
+    if probing and measured and fact_record.repeatable_probe(observed["entry"]) is None:
         found.append(
             "The record does not say how each device was measured alone, so that was not repeated: -e retune=true."
         )

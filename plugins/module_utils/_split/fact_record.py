@@ -184,6 +184,12 @@ def _check_split(where: str, layers: t.Sequence[int], count: int, total: int | N
         raise UserError(f"{where} is {list(layers)}, which is no split{layered} over {count} devices")
 
 
+def repeatable_probe(entry: Mapping) -> Mapping | None:
+    """Return the device probe of an entry where it says how each device was measured alone, else None."""
+    probe = entry.get("device_probe") or {}
+    return probe if probe.keys() >= {"model_path", "tests"} else None
+
+
 def same_entry(one: Mapping, other: Mapping) -> bool:
     """Return whether two entries say the same, whenever they were recorded."""
     return {**one, "recorded_at": None} == {**other, "recorded_at": None}
